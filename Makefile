@@ -1,0 +1,29 @@
+# Every target is one line; CI runs `make lint types test` verbatim.
+PYTHON ?= python3
+PY := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test check lint types format bench docs clean
+
+help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
+.venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
+.venv/.installed-dev: .venv/.installed ; $(PY) -m pip install -q -c constraints.txt -e '.[test,lint,s3]' && touch $@
+setup: .venv/.installed  ## make .venv with the locked dependencies
+setup-dev: .venv/.installed-dev  ## the same with the test and lint tools
+demo: setup  ## train the whole quickstart chain (about three minutes on two cores)
+	.venv/bin/trueup run recipes/quickstart.yaml
+test: setup-dev  ## run the whole test suite
+	$(PY) -m pytest -n 2 --dist loadgroup
+check: setup  ## validate every recipe
+	set -e; for r in recipes/*.yaml; do .venv/bin/trueup check $$r; done
+lint: setup-dev  ## ruff, formatting and generated files
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+types: setup-dev  ## mypy --strict on the package
+	$(PY) -m mypy
+format: setup-dev  ## rewrite the code in the house format
+	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+bench: setup-dev  ## measure; one JSON line per figure
+	$(PY) benchmarks/run.py
+docs: setup-dev  ## regenerate docs/cli.md and the JSON schema
+	$(PY) -m pipeline.cli docs docs/cli.md
+clean:  ## remove the environment, caches and builds
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

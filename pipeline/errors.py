@@ -1,0 +1,89 @@
+"""What a user is told when something is wrong: what was found, what was expected, what to do.
+
+Owns the one exception family of the package and its exit codes. Knows nothing of recipes, stores or models.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit status of the `trueup` command."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    WAITING = 3
+    GATE_FAILED = 4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in one line.
+
+    Attributes:
+        found: what is there, e.g. ``beta is -0.1``.
+        expected: what would have been right, e.g. ``must be > 0``; may be empty.
+        remedy: what to do, e.g. ``did you mean `learning_rate`?``; may be empty.
+        where: place, e.g. ``recipes/tiny.yaml:14``; empty when there is none.
+        stage: name of the stage concerned, or empty.
+    """
+
+    found: str
+    expected: str = ""
+    remedy: str = ""
+    where: str = ""
+    stage: str = ""
+
+    def __str__(self) -> str:
+        """Render as ``where stage NAME: found, expected; remedy``."""
+        place = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
+        text = ", ".join(part for part in (self.found, self.expected) if part)
+        text = f"{text}; {self.remedy}" if self.remedy else text
+        return f"{place}: {text}" if place else text
+
+
+class PipelineError(Exception):
+    """An error a user can act on; printed without a traceback.
+
+    Attributes:
+        problems: everything that is wrong, in the order it should be read.
+        exit_code: status the command ends with.
+    """
+
+    exit_code: ExitCode = ExitCode.BAD_INPUT
+
+    def __init__(self, *problems: Problem | str, exit_code: ExitCode | None = None) -> None:
+        self.problems: tuple[Problem, ...] = tuple(p if isinstance(p, Problem) else Problem(found=p) for p in problems)
+        if exit_code is not None:
+            self.exit_code = exit_code
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+class StageFailed(PipelineError):
+    """A stage broke while running; its checkpoints are kept."""
+
+    exit_code = ExitCode.FAILED
+
+
+class Interrupted(PipelineError):
+    """The user or the system asked to stop; work so far is kept."""
+
+    exit_code = ExitCode.FAILED
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean `x`?`` for the closest known name, or an empty string."""
+    hits = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"did you mean `{hits[0]}`?" if hits else ""
+
+
+def listed(names: Sequence[str] | Iterable[str], limit: int = 12) -> str:
+    """Join names for a message, shortened after ``limit``."""
+    names = list(names)
+    more = f", … ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,290 @@
+"""What a stage is: its kind, its configuration, and the context its `run()` is given.
+
+Owns the registry of kinds and the markers a configuration uses to say which of its fields name artifacts and data.
+Knows nothing of any single kind, of recipes, of the store, or of torch: `trueup plan` imports this.
+
+A kind is one file in `pipeline/stages/`:
+
+    class Config(StageConfig):
+        data: Annotated[str, Data("messages")]
+        model: Annotated[str, Input("pretrain", "sft", external=True)]
+
+    @stage("sft", version=1, config=Config)
+    def run(ctx: StageContext, config: Config) -> StageResult: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import PipelineError, Problem, listed, nearest
+
+Shape = Literal["text", "messages", "preference", "prompt"]
+"""What the rows of a data source must be: see `pipeline/records/formats.py`."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Marks a configuration field (a name or a list of names) that takes artifacts.
+
+    Attributes:
+        kinds: kinds of stages accepted; empty accepts all that hold a model.
+        external: also accepts a local folder or a hub id.
+    """
+
+    kinds: tuple[str, ...]
+    external: bool = False
+
+    def __init__(self, *kinds: str, external: bool = False) -> None:
+        object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "external", external)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Marks a configuration field that names a data source, and the shape its rows must have."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Marks a field that cannot change the result; it stays out of the fingerprint."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Marks a field that names a Python function, ``module:name`` or ``path/to/file.py:name``.
+
+    The source of its file enters the fingerprint.
+    """
+
+
+class StageConfig(BaseModel):
+    """Base of every kind's configuration: strict, frozen, an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    @classmethod
+    def markers(cls, marker: type[Any]) -> dict[str, Any]:
+        """Return ``{field name: marker instance}`` for the fields annotated with ``marker``."""
+        found = {}
+        for name, info in cls.model_fields.items():
+            for item in info.metadata:
+                if isinstance(item, marker):
+                    found[name] = item
+        return found
+
+    def check(self) -> list[Problem]:
+        """Return what is wrong beyond types, e.g. two fields that exclude each other."""
+        return []
+
+
+class ResolvedInput(BaseModel):
+    """An input a stage reads: an artifact of the store, a local folder, or a hub id.
+
+    Attributes:
+        ref: how the recipe names it.
+        name: stage name of the artifact, or the folder's or hub repository's name.
+        kind: kind of the stage that made it, or ``external``.
+        fingerprint: of the artifact; of the folder's content; ``hub:ID@REVISION``.
+        path: payload directory, or the hub id.
+        manifest: manifest of the artifact as plain data, empty when external.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ref: str
+    name: str
+    kind: str
+    fingerprint: str
+    path: str
+    manifest: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a running stage tells its runner.
+
+    Attributes:
+        kind: ``progress`` (step of total, metrics), ``note`` (a line of text), or ``phase`` (what it now does).
+        text: the line or the phase.
+        step: steps done.
+        total: steps in all; 0 when unknown.
+        metrics: latest values worth showing.
+    """
+
+    kind: Literal["progress", "note", "phase"]
+    text: str = ""
+    step: int = 0
+    total: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Rows(Protocol):
+    """Rows of a data source in one shape, already checked: what `records.load` returns."""
+
+    @property
+    def train(self) -> list[dict[str, Any]]:
+        """Rows to learn from."""
+        ...
+
+    @property
+    def held_out(self) -> list[dict[str, Any]]:
+        """Rows split off by prompt; empty when the source asks for no split."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """All a stage may touch.
+
+    Attributes:
+        name: of the stage in its recipe.
+        seed: for every random generator.
+        out: payload directory; what is written here becomes the artifact.
+        work: scratch directory that survives a kill; checkpoints live in it.
+        inputs: field name to the inputs it names, in order.
+        load_rows: reads the data source named by a field.
+        compute: precision, threads, micro-batch: things that may not change the result.
+        emit: sends an event to the runner.
+        stopping: true once the run was asked to stop; a stage saves a checkpoint and raises `Interrupted`.
+        trust_remote_code: whether the recipe allows a model repository to run its own Python.
+        functions: loads a `Code` field's function.
+    """
+
+    name: str
+    seed: int
+    out: Path
+    work: Path
+    inputs: Mapping[str, list[ResolvedInput]]
+    load_rows: Callable[[str], Rows]
+    compute: Mapping[str, Any]
+    emit: Callable[[Event], None]
+    stopping: Callable[[], bool]
+    trust_remote_code: bool = False
+    functions: Callable[[str], Callable[..., Any]] | None = None
+
+    def note(self, text: str) -> None:
+        """Tell the user one line."""
+        self.emit(Event("note", text=text))
+
+    def phase(self, text: str) -> None:
+        """Say what the stage is doing now."""
+        self.emit(Event("phase", text=text))
+
+    def progress(self, step: int, total: int, **metrics: float) -> None:
+        """Report ``step`` of ``total`` with the latest metrics."""
+        self.emit(Event("progress", step=step, total=total, metrics=metrics))
+
+    def input(self, field_name: str) -> ResolvedInput:
+        """Return the single input of a field."""
+        return self.inputs[field_name][0]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage reports; the runner writes it into the manifest.
+
+    Attributes:
+        metrics: final values.
+        best: best values with the step they were seen at, e.g. ``{"eval_loss": 1.2, "step": 300}``.
+        tokens: tokens trained on or generated.
+        trainer_seconds: seconds inside the trainer or the evaluation.
+        rows: counts, e.g. ``{"train": 1000, "held_out": 100, "rejected": 2}``.
+        lineage: what the weights stand on, e.g. ``{"base": "sft@…", "adapters": ["dpo@…"]}``.
+        summary: short sentences for the end-of-run table.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    trainer_seconds: float = 0.0
+    rows: Mapping[str, int] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    summary: str = ""
+
+
+RunFunction = Callable[[StageContext, Any], StageResult]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A registered kind of stage.
+
+    Attributes:
+        name: as recipes write it.
+        version: raised when the same configuration would give another result.
+        config: its configuration class.
+        run: the function that does the work; imports torch only when called.
+        makes: ``model``, ``tokenizer``, ``reward`` or ``report``: what its artifact can be used as.
+        doc: first line of the module's docstring.
+    """
+
+    name: str
+    version: int
+    config: type[StageConfig]
+    run: RunFunction
+    makes: str
+    doc: str
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def stage(name: str, *, version: int, config: type[StageConfig], makes: str) -> Callable[[RunFunction], RunFunction]:
+    """Register the decorated function as the `run()` of a kind."""
+
+    def register(run: RunFunction) -> RunFunction:
+        module_doc = run.__globals__.get("__doc__") or ""
+        KINDS[name] = Kind(name, version, config, run, makes, module_doc.strip().splitlines()[0] if module_doc else "")
+        return run
+
+    return register
+
+
+def kind_of(name: str) -> Kind:
+    """Return the registered kind.
+
+    Raises:
+        PipelineError: no such kind.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    raise PipelineError(
+        Problem(found=f"unknown kind `{name}`", expected=f"one of {listed(sorted(KINDS))}", remedy=nearest(name, KINDS))
+    )
+
+
+def markers_in(config: StageConfig) -> Iterator[tuple[str, Any, list[str]]]:
+    """Yield ``(field, marker, names)`` for every field of ``config`` that names artifacts or data and is set."""
+    for kind_of_marker in (Input, Data):
+        for name, marker in type(config).markers(kind_of_marker).items():
+            value = getattr(config, name)
+            if value is not None:
+                yield name, marker, list(value) if isinstance(value, list | tuple) else [value]
+
+
+__all__ = [
+    "KINDS",
+    "Code",
+    "Data",
+    "Event",
+    "Input",
+    "Kind",
+    "ResolvedInput",
+    "Rows",
+    "Runtime",
+    "Shape",
+    "StageConfig",
+    "StageContext",
+    "StageResult",
+    "kind_of",
+    "markers_in",
+    "stage",
+]
