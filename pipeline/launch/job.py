@@ -1,0 +1,207 @@
+"""One stage as a job: what a child process needs to run it, and what it sends back.
+
+Owns the crossing between the runner's process (no torch) and the process a stage runs in. Knows nothing of the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.errors import Interrupted, PipelineError, Problem
+from pipeline.recipe import DataSource, load_function
+from pipeline.records import load
+from pipeline.stage import Data, Event, ResolvedInput, Rows, StageContext, StageResult, kind_of
+
+
+@dataclass(frozen=True)
+class DataJob:
+    """A data source a job reads.
+
+    Attributes:
+        name: of the source in the recipe.
+        source: where the rows are.
+        artifact: payload directory when the source is an artifact.
+        rejects: file that bad rows go to when the source skips them.
+    """
+
+    name: str
+    source: DataSource
+    artifact: Path | None
+    rejects: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a child process needs to run one stage; plain and picklable."""
+
+    name: str
+    kind: str
+    config: dict[str, Any]
+    seed: int
+    out: Path
+    work: Path
+    log: Path
+    inputs: dict[str, list[ResolvedInput]]
+    data: dict[str, DataJob]
+    compute: dict[str, Any]
+    trust_remote_code: bool = False
+    code_dirs: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        result: what the stage reported; None when it broke.
+        problems: what went wrong, ready to print.
+        trace: traceback for the log and for ``--debug``.
+        stopped: whether it ended because it was asked to.
+        seconds: wall time of the job.
+        peak_memory_mib: largest resident set of the process.
+        rejected: bad rows skipped, by source.
+        environment: device and thread facts known only inside the process.
+    """
+
+    result: StageResult | None = None
+    problems: tuple[Problem, ...] = ()
+    trace: str = ""
+    stopped: bool = False
+    bad_input: bool = False
+    seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+    rejected: dict[str, int] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+class Channel(Protocol):
+    """The sending end of a pipe."""
+
+    def send(self, obj: Any, /) -> None:
+        """Send one picklable object."""
+        ...
+
+
+def context_of(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]) -> tuple[StageContext, dict[str, int]]:
+    """Build the context of a job and the counter of skipped rows it fills."""
+    rejected: dict[str, int] = {}
+    config_class = kind_of(job.kind).config
+
+    def load_rows(field_name: str) -> Rows:
+        data = job.data[field_name]
+        marker: Data = config_class.markers(Data)[field_name]
+        data.rejects.parent.mkdir(parents=True, exist_ok=True)
+        rows = load(
+            data.source,
+            marker.shape,
+            seed=job.seed,
+            name=data.name,
+            artifact=data.artifact,
+            rejects=data.rejects,
+        )
+        rejected[data.name] = rows.rejected
+        if rows.rejected:
+            send(Event("note", text=f"{rows.rejected} bad rows of {data.name} skipped, kept in {data.rejects.name}"))
+        return rows
+
+    context = StageContext(
+        name=job.name,
+        seed=job.seed,
+        out=job.out,
+        work=job.work,
+        inputs=job.inputs,
+        load_rows=load_rows,
+        compute=job.compute,
+        emit=send,
+        stopping=stopping,
+        trust_remote_code=job.trust_remote_code,
+        functions=lambda spec: load_function(spec, list(job.code_dirs)),
+    )
+    return context, rejected
+
+
+def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:
+    """Run a job in this process and report how it ended; never raises."""
+    started = time.perf_counter()
+    rejected: dict[str, int] = {}
+    outcome: dict[str, Any] = {}
+    try:
+        context, rejected = context_of(job, send, stopping)
+        kind = kind_of(job.kind)
+        outcome["result"] = kind.run(context, kind.config.model_validate(job.config))
+    except Interrupted as error:
+        outcome.update(stopped=True, problems=error.problems)
+    except PipelineError as error:
+        outcome.update(problems=error.problems, trace=traceback.format_exc(), bad_input=error.exit_code == 2)
+    except MemoryError:
+        outcome.update(
+            problems=(Problem("out of memory", remedy="lower train.batch_size, max_length or compute.micro_batch"),),
+            trace=traceback.format_exc(),
+        )
+    except Exception as error:  # a stage may break in any way; the user gets one line, the log the rest
+        outcome.update(
+            problems=(Problem(f"{type(error).__name__}: {_first_line(error)}", remedy=f"details in {job.log}"),),
+            trace=traceback.format_exc(),
+        )
+    return Outcome(
+        seconds=time.perf_counter() - started,
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        rejected=rejected,
+        environment=_process_environment(),
+        **outcome,
+    )
+
+
+def child_main(job: Job, channel: Channel) -> None:
+    """Entry of a stage's child process: log to the stage's file, run, send the outcome.
+
+    SIGTERM asks the stage to save and stop; SIGINT is left to the parent; the process dies with its parent.
+    """
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a", buffering=1) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        import pipeline.stages
+
+        pipeline.stages.load_all()
+        outcome = execute(job, channel.send, lambda: bool(asked))
+        if outcome.trace:
+            print(outcome.trace, file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            channel.send(outcome)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies; elsewhere the closed pipe ends it at the next event."""
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _process_environment() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    return {"device": device, "threads": torch.get_num_threads()}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no message"

@@ -1,0 +1,97 @@
+"""Runs a stage in a child forked from one warm parent.
+
+Importing torch, transformers and trl costs seconds per process, so a forkserver imports them once
+(`pipeline.launch.warm`) and every stage's child starts from there: imports are paid once for the whole chain, while
+each stage still has its own memory, its own peak figure, and can be killed alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from pipeline.errors import Problem
+from pipeline.launch.job import Job, Outcome, child_main
+from pipeline.stage import Event
+
+GRACE_S = 60.0
+"""Seconds a stage has to save a checkpoint after it was asked to stop."""
+
+_context = multiprocessing.get_context("forkserver")
+
+
+def warm_up() -> None:
+    """Start the warm parent; returns at once, the imports go on beside the caller."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    _context.set_forkserver_preload(["pipeline.launch.warm"])
+    multiprocessing.forkserver.ensure_running()
+
+
+def run_job(job: Job, on_event: Callable[[Event], None], stopping: Callable[[], bool], poll_s: float = 0.1) -> Outcome:
+    """Run ``job`` in a child process and return how it ended.
+
+    Args:
+        job: the stage.
+        on_event: called in this process for every event of the stage.
+        stopping: asked at each poll; once true the child is told to save and stop, and killed after `GRACE_S`.
+        poll_s: seconds between two looks at ``stopping``.
+    """
+    warm_up()
+    receiver, sender = _context.Pipe(duplex=False)
+    child = _context.Process(target=child_main, args=(job, sender), name=f"trueup {job.name}", daemon=False)
+    started = time.perf_counter()
+    child.start()
+    sender.close()
+    try:
+        outcome = _listen(child, receiver, on_event, stopping, poll_s)
+    finally:
+        if child.is_alive():
+            child.join(timeout=5)
+        if child.is_alive():
+            child.kill()
+        child.join()
+        receiver.close()
+    if outcome is not None:
+        return outcome
+    return Outcome(problems=(_died(child.exitcode, job),), seconds=time.perf_counter() - started)
+
+
+def _listen(
+    child: multiprocessing.process.BaseProcess,
+    receiver: Connection,
+    on_event: Callable[[Event], None],
+    stopping: Callable[[], bool],
+    poll_s: float,
+) -> Outcome | None:
+    """Pass on events until the outcome arrives; None when the child died without one."""
+    asked_at: float | None = None
+    while True:
+        if receiver.poll(poll_s):
+            try:
+                message = receiver.recv()
+            except EOFError:
+                return None
+            if isinstance(message, Outcome):
+                return message
+            on_event(message)
+        if asked_at is None and stopping():
+            asked_at = time.perf_counter()
+            if child.pid is not None and child.is_alive():
+                child.terminate()
+        if asked_at is not None and time.perf_counter() - asked_at > GRACE_S:
+            child.kill()
+            return None
+
+
+def _died(exitcode: int | None, job: Job) -> Problem:
+    if exitcode is not None and exitcode < 0:
+        number = -exitcode
+        hint = "the system may have run out of memory" if number == 9 else f"details in {job.log}"
+        return Problem(f"its process was killed by signal {number}", remedy=f"{hint}; run again to resume")
+    return Problem(f"its process ended with status {exitcode}", remedy=f"details in {job.log}")
