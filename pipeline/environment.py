@@ -1,0 +1,59 @@
+"""What a run stood on: versions, commit, machine. Recorded in every manifest; shown by `trueup doctor`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+"""Packages whose version can change a result."""
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Return package versions, git commit of the working directory, and facts of the machine; imports no package."""
+    return {
+        "trueup": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count() or 0,
+        "git_commit": _git_commit(),
+        "packages": {name: version for name in PACKAGES if (version := installed(name))},
+    }
+
+
+def installed(package: str) -> str:
+    """Return the installed version of ``package``, or an empty string."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _git_commit() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    answer = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        return ""
+    dirty = subprocess.run([git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

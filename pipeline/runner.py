@@ -1,0 +1,339 @@
+"""Executes a plan: skips what is in the store, runs what is missing, resumes what was cut off, keeps a journal.
+
+Owns the order of a run, its signals, its journal and the manifest of each stage. Knows nothing of how a stage trains,
+and prints nothing: a `View` shows what happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.manifest import DataRecord, InputRecord
+from pipeline.environment import environment
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
+from pipeline.launch.job import DataJob, Job, Outcome
+from pipeline.launch.local import run_job, warm_up
+from pipeline.plan import Plan, PlannedInput, PlannedStage
+from pipeline.stage import Event, ResolvedInput, StageResult, kind_of
+
+
+class View(Protocol):
+    """Shows a run to a person; every method is called in the runner's process."""
+
+    def run_started(self, plan: Plan, run_dir: Path) -> None:
+        """Show the plan before anything runs."""
+
+    def stage_cached(self, stage: PlannedStage, artifact: Artifact) -> None:
+        """Show that a stage is taken from the store."""
+
+    def stage_started(self, stage: PlannedStage, *, resumed: bool) -> None:
+        """Show that a stage runs now."""
+
+    def stage_waiting(self, stage: PlannedStage) -> None:
+        """Show that another process runs this stage and is waited for."""
+
+    def stage_event(self, stage: PlannedStage, event: Event) -> None:
+        """Show progress, a phase or a note."""
+
+    def stage_done(self, stage: PlannedStage, artifact: Artifact, seconds: float) -> None:
+        """Show that a stage was committed."""
+
+    def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...]) -> None:
+        """Show that a stage broke or was stopped."""
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """One finished stage of a run."""
+
+    stage: PlannedStage
+    artifact: Artifact
+    cached: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did.
+
+    Attributes:
+        run_dir: folder of the journal and of the stages' logs.
+        stages: finished stages in order.
+        seconds: wall time of the run.
+    """
+
+    run_dir: Path
+    stages: tuple[StageDone, ...]
+    seconds: float
+
+
+@dataclass
+class StopRequest:
+    """Set by SIGINT and SIGTERM; a second SIGINT stops at once."""
+
+    asked: bool = False
+    signals: list[int] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handle signals while a run is on, then put the old handlers back."""
+
+        def handle(number: int, frame: Any) -> None:
+            if self.asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.asked = True
+            self.signals.append(number)
+
+        old: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread: signals stay with the caller
+            old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+class Journal:
+    """Append-only record of a run: one JSON object per line, flushed as it happens."""
+
+    def __init__(self, run_dir: Path) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._file = (run_dir / "journal.jsonl").open("a", encoding="utf-8")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event with the time."""
+        row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        self._file.write(json.dumps(row, default=str) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def run(plan: Plan, store: Store, view: View) -> RunReport:
+    """Execute what is pending in ``plan``.
+
+    Raises:
+        StageFailed: a stage broke; its checkpoints are kept and the next run resumes from them.
+        Interrupted: the run was asked to stop.
+        PipelineError: a stage met bad input.
+    """
+    started = time.perf_counter()
+    run_dir = store.root / ".runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plan.recipe.name}-{os.getpid()}"
+    if plan.pending:
+        warm_up()
+    journal = Journal(run_dir)
+    journal.write("run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending])
+    view.run_started(plan, run_dir)
+    done: dict[str, StageDone] = {}
+    try:
+        with StopRequest().listening() as stop:
+            for planned in plan.stages:
+                done[planned.spec.name] = _run_stage(plan, planned, done, store, view, journal, run_dir, stop)
+    finally:
+        journal.write("run_ended", seconds=round(time.perf_counter() - started, 3), finished=list(done))
+        journal.close()
+    return RunReport(run_dir, tuple(done.values()), time.perf_counter() - started)
+
+
+def _run_stage(
+    plan: Plan,
+    planned: PlannedStage,
+    done: Mapping[str, StageDone],
+    store: Store,
+    view: View,
+    journal: Journal,
+    run_dir: Path,
+    stop: StopRequest,
+) -> StageDone:
+    """Take a stage from the store, or run it and commit what it made."""
+    name = planned.spec.name
+    if planned.artifact is not None and planned.status == "cached":
+        journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
+        view.stage_cached(planned, planned.artifact)
+        return StageDone(planned, planned.artifact, cached=True, seconds=0.0)
+    if stop.asked:
+        raise _interrupted(name)
+    started = time.perf_counter()
+    with store.work(name, planned.fingerprint, waiting=lambda: view.stage_waiting(planned)) as area:
+        found = None if "forced" in planned.why else store.find(name, planned.fingerprint)
+        if found is not None:
+            view.stage_cached(planned, found)
+            return StageDone(planned, found, cached=True, seconds=0.0)
+        resumed = any(area.scratch.iterdir())
+        journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
+        view.stage_started(planned, resumed=resumed)
+        job = _job(plan, planned, done, area.payload, area.scratch, run_dir)
+        outcome = run_job(job, lambda event: _pass_on(planned, event, view, journal), lambda: stop.asked)
+        if outcome.result is None:
+            journal.write("stage_failed", stage=name, problems=[str(p) for p in outcome.problems], stopped=outcome.stopped)
+            view.stage_failed(planned, outcome.problems)
+            raise _failure(name, outcome, stopped=outcome.stopped or stop.asked)
+        artifact = area.commit(
+            replace="forced" in planned.why, **_manifest_fields(plan, planned, job, outcome, outcome.result)
+        )
+    seconds = time.perf_counter() - started
+    journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
+    view.stage_done(planned, artifact, seconds)
+    return StageDone(planned, artifact, cached=False, seconds=seconds)
+
+
+def _pass_on(planned: PlannedStage, event: Event, view: View, journal: Journal) -> None:
+    if event.kind != "progress":
+        journal.write("stage_note", stage=planned.spec.name, kind=event.kind, text=event.text)
+    view.stage_event(planned, event)
+
+
+def _job(
+    plan: Plan, planned: PlannedStage, done: Mapping[str, StageDone], payload: Path, scratch: Path, run_dir: Path
+) -> Job:
+    spec = planned.spec
+    inputs = {name: [_resolve(item, done) for item in items] for name, items in planned.inputs.items()}
+    data = {
+        name: DataJob(
+            name=item.source_name,
+            source=plan.recipe.data[item.source_name],
+            artifact=_data_artifact(plan, item.source_name, done),
+            rejects=payload / "rejects" / f"{item.source_name}.jsonl",
+        )
+        for name, item in planned.data.items()
+    }
+    return Job(
+        name=spec.name,
+        kind=spec.kind,
+        config=spec.config.model_dump(),
+        seed=spec.seed,
+        out=payload,
+        work=scratch,
+        log=run_dir / f"{spec.name}.log",
+        inputs=inputs,
+        data=data,
+        compute=spec.compute.model_dump(),
+        trust_remote_code=plan.recipe.trust_remote_code,
+        code_dirs=tuple(plan.recipe.search_dirs),
+    )
+
+
+def _resolve(item: PlannedInput, done: Mapping[str, StageDone]) -> ResolvedInput:
+    """Turn a planned input into one that exists: a stage of this run, an artifact, a folder or a hub id."""
+    artifact = done[item.ref].artifact if item.ref in done else None
+    if artifact is not None:
+        manifest = artifact.manifest.model_dump(mode="json")
+        return ResolvedInput(
+            ref=item.ref,
+            name=item.name,
+            kind=item.kind,
+            fingerprint=item.fingerprint,
+            path=str(artifact.path),
+            manifest=manifest,
+        )
+    return ResolvedInput(
+        ref=item.ref,
+        name=item.name,
+        kind=item.kind,
+        fingerprint=item.fingerprint,
+        path=str(item.artifact) if item.artifact is not None else item.ref,
+        manifest=_manifest_of(item.artifact),
+    )
+
+
+def _manifest_of(path: Path | None) -> dict[str, Any]:
+    file = path / "manifest.json" if path is not None else None
+    if file is None or not file.is_file():
+        return {}
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return manifest
+
+
+def _data_artifact(plan: Plan, source_name: str, done: Mapping[str, StageDone]) -> Path | None:
+    ref = plan.recipe.data[source_name].artifact
+    if ref is None:
+        return None
+    if ref in done:
+        return done[ref].artifact.path
+    return plan.data_artifact(ref)
+
+
+def _manifest_fields(
+    plan: Plan, planned: PlannedStage, job: Job, outcome: Outcome, result: StageResult
+) -> dict[str, Any]:
+    spec = planned.spec
+    kind = kind_of(spec.kind)
+    trained_s = result.trainer_seconds
+    return {
+        "kind": spec.kind,
+        "kind_version": kind.version,
+        "makes": kind.makes,
+        "recipe": {"name": plan.recipe.name, "file": plan.recipe.file.name, "resolved": plan.recipe.resolved},
+        "config": planned.payload,
+        "seed": spec.seed,
+        "runtime": spec.compute.model_dump(mode="json"),
+        "inputs": [
+            InputRecord(
+                field=item.field,
+                ref=item.ref,
+                name=item.name,
+                kind=item.kind,
+                version=job.inputs[item.field][index].manifest.get("version"),
+                fingerprint=item.fingerprint,
+            )
+            for items in planned.inputs.values()
+            for index, item in enumerate(items)
+        ],
+        "data": {
+            name: DataRecord(
+                source=item.source_name,
+                digest=item.digest,
+                rows=item.rows,
+                rejected=outcome.rejected.get(item.source_name, 0),
+                where=_where(plan, item.source_name),
+            )
+            for name, item in planned.data.items()
+        },
+        "metrics": dict(result.metrics),
+        "best": dict(result.best),
+        "rows": dict(result.rows),
+        "tokens": result.tokens,
+        "seconds": round(outcome.seconds, 3),
+        "trainer_seconds": round(trained_s, 3),
+        "tokens_per_s": round(result.tokens / trained_s, 1) if trained_s else 0.0,
+        "peak_memory_mib": round(outcome.peak_memory_mib, 1),
+        "lineage": dict(result.lineage),
+        "environment": {**environment(), **outcome.environment},
+        "summary": result.summary,
+    }
+
+
+def _where(plan: Plan, source_name: str) -> list[str]:
+    source = plan.recipe.data[source_name]
+    if source.path is not None:
+        return [file.name for file in source.files]
+    return [f"hub:{source.hub}" if source.hub else f"artifact:{source.artifact}"]
+
+
+def _failure(name: str, outcome: Outcome, *, stopped: bool) -> PipelineError:
+    if stopped:
+        return _interrupted(name)
+    problems = tuple(
+        problem if problem.stage else Problem(problem.found, problem.expected, problem.remedy, problem.where, stage=name)
+        for problem in outcome.problems
+    )
+    return StageFailed(*problems, exit_code=ExitCode.BAD_INPUT if outcome.bad_input else ExitCode.FAILED)
+
+
+def _interrupted(name: str) -> Interrupted:
+    return Interrupted(Problem("stopped as asked", remedy="run the same command again to resume", stage=name))
+
+
