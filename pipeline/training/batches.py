@@ -1,0 +1,150 @@
+"""Which rows make which batch: length-bucketed, seeded, the same for every micro-batch size and after a resume.
+
+Rows of one batch have similar lengths, so little work is spent on padding: on a CPU, where packing costs more than
+it saves, this is the fastest way to train on rows of different lengths (`docs/log.md` has the measurements).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+WINDOW_BATCHES = 16
+"""Rows are sorted by length inside windows of this many batches; larger pads less, smaller mixes more."""
+
+
+@dataclass
+class Batches(Sampler[list[int]]):
+    """Yields the micro-batches of an epoch, row numbers each; a pure function of its fields and the epoch.
+
+    Attributes:
+        lengths: tokens of each row.
+        batch_size: rows per optimizer step.
+        micro_batch: rows per forward; divides `batch_size`.
+        seed: of the order.
+        shuffle: whether rows are shuffled each epoch; otherwise windows follow the file.
+        epoch: set by the trainer before each epoch.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    micro_batch: int
+    seed: int
+    shuffle: bool = True
+    epoch: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        """Check that a batch divides into micro-batches."""
+        if self.batch_size % self.micro_batch:
+            raise ValueError(f"batch of {self.batch_size} rows does not divide into micro-batches of {self.micro_batch}")
+        self.drop_last = True
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the epoch whose order is yielded next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches of an epoch."""
+        return self.batches_per_epoch * (self.batch_size // self.micro_batch)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; a last batch that is not full is left out (other rows each epoch)."""
+        return len(self.lengths) // self.batch_size
+
+    def batches(self) -> Iterator[list[int]]:
+        """Yield the row numbers of each optimizer step of the epoch."""
+        rng = random.Random(f"{self.seed}/{self.epoch}")
+        rows = list(range(len(self.lengths)))
+        if self.shuffle:
+            rng.shuffle(rows)
+        rows = rows[: self.batches_per_epoch * self.batch_size]
+        window = WINDOW_BATCHES * self.batch_size
+        for start in range(0, len(rows), window):
+            inside = sorted(rows[start : start + window], key=lambda row: (self.lengths[row], row))
+            groups = [inside[i : i + self.batch_size] for i in range(0, len(inside), self.batch_size)]
+            rng.shuffle(groups)
+            yield from groups
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield micro-batches."""
+        for group in self.batches():
+            for start in range(0, self.batch_size, self.micro_batch):
+                yield group[start : start + self.micro_batch]
+
+    def tokens(self, steps: int) -> int:
+        """Return the real tokens (no padding) of the first ``steps`` optimizer steps."""
+        total, seen, epoch = 0, 0, self.epoch
+        try:
+            self.epoch = 0
+            while seen < steps and self.batches_per_epoch:
+                for group in self.batches():
+                    if seen == steps:
+                        break
+                    total += sum(self.lengths[row] for row in group)
+                    seen += 1
+                self.epoch += 1
+        finally:
+            self.epoch = epoch
+        return total
+
+
+class BucketedBatches:
+    """Mixin for a trainer of transformers or trl: its training batches come from `Batches`.
+
+    Set `train_rows` and `batches` on the trainer before `train()`. It also keeps trl from writing a model card with
+    every checkpoint.
+    """
+
+    train_rows: Sequence[dict[str, Any]]
+    batches: Batches
+    data_collator: Callable[[list[Any]], Any]
+    accelerator: Any
+    args: Any
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return a loader over `train_rows` in the order of `batches`."""
+        loader = DataLoader(
+            _ListDataset(self.train_rows),
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: the artifact has its own card."""
+
+
+class _ListDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
+def micro_batch_of(batch_size: int, asked: int | str, longest: int, token_budget: int = 16_384) -> int:
+    """Return rows per forward: what was asked, or the largest divisor of the batch within ``token_budget`` tokens.
+
+    Args:
+        batch_size: rows per optimizer step.
+        asked: `compute.micro_batch`, a number or ``auto``.
+        longest: tokens of the longest row.
+        token_budget: tokens per forward that ``auto`` allows.
+    """
+    if isinstance(asked, int):
+        fitting = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= asked]
+        return max(fitting)
+    fitting = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and n * longest <= token_budget]
+    return max(fitting, default=1)

@@ -1,0 +1,51 @@
+"""The words of `train:` that every training stage shares; everything else is the trainer's own field. No torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import Problem
+from pipeline.trainer_fields import TrainFields
+
+
+class CommonTrain(TrainFields):
+    """Shared words of `train:`.
+
+    Attributes:
+        batch_size: rows per optimizer step over all processes; how it is cut into micro-batches is `compute`'s matter.
+        epochs: passes over the rows; ignored when `max_steps` is given.
+        max_steps: optimizer steps.
+        learning_rate: peak learning rate.
+        max_length: longest row in tokens; default is the model's context.
+        lr_scheduler_type: any schedule of transformers.
+        warmup_steps: optimizer steps of warm-up; below 1 a share of all steps.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: gradient norm clipped to; 0 does not clip.
+        optim: optimizer, any of transformers.
+    """
+
+    trainer: ClassVar[str] = "TrainingArguments"
+
+    batch_size: int = Field(default=32, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    max_length: int | None = Field(default=None, gt=1)
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    optim: str = "adamw_torch_fused"
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields."""
+        if self.max_steps is not None and self.warmup_steps >= 1 and self.warmup_steps > self.max_steps:
+            return [
+                Problem(
+                    f"train.warmup_steps is {self.warmup_steps:g}",
+                    f"must not exceed train.max_steps ({self.max_steps})",
+                )
+            ]
+        return []

@@ -1,0 +1,213 @@
+"""Runs a trainer: resume from the newest whole checkpoint, report progress, save by the clock, stop when asked.
+
+A checkpoint is saved only at a logging step: there the trainer's running sums are empty, so a resumed run logs the
+same numbers as one that was never cut off, and ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.stage import StageContext
+from pipeline.training.arguments import checkpoints_dir
+from pipeline.training.batches import Batches
+
+CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+"""Files a whole checkpoint holds beside its weights; the trainer writes `trainer_state.json` last."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run measured.
+
+    Attributes:
+        history: the trainer's log, one mapping per entry, without wall-clock fields.
+        tokens: real tokens trained on, all sessions together.
+        seconds: seconds inside the trainer, all sessions together.
+        metrics: final values.
+        best: lowest evaluation loss with its step.
+    """
+
+    history: list[dict[str, float]]
+    tokens: int
+    seconds: float
+    metrics: dict[str, float]
+    best: dict[str, float]
+
+
+def run_trainer(ctx: StageContext, trainer: Any, batches: Batches, steps: int) -> Trained:
+    """Train to the end, or to the user's wish to stop.
+
+    Raises:
+        Interrupted: asked to stop; a checkpoint was saved.
+        PipelineError: the loss is not finite.
+    """
+    checkpoint = newest_checkpoint(checkpoints_dir(ctx))
+    clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)
+    for silent in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(silent)
+    trainer.add_callback(Watcher(ctx, clock, every_s=float(ctx.compute.get("checkpoint_every_s", 30.0))))
+    if checkpoint is not None:
+        ctx.note(f"resumes at step {checkpoint.name.removeprefix('checkpoint-')} of {steps}")
+    clock.start()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = clock.total()
+    if trainer.state.global_step < steps:
+        raise Interrupted(Problem(f"stopped as asked at step {trainer.state.global_step} of {steps}", stage=ctx.name))
+    history = [_timeless(row) for row in trainer.state.log_history]
+    history = [row for row in history if len(row) > 1]
+    return Trained(history, batches.tokens(steps), seconds, _final(history), _best(history))
+
+
+class SessionClock:
+    """Seconds spent in the trainer, kept across sessions of the same stage."""
+
+    def __init__(self, file: Path, *, fresh: bool) -> None:
+        self.file = file
+        self.before = 0.0
+        self.started = time.perf_counter()
+        if not fresh and file.is_file():
+            self.before = float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
+
+    def start(self) -> None:
+        """Begin this session."""
+        self.started = time.perf_counter()
+
+    def total(self) -> float:
+        """Return seconds of all sessions."""
+        return self.before + time.perf_counter() - self.started
+
+    def save(self) -> None:
+        """Keep the seconds so far; called with each checkpoint."""
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps({"seconds": self.total()}), encoding="utf-8")
+        part.replace(self.file)
+
+
+class Watcher(TrainerCallback):  # type: ignore[misc]
+    """Reports progress, saves by the clock, stops when asked or when the loss is lost."""
+
+    def __init__(self, ctx: StageContext, clock: SessionClock, every_s: float) -> None:
+        self.ctx = ctx
+        self.clock = clock
+        self.every_s = every_s
+        self.saved_at = time.perf_counter()
+        self.shown_at = 0.0
+        self.latest: dict[str, float] = {}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report progress (at most ten times a second) and decide whether to save or stop here."""
+        now = time.perf_counter()
+        if now - self.shown_at > 0.1 or state.global_step >= state.max_steps:
+            self.shown_at = now
+            self.ctx.progress(state.global_step, state.max_steps, **self.latest)
+        at_log = control.should_log or state.global_step % max(1, int(args.logging_steps)) == 0
+        if at_log and state.global_step < state.max_steps:
+            if self.ctx.stopping():
+                control.should_save = True
+                control.should_training_stop = True
+            elif now - self.saved_at > self.every_s:
+                control.should_save = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the latest metrics and refuse a loss that is not a number."""
+        shown = {"loss", "learning_rate", "grad_norm", "eval_loss", "accuracy", "margin", "mean_token_accuracy"}
+        shown |= {"rewards/accuracies", "rewards/margins", "eval_accuracy", "eval_rewards/accuracies"}
+        for key, value in (logs or {}).items():
+            if key in shown and isinstance(value, int | float):
+                self.latest[key] = float(value)
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise PipelineError(
+                Problem(
+                    f"the loss is {loss} at step {state.global_step}",
+                    "a finite number",
+                    "lower train.learning_rate or add train.warmup_steps; the last checkpoint is kept",
+                ),
+                exit_code=ExitCode.FAILED,
+            )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember when the last checkpoint was saved."""
+        self.saved_at = time.perf_counter()
+        self.clock.save()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint in ``folder`` and remove those a kill left half written."""
+    whole: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if _is_whole(path):
+            whole.append((int(path.name.rpartition("-")[2]), path))
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return max(whole)[1] if whole else None
+
+
+def _is_whole(path: Path) -> bool:
+    if not all((path / name).is_file() for name in CHECKPOINT_FILES) or not list(path.glob("*.safetensors")):
+        return False
+    try:
+        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _timeless(row: Mapping[str, Any]) -> dict[str, float]:
+    """Drop what depends on the clock or on the session, so that a resumed run has the same history."""
+    gone = ("runtime", "per_second", "num_tokens", "total_flos", "train_loss")
+    return {key: value for key, value in row.items() if not any(part in key for part in gone)}
+
+
+def _final(history: list[dict[str, float]]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for row in history:
+        metrics.update({key: value for key, value in row.items() if key not in ("step", "epoch", "learning_rate")})
+    return metrics
+
+
+def _best(history: list[dict[str, float]]) -> dict[str, float]:
+    rows = [row for row in history if "eval_loss" in row] or [row for row in history if "loss" in row]
+    if not rows:
+        return {}
+    key = "eval_loss" if "eval_loss" in rows[0] else "loss"
+    best = min(rows, key=lambda row: row[key])
+    return {key: best[key], "step": best["step"]}
+
+
+def steps_of(batches: Batches, epochs: float, max_steps: int | None) -> int:
+    """Return the optimizer steps of a run.
+
+    Raises:
+        PipelineError: there are fewer rows than one batch.
+    """
+    if batches.batches_per_epoch == 0:
+        raise PipelineError(
+            Problem(
+                f"{len(batches.lengths)} rows to train on",
+                f"at least one batch of {batches.batch_size}",
+                "lower train.batch_size or bring more rows",
+            )
+        )
+    return max_steps if max_steps is not None else max(1, round(epochs * batches.batches_per_epoch))
