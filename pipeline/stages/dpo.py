@@ -1,0 +1,171 @@
+"""Direct preference optimisation (DPO): align the policy to preference pairs without a reward model, with trl.
+
+Reference: Rafailov et al. 2023, equation 7; the other losses of trl (`loss_type: ipo`, `hinge`, …) are its own.
+The reference is the model the stage starts from (with LoRA: the adapter switched off); its log-probabilities are
+computed once, length-bucketed, kept across a kill, and its weights are not held in memory while training.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.adapter_config import Adapter
+from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.training.fields import CommonTrain
+
+
+class Train(CommonTrain):
+    """`train:` of DPO; other keys are fields of trl's DPOConfig.
+
+    Attributes:
+        beta: strength of the pull towards the reference (β of equation 7).
+    """
+
+    trainer: ClassVar[str] = "DPOConfig"
+    learning_rate: float = Field(default=1e-6, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+
+
+class Config(StageConfig):
+    """Configuration of a DPO stage.
+
+    Attributes:
+        data: preference pairs.
+        model: the policy's start and its reference.
+        adapter: LoRA instead of full fine-tuning.
+        train: how to train.
+    """
+
+    data: Annotated[str, Data("preference")]
+    model: Annotated[str, Input("pretrain", "sft", "dpo", external=True)]
+    adapter: Adapter | None = None
+    train: Train = Train()
+
+    def check(self) -> list[Problem]:
+        """Return contradictions in `train`."""
+        return self.train.check()
+
+
+@stage("dpo", version=1, config=Config, makes="model")
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Optimise the policy on preference pairs."""
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import DPOConfig, DPOTrainer
+
+    from pipeline.models.adapters import lora_config
+    from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.training.arguments import build_arguments, set_threads
+    from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
+    from pipeline.training.encode import context_length
+    from pipeline.training.finish import finish, save_trained
+    from pipeline.training.loop import run_trainer, steps_of
+
+    class BucketedDPOTrainer(BucketedBatches, DPOTrainer):  # type: ignore[misc]
+        """trl's DPOTrainer on rows that are tokenized already, with bucketed batches and reference passes."""
+
+        def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+            return _with_reference(self, dataset, ctx.work / f"reference-{name}.json", batch_size)
+
+    set_threads(ctx)
+    set_seed(ctx.seed)
+    train, source = config.train, ctx.input("model")
+    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    model = load_causal_lm(source, "float32", ctx.trust_remote_code)
+    max_length = context_length(model, train.max_length)
+    rows = ctx.load_rows("data")
+    ctx.phase("tokenizing")
+    encoded = _encode(tokenizer, rows.train, max_length)
+    held_out = _encode(tokenizer, rows.held_out, max_length)
+    if not encoded:
+        raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
+    dropped = len(rows.train) - len(encoded)
+    if dropped:
+        ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
+    lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
+    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
+    batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
+    steps = steps_of(batches, train.epochs, train.max_steps)
+    arguments = build_arguments(
+        DPOConfig,
+        ctx,
+        train,
+        micro_batch=micro_batch,
+        steps=steps,
+        has_held_out=bool(held_out),
+        beta=train.beta,
+        max_length=None,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=max(8, micro_batch),
+    )
+    ctx.phase("reference log-probabilities")
+    trainer = BucketedDPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(encoded),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=lora_config(config.adapter, "CAUSAL_LM") if config.adapter else None,
+    )
+    trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), batches
+    ctx.phase(f"training on {len(encoded):,} pairs")
+    trained = run_trainer(ctx, trainer, batches, steps)
+    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
+    return finish(
+        ctx,
+        trained,
+        metrics={},
+        rows={"train": len(rows.train), "held_out": len(rows.held_out), "dropped": dropped},
+        lineage=lineage,
+        summary=f"implicit reward prefers the chosen response in {accuracy:.1%} of pairs",
+    )
+
+
+def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> list[dict[str, list[int]]]:
+    """Tokenize pairs; leave out those with a side longer than ``max_length``."""
+    from pipeline.training.encode import encode_pair
+
+    encoded = []
+    for row in rows:
+        prompt, chosen = encode_pair(tokenizer, row["prompt"], row["chosen"])
+        _, rejected = encode_pair(tokenizer, row["prompt"], row["rejected"])
+        if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
+            encoded.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return encoded
+
+
+def _with_reference(trainer: Any, dataset: Any, kept: Path, batch_size: int) -> Any:
+    """Return ``dataset`` with the reference's summed log-probabilities of both responses.
+
+    They are kept in the stage's scratch folder, so a resumed stage does not compute them again; every float32 is
+    written with enough digits to come back bit for bit.
+    """
+    columns = ("ref_chosen_logps", "ref_rejected_logps")
+    if kept.is_file():
+        values = json.loads(kept.read_text(encoding="utf-8"))
+    else:
+        rows = dataset.to_list()
+        order = sorted(range(len(rows)), key=lambda i: sum(len(ids) for ids in rows[i].values()))
+        values = {column: [0.0] * len(rows) for column in columns}
+        trainer.model.eval()
+        for start in range(0, len(order), batch_size):
+            picked = order[start : start + batch_size]
+            batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in picked]))
+            for column, logps in zip(columns, trainer.compute_ref_log_probs(trainer.model, batch), strict=True):
+                for i, value in zip(picked, logps.tolist(), strict=True):
+                    values[column][i] = value
+        part = kept.with_suffix(".part")
+        part.write_text(json.dumps(values), encoding="utf-8")
+        part.replace(kept)
+    for column in columns:
+        dataset = dataset.add_column(column, values[column])
+    return dataset

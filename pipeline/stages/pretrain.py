@@ -1,0 +1,137 @@
+"""Pretraining: next-token prediction from scratch, or continued, with transformers' Trainer.
+
+Reference: Radford et al. 2019 (GPT-2); architectures are those of transformers, built from their config.
+Two ways to make rows: `rows` keeps one document per row and buckets by length (no work on padding, no attention
+between documents; fastest on a CPU), `packed` joins documents into full rows (best on a GPU).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.training.fields import CommonTrain
+
+
+class Train(CommonTrain):
+    """`train:` of pretraining.
+
+    Attributes:
+        mode: `rows` or `packed`.
+        order: `shuffled`, or `file` to follow the file (a curriculum).
+    """
+
+    batch_size: int = Field(default=32, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    mode: Literal["rows", "packed"] = "rows"
+    order: Literal["shuffled", "file"] = "shuffled"
+
+
+class Config(StageConfig):
+    """Configuration of a pretraining stage.
+
+    Attributes:
+        data: text to learn from.
+        tokenizer: a tokenizer stage, a folder, or a hub id.
+        model: architecture: `type` of transformers (llama, qwen3, gpt2, …) and any field of its config.
+        init: weights to go on from, instead of `model`.
+        train: how to train.
+    """
+
+    data: Annotated[str, Data("text")]
+    tokenizer: Annotated[str | None, Input("tokenizer", external=True)] = None
+    model: dict[str, Any] | None = None
+    init: Annotated[str | None, Input("pretrain", "sft", "dpo", external=True)] = None
+    train: Train = Train()
+
+    def check(self) -> list[Problem]:
+        """Ask for exactly one of `model` and `init`, and a tokenizer for a new model."""
+        problems = self.train.check()
+        if (self.model is None) == (self.init is None):
+            problems.append(
+                Problem("both `model` and `init`" if self.model else "neither `model` nor `init`", "exactly one of them")
+            )
+        if self.model is not None and self.tokenizer is None:
+            problems.append(Problem("no `tokenizer`", "a tokenizer for the new model", "add `tokenizer: NAME`"))
+        return problems
+
+
+@stage("pretrain", version=1, config=Config, makes="model")
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Build or load the model, train it, save it with its tokenizer."""
+    from transformers import Trainer, TrainingArguments, set_seed
+
+    from pipeline.models.build import build_causal_lm
+    from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
+    from pipeline.training.arguments import build_arguments, set_threads
+    from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
+    from pipeline.training.collate import CausalCollator
+    from pipeline.training.encode import context_length
+    from pipeline.training.finish import finish
+    from pipeline.training.loop import run_trainer, steps_of
+
+    class PretrainTrainer(BucketedBatches, Trainer):  # type: ignore[misc]
+        """transformers' Trainer on bucketed batches."""
+
+    set_threads(ctx)
+    set_seed(ctx.seed)
+    train = config.train
+    tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
+    if config.model is not None:
+        model = build_causal_lm(config.model, tokenizer, ctx.seed)
+    else:
+        model = load_causal_lm(ctx.input("init"), "float32", ctx.trust_remote_code)
+    max_length = context_length(model, train.max_length)
+    rows = ctx.load_rows("data")
+    ctx.phase("tokenizing")
+    documents = _documents(tokenizer, [row["text"] for row in rows.train], max_length, train.mode)
+    held_out = _documents(tokenizer, [row["text"] for row in rows.held_out], max_length, train.mode)
+    if not documents:
+        raise PipelineError(Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name))
+    lengths = [len(row["input_ids"]) for row in documents]
+    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
+    batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed, shuffle=train.order == "shuffled")
+    steps = steps_of(batches, train.epochs, train.max_steps)
+    arguments = build_arguments(
+        TrainingArguments, ctx, train, micro_batch=micro_batch, steps=steps, has_held_out=bool(held_out)
+    )
+    trainer = PretrainTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=documents,
+        eval_dataset=held_out or None,
+        data_collator=CausalCollator(tokenizer.pad_token_id),
+    )
+    trainer.train_rows, trainer.batches = documents, batches
+    parameters = sum(p.numel() for p in model.parameters())
+    ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
+    trained = run_trainer(ctx, trainer, batches, steps)
+    save_model(model, tokenizer, ctx.out)
+    lineage = {"base": "scratch" if config.model is not None else ctx.input("init").fingerprint, "adapters": []}
+    return finish(
+        ctx,
+        trained,
+        metrics={"parameters": float(parameters)},
+        rows={"train": len(rows.train), "held_out": len(rows.held_out), "sequences": len(documents)},
+        lineage=lineage,
+        summary=f"{parameters / 1e6:.2f} M parameters, loss {trained.metrics.get('loss', float('nan')):.3f}",
+    )
+
+
+def _documents(tokenizer: Any, texts: list[str], max_length: int, mode: str) -> list[dict[str, list[int]]]:
+    """Tokenize texts, end each with the end token, and cut them into rows of at most ``max_length`` tokens."""
+    if not texts:
+        return []
+    eos = tokenizer.eos_token_id
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    streams = [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
+    if mode == "packed":
+        streams = [[token for ids in streams for token in ids]]
+    rows = [ids[i : i + max_length] for ids in streams for i in range(0, len(ids), max_length)]
+    return [{"input_ids": row} for row in rows if len(row) > 1]

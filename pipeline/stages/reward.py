@@ -1,0 +1,197 @@
+"""Reward model: learn which of two responses people prefer, with trl's RewardTrainer, and say how far to trust it.
+
+Reference: Ouyang et al. 2022 (InstructGPT), equation 1 (Bradley-Terry); the margin is that of Touvron et al. 2023
+(Llama 2), equation 2. The held-out report goes beyond accuracy: calibration, margins, and how much is mere length.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.adapter_config import Adapter
+from pipeline.stage import Code, Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.training.fields import CommonTrain
+
+
+class Train(CommonTrain):
+    """`train:` of a reward model; other keys are fields of trl's RewardConfig.
+
+    Attributes:
+        use_margin: whether a row's `margin` enters the loss.
+    """
+
+    trainer: ClassVar[str] = "RewardConfig"
+    learning_rate: float = Field(default=1e-5, gt=0)
+    use_margin: bool = False
+
+
+class Config(StageConfig):
+    """Configuration of a reward-model stage.
+
+    Attributes:
+        data: preference pairs.
+        test: held-out pairs for the report; default are those the data source splits off.
+        model: what to start from.
+        gold: a Python function that knows the true reward, to report agreement with it.
+        group_by: column to report accuracy by.
+        adapter: LoRA instead of full fine-tuning.
+        train: how to train.
+    """
+
+    data: Annotated[str, Data("preference")]
+    test: Annotated[str | None, Data("preference")] = None
+    model: Annotated[str, Input("pretrain", "sft", "dpo", external=True)]
+    gold: Annotated[str | None, Code()] = None
+    group_by: str | None = None
+    adapter: Adapter | None = None
+    train: Train = Train()
+
+    def check(self) -> list[Problem]:
+        """Return contradictions in `train`."""
+        return self.train.check()
+
+
+@stage("reward", version=1, config=Config, makes="reward")
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Train the reward model and write its report on held-out pairs."""
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    from pipeline.models.adapters import lora_config
+    from pipeline.models.load import load_reward_model, load_tokenizer
+    from pipeline.training.arguments import build_arguments, set_threads
+    from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
+    from pipeline.training.collate import PairCollator
+    from pipeline.training.encode import context_length
+    from pipeline.training.finish import finish, save_trained
+    from pipeline.training.loop import run_trainer, steps_of
+
+    class BucketedRewardTrainer(BucketedBatches, RewardTrainer):  # type: ignore[misc]
+        """trl's RewardTrainer on bucketed batches."""
+
+    set_threads(ctx)
+    set_seed(ctx.seed)
+    train, source = config.train, ctx.input("model")
+    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    model = load_reward_model(source, "float32", ctx.trust_remote_code, seed=ctx.seed)
+    max_length = context_length(model, train.max_length)
+    rows = ctx.load_rows("data")
+    test_rows = ctx.load_rows("test").train if config.test else rows.held_out
+    ctx.phase("tokenizing")
+    encoded = _encode(tokenizer, rows.train, max_length, use_margin=train.use_margin)
+    held_out = _encode(tokenizer, test_rows, max_length, use_margin=False)
+    if not encoded:
+        raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
+    dropped = len(rows.train) - len(encoded)
+    if dropped:
+        ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
+    lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
+    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
+    batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
+    steps = steps_of(batches, train.epochs, train.max_steps)
+    arguments = build_arguments(
+        RewardConfig,
+        ctx,
+        train,
+        micro_batch=micro_batch,
+        steps=steps,
+        has_held_out=bool(rows.held_out) and bool(held_out) and not config.test,
+        max_length=None,
+    )
+    columns = ("chosen_ids", "rejected_ids")
+    trainer = BucketedRewardTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list([{key: row[key] for key in columns} for row in encoded]),
+        eval_dataset=Dataset.from_list([{key: row[key] for key in columns} for row in held_out]) if held_out else None,
+        processing_class=tokenizer,
+        data_collator=PairCollator(tokenizer.pad_token_id),
+        peft_config=lora_config(config.adapter, "SEQ_CLS") if config.adapter else None,
+    )
+    trainer.train_rows, trainer.batches = encoded, batches
+    ctx.phase(f"training on {len(encoded):,} pairs")
+    trained = run_trainer(ctx, trainer, batches, steps)
+    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    metrics = _report(ctx, config, trainer.model, tokenizer, held_out) if held_out else {}
+    shown = f"{metrics['test_accuracy']:.1%} of held-out pairs" if metrics else "no held-out pairs"
+    if "gold_agreement" in metrics:
+        shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
+    return finish(
+        ctx,
+        trained,
+        metrics=metrics,
+        rows={"train": len(rows.train), "held_out": len(test_rows), "dropped": dropped},
+        lineage=lineage,
+        summary=shown,
+    )
+
+
+def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int, *, use_margin: bool) -> list[dict[str, Any]]:
+    """Tokenize pairs; leave out those with a side longer than ``max_length`` (a cut response has no honest score)."""
+    from pipeline.training.encode import render
+
+    encoded = []
+    for row in rows:
+        chosen = render(tokenizer, [*row["prompt"], *row["chosen"]])
+        rejected = render(tokenizer, [*row["prompt"], *row["rejected"]])
+        if max(len(chosen), len(rejected)) > max_length:
+            continue
+        pair = {"chosen_ids": chosen, "rejected_ids": rejected, "row": row}
+        if use_margin and row.get("margin") is not None:
+            pair["margin"] = float(row["margin"])
+        encoded.append(pair)
+    if any("margin" in pair for pair in encoded) and not all("margin" in pair for pair in encoded):
+        raise PipelineError(
+            Problem("some pairs have a margin and some have none", "a margin in every row", "set train.use_margin: false")
+        )
+    return encoded
+
+
+def _report(
+    ctx: StageContext, config: Config, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Score the held-out pairs and write the report card; return its headline figures."""
+    from pipeline.evaluation.reward_card import build_card, write_card
+    from pipeline.models.scoring import score
+
+    ctx.phase(f"scoring {len(held_out):,} held-out pairs")
+    sides = {side: score(model, [row[f"{side}_ids"] for row in held_out], tokenizer.pad_token_id) for side in SIDES}
+    rows = [row["row"] for row in held_out]
+    gold = _gold_of(ctx, config, rows)
+    with (ctx.out / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:
+        for i, row in enumerate(rows):
+            shown = {"prompt": row["prompt"], **{side: row[side] for side in SIDES}}
+            shown |= {f"{side}_score": round(sides[side][i], 6) for side in SIDES}
+            file.write(json.dumps(shown, ensure_ascii=False, sort_keys=True) + "\n")
+    card = build_card(
+        chosen=sides["chosen"],
+        rejected=sides["rejected"],
+        chosen_lengths=[len(row["chosen_ids"]) for row in held_out],
+        rejected_lengths=[len(row["rejected_ids"]) for row in held_out],
+        groups=[str(row.get(config.group_by, "")) for row in rows] if config.group_by else None,
+        gold_chosen=gold.get("chosen"),
+        gold_rejected=gold.get("rejected"),
+        seed=ctx.seed,
+    )
+    return write_card(card, ctx.out)
+
+
+SIDES = ("chosen", "rejected")
+
+
+def _gold_of(ctx: StageContext, config: Config, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return the gold score of each side of each row, or nothing without a gold function."""
+    if config.gold is None or ctx.functions is None:
+        return {}
+    from pipeline.training.rewards import call_reward
+
+    function = ctx.functions(config.gold)
+    return {
+        side: call_reward(function, config.gold, rows, [row[side] for row in rows], skip=("prompt", "chosen", "rejected"))
+        for side in SIDES
+    }

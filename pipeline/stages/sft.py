@@ -1,0 +1,146 @@
+"""Instruction tuning (SFT): learn the assistant's turns of demonstrations, with trl's SFTTrainer.
+
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.5, step 1. Loss falls on the assistant's tokens only, its
+end-of-turn token included, so the model learns to stop. Rows are bucketed by length instead of packed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.adapter_config import Adapter
+from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.training.fields import CommonTrain
+
+
+class Train(CommonTrain):
+    """`train:` of instruction tuning; other keys are fields of trl's SFTConfig."""
+
+    trainer: ClassVar[str] = "SFTConfig"
+    learning_rate: float = Field(default=2e-5, gt=0)
+
+
+class Config(StageConfig):
+    """Configuration of an instruction-tuning stage.
+
+    Attributes:
+        data: conversations.
+        model: what to start from.
+        adapter: LoRA instead of full fine-tuning.
+        train: how to train.
+    """
+
+    data: Annotated[str, Data("messages")]
+    model: Annotated[str, Input("pretrain", "sft", "dpo", external=True)]
+    adapter: Adapter | None = None
+    train: Train = Train()
+
+    def check(self) -> list[Problem]:
+        """Return contradictions in `train`."""
+        return self.train.check()
+
+
+@stage("sft", version=1, config=Config, makes="model")
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Tune the model on demonstrations."""
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from pipeline.models.adapters import lora_config
+    from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.training.arguments import build_arguments, set_threads
+    from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
+    from pipeline.training.collate import CausalCollator
+    from pipeline.training.encode import context_length
+    from pipeline.training.finish import finish, save_trained
+    from pipeline.training.loop import run_trainer, steps_of
+
+    class BucketedSFTTrainer(BucketedBatches, SFTTrainer):  # type: ignore[misc]
+        """trl's SFTTrainer on bucketed batches."""
+
+    set_threads(ctx)
+    set_seed(ctx.seed)
+    train, source = config.train, ctx.input("model")
+    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    model = load_causal_lm(source, "float32", ctx.trust_remote_code)
+    max_length = context_length(model, train.max_length)
+    rows = ctx.load_rows("data")
+    ctx.phase("tokenizing")
+    encoded, counts = _encode(ctx, tokenizer, rows.train, max_length)
+    held_out, _ = _encode(ctx, tokenizer, rows.held_out, max_length)
+    if not encoded:
+        raise PipelineError(Problem("no row fits", f"rows of at most {max_length} tokens", "raise train.max_length"))
+    lengths = [len(row["input_ids"]) for row in encoded]
+    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
+    batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
+    steps = steps_of(batches, train.epochs, train.max_steps)
+    arguments = build_arguments(
+        SFTConfig,
+        ctx,
+        train,
+        micro_batch=micro_batch,
+        steps=steps,
+        has_held_out=bool(held_out),
+        max_length=None,
+        packing=False,
+    )
+    trainer = BucketedSFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(encoded),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        processing_class=tokenizer,
+        data_collator=CausalCollator(tokenizer.pad_token_id, with_mask=True),
+        peft_config=lora_config(config.adapter, "CAUSAL_LM") if config.adapter else None,
+    )
+    trainer.train_rows, trainer.batches = encoded, batches
+    ctx.phase(f"training on {len(encoded):,} conversations")
+    trained = run_trainer(ctx, trainer, batches, steps)
+    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    return finish(
+        ctx,
+        trained,
+        metrics={},
+        rows={"train": len(rows.train), "held_out": len(rows.held_out), **counts},
+        lineage=lineage,
+        summary=f"loss {trained.metrics.get('loss', float('nan')):.3f} on the assistant's tokens",
+    )
+
+
+def _encode(
+    ctx: StageContext, tokenizer: Any, rows: list[dict[str, Any]], max_length: int
+) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+    """Tokenize conversations; cut the end of rows that are too long and leave out those with nothing left to learn.
+
+    Raises:
+        PipelineError: the end-of-turn token is not among what is learnt, so the model would never stop.
+    """
+    from pipeline.training.encode import IGNORE, encode_conversation
+
+    encoded, cut, empty = [], 0, 0
+    for index, row in enumerate(rows):
+        conversation = encode_conversation(tokenizer, row["messages"])
+        if index == 0 and tokenizer.eos_token_id not in conversation.labels:
+            raise PipelineError(
+                Problem(
+                    f"the end token {tokenizer.eos_token!r} is not among the tokens the assistant learns",
+                    "it to end every assistant turn, or the model never stops",
+                    "use a chat template whose assistant turns end with the tokenizer's eos token",
+                    stage=ctx.name,
+                )
+            )
+        ids, labels = conversation.ids[:max_length], conversation.labels[:max_length]
+        cut += len(conversation.ids) > max_length
+        if all(label == IGNORE for label in labels):
+            empty += 1
+            continue
+        encoded.append({"input_ids": ids, "labels": labels})
+    if cut:
+        ctx.note(f"{cut} of {len(rows)} conversations are longer than {max_length} tokens and were cut at the end")
+    if empty:
+        ctx.note(f"{empty} of them had no assistant turn left and were dropped")
+    return encoded, {"cut": cut, "dropped": empty}

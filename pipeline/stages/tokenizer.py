@@ -1,0 +1,94 @@
+"""Tokenizer: byte-level BPE trained on the corpus, with the chat template every later stage uses.
+
+Reference: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"; byte-level as in
+Radford et al. 2019 (GPT-2), section 2.2.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.stage import Data, StageConfig, StageContext, StageResult, stage
+
+
+class Config(StageConfig):
+    """Configuration of a tokenizer stage.
+
+    Attributes:
+        data: text to learn from.
+        algorithm: byte-level BPE is the one there is.
+        vocab_size: entries, special tokens included.
+        min_frequency: pairs seen fewer times are not merged.
+        special_tokens: further tokens that are never split.
+        chat_template: a Jinja template; default is the one in `pipeline/models/chat.py`.
+    """
+
+    data: Annotated[str, Data("text")]
+    algorithm: Literal["bpe"] = "bpe"
+    vocab_size: int = Field(default=8192, ge=300)
+    min_frequency: int = Field(default=2, ge=1)
+    special_tokens: list[str] = []
+    chat_template: str | None = None
+
+
+@stage("tokenizer", version=1, config=Config, makes="tokenizer")
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Train the tokenizer and save it with its chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from pipeline.models.chat import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
+
+    rows = ctx.load_rows("data")
+    texts = [row["text"] for row in rows.train]
+    if not texts:
+        raise PipelineError(Problem("no rows to learn from", "at least one text", "check the data source", stage=ctx.name))
+    special = [*SPECIAL_TOKENS, *config.special_tokens]
+    ctx.phase(f"learning {config.vocab_size} entries from {len(texts)} texts")
+    started = time.perf_counter()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_without(texts, special), trainer=trainer, length=len(texts))
+    seconds = time.perf_counter() - started
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[token for token in special if token not in (END, PAD)],
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = config.chat_template or CHAT_TEMPLATE
+    wrapped.save_pretrained(str(ctx.out))
+    sample = texts[:2000]
+    tokens = sum(len(ids) for ids in wrapped(sample)["input_ids"])
+    size = sum(len(text.encode()) for text in sample)
+    ratio = size / max(tokens, 1)
+    return StageResult(
+        metrics={"vocab_size": float(len(wrapped)), "bytes_per_token": round(ratio, 3)},
+        tokens=tokens,
+        trainer_seconds=seconds,
+        rows={"train": len(texts)},
+        summary=f"{len(wrapped)} entries, {ratio:.2f} bytes per token",
+    )
+
+
+def _without(texts: list[str], special: list[str]) -> list[str]:
+    """Replace special tokens written out in the texts by spaces: they are entries already and must not be learnt."""
+    cleaned = []
+    for text in texts:
+        for token in special:
+            text = text.replace(token, " ")
+        cleaned.append(text)
+    return cleaned

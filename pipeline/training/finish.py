@@ -1,0 +1,54 @@
+"""What every training stage writes at its end: weights, the loss curve, and the figures of the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.evaluation.curves import write_curve
+from pipeline.stage import ResolvedInput, StageContext, StageResult
+from pipeline.training.loop import Trained
+
+
+def save_trained(ctx: StageContext, model: Any, tokenizer: Any, source: ResolvedInput) -> dict[str, Any]:
+    """Save a trained model, an adapter merged into its weights and also beside them; return its lineage.
+
+    The artifact of an adapter holds whole weights, so the next stage reads it like any other, and the adapter alone
+    in `adapter/`. Its parent's adapters are in the base already: none is lost, none is applied twice.
+    """
+    from peft import PeftModel
+
+    from pipeline.models.adapters import save_adapter_and_merge
+    from pipeline.models.load import save_model
+
+    before = source.manifest.get("lineage", {})
+    base = before.get("base") or source.fingerprint
+    adapters = list(before.get("adapters", []))
+    if isinstance(model, PeftModel):
+        model = save_adapter_and_merge(model, ctx.out / "adapter")
+        adapters.append(f"{ctx.name} on {source.name}@{source.fingerprint[:12]}")
+    save_model(model, tokenizer, ctx.out)
+    return {"base": base, "parent": source.fingerprint, "adapters": adapters}
+
+
+def finish(
+    ctx: StageContext,
+    trained: Trained,
+    *,
+    metrics: Mapping[str, float],
+    rows: Mapping[str, int],
+    lineage: Mapping[str, Any],
+    summary: str,
+) -> StageResult:
+    """Write `metrics.jsonl` and `loss.svg` into the artifact and return the stage's result."""
+    ctx.phase("writing the artifact")
+    write_curve(trained.history, ctx.out, title=ctx.name)
+    return StageResult(
+        metrics={**trained.metrics, **metrics},
+        best=trained.best,
+        tokens=trained.tokens,
+        trainer_seconds=trained.seconds,
+        rows=rows,
+        lineage=lineage,
+        summary=summary,
+    )
