@@ -1,0 +1,197 @@
+"""YAML text as a tree of nodes that remember their file and line.
+
+Owns reading one YAML document safely (version 1.2, no tags that make objects, duplicate keys are problems). Knows
+nothing of what a recipe means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+
+from pipeline.errors import Problem
+
+NODE_LIMIT = 100_000
+_TAG = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value of a document and the place it was written.
+
+    Attributes:
+        value: a scalar, a dictionary of nodes, or a list of nodes.
+        place: ``file:line`` of its key (of itself, inside a list).
+    """
+
+    value: Any
+    place: str
+
+    @property
+    def mapping(self) -> dict[str, Node]:
+        """The entries of a mapping; empty for everything else."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    def plain(self) -> Any:
+        """Return the value without places."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+    def child(self, key: str | int) -> Node | None:
+        """Return the entry of a mapping or a list, or None."""
+        if isinstance(self.value, dict):
+            return self.value.get(str(key))
+        if isinstance(self.value, list) and isinstance(key, int) and key < len(self.value):
+            entry: Node = self.value[key]
+            return entry
+        return None
+
+    def where(self, *keys: str | int) -> str:
+        """Return the place of the deepest node on the way along ``keys``."""
+        node = self
+        for key in keys:
+            below = node.child(key)
+            if below is None:
+                break
+            node = below
+        return node.place
+
+    def walk(self) -> Iterator[Node]:
+        """Yield this node and all below it."""
+        yield self
+        for child in self.value.values() if isinstance(self.value, dict) else self.value_list():
+            yield from child.walk()
+
+    def value_list(self) -> list[Node]:
+        """The entries of a list; empty for everything else."""
+        return self.value if isinstance(self.value, list) else []
+
+
+def wrap(value: Any, place: str) -> Node:
+    """Turn plain data into nodes that all have one place."""
+    if isinstance(value, dict):
+        return Node({str(key): wrap(child, place) for key, child in value.items()}, place)
+    if isinstance(value, list):
+        return Node([wrap(child, place) for child in value], place)
+    return Node(value, place)
+
+
+def parse(text: str, label: str) -> tuple[Node, list[Problem]]:
+    """Read one YAML document.
+
+    Args:
+        text: the document.
+        label: how places name the file.
+
+    Returns:
+        The tree and everything that is wrong with the text; the tree is an empty mapping if it cannot be read at all.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    empty = Node({}, f"{label}:1")
+    try:
+        root = yaml.compose(text)
+        if root is None:
+            return empty, []
+        reader = _Reader(yaml, label)
+        return reader.read(root, None), reader.problems
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 1
+        found = f"not valid YAML: {error.problem or error.context or 'cannot be read'}"
+        return empty, [Problem(found, where=f"{label}:{line}")]
+    except YAMLError as error:
+        return empty, [Problem(f"not valid YAML: {str(error).splitlines()[0]}", where=f"{label}:1")]
+    except RecursionError:
+        return empty, [Problem("nested too deeply", where=f"{label}:1")]
+
+
+class _Reader:
+    """Turns composed YAML nodes into ours, collecting problems."""
+
+    def __init__(self, yaml: YAML, label: str) -> None:
+        self.yaml = yaml
+        self.label = label
+        self.problems: list[Problem] = []
+        self.count = 0
+        self.open: set[int] = set()
+
+    def place(self, node: Any) -> str:
+        return f"{self.label}:{node.start_mark.line + 1}"
+
+    def bad(self, node: Any, found: str, expected: str = "", remedy: str = "") -> None:
+        self.problems.append(Problem(found, expected, remedy, where=self.place(node)))
+
+    def read(self, node: Any, place: str | None) -> Node:
+        """Convert ``node``; ``place`` is the line of its key, if it has one."""
+        place = place or self.place(node)
+        self.count += 1
+        if id(node) in self.open:
+            self.bad(node, "an alias stands inside its own anchor")
+            return Node(None, place)
+        if self.count > NODE_LIMIT:
+            if self.count == NODE_LIMIT + 1:
+                self.bad(node, f"aliases expand to more than {NODE_LIMIT:,} values")
+            return Node(None, place)
+        self.open.add(id(node))
+        try:
+            if isinstance(node, MappingNode):
+                return Node(self.entries(node), place)
+            if isinstance(node, SequenceNode):
+                return Node([self.read(item, None) for item in node.value], place)
+            return Node(self.scalar(node), place)
+        finally:
+            self.open.discard(id(node))
+
+    def entries(self, node: Any) -> dict[str, Node]:
+        """Read a mapping: keys must be text and differ; ``<<`` gives defaults."""
+        if not str(node.tag).endswith(":map"):
+            self.bad(node, f"tag `{node.tag}` is not allowed", "plain YAML values")
+        own: dict[str, Node] = {}
+        inherited: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            if isinstance(key_node, ScalarNode) and str(key_node.tag) == f"{_TAG}merge":
+                sources = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
+                for source in reversed(sources):
+                    inherited.update(self.read(source, None).mapping)
+                continue
+            key = self.scalar(key_node) if isinstance(key_node, ScalarNode) else None
+            if not isinstance(key, str):
+                shown = key_node.value if isinstance(key_node, ScalarNode) else "a list or mapping"
+                self.bad(key_node, f"key `{shown}` is not text", remedy="put it in quotes")
+                continue
+            if key in own:
+                self.bad(key_node, f"key `{key}` is given twice", f"first at {own[key].place}", "remove one of them")
+                continue
+            own[key] = self.read(value_node, self.place(key_node))
+        return {**inherited, **own}
+
+    def scalar(self, node: Any) -> Any:
+        """Read a scalar; dates stay text, numbers must be finite."""
+        tag = str(node.tag).removeprefix(_TAG)
+        if tag in {"str", "timestamp", "merge", "value"}:
+            return str(node.value)
+        if tag == "null":
+            return None
+        if tag == "bool":
+            return str(node.value).lower() == "true"
+        if tag in {"int", "float"}:
+            try:
+                number = getattr(self.yaml.constructor, f"construct_yaml_{tag}")(node)
+            except ValueError:
+                self.bad(node, f"`{node.value}` is not a number")
+                return None
+            if math.isfinite(number):
+                return number
+            self.bad(node, f"`{node.value}` is not a finite number")
+            return None
+        self.bad(node, f"tag `{node.tag}` is not allowed", "plain YAML values")
+        return None

@@ -1,0 +1,165 @@
+"""What a recipe is once read: data sources, compute, stages.
+
+Owns the types other rows are given. Knows nothing of YAML or of single kinds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from pipeline.recipe.document import Node
+from pipeline.recipe.paths import expand, find, find_files
+from pipeline.stage import Runtime, StageConfig
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+Format = Literal["auto", "text", "messages", "prompt_completion", "sharegpt", "alpaca", "hh", "preference", "prompt"]
+
+
+class DataSource(BaseModel):
+    """Rows from files, from a hub data set, or from an artifact: exactly one of `path`, `hub`, `artifact`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | list[str] | None = Field(None, description="A file, a folder, a glob, or a list of them.")
+    hub: str | None = Field(None, description="Id of a hub data set, `owner/name`.")
+    revision: str | None = Field(None, description="Commit or tag of the hub data set.")
+    subset: str | None = Field(None, description="Configuration of the hub data set.")
+    hub_split: str = Field("train", description="Split of the hub data set.")
+    artifact: str | None = Field(None, description="A stage of this recipe, or a ref of the store.")
+    file: str | None = Field(None, description="Which file of the artifact.")
+    format: Format = Field("auto", description="Layout of the rows; found out when `auto`.")
+    columns: dict[str, str] = Field({}, description="Columns to rename: old name to new name.")
+    on_bad_row: Annotated[Literal["stop", "skip"], Runtime()] = Field(
+        "stop", description="Stop at a bad row, or keep it in a rejects file and go on."
+    )
+    held_out: float = Field(0.0, ge=0, lt=1, description="Share of the prompts split off for evaluation.")
+    limit: int | None = Field(None, gt=0, description="Use only the first rows.")
+    system: str | None = Field(None, description="System message put before every conversation.")
+
+    _files: tuple[Path, ...] | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [name for name in ("path", "hub", "artifact") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"has both `{given[0]}` and `{given[1]}`" if given else "says nowhere to read from"
+            raise ValueError(f"{found}|exactly one of `path`, `hub`, `artifact`")
+        for name, origin in (("revision", "hub"), ("subset", "hub"), ("file", "artifact")):
+            if getattr(self, name) is not None and given[0] != origin:
+                raise ValueError(f"`{name}` is given with `{given[0]}`|only with `{origin}`")
+        return self
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Absolute paths of the files; looked up from the current folder unless a recipe has placed them."""
+        if self._files is None:
+            self.place([Path.cwd()])
+        return self._files or ()
+
+    def place(self, folders: list[Path] | tuple[Path, ...]) -> None:
+        """Find the files of `path` in ``folders``.
+
+        Raises:
+            PipelineError: a path names nothing, or an environment variable in it is not set.
+        """
+        patterns = [self.path] if isinstance(self.path, str) else self.path or []
+        files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
+        self._files = tuple(dict.fromkeys(files))
+
+
+class Compute(BaseModel):
+    """Where and how a stage runs. All of it is runtime, except a precision that is asked for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    processes: int = Field(1, ge=1, description="Processes on each node.")
+    nodes: int = Field(1, ge=1, description="Machines.")
+    zero: int = Field(0, ge=0, le=3, description="ZeRO stage.")
+    offload: Literal["none", "optimizer", "all"] = Field("none", description="What ZeRO keeps in CPU memory.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
+    launcher: Literal["local", "slurm"] = Field("local", description="What starts the processes.")
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Rows a device works on at once; cannot change the result."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; all cores when not given.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device to run on.")
+    activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+
+    def unavailable(self) -> list[tuple[str, str]]:
+        """Return ``(field, only value)`` for settings this version cannot serve yet."""
+        only = {"processes": 1, "nodes": 1, "zero": 0, "offload": "none", "launcher": "local"}
+        return [(name, str(value)) for name, value in only.items() if getattr(self, name) != value]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage of a recipe.
+
+    Attributes:
+        name: of the stage.
+        kind: registered name of its kind.
+        config: of the kind's own class.
+        seed: its own, or the recipe's.
+        compute: the recipe's with the stage's on top.
+        where: ``file:line``.
+    """
+
+    name: str
+    kind: str
+    config: StageConfig
+    seed: int
+    compute: Compute
+    where: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as read, checked and resolved.
+
+    Attributes:
+        name: of the recipe.
+        seed: for stages without their own.
+        data: sources by name; their files are found.
+        stages: by name, in the order of the file.
+        compute: for all stages.
+        profiles: names of the profiles the recipe has.
+        profile: the one in use.
+        trust_remote_code: whether model repositories may run their own Python.
+        store: folder of artifacts the recipe asks for.
+        file: the recipe's file.
+        search_dirs: where relative paths and user functions are looked up, in order.
+        root: the resolved document.
+        broken: names of stages left out because they have problems (never after `load`).
+    """
+
+    name: str
+    seed: int
+    data: dict[str, DataSource]
+    stages: dict[str, StageSpec]
+    compute: Compute
+    profiles: tuple[str, ...]
+    profile: str | None
+    trust_remote_code: bool
+    store: str | None
+    file: Path
+    search_dirs: tuple[Path, ...]
+    root: Node = field(repr=False)
+    broken: frozenset[str] = frozenset()
+
+    def where(self, *keys: str | int) -> str:
+        """Return ``file:line`` of a key, or of the closest thing around it."""
+        return self.root.where(*keys)
+
+    def find(self, path: str) -> Path | None:
+        """Return the absolute path of an existing file or folder, or None."""
+        return find(path, self.search_dirs)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The resolved recipe as plain data: what a manifest records."""
+        plain: dict[str, Any] = self.root.plain()
+        return {**plain, "name": self.name, "seed": self.seed}
