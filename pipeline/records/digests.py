@@ -1,0 +1,173 @@
+"""What the content of a data source is, as one hash that only its rows can change.
+
+Owns the canonical form of a row, the digest of files, and the cache that makes a second look cheap. Knows nothing of
+row formats: every column counts, also those a stage will not use.
+
+A file's digest hashes its rows in their order, each as JSON with sorted keys, so white space, key order, compression
+and the choice between JSON Lines and a JSON list do not count. A source's digest hashes the sorted digests of its
+files, so their order and names do not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.records.files import RawRow, read_rows
+from pipeline.records.sources import Source, files_of, hub_place
+
+VERSION = 1
+"""Raised when the same rows would get another digest; cached digests of other versions are not used."""
+
+SETTLED_S = 0.1
+"""A file changed more recently is not cached: a second change in the same tick of the clock would go unseen."""
+
+
+@dataclass(frozen=True)
+class DataDigest:
+    """What the content of a source is.
+
+    Attributes:
+        digest: 64 hex digits; for a hub source of its id, revision, subset and split, not of its rows.
+        rows: rows found, bad ones included; 0 for a hub source, which is not read.
+        bytes: size of the files as they lie on disk.
+        where: absolute paths of the files, or the place on the hub.
+    """
+
+    digest: str
+    rows: int
+    bytes: int
+    where: list[str]
+
+
+class FileDigest(NamedTuple):
+    """What the content of one file is, and how many rows it has."""
+
+    digest: str
+    rows: int
+
+
+def digest(source: Source, *, cache: Path | None, artifact: Path | None = None) -> DataDigest:
+    """Return what the content of a source is. Bad rows are no error here: they count as the text they are.
+
+    Args:
+        source: where the rows are.
+        cache: folder that remembers the digests of unchanged files; None reads every file.
+        artifact: payload folder, when the source names an artifact.
+
+    Raises:
+        PipelineError: a file cannot be read.
+    """
+    if source.hub is not None:
+        return DataDigest(hub_digest(source), 0, 0, [hub_place(source)])
+    files = files_of(source, artifact)
+    known = DigestCache(cache)
+    found = [known.digest(path) for path in files]
+    known.save()
+    size_bytes = sum(path.stat().st_size for path in files)
+    where = sorted(str(path) for path in files)
+    return DataDigest(combined(one.digest for one in found), sum(one.rows for one in found), size_bytes, where)
+
+
+def hub_digest(source: Source) -> str:
+    """Return the digest of a hub source: of where it is, so that a plan needs no download."""
+    return hashlib.sha256(hub_place(source).encode()).hexdigest()
+
+
+def combined(digests: Iterable[str]) -> str:
+    """Return the digest of files together, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def digest_of(rows: Iterable[RawRow]) -> FileDigest:
+    """Return the digest of the rows of one file."""
+    content = hashlib.sha256()
+    count = 0
+    for row in rows:
+        content.update(canonical(row))
+        count += 1
+    return FileDigest(content.hexdigest(), count)
+
+
+def canonical(row: RawRow) -> bytes:
+    """Return the one form of a row: a line of JSON with sorted keys; a row that cannot be read is its own text."""
+    text = _ENCODER.encode(row.value) if row.value is not None else "!" + _ENCODER.encode(row.raw)
+    return text.encode("ascii") + b"\n"
+
+
+def _plain(value: object) -> str:
+    """Write what Parquet has and JSON has not (dates, bytes, decimals)."""
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+class DigestCache:
+    """Digests of files that have not changed, in one small JSON file that is replaced atomically.
+
+    A file is unchanged when path, size, mtime, ctime and inode are; a writer cannot set ctime back.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = folder / "data-digests.json" if folder else None
+        self._known = self._read()
+        self._new: dict[str, list[Any]] = {}
+
+    def digest(self, path: Path) -> FileDigest:
+        """Return the digest of a file, remembered or made."""
+        if self._file is None or not path.exists():
+            return digest_of(read_rows(path))
+        key, stamp = str(path), _stamp(path)
+        known = self._known.get(key)
+        if isinstance(known, list) and len(known) == 6 and known[:4] == stamp:
+            return FileDigest(str(known[4]), int(known[5]))
+        made = digest_of(read_rows(path))
+        is_settled = time.time_ns() - max(stamp[1], stamp[2]) > SETTLED_S * 1e9
+        if is_settled and _stamp(path) == stamp:
+            self._new[key] = [*stamp, made.digest, made.rows]
+        return made
+
+    def save(self) -> None:
+        """Add what was made to the file; another process's additions since are kept, or at worst made again."""
+        if self._file is None or not self._new:
+            return
+        files = {**self._read(), **self._new}
+        # A store that cannot be written only costs time here; whoever writes artifacts will say so.
+        with contextlib.suppress(OSError):
+            _replace(self._file, json.dumps({"version": VERSION, "files": files}))
+
+    def _read(self) -> dict[str, Any]:
+        if self._file is None:
+            return {}
+        try:
+            held = json.loads(self._file.read_text(encoding="utf-8"))
+            files = held["files"] if held["version"] == VERSION else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return files if isinstance(files, dict) else {}
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,208 @@
+"""Loads a data source in the shape a stage takes: read, check, count, split. No row is dropped without a word.
+
+Owns the order of rows, what happens to bad ones, and `LoadedRows`. Knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import PipelineError, Problem, listed
+from pipeline.records.digests import combined, digest_of, hub_digest
+from pipeline.records.files import RawRow, place, read_rows, shown
+from pipeline.records.formats import FORMATS, detect, shaped
+from pipeline.records.sources import Source, files_of, hub_place, hub_rows
+from pipeline.records.split import split
+from pipeline.records.turns import BadRowError
+from pipeline.stage import Shape
+
+LISTED_BAD_ROWS = 20
+ROWS_FOR_DETECTION = 100
+
+
+@dataclass(frozen=True)
+class LoadedRows:
+    """Checked rows of one shape.
+
+    Attributes:
+        train: rows to learn from.
+        held_out: rows split off by prompt; empty when the source asks for no split.
+        rejected: bad rows left out, each kept in the rejects file.
+        digest: of the source's content, as `digest` gives it.
+    """
+
+    train: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    rejected: int
+    digest: str
+
+
+class _Batch(NamedTuple):
+    """Rows that lie in one place, and so are in one format."""
+
+    name: str  # as messages show it
+    kept_as: str  # as the rejects file shows it: the same on every machine
+    digest: str
+    rows: list[RawRow]
+
+
+class _BadRow(NamedTuple):
+    where: str
+    kept_as: str
+    reason: str
+    row: RawRow
+
+
+def load(
+    source: Source,
+    shape: Shape,
+    *,
+    seed: int,
+    name: str,
+    artifact: Path | None = None,
+    rejects: Path | None = None,
+) -> LoadedRows:
+    """Read a source into checked rows of one shape.
+
+    Rows keep their order in a file; files follow one another in the order of their digests, so that neither names nor
+    the order in the recipe change the result.
+
+    Args:
+        source: where the rows are and how to take them.
+        shape: what the stage needs.
+        seed: of the stage. The split does not depend on it, and nothing else here is random.
+        name: of the source in the recipe.
+        artifact: payload folder, when the source names an artifact.
+        rejects: JSON Lines file for the bad rows of a source that skips them; written only when there are any.
+
+    Raises:
+        PipelineError: a file cannot be read, rows are of no known or of the wrong format, a row is bad and the source
+            stops on bad rows, or no row is left.
+    """
+    if shape == "text" and source.system:
+        raise PipelineError(Problem(f"data {name}: `system` is set", "text rows have no turns", "remove `system`"))
+    batches = _batches(source, artifact)
+    good: list[dict[str, Any]] = []
+    bad: list[_BadRow] = []
+    for batch in batches:
+        _take(batch, source, shape, name, good, bad)
+    if bad and (source.on_bad_row == "stop" or not good):
+        raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, can_skip=bool(good)))
+    if bad and rejects is not None:
+        _write_rejects(bad, rejects)
+    train, held_out = split(good, source.held_out, shape)
+    content = hub_digest(source) if source.hub is not None else combined(batch.digest for batch in batches)
+    return LoadedRows(train, held_out, len(bad), content)
+
+
+def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
+    if source.hub is not None:
+        rows = list(hub_rows(source))
+        if not rows:
+            raise PipelineError(Problem("data set has no rows", "at least one row", "", hub_place(source)))
+        return [_Batch(hub_place(source), hub_place(source), "", rows)]
+    files = files_of(source, artifact)
+    root = Path(os.path.commonpath([path.parent for path in files]))
+    batches = []
+    for path in files:
+        rows = list(read_rows(path))
+        batches.append(_Batch(shown(path), path.relative_to(root).as_posix(), digest_of(rows).digest, rows))
+    return sorted(batches, key=lambda batch: batch.digest)
+
+
+def _take(
+    batch: _Batch, source: Source, shape: Shape, name: str, good: list[dict[str, Any]], bad: list[_BadRow]
+) -> None:
+    """Add the rows of a batch to the good and the bad ones, up to the source's limit of good ones."""
+    row_format = _format_of(batch, source, shape, name)
+    for row in batch.rows:
+        if source.limit is not None and len(good) >= source.limit:
+            return
+        try:
+            if row.value is None:
+                raise BadRowError(row.fault)
+            columns = _renamed(row.value, source.columns) if source.columns else row.value
+            good.append(shaped(columns, row_format, shape, source.system))
+        except BadRowError as fault:
+            where, kept_as = place(batch.name, row.number), place(batch.kept_as, row.number)
+            bad.append(_BadRow(where, kept_as, str(fault), row))
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Rename the columns of a row.
+
+    Raises:
+        BadRowError: a column is missing, or the new name is taken by a column that keeps it.
+    """
+    missing = [old for old in columns if old not in row]
+    if missing:
+        raise BadRowError(f"has no column `{missing[0]}`, expected it by `columns`; it has {listed(row)}")
+    taken = [new for old, new in columns.items() if new in row and new not in columns and new != old]
+    if taken:
+        raise BadRowError(f"has a column `{taken[0]}` already, expected none as `columns` gives another that name")
+    return {columns.get(name, name): value for name, value in row.items()}
+
+
+def _format_of(batch: _Batch, source: Source, shape: Shape, name: str) -> str:
+    """Return the format of a batch's rows, named by the recipe or told by the first rows.
+
+    Raises:
+        PipelineError: it is none, or one that cannot give the shape.
+    """
+    chosen = source.format
+    if chosen == "auto":
+        readable = (row.value for row in batch.rows if row.value is not None)
+        first = [_renamed_where_possible(row, source.columns) for row in islice(readable, ROWS_FOR_DETECTION)]
+        if not first:
+            return next(iter(FORMATS))  # no row can be read: every one is bad whatever the format
+        detected = detect(first, shape)
+        if detected is None:
+            raise PipelineError(_no_format(batch, first[0], name))
+        chosen = detected
+    known = FORMATS[chosen]
+    if shape in known.shapes or (shape in known.asked and source.format != "auto"):
+        return chosen
+    wanted = [other for other, one in FORMATS.items() if shape in one.shapes]
+    found = f"data {name}: rows are of format {chosen}"
+    remedy = f"set `format: {chosen}` to use them so" if shape in known.asked else "name another data source"
+    raise PipelineError(Problem(found, f"{shape} rows (format {' or '.join(wanted)})", remedy, batch.name))
+
+
+def _renamed_where_possible(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    return {columns.get(name, name): value for name, value in row.items()}
+
+
+def _no_format(batch: _Batch, row: Mapping[str, Any], name: str) -> Problem:
+    known = "; ".join(sorted({" + ".join(sorted(one.columns - _OPTIONAL)) for one in FORMATS.values()}))
+    found = f"data {name}: columns {listed(row) or '(none)'} are of no known format"
+    remedy = "rename them with `columns: {theirs: ours}`, or name the `format`"
+    return Problem(found, f"columns {known}", remedy, batch.name)
+
+
+_OPTIONAL = frozenset({"input", "history", "system", "margin"})
+
+
+def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, *, can_skip: bool) -> list[Problem]:
+    remedy = "mend the data"
+    if can_skip:
+        remedy += f", or set `data.{name}.on_bad_row: skip` to leave bad rows out and keep them in a file"
+    if len(bad) == 1:
+        return [Problem(found=f"row {bad[0].reason}", remedy=remedy, where=bad[0].where)]
+    problems = [Problem(found=f"row {one.reason}", where=one.where) for one in bad[:LISTED_BAD_ROWS]]
+    more = f" (the first {LISTED_BAD_ROWS} are listed)" if len(bad) > LISTED_BAD_ROWS else ""
+    return [*problems, Problem(found=f"data {name}: {len(bad)} of {total} rows are bad{more}", remedy=remedy)]
+
+
+def _write_rejects(bad: Iterable[_BadRow], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as out:
+        for one in bad:
+            row = one.row.value if one.row.value is not None else one.row.raw
+            line = {"where": one.kept_as, "reason": one.reason, "row": row}
+            out.write(json.dumps(line, default=str) + "\n")
