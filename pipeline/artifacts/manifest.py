@@ -1,0 +1,286 @@
+"""What an artifact says of itself: `manifest.json`, and the rules every name and path in it must keep.
+
+Owns the schema and its checks: a manifest that could lead outside the store, or that names pickle files, cannot be
+loaded. Knows nothing of folders, locks or remotes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import PipelineError, Problem
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+SHORT = 12
+"""Hex digits of a fingerprint that name an artifact's folder."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"})
+NAME_RULE = "letters, digits, `_`, `.` and `-`, beginning with a letter or digit"
+
+
+def _safe_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"`{name}` is not a name: {NAME_RULE}")
+    return name
+
+
+def _fingerprint(text: str) -> str:
+    if not FINGERPRINT.fullmatch(text):
+        raise ValueError(f"`{text[:80]}` is not a sha256 in 64 lower-case hex digits")
+    return text
+
+
+def _safe_path(path: str) -> str:
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in path or not path.isprintable():
+        raise ValueError(f"`{path}` is not a path inside the artifact")
+    if path == MANIFEST_FILE:
+        raise ValueError(f"`{MANIFEST_FILE}` may not be part of the payload")
+    if PurePosixPath(path).suffix.lower() in PICKLE_SUFFIXES:
+        raise ValueError(f"`{path}` may hold pickled code; only safetensors and plain data are stored")
+    return path
+
+
+Name = Annotated[str, AfterValidator(_safe_name)]
+Sha256 = Annotated[str, AfterValidator(_fingerprint)]
+PayloadPath = Annotated[str, AfterValidator(_safe_path)]
+
+
+class Record(BaseModel):
+    """A part of a manifest: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class InputRecord(Record):
+    """An input as it was when the artifact was made.
+
+    Attributes:
+        field: configuration field that named it.
+        ref: as the recipe wrote it.
+        name: stage name of the artifact, or the folder's or hub repository's name.
+        kind: of the stage that made it, or ``external``.
+        version: number in the store it was read from; None when external.
+        fingerprint: what identifies it, in this and any other store.
+    """
+
+    field: str
+    ref: str
+    name: str
+    kind: str
+    version: int | None = None
+    fingerprint: str
+
+    @property
+    def key(self) -> tuple[str, str] | None:
+        """``(name, fingerprint)`` of the artifact, or None when it cannot be one of a store."""
+        if NAME.fullmatch(self.name) and FINGERPRINT.fullmatch(self.fingerprint) and self.kind != "external":
+            return self.name, self.fingerprint
+        return None
+
+
+class DataRecord(Record):
+    """Rows the artifact was made from.
+
+    Attributes:
+        source: name of the data source in the recipe.
+        digest: of the canonical rows.
+        rows: rows read.
+        rejected: bad rows left out because the recipe said so.
+        where: files, hub id or artifact they came from.
+        artifact: the artifact that held them, when one did; it counts as an ancestor.
+    """
+
+    source: str
+    digest: str
+    rows: int = 0
+    rejected: int = 0
+    where: list[str] = []
+    artifact: InputRecord | None = None
+
+
+class FileRecord(Record):
+    """One file of the payload."""
+
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+def payload_digest(files: Mapping[str, FileRecord]) -> str:
+    """Return the sha256 over the sorted lines ``path sha256`` of a payload."""
+    lines = sorted(f"{path} {record.sha256}\n" for path, record in files.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class Manifest(Record):
+    """All that is known of an artifact.
+
+    Attributes:
+        schema_version: of this file.
+        name: of the stage.
+        kind: of the stage.
+        kind_version: version of that kind.
+        makes: what the artifact can be used as: ``model``, ``tokenizer``, ``reward``, ``report``.
+        version: 1, 2, 3, … per name, in the order of commits to this store.
+        fingerprint: of everything that can change the result.
+        digest: of the payload's bytes.
+        created: ISO time, UTC.
+        recipe: the recipe as resolved.
+        config: the stage's configuration as resolved.
+        seed: for every random generator.
+        runtime: compute settings, which cannot change the result.
+        inputs: artifacts it was made from.
+        data: configuration field to the rows it was made from.
+        files: path to hash and size of each payload file.
+        metrics: final values.
+        best: best values, with the step they were seen at.
+        rows: counts such as ``train`` and ``held_out``.
+        tokens: trained on or generated.
+        seconds: wall time of the stage.
+        trainer_seconds: of which inside the trainer or the evaluation.
+        tokens_per_s: tokens per trainer second.
+        peak_memory_mib: highest resident memory.
+        lineage: what the weights stand on.
+        environment: package versions, commit, device.
+        summary: short sentences for people.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: Name
+    kind: str
+    kind_version: int = 1
+    makes: str
+    version: int = Field(ge=1)
+    fingerprint: Sha256
+    digest: Sha256
+    created: str
+    recipe: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    seed: int = 0
+    runtime: dict[str, Any] = {}
+    inputs: list[InputRecord] = []
+    data: dict[str, DataRecord] = {}
+    files: dict[PayloadPath, FileRecord] = {}
+    metrics: dict[str, float] = {}
+    best: dict[str, float] = {}
+    rows: dict[str, int] = {}
+    tokens: int = 0
+    seconds: float = 0.0
+    trainer_seconds: float = 0.0
+    tokens_per_s: float = 0.0
+    peak_memory_mib: float = 0.0
+    lineage: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    summary: str = ""
+
+    @model_validator(mode="after")
+    def _digest_fits_files(self) -> Self:
+        if payload_digest(self.files) != self.digest:
+            raise ValueError("the digest is not that of the files listed")
+        return self
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """``(name, fingerprint)``: what identifies the artifact in every store."""
+        return self.name, self.fingerprint
+
+    @property
+    def ref(self) -> str:
+        """``name@vN``, which names it in its own store."""
+        return f"{self.name}@v{self.version}"
+
+    @property
+    def short(self) -> str:
+        """First hex digits of the fingerprint: the name of its folder."""
+        return self.fingerprint[:SHORT]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of the payload."""
+        return sum(record.bytes for record in self.files.values())
+
+    @property
+    def parents(self) -> list[InputRecord]:
+        """Everything it was made from that has a record: inputs, then artifacts that held its data."""
+        return [*self.inputs, *(record.artifact for record in self.data.values() if record.artifact is not None)]
+
+    def to_json(self) -> bytes:
+        """Return the bytes of `manifest.json`."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+def parse_manifest(text: bytes | str, where: str) -> Manifest:
+    """Check and return a manifest.
+
+    Args:
+        text: content of a `manifest.json`.
+        where: its place, for the error.
+
+    Raises:
+        PipelineError: not JSON, a newer schema, an unknown key, an unsafe name or path, a wrong digest.
+    """
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        newer = _schema_version(text)
+        if newer > SCHEMA_VERSION:
+            raise PipelineError(
+                Problem(
+                    found=f"manifest has schema version {newer}",
+                    expected=f"this trueup reads up to {SCHEMA_VERSION}",
+                    remedy="upgrade trueup",
+                    where=where,
+                )
+            ) from None
+        raise PipelineError(*problems_of(error, where)) from None
+
+
+def problems_of(error: ValidationError, where: str) -> list[Problem]:
+    """Return one problem for each thing a manifest got wrong."""
+    found = []
+    for item in error.errors(include_url=False, include_input=False):
+        key = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        message = item["msg"].removeprefix("Value error, ")
+        found.append(Problem(found=f"manifest {key}: {message}" if key else f"manifest: {message}", where=where))
+    return found
+
+
+def _schema_version(text: bytes | str) -> int:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return 0
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    return version if isinstance(version, int) else 0
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """Return ``name`` if a store may use it as a folder.
+
+    Raises:
+        PipelineError: it may not.
+    """
+    if not NAME.fullmatch(name):
+        raise PipelineError(Problem(found=f"{what} `{name}`", expected=NAME_RULE))
+    return name
+
+
+def check_fingerprint(fingerprint: str) -> str:
+    """Return ``fingerprint`` if it is a whole one.
+
+    Raises:
+        PipelineError: it is not 64 hex digits.
+    """
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise PipelineError(Problem(found=f"fingerprint `{fingerprint[:80]}`", expected="64 lower-case hex digits"))
+    return fingerprint

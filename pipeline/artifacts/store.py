@@ -1,0 +1,405 @@
+"""The store: a folder of immutable artifacts, shared safely by any number of processes.
+
+    <store>/<name>/<fingerprint12>/         an artifact: payload and manifest.json
+    <store>/.work/<name>-<fingerprint12>/   a stage in progress: payload/  work/  lock
+    <store>/.lock, .tags.json, .versions.json
+
+An artifact appears by one rename, after every byte of it was flushed: whatever is visible is whole. Knows nothing of
+recipes, stages, or what a payload means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.artifacts.card import card
+from pipeline.artifacts.files import (
+    flush,
+    flush_tree,
+    is_locked,
+    is_pickle,
+    locked,
+    move,
+    payload_files,
+    sha256_of,
+    vanish,
+    write_durably,
+)
+from pipeline.artifacts.manifest import (
+    MANIFEST_FILE,
+    PICKLE_SUFFIXES,
+    SHORT,
+    FileRecord,
+    Manifest,
+    check_fingerprint,
+    check_name,
+    parse_manifest,
+    payload_digest,
+    problems_of,
+)
+from pipeline.errors import Interrupted, PipelineError, Problem, listed
+
+CARD_FILE = "README.md"
+_FOLDER = re.compile(rf"[0-9a-f]{{{SHORT}}}")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a stage made.
+
+    Attributes:
+        path: folder with the payload and the manifest.
+        manifest: what it says of itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def ref(self) -> str:
+        """``name@vN``."""
+        return self.manifest.ref
+
+
+class WorkArea:
+    """One stage in progress; its lock is held for as long as the object is in use.
+
+    Attributes:
+        payload: empty at first; becomes the artifact.
+        scratch: checkpoints; what an earlier, killed attempt left is still there.
+        arriving: files of a transfer, kept like `scratch`.
+    """
+
+    def __init__(self, store: Store, name: str, fingerprint: str) -> None:
+        self._store = store
+        self.name = name
+        self.fingerprint = fingerprint
+        self.folder = store.work_folder(name, fingerprint)
+        self.payload = self.folder / "payload"
+        self.scratch = self.folder / "work"
+        self.arriving = self.folder / "arriving"
+        self._replaced = self.folder / "replaced"
+        self.finished = False
+
+    def open(self) -> None:
+        """Undo what a killed attempt left half done and empty the payload."""
+        self.restore()
+        shutil.rmtree(self.payload, ignore_errors=True)
+        self.payload.mkdir(parents=True)
+        self.scratch.mkdir(exist_ok=True)
+
+    def restore(self) -> None:
+        """Put back an artifact whose replacement was cut off between the two renames."""
+        if (self._replaced / MANIFEST_FILE).is_file():
+            final = self._store.folder(self.name, self.fingerprint)
+            with self._store.lock():
+                if not final.exists():
+                    move(self._replaced, final)
+
+    def commit(self, *, replace: bool = False, **fields: Any) -> Artifact:
+        """Turn the payload into an artifact.
+
+        If another process committed the same fingerprint first, its artifact is kept and returned.
+
+        Args:
+            replace: put this payload in the place of an artifact with the same fingerprint, as a new version.
+            **fields: of `Manifest`, all but those the store knows: name, version, fingerprint, digest, created, files.
+
+        Raises:
+            PipelineError: the payload holds pickles, links or unsafe names, or a field is wrong.
+        """
+        known = {"name": self.name, "fingerprint": self.fingerprint, "created": _now()}
+        if fields.get("makes") in ("model", "reward"):
+            self._write_card({**fields, **known})
+        files = self._records(self.payload)
+        manifest = self._manifest({**fields, **known, "files": files, "digest": payload_digest(files), "version": 1})
+        return self.publish(self.payload, manifest, replace=replace)
+
+    def publish(self, payload: Path, manifest: Manifest, *, replace: bool = False, renumber: bool = True) -> Artifact:
+        """Make ``payload`` visible under its final name; its hashes must already be those of ``manifest``.
+
+        Args:
+            payload: folder on the store's file system.
+            manifest: of that payload; its version is chosen here.
+            replace: see `commit`.
+            renumber: false keeps the manifest's version unless another artifact of that name has it.
+        """
+        store = self._store
+        final = store.folder(self.name, self.fingerprint)
+        flush_tree(payload)
+        with store.lock():
+            if final.exists() and not replace:
+                self.finished = True
+                return store.read(final)
+            taken = {artifact.manifest.version for artifact in store.artifacts(self.name)}
+            if renumber or manifest.version in taken:
+                manifest = manifest.model_copy(update={"version": store.next_version(self.name, taken)})
+            text = manifest.to_json()
+            write_durably(payload / MANIFEST_FILE, text)
+            if not final.parent.exists():
+                final.parent.mkdir()
+                flush(store.root)
+            if final.exists():
+                shutil.rmtree(self._replaced, ignore_errors=True)
+                move(final, self._replaced)
+            move(payload, final)
+        self.finished = True
+        return Artifact(final, parse_manifest(text, str(final)))
+
+    def discard(self) -> None:
+        """Give the attempt up: payload and checkpoints go when the area is left."""
+        self.finished = True
+
+    def close(self) -> None:
+        """Remove the area if it was committed or discarded, or holds nothing to resume from."""
+        if self.finished or not (_has_entries(self.scratch) or _has_entries(self.arriving)):
+            vanish(self.folder, self._store.graveyard)
+
+    def _write_card(self, fields: dict[str, Any]) -> None:
+        draft = self._manifest({**fields, "files": {}, "digest": payload_digest({}), "version": 1})
+        chain = self._store.ancestry(draft)
+        (self.payload / CARD_FILE).write_text(card(draft, chain, payload_files(self.payload)), encoding="utf-8")
+
+    def _manifest(self, fields: dict[str, Any]) -> Manifest:
+        try:
+            return Manifest.model_validate(fields)
+        except ValidationError as error:
+            raise PipelineError(*problems_of(error, str(self.payload))) from None
+
+    def _records(self, root: Path) -> dict[str, FileRecord]:
+        try:
+            files = payload_files(root)
+        except ValueError as error:
+            raise PipelineError(Problem(found=str(error), expected="files only", where=str(root))) from None
+        files.pop(MANIFEST_FILE, None)
+        refuse_pickles(files, root)
+        return {path: FileRecord(sha256=sha256_of(file), bytes=file.stat().st_size) for path, file in files.items()}
+
+
+def refuse_pickles(files: dict[str, Path], root: Path) -> None:
+    """Check that no file is a pickle, by its name or its content.
+
+    Raises:
+        PipelineError: some are; all are named.
+    """
+    bad = [path for path, file in files.items() if file.suffix.lower() in PICKLE_SUFFIXES or is_pickle(file)]
+    if bad:
+        raise PipelineError(
+            Problem(
+                found=f"pickle files in the payload: {listed(bad)}",
+                expected="safetensors, because loading a pickle runs code",
+                remedy="save with `save_pretrained`, or keep such files in the scratch folder",
+                where=str(root),
+            )
+        )
+
+
+class Store:
+    """A folder of artifacts.
+
+    Attributes:
+        root: the folder; made when first written to.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        if "://" in str(root):
+            raise PipelineError(
+                Problem(
+                    found=f"store `{root}` is a URL",
+                    expected="a local folder",
+                    remedy="work in a local store and move artifacts with `trueup push` and `trueup pull`",
+                )
+            )
+        self.root = Path(root).expanduser().resolve()
+        self.graveyard = self.root / ".work" / ".removed"
+
+    def folder(self, name: str, fingerprint: str) -> Path:
+        """Return where an artifact is, or would be."""
+        return self.root / check_name(name) / check_fingerprint(fingerprint)[:SHORT]
+
+    def work_folder(self, name: str, fingerprint: str) -> Path:
+        """Return where a stage in progress is, or would be."""
+        return self.root / ".work" / f"{check_name(name)}-{check_fingerprint(fingerprint)[:SHORT]}"
+
+    def find(self, name: str, fingerprint: str) -> Artifact | None:
+        """Return the artifact with this name and fingerprint, if there is one.
+
+        Raises:
+            PipelineError: its manifest cannot be read, or its folder is that of another fingerprint.
+        """
+        path = self.folder(name, fingerprint)
+        if not (path / MANIFEST_FILE).is_file():
+            return None
+        artifact = self.read(path)
+        if artifact.manifest.key != (name, fingerprint):
+            raise PipelineError(
+                Problem(
+                    found=f"folder holds {artifact.manifest.name} {artifact.manifest.fingerprint}",
+                    expected=f"{name} {fingerprint}",
+                    remedy="move that folder away",
+                    where=str(path),
+                )
+            )
+        return artifact
+
+    def read(self, path: Path) -> Artifact:
+        """Return the artifact in a folder."""
+        file = path / MANIFEST_FILE
+        try:
+            return Artifact(path, parse_manifest(file.read_bytes(), str(file)))
+        except OSError as error:
+            raise PipelineError(Problem(found=f"cannot read the manifest: {error.strerror}", where=str(file))) from None
+
+    def names(self) -> list[str]:
+        """Return names that have at least one artifact."""
+        return sorted({path.parent.name for path in self._folders("*")})
+
+    def artifacts(self, name: str | None = None) -> list[Artifact]:
+        """Return artifacts, of one name or all, by name and version. Reads manifests only."""
+        pattern = "*" if name is None else check_name(name)
+        found = [self.read(path) for path in self._folders(pattern)]
+        return sorted(found, key=lambda artifact: (artifact.manifest.name, artifact.manifest.version))
+
+    def _folders(self, pattern: str) -> list[Path]:
+        candidates = self.root.glob(f"{pattern}/*/{MANIFEST_FILE}")
+        paths = (file.parent for file in candidates)
+        return [path for path in paths if _FOLDER.fullmatch(path.name) and not path.parent.name.startswith(".")]
+
+    def ancestry(self, manifest: Manifest) -> list[Manifest]:
+        """Return the manifests in this store that ``manifest`` was made from, directly or not, nearest first."""
+        found: dict[tuple[str, str], Manifest] = {}
+        queue = [manifest]
+        while queue:
+            for record in queue.pop(0).parents:
+                if record.key is None or record.key in found:
+                    continue
+                artifact = self.find(*record.key)
+                if artifact is not None:
+                    found[record.key] = artifact.manifest
+                    queue.append(artifact.manifest)
+        return list(found.values())
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock of the whole store, for the instant of a change to what is visible."""
+        with locked(self.root / ".lock"):
+            yield
+
+    @contextlib.contextmanager
+    def work(
+        self,
+        name: str,
+        fingerprint: str,
+        *,
+        waiting: Callable[[], None] | None = None,
+        stopping: Callable[[], bool] | None = None,
+    ) -> Iterator[WorkArea]:
+        """Hold one stage's area: no other process makes the same artifact meanwhile.
+
+        Args:
+            name: of the stage.
+            fingerprint: of the stage.
+            waiting: called once if another process is at it; look into the store again after the wait.
+            stopping: asked while waiting; true ends the wait.
+
+        Raises:
+            Interrupted: ``stopping`` said so.
+        """
+        area = WorkArea(self, name, fingerprint)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(area.folder / "lock", waiting=waiting, stopping=stopping))
+            except InterruptedError:
+                raise Interrupted(Problem("stopped while waiting for another run of this stage", stage=name)) from None
+            area.open()
+            try:
+                yield area
+            finally:
+                area.close()
+
+    def resumable(self, name: str, fingerprint: str) -> bool:
+        """Return whether an earlier attempt left checkpoints."""
+        return _has_entries(self.work_folder(name, fingerprint) / "work")
+
+    def running(self) -> list[str]:
+        """Return stages some process is at now, as ``name-fingerprint12``."""
+        return sorted(lock.parent.name for lock in self.root.glob(".work/*/lock") if is_locked(lock))
+
+    def verify(self, artifact: Artifact) -> list[Problem]:
+        """Hash every file again and return what does not fit the manifest."""
+        where = str(artifact.path)
+        try:
+            present = payload_files(artifact.path)
+        except ValueError as error:
+            return [Problem(found=str(error), expected="a file", where=where)]
+        present.pop(MANIFEST_FILE, None)
+        problems = [
+            Problem(found=f"`{path}` is not in the manifest", remedy="remove it", where=where)
+            for path in present
+            if path not in artifact.manifest.files
+        ]
+        for path, record in artifact.manifest.files.items():
+            if path not in present:
+                problems.append(Problem(found=f"`{path}` is missing", remedy=_REPAIR, where=where))
+            elif (size := present[path].stat().st_size) != record.bytes:
+                problems.append(
+                    Problem(f"`{path}` has {size:,} bytes", f"{record.bytes:,}", remedy=_REPAIR, where=where)
+                )
+            elif (found := sha256_of(present[path])) != record.sha256:
+                problems.append(
+                    Problem(f"`{path}` has sha256 {found[:12]}…", f"{record.sha256[:12]}…", _REPAIR, where=where)
+                )
+        return problems
+
+    def remove(self, artifact: Artifact) -> None:
+        """Remove an artifact at once; whether something still needs it is the caller's question (see `lineage.gc`)."""
+        with self.lock():
+            self.forget(artifact)
+
+    def forget(self, artifact: Artifact) -> None:
+        """Remove an artifact; the caller holds the store's lock. Its version number is never given again."""
+        name, version = artifact.manifest.name, artifact.manifest.version
+        highest = self._highest_versions()
+        if version > highest.get(name, 0):
+            highest[name] = version
+            write_durably(self.root / ".versions.json", json.dumps(highest, indent=1, sort_keys=True).encode())
+        vanish(self.folder(*artifact.manifest.key), self.graveyard)
+        with contextlib.suppress(OSError):
+            self.folder(*artifact.manifest.key).parent.rmdir()
+
+    def next_version(self, name: str, taken: set[int]) -> int:
+        """Return the version the next artifact of a name gets."""
+        return max(self._highest_versions().get(name, 0), *taken, 0) + 1
+
+    def _highest_versions(self) -> dict[str, int]:
+        file = self.root / ".versions.json"
+        if not file.is_file():
+            return {}
+        versions: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+        return versions
+
+
+_REPAIR = "pull it again, or run its stage with --force"
+
+
+def _has_entries(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
