@@ -1,4 +1,8 @@
-"""Scores of a reward model over many sequences, bucketed by length."""
+"""Scores of a reward model, one number per sequence.
+
+Owns the batching: sequences sorted by length, right-padded, a budget of tokens per forward pass. Knows nothing of
+prompts or of what the scores are for.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +11,36 @@ from typing import Any
 
 import torch
 
-TOKEN_BUDGET = 8192
-"""Tokens, padding included, of one forward."""
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.batching import length_batches
+from pipeline.models.decode import evaluating
 
 
-@torch.inference_mode()
-def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, token_budget: int = TOKEN_BUDGET) -> list[float]:
-    """Return one score per sequence of token ids, in the order given.
+def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 8192) -> list[float]:
+    """Return the model's score of each sequence of token ids, in their order.
 
     Args:
-        model: sequence classification model with one label, see `load_reward_model`.
-        sequences: prompt and response of each row, as ids; not empty.
-        pad_id: the model's padding token.
-        token_budget: tokens of one forward, padding included.
+        model: a sequence classification model with one label.
+        sequences: prompt and response together, each non-empty.
+        pad_id: the model's padding id.
+        token_budget: padded tokens in one forward pass.
+
+    Raises:
+        PipelineError: a sequence is empty.
     """
-    model.eval()
-    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
+    empty = [row for row, sequence in enumerate(sequences) if not sequence]
+    if empty:
+        raise PipelineError(Problem(f"sequence {empty[0]} is empty", "at least one token", "remove the row"))
     scores = [0.0] * len(sequences)
-    device = next(model.parameters()).device
-    for batch in token_batches([len(sequences[row]) for row in order], token_budget):
-        rows = [order[i] for i in batch]
-        longest = max(len(sequences[row]) for row in rows)
-        ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(sequences[row])] = torch.tensor(sequences[row])
-            mask[i, : len(sequences[row])] = 1
-        logits_B1 = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-        for row, value in zip(rows, logits_B1.squeeze(-1).float().tolist(), strict=True):
-            scores[row] = value
+    with evaluating(model), torch.inference_mode():
+        for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
+            width = max(len(sequences[row]) for row in rows)
+            fill = [width - len(sequences[row]) for row in rows]
+            ids = [[*sequences[row], *[pad_id] * extra] for row, extra in zip(rows, fill, strict=True)]
+            mask = [[1] * (width - extra) + [0] * extra for extra in fill]
+            output = model(
+                input_ids=torch.tensor(ids, device=model.device), attention_mask=torch.tensor(mask, device=model.device)
+            )
+            for row, value in zip(rows, output.logits[:, 0].float().tolist(), strict=True):
+                scores[row] = value
     return scores
-
-
-def token_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Cut ascending ``lengths`` into batches whose padded size stays within ``token_budget``; at least one row each."""
-    batches: list[list[int]] = []
-    current: list[int] = []
-    for i, length in enumerate(lengths):
-        if current and (len(current) + 1) * length > token_budget:
-            batches.append(current)
-            current = []
-        current.append(i)
-    if current:
-        batches.append(current)
-    return batches

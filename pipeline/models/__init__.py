@@ -1,0 +1,1 @@
+"""Models: loading and saving, adapters, the chat format, sampling and log-probabilities."""

@@ -1,0 +1,37 @@
+"""What a recipe says about an adapter: the `adapter:` block of every training stage.
+
+Owns the words; `adapters.py` turns them into `peft`. Torch-free, since recipes are checked with it.
+
+Reference: LoRA, Hu et al. 2021, arXiv:2106.09685; QLoRA, Dettmers et al. 2023, arXiv:2305.14314.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.stage import StageConfig
+
+
+class Adapter(StageConfig):
+    """A low-rank adapter (LoRA): only two thin matrices per layer are trained.
+
+    Attributes:
+        r: rank of the two matrices.
+        alpha: the update is scaled by ``alpha / r``; ``2 * r`` when omitted.
+        dropout: on the input of the adapter.
+        targets: ``all-linear``, or names of the layers that get one.
+        quantize: load the frozen weights in 4 or 8 bits (needs a GPU and bitsandbytes).
+    """
+
+    r: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[int, Field(ge=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    quantize: Literal["4bit", "8bit"] | None = None
+
+    @property
+    def scale_alpha(self) -> int:
+        """The alpha in force."""
+        return 2 * self.r if self.alpha is None else self.alpha

@@ -1,0 +1,23 @@
+"""Which rows go through a model together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+
+def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Yield row indices of similar length whose padded size stays within a budget.
+
+    Args:
+        lengths: tokens of each row.
+        token_budget: padded tokens of a batch; a longer row goes alone.
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        # Rows come in rising length: the newest is the width of the batch.
+        if batch and (len(batch) + 1) * lengths[row] > token_budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,297 @@
+"""Models and tokenizers: from an artifact, a folder or a hub into memory, and back to files.
+
+Owns what is safe to load (safetensors only, no code of the repository unless the recipe allows it) and how weights are
+written (the same weights give the same bytes). Knows nothing of training. What an artifact looks like:
+
+    model.safetensors, config.json, generation_config.json     full weights, loadable by plain `transformers`
+    tokenizer.json, tokenizer_config.json, chat_template.jinja
+    adapter/                                                   the LoRA adapter those weights contain, if there is one
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
+from transformers.utils import logging as transformers_logging
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.adapters import save_adapter_and_merge
+from pipeline.stage import ResolvedInput
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Quantize = Literal["4bit", "8bit"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Source(NamedTuple):
+    """Where `transformers` finds something: a folder or hub id, and the revision of the latter."""
+
+    place: str
+    revision: str | None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is on this machine."""
+        return Path(self.place).is_dir()
+
+
+def source_of(model_input: ResolvedInput) -> Source:
+    """Split ``owner/name@revision``; a folder is taken as it is.
+
+    Raises:
+        PipelineError: a path that does not exist.
+    """
+    path = model_input.path
+    if Path(path).is_dir():
+        return Source(path, None)
+    if Path(path).is_absolute() or path.startswith("."):
+        raise PipelineError(Problem(f"no folder {path}", "a folder with a model", f"check `{model_input.ref}`"))
+    place, _, revision = path.partition("@")
+    return Source(place, revision or None)
+
+
+def load_tokenizer(model_input: ResolvedInput, trust_remote_code: bool = False) -> Any:
+    """Load a tokenizer; one without a padding token pads with its end token.
+
+    Raises:
+        PipelineError: none there, or it needs code of its own that the recipe does not allow.
+    """
+    source = source_of(model_input)
+    with _quiet(), _explained(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.place, revision=source.revision, trust_remote_code=trust_remote_code
+        )
+    if tokenizer.eos_token_id is None:
+        raise PipelineError(Problem(f"the tokenizer of {source.place} has no end token", "an eos_token"))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(
+    model_input: ResolvedInput,
+    dtype: Precision = "fp32",
+    trust_remote_code: bool = False,
+    *,
+    quantize: Quantize | None = None,
+) -> Any:
+    """Load a causal language model.
+
+    Args:
+        model_input: artifact, folder or hub id.
+        dtype: of the weights in memory.
+        trust_remote_code: whether the repository may run its own Python.
+        quantize: load the weights in 4 or 8 bits; needs bitsandbytes and a GPU.
+
+    Raises:
+        PipelineError: no safetensors, weights missing, code not allowed.
+    """
+    source = source_of(model_input)
+    _refuse_unsafe(source)
+    extra = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    with _quiet(), _explained(source, "model"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.place,
+            revision=source.revision,
+            dtype=_DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **extra,
+        )
+    _refuse_missing(source, info["missing_keys"], allowed=())
+    return model
+
+
+def load_reward_model(
+    model_input: ResolvedInput,
+    tokenizer: Any,
+    *,
+    seed: int = 0,
+    dtype: Precision = "fp32",
+    trust_remote_code: bool = False,
+    quantize: Quantize | None = None,
+) -> Any:
+    """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
+
+    From a causal model the head is new: normal with variance 1 / (hidden size + 1), drawn from ``seed``, so that
+    scores start small. The score is read at the last token that is not padding; ``tokenizer``
+    gives the padding id.
+
+    Raises:
+        PipelineError: as `load_causal_lm`.
+
+    Reference: Stiennon et al. 2020, arXiv:2009.01325, appendix B (initial weights of the head).
+    """
+    source = source_of(model_input)
+    _refuse_unsafe(source)
+    extra = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    with _quiet(), _explained(source, "model"):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.place,
+            revision=source.revision,
+            num_labels=1,
+            dtype=_DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **extra,
+        )
+    head_is_new = "score.weight" in info["missing_keys"]
+    _refuse_missing(source, info["missing_keys"], allowed=("score.weight",))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if head_is_new:
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.empty(model.score.weight.shape, dtype=torch.float32)
+        weight.normal_(0.0, (weight.shape[-1] + 1) ** -0.5, generator=generator)
+        with torch.no_grad():
+            model.score.weight.copy_(weight)
+    return model
+
+
+def save_model(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write full weights, tokenizer and chat template into ``out``; an adapter is written beside its merged weights.
+
+    A `peft` model is merged and must not be used afterwards.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        if isinstance(model, PeftModel):
+            model = save_adapter_and_merge(model, out / "adapter")
+        _set_generation(model, tokenizer)
+        model.save_pretrained(out)
+        save_tokenizer(tokenizer, out)
+
+
+def save_tokenizer(tokenizer: Any, out: Path) -> None:
+    """Write the tokenizer and its chat template, without the truncation and padding its last call left switched on."""
+    out.mkdir(parents=True, exist_ok=True)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    for where_from in ("is_local", "local_files_only", "name_or_path", "_commit_hash"):
+        tokenizer.init_kwargs.pop(where_from, None)
+    with _quiet():
+        tokenizer.save_pretrained(out)
+
+
+def _set_generation(model: Any, tokenizer: Any) -> None:
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if not hasattr(model, "generation_config") or model.generation_config is None:
+        return
+    known = model.generation_config.eos_token_id
+    eos = [known] if isinstance(known, int) else list(known or [])
+    if tokenizer.eos_token_id not in eos:
+        eos = [tokenizer.eos_token_id]
+    kept = {"eos_token_id": eos[0] if len(eos) == 1 else eos, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, **kept)
+    model.config.eos_token_id = kept["eos_token_id"]
+
+
+def _quantization(quantize: Quantize, dtype: Precision) -> BitsAndBytesConfig:
+    if not torch.cuda.is_available():
+        raise PipelineError(
+            Problem(f"adapter.quantize is {quantize}", "a CUDA GPU", "remove `quantize` to train on a CPU")
+        )
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_DTYPES[dtype],
+    )
+
+
+def _refuse_unsafe(source: Source) -> None:
+    if not source.is_folder:
+        return
+    folder = Path(source.place)
+    if any(folder.glob("*.safetensors")):
+        return
+    unsafe = sorted(path.name for pattern in _UNSAFE for path in folder.glob(pattern))
+    if unsafe:
+        found, remedy = f"{folder} holds only {unsafe[0]}", "convert the weights to safetensors"
+    elif (folder / "adapter_model.safetensors").exists() or (folder / "adapter_config.json").exists():
+        found, remedy = f"{folder} holds an adapter alone", "merge it into its base and name that folder"
+    else:
+        found, remedy = f"{folder} holds no weights", "name the folder of a model"
+    raise PipelineError(Problem(found, "model.safetensors", remedy))
+
+
+def _refuse_missing(source: Source, missing: set[str], *, allowed: tuple[str, ...]) -> None:
+    lost = sorted(set(missing) - set(allowed))
+    if lost:
+        found = f"the weights of {source.place} lack {len(lost)} tensors, first {lost[0]}"
+        raise PipelineError(
+            Problem(found, "all tensors of the architecture in config.json", "download the model again")
+        )
+
+
+@contextmanager
+def _explained(source: Source, what: str) -> Iterator[None]:
+    """Turn what `transformers` raises for a bad or unreachable repository into one line."""
+    try:
+        yield
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            found = f"{source.place} runs Python of its own to load its {what}"
+            remedy = "read that code, then set `trust_remote_code: true` in the recipe"
+            raise PipelineError(Problem(found, "not allowed by this recipe", remedy)) from error
+        if "safetensors" in text:
+            remedy = "convert the weights to safetensors"
+            raise PipelineError(
+                Problem(f"{source.place} has no safetensors weights", "model.safetensors", remedy)
+            ) from error
+        reason = text[:200]
+        expected = "a folder or a hub id with one" if source.is_folder else "a reachable hub id, or a local folder"
+        raise PipelineError(Problem(f"cannot load the {what} of {source.place}: {reason}", expected)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars and advice of `transformers` off the terminal, then restore them."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+__all__ = [
+    "Precision",
+    "Quantize",
+    "Source",
+    "load_causal_lm",
+    "load_reward_model",
+    "load_tokenizer",
+    "save_model",
+    "save_tokenizer",
+    "source_of",
+]
