@@ -1,0 +1,164 @@
+"""The loss curve of a training stage: its numbers as JSONL and its picture as SVG.
+
+Owns `metrics.jsonl` and `loss.svg`, whose bytes depend on the training alone: everything a clock or a memory gauge
+gave is left out. Knows nothing of trainers beyond the list of dicts they log.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.estimate import rounded
+
+_NOT_REPRODUCIBLE = re.compile(r"runtime|per_second|_time$|^time|seconds|memory|mem_|timestamp|date|tokens_per_s", re.I)
+_TRAIN, _EVAL, _RATE = "loss", "eval_loss", "learning_rate"
+_SMOOTH_FROM = 40
+_MOST_POINTS = 2_000
+
+Row = dict[str, int | float | str | bool | None]
+
+
+def metric_rows(history: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return a trainer's log without what differs between two equal runs.
+
+    Rows keep their order and lose every wall-clock and memory entry, and everything that is not a plain value; a row
+    left with nothing but its step is dropped. A number that is not finite becomes null.
+
+    Args:
+        history: ``log_history`` of a trainer, or any rows with a ``step``.
+    """
+    rows = []
+    for entry in history:
+        row: Row = {}
+        for key in sorted(entry, key=lambda name: (name not in ("step", "epoch"), name != "step", name)):
+            value = _plain(entry[key])
+            if value is not _NOTHING and not _NOT_REPRODUCIBLE.search(key):
+                row[key] = value
+        if set(row) - {"step", "epoch"}:
+            rows.append(row)
+    return rows
+
+
+def write_curve(history: Iterable[Mapping[str, Any]], folder: Path, *, title: str) -> list[Path]:
+    """Write `metrics.jsonl` and, when a loss was logged, `loss.svg`.
+
+    Args:
+        history: ``log_history`` of a trainer.
+        folder: made when missing.
+        title: of the picture, e.g. the stage's name.
+
+    Returns:
+        The files written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = metric_rows(history)
+    written = [folder / "metrics.jsonl"]
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+    written[0].write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if _points(rows, _TRAIN) or _points(rows, _EVAL):
+        written.append(draw_curve(rows, folder / "loss.svg", title=title))
+    return written
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
+    """Draw training loss, held-out loss, and the learning rate on a second axis.
+
+    Args:
+        rows: from `metric_rows`.
+        path: of the SVG.
+        title: of the picture.
+    """
+    from pipeline.evaluation.drawing import INK, MUTED, PALETTE, new_figure, plain, save, style
+
+    train, held_out, rate = _points(rows, _TRAIN), _points(rows, _EVAL), _points(rows, _RATE)
+    blue, orange = PALETTE[0], PALETTE[4]
+    with style():
+        figure = new_figure(7.6, 3.6)
+        axes: Any = figure.add_subplot()
+        if len(rate) > 1:
+            beside: Any = axes.twinx()
+            axes.set_zorder(beside.get_zorder() + 1)
+            axes.patch.set_visible(False)
+            beside.plot(*_columns(rate), color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="learning rate")
+            beside.set_ylim(0, 1.08 * max(value for _, value in rate) or 1)
+            beside.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=False)
+            beside.set_ylabel("learning rate", color=MUTED)
+            beside.tick_params(axis="y", length=0, labelcolor=MUTED)
+            beside.spines["left"].set_visible(False)
+        if train:
+            is_long = len(train) >= _SMOOTH_FROM
+            axes.plot(*_columns(train), color=blue, linewidth=0.8 if is_long else 1.8, alpha=0.3 if is_long else 1)
+            trend = _smoothed(train) if is_long else train
+            axes.plot(*_columns(trend), color=blue, linewidth=1.8, label="training (smoothed)" if is_long else "training")
+        if held_out:
+            axes.plot(*_columns(held_out), "o-", color=orange, linewidth=1.6, markersize=4.5, label="held out")
+            step, value = min(held_out, key=lambda point: (point[1], point[0]))
+            axes.annotate(f"{value:.3f}", (step, value), xytext=(0, 8), textcoords="offset points", ha="center", color=INK)
+        low, high = _limits([value for _, value in (*train, *held_out)])
+        axes.set_ylim(low, high)
+        axes.grid(axis="y")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        figure.legend(loc="outside lower center", ncols=3, handlelength=1.8)
+        axes.set_title(plain(title))
+        return save(figure, path, title=f"Loss of {title}")
+
+
+class _Nothing:
+    """A value that is no plain value."""
+
+
+_NOTHING = _Nothing()
+
+
+def _plain(value: Any) -> int | float | str | bool | None | _Nothing:
+    """Return a value as JSON can hold it; numpy scalars become numbers."""
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+        value = value.item()
+    if isinstance(value, float):
+        return rounded(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else _NOTHING
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return (step, value), the last value of a step winning, at most `_MOST_POINTS` of them evenly spread."""
+    found = {row["step"]: row[key] for row in rows if isinstance(row.get(key), int | float) and "step" in row}
+    points = sorted(found.items())
+    if len(points) > _MOST_POINTS:
+        points = [points[round(i * (len(points) - 1) / (_MOST_POINTS - 1))] for i in range(_MOST_POINTS)]
+    return points
+
+
+def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return an exponential moving average over about a thirtieth of the points, unbiased at the start."""
+    keep = 1 - 1 / max(4.0, len(points) / 30)
+    mean, weight, trend = 0.0, 0.0, []
+    for step, value in points:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        trend.append((step, mean / weight))
+    return trend
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return axis limits that a few first, huge values do not stretch."""
+    ordered = sorted(values)
+    top = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if len(ordered) >= _SMOOTH_FROM else ordered[-1]
+    bottom = ordered[0]
+    room = 0.12 * (top - bottom) or 0.1 * abs(top) or 0.1
+    # Losses are read from zero where that costs little height.
+    low = 0.0 if 0 <= bottom < 0.5 * top else bottom - room
+    return low, top + room
+
+
+def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]

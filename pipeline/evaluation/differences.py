@@ -1,0 +1,111 @@
+"""Two models on the same prompts: the mean difference, its interval, and an exact or permutation p-value.
+
+Owns paired tests. Knows nothing of what was scored.
+
+Shape legend: N prompts, S samples per prompt, P sign patterns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.evaluation.estimate import Delta
+from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, Method, mean_interval, observations
+
+PATTERNS = 10_000
+_EXACT_UP_TO = 14
+_CELLS_AT_ONCE = 4_000_000
+
+
+def paired_difference(
+    policy: ArrayLike,
+    baseline: ArrayLike,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    method: Method = "bca",
+    bounds: tuple[float, float] | None = None,
+) -> Delta:
+    """Return mean(policy - baseline) over prompts, with interval and p-value.
+
+    The p-value is the exact McNemar test when every score is 0 or 1, the sign-flip permutation test otherwise.
+
+    Args:
+        policy: scores, shape (N,) or (N, S).
+        baseline: scores on the same prompts in the same order, shape (N,) or (N, T).
+        seed: of the resampling and the permutations.
+        resamples: of the bootstrap.
+        level: confidence level.
+        method: of the bootstrap.
+        bounds: smallest and largest possible score; used when no prompt differs from another.
+
+    Raises:
+        PipelineError: the two do not have as many prompts.
+    """
+    policy_N, baseline_N = paired(policy, baseline)
+    differences_N = policy_N - baseline_N
+    reach = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+    estimate = mean_interval(
+        differences_N, seed=seed, resamples=resamples, level=level, method=method, bounds=reach
+    )
+    is_binary = bool(np.isin(policy_N, (0, 1)).all() and np.isin(baseline_N, (0, 1)).all())
+    p_value = exact_mcnemar(policy_N, baseline_N) if is_binary else sign_flip(differences_N, seed=seed)
+    return Delta(**estimate.model_dump(), p_value=p_value)
+
+
+def exact_mcnemar(policy: ArrayLike, baseline: ArrayLike) -> float:
+    """Return the two-sided exact p-value for paired 0/1 scores.
+
+    Only prompts on which the two disagree count: under no difference each is a fair coin.
+
+    Reference: McNemar (1947), Note on the sampling error of the difference between correlated proportions.
+    """
+    policy_N, baseline_N = paired(policy, baseline)
+    return sign_test(int((policy_N > baseline_N).sum()), int((policy_N < baseline_N).sum()))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the two-sided exact p-value of ``wins`` against ``losses``; ties are left out."""
+    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def sign_flip(differences: ArrayLike, *, seed: int, patterns: int = PATTERNS) -> float:
+    """Return the two-sided p-value of a zero mean when each difference could as well have had the other sign.
+
+    Exact, over all patterns of signs, when at most 14 differences are not zero; else ``patterns`` random ones.
+
+    Reference: Fisher (1935), The Design of Experiments, §21; Phipson and Smyth (2010) for the added one.
+    """
+    values_N = observations(differences)
+    values_N = values_N[values_N != 0]
+    if len(values_N) == 0:
+        return 1.0
+    observed = abs(float(values_N.sum())) * (1 - 1e-12)  # equal sums must count although summed in another order
+    if len(values_N) <= _EXACT_UP_TO:
+        bits_PN = (np.arange(2 ** len(values_N))[:, None] >> np.arange(len(values_N))) & 1
+        return float(np.mean(np.abs((1 - 2 * bits_PN) @ values_N) >= observed))
+    random = np.random.default_rng(seed)
+    step = max(1, _CELLS_AT_ONCE // len(values_N))
+    extreme = 0
+    for start in range(0, patterns, step):
+        bits_PN = random.integers(0, 2, size=(min(step, patterns - start), len(values_N)), dtype=np.int8)
+        extreme += int((np.abs((1 - 2 * bits_PN) @ values_N) >= observed).sum())
+    return (1 + extreme) / (1 + patterns)
+
+
+def paired(policy: ArrayLike, baseline: ArrayLike) -> tuple[Floats, Floats]:
+    """Return one score per prompt for both.
+
+    Raises:
+        PipelineError: the two do not have as many prompts.
+    """
+    policy_N, baseline_N = observations(policy), observations(baseline)
+    if len(policy_N) != len(baseline_N):
+        raise PipelineError(
+            Problem(f"{len(policy_N)} scores against {len(baseline_N)}", "the same prompts for both, in the same order")
+        )
+    return policy_N, baseline_N

@@ -1,0 +1,118 @@
+"""The figures of a report: win rates, correctness by task, and reward against gold over KL.
+
+Owns what each figure shows. Knows nothing of how the numbers came about: it draws a `Report`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.drawing import INK, MUTED, RULE, colours, new_figure, plain, save, style
+from pipeline.evaluation.estimate import Estimate, percent_interval
+from pipeline.evaluation.report import Report
+
+_MOST_BARS_WIDE = 14.0
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Draw every figure the report has numbers for; return the files written."""
+    written = []
+    with style():
+        if any(metrics.win_rate for metrics in report.models.values()):
+            written.append(_win_rates(report, folder / "win_rates.svg"))
+        if report.task_names:
+            written.append(_tasks(report, folder / "tasks.svg"))
+        if len(_frontier(report)) >= 2:
+            written.append(_reward_gold(report, folder / "reward_gold.svg"))
+    return written
+
+
+def _win_rates(report: Report, path: Path) -> Path:
+    """Dots with intervals, one row per model, the value written beside it."""
+    shown = {name: m.win_rate for name, m in report.models.items() if m.win_rate}
+    colour = colours(list(report.models), report.baseline)
+    figure = new_figure(7.6, 1.1 + 0.46 * len(shown))
+    axes = figure.add_subplot()
+    for row, (name, rate) in enumerate(shown.items()):
+        _whisker(axes, 100 * rate.value, row, rate, colour[name])
+        axes.text(102, row, percent_interval(rate), va="center", ha="left", color=INK, clip_on=False)
+    axes.axvline(50, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_yticks(range(len(shown)), [plain(name) for name in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([0, 25, 50, 75, 100], ["0 %", "25 %", "50 %\nno preference", "75 %", "100 %"])
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    judge = "gold function" if report.judge == "gold" else "reward model"
+    axes.set_title(f"Win rate against {plain(report.baseline)}, judged by the {judge}")
+    return save(figure, path, title="Win rates")
+
+
+def _whisker(axes: Any, value: float, row: float, estimate: Estimate, colour: str) -> None:
+    axes.hlines(row, 100 * estimate.low, 100 * estimate.high, color=colour, linewidth=2.4, zorder=3)
+    axes.plot([value], [row], "o", color=colour, markersize=8, markeredgecolor="white", markeredgewidth=1, zorder=4)
+
+
+def _tasks(report: Report, path: Path) -> Path:
+    """Grouped bars with intervals; a mark above a bar that is below the baseline beyond noise."""
+    names = sorted((name for name, m in report.models.items() if m.tasks), key=lambda name: name != report.baseline)
+    tasks = report.task_names
+    colour = colours(list(report.models), report.baseline)
+    bar = 0.82 / len(names)
+    figure = new_figure(min(_MOST_BARS_WIDE, max(7.6, 0.9 + len(tasks) * (0.35 + 0.17 * len(names)))), 3.7)
+    axes = figure.add_subplot()
+    for place, name in enumerate(names):
+        found = report.models[name].tasks
+        rows = [(group, found[task]) for group, task in enumerate(tasks) if task in found]
+        x = [group + (place - (len(names) - 1) / 2) * bar for group, _ in rows]
+        heights = [100 * each.correct.value for _, each in rows]
+        axes.bar(x, heights, width=bar * 0.9, color=colour[name], label=plain(name), zorder=2)
+        lows = [100 * each.correct.low for _, each in rows]
+        highs = [100 * each.correct.high for _, each in rows]
+        axes.vlines(x, lows, highs, color=INK, linewidth=0.9, alpha=0.75, zorder=3)
+        for position, high, (_, each) in zip(x, highs, rows, strict=True):
+            if each.delta and each.delta.is_lower(report.level):
+                axes.plot([position], [high + 3.5], "v", color=INK, markersize=5.5, zorder=4)
+    axes.set_xticks(range(len(tasks)), [plain(task) for task in tasks])
+    if max(len(task) for task in tasks) * len(tasks) > 90:
+        axes.tick_params(axis="x", labelrotation=30)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.55, len(tasks) - 0.45)
+    axes.set_ylim(0, 108)
+    axes.set_yticks([0, 25, 50, 75, 100], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    if any(metrics.lower_tasks(report.level) for metrics in report.models.values()):
+        axes.plot([], [], "v", color=INK, markersize=5.5, label=f"below {plain(report.baseline)} beyond noise")
+    figure.legend(loc="outside lower center", ncols=min(len(names) + 1, 7), handlelength=1.0, columnspacing=1.6)
+    axes.set_title("Correct answers by task")
+    return save(figure, path, title="Correct answers by task")
+
+
+def _frontier(report: Report) -> list[tuple[str, Estimate, Estimate, Estimate]]:
+    """Return name, KL, reward and gold of the models that have all three."""
+    return [(name, m.kl, m.reward, m.gold) for name, m in report.models.items() if m.kl and m.reward and m.gold]
+
+
+def _reward_gold(report: Report, path: Path) -> Path:
+    """Two panels over one KL axis, since the two scores have no common unit."""
+    points = _frontier(report)
+    colour = colours(list(report.models), report.baseline)
+    figure = new_figure(7.6, 3.5)
+    panels: Any = figure.subplots(1, 2, sharex=True)
+    for axes, title, which in zip(panels, ("Reward model's score", "Gold score"), (2, 3), strict=True):
+        for point in points:
+            name, kl, score = point[0], point[1], point[which]
+            assert isinstance(name, str) and isinstance(kl, Estimate) and isinstance(score, Estimate)
+            axes.vlines(kl.value, score.low, score.high, color=colour[name], linewidth=1.6, zorder=3)
+            axes.hlines(score.value, kl.low, kl.high, color=colour[name], linewidth=1.6, zorder=3)
+            axes.plot([kl.value], [score.value], "o", color=colour[name], markersize=7, zorder=4)
+            axes.annotate(plain(name), (kl.value, score.value), xytext=(7, 6), textcoords="offset points", color=INK)
+        axes.set_title(title)
+        axes.grid(color=RULE)
+        axes.margins(x=0.18, y=0.12)
+        axes.set_xlabel("KL to the reference (nats per answer)")
+    return save(figure, path, title="Reward and gold against KL")
