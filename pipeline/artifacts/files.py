@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import time
 import uuid
 import zipfile
@@ -116,15 +115,20 @@ def move(source: Path, target: Path) -> None:
     flush(target.parent)
 
 
-def vanish(path: Path, graveyard: Path) -> None:
-    """Remove a folder so that it disappears at once, then free its space."""
+def bury(path: Path, graveyard: Path) -> None:
+    """Make a folder invisible in one step; its space is freed when the graveyard is swept."""
     graveyard.mkdir(parents=True, exist_ok=True)
-    grave = graveyard / uuid.uuid4().hex
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(graveyard / uuid.uuid4().hex)
+
+
+def has_entries(folder: Path) -> bool:
+    """Return whether ``folder`` exists and holds something."""
     try:
-        path.rename(grave)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(grave, ignore_errors=True)
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def sha256_of(path: Path) -> str:
@@ -147,6 +151,11 @@ def payload_files(root: Path) -> dict[str, Path]:
                 raise ValueError(f"`{path.relative_to(root).as_posix()}` is not a plain file or folder")
         found.update({Path(folder, name).relative_to(root).as_posix(): Path(folder, name) for name in names})
     return dict(sorted(found.items()))
+
+
+def payload_bytes(root: Path) -> int:
+    """Return the size of all files below ``root``; 0 when it does not exist."""
+    return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(root) for name in names)
 
 
 def is_pickle(path: Path) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,22 +24,19 @@ from pydantic import ValidationError
 
 from pipeline.artifacts.card import card
 from pipeline.artifacts.files import (
+    bury,
     flush,
     flush_tree,
+    has_entries,
     is_locked,
-    is_pickle,
     locked,
     move,
     payload_files,
-    sha256_of,
-    vanish,
     write_durably,
 )
 from pipeline.artifacts.manifest import (
     MANIFEST_FILE,
-    PICKLE_SUFFIXES,
     SHORT,
-    FileRecord,
     Manifest,
     check_fingerprint,
     check_name,
@@ -48,7 +44,8 @@ from pipeline.artifacts.manifest import (
     payload_digest,
     problems_of,
 )
-from pipeline.errors import Interrupted, PipelineError, Problem, listed
+from pipeline.artifacts.payload import payload_problems, payload_records
+from pipeline.errors import Interrupted, PipelineError, Problem
 
 CARD_FILE = "README.md"
 _FOLDER = re.compile(rf"[0-9a-f]{{{SHORT}}}")
@@ -122,7 +119,7 @@ class WorkArea:
         known = {"name": self.name, "fingerprint": self.fingerprint, "created": _now()}
         if fields.get("makes") in ("model", "reward"):
             self._write_card({**fields, **known})
-        files = self._records(self.payload)
+        files = payload_records(self.payload)
         manifest = self._manifest({**fields, **known, "files": files, "digest": payload_digest(files), "version": 1})
         return self.publish(self.payload, manifest, replace=replace)
 
@@ -163,8 +160,9 @@ class WorkArea:
 
     def close(self) -> None:
         """Remove the area if it was committed or discarded, or holds nothing to resume from."""
-        if self.finished or not (_has_entries(self.scratch) or _has_entries(self.arriving)):
-            vanish(self.folder, self._store.graveyard)
+        if self.finished or not (has_entries(self.scratch) or has_entries(self.arriving)):
+            bury(self.folder, self._store.graveyard)
+            self._store.sweep()
 
     def _write_card(self, fields: dict[str, Any]) -> None:
         draft = self._manifest({**fields, "files": {}, "digest": payload_digest({}), "version": 1})
@@ -176,33 +174,6 @@ class WorkArea:
             return Manifest.model_validate(fields)
         except ValidationError as error:
             raise PipelineError(*problems_of(error, str(self.payload))) from None
-
-    def _records(self, root: Path) -> dict[str, FileRecord]:
-        try:
-            files = payload_files(root)
-        except ValueError as error:
-            raise PipelineError(Problem(found=str(error), expected="files only", where=str(root))) from None
-        files.pop(MANIFEST_FILE, None)
-        refuse_pickles(files, root)
-        return {path: FileRecord(sha256=sha256_of(file), bytes=file.stat().st_size) for path, file in files.items()}
-
-
-def refuse_pickles(files: dict[str, Path], root: Path) -> None:
-    """Check that no file is a pickle, by its name or its content.
-
-    Raises:
-        PipelineError: some are; all are named.
-    """
-    bad = [path for path, file in files.items() if file.suffix.lower() in PICKLE_SUFFIXES or is_pickle(file)]
-    if bad:
-        raise PipelineError(
-            Problem(
-                found=f"pickle files in the payload: {listed(bad)}",
-                expected="safetensors, because loading a pickle runs code",
-                remedy="save with `save_pretrained`, or keep such files in the scratch folder",
-                where=str(root),
-            )
-        )
 
 
 class Store:
@@ -330,53 +301,45 @@ class Store:
 
     def resumable(self, name: str, fingerprint: str) -> bool:
         """Return whether an earlier attempt left checkpoints."""
-        return _has_entries(self.work_folder(name, fingerprint) / "work")
+        return has_entries(self.work_folder(name, fingerprint) / "work")
 
     def running(self) -> list[str]:
         """Return stages some process is at now, as ``name-fingerprint12``."""
         return sorted(lock.parent.name for lock in self.root.glob(".work/*/lock") if is_locked(lock))
 
+    def is_finished(self, area: Path) -> bool:
+        """Return whether a work area's artifact exists, so that nothing will resume from it."""
+        name, _, short = area.name.rpartition("-")
+        return (self.root / name / short / MANIFEST_FILE).is_file()
+
     def verify(self, artifact: Artifact) -> list[Problem]:
         """Hash every file again and return what does not fit the manifest."""
-        where = str(artifact.path)
-        try:
-            present = payload_files(artifact.path)
-        except ValueError as error:
-            return [Problem(found=str(error), expected="a file", where=where)]
-        present.pop(MANIFEST_FILE, None)
-        problems = [
-            Problem(found=f"`{path}` is not in the manifest", remedy="remove it", where=where)
-            for path in present
-            if path not in artifact.manifest.files
-        ]
-        for path, record in artifact.manifest.files.items():
-            if path not in present:
-                problems.append(Problem(found=f"`{path}` is missing", remedy=_REPAIR, where=where))
-            elif (size := present[path].stat().st_size) != record.bytes:
-                problems.append(
-                    Problem(f"`{path}` has {size:,} bytes", f"{record.bytes:,}", remedy=_REPAIR, where=where)
-                )
-            elif (found := sha256_of(present[path])) != record.sha256:
-                problems.append(
-                    Problem(f"`{path}` has sha256 {found[:12]}…", f"{record.sha256[:12]}…", _REPAIR, where=where)
-                )
-        return problems
+        return payload_problems(artifact.path, artifact.manifest.files)
 
     def remove(self, artifact: Artifact) -> None:
         """Remove an artifact at once; whether something still needs it is the caller's question (see `lineage.gc`)."""
         with self.lock():
             self.forget(artifact)
+        self.sweep()
 
     def forget(self, artifact: Artifact) -> None:
-        """Remove an artifact; the caller holds the store's lock. Its version number is never given again."""
+        """Make an artifact invisible; the caller holds the store's lock, and sweeps later.
+
+        Its version number is never given again.
+        """
         name, version = artifact.manifest.name, artifact.manifest.version
         highest = self._highest_versions()
         if version > highest.get(name, 0):
             highest[name] = version
             write_durably(self.root / ".versions.json", json.dumps(highest, indent=1, sort_keys=True).encode())
-        vanish(self.folder(*artifact.manifest.key), self.graveyard)
+        bury(self.folder(*artifact.manifest.key), self.graveyard)
         with contextlib.suppress(OSError):
             self.folder(*artifact.manifest.key).parent.rmdir()
+
+    def sweep(self) -> None:
+        """Free the space of what was removed, by this process or by one that was killed meanwhile."""
+        for grave in self.graveyard.glob("*"):
+            shutil.rmtree(grave, ignore_errors=True)
 
     def next_version(self, name: str, taken: set[int]) -> int:
         """Return the version the next artifact of a name gets."""
@@ -388,17 +351,6 @@ class Store:
             return {}
         versions: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
         return versions
-
-
-_REPAIR = "pull it again, or run its stage with --force"
-
-
-def _has_entries(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _now() -> str:

@@ -1,0 +1,269 @@
+"""Where artifacts come from, how two of them differ, and which ones nothing needs any more.
+
+Reads manifests; removes artifacts only in `gc`. Knows nothing of payloads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.artifacts.files import bury, is_locked, payload_bytes
+from pipeline.artifacts.manifest import SHORT, InputRecord, Manifest
+from pipeline.artifacts.refs import tags
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.errors import PipelineError, Problem, listed
+
+Key = tuple[str, str]
+"""``(name, fingerprint)``."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact in a tree of ancestors or descendants.
+
+    Attributes:
+        name: of the artifact, folder or hub repository.
+        kind: of the stage that made it, or ``external``.
+        fingerprint: of the artifact.
+        field: the configuration field by which it is an input; empty at the root.
+        artifact: None when it is not in this store.
+        children: the next ones; empty where ``repeated``.
+        repeated: its children were already given, further up.
+    """
+
+    name: str
+    kind: str
+    fingerprint: str
+    field: str = ""
+    artifact: Artifact | None = None
+    children: tuple[Node, ...] = ()
+    repeated: bool = False
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it once was an artifact of a store and is not in this one."""
+        return self.artifact is None and self.kind != "external"
+
+
+def ancestors(store: Store, artifact: Artifact) -> Node:
+    """Return the tree of what ``artifact`` was made from."""
+
+    def inputs(manifest: Manifest) -> list[tuple[InputRecord, Artifact | None]]:
+        return [(record, store.find(*record.key) if record.key else None) for record in manifest.parents]
+
+    return _grow(_as_record(artifact, ""), artifact, inputs, set())
+
+
+def descendants(store: Store, artifact: Artifact) -> Node:
+    """Return the tree of what was made from ``artifact``."""
+    users: dict[Key, list[tuple[InputRecord, Artifact | None]]] = {}
+    for user in store.artifacts():
+        for record in user.manifest.parents:
+            if record.key:
+                users.setdefault(record.key, []).append((_as_record(user, record.field), user))
+    return _grow(_as_record(artifact, ""), artifact, lambda manifest: users.get(manifest.key, []), set())
+
+
+def _as_record(artifact: Artifact, field_name: str) -> InputRecord:
+    manifest = artifact.manifest
+    return InputRecord(
+        field=field_name,
+        ref=manifest.ref,
+        name=manifest.name,
+        kind=manifest.kind,
+        version=manifest.version,
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _grow(
+    record: InputRecord,
+    artifact: Artifact | None,
+    next_ones: Callable[[Manifest], list[tuple[InputRecord, Artifact | None]]],
+    seen: set[Key],
+) -> Node:
+    following = next_ones(artifact.manifest) if artifact is not None else []
+    repeated = bool(following) and (record.name, record.fingerprint) in seen
+    seen.add((record.name, record.fingerprint))
+    children = () if repeated else tuple(_grow(item, found, next_ones, seen) for item, found in following)
+    return Node(record.name, record.kind, record.fingerprint, record.field, artifact, children, repeated)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing in which two artifacts differ.
+
+    Attributes:
+        section: ``stage``, ``config``, ``inputs``, ``data``, ``metrics``, ``runtime``, ``environment`` or ``files``.
+        key: dotted, e.g. ``train.beta``.
+        before: in the first; None where it has no such key.
+        after: in the second.
+    """
+
+    section: str
+    key: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two artifacts differ.
+
+    Attributes:
+        changes: in the order of sections above, keys sorted.
+        same_payload: whether both hold the same bytes.
+    """
+
+    changes: tuple[Change, ...]
+    same_payload: bool
+
+    def section(self, name: str) -> list[Change]:
+        """Return the changes of one section."""
+        return [change for change in self.changes if change.section == name]
+
+
+def diff(before: Manifest, after: Manifest) -> Difference:
+    """Compare two artifacts, of one name or of two."""
+    changes: list[Change] = []
+    for section, facts in _FACTS.items():
+        left, right = flatten(facts(before)), flatten(facts(after))
+        changes += [
+            Change(section, key, left.get(key), right.get(key))
+            for key in sorted({*left, *right})
+            if not _equal(left.get(key), right.get(key))
+        ]
+    return Difference(tuple(changes), before.digest == after.digest)
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _equal(left: Any, right: Any) -> bool:
+    return bool(left == right) or (left != left and right != right)  # a metric that is not a number equals itself
+
+
+def _inputs(manifest: Manifest) -> dict[str, Any]:
+    named: dict[str, list[str]] = {}
+    for record in manifest.inputs:
+        named.setdefault(record.field, []).append(f"{record.name}@{record.fingerprint[:SHORT]}")
+    return {key: value[0] if len(value) == 1 else value for key, value in named.items()}
+
+
+_FACTS: dict[str, Callable[[Manifest], dict[str, Any]]] = {
+    "stage": lambda m: {"kind": m.kind, "kind_version": m.kind_version, "seed": m.seed},
+    "config": lambda m: m.config,
+    "inputs": _inputs,
+    "data": lambda m: {key: {"digest": r.digest[:SHORT], "rows": r.rows} for key, r in m.data.items()},
+    "metrics": lambda m: {**m.metrics, "tokens": m.tokens, "seconds": m.seconds},
+    "runtime": lambda m: m.runtime,
+    "environment": lambda m: m.environment,
+    "files": lambda m: {f"`{path}`": record.sha256[:SHORT] for path, record in m.files.items()},
+}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What `gc` removed, or would remove.
+
+    Attributes:
+        removed: artifacts, users before what they were made from.
+        kept: number of artifacts that stay.
+        leftovers: work areas of stages that were committed, and what killed removals left.
+        bytes: space freed.
+    """
+
+    removed: tuple[Artifact, ...]
+    kept: int
+    leftovers: tuple[str, ...] = ()
+    bytes: int = field(default=0)
+
+
+def needed(manifests: Iterable[Manifest], tagged: Iterable[Key], keep_last: int) -> set[Key]:
+    """Return what has to stay: the newest of each name, what is tagged, and all that these were made from."""
+    known = {manifest.key: manifest for manifest in manifests}
+    by_name: dict[str, list[Manifest]] = {}
+    for manifest in known.values():
+        by_name.setdefault(manifest.name, []).append(manifest)
+    queue: list[Key] = [key for key in tagged if key in known]
+    for versions in by_name.values():
+        newest_first = sorted(versions, key=lambda manifest: manifest.version, reverse=True)
+        queue += [manifest.key for manifest in newest_first[:keep_last]]
+    stay: set[Key] = set()
+    while queue:
+        key = queue.pop()
+        if key not in stay:
+            stay.add(key)
+            queue += [record.key for record in known[key].parents if record.key is not None and record.key in known]
+    return stay
+
+
+def gc(store: Store, *, keep_last: int = 1, dry_run: bool = False) -> Collected:
+    """Remove artifacts that no tag, no newest version and no descendant of these needs.
+
+    Args:
+        store: where.
+        keep_last: versions of each name to keep; 0 keeps only what tags need.
+        dry_run: only say what would go.
+
+    Raises:
+        PipelineError: a stage is running, and may be reading what would go.
+    """
+    if keep_last < 0:
+        raise PipelineError(Problem(f"keep_last is {keep_last}", "must be 0 or more"))
+    with store.lock():
+        running = store.running()
+        if running and not dry_run:
+            raise PipelineError(
+                Problem(
+                    f"stages are running: {listed(running)}", "a store at rest", "wait until they end", str(store.root)
+                )
+            )
+        artifacts = store.artifacts()
+        tagged: list[Key] = []
+        for ref, fingerprint in tags(store).items():
+            tagged.append((ref.partition(":")[0], fingerprint))
+        stay = needed([artifact.manifest for artifact in artifacts], tagged, keep_last)
+        going = _users_first([artifact for artifact in artifacts if artifact.manifest.key not in stay])
+        leftovers = [
+            area
+            for area in sorted(store.root.glob(".work/*-*"))
+            if store.is_finished(area) and not is_locked(area / "lock")
+        ]
+        freed = sum(payload_bytes(folder) for folder in [*(a.path for a in going), *leftovers, store.graveyard])
+        if not dry_run:
+            for artifact in going:
+                store.forget(artifact)
+            for area in leftovers:
+                bury(area, store.graveyard)
+    if not dry_run:
+        store.sweep()
+    return Collected(tuple(going), len(artifacts) - len(going), tuple(area.name for area in leftovers), freed)
+
+
+def _users_first(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Order so that an artifact goes before what it was made from: a kill in between leaves nothing dangling."""
+    left = {artifact.manifest.key: artifact for artifact in artifacts}
+    ordered: list[Artifact] = []
+
+    def visit(key: Key) -> None:
+        artifact = left.pop(key, None)
+        if artifact is not None:
+            for record in artifact.manifest.parents:
+                if record.key is not None:
+                    visit(record.key)
+            ordered.append(artifact)
+
+    for key in list(left):
+        visit(key)
+    return ordered[::-1]
