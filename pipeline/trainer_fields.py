@@ -174,7 +174,9 @@ class TrainFields(StageConfig):
         allowed = cls.allowed()
         if key not in allowed:
             words = [*cls.model_fields, *allowed]
-            return Problem(f"unknown key `{key}`", f"a word of this stage or a field of {cls.trainer}", nearest(key, words))
+            return Problem(
+                f"unknown key `{key}`", f"a word of this stage or a field of {cls.trainer}", nearest(key, words)
+            )
         kind, optional = allowed[key]["type"], allowed[key]["optional"]
         if kind == "any" or (value is None and optional) or _fits(kind, value):
             return None
@@ -253,7 +255,9 @@ def build_table() -> dict[str, dict[str, dict[str, Any]]]:
     built = {}
     for name in TRAINERS:
         cls = getattr(trl, name, None) or getattr(transformers, name)
-        built[name] = {f.name: _describe(f.type) for f in sorted(dataclasses.fields(cls), key=lambda f: f.name) if f.init}
+        built[name] = {
+            f.name: _describe(f.type) for f in sorted(dataclasses.fields(cls), key=lambda f: f.name) if f.init
+        }
     return built
 
 

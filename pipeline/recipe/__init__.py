@@ -3,6 +3,20 @@
 Owns reading it, checking all of it at once, and the types it becomes. Knows nothing of the store or of running.
 """
 
+from pipeline.recipe.code import CodeSource, find_code, load_function
+from pipeline.recipe.json_schema import json_schema
+from pipeline.recipe.loading import inspect, load
 from pipeline.recipe.schema import Compute, DataSource, Recipe, StageSpec
 
-__all__ = ["Compute", "DataSource", "Recipe", "StageSpec"]
+__all__ = [
+    "CodeSource",
+    "Compute",
+    "DataSource",
+    "Recipe",
+    "StageSpec",
+    "find_code",
+    "inspect",
+    "json_schema",
+    "load",
+    "load_function",
+]

@@ -7,7 +7,6 @@ of what a function is for.
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -77,7 +76,8 @@ def load_function(spec: str, search_dirs: Sequence[Path]) -> Callable[..., Any]:
     loaded: Any = getattr(module, function)
     if not callable(loaded):
         raise PipelineError(Problem(f"`{spec}` is {type(loaded).__name__}", "a function"))
-    return functools.partial(loaded) if isinstance(loaded, type) else loaded
+    function_of_spec: Callable[..., Any] = loaded
+    return function_of_spec
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -96,7 +96,9 @@ def _file_of(target: str, search_dirs: Sequence[Path]) -> Path:
     if _is_file(target):
         file = find(target, search_dirs)
         if file is None:
-            raise PipelineError(Problem(f"`{target}` does not exist", f"a file below {search_dirs[0]}" if search_dirs else ""))
+            raise PipelineError(
+                Problem(f"`{target}` does not exist", f"a file below {search_dirs[0]}" if search_dirs else "")
+            )
         return file
     parts = target.split(".")
     places: list[str] | None = [str(folder) for folder in search_dirs] + sys.path

@@ -83,7 +83,7 @@ def find_files(pattern: str, folders: Iterable[Path]) -> tuple[Path, ...]:
             if not hits:
                 raise PipelineError(Problem(f"folder `{pattern}` holds no data files", f"{', '.join(DATA_SUFFIXES)}"))
         elif glob.has_magic(pattern):
-            hits = [Path(p) for p in glob.glob(str(exact), recursive=True) if Path(p).is_file()]
+            hits = [Path(p) for p in glob.glob(str(exact), recursive=True) if Path(p).is_file()]  # noqa: PTH207
         else:
             hits = []
         if hits:
@@ -91,7 +91,9 @@ def find_files(pattern: str, folders: Iterable[Path]) -> tuple[Path, ...]:
     found = f"no file matches `{pattern}`" if glob.has_magic(pattern) else f"`{pattern}` does not exist"
     looked = " or ".join(str(f) for f in folders[:1]) if Path(pattern).is_absolute() is False else ""
     raise PipelineError(
-        Problem(found, f"a file below {looked}, its parent or the current folder" if looked else "", _near(pattern, folders))
+        Problem(
+            found, f"a file below {looked}, its parent or the current folder" if looked else "", _near(pattern, folders)
+        )
     )
 
 

@@ -1,0 +1,278 @@
+"""Checks a part of a recipe against its pydantic model and says what is wrong in our own words.
+
+Owns the translation of pydantic's errors into problems with file and line. Knows nothing of the parts a recipe has.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar, Union
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import Problem, listed, nearest
+from pipeline.recipe.document import Node
+from pipeline.stage import StageConfig
+from pipeline.trainer_fields import TrainFields
+
+Model = TypeVar("Model", bound=BaseModel)
+Location = tuple[str | int, ...]
+
+_TYPE_WORDS = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "none_required": "null",
+}
+_BOUNDS = {
+    "greater_than": ("> ", "gt"),
+    "greater_than_equal": (">= ", "ge"),
+    "less_than": ("< ", "lt"),
+    "less_than_equal": ("<= ", "le"),
+}
+
+
+def validate(
+    model: type[Model], node: Node, *, stage: str = "", label: str = "", extra_keys: Iterable[str] = ()
+) -> tuple[Model | None, list[Problem]]:
+    """Validate a mapping of a recipe.
+
+    Args:
+        model: what it must be.
+        node: the mapping.
+        stage: stage the problems belong to.
+        label: put before field names in messages, e.g. ``data.pairs``.
+        extra_keys: keys that are read elsewhere and may be suggested for an unknown one.
+
+    Returns:
+        The model, or None if there are problems.
+    """
+    data = node.plain()
+    if not isinstance(data, dict):
+        name = label or (f"stage {stage}" if stage else "this")
+        return None, [Problem(f"{name} is {_shown(data)}", "must be a mapping", where=node.place, stage=stage)]
+    try:
+        built = _validate_repairing(model, data)
+    except ValidationError as error:
+        teller = _Teller(model, node, data, stage, label, tuple(extra_keys))
+        return None, teller.problems(error)
+    return built, []
+
+
+def stage_checks(config: StageConfig, node: Node, stage: str) -> list[Problem]:
+    """Ask a configuration, and those inside it, for contradictions; place each at the field it starts with."""
+    problems = list(config.check())
+    for name in type(config).model_fields:
+        below = getattr(config, name)
+        if isinstance(below, StageConfig):
+            problems += below.check()
+    told: dict[str, Problem] = {}
+    for problem in problems:
+        first = problem.found.split(" ")[0].strip("`")
+        where = problem.where if ":" in problem.where else node.where(*(problem.where or first).split("."))
+        told[str(problem)] = Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage)
+    return list(told.values())
+
+
+def _validate_repairing(model: type[Model], data: dict[str, Any]) -> Model:
+    """Validate strictly, after two allowances: whole floats are integers, null takes out a field that has no null."""
+    for _ in range(100):
+        try:
+            return model.model_validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            if not sum(_repair(data, detail["type"], detail["loc"]) for detail in details):
+                raise
+    raise AssertionError("a repair does not repair")
+
+
+def _repair(data: Any, error_type: str, location: Location) -> bool:
+    """Change the value an error is about, if it is one of the allowances."""
+    path = _real_path(data, location)
+    if not path:
+        return False
+    parent = _at(data, path[:-1])
+    value = _at(data, path)
+    if value is None and isinstance(parent, dict) and error_type != "extra_forbidden":
+        del parent[path[-1]]
+        return True
+    if error_type in {"int_type", "int_from_float"} and isinstance(value, float) and value.is_integer():
+        parent[path[-1]] = int(value)
+        return True
+    return False
+
+
+def _real_path(data: Any, location: Location) -> Location:
+    """Drop the parts of a pydantic location that name a branch of a union."""
+    path: list[str | int] = []
+    for part in location:
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
+            path.append(part)
+            data = data[part]  # type: ignore[index]
+    return tuple(path)
+
+
+def _at(data: Any, path: Location) -> Any:
+    for part in path:
+        data = data[part]
+    return data
+
+
+class _Teller:
+    """Turns one validation error into problems."""
+
+    def __init__(
+        self, model: type[BaseModel], node: Node, data: Any, stage: str, label: str, extra_keys: tuple[str, ...]
+    ) -> None:
+        self.model = model
+        self.node = node
+        self.data = data
+        self.stage = stage
+        self.label = label
+        self.extra_keys = extra_keys
+
+    def problems(self, error: ValidationError) -> list[Problem]:
+        """Return the problems in the order of the recipe's lines."""
+        told: dict[tuple[Location, str], list[Any]] = {}
+        for detail in error.errors(include_url=False):
+            path = _real_path(self.data, detail["loc"])
+            missing = (detail["loc"][-1],) if detail["type"] == "missing" else ()
+            group = detail["type"] if detail["type"] in {"missing", "extra_forbidden", "value_error"} else "value"
+            told.setdefault((path + missing, group), []).append(detail)
+        found = [self.tell(path, group, details) for (path, group), details in told.items()]
+        found += self.passed_on({path for path, _ in told})
+        return found
+
+    def passed_on(self, told: set[Location]) -> list[Problem]:
+        """Check the trainer's own fields too, which pydantic reaches only when all else is right."""
+        found = []
+        for name, info in self.model.model_fields.items():
+            inner = models_of(info.annotation)
+            given = self.data.get(name)
+            for model in inner:
+                if issubclass(model, TrainFields) and isinstance(given, dict):
+                    for key, problem in model.problems_in(given).items():
+                        if (name, key) not in told and given[key] is not None:
+                            found.append(self.located(problem, (name, key)))
+        return found
+
+    def located(self, problem: Problem, path: Location) -> Problem:
+        """Give a problem its place, and the field its full name."""
+        found = problem.found
+        if found.startswith(f"{path[-1]} is "):
+            found = f"{self.name(path)}{found.removeprefix(str(path[-1]))}"
+        return Problem(found, problem.expected, problem.remedy, self.node.where(*path), self.stage)
+
+    def name(self, path: Location) -> str:
+        """Return the dotted name of a field."""
+        parts = [self.label] if self.label else []
+        return ".".join([*parts, *(str(part) for part in path)])
+
+    def tell(self, path: Location, group: str, details: list[Any]) -> Problem:
+        """Return the problem of one place."""
+        first = details[0]
+        where = self.node.where(*path)
+        if first["type"] == "trainer_field":
+            return self.located(Problem(**first["ctx"]), path)
+        if group == "missing":
+            return Problem(f"`{self.name(path)}` is missing", self.wanted(path), "", where, self.stage)
+        if group == "extra_forbidden":
+            inside = f" in `{self.name(path[:-1])}`" if len(path) > 1 or self.label else ""
+            known = self.known(path[:-1])
+            expected = "" if nearest(str(path[-1]), known) else f"one of {listed(known, 20)}"
+            remedy = nearest(str(path[-1]), known)
+            return Problem(f"unknown key `{path[-1]}`{inside}", expected, remedy, where, self.stage)
+        if group == "value_error":
+            found, _, expected = str(first["msg"]).removeprefix("Value error, ").partition("|")
+            lead = f"{self.name(path)} " if path or self.label else ""
+            return Problem(f"{lead}{found}", expected, "", where, self.stage)
+        value = _at(self.data, path)
+        expected = " or ".join(dict.fromkeys(self.expected(detail) for detail in details))
+        remedy = next((hint for hint in (self.hint(detail, value) for detail in details) if hint), "")
+        return Problem(f"{self.name(path)} is {_shown(value)}", f"must be {expected}", remedy, where, self.stage)
+
+    def expected(self, detail: Any) -> str:
+        """Say what one branch of a field would have taken."""
+        kind, context = detail["type"], detail.get("ctx") or {}
+        if kind in _TYPE_WORDS:
+            return _TYPE_WORDS[kind]
+        if kind in _BOUNDS:
+            sign, key = _BOUNDS[kind]
+            return f"{sign}{context[key]:g}"
+        if kind in {"literal_error", "enum"}:
+            return str(context["expected"])
+        if kind == "string_pattern_mismatch":
+            return f"like {context['pattern']}"
+        if kind in {"too_short", "string_too_short"}:
+            return f"at least {context['min_length']} long"
+        return str(detail["msg"])[:1].lower() + str(detail["msg"])[1:]
+
+    def hint(self, detail: Any, value: Any) -> str:
+        """Suggest the nearest allowed word, or quotes."""
+        if detail["type"] == "literal_error" and isinstance(value, str):
+            return nearest(
+                value, [w.strip(" '") for w in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
+            )
+        if detail["type"] == "string_type" and isinstance(value, int | float):
+            return f'write "{value}"'
+        return ""
+
+    def known(self, path: Location) -> list[str]:
+        """Return the keys allowed at a place."""
+        models: list[type[BaseModel]] = [self.model]
+        for part in path:
+            models = [
+                inner
+                for model in models
+                if part in model.model_fields
+                for inner in models_of(model.model_fields[str(part)].annotation)
+            ]
+        keys = [key for model in models for key in model.model_fields]
+        return keys if path else [*self.extra_keys, *keys]
+
+    def wanted(self, path: Location) -> str:
+        """Say what a missing field is, from its description."""
+        if len(path) != 1:
+            return ""
+        info = self.model.model_fields.get(str(path[0]))
+        if info is None or not info.description:
+            return ""
+        text = info.description.rstrip(".")
+        return text[:1].lower() + text[1:]
+
+
+def models_of(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models inside a type."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated or origin in {Union, types.UnionType}:
+        return [model for part in typing.get_args(annotation) for model in models_of(part)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return []
+
+
+def _shown(value: Any) -> str:
+    """Return a value as YAML would show it, shortened."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:57] + "…")
+    return json.dumps(value)

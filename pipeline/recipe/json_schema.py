@@ -1,0 +1,103 @@
+"""The JSON schema of recipes, for editors: completion, hover texts and red lines while typing.
+
+Owns the document. Knows nothing of any single kind: it asks the registry.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.recipe.loading import Head, StageHead
+from pipeline.recipe.schema import NAME_PATTERN, Compute, DataSource
+from pipeline.stage import KINDS, Kind
+
+Schema = dict[str, Any]
+
+
+def json_schema() -> Schema:
+    """Return the schema of recipes with the kinds registered now."""
+    definitions: Schema = {}
+    compute = _model(Compute, "compute", definitions)
+    source = _model(DataSource, "data", definitions)
+    whole = [_stage(kind, definitions, compute, partial=False) for _, kind in sorted(KINDS.items())]
+    parts = [_stage(kind, definitions, compute, partial=True) for _, kind in sorted(KINDS.items())]
+    definitions["stage"] = {"oneOf": whole, "discriminator": {"propertyName": "kind"}, "required": ["kind"]}
+    definitions["stage_part"] = {"anyOf": [*parts, {"type": "null"}]}
+    definitions["source"] = {"anyOf": [source, {"type": "string", "description": "Path of the rows."}]}
+    definitions["source_part"] = {"anyOf": [source, {"type": "string"}, {"type": "null"}]}
+    head = _model(Head, "head", definitions)
+    head_properties: Schema = definitions.pop("head.Head", head)["properties"]
+    common = {**head_properties, "compute": compute}
+    profile = _named({**common, "data": _many("source_part"), "stages": _many("stage_part")}, drop="name")
+    text = {"type": "string"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "trueup recipe",
+        "type": "object",
+        "properties": {
+            "extends": {
+                "anyOf": [text, {"type": "array", "items": text}],
+                "description": "Recipes this one is laid on; a key set to null is taken out.",
+            },
+            **common,
+            "data": {"type": "object", "description": "Named sources of rows."},
+            "stages": {"type": "object", "description": "Named steps; the order is free."},
+            "profiles": {
+                "type": "object",
+                "description": "Changes that `--profile NAME` lays on top.",
+                "additionalProperties": profile,
+            },
+        },
+        "additionalProperties": False,
+        "if": {"required": ["extends"]},
+        "then": {"properties": {"data": _many("source_part"), "stages": _many("stage_part")}},
+        "else": {"properties": {"data": _many("source"), "stages": _many("stage")}, "required": ["stages"]},
+        "$defs": definitions,
+    }
+
+
+def _named(properties: Schema, *, drop: str) -> Schema:
+    kept = {key: value for key, value in properties.items() if key != drop}
+    return {"type": "object", "properties": kept, "additionalProperties": False}
+
+
+def _many(definition: str) -> Schema:
+    """Return a mapping from names to one definition."""
+    return {
+        "type": "object",
+        "propertyNames": {"pattern": f"^{NAME_PATTERN}$"},
+        "additionalProperties": {"$ref": f"#/$defs/{definition}"},
+    }
+
+
+def _model(model: type[BaseModel], prefix: str, definitions: Schema) -> Schema:
+    """Return a model's schema; its definitions go under ``prefix`` with the others."""
+    schema = model.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
+    for name, definition in schema.pop("$defs", {}).items():
+        definitions[f"{prefix}.{name}"] = definition
+    definitions.setdefault(f"{prefix}.{model.__name__}", schema)
+    return {"$ref": f"#/$defs/{prefix}.{model.__name__}"}
+
+
+def _stage(kind: Kind, definitions: Schema, compute: Schema, *, partial: bool) -> Schema:
+    """Return the schema of stages of one kind; a part may leave out what it does not change."""
+    own = _model(kind.config, kind.name, definitions)
+    name = own["$ref"].removeprefix("#/$defs/")
+    body = definitions[name]
+    stage = StageHead.model_json_schema()["properties"]
+    properties = {"kind": {"const": kind.name, "description": kind.doc}, **stage, "compute": compute}
+    schema = {
+        "title": kind.name,
+        "type": "object",
+        "properties": {**properties, **body.get("properties", {})},
+        "additionalProperties": False,
+    }
+    if not partial:
+        schema["required"] = ["kind", *body.get("required", [])]
+    key = f"{kind.name}.{'part' if partial else 'stage'}"
+    definitions[key] = schema
+    if partial:
+        definitions.pop(name, None)
+    return {"$ref": f"#/$defs/{key}"}

@@ -1,0 +1,303 @@
+"""From a file to a checked recipe.
+
+Owns the order of things: read, extend, lay profiles and overrides on top, check every part, collect every problem.
+Knows nothing of the store, of graphs, or of any single kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.recipe.checking import stage_checks, validate
+from pipeline.recipe.code import find_code
+from pipeline.recipe.document import Node
+from pipeline.recipe.merging import merge, override, without_nulls
+from pipeline.recipe.paths import expand, lookup_folders
+from pipeline.recipe.reading import RECIPE_KEYS, Reading
+from pipeline.recipe.schema import NAME_PATTERN, Compute, DataSource, Recipe, StageSpec
+from pipeline.stage import KINDS, Code, Data, Input, StageConfig
+
+STAGE_KEYS = ("kind", "seed", "compute")
+_UNAVAILABLE = {
+    "processes": "more than one process is",
+    "nodes": "more than one node is",
+    "zero": "ZeRO is",
+    "offload": "offloading is",
+    "launcher": "other launchers are",
+}
+
+
+class Head(BaseModel):
+    """The keys of a recipe that stand for themselves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("", description="Name of the recipe; the file's when not given.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every stage that has none of its own.")
+    trust_remote_code: bool = Field(False, description="Let model repositories run their own Python.")
+    store: str | None = Field(None, description="Folder of artifacts.")
+
+
+class StageHead(BaseModel):
+    """The keys every stage has beside those of its kind; `compute` is checked once merged with the recipe's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of this stage; the recipe's when not given.")
+
+
+def load(path: Path | str, *, overrides: Sequence[str] = (), profile: str | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: its file.
+        overrides: ``key.key=value`` of `--set`.
+        profile: name of the profile to lay on top.
+
+    Raises:
+        PipelineError: everything that is wrong with it.
+    """
+    recipe, problems = inspect(path, overrides=overrides, profile=profile)
+    if problems:
+        raise PipelineError(*problems)
+    return recipe
+
+
+def inspect(
+    path: Path | str, *, overrides: Sequence[str] = (), profile: str | None = None
+) -> tuple[Recipe, list[Problem]]:
+    """Read a recipe as far as it can be read.
+
+    Returns:
+        The recipe without its broken stages, and everything that is wrong with it.
+
+    Raises:
+        PipelineError: the file itself cannot be read.
+    """
+    reading = Reading(Path(path))
+    root = reading.read(reading.file, ())
+    root = reading.with_profile(root, profile)
+    for text in overrides:
+        root, problems = override(root, text)
+        reading.problems += problems
+    return _Building(reading, root, profile).build()
+
+
+class _Building:
+    """Turns one tree into a recipe, collecting problems."""
+
+    def __init__(self, reading: Reading, root: Node, profile: str | None) -> None:
+        self.root = without_nulls(root)
+        for section in ("data", "stages"):
+            if section in self.root.mapping:
+                kept = without_nulls(self.root.mapping[section])
+                self.root = Node({**self.root.value, section: kept}, self.root.place)
+        self.profile = profile
+        self.file = reading.file
+        self.search_dirs = lookup_folders(*reading.files)
+        self.problems = list(reading.problems)
+        self.recipe_compute = Node({}, self.root.place)
+
+    def build(self) -> tuple[Recipe, list[Problem]]:
+        """Check every part and return the recipe with everything that is wrong."""
+        head = self.head()
+        compute = self.compute()
+        data = self.data()
+        specs = {name: self.stage(name, node, head) for name, node in self.section("stages").items()}
+        if not specs and not self.problems:
+            self.add("the recipe has no stages", "at least one under `stages:`", where=self.root.place)
+        stages = {name: spec for name, spec in specs.items() if spec is not None}
+        profiles = self.root.mapping.get("profiles")
+        recipe = Recipe(
+            name=head.name or self.file.stem,
+            seed=head.seed,
+            data=data,
+            stages=stages,
+            compute=compute,
+            profiles=tuple(profiles.mapping) if profiles is not None else (),
+            profile=self.profile,
+            trust_remote_code=head.trust_remote_code,
+            store=head.store,
+            file=self.file.resolve(),
+            search_dirs=self.search_dirs,
+            root=Node({k: v for k, v in self.root.value.items() if k != "profiles"}, self.root.place),
+            broken=frozenset(name for name, spec in specs.items() if spec is None),
+        )
+        return recipe, _by_line(self.problems)
+
+    def add(self, found: str, expected: str = "", remedy: str = "", *, where: str, stage: str = "") -> None:
+        """Note a problem."""
+        self.problems.append(Problem(found, expected, remedy, where, stage))
+
+    def head(self) -> Head:
+        """Check the keys that stand for themselves, and that there are no others."""
+        for key, node in self.root.mapping.items():
+            if key not in RECIPE_KEYS:
+                hint = nearest(key, RECIPE_KEYS)
+                self.add(
+                    f"unknown key `{key}`", "" if hint else f"one of {listed(RECIPE_KEYS)}", hint, where=node.place
+                )
+        own = {key: node for key, node in self.root.mapping.items() if key in Head.model_fields}
+        if "store" in own:
+            own["store"] = self.expanded(own["store"], "")
+        head, problems = validate(Head, Node(own, self.root.place))
+        self.problems += problems
+        return head or Head()
+
+    def section(self, key: str) -> dict[str, Node]:
+        """Return a mapping of named things; their names must be plain."""
+        node = self.root.mapping.get(key)
+        if node is None:
+            return {}
+        if not isinstance(node.value, dict):
+            self.add(f"`{key}` is not a mapping", "name: {…} for each", where=node.place)
+            return {}
+        for name, child in node.value.items():
+            if not re.fullmatch(NAME_PATTERN, name):
+                expected = "letters, digits, `_`, `-` and `.`, the first a letter or digit"
+                self.add(f"`{name}` is not a name", expected, where=child.place)
+        return node.value
+
+    def compute(self) -> Compute:
+        """Check the compute of all stages."""
+        node = self.root.mapping.get("compute")
+        if node is None:
+            return Compute()
+        built, problems = validate(Compute, node, label="compute")
+        self.problems += problems
+        if built is not None:
+            self.recipe_compute = node
+            self.unavailable(built, node, "")
+        return built or Compute()
+
+    def unavailable(self, compute: Compute, node: Node, stage: str) -> None:
+        """Refuse what a later version will do; only at the level that asks for it."""
+        for name, only in compute.unavailable():
+            if name in node.mapping:
+                found = f"compute.{name} is {getattr(compute, name)}"
+                remedy = f"{_UNAVAILABLE[name]} not available in this version"
+                self.add(found, f"must be {only}", remedy, where=node.where(name), stage=stage)
+
+    def data(self) -> dict[str, DataSource]:
+        """Check the data sources and find their files."""
+        sources = {}
+        for name, node in self.section("data").items():
+            place = node.place
+            if isinstance(node.value, str):
+                node = Node({"path": node}, place)
+            source, problems = validate(DataSource, node, label=f"data.{name}")
+            self.problems += problems
+            if source is None:
+                continue
+            try:
+                source.place(self.search_dirs)
+            except PipelineError as error:
+                for p in error.problems:
+                    self.add(f"data.{name}: {p.found}", p.expected, p.remedy, where=node.where("path"))
+            sources[name] = source
+        return sources
+
+    def stage(self, name: str, node: Node, head: Head) -> StageSpec | None:
+        """Check one stage; None if it has problems."""
+        before = len(self.problems)
+        if not isinstance(node.value, dict):
+            self.add(f"stage {name} is not a mapping", "{kind: …}", where=node.place)
+            return None
+        kind = self.kind(name, node)
+        own = Node({key: node.value[key] for key in ("seed",) if key in node.value}, node.place)
+        stage_head, problems = validate(StageHead, own, stage=name)
+        self.problems += problems
+        compute = self.stage_compute(name, node)
+        if kind is None:
+            return None
+        config_class = KINDS[kind].config
+        body = Node({key: child for key, child in node.value.items() if key not in STAGE_KEYS}, node.place)
+        for field_name in [*config_class.markers(Input), *config_class.markers(Code)]:
+            if field_name in body.mapping:
+                body.value[field_name] = self.expanded(body.value[field_name], name)
+        config, problems = validate(config_class, body, stage=name, extra_keys=STAGE_KEYS)
+        self.problems += problems
+        if config is not None:
+            self.problems += stage_checks(config, body, name)
+        self.names(name, config_class, body)
+        if len(self.problems) > before or config is None or stage_head is None:
+            return None
+        seed = head.seed if stage_head.seed is None else stage_head.seed
+        return StageSpec(name, kind, config, seed, compute, node.place)
+
+    def kind(self, name: str, node: Node) -> str | None:
+        """Return the stage's kind if there is such a one."""
+        kind = node.mapping.get("kind")
+        if kind is None:
+            self.add("`kind` is missing", f"one of {listed(sorted(KINDS), 20)}", where=node.place, stage=name)
+        elif kind.value not in KINDS:
+            hint = nearest(str(kind.value), KINDS)
+            expected = f"one of {listed(sorted(KINDS), 20)}"
+            self.add(f"unknown kind `{kind.value}`", expected, hint, where=kind.place, stage=name)
+        else:
+            return str(kind.value)
+        return None
+
+    def stage_compute(self, name: str, node: Node) -> Compute:
+        """Check a stage's compute, laid on the recipe's."""
+        own = node.mapping.get("compute", Node({}, node.place))
+        if own.value is None:
+            own = Node({}, own.place)
+        merged = merge(self.recipe_compute, own)
+        built, problems = validate(Compute, merged, stage=name, label="compute")
+        self.problems += problems
+        if built is not None:
+            self.unavailable(built, own, name)
+        return built or Compute()
+
+    def expanded(self, node: Node, stage: str) -> Node:
+        """Return a node with the environment variables in its text replaced."""
+        if isinstance(node.value, list):
+            return Node([self.expanded(item, stage) for item in node.value], node.place)
+        if not isinstance(node.value, str):
+            return node
+        try:
+            return Node(expand(node.value), node.place)
+        except PipelineError as error:
+            for p in error.problems:
+                self.add(p.found, p.expected, p.remedy, where=node.place, stage=stage)
+            return node
+
+    def names(self, stage: str, config_class: type[StageConfig], node: Node) -> None:
+        """Check that the data sources and functions a stage names exist."""
+        known = list(self.root.mapping["data"].mapping) if "data" in self.root.mapping else []
+        for field_name in config_class.markers(Data):
+            for item in _texts(node.mapping.get(field_name)):
+                if item.value not in known:
+                    expected = f"one of {listed(known)}" if known else "the recipe has no `data:`"
+                    remedy = nearest(item.value, known)
+                    self.add(f"no data source `{item.value}`", expected, remedy, where=item.place, stage=stage)
+        for field_name in config_class.markers(Code):
+            for item in _texts(node.mapping.get(field_name)):
+                try:
+                    find_code(item.value, self.search_dirs)
+                except PipelineError as error:
+                    for p in error.problems:
+                        self.add(f"{field_name}: {p.found}", p.expected, p.remedy, where=item.place, stage=stage)
+
+
+def _texts(node: Node | None) -> list[Node]:
+    """Return the nodes of a field that is one name or a list of names."""
+    items = [] if node is None else node.value_list() or [node]
+    return [item for item in items if isinstance(item.value, str)]
+
+
+def _by_line(problems: list[Problem]) -> list[Problem]:
+    """Order problems as the files read; those without a line come last."""
+    files = list(dict.fromkeys(problem.where.rpartition(":")[0] for problem in problems))
+
+    def key(problem: Problem) -> tuple[int, int]:
+        file, _, line = problem.where.rpartition(":")
+        return (files.index(file), int(line)) if line.isdigit() else (len(files), 0)
+
+    return sorted(dict.fromkeys(problems), key=key)
