@@ -13,7 +13,7 @@ import torch
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import length_batches
-from pipeline.models.decode import evaluating
+from pipeline.models.forward import evaluating
 
 
 def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 8192) -> list[float]:

@@ -9,7 +9,8 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig
 
 from pipeline.errors import PipelineError
-from pipeline.models.decode import Sampling, beam_search, decode, next_tokens, truncated
+from pipeline.models.decode import beam_search, decode, stream
+from pipeline.models.sampling import Sampling, next_tokens, truncated
 
 PAD, EOS = 0, 1
 
@@ -169,6 +170,17 @@ def test_no_prompts_no_responses(llama: Any) -> None:
 def test_bad_options_are_told(llama: Any, prompts: list[list[int]], options: dict[str, Any], says: str) -> None:
     with pytest.raises(PipelineError, match=says.replace("[", r"\[")):
         decode(llama, prompts, **{"max_new_tokens": 4, "eos_ids": EOS, "pad_id": PAD, **options})
+
+
+def test_stream_gives_what_decode_gives(any_model: Any) -> None:
+    prompts = ragged_prompts(4)
+    eos = [EOS, *range(5, 20)]
+    whole = decode(any_model, prompts, max_new_tokens=12, eos_ids=eos, pad_id=PAD, seed=7, top_k=50)
+    for row, prompt in enumerate(prompts):
+        pieces = stream(
+            any_model, prompt, max_new_tokens=12, eos_ids=eos, sampling=Sampling(top_k=50), seed=7, row_id=row
+        )
+        assert list(pieces) == whole[row]
 
 
 def test_beam_search_equals_generate(any_model: Any) -> None:

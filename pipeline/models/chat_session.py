@@ -1,0 +1,188 @@
+"""Talking to a checkpoint: a conversation, or a text to go on with, answered piece by piece.
+
+Owns what `trueup chat` and `trueup generate` do between the terminal and the model: history, the chat template, the
+choice of decoding, turning tokens into text as they come. Knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.contract import end_ids
+from pipeline.models.decode import beam_search, stream
+from pipeline.models.forward import context_limit
+from pipeline.models.sampling import Sampling
+
+Message = dict[str, str]
+
+_HALF_CHARACTER = "\ufffd"
+"""What a tokenizer shows for the first bytes of a character whose last are still to come."""
+
+
+@dataclass(frozen=True)
+class ReplyOptions:
+    """How a reply is decoded.
+
+    Attributes:
+        max_new_tokens: length limit.
+        greedy: take the most likely token each time.
+        beams: more than one searches that many continuations at once; nothing is then sampled or streamed.
+        temperature: divides the logits.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+        seed: of the random numbers; the same seed and the same history give the same reply.
+    """
+
+    max_new_tokens: int = 256
+    greedy: bool = False
+    beams: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """The part that chooses a token."""
+        return Sampling(greedy=self.greedy, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+def reply(model: Any, tokenizer: Any, messages: Sequence[Message], options: ReplyOptions) -> Iterator[str]:
+    """Yield the assistant's next turn as pieces of text.
+
+    Args:
+        model: a causal language model.
+        tokenizer: with a chat template.
+        messages: the conversation so far, its last turn the user's.
+        options: how to decode.
+
+    Raises:
+        PipelineError: the tokenizer has no chat template, an option is out of range, or the conversation does not fit.
+    """
+    yield from _answer(model, tokenizer, _prompt_ids(tokenizer, messages), options, turn=len(messages))
+
+
+def complete(model: Any, tokenizer: Any, text: str, options: ReplyOptions) -> Iterator[str]:
+    """Yield how the model goes on with ``text``, without any chat template, as pieces of text.
+
+    Raises:
+        PipelineError: the text is empty or does not fit, or an option is out of range.
+    """
+    ids = list(tokenizer(text)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
+        ids.pop()  # Some tokenizers close every text: the model would have nothing to add.
+    yield from _answer(model, tokenizer, ids, options, turn=0)
+
+
+@dataclass
+class ChatSession:
+    """A conversation that remembers.
+
+    Attributes:
+        model: a causal language model.
+        tokenizer: with a chat template.
+        options: how replies are decoded; may be replaced between turns.
+        system: what comes before the first turn.
+        history: turns so far, without the system message.
+        forgotten: turns dropped from the front because the model's context was full.
+    """
+
+    model: Any
+    tokenizer: Any
+    options: ReplyOptions = ReplyOptions()
+    system: str | None = None
+    history: list[Message] = field(default_factory=list)
+    forgotten: int = 0
+
+    def say(self, text: str) -> Iterator[str]:
+        """Add the user's turn and yield the reply as pieces of text.
+
+        What was yielded enters the history, also when the caller stops early. Nothing enters it when decoding fails.
+
+        Raises:
+            PipelineError: as `reply`.
+        """
+        self.history.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        answered = False
+        try:
+            for piece in reply(self.model, self.tokenizer, self._fitting(), self.options):
+                pieces.append(piece)
+                yield piece
+            answered = True
+        finally:
+            if answered or pieces:
+                self.history.append({"role": "assistant", "content": "".join(pieces)})
+            else:
+                self.history.pop()
+
+    def reset(self) -> None:
+        """Forget the conversation; the system message stays."""
+        self.history.clear()
+        self.forgotten = 0
+
+    def _fitting(self) -> list[Message]:
+        """Drop the oldest exchanges until the prompt leaves room for a reply."""
+        limit = context_limit(self.model)
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        room = 0 if limit is None else min(self.options.max_new_tokens, limit // 4)
+        while limit is not None and len(self.history) > 2:
+            if len(_prompt_ids(self.tokenizer, [*first, *self.history])) + room <= limit:
+                break
+            del self.history[:2]
+            self.forgotten += 2
+        return [*first, *self.history]
+
+
+def _prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    if not tokenizer.chat_template:
+        remedy = "use `trueup generate`, or a checkpoint of an sft stage"
+        raise PipelineError(Problem("this checkpoint's tokenizer has no chat template", "one, to chat", remedy))
+    rendered = tokenizer.apply_chat_template(
+        list(messages), tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    return list(rendered["input_ids"])
+
+
+def _answer(model: Any, tokenizer: Any, prompt: list[int], options: ReplyOptions, *, turn: int) -> Iterator[str]:
+    ends = end_ids(tokenizer, model)
+    if options.beams < 1:
+        raise PipelineError(Problem(f"beams is {options.beams}", "must be >= 1", "1 is no beam search"))
+    if options.beams > 1:
+        found = beam_search(
+            model,
+            [prompt],
+            beams=options.beams,
+            max_new_tokens=options.max_new_tokens,
+            eos_ids=ends,
+            pad_id=tokenizer.pad_token_id,
+        )
+        yield str(tokenizer.decode(found[0], skip_special_tokens=True))
+        return
+    tokens = stream(
+        model,
+        prompt,
+        max_new_tokens=options.max_new_tokens,
+        eos_ids=ends,
+        sampling=options.sampling,
+        seed=options.seed,
+        row_id=turn,
+    )
+    yield from _text_pieces(tokenizer, tokens)
+
+
+def _text_pieces(tokenizer: Any, tokens: Iterator[int]) -> Iterator[str]:
+    ids: list[int] = []
+    shown = ""
+    text = ""
+    for token in tokens:
+        ids.append(token)
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        if not text.endswith(_HALF_CHARACTER) and len(text) > len(shown):
+            yield text[len(shown) :]
+            shown = text
+    if len(text) > len(shown):
+        yield text[len(shown) :]

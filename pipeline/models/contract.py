@@ -1,0 +1,191 @@
+"""What two stages that hand a model over must agree on: vocabulary, chat template, special tokens.
+
+Owns the comparison and the check that a conversation teaches the end token. Torch-free: a tokenizer is passed in,
+or its folder is read as JSON, so a plan can compare artifacts without loading anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Problem
+
+Messages = Sequence[dict[str, Any]]
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What must be the same in two tokenizers for the weights of one to make sense with the other.
+
+    Attributes:
+        name: of the stage or folder, for messages.
+        vocabulary: hash of tokens, ids and merges.
+        entries: size of the vocabulary, added tokens included.
+        template: hash of the chat template; empty when there is none.
+        special: ``bos``, ``eos`` and ``pad`` to token text, empty when unset.
+    """
+
+    name: str
+    vocabulary: str
+    entries: int
+    template: str
+    special: dict[str, str]
+
+
+def facts(tokenizer: Any, name: str) -> TokenizerFacts:
+    """Return the facts of a loaded tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    document = json.loads(backend.to_str()) if backend is not None else {"model": {"vocab": tokenizer.get_vocab()}}
+    special = {key: str(getattr(tokenizer, f"{key}_token") or "") for key in ("bos", "eos", "pad")}
+    vocabulary, entries = _vocabulary(document)
+    return TokenizerFacts(name, vocabulary, entries, _template(tokenizer.chat_template), special)
+
+
+def facts_of_folder(folder: Path, name: str) -> TokenizerFacts | None:
+    """Return the facts of a saved tokenizer, or None when the folder has no ``tokenizer.json``."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = {}
+    if (folder / "tokenizer_config.json").is_file():
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    template = settings.get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    special = {key: _token_text(settings.get(f"{key}_token")) for key in ("bos", "eos", "pad")}
+    vocabulary, entries = _vocabulary(document)
+    return TokenizerFacts(name, vocabulary, entries, _template(template), special)
+
+
+def disagreements(earlier: TokenizerFacts, later: TokenizerFacts) -> list[Problem]:
+    """Return what differs between two tokenizers that must be one, empty when they agree."""
+    problems = []
+    remedy = f"start `{later.name}` and `{earlier.name}` from the same tokenizer"
+    if earlier.vocabulary != later.vocabulary:
+        found = f"the vocabulary of `{later.name}` ({later.entries} entries)"
+        problems.append(Problem(found, f"that of `{earlier.name}` ({earlier.entries} entries)", remedy))
+    if earlier.template != later.template:
+        found = f"the chat template of `{later.name}` is {'another one' if later.template else 'missing'}"
+        expected = f"that of `{earlier.name}`" if earlier.template else f"none, as in `{earlier.name}`"
+        problems.append(Problem(found, expected, remedy))
+    for key, label in (("eos", "end"), ("pad", "padding"), ("bos", "start")):
+        if earlier.special[key] != later.special[key]:
+            found = f"the {label} token of `{later.name}` is {later.special[key] or 'unset'}"
+            expected = f"{earlier.special[key] or 'unset'} as in `{earlier.name}`"
+            problems.append(Problem(found, expected, remedy))
+    return problems
+
+
+def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
+    """Return the token ids that end a response: the tokenizer's end token and those the model's settings add."""
+    ids = [int(tokenizer.eos_token_id)]
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    for token in [more] if isinstance(more, int) else list(more or []):
+        if token not in ids:
+            ids.append(int(token))
+    return ids
+
+
+def eos_is_learned(tokenizer: Any, messages: Messages) -> bool:
+    """Whether each assistant turn, as the template renders it, trains the end token as its last visible token.
+
+    White space a template puts after the end token does not count.
+    """
+    spoken = [span for span in _assistant_spans(tokenizer, messages) if span]
+    eos = tokenizer.eos_token_id
+    return bool(spoken) and all(eos in span and not _text_after(tokenizer, span, eos) for span in spoken)
+
+
+def conversation_problems(tokenizer: Any, messages: Messages) -> list[Problem]:
+    """Return what is wrong with how a conversation is rendered: no template, end not learned, doubled tokens.
+
+    Args:
+        tokenizer: with its chat template.
+        messages: a conversation that ends with the assistant.
+    """
+    if not tokenizer.chat_template:
+        remedy = "give the tokenizer stage a `chat_template`"
+        return [Problem("the tokenizer has no chat template", "one, to render conversations", remedy)]
+    problems = []
+    ids = _render(tokenizer, messages)
+    if not eos_is_learned(tokenizer, messages):
+        found = f"the chat template does not end the assistant's turn with {tokenizer.eos_token}"
+        expected = "the tokenizer's end token as part of what is trained, or no response would ever end"
+        remedy = "set the tokenizer's eos_token to the template's, or put it inside {% generation %}"
+        problems.append(Problem(found, expected, remedy))
+    for token_id, label in ((tokenizer.eos_token_id, "end"), (tokenizer.bos_token_id, "start")):
+        if token_id is not None and any(a == b == token_id for a, b in pairwise(ids)):
+            token = tokenizer.convert_ids_to_tokens(token_id)
+            found, remedy = f"the {label} token {token} comes twice in a row", "write it once in the template"
+            problems.append(Problem(found, "once", remedy))
+    prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
+    if ids[: len(prompt)] != prompt:
+        found = "the chat template renders a prompt differently once the answer follows"
+        problems.append(
+            Problem(found, "the prompt as a prefix of the conversation", "use a template without rewriting")
+        )
+    return problems
+
+
+def _assistant_spans(tokenizer: Any, messages: Messages) -> list[list[int]]:
+    """Return the token ids of each assistant turn, by the template's markers or by what a turn adds to its prompt."""
+    if _GENERATION.search(tokenizer.chat_template or ""):
+        rendered = tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        spans: list[list[int]] = [[]]
+        for token, spoken in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True):
+            if spoken:
+                spans[-1].append(token)
+            elif spans[-1]:
+                spans.append([])
+        return spans
+    spans = []
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = _render(tokenizer, messages[:turn], add_generation_prompt=True)
+            spans.append(_render(tokenizer, messages[: turn + 1])[len(before) :])
+    return spans
+
+
+def _text_after(tokenizer: Any, span: Sequence[int], eos_id: int) -> str:
+    last = max(position for position, token in enumerate(span) if token == eos_id)
+    return str(tokenizer.decode(list(span[last + 1 :]))).strip()
+
+
+def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool = False) -> list[int]:
+    rendered = tokenizer.apply_chat_template(
+        list(messages), tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
+    )
+    return list(rendered["input_ids"])
+
+
+def _vocabulary(document: dict[str, Any]) -> tuple[str, int]:
+    model = document.get("model", {})
+    vocab = model.get("vocab", {})
+    # Unigram vocabularies are a list of [piece, score]: the position is the id.
+    pairs = {str(piece): i for i, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+    pairs |= {token["content"]: token["id"] for token in document.get("added_tokens", [])}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
+    canonical = json.dumps([sorted(pairs.items()), merges], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest(), len(pairs)
+
+
+def _template(template: Any) -> str:
+    if not template:
+        return ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _token_text(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token or "")

@@ -1,0 +1,109 @@
+"""Log-probabilities a model gives to responses: for the KL to a reference, and for rollouts.
+
+Owns the batching and the arithmetic. Rows are sorted by length and padded on the right; under causal attention no token
+sees what is to its right, so no mask is needed. Only positions that predict a response token go through the output
+layer, whose product (positions times vocabulary) costs most of the memory.
+
+Shapes: N response positions of a batch, V vocabulary.
+"""
+# ruff: noqa: N803, N806  (shape suffixes)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.batching import length_batches
+from pipeline.models.forward import context_limit, evaluating
+
+_LOGITS_PER_BATCH = 2**27
+"""Half a GiB of float32 logits."""
+
+
+def response_logprobs(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    token_budget: int = 8192,
+) -> list[list[float]]:
+    """Return the log-probability of each response token given all before it.
+
+    Args:
+        model: a causal language model of `transformers` or `peft`, used as it is (see `without_adapter`).
+        prompts: token ids, one non-empty list per row.
+        responses: token ids, as `decode` returns them; may be empty.
+        temperature: divides the logits: give the one the responses were sampled with.
+        token_budget: padded tokens in one forward pass; lowered for a large vocabulary.
+
+    Returns:
+        Per row as many values as the response has tokens, in nats.
+
+    Raises:
+        PipelineError: a prompt is empty, or a row is longer than the model's context.
+    """
+    rows = [(list(prompt), list(response)) for prompt, response in zip(prompts, responses, strict=True)]
+    _check(model, rows)
+    found: list[list[float]] = [[] for _ in rows]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
+    with evaluating(model), torch.inference_mode():
+        for batch in length_batches([len(prompt) + len(response) for prompt, response in rows], budget):
+            values = _batch_logprobs(model, [rows[row] for row in batch], temperature).tolist()
+            for row in batch:
+                length = len(rows[row][1])
+                found[row], values = values[:length], values[length:]
+    return found
+
+
+def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return log softmax(logits / temperature) at the given tokens, in float32, shape (N,)."""
+    logits_NV = logits_NV.float() / temperature
+    return logits_NV.gather(-1, tokens_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
+
+
+def _batch_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]], temperature: float) -> Tensor:
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    ids = [[*prompt, *response, *[0] * (width - len(prompt) - len(response))] for prompt, response in rows]
+    # The token at position t is predicted at position t - 1.
+    row_N = [i for i, (_, response) in enumerate(rows) for _ in response]
+    position_N = [len(prompt) - 1 + t for prompt, response in rows for t in range(len(response))]
+    targets_N = torch.tensor([token for _, response in rows for token in response], dtype=torch.long)
+    if not row_N:
+        return torch.empty(0)
+    logits_NV = _logits_at(model, torch.tensor(ids, device=model.device), (row_N, position_N))
+    return token_logprobs(logits_NV, targets_N.to(logits_NV.device), temperature)
+
+
+def _logits_at(model: Any, ids_BT: Tensor, where: tuple[list[int], list[int]]) -> Tensor:
+    """Run the model with its output layer applied to some positions only, and return their logits, shape (N, V).
+
+    The positions are picked in front of the output layer, inside the model's own forward pass, so whatever the
+    architecture does to its logits afterwards (scaling, soft caps) still happens.
+    """
+
+    def pick(_: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (arguments[0][where][None], *arguments[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        logits_1NV = model(input_ids=ids_BT, use_cache=False).logits
+    finally:
+        handle.remove()
+    logits_NV: Tensor = logits_1NV[0]
+    return logits_NV
+
+
+def _check(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> None:
+    limit = context_limit(model)
+    for row, (prompt, response) in enumerate(rows):
+        if not prompt:
+            raise PipelineError(Problem(f"prompt {row} is empty", "at least one token", "remove the row"))
+        if limit is not None and len(prompt) + len(response) > limit:
+            found = f"row {row} has {len(prompt)} + {len(response)} tokens"
+            raise PipelineError(Problem(found, f"at most the model's {limit} positions", "shorten or drop the row"))
