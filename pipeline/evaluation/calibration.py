@@ -8,7 +8,11 @@ Shape legend: N pairs.
 Reference: Guo et al. (2017), On calibration of modern neural networks; Nixon et al. (2019) for bins of equal mass.
 """
 
+# ruff: noqa: N806  (shape suffixes)
+
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -99,7 +103,7 @@ def reliability(margins: ArrayLike, *, bins: int = BINS) -> list[Bin]:
     edges = sorted({0, *cuts, len(margins_N)})
     return [
         Bin(confidence=float(confidence_N[a:b].mean()), accuracy=float(right_N[a:b].mean()), n=b - a)
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
 
 
@@ -139,7 +143,7 @@ def _cuts(n: int, bins: int) -> list[int]:
 
 
 def _noise(bins: list[Bin]) -> float:
-    """Return the expected ECE of a calibrated model: the mean of |N(0, c(1-c)/n)| over bins, √(2/π) times its spread."""
+    """Return the ECE to expect of a calibrated model: the mean of |N(0, c(1-c)/n)| over bins, √(2/π) spreads."""
     total = sum(each.n for each in bins)
     spread = sum(each.n * np.sqrt(each.confidence * (1 - each.confidence) / each.n) for each in bins)
     return float(np.sqrt(2 / np.pi) * spread / total)

@@ -201,7 +201,9 @@ def _model(each: Answers, against: Answers, tasks: Sequence[str], settings: _Set
     return ModelMetrics(
         ref=each.ref,
         win_rate=won.estimate if won else None,
-        win_counts=WinCounts(**won.model_dump(include={"wins", "ties", "losses", "decided", "p_value"})) if won else None,
+        win_counts=WinCounts(**won.model_dump(include={"wins", "ties", "losses", "decided", "p_value"}))
+        if won
+        else None,
         gold=None if gold is None else settings.mean(gold),
         reward=None if reward is None else settings.mean(reward),
         correct=overall.correct if overall else None,
@@ -247,7 +249,11 @@ def _checked(answers: Sequence[Answers], prompts: Sequence[Prompt], baseline: st
         problems.append(Problem("no prompts", "one or more", "check that the data source has rows left"))
     if baseline not in names:
         problems.append(Problem(f"baseline `{baseline}`", f"one of {listed(names)}", nearest(baseline, names)))
-    problems += [Problem(f"model `{name}` {names.count(name)} times", "once") for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [
+        Problem(f"model `{name}` {names.count(name)} times", "once")
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
     for each in answers:
         columns = {
             "responses": each.responses,

@@ -37,7 +37,7 @@ def metric_rows(history: Iterable[Mapping[str, Any]]) -> list[Row]:
         row: Row = {}
         for key in sorted(entry, key=lambda name: (name not in ("step", "epoch"), name != "step", name)):
             value = _plain(entry[key])
-            if value is not _NOTHING and not _NOT_REPRODUCIBLE.search(key):
+            if not isinstance(value, _Nothing) and not _NOT_REPRODUCIBLE.search(key):
                 row[key] = value
         if set(row) - {"step", "epoch"}:
             rows.append(row)
@@ -99,11 +99,15 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
             is_long = len(train) >= _SMOOTH_FROM
             axes.plot(*_columns(train), color=blue, linewidth=0.8 if is_long else 1.8, alpha=0.3 if is_long else 1)
             trend = _smoothed(train) if is_long else train
-            axes.plot(*_columns(trend), color=blue, linewidth=1.8, label="training (smoothed)" if is_long else "training")
+            axes.plot(
+                *_columns(trend), color=blue, linewidth=1.8, label="training (smoothed)" if is_long else "training"
+            )
         if held_out:
             axes.plot(*_columns(held_out), "o-", color=orange, linewidth=1.6, markersize=4.5, label="held out")
             step, value = min(held_out, key=lambda point: (point[1], point[0]))
-            axes.annotate(f"{value:.3f}", (step, value), xytext=(0, 8), textcoords="offset points", ha="center", color=INK)
+            axes.annotate(
+                f"{value:.3f}", (step, value), xytext=(0, 8), textcoords="offset points", ha="center", color=INK
+            )
         low, high = _limits([value for _, value in (*train, *held_out)])
         axes.set_ylim(low, high)
         axes.grid(axis="y")
@@ -121,7 +125,7 @@ class _Nothing:
 _NOTHING = _Nothing()
 
 
-def _plain(value: Any) -> int | float | str | bool | None | _Nothing:
+def _plain(value: Any) -> int | float | str | bool | _Nothing | None:
     """Return a value as JSON can hold it; numpy scalars become numbers."""
     if hasattr(value, "item") and getattr(value, "size", 1) == 1:
         value = value.item()
@@ -140,20 +144,23 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, floa
 
 
 def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return an exponential moving average over about a thirtieth of the points, unbiased at the start."""
-    keep = 1 - 1 / max(4.0, len(points) / 30)
-    mean, weight, trend = 0.0, 0.0, []
-    for step, value in points:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        trend.append((step, mean / weight))
+    """Return the mean over about a thirtieth of the points around each, fewer at the ends; a trend without delay."""
+    reach = max(2, len(points) // 60)
+    trend = []
+    for place, (step, _) in enumerate(points):
+        side = min(reach, place, len(points) - 1 - place)
+        near = [value for _, value in points[place - side : place + side + 1]]
+        trend.append((step, sum(near) / len(near)))
     return trend
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return axis limits that a few first, huge values do not stretch."""
+    """Return axis limits; a few huge values, far above all others, do not stretch them."""
     ordered = sorted(values)
-    top = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if len(ordered) >= _SMOOTH_FROM else ordered[-1]
-    bottom = ordered[0]
+    bottom, top = ordered[0], ordered[-1]
+    usual = ordered[int(0.99 * (len(ordered) - 1))]
+    if len(ordered) >= _SMOOTH_FROM and top > 2 * usual > 0:
+        top = usual
     room = 0.12 * (top - bottom) or 0.1 * abs(top) or 0.1
     # Losses are read from zero where that costs little height.
     low = 0.0 if 0 <= bottom < 0.5 * top else bottom - room

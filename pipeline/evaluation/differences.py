@@ -5,6 +5,8 @@ Owns paired tests. Knows nothing of what was scored.
 Shape legend: N prompts, S samples per prompt, P sign patterns.
 """
 
+# ruff: noqa: N806  (shape suffixes)
+
 from __future__ import annotations
 
 import numpy as np
@@ -49,9 +51,7 @@ def paired_difference(
     policy_N, baseline_N = paired(policy, baseline)
     differences_N = policy_N - baseline_N
     reach = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
-    estimate = mean_interval(
-        differences_N, seed=seed, resamples=resamples, level=level, method=method, bounds=reach
-    )
+    estimate = mean_interval(differences_N, seed=seed, resamples=resamples, level=level, method=method, bounds=reach)
     is_binary = bool(np.isin(policy_N, (0, 1)).all() and np.isin(baseline_N, (0, 1)).all())
     p_value = exact_mcnemar(policy_N, baseline_N) if is_binary else sign_flip(differences_N, seed=seed)
     return Delta(**estimate.model_dump(), p_value=p_value)

@@ -10,6 +10,8 @@ r = reference / policy at a sampled token: k1 = -log r is unbiased and noisy and
 is unbiased where the reference does not leave the policy's support, never negative, and less noisy near the reference.
 """
 
+# ruff: noqa: N803, N806  (shape suffixes)
+
 from __future__ import annotations
 
 import numpy as np
@@ -60,7 +62,8 @@ def divergence(
         method: of the bootstrap.
 
     Raises:
-        PipelineError: shapes differ, a sequence has no token, or a log-probability that counts is not finite or above 0.
+        PipelineError: shapes differ, a sequence has no token, or a log-probability that counts is above 0 or
+            not finite.
     """
     k1_BT, k3_BT, counts_B = _per_token(policy_logprobs_BT, reference_logprobs_BT, mask_BT)
     k1_B, k3_B = k1_BT.sum(axis=1), k3_BT.sum(axis=1)

@@ -5,7 +5,7 @@ Owns the record every metric is stored as. Knows nothing of how the interval cam
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -54,6 +54,15 @@ class Delta(Estimate):
 def rounded(value: float) -> float:
     """Round to `SIGNIFICANT_DIGITS`, and minus zero to zero."""
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") + 0.0
+
+
+def stable(value: Any) -> Any:
+    """Round every float in plain data, so that the last bits of a sum do not change the bytes of a file."""
+    if isinstance(value, float):
+        return rounded(value)
+    if isinstance(value, dict):
+        return {key: stable(item) for key, item in value.items()}
+    return [stable(item) for item in value] if isinstance(value, list) else value
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -12,7 +12,8 @@ from pipeline.evaluation.drawing import INK, MUTED, RULE, colours, new_figure, p
 from pipeline.evaluation.estimate import Estimate, percent_interval
 from pipeline.evaluation.report import Report
 
-_MOST_BARS_WIDE = 14.0
+_WIDEST_IN = 14.0
+_LOWER = "below"
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
@@ -61,7 +62,7 @@ def _tasks(report: Report, path: Path) -> Path:
     tasks = report.task_names
     colour = colours(list(report.models), report.baseline)
     bar = 0.82 / len(names)
-    figure = new_figure(min(_MOST_BARS_WIDE, max(7.6, 0.9 + len(tasks) * (0.35 + 0.17 * len(names)))), 3.7)
+    figure = new_figure(min(_WIDEST_IN, max(7.6, 0.9 + len(tasks) * (0.35 + 0.17 * len(names)))), 3.7)
     axes = figure.add_subplot()
     for place, name in enumerate(names):
         found = report.models[name].tasks
@@ -86,8 +87,19 @@ def _tasks(report: Report, path: Path) -> Path:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     if any(metrics.lower_tasks(report.level) for metrics in report.models.values()):
-        axes.plot([], [], "v", color=INK, markersize=5.5, label=f"below {plain(report.baseline)} beyond noise")
-    figure.legend(loc="outside lower center", ncols=min(len(names) + 1, 7), handlelength=1.0, columnspacing=1.6)
+        axes.plot([], [], "v", color=INK, markersize=5.5, label=f"{_LOWER} {plain(report.baseline)} beyond noise")
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(
+        range(len(labels)), key=lambda place: labels[place].startswith(_LOWER)
+    )  # models first, then the mark
+    figure.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
+        loc="outside lower center",
+        ncols=min(len(labels), 7),
+        handlelength=1.0,
+        columnspacing=1.6,
+    )
     axes.set_title("Correct answers by task")
     return save(figure, path, title="Correct answers by task")
 

@@ -68,7 +68,10 @@ def _model_rows(report: Report) -> list[list[str]]:
     """Return the table of models, without the columns nobody has a value for."""
     columns = [
         (f"win rate vs {escaped(report.baseline)}", win_cell),
-        ("won / tied / lost", lambda m: f"{m.win_counts.wins} / {m.win_counts.ties} / {m.win_counts.losses}" if m.win_counts else ""),
+        (
+            "won / tied / lost",
+            lambda m: f"{m.win_counts.wins} / {m.win_counts.ties} / {m.win_counts.losses}" if m.win_counts else "",
+        ),
         ("gold", lambda m: number_interval(m.gold) if m.gold else ""),
         ("reward", lambda m: number_interval(m.reward) if m.reward else ""),
         ("correct", lambda m: percent_interval(m.correct) if m.correct else ""),
@@ -134,7 +137,9 @@ def _sample(gap: float, sample: Sample, model: str, baseline: str) -> str:
     rows = [["model", "score", "correct", "answer"]]
     for name in (model, baseline):
         answer = sample.answers[name]
-        correct = "–" if answer.correct is None else {0.0: "no", 1.0: "yes"}.get(answer.correct, f"{answer.correct:.2f}")
+        correct = (
+            "–" if answer.correct is None else {0.0: "no", 1.0: "yes"}.get(answer.correct, f"{answer.correct:.2f}")
+        )
         score = "–" if answer.score is None else f"{answer.score:.2f}"
         rows.append([escaped(name), score, correct, escaped(answer.text, _LONGEST_TEXT) or "*(empty)*"])
     task = f" · {escaped(sample.task)}" if sample.task else ""
@@ -146,30 +151,32 @@ def _guide(report: Report) -> str:
     """Explain the columns, and how much noise this report has."""
     others = [m for name, m in report.models.items() if name != report.baseline]
     widths = [m.win_rate.half_width for m in others if m.win_rate]
+    resampled = f" ({report.resamples:,} times)" if report.resamples else ""
+    known = f" With this many prompts it is known to about ±{100 * max(widths):.1f} points." if widths else ""
     lines = [
-        "- **Intervals** come from resampling prompts"
-        + (f" ({report.resamples:,} times)" if report.resamples else "")
-        + "; shares of yes/no answers use Wilson's. They say how much other prompts of the same kind could change the "
-        "value, and nothing of how another training seed would.",
-        "- **Win rate**: 50 % is no preference."
-        + (f" With this many prompts it is known to about ±{100 * max(widths):.1f} points." if widths else ""),
-        "- **A win rate alone flatters.** Tone and length can win prompts while answers get worse, so read *correct* and "
-        "the table of tasks beside it, and compare with greedy decoding of the baseline where it is listed.",
+        f"**Intervals** come from resampling prompts{resampled}; shares of yes/no answers use Wilson's. They say how "
+        "much other prompts of the same kind could change a value, and nothing of how another training seed would.",
+        f"**Win rate**: 50 % is no preference.{known}",
+        "**A win rate alone flatters.** Tone and length can win prompts while answers get worse, so read *correct* "
+        "and the table of tasks beside it, and compare with greedy decoding of the baseline where it is listed.",
     ]
     if any(m.kl for m in others):
         lines.append(
-            "- **KL** is how far a model moved from its reference, in nats per answer, on its own samples. A reward that "
+            "**KL** is how far a model moved from its reference, in nats per answer, on its own samples. A reward that "
             "rises with KL while gold falls is the reward model being exploited."
         )
     if any(m.eos_rate for m in report.models.values()):
-        lines.append("- **ended** is the share of answers that stopped by themselves before the length limit.")
-    tests = len(report.task_names)
-    if tests:
-        alpha = 1 - report.level
-        chance = 1 - (1 - alpha / 2) ** tests
-        lines.append(
-            f"- **{LOWER_MARK}** is one paired test per task and model (exact McNemar for yes/no answers, p < {alpha:.2g}). "
-            f"With {tests} {'task' if tests == 1 else 'tasks'} a model no worse than the baseline is marked somewhere by "
-            f"chance in at most {percent(chance, 0)} of reports."
-        )
-    return "\n".join(lines) + "\n"
+        lines.append("**ended** is the share of answers that stopped by themselves before the length limit.")
+    if report.task_names:
+        lines.append(_guide_to_mark(len(report.task_names), 1 - report.level))
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def _guide_to_mark(tests: int, alpha: float) -> str:
+    """Say what the mark is, and how often chance alone sets it: each test errs below in alpha / 2 of cases."""
+    chance = 1 - (1 - alpha / 2) ** tests
+    return (
+        f"**{LOWER_MARK}** is one paired test per task and model (exact McNemar for yes/no answers, p < {alpha:.2g}). "
+        f"With {tests} {'task' if tests == 1 else 'tasks'}, chance alone marks a model that is as good as the baseline "
+        f"somewhere in at most {percent(chance, 0)} of reports."
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -25,7 +25,8 @@ from pipeline.evaluation.estimate import (
     number_interval,
     percent,
     percent_interval,
-    rounded,
+    signed_points,
+    stable,
 )
 
 SCHEMA = 1
@@ -81,7 +82,7 @@ class ModelMetrics(Record):
     kl_per_token: Estimate | None = None
     length: Estimate | None = None
     eos_rate: Estimate | None = None
-    tasks: dict[str, TaskMetrics] = {}
+    tasks: dict[str, TaskMetrics] = Field(default_factory=dict)
 
     def lower_tasks(self, level: float) -> list[str]:
         """Return the tasks answered worse than by the baseline beyond noise."""
@@ -101,7 +102,7 @@ class Report(Record):
         models: metrics by model, in the order they are shown.
     """
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     baseline: str
     judge: Judge = "gold"
     prompts: int | None = None
@@ -140,7 +141,7 @@ class Sample(Record):
 def to_json(report: Report) -> str:
     """Render `report.json`: the same report gives the same bytes."""
     data = report.model_dump(by_alias=True, exclude_none=True)
-    return json.dumps(_stable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(stable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(path: Path) -> Report:
@@ -160,7 +161,9 @@ def read(path: Path) -> Report:
         remedy = "upgrade trueup, or read it with the version that wrote it"
         raise PipelineError(Problem(f"report schema {schema}", f"at most {SCHEMA}", remedy, str(path)))
     if schema != SCHEMA:
-        raise PipelineError(Problem(f"schema is {schema!r}", f"`schema: {SCHEMA}`, as the evaluate stage writes", where=str(path)))
+        raise PipelineError(
+            Problem(f"schema is {schema!r}", f"`schema: {SCHEMA}`, as the evaluate stage writes", where=str(path))
+        )
     try:
         return Report.model_validate(data)
     except ValidationError as error:
@@ -228,7 +231,7 @@ def write(report: Report, folder: Path, samples: Sequence[Sample] = (), *, title
     written = [folder / "report.json"]
     written[0].write_text(to_json(report), encoding="utf-8")
     if samples:
-        rows = (json.dumps(_stable(each.model_dump(exclude_none=True)), ensure_ascii=False) for each in samples)
+        rows = (json.dumps(stable(each.model_dump(exclude_none=True)), ensure_ascii=False) for each in samples)
         written.append(folder / "samples.jsonl")
         written[-1].write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     drawn = figures.draw(report, folder)
@@ -263,19 +266,8 @@ def _lower_cell(report: Report, name: str) -> str:
 
 
 def _task_cell(metrics: TaskMetrics, level: float) -> str:
-    from pipeline.evaluation.estimate import signed_points
-
     text = percent(metrics.correct.value, 0)
     if metrics.delta is None:
         return text
     mark = f" {LOWER_MARK}" if metrics.delta.is_lower(level) else ""
     return f"{text} ({signed_points(metrics.delta, 0)}){mark}"
-
-
-def _stable(value: Any) -> Any:
-    """Round every float below, so that the last bits of a sum do not change the bytes."""
-    if isinstance(value, float):
-        return rounded(value)
-    if isinstance(value, dict):
-        return {key: _stable(item) for key, item in value.items()}
-    return [_stable(item) for item in value] if isinstance(value, list) else value

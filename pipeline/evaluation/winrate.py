@@ -5,6 +5,8 @@ Owns the win rate and its counts. Knows nothing of who judged: it is given score
 Shape legend: N prompts, S samples of the policy, T samples of the baseline.
 """
 
+# ruff: noqa: N806  (shape suffixes)
+
 from __future__ import annotations
 
 import numpy as np
@@ -69,7 +71,7 @@ def win_rate(
 ) -> WinRate:
     """Return the win rate of ``policy`` over ``baseline``.
 
-    Swapping the two gives one minus the value and the mirrored interval; a model against its own answers has exactly 0.5.
+    Swapping the two gives one minus the value and the mirrored interval; a model has exactly 0.5 against itself.
 
     Args:
         policy: scores, shape (N,) or (N, S); higher is better.

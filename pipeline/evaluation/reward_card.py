@@ -1,0 +1,248 @@
+"""A reward model's report on pairs it has not seen: does it rank them, may its confidence be believed, is it fooled?
+
+Owns the card's record and its files: `reward_card.json`, `reward_card.md`, `margins.svg`, `reliability.svg`. Knows
+nothing of models: it is given scores.
+
+Shape legend: N pairs.
+"""
+
+# ruff: noqa: N803, N806  (shape suffixes)
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import Field
+from scipy import stats
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.evaluation.calibration import Calibration, calibrate
+from pipeline.evaluation.differences import paired
+from pipeline.evaluation.estimate import Estimate, Record, rounded, stable
+from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, mean_interval, observations, wilson
+
+HISTOGRAM_BINS = 30
+
+
+class Histogram(Record):
+    """Counts between edges; the first and the last bin also hold what lies beyond."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class LengthBias(Record):
+    """How much length explains.
+
+    Attributes:
+        pearson: correlation of score and length over all answers; none when one of them does not vary.
+        spearman: the same of ranks.
+        chosen_longer: accuracy on pairs whose chosen answer is the longer one.
+        chosen_shorter: accuracy on pairs whose chosen answer is the shorter one: where a length-lover fails.
+        longer_wins: accuracy of always preferring the longer answer, equal lengths counting one half.
+    """
+
+    pearson: float | None
+    spearman: float | None
+    chosen_longer: Estimate | None
+    chosen_shorter: Estimate | None
+    longer_wins: Estimate
+
+
+class GoldAgreement(Record):
+    """Against true scores, on the pairs these do not tie.
+
+    Attributes:
+        reward: how often the reward model ranks a pair as gold does.
+        labels: how often the label does: what a perfect model would reach in accuracy.
+    """
+
+    reward: Estimate
+    labels: Estimate
+
+
+class RewardCard(Record):
+    """Held-out report of a reward model.
+
+    Attributes:
+        schema_version: of the file.
+        pairs: number of held-out pairs.
+        accuracy: share of pairs whose chosen answer scores higher, a tie counting one half.
+        ties: pairs whose answers score the same.
+        margin: mean score of chosen minus rejected.
+        margin_spread: standard deviation of it.
+        histogram: of the margins.
+        calibration: of σ(margin).
+        length: what length explains.
+        gold: agreement with true scores, when there are any.
+        groups: accuracy by group, e.g. by task.
+        level: confidence level of every interval.
+    """
+
+    schema_version: Literal[1] = 1
+    pairs: int
+    accuracy: Estimate
+    ties: int
+    margin: Estimate
+    margin_spread: float
+    histogram: Histogram
+    calibration: Calibration
+    length: LengthBias
+    gold: GoldAgreement | None = None
+    groups: dict[str, Estimate] = Field(default_factory=dict)
+    level: float = LEVEL
+
+
+def build_card(
+    *,
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    chosen_lengths: ArrayLike,
+    rejected_lengths: ArrayLike,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    gold_chosen: ArrayLike | None = None,
+    gold_rejected: ArrayLike | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> RewardCard:
+    """Compute the card from scores of held-out pairs.
+
+    Args:
+        chosen: score of the chosen answer, shape (N,).
+        rejected: score of the rejected answer, shape (N,).
+        chosen_lengths: tokens of the chosen answer, shape (N,).
+        rejected_lengths: tokens of the rejected answer, shape (N,).
+        seed: of the bootstrap of the mean margin.
+        groups: one name per pair, e.g. its task; pairs with an empty name are in no group.
+        gold_chosen: true score of the chosen answer, shape (N,).
+        gold_rejected: true score of the rejected answer, shape (N,).
+        resamples: of the bootstrap.
+        level: confidence level.
+
+    Raises:
+        PipelineError: no pairs, unequal numbers of anything, or a score that is not finite.
+    """
+    chosen_N, rejected_N = paired(chosen, rejected)
+    long_N, short_N = paired(chosen_lengths, rejected_lengths)
+    paired(chosen_N, long_N)
+    if groups is not None and len(groups) != len(chosen_N):
+        raise PipelineError(Problem(f"{len(groups)} groups for {len(chosen_N)} pairs", "one per pair"))
+    margins_N = chosen_N - rejected_N
+    right_N = _right(margins_N)
+    gold = None
+    if gold_chosen is not None and gold_rejected is not None:
+        gold_margins_N = np.subtract(*paired(gold_chosen, gold_rejected))
+        paired(margins_N, gold_margins_N)
+        gold = _gold(margins_N, gold_margins_N, level)
+    names = sorted({name for name in groups or () if name})
+    named = np.array(groups if groups is not None else [])
+    return RewardCard(
+        pairs=len(margins_N),
+        accuracy=wilson(float(right_N.sum()), len(right_N), level=level),
+        ties=int((margins_N == 0).sum()),
+        margin=mean_interval(margins_N, seed=seed, resamples=resamples, level=level),
+        margin_spread=float(margins_N.std(ddof=1)) if len(margins_N) > 1 else 0.0,
+        histogram=_histogram(margins_N),
+        calibration=calibrate(margins_N),
+        length=_length_bias(chosen_N, rejected_N, long_N, short_N, level),
+        gold=gold,
+        groups={name: _share(right_N[named == name], level) for name in names},
+        level=level,
+    )
+
+
+def write_card(card: RewardCard, folder: Path) -> dict[str, float]:
+    """Write `reward_card.json`, `reward_card.md`, `margins.svg` and `reliability.svg` into a folder.
+
+    Returns:
+        The headline figures, for a manifest.
+    """
+    from pipeline.evaluation import reward_page
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "reward_card.json").write_text(to_json(card), encoding="utf-8")
+    (folder / "reward_card.md").write_text(reward_page.render(card), encoding="utf-8")
+    reward_page.draw(card, folder)
+    return headline(card)
+
+
+def to_json(card: RewardCard) -> str:
+    """Render `reward_card.json`: the same card gives the same bytes."""
+    return json.dumps(stable(card.model_dump(exclude_none=True)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def headline(card: RewardCard) -> dict[str, float]:
+    """Return the figures worth a line in a manifest."""
+    figures = {
+        "test_accuracy": card.accuracy.value,
+        "test_accuracy_low": card.accuracy.low,
+        "test_accuracy_high": card.accuracy.high,
+        "test_pairs": float(card.pairs),
+        "mean_margin": card.margin.value,
+        "ece": card.calibration.ece,
+        "ece_after": card.calibration.ece_after,
+        "brier": card.calibration.brier,
+        "temperature": card.calibration.temperature,
+        "longer_wins_accuracy": card.length.longer_wins.value,
+    }
+    if card.length.spearman is not None:
+        figures["length_spearman"] = card.length.spearman
+    if card.gold:
+        figures["gold_agreement"] = card.gold.reward.value
+        figures["gold_agreement_low"] = card.gold.reward.low
+        figures["gold_agreement_high"] = card.gold.reward.high
+        figures["label_gold_agreement"] = card.gold.labels.value
+    return {name: rounded(value) for name, value in figures.items()}
+
+
+def _right(margins_N: Floats) -> Floats:
+    """Return 1 where the margin is positive, 0 where negative, one half where zero."""
+    return (np.sign(margins_N) + 1) / 2
+
+
+def _share(right: Floats, level: float) -> Estimate:
+    return wilson(float(right.sum()), len(right), level=level)
+
+
+def _gold(margins_N: Floats, gold_N: Floats, level: float) -> GoldAgreement | None:
+    """Compare with true scores where these differ; none when they never do."""
+    differ = gold_N != 0
+    if not differ.any():
+        return None
+    sign_N = np.sign(gold_N[differ])
+    return GoldAgreement(reward=_share(_right(margins_N[differ] * sign_N), level), labels=_share(_right(sign_N), level))
+
+
+def _length_bias(
+    chosen_N: Floats, rejected_N: Floats, chosen_lengths_N: Floats, rejected_lengths_N: Floats, level: float
+) -> LengthBias:
+    scores = np.concatenate([chosen_N, rejected_N])
+    lengths = np.concatenate([chosen_lengths_N, rejected_lengths_N])
+    varies = bool(np.ptp(scores) > 0 and np.ptp(lengths) > 0)
+    right_N = _right(chosen_N - rejected_N)
+    gap_N = chosen_lengths_N - rejected_lengths_N
+    return LengthBias(
+        pearson=float(stats.pearsonr(scores, lengths).statistic) if varies else None,
+        spearman=float(stats.spearmanr(scores, lengths).statistic) if varies else None,
+        chosen_longer=_share(right_N[gap_N > 0], level) if (gap_N > 0).any() else None,
+        chosen_shorter=_share(right_N[gap_N < 0], level) if (gap_N < 0).any() else None,
+        longer_wins=_share(_right(gap_N), level),
+    )
+
+
+def _histogram(margins_N: Floats) -> Histogram:
+    """Count margins in bins of equal width, zero being an edge; one in a hundred may lie beyond, in the end bins."""
+    values = observations(margins_N)
+    low, high = min(0.0, float(np.quantile(values, 0.005))), max(0.0, float(np.quantile(values, 0.995)))
+    width = (high - low) / HISTOGRAM_BINS or 1.0
+    first, last = int(np.floor(low / width)), max(int(np.ceil(high / width)), int(np.floor(low / width)) + 1)
+    edges = np.arange(first, last + 1) * width
+    # The last bin of numpy is closed; a margin of exactly an edge counts above it, so zero counts as a win's bin.
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    return Histogram(edges=[float(edge) for edge in edges], counts=[int(count) for count in counts])
