@@ -79,7 +79,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    model = load_causal_lm(source, "float32", ctx.trust_remote_code)
+    model = load_causal_lm(source, "fp32", ctx.trust_remote_code)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     ctx.phase("tokenizing")
@@ -113,7 +113,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         train_dataset=Dataset.from_list(encoded),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        peft_config=lora_config(config.adapter, "CAUSAL_LM") if config.adapter else None,
+        peft_config=lora_config(config.adapter, "causal") if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), batches
     ctx.phase(f"training on {len(encoded):,} pairs")

@@ -67,7 +67,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from pipeline.models.build import build_causal_lm
+    from pipeline.models.scratch import build_causal_lm
     from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
     from pipeline.training.arguments import build_arguments, set_threads
     from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
@@ -86,7 +86,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if config.model is not None:
         model = build_causal_lm(config.model, tokenizer, ctx.seed)
     else:
-        model = load_causal_lm(ctx.input("init"), "float32", ctx.trust_remote_code)
+        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     ctx.phase("tokenizing")

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Code, Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain
 
 
@@ -36,8 +36,8 @@ class Config(StageConfig):
         data: preference pairs.
         test: held-out pairs for the report; default are those the data source splits off.
         model: what to start from.
-        gold: a Python function that knows the true reward, to report agreement with it.
-        group_by: column to report accuracy by.
+        group_by: column to report accuracy by. Columns `gold_chosen` and `gold_rejected`, where the rows have them,
+            are true scores: agreement with them is reported.
         adapter: LoRA instead of full fine-tuning.
         train: how to train.
     """
@@ -45,7 +45,6 @@ class Config(StageConfig):
     data: Annotated[str, Data("preference")]
     test: Annotated[str | None, Data("preference")] = None
     model: Annotated[str, Input("pretrain", "sft", "dpo", external=True)]
-    gold: Annotated[str | None, Code()] = None
     group_by: str | None = None
     adapter: Adapter | None = None
     train: Train = Train()
@@ -78,7 +77,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    model = load_reward_model(source, "float32", ctx.trust_remote_code, seed=ctx.seed)
+    model = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     test_rows = ctx.load_rows("test").train if config.test else rows.held_out
@@ -111,7 +110,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         eval_dataset=Dataset.from_list([{key: row[key] for key in columns} for row in held_out]) if held_out else None,
         processing_class=tokenizer,
         data_collator=PairCollator(tokenizer.pad_token_id),
-        peft_config=lora_config(config.adapter, "SEQ_CLS") if config.adapter else None,
+        peft_config=lora_config(config.adapter, "reward") if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} pairs")
@@ -162,7 +161,7 @@ def _report(
     ctx.phase(f"scoring {len(held_out):,} held-out pairs")
     sides = {side: score(model, [row[f"{side}_ids"] for row in held_out], tokenizer.pad_token_id) for side in SIDES}
     rows = [row["row"] for row in held_out]
-    gold = _gold_of(ctx, config, rows)
+    gold = _gold_of(rows)
     with (ctx.out / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:
         for i, row in enumerate(rows):
             shown = {"prompt": row["prompt"], **{side: row[side] for side in SIDES}}
@@ -184,14 +183,8 @@ def _report(
 SIDES = ("chosen", "rejected")
 
 
-def _gold_of(ctx: StageContext, config: Config, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return the gold score of each side of each row, or nothing without a gold function."""
-    if config.gold is None or ctx.functions is None:
+def _gold_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return the true scores of both sides where every row has them (`gold_chosen`, `gold_rejected`)."""
+    if not all(row.get(f"gold_{side}") is not None for row in rows for side in SIDES):
         return {}
-    from pipeline.training.rewards import call_reward
-
-    function = ctx.functions(config.gold)
-    return {
-        side: call_reward(function, config.gold, rows, [row[side] for row in rows], skip=("prompt", "chosen", "rejected"))
-        for side in SIDES
-    }
+    return {side: [float(row[f"gold_{side}"]) for row in rows] for side in SIDES}

@@ -18,14 +18,12 @@ def save_trained(ctx: StageContext, model: Any, tokenizer: Any, source: Resolved
     """
     from peft import PeftModel
 
-    from pipeline.models.adapters import save_adapter_and_merge
     from pipeline.models.load import save_model
 
     before = source.manifest.get("lineage", {})
     base = before.get("base") or source.fingerprint
     adapters = list(before.get("adapters", []))
     if isinstance(model, PeftModel):
-        model = save_adapter_and_merge(model, ctx.out / "adapter")
         adapters.append(f"{ctx.name} on {source.name}@{source.fingerprint[:12]}")
     save_model(model, tokenizer, ctx.out)
     return {"base": base, "parent": source.fingerprint, "adapters": adapters}
