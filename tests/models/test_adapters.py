@@ -134,5 +134,5 @@ def test_quantizing_without_a_gpu_is_told(fresh_llama: Any, tokenizer: Any, tmp_
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     save_model(fresh_llama, tokenizer, tmp_path / "base")
-    with pytest.raises(PipelineError, match="adapter.quantize is 4bit, a CUDA GPU; remove `quantize`"):
+    with pytest.raises(PipelineError, match=r"adapter\.quantize is 4bit, a CUDA GPU; remove `quantize`"):
         load_causal_lm(folder_input(tmp_path / "base"), quantize="4bit")

@@ -106,6 +106,14 @@ def test_row_does_not_depend_on_its_neighbours(llama: Any) -> None:
     assert len({tuple(row) for row in decode(llama, [[9, 9]] * 10, **options)}) > 5
 
 
+def test_shorter_limit_gives_a_prefix(llama: Any) -> None:
+    # Each step has its own random number, whatever the number of steps.
+    prompts = ragged_prompts(8)
+    options: dict[str, Any] = {"eos_ids": [], "pad_id": PAD, "seed": 2}
+    longer = decode(llama, prompts, max_new_tokens=40, **options)
+    assert decode(llama, prompts, max_new_tokens=17, **options) == [row[:17] for row in longer]
+
+
 def test_global_random_state_is_left_alone(llama: Any) -> None:
     before = torch.get_rng_state()
     decode(llama, ragged_prompts(4), max_new_tokens=4, eos_ids=EOS, pad_id=PAD)
