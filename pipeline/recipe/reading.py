@@ -73,7 +73,8 @@ class Reading:
             return None
         found = find(text, lookup_folders(file))
         if found is None or not found.is_file():
-            near = nearest(Path(text).name, [p.name for p in file.resolve().parent.glob("*.y*ml")])
+            beside = [p.name for p in file.resolve().parent.glob("*.y*ml") if p.name != file.name]
+            near = nearest(Path(text).name, beside)
             self.problems.append(Problem(f"extends `{text}`, which does not exist", remedy=near, where=node.place))
             return None
         if found.resolve() in chain:

@@ -1,0 +1,123 @@
+"""Why a stage must run: what differs from the newest artifact of its name.
+
+Owns the comparison and its wording. Knows nothing of how fingerprints are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.artifacts import Manifest
+from pipeline.plan.model import PlannedData, PlannedInput
+
+_ABSENT = object()
+
+
+def reasons(
+    payload: Mapping[str, Any],
+    inputs: Mapping[str, list[PlannedInput]],
+    data: Mapping[str, PlannedData],
+    before: Manifest | None,
+) -> tuple[str, ...]:
+    """Return what changed since an artifact, one line each.
+
+    Args:
+        payload: what the stage's fingerprint is the hash of.
+        inputs: what the stage reads, by field.
+        data: rows the stage reads, by field.
+        before: manifest of the newest artifact of that name, or None.
+    """
+    if before is None:
+        return ("never run",)
+    old = before.config
+    if payload["kind"] != old.get("kind"):
+        return (f"kind {old.get('kind', before.kind)} → {payload['kind']}",)
+    found = [*_inputs(payload, inputs, before), *_data(payload, data, before)]
+    found += _values(old.get("config", {}), payload["config"], "")
+    found += _code(old.get("code", {}), payload["code"])
+    if payload["kind_version"] != old.get("kind_version"):
+        found.append(f"kind {payload['kind']} is now version {payload['kind_version']} (was {old.get('kind_version')})")
+    for key, default in (("seed", None), ("precision", "auto"), ("trust_remote_code", False)):
+        was, now = old.get(key, default), payload.get(key, default)
+        if was != now:
+            found.append(f"{key} {_shown(was)} → {_shown(now)}")
+    return tuple(found) or ("fingerprints are made in another way now",)
+
+
+def _inputs(payload: Mapping[str, Any], inputs: Mapping[str, list[PlannedInput]], before: Manifest) -> Iterator[str]:
+    """Compare inputs field by field; within a list by what they are called."""
+    for field_name in dict.fromkeys([*inputs, *(record.field for record in before.inputs)]):
+        was = {record.ref: record.fingerprint for record in before.inputs if record.field == field_name}
+        now = {item.ref: item.fingerprint for item in inputs.get(field_name, [])}
+        gone, new = [ref for ref in was if ref not in now], [ref for ref in now if ref not in was]
+        if len(was) == 1 and len(now) == 1 and gone:
+            if list(was.values()) != list(now.values()):
+                yield f"input {field_name}: {gone[0]} → {new[0]}"
+            continue
+        same = [ref for ref in now if ref in was]
+        yield from (f"input {field_name}: {ref} changed" for ref in same if was[ref] != now[ref])
+        yield from (f"input {field_name}: {ref} added" for ref in new)
+        yield from (f"input {field_name}: {ref} removed" for ref in gone)
+        if not gone and not new and list(was) != list(now) and list(was.values()) != list(now.values()):
+            yield f"input {field_name}: another order"
+
+
+def _data(payload: Mapping[str, Any], data: Mapping[str, PlannedData], before: Manifest) -> Iterator[str]:
+    """Compare data sources field by field: their content, then how they are read."""
+    old_data = before.config.get("data", {})
+    for field_name in dict.fromkeys([*payload["data"], *old_data]):
+        was, now = old_data.get(field_name), payload["data"].get(field_name)
+        record, planned = before.data.get(field_name), data.get(field_name)
+        if was is None or now is None or planned is None:
+            yield f"{field_name} {'added' if was is None else 'removed'}"
+            continue
+        if was["digest"] != now["digest"]:
+            if record is not None and record.source != planned.source_name:
+                yield f"{field_name}: {record.source} → {planned.source_name}"
+            else:
+                rows = record.rows if record is not None else 0
+                known = rows and planned.rows
+                counts = f" ({rows:,} → {planned.rows:,} rows)" if known and rows != planned.rows else ""
+                yield f"{_label(field_name, planned)} changed{counts}"
+        texts = _values({**was, "digest": ""}, {**now, "digest": ""}, "")
+        yield from (f"{_label(field_name, planned)}: {text}" for text in texts)
+
+
+def _label(field_name: str, planned: PlannedData) -> str:
+    return f"{field_name} {planned.source_name}"
+
+
+def _code(was: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> Iterator[str]:
+    """Compare user functions: another one, or another source."""
+    for field_name in dict.fromkeys([*was, *now]):
+        old, new = was.get(field_name, []), now.get(field_name, [])
+        if old == new:
+            continue
+        old_names, new_names = ([text.partition("@")[0] for text in side] for side in (old, new))
+        if old_names != new_names:
+            yield f"{field_name}: {', '.join(old_names) or 'none'} → {', '.join(new_names) or 'none'}"
+        else:
+            pairs = zip(old, new, new_names, strict=True)
+            yield f"{field_name}: the source of {', '.join(name for a, b, name in pairs if a != b)} changed"
+
+
+def _values(was: Any, now: Any, name: str) -> Iterator[str]:
+    """Compare plain data key by key."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping) and (name == "" or (was and now)):
+        for key in dict.fromkeys([*now, *was]):
+            below = f"{name}.{key}" if name else str(key)
+            yield from _values(was.get(key, _ABSENT), now.get(key, _ABSENT), below)
+    elif was is _ABSENT:
+        yield f"{name} set to {_shown(now)}"
+    elif now is _ABSENT:
+        yield f"{name} no longer set (was {_shown(was)})"
+    elif was != now or type(was) is not type(now):
+        yield f"{name} {_shown(was)} → {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value in one short line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"

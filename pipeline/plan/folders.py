@@ -1,0 +1,81 @@
+"""The content hash of a local folder that holds a model, remembered while its files do not change.
+
+Owns hashing files. Knows nothing of what a model is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError, Problem
+
+
+def folder_digest(folder: Path, cache: Path | None) -> str:
+    """Return the sha256 over the sorted ``path sha256`` lines of a folder's files; hidden ones do not count.
+
+    Args:
+        folder: what to hash.
+        cache: folder that remembers the hashes of unchanged files; None hashes every file.
+
+    Raises:
+        PipelineError: there are no files in it, or one cannot be read.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    if not files:
+        raise PipelineError(Problem(f"folder `{folder}` is empty", "a folder with a model"))
+    kept = cache / "folder-digests.json" if cache is not None else None
+    known = _read(kept)
+    lines = []
+    fresh: dict[str, list[Any]] = {}
+    for path in files:
+        try:
+            stamp = _stamp(path)
+            entry = known.get(str(path))
+            sha256 = entry[-1] if isinstance(entry, list) and entry[:-1] == stamp else _sha256(path)
+        except OSError as error:
+            raise PipelineError(Problem(f"`{path}` cannot be read: {error.strerror}")) from None
+        fresh[str(path)] = [*stamp, sha256]
+        lines.append(f"{path.relative_to(folder).as_posix()} {sha256}\n")
+    if kept is not None and any(known.get(key) != value for key, value in fresh.items()):
+        _write(kept, {**_read(kept), **fresh})
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(kept: Path | None) -> dict[str, Any]:
+    if kept is None:
+        return {}
+    try:
+        held = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _write(kept: Path, held: dict[str, Any]) -> None:
+    """Replace the file in one step; a store that cannot be written only costs the time to hash again."""
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}-")
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            json.dump(held, out)
+        Path(name).replace(kept)

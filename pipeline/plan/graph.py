@@ -1,0 +1,245 @@
+"""The graph of a recipe: what every stage reads, and in which order stages can run.
+
+Owns resolving names to stages, artifacts, folders and hub ids, kinds that do not fit, and cycles. Knows nothing of
+fingerprints or of what is done already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.artifacts import Artifact, Store
+from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.recipe import Recipe, StageSpec
+from pipeline.stage import KINDS, Data, Input, kind_of, markers_in
+
+HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*([@:][^/]*)?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a name in a stage's configuration stands for; exactly one of the last four is set.
+
+    Attributes:
+        field: configuration field that holds the name.
+        ref: the name.
+        stage: stage of this recipe.
+        artifact: artifact of the store.
+        folder: local folder.
+        hub: ``ID@REVISION``.
+    """
+
+    field: str
+    ref: str
+    stage: str | None = None
+    artifact: Artifact | None = None
+    folder: Path | None = None
+    hub: str | None = None
+
+
+@dataclass
+class Graph:
+    """What the stages of a recipe read.
+
+    Attributes:
+        inputs: stage to field to references.
+        data: stage to field to name of the data source.
+        sources: data source to the reference it is, when it is an artifact.
+        order: stages, each after what it needs; stages of cycles are left out.
+        problems: everything that is wrong with it.
+    """
+
+    inputs: dict[str, dict[str, list[Reference]]] = field(default_factory=dict)
+    data: dict[str, dict[str, str]] = field(default_factory=dict)
+    sources: dict[str, Reference] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def needs(self, stage: str) -> Iterator[str]:
+        """Yield the stages a stage reads from directly."""
+        for references in self.inputs.get(stage, {}).values():
+            yield from (reference.stage for reference in references if reference.stage)
+        for source in self.data.get(stage, {}).values():
+            reference = self.sources.get(source)
+            if reference is not None and reference.stage:
+                yield reference.stage
+
+    def with_ancestors(self, stages: list[str]) -> set[str]:
+        """Return ``stages`` with everything they need."""
+        found: set[str] = set()
+        waiting = list(stages)
+        while waiting:
+            stage = waiting.pop()
+            if stage not in found:
+                found.add(stage)
+                waiting += self.needs(stage)
+        return found
+
+
+def build_graph(recipe: Recipe, store: Store) -> Graph:
+    """Resolve every name of a recipe; problems are collected in the graph."""
+    graph = Graph()
+    resolver = _Resolver(recipe, store, graph.problems)
+    for name, source in recipe.data.items():
+        if source.artifact is not None:
+            where = recipe.where("data", name, "artifact")
+            reference = resolver.resolve(source.artifact, "artifact", None, where, "")
+            if reference is not None:
+                graph.sources[name] = reference
+    for name, spec in recipe.stages.items():
+        graph.inputs[name] = {}
+        graph.data[name] = {}
+        for field_name, marker, names in markers_in(spec.config):
+            if isinstance(marker, Data):
+                graph.data[name][field_name] = names[0]
+            else:
+                graph.inputs[name][field_name] = list(resolver.resolve_all(spec, field_name, marker, names))
+    graph.order = _ordered(recipe, graph)
+    return graph
+
+
+@dataclass(frozen=True)
+class _Resolver:
+    """Finds what names stand for."""
+
+    recipe: Recipe
+    store: Store
+    problems: list[Problem]
+
+    def resolve_all(self, spec: StageSpec, field_name: str, marker: Input, names: list[str]) -> Iterator[Reference]:
+        """Yield the references of one field."""
+        for index, text in enumerate(names):
+            where = self.recipe.where("stages", spec.name, field_name, index)
+            reference = self.resolve(text, field_name, marker, where, spec.name)
+            if reference is not None:
+                yield reference
+
+    def resolve(self, text: str, field_name: str, marker: Input | None, where: str, stage: str) -> Reference | None:
+        """Return what a name stands for: a stage, an artifact, a folder, a hub model; in this order."""
+        if text in self.recipe.broken:
+            return None
+        if text in self.recipe.stages:
+            self.check_kind(self.recipe.stages[text].kind, None, text, field_name, marker, where, stage)
+            return Reference(field_name, text, stage=text)
+        external = marker is not None and marker.external
+        if _REF.fullmatch(text):
+            artifact = self.artifact(text, where, stage, quiet=external and self.recipe.find(text) is not None)
+            if artifact is not None:
+                manifest = artifact.manifest
+                self.check_kind(manifest.kind, manifest.makes, text, field_name, marker, where, stage)
+                return Reference(field_name, text, artifact=artifact)
+            if "@" in text or ":" in text:
+                return None
+        if external:
+            folder = self.recipe.find(text)
+            if folder is not None and folder.is_dir():
+                return Reference(field_name, text, folder=folder)
+            match = HUB_ID.fullmatch(text)
+            if match and folder is None:
+                return Reference(field_name, text, hub=f"{match['id']}@{match['revision'] or 'main'}")
+        self.unknown(text, field_name, where, stage, external=external)
+        return None
+
+    def artifact(self, text: str, where: str, stage: str, *, quiet: bool) -> Artifact | None:
+        """Return the artifact a ref names; a ref that says more than a name must exist."""
+        from pipeline.artifacts.refs import resolve
+
+        if "@" not in text and ":" not in text and not self.store.artifacts(text):
+            return None
+        try:
+            return resolve(self.store, text)
+        except PipelineError as error:
+            if not quiet:
+                self.problems.extend(Problem(p.found, p.expected, p.remedy, where, stage) for p in error.problems)
+            return None
+
+    def check_kind(
+        self, kind: str, makes: str | None, text: str, field_name: str, marker: Input | None, where: str, stage: str
+    ) -> None:
+        """Refuse a stage or artifact of a kind the field does not take."""
+        if marker is None:
+            return
+        if marker.kinds:
+            fits, wanted = kind in marker.kinds, f"a stage of kind {' or '.join(marker.kinds)}"
+        else:
+            fits, wanted = (makes or kind_of(kind).makes) == "model", "a stage that makes a model"
+        if fits:
+            return
+        candidates = [
+            name
+            for name, spec in self.recipe.stages.items()
+            if name != stage and (spec.kind in marker.kinds if marker.kinds else KINDS[spec.kind].makes == "model")
+        ]
+        remedy = f"this recipe has {listed(candidates)}" if candidates else ""
+        self.problems.append(Problem(f"{field_name}: `{text}` is of kind {kind}", wanted, remedy, where, stage))
+
+    def unknown(self, text: str, field_name: str, where: str, stage: str, *, external: bool) -> None:
+        """Say that a name stands for nothing."""
+        path = self.recipe.find(text)
+        if external and path is not None:
+            self.problems.append(
+                Problem(f"{field_name}: `{text}` is a file", "a folder with a model", "", where, stage)
+            )
+            return
+        stages = [name for name in [*self.recipe.stages, *self.recipe.broken] if name != stage]
+        known = [*stages, *(artifact.manifest.name for artifact in self.store.artifacts())]
+        what = "no stage, artifact, folder or hub model" if external else "no stage or artifact"
+        expected = f"one of {listed(dict.fromkeys(known))}" if known else "the recipe has no other stage"
+        self.problems.append(Problem(f"{field_name}: {what} `{text}`", expected, nearest(text, known), where, stage))
+
+
+def _ordered(recipe: Recipe, graph: Graph) -> list[str]:
+    """Sort stages so that each follows what it needs, keeping the recipe's order among equals."""
+    order: list[str] = []
+    left = list(recipe.stages)
+    while left:
+        ready = next((name for name in left if all(need in order for need in graph.needs(name))), None)
+        if ready is None:
+            break
+        order.append(ready)
+        left.remove(ready)
+    for cycle in _cycles(graph, left):
+        where = _where_needed(recipe, graph, cycle[0], cycle[1])
+        text = f"stages need each other: {' → '.join(cycle)}"
+        graph.problems.append(Problem(text, "a graph without cycles", "", where, cycle[0]))
+    return order
+
+
+def _cycles(graph: Graph, left: list[str]) -> Iterator[list[str]]:
+    """Yield the cycles among stages that could not be ordered, each once, from its first stage in recipe order."""
+    reported: set[str] = set()
+    for start in left:
+        if start in reported:
+            continue
+        path = _path_back(graph, start)
+        if path:
+            reported |= set(path)
+            yield path
+
+
+def _path_back(graph: Graph, start: str) -> list[str]:
+    """Return a shortest path from a stage along what it needs back to itself, or nothing."""
+    paths = [[start]]
+    seen: set[str] = set()
+    while paths:
+        path = paths.pop(0)
+        for need in graph.needs(path[-1]):
+            if need == start:
+                return [*path, start]
+            if need not in seen:
+                seen.add(need)
+                paths.append([*path, need])
+    return []
+
+
+def _where_needed(recipe: Recipe, graph: Graph, stage: str, need: str) -> str:
+    """Return the line on which a stage names another."""
+    for field_name, references in graph.inputs[stage].items():
+        for index, reference in enumerate(references):
+            if reference.stage == need:
+                return recipe.where("stages", stage, field_name, index)
+    return recipe.where("stages", stage)
