@@ -1,11 +1,12 @@
-"""Reads one data file row by row: JSON Lines, a JSON list, CSV, TSV or Parquet, each also compressed.
+"""Reads one data file row by row: JSON Lines, a JSON list, CSV, TSV, Parquet or plain text, each also compressed.
 
 Owns bytes to rows. A row that cannot be read is not an error here: it comes out as a `RawRow` with a fault, so that
 whoever reads decides whether to stop or to skip. A file that cannot be read at all raises. Knows nothing of what the
 columns of a row mean.
 
 Compression is told by the first bytes, the file type by the suffix; a `.json` or `.jsonl` file may hold either a list
-or one object per line. A JSON list and a compressed Parquet or zstd file are held in memory whole while they are read.
+or one object per line; a `.txt` file is one document. A JSON list, a text, a compressed Parquet file and a zstd file
+are held in memory whole while they are read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -30,7 +31,7 @@ MAX_ROW_BYTES = 64 * 2**20
 
 SHOWN_OF_LONG_ROW = 200
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -84,8 +85,7 @@ def file_type(path: Path) -> str:
     suffix = Path(name).suffix
     if suffix not in FILE_TYPES:
         expected = f"{', '.join(FILE_TYPES)}, also with {', '.join(COMPRESSIONS)}"
-        remedy = 'bring text as JSON Lines, one {"text": …} per document'
-        raise PipelineError(Problem(f"unknown type of file `{path.name}`", expected, remedy, shown(path)))
+        raise PipelineError(Problem(f"unknown type of file `{path.name}`", expected, "write it as one", shown(path)))
     return suffix
 
 
@@ -180,7 +180,7 @@ def _json_lines(path: Path, handle: io.BufferedReader) -> Iterator[RawRow]:
     while line := handle.readline(MAX_ROW_BYTES + 1):
         number += 1
         if len(line) > MAX_ROW_BYTES:
-            yield _oversized(number, line, handle)
+            yield _oversized(number, line, _rest_of_line(line, handle))
         elif not line.isspace():
             row = _json_line(decoder, line, number)
             if number == 1 and row.fault and line.strip() == b"{":
@@ -209,18 +209,21 @@ def _json_line(decoder: RowDecoder, line: bytes, number: int) -> RawRow:
     return row
 
 
-def _oversized(number: int, start: bytes, handle: io.BufferedReader) -> RawRow:
-    """Pass over a line too long to hold; what is kept of it still tells its content apart."""
+def _oversized(number: int, start: bytes, rest: Iterable[bytes]) -> RawRow:
+    """Pass over a row too long to hold; what is kept of it still tells its content apart."""
     content = hashlib.sha256(start)
     size_bytes = len(start)
-    ended = start.endswith(b"\n")
-    while not ended and (more := handle.readline(2**20)):
+    for more in rest:
         content.update(more)
         size_bytes += len(more)
-        ended = more.endswith(b"\n")
     fault = f"is {size_bytes / 2**20:,.0f} MiB long, expected at most {MAX_ROW_BYTES / 2**20:,.0f} MiB"
     head = start[:SHOWN_OF_LONG_ROW].decode("utf-8", "backslashreplace")
     return RawRow(number, None, fault, f"{head}… ({size_bytes} bytes, sha256 {content.hexdigest()})")
+
+
+def _rest_of_line(line: bytes, handle: io.BufferedReader) -> Iterator[bytes]:
+    while not line.endswith(b"\n") and (line := handle.readline(2**20)):
+        yield line
 
 
 def _json_list(path: Path, handle: io.BufferedReader) -> Iterator[RawRow]:
@@ -312,7 +315,7 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[RawRow]:
 def _header(path: Path, reader: Any) -> list[str]:
     where = f"{shown(path)}:1"
     try:
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in next(filter(None, reader), [])]
     except csv.Error as error:
         raise PipelineError(Problem(f"the first line is not CSV: {error}", "names of columns", "", where)) from error
     odd = [name or "(no name)" for position, name in enumerate(header) if not name or name in header[:position]]
@@ -356,6 +359,23 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
         raise _unreadable(path, f"is not readable as Parquet ({reason})", "a whole Parquet file", error) from error
 
 
+def _text_rows(path: Path) -> Iterator[RawRow]:
+    """Yield the whole file as one document."""
+    with open_bytes(path) as handle:
+        _skip_bom(path, handle)
+        content = handle.read(MAX_ROW_BYTES + 1)
+        if len(content) > MAX_ROW_BYTES:
+            yield _oversized(1, content, iter(lambda: handle.read(2**20), b""))
+            return
+    try:
+        if content:
+            yield RawRow(1, {"text": content.decode("utf-8")})
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        fault = f"is not UTF-8: byte 0x{content[error.start]:02x}"
+        yield RawRow(number, None, fault, content.decode("utf-8", "backslashreplace"))
+
+
 def _unreadable(path: Path, found: str, expected: str, error: Exception) -> PipelineError:
     missing = isinstance(error, FileNotFoundError)
     remedy = "check the path" if missing else "fetch or write it again"
@@ -369,4 +389,5 @@ _READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".csv": lambda path: _delimited_rows(path, ","),
     ".tsv": lambda path: _delimited_rows(path, "\t"),
     ".parquet": _parquet_rows,
+    ".txt": _text_rows,
 }

@@ -249,6 +249,8 @@ def _format_of(row: Row, shape: Shape) -> str | None:
         return "text"
     if {"chosen", "rejected"} <= has:
         return "hh" if _holds_transcripts(row) else "preference"
+    if shape == "preference" and {"chosen", "rejected"} & has:
+        return "preference"  # half a pair is a bad pair, not a prompt
     told_by = {
         "messages": {"messages"},
         "sharegpt": {"conversations"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -85,8 +86,7 @@ def load(
         PipelineError: a file cannot be read, rows are of no known or of the wrong format, a row is bad and the source
             stops on bad rows, or no row is left.
     """
-    if shape == "text" and source.system:
-        raise PipelineError(Problem(f"data {name}: `system` is set", "text rows have no turns", "remove `system`"))
+    _check_options(source, shape, name)
     batches = _batches(source, artifact)
     good: list[dict[str, Any]] = []
     bad: list[_BadRow] = []
@@ -99,6 +99,14 @@ def load(
     train, held_out = split(good, source.held_out, shape)
     content = hub_digest(source) if source.hub is not None else combined(batch.digest for batch in batches)
     return LoadedRows(train, held_out, len(bad), content)
+
+
+def _check_options(source: Source, shape: Shape, name: str) -> None:
+    if shape == "text" and source.system:
+        raise PipelineError(Problem(f"data {name}: `system` is set", "text rows have no turns", "remove `system`"))
+    twice = [new for new, count in Counter(source.columns.values()).items() if count > 1]
+    if twice:
+        raise PipelineError(Problem(f"data {name}: `columns` gives two columns the name `{twice[0]}`", "one each"))
 
 
 def _batches(source: Source, artifact: Path | None) -> list[_Batch]:

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.records.files import COMPRESSIONS, FILE_TYPES, RawRow
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -106,8 +107,8 @@ def _is_data_file(path: Path) -> bool:
     name = path.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
-    # Other JSON in an artifact is configuration (manifest, tokenizer, model), not rows.
-    return path.is_file() and Path(name).suffix in FILE_TYPES and Path(name).suffix != ".json"
+    # JSON and text in an artifact are manifests, configurations and merges, not rows.
+    return path.is_file() and Path(name).suffix in FILE_TYPES and Path(name).suffix not in (".json", ".txt")
 
 
 def hub_place(source: Source) -> str:
@@ -135,5 +136,17 @@ def hub_rows(source: Source) -> Iterator[RawRow]:
         found = f"cannot load data set: {type(error).__name__}: {reason}"
         expected = "a data set of the hub, and a connection or a cached copy"
         raise PipelineError(Problem(found, expected, "check id, subset, split, network", hub_place(source))) from error
+    _check_revision(source, [file["filename"] for file in rows.cache_files])
     for number, row in enumerate(rows, start=1):
         yield RawRow(number, dict(row))
+
+
+def _check_revision(source: Source, cached: list[str]) -> None:
+    """Refuse another commit than the one asked for: without a connection `datasets` takes whichever it has."""
+    if not COMMIT.fullmatch(source.revision or ""):
+        return
+    commits = {part for file in cached for part in Path(file).parts if COMMIT.fullmatch(part)}
+    if commits - {source.revision}:
+        found = f"the local copy is of commit {', '.join(sorted(commits))}"
+        remedy = "connect to fetch it, or name the commit there is"
+        raise PipelineError(Problem(found, f"commit {source.revision}", remedy, hub_place(source)))

@@ -1,0 +1,306 @@
+"""Every row format into every shape it gives, and every reason a row is bad."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.records.formats import FORMATS, detect, shaped
+from pipeline.records.turns import BadRowError
+from pipeline.stage import Shape
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def system(text: str) -> dict[str, str]:
+    return {"role": "system", "content": text}
+
+
+HI = [user("Hi"), assistant("Hello.")]
+LONG = [user("Hi"), assistant("Hello."), user("Bye"), assistant("Good-bye.")]
+OTHER = [*LONG[:3], assistant("No.")]
+HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Bye\n\nAssistant: "
+PAIR = {"prompt": LONG[:3], "chosen": LONG[3:], "rejected": OTHER[3:], "margin": None}
+SIMPLE_PAIR = {"prompt": [user("Hi")], "chosen": [assistant("Yes")], "rejected": [assistant("No")], "margin": None}
+
+CASES: list[tuple[str, Shape, dict[str, Any], dict[str, Any]]] = [
+    ("text", "text", {"text": "Once."}, {"text": "Once."}),
+    ("text", "prompt", {"text": "Once."}, {"prompt": [user("Once.")]}),
+    ("messages", "messages", {"messages": LONG}, {"messages": LONG}),
+    ("messages", "messages", {"messages": [system("Be kind."), *HI]}, {"messages": [system("Be kind."), *HI]}),
+    ("messages", "messages", {"messages": [system(" "), *HI]}, {"messages": HI}),
+    ("messages", "messages", {"messages": json.dumps(HI)}, {"messages": HI}),
+    ("messages", "prompt", {"messages": HI}, {"prompt": HI[:1], "messages": HI}),
+    ("messages", "prompt", {"messages": LONG[:3]}, {"prompt": LONG[:3], "messages": LONG[:3]}),
+    ("prompt_completion", "messages", {"prompt": "Hi", "completion": "Hello."}, {"messages": HI}),
+    ("prompt_completion", "messages", {"prompt": LONG[:3], "completion": LONG[3:]}, {"messages": LONG}),
+    (
+        "prompt_completion",
+        "prompt",
+        {"prompt": "Hi", "completion": "Hello."},
+        {"prompt": HI[:1], "completion": "Hello."},
+    ),
+    (
+        "sharegpt",
+        "messages",
+        {
+            "conversations": [
+                {"from": "system", "value": "Be kind."},
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello."},
+            ]
+        },
+        {"messages": [system("Be kind."), *HI]},
+    ),
+    ("sharegpt", "messages", {"conversations": HI, "system": "Be kind."}, {"messages": [system("Be kind."), *HI]}),
+    ("alpaca", "messages", {"instruction": "Hi", "input": "", "output": "Hello."}, {"messages": HI}),
+    (
+        "alpaca",
+        "messages",
+        {"instruction": "Add.", "input": "1 2", "output": "3", "system": "Be kind.", "history": [["Hi", "Hello."]]},
+        {"messages": [system("Be kind."), *HI, user("Add.\n\n1 2"), assistant("3")]},
+    ),
+    ("hh", "preference", {"chosen": HH + "Good-bye.", "rejected": HH + "No."}, PAIR),
+    ("hh", "preference", {"prompt": HH, "chosen": "Good-bye.", "rejected": "No."}, PAIR),
+    ("hh", "prompt", {"chosen": HH + "A", "rejected": HH + "B"}, {"prompt": LONG[:3]}),
+    ("preference", "preference", {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}, SIMPLE_PAIR),
+    ("preference", "preference", {"prompt": LONG[:3], "chosen": LONG[3:], "rejected": OTHER[3:]}, PAIR),
+    ("preference", "preference", {"chosen": LONG, "rejected": OTHER}, PAIR),
+    ("preference", "preference", {"prompt": "Bye", "chosen": LONG, "rejected": OTHER}, PAIR),
+    (
+        "preference",
+        "preference",
+        {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "margin": "1.5"},
+        {**SIMPLE_PAIR, "margin": 1.5},
+    ),
+    (
+        "preference",
+        "preference",
+        {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "margin": 2, "system": "Be kind."},
+        {**SIMPLE_PAIR, "prompt": [system("Be kind."), user("Hi")], "margin": 2.0},
+    ),
+    ("preference", "prompt", {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}, {"prompt": [user("Hi")]}),
+    ("prompt", "prompt", {"prompt": "Hi"}, {"prompt": [user("Hi")]}),
+    ("prompt", "prompt", {"prompt": LONG[:3]}, {"prompt": LONG[:3]}),
+    ("prompt", "prompt", {"turns": ["Hi", "Bye"]}, {"prompt": [user("Hi")], "turns": ["Hi", "Bye"]}),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "row", "expected"), CASES)
+def test_a_row_of_every_format_is_told_and_shaped(
+    name: str, shape: Shape, row: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert detect([row], shape) == name
+    got = shaped({"id": 7, "margin_of_error": None, **row}, name, shape)
+    assert got.pop("id") == 7 and got.pop("margin_of_error") is None  # columns that are not ours stay
+    assert {key: got[key] for key in expected} == expected
+    if shape != "prompt":
+        assert set(got) == set(expected)  # columns that became the shape do not stay beside it
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "text"),
+    [
+        ("messages", {"messages": [system("S"), *HI]}, "S\n\nHi\n\nHello."),
+        ("alpaca", {"instruction": "Hi", "output": "Hello."}, "Hi\n\nHello."),
+        ("preference", {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}, "Hi\n\nYes"),
+    ],
+)
+def test_turns_become_text_when_asked(name: str, row: dict[str, Any], text: str) -> None:
+    assert shaped(row, name, "text") == {"text": text}
+
+
+def test_the_chosen_side_becomes_a_demonstration_when_asked() -> None:
+    assert shaped({"chosen": LONG, "rejected": OTHER}, "preference", "messages") == {"messages": LONG}
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "expected"),
+    [
+        ({"prompt": "x", "chosen": "a", "rejected": "b", "messages": HI}, "preference", "preference"),
+        ({"prompt": "x", "messages": HI}, "messages", "messages"),
+        ({"text": "t", "messages": HI}, "text", "text"),
+        ({"text": "t", "messages": HI}, "messages", "messages"),
+        ({"prompt": "x", "text": "t"}, "prompt", "prompt"),
+        ({"prompt": "x", "completion": None}, "prompt", "prompt"),
+        ({"chosen": "Human: but no turn", "rejected": "b"}, "preference", "hh"),
+        ({"question": "x", "answer": "y"}, "messages", None),
+        ({}, "text", None),
+    ],
+)
+def test_the_richest_format_wins(row: dict[str, Any], shape: Shape, expected: str | None) -> None:
+    assert detect([row], shape) == expected
+
+
+def test_a_few_odd_rows_do_not_change_the_format() -> None:
+    assert detect([{"prompt": "x"}, {"messages": HI}, {"messages": HI}], "messages") == "messages"
+
+
+BAD: list[tuple[str, Shape, dict[str, Any], str]] = [
+    ("text", "text", {}, "`text` is missing, expected text"),
+    ("text", "text", {"text": " \n"}, "`text` is empty, expected text"),
+    ("text", "text", {"text": 3}, "`text` is 3, expected text"),
+    ("text", "text", {"text": "a\ud800"}, "`text` holds half of a surrogate pair, expected Unicode text"),
+    ("messages", "messages", {"messages": []}, "`messages` is an empty list, expected a list of messages"),
+    ("messages", "messages", {"messages": "Hi"}, "`messages` is a text, expected a list of messages"),
+    ("messages", "messages", {"messages": "[{'role': 'user'}]"}, "`messages` is text that is not JSON"),
+    ("messages", "messages", {"messages": ["Hi"]}, "`messages` turn 1 is a text, expected an object with `role`"),
+    (
+        "messages",
+        "messages",
+        {"messages": [{"role": "bot", "content": "Hi"}]},
+        '`messages` turn 1 has unknown role "bot", expected one of system, user, assistant',
+    ),
+    ("messages", "messages", {"messages": [user("Hi"), assistant("")]}, "`messages` turn 2 is empty, expected text"),
+    (
+        "messages",
+        "messages",
+        {"messages": [user("Hi"), {"role": "assistant", "content": None}]},
+        "`messages` turn 2 is missing, expected text",
+    ),
+    ("messages", "messages", {"messages": HI[:1]}, "`messages` ends with a turn of the user, expected the assistant"),
+    ("messages", "messages", {"messages": HI[1:]}, "`messages` turn 1 is of role assistant, expected user"),
+    ("messages", "messages", {"messages": [HI[0], *HI]}, "`messages` turn 2 is of role user, expected assistant"),
+    ("messages", "messages", {"messages": [*HI, system("S")]}, "`messages` turn 3 is of role system, expected user"),
+    ("messages", "messages", {"messages": [system("S")]}, "`messages` has no turn but the system's"),
+    (
+        "messages",
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "`messages` turn 1 has a part that is not text",
+    ),
+    ("prompt_completion", "messages", {"prompt": "Hi"}, "`completion` is missing, expected text"),
+    ("prompt_completion", "messages", {"prompt": HI, "completion": "x"}, "`prompt` ends with a turn of the assistant"),
+    ("sharegpt", "messages", {"conversations": [{"from": "tool", "value": "x"}]}, "`conversations` turn 1 has unknown"),
+    ("alpaca", "messages", {"instruction": "Hi", "output": None}, "`output` is missing, expected text"),
+    ("alpaca", "messages", {"instruction": "x", "output": "y", "history": ["z"]}, "`history` exchange 1 is 'z'"),
+    ("hh", "preference", {"chosen": "Hello", "rejected": "x"}, "`chosen` does not start with a speaker"),
+    ("hh", "preference", {"chosen": HH + "A", "rejected": HH + "A"}, "`chosen` and `rejected` are the same"),
+    ("hh", "preference", {"chosen": HH + "A", "rejected": HH}, "`rejected` turn 4 (Assistant) is empty"),
+    (
+        "hh",
+        "preference",
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
+        "`chosen` and `rejected` share no prompt",
+    ),
+    ("preference", "preference", {"prompt": "Hi", "chosen": "a"}, "`rejected` is missing, expected text"),
+    ("preference", "preference", {"chosen": "a", "rejected": "b"}, "`prompt` is missing, expected a `prompt`, or"),
+    (
+        "preference",
+        "preference",
+        {"prompt": "Hi", "chosen": "a", "rejected": "a"},
+        "`chosen` and `rejected` are the same",
+    ),
+    (
+        "preference",
+        "preference",
+        {"prompt": "Else", "chosen": LONG, "rejected": OTHER},
+        "`prompt` differs from the turns",
+    ),
+    (
+        "preference",
+        "preference",
+        {"prompt": HI, "chosen": "a", "rejected": "b"},
+        "`prompt` ends with a turn of the assi",
+    ),
+    *(
+        ("preference", "preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": margin}, "`margin` is ")
+        for margin in (float("nan"), "much", True, [1], 10**400)
+    ),
+    ("prompt", "prompt", {"prompt": HI}, "`prompt` ends with a turn of the assistant, expected the user"),
+    ("prompt", "prompt", {"prompt": None}, "`prompt` is missing, expected text"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "row", "reason"), BAD)
+def test_a_bad_row_says_what_was_found_and_expected(name: str, shape: Shape, row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRowError) as caught:
+        shaped(row, name, shape)
+    assert str(caught.value).startswith(reason)
+    assert ", expected " in str(caught.value)
+
+
+def test_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+    row = {"messages": [{"role": "user", "content": parts}, HI[1]]}
+    assert shaped(row, "messages", "messages") == {"messages": HI}
+
+
+def test_conversations_that_part_at_a_user_turn_share_the_prompt_before_it() -> None:
+    chosen = [user("Hi"), assistant("A"), user("B"), assistant("C")]
+    rejected = [user("Hi"), assistant("A"), user("D"), assistant("E")]
+    got = shaped({"chosen": chosen, "rejected": rejected}, "preference", "preference")
+    assert got == {"prompt": chosen[:1], "chosen": chosen[1:], "rejected": rejected[1:], "margin": None}
+
+
+def test_the_recipes_system_turn_is_for_rows_that_have_none() -> None:
+    own = {"messages": [system("Mine."), *HI]}
+    assert shaped({"messages": HI}, "messages", "messages", "Ours.")["messages"] == [system("Ours."), *HI]
+    assert shaped(own, "messages", "messages", "Ours.") == own
+    pair = shaped({"prompt": "Hi", "chosen": "a", "rejected": "b"}, "preference", "preference", "Ours.")
+    assert pair["prompt"] == [system("Ours."), user("Hi")]
+
+
+def test_a_row_given_is_not_changed() -> None:
+    row = {"messages": [dict(turn) for turn in HI], "system": "S"}
+    before = json.dumps(row)
+    shaped(row, "messages", "messages", "Ours.")
+    assert json.dumps(row) == before
+
+
+SAID = st.text(min_size=1, max_size=12).filter(
+    lambda text: text.strip() == text and "Human:" not in text and "Assistant:" not in text and text.strip()
+)
+ASKED = st.lists(SAID, min_size=1, max_size=4)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[dict[str, str]]:
+    turns = [turn for asked in draw(ASKED) for turn in (user(asked), assistant(draw(SAID)))]
+    return [system(draw(SAID)), *turns] if draw(st.booleans()) else turns
+
+
+@settings(deadline=None)
+@given(conversations())
+def test_messages_and_sharegpt_say_the_same(turns: list[dict[str, str]]) -> None:
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    sharegpt = [{"from": names[turn["role"]], "value": turn["content"]} for turn in turns]
+    assert shaped({"messages": turns}, "messages", "messages") == {"messages": turns}
+    assert shaped({"conversations": sharegpt}, "sharegpt", "messages") == {"messages": turns}
+
+
+@settings(deadline=None)
+@given(ASKED, SAID, SAID)
+def test_a_pair_is_the_same_however_it_is_written(asked: list[str], one: str, two: str) -> None:
+    prompt = [turn for text in asked for turn in (user(text), assistant("So?"))][:-1]
+    chosen, rejected = assistant(f"1 {one}"), assistant(f"2 {two}")
+    expected = {"prompt": prompt, "chosen": [chosen], "rejected": [rejected], "margin": None}
+    said = {"user": "Human", "assistant": "Assistant"}
+    start = "".join(f"\n\n{said[turn['role']]}: {turn['content']}" for turn in prompt)
+    explicit = {"prompt": prompt, "chosen": chosen["content"], "rejected": rejected["content"]}
+    implicit = {"chosen": [*prompt, chosen], "rejected": [*prompt, rejected]}
+    texts = {
+        "chosen": f"{start}\n\nAssistant: {chosen['content']}",
+        "rejected": f"{start}\n\nAssistant: {rejected['content']}",
+    }
+    assert shaped(explicit, "preference", "preference") == expected
+    assert shaped(implicit, "preference", "preference") == expected
+    assert shaped(texts, "hh", "preference") == expected
+
+
+def test_the_formats_are_those_a_recipe_may_name() -> None:
+    from typing import get_args
+
+    from pipeline.recipe.schema import Format
+
+    assert {"auto", *FORMATS} == set(get_args(Format))

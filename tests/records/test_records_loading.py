@@ -1,0 +1,306 @@
+"""From a data source to the rows a stage gets: bad rows, limits, order, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.recipe.schema import DataSource
+from pipeline.records import LoadedRows, digest, load
+from pipeline.stage import Shape
+
+Make = Callable[..., DataSource]
+Write = Callable[..., Path]
+GOOD = {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}
+BAD = {"prompt": "Hi", "chosen": "Yes"}
+
+
+def loaded(source: DataSource, shape: Shape = "preference", **more: Any) -> LoadedRows:
+    return load(source, shape, seed=0, name="pairs", **more)
+
+
+def refused(source: DataSource, shape: Shape = "preference", **more: Any) -> list[str]:
+    with pytest.raises(PipelineError) as caught:
+        loaded(source, shape, **more)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_bad_row_stops_with_file_line_reason_and_remedy(
+    jsonl: Write, source: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(source(jsonl(GOOD, "", BAD, GOOD))) == [
+        "rows.jsonl:3: row `rejected` is missing, expected text; "
+        "mend the data, or set `data.pairs.on_bad_row: skip` to leave bad rows out and keep them in a file"
+    ]
+
+
+def test_many_bad_rows_are_listed_up_to_twenty_with_their_number(jsonl: Write, source: Make) -> None:
+    problems = refused(source(jsonl(GOOD, *[BAD] * 25, "broken")))
+    assert len(problems) == 21
+    assert problems[19].endswith("rows.jsonl:21: row `rejected` is missing, expected text")
+    assert problems[20].startswith("data pairs: 26 of 27 rows are bad (the first 20 are listed); mend the data, or set")
+
+
+def test_skipped_rows_are_counted_and_kept(jsonl: Write, source: Make, tmp_path: Path) -> None:
+    path = jsonl(GOOD, BAD, '{"prompt": \ud800'.encode("utf-8", "replace").decode(), GOOD)
+    rejects = tmp_path / "new folder" / "rejects.jsonl"
+    got = loaded(source(path, on_bad_row="skip"), rejects=rejects)
+    assert (len(got.train), got.rejected) == (2, 2)
+    assert [json.loads(line) for line in rejects.read_text().splitlines()] == [
+        {"where": "rows.jsonl:2", "reason": "`rejected` is missing, expected text", "row": BAD},
+        {
+            "where": "rows.jsonl:3",
+            "reason": "is not JSON: Expecting value at column 12",
+            "row": '{"prompt": ?',
+        },
+    ]
+
+
+def test_without_bad_rows_there_is_no_rejects_file(jsonl: Write, source: Make, tmp_path: Path) -> None:
+    assert loaded(source(jsonl(GOOD), on_bad_row="skip"), rejects=tmp_path / "rejects.jsonl").rejected == 0
+    assert not (tmp_path / "rejects.jsonl").exists()
+
+
+def test_rejects_say_the_same_wherever_the_data_lies(jsonl: Write, source: Make, tmp_path: Path) -> None:
+    kept = []
+    for folder in ("here", "there"):
+        files = [jsonl(GOOD, BAD, name=f"{folder}/{name}/rows.jsonl") for name in ("a", "b")]
+        loaded(source(*files, on_bad_row="skip"), rejects=tmp_path / f"{folder}.jsonl")
+        kept.append((tmp_path / f"{folder}.jsonl").read_text())
+    assert kept[0] == kept[1]
+    assert [json.loads(line)["where"] for line in kept[0].splitlines()] == ["a/rows.jsonl:2", "b/rows.jsonl:2"]
+
+
+def test_when_every_row_is_bad_skipping_is_no_way_out(jsonl: Write, source: Make) -> None:
+    problems = refused(source(jsonl("broken", "also"), on_bad_row="skip"))
+    assert problems[-1] == "data pairs: 2 of 2 rows are bad; mend the data"
+
+
+def test_files_are_in_the_order_of_their_content(jsonl: Write, source: Make) -> None:
+    rows = [[{"text": f"{name}{number}"} for number in range(3)] for name in "abcd"]
+    files = [jsonl(*some, name=f"{number}.jsonl") for number, some in enumerate(rows)]
+    renamed = [jsonl(*some, name=f"{9 - number}.jsonl") for number, some in enumerate(rows)]
+    first = loaded(source(*files), "text")
+    again = loaded(source(*renamed[::-1]), "text")
+    assert first == again
+    assert sorted(row["text"] for row in first.train) == [row["text"] for some in rows for row in some]
+    starts = [row["text"][0] for row in first.train]
+    assert [row["text"] for row in first.train] == [f"{name}{number}" for name in starts[::3] for number in range(3)]
+
+
+def test_the_digest_is_that_of_the_plan(jsonl: Write, source: Make) -> None:
+    both = source(jsonl(GOOD, name="a.jsonl"), jsonl(GOOD, BAD, name="b.jsonl"), on_bad_row="skip", limit=1)
+    assert loaded(both).digest == digest(both, cache=None).digest
+
+
+def test_the_limit_counts_good_rows_and_comes_before_the_split(jsonl: Write, source: Make) -> None:
+    rows = [{"prompt": f"q{number}"} for number in range(50)]
+    path = jsonl({"prompt": ""}, *rows, {"prompt": ""})
+    got = loaded(source(path, limit=20, held_out=0.3, on_bad_row="skip"), "prompt")
+    asked = [row["prompt"][0]["content"] for row in got.train + got.held_out]
+    assert sorted(asked) == sorted(row["prompt"] for row in rows[:20])
+    assert got.held_out and got.rejected == 1
+
+
+def test_the_split_does_not_depend_on_the_seed(jsonl: Write, source: Make) -> None:
+    some = source(jsonl(*[{"prompt": f"q{number}"} for number in range(50)]), held_out=0.3)
+    assert load(some, "prompt", seed=1, name="a") == load(some, "prompt", seed=2, name="b")
+
+
+def test_columns_are_renamed_old_to_new(jsonl: Write, source: Make) -> None:
+    path = jsonl({"question": "Hi", "answer": "Hello.", "id": 1})
+    got = loaded(source(path, columns={"question": "prompt", "answer": "completion"}), "messages")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    assert got.train == [{"id": 1, "messages": turns}]
+
+
+def test_columns_may_be_swapped(jsonl: Write, source: Make) -> None:
+    path = jsonl({"prompt": "p", "chosen": "worse", "rejected": "better"})
+    row = loaded(source(path, columns={"chosen": "rejected", "rejected": "chosen"})).train[0]
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("better", "worse")
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"qestion": "prompt"}, "row has no column `qestion`, expected it by `columns`; it has question, prompt"),
+        ({"question": "prompt"}, "row has a column `prompt` already, expected none as `columns` gives another that"),
+        ({"question": "text", "prompt": "text"}, "`columns` gives two columns the name `text`"),
+    ],
+)
+def test_renaming_that_cannot_be_done(jsonl: Write, source: Make, columns: dict[str, str], reason: str) -> None:
+    problems = refused(source(jsonl({"question": "Hi", "prompt": "x"}), columns=columns, format="prompt"), "prompt")
+    assert reason in problems[0]
+
+
+def test_files_of_different_formats_make_one_source(jsonl: Write, source: Make) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    one = jsonl({"messages": turns}, name="a.jsonl")
+    two = jsonl({"instruction": "Hi", "output": "Hello."}, name="b.jsonl")
+    assert loaded(source(one, two), "messages").train == [{"messages": turns}] * 2
+
+
+def test_a_named_format_holds_for_every_row(jsonl: Write, source: Make) -> None:
+    path = jsonl({"text": "a", "prompt": "b"})
+    assert loaded(source(path, format="text"), "prompt").train[0]["prompt"][0]["content"] == "a"
+    assert "`messages` is missing" in refused(source(path, format="messages"), "prompt")[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "expected"),
+    [
+        (GOOD, "messages", "data pairs: rows are of format preference, messages rows (format messages or"),
+        (GOOD, "messages", "; set `format: preference` to use them so"),
+        ({"text": "a"}, "preference", "preference rows (format hh or preference); name another data source"),
+        ({"question": "a"}, "messages", "data pairs: columns question are of no known format, columns chosen + prompt"),
+        ({"question": "a"}, "messages", "rename them with `columns: {theirs: ours}`, or name the `format`"),
+    ],
+)
+def test_rows_of_the_wrong_or_of_no_format(
+    jsonl: Write, source: Make, row: dict[str, Any], shape: Shape, expected: str
+) -> None:
+    (problem,) = refused(source(jsonl(row)), shape)
+    assert expected in problem
+
+
+def test_a_system_turn_for_text_is_refused(jsonl: Write, source: Make) -> None:
+    assert "`system` is set" in refused(source(jsonl({"text": "a"}), system="Be kind."), "text")[0]
+
+
+def test_a_truncated_file_stops_even_when_bad_rows_are_skipped(source: Make, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-20])
+    assert "ends in the middle of its compressed data" in refused(source(path, on_bad_row="skip"), "text")[0]
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    folder = tmp_path / "artifact"
+    (folder / "data").mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "merges.txt").write_text("a b")
+    (folder / "data" / "pairs.jsonl").write_text(json.dumps(GOOD) + "\n")
+    (tmp_path / "outside.jsonl").write_text(json.dumps(GOOD) + "\n")
+    return folder
+
+
+def test_an_artifacts_only_data_file_needs_no_name(artifact: Path) -> None:
+    assert len(loaded(DataSource(artifact="collect"), artifact=artifact).train) == 1
+    assert len(loaded(DataSource(artifact="collect", file="data/pairs.jsonl"), artifact=artifact).train) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("none.jsonl", "artifact `collect` has no file `none.jsonl`, it has data/pairs.jsonl; correct `file`"),
+        ("../outside.jsonl", "file `../outside.jsonl` lies outside of artifact `collect`"),
+        ("/etc/hostname", "file `/etc/hostname` lies outside of artifact `collect`"),
+        ("link.jsonl", "file `link.jsonl` lies outside of artifact `collect`"),
+    ],
+)
+def test_an_artifacts_file_must_lie_in_it(artifact: Path, file: str, expected: str) -> None:
+    if file == "link.jsonl":
+        (artifact / file).symlink_to(artifact.parent / "outside.jsonl")
+    assert refused(DataSource(artifact="collect", file=file), artifact=artifact)[0].startswith(expected)
+
+
+def test_an_artifact_with_several_files_asks_which(artifact: Path) -> None:
+    (artifact / "more.csv").write_text("text\na\n")
+    expected = "artifact `collect` has data/pairs.jsonl, more.csv, one file; name it with `file:`"
+    assert refused(DataSource(artifact="collect"), artifact=artifact) == [expected]
+    assert "is not made yet" in refused(DataSource(artifact="collect"))[0]
+
+
+@pytest.mark.parametrize(
+    ("hub", "expected"),
+    [
+        ("owner/no-such-data", "hub:owner/no-such-data (train): cannot load data set: "),
+        ("../rows.jsonl", "hub id `../rows.jsonl` is not an id, `owner/name`; use `path:` for files"),
+        ("pipeline", "hub id `pipeline` is a local path"),
+    ],
+)
+def test_a_hub_data_set_that_cannot_be_had_is_one_line(tmp_path: Path, hub: str, expected: str) -> None:
+    """In a process of its own: the hub's client reads whether it is offline once, when it is imported."""
+    (tmp_path / "pipeline").mkdir()
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from pipeline.errors import PipelineError\n"
+        "from pipeline.recipe.schema import DataSource; from pipeline.records import load\n"
+        "try: load(DataSource(hub=sys.argv[2]), 'text', seed=0, name='x')\n"
+        "except PipelineError as error: print(error)\n"
+    )
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, root, hub], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(expected), done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+COMMIT = "a" * 40
+HUB_SCRIPT = """
+import json, os, shutil, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import datasets
+from pipeline.errors import PipelineError
+from pipeline.recipe.schema import DataSource
+from pipeline.records import digest, load
+
+# What a download of the hub's owner/pairs at a commit leaves in the cache of `datasets`.
+home = Path(os.environ["HF_HOME"])
+datasets.load_dataset("json", data_files=str(home / "rows.jsonl"), cache_dir=str(home / "made"))
+(made,) = [path.parent for path in home.glob("made/json/*/*/*/dataset_info.json")]
+cached = home / "datasets/owner___pairs/default/0.0.0" / sys.argv[2]
+cached.parent.mkdir(parents=True)
+shutil.copytree(made, cached)
+(cached / "json-train.arrow").rename(cached / "pairs-train.arrow")
+info = json.loads((cached / "dataset_info.json").read_text().replace('"json"', '"pairs"'))
+(cached / "dataset_info.json").write_text(json.dumps(info))
+
+for revision in (None, sys.argv[2], "b" * 40):
+    source = DataSource(hub="owner/pairs", revision=revision, on_bad_row="skip")
+    try:
+        got = load(source, "preference", seed=0, name="x", rejects=home / "rejects.jsonl")
+        is_planned = got.digest == digest(source, cache=None).digest
+        print(json.dumps([[row["id"] for row in got.train], got.rejected, is_planned]))
+    except PipelineError as error:
+        print(error)
+print((home / "rejects.jsonl").read_text())
+"""
+
+
+def test_a_hub_data_set_is_loaded_from_the_local_cache(tmp_path: Path) -> None:
+    rows = [{**GOOD, "id": 1}, {**GOOD, "id": 2, "rejected": ""}, {**GOOD, "id": 3}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", HUB_SCRIPT, str(Path(__file__).parents[2]), COMMIT],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    newest, same, other, rejected = done.stdout.splitlines()[:4]
+    assert json.loads(newest) == json.loads(same) == [[1, 3], 1, True]
+    assert other.startswith(f"hub:owner/pairs@{'b' * 40} (train): the local copy is of commit {COMMIT}, commit bbb")
+    assert json.loads(rejected)["where"] == f"hub:owner/pairs@{COMMIT} (train) row 2"
+
+
+def test_records_import_nothing_heavy() -> None:
+    code = (
+        "import sys, pipeline.records; print([m for m in ('torch','numpy','pyarrow','datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
