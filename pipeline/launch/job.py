@@ -110,7 +110,10 @@ def context_of(job: Job, send: Callable[[Event], None], stopping: Callable[[], b
             rejects=data.rejects,
         )
         rejected[data.name] = rows.rejected
-        if rows.rejected:
+        if not rows.rejected:
+            with contextlib.suppress(OSError):  # other bad rows of this stage may be in it
+                data.rejects.parent.rmdir()
+        else:
             send(Event("note", text=f"{rows.rejected} bad rows of {data.name} skipped, kept in {data.rejects.name}"))
         return rows
 
