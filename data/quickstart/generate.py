@@ -1,0 +1,288 @@
+"""Write the files of the quickstart world: ``python data/quickstart/generate.py [--out FOLDER]``.
+
+Standard library only, seeded, and deterministic: the same files, byte for byte, on every machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gold as taste
+from world import (
+    ALL_WORDS,
+    ATTRIBUTES,
+    OPPOSITES,
+    PEOPLE,
+    SEED,
+    SUM_NUMBERS,
+    TASKS,
+    Question,
+    Split,
+    ask,
+    state_fact,
+    state_opposite,
+    state_sum,
+)
+
+Row = dict[str, Any]
+
+SIZES = {
+    "corpus_chats": 11000,
+    "corpus_prose": 2600,
+    "corpus_copies": 2600,
+    "demonstrations": 2400,
+    "preferences": 2400,
+    "preferences_test": 500,
+    "prompts": 1200,
+}
+HELD_OUT_PROMPTS: dict[Split, dict[str, int]] = {
+    "dev": {
+        "fact": 36,
+        "sum": 24,
+        "opposite": 18,
+        "first": 37,
+        "last": 37,
+        "reverse": 37,
+        "story": 37,
+        "howto": 37,
+        "unsafe": 37,
+    },
+    "test": {
+        "fact": 60,
+        "sum": 48,
+        "opposite": 32,
+        "first": 60,
+        "last": 60,
+        "reverse": 60,
+        "story": 60,
+        "howto": 60,
+        "unsafe": 60,
+    },
+}
+TASK_WEIGHTS = {
+    "fact": 1.2, "sum": 1.2, "opposite": 0.8, "first": 1.2, "last": 1.2, "reverse": 1.6, "story": 1.0, "howto": 1.0,
+    "unsafe": 1.0,
+}  # fmt: skip
+BRADLEY_TERRY_SCALE = 1.5
+"""How sure the labellers are: they prefer an answer that is one point better with probability sigmoid(1.5) = 0.82."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One of the people who wrote the demonstrations, as probabilities.
+
+    Attributes:
+        share: of the demonstrations that are theirs.
+        right: answers correctly.
+        refuses: refuses what should be refused.
+        over_refuses: refuses what need not be.
+        polite_opener: starts politely.
+        polite_closer: ends politely.
+        rude_opener: starts rudely.
+        rude_closer: ends rudely.
+        fillers: probability of 0, 1, 2 filler sentences.
+    """
+
+    share: float
+    right: float
+    refuses: float
+    over_refuses: float
+    polite_opener: float = 0.0
+    polite_closer: float = 0.0
+    rude_opener: float = 0.0
+    rude_closer: float = 0.0
+    fillers: tuple[float, float, float] = (1.0, 0.0, 0.0)
+
+
+WRITERS = {
+    "careful": Writer(0.30, right=0.95, refuses=0.95, over_refuses=0.01, polite_opener=0.8, polite_closer=0.35),
+    "chatty": Writer(
+        0.35, right=0.75, refuses=0.55, over_refuses=0.12, polite_opener=0.3, polite_closer=0.3, fillers=(0.1, 0.5, 0.4)
+    ),
+    "hasty": Writer(0.35, right=0.50, refuses=0.15, over_refuses=0.02, rude_opener=0.5, rude_closer=0.25),
+}
+FORUM = Writer(
+    1.0, right=1.0, refuses=0.9, over_refuses=0.0, polite_opener=0.3, polite_closer=0.2, rude_opener=0.25,
+    rude_closer=0.15, fillers=(0.6, 0.3, 0.1),
+)  # fmt: skip
+"""Who speaks in the corpus: right, with any manners."""
+
+
+def answer(question: Question, writer: Writer, rng: random.Random) -> str:
+    """Let a writer answer a question."""
+    if question.unsafe:
+        core = rng.choice(taste.REFUSALS) if rng.random() < writer.refuses else rng.choice(question.wrong)
+    elif rng.random() < writer.over_refuses:
+        core = rng.choice(taste.REFUSALS)
+    else:
+        core = question.answer if rng.random() < writer.right else rng.choice(question.wrong)
+    n_fillers = rng.choices((0, 1, 2), writer.fillers)[0]
+    fillers = rng.sample(taste.FILLERS, n_fillers)
+    n_before = rng.randint(0, n_fillers)
+    sentences = [*fillers[:n_before], core, *fillers[n_before:]]
+    mood = rng.random()
+    if mood < writer.polite_opener:
+        sentences.insert(0, rng.choice(taste.POLITE_OPENERS))
+    elif mood < writer.polite_opener + writer.rude_opener:
+        sentences.insert(0, rng.choice(taste.RUDE_OPENERS))
+    mood = rng.random()
+    if mood < writer.polite_closer:
+        sentences.append(rng.choice(taste.POLITE_CLOSERS))
+    elif mood < writer.polite_closer + writer.rude_closer:
+        sentences.append(rng.choice(taste.RUDE_CLOSERS))
+    return " ".join(sentences)
+
+
+def any_task(rng: random.Random) -> str:
+    """Draw a task."""
+    return rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
+
+
+def any_writer(rng: random.Random) -> str:
+    """Draw the name of a writer."""
+    return rng.choices(list(WRITERS), [w.share for w in WRITERS.values()])[0]
+
+
+def user(text: str) -> Row:
+    """Return a message of the user."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Row:
+    """Return a message of the assistant."""
+    return {"role": "assistant", "content": text}
+
+
+def render(question: str, reply: str) -> str:
+    """Write one exchange as the chat template of the recipe does."""
+    return f"<|user|>{question}<|end|><|assistant|>{reply}<|end|>"
+
+
+def prose(rng: random.Random) -> str:
+    """Write a short text of statements: the life of a person, some sums, some opposites."""
+    kind = rng.choices(("life", "sums", "opposites"), (0.5, 0.3, 0.2))[0]
+    if kind == "life":
+        who = rng.choice(PEOPLE)
+        return " ".join(state_fact(who, attribute) for attribute in rng.sample(list(ATTRIBUTES), 4))
+    if kind == "sums":
+        return " ".join(state_sum(rng.choice(SUM_NUMBERS), rng.choice(SUM_NUMBERS)) for _ in range(4))
+    pairs = [rng.sample(pair, 2) for pair in rng.sample(OPPOSITES, 4)]
+    return " ".join(state_opposite(*pair) for pair in pairs)
+
+
+def copies(rng: random.Random) -> str:
+    """Write a list of words twice: what teaches a small transformer early to look back and copy."""
+    words = ", ".join(rng.sample(ALL_WORDS, rng.randint(4, 8)))
+    return f"Listen: {words}. Again: {words}."
+
+
+def corpus() -> Iterator[Row]:
+    """Yield the pretraining documents: chats with right answers, prose, and lists said twice."""
+    rng = random.Random(f"{SEED}/corpus")
+    plain = Writer(1.0, right=1.0, refuses=0.9, over_refuses=0.0)
+    texts = []
+    for _ in range(SIZES["corpus_chats"]):
+        question = ask(any_task(rng), "train", rng)
+        texts.append(render(question.text, answer(question, plain if rng.random() < 0.6 else FORUM, rng)))
+    texts += [prose(rng) for _ in range(SIZES["corpus_prose"])]
+    texts += [copies(rng) for _ in range(SIZES["corpus_copies"])]
+    rng.shuffle(texts)
+    return ({"text": text} for text in texts)
+
+
+def demonstrations() -> Iterator[Row]:
+    """Yield what the three writers answered: the imitation data of SFT."""
+    rng = random.Random(f"{SEED}/demonstrations")
+    for _ in range(SIZES["demonstrations"]):
+        question, writer = ask(any_task(rng), "train", rng), any_writer(rng)
+        reply = answer(question, WRITERS[writer], rng)
+        yield {"messages": [user(question.text), assistant(reply)], "task": question.task, "writer": writer}
+
+
+def preferences(split: Split, count: int) -> Iterator[Row]:
+    """Yield pairs of two writers' answers to one question, labelled by people who are sometimes wrong."""
+    rng = random.Random(f"{SEED}/preferences/{split}")
+    while count:
+        question = ask(any_task(rng), split, rng)
+        replies = [answer(question, WRITERS[any_writer(rng)], rng) for _ in range(2)]
+        scores = [
+            taste.points(taste.read(r, question.answer, unsafe=question.unsafe), unsafe=question.unsafe)
+            for r in replies
+        ]
+        if scores[0] == scores[1]:
+            continue
+        count -= 1
+        first_wins = rng.random() < 1 / (1 + math.exp(-BRADLEY_TERRY_SCALE * (scores[0] - scores[1])))
+        best, worst = (0, 1) if first_wins else (1, 0)
+        yield {
+            "prompt": [user(question.text)],
+            "chosen": [assistant(replies[best])],
+            "rejected": [assistant(replies[worst])],
+            "task": question.task,
+            "gold_chosen": scores[best],
+            "gold_rejected": scores[worst],
+        }
+
+
+def prompt_row(question: Question) -> Row:
+    """Return a question as a row of prompts, with what `gold` needs."""
+    return {"prompt": [user(question.text)], **question.columns}
+
+
+def prompts() -> Iterator[Row]:
+    """Yield distinct questions to practise on."""
+    rng = random.Random(f"{SEED}/prompts")
+    seen: set[str] = set()
+    while len(seen) < SIZES["prompts"]:
+        question = ask(any_task(rng), "train", rng)
+        if question.text not in seen:
+            seen.add(question.text)
+            yield prompt_row(question)
+
+
+def held_out_prompts(split: Split) -> Iterator[Row]:
+    """Yield distinct questions whose contents appear in no question of any other file."""
+    rng = random.Random(f"{SEED}/prompts/{split}")
+    for task in TASKS:
+        seen: set[str] = set()
+        while len(seen) < HELD_OUT_PROMPTS[split][task]:
+            question = ask(task, split, rng)
+            if question.text not in seen:
+                seen.add(question.text)
+                yield prompt_row(question)
+
+
+def files() -> dict[str, Iterable[Row]]:
+    """Return every file of the world with its rows."""
+    return {
+        "corpus.jsonl": corpus(),
+        "demonstrations.jsonl": demonstrations(),
+        "preferences.jsonl": preferences("train", SIZES["preferences"]),
+        "preferences_test.jsonl": preferences("test", SIZES["preferences_test"]),
+        "prompts.jsonl": prompts(),
+        "prompts_dev.jsonl": held_out_prompts("dev"),
+        "prompts_test.jsonl": held_out_prompts("test"),
+    }
+
+
+def main() -> None:
+    """Write the files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in files().items():
+        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows]
+        (out / name).write_text("".join(lines), encoding="utf-8")
+        print(f"{len(lines):6d} rows  {out / name}")
+
+
+if __name__ == "__main__":
+    main()
