@@ -1,0 +1,127 @@
+"""From answers to a report: every figure of a comparison worked out by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.comparison import Answers, Prompt, compare, samples
+from pipeline.evaluation.intervals import wilson
+
+
+def test_win_rate_and_means(answers, prompts):
+    dpo = compare(answers, prompts, baseline="sft", seed=0).models["dpo"]
+    # 15 won, 2 tied, 3 lost of 20: 16 / 20.
+    assert dpo.win_rate.value == pytest.approx(0.8)
+    assert (dpo.win_counts.wins, dpo.win_counts.ties, dpo.win_counts.losses) == (15, 2, 3)
+    assert dpo.gold.value == pytest.approx((15 * 2 + 2) / 20)
+    assert dpo.reward.value == 5
+    assert dpo.length.value == 12
+    assert dpo.eos_rate == wilson(19, 20)
+    # Each of three tokens is twice as likely under the policy: 3 ln 2 per answer, ln 2 per token.
+    assert dpo.kl.value == pytest.approx(3 * np.log(2))
+    assert dpo.kl_per_token.value == pytest.approx(np.log(2))
+    # k3 of r = 1/2: -1/2 + ln 2, three times.
+    assert dpo.kl_k3.value == pytest.approx(3 * (np.log(2) - 0.5))
+
+
+def test_correctness_beside_the_win_rate(answers, prompts):
+    report = compare(answers, prompts, baseline="sft", seed=0)
+    dpo = report.models["dpo"]
+    assert dpo.correct == wilson(10, 20)
+    assert dpo.tasks["sum"].correct == wilson(10, 10)
+    assert dpo.tasks["fact"].correct == wilson(0, 10)
+    # Ten facts lost, none won: -1 with p = 2/2¹⁰.
+    assert dpo.tasks["fact"].delta.value == -1
+    assert dpo.tasks["fact"].delta.p_value == pytest.approx(2 / 1024)
+    assert dpo.tasks["sum"].delta.value == 0
+    assert dpo.delta.value == pytest.approx(-0.5)
+    assert dpo.lower_tasks(report.level) == ["fact"]
+
+
+def test_the_baseline_is_not_compared_with_itself(answers, prompts):
+    sft = compare(answers, prompts, baseline="sft", seed=0).models["sft"]
+    assert (sft.win_rate, sft.win_counts, sft.delta) == (None, None, None)
+    assert sft.tasks["sum"].delta is None
+    assert sft.kl.value == 0
+    assert sft.gold.value == 1
+
+
+def test_prompts_without_a_checkable_answer_are_left_out(answers, prompts):
+    greedy = compare(answers, prompts, baseline="sft", seed=0).models["sft (greedy)"]
+    assert greedy.correct.n == 19
+    assert greedy.tasks["sum"].correct.n == 9
+    assert greedy.tasks["sum"].delta.n == 9
+    assert greedy.win_rate.value == 0.5
+    assert greedy.kl is None
+
+
+def test_several_samples_per_prompt_count_prompts(prompts):
+    def model(name, gold, correct):
+        return Answers(name, ["x"] * 20, np.full((20, 2), 5), np.ones((20, 2)), gold=gold, correct=correct)
+
+    baseline = model("sft", np.ones((20, 2)), np.ones((20, 2)))
+    # Two samples, one better and one equal: 0.75 per prompt; half of them correct.
+    policy = model("dpo", np.tile([2, 1], (20, 1)), np.tile([1, 0], (20, 1)))
+    dpo = compare([policy, baseline], prompts, baseline="sft", seed=0).models["dpo"]
+    assert (dpo.win_rate.value, dpo.win_rate.n) == (0.75, 20)
+    assert (dpo.correct.value, dpo.correct.n) == (0.5, 20)
+    assert dpo.delta.value == -0.5
+    assert dpo.eos_rate.n == 20
+
+
+def test_judge(answers, prompts):
+    report = compare(answers, prompts, baseline="sft", seed=0)
+    assert report.judge == "gold"
+    # By reward dpo wins everywhere.
+    by_reward = compare(answers, prompts, baseline="sft", seed=0, judge="reward")
+    assert by_reward.models["dpo"].win_rate.value == 1.0
+    assert by_reward.models["dpo"].win_rate.low < 1.0
+    # Without gold scores of one model, the reward model judges.
+    some = [dataclasses.replace(answers[0], gold=None), *answers[1:]]
+    assert compare(some, prompts, baseline="sft", seed=0).judge == "reward"
+
+
+def test_same_seed_same_report(answers, prompts):
+    one = compare(answers, prompts, baseline="sft", seed=3)
+    assert one == compare(answers, prompts, baseline="sft", seed=3)
+    assert one != compare(answers, prompts, baseline="sft", seed=4)
+
+
+def test_samples_keep_prompts_and_scores(answers, prompts):
+    found = samples(answers, prompts, baseline="sft")
+    assert [each.prompt for each in found] == [prompt.text for prompt in prompts]
+    assert (found[19].answers["dpo"].score, found[19].answers["sft"].score) == (0, 1)
+    assert found[1].answers["dpo"].correct == 0
+    assert found[0].answers["sft (greedy)"].correct is None
+
+
+def test_all_that_is_wrong_is_said_at_once(answers, prompts):
+    broken = [*answers, dataclasses.replace(answers[0], gold=[1, 2], responses=["a"])]
+    with pytest.raises(PipelineError) as caught:
+        compare(broken, prompts, baseline="stf", seed=0)
+    text = str(caught.value)
+    assert "baseline `stf`" in text
+    assert "did you mean `sft`?" in text
+    assert "`dpo` 2 times" in text
+    assert "2 gold, one for each of the 20 prompts" in text
+    assert "1 responses" in text
+
+
+def test_needs_prompts_and_a_judge(answers, prompts):
+    with pytest.raises(PipelineError, match="no prompts"):
+        compare([], [], baseline="sft", seed=0)
+    bare = [dataclasses.replace(each, gold=None, reward=None) for each in answers]
+    with pytest.raises(PipelineError, match="no judge"):
+        compare(bare, prompts, baseline="sft", seed=0)
+    half = [dataclasses.replace(answers[0], gold=None), *answers[1:]]
+    with pytest.raises(PipelineError, match="no gold scores"):
+        compare(half, prompts, baseline="sft", seed=0, judge="gold")
+
+
+def test_no_task_no_table():
+    one = Answers("a", ["x"], [1], [True], gold=[1.0])
+    report = compare([one], [Prompt("p")], baseline="a", seed=0)
+    assert report.task_names == []
+    assert report.models["a"].correct is None
