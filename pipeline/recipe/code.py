@@ -185,4 +185,11 @@ def _named_module(target: str, file: Path) -> ModuleType:
     root = str(file.parents[depth - 1])
     if root not in sys.path:
         sys.path.append(root)
-    return importlib.import_module(target)
+    module = importlib.import_module(target)
+    if module.__file__ is None or Path(module.__file__).resolve() != file.resolve():
+        raise PipelineError(
+            Problem(
+                f"module `{target}` is {module.__file__}", f"{file}", "name the function by its file: `path.py:name`"
+            )
+        )
+    return module

@@ -59,8 +59,8 @@ def lookup_folders(*files: Path) -> tuple[Path, ...]:
 
 
 def find(path: str, folders: Iterable[Path]) -> Path | None:
-    """Return the first existing ``folder/path``, absolute, or None."""
-    for folder in folders:
+    """Return the first existing ``folder/path``, absolute, or None; an absolute path needs no folders."""
+    for folder in [*folders, Path.cwd()]:
         candidate = folder / path
         if candidate.exists():
             return Path(os.path.normpath(candidate))

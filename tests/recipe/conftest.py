@@ -30,7 +30,7 @@ class TrainingConfig(StageConfig):
     model: Annotated[str, Input("base", external=True)]
     adapter: Adapter | None = None
     train: TinyTrain = TinyTrain()
-    tags: list[str] = []
+    tags: list[str] = Field(default_factory=list)
     max_length: int | None = 512
     note: Annotated[str, Runtime()] = ""
 

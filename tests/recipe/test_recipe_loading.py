@@ -90,7 +90,10 @@ def test_a_recipe_is_resolved(write: Write) -> None:
 def test_yaml_is_version_1_2_and_merges_anchors(write: Write) -> None:
     node, problems = parse("a: &x {p: 1e-3, q: no, r: 2024-01-01}\nb: {<<: *x, q: 0o17}\n", "f")
     assert problems == []
-    assert node.plain() == {"a": {"p": 0.001, "q": "no", "r": "2024-01-01"}, "b": {"p": 0.001, "q": 15, "r": "2024-01-01"}}
+    assert node.plain() == {
+        "a": {"p": 0.001, "q": "no", "r": "2024-01-01"},
+        "b": {"p": 0.001, "q": 15, "r": "2024-01-01"},
+    }
 
 
 def test_whole_floats_are_integers_and_null_means_the_default_or_null(write: Write) -> None:
@@ -99,7 +102,8 @@ def test_whole_floats_are_integers_and_null_means_the_default_or_null(write: Wri
             "data: {pairs: pairs.jsonl}\n"
             "stages:\n"
             "  b: {kind: base, size: 1e1, algorithm: null}\n"
-            "  t: {kind: tune, data: pairs, model: b, max_length: null, seed: null, train: {beta: null, max_steps: 1e2}}\n"
+            "  t: {kind: tune, data: pairs, model: b, max_length: null, seed: null,\n"
+            "      train: {beta: null, max_steps: 1e2}}\n"
             "  gone: null\n"
         )
     )
@@ -174,7 +178,10 @@ def test_set_finds_keys_with_dots() -> None:
         ("nonsense", "--set nonsense: cannot be read, key.key=value; for example `--set stages.dpo.train.beta=0.05`"),
         ("stages.t.train.beta=-1", "--set stages.t.train.beta=-1 stage t: train.beta is -1, must be > 0"),
         ("stages.t.kind.x=1", "--set stages.t.kind.x=1: `x` is set inside 'tune', a mapping at r.yaml:6"),
-        ("stages.t.train.beta=[", "--set stages.t.train.beta=[: not valid YAML: expected the node content, but found '<stream end>'"),
+        (
+            "stages.t.train.beta=[",
+            "--set stages.t.train.beta=[: not valid YAML: expected the node content, but found '<stream end>'",
+        ),
     ],
 )
 def test_a_bad_set_is_told(write: Write, text: str, message: str) -> None:
@@ -230,7 +237,8 @@ def test_a_folder_is_all_its_data_files(write: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "expected"), [({}, "pairs.jsonl"), ({"WHICH": ""}, "pairs.jsonl"), ({"WHICH": "other"}, "other.jsonl")]
+    ("variables", "expected"),
+    [({}, "pairs.jsonl"), ({"WHICH": ""}, "pairs.jsonl"), ({"WHICH": "other"}, "other.jsonl")],
 )
 def test_environment_variables_in_paths(
     write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], expected: str
@@ -248,7 +256,9 @@ def test_variables_in_models_and_functions(write: Write, monkeypatch: pytest.Mon
     monkeypatch.setenv("FILE", "gold")
     text = "data: {pairs: pairs.jsonl}\nstages:\n  t: {kind: tune, data: pairs, model: '${MODEL}'}\n"
     text += "  j: {kind: judge, models: [t, '${MODEL:-t}'], gold: '${FILE}.py:gold'}\n"
-    with pytest.raises(PipelineError, match=r"^r.yaml:3 stage t: the environment variable MODEL in `\${MODEL}` is not set"):
+    with pytest.raises(
+        PipelineError, match=r"^r.yaml:3 stage t: the environment variable MODEL in `\${MODEL}` is not set"
+    ):
         load(write(text))
     monkeypatch.setenv("MODEL", "owner/name")
     recipe = load("r.yaml")

@@ -9,13 +9,22 @@ from pipeline.errors import PipelineError
 from pipeline.recipe import inspect, load
 
 GOOD_BASE = "stages:\n  b: {kind: base}\n"
-TUNE = "data:\n  pairs: {path: pairs.jsonl}\nstages:\n  b: {kind: base}\n  t:\n    kind: tune\n    data: pairs\n    model: b\n"
+TUNE = """data:
+  pairs: {path: pairs.jsonl}
+stages:
+  b: {kind: base}
+  t:
+    kind: tune
+    data: pairs
+    model: b
+"""
 
 BAD: dict[str, tuple[str, str]] = {
     "top-level key": ("seeed: 3\n" + GOOD_BASE, "r.yaml:1: unknown key `seeed`; did you mean `seed`?"),
     "top-level key like nothing": (
         "zzz: 3\n" + GOOD_BASE,
-        "r.yaml:1: unknown key `zzz`, one of extends, name, seed, trust_remote_code, store, data, stages, compute, profiles",
+        "r.yaml:1: unknown key `zzz`, one of extends, name, seed, trust_remote_code, store, data, stages, compute, "
+        "profiles",
     ),
     "type of a top-level key": ("seed: many\n" + GOOD_BASE, "r.yaml:1: seed is 'many', must be a whole number"),
     "negative seed": ("seed: -1\n" + GOOD_BASE, "r.yaml:1: seed is -1, must be >= 0"),
@@ -25,12 +34,18 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "no stages": ("name: x\n", "r.yaml:1: the recipe has no stages, at least one under `stages:`"),
     "a list": ("- a\n", "r.yaml:1: the recipe is not a mapping, keys such as data: and stages:"),
-    "broken yaml": ("stages: {b: {kind: base}\n", "r.yaml:2: not valid YAML: expected ',' or '}', but got '<stream end>'"),
+    "broken yaml": (
+        "stages: {b: {kind: base}\n",
+        "r.yaml:2: not valid YAML: expected ',' or '}', but got '<stream end>'",
+    ),
     "duplicate key": (
         "stages:\n  b: {kind: base}\n  b: {kind: base}\n",
         "r.yaml:3: key `b` is given twice, first at r.yaml:2; remove one of them",
     ),
-    "key that is no text": ("stages:\n  b: {kind: base}\n  1: {kind: base}\n", "r.yaml:3: key `1` is not text; put it in quotes"),
+    "key that is no text": (
+        "stages:\n  b: {kind: base}\n  1: {kind: base}\n",
+        "r.yaml:3: key `1` is not text; put it in quotes",
+    ),
     "tag": (
         "stages:\n  b: !!python/object:os.system {kind: base}\n",
         "r.yaml:2: tag `tag:yaml.org,2002:python/object:os.system` is not allowed, plain YAML values",
@@ -59,9 +74,18 @@ BAD: dict[str, tuple[str, str]] = {
         "r.yaml:5 stage t: `data` is missing, preference pairs",
     ),
     "too large": ("stages:\n  b: {kind: base, size: 65}\n", "r.yaml:2 stage b: size is 65, must be <= 64"),
-    "half an integer": ("stages:\n  b: {kind: base, size: 2.5}\n", "r.yaml:2 stage b: size is 2.5, must be a whole number"),
-    "number in quotes": ('stages:\n  b: {kind: base, size: "2"}\n', "r.yaml:2 stage b: size is '2', must be a whole number"),
-    "truth for a number": ("stages:\n  b: {kind: base, size: true}\n", "r.yaml:2 stage b: size is true, must be a whole number"),
+    "half an integer": (
+        "stages:\n  b: {kind: base, size: 2.5}\n",
+        "r.yaml:2 stage b: size is 2.5, must be a whole number",
+    ),
+    "number in quotes": (
+        'stages:\n  b: {kind: base, size: "2"}\n',
+        "r.yaml:2 stage b: size is '2', must be a whole number",
+    ),
+    "truth for a number": (
+        "stages:\n  b: {kind: base, size: true}\n",
+        "r.yaml:2 stage b: size is true, must be a whole number",
+    ),
     "wrong word": (
         "stages:\n  b: {kind: base, algorithm: bpee}\n",
         "r.yaml:2 stage b: algorithm is 'bpee', must be 'bpe' or 'unigram'; did you mean `bpe`?",
@@ -84,13 +108,19 @@ BAD: dict[str, tuple[str, str]] = {
         TUNE + "    train: {num_train_epochs: 2}\n",
         "r.yaml:9 stage t: `num_train_epochs` is decided by trueup; use `train.epochs`",
     ),
-    "contradiction a kind finds": (TUNE + "    train:\n      warm: 10\n", "r.yaml:10 stage t: train.warm is 10, must not exceed 9"),
+    "contradiction a kind finds": (
+        TUNE + "    train:\n      warm: 10\n",
+        "r.yaml:10 stage t: train.warm is 10, must not exceed 9",
+    ),
     "unknown key below": (
         TUNE + "    adapter: {rank: 3}\n",
         "r.yaml:9 stage t: unknown key `rank` in `adapter`, one of r, targets",
     ),
     "list that is a word": (TUNE + "    tags: one\n", "r.yaml:9 stage t: tags is 'one', must be a list"),
-    "item of a list": (TUNE + "    tags:\n      - one\n      - 2\n", 'r.yaml:11 stage t: tags.1 is 2, must be text; write "2"'),
+    "item of a list": (
+        TUNE + "    tags:\n      - one\n      - 2\n",
+        'r.yaml:11 stage t: tags.1 is 2, must be text; write "2"',
+    ),
     "mapping that is a word": (TUNE + "    train: fast\n", "r.yaml:9 stage t: train is 'fast', must be a mapping"),
     "unknown data source": (
         TUNE.replace("data: pairs", "data: pair"),
@@ -225,4 +255,4 @@ def test_an_alias_inside_its_anchor_and_endless_nesting_are_problems(write: Call
     write("x: &x [*x]\n" + GOOD_BASE)
     assert "an alias stands inside its own anchor" in [p.found for p in inspect("r.yaml")[1]]
     write("[" * 1200)
-    assert [p.found for p in inspect("r.yaml")[1]][0] == "nested too deeply"
+    assert inspect("r.yaml")[1][0].found == "nested too deeply"
