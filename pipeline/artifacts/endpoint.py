@@ -4,7 +4,8 @@ Owns the choice of the file system and the wording of its errors. Knows nothing 
 an endpoint is opened, so that commands which never leave the machine do not pay for it.
 
 A user says where a service is, and who they are, by its own environment variables: for S3 those of AWS
-(`AWS_ENDPOINT_URL`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID`, …) and of fsspec (`FSSPEC_S3_ENDPOINT_URL`, `FSSPEC_S3_ANON`, …).
+(`AWS_ENDPOINT_URL`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID`, …) and those of fsspec (`FSSPEC_S3_ENDPOINT_URL`,
+`FSSPEC_S3_ANON`, …).
 """
 
 from __future__ import annotations
