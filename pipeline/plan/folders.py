@@ -10,10 +10,14 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+
+SETTLED_S = 0.1
+"""A file changed more recently is not remembered: a second change in the same tick of the clock would go unseen."""
 
 
 def folder_digest(folder: Path, cache: Path | None) -> str:
@@ -40,7 +44,8 @@ def folder_digest(folder: Path, cache: Path | None) -> str:
             sha256 = entry[-1] if isinstance(entry, list) and entry[:-1] == stamp else _sha256(path)
         except OSError as error:
             raise PipelineError(Problem(f"`{path}` cannot be read: {error.strerror}")) from None
-        fresh[str(path)] = [*stamp, sha256]
+        if time.time_ns() - max(stamp[1], stamp[2]) > SETTLED_S * 1e9:
+            fresh[str(path)] = [*stamp, sha256]
         lines.append(f"{path.relative_to(folder).as_posix()} {sha256}\n")
     if kept is not None and any(known.get(key) != value for key, value in fresh.items()):
         _write(kept, {**_read(kept), **fresh})

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, Union
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import Problem, listed, nearest
+from pipeline.recipe import docstrings
 from pipeline.recipe.document import Node
 from pipeline.stage import StageConfig
 from pipeline.trainer_fields import TrainFields
@@ -247,13 +248,11 @@ class _Teller:
         return keys if path else [*self.extra_keys, *keys]
 
     def wanted(self, path: Location) -> str:
-        """Say what a missing field is, from its description."""
-        if len(path) != 1:
+        """Say what a missing field is, from its description or the docstring."""
+        info = self.model.model_fields.get(str(path[0])) if len(path) == 1 else None
+        if info is None:
             return ""
-        info = self.model.model_fields.get(str(path[0]))
-        if info is None or not info.description:
-            return ""
-        text = info.description.rstrip(".")
+        text = (info.description or docstrings.of_class(self.model).get(str(path[0]), "")).rstrip(".")
         return text[:1].lower() + text[1:]
 
 

@@ -5,10 +5,13 @@ Owns the document. Knows nothing of any single kind: it asks the registry.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.recipe import docstrings
+from pipeline.recipe.checking import models_of
 from pipeline.recipe.loading import Head, StageHead
 from pipeline.recipe.schema import NAME_PATTERN, Compute, DataSource
 from pipeline.stage import KINDS, Kind
@@ -75,10 +78,30 @@ def _many(definition: str) -> Schema:
 def _model(model: type[BaseModel], prefix: str, definitions: Schema) -> Schema:
     """Return a model's schema; its definitions go under ``prefix`` with the others."""
     schema = model.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
-    for name, definition in schema.pop("$defs", {}).items():
-        definitions[f"{prefix}.{name}"] = definition
-    definitions.setdefault(f"{prefix}.{model.__name__}", schema)
+    classes = {inner.__name__: inner for inner in _within(model)}
+    for name, definition in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+        _describe(definition, classes.get(name))
+        definitions.setdefault(f"{prefix}.{name}", definition)
     return {"$ref": f"#/$defs/{prefix}.{model.__name__}"}
+
+
+def _within(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield a model and those its fields hold."""
+    yield model
+    for info in model.model_fields.values():
+        for inner in models_of(info.annotation):
+            yield from _within(inner)
+
+
+def _describe(definition: Schema, model: type[BaseModel] | None) -> None:
+    """Give fields the words of the model's docstring, where they have none of their own."""
+    if model is None:
+        return
+    if "description" in definition:
+        definition["description"] = docstrings.summary(definition["description"])
+    for name, text in docstrings.of_class(model).items():
+        if name in definition.get("properties", {}):
+            definition["properties"][name].setdefault("description", text)
 
 
 def _stage(kind: Kind, definitions: Schema, compute: Schema, *, partial: bool) -> Schema:

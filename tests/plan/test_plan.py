@@ -1,8 +1,10 @@
 """What runs, in which order, and why."""
 
 import gzip
+import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
-from pipeline.plan import make_plan
+from pipeline.plan import folders, make_plan
 from pipeline.recipe import inspect
 
 
@@ -185,7 +187,7 @@ def test_a_local_folder_is_known_by_its_content(world: Any, tmp_path: Path) -> N
     again = world.plan("stages.sft.model=./copy").stages[1]
     assert again.inputs["model"][0].fingerprint == model.fingerprint
     assert again.fingerprint == plan.stages[1].fingerprint
-    world.write("llama/model.safetensors", "weighty")  # same length: only the times tell the cache
+    world.write("llama/model.safetensors", "weighty")
     assert world.plan("stages.sft.model=llama").stages[1].fingerprint != plan.stages[1].fingerprint
 
 
@@ -314,3 +316,23 @@ def test_a_plan_writes_nothing_but_its_cache(world: Any, tmp_path: Path) -> None
     world.plan()
     after = {path for path in tmp_path.rglob("*") if ".cache" not in str(path)}
     assert after - before <= {Store(tmp_path / "store").root}
+
+
+def test_hashes_of_a_folder_are_remembered_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir()
+    file = tmp_path / "m/model.safetensors"
+    file.write_text("weights")
+    time.sleep(folders.SETTLED_S + 0.05)
+    hashed: list[Path] = []
+    sha256 = folders._sha256
+    monkeypatch.setattr(folders, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    first = folders.folder_digest(tmp_path / "m", tmp_path / "cache")
+    assert folders.folder_digest(tmp_path / "m", tmp_path / "cache") == first
+    assert hashed == [file]
+    file.write_text("weighty")  # as long as before: only the times tell
+    assert folders.folder_digest(tmp_path / "m", tmp_path / "cache") != first
+    # sha256("model.safetensors " + sha256("weights") + "\n")
+    inner = hashlib.sha256(b"weights").hexdigest()
+    assert first == hashlib.sha256(f"model.safetensors {inner}\n".encode()).hexdigest()

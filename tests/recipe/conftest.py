@@ -41,6 +41,16 @@ class BaseConfig(StageConfig):
 
 
 class JudgeConfig(StageConfig):
+    """Judges.
+
+    Attributes:
+        models: what is compared,
+            in this order.
+        gold: a function.
+
+    Not a field: this.
+    """
+
     models: Annotated[list[str], Input()]
     gold: Annotated[str | None, Code()] = None
 

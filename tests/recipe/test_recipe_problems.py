@@ -73,6 +73,10 @@ BAD: dict[str, tuple[str, str]] = {
         "data:\n  p: {path: pairs.jsonl}\nstages:\n  b: {kind: base}\n  t: {kind: tune, model: b}\n",
         "r.yaml:5 stage t: `data` is missing, preference pairs",
     ),
+    "missing key, told by a docstring": (
+        "stages:\n  j: {kind: judge}\n",
+        "r.yaml:2 stage j: `models` is missing, what is compared, in this order",
+    ),
     "too large": ("stages:\n  b: {kind: base, size: 65}\n", "r.yaml:2 stage b: size is 65, must be <= 64"),
     "half an integer": (
         "stages:\n  b: {kind: base, size: 2.5}\n",
