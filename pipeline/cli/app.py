@@ -1,0 +1,195 @@
+"""The application: its verbs by topic, global options, and what happens when something goes wrong.
+
+Owns exit codes and the form of errors on standard error. Knows nothing of what a verb does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
+
+from pipeline import __version__
+from pipeline.errors import ExitCode, PipelineError
+
+RECIPES, STORE, MODELS, MACHINE = "Recipes", "Store", "Checkpoints", "Set-up"
+TOPICS = (RECIPES, STORE, MODELS, MACHINE)
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+_DEBUG = "--debug"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs: lists them by topic, and turns errors into lines and exit codes.
+
+    `--debug` is taken anywhere on the line.
+    """
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line and leave with its exit code."""
+        args, debug = without_debug(sys.argv[1:] if args is None else args)
+
+        def call() -> Any:
+            return super(Verbs, self).main(
+                args, prog_name or "trueup", complete_var, standalone_mode=False, windows_expand_args=False, **extra
+            )
+
+        sys.exit(guarded(call, debug=debug))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb; Ctrl-C says so."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            raise typer.Exit(STOPPED) from None
+        except BrokenPipeError:  # the reader of a pipe, e.g. `head`, had enough
+            _forget_output()
+            raise typer.Exit from None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the verbs by topic."""
+        topics = self.by_topic(ctx)
+        width = max(len(name) for rows in topics.values() for name, _ in rows)
+        for topic, rows in topics.items():
+            with formatter.section(topic):
+                formatter.write_dl([(name.ljust(width), first_line(command)) for name, command in rows])
+
+    def by_topic(self, ctx: Any) -> dict[str, list[tuple[str, Any]]]:
+        """Return the verbs that are not hidden, in the order they are listed."""
+        verbs: list[tuple[str, Any]] = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        shown = [(name, command) for name, command in verbs if command is not None and not command.hidden]
+        return {topic: [each for each in shown if each[1].rich_help_panel == topic] for topic in TOPICS}
+
+
+class Verb(TyperCommand):
+    """One verb; its usage line is plain: `trueup show [OPTIONS] REF`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line without braces around what is required."""
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+
+def first_line(command: Any) -> str:
+    """Return what a verb does, in one line."""
+    return str(command.help or "").strip().splitlines()[0]
+
+
+def without_debug(args: Sequence[str]) -> tuple[list[str], bool]:
+    """Take `--debug` out of the arguments before a `--`; also true when TRUEUP_DEBUG is set."""
+    end = list(args).index("--") if "--" in args else len(args)
+    kept = [arg for arg in args[:end] if arg != _DEBUG]
+    return [*kept, *args[end:]], len(kept) < end or bool(os.environ.get("TRUEUP_DEBUG"))
+
+
+def guarded(call: Callable[[], Any], *, debug: bool) -> int:
+    """Call, and return the exit code; whatever goes wrong is told on standard error."""
+    try:
+        code = call()
+        sys.stdout.flush()
+    except PipelineError as error:
+        if debug:
+            _print_trace(error)
+        for problem in error.problems:
+            _say(str(problem))
+        return int(error.exit_code)
+    except TyperException as error:
+        _say(_usage_problem(error))
+        return int(ExitCode.BAD_INPUT)
+    except typer.Abort:
+        _say("stopped")
+        return int(ExitCode.FAILED)
+    except BrokenPipeError:
+        _forget_output()
+        return int(ExitCode.DONE)
+    except Exception as error:  # nothing a user does should end in a traceback
+        if debug:
+            _print_trace(error)
+        _say(f"{type(error).__name__}: {_one_line(error)}; run with --debug for the traceback")
+        return int(ExitCode.FAILED)
+    return code if isinstance(code, int) else int(ExitCode.DONE)
+
+
+def _usage_problem(error: TyperException) -> str:
+    """Return one line for a wrong command line, with the help that would tell more."""
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "trueup"
+    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else "no message"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print_trace(error: BaseException) -> None:
+    import traceback
+
+    traceback.print_exception(error)
+
+
+def _forget_output() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush does not complain about a closed pipe."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+
+
+app = typer.Typer(
+    name="trueup",
+    cls=Verbs,
+    help="One recipe takes a language model from raw text to an aligned, evaluated checkpoint.",
+    epilog="Start with: trueup new --example quickstart my-project",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def verb(topic: str, *, hidden: bool = False) -> Callable[[Function], Function]:
+    """Register the decorated function as a verb; `--help` lists it under ``topic``."""
+    return app.command(cls=Verb, rich_help_panel=topic, hidden=hidden)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"trueup {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def entry(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show tracebacks; may stand anywhere on the line.")] = False,
+) -> None:
+    """Show help when no verb is given."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Run the command: the entry point of `trueup`."""
+    app()

@@ -1,0 +1,102 @@
+"""Verbs that measure checkpoints: evaluate, compare."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import MODELS, verb
+from pipeline.cli.options import JsonOption, StoreOption, complete_ref, open_store
+
+
+@verb(MODELS)
+def evaluate(
+    refs: Annotated[
+        list[str],
+        typer.Argument(metavar="REF", help="Checkpoints: refs, folders or hub ids.", autocompletion=complete_ref),
+    ],
+    baseline: Annotated[
+        str, typer.Option("--baseline", metavar="REF", help="What they are compared with.", autocompletion=complete_ref)
+    ],
+    data: Annotated[list[str], typer.Option("--data", metavar="FILE", help="Prompts to ask; repeatable.")],
+    reward: Annotated[
+        str | None,
+        typer.Option("--reward", metavar="REF", help="Reward model to judge.", autocompletion=complete_ref),
+    ] = None,
+    gold: Annotated[
+        str | None, typer.Option("--gold", metavar="FILE.py:NAME", help="Python function that scores answers.")
+    ] = None,
+    correct: Annotated[
+        str | None, typer.Option("--correct", metavar="FILE.py:NAME", help="Python function that says which are right.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N prompts.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="Of sampling.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Longest answer.")] = 128,
+    seed: Annotated[int, typer.Option("--seed", help="Of sampling and the intervals.")] = 0,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the report.")] = "evaluation",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a hub model or folder run its own Python.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare checkpoints on prompts; the report is an artifact."""
+    from pipeline.cli.recipes import run_and_print
+    from pipeline.plan import make_plan
+    from pipeline.reports import Evaluation, evaluation_recipe
+    from pipeline.stages import load_all
+
+    load_all()
+    asked = Evaluation(
+        name=name,
+        models=tuple(dict.fromkeys([baseline, *refs])),
+        baseline=baseline,
+        data=tuple(data),
+        reward=reward,
+        gold=gold,
+        correct=correct,
+        limit=limit,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    where = open_store(store)
+    with evaluation_recipe(asked) as recipe:
+        run_and_print(make_plan(recipe, where), where, None, as_json=as_json)
+
+
+@verb(MODELS)
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="REF", help="A report, or a model of a report.", autocompletion=complete_ref)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="REF", help="The other one, of the same sort.", autocompletion=complete_ref)
+    ],
+    report: Annotated[
+        str | None,
+        typer.Option(
+            "--report",
+            metavar="REF",
+            help="Report with both models [default: newest].",
+            autocompletion=complete_ref,
+        ),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models of a report, or two reports, with intervals.
+
+    The pairs are prompts: both answered the same ones.
+    """
+    from pipeline.display.comparisons import print_comparisons
+    from pipeline.reports import compare_refs
+    from pipeline.terminal import print_json
+
+    found = compare_refs(open_store(store), first, second, report)
+    if as_json:
+        print_json([each.model_dump(mode="json") for each in found])
+    else:
+        print_comparisons(found)

@@ -1,0 +1,51 @@
+"""Verbs on the set-up: doctor; and the hidden one that writes this command's reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import MACHINE, verb
+from pipeline.cli.options import JsonOption, StoreOption, open_store
+from pipeline.errors import ExitCode
+
+
+@verb(MACHINE)
+def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Check the environment; exit 1 when something needed is missing."""
+    from pipeline.doctor import examine
+    from pipeline.terminal import Column, print_json, print_table
+
+    checks = examine(open_store(store).root)
+    missing = sum(check.status == "missing" for check in checks)
+    if as_json:
+        print_json({"ok": not missing, "checks": [vars(check) for check in checks]})
+    else:
+        columns = [
+            Column("", style="bold"),
+            Column("status", style="status"),
+            Column("found", fold=True),
+            Column("to do", fold=True),
+        ]
+        print_table(columns, [[check.name, check.status, check.found, check.remedy] for check in checks])
+        print(f"\n{missing} needed things are missing" if missing else "\neverything needed is here")
+    if missing:
+        raise typer.Exit(int(ExitCode.FAILED))
+
+
+@verb(MACHINE, hidden=True)
+def docs(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Argument(metavar="FILE", help="Write it here.")] = None,
+) -> None:
+    """Write the reference of all verbs as Markdown."""
+    from pipeline.cli.reference import reference
+
+    text = reference(context.find_root())
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
+        print(f"wrote {out}")

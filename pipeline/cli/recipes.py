@@ -1,0 +1,187 @@
+"""Verbs on recipes: run, plan, check, new, schema."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.app import RECIPES, verb
+from pipeline.cli.options import (
+    ForceOption,
+    JsonOption,
+    OnlyOption,
+    ProfileOption,
+    RecipeArgument,
+    RecipeStoreOption,
+    SetOption,
+    UntilOption,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from pipeline.artifacts import Store
+    from pipeline.plan import Plan
+
+
+@verb(RECIPES)
+def run(
+    recipe: RecipeArgument,
+    override: SetOption = None,
+    only: OnlyOption = None,
+    until: UntilOption = None,
+    force: ForceOption = None,
+    store: RecipeStoreOption = None,
+    profile: ProfileOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run what a recipe still misses; resumes what was cut off."""
+    made, where = _plan(recipe, override, only, until, force, store, profile)
+    if dry_run:
+        _print_plan(made, where, as_json=as_json)
+    else:
+        run_and_print(made, where, recipe, as_json=as_json)
+
+
+def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool) -> None:
+    """Execute a plan before the user's eyes; with JSON, progress goes to standard error."""
+    from pipeline.display import display, print_report, report_data
+    from pipeline.runner import run as execute
+    from pipeline.terminal import print_json
+
+    with display(sys.stderr if as_json else sys.stdout) as view:
+        report = execute(made, where, view)
+    if as_json:
+        print_json(report_data(report, where))
+    else:
+        print_report(report, where, recipe)
+
+
+@verb(RECIPES)
+def plan(
+    recipe: RecipeArgument,
+    override: SetOption = None,
+    only: OnlyOption = None,
+    until: UntilOption = None,
+    force: ForceOption = None,
+    store: RecipeStoreOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what would run and why; runs nothing."""
+    made, where = _plan(recipe, override, only, until, force, store, profile)
+    _print_plan(made, where, as_json=as_json)
+
+
+@verb(RECIPES)
+def check(
+    recipe: RecipeArgument,
+    override: SetOption = None,
+    store: RecipeStoreOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Validate a recipe and its data; tells every problem at once."""
+    from pipeline.errors import PipelineError
+    from pipeline.terminal import print_json
+
+    try:
+        made, _ = _plan(recipe, override, None, None, None, store, profile)
+    except PipelineError as error:
+        if not as_json:
+            raise
+        print_json({"ok": False, "problems": [vars(problem) | {"text": str(problem)} for problem in error.problems]})
+        raise typer.Exit(int(error.exit_code)) from None
+    if as_json:
+        print_json({"ok": True, "problems": [], "stages": len(made.stages), "notes": list(made.notes)})
+        return
+    rows = {item.source_name: item.rows for stage in made.stages for item in stage.data.values()}
+    known = f", {sum(rows.values()):,} rows in {len(rows)} data sources" if rows else ""
+    print(f"{recipe}: {len(made.stages)} stages{known}: no problems")
+    for note in made.notes:
+        print(f"note: {note}")
+
+
+@verb(RECIPES)
+def new(
+    target: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Recipe to write; with --example, a folder.")
+    ] = None,
+    kind: Annotated[str, typer.Option("--kind", help="What it does: sft, dpo (sft, then dpo) or chain.")] = "sft",
+    example: Annotated[
+        str | None,
+        typer.Option("--example", metavar="NAME", help="Copy an example and its data, e.g. quickstart."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a starter recipe, or copy an example with its data."""
+    from pipeline.scaffold import write_example, write_starter
+    from pipeline.terminal import print_json
+
+    if example is not None:
+        written = write_example(example, target or Path(example), overwrite=overwrite)
+    else:
+        written = write_starter(target or Path("recipe.yaml"), kind, overwrite=overwrite)
+    if as_json:
+        print_json({"files": [str(file) for file in written.files], "recipe": str(written.recipe)})
+        return
+    for file in written.files:
+        print(f"wrote {file}")
+    print("\nnext:")
+    for line in written.next_steps:
+        print(f"  {line}")
+
+
+@verb(RECIPES)
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it here instead.")] = None,
+) -> None:
+    """Print the JSON schema of recipes, for editors."""
+    import json
+
+    from pipeline.recipe import json_schema
+    from pipeline.stages import load_all
+
+    load_all()
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    if out is None:
+        print(text)
+        return
+    out.write_text(text + "\n", encoding="utf-8")
+    print(f"wrote {out}; begin a recipe with\n  # yaml-language-server: $schema={out}")
+
+
+def _plan(
+    recipe: Path,
+    override: list[str] | None,
+    only: list[str] | None,
+    until: str | None,
+    force: list[str] | None,
+    store: str | None,
+    profile: str | None,
+) -> tuple[Plan, Store]:
+    """Read a recipe and plan it; every problem of both is told at once."""
+    from pipeline.plan import make_plan
+    from pipeline.recipe import inspect
+    from pipeline.stages import load_all
+
+    load_all()
+    read, problems = inspect(recipe, overrides=override or (), profile=profile)
+    where = open_store(store, read)
+    made = make_plan(read, where, only=only or (), until=until, force=force or (), problems=problems)
+    return made, where
+
+
+def _print_plan(made: Plan, where: Store, *, as_json: bool) -> None:
+    from pipeline.display import plan_data, print_plan
+    from pipeline.terminal import print_json
+
+    if as_json:
+        data: dict[str, Any] = plan_data(made)
+        print_json({**data, "store": str(where.root)})
+    else:
+        print_plan(made)

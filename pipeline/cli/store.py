@@ -1,0 +1,259 @@
+"""Verbs on the store: ls, show, lineage, diff, verify, tag, gc, push, pull."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import STORE, verb
+from pipeline.cli.options import JsonOption, RefArgument, RefsArgument, StoreOption, YesOption, complete_ref, open_store
+from pipeline.errors import ExitCode, PipelineError, Problem
+
+AncestorsOption = Annotated[
+    bool, typer.Option("--ancestors/--no-ancestors", help="Also what the artifacts were made from.")
+]
+UrlArgument = Annotated[str, typer.Argument(help="A folder, s3://bucket/path, or any fsspec URL.", metavar="URL")]
+
+
+@verb(STORE)
+def ls(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Only artifacts of this name.", autocompletion=complete_ref)
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List artifacts."""
+    from pipeline.artifacts.refs import tags, unknown_name
+    from pipeline.display.artifacts import artifact_data, artifact_row, artifact_table
+    from pipeline.terminal import print_json
+
+    where = open_store(store)
+    found = where.artifacts(name)
+    if name is not None and not found:
+        raise unknown_name(name, name, where.names(), str(where.root))
+    labels = tags(where)
+    if as_json:
+        print_json([artifact_data(artifact, labels) for artifact in found])
+    elif found:
+        artifact_table([artifact_row(artifact, labels) for artifact in found])
+    else:
+        print(f"no artifacts in {where.root}")
+
+
+@verb(STORE)
+def show(
+    ref: RefArgument,
+    path: Annotated[bool, typer.Option("--path", help="Print only the folder, for scripts.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show all that is known of an artifact, or a report's table."""
+    from pipeline.artifacts.refs import resolve, tags
+    from pipeline.display.artifacts import artifact_data, print_artifact
+    from pipeline.terminal import print_json
+
+    where = open_store(store)
+    artifact = resolve(where, ref)
+    if path:
+        print(artifact.path)
+    elif as_json:
+        print_json({**artifact_data(artifact, tags(where)), "manifest": artifact.manifest.model_dump(mode="json")})
+    else:
+        print_artifact(artifact, tags(where))
+
+
+@verb(STORE)
+def lineage(
+    ref: RefArgument,
+    down: Annotated[bool, typer.Option("--down", help="What was made from it instead.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what an artifact was made from, down to the data."""
+    from pipeline.artifacts.lineage import ancestors, descendants
+    from pipeline.artifacts.refs import resolve
+    from pipeline.display.lineage import node_data, print_tree
+    from pipeline.terminal import print_json
+
+    where = open_store(store)
+    tree = (descendants if down else ancestors)(where, resolve(where, ref))
+    if as_json:
+        print_json(node_data(tree))
+    else:
+        print_tree(tree)
+
+
+@verb(STORE)
+def diff(
+    before: RefArgument,
+    after: RefArgument,
+    everything: Annotated[bool, typer.Option("--all", help="Also hashes of files, environment and runtime.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how two artifacts differ in settings, data and results."""
+    from pipeline.artifacts.lineage import diff as compare_manifests
+    from pipeline.artifacts.refs import resolve
+    from pipeline.display.lineage import difference_data, print_difference
+    from pipeline.terminal import print_json
+
+    where = open_store(store)
+    first, second = resolve(where, before), resolve(where, after)
+    difference = compare_manifests(first.manifest, second.manifest)
+    if as_json:
+        print_json({"before": first.ref, "after": second.ref, **difference_data(difference)})
+    else:
+        print_difference(first, second, difference, everything=everything)
+
+
+@verb(STORE)
+def verify(refs: RefsArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Hash every file again; exit 1 when one is damaged."""
+    from pipeline.artifacts.refs import resolve
+    from pipeline.terminal import Column, print_json, print_table
+
+    where = open_store(store)
+    chosen = [resolve(where, ref) for ref in refs] if refs else where.artifacts()
+    found = {artifact.ref: where.verify(artifact) for artifact in chosen}
+    if as_json:
+        print_json([{"ref": ref, "ok": not bad, "problems": [str(p) for p in bad]} for ref, bad in found.items()])
+    elif not found:
+        print(f"no artifacts in {where.root}")
+    else:
+        columns = [Column("artifact", style="bold"), Column("status", style="status"), Column("files", right=True)]
+        files = {artifact.ref: f"{len(artifact.manifest.files):,}" for artifact in chosen}
+        print_table(columns, [[ref, "damaged" if bad else "ok", files[ref]] for ref, bad in found.items()])
+    if problems := [problem for bad in found.values() for problem in bad]:
+        raise PipelineError(*problems, exit_code=ExitCode.FAILED)
+
+
+@verb(STORE)
+def tag(
+    ref: Annotated[
+        str | None,
+        typer.Argument(metavar="REF", help="Artifact; else tags are listed.", autocompletion=complete_ref),
+    ] = None,
+    label: Annotated[str | None, typer.Argument(metavar="TAG", help="Tag to give it, e.g. champion.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the tag NAME:TAG instead.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give an artifact a tag, remove one, or list them."""
+    from pipeline.artifacts.refs import tag as set_tag
+    from pipeline.artifacts.refs import tags, untag
+    from pipeline.terminal import Column, print_json, print_table
+
+    where = open_store(store)
+    if remove and ref is not None:
+        full = f"{ref.partition('@')[0]}:{label}" if label else ref
+        untag(where, full)
+        print(f"removed {full}")
+    elif ref is not None and label is not None:
+        artifact = set_tag(where, ref, label)
+        print(f"{artifact.manifest.name}:{label} is {artifact.ref}")
+    elif ref is not None or remove:
+        remedy = "trueup tag --remove NAME:TAG" if remove else f"trueup tag {ref} TAG"
+        raise PipelineError(Problem("no tag given" if ref else "no artifact given", remedy, "`trueup tag` lists tags"))
+    else:
+        known = {artifact.manifest.key: artifact.ref for artifact in where.artifacts()}
+        rows = [[full, known.get((full.partition(":")[0], to), "not here")] for full, to in sorted(tags(where).items())]
+        if as_json:
+            print_json([{"tag": full, "ref": to} for full, to in rows])
+        elif rows:
+            print_table([Column("tag", style="bold"), Column("artifact")], rows)
+        else:
+            print(f"no tags in {where.root}")
+
+
+@verb(STORE)
+def gc(
+    keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", help="Versions to keep of each name.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    yes: YesOption = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove artifacts that nothing needs any more; asks first.
+
+    Kept are the newest of each name, what has a tag, and all that these were made from.
+    """
+    from pipeline.artifacts.lineage import gc as collect
+    from pipeline.artifacts.refs import tags
+    from pipeline.display.artifacts import artifact_row, artifact_table
+    from pipeline.terminal import print_json, size
+
+    where = open_store(store)
+    going = collect(where, keep_last=keep_last, dry_run=True)
+    nothing = not going.removed and not going.leftovers and not going.bytes
+    if not as_json:
+        if nothing:
+            print(f"nothing to remove; {going.kept} artifacts stay")
+        else:
+            artifact_table([artifact_row(artifact, tags(where)) for artifact in going.removed])
+            rest = f" and {len(going.leftovers)} leftovers of finished stages" if going.leftovers else ""
+            print(f"\n{len(going.removed)} artifacts{rest}, {size(going.bytes)}; {going.kept} artifacts stay")
+    removes = not dry_run and not nothing
+    if removes:
+        if not yes:
+            _ask(f"remove {size(going.bytes)}?", "nothing was removed")
+        going = collect(where, keep_last=keep_last)
+    if as_json:
+        refs = [artifact.ref for artifact in going.removed]
+        print_json({"removed": refs, "kept": going.kept, "bytes": going.bytes, "dry_run": not removes})
+    elif removes:
+        print(f"removed, {size(going.bytes)} freed")
+    elif not nothing:
+        print("nothing was removed: dry run")
+
+
+@verb(STORE)
+def push(
+    url: UrlArgument,
+    refs: RefsArgument = None,
+    ancestors: AncestorsOption = True,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy artifacts, and what they were made from, elsewhere.
+
+    A transfer that was cut off goes on where it was. Every file is hashed at its destination.
+    """
+    from pipeline.artifacts.remote import push as send
+    from pipeline.display.transfers import Bar, print_transfer
+
+    where = open_store(store)
+    with Bar(sys.stderr, "pushing") as bar:
+        done = send(where, refs or (), url, with_ancestors=ancestors, progress=bar.show)
+    print_transfer(done, f"to {url}", as_json=as_json)
+
+
+@verb(STORE)
+def pull(
+    url: UrlArgument,
+    refs: RefsArgument = None,
+    ancestors: AncestorsOption = True,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy artifacts from elsewhere into the store.
+
+    A transfer that was cut off goes on where it was. Every file is hashed on arrival.
+    """
+    from pipeline.artifacts.remote import pull as receive
+    from pipeline.display.transfers import Bar, print_transfer
+
+    where = open_store(store)
+    with Bar(sys.stderr, "pulling") as bar:
+        done = receive(url, refs or (), where, with_ancestors=ancestors, progress=bar.show)
+    print_transfer(done, f"from {url}", as_json=as_json)
+
+
+def _ask(question: str, otherwise: str) -> None:
+    """Go on only after a yes; where nobody can answer, say how to answer beforehand."""
+    if not sys.stdin.isatty():
+        raise PipelineError(Problem(otherwise, "an answer at a terminal", "give --yes to go on without asking"))
+    if not typer.confirm(question):
+        raise PipelineError(Problem(otherwise), exit_code=ExitCode.FAILED)

@@ -1,0 +1,148 @@
+"""Artifacts as rows, as a page, and as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.artifacts import Artifact, Manifest
+from pipeline.display.ending import print_evaluation, shown_path
+from pipeline.terminal import Column, age, console, duration, figure, print_table, size
+
+_COLUMNS = (
+    Column("artifact", style="bold"),
+    Column("kind"),
+    Column("fingerprint", style="dim"),
+    Column("created"),
+    Column("size", right=True),
+    Column("tags", style="cyan"),
+    Column("summary", shorten=True, style="dim"),
+)
+_LONGEST_VALUE = 100
+
+
+def artifact_row(artifact: Artifact, tags: Mapping[str, str]) -> list[str]:
+    """Return the cells of one artifact in a listing."""
+    manifest = artifact.manifest
+    return [
+        artifact.ref,
+        manifest.kind,
+        manifest.short,
+        age(manifest.created),
+        size(manifest.payload_bytes),
+        " ".join(labels_of(manifest, tags)),
+        manifest.summary,
+    ]
+
+
+def artifact_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print a listing, without the columns that are empty for all."""
+    kept = [index for index in range(len(_COLUMNS)) if any(row[index] for row in rows)]
+    print_table([_COLUMNS[index] for index in kept], [[row[index] for index in kept] for row in rows])
+
+
+def labels_of(manifest: Manifest, tags: Mapping[str, str]) -> list[str]:
+    """Return the tags an artifact has, without its name."""
+    return sorted(
+        label
+        for name, _, label in (full.partition(":") for full in tags)
+        if name == manifest.name and tags[f"{name}:{label}"] == manifest.fingerprint
+    )
+
+
+def artifact_data(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, Any]:
+    """Return one artifact as plain data for `--json`."""
+    manifest = artifact.manifest
+    return {
+        "ref": artifact.ref,
+        "name": manifest.name,
+        "version": manifest.version,
+        "kind": manifest.kind,
+        "makes": manifest.makes,
+        "fingerprint": manifest.fingerprint,
+        "created": manifest.created,
+        "bytes": manifest.payload_bytes,
+        "files": len(manifest.files),
+        "seconds": manifest.seconds,
+        "tokens": manifest.tokens,
+        "metrics": manifest.metrics,
+        "tags": labels_of(manifest, tags),
+        "summary": manifest.summary,
+        "path": str(artifact.path),
+    }
+
+
+def print_artifact(artifact: Artifact, tags: Mapping[str, str]) -> None:
+    """Print all that is known of an artifact; a report begins with its table."""
+    manifest = artifact.manifest
+    if manifest.makes == "report":
+        print_evaluation(artifact)
+        print()
+    _section("", _facts(artifact, tags))
+    _section("made from", {record.field: _input(record) for record in manifest.inputs})
+    _section(
+        "data",
+        {
+            field: f"{record.source}: {record.rows:,} rows, {record.rejected:,} left out, {record.digest[:12]}"
+            f" ({', '.join(record.where)})"
+            for field, record in manifest.data.items()
+        },
+    )
+    _section("configuration", _flat(manifest.config.get("config", manifest.config)))
+    _section("rows", {key: f"{count:,}" for key, count in manifest.rows.items()})
+    _section("metrics", {key: figure(value) for key, value in sorted(manifest.metrics.items())})
+    _section("best", {key: figure(value) for key, value in sorted(manifest.best.items())})
+    _section("files", {path: size(record.bytes) for path, record in manifest.files.items()})
+    _section("environment", _flat(manifest.environment))
+
+
+def _facts(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, str]:
+    manifest = artifact.manifest
+    rate = f", {figure(manifest.tokens_per_s)} tokens/s" if manifest.tokens_per_s else ""
+    memory = f", {manifest.peak_memory_mib:,.0f} MiB" if manifest.peak_memory_mib else ""
+    recipe = str(manifest.recipe.get("name", ""))
+    facts = {
+        "artifact": artifact.ref,
+        "kind": f"{manifest.kind}, version {manifest.kind_version}, makes a {manifest.makes}",
+        "fingerprint": manifest.fingerprint,
+        "tags": ", ".join(labels_of(manifest, tags)),
+        "recipe": f"{recipe} ({manifest.recipe['file']})" if manifest.recipe.get("file") else recipe,
+        "seed": str(manifest.seed),
+        "created": f"{manifest.created} ({age(manifest.created)})",
+        "took": f"{duration(manifest.seconds)}{rate}{memory}",
+        "tokens": f"{manifest.tokens:,}" if manifest.tokens else "",
+        "size": f"{size(manifest.payload_bytes)} in {len(manifest.files):,} files",
+        "folder": shown_path(artifact.path),
+        "summary": manifest.summary,
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _input(record: Any) -> str:
+    version = f"@v{record.version}" if record.version else ""
+    return f"{record.name}{version} ({record.kind}, {record.fingerprint[:12]})"
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as dotted keys with short values."""
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            flat[f"{prefix}{key}"] = text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+    return flat
+
+
+def _section(title: str, facts: Mapping[str, str]) -> None:
+    """Print ``key  value`` lines under a title; nothing when there are none."""
+    if not facts:
+        return
+    if title:
+        console().print(f"\n[bold]{title}[/bold]")
+    indent = "  " if title else ""
+    width = min(32, max(len(key) for key in facts))
+    for key, value in facts.items():
+        print(f"{indent}{key:<{width}}  {value}")

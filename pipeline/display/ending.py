@@ -1,0 +1,135 @@
+"""The end of a run: its artifacts, the report if there is one, and what to try next."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Artifact, Store
+from pipeline.runner import RunReport, StageDone
+from pipeline.terminal import Column, duration, figure, print_table
+
+_COLUMNS = (
+    Column("stage"),
+    Column("artifact", style="bold"),
+    Column("kind", style="dim"),
+    Column("time", right=True),
+    Column("tokens/s", right=True),
+    Column("memory", right=True),
+)
+
+
+def print_report(report: RunReport, store: Store, recipe: Path | None) -> None:
+    """Print what a run made, the final table of its evaluations, and the commands to try next."""
+    print()
+    print_table(_COLUMNS, [_row(done) for done in report.stages])
+    made = sum(not done.cached for done in report.stages)
+    print(f"\n{made} made, {len(report.stages) - made} from the store, in {duration(report.seconds)}")
+    if made:
+        print(f"journal and logs: {shown_path(report.run_dir)}")
+    for done in report.stages:
+        if done.artifact.manifest.makes == "report":
+            print_evaluation(done.artifact)
+    commands = next_commands(report.stages, store, recipe)
+    if commands:
+        print("\nnext:")
+        for command in commands:
+            print(f"  {command}")
+
+
+def print_evaluation(artifact: Artifact) -> None:
+    """Print the final table of a report artifact and where its page is."""
+    from pipeline.evaluation.report import headline, read
+
+    file = artifact.path / "report.json"
+    if not file.is_file():
+        return
+    header, *rows = headline(read(file))
+    print(f"\n{artifact.ref}")
+    print_table([Column(header[0], style="bold"), *(Column(title, fold=True) for title in header[1:])], rows)
+    page = artifact.path / "report.md"
+    if page.is_file():
+        print(f"report: {shown_path(page)}")
+
+
+def next_commands(stages: Sequence[StageDone], store: Store, recipe: Path | None) -> list[str]:
+    """Return commands that go on from a finished run; ``recipe`` is None when no file describes it."""
+    flag = store_flag(store)
+    models = [done for done in stages if done.artifact.manifest.makes == "model"]
+    reports = [done for done in stages if done.artifact.manifest.makes == "report"]
+    commands = []
+    if models:
+        name = models[-1].stage.spec.name
+        commands += [f"trueup chat {name}{flag}", f"trueup lineage {name}{flag}"]
+    commands[1:1] = [f"trueup show {done.stage.spec.name}{flag}" for done in reports[-1:]]
+    change = _a_change(models[-1]) if models and recipe is not None else ""
+    if change:
+        commands.append(f"trueup run {recipe} --set {change}{flag}")
+    return commands
+
+
+def store_flag(store: Store) -> str:
+    """Return `` --store DIR`` when a command would look elsewhere without it."""
+    default = Path(os.environ.get("TRUEUP_STORE") or "store").expanduser().resolve()
+    return "" if store.root == default else f" --store {shown_path(store.root)}"
+
+
+def report_data(report: RunReport, store: Store) -> dict[str, Any]:
+    """Return the end of a run as plain data for `--json`."""
+    return {
+        "store": str(store.root),
+        "run_dir": str(report.run_dir),
+        "seconds": round(report.seconds, 3),
+        "stages": [
+            {
+                "name": done.stage.spec.name,
+                "kind": done.stage.spec.kind,
+                "status": "cached" if done.cached else "done",
+                "ref": done.artifact.ref,
+                "fingerprint": done.artifact.manifest.fingerprint,
+                "path": str(done.artifact.path),
+                "seconds": round(done.seconds, 3),
+                "tokens": done.artifact.manifest.tokens,
+                "tokens_per_s": done.artifact.manifest.tokens_per_s,
+                "metrics": done.artifact.manifest.metrics,
+                "summary": done.artifact.manifest.summary,
+            }
+            for done in report.stages
+        ],
+        "reports": {
+            done.stage.spec.name: json.loads(file.read_text(encoding="utf-8"))
+            for done in report.stages
+            if done.artifact.manifest.makes == "report" and (file := done.artifact.path / "report.json").is_file()
+        },
+    }
+
+
+def shown_path(path: Path) -> str:
+    """Return a path relative to the current folder when it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _row(done: StageDone) -> list[str]:
+    manifest = done.artifact.manifest
+    return [
+        done.stage.spec.name,
+        done.artifact.ref,
+        done.stage.spec.kind,
+        "cached" if done.cached else duration(done.seconds),
+        figure(manifest.tokens_per_s) if manifest.tokens_per_s else "",
+        f"{manifest.peak_memory_mib:,.0f} MiB" if manifest.peak_memory_mib else "",
+    ]
+
+
+def _a_change(done: StageDone) -> str:
+    """Return a setting of a training stage worth trying, at half its value."""
+    train = getattr(done.stage.spec.config, "train", None)
+    for key in ("beta", "learning_rate"):
+        value = getattr(train, key, None)
+        if isinstance(value, float) and value > 0:
+            return f"stages.{done.stage.spec.name}.train.{key}={value / 2:g}"
+    return ""

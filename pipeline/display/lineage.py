@@ -1,0 +1,127 @@
+"""Where artifacts come from, as a tree, and how two of them differ, as a table."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact
+from pipeline.artifacts.lineage import Change, Difference, Node
+from pipeline.terminal import Column, console, figure, print_table
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+_DETAILS = ("runtime", "environment", "files")
+"""Sections of a difference shown only when asked for."""
+
+
+def node_data(node: Node) -> dict[str, Any]:
+    """Return a tree as plain data for `--json`."""
+    return {
+        "ref": node.artifact.ref if node.artifact else None,
+        "name": node.name,
+        "kind": node.kind,
+        "fingerprint": node.fingerprint,
+        "field": node.field,
+        "in_store": node.artifact is not None,
+        "data": {
+            field: {"source": record.source, "rows": record.rows, "digest": record.digest}
+            for field, record in (node.artifact.manifest.data.items() if node.artifact else ())
+        },
+        "repeated": node.repeated,
+        "children": [node_data(child) for child in node.children],
+    }
+
+
+def print_tree(node: Node) -> None:
+    """Print a tree of ancestors or descendants."""
+    from rich.tree import Tree
+
+    tree = Tree(_label(node), guide_style="dim")
+    _grow(tree, node)
+    out = console()
+    if out.is_terminal:
+        out.print(tree)
+        return
+    with out.capture() as captured:
+        out.print(tree)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+
+
+def _grow(tree: Tree, node: Node) -> None:
+    for child in node.children:
+        _grow(tree.add(_label(child)), child)
+    if node.artifact is not None and not node.repeated:
+        for field, record in node.artifact.manifest.data.items():
+            tree.add(
+                _text((f"{field}: ", "dim"), f"{record.source}, {record.rows:,} rows ", (record.digest[:12], "dim"))
+            )
+
+
+def _label(node: Node) -> Any:
+    role = f"{node.field}: " if node.field else ""
+    name = node.artifact.ref if node.artifact else node.name
+    again = " (shown above)" if node.repeated else ""
+    missing = " not in this store" if node.is_missing else ""
+    return _text(
+        (role, "dim"),
+        (name, "bold"),
+        f"  {node.kind}  ",
+        (node.fingerprint if node.kind == "external" else node.fingerprint[:12], "dim"),
+        (again, "dim"),
+        (missing, "yellow"),
+    )
+
+
+def _text(*parts: Any) -> Any:
+    from rich.text import Text
+
+    return Text.assemble(*parts)
+
+
+def difference_data(difference: Difference) -> dict[str, Any]:
+    """Return a difference as plain data for `--json`."""
+    return {"same_payload": difference.same_payload, "changes": [vars(change) for change in difference.changes]}
+
+
+def print_difference(before: Artifact, after: Artifact, difference: Difference, *, everything: bool) -> None:
+    """Print the settings and results in which two artifacts differ, then what was left out."""
+    shown = [change for change in difference.changes if everything or change.section not in _DETAILS]
+    if shown:
+        columns = (
+            Column("section", style="dim"),
+            Column("key", fold=True),
+            Column(before.ref, fold=True, style="red"),
+            Column(after.ref, fold=True, style="green"),
+            Column("change", right=True),
+        )
+        print_table(columns, [_row(change) for change in shown])
+    else:
+        print(f"{before.ref} and {after.ref} agree in configuration, inputs, data and metrics")
+    print(f"\npayload: {'the same bytes' if difference.same_payload else 'different bytes'}")
+    hidden = len(difference.changes) - len(shown)
+    if hidden:
+        print(f"{hidden} more differences in files, environment and runtime: --all shows them")
+
+
+def _row(change: Change) -> list[str]:
+    return [change.section, change.key, _shown(change.before), _shown(change.after), _delta(change)]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return figure(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _delta(change: Change) -> str:
+    """Return by how much a metric changed."""
+    numbers = isinstance(change.before, int | float) and isinstance(change.after, int | float)
+    if change.section != "metrics" or not numbers:
+        return ""
+    delta = change.after - change.before
+    return f"{'+' if delta > 0 else '-'}{figure(abs(delta))}"

@@ -1,0 +1,65 @@
+"""A push or a pull: a bar while it goes on, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from pipeline.artifacts.transfer import Progress, Transfer
+from pipeline.terminal import console, print_json, size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+
+class Bar:
+    """Shows bytes on a terminal; silent elsewhere."""
+
+    def __init__(self, stream: TextIO, verb: str) -> None:
+        self.verb = verb
+        self.bar: RichProgress | None = None
+        self.task: Any = None
+        if stream.isatty():
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+            from rich.progress import Progress as RichProgress
+
+            columns = (TextColumn("{task.description}"), BarColumn(28), DownloadColumn(), TransferSpeedColumn())
+            self.bar = RichProgress(*columns, console=console(stream), transient=True)
+            self.task = self.bar.add_task(verb, total=None)
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Take what a transfer tells; called from its threads."""
+        if self.bar is not None:
+            text = f"{self.verb} {progress.ref}"
+            self.bar.update(self.task, description=text, completed=progress.done_bytes, total=progress.total_bytes)
+
+
+def print_transfer(done: Transfer, where: str, *, as_json: bool) -> None:
+    """Print what a transfer moved and found."""
+    if as_json:
+        print_json(asdict(done))
+        return
+    for words, refs in (
+        ("copied", done.moved),
+        ("was there already", done.present),
+        ("is there with other bytes and was left as it is", done.different),
+        ("is named as an ancestor but not here", done.missing),
+    ):
+        _lines(words, refs)
+    kept = f", {done.files_kept:,} were there" if done.files_kept else ""
+    print(f"{len(done.moved)} artifacts {where}: {done.files:,} files, {size(done.bytes)}{kept}")
+
+
+def _lines(words: str, refs: Sequence[str]) -> None:
+    for ref in refs:
+        print(f"{ref} {words}")

@@ -1,0 +1,255 @@
+"""Views of a run: live on a terminal, one line per event elsewhere.
+
+Both implement `pipeline.runner.View`. The live one keeps finished stages as lines that scroll away and redraws only
+the stage that runs now.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from pipeline.artifacts import Artifact
+from pipeline.display.plans import print_plan
+from pipeline.errors import Problem
+from pipeline.plan import Plan, PlannedStage
+from pipeline.stage import Event
+from pipeline.terminal import console, duration, figure, metrics
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+BAR_WIDTH = 28
+LINE_EVERY_S = 10.0
+"""Longest silence, and shortest time between two progress lines, where there is no terminal."""
+
+
+@dataclass
+class Running:
+    """The stage that runs now.
+
+    Attributes:
+        name: of the stage.
+        position: ``3/7`` among those that have to run.
+        started: clock when it began.
+        phase: what it is doing.
+        step: steps done.
+        total: steps in all; 0 when unknown.
+        first: ``(clock, step)`` of the first progress in this phase; a resumed stage does not begin at 0.
+        latest: metrics seen last.
+        shown: clock of the last line printed about it.
+    """
+
+    name: str
+    position: str
+    started: float
+    phase: str = ""
+    step: int = 0
+    total: int = 0
+    first: tuple[float, int] | None = None
+    latest: dict[str, float] = field(default_factory=dict)
+    shown: float = 0.0
+
+    def take(self, event: Event, now: float) -> None:
+        """Keep what an event says."""
+        if event.kind == "phase":
+            self.phase, self.step, self.total, self.first = event.text, 0, 0, None
+        elif event.kind == "progress":
+            if self.first is None or event.total != self.total or event.step < self.step:
+                self.first = (now, event.step)
+            self.step, self.total = event.step, event.total
+            self.latest.update(event.metrics)
+
+    def remaining_s(self, now: float) -> float | None:
+        """Return the seconds left at the pace so far, or None when nothing tells."""
+        if self.first is None or not self.total or self.step <= self.first[1]:
+            return None
+        clock, step = self.first
+        return (now - clock) / (self.step - step) * (self.total - self.step)
+
+
+class Display:
+    """What live and plain views share: where the run stands. Use it as a context manager."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.pending: list[str] = []
+        self.running: Running | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+    def line(self, text: str, *, mark: str = "", style: str = "") -> None:
+        """Show one line that stays."""
+        raise NotImplementedError
+
+    def refresh(self, *, changed: bool = False) -> None:
+        """Show where the running stage is; ``changed`` when it does something else now."""
+        raise NotImplementedError
+
+    def run_started(self, plan: Plan, run_dir: Path) -> None:
+        """Show the plan before anything runs."""
+        self.pending = [stage.spec.name for stage in plan.pending]
+        if not self.pending:
+            self.line("nothing to run: every stage is in the store")
+            return
+        print_plan(plan, self.stream)
+        print(file=self.stream, flush=True)
+
+    def stage_cached(self, stage: PlannedStage, artifact: Artifact) -> None:
+        """Show that a stage is taken from the store, unless the plan has said so."""
+        if stage.status != "cached":
+            self.line(f"{stage.spec.name}: {artifact.ref} was made by another run", mark="done")
+
+    def stage_started(self, stage: PlannedStage, *, resumed: bool) -> None:
+        """Show that a stage runs now."""
+        name = stage.spec.name
+        place = self.pending.index(name) + 1 if name in self.pending else 1
+        now = time.monotonic()
+        phase = "resuming" if resumed else "starting"
+        self.running = Running(name, f"{place}/{max(place, len(self.pending))}", now, phase)
+        self.refresh(changed=True)
+
+    def stage_waiting(self, stage: PlannedStage) -> None:
+        """Show that another process runs this stage and is waited for."""
+        self.line(f"{stage.spec.name}: another run is making it; waiting")
+
+    def stage_event(self, stage: PlannedStage, event: Event) -> None:
+        """Show progress, a phase or a note."""
+        if self.running is None:
+            return
+        if event.kind == "note":
+            self.line(f"{stage.spec.name}: {event.text}", style="dim")
+            return
+        self.running.take(event, time.monotonic())
+        self.refresh(changed=event.kind == "phase")
+
+    def stage_stopping(self, stage: PlannedStage) -> None:
+        """Show that the run was asked to stop and the stage saves its state."""
+        self.line(f"{stage.spec.name}: stopping; saving a checkpoint (Ctrl-C again to stop at once)")
+
+    def stage_done(self, stage: PlannedStage, artifact: Artifact, seconds: float) -> None:
+        """Show that a stage was committed."""
+        self.running = None
+        manifest = artifact.manifest
+        rate = f", {figure(manifest.tokens_per_s)} tokens/s" if manifest.tokens_per_s else ""
+        summary = f": {manifest.summary}" if manifest.summary else ""
+        self.line(f"{artifact.ref} in {duration(seconds)}{rate}{summary}", mark="done")
+
+    def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...]) -> None:
+        """Show that a stage broke or was stopped; the problems themselves are told when the command ends."""
+        spent = f" after {duration(time.monotonic() - self.running.started)}" if self.running else ""
+        self.running = None
+        self.line(f"{stage.spec.name} ended early{spent}; what it did is kept", mark="failed")
+
+
+class PlainDisplay(Display):
+    """One line per event, with the time; progress at most every ten seconds."""
+
+    def line(self, text: str, *, mark: str = "", style: str = "") -> None:
+        """Print one line with the time."""
+        words = f"{mark} " if mark else ""
+        print(f"{time.strftime('%H:%M:%S')} {words}{text}", file=self.stream, flush=True)
+
+    def refresh(self, *, changed: bool = False) -> None:
+        """Print where the stage is, if it does something else now or was silent for long."""
+        running, now = self.running, time.monotonic()
+        if running is None or (not changed and now - running.shown < LINE_EVERY_S):
+            return
+        running.shown = now
+        facts = [running.phase] if changed else [f"step {running.step:,}/{running.total:,}"]
+        if not changed:
+            facts += [*filter(None, [metrics(running.latest)]), duration(now - running.started)]
+            left = running.remaining_s(now)
+            facts += [f"{duration(left)} left"] if left is not None else []
+        self.line(f"[{running.position}] {running.name}: {', '.join(facts)}")
+
+
+class LiveDisplay(Display):
+    """Finished stages as lines, the running one as a spinner, a bar and its metrics."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self.console: Console = console(self.stream)
+        self.live: Live | None = None
+
+    def close(self) -> None:
+        """Take the bar off the terminal and show the cursor."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def line(self, text: str, *, mark: str = "", style: str = "") -> None:
+        """Print one line above the bar."""
+        from rich.text import Text
+
+        built = Text()
+        if mark:
+            built.append({"done": "✓ ", "failed": "✗ "}[mark], style={"done": "green", "failed": "bold red"}[mark])
+        built.append(text, style=style)
+        self.console.print(built)
+
+    def refresh(self, *, changed: bool = False) -> None:
+        """Start drawing; a clock redraws from then on."""
+        if self.live is None:
+            from rich.live import Live
+
+            self.live = Live(
+                console=self.console, get_renderable=self.drawn, refresh_per_second=8, transient=True, screen=False
+            )
+            self.live.start()
+
+    def drawn(self) -> Group | Text:
+        """Return the running stage in at most two lines."""
+        from rich.console import Group
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        running, now = self.running, time.monotonic()
+        if running is None:
+            return Text("")
+        head = Text.assemble((running.name, "bold"), f"  {running.phase}", (f"  {metrics(running.latest)}", "cyan"))
+        head.no_wrap, head.overflow = True, "ellipsis"
+        if not hasattr(self, "spinner"):
+            self.spinner = Spinner("dots", style="yellow")
+        top = Table.grid(padding=(0, 1, 0, 0))
+        top.add_row(self.spinner, Text(running.position, style="dim"), head)
+        return Group(top, self._bar(running, now))
+
+    def _bar(self, running: Running, now: float) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        facts = [f"{running.step:,}/{running.total:,}"] if running.total else []
+        facts.append(duration(now - running.started))
+        left = running.remaining_s(now)
+        facts += [f"{duration(left)} left"] if left is not None else []
+        bar = ProgressBar(
+            total=running.total or None,
+            completed=running.step,
+            width=min(BAR_WIDTH, max(8, self.console.width - 50)),
+            pulse=not running.total,
+            animation_time=now,
+        )
+        row = Table.grid(padding=(0, 2, 0, 0))
+        row.add_row(Text("  "), bar, Text("  ".join(facts), no_wrap=True))
+        return row
+
+
+def display(stream: TextIO | None = None) -> Display:
+    """Return the view that fits a stream, standard output by default."""
+    stream = stream or sys.stdout
+    return LiveDisplay(stream) if stream.isatty() else PlainDisplay(stream)
