@@ -88,6 +88,7 @@ class Compute(BaseModel):
     threads: int | None = Field(None, ge=1, description="CPU threads; all cores when not given.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device to run on.")
     activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+    checkpoint_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
 
     def unavailable(self) -> list[tuple[str, str]]:
         """Return ``(field, only value)`` for settings this version cannot serve yet."""
