@@ -22,6 +22,9 @@ from pipeline.errors import ExitCode, PipelineError, Problem
 BLOCK_BYTES = 8 * 2**20
 """How much one request fetches: what a kill can lose of a file."""
 
+UNKNOWN = -1
+"""Size of a file whose server gives none, as some web servers do."""
+
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 """Protocol to the extra of this package that brings its file system."""
 
@@ -42,13 +45,17 @@ class Endpoint:
         self._root = self._root.rstrip("/")
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return path below ``folder`` → bytes, for every file there; empty when there is no such folder."""
+        """Return path below ``folder`` → bytes for every file there, `UNKNOWN` where the remote does not say."""
         root = f"{self._root}/{folder}"
         with self._reaching(folder):
             self._fs.invalidate_cache()
             found = _unless_missing(lambda: self._fs.find(root, detail=True), {})
         start = len(self._fs._strip_protocol(root)) + 1
-        return {path[start:]: int(info["size"]) for path, info in found.items() if len(path) > start}
+        return {
+            path[start:]: UNKNOWN if info["size"] is None else int(info["size"])
+            for path, info in found.items()
+            if len(path) > start
+        }
 
     def children(self, folder: str) -> list[str]:
         """Return the names directly in ``folder``, sorted; empty when there is no such folder."""
@@ -111,10 +118,10 @@ class Endpoint:
             with self._reaching(path):
                 stop = min(start + BLOCK_BYTES, size_bytes)
                 block: bytes = self._fs.cat_file(f"{self._root}/{path}", start=start, end=stop)
-            if not block:
-                return  # shorter than it should be: the hash will tell
             yield block
-            start += len(block)
+            if len(block) < stop - start:
+                return  # shorter than it should be: the hash will tell
+            start = stop
 
     @property
     def _protocols(self) -> set[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.artifacts.endpoint import Endpoint
+from pipeline.artifacts.endpoint import UNKNOWN, Endpoint
 from pipeline.artifacts.files import payload_files, sha256_of
 from pipeline.artifacts.manifest import (
     FINGERPRINT,
@@ -159,6 +159,7 @@ def _receive(manifest: Manifest, endpoint: Endpoint, area: WorkArea, tally: Tall
     """Bring every file of ``manifest`` into the work area and return the folder that holds them."""
     payload, parts = area.arriving / "payload", area.arriving / "parts"
     payload.mkdir(parents=True, exist_ok=True)
+    sizes = endpoint.sizes(_folder(manifest.key))
 
     def receive(item: tuple[str, FileRecord]) -> None:
         path, record = item
@@ -167,10 +168,12 @@ def _receive(manifest: Manifest, endpoint: Endpoint, area: WorkArea, tally: Tall
             tally.file(kept=True)
             tally.add(manifest.ref, path, kept=record.bytes)
             return
-        part = parts / path
+        part, source = parts / path, f"{_folder(manifest.key)}/{path}"
+        if sizes.get(path) not in (record.bytes, UNKNOWN):
+            raise _damaged("the file at the remote (its size)", f"{endpoint.url}/{source}", "push it again")
         if part.is_file():
             tally.add(manifest.ref, path, kept=part.stat().st_size)
-        _receive_file(f"{_folder(manifest.key)}/{path}", record, endpoint, part, lambda n: moved(path, n))
+        _receive_file(source, record, endpoint, part, lambda n: moved(path, n))
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
         tally.file(kept=False)
