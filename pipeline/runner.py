@@ -281,14 +281,7 @@ def _manifest_fields(
         "seed": spec.seed,
         "runtime": spec.compute.model_dump(mode="json"),
         "inputs": [
-            InputRecord(
-                field=item.field,
-                ref=item.ref,
-                name=item.name,
-                kind=item.kind,
-                version=job.inputs[item.field][index].manifest.get("version"),
-                fingerprint=item.fingerprint,
-            )
+            _input_record(item, job.inputs[item.field][index].manifest.get("version"))
             for items in planned.inputs.values()
             for index, item in enumerate(items)
         ],
@@ -299,6 +292,7 @@ def _manifest_fields(
                 rows=item.rows,
                 rejected=outcome.rejected.get(item.source_name, 0),
                 where=_where(plan, item.source_name),
+                artifact=_input_record(item.input, None) if item.input is not None else None,
             )
             for name, item in planned.data.items()
         },
@@ -314,6 +308,12 @@ def _manifest_fields(
         "environment": {**environment(), **outcome.environment},
         "summary": result.summary,
     }
+
+
+def _input_record(item: PlannedInput, version: int | None) -> InputRecord:
+    return InputRecord(
+        field=item.field, ref=item.ref, name=item.name, kind=item.kind, version=version, fingerprint=item.fingerprint
+    )
 
 
 def _where(plan: Plan, source_name: str) -> list[str]:

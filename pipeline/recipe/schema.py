@@ -38,7 +38,7 @@ class DataSource(BaseModel):
     )
     held_out: float = Field(0.0, ge=0, lt=1, description="Share of the prompts split off for evaluation.")
     limit: int | None = Field(None, gt=0, description="Use only the first rows.")
-    system: str | None = Field(None, description="System message put before every conversation.")
+    system: str | None = Field(None, description="System message of conversations that have none.")
 
     _files: tuple[Path, ...] | None = PrivateAttr(None)
 
