@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
+_THINGS = {"reward": "reward model"}
+
 HELP = """\
 /reset               forget the conversation
 /retry               answer the last message again, with another seed
@@ -52,7 +54,8 @@ def find_checkpoint(store: Store, ref: str) -> ResolvedInput:
     if manifest.makes != "model":
         models = sorted({other.manifest.name for other in store.artifacts() if other.manifest.makes == "model"})
         remedy = f"models here: {', '.join(models)}" if models else ""
-        raise PipelineError(Problem(f"`{artifact.ref}` is a {manifest.makes}", "a language model", remedy))
+        found = f"`{artifact.ref}` is a {_THINGS.get(manifest.makes, manifest.makes)}"
+        raise PipelineError(Problem(found, "must be a language model", remedy))
     return ResolvedInput(
         ref=ref,
         name=manifest.name,

@@ -168,6 +168,11 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
         whole = [_report_artifact(store, ref) for ref in (first, second)]
         if whole[0] is not None and whole[1] is not None:
             return _compare_reports(whole[0], whole[1])
+        if whole[0] is not None or whole[1] is not None:
+            one, other = (first, second) if whole[0] is not None else (second, first)
+            raise PipelineError(
+                Problem(f"`{one}` is a report and `{other}` is not", "two reports, or two models of one")
+            )
     artifact, names = _report_with(store, (first, second), report)
     content, samples = _read(artifact)
     pairs = [(sample, sample) for sample in samples]
@@ -289,7 +294,7 @@ def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> tup
         names = [models.get(ref) or models.get(_full_ref(store, ref)) for ref in refs]
         if names[0] is not None and names[1] is not None:
             return artifact, (names[0], names[1])
-        known += [model for model in models if model not in known]
+        known += [model for model in dict.fromkeys(models.values()) if model not in known]
     missing = [ref for ref in refs if ref not in known] or list(refs)
     where = f"{candidates[0].ref} has" if report is not None else "reports have"
     wanted = " and ".join(f"`{ref}`" for ref in missing)

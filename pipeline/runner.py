@@ -45,6 +45,9 @@ class View(Protocol):
     def stage_event(self, stage: PlannedStage, event: Event) -> None:
         """Show progress, a phase or a note."""
 
+    def stage_stopping(self, stage: PlannedStage) -> None:
+        """Show, once, that the run was asked to stop and the stage is saving its state."""
+
     def stage_done(self, stage: PlannedStage, artifact: Artifact, seconds: float) -> None:
         """Show that a stage was committed."""
 
@@ -82,6 +85,7 @@ class StopRequest:
     """Set by SIGINT and SIGTERM; a second SIGINT stops at once."""
 
     asked: bool = False
+    told: bool = False
     signals: list[int] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -135,7 +139,9 @@ def run(plan: Plan, store: Store, view: View) -> RunReport:
     if plan.pending:
         warm_up()
     journal = Journal(run_dir)
-    journal.write("run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending])
+    journal.write(
+        "run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending]
+    )
     view.run_started(plan, run_dir)
     done: dict[str, StageDone] = {}
     try:
@@ -167,7 +173,9 @@ def _run_stage(
     if stop.asked:
         raise _interrupted(name)
     started = time.perf_counter()
-    with store.work(name, planned.fingerprint, waiting=lambda: view.stage_waiting(planned)) as area:
+    with store.work(
+        name, planned.fingerprint, waiting=lambda: view.stage_waiting(planned), stopping=lambda: stop.asked
+    ) as area:
         found = None if "forced" in planned.why else store.find(name, planned.fingerprint)
         if found is not None:
             view.stage_cached(planned, found)
@@ -176,9 +184,13 @@ def _run_stage(
         journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
         view.stage_started(planned, resumed=resumed)
         job = _job(plan, planned, done, area.payload, area.scratch, run_dir)
-        outcome = run_job(job, lambda event: _pass_on(planned, event, view, journal), lambda: stop.asked)
+        outcome = run_job(
+            job, lambda event: _pass_on(planned, event, view, journal), lambda: _stopping(planned, view, stop)
+        )
         if outcome.result is None:
-            journal.write("stage_failed", stage=name, problems=[str(p) for p in outcome.problems], stopped=outcome.stopped)
+            journal.write(
+                "stage_failed", stage=name, problems=[str(p) for p in outcome.problems], stopped=outcome.stopped
+            )
             view.stage_failed(planned, outcome.problems)
             raise _failure(name, outcome, stopped=outcome.stopped or stop.asked)
         artifact = area.commit(
@@ -188,6 +200,14 @@ def _run_stage(
     journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
     view.stage_done(planned, artifact, seconds)
     return StageDone(planned, artifact, cached=False, seconds=seconds)
+
+
+def _stopping(planned: PlannedStage, view: View, stop: StopRequest) -> bool:
+    """Return whether the run was asked to stop; the first time it was, tell the person."""
+    if stop.asked and not stop.told:
+        stop.told = True
+        view.stage_stopping(planned)
+    return stop.asked
 
 
 def _pass_on(planned: PlannedStage, event: Event, view: View, journal: Journal) -> None:
@@ -327,7 +347,9 @@ def _failure(name: str, outcome: Outcome, *, stopped: bool) -> PipelineError:
     if stopped:
         return _interrupted(name)
     problems = tuple(
-        problem if problem.stage else Problem(problem.found, problem.expected, problem.remedy, problem.where, stage=name)
+        problem
+        if problem.stage
+        else Problem(problem.found, problem.expected, problem.remedy, problem.where, stage=name)
         for problem in outcome.problems
     )
     return StageFailed(*problems, exit_code=ExitCode.BAD_INPUT if outcome.bad_input else ExitCode.FAILED)
@@ -335,5 +357,3 @@ def _failure(name: str, outcome: Outcome, *, stopped: bool) -> PipelineError:
 
 def _interrupted(name: str) -> Interrupted:
     return Interrupted(Problem("stopped as asked", remedy="run the same command again to resume", stage=name))
-
-

@@ -83,7 +83,7 @@ def lineage(
     if as_json:
         print_json(node_data(tree))
     else:
-        print_tree(tree)
+        print_tree(tree, with_data=not down)
 
 
 @verb(STORE)
@@ -254,6 +254,6 @@ def pull(
 def _ask(question: str, otherwise: str) -> None:
     """Go on only after a yes; where nobody can answer, say how to answer beforehand."""
     if not sys.stdin.isatty():
-        raise PipelineError(Problem(otherwise, "an answer at a terminal", "give --yes to go on without asking"))
+        raise PipelineError(Problem(f"{otherwise}: there is no terminal to ask at", remedy="give --yes to go on"))
     if not typer.confirm(question):
         raise PipelineError(Problem(otherwise), exit_code=ExitCode.FAILED)

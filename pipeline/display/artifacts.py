@@ -80,7 +80,7 @@ def print_artifact(artifact: Artifact, tags: Mapping[str, str]) -> None:
         print_evaluation(artifact)
         print()
     _section("", _facts(artifact, tags))
-    _section("made from", {record.field: _input(record) for record in manifest.inputs})
+    _section("made from", _inputs(manifest))
     _section(
         "data",
         {
@@ -119,9 +119,13 @@ def _facts(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in facts.items() if value}
 
 
-def _input(record: Any) -> str:
-    version = f"@v{record.version}" if record.version else ""
-    return f"{record.name}{version} ({record.kind}, {record.fingerprint[:12]})"
+def _inputs(manifest: Manifest) -> dict[str, str]:
+    """Return inputs by field; a field of several models has several."""
+    named: dict[str, list[str]] = {}
+    for record in manifest.inputs:
+        version = f"@v{record.version}" if record.version else ""
+        named.setdefault(record.field, []).append(f"{record.name}{version} ({record.kind})")
+    return {field: ", ".join(names) for field, names in named.items()}
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

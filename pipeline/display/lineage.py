@@ -34,12 +34,12 @@ def node_data(node: Node) -> dict[str, Any]:
     }
 
 
-def print_tree(node: Node) -> None:
-    """Print a tree of ancestors or descendants."""
+def print_tree(node: Node, *, with_data: bool) -> None:
+    """Print a tree of ancestors or descendants; ``with_data`` adds the rows each was made from."""
     from rich.tree import Tree
 
     tree = Tree(_label(node), guide_style="dim")
-    _grow(tree, node)
+    _grow(tree, node, with_data=with_data)
     out = console()
     if out.is_terminal:
         out.print(tree)
@@ -50,10 +50,10 @@ def print_tree(node: Node) -> None:
         print(line.rstrip())
 
 
-def _grow(tree: Tree, node: Node) -> None:
+def _grow(tree: Tree, node: Node, *, with_data: bool) -> None:
     for child in node.children:
-        _grow(tree.add(_label(child)), child)
-    if node.artifact is not None and not node.repeated:
+        _grow(tree.add(_label(child)), child, with_data=with_data)
+    if with_data and node.artifact is not None and not node.repeated:
         for field, record in node.artifact.manifest.data.items():
             tree.add(
                 _text((f"{field}: ", "dim"), f"{record.source}, {record.rows:,} rows ", (record.digest[:12], "dim"))
@@ -88,7 +88,8 @@ def difference_data(difference: Difference) -> dict[str, Any]:
 
 def print_difference(before: Artifact, after: Artifact, difference: Difference, *, everything: bool) -> None:
     """Print the settings and results in which two artifacts differ, then what was left out."""
-    shown = [change for change in difference.changes if everything or change.section not in _DETAILS]
+    told = [change for change in difference.changes if not _is_hash(change)]
+    shown = [change for change in told if everything or change.section not in _DETAILS]
     if shown:
         columns = (
             Column("section", style="dim"),
@@ -101,20 +102,34 @@ def print_difference(before: Artifact, after: Artifact, difference: Difference, 
     else:
         print(f"{before.ref} and {after.ref} agree in configuration, inputs, data and metrics")
     print(f"\npayload: {'the same bytes' if difference.same_payload else 'different bytes'}")
-    hidden = len(difference.changes) - len(shown)
+    hidden = len(told) - len(shown)
     if hidden:
         print(f"{hidden} more differences in files, environment and runtime: --all shows them")
 
 
+def _is_hash(change: Change) -> bool:
+    """Whether it repeats, as a hash, what the sections of inputs and data say in names."""
+    key = change.key
+    return change.section == "config" and (key == "kind" or key.startswith("inputs.") or key.endswith(".digest"))
+
+
 def _row(change: Change) -> list[str]:
-    return [change.section, change.key, _shown(change.before), _shown(change.after), _delta(change)]
+    measured = change.section == "metrics"
+    key = change.key.removeprefix("config.") if change.section == "config" else change.key
+    return [
+        change.section,
+        key,
+        _shown(change.before, is_measured=measured),
+        _shown(change.after, is_measured=measured),
+        _delta(change),
+    ]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, *, is_measured: bool) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return figure(value)
+        return figure(value) if is_measured else f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -117,7 +117,7 @@ class Display:
         name = stage.spec.name
         place = self.pending.index(name) + 1 if name in self.pending else 1
         now = time.monotonic()
-        phase = "resuming" if resumed else "starting"
+        phase = "resuming" if resumed else "starting" if place > 1 else "loading libraries"
         self.running = Running(name, f"{place}/{max(place, len(self.pending))}", now, phase)
         self.refresh(changed=True)
 
