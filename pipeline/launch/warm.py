@@ -1,4 +1,4 @@
-"""What the warm parent imports once, so that a stage's child starts with it: torch, transformers, trl and peft.
+"""What the warm parent imports once, so that a stage's child starts with it: torch, transformers, trl, matplotlib.
 
 Imported by the forkserver only. It starts no thread and runs no tensor operation: both would break the forks.
 """
@@ -6,6 +6,7 @@ Imported by the forkserver only. It starts no thread and runs no tensor operatio
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import warnings
@@ -17,7 +18,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO()):
+_silence = io.StringIO()
+with contextlib.suppress(ImportError), contextlib.redirect_stdout(_silence), contextlib.redirect_stderr(_silence):
     import datasets
     import peft
     import safetensors.torch
@@ -28,9 +30,22 @@ with contextlib.suppress(ImportError), contextlib.redirect_stderr(io.StringIO())
 
     datasets.disable_progress_bars()
 
+    import pipeline.evaluation.page
+    import pipeline.evaluation.reward_page
+    import pipeline.models.load
     import pipeline.stages
+    import pipeline.training.loop
 
     pipeline.stages.load_all()
+
+    # accelerate imports DeepSpeed into every trainer where it is installed. Where torch has CUDA it stays in the child:
+    # it looks for the device, and a driver that was started does not survive a fork.
+    if not torch.backends.cuda.is_built():
+        import deepspeed
+
+# What was imported lives as long as the process: a collection in a child neither walks it nor copies its pages.
+gc.collect()
+gc.freeze()
 
 __all__ = [
     "DPOTrainer",
@@ -39,6 +54,7 @@ __all__ = [
     "RewardTrainer",
     "SFTTrainer",
     "Trainer",
+    "deepspeed",
     "peft",
     "safetensors",
     "torch",
