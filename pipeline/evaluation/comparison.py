@@ -76,6 +76,7 @@ def compare(
     baseline: str,
     seed: int,
     judge: Judge | None = None,
+    reference: str | None = None,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> Report:
@@ -87,6 +88,7 @@ def compare(
         baseline: name of the model the others are compared with.
         seed: of every bootstrap and permutation.
         judge: whose scores decide a win: ``gold`` or ``reward``; by default gold when all models have it.
+        reference: name of the model KL was measured to, whose own KL is 0; the baseline by default.
         resamples: of every bootstrap.
         level: confidence level of every interval.
 
@@ -98,13 +100,19 @@ def compare(
     judge = judge or default_judge(answers)
     settings = _Settings(seed=seed, resamples=resamples, level=level, judge=judge)
     tasks = [prompt.task for prompt in prompts]
+    measured = {each.name: _model(each, against, tasks, settings) for each in answers}
+    reference = reference or baseline
+    if reference in measured and measured[reference].kl is None and any(m.kl for m in measured.values()):
+        zero = Estimate(value=0.0, low=0.0, high=0.0, n=len(prompts))
+        nowhere = {"kl": zero, "kl_k3": zero, "kl_per_token": zero}
+        measured[reference] = measured[reference].model_copy(update=nowhere)
     return Report(
         baseline=baseline,
         judge=judge,
         prompts=len(prompts),
         level=level,
         resamples=resamples,
-        models={each.name: _model(each, against, tasks, settings) for each in answers},
+        models=measured,
     )
 
 

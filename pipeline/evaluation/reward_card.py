@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,8 +22,8 @@ from scipy import stats
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.calibration import Calibration, calibrate
-from pipeline.evaluation.differences import paired
-from pipeline.evaluation.estimate import Estimate, Record, rounded, stable
+from pipeline.evaluation.differences import paired, paired_difference
+from pipeline.evaluation.estimate import Delta, Estimate, Record, rounded, stable
 from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, mean_interval, observations, wilson
 
 HISTOGRAM_BINS = 30
@@ -45,6 +45,7 @@ class LengthBias(Record):
         chosen_longer: accuracy on pairs whose chosen answer is the longer one.
         chosen_shorter: accuracy on pairs whose chosen answer is the shorter one: where a length-lover fails.
         longer_wins: accuracy of always preferring the longer answer, equal lengths counting one half.
+        gain: accuracy of the model minus that of preferring the longer, on the same pairs.
     """
 
     pearson: float | None
@@ -52,6 +53,7 @@ class LengthBias(Record):
     chosen_longer: Estimate | None
     chosen_shorter: Estimate | None
     longer_wins: Estimate
+    gain: Delta
 
 
 class GoldAgreement(Record):
@@ -150,7 +152,9 @@ def build_card(
         margin_spread=float(margins_N.std(ddof=1)) if len(margins_N) > 1 else 0.0,
         histogram=_histogram(margins_N),
         calibration=calibrate(margins_N),
-        length=_length_bias(chosen_N, rejected_N, long_N, short_N, level),
+        length=_length_bias(
+            chosen_N, rejected_N, long_N, short_N, _Intervals(seed=seed, resamples=resamples, level=level)
+        ),
         gold=gold,
         groups={name: _share(right_N[named == name], level) for name in names},
         level=level,
@@ -201,6 +205,14 @@ def headline(card: RewardCard) -> dict[str, float]:
     return {name: rounded(value) for name, value in figures.items()}
 
 
+class _Intervals(TypedDict):
+    """How intervals are made."""
+
+    seed: int
+    resamples: int
+    level: float
+
+
 def _right(margins_N: Floats) -> Floats:
     """Return 1 where the margin is positive, 0 where negative, one half where zero."""
     return (np.sign(margins_N) + 1) / 2
@@ -220,19 +232,21 @@ def _gold(margins_N: Floats, gold_N: Floats, level: float) -> GoldAgreement | No
 
 
 def _length_bias(
-    chosen_N: Floats, rejected_N: Floats, chosen_lengths_N: Floats, rejected_lengths_N: Floats, level: float
+    chosen_N: Floats, rejected_N: Floats, chosen_lengths_N: Floats, rejected_lengths_N: Floats, intervals: _Intervals
 ) -> LengthBias:
     scores = np.concatenate([chosen_N, rejected_N])
     lengths = np.concatenate([chosen_lengths_N, rejected_lengths_N])
     varies = bool(np.ptp(scores) > 0 and np.ptp(lengths) > 0)
     right_N = _right(chosen_N - rejected_N)
     gap_N = chosen_lengths_N - rejected_lengths_N
+    level = intervals["level"]
     return LengthBias(
         pearson=float(stats.pearsonr(scores, lengths).statistic) if varies else None,
         spearman=float(stats.spearmanr(scores, lengths).statistic) if varies else None,
         chosen_longer=_share(right_N[gap_N > 0], level) if (gap_N > 0).any() else None,
         chosen_shorter=_share(right_N[gap_N < 0], level) if (gap_N < 0).any() else None,
         longer_wins=_share(_right(gap_N), level),
+        gain=paired_difference(right_N, _right(gap_N), bounds=(0.0, 1.0), **intervals),
     )
 
 

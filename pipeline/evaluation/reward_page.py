@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.evaluation.calibration import Bin
 from pipeline.evaluation.drawing import INK, MUTED, PALETTE, new_figure, save, style
-from pipeline.evaluation.estimate import Estimate, number, number_interval, percent, percent_interval
+from pipeline.evaluation.estimate import Estimate, number, number_interval, percent, percent_interval, signed_points
 from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.reward_card import RewardCard
 
@@ -59,6 +59,7 @@ def render(card: RewardCard) -> str:
                 ["accuracy where the longer answer is chosen", _counted(length.chosen_longer)],
                 ["accuracy where the shorter answer is chosen", _counted(length.chosen_shorter)],
                 ["accuracy of always preferring the longer", percent_interval(length.longer_wins)],
+                ["the model's accuracy above that, in points", _points(length.gain)],
             ]
         ),
     ]
@@ -78,7 +79,7 @@ def _verdict(card: RewardCard) -> str:
     """Say whether the model beats chance and length, by intervals."""
     if card.accuracy.low <= _CHANCE:
         return "**It cannot be told from guessing** with this many pairs."
-    if card.accuracy.low <= card.length.longer_wins.value:
+    if card.length.gain.low <= 0:
         return "It beats guessing, but **cannot be told from preferring the longer answer**."
     return "It beats guessing, and always preferring the longer answer."
 
@@ -93,6 +94,11 @@ def _temperature(value: float) -> str:
 
 def _correlation(value: float | None) -> str:
     return "–" if value is None else number(value)
+
+
+def _points(difference: Estimate) -> str:
+    low, high = number(100 * difference.low, 1), number(100 * difference.high, 1)
+    return f"{signed_points(difference)} [{low}, {high}]"
 
 
 def _counted(estimate: Estimate | None) -> str:

@@ -57,6 +57,17 @@ def test_prompts_without_a_checkable_answer_are_left_out(answers, prompts):
     assert greedy.kl is None
 
 
+def test_the_reference_is_at_distance_zero(answers, prompts):
+    unmeasured = [answers[0], dataclasses.replace(answers[1], divergence=None), answers[2]]
+    models = compare(unmeasured, prompts, baseline="sft", seed=0).models
+    assert (models["sft"].kl.value, models["sft"].kl.n) == (0, 20)
+    assert models["sft (greedy)"].kl is None
+    # Not when KL was measured to another model, nor when nobody's was.
+    assert compare(unmeasured, prompts, baseline="sft", seed=0, reference="base").models["sft"].kl is None
+    nobody = [dataclasses.replace(each, divergence=None) for each in answers]
+    assert compare(nobody, prompts, baseline="sft", seed=0).models["sft"].kl is None
+
+
 def test_several_samples_per_prompt_count_prompts(prompts):
     def model(name, gold, correct):
         return Answers(name, ["x"] * 20, np.full((20, 2), 5), np.ones((20, 2)), gold=gold, correct=correct)
@@ -86,7 +97,6 @@ def test_judge(answers, prompts):
 def test_same_seed_same_report(answers, prompts):
     one = compare(answers, prompts, baseline="sft", seed=3)
     assert one == compare(answers, prompts, baseline="sft", seed=3)
-    assert one != compare(answers, prompts, baseline="sft", seed=4)
 
 
 def test_samples_keep_prompts_and_scores(answers, prompts):

@@ -64,6 +64,8 @@ def test_length_by_hand():
     assert length.chosen_shorter == wilson(1.5, 2)
     # The longer one is right in three pairs, wrong in two, undecided in one.
     assert length.longer_wins == wilson(3.5, 6)
+    # Pair by pair 1, 0, 1/2, 1, 1, 0 against 1, 1, 0, 1, 0, 1/2: differences 0, -1, 1/2, 0, 1, -1/2 add up to 0.
+    assert length.gain.value == 0
     scores, lengths = CHOSEN + REJECTED, CHOSEN_LENGTHS + REJECTED_LENGTHS
     assert length.pearson == pytest.approx(np.corrcoef(scores, lengths)[0, 1])
     assert length.spearman == pytest.approx(np.corrcoef(stats.rankdata(scores), stats.rankdata(lengths))[0, 1])
@@ -78,6 +80,7 @@ def test_a_model_that_scores_length_is_seen():
     assert card.length.chosen_longer.value == 1.0
     assert card.length.chosen_shorter.value == 0.0
     assert card.length.longer_wins.value == card.accuracy.value
+    assert card.length.gain.value == 0
 
 
 def test_no_correlation_without_variation():
@@ -88,11 +91,11 @@ def test_no_correlation_without_variation():
 
 
 def test_gold_by_hand():
-    # Gold margins 1, 1, 1, -1, 0, -1; reward margins 2, -1, 0, 3, 1, -2. Pair 5 is a gold tie and left out.
-    # Reward agrees: yes, no, half, no, -, yes: 2.5 of 5. Labels (chosen first): yes, yes, yes, no, -, no: 3 of 5.
-    gold = six(gold_chosen=[1, 1, 1, 0, 2, 0], gold_rejected=[0, 0, 0, 1, 2, 1]).gold
-    assert gold.reward == wilson(2.5, 5)
-    assert gold.labels == wilson(3, 5)
+    # Gold margins 1, 1, 1, -1, 0, 1; reward margins 2, -1, 0, 3, 1, -2. Pair 5 is a gold tie and left out.
+    # Reward agrees: yes, no, half, no, -, no: 1.5 of 5. Labels (chosen first): yes, yes, yes, no, -, yes: 4 of 5.
+    gold = six(gold_chosen=[1, 1, 1, 0, 2, 1], gold_rejected=[0, 0, 0, 1, 2, 0]).gold
+    assert gold.reward == wilson(1.5, 5)
+    assert gold.labels == wilson(4, 5)
 
 
 def test_gold_that_never_differs_says_nothing():
