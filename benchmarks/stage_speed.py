@@ -83,7 +83,12 @@ def sft_rows(steps: int, seed: int) -> list[dict[str, Any]]:
         words = rng.randint(64, 256) - 5  # four special tokens and the end of the answer
         question = text(rng, 8)
         rows.append(
-            {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": text(rng, words - 8)}]}
+            {
+                "messages": [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": text(rng, words - 8)},
+                ]
+            }
         )
     return rows
 
@@ -172,7 +177,11 @@ def peer_sft(steps: int, seed: int) -> dict[str, Any]:
     made = tokenizer()
     model = LlamaForCausalLM(
         LlamaConfig(
-            **SHAPE, vocab_size=len(made), bos_token_id=None, eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id
+            **SHAPE,
+            vocab_size=len(made),
+            bos_token_id=None,
+            eos_token_id=made.eos_token_id,
+            pad_token_id=made.pad_token_id,
         )
     )
 

@@ -64,13 +64,13 @@ class PipelineError(Exception):
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
-class StageFailed(PipelineError):
+class StageFailed(PipelineError):  # noqa: N818 -- says what happened to a stage
     """A stage broke while running; its checkpoints are kept."""
 
     exit_code = ExitCode.FAILED
 
 
-class Interrupted(PipelineError):
+class Interrupted(PipelineError):  # noqa: N818 -- not an error of anyone
     """The user or the system asked to stop; work so far is kept."""
 
     exit_code = ExitCode.FAILED

@@ -39,10 +39,13 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run what a recipe still misses; resumes what was cut off."""
+    from pipeline.preflight import check_plan
+
     made, where = _plan(recipe, override, only, until, force, store, profile)
     if dry_run:
         _print_plan(made, where, as_json=as_json)
     else:
+        check_plan(made, where)
         run_and_print(made, where, recipe, as_json=as_json)
 
 
@@ -86,10 +89,12 @@ def check(
 ) -> None:
     """Validate a recipe and its data; tells every problem at once."""
     from pipeline.errors import PipelineError
+    from pipeline.preflight import check_plan
     from pipeline.terminal import print_json
 
     try:
-        made, _ = _plan(recipe, override, None, None, None, store, profile)
+        made, where = _plan(recipe, override, None, None, None, store, profile)
+        check_plan(made, where)
     except PipelineError as error:
         if not as_json:
             raise

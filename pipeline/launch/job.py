@@ -92,7 +92,9 @@ class Channel(Protocol):
         ...
 
 
-def context_of(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]) -> tuple[StageContext, dict[str, int]]:
+def context_of(
+    job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]
+) -> tuple[StageContext, dict[str, int]]:
     """Build the context of a job and the counter of skipped rows it fills."""
     rejected: dict[str, int] = {}
     config_class = kind_of(job.kind).config

@@ -67,7 +67,9 @@ class Config(StageConfig):
         if self.gold is None and self.reward is None:
             problems.append(Problem("no judge", "`gold` or `reward`", "name a reward model or a Python function"))
         if self.judge is not None and getattr(self, self.judge) is None:
-            problems.append(Problem(f"judge is {self.judge}", f"a `{self.judge}` to judge with", f"add `{self.judge}:`"))
+            problems.append(
+                Problem(f"judge is {self.judge}", f"a `{self.judge}` to judge with", f"add `{self.judge}:`")
+            )
         return problems
 
 
@@ -221,9 +223,7 @@ class Speaker:
         )
 
 
-def _score_all(
-    ctx: StageContext, config: Config, rows: list[dict[str, Any]], sampled: list[Sampled]
-) -> list[Answers]:
+def _score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sampled: list[Sampled]) -> list[Answers]:
     """Score every answer by the functions and by the reward model."""
     from pipeline.evaluation.comparison import Answers
     from pipeline.training.rewards import call_reward
@@ -246,7 +246,7 @@ def _score_all(
             lengths=each.lengths,
             ended=each.ended,
             divergence=each.divergence,
-            **scores[each.name],  # type: ignore[arg-type]
+            **scores[each.name],
         )
         for each in sampled
     ]
@@ -265,9 +265,7 @@ def _score_by_model(
     judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
     for each in sampled:
         spoken = [{"role": "assistant", "content": text} for text in each.texts]
-        sequences = [
-            render(tokenizer, [*row["prompt"], message]) for row, message in zip(rows, spoken, strict=True)
-        ]
+        sequences = [render(tokenizer, [*row["prompt"], message]) for row, message in zip(rows, spoken, strict=True)]
         scores[each.name]["reward"] = score(judge, sequences, tokenizer.pad_token_id)
 
 

@@ -55,7 +55,9 @@ class Config(StageConfig):
         problems = self.train.check()
         if (self.model is None) == (self.init is None):
             problems.append(
-                Problem("both `model` and `init`" if self.model else "neither `model` nor `init`", "exactly one of them")
+                Problem(
+                    "both `model` and `init`" if self.model else "neither `model` nor `init`", "exactly one of them"
+                )
             )
         if self.model is not None and self.tokenizer is None:
             problems.append(Problem("no `tokenizer`", "a tokenizer for the new model", "add `tokenizer: NAME`"))
@@ -67,8 +69,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from pipeline.models.scratch import build_causal_lm
     from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
+    from pipeline.models.scratch import build_causal_lm
     from pipeline.training.arguments import build_arguments, set_threads
     from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
     from pipeline.training.collate import CausalCollator
@@ -93,7 +95,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     documents = _documents(tokenizer, [row["text"] for row in rows.train], max_length, train.mode)
     held_out = _documents(tokenizer, [row["text"] for row in rows.held_out], max_length, train.mode)
     if not documents:
-        raise PipelineError(Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name))
+        raise PipelineError(
+            Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
+        )
     lengths = [len(row["input_ids"]) for row in documents]
     micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed, shuffle=train.order == "shuffled")

@@ -140,13 +140,15 @@ def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int, *, use_
         rejected = render(tokenizer, [*row["prompt"], *row["rejected"]])
         if max(len(chosen), len(rejected)) > max_length:
             continue
-        pair = {"chosen_ids": chosen, "rejected_ids": rejected, "row": row}
+        pair: dict[str, Any] = {"chosen_ids": chosen, "rejected_ids": rejected, "row": row}
         if use_margin and row.get("margin") is not None:
             pair["margin"] = float(row["margin"])
         encoded.append(pair)
     if any("margin" in pair for pair in encoded) and not all("margin" in pair for pair in encoded):
         raise PipelineError(
-            Problem("some pairs have a margin and some have none", "a margin in every row", "set train.use_margin: false")
+            Problem(
+                "some pairs have a margin and some have none", "a margin in every row", "set train.use_margin: false"
+            )
         )
     return encoded
 

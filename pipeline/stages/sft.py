@@ -117,22 +117,17 @@ def _encode(
     """Tokenize conversations; cut the end of rows that are too long and leave out those with nothing left to learn.
 
     Raises:
-        PipelineError: the end-of-turn token is not among what is learnt, so the model would never stop.
+        PipelineError: there is no chat template, or the end token is not among what is learnt.
     """
+    from pipeline.models.contract import conversation_problems
     from pipeline.training.encode import IGNORE, encode_conversation
 
+    problems = conversation_problems(tokenizer, rows[0]["messages"]) if rows else []
+    if problems:
+        raise PipelineError(*problems)
     encoded, cut, empty = [], 0, 0
-    for index, row in enumerate(rows):
+    for row in rows:
         conversation = encode_conversation(tokenizer, row["messages"])
-        if index == 0 and tokenizer.eos_token_id not in conversation.labels:
-            raise PipelineError(
-                Problem(
-                    f"the end token {tokenizer.eos_token!r} is not among the tokens the assistant learns",
-                    "it to end every assistant turn, or the model never stops",
-                    "use a chat template whose assistant turns end with the tokenizer's eos token",
-                    stage=ctx.name,
-                )
-            )
         ids, labels = conversation.ids[:max_length], conversation.labels[:max_length]
         cut += len(conversation.ids) > max_length
         if all(label == IGNORE for label in labels):

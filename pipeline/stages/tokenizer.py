@@ -31,8 +31,17 @@ class Config(StageConfig):
     algorithm: Literal["bpe"] = "bpe"
     vocab_size: int = Field(default=8192, ge=300)
     min_frequency: int = Field(default=2, ge=1)
-    special_tokens: list[str] = []
+    special_tokens: tuple[str, ...] = ()
     chat_template: str | None = None
+
+
+SAMPLE = [
+    {"role": "user", "content": "a question"},
+    {"role": "assistant", "content": "an answer"},
+    {"role": "user", "content": "another"},
+    {"role": "assistant", "content": "the last"},
+]
+"""A conversation the chat template must render so that the end of each answer is learnt."""
 
 
 @stage("tokenizer", version=1, config=Config, makes="tokenizer")
@@ -42,11 +51,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from transformers import PreTrainedTokenizerFast
 
     from pipeline.models.chat import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
+    from pipeline.models.contract import conversation_problems
 
     rows = ctx.load_rows("data")
     texts = [row["text"] for row in rows.train]
     if not texts:
-        raise PipelineError(Problem("no rows to learn from", "at least one text", "check the data source", stage=ctx.name))
+        raise PipelineError(
+            Problem("no rows to learn from", "at least one text", "check the data source", stage=ctx.name)
+        )
     special = [*SPECIAL_TOKENS, *config.special_tokens]
     ctx.phase(f"learning {config.vocab_size} entries from {len(texts)} texts")
     started = time.perf_counter()
@@ -70,6 +82,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = config.chat_template or CHAT_TEMPLATE
+    problems = conversation_problems(wrapped, SAMPLE)
+    if problems:
+        raise PipelineError(*problems)
     wrapped.save_pretrained(str(ctx.out))
     sample = texts[:2000]
     tokens = sum(len(ids) for ids in wrapped(sample)["input_ids"])

@@ -1,1 +1,1 @@
-"""Machinery shared by the stages that train: batches, arguments, the loop with its checkpoints. No `Trainer` of ours."""
+"""Machinery shared by the stages that train: batches, arguments, the loop and its checkpoints. No `Trainer` of ours."""

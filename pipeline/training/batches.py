@@ -41,7 +41,9 @@ class Batches(Sampler[list[int]]):
     def __post_init__(self) -> None:
         """Check that a batch divides into micro-batches."""
         if self.batch_size % self.micro_batch:
-            raise ValueError(f"batch of {self.batch_size} rows does not divide into micro-batches of {self.micro_batch}")
+            raise ValueError(
+                f"batch of {self.batch_size} rows does not divide into micro-batches of {self.micro_batch}"
+            )
         self.drop_last = True
 
     def set_epoch(self, epoch: int) -> None:

@@ -106,9 +106,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         self.shown_at = 0.0
         self.latest: dict[str, float] = {}
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report progress (at most ten times a second) and decide whether to save or stop here."""
         now = time.perf_counter()
         if now - self.shown_at > 0.1 or state.global_step >= state.max_steps:

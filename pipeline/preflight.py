@@ -1,0 +1,145 @@
+"""What can be known to go wrong before anything runs: bad rows, rows without a judge, contexts that are too short.
+
+Owns the checks of a plan that need to read data or to follow a model through the chain. Imports no torch. Rows that
+were read once without a problem are remembered by their digest, so a second run does not read them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Store
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.contract import facts_of_folder
+from pipeline.plan import Plan, PlannedStage
+from pipeline.records import load
+from pipeline.stage import Data
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
+
+
+def check_plan(plan: Plan, store: Store) -> None:
+    """Check everything pending.
+
+    Raises:
+        PipelineError: all problems found.
+    """
+    problems = [*_rows_problems(plan, store), *_length_problems(plan), *_template_problems(plan)]
+    if problems:
+        raise PipelineError(*dict.fromkeys(problems))
+
+
+def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+    """Read every file a pending stage needs, as the shape it needs; artifacts and hubs are read when they run."""
+    seen = _Remembered(store.root / ".cache" / "checked-rows.json")
+    for stage in plan.pending:
+        markers: dict[str, Data] = type(stage.spec.config).markers(Data)
+        for name, item in stage.data.items():
+            source = plan.recipe.data[item.source_name]
+            if source.path is None:
+                continue
+            key = seen.key(item.digest, markers[name].shape, source.model_dump(mode="json", exclude={"path"}))
+            if key in seen.keys:
+                continue
+            try:
+                load(source, markers[name].shape, seed=stage.spec.seed, name=item.source_name)
+            except PipelineError as error:
+                yield from (_placed(problem, plan, item.source_name, stage) for problem in error.problems)
+            else:
+                seen.keys.add(key)
+    seen.save()
+
+
+def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:
+    where = problem.where or plan.recipe.where("data", source_name)
+    return Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage.spec.name)
+
+
+def _length_problems(plan: Plan) -> Iterator[Problem]:
+    """Compare `train.max_length` with the context of the model the stage's chain starts from."""
+    stages = {stage.spec.name: stage for stage in plan.stages}
+    for stage in plan.pending:
+        train = getattr(stage.spec.config, "train", None)
+        asked = getattr(train, "max_length", None)
+        context = _context(stage, stages)
+        if asked is not None and context is not None and asked > context:
+            yield Problem(
+                f"train.max_length is {asked}",
+                f"at most the model's context of {context} tokens",
+                "lower it, or give the model a longer context",
+                plan.recipe.where("stages", stage.spec.name, "train", "max_length"),
+                stage.spec.name,
+            )
+
+
+def _context(stage: PlannedStage, stages: dict[str, PlannedStage]) -> int | None:
+    """Return the context of the model a stage trains, as its recipe or its folder says; None when only a hub knows."""
+    spec: Any = getattr(stage.spec.config, "model", None)
+    if isinstance(spec, dict):
+        return next((int(spec[key]) for key in CONTEXT_KEYS if key in spec), None)
+    for items in (stage.inputs.get("model"), stage.inputs.get("init")):
+        if not items:
+            continue
+        if items[0].ref in stages:
+            return _context(stages[items[0].ref], stages)
+        return _context_of_folder(items[0].artifact)
+    return None
+
+
+def _context_of_folder(folder: Path | None) -> int | None:
+    file = folder / "config.json" if folder is not None else None
+    if file is None or not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return next((int(config[key]) for key in CONTEXT_KEYS if config.get(key)), None)
+
+
+def _template_problems(plan: Plan) -> Iterator[Problem]:
+    """Ask for a chat template where a stage reads conversations with a model that is already there."""
+    for stage in plan.pending:
+        shapes = {marker.shape for marker in type(stage.spec.config).markers(Data).values()}
+        if not shapes & {"messages", "preference", "prompt"}:
+            continue
+        for items in stage.inputs.values():
+            for item in items:
+                known = facts_of_folder(item.artifact, item.name) if item.artifact is not None else None
+                if known is not None and not known.template:
+                    yield Problem(
+                        f"`{item.ref}` has no chat template",
+                        "one, to render conversations",
+                        "put a chat_template.jinja into its folder",
+                        plan.recipe.where("stages", stage.spec.name, item.field),
+                        stage.spec.name,
+                    )
+
+
+class _Remembered:
+    """Digests of rows that were read without a problem."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.keys: set[str] = set()
+        try:
+            self.keys.update(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            self.keys = set()
+        self._before = len(self.keys)
+
+    @staticmethod
+    def key(digest: str, shape: str, options: dict[str, Any]) -> str:
+        """Return what identifies rows read in one way."""
+        text = json.dumps([digest, shape, options], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self) -> None:
+        """Write the file, if anything was added; a lost write only costs time."""
+        if len(self.keys) == self._before:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(sorted(self.keys)), encoding="utf-8")
+        part.replace(self.file)
