@@ -132,7 +132,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int, *, use_margin: bool) -> list[dict[str, Any]]:
     """Tokenize pairs; leave out those with a side longer than ``max_length`` (a cut response has no honest score)."""
-    from pipeline.training.encode import render
+    from pipeline.training.encode import encode_prompt, render
 
     encoded = []
     for row in rows:
@@ -140,7 +140,8 @@ def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int, *, use_
         rejected = render(tokenizer, [*row["prompt"], *row["rejected"]])
         if max(len(chosen), len(rejected)) > max_length:
             continue
-        pair: dict[str, Any] = {"chosen_ids": chosen, "rejected_ids": rejected, "row": row}
+        before = len(encode_prompt(tokenizer, row["prompt"]))
+        pair: dict[str, Any] = {"chosen_ids": chosen, "rejected_ids": rejected, "row": row, "prompt_tokens": before}
         if use_margin and row.get("margin") is not None:
             pair["margin"] = float(row["margin"])
         encoded.append(pair)
@@ -172,8 +173,8 @@ def _report(
     card = build_card(
         chosen=sides["chosen"],
         rejected=sides["rejected"],
-        chosen_lengths=[len(row["chosen_ids"]) for row in held_out],
-        rejected_lengths=[len(row["rejected_ids"]) for row in held_out],
+        chosen_lengths=[len(row["chosen_ids"]) - row["prompt_tokens"] for row in held_out],
+        rejected_lengths=[len(row["rejected_ids"]) - row["prompt_tokens"] for row in held_out],
         groups=[str(row.get(config.group_by, "")) for row in rows] if config.group_by else None,
         gold_chosen=gold.get("chosen"),
         gold_rejected=gold.get("rejected"),
