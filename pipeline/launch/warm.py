@@ -40,7 +40,7 @@ with contextlib.suppress(ImportError), contextlib.redirect_stdout(_silence), con
 
     # accelerate imports DeepSpeed into every trainer where it is installed. Where torch has CUDA it stays in the child:
     # it looks for the device, and a driver that was started does not survive a fork.
-    if not torch.backends.cuda.is_built():
+    if torch.version.cuda is None:
         import deepspeed
 
 # What was imported lives as long as the process: a collection in a child neither walks it nor copies its pages.
