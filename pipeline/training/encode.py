@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ IGNORE = -100
 """Label of a token that does not count towards the loss."""
 
 Messages = Sequence[dict[str, str]]
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def encode_conversation(tokenizer: Any, messages: Messages) -> Conversation:
     Raises:
         PipelineError: the template cannot be masked because a turn changes the text before it.
     """
-    if "{% generation" in (tokenizer.chat_template or "") or "{%- generation" in (tokenizer.chat_template or ""):
+    if _GENERATION.search(tokenizer.chat_template or ""):
         out = tokenizer.apply_chat_template(
             list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )

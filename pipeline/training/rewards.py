@@ -31,18 +31,31 @@ def call_reward(
     columns = sorted({key for row in rows for key in row} - set(skip))
     extra = {key: [row.get(key) for row in rows] for key in columns}
     try:
-        values = list(function(prompts=[row["prompt"] for row in rows], completions=list(completions), **extra))
+        returned = function(prompts=[row["prompt"] for row in rows], completions=list(completions), **extra)
     except Exception as error:  # a user's function may raise anything
         raise PipelineError(
             Problem(f"reward function {name} raised {type(error).__name__}: {error}", remedy="correct the function")
         ) from error
+    try:
+        values = list(returned)
+    except TypeError:
+        raise PipelineError(
+            Problem(f"reward function {name} returned {type(returned).__name__} {returned}", "one number per row in a list")
+        ) from None
     if len(values) != len(rows):
         raise PipelineError(
             Problem(f"reward function {name} returned {len(values)} values", f"one per row ({len(rows)})")
         )
     for index, value in enumerate(values):
-        if value is None or not math.isfinite(float(value)):
+        if not _is_finite(value):
             raise PipelineError(
                 Problem(f"reward function {name} returned {value} for row {index}", "a finite number for every row")
             )
     return [float(value) for value in values]
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
