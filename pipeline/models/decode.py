@@ -1,12 +1,12 @@
 """Sampling from a causal language model: a lean batched loop over the model's own key-value cache.
 
-Owns the loop, the truncation of the distribution (temperature, top-k, top-p) and the random numbers. Knows nothing of
-text, tokenizers or chat. Any `transformers` causal model works, through its `DynamicCache`; beam search is left to
-`model.generate`.
+Owns the loop. Knows nothing of text, tokenizers or chat. Any `transformers` causal model works, through its own cache;
+beam search is left to `model.generate`.
 
-What makes it faster than `model.generate` on a CPU: prompts are sorted by length, so little is padded; rows that ended
-leave the batch; keys and values are written in place into buffers instead of being concatenated every step; nothing
-runs per step that greedy or sampled decoding does not need.
+What makes it faster than `model.generate`: prompts are sorted by length, so little is padded; rows that ended leave the
+batch; nothing runs per step that greedy or sampled decoding does not need. Tried on a CPU with a 1M-parameter llama and
+not kept: writing keys and values into buffers with room (slower to read than concatenating is to write), attention as
+two matrix products (10 % faster), one fused forward pass for llama (10 % more).
 
 Left out: repetition penalties, stop strings, speculative decoding, continuous refilling of the batch.
 

@@ -1,6 +1,6 @@
 """One step of a causal language model: its last logits and its key-value cache.
 
-Owns how a model of any architecture is called, and a cache that writes in place. Knows nothing of sampling.
+Owns how a model of any architecture is called. Knows nothing of sampling.
 
 Shapes: B rows, T positions, V vocabulary.
 """
@@ -16,10 +16,6 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
-
-_GROW_TOKENS = 64
-"""Room added to a key-value buffer when it is full."""
 
 
 def context_limit(model: Any) -> int | None:
@@ -73,48 +69,6 @@ class Forward:
         return logits_BV
 
 
-class InPlaceLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer of the cache that writes new keys and values into a buffer with room, instead of concatenating.
-
-    `keys` and `values` are views of the filled part, so all that reads a `DynamicLayer` works.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._buffers: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the states of the new positions and return all keys and values."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            return key_states, value_states
-        filled = self.keys.shape[-2]
-        end = filled + key_states.shape[-2]
-        if self._buffers is None or end > self._buffers[0].shape[-2]:
-            self._buffers = (_with_room(self.keys, end), _with_room(self.values, end))
-        keys, values = self._buffers
-        keys[..., filled:end, :] = key_states
-        values[..., filled:end, :] = value_states
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the given rows, in that order."""
-        super().reorder_cache(beam_idx)
-        self._buffers = None
-
-
-def _with_room(states: Tensor, needed: int) -> Tensor:
-    *outer, filled, width = states.shape
-    buffer = states.new_empty(*outer, needed + _GROW_TOKENS, width)
-    buffer[..., :filled, :] = states
-    return buffer
-
-
 def cache_for(model: Any) -> DynamicCache:
     """Return an empty cache of the layers the model's architecture needs."""
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    # Only plain layers: a sliding window or a recurrent state has its own bookkeeping.
-    cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+    return DynamicCache(config=model.config.get_text_config(decoder=True))

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from pipeline.errors import PipelineError
 from pipeline.models.decode import beam_search, decode, stream
 from pipeline.models.sampling import Sampling, next_tokens, truncated
+from pipeline.models.scratch import build_causal_lm
 
 PAD, EOS = 0, 1
 
@@ -49,10 +50,40 @@ def test_greedy_equals_generate_on_ragged_prompts(any_model: Any) -> None:
         assert found == expected
 
 
-def test_greedy_equals_generate_beyond_the_first_buffer(llama: Any) -> None:
-    prompts = ragged_prompts(8, longest=5)  # 100 new tokens outgrow the 64-token room of the key-value buffers
+def test_greedy_equals_generate_over_many_steps(llama: Any) -> None:
+    prompts = ragged_prompts(8, longest=5)
     expected = generate_greedily(llama, prompts, 100, [EOS])
     assert decode(llama, prompts, max_new_tokens=100, eos_ids=EOS, pad_id=PAD, greedy=True) == expected
+
+
+@pytest.mark.parametrize(
+    "changed", [{"type": "mistral", "sliding_window": 8}, {"type": "lfm2", "layer_types": ["conv", "full_attention"]}]
+)
+def test_other_caches_lose_rows_correctly(tokenizer: Any, tiny_specs: dict[str, Any], changed: dict[str, Any]) -> None:
+    # A sliding window and a convolution keep states of their own: dropping ended rows must drop those too.
+    spec = {**tiny_specs["llama"], **changed}
+    model = build_causal_lm(spec, tokenizer, seed=1).eval()
+    prompts, eos = ragged_prompts(24), [EOS, *range(5, 20)]
+    expected = generate_greedily(model, prompts, 16, eos)
+    assert len({len(response) for response in expected}) > 2
+    assert decode(model, prompts, max_new_tokens=16, eos_ids=eos, pad_id=PAD, greedy=True) == expected
+
+
+def test_adapter_counts_while_it_is_on(fresh_llama: Any) -> None:
+    from pipeline.models.adapter_config import Adapter
+    from pipeline.models.adapters import attach, without_adapter
+
+    prompts = ragged_prompts(8)
+    options: dict[str, Any] = {"max_new_tokens": 10, "eos_ids": EOS, "pad_id": PAD, "greedy": True}
+    plain = decode(fresh_llama, prompts, **options)
+    model = attach(fresh_llama, Adapter(r=4), "causal", seed=2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.3)
+    assert decode(model, prompts, **options) == generate_greedily(model, prompts, 10, [EOS])
+    assert decode(model, prompts, **options) != plain
+    with without_adapter(model):
+        assert decode(model, prompts, **options) == plain
 
 
 def test_sampled_frequencies_follow_the_softmax(llama: Any) -> None:
@@ -121,8 +152,6 @@ def test_global_random_state_is_left_alone(llama: Any) -> None:
 
 
 def test_dropout_is_off_and_training_mode_restored(tokenizer: Any, tiny_specs: dict[str, Any]) -> None:
-    from pipeline.models.scratch import build_causal_lm
-
     model = build_causal_lm({**tiny_specs["gpt2"], "resid_pdrop": 0.5, "embd_pdrop": 0.5}, tokenizer, seed=1).train()
     prompts = ragged_prompts(8)
     options: dict[str, Any] = {"max_new_tokens": 8, "eos_ids": EOS, "pad_id": PAD, "greedy": True}
