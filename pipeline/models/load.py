@@ -263,7 +263,7 @@ def _explained(source: Source, what: str) -> Iterator[None]:
             raise PipelineError(
                 Problem(f"{source.place} has no safetensors weights", "model.safetensors", remedy)
             ) from error
-        reason = text[:200]
+        reason = text.split(". ")[0][:200]  # the rest is advice for those who call transformers themselves
         expected = "a folder or a hub id with one" if source.is_folder else "a reachable hub id, or a local folder"
         raise PipelineError(Problem(f"cannot load the {what} of {source.place}: {reason}", expected)) from error
 
