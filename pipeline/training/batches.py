@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from pipeline.training.sums import KeepsSums
+
 WINDOW_BATCHES = 16
 """Rows are sorted by length inside windows of this many batches; larger pads less, smaller mixes more."""
 
@@ -96,7 +98,7 @@ class Batches(Sampler[list[int]]):
         return total
 
 
-class BucketedBatches:
+class BucketedBatches(KeepsSums):
     """Mixin for a trainer of transformers or trl: its training batches come from `Batches`.
 
     Set `train_rows` and `batches` on the trainer before `train()`. It also keeps trl from writing a model card with

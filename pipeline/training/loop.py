@@ -1,7 +1,7 @@
 """Runs a trainer: resume from the newest whole checkpoint, report progress, save by the clock, stop when asked.
 
-A checkpoint is saved only at a logging step: there the trainer's running sums are empty, so a resumed run logs the
-same numbers as one that was never cut off, and ends in the same bits.
+A checkpoint also keeps the trainer's running sums (`sums.py`), so a resumed run logs the same numbers as one that was
+never cut off, and ends in the same bits, whichever step it was cut off at.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
 from pipeline.training.batches import Batches
+from pipeline.training.sums import SUMS_FILE, restore_sums
 
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", SUMS_FILE)
 """Files a whole checkpoint holds beside its weights; the trainer writes `trainer_state.json` last."""
 
 
@@ -57,7 +58,8 @@ def run_trainer(ctx: StageContext, trainer: Any, batches: Batches, steps: int) -
     clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)
     for silent in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(silent)
-    trainer.add_callback(Watcher(ctx, clock, every_s=float(ctx.compute.get("checkpoint_every_s", 30.0))))
+    every_s = float(ctx.compute.get("checkpoint_every_s", 30.0))
+    trainer.add_callback(Watcher(ctx, clock, every_s, begin=lambda: restore_sums(trainer, checkpoint)))
     if checkpoint is not None:
         ctx.note(f"resumes at step {checkpoint.name.removeprefix('checkpoint-')} of {steps}")
     clock.start()
@@ -96,15 +98,25 @@ class SessionClock:
 
 
 class Watcher(TrainerCallback):  # type: ignore[misc]
-    """Reports progress, saves by the clock, stops when asked or when the loss is lost."""
+    """Reports progress, saves by the clock, stops when asked or when the loss is lost.
 
-    def __init__(self, ctx: StageContext, clock: SessionClock, every_s: float) -> None:
+    ``begin`` is called when the trainer has reset itself and is about to take its first step.
+    """
+
+    def __init__(self, ctx: StageContext, clock: SessionClock, every_s: float, begin: Callable[[], None]) -> None:
         self.ctx = ctx
         self.clock = clock
         self.every_s = every_s
+        self.begin = begin
         self.saved_at = time.perf_counter()
         self.shown_at = 0.0
         self.latest: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on where the checkpoint stopped."""
+        self.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report progress (at most ten times a second) and decide whether to save or stop here."""
@@ -112,8 +124,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         if now - self.shown_at > 0.1 or state.global_step >= state.max_steps:
             self.shown_at = now
             self.ctx.progress(state.global_step, state.max_steps, **self.latest)
-        at_log = control.should_log or state.global_step % max(1, int(args.logging_steps)) == 0
-        if at_log and state.global_step < state.max_steps:
+        if state.global_step < state.max_steps:
             if self.ctx.stopping():
                 control.should_save = True
                 control.should_training_stop = True

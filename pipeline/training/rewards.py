@@ -39,9 +39,8 @@ def call_reward(
     try:
         values = list(returned)
     except TypeError:
-        raise PipelineError(
-            Problem(f"reward function {name} returned {type(returned).__name__} {returned}", "one number per row in a list")
-        ) from None
+        found = f"reward function {name} returned {type(returned).__name__} {returned}"
+        raise PipelineError(Problem(found, "one number per row in a list")) from None
     if len(values) != len(rows):
         raise PipelineError(
             Problem(f"reward function {name} returned {len(values)} values", f"one per row ({len(rows)})")

@@ -1,0 +1,70 @@
+"""A stage stopped anywhere and run again makes the same bytes as one that was never stopped.
+
+In this process and at every kind of step; `test_kills.py` does it to real processes without asking them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LORA = {"adapter": {"r": 2, "dropout": 0.2}}
+KINDS: dict[str, dict[str, Any]] = {
+    "pretrain": {"data": "corpus.jsonl", "input": "tokenizer", "as": "tokenizer"},
+    "sft": {"data": "demos.jsonl", "input": "base", "as": "model"},
+    "reward": {"data": "pairs.jsonl", "input": "sft", "as": "model", "config": LORA},
+    "dpo": {"data": "pairs.jsonl", "input": "sft", "as": "model", "config": LORA},
+}
+MODEL = {"type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+STEPS = 24
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class StopAfter:
+    """Says stop once it was asked so many times: the loop asks at the end of every step."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_twice_gives_the_bytes_of_one_session(
+    kind: str, chain: Any, as_input: Any, run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    case = KINDS[kind]
+    # 24 steps logged every fourth; 10 to 15 of them are an epoch, so that the second stop falls into the second.
+    train = {"max_steps": STEPS, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 4}
+    config = {"train": train, **({"model": MODEL} if kind == "pretrain" else {}), **case.get("config", {})}
+    source = chain.recipe.parent / case["data"]
+
+    def run(out: Path, **more: Any) -> Any:
+        inputs = {case["as"]: as_input(chain[case["input"]])}
+        return run_stage(kind, config, data={"data": source}, inputs=inputs, out=out, **more)
+
+    whole = run(tmp_path / "whole")
+    first = run(tmp_path / "cut", stopping=StopAfter(5), expect="stopped")
+    assert "stopped as asked at step 6 of 24" in str(first.outcome.problems[0])
+    second = run(tmp_path / "cut", stopping=StopAfter(11), expect="stopped")
+    assert "resumes at step 6 of 24" in second.notes
+    # Another micro-batch would change rounding, but how often checkpoints are saved changes nothing.
+    last = run(tmp_path / "cut", compute={"checkpoint_every_s": 1e-9})
+    assert "resumes at step 18 of 24" in last.notes
+    assert _facts(last.outcome.result) == _facts(whole.outcome.result)
+    assert _hashes(tmp_path / "cut" / "payload") == _hashes(tmp_path / "whole" / "payload")
+
+
+def _facts(result: Any) -> dict[str, Any]:
+    """Return what a stage reports but for the seconds it took."""
+    return {name: value for name, value in vars(result).items() if name != "trainer_seconds"}
