@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -75,14 +75,15 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, title: st
         built.add_column(
             column.title,
             justify="right" if column.right else "left",
-            no_wrap=not column.fold,
-            overflow="ellipsis" if column.shorten else "fold",
+            no_wrap=not (column.fold or column.shorten),  # what may not wrap keeps its width
             style="" if column.style == "status" else column.style,
         )
     for row in rows:
         cells: list[RenderableType] = []
         for column, cell in zip(columns, row, strict=True):
-            cells.append(Text(cell, style=_STATUS_STYLES.get(cell, "")) if column.style == "status" else Text(cell))
+            style = _STATUS_STYLES.get(cell, "") if column.style == "status" else ""
+            overflow: Literal["ellipsis", "fold"] = "ellipsis" if column.shorten else "fold"
+            cells.append(Text(cell, style=style, no_wrap=column.shorten or None, overflow=overflow))
         built.add_row(*cells)
     return built
 

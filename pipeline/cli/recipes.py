@@ -39,22 +39,21 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run what a recipe still misses; resumes what was cut off."""
-    from pipeline.preflight import check_plan
-
     made, where = _plan(recipe, override, only, until, force, store, profile)
     if dry_run:
         _print_plan(made, where, as_json=as_json)
     else:
-        check_plan(made, where)
         run_and_print(made, where, recipe, as_json=as_json)
 
 
 def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool) -> None:
-    """Execute a plan before the user's eyes; with JSON, progress goes to standard error."""
+    """Check and execute a plan before the user's eyes; with JSON, progress goes to standard error."""
     from pipeline.display import display, print_report, report_data
+    from pipeline.preflight import check_plan
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
 
+    check_plan(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
         report = execute(made, where, view)
     if as_json:

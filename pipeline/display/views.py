@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BAR_WIDTH = 28
 LINE_EVERY_S = 10.0
 """Longest silence, and shortest time between two progress lines, where there is no terminal."""
+_MARKS = {"done": ("✓", "green"), "failed": ("✗", "bold red")}
 
 
 @dataclass
@@ -192,13 +193,17 @@ class LiveDisplay(Display):
 
     def line(self, text: str, *, mark: str = "", style: str = "") -> None:
         """Print one line above the bar."""
+        from rich.table import Table
         from rich.text import Text
 
-        built = Text()
-        if mark:
-            built.append({"done": "✓ ", "failed": "✗ "}[mark], style={"done": "green", "failed": "bold red"}[mark])
-        built.append(text, style=style)
-        self.console.print(built)
+        words = Text(text, style=style, overflow="fold")
+        if not mark:
+            self.console.print(words)
+            return
+        sign, colour = _MARKS[mark]
+        row = Table.grid(padding=(0, 1, 0, 0))
+        row.add_row(Text(sign, style=colour), words)
+        self.console.print(row)
 
     def refresh(self, *, changed: bool = False) -> None:
         """Start drawing; a clock redraws from then on."""

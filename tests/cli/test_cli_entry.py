@@ -1,0 +1,185 @@
+"""The command as a process: what it imports, how it ends, and that its reference is current."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from pipeline import __version__
+from pipeline.artifacts import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "numpy", "scipy", "matplotlib", "fsspec"}
+
+# Calls the entry point, then tells which modules were loaded.
+IMPORTS = """
+import json, sys
+sys.argv[0] = "trueup"
+from pipeline.cli import main
+try:
+    main()
+except SystemExit as ended:
+    code = ended.code
+print(json.dumps({"code": code, "modules": sorted(sys.modules)}), file=sys.stderr)
+"""
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in ("TRUEUP_STORE", "TRUEUP_DEBUG")}
+    return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+
+def _process(*args: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "pipeline.cli", *args]
+    return subprocess.run(line, cwd=cwd, env=_environment(), capture_output=True, text=True, check=False, **options)
+
+
+def _imported(*args: str, cwd: Path) -> set[str]:
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *args], cwd=cwd, env=_environment(), capture_output=True, text=True, check=True
+    )
+    told = json.loads(ended.stderr.splitlines()[-1])
+    assert told["code"] == 0, ended.stderr
+    return {name.partition(".")[0] for name in told["modules"]}
+
+
+def test_help_imports_nothing_but_the_command(tmp_path: Path) -> None:
+    assert not _imported("--help", cwd=tmp_path) & {*HEAVY, "pydantic", "rich", "ruamel"}
+    assert not _imported("run", "--help", cwd=tmp_path) & {*HEAVY, "rich", "ruamel"}
+
+
+def test_ls_and_show_import_nothing_heavy(stocked: Store, tmp_path: Path) -> None:
+    assert not _imported("ls", cwd=tmp_path) & HEAVY
+    assert not _imported("show", "report", cwd=tmp_path) & HEAVY
+    assert not _imported("lineage", "report", cwd=tmp_path) & HEAVY
+
+
+@pytest.mark.parametrize("verb", ["plan", "check"])
+def test_planning_imports_nothing_heavy(tiny_recipe: Path, verb: str) -> None:
+    assert not _imported(verb, tiny_recipe.name, cwd=tiny_recipe.parent) & HEAVY
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert _process("--version", cwd=tmp_path).stdout == f"trueup {__version__}\n"
+    shown = _process("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    topics = [line for line in shown.stdout.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert topics == ["Options:", "Recipes:", "Store:", "Checkpoints:", "Set-up:"]
+    assert _process(cwd=tmp_path).stdout == shown.stdout
+
+
+def test_exit_codes_of_the_process(stocked: Store, tmp_path: Path) -> None:
+    assert _process("ls", cwd=tmp_path).returncode == 0
+    assert _process("show", "nothing", cwd=tmp_path).returncode == 2
+    (stocked.artifacts("rm")[0].path / "head.txt").write_text("xx")
+    assert _process("verify", cwd=tmp_path).returncode == 1
+
+
+def test_a_reader_that_leaves_a_pipe_is_no_error(stocked: Store, tmp_path: Path) -> None:
+    line = f"{sys.executable} -m pipeline.cli ls --json | head -n 1; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == ["[", "0"]
+    assert ended.stderr == ""
+
+
+def test_ctrl_c_says_stopped(stocked: Store, tmp_path: Path) -> None:
+    # `generate` waits for its prompt on standard input; SIGINT comes half a second later.
+    script = (
+        "import os, signal, sys, threading\n"
+        "from pipeline.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "sys.argv = ['trueup', 'generate', 'sft']\n"
+        "main()\n"
+    )
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=_environment(),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    waiting.wait(timeout=60)
+    _, told = waiting.communicate()
+    assert waiting.returncode == 130
+    assert told.strip() == "stopped"
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(
+    trueup: Callable[..., Result], tmp_path: Path
+) -> None:
+    args = ("schema", "--out", "missing/recipe.json")
+    told = trueup(*args)
+    assert told.exit_code == 1
+    assert told.stderr == (
+        "FileNotFoundError: [Errno 2] No such file or directory: 'missing/recipe.json'; "
+        "run with --debug for the traceback\n"
+    )
+    for line in (("--debug", *args), (*args, "--debug")):
+        assert "Traceback (most recent call last)" in trueup(*line).stderr
+    assert "Traceback" in trueup(*args, env={"TRUEUP_DEBUG": "1"}).stderr
+
+
+def test_debug_shows_the_traceback_of_a_problem_too(trueup: Callable[..., Result], stocked: Store) -> None:
+    assert "Traceback" not in trueup("show", "none").stderr
+    told = trueup("show", "none", "--debug")
+    assert "Traceback" in told.stderr
+    assert told.exit_code == 2
+
+
+def test_the_reference_is_current(trueup: Callable[..., Result]) -> None:
+    current = trueup("docs").stdout
+    assert current == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), "run `make docs`"
+    for verb in ("run", "plan", "check", "new", "schema", "ls", "show", "lineage", "diff", "verify", "tag", "gc"):
+        assert f"### trueup {verb}\n" in current
+    for verb in ("push", "pull", "generate", "chat", "evaluate", "compare", "doctor"):
+        assert f"### trueup {verb}\n" in current
+    assert "trueup docs" not in current
+
+
+def test_completion_scripts_can_be_shown(tmp_path: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli"],
+        cwd=tmp_path,
+        env={**_environment(), "_TRUEUP_COMPLETE": "source_bash"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "_TRUEUP_COMPLETE=complete_bash" in shown.stdout
+
+
+def test_refs_and_recipes_are_completed(stocked: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("stages: {}\n")
+
+    def completions(line: str) -> list[str]:
+        ended = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli"],
+            cwd=tmp_path,
+            env={
+                **_environment(),
+                "_TRUEUP_COMPLETE": "complete_bash",
+                "COMP_WORDS": line,
+                "COMP_CWORD": str(len(line.split(" ")) - 1),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return ended.stdout.split()
+
+    assert completions("trueup show s") == ["sft"]
+    assert completions("trueup show sft@") == ["sft@v1", "sft@v2"]
+    assert completions("trueup plan m") == ["mine.yaml"]
+    assert completions("trueup li") == ["lineage"]

@@ -1,0 +1,247 @@
+"""Verbs on recipes: what is planned, checked, written; and a run whose stages are all in the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from pipeline.recipe import json_schema
+
+Trueup = Callable[..., Result]
+STAGES = ["tokenizer", "base", "sft", "rm", "dpo", "report"]
+
+
+@pytest.fixture
+def finished(trueup: Trueup, chain: Any, tmp_path: Path) -> Path:
+    """A copy of the finished tiny chain, its store beside it; returns its recipe."""
+    shutil.copytree(chain.recipe.parent, tmp_path / "world")
+    shutil.copytree(chain.store.root, tmp_path / "store")
+    return tmp_path / "world" / "tiny.yaml"
+
+
+def test_plan_says_why_everything_would_run(trueup: Trueup, tiny_recipe: Path) -> None:
+    lines = trueup("plan", tiny_recipe).stdout.splitlines()
+    assert [line.split() for line in lines[1:7]] == [
+        [name, kind, "pending", "never", "run"]
+        for name, kind in zip(STAGES, ["tokenizer", "pretrain", "sft", "reward", "dpo", "evaluate"], strict=True)
+    ]
+    assert lines[-1] == "6 stages: 6 pending"
+
+
+def test_plan_json(trueup: Trueup, tiny_recipe: Path, tmp_path: Path) -> None:
+    told = json.loads(trueup("plan", tiny_recipe, "--json").stdout)
+    assert told["store"] == str(tmp_path / "store")
+    assert told["pending"] == STAGES
+    base = told["stages"][1]
+    assert set(base) == {
+        "name", "kind", "status", "why", "fingerprint", "ref", "seed", "inputs", "data"
+    }  # fmt: skip
+    assert (base["seed"], base["ref"], base["data"]["data"]["rows"]) == (7, None, 240)
+    assert base["inputs"]["tokenizer"][0]["fingerprint"] == told["stages"][0]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        (["--until", "sft"], ["tokenizer", "base", "sft"]),
+        (["--only", "tokenizer"], ["tokenizer"]),
+        (["--until", "dpo", "--set", "stages.dpo.model=base"], ["tokenizer", "base", "dpo"]),
+    ],
+)
+def test_plan_of_a_part(trueup: Trueup, tiny_recipe: Path, options: list[str], stages: list[str]) -> None:
+    told = json.loads(trueup("plan", tiny_recipe, *options, "--json").stdout)
+    assert [stage["name"] for stage in told["stages"]] == stages
+
+
+def test_the_store_of_a_recipe_is_used_when_nothing_else_is_said(
+    trueup: Trueup, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    tiny_recipe.write_text(f"store: kept/here\n{tiny_recipe.read_text()}")
+    assert json.loads(trueup("plan", tiny_recipe, "--json").stdout)["store"] == str(tmp_path / "kept/here")
+    told = trueup("plan", tiny_recipe, "--json", "--store", "other")
+    assert json.loads(told.stdout)["store"] == str(tmp_path / "other")
+    told = trueup("plan", tiny_recipe, "--json", env={"TRUEUP_STORE": "third"})
+    assert json.loads(told.stdout)["store"] == str(tmp_path / "third")
+
+
+def test_a_change_shows_what_has_to_run_again(trueup: Trueup, finished: Path) -> None:
+    rows = [line.split(None, 3) for line in trueup("plan", finished).stdout.splitlines()[1:7]]
+    assert [row[2:] for row in rows] == [["cached", f"{name}@v1"] for name in STAGES]
+    told = json.loads(trueup("plan", finished, "--set", "stages.dpo.train.beta=0.25", "--json").stdout)
+    why = {stage["name"]: (stage["status"], stage["why"]) for stage in told["stages"]}
+    assert why["rm"] == ("cached", [])
+    assert why["dpo"] == ("pending", ["train.beta 0.5 → 0.25"])
+    assert why["report"] == ("pending", ["input models: dpo changed"])
+    forced = json.loads(trueup("plan", finished, "--force", "dpo", "--json").stdout)
+    assert forced["pending"] == ["dpo", "report"]
+
+
+def test_a_run_with_nothing_to_do_ends_in_the_table_the_report_and_the_next_commands(
+    trueup: Trueup, finished: Path
+) -> None:
+    result = trueup("run", finished)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("nothing to run: every stage is in the store")
+    start = next(i for i, line in enumerate(lines) if line.startswith("stage "))
+    table = [line.split() for line in lines[start + 1 : start + 7]]
+    assert [row[:4] for row in table][::5] == [
+        ["tokenizer", "tokenizer@v1", "tokenizer", "cached"],
+        ["report", "report@v1", "evaluate", "cached"],
+    ]
+    assert any(line.startswith("0 made, 6 from the store, in ") for line in lines)
+    header = lines[lines.index("report@v1") + 1]
+    assert "win rate vs sft" in header
+    rows = [line.split("  ")[0] for line in lines[lines.index("report@v1") + 2 :][:4]]
+    assert rows == ["base", "sft", "sft (greedy)", "dpo"]
+    assert lines[lines.index("next:") + 1 :] == [
+        "  trueup chat dpo",
+        "  trueup show report",
+        "  trueup lineage dpo",
+        f"  trueup run {finished} --set stages.dpo.train.beta=0.25",
+    ]
+
+
+def test_next_commands_name_a_store_they_would_not_find(trueup: Trueup, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").rename(tmp_path / "other")
+    assert "  trueup chat dpo --store other\n" in trueup("run", finished, "--store", "other").stdout
+
+
+def test_run_json_is_all_there_is_on_standard_output(trueup: Trueup, finished: Path) -> None:
+    told = json.loads(trueup("run", finished, "--json").stdout)
+    assert [(stage["name"], stage["status"], stage["ref"]) for stage in told["stages"]] == [
+        (name, "cached", f"{name}@v1") for name in STAGES
+    ]
+    assert told["reports"]["report"]["baseline"] == "sft"
+    assert set(told) == {"store", "run_dir", "seconds", "stages", "reports"}
+
+
+def test_a_dry_run_writes_nothing_into_the_store(trueup: Trueup, tiny_recipe: Path, tmp_path: Path) -> None:
+    assert trueup("run", tiny_recipe, "--dry-run").stdout == trueup("plan", tiny_recipe).stdout
+    assert not list((tmp_path / "store").glob("[!.]*"))
+    assert not (tmp_path / "store" / ".runs").exists()
+
+
+def test_check_counts_what_it_read(trueup: Trueup, tiny_recipe: Path) -> None:
+    # 240 texts, 240 demonstrations, 160 + 60 pairs, 24 prompts.
+    told = trueup("check", tiny_recipe)
+    assert told.stdout == f"{tiny_recipe}: 6 stages, 724 rows in 5 data sources: no problems\n"
+    assert json.loads(trueup("check", tiny_recipe, "--json").stdout) == {
+        "ok": True,
+        "problems": [],
+        "stages": 6,
+        "notes": [],
+    }
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_a_bad_row_is_found_before_anything_runs(trueup: Trueup, tiny_recipe: Path, verb: str, tmp_path: Path) -> None:
+    demos = tiny_recipe.parent / "demos.jsonl"
+    demos.write_text(demos.read_text() + '{"messages": [{"role": "user"}]}\n')
+    result = trueup(verb, tiny_recipe)
+    assert result.exit_code == 2
+    assert "demos.jsonl:241" in result.stderr
+    assert not (tmp_path / "store" / ".runs").exists()
+
+
+def test_schema_is_that_of_the_registered_kinds(trueup: Trueup, tmp_path: Path) -> None:
+    assert json.loads(trueup("schema").stdout) == json_schema()
+    told = trueup("schema", "--out", "recipe.json").stdout
+    assert told.splitlines()[1] == "  # yaml-language-server: $schema=recipe.json"
+    assert json.loads((tmp_path / "recipe.json").read_text()) == json_schema()
+
+
+ROWS = {
+    "corpus": [{"text": f"text {i}"} for i in range(200)],
+    "demonstrations": [{"prompt": f"question {i}", "completion": "answer"} for i in range(40)],
+    "preferences": [{"prompt": f"question {i}", "chosen": "good", "rejected": "bad"} for i in range(40)],
+    "prompts": [{"prompt": f"question {i}"} for i in range(10)],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stages"),
+    [
+        ("sft", ["sft"]),
+        ("dpo", ["sft", "rm", "dpo", "report"]),
+        ("chain", ["tokenizer", "base", "sft", "rm", "dpo", "report"]),
+    ],
+)
+def test_every_starter_is_sound(
+    trueup: Trueup, tmp_path: Path, write_jsonl: Callable[..., Path], kind: str, stages: list[str]
+) -> None:
+    told = trueup("new", "mine.yaml", "--kind", kind)
+    assert told.stdout.splitlines() == [
+        "wrote mine.yaml",
+        "",
+        "next:",
+        "  put your rows where `data:` says, or change the paths",
+        "  trueup check mine.yaml",
+        "  trueup run mine.yaml",
+    ]
+    assert "trueup run   mine.yaml" in (tmp_path / "mine.yaml").read_text()
+    missing = trueup("check", "mine.yaml")
+    assert missing.exit_code == 2
+    assert all("data/" in line and "does not exist" in line for line in missing.stderr.splitlines())
+    (tmp_path / "data").mkdir()
+    for name, rows in ROWS.items():
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", rows)
+    checked = trueup("check", "mine.yaml", "--json")
+    assert checked.exit_code == 0, checked.output
+    planned = json.loads(trueup("plan", "mine.yaml", "--json").stdout)
+    assert [stage["name"] for stage in planned["stages"]] == stages
+
+
+def test_the_default_starter_is_sft_in_recipe_yaml(trueup: Trueup, tmp_path: Path) -> None:
+    assert json.loads(trueup("new", "--json").stdout) == {"files": ["recipe.yaml"], "recipe": "recipe.yaml"}
+    (tmp_path / "recipe.yaml").write_text("mine\n")
+    assert trueup("new").exit_code == 2
+    assert (tmp_path / "recipe.yaml").read_text() == "mine\n"
+    assert trueup("new", "--overwrite").exit_code == 0
+    assert "kind: sft" in (tmp_path / "recipe.yaml").read_text()
+
+
+def test_an_example_is_copied_with_its_data_and_can_be_planned(trueup: Trueup, tmp_path: Path) -> None:
+    told = trueup("new", "--example", "quickstart", "mine")
+    assert told.exit_code == 0, told.output
+    assert told.stdout.splitlines()[-3:] == [
+        "  cd mine",
+        "  trueup plan recipes/quickstart.yaml",
+        "  trueup run recipes/quickstart.yaml",
+    ]
+    root = Path(__file__).resolve().parents[2]
+    shipped = {p.relative_to(root) for p in (root / "data" / "quickstart").rglob("*") if p.is_file()}
+    shipped = {path for path in shipped if "__pycache__" not in path.parts} | {Path("recipes/quickstart.yaml")}
+    copied = {p.relative_to(tmp_path / "mine") for p in (tmp_path / "mine").rglob("*") if p.is_file()}
+    assert copied == shipped
+    assert all((tmp_path / "mine" / path).read_bytes() == (root / path).read_bytes() for path in copied)
+    planned = trueup("plan", "mine/recipes/quickstart.yaml", "--json")
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["pending"][-1] == "report"
+    again = trueup("new", "--example", "quickstart", "mine")
+    assert again.exit_code == 2
+    assert "exists" in again.stderr
+
+
+def test_examples_are_read_from_an_installed_package(
+    trueup: Trueup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.scaffold
+
+    package = tmp_path / "site-packages" / "pipeline"
+    (package / "_shipped" / "recipes").mkdir(parents=True)
+    (package / "_shipped" / "data" / "small").mkdir(parents=True)
+    (package / "_shipped" / "recipes" / "small.yaml").write_text("stages: {}\n")
+    (package / "_shipped" / "data" / "small" / "rows.jsonl").write_text("{}\n")
+    monkeypatch.setattr(pipeline.scaffold, "_PACKAGE", package)
+    told = trueup("new", "--example", "small")
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "small" / "recipes" / "small.yaml").is_file()
+    assert (tmp_path / "small" / "data" / "small" / "rows.jsonl").is_file()
+    assert trueup("new", "--example", "smal").stderr == "no example `smal`, one of small; did you mean `small`?\n"

@@ -1,0 +1,239 @@
+"""Verbs on the store, on real artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.refs import tags
+
+Trueup = Callable[..., Result]
+
+
+def _lines(result: Result) -> list[list[str]]:
+    return [line.split() for line in result.stdout.splitlines()]
+
+
+def test_ls_lists_every_version_by_name(trueup: Trueup, stocked: Store) -> None:
+    result = trueup("ls")
+    assert result.exit_code == 0
+    header, *rows = _lines(result)
+    assert header[:3] == ["artifact", "kind", "fingerprint"]
+    assert [row[0] for row in rows] == ["dpo@v1", "report@v1", "rm@v1", "sft@v1", "sft@v2"]
+    assert result.stdout.splitlines()[-1].endswith("loss 1.25")
+
+
+def test_ls_of_one_name(trueup: Trueup, stocked: Store) -> None:
+    assert [row["ref"] for row in json.loads(trueup("ls", "sft", "--json").stdout)] == ["sft@v1", "sft@v2"]
+
+
+def test_ls_json_has_stable_keys(trueup: Trueup, stocked: Store) -> None:
+    trueup("tag", "sft@v1", "champion")
+    row = next(row for row in json.loads(trueup("ls", "--json").stdout) if row["ref"] == "sft@v1")
+    assert set(row) == {
+        "ref", "name", "version", "kind", "makes", "fingerprint", "created", "bytes", "files", "seconds", "tokens",
+        "metrics", "tags", "summary", "path",
+    }  # fmt: skip
+    assert row["tags"] == ["champion"]
+    assert row["version"] == 1
+    assert row["metrics"] == {"loss": 1.5}
+
+
+def test_ls_of_an_empty_store(trueup: Trueup, tmp_path: Path) -> None:
+    result = trueup("ls")
+    assert result.stdout == f"no artifacts in {tmp_path / 'store'}\n"
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_the_store_is_the_option_or_the_variable(trueup: Trueup, stocked: Store, tmp_path: Path, how: str) -> None:
+    other = tmp_path / "elsewhere"
+    stocked.root.rename(other)
+    given = ["--store", str(other)] if how == "option" else []
+    result = trueup("ls", "rm", "--json", *given, env={"TRUEUP_STORE": str(other)} if how == "variable" else None)
+    assert [row["ref"] for row in json.loads(result.stdout)] == ["rm@v1"]
+
+
+def test_the_option_wins_over_the_variable(trueup: Trueup, stocked: Store, tmp_path: Path) -> None:
+    result = trueup("ls", "--store", "none", env={"TRUEUP_STORE": str(stocked.root)})
+    assert result.stdout == f"no artifacts in {tmp_path / 'none'}\n"
+
+
+def test_show_tells_origin_data_settings_and_files(trueup: Trueup, stocked: Store) -> None:
+    text = trueup("show", "sft").stdout
+    for line in (
+        "artifact     sft@v2",
+        "  data  demos: 1,200 rows, 3 left out, dddddddddddd (demos.jsonl)",
+        "  train.learning_rate  0.002",
+        "  loss  1.25",
+    ):
+        assert line in text.splitlines()
+    assert "  weights.txt" in text
+    assert "  model  sft@v2 (sft)" in trueup("show", "dpo").stdout.splitlines()
+
+
+def test_show_of_a_report_begins_with_its_table(trueup: Trueup, stocked: Store) -> None:
+    lines = trueup("show", "report").stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("model "))
+    assert "win rate vs sft" in lines[start]
+    assert lines[start + 1].startswith("sft")
+    assert "baseline" in lines[start + 1]
+    assert "62.5 % [25.0, 100.0]" in lines[start + 2]
+    page = stocked.artifacts("report")[0].path.relative_to(Path.cwd()) / "report.md"
+    assert f"report: {page}" in lines
+    assert "  models  sft@v2 (sft), dpo@v1 (dpo)" in lines
+
+
+def test_show_path_and_json(trueup: Trueup, stocked: Store) -> None:
+    artifact = stocked.artifacts("dpo")[0]
+    assert trueup("show", "dpo", "--path").stdout == f"{artifact.path}\n"
+    shown = json.loads(trueup("show", "dpo", "--json").stdout)
+    assert shown["manifest"] == artifact.manifest.model_dump(mode="json")
+
+
+def test_lineage_goes_up_to_the_data_and_down_to_the_report(trueup: Trueup, stocked: Store) -> None:
+    up = trueup("lineage", "dpo").stdout.splitlines()
+    assert up[0].startswith("dpo@v1  dpo")
+    assert "model: sft@v2" in up[1]
+    assert "data: demos, 1,200 rows" in up[2]
+    down = json.loads(trueup("lineage", "sft@v2", "--down", "--json").stdout)
+    assert [(child["field"], child["ref"]) for child in down["children"]] == [
+        ("model", "dpo@v1"),
+        ("models", "report@v1"),
+        ("model", "rm@v1"),
+    ]
+    assert "demos" not in trueup("lineage", "sft@v2", "--down").stdout
+
+
+def test_diff_shows_settings_and_by_how_much_metrics_changed(trueup: Trueup, stocked: Store) -> None:
+    result = trueup("diff", "sft@v1", "sft@v2")
+    rows = _lines(result)
+    assert rows[0] == ["section", "key", "sft@v1", "sft@v2", "change"]
+    assert ["config", "train.learning_rate", "0.001", "0.002"] in rows
+    assert ["metrics", "loss", "1.5", "1.25", "-0.25"] in rows
+    assert "payload: different bytes" in result.stdout.splitlines()
+    assert "weights.txt" not in result.stdout
+    assert "weights.txt" in trueup("diff", "sft@v1", "sft@v2", "--all").stdout
+
+
+def test_diff_of_an_artifact_with_itself(trueup: Trueup, stocked: Store) -> None:
+    lines = trueup("diff", "sft", "sft@v2").stdout.splitlines()
+    assert lines == [
+        "sft@v2 and sft@v2 agree in configuration, inputs, data and metrics",
+        "",
+        "payload: the same bytes",
+    ]
+
+
+def test_diff_json(trueup: Trueup, stocked: Store) -> None:
+    found = json.loads(trueup("diff", "sft@v1", "sft@v2", "--json").stdout)
+    assert (found["before"], found["after"], found["same_payload"]) == ("sft@v1", "sft@v2", False)
+    change = {"section": "metrics", "key": "loss", "before": 1.5, "after": 1.25}
+    assert change in found["changes"]
+
+
+def test_verify_finds_a_changed_byte(trueup: Trueup, stocked: Store) -> None:
+    assert trueup("verify").exit_code == 0
+    artifact = stocked.artifacts("dpo")[0]
+    (artifact.path / "weights.txt").write_text("dpX")
+    result = trueup("verify")
+    assert result.exit_code == 1
+    assert [row[:2] for row in _lines(result)][1:3] == [["dpo@v1", "damaged"], ["report@v1", "ok"]]
+    assert "`weights.txt` has sha256" in result.stderr
+    assert trueup("verify", "sft@v1", "rm").exit_code == 0
+    found = {row["ref"]: row["ok"] for row in json.loads(trueup("verify", "--json").stdout)}
+    assert found == {"dpo@v1": False, "report@v1": True, "rm@v1": True, "sft@v1": True, "sft@v2": True}
+
+
+def test_tags_are_set_listed_and_removed(trueup: Trueup, stocked: Store) -> None:
+    assert trueup("tag").stdout == f"no tags in {stocked.root}\n"
+    assert trueup("tag", "sft@v1", "champion").stdout == "sft:champion is sft@v1\n"
+    assert _lines(trueup("tag"))[1] == ["sft:champion", "sft@v1"]
+    assert json.loads(trueup("tag", "--json").stdout) == [{"tag": "sft:champion", "ref": "sft@v1"}]
+    assert trueup("show", "sft:champion", "--path").stdout.strip() == str(stocked.artifacts("sft")[0].path)
+    assert trueup("tag", "--remove", "sft:champion").stdout == "removed sft:champion\n"
+    assert tags(stocked) == {}
+
+
+def test_a_tag_can_be_removed_as_it_was_set(trueup: Trueup, stocked: Store) -> None:
+    trueup("tag", "sft@v1", "champion")
+    assert trueup("tag", "sft@v1", "champion", "--remove").stdout == "removed sft:champion\n"
+
+
+def test_gc_shows_and_asks_before_it_removes(trueup: Trueup, stocked: Store) -> None:
+    # sft@v1 is not the newest of its name and nothing was made from it: the only one that may go.
+    assert json.loads(trueup("gc", "--dry-run", "--json").stdout)["removed"] == ["sft@v1"]
+    asked = trueup("gc")
+    assert asked.exit_code == 2
+    assert asked.stderr == "nothing was removed: there is no terminal to ask at; give --yes to go on\n"
+    assert len(stocked.artifacts("sft")) == 2
+    done = trueup("gc", "--yes")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1].startswith("removed, ")
+    assert [artifact.ref for artifact in stocked.artifacts("sft")] == ["sft@v2"]
+    assert trueup("gc").stdout == "nothing to remove; 4 artifacts stay\n"
+
+
+def test_gc_keeps_what_has_a_tag(trueup: Trueup, stocked: Store) -> None:
+    trueup("tag", "sft@v1", "champion")
+    assert trueup("gc", "--yes").stdout == "nothing to remove; 5 artifacts stay\n"
+
+
+def test_push_and_pull_move_an_artifact_with_its_ancestors(trueup: Trueup, stocked: Store, tmp_path: Path) -> None:
+    pushed = json.loads(trueup("push", tmp_path / "remote", "dpo", "--json").stdout)
+    assert sorted(pushed["moved"]) == ["dpo@v1", "sft@v2"]
+    pulled = trueup("pull", tmp_path / "remote", "--store", "other")
+    assert pulled.stdout.splitlines()[-1].startswith(f"2 artifacts from {tmp_path / 'remote'}: ")
+    assert [artifact.ref for artifact in Store(tmp_path / "other").artifacts()] == ["dpo@v1", "sft@v2"]
+    again = trueup("pull", tmp_path / "remote", "dpo", "--no-ancestors", "--store", "other")
+    assert again.stdout.splitlines()[0] == "dpo@v1 was there already"
+
+
+def test_compare_pairs_the_answers_of_two_models(trueup: Trueup, stocked: Store) -> None:
+    # dpo against sft, by score: 2>1 won, 1=1 tied, 0<1 lost, 1>0 won: (2 + ½) / 4. Means 4/4 and 3/4.
+    # Correct: dpo 1,1,0,1 and sft 1,0,1,1: 3/4 each; task a 2/2 against 1/2, task b 1/2 against 2/2.
+    found = json.loads(trueup("compare", "dpo", "sft", "--json").stdout)[0]
+    assert (found["source"], found["prompts"], found["judge"]) == ("report@v1", 4, "gold")
+    assert found["win_rate"]["value"] == 0.625
+    assert (found["wins"], found["ties"], found["losses"]) == (2, 1, 1)
+    measures = {
+        each["name"]: (each["first"], each["second"], each["difference"]["value"]) for each in found["measures"]
+    }
+    assert measures == {
+        "score": (1.0, 0.75, 0.25),
+        "correct": (0.75, 0.75, 0.0),
+        "correct: a": (1.0, 0.5, 0.5),
+        "correct: b": (0.5, 1.0, -0.5),
+    }
+
+
+def test_compare_prints_the_difference_with_its_sign(trueup: Trueup, stocked: Store) -> None:
+    lines = trueup("compare", "dpo@v1", "sft", "--report", "report").stdout.splitlines()
+    assert lines[0] == "dpo@v1 against sft: 4 prompts of report@v1, judged by gold"
+    assert lines[1].startswith("win rate 62.5 % [")
+    assert lines[1].endswith("]: 2 won, 1 tied, 1 lost, p = 1")
+    assert [line.split()[:4] for line in lines if line.startswith("score")] == [["score", "1.00", "0.75", "+0.25"]]
+
+
+def test_compare_two_reports_pairs_shared_prompts(
+    trueup: Trueup, stocked: Store, commit: Callable[..., Artifact]
+) -> None:
+    old = stocked.artifacts("report")[0].path
+    rows = [json.loads(line) for line in (old / "samples.jsonl").read_text().splitlines()]
+    # The second report asks three of the four prompts in another order, and sft scores one more on each.
+    for row in rows:
+        row["answers"]["sft"]["score"] += 1
+    samples = "".join(f"{json.dumps(row)}\n" for row in (rows[2], rows[0], rows[1]))
+    files = {"report.json": (old / "report.json").read_text(), "samples.jsonl": samples}
+    commit(stocked, "report", "two", files, kind="evaluate", makes="report")
+    found = json.loads(trueup("compare", "report@v2", "report@v1", "--json").stdout)
+    sft = next(each for each in found if each["first"] == "sft in report@v2")
+    assert (sft["prompts"], sft["wins"], sft["win_rate"]["value"]) == (3, 3, 1.0)
+    assert next(m for m in sft["measures"] if m["name"] == "score")["difference"]["value"] == 1.0
+    dpo = next(each for each in found if each["first"] == "dpo in report@v2")
+    assert dpo["win_rate"]["value"] == 0.5
