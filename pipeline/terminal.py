@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
@@ -163,6 +164,12 @@ def age(created: str, now: datetime | None = None) -> str:
         if seconds < until:
             return f"{int(seconds // length)} {unit} ago"
     return created
+
+
+def shown_path(path: Path) -> str:
+    """Return a path relative to the current folder when it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 _FIRST = (

@@ -48,7 +48,8 @@ def run(
 
 def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool) -> None:
     """Check and execute a plan before the user's eyes; with JSON, progress goes to standard error."""
-    from pipeline.display import display, print_report, report_data
+    from pipeline.display.ending import print_report, report_data
+    from pipeline.display.views import display
     from pipeline.preflight import check_plan
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
@@ -181,7 +182,7 @@ def _plan(
 
 
 def _print_plan(made: Plan, where: Store, *, as_json: bool) -> None:
-    from pipeline.display import plan_data, print_plan
+    from pipeline.display.plans import plan_data, print_plan
     from pipeline.terminal import print_json
 
     if as_json:

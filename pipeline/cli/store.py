@@ -47,6 +47,7 @@ def ls(
 def show(
     ref: RefArgument,
     path: Annotated[bool, typer.Option("--path", help="Print only the folder, for scripts.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Of a report also settings and files.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,7 +63,7 @@ def show(
     elif as_json:
         print_json({**artifact_data(artifact, tags(where)), "manifest": artifact.manifest.model_dump(mode="json")})
     else:
-        print_artifact(artifact, tags(where))
+        print_artifact(artifact, tags(where), everything=everything)
 
 
 @verb(STORE)

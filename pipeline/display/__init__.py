@@ -1,19 +1,5 @@
-"""How a plan, a run and its end look on a terminal, and as plain lines where there is none.
+"""How plans, runs, artifacts and comparisons look on a terminal, and as plain lines where there is none.
 
-Owns what a person sees of a run. Knows nothing of how stages run: the runner calls it.
+Owns what a person sees. Knows nothing of how stages run: the runner calls a view. Import the module you need: this
+package imports none, so that listing artifacts does not load the runner.
 """
-
-from pipeline.display.ending import print_report, report_data
-from pipeline.display.plans import plan_data, print_plan
-from pipeline.display.views import Display, LiveDisplay, PlainDisplay, display
-
-__all__ = [
-    "Display",
-    "LiveDisplay",
-    "PlainDisplay",
-    "display",
-    "plan_data",
-    "print_plan",
-    "print_report",
-    "report_data",
-]

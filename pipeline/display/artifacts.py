@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts import Artifact, Manifest
-from pipeline.display.ending import print_evaluation, shown_path
-from pipeline.terminal import Column, age, console, duration, figure, print_table, size
+from pipeline.display.evaluations import print_evaluation
+from pipeline.terminal import Column, age, console, duration, figure, print_table, shown_path, size
 
 _COLUMNS = (
     Column("artifact", style="bold"),
@@ -73,12 +73,10 @@ def artifact_data(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, Any]
     }
 
 
-def print_artifact(artifact: Artifact, tags: Mapping[str, str]) -> None:
-    """Print all that is known of an artifact; a report begins with its table."""
+def print_artifact(artifact: Artifact, tags: Mapping[str, str], *, everything: bool = False) -> None:
+    """Print what is known of an artifact; a report ends in its tables, and its settings are shown when asked for."""
     manifest = artifact.manifest
-    if manifest.makes == "report":
-        print_evaluation(artifact)
-        print()
+    is_report = manifest.makes == "report"
     _section("", _facts(artifact, tags))
     _section("made from", _inputs(manifest))
     _section(
@@ -89,6 +87,13 @@ def print_artifact(artifact: Artifact, tags: Mapping[str, str]) -> None:
             for field, record in manifest.data.items()
         },
     )
+    if not is_report or everything:
+        _print_details(manifest)
+    if is_report:
+        print_evaluation(artifact)
+
+
+def _print_details(manifest: Manifest) -> None:
     _section("configuration", _flat(manifest.config.get("config", manifest.config)))
     _section("rows", {key: f"{count:,}" for key, count in manifest.rows.items()})
     _section("metrics", {key: figure(value) for key, value in sorted(manifest.metrics.items())})

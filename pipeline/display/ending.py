@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Artifact, Store
-from pipeline.runner import RunReport, StageDone
-from pipeline.terminal import Column, duration, figure, print_table
+from pipeline.artifacts import Store
+from pipeline.display.evaluations import print_evaluation
+from pipeline.terminal import Column, duration, figure, print_table, shown_path
+
+if TYPE_CHECKING:
+    from pipeline.runner import RunReport, StageDone
 
 _COLUMNS = (
     Column("stage"),
@@ -38,21 +41,6 @@ def print_report(report: RunReport, store: Store, recipe: Path | None) -> None:
         print("\nnext:")
         for command in commands:
             print(f"  {command}")
-
-
-def print_evaluation(artifact: Artifact) -> None:
-    """Print the final table of a report artifact and where its page is."""
-    from pipeline.evaluation.report import headline, read
-
-    file = artifact.path / "report.json"
-    if not file.is_file():
-        return
-    header, *rows = headline(read(file))
-    print(f"\n{artifact.ref}")
-    print_table([Column(header[0], style="bold"), *(Column(title, fold=True) for title in header[1:])], rows)
-    page = artifact.path / "report.md"
-    if page.is_file():
-        print(f"report: {shown_path(page)}")
 
 
 def next_commands(stages: Sequence[StageDone], store: Store, recipe: Path | None) -> list[str]:
@@ -105,12 +93,6 @@ def report_data(report: RunReport, store: Store) -> dict[str, Any]:
             if done.artifact.manifest.makes == "report" and (file := done.artifact.path / "report.json").is_file()
         },
     }
-
-
-def shown_path(path: Path) -> str:
-    """Return a path relative to the current folder when it is below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _row(done: StageDone) -> list[str]:

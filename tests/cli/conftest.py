@@ -18,11 +18,21 @@ REPORT = {
     "schema": 1,
     "baseline": "sft",
     "models": {
-        "sft": {"ref": "sft@v1", "gold": {"value": 0.75, "low": 0.25, "high": 1.0, "n": 4}},
+        "sft": {
+            "ref": "sft@v1",
+            "gold": {"value": 0.75, "low": 0.25, "high": 1.0, "n": 4},
+            "tasks": {"a": {"correct": {"value": 0.5, "low": 0.1, "high": 0.9, "n": 2}}},
+        },
         "dpo": {
             "ref": "dpo@v1",
             "win_rate": {"value": 0.625, "low": 0.25, "high": 1.0, "n": 4},
             "gold": {"value": 1.0, "low": 0.5, "high": 1.5, "n": 4},
+            "tasks": {
+                "a": {
+                    "correct": {"value": 1.0, "low": 0.3, "high": 1.0, "n": 2},
+                    "delta": {"value": 0.5, "low": -0.5, "high": 1.0, "n": 2, "p_value": 1.0},
+                }
+            },
         },
     },
 }

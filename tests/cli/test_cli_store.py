@@ -77,7 +77,7 @@ def test_show_tells_origin_data_settings_and_files(trueup: Trueup, stocked: Stor
     assert "  model  sft@v2 (sft)" in trueup("show", "dpo").stdout.splitlines()
 
 
-def test_show_of_a_report_begins_with_its_table(trueup: Trueup, stocked: Store) -> None:
+def test_show_of_a_report_ends_in_its_tables(trueup: Trueup, stocked: Store) -> None:
     lines = trueup("show", "report").stdout.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("model "))
     assert "win rate vs sft" in lines[start]
@@ -85,7 +85,13 @@ def test_show_of_a_report_begins_with_its_table(trueup: Trueup, stocked: Store) 
     assert "baseline" in lines[start + 1]
     assert "62.5 % [25.0, 100.0]" in lines[start + 2]
     page = stocked.artifacts("report")[0].path.relative_to(Path.cwd()) / "report.md"
-    assert f"report: {page}" in lines
+    assert lines[-1] == f"report: {page}"
+    assert [line.split() for line in lines[lines.index("correct answers by task") :][1:3]] == [
+        ["task", "prompts", "sft", "dpo"],
+        ["a", "2", "50", "%", "100", "%", "(+50)"],
+    ]
+    assert "files" not in lines
+    assert "files" in trueup("show", "report", "--all").stdout.splitlines()
     assert "  models  sft@v2 (sft), dpo@v1 (dpo)" in lines
 
 

@@ -12,8 +12,7 @@ from rich.console import Console
 from typer.testing import Result
 
 from pipeline.artifacts import Artifact, Store
-from pipeline.display import LiveDisplay, PlainDisplay, display
-from pipeline.display.views import Running
+from pipeline.display.views import LiveDisplay, PlainDisplay, Running, display
 from pipeline.errors import Problem
 from pipeline.plan import Plan, make_plan
 from pipeline.recipe import load

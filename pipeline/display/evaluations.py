@@ -1,0 +1,38 @@
+"""The final table of an evaluation."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.artifacts import Artifact
+from pipeline.terminal import Column, print_table, shown_path
+
+
+def print_evaluation(artifact: Artifact) -> None:
+    """Print the final table of a report artifact, correctness per task, and where its page is."""
+    from pipeline.evaluation.report import headline, read, task_table
+
+    file = artifact.path / "report.json"
+    if not file.is_file():
+        return
+    report = read(file)
+    print(f"\n{artifact.ref}")
+    _print_cells(headline(report))
+    if report.task_names:
+        print("\ncorrect answers by task")
+        _print_cells(task_table(report))
+    page = artifact.path / "report.md"
+    if page.is_file():
+        print(f"report: {shown_path(page)}")
+
+
+def _print_cells(cells: list[list[str]]) -> None:
+    header, *rows = cells
+    if sys.stdout.isatty():
+        rows = [[_breaking_before_brackets(cell) for cell in row] for row in rows]
+    print_table([Column(header[0], style="bold"), *(Column(title, fold=True) for title in header[1:])], rows)
+
+
+def _breaking_before_brackets(cell: str) -> str:
+    """Let ``74.2 % [70.1, 78.0]`` break before its interval only, where a narrow terminal makes it break."""
+    return cell.replace(", ", ",\u00a0").replace(" %", "\u00a0%")
