@@ -1,4 +1,4 @@
-"""A tiny world, a finished chain trained on it, and ways to run stages and commands: all real, small enough for seconds.
+"""A tiny world, a finished chain trained on it, and ways to run stages and commands: all real, done in seconds.
 
 The world: things have colours. A demonstration answers "which colour has the cat" with "it is red ."; the chosen side
 of a preference is such an answer, the rejected one is rude. Two layers of 32 units learn it in tens of steps.
@@ -55,9 +55,14 @@ stages:
     data: corpus
     tokenizer: tokenizer
     model:
-      {type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64, max_position_embeddings: 64}
+      type: llama
+      hidden_size: 32
+      num_hidden_layers: 2
+      num_attention_heads: 4
+      intermediate_size: 64
+      max_position_embeddings: 64
     train: {max_steps: 60, batch_size: 16, learning_rate: 1.0e-2}
-  sft: {kind: sft, data: demos, model: base, train: {epochs: 3, batch_size: 16, learning_rate: 5.0e-3}}
+  sft: {kind: sft, data: demos, model: base, train: {epochs: 4, batch_size: 16, learning_rate: 1.0e-2}}
   rm:
     kind: reward
     data: pairs
@@ -326,8 +331,8 @@ class Ran:
 def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
     """Run one stage in this process, as a job of the runner, and return what it did.
 
-    ``data`` maps a field to a file or a `DataSource`, ``inputs`` a field to one input or a list. ``expect`` is ``done``,
-    ``failed`` or ``stopped``.
+    ``data`` maps a field to a file or a `DataSource`, ``inputs`` a field to one input or a list. ``expect`` is
+    ``done``, ``failed`` or ``stopped``.
     """
     import torch
 

@@ -83,5 +83,5 @@ def test_precision_and_device_are_computes_matter(make_context: Any) -> None:
 
     if not torch.cuda.is_available():
         assert precision_of(make_context(precision="auto")) == "fp32"
-        with pytest.raises(PipelineError, match="no CUDA device; use `compute.device: auto`"):
+        with pytest.raises(PipelineError, match=r"no CUDA device; use `compute.device: auto`"):
             _arguments(make_context, compute={"device": "cuda"})

@@ -49,7 +49,7 @@ def test_the_rows_of_a_step_do_not_depend_on_the_micro_batch(micro_batch: int, e
     whole = _epoch(Batches(lengths, 6, 6, seed=4), epoch)
     parts = _epoch(Batches(lengths, 6, micro_batch, seed=4), epoch)
     per_step = 6 // micro_batch
-    joined = [sum(parts[i : i + per_step], []) for i in range(0, len(parts), per_step)]
+    joined = [[row for part in parts[i : i + per_step] for row in part] for i in range(0, len(parts), per_step)]
     assert joined == whole
 
 

@@ -153,7 +153,7 @@ def test_steps_of_a_run_by_hand() -> None:
     assert steps_of(batches, 2.5, None) == 8  # 7.5, to the even neighbour
     assert steps_of(batches, 0.1, None) == 1
     assert steps_of(batches, 1.0, 50) == 50
-    with pytest.raises(PipelineError, match="4 rows to train on, at least one batch of 10; lower train.batch_size"):
+    with pytest.raises(PipelineError, match=r"4 rows to train on, at least one batch of 10; lower train.batch_size"):
         steps_of(Batches([1] * 4, 10, 5, seed=0), 1.0, None)
 
 

@@ -1,0 +1,159 @@
+"""DPO: the margin over the reference grows towards what the labels say, and the reference is the start itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+Load = Callable[[Path], tuple[Any, Any]]
+TRAIN = {"max_steps": 16, "batch_size": 16, "learning_rate": 2e-3, "beta": 0.5}
+LORA = {"adapter": {"r": 4}, "train": {**TRAIN, "learning_rate": 1e-2}}
+
+
+def _margins(chain: Any, folder: Path, load_plain: Load, read_rows: Any, response_logprob: Any) -> list[float]:
+    """Implicit reward margins over β on held-out pairs, by plain forward passes: equation 7's argument."""
+    policy, tokenizer = load_plain(folder)
+    reference, _ = load_plain(chain["sft"].path)
+
+    def gain(row: dict[str, Any], side: str) -> float:
+        new, old = (response_logprob(m, tokenizer, row["prompt"], row[side]) for m in (policy, reference))
+        return new - old
+
+    rows = read_rows(chain.recipe.parent / "pairs_test.jsonl")[:24]
+    return [gain(row, "chosen") - gain(row, "rejected") for row in rows]
+
+
+@pytest.mark.parametrize(("order", "sign"), [("as they are", 1), ("swapped", -1)])
+@pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
+def test_the_margin_grows_towards_what_was_chosen(
+    order: str,
+    sign: int,
+    config: dict[str, Any],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    swapped_pairs: dict[str, Path],
+    load_plain: Load,
+    read_rows: Any,
+    response_logprob: Any,
+) -> None:
+    inputs = {"model": as_input(chain["sft"])}
+    ran = run_stage("dpo", config, data={"data": swapped_pairs[order]}, inputs=inputs)
+    # Policy and reference start as one model: every margin is 0 and the loss is -log σ(0) = ln 2.
+    assert ran.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert ran.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert ran.history[-1]["loss"] < 0.5
+    assert ran.history[-1]["rewards/margins"] > 0.5  # on its own labels
+    assert ran.history[-1]["rewards/accuracies"] > 0.9
+    margins = _margins(chain, ran.out, load_plain, read_rows, response_logprob)
+    assert sign * sum(margins) / len(margins) > 1
+    assert sum(sign * margin > 0 for margin in margins) > 0.9 * len(margins)
+
+
+@pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
+def test_reference_logprobs_are_those_of_a_plain_forward_pass(
+    config: dict[str, Any],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    load_plain: Load,
+    read_rows: Any,
+    response_logprob: Any,
+) -> None:
+    """With an adapter, switching it off must give the very start again."""
+    pairs = chain.recipe.parent / "pairs.jsonl"
+    short = {**config, "train": {**config["train"], "max_steps": 1}}
+    ran = run_stage("dpo", short, data={"data": pairs}, inputs={"model": as_input(chain["sft"])})
+    kept = json.loads((ran.work / "reference-train.json").read_text())
+    model, tokenizer = load_plain(chain["sft"].path)
+    rows = read_rows(pairs)
+    assert len(kept["ref_chosen_logps"]) == len(rows) == 160
+    for side in ("chosen", "rejected"):
+        expected = [response_logprob(model, tokenizer, row["prompt"], row[side]) for row in rows[:40]]
+        assert kept[f"ref_{side}_logps"][:40] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_second_loss_by_hand(
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    load_plain: Load,
+    read_rows: Any,
+    write_jsonl: Any,
+    tmp_path: Path,
+    response_logprob: Any,
+) -> None:
+    """After one step the loss is -log σ(β · margin) of that step's model (equation 7), β included."""
+    rows = read_rows(chain.recipe.parent / "pairs.jsonl")[:8]
+    pairs = write_jsonl(tmp_path / "p.jsonl", rows)
+    # A constant rate: with the default schedule the first of two steps would be another step than the first of one.
+    train = {"batch_size": 8, "learning_rate": 1e-3, "beta": 0.3, "lr_scheduler_type": "constant", "logging_steps": 1}
+    inputs = {"model": as_input(chain["sft"])}
+    one = run_stage("dpo", {"train": {**train, "max_steps": 1}}, data={"data": pairs}, inputs=inputs, name="one")
+    two = run_stage("dpo", {"train": {**train, "max_steps": 2}}, data={"data": pairs}, inputs=inputs, name="two")
+    policy, tokenizer = load_plain(one.out)
+    start, _ = load_plain(chain["sft"].path)
+    losses = []
+    for row in rows:
+        gain = {
+            side: response_logprob(policy, tokenizer, row["prompt"], row[side])
+            - response_logprob(start, tokenizer, row["prompt"], row[side])
+            for side in ("chosen", "rejected")
+        }
+        losses.append(math.log1p(math.exp(-0.3 * (gain["chosen"] - gain["rejected"]))))
+    assert two.history[1]["loss"] == pytest.approx(sum(losses) / 8, abs=1e-5)
+    assert two.history[1]["loss"] < math.log(2) - 1e-3
+
+
+def test_an_adapter_on_a_tuned_model_merges_and_keeps_its_parents(
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    load_plain: Load,
+    probe_logits: Callable[[Any], torch.Tensor],
+) -> None:
+    data = chain.recipe.parent
+    sft = run_stage(
+        "sft",
+        {"adapter": {"r": 4}, "train": {"max_steps": 12, "batch_size": 16, "learning_rate": 2e-2}},
+        data={"data": data / "demos.jsonl"},
+        inputs={"model": as_input(chain["base"])},
+        name="tuned",
+    )
+    parent = sft.source.model_copy(update={"manifest": {"lineage": dict(sft.outcome.result.lineage)}})
+    dpo = run_stage("dpo", LORA, data={"data": data / "pairs.jsonl"}, inputs={"model": parent}, name="aligned")
+    base, _ = load_plain(chain["base"].path)
+    stacked = PeftModel.from_pretrained(base, sft.out / "adapter").merge_and_unload()
+    stacked = PeftModel.from_pretrained(stacked, dpo.out / "adapter")
+    made, _ = load_plain(dpo.out)
+    torch.testing.assert_close(probe_logits(made), probe_logits(stacked), atol=1e-4, rtol=0)
+    with stacked.disable_adapter():  # the reference of DPO: its parent, adapter and all
+        torch.testing.assert_close(probe_logits(stacked), probe_logits(load_plain(sft.out)[0]), atol=1e-4, rtol=0)
+    assert [text.partition(" on ")[0] for text in dpo.outcome.result.lineage["adapters"]] == ["tuned", "aligned"]
+
+
+def test_pairs_that_do_not_fit_are_left_out_and_counted(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any], read_rows: Any, write_jsonl: Any, tmp_path: Path
+) -> None:
+    rows = read_rows(chain.recipe.parent / "pairs.jsonl")[:10]
+    rows[2]["rejected"] = rows[7]["chosen"] = "the colour is red . " * 20
+    data = {"data": write_jsonl(tmp_path / "p.jsonl", rows)}
+    train = {"max_steps": 1, "batch_size": 8}
+    ran = run_stage("dpo", {"train": train}, data=data, inputs={"model": as_input(chain["sft"])})
+    assert ran.outcome.result.rows == {"train": 10, "held_out": 0, "dropped": 2}
+    assert "2 of 10 pairs are longer than 64 tokens and were left out" in ran.notes
+
+
+def test_held_out_pairs_are_measured_against_the_same_reference(chain: Any) -> None:
+    manifest = chain["dpo"].manifest
+    assert manifest.rows["held_out"] > 0
+    assert manifest.metrics["eval_rewards/accuracies"] > 0.8
+    assert manifest.metrics["eval_rewards/margins"] > 0
+    assert f"{manifest.metrics['eval_rewards/accuracies']:.1%}" in manifest.summary
