@@ -141,3 +141,22 @@ def test_problems_of_an_evaluation_name_no_file_the_user_never_saw(trueup: Trueu
         f"data.prompts: `{tmp_path}/nope.jsonl` does not exist",
         "stage evaluation: gold: gold.py does not define `goold`; did you mean `gold`?",
     ]
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(chain: Any, as_input: Callable[..., Any]) -> None:
+    from pipeline.chatting import ChatLoop, load_checkpoint
+    from pipeline.models.chat_session import ChatSession, ReplyOptions
+
+    model, tokenizer = load_checkpoint(as_input(chain["sft"]))
+    shown: list[str] = []
+
+    def write(text: str) -> None:
+        shown.append(text)
+        if len(shown) == 2:  # the person presses Ctrl-C while the second piece is printed
+            raise KeyboardInterrupt
+
+    loop = ChatLoop(ChatSession(model, tokenizer, ReplyOptions(greedy=True)), write)
+    loop.run([ASK, "/settings"])
+    assert shown[2:] == [" … (stopped)\n", "greedy, at most 256 tokens\n"]
+    assert [turn["role"] for turn in loop.session.history] == ["user", "assistant"]
+    assert loop.session.history[1]["content"] == "".join(shown[:2])
