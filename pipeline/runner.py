@@ -178,6 +178,7 @@ def _run_stage(
     ) as area:
         found = None if "forced" in planned.why else store.find(name, planned.fingerprint)
         if found is not None:
+            journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
             view.stage_cached(planned, found)
             return StageDone(planned, found, cached=True, seconds=0.0)
         resumed = any(area.scratch.iterdir())
@@ -193,9 +194,13 @@ def _run_stage(
             )
             view.stage_failed(planned, outcome.problems)
             raise _failure(name, outcome, stopped=outcome.stopped or stop.asked)
-        artifact = area.commit(
-            replace="forced" in planned.why, **_manifest_fields(plan, planned, job, outcome, outcome.result)
-        )
+        fields = _manifest_fields(plan, planned, job, outcome, outcome.result)
+        try:
+            artifact = area.commit(replace="forced" in planned.why, **fields)
+        except PipelineError as error:
+            journal.write("stage_failed", stage=name, problems=[str(p) for p in error.problems], stopped=False)
+            view.stage_failed(planned, error.problems)
+            raise _failure(name, Outcome(problems=error.problems), stopped=False) from None
     seconds = time.perf_counter() - started
     journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
     view.stage_done(planned, artifact, seconds)

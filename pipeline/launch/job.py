@@ -6,10 +6,13 @@ Owns the crossing between the runner's process (no torch) and the process a stag
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import multiprocessing.process
 import os
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -21,6 +24,9 @@ from pipeline.errors import Interrupted, PipelineError, Problem
 from pipeline.recipe import DataSource, load_function
 from pipeline.records import load
 from pipeline.stage import Data, Event, ResolvedInput, Rows, StageContext, StageResult, kind_of
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a run to stop."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +176,13 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
 def child_main(job: Job, channel: Channel) -> None:
     """Entry of a stage's child process: log to the stage's file, run, send the outcome.
 
-    SIGTERM asks the stage to save and stop; SIGINT is left to the parent; the process dies with its parent.
+    SIGTERM asks the stage to save and stop; SIGINT is left to the runner; the process dies with its runner.
     """
-    _die_with_parent()
+    _die_with_runner()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("a", buffering=1) as log:
         os.dup2(log.fileno(), 1)
@@ -190,13 +197,25 @@ def child_main(job: Job, channel: Channel) -> None:
             channel.send(outcome)
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies; elsewhere the closed pipe ends it at the next event."""
+def _die_with_runner() -> None:
+    """Kill this process when the runner's ends, however it ends: nobody is left to take its result.
+
+    The parent in the sense of the system is the warm process, which lives on as long as this one does; so a thread
+    waits for the runner, and Linux is asked to watch the warm process too.
+    """
+    runner = multiprocessing.parent_process()
+    if runner is not None:
+        threading.Thread(target=_die_after, args=(runner,), daemon=True).start()
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _die_after(runner: multiprocessing.process.BaseProcess) -> None:
+    runner.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _process_environment() -> dict[str, Any]:

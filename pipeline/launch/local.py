@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from pipeline.errors import Problem
-from pipeline.launch.job import Job, Outcome, child_main
+from pipeline.launch.job import STOP_SIGNALS, Job, Outcome, child_main
 from pipeline.stage import Event
 
 GRACE_S = 60.0
@@ -25,12 +27,22 @@ _context = multiprocessing.get_context("forkserver")
 
 
 def warm_up() -> None:
-    """Start the warm parent; returns at once, the imports go on beside the caller."""
+    """Start the warm parent; returns at once, the imports go on beside the caller.
+
+    It is started with SIGINT and SIGTERM blocked: a signal to the whole process group (Ctrl-C, `scancel`, a stopping
+    container) is the runner's to handle, and the stage in progress must live to save its state. A stage's child
+    unblocks them once it can answer.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     _context.set_forkserver_preload(["pipeline.launch.warm"])
-    multiprocessing.forkserver.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()  # else the warm parent starts it, which unblocks the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_job(job: Job, on_event: Callable[[Event], None], stopping: Callable[[], bool], poll_s: float = 0.1) -> Outcome:
