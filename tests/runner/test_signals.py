@@ -1,0 +1,143 @@
+"""Stopping the real command by signals: it saves, says so, leaves no process behind, and goes on when run again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.xdist_group("kill")
+
+LONG = ("--set", "stages.base.train.max_steps=400", "--until", "base")
+
+
+def _until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    """Wait for something to come true and return it."""
+    ends = time.monotonic() + timeout_s
+    while time.monotonic() < ends:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen in {timeout_s:g} s")
+
+
+def _members(session: int) -> list[psutil.Process]:
+    """Return the living processes of a session."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def _stage_process(session: int) -> psutil.Process:
+    """Return the stage's process: the child of the warm parent, which is the child that has one."""
+    (runner,) = [process for process in _members(session) if process.pid == session]
+    (stage,) = [grandchild for child in runner.children() for grandchild in child.children()]
+    return stage
+
+
+@pytest.fixture
+def training(
+    tmp_path: Path, tiny_recipe: Path, command: Any, journal: Any, request: pytest.FixtureRequest
+) -> tuple[subprocess.Popen[str], Path]:
+    """Start a run and wait until its `base` has trained for a moment and has a checkpoint."""
+    store = tmp_path / "store"
+    process = command.start("run", tiny_recipe, "--store", store, *LONG, cwd=tmp_path)
+    request.addfinalizer(lambda: _kill(process))
+    _until(lambda: list(store.glob(".work/base-*/work/seconds.json")), "a checkpoint")
+    return process, store
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    for member in _members(process.pid):
+        member.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("to", ["the command", "its whole group"])
+def test_sigterm_saves_stops_and_the_rerun_goes_on(
+    to: str, training: tuple[subprocess.Popen[str], Path], command: Any, journal: Any, tiny_recipe: Path
+) -> None:
+    process, store = training
+    (os.kill if to == "the command" else os.killpg)(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stage base: stopped as asked" in err and "run the same command again to resume" in err
+    assert "Traceback" not in out + err
+    assert "saving" in out
+    _until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
+    # The checkpoint is the one saved on request, at the very step it stopped at.
+    (failed,) = [event for event in journal(store) if event["event"] == "stage_failed"]
+    assert failed["stopped"] is True
+    (checkpoint,) = store.glob(".work/base-*/work/checkpoints/checkpoint-*")
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert f"stopped as asked at step {step} of 400" in failed["problems"][0]
+    assert not (store / "base").exists()
+    if to == "the command":
+        again = command("run", tiny_recipe, "--store", store, *LONG, cwd=tiny_recipe.parent)
+        assert again.returncode == 0, again.stderr
+        assert f"resumes at step {step} of 400" in again.stdout
+        assert len(list(store.glob("base/*/manifest.json"))) == 1
+        assert not list(store.glob(".work/base-*"))
+
+
+def test_ctrl_c_while_the_libraries_load_is_no_traceback(tmp_path: Path, tiny_recipe: Path, command: Any) -> None:
+    store = tmp_path / "store"
+    process = command.start("run", tiny_recipe, "--store", store, *LONG, cwd=tmp_path)
+    _until(lambda: list(store.glob(".runs/*/journal.jsonl")), "the start of the run")
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "stopped as asked" in err
+    assert "Traceback" not in out + err
+    _until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
+    assert not (store / "base").exists()  # the tokenizer may have been quicker than the signal
+
+
+def test_a_killed_stage_is_reported_and_keeps_its_checkpoints(
+    training: tuple[subprocess.Popen[str], Path], checkpoints: Any
+) -> None:
+    """What the kernel does when memory runs out."""
+    process, store = training
+    _stage_process(process.pid).kill()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stage base: its process was killed by signal 9; the system may have run out of memory" in err
+    assert "run again to resume" in err
+    assert "Traceback" not in out + err
+    assert list(store.glob(".work/base-*/work/checkpoints/checkpoint-*/trainer_state.json"))
+
+
+def test_a_stage_that_is_busy_dies_with_its_runner(tmp_path: Path, tiny_recipe: Path, chain: Any, command: Any) -> None:
+    """The runner alone is killed while the stage says nothing: no progress, no event, a sleeping user function."""
+    gold = tiny_recipe.parent / "gold.py"
+    marker = tmp_path / "asleep"
+    head = "def gold(completions, answer, **columns):\n"
+    asleep = f"    open({str(marker)!r}, 'w').close()\n    import time\n\n    time.sleep(600)\n"
+    assert head in gold.read_text()
+    gold.write_text(gold.read_text().replace(head, head + asleep))
+    # Everything but the report comes from a copy of the finished chain's store.
+    store = tmp_path / "store"
+    shutil.copytree(chain.store.root, store)
+    process = command.start("run", tiny_recipe, "--store", store, cwd=tmp_path)
+    try:
+        _until(marker.exists, "the sleep")
+        assert len(_members(process.pid)) >= 3
+        os.kill(process.pid, signal.SIGKILL)
+        _until(lambda: not _members(process.pid), "the end of every process", timeout_s=5)
+    finally:
+        _kill(process)
