@@ -1,0 +1,145 @@
+"""What enters a fingerprint, on the real kinds: every field that can change a result, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.plan.fingerprint import digest_of, payload
+from pipeline.recipe import Compute, StageSpec
+from pipeline.stage import KINDS, Code, Data, Input, Runtime, StageConfig
+from pipeline.trainer_fields import CONTROLLED, RUNTIME_TRAIN_FIELDS, TrainFields
+
+COMPLETE: dict[str, dict[str, Any]] = {
+    "tokenizer": {"data": "d"},
+    "pretrain": {"data": "d", "tokenizer": "t", "model": {"type": "llama"}},
+    "sft": {"data": "d", "model": "m"},
+    "reward": {"data": "d", "model": "m"},
+    "dpo": {"data": "d", "model": "m"},
+    "evaluate": {"data": "d", "models": ["m", "n"], "baseline": "m", "reward": "r"},
+}
+TRAINING = [name for name, fields in COMPLETE.items() if "train" in KINDS[name].config.model_fields]
+OTHER_VALUES: dict[str, Any] = {
+    "algorithm": None,  # there is only one
+    "special_tokens": ("<|x|>",),
+    "chat_template": "x",
+    "model": {"type": "gpt2"},
+    "adapter": {"r": 3},
+    "group_by": "kind",
+    "judge": "reward",
+    "greedy": ["n"],
+    "baseline": "n",
+    "limit": 5,
+    "title": "Other",
+}
+NESTED_VALUES: dict[str, Any] = {
+    "mode": "packed",
+    "order": "file",
+    "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "max_steps": 77,
+    "max_length": 99,
+    "targets": ["q_proj"],
+    "quantize": "4bit",
+    "alpha": 5,
+}
+
+
+def _fingerprint(kind: str, config: dict[str, Any], seed: int = 1, **compute: Any) -> str:
+    spec = StageSpec("s", kind, KINDS[kind].config.model_validate(config), seed, Compute(**compute), "r.yaml:1")
+    return digest_of(payload(spec, {}, {}, [Path()], trust_remote_code=False))
+
+
+def _different(name: str, value: Any) -> Any:
+    """Return another valid value of a simple field."""
+    if name in NESTED_VALUES:
+        return NESTED_VALUES[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value * 2 if value else 1
+    raise AssertionError(f"no other value known for `{name}` ({value!r}): add one to this test")
+
+
+def test_every_kind_is_covered() -> None:
+    assert set(COMPLETE) >= set(KINDS) - {"base", "tune", "judge"}
+
+
+def _own_fields() -> list[tuple[str, str]]:
+    marked = (Input, Data, Code, Runtime)
+    return [
+        (kind, name)
+        for kind in COMPLETE
+        for name, info in KINDS[kind].config.model_fields.items()
+        if name not in ("train", "algorithm") and not any(isinstance(item, marked) for item in info.metadata)
+    ]
+
+
+@pytest.mark.parametrize(("kind", "name"), _own_fields())
+def test_every_field_of_a_kind_changes_its_fingerprint(kind: str, name: str) -> None:
+    value = getattr(KINDS[kind].config.model_validate(COMPLETE[kind]), name)
+    other = OTHER_VALUES[name] if name in OTHER_VALUES else _different(name, value)
+    assert _fingerprint(kind, {**COMPLETE[kind], name: other}) != _fingerprint(kind, COMPLETE[kind])
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+def test_every_word_of_train_changes_the_fingerprint(kind: str) -> None:
+    train: type[StageConfig] = KINDS[kind].config.model_fields["train"].annotation  # type: ignore[assignment]
+    seen = {_fingerprint(kind, COMPLETE[kind])}
+    default = train()
+    for name in train.model_fields:
+        changed = {"train": {name: _different(name, getattr(default, name))}}
+        seen.add(_fingerprint(kind, {**COMPLETE[kind], **changed}))
+    assert len(seen) == len(train.model_fields) + 1
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+def test_every_field_passed_to_the_trainer_changes_it_unless_it_is_runtime(kind: str) -> None:
+    train: type[TrainFields] = KINDS[kind].config.model_fields["train"].annotation  # type: ignore[assignment]
+    values = {"int": 12345, "float": 0.12345, "str": "something", "bool": None, "any": "something"}
+    plain = _fingerprint(kind, COMPLETE[kind])
+    checked = 0
+    for name, described in train.allowed().items():
+        given = [True, False] if described["type"] == "bool" else [values[described["type"]]]
+        for value in given:
+            changed = _fingerprint(kind, {**COMPLETE[kind], "train": {name: value}}) != plain
+            assert changed is (name not in RUNTIME_TRAIN_FIELDS), name
+            checked += 1
+    assert checked > 40
+    assert not set(train.allowed()) & set(CONTROLLED)
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+def test_every_word_of_an_adapter_changes_the_fingerprint(kind: str) -> None:
+    field = KINDS[kind].config.model_fields["adapter"].annotation
+    adapter: type[BaseModel] = next(item for item in get_args(field) if item is not type(None))
+    seen = {_fingerprint(kind, {**COMPLETE[kind], "adapter": {}}), _fingerprint(kind, COMPLETE[kind])}
+    for name in adapter.model_fields:
+        value = 0.1 if name == "dropout" else _different(name, getattr(adapter(), name))
+        seen.add(_fingerprint(kind, {**COMPLETE[kind], "adapter": {name: value}}))
+    assert len(seen) == len(adapter.model_fields) + 2
+
+
+@pytest.mark.parametrize("kind", COMPLETE)
+def test_compute_stays_out_but_for_a_precision_that_is_asked_for(kind: str) -> None:
+    other = {
+        "processes": 2,
+        "nodes": 2,
+        "zero": 3,
+        "offload": "all",
+        "launcher": "slurm",
+        "micro_batch": 2,
+        "threads": 3,
+        "device": "cpu",
+        "activation_checkpointing": True,
+        "checkpoint_every_s": 1.0,
+    }
+    assert set(other) | {"precision"} >= set(Compute.model_fields), "a new field of compute: runtime or not?"
+    plain = _fingerprint(kind, COMPLETE[kind])
+    for name, value in other.items():
+        assert _fingerprint(kind, COMPLETE[kind], **{name: value}) == plain, name
+    assert _fingerprint(kind, COMPLETE[kind], precision="bf16") != plain
+    assert _fingerprint(kind, COMPLETE[kind], seed=2) != plain
