@@ -1,4 +1,4 @@
-"""What `pip install trueup` gives: the wheel carries the recipes and the quickstart world, and the command runs there."""
+"""What `pip install trueup` gives: the wheel carries recipes and the quickstart world, and the command runs there."""
 
 from __future__ import annotations
 
