@@ -181,7 +181,7 @@ def _run_stage(
             journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
             view.stage_cached(planned, found)
             return StageDone(planned, found, cached=True, seconds=0.0)
-        resumed = any(area.scratch.iterdir())
+        resumed = store.resumable(name, planned.fingerprint)
         journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
         view.stage_started(planned, resumed=resumed)
         job = _job(plan, planned, done, area.payload, area.scratch, run_dir)

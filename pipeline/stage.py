@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
 
 Shape = Literal["text", "messages", "preference", "prompt"]
 """What the rows of a data source must be: see `pipeline/records/formats.py`."""
@@ -181,6 +181,15 @@ class StageContext:
     def progress(self, step: int, total: int, **metrics: float) -> None:
         """Report ``step`` of ``total`` with the latest metrics."""
         self.emit(Event("progress", step=step, total=total, metrics=metrics))
+
+    def stop_if_asked(self) -> None:
+        """Leave the stage here if the run was asked to stop; for work that keeps no checkpoint.
+
+        Raises:
+            Interrupted: it was.
+        """
+        if self.stopping():
+            raise Interrupted(Problem("stopped as asked", stage=self.name))
 
     def input(self, field_name: str) -> ResolvedInput:
         """Return the single input of a field."""

@@ -122,13 +122,9 @@ def bury(path: Path, graveyard: Path) -> None:
         path.rename(graveyard / uuid.uuid4().hex)
 
 
-def has_entries(folder: Path) -> bool:
-    """Return whether ``folder`` exists and holds something."""
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+def has_files(folder: Path) -> bool:
+    """Return whether ``folder`` exists and a file is in it, at any depth."""
+    return any(files for _, _, files in os.walk(folder))
 
 
 def sha256_of(path: Path) -> str:

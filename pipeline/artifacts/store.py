@@ -27,7 +27,7 @@ from pipeline.artifacts.files import (
     bury,
     flush,
     flush_tree,
-    has_entries,
+    has_files,
     is_locked,
     locked,
     move,
@@ -160,7 +160,7 @@ class WorkArea:
 
     def close(self) -> None:
         """Remove the area if it was committed or discarded, or holds nothing to resume from."""
-        if self.finished or not (has_entries(self.scratch) or has_entries(self.arriving)):
+        if self.finished or not (has_files(self.scratch) or has_files(self.arriving)):
             bury(self.folder, self._store.graveyard)
             self._store.sweep()
 
@@ -301,7 +301,7 @@ class Store:
 
     def resumable(self, name: str, fingerprint: str) -> bool:
         """Return whether an earlier attempt left checkpoints."""
-        return has_entries(self.work_folder(name, fingerprint) / "work")
+        return has_files(self.work_folder(name, fingerprint) / "work")
 
     def running(self) -> list[str]:
         """Return stages some process is at now, as ``name-fingerprint12``."""

@@ -73,7 +73,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             return dataset
 
         def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-            return _with_reference(self, dataset, ctx.work / f"reference-{name}.json", batch_size)
+            return _with_reference(ctx, self, dataset, ctx.work / f"reference-{name}.json", batch_size)
 
     set_threads(ctx)
     set_seed(ctx.seed)
@@ -143,7 +143,7 @@ def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> list
     return encoded
 
 
-def _with_reference(trainer: Any, dataset: Any, kept: Path, batch_size: int) -> Any:
+def _with_reference(ctx: StageContext, trainer: Any, dataset: Any, kept: Path, batch_size: int) -> Any:
     """Return ``dataset`` with the reference's summed log-probabilities of both responses.
 
     They are kept in the stage's scratch folder, so a resumed stage does not compute them again; every float32 is
@@ -158,6 +158,7 @@ def _with_reference(trainer: Any, dataset: Any, kept: Path, batch_size: int) -> 
         values = {column: [0.0] * len(rows) for column in columns}
         trainer.model.eval()
         for start in range(0, len(order), batch_size):
+            ctx.stop_if_asked()
             picked = order[start : start + batch_size]
             batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in picked]))
             for column, logps in zip(columns, trainer.compute_ref_log_probs(trainer.model, batch), strict=True):

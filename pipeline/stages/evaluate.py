@@ -193,7 +193,7 @@ class Speaker:
             temperature=self.config.temperature,
             greedy=greedy,
             seed=self.ctx.seed,
-            on_progress=lambda done, _: self.ctx.progress(self.done + done, self.total),
+            on_progress=self._answered,
         )
         return Sampled(
             name=name,
@@ -203,6 +203,10 @@ class Speaker:
             ended=[bool(ids) and ids[-1] in eos for ids in responses],
             divergence=self._divergence(prompts, responses, reference) if reference is not None else None,
         )
+
+    def _answered(self, done: int, _: int) -> None:
+        self.ctx.progress(self.done + done, self.total)
+        self.ctx.stop_if_asked()
 
     def _divergence(self, prompts: list[list[int]], responses: list[list[int]], reference: Any) -> Divergence:
         import numpy as np

@@ -157,6 +157,8 @@ def test_anything_else_that_breaks_is_one_line_with_the_place_of_its_log(finishe
     assert "\n" not in str(problem)
     log = Path(problem.remedy.removeprefix("details in "))
     assert "no_such_optimizer" in log.read_text()
+    # It had made its empty folder of checkpoints: nothing to resume from, so nothing is kept.
+    assert not list(finished.store.root.glob(".work/dpo-*"))
 
 
 def test_what_may_not_be_stored_fails_the_stage_by_name(finished: Any, journal: Journal) -> None:

@@ -112,6 +112,21 @@ def test_the_second_loss_by_hand(
     assert two.history[1]["loss"] < math.log(2) - 1e-3
 
 
+def test_stops_while_the_reference_is_computed_when_asked(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any]
+) -> None:
+    ran = run_stage(
+        "dpo",
+        {"train": TRAIN},
+        data={"data": chain.recipe.parent / "pairs.jsonl"},
+        inputs={"model": as_input(chain["sft"])},
+        stopping=lambda: True,
+        expect="stopped",
+    )
+    assert [event.text for event in ran.events if event.kind == "phase"][-1] == "reference log-probabilities"
+    assert not [path for path in ran.work.rglob("*") if path.is_file()]
+
+
 def test_an_adapter_on_a_tuned_model_merges_and_keeps_its_parents(
     chain: Any,
     as_input: Any,

@@ -160,6 +160,18 @@ def test_a_function_that_breaks_is_named(
     assert str(ran.outcome.problems[0]) == "reward function mine.py:score returned 1 values, one per row (24)"
 
 
+def test_stops_between_batches_of_answers_when_asked(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> None:
+    ran = run_stage(
+        "evaluate",
+        {"models": ["sft"], "baseline": "sft", "gold": "gold.py:gold", "max_new_tokens": 4},
+        data={"data": chain.recipe.parent / "asks.jsonl"},
+        inputs={"models": [as_input(chain["sft"])]},
+        stopping=lambda: True,
+        expect="stopped",
+    )
+    assert [str(problem) for problem in ran.outcome.problems] == ["stage evaluate: stopped as asked"]
+
+
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
