@@ -60,7 +60,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.training.arguments import build_arguments, set_threads
+    from pipeline.training.arguments import build_arguments, set_threads, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
@@ -79,7 +79,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    model = load_causal_lm(source, "fp32", ctx.trust_remote_code)
+    weights = starting_weights(ctx, config.adapter)
+    model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     ctx.phase("tokenizing")

@@ -63,7 +63,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_reward_model, load_tokenizer
-    from pipeline.training.arguments import build_arguments, set_threads
+    from pipeline.training.arguments import build_arguments, set_threads, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
     from pipeline.training.collate import PairCollator
     from pipeline.training.encode import context_length
@@ -77,7 +77,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    model = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
+    weights = starting_weights(ctx, config.adapter)
+    model = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     test_rows = ctx.load_rows("test").train if config.test else rows.held_out

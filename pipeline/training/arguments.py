@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.adapter_config import Adapter
 from pipeline.stage import StageContext
 from pipeline.training.fields import CommonTrain
 
@@ -43,6 +44,17 @@ def set_threads(ctx: StageContext) -> None:
     threads = ctx.compute.get("threads")
     if threads:
         torch.set_num_threads(int(threads))
+
+
+def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, Any]:
+    """Return how a stage loads the weights it starts from.
+
+    Weights that are trained are fp32, whatever the precision of the computation; those frozen beneath an adapter may
+    be quantised.
+    """
+    if adapter is None or adapter.quantize is None:
+        return {"dtype": "fp32"}
+    return {"dtype": precision_of(ctx), "quantize": adapter.quantize}
 
 
 def build_arguments(

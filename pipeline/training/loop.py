@@ -124,7 +124,9 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         if now - self.shown_at > 0.1 or state.global_step >= state.max_steps:
             self.shown_at = now
             self.ctx.progress(state.global_step, state.max_steps, **self.latest)
-        if state.global_step < state.max_steps:
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the final loss is always known, and checked
+        else:
             if self.ctx.stopping():
                 control.should_save = True
                 control.should_training_stop = True
@@ -174,7 +176,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _is_whole(path: Path) -> bool:
-    if not all((path / name).is_file() for name in CHECKPOINT_FILES) or not list(path.glob("*.safetensors")):
+    files = [path / name for name in CHECKPOINT_FILES] + list(path.glob("*.safetensors"))
+    if len(files) == len(CHECKPOINT_FILES) or not all(file.is_file() and file.stat().st_size for file in files):
         return False
     try:
         json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))

@@ -17,7 +17,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "pretrain": {"data": "corpus.jsonl", "input": "tokenizer", "as": "tokenizer"},
     "sft": {"data": "demos.jsonl", "input": "base", "as": "model"},
     "reward": {"data": "pairs.jsonl", "input": "sft", "as": "model", "config": LORA},
-    "dpo": {"data": "pairs.jsonl", "input": "sft", "as": "model", "config": LORA},
+    # 160 pairs in batches of 16: the stage is also asked before each of ten reference passes, once.
+    "dpo": {"data": "pairs.jsonl", "input": "sft", "as": "model", "config": LORA, "asked before": 10},
 }
 MODEL = {"type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 STEPS = 24
@@ -29,7 +30,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 class StopAfter:
-    """Says stop once it was asked so many times: the loop asks at the end of every step."""
+    """Says stop once it was asked so many times; the loop asks at the end of every step."""
 
     def __init__(self, times: int) -> None:
         self.left = times
@@ -54,7 +55,7 @@ def test_stopped_twice_gives_the_bytes_of_one_session(
         return run_stage(kind, config, data={"data": source}, inputs=inputs, out=out, **more)
 
     whole = run(tmp_path / "whole")
-    first = run(tmp_path / "cut", stopping=StopAfter(5), expect="stopped")
+    first = run(tmp_path / "cut", stopping=StopAfter(5 + case.get("asked before", 0)), expect="stopped")
     assert "stopped as asked at step 6 of 24" in str(first.outcome.problems[0])
     second = run(tmp_path / "cut", stopping=StopAfter(11), expect="stopped")
     assert "resumes at step 6 of 24" in second.notes
@@ -63,6 +64,28 @@ def test_stopped_twice_gives_the_bytes_of_one_session(
     assert "resumes at step 18 of 24" in last.notes
     assert _facts(last.outcome.result) == _facts(whole.outcome.result)
     assert _hashes(tmp_path / "cut" / "payload") == _hashes(tmp_path / "whole" / "payload")
+
+
+def test_resumed_with_other_micro_batches_gives_the_same_weights(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A killed run may go on on a smaller machine: how batches are cut is free to change in the middle."""
+    from safetensors.torch import load_file
+    from torch.testing import assert_close
+
+    train = {"max_steps": 20, "batch_size": 16, "learning_rate": 0.1, "optim": "sgd"}
+    data, inputs = {"data": chain.recipe.parent / "demos.jsonl"}, {"model": as_input(chain["base"])}
+
+    def run(out: str, micro_batch: int, **more: Any) -> Any:
+        compute = {"micro_batch": micro_batch}
+        return run_stage("sft", {"train": train}, data=data, inputs=inputs, compute=compute, out=tmp_path / out, **more)
+
+    run("whole", 16)
+    run("cut", 16, stopping=StopAfter(16), expect="stopped")  # in the second epoch: 15 steps are one
+    assert "resumes at step 17 of 20" in run("cut", 2).notes
+    whole, cut = (load_file(tmp_path / out / "payload" / "model.safetensors") for out in ("whole", "cut"))
+    for name, expected in whole.items():
+        assert_close(cut[name], expected, atol=1e-5, rtol=0)
 
 
 def _facts(result: Any) -> dict[str, Any]:

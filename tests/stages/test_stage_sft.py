@@ -130,6 +130,47 @@ def test_a_template_whose_answers_do_not_end_is_refused(
     assert "does not end the assistant's turn with <|end|>" in str(ran.outcome.problems[0])
 
 
+def test_the_final_loss_is_known_however_rarely_it_is_logged(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any]
+) -> None:
+    demos, source = chain.recipe.parent / "demos.jsonl", as_input(chain["base"])
+    train = {"max_steps": 3, "batch_size": 16, "logging_steps": 1000}
+    ran = run_stage("sft", {"train": train}, data={"data": demos}, inputs={"model": source})
+    assert [row["step"] for row in ran.history] == [3]
+    lost = {"train": {**train, "learning_rate": 1e30}}
+    broken = run_stage("sft", lost, data={"data": demos}, inputs={"model": source}, expect="failed")
+    assert "the loss is nan at step 3" in str(broken.outcome.problems[0])
+
+
+@pytest.mark.parametrize(
+    "compute", [{"precision": "bf16"}, {"activation_checkpointing": True}], ids=["bf16", "checkpointing"]
+)
+def test_other_ways_to_compute_learn_the_same(
+    compute: dict[str, Any], chain: Any, as_input: Any, run_stage: Callable[..., Any]
+) -> None:
+    config = {"train": {"max_steps": 6, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1}}
+    data, inputs = {"data": chain.recipe.parent / "demos.jsonl"}, {"model": as_input(chain["base"])}
+    plain = run_stage("sft", config, data=data, inputs=inputs)
+    other = run_stage("sft", config, data=data, inputs=inputs, compute=compute)
+    losses = [[row["loss"] for row in ran.history] for ran in (plain, other)]
+    # bf16 keeps 8 bits: losses of a few nats differ in the second digit after the point; recomputing changes nothing.
+    assert losses[1] == pytest.approx(losses[0], abs=5e-2 if "precision" in compute else 1e-6)
+    assert (losses[1] == losses[0]) is ("precision" not in compute)
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+def test_quantised_weights_need_a_gpu_and_are_never_quietly_left_out(
+    kind: str, chain: Any, as_input: Any, run_stage: Callable[..., Any]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    data = chain.recipe.parent / ("demos.jsonl" if kind == "sft" else "pairs.jsonl")
+    config = {"adapter": {"quantize": "4bit"}}
+    ran = run_stage(kind, config, data={"data": data}, inputs={"model": as_input(chain["sft"])}, expect="failed")
+    assert ran.outcome.bad_input
+    assert str(ran.outcome.problems[0]).startswith("adapter.quantize is 4bit, a CUDA GPU; remove `quantize`")
+
+
 @pytest.fixture(scope="module")
 def lora_sft(chain: Any) -> dict[str, Any]:
     return {"adapter": {"r": 4}, "train": {"max_steps": 20, "batch_size": 16, "learning_rate": 2e-2}}

@@ -22,12 +22,13 @@ from pipeline.training.sums import restore_sums, sums_of
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    def make(step: int, *, without: str = "", state: str = "{}") -> Path:
+    def make(step: int, *, without: str = "", empty: str = "", state: str = "{}") -> Path:
         folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         for name in (*CHECKPOINT_FILES, "model.safetensors"):
+            text = "" if name == empty else state if name == "trainer_state.json" else "x"
             if name != without:
-                (folder / name).write_text(state if name == "trainer_state.json" else "x")
+                (folder / name).write_text(text)
         return folder
 
     return make
@@ -45,6 +46,16 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(
     tmp_path: Path, checkpoint: Callable[..., Path], missing: str
 ) -> None:
     whole, half = checkpoint(10), checkpoint(20, without=missing)
+    assert newest_checkpoint(tmp_path / "checkpoints") == whole
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("empty", [*CHECKPOINT_FILES, "model.safetensors"])
+def test_a_checkpoint_with_an_empty_file_is_removed(
+    tmp_path: Path, checkpoint: Callable[..., Path], empty: str
+) -> None:
+    """A machine that lost its power may have the names on its disk without their content."""
+    whole, half = checkpoint(10), checkpoint(20, empty=empty)
     assert newest_checkpoint(tmp_path / "checkpoints") == whole
     assert not half.exists()
 
@@ -103,6 +114,7 @@ def test_asked_to_stop_saves_and_stops_at_the_end_of_the_step(make_context: Any,
     control = asked.step_ends(3)
     assert control.should_save and control.should_training_stop
     control = asked.step_ends(20)
+    assert control.should_log  # whatever `logging_steps` says, the final loss is known and checked
     assert not control.should_save and not control.should_training_stop  # done: stopping would lose a finished stage
 
 
