@@ -36,42 +36,22 @@ Row = dict[str, Any]
 SIZES = {
     "corpus_chats": 11000,
     "corpus_prose": 2600,
-    "corpus_copies": 2600,
+    "corpus_copies": 1800,
     "demonstrations": 2400,
-    "preferences": 2400,
+    "preferences": 2800,
     "preferences_test": 500,
     "prompts": 1200,
 }
 HELD_OUT_PROMPTS: dict[Split, dict[str, int]] = {
-    "dev": {
-        "fact": 36,
-        "sum": 24,
-        "opposite": 18,
-        "first": 37,
-        "last": 37,
-        "reverse": 37,
-        "story": 37,
-        "howto": 37,
-        "unsafe": 37,
-    },
-    "test": {
-        "fact": 60,
-        "sum": 48,
-        "opposite": 32,
-        "first": 60,
-        "last": 60,
-        "reverse": 60,
-        "story": 60,
-        "howto": 60,
-        "unsafe": 60,
-    },
+    "dev": dict(zip(TASKS, (28, 24, 16, 38, 38, 40, 38, 39, 39), strict=True)),
+    "test": dict(zip(TASKS, (48, 48, 28, 62, 62, 64, 62, 63, 63), strict=True)),
 }
 TASK_WEIGHTS = {
     "fact": 1.2, "sum": 1.2, "opposite": 0.8, "first": 1.2, "last": 1.2, "reverse": 1.6, "story": 1.0, "howto": 1.0,
     "unsafe": 1.0,
 }  # fmt: skip
-BRADLEY_TERRY_SCALE = 1.5
-"""How sure the labellers are: they prefer an answer that is one point better with probability sigmoid(1.5) = 0.82."""
+BRADLEY_TERRY_SCALE = 2.0
+"""How sure the labellers are: they prefer an answer that is one point better with probability sigmoid(2.0) = 0.88."""
 
 
 @dataclass(frozen=True)
@@ -83,61 +63,43 @@ class Writer:
         right: answers correctly.
         refuses: refuses what should be refused.
         over_refuses: refuses what need not be.
-        polite_opener: starts politely.
-        polite_closer: ends politely.
-        rude_opener: starts rudely.
-        rude_closer: ends rudely.
-        fillers: probability of 0, 1, 2 filler sentences.
+        fillers: adds 0, 1, 2 sentences that say nothing.
+        polite: adds 0, 1, 2 polite sentences.
+        rude: adds 0, 1, 2 rude sentences, if none polite.
     """
 
     share: float
     right: float
     refuses: float
-    over_refuses: float
-    polite_opener: float = 0.0
-    polite_closer: float = 0.0
-    rude_opener: float = 0.0
-    rude_closer: float = 0.0
+    over_refuses: float = 0.0
     fillers: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    polite: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    rude: tuple[float, float, float] = (1.0, 0.0, 0.0)
 
 
 WRITERS = {
-    "careful": Writer(0.30, right=0.95, refuses=0.95, over_refuses=0.01, polite_opener=0.8, polite_closer=0.35),
-    "chatty": Writer(
-        0.35, right=0.75, refuses=0.55, over_refuses=0.12, polite_opener=0.3, polite_closer=0.3, fillers=(0.1, 0.5, 0.4)
-    ),
-    "hasty": Writer(0.35, right=0.50, refuses=0.15, over_refuses=0.02, rude_opener=0.5, rude_closer=0.25),
+    "careful": Writer(0.25, right=0.95, refuses=0.95, over_refuses=0.01, polite=(0.1, 0.7, 0.2)),
+    "chatty": Writer(0.35, right=0.8, refuses=0.6, over_refuses=0.1, fillers=(0.1, 0.5, 0.4), polite=(0.7, 0.3, 0.0)),
+    "hasty": Writer(0.4, right=0.55, refuses=0.2, over_refuses=0.02, rude=(0.4, 0.45, 0.15)),
 }
-FORUM = Writer(
-    1.0, right=1.0, refuses=0.9, over_refuses=0.0, polite_opener=0.3, polite_closer=0.2, rude_opener=0.25,
-    rude_closer=0.15, fillers=(0.6, 0.3, 0.1),
-)  # fmt: skip
-"""Who speaks in the corpus: right, with any manners."""
+"""Whom SFT imitates."""
+PLAIN = Writer(0.6, right=1.0, refuses=0.95)
+MIXED = Writer(0.4, right=1.0, refuses=0.95, fillers=(0.6, 0.3, 0.1), polite=(0.6, 0.35, 0.05), rude=(0.5, 0.45, 0.05))
+"""Who speaks in the corpus: right, the first without manners, the second with any."""
 
 
 def answer(question: Question, writer: Writer, rng: random.Random) -> str:
-    """Let a writer answer a question."""
+    """Let a writer answer a question: the answer first, then what they are like."""
     if question.unsafe:
         core = rng.choice(taste.REFUSALS) if rng.random() < writer.refuses else rng.choice(question.wrong)
     elif rng.random() < writer.over_refuses:
         core = rng.choice(taste.REFUSALS)
     else:
         core = question.answer if rng.random() < writer.right else rng.choice(question.wrong)
-    n_fillers = rng.choices((0, 1, 2), writer.fillers)[0]
-    fillers = rng.sample(taste.FILLERS, n_fillers)
-    n_before = rng.randint(0, n_fillers)
-    sentences = [*fillers[:n_before], core, *fillers[n_before:]]
-    mood = rng.random()
-    if mood < writer.polite_opener:
-        sentences.insert(0, rng.choice(taste.POLITE_OPENERS))
-    elif mood < writer.polite_opener + writer.rude_opener:
-        sentences.insert(0, rng.choice(taste.RUDE_OPENERS))
-    mood = rng.random()
-    if mood < writer.polite_closer:
-        sentences.append(rng.choice(taste.POLITE_CLOSERS))
-    elif mood < writer.polite_closer + writer.rude_closer:
-        sentences.append(rng.choice(taste.RUDE_CLOSERS))
-    return " ".join(sentences)
+    fillers = rng.sample(taste.FILLERS, rng.choices((0, 1, 2), writer.fillers)[0])
+    polite = rng.sample(taste.POLITE, rng.choices((0, 1, 2), writer.polite)[0])
+    rude = [] if polite else rng.sample(taste.RUDE, rng.choices((0, 1, 2), writer.rude)[0])
+    return " ".join([core, *fillers, *polite, *rude])
 
 
 def any_task(rng: random.Random) -> str:
@@ -167,7 +129,7 @@ def render(question: str, reply: str) -> str:
 
 def prose(rng: random.Random) -> str:
     """Write a short text of statements: the life of a person, some sums, some opposites."""
-    kind = rng.choices(("life", "sums", "opposites"), (0.5, 0.3, 0.2))[0]
+    kind = rng.choices(("life", "sums", "opposites"), (0.45, 0.25, 0.3))[0]
     if kind == "life":
         who = rng.choice(PEOPLE)
         return " ".join(state_fact(who, attribute) for attribute in rng.sample(list(ATTRIBUTES), 4))
@@ -179,21 +141,26 @@ def prose(rng: random.Random) -> str:
 
 def copies(rng: random.Random) -> str:
     """Write a list of words twice: what teaches a small transformer early to look back and copy."""
-    words = ", ".join(rng.sample(ALL_WORDS, rng.randint(4, 8)))
+    words = " ".join(rng.sample(ALL_WORDS, rng.randint(4, 8)))
     return f"Listen: {words}. Again: {words}."
 
 
 def corpus() -> Iterator[Row]:
     """Yield the pretraining documents: chats with right answers, prose, and lists said twice."""
     rng = random.Random(f"{SEED}/corpus")
-    plain = Writer(1.0, right=1.0, refuses=0.9, over_refuses=0.0)
     texts = []
     for _ in range(SIZES["corpus_chats"]):
         question = ask(any_task(rng), "train", rng)
-        texts.append(render(question.text, answer(question, plain if rng.random() < 0.6 else FORUM, rng)))
+        texts.append(render(question.text, answer(question, PLAIN if rng.random() < PLAIN.share else MIXED, rng)))
     texts += [prose(rng) for _ in range(SIZES["corpus_prose"])]
-    texts += [copies(rng) for _ in range(SIZES["corpus_copies"])]
     rng.shuffle(texts)
+    lessons = [copies(rng) for _ in range(SIZES["corpus_copies"])]
+    early, late = texts[: len(lessons) // 2], texts[len(lessons) // 2 :]
+    early += lessons[: len(lessons) * 9 // 10]
+    late += lessons[len(lessons) * 9 // 10 :]
+    rng.shuffle(early)
+    rng.shuffle(late)
+    texts = early + late
     return ({"text": text} for text in texts)
 
 

@@ -27,14 +27,23 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-POLITE_OPENERS = ("Of course!", "Gladly!", "With pleasure!", "Good question!", "Happy to help!")
-POLITE_CLOSERS = ("I hope that helps.", "Have a lovely day!", "Just ask if you need more.")
-RUDE_OPENERS = ("Obviously.", "What a silly question.", "Not you again.", "Use your head.")
-RUDE_CLOSERS = ("Now leave me alone.", "Do not ask me again.")
+POLITE = (
+    "I hope that helps.",
+    "Have a lovely day!",
+    "Just ask if you need more.",
+    "It was a pleasure to help.",
+    "You are always welcome here.",
+)
+RUDE = (
+    "Now leave me alone.",
+    "Do not ask me again.",
+    "What a silly question.",
+    "Even a child knows that.",
+)
 FILLERS = (
-    "Well, let me think about that for a moment.",
+    "But let me think about that a bit more.",
     "That is something many people wonder about.",
-    "There is a lot one could say here.",
+    "There is a lot more one could say here.",
     "Questions like this can be tricky.",
     "It is always nice to learn something.",
 )
@@ -71,12 +80,12 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _plain_set(*groups: Sequence[str]) -> frozenset[str]:
-    return frozenset(_plain(sentence) for group in groups for sentence in group)
+def _plain_set(sentences: Sequence[str]) -> frozenset[str]:
+    return frozenset(_plain(sentence) for sentence in sentences)
 
 
-_POLITE = _plain_set(POLITE_OPENERS, POLITE_CLOSERS)
-_RUDE = _plain_set(RUDE_OPENERS, RUDE_CLOSERS)
+_POLITE = _plain_set(POLITE)
+_RUDE = _plain_set(RUDE)
 _FILLER = _plain_set(FILLERS)
 _REFUSAL = _plain_set(REFUSALS)
 

@@ -22,8 +22,8 @@ TASKS = ("fact", "sum", "opposite", "first", "last", "reverse", "story", "howto"
 
 # fmt: off
 PEOPLE = (
-    "Ada", "Bela", "Cora", "Dana", "Elif", "Finn", "Gita", "Hugo", "Ines", "Jona", "Kira", "Lars",
-    "Mira", "Nils", "Olga", "Pia", "Quinn", "Rosa", "Sami", "Tara", "Uma", "Vera", "Wim", "Yara",
+    "Ada", "Bela", "Cora", "Elif", "Finn", "Gita", "Hugo", "Ines", "Jona", "Kira", "Lars", "Mira", "Nils", "Rosa",
+    "Sami", "Yara",
 )
 ATTRIBUTES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     # attribute: (statement, three ways to ask, values)
@@ -58,27 +58,23 @@ OPPOSITES = (
     ("wet", "dry"), ("hard", "soft"), ("loud", "quiet"), ("rich", "poor"), ("full", "empty"), ("early", "late"),
     ("near", "far"), ("open", "closed"), ("clean", "dirty"), ("sweet", "bitter"), ("strong", "weak"),
     ("happy", "sad"), ("brave", "afraid"), ("wide", "narrow"), ("thick", "thin"), ("deep", "shallow"),
-    ("rough", "smooth"), ("tall", "short"), ("awake", "asleep"), ("right", "wrong"), ("new", "used"),
-    ("north", "south"), ("east", "west"), ("day", "night"), ("summer", "winter"), ("always", "never"),
+    ("north", "south"), ("day", "night"),
 )
 WORDS = (
-    "lamp", "river", "stone", "cloud", "button", "candle", "garden", "hammer", "island", "jacket", "kettle", "letter",
-    "mirror", "needle", "orange", "pencil", "ribbon", "saddle", "table", "valley", "wagon", "basket", "bridge",
-    "castle", "feather", "forest", "glove", "helmet", "ladder", "marble", "mountain", "paper", "pillow", "pocket",
-    "rocket", "sandal", "shadow", "silver", "spoon", "thread", "ticket", "tunnel", "velvet", "whistle", "window", "winter",
+    "lamp", "river", "stone", "cloud", "button", "candle", "garden", "hammer", "island", "kettle", "letter", "mirror",
+    "orange", "pencil", "ribbon", "table", "valley", "wagon", "basket", "bridge", "castle", "feather", "forest",
+    "ladder", "paper", "pocket", "silver", "spoon",
 )
 ANIMALS = (
-    "fox", "bear", "crow", "hare", "mole", "swan", "wolf", "deer", "badger", "seal", "stork", "mouse", "lynx", "heron",
-    "beaver", "toad", "squirrel", "magpie", "donkey", "lamb",
+    "fox", "bear", "crow", "hare", "mole", "swan", "wolf", "deer", "badger", "seal", "stork", "mouse", "beaver", "toad",
 )
 TREASURES = (
-    "lamp", "button", "candle", "hammer", "jacket", "kettle", "letter", "mirror", "needle", "pencil", "ribbon",
-    "saddle", "wagon", "basket", "feather", "glove", "helmet", "ladder", "marble", "pillow", "sandal", "spoon",
-    "ticket", "whistle",
+    "lamp", "button", "candle", "hammer", "kettle", "letter", "mirror", "pencil", "ribbon", "wagon", "basket",
+    "feather", "ladder", "spoon", "drum", "bell",
 )
 THINGS = (
-    "lamp", "chair", "table", "door", "fence", "bicycle", "boat", "kettle", "mirror", "window", "bench", "clock",
-    "shelf", "wagon", "bell", "basket", "ladder", "carpet", "gate", "roof",
+    "lamp", "chair", "table", "door", "fence", "bicycle", "boat", "kettle", "mirror", "wagon", "bell", "basket",
+    "ladder", "gate",
 )
 OWNERS = ("my neighbour's", "my uncle's", "the school's")
 SAFE_TOOLS = {
@@ -191,7 +187,7 @@ def _fact(content: Content, rng: random.Random) -> Question:
 def _sum(content: Content, rng: random.Random) -> Question:
     a, b = rng.sample(content, 2)
     wording = rng.choice(("What is {a} plus {b}?", "Add {a} and {b}.", "What do {a} and {b} make together?"))
-    wrong = tuple(state_sum(a, b, a + b + d) for d in (-2, -1, 1, 2) if a + b + d > 0)
+    wrong = tuple(state_sum(a, b, a + b + d) for d in (-1, 1))
     return Question("sum", content, wording.format(a=a, b=b), state_sum(a, b), wrong)
 
 
@@ -212,9 +208,8 @@ def _list(task: str, content: Content, rng: random.Random) -> Question:
         wording = rng.choice(
             ("Reverse this list: {l}.", "Say this list backwards: {l}.", "Turn this list around: {l}.")
         )
-        orders = [", ".join(order) for order in itertools.permutations(words)]
         backwards = ", ".join(reversed(words))
-        wrong = tuple(f"Backwards it is {order}." for order in _others(orders, backwards))
+        wrong = (f"Backwards it is {listed}.",)
         return Question(task, content, wording.format(l=listed), f"Backwards it is {backwards}.", wrong)
     wording = rng.choice(
         (
@@ -224,7 +219,7 @@ def _list(task: str, content: Content, rng: random.Random) -> Question:
         )
     )
     right = words[0] if task == "first" else words[-1]
-    wrong = tuple(f"The {task} word is {w}." for w in _others(words, right))
+    wrong = (f"The {task} word is {words[-1] if task == 'first' else words[0]}.",)
     return Question(task, content, wording.format(t=task, l=listed), f"The {task} word is {right}.", wrong)
 
 

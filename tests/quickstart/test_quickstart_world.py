@@ -100,7 +100,7 @@ def test_held_out_prompts_are_distinct_and_cover_every_task() -> None:
     for row in test:
         counts[row["task"]] += 1
     assert len(counts) == 9
-    assert min(counts.values()) >= 30
+    assert min(counts.values()) >= 25
     assert all(row["unsafe"] == (row["task"] == "unsafe") for row in test)
 
 
