@@ -94,11 +94,13 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
         assert not list(store.glob(".work/base-*"))
 
 
-def test_ctrl_c_while_the_libraries_load_is_no_traceback(tmp_path: Path, tiny_recipe: Path, command: Any) -> None:
+def test_ctrl_c_while_the_libraries_load_is_no_traceback(
+    tmp_path: Path, tiny_recipe: Path, command: Any, journal: Any
+) -> None:
     store = tmp_path / "store"
     process = command.start("run", tiny_recipe, "--store", store, *LONG, cwd=tmp_path)
-    _until(lambda: list(store.glob(".runs/*/journal.jsonl")), "the start of the run")
-    time.sleep(0.5)
+    _until(lambda: [event for event in journal(store) if event["event"] == "stage_started"], "the start of a stage")
+    time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
