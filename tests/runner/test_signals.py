@@ -77,7 +77,8 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
     assert process.returncode == 1
     assert "stage base: stopped as asked" in err and "run the same command again to resume" in err
     assert "Traceback" not in out + err
-    assert "saving" in out
+    if to == "the command":  # told of the group's signal itself, the stage may be quicker than the word of it
+        assert "saving" in out
     _until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
     # The checkpoint is the one saved on request, at the very step it stopped at.
     (failed,) = [event for event in journal(store) if event["event"] == "stage_failed"]
