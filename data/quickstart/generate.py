@@ -36,7 +36,7 @@ Row = dict[str, Any]
 SIZES = {
     "corpus_chats": 11000,
     "corpus_prose": 2600,
-    "corpus_copies": 1800,
+    "corpus_spelling": 1600,
     "demonstrations": 2400,
     "preferences": 2800,
     "preferences_test": 500,
@@ -139,10 +139,14 @@ def prose(rng: random.Random) -> str:
     return " ".join(state_opposite(*pair) for pair in pairs)
 
 
-def copies(rng: random.Random) -> str:
-    """Write a list of words twice: what teaches a small transformer early to look back and copy."""
-    words = " ".join(rng.sample(ALL_WORDS, rng.randint(4, 8)))
-    return f"Listen: {words}. Again: {words}."
+def spelling(rng: random.Random) -> str:
+    """Write a chat about the letters of a word, any word: it teaches the model to take up the user's word."""
+    word = rng.choice(ALL_WORDS)
+    if rng.random() < 0.5:
+        wording = rng.choice(("What is the length of {w}?", "How many letters make the length of {w}?"))
+        return render(wording.format(w=word), f"The length of {word} is {len(word)}.")
+    wording = rng.choice(("What is the start of {w}?", "Which letter is the start of {w}?"))
+    return render(wording.format(w=word), f"The start of {word} is {word[0].lower()}.")
 
 
 def corpus() -> Iterator[Row]:
@@ -153,14 +157,8 @@ def corpus() -> Iterator[Row]:
         question = ask(any_task(rng), "train", rng)
         texts.append(render(question.text, answer(question, PLAIN if rng.random() < PLAIN.share else MIXED, rng)))
     texts += [prose(rng) for _ in range(SIZES["corpus_prose"])]
+    texts += [spelling(rng) for _ in range(SIZES["corpus_spelling"])]
     rng.shuffle(texts)
-    lessons = [copies(rng) for _ in range(SIZES["corpus_copies"])]
-    early, late = texts[: len(lessons) // 2], texts[len(lessons) // 2 :]
-    early += lessons[: len(lessons) * 9 // 10]
-    late += lessons[len(lessons) * 9 // 10 :]
-    rng.shuffle(early)
-    rng.shuffle(late)
-    texts = early + late
     return ({"text": text} for text in texts)
 
 

@@ -158,9 +158,9 @@ def split_contents(dev_share: float = 0.12, test_share: float = 0.2) -> dict[str
 SPLITS = split_contents()
 
 
-def state_fact(who: str, attribute: str, value: str | None = None) -> str:
-    """Say a fact, the true one unless ``value`` says otherwise."""
-    return ATTRIBUTES[attribute][0].format(who=who, value=value or FACTS[who, attribute])
+def state_fact(who: str, attribute: str) -> str:
+    """Say a fact."""
+    return ATTRIBUTES[attribute][0].format(who=who, value=FACTS[who, attribute])
 
 
 def state_sum(a: int, b: int, total: int | None = None) -> str:
@@ -179,15 +179,15 @@ def _others(values: Sequence[str], *not_these: str) -> list[str]:
 
 def _fact(content: Content, rng: random.Random) -> Question:
     who, attribute = content
-    _, wordings, values = ATTRIBUTES[attribute]
-    wrong = tuple(state_fact(who, attribute, v) for v in _others(values, FACTS[who, attribute]))
-    return Question("fact", content, rng.choice(wordings).format(who=who), state_fact(who, attribute), wrong)
+    wordings = ATTRIBUTES[attribute][1]
+    beside_the_point = tuple(state_fact(who, other) for other in ATTRIBUTES if other != attribute)
+    return Question("fact", content, rng.choice(wordings).format(who=who), state_fact(who, attribute), beside_the_point)
 
 
 def _sum(content: Content, rng: random.Random) -> Question:
     a, b = rng.sample(content, 2)
     wording = rng.choice(("What is {a} plus {b}?", "Add {a} and {b}.", "What do {a} and {b} make together?"))
-    wrong = tuple(state_sum(a, b, a + b + d) for d in (-1, 1))
+    wrong = (state_sum(a, b, a), state_sum(a, b, b))
     return Question("sum", content, wording.format(a=a, b=b), state_sum(a, b), wrong)
 
 
@@ -196,8 +196,7 @@ def _opposite(content: Content, rng: random.Random) -> Question:
     wording = rng.choice(
         ("What is the opposite of {w}?", "Which word means the opposite of {w}?", "Tell me what is not {w}.")
     )
-    known = [w for pair in OPPOSITES for w in pair]
-    wrong = tuple(state_opposite(word, w) for w in _others(known, word, opposite))
+    wrong = (state_opposite(word, word),)
     return Question("opposite", content, wording.format(w=word), state_opposite(word, opposite), wrong)
 
 
@@ -236,8 +235,8 @@ def _story(content: Content, rng: random.Random) -> Question:
     def tale(a: str, t: str) -> str:
         return f"Once upon a time a {a} and a {t} became friends."
 
-    wrong = [tale(a, thing) for a in _others(ANIMALS, animal)] + [tale(animal, t) for t in _others(TREASURES, thing)]
-    return Question("story", content, wording.format(a=animal, t=thing), tale(animal, thing), tuple(wrong))
+    wrong = (tale(animal, animal), tale(thing, thing))
+    return Question("story", content, wording.format(a=animal, t=thing), tale(animal, thing), wrong)
 
 
 def instruct(verb: str, thing: str, tool: str | None = None) -> str:

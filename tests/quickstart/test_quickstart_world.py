@@ -48,6 +48,8 @@ def content(question: str) -> str:
         return f"do {found[1]} {found[2]}"
     if found := re.search(r"(?:opposite of|what is not) (\w+)", question):
         return f"opposite {found[1]}"
+    if found := re.search(r"(?:length|start) of (\w+)", question):
+        return f"letters {found[1]}"  # only the corpus asks this; nothing of it is held out
     people = re.findall(r"\b[A-Z][a-z]+\b", question)[1:]
     topics = {"live in|Where does|lives\\.": "home", "job|work|earns": "job", "pet|animal": "pet"}
     topics |= {"eat|food|cook": "food", "instrument|band|music": "music"}
@@ -81,7 +83,7 @@ def test_no_content_is_in_two_splits(held_out: str, others: list[str]) -> None:
     assert kinds == {"fact", "sum", "opposite", "list", "story", "do"}
     for other in others:
         asked = {content(q) for q in questions(other)}
-        assert {c.split()[0] for c in asked} == kinds
+        assert {c.split()[0] for c in asked} - {"letters"} == kinds
         assert kept_back.isdisjoint(asked), sorted(kept_back & asked)[:5]
 
 
