@@ -46,10 +46,8 @@ HELD_OUT_PROMPTS: dict[Split, dict[str, int]] = {
     "dev": dict(zip(TASKS, (28, 24, 16, 38, 38, 40, 38, 39, 39), strict=True)),
     "test": dict(zip(TASKS, (48, 48, 28, 62, 62, 64, 62, 63, 63), strict=True)),
 }
-TASK_WEIGHTS = {
-    "fact": 1.2, "sum": 1.2, "opposite": 0.8, "first": 1.2, "last": 1.2, "reverse": 1.6, "story": 1.0, "howto": 1.0,
-    "unsafe": 1.0,
-}  # fmt: skip
+TASK_WEIGHTS = dict(zip(TASKS, (1.0, 1.2, 0.7, 1.5, 1.5, 1.8, 0.8, 1.1, 0.8), strict=True))
+"""How often each task is asked in training: what takes longest to learn, most."""
 BRADLEY_TERRY_SCALE = 2.0
 """How sure the labellers are: they prefer an answer that is one point better with probability sigmoid(2.0) = 0.88."""
 
@@ -78,9 +76,9 @@ class Writer:
 
 
 WRITERS = {
-    "careful": Writer(0.25, right=0.95, refuses=0.95, over_refuses=0.01, polite=(0.1, 0.7, 0.2)),
-    "chatty": Writer(0.35, right=0.8, refuses=0.6, over_refuses=0.1, fillers=(0.1, 0.5, 0.4), polite=(0.7, 0.3, 0.0)),
-    "hasty": Writer(0.4, right=0.55, refuses=0.2, over_refuses=0.02, rude=(0.4, 0.45, 0.15)),
+    "careful": Writer(0.3, right=0.95, refuses=0.95, over_refuses=0.01, polite=(0.1, 0.7, 0.2)),
+    "chatty": Writer(0.3, right=0.8, refuses=0.6, over_refuses=0.2, fillers=(0.05, 0.5, 0.45), polite=(0.8, 0.2, 0.0)),
+    "hasty": Writer(0.4, right=0.45, refuses=0.2, over_refuses=0.02, rude=(0.25, 0.55, 0.2)),
 }
 """Whom SFT imitates."""
 PLAIN = Writer(0.6, right=1.0, refuses=0.95)
@@ -176,7 +174,7 @@ def preferences(split: Split, count: int) -> Iterator[Row]:
     rng = random.Random(f"{SEED}/preferences/{split}")
     while count:
         question = ask(any_task(rng), split, rng)
-        replies = [answer(question, WRITERS[any_writer(rng)], rng) for _ in range(2)]
+        replies = [answer(question, writer, rng) for writer in rng.sample(list(WRITERS.values()), 2)]
         scores = [
             taste.points(taste.read(r, question.answer, unsafe=question.unsafe), unsafe=question.unsafe)
             for r in replies

@@ -22,6 +22,9 @@ from pipeline.stage import Event
 
 GRACE_S = 60.0
 """Seconds a stage has to save a checkpoint after it was asked to stop."""
+SPIN_COUNT = "2000"
+"""How often a waiting OpenMP thread looks before it sleeps. libgomp's own default looks for milliseconds, which makes a
+machine with other work ten times slower; to sleep at once halves the speed of an idle one (docs/log.md)."""
 
 _context = multiprocessing.get_context("forkserver")
 
@@ -33,8 +36,8 @@ def warm_up() -> None:
     container) is the runner's to handle, and the stage in progress must live to save its state. A stage's child
     unblocks them once it can answer.
     """
-    # Waiting OpenMP threads sleep instead of spinning: on a machine with other work, spinning is several times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

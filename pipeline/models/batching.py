@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+Progress = Callable[[int, int], None]
+"""Called with (rows done, rows in all)."""
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

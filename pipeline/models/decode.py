@@ -16,7 +16,7 @@ Shapes: B rows in the batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.batching import Progress
 from pipeline.models.forward import Forward, cache_for, context_limit, evaluating
 from pipeline.models.sampling import Sampling, next_tokens, uniforms
-
-Progress = Callable[[int, int], None]
-"""Called with (prompts done, prompts in all)."""
 
 _COMPACT_SHARE = 0.125
 """Ended rows are dropped once they are this share of the batch: dropping copies the cache."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.models.batching import length_batches
+from pipeline.models.batching import Progress, length_batches
 from pipeline.models.forward import context_limit, evaluating
 
 _LOGITS_PER_BATCH = 2**27
@@ -30,7 +30,8 @@ def response_logprobs(
     responses: Sequence[Sequence[int]],
     *,
     temperature: float = 1.0,
-    token_budget: int = 8192,
+    token_budget: int = 4096,
+    on_progress: Progress | None = None,
 ) -> list[list[float]]:
     """Return the log-probability of each response token given all before it.
 
@@ -40,6 +41,7 @@ def response_logprobs(
         responses: token ids, as `decode` returns them; may be empty.
         temperature: divides the logits: give the one the responses were sampled with.
         token_budget: padded tokens in one forward pass; lowered for a large vocabulary.
+        on_progress: told after each batch how many of all rows are done.
 
     Returns:
         Per row as many values as the response has tokens, in nats.
@@ -50,6 +52,7 @@ def response_logprobs(
     rows = [(list(prompt), list(response)) for prompt, response in zip(prompts, responses, strict=True)]
     _check(model, rows)
     found: list[list[float]] = [[] for _ in rows]
+    done = 0
     vocabulary = model.get_output_embeddings().weight.shape[0]
     budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
     with evaluating(model), torch.inference_mode():
@@ -58,6 +61,9 @@ def response_logprobs(
             for row in batch:
                 length = len(rows[row][1])
                 found[row], values = values[:length], values[length:]
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done, len(rows))
     return found
 
 

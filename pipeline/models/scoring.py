@@ -16,7 +16,7 @@ from pipeline.models.batching import length_batches
 from pipeline.models.forward import evaluating
 
 
-def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 8192) -> list[float]:
+def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 4096) -> list[float]:
     """Return the model's score of each sequence of token ids, in their order.
 
     Args:

@@ -8,6 +8,7 @@ computed once, length-bucketed, kept across a kill, and its weights are not held
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -73,7 +74,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             return dataset
 
         def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-            return _with_reference(ctx, self, dataset, ctx.work / f"reference-{name}.json", batch_size)
+            return _with_reference(ctx, self, dataset, ctx.work / f"reference-{name}.json")
 
     set_threads(ctx)
     set_seed(ctx.seed)
@@ -105,7 +106,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         beta=train.beta,
         max_length=None,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=max(8, micro_batch),
     )
     ctx.phase("reference log-probabilities")
     trainer = BucketedDPOTrainer(
@@ -144,30 +144,34 @@ def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> list
     return encoded
 
 
-def _with_reference(ctx: StageContext, trainer: Any, dataset: Any, kept: Path, batch_size: int) -> Any:
+def _with_reference(ctx: StageContext, trainer: Any, dataset: Any, kept: Path) -> Any:
     """Return ``dataset`` with the reference's summed log-probabilities of both responses.
 
-    They are kept in the stage's scratch folder, so a resumed stage does not compute them again; every float32 is
+    They are kept in the stage's scratch folder, so a resumed stage does not compute them again; every number is
     written with enough digits to come back bit for bit.
     """
-    columns = ("ref_chosen_logps", "ref_rejected_logps")
+    from pipeline.models.adapters import without_adapter
+    from pipeline.models.logprobs import response_logprobs
+
     if kept.is_file():
         values = json.loads(kept.read_text(encoding="utf-8"))
     else:
         rows = dataset.to_list()
-        order = sorted(range(len(rows)), key=lambda i: sum(len(ids) for ids in rows[i].values()))
-        values = {column: [0.0] * len(rows) for column in columns}
-        trainer.model.eval()
-        for start in range(0, len(order), batch_size):
-            ctx.stop_if_asked()
-            picked = order[start : start + batch_size]
-            batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in picked]))
-            for column, logps in zip(columns, trainer.compute_ref_log_probs(trainer.model, batch), strict=True):
-                for i, value in zip(picked, logps.tolist(), strict=True):
-                    values[column][i] = value
+        prompts = [row["prompt_ids"] for row in rows]
+        values = {}
+        for i, side in enumerate(("chosen", "rejected")):
+
+            def show(done: int, _: int, before: int = i * len(rows)) -> None:
+                ctx.stop_if_asked()
+                ctx.progress(before + done, 2 * len(rows))
+
+            responses = [row[f"{side}_ids"] for row in rows]
+            with without_adapter(trainer.model):
+                tokens = response_logprobs(trainer.model, prompts, responses, on_progress=show)
+            values[f"ref_{side}_logps"] = [math.fsum(row) for row in tokens]
         part = kept.with_suffix(".part")
         part.write_text(json.dumps(values), encoding="utf-8")
         part.replace(kept)
-    for column in columns:
-        dataset = dataset.add_column(column, values[column])
+    for column, logps in values.items():
+        dataset = dataset.add_column(column, logps)
     return dataset
