@@ -327,6 +327,7 @@ def _manifest_fields(
         "tokens": result.tokens,
         "seconds": round(outcome.seconds, 3),
         "trainer_seconds": round(trained_s, 3),
+        "scoring_seconds": round(result.scoring_seconds, 3),
         "tokens_per_s": round(result.tokens / trained_s, 1) if trained_s else 0.0,
         "peak_memory_mib": round(outcome.peak_memory_mib, 1),
         "lineage": dict(result.lineage),

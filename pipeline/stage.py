@@ -204,7 +204,8 @@ class StageResult:
         metrics: final values.
         best: best values with the step they were seen at, e.g. ``{"eval_loss": 1.2, "step": 300}``.
         tokens: tokens trained on or generated.
-        trainer_seconds: seconds inside the trainer or the evaluation.
+        trainer_seconds: seconds inside the trainer; of an `evaluate` stage, inside the evaluation.
+        scoring_seconds: seconds a training stage spent scoring beside it: a reference, held-out pairs.
         rows: counts, e.g. ``{"train": 1000, "held_out": 100, "rejected": 2}``.
         lineage: what the weights stand on, e.g. ``{"base": "sft@…", "adapters": ["dpo@…"]}``.
         summary: short sentences for the end-of-run table.
@@ -214,6 +215,7 @@ class StageResult:
     best: Mapping[str, float] = field(default_factory=dict)
     tokens: int = 0
     trainer_seconds: float = 0.0
+    scoring_seconds: float = 0.0
     rows: Mapping[str, int] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""

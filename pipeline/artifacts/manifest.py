@@ -147,7 +147,8 @@ class Manifest(Record):
         rows: counts such as ``train`` and ``held_out``.
         tokens: trained on or generated.
         seconds: wall time of the stage.
-        trainer_seconds: of which inside the trainer or the evaluation.
+        trainer_seconds: of which inside the trainer; of an `evaluate` stage, inside the evaluation.
+        scoring_seconds: of which scoring beside the training: a reference, held-out pairs.
         tokens_per_s: tokens per trainer second.
         peak_memory_mib: highest resident memory.
         lineage: what the weights stand on.
@@ -177,6 +178,7 @@ class Manifest(Record):
     tokens: int = 0
     seconds: float = 0.0
     trainer_seconds: float = 0.0
+    scoring_seconds: float = 0.0
     tokens_per_s: float = 0.0
     peak_memory_mib: float = 0.0
     lineage: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from pipeline.recipe.document import Node
 from pipeline.recipe.merging import merge, override, without_nulls
 from pipeline.recipe.paths import expand, lookup_folders
 from pipeline.recipe.reading import RECIPE_KEYS, Reading
+from pipeline.recipe.rewards import unfold_rewards
 from pipeline.recipe.schema import NAME_PATTERN, Compute, DataSource, Recipe, StageSpec
 from pipeline.stage import KINDS, Code, Data, Input, StageConfig
 
@@ -217,6 +218,9 @@ class _Building:
             return None
         config_class = KINDS[kind].config
         body = Node({key: child for key, child in node.value.items() if key not in STAGE_KEYS}, node.place)
+        if "reward_functions" in config_class.model_fields:
+            body, problems = unfold_rewards(body, name)
+            self.problems += problems
         for field_name in [*config_class.markers(Input), *config_class.markers(Code)]:
             if field_name in body.mapping:
                 body.value[field_name] = self.expanded(body.value[field_name], name)

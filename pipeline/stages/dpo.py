@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -108,6 +109,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         precompute_ref_log_probs=True,
     )
     ctx.phase("reference log-probabilities")
+    started = time.perf_counter()
     trainer = BucketedDPOTrainer(
         model=model,
         args=arguments,
@@ -116,6 +118,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         processing_class=tokenizer,
         peft_config=lora_config(config.adapter, "causal") if config.adapter else None,
     )
+    scoring_s = time.perf_counter() - started
     trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), batches
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps)
@@ -128,6 +131,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         rows={"train": len(rows.train), "held_out": len(rows.held_out), "dropped": dropped},
         lineage=lineage,
         summary=f"implicit reward prefers the chosen response in {accuracy:.1%} of pairs",
+        scoring_seconds=scoring_s,
     )
 
 

@@ -7,6 +7,7 @@ Reference: Ouyang et al. 2022 (InstructGPT), equation 1 (Bradley-Terry); the mar
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -117,7 +118,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps)
     lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    started = time.perf_counter()
     metrics = _report(ctx, config, trainer.model, tokenizer, held_out) if held_out else {}
+    scoring_s = time.perf_counter() - started
     shown = f"{metrics['test_accuracy']:.1%} of held-out pairs" if metrics else "no held-out pairs"
     if "gold_agreement" in metrics:
         shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
@@ -128,6 +131,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         rows={"train": len(rows.train), "held_out": len(test_rows), "dropped": dropped},
         lineage=lineage,
         summary=shown,
+        scoring_seconds=scoring_s,
     )
 
 

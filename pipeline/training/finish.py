@@ -37,6 +37,7 @@ def finish(
     rows: Mapping[str, int],
     lineage: Mapping[str, Any],
     summary: str,
+    scoring_seconds: float = 0.0,
 ) -> StageResult:
     """Write `metrics.jsonl` and `loss.svg` into the artifact and return the stage's result."""
     ctx.phase("writing the artifact")
@@ -46,6 +47,7 @@ def finish(
         best=trained.best,
         tokens=trained.tokens,
         trainer_seconds=trained.seconds,
+        scoring_seconds=scoring_seconds,
         rows=rows,
         lineage=lineage,
         summary=summary,

@@ -1,0 +1,62 @@
+"""The short ways to write `reward:`: one name, one mapping, or a list of them with weights.
+
+    reward: rm                                        a reward model
+    reward: {function: rewards.py:polite}             a Python function
+    reward:                                           several, added up
+      - {model: rm, weight: 1.0}
+      - {function: rewards.py:short, weight: 0.2}
+
+They are written out as the fields a configuration has (`pipeline/training/reward_fields.py`): names of models, names of
+functions, and one weight for each, models first. Every part keeps its place in the file.
+"""
+
+from __future__ import annotations
+
+from pipeline.errors import Problem, listed, nearest
+from pipeline.recipe.document import Node
+
+KEYS = ("model", "function", "weight")
+
+
+def unfold_rewards(body: Node, stage: str) -> tuple[Node, list[Problem]]:
+    """Return a stage's body with `reward` written out, and what is wrong with it."""
+    if "reward" not in body.mapping or "reward_functions" in body.mapping or "reward_weights" in body.mapping:
+        return body, []
+    node = body.mapping["reward"]
+    entries = node.value_list() or [node]
+    problems: list[Problem] = []
+    models: list[tuple[Node, Node]] = []
+    functions: list[tuple[Node, Node]] = []
+    for entry in entries:
+        if isinstance(entry.value, str):
+            models.append((entry, Node(1.0, entry.place)))
+            continue
+        found = _problems_of(entry, stage)
+        problems += found
+        if not found:
+            weight = entry.mapping.get("weight", Node(1.0, entry.place))
+            if "model" in entry.mapping:
+                models.append((entry.mapping["model"], weight))
+            else:
+                functions.append((entry.mapping["function"], weight))
+    whole = dict(body.mapping)
+    whole["reward"] = Node([name for name, _ in models], node.place)
+    if functions:
+        whole["reward_functions"] = Node([name for name, _ in functions], node.place)
+    whole["reward_weights"] = Node([weight for _, weight in (*models, *functions)], node.place)
+    return Node(whole, body.place), problems
+
+
+def _problems_of(entry: Node, stage: str) -> list[Problem]:
+    expected = "a reward model's name, {model: NAME} or {function: FILE.py:NAME}, each with an optional weight"
+    if not isinstance(entry.value, dict):
+        return [Problem(f"reward is {entry.value!r}", expected, where=entry.place, stage=stage)]
+    problems = [
+        Problem(f"unknown key `{key}` in reward", f"one of {listed(KEYS)}", nearest(str(key), KEYS), child.place, stage)
+        for key, child in entry.mapping.items()
+        if key not in KEYS
+    ]
+    if ("model" in entry.mapping) == ("function" in entry.mapping):
+        found = "reward names both a model and a function" if "model" in entry.mapping else "reward names nothing"
+        problems.append(Problem(found, expected, "one entry of a list for each", entry.place, stage))
+    return problems

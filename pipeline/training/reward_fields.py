@@ -1,0 +1,58 @@
+"""What a recipe says about rewards: the fields every on-policy stage shares. No torch.
+
+`pipeline/recipe/rewards.py` has the short ways to write them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, WithJsonSchema
+
+from pipeline.errors import Problem
+from pipeline.stage import Code, Input, StageConfig
+
+_ENTRY: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"model": {"type": "string"}, "function": {"type": "string"}, "weight": {"type": "number"}},
+        },
+    ]
+}
+_SHORT = WithJsonSchema({"anyOf": [*_ENTRY["anyOf"], {"type": "array", "items": _ENTRY}]})
+
+
+class RewardFields(StageConfig):
+    """Where a response's reward comes from.
+
+    Attributes:
+        reward: a reward model, `{function: FILE.py:NAME}`, or a list of them with weights; their weighted sum counts.
+        reward_functions: Python functions with trl's signature; written as `reward: {function: …}`.
+        reward_weights: one per reward, models first.
+    """
+
+    reward: Annotated[list[str], Input("reward", external=True), _SHORT] = Field(default=[])
+    reward_functions: Annotated[list[str], Code()] = Field(default=[])
+    reward_weights: list[float] = Field(default=[])
+
+    def reward_problems(self) -> list[Problem]:
+        """Ask for a reward, and for one weight for each."""
+        count = len(self.reward) + len(self.reward_functions)
+        if not count:
+            return [Problem("no reward", "a reward model's name or {function: FILE.py:NAME}", "add `reward:`")]
+        if self.reward_weights and len(self.reward_weights) != count:
+            return [Problem(f"{len(self.reward_weights)} reward_weights for {count} rewards", "one for each")]
+        return []
+
+    @property
+    def weights(self) -> list[float]:
+        """One weight per reward, models first."""
+        return list(self.reward_weights) or [1.0] * (len(self.reward) + len(self.reward_functions))
+
+
+def rewards_given(config: RewardFields) -> list[str]:
+    """Return the names of all rewards, models first: for metrics and messages."""
+    return [*config.reward, *(spec.rpartition(":")[2] for spec in config.reward_functions)]
