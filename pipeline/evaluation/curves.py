@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.estimate import rounded
+from pipeline.evaluation.series import columns, limits, points, trace
 
 _NOT_REPRODUCIBLE = re.compile(r"runtime|per_second|_time$|^time|seconds|memory|mem_|timestamp|date|tokens_per_s", re.I)
 _TRAIN, _EVAL, _RATE = "loss", "eval_loss", "learning_rate"
-_SMOOTH_FROM = 40
-_MOST_POINTS = 2_000
 
 Row = dict[str, int | float | str | bool | None]
 
@@ -60,7 +59,7 @@ def write_curve(history: Iterable[Mapping[str, Any]], folder: Path, *, title: st
     written = [folder / "metrics.jsonl"]
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
     written[0].write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    if _points(rows, _TRAIN) or _points(rows, _EVAL):
+    if points(rows, _TRAIN) or points(rows, _EVAL):
         written.append(draw_curve(rows, folder / "loss.svg", title=title))
     return written
 
@@ -80,7 +79,7 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
     """
     from pipeline.evaluation.drawing import INK, MUTED, PALETTE, new_figure, plain, save, style
 
-    train, held_out, rate = _points(rows, _TRAIN), _points(rows, _EVAL), _points(rows, _RATE)
+    train, held_out, rate = points(rows, _TRAIN), points(rows, _EVAL), points(rows, _RATE)
     blue, orange = PALETTE[0], PALETTE[4]
     with style():
         figure = new_figure(7.6, 3.6)
@@ -89,26 +88,21 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
             beside: Any = axes.twinx()
             axes.set_zorder(beside.get_zorder() + 1)
             axes.patch.set_visible(False)
-            beside.plot(*_columns(rate), color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="learning rate")
+            beside.plot(*columns(rate), color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="learning rate")
             beside.set_ylim(0, 1.08 * max(value for _, value in rate) or 1)
             beside.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=False)
             beside.set_ylabel("learning rate", color=MUTED)
             beside.tick_params(axis="y", length=0, labelcolor=MUTED)
             beside.spines["left"].set_visible(False)
         if train:
-            is_long = len(train) >= _SMOOTH_FROM
-            axes.plot(*_columns(train), color=blue, linewidth=0.8 if is_long else 1.8, alpha=0.3 if is_long else 1)
-            trend = _smoothed(train) if is_long else train
-            axes.plot(
-                *_columns(trend), color=blue, linewidth=1.8, label="training (smoothed)" if is_long else "training"
-            )
+            trace(axes, train, colour=blue, label="training")
         if held_out:
-            axes.plot(*_columns(held_out), "o-", color=orange, linewidth=1.6, markersize=4.5, label="held out")
+            axes.plot(*columns(held_out), "o-", color=orange, linewidth=1.6, markersize=4.5, label="held out")
             step, value = min(held_out, key=lambda point: (point[1], point[0]))
             axes.annotate(
                 f"{value:.3f}", (step, value), xytext=(0, 8), textcoords="offset points", ha="center", color=INK
             )
-        low, high = _limits([value for _, value in (*train, *held_out)])
+        low, high = limits([value for _, value in (*train, *held_out)])
         axes.set_ylim(low, high)
         axes.grid(axis="y")
         axes.set_xlabel("step")
@@ -132,40 +126,3 @@ def _plain(value: Any) -> int | float | str | bool | _Nothing | None:
     if isinstance(value, float):
         return rounded(value) if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else _NOTHING
-
-
-def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    """Return (step, value), the last value of a step winning, at most `_MOST_POINTS` of them evenly spread."""
-    found = {row["step"]: row[key] for row in rows if isinstance(row.get(key), int | float) and "step" in row}
-    points = sorted(found.items())
-    if len(points) > _MOST_POINTS:
-        points = [points[round(i * (len(points) - 1) / (_MOST_POINTS - 1))] for i in range(_MOST_POINTS)]
-    return points
-
-
-def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return the mean over about a thirtieth of the points around each, fewer at the ends; a trend without delay."""
-    reach = max(2, len(points) // 60)
-    trend = []
-    for place, (step, _) in enumerate(points):
-        side = min(reach, place, len(points) - 1 - place)
-        near = [value for _, value in points[place - side : place + side + 1]]
-        trend.append((step, sum(near) / len(near)))
-    return trend
-
-
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return axis limits; a few huge values, far above all others, do not stretch them."""
-    ordered = sorted(values)
-    bottom, top = ordered[0], ordered[-1]
-    usual = ordered[int(0.99 * (len(ordered) - 1))]
-    if len(ordered) >= _SMOOTH_FROM and top > 2 * usual > 0:
-        top = usual
-    room = 0.12 * (top - bottom) or 0.1 * abs(top) or 0.1
-    # Losses are read from zero where that costs little height.
-    low = 0.0 if 0 <= bottom < 0.5 * top else bottom - room
-    return low, top + room
-
-
-def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    return [step for step, _ in points], [value for _, value in points]

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from pipeline.evaluation.curves import _limits, _smoothed, metric_rows, read_rows, write_curve
+from pipeline.evaluation.curves import metric_rows, read_rows, write_curve
+from pipeline.evaluation.series import limits, smoothed
 
 # As transformers logs: training rows, evaluation rows, and a summary of the run.
 HISTORY = [
@@ -89,16 +90,16 @@ def test_odd_histories_are_drawn(history, tmp_path):
 def test_trend_by_hand():
     # Reach 2: ends shrink symmetrically: 0; (0+3+6)/3; (0+3+6+9+12)/5; then mirrored.
     points = [(i, 3.0 * i) for i in range(5)]
-    assert _smoothed(points) == points
-    assert [value for _, value in _smoothed([(i, v) for i, v in enumerate([0, 0, 5, 0, 0])])] == [
+    assert smoothed(points) == points
+    assert [value for _, value in smoothed([(i, v) for i, v in enumerate([0, 0, 5, 0, 0])])] == [
         0, pytest.approx(5 / 3), 1, pytest.approx(5 / 3), 0,
     ]  # fmt: skip
 
 
 def test_limits():
     # 1 to 2: from 0.88 (12 % below) to 2.12, since zero is far; 0.1 to 2: from zero.
-    assert _limits([1.2, 2.0]) == pytest.approx((1.2 - 0.12 * 0.8, 2 + 0.12 * 0.8))
-    assert _limits([0.1, 2.0])[0] == 0
+    assert limits([1.2, 2.0]) == pytest.approx((1.2 - 0.12 * 0.8, 2 + 0.12 * 0.8))
+    assert limits([0.1, 2.0])[0] == 0
     # One huge value among a hundred does not set the scale; a steep start does.
-    assert _limits([500.0] + [1.0] * 99)[1] < 2
-    assert _limits([10.0, 8.0, 6.0] + [5.5] * 97)[1] > 10
+    assert limits([500.0] + [1.0] * 99)[1] < 2
+    assert limits([10.0, 8.0, 6.0] + [5.5] * 97)[1] > 10
