@@ -22,6 +22,7 @@ class Adapter(StageConfig):
         alpha: the update is scaled by ``alpha / r``; ``2 * r`` when omitted.
         dropout: on the input of the adapter.
         targets: ``all-linear``, or names of the layers that get one.
+        layers: ``all``, or ``top-half``: the lower half stays frozen, and PPO computes it once per rollout.
         quantize: load the frozen weights in 4 or 8 bits (needs a GPU and bitsandbytes).
     """
 
@@ -29,6 +30,7 @@ class Adapter(StageConfig):
     alpha: Annotated[int, Field(ge=1)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | list[str] = "all-linear"
+    layers: Literal["all", "top-half"] = "all"
     quantize: Literal["4bit", "8bit"] | None = None
 
     @property

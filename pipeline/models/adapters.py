@@ -22,14 +22,23 @@ Task = Literal["causal", "reward"]
 _TASKS = {"causal": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
 
 
-def lora_config(adapter: Adapter, task: Task) -> LoraConfig:
-    """Return the `peft` configuration of an adapter; a reward model's head is trained in full beside it."""
+def lora_config(adapter: Adapter, task: Task, model: Any) -> LoraConfig:
+    """Return the `peft` configuration of an adapter on ``model``; a reward model's head is trained beside it."""
+    targets, upper = adapter.targets, None
+    if adapter.layers == "top-half":
+        count = int(model.config.get_text_config().num_hidden_layers)
+        upper = list(range(count // 2, count))
+        if isinstance(targets, str):  # peft wants names once layers are picked
+            head = model.get_output_embeddings() if task == "causal" else getattr(model, "score", None)
+            linear = [name for name, part in model.named_modules() if _is_linear(part) and part is not head]
+            targets = sorted({name.rpartition(".")[2] for name in linear})
     return LoraConfig(
         task_type=_TASKS[task],
         r=adapter.r,
         lora_alpha=adapter.scale_alpha,
         lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
+        target_modules=targets,
+        layers_to_transform=upper,
         bias="none",
         modules_to_save=["score"] if task == "reward" else None,
     )
@@ -44,7 +53,7 @@ def attach(model: Any, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, lora_config(adapter, task))
+            return get_peft_model(model, lora_config(adapter, task, model))
         except ValueError as error:
             if "arget modules" not in str(error):
                 raise

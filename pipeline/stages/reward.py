@@ -112,7 +112,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         eval_dataset=Dataset.from_list([{key: row[key] for key in columns} for row in held_out]) if held_out else None,
         processing_class=tokenizer,
         data_collator=PairCollator(tokenizer.pad_token_id),
-        peft_config=lora_config(config.adapter, "reward") if config.adapter else None,
+        peft_config=lora_config(config.adapter, "reward", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} pairs")

@@ -96,7 +96,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
         data_collator=CausalCollator(tokenizer.pad_token_id, with_mask=True),
-        peft_config=lora_config(config.adapter, "causal") if config.adapter else None,
+        peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} conversations")

@@ -74,8 +74,8 @@ def test_adapter_start_follows_the_seed(fresh_llama: Any) -> None:
 
 
 def test_alpha_is_twice_the_rank_unless_given() -> None:
-    assert lora_config(Adapter(r=8), "causal").lora_alpha == 16
-    assert lora_config(Adapter(r=8, alpha=5), "causal").lora_alpha == 5
+    assert lora_config(Adapter(r=8), "causal", None).lora_alpha == 16
+    assert lora_config(Adapter(r=8, alpha=5), "causal", None).lora_alpha == 5
 
 
 @pytest.mark.parametrize("wrong", [{"r": 0}, {"dropout": 1.0}, {"rank": 4}, {"quantize": "2bit"}])

@@ -1,0 +1,128 @@
+"""Puts a policy together: from models in memory to one of the layouts of `policy.py`, checked before it is used."""
+# ruff: noqa: N806  (shape suffixes)
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+
+from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.models.adapter_config import Adapter
+from pipeline.models.adapters import attach
+from pipeline.ppo.episodes import Episode, Prompt, pack
+from pipeline.ppo.policy import Policy, ValueHead, ValueModel, can_be_cut, keep_reference_adapter
+from pipeline.ppo.rollout import Engine
+
+Layout = Literal["shared", "separate"]
+
+_CACHE_ERROR = 1e-4
+_LAW_ERROR = 1e-2
+
+
+def build_policy(
+    model: Any,
+    *,
+    layout: Layout = "shared",
+    adapter: Adapter | None = None,
+    value_start: Any | None = None,
+    temperature: float = 1.0,
+    value_gradient: bool = False,
+    seed: int = 0,
+) -> Policy:
+    """Return policy, value function and reference.
+
+    Args:
+        model: the policy's start, a causal language model; with an adapter on it, that adapter is trained further and
+            its start is kept as the reference.
+        layout: `shared` puts a value head on the policy's trunk; `separate` gives the value function a model of its
+            own.
+        adapter: train an adapter instead of all weights.
+        value_start: a sequence classification model the separate value function starts from.
+        temperature: of sampling.
+        value_gradient: whether a value head's gradient reaches the trunk.
+        seed: of the adapter's random half.
+
+    Raises:
+        PipelineError: layers that cannot be told apart, or no start for a separate value function.
+    """
+    reference: Any | None = None
+    cut: int | None = None
+    if isinstance(model, PeftModel):
+        keep_reference_adapter(model)
+    elif adapter is not None:
+        if adapter.layers == "top-half":
+            cut = _half(model)
+        model = attach(model, adapter, "causal", seed=seed)
+    else:
+        reference = copy.deepcopy(model)
+        model.requires_grad_(True)
+    if layout == "separate":
+        if value_start is None:
+            raise PipelineError(Problem("no start for the value function", "a sequence classification model"))
+        value: ValueHead | ValueModel = ValueModel(value_start)
+        value.requires_grad_(True)
+    else:
+        value = ValueHead(model.config.get_text_config().hidden_size)
+    value.to(model.device)
+    return Policy(model, value, reference, temperature, cut, value_gradient)
+
+
+def _half(model: Any) -> int:
+    count = int(model.config.get_text_config().num_hidden_layers)
+    if count < 2 or not can_be_cut(model):
+        raise PipelineError(
+            Problem(
+                f"the layers of {type(model).__name__} cannot be run in two halves",
+                "a decoder with two or more `layers` and a final `norm`",
+                "use adapter.layers: all",
+            )
+        )
+    return count // 2
+
+
+@torch.no_grad()
+def check_policy(policy: Policy, engine: Engine, prompts: Sequence[Prompt], eos_ids: Sequence[int]) -> str:
+    """Sample a few rows greedily and look whether scoring agrees with sampling, and the cached halves with the whole.
+
+    Returns:
+        A note where the cache was switched off because it does not reproduce the model; otherwise nothing.
+
+    Raises:
+        PipelineError: the model scores its own greedy choice as unlikely: sampling and scoring differ.
+    """
+    few = list(prompts)[:4]
+    with policy.sampling() as model:
+        responses = engine(model, [prompt.ids for prompt in few], seed=0, places=range(len(few)), greedy=True)
+    episodes = [
+        Episode(i, prompt.row, prompt.ids, response, bool(response) and response[-1] in eos_ids, "")
+        for i, (prompt, response) in enumerate(zip(few, responses, strict=True))
+    ]
+    batch = pack(episodes, policy.device)
+    logits_NV, _ = policy._head(policy.model, None, batch)
+    best_N = logits_NV.max(dim=-1).values
+    chosen_N = logits_NV.gather(-1, batch.targets_N[:, None])[:, 0]
+    error = float((best_N - chosen_N).max())
+    if not error < _LAW_ERROR:
+        raise PipelineError(
+            Problem(
+                f"a greedy response is not what a forward pass finds likeliest (logits differ by {error:.3g})",
+                "sampling and scoring to agree",
+                "try rollout_engine: generate; if both do this, report the model's architecture",
+            ),
+            exit_code=ExitCode.FAILED,
+        )
+    if policy.cut is None:
+        return ""
+    whole_N = policy.forward(batch, values=False).logp_N
+    for episode, hidden_TH in zip(episodes, policy.lower_states(batch.ids_BT), strict=True):
+        episode.hidden_TH = hidden_TH[: episode.length]
+    halves_N = policy.forward(pack(episodes, policy.device), values=False).logp_N
+    error = float((whole_N - halves_N).abs().max())
+    if error < _CACHE_ERROR:
+        return ""
+    policy.cut = None
+    return f"lower layers are not cached: their cached states do not reproduce the model (error {error:.2g})"

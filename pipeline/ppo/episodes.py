@@ -1,0 +1,156 @@
+"""Episodes and the micro-batches they go through a model in.
+
+An episode is ragged: token ids without padding. Padding exists only inside a micro-batch, on the right, where causal
+attention never looks, so no mask is needed, no token's value is compared with the padding id, and padding may equal
+the end token.
+
+Shapes: B rows, T positions, N response tokens, H hidden size.
+"""
+# ruff: noqa: N806, N815  (shape suffixes)
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.models.batching import length_batches
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt.
+
+    Attributes:
+        row: with `prompt` (messages) and any further columns.
+        ids: tokens up to where the response begins.
+    """
+
+    row: dict[str, Any]
+    ids: tuple[int, ...]
+
+
+@dataclass
+class Episode:
+    """A prompt with one sampled response, and what was measured about it.
+
+    Attributes:
+        place: position in the whole rollout, over all processes.
+        row: of the prompt.
+        prompt_ids: tokens of the prompt.
+        response_ids: tokens sampled, at least one; the end token last where there is one.
+        ended: whether the response ended by itself.
+        text: of the response.
+        score: of all rewards together, before clipping and penalties.
+        old_T: log-probability of each token under the policy that sampled.
+        reference_T: the same under the reference.
+        values_T: V(s_t) before each token.
+        after: V after the last token; for a response that was cut off.
+        entropy_T: of the policy at each token.
+        advantages_T: whitened.
+        returns_T: targets of the value function.
+        hidden_TH: what the frozen lower layers made of prompt and response, where they are cached.
+    """
+
+    place: int
+    row: dict[str, Any]
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    ended: bool
+    text: str
+    score: float = 0.0
+    old_T: Tensor = field(default_factory=lambda: torch.empty(0))
+    reference_T: Tensor = field(default_factory=lambda: torch.empty(0))
+    values_T: Tensor = field(default_factory=lambda: torch.empty(0))
+    after: float = 0.0
+    entropy_T: Tensor = field(default_factory=lambda: torch.empty(0))
+    advantages_T: Tensor = field(default_factory=lambda: torch.empty(0))
+    returns_T: Tensor = field(default_factory=lambda: torch.empty(0))
+    hidden_TH: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through a model together.
+
+    Attributes:
+        ids_BT: prompts and responses, padded on the right.
+        rows_N: row of each response token.
+        places_N: position that predicts it: the one before it.
+        targets_N: the response tokens, those of the first row first.
+        hidden_BTH: cached states of the lower layers, padded on the right; None when they are not cached.
+        sizes: response tokens of each row.
+    """
+
+    ids_BT: Tensor
+    rows_N: Tensor
+    places_N: Tensor
+    targets_N: Tensor
+    hidden_BTH: Tensor | None
+    sizes: tuple[int, ...]
+
+
+def micro_batches(episodes: Sequence[Episode], token_budget: int) -> Iterator[list[Episode]]:
+    """Yield episodes of similar length whose padded size stays within a budget of tokens."""
+    for rows in length_batches([episode.length for episode in episodes], token_budget):
+        yield [episodes[row] for row in rows]
+
+
+def pack(episodes: Sequence[Episode], device: torch.device, *, one_more: bool = False) -> MicroBatch:
+    """Put episodes into one micro-batch.
+
+    Args:
+        episodes: to be padded to the longest of them.
+        device: of the model.
+        one_more: also ask for the position after each response's last token, for the value of a state that was cut off.
+    """
+    width = max(episode.length for episode in episodes)
+    ids_BT = torch.zeros((len(episodes), width), dtype=torch.long)
+    rows: list[int] = []
+    places: list[int] = []
+    targets: list[int] = []
+    for row, episode in enumerate(episodes):
+        whole = [*episode.prompt_ids, *episode.response_ids]
+        ids_BT[row, : len(whole)] = torch.tensor(whole)
+        count = len(episode.response_ids) + one_more
+        start = len(episode.prompt_ids) - 1
+        rows += [row] * count
+        places += range(start, start + count)
+        targets += [*episode.response_ids, *([0] * one_more)]
+    return MicroBatch(
+        ids_BT.to(device),
+        torch.tensor(rows, device=device),
+        torch.tensor(places, device=device),
+        torch.tensor(targets, device=device),
+        _padded_hidden(episodes, width, device),
+        tuple(len(episode.response_ids) + one_more for episode in episodes),
+    )
+
+
+def _padded_hidden(episodes: Sequence[Episode], width: int, device: torch.device) -> Tensor | None:
+    if any(episode.hidden_TH is None for episode in episodes):
+        return None
+    kept = [episode.hidden_TH for episode in episodes if episode.hidden_TH is not None]
+    hidden_BTH = kept[0].new_zeros((len(kept), width, kept[0].shape[-1]))
+    for row, hidden_TH in enumerate(kept):
+        hidden_BTH[row, : len(hidden_TH)] = hidden_TH
+    return hidden_BTH.to(device)
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return one-dimensional tensors stacked with zeros on their right, and the mask of what is real; both (B, T)."""
+    width = max(len(row) for row in rows)
+    stacked_BT = torch.zeros((len(rows), width), dtype=rows[0].dtype)
+    mask_BT = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        stacked_BT[i, : len(row)] = row
+        mask_BT[i, : len(row)] = True
+    return stacked_BT, mask_BT

@@ -1,0 +1,71 @@
+"""PPO's losses, one value per token; the caller sums them and divides by the tokens of the whole minibatch. Pure.
+
+References: Schulman et al. 2017, arXiv:1707.06347, equations 7 and 9; Ye et al. 2020, arXiv:1912.09729, equation 5
+(dual clip); Engstrom et al. 2020, arXiv:2005.12729 (value clipping).
+
+Shapes: N response tokens of a micro-batch.
+"""
+# ruff: noqa: N803, N806, N815  (shape suffixes)
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_LARGEST_LOG_RATIO = 20.0
+
+
+class PolicyLoss(NamedTuple):
+    """The clipped objective and what is worth logging about it; each of shape (N,)."""
+
+    loss_N: Tensor
+    log_ratio_N: Tensor
+    clipped_N: Tensor
+
+
+def policy_loss(
+    logp_N: Tensor, old_N: Tensor, advantages_N: Tensor, *, clip_range: float, dual_clip: float = 0.0
+) -> PolicyLoss:
+    """Return −min(ρA, clip(ρ)A), bounded by −cA where A < 0 and ``dual_clip`` is c.
+
+    Args:
+        logp_N: under the policy being trained.
+        old_N: under the policy that sampled.
+        advantages_N: whitened or not.
+        clip_range: ε.
+        dual_clip: c > 1 + ε; 0 switches the bound off.
+    """
+    log_ratio_N = logp_N - old_N
+    ratio_N = log_ratio_N.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp()
+    plain_N = -ratio_N * advantages_N
+    clipped_N = -ratio_N.clamp(1 - clip_range, 1 + clip_range) * advantages_N
+    loss_N = torch.maximum(plain_N, clipped_N)
+    if dual_clip:
+        loss_N = torch.where(advantages_N < 0, torch.minimum(loss_N, -dual_clip * advantages_N), loss_N)
+    return PolicyLoss(loss_N, log_ratio_N.detach(), (clipped_N > plain_N).detach())
+
+
+class ValueLoss(NamedTuple):
+    """Half the squared error, clipped; each of shape (N,)."""
+
+    loss_N: Tensor
+    clipped_N: Tensor
+
+
+def value_loss(values_N: Tensor, old_N: Tensor, returns_N: Tensor, *, clip: float) -> ValueLoss:
+    """Return ½·max((V − R)², (V_clipped − R)²), where V_clipped stays within ``clip`` of the old value.
+
+    Args:
+        values_N: of the value function being trained.
+        old_N: its values when the responses were sampled.
+        returns_N: targets.
+        clip: largest change that still earns gradient; 0 does not clip.
+    """
+    plain_N = (values_N - returns_N).square()
+    if not clip:
+        return ValueLoss(plain_N / 2, torch.zeros_like(plain_N, dtype=torch.bool))
+    bounded_N = old_N + (values_N - old_N).clamp(-clip, clip)
+    clipped_N = (bounded_N - returns_N).square()
+    return ValueLoss(torch.maximum(plain_N, clipped_N) / 2, (clipped_N > plain_N).detach())

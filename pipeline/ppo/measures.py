@@ -1,0 +1,143 @@
+"""What is worth knowing about a rollout and about an update, as plain numbers over all processes.
+
+Reference: the metrics that tell a healthy run from a failing one, Huang et al. 2024, arXiv:2403.17031, section 4.
+"""
+# ruff: noqa: N806  (shape suffixes)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+from pipeline.ppo.advantage import kl_estimate
+from pipeline.ppo.episodes import Episode
+from pipeline.ppo.loss import PolicyLoss, ValueLoss
+from pipeline.ppo.ranks import Ranks
+
+
+def of_rollout(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:
+    """Return metrics of measured episodes.
+
+    Returns:
+        `reward` (mean score) and `score_std`; `kl` and `kl_k3` in nats per response, `entropy` in nats per token,
+        `length`,
+        `length_max`, `length_corr` (of length and score), `eos_rate`, `distinct_2` (share of bigrams that are distinct,
+        mean over responses), `tokens`.
+    """
+    rows = [_row(episode) for episode in episodes]
+    n, score, square, kl, k3, entropy, length, ended, distinct, cross, length_square = ranks.sums(
+        *(sum(column) for column in zip(*rows, strict=True))
+    )
+    mean, mean_length = score / n, length / n
+    variance = max(0.0, square / n - mean * mean)
+    length_variance = max(0.0, length_square / n - mean_length * mean_length)
+    spread = (variance * length_variance) ** 0.5
+    return {
+        "reward": mean,
+        "score_std": variance**0.5,
+        "kl": kl / n,
+        "kl_k3": k3 / n,
+        "entropy": entropy / length,
+        "length": mean_length,
+        "length_max": ranks.largest(max(len(episode.response_ids) for episode in episodes)),
+        "length_corr": (cross / n - mean * mean_length) / spread if spread > 1e-12 else 0.0,
+        "eos_rate": ended / n,
+        "distinct_2": distinct / n,
+        "tokens": length,
+    }
+
+
+def _row(episode: Episode) -> tuple[float, ...]:
+    length, score = len(episode.response_ids), episode.score
+    return (
+        1.0,
+        score,
+        score * score,
+        float(kl_estimate(episode.old_T, episode.reference_T, "k1").double().sum()),
+        float(kl_estimate(episode.old_T, episode.reference_T, "k3").double().sum()),
+        float(episode.entropy_T.double().sum()),
+        float(length),
+        float(episode.ended),
+        _distinct_bigrams(episode.response_ids),
+        score * length,
+        float(length * length),
+    )
+
+
+def _distinct_bigrams(ids: Sequence[int]) -> float:
+    pairs = list(pairwise(ids))
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
+
+
+@dataclass
+class UpdateSums:
+    """Sums over the tokens of all optimizer steps of an update.
+
+    Attributes:
+        tokens: seen, once per epoch.
+        policy: of the policy's loss.
+        value: of the value loss.
+        clipped: tokens whose ratio was clipped.
+        value_clipped: tokens whose value was clipped.
+        divergence: k3 of new from old policy.
+        largest: probability ratio.
+        norms: gradient norms of policy and value, before clipping, one pair per step.
+        skipped: steps left out.
+    """
+
+    tokens: float = 0.0
+    policy: float = 0.0
+    value: float = 0.0
+    clipped: float = 0.0
+    value_clipped: float = 0.0
+    divergence: float = 0.0
+    largest: float = 0.0
+    norms: list[tuple[float, float]] = field(default_factory=list)
+    skipped: int = 0
+
+    def add(self, policy: PolicyLoss, value: ValueLoss) -> None:
+        """Take up a micro-batch."""
+        with torch.no_grad():
+            log_ratio_N = policy.log_ratio_N
+            k3_N = kl_estimate(log_ratio_N, torch.zeros_like(log_ratio_N), "k3")
+            sums = torch.stack(
+                [
+                    policy.loss_N.sum(),
+                    value.loss_N.sum(),
+                    policy.clipped_N.float().sum(),
+                    value.clipped_N.float().sum(),
+                    k3_N.sum(),
+                    log_ratio_N.max(),
+                ]
+            ).tolist()
+        self.tokens += log_ratio_N.numel()
+        self.policy += sums[0]
+        self.value += sums[1]
+        self.clipped += sums[2]
+        self.value_clipped += sums[3]
+        self.divergence += sums[4]
+        self.largest = max(self.largest, math.exp(min(20.0, sums[5])))
+
+    def metrics(self, ranks: Ranks) -> dict[str, float]:
+        """Return means per token."""
+        tokens, policy, value, clipped, value_clipped, divergence = ranks.sums(
+            self.tokens, self.policy, self.value, self.clipped, self.value_clipped, self.divergence
+        )
+        whole = max(tokens, 1.0)
+        steps = max(len(self.norms), 1)
+        return {
+            "policy_loss": policy / whole,
+            "value_loss": value / whole,
+            "clipfrac": clipped / whole,
+            "value_clipfrac": value_clipped / whole,
+            "approx_kl": divergence / whole,
+            "ratio_max": ranks.largest(self.largest),
+            "grad_norm": sum(policy_norm for policy_norm, _ in self.norms) / steps,
+            "value_grad_norm": sum(value_norm for _, value_norm in self.norms) / steps,
+            "steps": float(len(self.norms)),
+            "skipped": float(self.skipped),
+        }

@@ -1,0 +1,292 @@
+"""The models of PPO behind one face: policy, value function, reference.
+
+Layouts (what is trained, what is shared):
+
+    full       policy: all weights             value: a head on the policy's trunk     reference: a frozen copy
+    separate   policy: all weights             value: a model of its own               reference: a frozen copy
+    LoRA       policy: an adapter              value: a head on the policy's trunk     reference: the adapter switched
+    off
+    cut LoRA   as LoRA, on the layers from `cut` upwards: what the frozen layers below make of a response is computed
+    once
+               per rollout and serves policy, value, reference and all epochs
+
+Only positions that predict a response token go through the output layer.
+
+Shapes: B rows, T positions, N response tokens, H hidden size, V vocabulary.
+"""
+# ruff: noqa: N803, N806, N815  (shape suffixes)
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from pipeline.ppo.episodes import MicroBatch
+
+
+class Outputs(NamedTuple):
+    """What one forward pass says about each response token, shape (N,) each; values and entropy only when asked for."""
+
+    logp_N: Tensor
+    values_N: Tensor | None
+    entropy_N: Tensor | None
+
+
+class ValueHead(nn.Module):
+    """A linear value function on hidden states; starts at V = 0, so the first returns are Monte-Carlo returns."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden_NH: Tensor) -> Tensor:
+        """Return values, shape (N,)."""
+        values_N: Tensor = self.linear(hidden_NH.to(self.linear.weight.dtype))[:, 0]
+        return values_N
+
+
+class ValueModel(nn.Module):
+    """A value function with a trunk of its own: a sequence classification model read at every position."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.trunk = getattr(classifier, classifier.base_model_prefix)
+        self.score = classifier.score
+
+    def forward(self, ids_BT: Tensor, rows_N: Tensor, places_N: Tensor) -> Tensor:
+        """Return values at the given positions, shape (N,)."""
+        hidden_BTH = self.trunk(input_ids=ids_BT, use_cache=False).last_hidden_state
+        values_N: Tensor = self.score(hidden_BTH[rows_N, places_N])[:, 0].float()
+        return values_N
+
+
+@dataclass
+class Policy:
+    """Policy, value function and reference.
+
+    Attributes:
+        model: a causal language model, plain or with an adapter.
+        value: a head on its trunk, or a model of its own.
+        reference: a frozen copy; None where an adapter is switched off, or a `ref` adapter on, instead.
+        temperature: divides the logits of policy and reference alike.
+        cut: layers below this one are frozen and cached; None caches nothing.
+        value_gradient: whether a head's gradient reaches the trunk.
+    """
+
+    model: Any
+    value: ValueHead | ValueModel
+    reference: Any | None
+    temperature: float = 1.0
+    cut: int | None = None
+    value_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        """Switch dropout off, or the probability ratio would not start at 1, and prepare the halves of a cut model."""
+        for module in (self.model, self.value, self.reference):
+            if module is not None:
+                without_dropout(module)
+        if self.reference is not None:
+            self.reference.requires_grad_(False).eval()
+        self._upper: Any | None = None
+        self._lower: Any | None = None
+        if self.cut is not None:
+            plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            self._upper = _with_layers(plain, start=self.cut)
+            self._lower = _with_layers(plain, stop=self.cut)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Weights of the policy that are trained."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Weights of the value function."""
+        return list(self.value.parameters())
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Return everything that is trained, by name: what a checkpoint keeps."""
+        named = {f"policy.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
+        named |= {f"value.{name}": p for name, p in self.value.named_parameters()}
+        return {name: parameter.detach() for name, parameter in named.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `trained_tensors` returned."""
+        own = self.trained_tensors()
+        if set(own) != set(tensors):
+            raise ValueError(f"checkpoint has other weights: {sorted(set(own) ^ set(tensors))[:3]}")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def forward(self, batch: MicroBatch, *, values: bool = True, entropy: bool = False) -> Outputs:
+        """Run policy and value function over a micro-batch."""
+        logits_NV, hidden_NH = self._head(self.model, self._upper, batch)
+        logp_N, entropy_N = log_probabilities(logits_NV, batch.targets_N, self.temperature, entropy=entropy)
+        return Outputs(logp_N, self._values(batch, hidden_NH) if values else None, entropy_N)
+
+    def reference_logp(self, batch: MicroBatch) -> Tensor:
+        """Return log-probabilities of the response tokens under the reference, shape (N,)."""
+        with torch.no_grad(), self._as_reference():
+            model = self.model if self.reference is None else self.reference
+            logits_NV, _ = self._head(model, self._upper, batch)
+            return log_probabilities(logits_NV, batch.targets_N, self.temperature)[0]
+
+    def lower_states(self, ids_BT: Tensor) -> Tensor:
+        """Return what the frozen lower layers make of the tokens, shape (B, T, H)."""
+        if self._lower is None:
+            raise ValueError("the model is not cut")
+        decoder = getattr(self._lower, self._lower.base_model_prefix)
+        with torch.no_grad():
+            hidden_BTH: Tensor = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return hidden_BTH
+
+    @contextmanager
+    def sampling(self) -> Iterator[Any]:
+        """Yield the model to sample from: an adapter is folded in meanwhile and taken out bit for bit."""
+        if not isinstance(self.model, PeftModel) or getattr(self.model, "is_quantized", False):
+            yield self.model
+            return
+        layers = [part for part in self.model.modules() if isinstance(part, BaseTunerLayer)]
+        kept = [(layer, layer.get_base_layer().weight.data.clone()) for layer in layers]
+        self.model.merge_adapter()
+        try:
+            yield self.model
+        finally:
+            for layer, weight in kept:
+                layer.get_base_layer().weight.data.copy_(weight)
+                layer.merged_adapters.clear()
+
+    def _values(self, batch: MicroBatch, hidden_NH: Tensor) -> Tensor:
+        if isinstance(self.value, ValueModel):
+            values_N: Tensor = self.value(batch.ids_BT, batch.rows_N, batch.places_N)
+        else:
+            values_N = self.value(hidden_NH if self.value_gradient else hidden_NH.detach())
+        return values_N
+
+    def _head(self, model: Any, upper: Any | None, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return logits and the hidden states in front of the output layer at the positions asked for."""
+        kept: list[Tensor] = []
+
+        def pick(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            kept.append(arguments[0][batch.rows_N, batch.places_N])
+            return (kept[0][None], *arguments[1:])
+
+        use_upper = upper is not None and batch.hidden_BTH is not None
+        called = upper if use_upper else model
+        inputs = {"inputs_embeds": batch.hidden_BTH} if use_upper else {"input_ids": batch.ids_BT}
+        handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            logits_NV: Tensor = called(**inputs, use_cache=False).logits[0]  # type: ignore[misc]
+        finally:
+            handle.remove()
+        return logits_NV, kept[0]
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """Make the policy its own reference for a while: its adapter off, or its `ref` adapter on."""
+        if self.reference is not None or not isinstance(self.model, PeftModel):
+            yield
+        elif "ref" in self.model.peft_config:
+            trained = {name: p.requires_grad for name, p in self.model.named_parameters()}
+            active = self.model.active_adapter
+            self.model.set_adapter("ref")
+            try:
+                yield
+            finally:
+                self.model.set_adapter(active)
+                for name, parameter in self.model.named_parameters():
+                    parameter.requires_grad_(trained[name])
+        else:
+            with self.model.disable_adapter():
+                yield
+
+
+def keep_reference_adapter(model: PeftModel) -> None:
+    """Copy an adapter that was trained before into a frozen adapter `ref`: the policy starts from it."""
+    active = model.active_adapter
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.add_adapter("ref", model.peft_config[active])
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if f".{active}." in name:
+                own[name.replace(f".{active}.", ".ref.")].copy_(parameter)
+    model.set_adapter(active)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained.get(name, False))
+
+
+def log_probabilities(
+    logits_NV: Tensor, tokens_N: Tensor, temperature: float, *, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return the log-probability of each token, and the entropy of its distribution when asked for; float32, (N,)."""
+    logits_NV = logits_NV.float()
+    if temperature != 1:
+        logits_NV = logits_NV / temperature
+    logp_N = -nn.functional.cross_entropy(logits_NV, tokens_N, reduction="none")
+    if not entropy:
+        return logp_N, None
+    all_NV = logits_NV.log_softmax(dim=-1)
+    return logp_N, -(all_NV.exp() * all_NV).sum(dim=-1)
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Set every dropout of a model to zero, those inside attention and adapters included."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            setattr(part, "attention_dropout", 0.0)  # noqa: B010  (torch types every attribute as a module)
+    config = getattr(module, "config", None)
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout"):
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
+
+
+def can_be_cut(model: Any) -> bool:
+    """Return whether a model's layers can be run in two halves: those of a decoder of the llama family can."""
+    decoder = getattr(model, model.base_model_prefix, None)
+    return isinstance(getattr(decoder, "layers", None), nn.ModuleList) and isinstance(
+        getattr(decoder, "norm", None), nn.Module
+    )
+
+
+def _with_layers(model: Any, *, start: int = 0, stop: int | None = None) -> Any:
+    """Return a view of a causal language model with some of its layers; weights are shared.
+
+    The lower part ends without the last norm: its output is what the layer after it would be given.
+    """
+    causal, decoder = _view(model), _view(getattr(model, model.base_model_prefix))
+    layers = list(decoder.layers)[start:stop]
+    decoder._modules["layers"] = nn.ModuleList(layers)
+    decoder.config = copy.copy(decoder.config)
+    decoder.config.num_hidden_layers = len(layers)
+    if getattr(decoder.config, "layer_types", None):
+        decoder.config.layer_types = list(decoder.config.layer_types)[start:stop]
+    if stop is not None:
+        decoder._modules["norm"] = nn.Identity()
+    causal._modules[model.base_model_prefix] = decoder
+    return causal
+
+
+def _view(module: nn.Module) -> Any:
+    """Return a module that shares everything with another but may have other children."""
+    view = copy.copy(module)
+    view._modules = dict(module._modules)
+    return view

@@ -1,0 +1,80 @@
+"""The processes of a run: sums and gathers over them, and nothing when there is one.
+
+Every process holds its share of a rollout; what is computed from the whole (whitening, token counts, decisions to
+stop) goes through here, so that the number of processes does not change the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all.
+
+    Attributes:
+        index: of this process.
+        count: of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @staticmethod
+    def current() -> Ranks:
+        """Return the processes of torch's default group; one when there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return Ranks(dist.get_rank(), dist.get_world_size())
+        return Ranks()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.index == 0
+
+    def sums(self, *values: float) -> tuple[float, ...]:
+        """Return each value summed over all processes, in float64."""
+        if self.count == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tuple(tensor.tolist())
+
+    def largest(self, value: float) -> float:
+        """Return the largest of one value of each process."""
+        if self.count == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
+    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum gradients over all processes, in one message; a process without a share of a step adds zeros."""
+        if self.count == 1:
+            return
+        kept = list(parameters)
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in kept]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        start = 0
+        for parameter, gradient in zip(kept, gradients, strict=True):
+            parameter.grad = flat[start : start + gradient.numel()].view_as(parameter)
+            start += gradient.numel()
+
+    def gathered(self, items: list[Any]) -> list[Any]:
+        """Return the items of all processes, those of the first process first."""
+        if self.count == 1:
+            return items
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, items)
+        return [item for part in found for item in part]
+
+    def mine(self, items: list[Any]) -> list[Any]:
+        """Return this process's share of a list: every ``count``-th item."""
+        return items[self.index :: self.count]

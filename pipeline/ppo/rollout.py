@@ -1,0 +1,155 @@
+"""Sampling responses: which prompts, with which engine, from which random numbers.
+
+Which prompts an iteration takes and which random numbers a response gets are functions of the seed, the iteration,
+and the place in the rollout: they depend neither on the number of processes nor on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+from pipeline.models.decode import decode
+from pipeline.ppo.episodes import Episode, Prompt
+from pipeline.ppo.policy import Policy
+
+EngineName = Literal["batched", "generate"]
+
+
+class Engine(Protocol):
+    """Samples one response per prompt; the end token, where there is one, is its last element."""
+
+    def __call__(
+        self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
+    ) -> list[list[int]]:
+        """Sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchedEngine:
+    """Our own loop: rows that ended leave the batch, no logits are kept; any architecture of transformers.
+
+    Attributes:
+        max_new_tokens: longest response.
+        eos_ids: tokens that end a response; none for responses of a fixed length.
+        pad_id: fills the left of shorter prompts.
+        temperature: of sampling.
+        batch_size: rows decoded together.
+    """
+
+    max_new_tokens: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    temperature: float = 1.0
+    batch_size: int = 128
+
+    def __call__(
+        self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
+    ) -> list[list[int]]:
+        """Sample; a response depends on its seed and place alone."""
+        return decode(
+            model,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            eos_ids=self.eos_ids,
+            pad_id=self.pad_id,
+            temperature=self.temperature,
+            greedy=greedy,
+            seed=seed,
+            row_ids=list(places),
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class GenerateEngine:
+    """`model.generate` of transformers: for a GPU. Seeded per rollout, so its rows depend on one another."""
+
+    max_new_tokens: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    temperature: float = 1.0
+
+    def __call__(
+        self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
+    ) -> list[list[int]]:
+        """Sample all prompts as one batch, padded on the left."""
+        from transformers import GenerationConfig
+
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        settings = GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=not greedy,
+            eos_token_id=list(self.eos_ids) or None,
+            pad_token_id=self.pad_id,
+            **({} if greedy else {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}),
+        )
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.inference_mode():
+            torch.manual_seed(seed * 1_000_003 + (places[0] if places else 0))
+            found = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+            )
+        return [_until_end(row, self.eos_ids) for row in found[:, width:].tolist()]
+
+
+def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
+    for place, token in enumerate(tokens):
+        if token in eos_ids:
+            return tokens[: place + 1]
+    return tokens
+
+
+def prompt_order(count: int, start: int, number: int, seed: int) -> list[int]:
+    """Return prompts ``start`` to ``start + number`` of endless shuffled passes over ``count`` prompts."""
+    found: list[int] = []
+    passes: dict[int, list[int]] = {}
+    for position in range(start, start + number):
+        lap, offset = divmod(position, count)
+        if lap not in passes:
+            passes[lap] = list(range(count))
+            random.Random(f"{seed}/prompts/{lap}").shuffle(passes[lap])
+        found.append(passes[lap][offset])
+    return found
+
+
+def roll_out(
+    policy: Policy,
+    engine: Engine,
+    prompts: Sequence[tuple[int, Prompt]],
+    *,
+    seed: int,
+    eos_ids: Sequence[int],
+    decode_text: Callable[[Sequence[int]], str],
+) -> list[Episode]:
+    """Sample one response per prompt.
+
+    Args:
+        policy: samples.
+        engine: how.
+        prompts: with their places in the whole rollout.
+        seed: of this rollout.
+        eos_ids: tokens that end a response.
+        decode_text: tokens to text without special tokens.
+    """
+    places = [place for place, _ in prompts]
+    with policy.sampling() as model:
+        responses = engine(model, [prompt.ids for _, prompt in prompts], seed=seed, places=places)
+    return [
+        Episode(
+            place=place,
+            row=prompt.row,
+            prompt_ids=prompt.ids,
+            response_ids=response,
+            ended=response[-1] in eos_ids,
+            text=decode_text(response),
+        )
+        for (place, prompt), response in zip(prompts, responses, strict=True)
+    ]

@@ -1,0 +1,130 @@
+"""The words of PPO's `train:`, with their defaults and where these come from. No torch.
+
+References: Schulman et al. 2017 (PPO, arXiv:1707.06347); Schulman et al. 2016 (GAE, arXiv:1506.02438); Ziegler et al.
+2019
+(arXiv:1909.08593; adaptive KL); Huang et al. 2024 ("The N+ Implementation Details of RLHF with PPO", arXiv:2403.17031).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.errors import Problem
+from pipeline.stage import Runtime, StageConfig
+
+
+class PPOSettings(StageConfig):
+    """How PPO trains. One iteration samples `rollout_batch` responses and learns from them `epochs` times.
+
+    Attributes:
+        iterations: rollouts in all.
+        rollout_batch: responses per iteration, over all processes.
+        epochs: passes over each rollout.
+        minibatches: optimizer steps per pass.
+        max_new_tokens: longest response.
+        temperature: of sampling; log-probabilities are those of the same temperature.
+        learning_rate: of the policy.
+        value_learning_rate: of the value function; five times the policy's when omitted.
+        lr_scheduler_type: over iterations: to zero along a line or a cosine, or constant.
+        warmup_iterations: iterations of linear warm-up.
+        max_grad_norm: gradient norm clipped to, policy and value each; 0 does not clip.
+        adam_epsilon: of AdamW.
+        weight_decay: of AdamW.
+        kl_coef: β, price of one nat of divergence from the reference.
+        kl_target: nats per response that an adaptive β steers to (Ziegler et al. 2019, section 2.2); fixed β when
+            omitted.
+        kl_horizon: responses over which the adaptive β reacts.
+        gamma: discount.
+        lam: λ of generalised advantage estimation.
+        whiten: advantages to mean 0 and variance 1 over the whole rollout.
+        whiten_rewards: scale rewards by their standard deviation, keeping their mean.
+        clip_range: ε of the probability ratio.
+        dual_clip: bound on the loss of a negative advantage, as a ratio (Ye et al. 2020, arXiv:1912.09729); 0
+            switches it off.
+        value_clip: of the value's change, in units of the returns' standard deviation (at least 1); 0 does not clip.
+        value_coef: weight of the value loss.
+        value_gradient: whether a value head on the policy's trunk sends its gradient into the trunk.
+        critic_warmup: first iterations that train the value function alone.
+        entropy_coef: weight of an entropy bonus.
+        target_kl: mean divergence of new from old policy at which the remaining epochs of a rollout are skipped; 0
+            never.
+        missing_eos_penalty: taken off the score of a response without an end token.
+        truncation: what a response without an end token is worth after its last token: nothing (`terminal`), the value
+            function's estimate (`bootstrap`), or it is left out of the loss (`mask`).
+        score_clip: scores are cut to ± this; 0 does not.
+        score_scaling: `running` divides scores by their running standard deviation.
+        score_center: `reference` subtracts the mean score of the reference's own responses, measured once.
+        ptx_coef: weight of a language-model loss on `ptx_data`, in the same optimizer step (PPO-ptx, InstructGPT
+            equation 2).
+        ptx_batch: conversations of `ptx_data` per optimizer step.
+        eval_every: iterations between two evaluations on held-out prompts.
+        eval_prompts: prompts of an evaluation; split off deterministically where the data holds out none.
+        max_skipped: optimizer steps in a row that may be skipped for a gradient that is not finite.
+        token_budget: padded tokens per forward pass.
+    """
+
+    iterations: int = Field(default=100, ge=1)
+    rollout_batch: int = Field(default=64, ge=1)
+    epochs: int = Field(default=4, ge=1)
+    minibatches: int = Field(default=1, ge=1)
+    max_new_tokens: int = Field(default=128, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    value_learning_rate: float | None = Field(default=None, gt=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_iterations: int = Field(default=0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    adam_epsilon: float = Field(default=1e-5, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    kl_coef: float = Field(default=0.05, ge=0)
+    kl_target: float | None = None
+    kl_horizon: int = Field(default=10_000, ge=1)
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
+    whiten: bool = True
+    whiten_rewards: bool = False
+    clip_range: float = Field(default=0.2, gt=0)
+    dual_clip: float = Field(default=3.0, ge=0)
+    value_clip: float = Field(default=0.2, ge=0)
+    value_coef: float = Field(default=0.1, ge=0)
+    value_gradient: bool = False
+    critic_warmup: int = Field(default=0, ge=0)
+    entropy_coef: float = Field(default=0.0, ge=0)
+    target_kl: float = Field(default=0.1, ge=0)
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    truncation: Literal["terminal", "bootstrap", "mask"] = "terminal"
+    score_clip: float = Field(default=10.0, ge=0)
+    score_scaling: Literal["none", "running"] = "none"
+    score_center: Literal["none", "reference"] = "none"
+    ptx_coef: float = Field(default=0.0, ge=0)
+    ptx_batch: int = Field(default=8, ge=1)
+    eval_every: int = Field(default=10, ge=1)
+    eval_prompts: int = Field(default=64, ge=1)
+    max_skipped: int = Field(default=5, ge=1)
+    token_budget: Annotated[int, Runtime()] = Field(default=4096, ge=1)
+
+    @property
+    def value_rate(self) -> float:
+        """The value function's learning rate in force."""
+        return 5 * self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields."""
+        problems = []
+        if self.kl_target is not None and not self.kl_target > 0:
+            remedy = "give the divergence in nats you want, e.g. 6, or leave it out for a fixed kl_coef"
+            problems.append(Problem(f"train.kl_target is {self.kl_target:g}", "must be > 0", remedy))
+        if self.kl_target is not None and self.kl_coef == 0:
+            remedy = "an adaptive coefficient is multiplied, so it never leaves 0"
+            problems.append(Problem("train.kl_coef is 0 with a kl_target", "must be > 0", remedy))
+        if self.rollout_batch % self.minibatches:
+            fitting = [n for n in range(1, self.rollout_batch + 1) if self.rollout_batch % n == 0]
+            near = min(fitting, key=lambda n: abs(n - self.minibatches))
+            found = f"train.rollout_batch {self.rollout_batch} does not divide into {self.minibatches} minibatches"
+            problems.append(Problem(found, "equal minibatches", f"use minibatches: {near}"))
+        if self.dual_clip and self.dual_clip <= 1 + self.clip_range:
+            found = f"train.dual_clip is {self.dual_clip:g}"
+            problems.append(Problem(found, f"above 1 + clip_range ({1 + self.clip_range:g})", "0 switches it off"))
+        return problems

@@ -1,0 +1,323 @@
+"""PPO for language models, whole: roll out, score, estimate advantages, update; then look whether all is well.
+
+    for metrics in trainer.iterations(): ...
+
+Everything random is a function of the seed, the iteration and a place in the rollout, so a run resumed at an
+iteration, or
+spread over several processes, takes the same steps. The loss of an optimizer step is the sum over its tokens divided by
+their number over all micro-batches and processes, so how a minibatch is cut does not matter either.
+
+References: Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155; Huang et al. 2024,
+arXiv:2403.17031.
+"""
+# ruff: noqa: N806  (shape suffixes)
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.ppo import measures
+from pipeline.ppo.advantage import gae, kl_estimate, masked_moments, token_rewards, whiten
+from pipeline.ppo.control import KLController, ScoreScale
+from pipeline.ppo.episodes import Episode, Prompt, micro_batches, pack, padded
+from pipeline.ppo.guards import Guards
+from pipeline.ppo.loss import policy_loss, value_loss
+from pipeline.ppo.policy import Policy
+from pipeline.ppo.ranks import Ranks
+from pipeline.ppo.rollout import Engine, prompt_order, roll_out
+from pipeline.ppo.settings import PPOSettings
+
+Score = Callable[[Sequence[Episode]], list[float]]
+"""Returns one score per episode, higher is better."""
+LanguageLoss = Callable[[Any, int], torch.Tensor]
+"""Returns the PPO-ptx loss of a model at an optimizer step, mean per token."""
+
+_MOST_RATIO_KL = 1.5
+"""The remaining epochs are skipped once new and old policy differ by this many times `target_kl`."""
+
+
+@dataclass
+class PPOTrainer:
+    """Trains a policy.
+
+    Attributes:
+        policy: with its value function and reference.
+        settings: of the algorithm.
+        prompts: to sample from.
+        score: the reward.
+        engine: samples.
+        eos_ids: tokens that end a response; none for responses of a fixed length.
+        decode_text: tokens to text.
+        held_out: prompts of the evaluation; may be empty.
+        seed: of everything random.
+        ranks: the processes of the run.
+        language_loss: for PPO-ptx.
+        on_step: told (optimizer steps done, of all) while an iteration runs.
+    """
+
+    policy: Policy
+    settings: PPOSettings
+    prompts: Sequence[Prompt]
+    score: Score
+    engine: Engine
+    eos_ids: Sequence[int]
+    decode_text: Callable[[Sequence[int]], str]
+    held_out: Sequence[Prompt] = ()
+    seed: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
+    language_loss: LanguageLoss | None = None
+    on_step: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Make the optimizer and what adapts."""
+        s = self.settings
+        self.iteration = 0
+        self.steps = 0
+        self.kl = KLController(s.kl_coef, s.kl_target, s.kl_horizon)
+        self.scale = ScoreScale()
+        self.guards = Guards()
+        groups = [
+            {"params": self.policy.policy_parameters, "lr": s.learning_rate},
+            {"params": self.policy.value_parameters, "lr": s.value_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, eps=s.adam_epsilon, weight_decay=s.weight_decay, fused=True)
+
+    def iterations(self) -> Iterator[dict[str, float]]:
+        """Train to the end, yielding the metrics of each iteration; `iteration` counts those done.
+
+        Raises:
+            PipelineError: a reward is wrong, gradients stay not finite, or the reference is not the start.
+            Stopped: a guard ended the run.
+        """
+        while self.iteration < self.settings.iterations:
+            yield self.iterate()
+
+    def iterate(self) -> dict[str, float]:
+        """Do one iteration."""
+        clock = [time.perf_counter()]
+        episodes = self.roll_out()
+        clock.append(time.perf_counter())
+        self.measure(episodes)
+        reward_metrics = self.estimate(episodes)
+        clock.append(time.perf_counter())
+        update_metrics = self.update(episodes)
+        clock.append(time.perf_counter())
+        metrics = {**measures.of_rollout(episodes, self.ranks), **reward_metrics, **update_metrics}
+        metrics["objective"] = metrics["reward"] - self.kl.coef * metrics["kl"]
+        metrics["kl_coef"] = self.kl.coef
+        for name, start, end in zip(("rollout", "score", "update"), clock, clock[1:], strict=False):
+            metrics[f"seconds_{name}"] = end - start
+        self.kl.update(metrics["kl"], self.settings.rollout_batch)
+        self.iteration += 1
+        return metrics
+
+    def roll_out(self) -> list[Episode]:
+        """Sample this process's share of the rollout."""
+        batch = self.settings.rollout_batch
+        order = prompt_order(len(self.prompts), self.iteration * batch, batch, self.seed)
+        mine = self.ranks.mine([(place, self.prompts[index]) for place, index in enumerate(order)])
+        return self._sample(mine, self.seed * 1_000_003 + self.iteration)
+
+    def _sample(self, prompts: Sequence[tuple[int, Prompt]], seed: int) -> list[Episode]:
+        return roll_out(
+            self.policy,
+            self.engine,
+            prompts,
+            seed=seed,
+            eos_ids=self.eos_ids,
+            decode_text=self.decode_text,
+        )
+
+    @torch.no_grad()
+    def measure(self, episodes: Sequence[Episode]) -> None:
+        """Score the episodes, and run policy, value function and reference over them once."""
+        for episode, score in zip(episodes, self.score(episodes), strict=True):
+            episode.score = score
+        bootstrap = self.settings.truncation == "bootstrap"
+        for group in micro_batches(episodes, self.settings.token_budget):
+            if self.policy.cut is not None:
+                plain = pack(group, self.policy.device)
+                for episode, hidden_TH in zip(group, self.policy.lower_states(plain.ids_BT), strict=True):
+                    episode.hidden_TH = hidden_TH[: episode.length].cpu().clone()
+            batch = pack(group, self.policy.device, one_more=bootstrap)
+            outputs = self.policy.forward(batch, entropy=True)
+            reference_N = self.policy.reference_logp(batch)
+            assert outputs.values_N is not None
+            assert outputs.entropy_N is not None
+            columns = (outputs.logp_N, reference_N, outputs.values_N, outputs.entropy_N)
+            split = [torch.split(column.float().cpu(), list(batch.sizes)) for column in columns]
+            for episode, old_T, reference_T, values_T, entropy_T in zip(group, *split, strict=True):
+                kept = len(episode.response_ids)
+                episode.old_T, episode.reference_T = old_T[:kept].clone(), reference_T[:kept].clone()
+                episode.values_T, episode.entropy_T = values_T[:kept].clone(), entropy_T[:kept].clone()
+                episode.after = float(values_T[kept]) if bootstrap else 0.0
+
+    def estimate(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Turn scores into advantages and returns."""
+        s = self.settings
+        raw = [episode.score for episode in episodes]
+        if self.iteration == 0 and s.score_center == "reference":
+            total, count = self.ranks.sums(sum(raw), float(len(raw)))
+            self.scale.center = total / count
+        self.scale.see(raw, self.ranks)
+        shaped = [self.scale.apply(score, scale=s.score_scaling == "running", clip=s.score_clip) for score in raw]
+        if self.eos_ids:
+            lost = [0.0 if episode.ended else s.missing_eos_penalty for episode in episodes]
+            shaped = [score - penalty for score, penalty in zip(shaped, lost, strict=True)]
+        old_BT, mask_BT = padded([episode.old_T for episode in episodes])
+        reference_BT, _ = padded([episode.reference_T for episode in episodes])
+        values_BT, _ = padded([episode.values_T for episode in episodes])
+        kl_BT = kl_estimate(old_BT, reference_BT, "k1")
+        rewards_BT = token_rewards(torch.tensor(shaped), kl_BT, mask_BT, self.kl.coef)
+        if s.whiten_rewards:
+            rewards_BT = whiten(rewards_BT, mask_BT, self.ranks, shift_mean=False)
+        after_B = torch.tensor([0.0 if episode.ended else episode.after for episode in episodes])
+        advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, gamma=s.gamma, lam=s.lam, bootstrap_B=after_B)
+        learnt_BT = mask_BT & self._learnt(episodes)[:, None]
+        mean, variance, _ = masked_moments(returns_BT, learnt_BT, self.ranks)
+        _, unexplained, _ = masked_moments(returns_BT - values_BT, learnt_BT, self.ranks)
+        if s.whiten:
+            advantages_BT = whiten(advantages_BT, learnt_BT, self.ranks)
+        for row, episode in enumerate(episodes):
+            kept = len(episode.response_ids)
+            episode.advantages_T, episode.returns_T = advantages_BT[row, :kept], returns_BT[row, :kept]
+        self.return_deviation = variance**0.5
+        explained = 1 - unexplained / variance if variance > 1e-12 else 0.0
+        return {"return_mean": mean, "return_std": variance**0.5, "explained_variance": explained}
+
+    def _learnt(self, episodes: Sequence[Episode]) -> torch.Tensor:
+        """Return which episodes enter the loss: with `truncation: mask` only those that ended."""
+        if self.settings.truncation != "mask" or not self.eos_ids:
+            return torch.ones(len(episodes), dtype=torch.bool)
+        return torch.tensor([episode.ended for episode in episodes], dtype=torch.bool)
+
+    def update(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Take the optimizer steps of one rollout."""
+        s = self.settings
+        self._set_rates()
+        sums = measures.UpdateSums()
+        learnt = self._learnt(episodes)
+        by_place = {episode.place: episode for episode, on in zip(episodes, learnt.tolist(), strict=True) if on}
+        total, size = s.epochs * s.minibatches, s.rollout_batch // s.minibatches
+        epochs_run = 0
+        for epoch in range(s.epochs):
+            order = list(range(s.rollout_batch))
+            random.Random(f"{self.seed}/{self.iteration}/{epoch}").shuffle(order)
+            for number in range(s.minibatches):
+                chosen = order[number * size : (number + 1) * size]
+                mine = [by_place[place] for place in chosen if place in by_place]
+                if not self._step(mine, sums):
+                    return {**sums.metrics(self.ranks), "epochs_run": epochs_run, "lr": self.rate}
+                if self.on_step is not None:
+                    self.on_step(epoch * s.minibatches + number + 1, total)
+            epochs_run += 1
+        return {**sums.metrics(self.ranks), "epochs_run": epochs_run, "lr": self.rate}
+
+    def _step(self, episodes: Sequence[Episode], sums: measures.UpdateSums) -> bool:
+        """Take one optimizer step; return False when the new policy is too far from the old to go on."""
+        s, policy = self.settings, self.policy
+        (tokens,) = self.ranks.sums(float(sum(len(episode.response_ids) for episode in episodes)))
+        self.optimizer.zero_grad(set_to_none=True)
+        if not tokens:
+            return True
+        clip = s.value_clip * max(1.0, self.return_deviation)
+        divergence, finite = 0.0, True
+        policy_on = 0.0 if self.iteration < s.critic_warmup else 1.0
+        for group in micro_batches(episodes, s.token_budget):
+            batch = pack(group, policy.device)
+            old_N, advantages_N, returns_N, values_N = (
+                torch.cat([getattr(episode, name) for episode in group]).to(policy.device)
+                for name in ("old_T", "advantages_T", "returns_T", "values_T")
+            )
+            outputs = policy.forward(batch, entropy=s.entropy_coef > 0)
+            assert outputs.values_N is not None
+            policy_part = policy_loss(
+                outputs.logp_N, old_N, advantages_N, clip_range=s.clip_range, dual_clip=s.dual_clip
+            )
+            value_part = value_loss(outputs.values_N, values_N, returns_N, clip=clip)
+            loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
+            if outputs.entropy_N is not None:
+                loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()
+            finite = finite and bool(torch.isfinite(loss))
+            torch.autograd.backward(loss / tokens)
+            divergence += float(kl_estimate(policy_part.log_ratio_N, torch.zeros_like(old_N), "k3").sum())
+            sums.add(policy_part, value_part)
+        (divergence,) = self.ranks.sums(divergence)
+        if s.target_kl and divergence / tokens > _MOST_RATIO_KL * s.target_kl:
+            return False
+        if self.language_loss is not None and s.ptx_coef and policy_on:
+            torch.autograd.backward(s.ptx_coef * self.language_loss(policy.model, self.steps) / self.ranks.count)
+        self._apply(sums, finite=finite)
+        return True
+
+    def _apply(self, sums: measures.UpdateSums, *, finite: bool) -> None:
+        """Add up gradients over processes, clip, and step; a step with a gradient that is not finite is left out."""
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        for group in groups:
+            self.ranks.add_gradients(group)
+        norms = [_norm(group) for group in groups]
+        bad = self.ranks.largest(float(not finite or not all(math.isfinite(norm) for norm in norms)))
+        if bad:
+            self.optimizer.zero_grad(set_to_none=True)
+            sums.skipped += 1
+            self.guards.step_skipped(self.settings)
+            return
+        self.guards.skipped = 0
+        if self.settings.max_grad_norm:
+            for group, norm in zip(groups, norms, strict=True):
+                _scale_gradients(group, min(1.0, self.settings.max_grad_norm / (norm + 1e-6)))
+        self.optimizer.step()
+        self.steps += 1
+        sums.norms.append((norms[0], norms[1]))
+
+    def evaluate(self) -> tuple[dict[str, float], list[Episode]]:
+        """Answer the held-out prompts, always with the same random numbers; return metrics and own episodes."""
+        if not self.held_out:
+            return {}, []
+        mine = self.ranks.mine(list(enumerate(self.held_out)))
+        episodes = self._sample(mine, self.seed * 1_000_003 + 999_983)
+        self.measure(episodes)
+        for episode in episodes:
+            episode.hidden_TH = None
+        found = measures.of_rollout(episodes, self.ranks)
+        found["objective"] = found["reward"] - self.settings.kl_coef * found["kl"]
+        kept = ("reward", "kl", "kl_k3", "objective", "length", "eos_rate", "entropy")
+        return {f"eval_{name}": found[name] for name in kept}, episodes
+
+    @property
+    def rate(self) -> float:
+        """The policy's learning rate of this iteration."""
+        return self.settings.learning_rate * self._rate_factor()
+
+    def _rate_factor(self) -> float:
+        s, done = self.settings, self.iteration
+        if done < s.warmup_iterations:
+            return (done + 1) / (s.warmup_iterations + 1) * self.guards.rate
+        share = (done - s.warmup_iterations) / max(1, s.iterations - s.warmup_iterations)
+        shape = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}
+        return shape[s.lr_scheduler_type] * self.guards.rate
+
+    def _set_rates(self) -> None:
+        factor = self._rate_factor()
+        for group, rate in zip(
+            self.optimizer.param_groups, (self.settings.learning_rate, self.settings.value_rate), strict=True
+        ):
+            group["lr"] = rate * factor
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> float:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+
+def _scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    if factor < 1:
+        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], factor)
