@@ -7,7 +7,7 @@ A kind is one file in `pipeline/stages/`:
 
     class Config(StageConfig):
         data: Annotated[str, Data("messages")]
-        model: Annotated[str, Input("pretrain", "sft", external=True)]
+        model: Annotated[str, Input(external=True)]
 
     @stage("sft", version=1, config=Config)
     def run(ctx: StageContext, config: Config) -> StageResult: ...

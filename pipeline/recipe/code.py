@@ -119,7 +119,7 @@ def _file_of(target: str, search_dirs: Sequence[Path]) -> Path:
 def _defined(tree: ast.Module) -> Iterator[str]:
     """Yield the names a module defines at its top level."""
     for statement in tree.body:
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield statement.name
         elif isinstance(statement, ast.Assign):
             yield from (target.id for target in statement.targets if isinstance(target, ast.Name))

@@ -42,7 +42,7 @@ class Config(StageConfig):
     """
 
     data: Annotated[str, Data("prompt")]
-    models: Annotated[list[str], Input("pretrain", "sft", "dpo", external=True), Field(min_length=1)]
+    models: Annotated[list[str], Input(external=True), Field(min_length=1)]
     baseline: str
     reward: Annotated[str | None, Input("reward", external=True)] = None
     gold: Annotated[str | None, Code()] = None

@@ -47,7 +47,7 @@ class Config(StageConfig):
     data: Annotated[str, Data("text")]
     tokenizer: Annotated[str | None, Input("tokenizer", external=True)] = None
     model: dict[str, Any] | None = None
-    init: Annotated[str | None, Input("pretrain", "sft", "dpo", external=True)] = None
+    init: Annotated[str | None, Input(external=True)] = None
     train: Train = Train()
 
     def check(self) -> list[Problem]:

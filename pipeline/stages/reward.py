@@ -45,7 +45,7 @@ class Config(StageConfig):
 
     data: Annotated[str, Data("preference")]
     test: Annotated[str | None, Data("preference")] = None
-    model: Annotated[str, Input("pretrain", "sft", "dpo", external=True)]
+    model: Annotated[str, Input(external=True)]
     group_by: str | None = None
     adapter: Adapter | None = None
     train: Train = Train()

@@ -34,7 +34,7 @@ class Config(StageConfig):
     """
 
     data: Annotated[str, Data("messages")]
-    model: Annotated[str, Input("pretrain", "sft", "dpo", external=True)]
+    model: Annotated[str, Input(external=True)]
     adapter: Adapter | None = None
     train: Train = Train()
 

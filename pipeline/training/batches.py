@@ -106,7 +106,7 @@ class BucketedBatches(KeepsSums):
     """
 
     train_rows: Sequence[dict[str, Any]]
-    batches: Batches
+    batches: Sampler[list[int]]
     data_collator: Callable[[list[Any]], Any]
     accelerator: Any
     args: Any

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -47,7 +47,15 @@ class Trained:
     best: dict[str, float]
 
 
-def run_trainer(ctx: StageContext, trainer: Any, batches: Batches, steps: int) -> Trained:
+class CountsTokens(Protocol):
+    """Knows how many tokens a number of optimizer steps trained on."""
+
+    def tokens(self, steps: int) -> int:
+        """Return the tokens of the first ``steps`` steps."""
+        ...
+
+
+def run_trainer(ctx: StageContext, trainer: Any, batches: CountsTokens, steps: int) -> Trained:
     """Train to the end, or to the user's wish to stop.
 
     Raises:
@@ -143,7 +151,15 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Keep the latest metrics and refuse a loss that is not a number."""
         shown = {"loss", "learning_rate", "grad_norm", "eval_loss", "accuracy", "margin", "mean_token_accuracy"}
-        shown |= {"rewards/accuracies", "rewards/margins", "eval_accuracy", "eval_rewards/accuracies"}
+        shown |= {
+            "reward",
+            "kl",
+            "eval_reward",
+            "rewards/accuracies",
+            "rewards/margins",
+            "eval_accuracy",
+            "eval_rewards/accuracies",
+        }
         for key, value in (logs or {}).items():
             if key in shown and isinstance(value, int | float):
                 self.latest[key] = float(value)
@@ -188,8 +204,9 @@ def _is_whole(path: Path) -> bool:
 
 def _timeless(row: Mapping[str, Any]) -> dict[str, float]:
     """Drop what depends on the clock or on the session, so that a resumed run has the same history."""
-    gone = ("runtime", "per_second", "num_tokens", "total_flos", "train_loss")
-    return {key: value for key, value in row.items() if not any(part in key for part in gone)}
+    gone = ("runtime", "per_second", "step_time", "num_tokens", "total_flos", "train_loss")
+    known = {key: value for key, value in row.items() if value is not None}  # None: nothing to average
+    return {key: value for key, value in known.items() if not any(part in key for part in gone)}
 
 
 def _final(history: list[dict[str, float]]) -> dict[str, float]:

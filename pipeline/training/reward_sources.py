@@ -6,7 +6,8 @@ gets the decoded text, rendered through its own chat template. Python functions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,8 @@ class Sample:
     text: str
 
 
-Scorer = Callable[[Sequence[Sample]], list[float]]
-"""Returns one number per sample."""
+Scorer = Callable[[Sequence[Sample], Mapping[str, Any]], list[float]]
+"""Returns one number per sample, NaN where the reward does not apply; also given what a trainer offers functions."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,18 @@ class RewardSources:
         return self.combined(self.parts(samples))
 
     def parts(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
-        """Return each reward of each sample.
+        """Return each reward of each sample; NaN where a function returned None, since it does not apply.
 
         Raises:
             PipelineError: a function raises, returns another number of values, or one that is not finite.
         """
-        return {name: scorer(samples) for name, scorer in zip(self.names, self.scorers, strict=True)}
+        return {name: scorer(samples, {}) for name, scorer in zip(self.names, self.scorers, strict=True)}
 
     def combined(self, parts: dict[str, list[float]]) -> list[float]:
-        """Return the weighted sum."""
+        """Return the weighted sum of the rewards that apply."""
         weighted = [
-            [weight * value for value in parts[name]] for name, weight in zip(self.names, self.weights, strict=True)
+            [0.0 if math.isnan(value) else weight * value for value in parts[name]]
+            for name, weight in zip(self.names, self.weights, strict=True)
         ]
         return [sum(values) for values in zip(*weighted, strict=True)]
 
@@ -97,9 +99,11 @@ def load_rewards(ctx: StageContext, config: RewardFields, tokenizer: Any) -> Rew
 
 
 def _function_scorer(function: Callable[..., Any], spec: str) -> Scorer:
-    def scores(samples: Sequence[Sample]) -> list[float]:
+    def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         completions = [[{"role": "assistant", "content": sample.text}] for sample in samples]
-        return call_reward(function, spec, [sample.row for sample in samples], completions)
+        extra = {"completion_ids": [list(sample.response_ids) for sample in samples], **offered}
+        rows = [sample.row for sample in samples]
+        return call_reward(function, spec, rows, completions, extra=extra, may_skip_rows=True)
 
     return scores
 
@@ -108,11 +112,12 @@ def _model_scorer(ctx: StageContext, source: Any, tokenizer: Any) -> Scorer:
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
+    from pipeline.training.arguments import use_cpu
     from pipeline.training.encode import render
 
     own = load_tokenizer(source, ctx.trust_remote_code)
     model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
-    model.requires_grad_(False)
+    model.requires_grad_(False).to("cpu" if use_cpu(ctx) else "cuda")
     same = not disagreements(facts(tokenizer, "policy"), facts(own, source.name))
     if not same and not own.chat_template:
         raise PipelineError(
@@ -124,7 +129,7 @@ def _model_scorer(ctx: StageContext, source: Any, tokenizer: Any) -> Scorer:
             )
         )
 
-    def scores(samples: Sequence[Sample]) -> list[float]:
+    def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         if same:
             sequences = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
         else:

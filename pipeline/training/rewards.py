@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
@@ -15,27 +17,43 @@ def call_reward(
     rows: Sequence[dict[str, Any]],
     completions: Sequence[Any],
     skip: Sequence[str] = ("prompt",),
+    *,
+    extra: Mapping[str, Any] | None = None,
+    may_skip_rows: bool = False,
 ) -> list[float]:
     """Return one reward per row.
 
     Args:
-        function: called as ``function(prompts=…, completions=…, **columns)``, as trl calls reward functions.
+        function: called as ``function(prompts=…, completions=…, **columns)``, as trl calls reward functions; one
+            without ``**kwargs`` gets the columns it names; an ``async`` one is waited for.
         name: how the recipe names it, for messages.
         rows: rows with a `prompt` (messages) and any further columns.
         completions: one response per row, as text or messages.
         skip: columns not passed on.
+        extra: further arguments.
+        may_skip_rows: whether None is a value: the reward does not apply to that row, which gets NaN.
 
     Raises:
         PipelineError: the function raises, returns another number of values, or a value that is not finite.
     """
-    columns = sorted({key for row in rows for key in row} - set(skip))
-    extra = {key: [row.get(key) for row in rows] for key in columns}
+    columns = {key for row in rows for key in row} - set(skip)
+    taken = _taken(function, [*sorted(columns), *sorted(set(extra or {}) - columns)])
+
+    def call(indices: Sequence[int]) -> Any:
+        given: dict[str, Any] = {}
+        for key in taken:
+            value = [row.get(key) for row in rows] if key in columns else (extra or {})[key]
+            given[key] = [value[i] for i in indices] if _is_per_row(value, rows) else value
+        returned = function(
+            prompts=[rows[i]["prompt"] for i in indices], completions=[completions[i] for i in indices], **given
+        )
+        return asyncio.run(_wait_for(returned)) if inspect.isawaitable(returned) else returned
+
     try:
-        returned = function(prompts=[row["prompt"] for row in rows], completions=list(completions), **extra)
+        returned = call(range(len(rows)))
     except Exception as error:  # a user's function may raise anything
-        raise PipelineError(
-            Problem(f"reward function {name} raised {type(error).__name__}: {error}", remedy="correct the function")
-        ) from error
+        found = f"reward function {name} raised {type(error).__name__}: {error}"
+        raise PipelineError(Problem(found + _first_that_raises(call, rows), remedy="correct the function")) from error
     try:
         values = list(returned)
     except TypeError:
@@ -45,12 +63,52 @@ def call_reward(
         raise PipelineError(
             Problem(f"reward function {name} returned {len(values)} values", f"one per row ({len(rows)})")
         )
-    for index, value in enumerate(values):
-        if not _is_finite(value):
-            raise PipelineError(
-                Problem(f"reward function {name} returned {value} for row {index}", "a finite number for every row")
-            )
+    values = [
+        math.nan if value is None and may_skip_rows else _checked(value, name, rows, i)
+        for i, value in enumerate(values)
+    ]
     return [float(value) for value in values]
+
+
+async def _wait_for(returned: Awaitable[Any]) -> Any:
+    return await returned
+
+
+def _taken(function: Callable[..., Any], names: Sequence[str]) -> list[str]:
+    """Return the arguments a function takes: all of them when it has ``**kwargs``."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return list(names)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [name for name in names if takes_all or name in parameters]
+
+
+def _is_per_row(value: Any, rows: Sequence[Any]) -> bool:
+    return isinstance(value, list) and len(value) == len(rows)
+
+
+def _first_that_raises(call: Callable[[Sequence[int]], Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Find the row a function raises for, calling it with one row at a time; nothing when it only fails for many."""
+    for index in range(len(rows)):
+        try:
+            call([index])
+        except Exception:  # as above
+            return f" for {_named(rows, index)}"
+    return ""
+
+
+def _checked(value: Any, name: str, rows: Sequence[dict[str, Any]], index: int) -> Any:
+    if not _is_finite(value):
+        found = f"reward function {name} returned {value} for {_named(rows, index)}"
+        raise PipelineError(Problem(found, "a finite number for every row"))
+    return value
+
+
+def _named(rows: Sequence[dict[str, Any]], index: int) -> str:
+    """Name a row by its place and the start of what it asks."""
+    asked = " ".join(str(rows[index]["prompt"][-1]["content"]).split()) if rows[index].get("prompt") else ""
+    return f"row {index} ({asked if len(asked) <= 60 else asked[:59] + '…'})" if asked else f"row {index}"
 
 
 def _is_finite(value: Any) -> bool:

@@ -34,12 +34,15 @@ def test_columns_come_as_lists_beside_prompts_and_completions() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda **c: 1 / 0, "reward function f raised ZeroDivisionError: division by zero; correct the function"),
+        (
+            lambda **c: 1 / 0,
+            r"reward function f raised ZeroDivisionError: division by zero for row 0 \(a\); correct the function",
+        ),
         (lambda **c: [1.0], r"reward function f returned 1 values, one per row \(2\)"),
-        (lambda **c: [1.0, None], "reward function f returned None for row 1, a finite number for every row"),
-        (lambda **c: [float("nan"), 1.0], "reward function f returned nan for row 0, a finite number"),
-        (lambda **c: [1.0, float("inf")], "reward function f returned inf for row 1, a finite number"),
-        (lambda **c: ["good", 1.0], "reward function f returned good for row 0, a finite number"),
+        (lambda **c: [1.0, None], r"reward function f returned None for row 1 \(b\), a finite number for every row"),
+        (lambda **c: [float("nan"), 1.0], r"reward function f returned nan for row 0 \(a\), a finite number"),
+        (lambda **c: [1.0, float("inf")], r"reward function f returned inf for row 1 \(b\), a finite number"),
+        (lambda **c: ["good", 1.0], r"reward function f returned good for row 0 \(a\), a finite number"),
         (lambda **c: 3.0, "reward function f returned float 3.0, one number per row in a list"),
     ],
 )

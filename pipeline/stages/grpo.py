@@ -1,0 +1,111 @@
+"""Group relative policy optimisation (GRPO): several responses of a prompt are measured against one another, with trl.
+
+Reference: Shao et al. 2024, arXiv:2402.03300, equations 3 and 4; trl's default loss is DAPO's (`loss_type: dapo`), and
+`beta` is 0, so there is no reference: set `train.beta` for the pull towards the start. A group whose responses all got
+the same reward teaches nothing (`frac_reward_zero_std` in the metrics). Rewards are reward models, Python functions
+with trl's signature, or a weighted sum of them. On one CPU process the same seed gives the same weights, and a run that
+was cut off ends in the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import Problem
+from pipeline.models.adapter_config import Adapter
+from pipeline.stage import Data, Input, StageContext, StageResult, stage
+from pipeline.training.on_policy_fields import OnPolicyTrain
+from pipeline.training.reward_fields import RewardFields
+
+
+class Train(OnPolicyTrain):
+    """`train:` of GRPO; other keys are fields of trl's GRPOConfig.
+
+    Attributes:
+        beta: strength of the pull towards the start (β of equation 3); 0 needs no reference.
+    """
+
+    trainer: ClassVar[str] = "GRPOConfig"
+    beta: float = Field(default=0.0, ge=0)
+
+
+class Config(RewardFields):
+    """Configuration of a GRPO stage.
+
+    Attributes:
+        data: prompts; further columns reach Python reward functions.
+        model: the policy's start and its reference.
+        adapter: LoRA instead of full fine-tuning.
+        train: how to train.
+    """
+
+    data: Annotated[str, Data("prompt")]
+    model: Annotated[str, Input(external=True)]
+    adapter: Adapter | None = None
+    train: Train = Train()
+
+    def check(self) -> list[Problem]:
+        """Return contradictions in `reward` and `train`."""
+        return [*self.reward_problems(), *self.train.check()]
+
+
+@stage("grpo", version=1, config=Config, makes="model")
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Optimise the policy on its own responses."""
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import GRPOConfig, GRPOTrainer
+
+    from pipeline.models.adapters import lora_config
+    from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.training.arguments import set_threads, starting_weights
+    from pipeline.training.finish import finish, save_trained
+    from pipeline.training.loop import run_trainer
+    from pipeline.training.on_policy import (
+        Generated,
+        OnPolicy,
+        fitting_prompts,
+        on_policy_arguments,
+        on_policy_summary,
+        trl_rewards,
+        with_rewards,
+    )
+    from pipeline.training.reward_sources import load_rewards
+
+    class Trainer(OnPolicy, GRPOTrainer):  # type: ignore[misc]
+        """trl's GRPOTrainer on our order of prompts, with checkpoints that hold its rollouts."""
+
+    set_threads(ctx)
+    set_seed(ctx.seed)
+    train, source = config.train, ctx.input("model")
+    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    weights = starting_weights(ctx, config.adapter)
+    model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+    prompts = fitting_prompts(ctx, train, model, tokenizer)
+    ctx.phase("loading the rewards")
+    sources = load_rewards(ctx, config, tokenizer)
+    arguments, batches, steps = on_policy_arguments(GRPOConfig, ctx, train, prompts, sources, source, beta=train.beta)
+    held_out = prompts.held_out_rows
+    trainer = Trainer(
+        model=model,
+        reward_funcs=trl_rewards(sources, prompts),
+        args=arguments,
+        train_dataset=Dataset.from_list(prompts.train_rows),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=lora_config(config.adapter, "causal") if config.adapter else None,
+    )
+    trainer.train_rows, trainer.batches = prompts.train_rows, batches
+    ctx.phase(f"training on {prompts.train:,} prompts")
+    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps))
+    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    return finish(
+        ctx,
+        trained,
+        metrics={},
+        rows=prompts.counts,
+        lineage=lineage,
+        summary=on_policy_summary(trained),
+    )

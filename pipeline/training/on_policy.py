@@ -1,0 +1,284 @@
+"""What GRPO and RLOO share: prompts that fit, rewards as trl calls them, batches of prompts, checkpoints of rollouts.
+
+Owns the seam between a recipe's prompts and rewards and a trainer of trl that samples its own responses. The
+objectives are trl's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import Sampler
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.load import source_of
+from pipeline.stage import ResolvedInput, StageContext
+from pipeline.training.arguments import build_arguments
+from pipeline.training.batches import BucketedBatches, micro_batch_of
+from pipeline.training.encode import context_length, encode_prompt
+from pipeline.training.loop import Trained
+from pipeline.training.on_policy_fields import OnPolicyTrain
+from pipeline.training.reward_sources import RewardSources, Sample, Scorer
+
+Arguments = TypeVar("Arguments")
+
+ROLLOUTS_FILE = "rollouts.pt"
+"""Responses sampled and not yet learned from, in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a stage, those to learn from first, then the held-out ones.
+
+    Attributes:
+        rows: as they were read, with all their columns.
+        prompt_ids: their tokens up to where the answer begins.
+        train: how many are learned from.
+        counts: prompts that were read, and how many of them left too little room.
+    """
+
+    rows: list[dict[str, Any]]
+    prompt_ids: list[list[int]]
+    train: int
+    counts: dict[str, int]
+
+    @property
+    def train_rows(self) -> list[dict[str, Any]]:
+        """Rows as the trainer reads them; all other columns are found again by the row's number."""
+        return [{"prompt": row["prompt"], "row": i} for i, row in enumerate(self.rows[: self.train])]
+
+    @property
+    def held_out_rows(self) -> list[dict[str, Any]]:
+        """Held-out rows as the trainer reads them."""
+        return [{"prompt": row["prompt"], "row": i} for i, row in enumerate(self.rows) if i >= self.train]
+
+
+def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokenizer: Any) -> Prompts:
+    """Read and tokenize the prompts, and leave out those the recipe's `max_length` leaves out.
+
+    Raises:
+        PipelineError: no prompt is left, a response fits nowhere, or a prompt does not fit the model's context while
+            the recipe says nothing of leaving prompts out.
+    """
+    rows = ctx.load_rows("data")
+    ctx.phase("tokenizing")
+    context = context_length(model, None) if train.max_length is None else context_length(model, train.max_length)
+    room = context - train.max_new_tokens
+    if room < 1:
+        found = f"train.max_new_tokens is {train.max_new_tokens}"
+        raise PipelineError(Problem(found, f"less than the {context} tokens of prompt and response", "lower it"))
+    given = [*rows.train, *rows.held_out]
+    ids = [encode_prompt(tokenizer, row["prompt"]) for row in given]
+    fits = [i for i, tokens in enumerate(ids) if len(tokens) <= room]
+    too_long = [(i, len(tokens)) for i, tokens in enumerate(ids) if len(tokens) > room]
+    if too_long and train.max_length is None:
+        _refuse_long(too_long, room, context, train)
+    learned = sum(i < len(rows.train) for i in fits)
+    if not learned:
+        found = f"none of {len(rows.train)} prompts fits" if rows.train else "no prompts"
+        raise PipelineError(Problem(found, f"prompts of at most {room} tokens", "raise train.max_length or bring more"))
+    if too_long:
+        ctx.note(f"{len(too_long)} of {len(given)} prompts are longer than {room} tokens and were left out")
+    counts = {"train": len(rows.train), "held_out": len(rows.held_out), "dropped": len(too_long)}
+    return Prompts([given[i] for i in fits], [ids[i] for i in fits], learned, counts)
+
+
+def _refuse_long(too_long: list[tuple[int, int]], room: int, context: int, train: OnPolicyTrain) -> None:
+    row, length = too_long[0]
+    more = f", as are {len(too_long) - 1} more" if len(too_long) > 1 else ""
+    raise PipelineError(
+        Problem(
+            f"the prompt of row {row} is {length} tokens long{more}",
+            f"at most {room}: the model's context of {context} less train.max_new_tokens ({train.max_new_tokens})",
+            f"lower train.max_new_tokens, or set train.max_length to {context} to leave such prompts out",
+        )
+    )
+
+
+@dataclass
+class PromptBatches(Sampler[list[int]]):
+    """Yields the rows of each micro-step of an epoch as trl expects them, a pure function of its fields and the epoch.
+
+    A batch of prompts comes in groups of one prompt each; it is repeated for every micro-step and iteration that
+    learns from its responses, since trl samples for the first of them only.
+
+    Attributes:
+        prompts: how many there are.
+        group: responses of one prompt.
+        responses: sampled at a time.
+        repeats: micro-steps that learn from them.
+        seed: of the order.
+        shuffle: whether prompts are shuffled each epoch.
+        epoch: set by the trainer before each epoch.
+    """
+
+    prompts: int
+    group: int
+    responses: int
+    repeats: int
+    seed: int
+    shuffle: bool = True
+    epoch: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        """Say what a loader may ask."""
+        self.drop_last = True
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the epoch whose order is yielded next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the micro-steps of an epoch; prompts of a last batch that is not full are left out."""
+        return self.prompts // (self.responses // self.group) * self.repeats
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the rows of each micro-step."""
+        order = list(range(self.prompts))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.prompts, generator=generator).tolist()
+        at_once = self.responses // self.group
+        for start in range(0, self.prompts - at_once + 1, at_once):
+            rows = [row for row in order[start : start + at_once] for _ in range(self.group)]
+            for _ in range(self.repeats):
+                yield rows
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Counts the tokens a trainer has read and sampled, all sessions together."""
+
+    trainer: Any
+
+    def tokens(self, steps: int) -> int:
+        """Return all tokens so far."""
+        return int(self.trainer.state.num_input_tokens_seen)
+
+
+class OnPolicy(BucketedBatches):
+    """Mixin for a trainer of trl that samples: its prompts come from `PromptBatches`, its rollouts go into checkpoints.
+
+    A checkpoint may fall between two steps that learn from the same responses; trl would sample others after a
+    resume. Here they are kept, so a resumed run ends in the same bits.
+    """
+
+    batches: PromptBatches
+    _step: int
+    _buffered_inputs: list[dict[str, Any]] | None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.batches.repeats > self.args.gradient_accumulation_steps:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(self._buffered_inputs, folder / ROLLOUTS_FILE)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is None:
+            return
+        self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
+        kept = Path(checkpoint) / ROLLOUTS_FILE
+        if kept.is_file():
+            self._buffered_inputs = torch.load(kept, map_location=self.args.device, weights_only=True)
+
+
+def on_policy_arguments(
+    arguments_class: type[Arguments],
+    ctx: StageContext,
+    train: OnPolicyTrain,
+    prompts: Prompts,
+    sources: RewardSources,
+    source: ResolvedInput,
+    **fixed: Any,
+) -> tuple[Arguments, PromptBatches, int]:
+    """Return the trainer's config, the order of prompts, and the optimizer steps in all.
+
+    Raises:
+        PipelineError: there are fewer prompts than one batch needs.
+    """
+    longest = max(map(len, prompts.prompt_ids)) + train.max_new_tokens
+    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], longest)
+    at_once, revision = train.responses_at_once, source_of(source).revision
+    shuffle = bool(train.passthrough().get("shuffle_dataset", True))
+    batches = PromptBatches(
+        prompts=prompts.train,
+        group=train.num_generations,
+        responses=at_once,
+        repeats=at_once // micro_batch * train.num_iterations,
+        seed=ctx.seed,
+        shuffle=shuffle,
+    )
+    per_epoch = len(batches) * micro_batch // train.batch_size
+    if not per_epoch:
+        found = f"{prompts.train} prompts to learn from"
+        expected = f"at least {at_once // train.num_generations}, for one batch of {at_once} responses"
+        raise PipelineError(Problem(found, expected, "lower train.batch_size or bring more prompts"))
+    steps = train.max_steps if train.max_steps is not None else max(1, round(train.epochs * per_epoch))
+    arguments = build_arguments(
+        arguments_class,
+        ctx,
+        train,
+        micro_batch=micro_batch,
+        steps=steps,
+        has_held_out=len(prompts.rows) > prompts.train,
+        num_generations=train.num_generations,
+        generation_batch_size=at_once,
+        num_iterations=train.num_iterations,
+        max_completion_length=train.max_new_tokens,
+        temperature=train.temperature,
+        epsilon=train.epsilon,
+        disable_dropout=train.disable_dropout,
+        reward_weights=list(sources.weights),
+        # Responses to held-out prompts are sampled in batches too: their number must not depend on the machine.
+        per_device_eval_batch_size=at_once,
+        trust_remote_code=ctx.trust_remote_code,
+        model_init_kwargs={"revision": revision} if revision else None,  # of the reference: trl loads it by itself
+        **fixed,
+    )
+    return arguments, batches, steps
+
+
+def trl_rewards(sources: RewardSources, prompts: Prompts) -> list[Callable[..., list[float]]]:
+    """Return the rewards as functions trl calls; trl adds them up with their weights."""
+    return [_named(name, scorer, prompts) for name, scorer in zip(sources.names, sources.scorers, strict=True)]
+
+
+def _named(name: str, scorer: Scorer, known: Prompts) -> Callable[..., list[float]]:
+    def reward(prompts: Any, completions: Any, completion_ids: Any, row: Any, **offered: Any) -> list[float]:
+        samples = [
+            Sample(known.rows[i], known.prompt_ids[i], ids, turns[0]["content"])
+            for i, ids, turns in zip(row, completion_ids, completions, strict=True)
+        ]
+        return scorer(samples, offered)
+
+    reward.__name__ = name
+    return reward
+
+
+def with_rewards(trained: Trained) -> Trained:
+    """Return what a run measured with short names for lengths, and its best reward in place of its lowest loss.
+
+    The loss of these objectives is near 0 whatever the policy has learned.
+    """
+    last = trained.metrics
+    names = {"length": "completions/mean_length", "truncated": "completions/clipped_ratio"}
+    short = {name: last[long] for name, long in names.items() if long in last}
+    key = "eval_reward" if "eval_reward" in last else "reward"
+    rows = [row for row in trained.history if key in row]
+    top = max(rows, key=lambda row: row[key], default=None)
+    best = {key: top[key], "step": top["step"]} if top else {}
+    return replace(trained, metrics={**last, **short}, best=best)
+
+
+def on_policy_summary(trained: Trained) -> str:
+    """Say how the reward moved."""
+    rewards = [row["reward"] for row in trained.history if "reward" in row]
+    moved = f"reward from {rewards[0]:.3f} to {rewards[-1]:.3f}" if rewards else "no reward logged"
+    kl = trained.metrics.get("kl")
+    return moved if kl is None else f"{moved}, {kl:.3f} nats per token from the start"

@@ -1,0 +1,52 @@
+"""The words of `train:` shared by the stages whose trainers sample their own responses. No torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.errors import Problem
+from pipeline.training.fields import CommonTrain
+
+
+class OnPolicyTrain(CommonTrain):
+    """Shared words of `train:` of GRPO and RLOO.
+
+    Attributes:
+        batch_size: responses per optimizer step over all processes, `num_generations` of each prompt.
+        num_generations: responses sampled of each prompt; their rewards are compared with one another.
+        generation_batch_size: responses sampled at a time; default `batch_size`, larger ones are learned from in turn.
+        num_iterations: times each batch of responses is learned from.
+        max_new_tokens: longest response in tokens; trl calls it `max_completion_length`.
+        max_length: longest prompt and response in tokens, prompts that leave too little room are left out; without
+            it a prompt that does not fit the model's context is an error.
+        temperature: of the sampling.
+        epsilon: how far the ratio of new to old probabilities may leave 1 before it is clipped.
+        disable_dropout: switch dropout off, so that the policy that sampled is the one that learns.
+    """
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    num_generations: int = Field(default=8, ge=2)
+    generation_batch_size: int | None = Field(default=None, gt=0)
+    num_iterations: int = Field(default=1, ge=1)
+    max_new_tokens: int = Field(default=128, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    epsilon: float = Field(default=0.2, gt=0)
+    disable_dropout: bool = True
+
+    @property
+    def responses_at_once(self) -> int:
+        """Responses sampled at a time."""
+        return self.generation_batch_size or self.batch_size
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields."""
+        problems = super().check()
+        if self.responses_at_once % self.batch_size:
+            found = f"train.generation_batch_size is {self.generation_batch_size}"
+            problems.append(Problem(found, f"a multiple of train.batch_size ({self.batch_size})"))
+        elif self.responses_at_once % self.num_generations:
+            word = "generation_batch_size" if self.generation_batch_size else "batch_size"
+            found = f"train.{word} is {self.responses_at_once}"
+            expected = f"a multiple of train.num_generations ({self.num_generations})"
+            problems.append(Problem(found, expected, f"train.{word} counts responses, not prompts"))
+        return problems

@@ -1,0 +1,258 @@
+"""GRPO and RLOO: the reward rises with what it asks for, falls with its opposite, and bad input is one line."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.recipe import DataSource
+from pipeline.stage import KINDS as KINDS_BY_NAME
+from pipeline.training.on_policy import PromptBatches
+
+REWARDS = """\
+def polite(completions, answer, **kwargs):
+    return [float(turns[-1]["content"].split()[:1] in (["it"], ["the"], ["i"])) for turns in completions]
+
+
+def rude(completions, **kwargs):
+    return [float("away" in turns[-1]["content"].split()) for turns in completions]
+
+
+def as_trl_calls(prompts, completions, completion_ids, trainer_state, log_metric, answer):
+    assert len(prompts) == len(completions) == len(completion_ids) == len(answer)
+    assert all(isinstance(ids[0], int) for ids in completion_ids) and prompts[0][-1]["role"] == "user"
+    log_metric("seen_step", trainer_state.global_step)
+    return [None if i % 2 else float(len(ids)) for i, ids in enumerate(completion_ids)]
+
+
+async def slow(completions, **kwargs):
+    return [1.0] * len(completions)
+
+
+def raises(completions, answer, **kwargs):
+    return [1 / (colour != "red") for colour in answer]
+
+
+def nan(completions, answer, **kwargs):
+    return [float("nan") if colour == "red" else 0.0 for colour in answer]
+
+
+def short(completions, **kwargs):
+    return [0.0]
+"""
+TRAIN = {"batch_size": 32, "num_generations": 8, "max_new_tokens": 12, "max_steps": 24, "learning_rate": 3e-3}
+LORA = {"adapter": {"r": 4}, "train": {**TRAIN, "learning_rate": 1e-2}}
+KINDS = pytest.mark.parametrize("kind", ["grpo", "rloo"])
+
+
+@pytest.fixture
+def train_on(tmp_path: Path, chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a stage from the tiny `sft` on the tiny questions with a function of `REWARDS`."""
+    (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
+
+    def train(kind: str, reward: str | None, config: dict[str, Any], **options: Any) -> Any:
+        inputs = {"model": as_input(chain["sft"]), **options.pop("inputs", {})}
+        data = options.pop("data", chain.recipe.parent / "asks.jsonl")
+        functions = {"reward_functions": [f"rewards.py:{reward}"]} if reward else {}
+        return run_stage(kind, {**functions, **config}, data={"data": data}, inputs=inputs, **options)
+
+    return train
+
+
+def _digest(ran: Any) -> list[str]:
+    names = ("model.safetensors", "metrics.jsonl")
+    return [hashlib.sha256((ran.out / name).read_bytes()).hexdigest() for name in names]
+
+
+@KINDS
+@pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
+def test_the_reward_rises(kind: str, config: dict[str, Any], train_on: Callable[..., Any]) -> None:
+    for reward in ("polite", "rude"):  # opposites: what the start says must not be all that is measured
+        ran = train_on(kind, reward, config)
+        rewards = [row["reward"] for row in ran.history]
+        assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
+        result = ran.outcome.result
+        assert result.metrics["reward"] == rewards[-1]
+        assert result.metrics["length"] == ran.history[-1]["completions/mean_length"] <= 12
+        assert result.best["reward"] == max(rewards)
+        assert f"reward from {rewards[0]:.3f} to {rewards[-1]:.3f}" in result.summary
+        assert result.tokens > 24 * 32 * 3
+        assert result.rows == {"train": 24, "held_out": 0, "dropped": 0}
+        if "adapter" in config:
+            assert (ran.out / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@KINDS
+def test_responses_stop_at_the_end_token(kind: str, train_on: Callable[..., Any]) -> None:
+    """The chain's answers have 5 to 11 tokens: most must end before a limit of 30, by themselves."""
+    ran = train_on(kind, "polite", {"train": {**TRAIN, "max_steps": 1, "max_new_tokens": 30}})
+    assert ran.history[0]["completions/clipped_ratio"] < 0.2
+    assert ran.history[0]["completions/mean_length"] < 15
+
+
+@KINDS
+@pytest.mark.parametrize("adapter", [None, {"r": 4}], ids=["full", "lora"])
+def test_the_reference_is_the_start(kind: str, adapter: Any, train_on: Callable[..., Any]) -> None:
+    """Policy and reference are one model before the first step: their divergence is 0, and positive later."""
+    train = {**TRAIN, "max_steps": 6, "beta": 0.05, "learning_rate": 1e-2}
+    ran = train_on(kind, "rude", {"adapter": adapter, "train": train})
+    assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert ran.history[-1]["kl"] > 1e-3
+    assert "nats per token" in ran.outcome.result.summary
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"num_iterations": 2}, {"generation_batch_size": 32}],
+    ids=["epochs", "iterations", "generations"],
+)
+def test_a_run_cut_off_ends_in_the_same_bits(kind: str, more: dict[str, Any], train_on: Callable[..., Any]) -> None:
+    """24 prompts make 6 batches of 4 (or 3 of 8): 8 steps cross an epoch, and stops fall inside what was sampled."""
+    train = {**TRAIN, "batch_size": 16, "num_generations": 4, "max_steps": 8, "logging_steps": 3, **more}
+    config = {"train": train}
+    whole = train_on(kind, "polite", config, name="whole")
+    assert _digest(train_on(kind, "polite", config, name="again")) == _digest(whole)
+    out = whole.out.parent.parent / "cut"
+    for steps in (1, 3, 3):  # stops after steps 1, 4 and 7
+        asked = iter([False] * (steps - 1) + [True] * 9)
+        train_on(kind, "polite", config, out=out, stopping=lambda asked=asked: next(asked), expect="stopped")
+    ended = train_on(kind, "polite", config, out=out)
+    assert "resumes at step 7 of 8" in ended.notes
+    assert _digest(ended) == _digest(whole)
+    assert ended.outcome.result.tokens == whole.outcome.result.tokens
+
+
+@KINDS
+def test_the_micro_batch_does_not_change_what_is_learned(
+    kind: str, train_on: Callable[..., Any], load_plain: Any, probe_logits: Any
+) -> None:
+    import torch
+
+    config = {"train": {**TRAIN, "max_steps": 3, "beta": 0.1}}
+    made = [train_on(kind, "polite", config, compute={"micro_batch": size}, name=f"m{size}") for size in (32, 8)]
+    logits = [probe_logits(load_plain(ran.out)[0]) for ran in made]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-3, rtol=0)
+
+
+@KINDS
+def test_functions_are_called_as_trl_calls_them(kind: str, train_on: Callable[..., Any]) -> None:
+    """Named arguments of trl without `**kwargs`, None for rows a reward does not apply to, an async function."""
+    config = {
+        "reward_functions": ["rewards.py:as_trl_calls", "rewards.py:slow"],
+        "reward_weights": [0.5, 2.0],
+        "train": {**TRAIN, "max_steps": 2, "logging_steps": 1},
+    }
+    ran = train_on(kind, None, config)
+    assert [row["seen_step"] for row in ran.history] == [0, 1]
+    assert ran.history[0]["rewards/slow/mean"] == 1.0
+    # Every second row has only the second reward, 2 · 1; the others 0.5 · length + 2 · 1.
+    expected = 0.5 * (0.5 * ran.history[0]["rewards/as_trl_calls/mean"]) + 2
+    assert ran.history[0]["reward"] == pytest.approx(expected, abs=1e-4)
+
+
+@KINDS
+def test_a_reward_model_and_a_function_add_up(
+    kind: str, chain: Any, as_input: Any, train_on: Callable[..., Any]
+) -> None:
+    train = {**TRAIN, "max_steps": 2, "logging_steps": 1}
+    config = {"reward": ["rm"], "reward_functions": ["rewards.py:polite"], "reward_weights": [1.0, 3.0], "train": train}
+    ran = train_on(kind, None, config, inputs={"reward": as_input(chain["rm"])})
+    row = ran.history[0]
+    assert row["reward"] == pytest.approx(row["rewards/rm/mean"] + 3 * row["rewards/polite/mean"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("raises", r"rewards.py:raises raised ZeroDivisionError: division by zero for row \d+ \(.*\?\)"),
+        ("nan", r"rewards.py:nan returned nan for row \d+ \(.*\?\), a finite number"),
+        ("short", r"rewards.py:short returned 1 values, one per row \(32\)"),
+    ],
+)
+@KINDS
+def test_a_bad_reward_is_one_line_and_nothing_is_kept(
+    kind: str, reward: str, message: str, train_on: Callable[..., Any]
+) -> None:
+    ran = train_on(kind, reward, {"train": TRAIN}, expect="failed")
+    (problem,) = ran.outcome.problems
+    assert re.search(message, str(problem))
+    assert not [path for path in ran.out.rglob("*") if path.is_file()]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"max_new_tokens": 64}, "train.max_new_tokens is 64, less than the 64 tokens of prompt and response"),
+        (
+            {"max_new_tokens": 56},
+            "prompt of row 0 is [0-9]+ tokens long, as are 23 more, at most 8: the model's context",
+        ),
+        ({"max_new_tokens": 56, "max_length": 64}, "none of 24 prompts fits, prompts of at most 8 tokens"),
+        ({"batch_size": 256}, "24 prompts to learn from, at least 32, for one batch of 256 responses"),
+    ],
+)
+def test_prompts_that_cannot_be_learned_from_are_refused_before_training(
+    kind: str, train: dict[str, Any], message: str, train_on: Callable[..., Any]
+) -> None:
+    ran = train_on(kind, "polite", {"train": {**TRAIN, **train}}, expect="failed")
+    (problem,) = ran.outcome.problems
+    assert re.search(message, str(problem))
+    assert not (ran.work / "checkpoints").exists()
+
+
+def test_prompts_too_long_for_the_length_asked_are_left_out_and_counted(
+    chain: Any, read_rows: Any, write_jsonl: Any, tmp_path: Path, train_on: Callable[..., Any]
+) -> None:
+    rows = read_rows(chain.recipe.parent / "asks.jsonl")[:8]
+    rows[3]["prompt"] = "which colour has the cat ? " * 9
+    data = write_jsonl(tmp_path / "asks.jsonl", rows)
+    train = {**TRAIN, "max_steps": 1, "max_length": 40}
+    ran = train_on("grpo", "polite", {"train": train}, data=data)
+    assert ran.outcome.result.rows == {"train": 8, "held_out": 0, "dropped": 1}
+    assert "1 of 8 prompts are longer than 28 tokens and were left out" in ran.notes
+
+
+def test_held_out_prompts_are_answered_and_measured(chain: Any, train_on: Callable[..., Any]) -> None:
+    data = DataSource(path=str(chain.recipe.parent / "asks.jsonl"), held_out=0.2)
+    ran = train_on("grpo", "polite", {"train": {**TRAIN, "max_steps": 4}}, data=data)
+    assert 0 < ran.outcome.result.rows["held_out"] < 12
+    assert 0 <= ran.outcome.result.metrics["eval_reward"] <= 1
+    assert set(ran.outcome.result.best) == {"eval_reward", "step"}
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"batch_size": 30}, "train.batch_size is 30, a multiple of train.num_generations"),
+        ({"generation_batch_size": 48}, "train.generation_batch_size is 48, a multiple of train.batch_size"),
+    ],
+)
+@KINDS
+def test_batches_must_hold_whole_groups(kind: str, train: dict[str, Any], message: str) -> None:
+    config = KINDS_BY_NAME[kind].config.model_validate(
+        {"data": "a", "model": "m", "reward": ["rm"], "train": {**TRAIN, **train}}
+    )
+    assert next(str(problem) for problem in config.check()).startswith(message)
+
+
+def test_prompt_batches_are_those_of_trl() -> None:
+    """Same groups, repeats and left-out rest as trl's own sampler, whose order differs by its random numbers only."""
+    from trl.trainer.utils import RepeatSampler
+
+    ours = PromptBatches(prompts=7, group=2, responses=4, repeats=3, seed=1, shuffle=False)
+    theirs = list(RepeatSampler(range(7), mini_repeat_count=2, batch_size=2, repeat_count=3, shuffle=False))
+    assert [row for batch in ours for row in batch] == theirs
+    assert len(list(ours)) == len(ours) == 9
+    shuffled = PromptBatches(prompts=7, group=2, responses=4, repeats=1, seed=1)
+    first = list(shuffled)
+    shuffled.set_epoch(1)
+    assert list(shuffled) != first
+    shuffled.set_epoch(0)
+    assert list(shuffled) == first
