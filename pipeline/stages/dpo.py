@@ -1,16 +1,15 @@
 """Direct preference optimisation (DPO): align the policy to preference pairs without a reward model, with trl.
 
-Reference: Rafailov et al. 2023, equation 7; the other losses of trl (`loss_type: ipo`, `hinge`, …) are its own.
+Reference: Rafailov et al. 2023, equation 7. `train: {loss_type: NAME}` takes any loss of trl (`LOSSES` has their
+papers), or a list of them added up with `loss_weights`; what `beta` means is the loss's matter.
+
 The reference is the model the stage starts from (with LoRA: the adapter switched off); its log-probabilities are
 computed once, length-bucketed, kept across a kill, and its weights are not held in memory while training.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -18,7 +17,26 @@ from pydantic import Field
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
-from pipeline.training.fields import CommonTrain
+from pipeline.training.fields import CommonTrain, unknown_word
+
+LOSSES = {
+    "sigmoid": "DPO, arXiv:2305.18290",
+    "hinge": "SLiC, arXiv:2305.10425",
+    "ipo": "IPO, arXiv:2310.12036; beta is its τ",
+    "exo_pair": "EXO, arXiv:2402.00856; wants label_smoothing above 0",
+    "nca_pair": "NCA, arXiv:2402.05369",
+    "robust": "robust DPO, arXiv:2403.00409; wants label_smoothing below 0.5",
+    "bco_pair": "BCO, arXiv:2404.04656",
+    "sppo_hard": "SPPO, arXiv:2405.00675",
+    "aot": "AOT, arXiv:2406.05882",
+    "aot_unpaired": "AOT, unpaired, arXiv:2406.05882",
+    "apo_zero": "APO, arXiv:2408.06266; for pairs better than the model's own answers",
+    "apo_down": "APO, arXiv:2408.06266; for pairs worse than the model's own answers",
+    "discopop": "DiscoPOP, arXiv:2406.08414",
+    "sft": "cross-entropy of the chosen response alone, to be added to another loss",
+    "sigmoid_norm": "DPO with log-probabilities per token, as in TÜLU 3, arXiv:2411.15124",
+}
+"""Losses of trl's DPOTrainer and where they come from."""
 
 
 class Train(CommonTrain):
@@ -26,11 +44,25 @@ class Train(CommonTrain):
 
     Attributes:
         beta: strength of the pull towards the reference (β of equation 7).
+        loss_type: a loss of `LOSSES`, or a list of them.
     """
 
     trainer: ClassVar[str] = "DPOConfig"
     learning_rate: float = Field(default=1e-6, gt=0)
     beta: float = Field(default=0.1, gt=0)
+    loss_type: str | list[str] = "sigmoid"
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields, and losses trl does not have."""
+        names = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        problems = [
+            *super().check(),
+            *(unknown_word("loss_type", name, LOSSES) for name in names if name not in LOSSES),
+        ]
+        weights = self.passthrough().get("loss_weights")
+        if weights is not None and len(weights) != len(names):
+            problems.append(Problem(f"{len(weights)} train.loss_weights for {len(names)} losses", "one for each"))
+        return problems
 
 
 class Config(StageConfig):
@@ -67,6 +99,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
+    from pipeline.training.reference import with_reference
 
     class BucketedDPOTrainer(BucketedBatches, DPOTrainer):  # type: ignore[misc]
         """trl's DPOTrainer on rows that are tokenized already, with bucketed batches and reference passes."""
@@ -75,7 +108,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             return dataset
 
         def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-            return _with_reference(ctx, self, dataset, ctx.work / f"reference-{name}.json")
+            columns = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
+            return with_reference(ctx, self.model, dataset, columns, ctx.work / f"reference-{name}.json")
 
     set_threads(ctx)
     set_seed(ctx.seed)
@@ -105,6 +139,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         steps=steps,
         has_held_out=bool(held_out),
         beta=train.beta,
+        loss_type=train.loss_type,
         max_length=None,
         precompute_ref_log_probs=True,
     )
@@ -146,36 +181,3 @@ def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> list
         if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
             encoded.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     return encoded
-
-
-def _with_reference(ctx: StageContext, trainer: Any, dataset: Any, kept: Path) -> Any:
-    """Return ``dataset`` with the reference's summed log-probabilities of both responses.
-
-    They are kept in the stage's scratch folder, so a resumed stage does not compute them again; every number is
-    written with enough digits to come back bit for bit.
-    """
-    from pipeline.models.adapters import without_adapter
-    from pipeline.models.logprobs import response_logprobs
-
-    if kept.is_file():
-        values = json.loads(kept.read_text(encoding="utf-8"))
-    else:
-        rows = dataset.to_list()
-        prompts = [row["prompt_ids"] for row in rows]
-        values = {}
-        for i, side in enumerate(("chosen", "rejected")):
-
-            def show(done: int, _: int, before: int = i * len(rows)) -> None:
-                ctx.stop_if_asked()
-                ctx.progress(before + done, 2 * len(rows))
-
-            responses = [row[f"{side}_ids"] for row in rows]
-            with without_adapter(trainer.model):
-                tokens = response_logprobs(trainer.model, prompts, responses, on_progress=show)
-            values[f"ref_{side}_logps"] = [math.fsum(row) for row in tokens]
-        part = kept.with_suffix(".part")
-        part.write_text(json.dumps(values), encoding="utf-8")
-        part.replace(kept)
-    for column, logps in values.items():
-        dataset = dataset.add_column(column, logps)
-    return dataset

@@ -16,8 +16,12 @@ from pydantic import Field
 from pipeline.errors import Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageContext, StageResult, stage
+from pipeline.training.fields import unknown_word
 from pipeline.training.on_policy_fields import OnPolicyTrain
 from pipeline.training.reward_fields import RewardFields
+
+LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
+"""Losses of trl's GRPOTrainer: how the tokens of a batch are weighted, and what is clipped."""
 
 
 class Train(OnPolicyTrain):
@@ -25,10 +29,17 @@ class Train(OnPolicyTrain):
 
     Attributes:
         beta: strength of the pull towards the start (β of equation 3); 0 needs no reference.
+        loss_type: one of `LOSSES`.
     """
 
     trainer: ClassVar[str] = "GRPOConfig"
     beta: float = Field(default=0.0, ge=0)
+    loss_type: str = "dapo"
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields, and a loss trl does not have."""
+        unknown = [] if self.loss_type in LOSSES else [unknown_word("loss_type", self.loss_type, LOSSES)]
+        return [*super().check(), *unknown]
 
 
 class Config(RewardFields):

@@ -77,6 +77,9 @@ def build_arguments(
         steps: optimizer steps in all.
         has_held_out: whether there are rows to evaluate on while training.
         fixed: fields the stage decides.
+
+    Raises:
+        PipelineError: ``arguments_class`` refuses a value.
     """
     precision = precision_of(ctx)
     logging_steps = max(1, min(10, steps // 20))
@@ -111,7 +114,11 @@ def build_arguments(
     }
     values.update(train.passthrough())
     values.update(fixed)
-    return arguments_class(**values)
+    try:
+        return arguments_class(**values)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise PipelineError(Problem(f"{arguments_class.__name__} does not take this `train`: {reason}")) from error
 
 
 def checkpoints_dir(ctx: StageContext) -> Path:

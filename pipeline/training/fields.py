@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from pydantic import Field
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, listed, nearest
 from pipeline.trainer_fields import TrainFields
 
 
@@ -49,3 +50,9 @@ class CommonTrain(TrainFields):
                 )
             ]
         return []
+
+
+def unknown_word(field: str, word: str, known: Iterable[str]) -> Problem:
+    """Return the problem of a word a field of `train` does not take."""
+    words = list(known)
+    return Problem(f"train.{field} is {word}", f"one of {listed(words)}", nearest(word, words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+
+from pipeline.stage import KINDS
+from pipeline.stages.dpo import LOSSES
 
 Load = Callable[[Path], tuple[Any, Any]]
 TRAIN = {"max_steps": 16, "batch_size": 16, "learning_rate": 2e-3, "beta": 0.5}
@@ -172,3 +176,46 @@ def test_held_out_pairs_are_measured_against_the_same_reference(chain: Any) -> N
     assert manifest.metrics["eval_rewards/accuracies"] > 0.8
     assert manifest.metrics["eval_rewards/margins"] > 0
     assert f"{manifest.metrics['eval_rewards/accuracies']:.1%}" in manifest.summary
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "sigmoid_norm", "apo_zero", ["sigmoid", "sft"]], ids=str)
+def test_other_losses_prefer_what_was_chosen_too(
+    loss_type: str | list[str],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    load_plain: Load,
+    read_rows: Any,
+    response_logprob: Any,
+) -> None:
+    config = {"train": {**TRAIN, "loss_type": loss_type}}
+    data, inputs = {"data": chain.recipe.parent / "pairs.jsonl"}, {"model": as_input(chain["sft"])}
+    ran = run_stage("dpo", config, data=data, inputs=inputs)
+    # At the start the margin is 0: (0 - 1/(2β))² = 1 for ipo, 1 - 0 for hinge, -log σ(0), (1 - σ(0)) + σ(0) for apo.
+    first = {"ipo": 1.0, "hinge": 1.0, "sigmoid_norm": math.log(2), "apo_zero": 1.0}
+    if isinstance(loss_type, str):
+        assert ran.history[0]["loss"] == pytest.approx(first[loss_type], abs=1e-3)
+    assert ran.history[-1]["loss"] < ran.history[0]["loss"]
+    margins = _margins(chain, ran.out, load_plain, read_rows, response_logprob)
+    assert sum(margin > 0 for margin in margins) > 0.8 * len(margins)
+
+
+def test_the_losses_are_those_of_trl() -> None:
+    from trl.trainer import dpo_trainer
+
+    source = Path(dpo_trainer.__file__).read_text(encoding="utf-8")
+    assert set(re.findall(r'if loss_type == "(\w+)"', source)) == set(LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"loss_type": "ippo"}, "train.loss_type is ippo, one of .*ipo"),
+        ({"loss_type": ["sigmoid", "hing"]}, "train.loss_type is hing, one of .*hinge"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}, "1 train.loss_weights for 2 losses, one for each"),
+    ],
+)
+def test_a_loss_trl_does_not_have_is_refused_with_the_recipe(train: dict[str, Any], message: str) -> None:
+    config = KINDS["dpo"].config.model_validate({"data": "p", "model": "m", "train": {**TRAIN, **train}})
+    (problem,) = config.check()
+    assert re.match(message, str(problem))

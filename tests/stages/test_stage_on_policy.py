@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.recipe import DataSource
 from pipeline.stage import KINDS as KINDS_BY_NAME
+from pipeline.stages.grpo import LOSSES
 from pipeline.training.on_policy import PromptBatches
 
 REWARDS = """\
@@ -240,6 +241,28 @@ def test_batches_must_hold_whole_groups(kind: str, train: dict[str, Any], messag
         {"data": "a", "model": "m", "reward": ["rm"], "train": {**TRAIN, **train}}
     )
     assert next(str(problem) for problem in config.check()).startswith(message)
+
+
+def test_a_loss_trl_does_not_have_is_refused_with_the_recipe() -> None:
+    config = KINDS_BY_NAME["grpo"].config.model_validate(
+        {"data": "a", "model": "m", "reward": ["rm"], "train": {"loss_type": "drgrpo"}}
+    )
+    (problem,) = config.check()
+    assert re.match("train.loss_type is drgrpo, one of .*dr_grpo", str(problem))
+
+
+def test_the_losses_are_those_of_trl() -> None:
+    from trl.trainer import grpo_trainer
+
+    source = Path(grpo_trainer.__file__).read_text(encoding="utf-8")
+    lists = re.findall(r"self.loss_type in \[(.*?)\]", source) + re.findall(r'self.loss_type == (".*?")', source)
+    assert {name for text in lists for name in re.findall(r'"(\w+)"', text)} == set(LOSSES)
+
+
+def test_what_the_trainer_refuses_is_one_line(train_on: Callable[..., Any]) -> None:
+    ran = train_on("grpo", "polite", {"train": {**TRAIN, "log_completions_hub_repo": "a/b"}}, expect="failed")
+    (problem,) = ran.outcome.problems
+    assert str(problem).startswith("GRPOConfig does not take this `train`: log_completions_hub_repo is set")
 
 
 def test_prompt_batches_are_those_of_trl() -> None:

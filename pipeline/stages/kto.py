@@ -1,0 +1,211 @@
+"""Kahneman-Tversky optimisation (KTO): align the policy to responses that are good or bad each by itself, with trl.
+
+Reference: Ethayarajh et al. 2024, arXiv:2402.01306, equations 7 and 8; `loss_type: apo_zero_unpaired` is APO's,
+arXiv:2408.06266. Each preference pair gives a good row and a bad one, which stay in one batch: sorted by length alone,
+batches would hold rows of one kind wherever good responses are longer.
+
+The divergence from the reference that both are measured against is estimated on responses to other prompts. trl matches
+those by their place in a micro-batch; here every row gets one once, from the seed, so that the reference's
+log-probabilities can be computed beforehand. The estimate is averaged over `kl_batch` rows, which therefore is a word
+of the recipe, and `compute.micro_batch` does not apply.
+
+Not here: data that has a label in place of a pair.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.adapter_config import Adapter
+from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.training.fields import CommonTrain, unknown_word
+
+LOSSES = ("kto", "apo_zero_unpaired")
+
+
+class Train(CommonTrain):
+    """`train:` of KTO; other keys are fields of trl's KTOConfig.
+
+    Attributes:
+        batch_size: rows per optimizer step over all processes; a pair makes two.
+        beta: strength of the pull towards the reference (β of equation 7).
+        loss_type: `kto` or `apo_zero_unpaired`.
+        kl_batch: rows the divergence from the reference is averaged over, and rows per forward; an even number.
+    """
+
+    trainer: ClassVar[str] = "KTOConfig"
+    learning_rate: float = Field(default=1e-6, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    loss_type: str = "kto"
+    kl_batch: int = Field(default=8, ge=2, multiple_of=2)
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields, and losses trl does not have."""
+        problems = super().check()
+        if self.loss_type not in LOSSES:
+            problems.append(unknown_word("loss_type", self.loss_type, LOSSES))
+        if self.batch_size % self.kl_batch:
+            problems.append(
+                Problem(f"train.batch_size is {self.batch_size}", f"a multiple of train.kl_batch ({self.kl_batch})")
+            )
+        return problems
+
+
+class Config(StageConfig):
+    """Configuration of a KTO stage.
+
+    Attributes:
+        data: preference pairs; the chosen response is a good row, the rejected one a bad row.
+        model: the policy's start and its reference.
+        adapter: LoRA instead of full fine-tuning.
+        train: how to train.
+    """
+
+    data: Annotated[str, Data("preference")]
+    model: Annotated[str, Input(external=True)]
+    adapter: Adapter | None = None
+    train: Train = Train()
+
+    def check(self) -> list[Problem]:
+        """Return contradictions in `train`."""
+        return self.train.check()
+
+
+@stage("kto", version=1, config=Config, makes="model")
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Optimise the policy on good and bad rows."""
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import KTOConfig, KTOTrainer
+
+    from pipeline.models.adapters import lora_config
+    from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.training.arguments import build_arguments, set_threads, starting_weights
+    from pipeline.training.batches import Batches, BucketedBatches
+    from pipeline.training.encode import context_length
+    from pipeline.training.finish import finish, save_trained
+    from pipeline.training.loop import run_trainer, steps_of
+    from pipeline.training.reference import with_reference
+
+    class BucketedKTOTrainer(BucketedBatches, KTOTrainer):  # type: ignore[misc]
+        """trl's KTOTrainer on rows that are tokenized and matched already, with bucketed batches."""
+
+        def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+            columns = {"ref_logps": "completion_ids", "ref_KL_logps": "KL_completion_ids"}
+            return with_reference(ctx, self.model, dataset, columns, ctx.work / f"reference-{name}.json")
+
+    set_threads(ctx)
+    set_seed(ctx.seed)
+    train, source = config.train, ctx.input("model")
+    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    weights = starting_weights(ctx, config.adapter)
+    model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+    max_length = context_length(model, train.max_length)
+    rows = ctx.load_rows("data")
+    ctx.phase("tokenizing")
+    encoded = _encode(tokenizer, rows.train, max_length)
+    held_out = _encode(tokenizer, rows.held_out, max_length)
+    if not encoded:
+        raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
+    dropped = len(rows.train) - len(encoded) // 2
+    if dropped:
+        ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
+    held_out = _matched(held_out, encoded, max_length, ctx.seed)
+    encoded = _matched(encoded, encoded, max_length, ctx.seed)
+    lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in encoded]
+    pairs = [good + bad for good, bad in zip(lengths[::2], lengths[1::2], strict=True)]
+    batches = Batches(pairs, train.batch_size // 2, train.kl_batch // 2, ctx.seed)
+    steps = steps_of(batches, train.epochs, train.max_steps)
+    arguments = build_arguments(
+        KTOConfig,
+        ctx,
+        train,
+        micro_batch=train.kl_batch,
+        steps=steps,
+        has_held_out=bool(held_out),
+        per_device_eval_batch_size=train.kl_batch,
+        beta=train.beta,
+        loss_type=train.loss_type,
+        max_length=None,
+        precompute_ref_log_probs=True,
+    )
+    ctx.phase("reference log-probabilities")
+    started = time.perf_counter()
+    trainer = BucketedKTOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(encoded),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=lora_config(config.adapter, "causal") if config.adapter else None,
+    )
+    scoring_s = time.perf_counter() - started
+    made = trainer.train_dataset.to_list()
+    trainer.train_rows = [{"good": good, "bad": bad} for good, bad in zip(made[::2], made[1::2], strict=True)]
+    trainer.batches, trainer.data_collator = batches, _unpaired(trainer.data_collator)
+    ctx.phase(f"training on {len(encoded):,} rows")
+    trained = run_trainer(ctx, trainer, batches, steps)
+    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    last = trained.metrics
+    margin = last.get("eval_rewards/margins", last.get("rewards/margins", 0.0))
+    return finish(
+        ctx,
+        trained,
+        metrics={},
+        rows={"train": len(rows.train), "held_out": len(rows.held_out), "dropped": dropped},
+        lineage=lineage,
+        summary=f"implicit reward of good responses is {margin:.3f} above that of bad ones",
+        scoring_seconds=scoring_s,
+    )
+
+
+def _unpaired(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """Return a collator that also takes pairs, as the good and the bad row they are."""
+    return lambda rows: collate(
+        [part for row in rows for part in ((row["good"], row["bad"]) if "good" in row else (row,))]
+    )
+
+
+def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> list[dict[str, Any]]:
+    """Tokenize pairs into a good and a bad row each; leave out pairs with a side longer than ``max_length``."""
+    from pipeline.training.encode import encode_pair
+
+    encoded = []
+    for row in rows:
+        prompt, chosen = encode_pair(tokenizer, row["prompt"], row["chosen"])
+        _, rejected = encode_pair(tokenizer, row["prompt"], row["rejected"])
+        if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
+            for ids, label in ((chosen, True), (rejected, False)):
+                encoded.append({"prompt_ids": prompt, "completion_ids": ids, "label": label})
+    return encoded
+
+
+def _matched(
+    rows: Sequence[dict[str, Any]], pool: Sequence[dict[str, Any]], max_length: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return rows with a response of ``pool`` to another prompt each, cut to fit.
+
+    Raises:
+        PipelineError: the pool has no other prompt.
+    """
+    rng = random.Random(f"{seed}/matched")
+    matched = []
+    for row in rows:
+        drawn = rng.randrange(len(pool))
+        following = (pool[(drawn + step) % len(pool)] for step in range(len(pool)))
+        other = next((one for one in following if one["prompt_ids"] != row["prompt_ids"]), None)
+        if other is None:
+            found = "all pairs have the same prompt"
+            raise PipelineError(Problem(found, "at least two: responses to one are held against those to another"))
+        room = max_length - len(row["prompt_ids"])
+        matched.append({**row, "KL_completion_ids": other["completion_ids"][:room]})
+    return matched
