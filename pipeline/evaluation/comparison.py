@@ -17,8 +17,9 @@ from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.evaluation.differences import paired_difference
 from pipeline.evaluation.divergence import Divergence
 from pipeline.evaluation.estimate import Delta, Estimate
+from pipeline.evaluation.gaming import assess, spread
 from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, mean_interval, wilson
-from pipeline.evaluation.report import Answer, Judge, ModelMetrics, Report, Sample, TaskMetrics, WinCounts
+from pipeline.evaluation.report import Answer, Gaming, Judge, ModelMetrics, Report, Sample, TaskMetrics, WinCounts
 from pipeline.evaluation.winrate import win_rate
 
 _SHARE = (0.0, 1.0)
@@ -101,6 +102,8 @@ def compare(
     settings = _Settings(seed=seed, resamples=resamples, level=level, judge=judge)
     tasks = [prompt.task for prompt in prompts]
     measured = {each.name: _model(each, against, tasks, settings) for each in answers}
+    gaming = _gaming(answers, against, tasks, settings)
+    measured = {name: metrics.model_copy(update={"gaming": gaming.get(name)}) for name, metrics in measured.items()}
     reference = reference or baseline
     if reference in measured and measured[reference].kl is None and any(m.kl for m in measured.values()):
         zero = Estimate(value=0.0, low=0.0, high=0.0, n=len(prompts))
@@ -238,6 +241,36 @@ def _task(each: Answers, against: Answers, chosen: np.ndarray, settings: _Settin
         both = own_rows & ~np.isnan(other.reshape(len(other), -1)).any(axis=1)
         delta = settings.delta(correct[both], other[both]) if both.any() else None
     return TaskMetrics(correct=settings.share(correct[own_rows]), delta=delta)
+
+
+def _gaming(
+    answers: Sequence[Answers], against: Answers, tasks: Sequence[str], settings: _Settings
+) -> dict[str, Gaming]:
+    """Compare reward model and gold, by model; nothing where one of the two is missing or never varies."""
+    scored = {each.name: (each.reward, each.gold) for each in answers}
+    units = []
+    for place in (0, 1):
+        own = scored[against.name][place]
+        others = [
+            scores for name, pair in scored.items() if name != against.name and (scores := pair[place]) is not None
+        ]
+        units.append(0.0 if own is None else spread(own, others))
+    base_reward, base_gold = scored[against.name]
+    if base_reward is None or base_gold is None or 0 in units:
+        return {}
+    return {
+        name: assess(
+            (reward, base_reward),
+            (gold, base_gold),
+            (units[0], units[1]),
+            tasks,
+            seed=settings.seed,
+            resamples=settings.resamples,
+            level=settings.level,
+        )
+        for name, (reward, gold) in scored.items()
+        if name != against.name and reward is not None and gold is not None
+    }
 
 
 def _correct(each: Answers) -> Floats | None:

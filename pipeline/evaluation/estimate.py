@@ -50,6 +50,14 @@ class Delta(Estimate):
         """Whether the value is below the baseline beyond noise: negative, with ``p < 1 - level``."""
         return self.value < 0 and self.p_value < 1 - level
 
+    def is_below(self, level: float = 0.95) -> bool:
+        """Whether both the test and the interval leave out zero, and the value is under it."""
+        return self.high < 0 and self.p_value < 1 - level
+
+    def is_above(self, level: float = 0.95) -> bool:
+        """Whether both the test and the interval leave out zero, and the value is over it."""
+        return self.low > 0 and self.p_value < 1 - level
+
 
 def rounded(value: float) -> float:
     """Round to `SIGNIFICANT_DIGITS`, and minus zero to zero."""
@@ -90,6 +98,12 @@ def signed_points(estimate: Estimate, digits: int = 1) -> str:
     """Render a difference of shares in percentage points, e.g. ``+3.2``."""
     text = _plain(100 * estimate.value, digits)
     return text if text.startswith("-") or float(text) == 0 else f"+{text}"
+
+
+def signed_interval(estimate: Estimate, digits: int = 2) -> str:
+    """Render a difference with its interval, e.g. ``+0.84 [0.71, 0.97]``."""
+    text = number_interval(estimate, digits)
+    return text if estimate.value < 0 or float(_plain(estimate.value, digits)) == 0 else f"+{text}"
 
 
 def _plain(value: float, digits: int) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.drawing import INK, MUTED, RULE, colours, new_figure, plain, save, style
+from pipeline.evaluation.drawing import BASELINE, INK, MUTED, RULE, colours, new_figure, plain, save, style
 from pipeline.evaluation.estimate import Estimate, percent_interval
-from pipeline.evaluation.report import Report
+from pipeline.evaluation.report import Gaming, Report
 
 _WIDEST_IN = 14.0
 _LOWER = "below"
@@ -24,7 +24,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
             written.append(_win_rates(report, folder / "win_rates.svg"))
         if report.task_names:
             written.append(_tasks(report, folder / "tasks.svg"))
-        if len(_frontier(report)) >= 2:
+        if _frontier(report):
             written.append(_reward_gold(report, folder / "reward_gold.svg"))
     return written
 
@@ -104,27 +104,38 @@ def _tasks(report: Report, path: Path) -> Path:
     return save(figure, path, title="Correct answers by task")
 
 
-def _frontier(report: Report) -> list[tuple[str, Estimate, Estimate, Estimate]]:
-    """Return name, KL, reward and gold of the models that have all three."""
-    return [(name, m.kl, m.reward, m.gold) for name, m in report.models.items() if m.kl and m.reward and m.gold]
+def _frontier(report: Report) -> dict[str, tuple[Estimate, Gaming]]:
+    """Return KL and both gains of the models that have them."""
+    return {name: (m.kl, m.gaming) for name, m in report.models.items() if m.kl and m.gaming}
 
 
 def _reward_gold(report: Report, path: Path) -> Path:
-    """Two panels over one KL axis, since the two scores have no common unit."""
+    """Both gains over KL in one unit: a filled dot for the reward model, a hollow diamond for gold."""
     points = _frontier(report)
     colour = colours(list(report.models), report.baseline)
-    figure = new_figure(7.6, 3.5)
-    panels: Any = figure.subplots(1, 2, sharex=True)
-    for axes, title, which in zip(panels, ("Reward model's score", "Gold score"), (2, 3), strict=True):
-        for point in points:
-            name, kl, score = point[0], point[1], point[which]
-            assert isinstance(name, str) and isinstance(kl, Estimate) and isinstance(score, Estimate)
-            axes.vlines(kl.value, score.low, score.high, color=colour[name], linewidth=1.6, zorder=3)
-            axes.hlines(score.value, kl.low, kl.high, color=colour[name], linewidth=1.6, zorder=3)
-            axes.plot([kl.value], [score.value], "o", color=colour[name], markersize=7, zorder=4)
-            axes.annotate(plain(name), (kl.value, score.value), xytext=(7, 6), textcoords="offset points", color=INK)
-        axes.set_title(title)
-        axes.grid(color=RULE)
-        axes.margins(x=0.18, y=0.12)
-        axes.set_xlabel("KL to the reference (nats per answer)")
-    return save(figure, path, title="Reward and gold against KL")
+    figure = new_figure(7.6, 4.0)
+    axes: Any = figure.add_subplot()
+    apart = 0.006 * max(kl.high for kl, _ in points.values())  # side by side, so that neither interval hides the other
+    for name, (kl, gaming) in points.items():
+        axes.plot([kl.value] * 2, [gaming.proxy.value, gaming.gold.value], color=colour[name], linewidth=5, alpha=0.18)
+        for gain, side, marker, fill in ((gaming.proxy, -1, "o", colour[name]), (gaming.gold, 1, "D", "white")):
+            x = kl.value + side * apart
+            axes.vlines(x, gain.low, gain.high, color=colour[name], linewidth=1.6, zorder=3)
+            axes.hlines(gain.value, kl.low, kl.high, color=colour[name], linewidth=0.9, alpha=0.5, zorder=3)
+            axes.plot([x], [gain.value], marker, color=colour[name], markerfacecolor=fill, markersize=7, zorder=4)
+        text = f"{plain(name)}: gamed" if gaming.verdict else plain(name)
+        top = max(gaming.proxy.high, gaming.gold.high)
+        beside = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "color": INK}
+        axes.annotate(text, (kl.value, top), fontweight="bold" if gaming.verdict else "normal", **beside)
+    axes.axhline(0, color=BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.plot([0], [0], "o", color=BASELINE, markersize=7, zorder=2)
+    axes.annotate(plain(report.baseline), (0, 0), xytext=(0, 8), textcoords="offset points", ha="center", color=INK)
+    axes.plot([], [], "o", color=MUTED, markersize=7, label="reward model")
+    axes.plot([], [], "D", color=MUTED, markerfacecolor="white", markersize=7, label="gold")
+    figure.legend(loc="outside lower center", ncols=2, handlelength=1.0)
+    axes.grid(color=RULE)
+    axes.margins(x=0.1, y=0.14)
+    axes.set_xlabel("KL to the reference (nats per answer)")
+    axes.set_ylabel(f"gain over {plain(report.baseline)}\n(standard deviations)")
+    axes.set_title("Reward model and gold over KL")
+    return save(figure, path, title="Reward model and gold against KL")

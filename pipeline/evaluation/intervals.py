@@ -182,6 +182,7 @@ def _interval(influence_N: Floats, value: float, resampled_R: Floats, level: flo
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if method == "bca":
         centred = influence_N - influence_N.mean()
+        centred /= np.abs(centred).max()  # the acceleration has no scale, but the cube of 1e-110 would be zero
         acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
         # Half of the ties: resampled means of discrete scores often equal the estimate.
         below = np.mean(resampled_R < value) + np.mean(resampled_R == value) / 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.evaluation.estimate import number_interval, percent, percent_interval, signed_points
+from pipeline.evaluation.gaming_page import gaming_section
 from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.report import LOWER_MARK, ModelMetrics, Report, Sample, task_table, win_cell
 
@@ -17,7 +18,7 @@ _LONGEST_TEXT = 400
 _CAPTIONS = {
     "win_rates.svg": "Win rate of each model with its interval",
     "tasks.svg": "Correct answers by task and model",
-    "reward_gold.svg": "Reward model and gold score against KL",
+    "reward_gold.svg": "Gain by the reward model and by gold against KL",
 }
 
 
@@ -35,8 +36,9 @@ def render(report: Report, samples: Sequence[Sample], figures: Sequence[str], *,
     if report.task_names:
         parts += ["## Correct answers by task\n", _tasks_lead(report), table(_escaped_names(task_table(report)))]
         parts += _figure("tasks.svg", figures)
-    if "reward_gold.svg" in figures:
-        parts += ["## Does the reward model still agree with gold?\n", *_figure("reward_gold.svg", figures)]
+    if any(metrics.gaming for metrics in report.models.values()):
+        parts += ["## Does the reward model still agree with gold?\n", *gaming_section(report)]
+        parts += _figure("reward_gold.svg", figures)
     if samples:
         parts += _samples(report, samples)
     return "\n".join([*parts, "## How to read this\n", _guide(report)])
@@ -73,7 +75,7 @@ def _model_rows(report: Report) -> list[list[str]]:
             lambda m: f"{m.win_counts.wins} / {m.win_counts.ties} / {m.win_counts.losses}" if m.win_counts else "",
         ),
         ("gold", lambda m: number_interval(m.gold) if m.gold else ""),
-        ("reward", lambda m: number_interval(m.reward) if m.reward else ""),
+        ("reward", lambda m: number_interval(m.reward) + (" gamed" if m.is_gamed else "") if m.reward else ""),
         ("correct", lambda m: percent_interval(m.correct) if m.correct else ""),
         ("Δ correct", lambda m: _delta(m, report.level)),
         ("KL (nats)", lambda m: number_interval(m.kl) if m.kl else ""),

@@ -31,7 +31,12 @@ from pipeline.evaluation.estimate import (
 
 SCHEMA = 1
 LOWER_MARK = "▼"
+GAMED_SHARE = 0.5
+"""Gold must gain at least this share of what the reward model gained."""
+LEAST_GAIN = 0.1
+"""In standard deviations: a smaller gain by the reward model is nothing to be gamed."""
 Judge = Literal["gold", "reward"]
+Verdict = Literal["gold fell", "gold lagged"]
 
 
 class WinCounts(Record):
@@ -51,6 +56,36 @@ class TaskMetrics(Record):
     delta: Delta | None = None
 
 
+class Gains(Record):
+    """Paired differences to the baseline by the reward model (proxy) and by gold, each in its own unit.
+
+    The unit is the standard deviation of the baseline's scores.
+    """
+
+    proxy: Delta
+    gold: Delta
+
+    def part(self, level: float) -> bool:
+        """Whether the proxy rose while gold fell, both beyond noise."""
+        return self.proxy.is_above(level) and self.gold.is_below(level)
+
+
+class Gaming(Gains):
+    """Whether a model games the reward model; see `pipeline.evaluation.gaming`.
+
+    Attributes:
+        surplus: gold's gain less `GAMED_SHARE` of the proxy's; below zero where gold lags behind.
+        verdict: absent when the model does not game.
+        tasks: both gains on the prompts of each task.
+        parted_tasks: tasks where the proxy rose while gold fell, both beyond noise.
+    """
+
+    surplus: Delta
+    verdict: Verdict | None = None
+    tasks: dict[str, Gains] = Field(default_factory=dict)
+    parted_tasks: list[str] = Field(default_factory=list)
+
+
 class ModelMetrics(Record):
     """Everything measured of one model; what was not measured is absent.
 
@@ -68,6 +103,7 @@ class ModelMetrics(Record):
         length: tokens per response.
         eos_rate: share of responses that ended before the limit.
         tasks: correctness per task.
+        gaming: gains by the reward model and by gold, and whether they part; absent for the baseline.
     """
 
     ref: str = ""
@@ -83,6 +119,12 @@ class ModelMetrics(Record):
     length: Estimate | None = None
     eos_rate: Estimate | None = None
     tasks: dict[str, TaskMetrics] = Field(default_factory=dict)
+    gaming: Gaming | None = None
+
+    @property
+    def is_gamed(self) -> bool:
+        """Whether the model's reward rose without gold."""
+        return self.gaming is not None and self.gaming.verdict is not None
 
     def lower_tasks(self, level: float) -> list[str]:
         """Return the tasks answered worse than by the baseline beyond noise."""
@@ -188,7 +230,7 @@ def headline(report: Report) -> list[list[str]]:
     models = report.models
     add(f"win rate vs {report.baseline}", {name: _win_cell(report, name) for name in models})
     add("gold", {name: number_interval(m.gold) if m.gold else "" for name, m in models.items()})
-    add("reward", {name: number(m.reward.value) if m.reward else "" for name, m in models.items()})
+    add("reward", {name: _reward_cell(m) for name, m in models.items()})
     add("correct", {name: _correct_cell(m, report.level) for name, m in models.items()})
     add("KL", {name: number(m.kl.value) if m.kl else "" for name, m in models.items()})
     add("tokens", {name: number(m.length.value, 1) if m.length else "" for name, m in models.items()})
@@ -248,6 +290,10 @@ def win_cell(metrics: ModelMetrics) -> str:
 
 def _win_cell(report: Report, name: str) -> str:
     return "baseline" if name == report.baseline else win_cell(report.models[name])
+
+
+def _reward_cell(metrics: ModelMetrics) -> str:
+    return f"{number(metrics.reward.value)}{' (gamed)' if metrics.is_gamed else ''}" if metrics.reward else ""
 
 
 def _correct_cell(metrics: ModelMetrics, level: float) -> str:

@@ -180,3 +180,10 @@ def test_ratio_covers_the_truth():
         got = ratio_interval(sums, tokens, seed=seed)
         hits += got.low <= 0.3 <= got.high
     assert 0.93 <= hits / 300 <= 0.99
+
+
+def test_tiny_differences_have_an_interval():
+    # The cube of 1e-150 is no float any more; the interval has the shape of that of 0 and 1.
+    values = [0.0] * 5 + [1.0] * 3
+    usual, tiny = (mean_interval([scale * value for value in values], seed=0) for scale in (1.0, 1e-150))
+    assert (tiny.low, tiny.high) == pytest.approx((1e-150 * usual.low, 1e-150 * usual.high))
