@@ -146,7 +146,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         train_dataset=Dataset.from_list(encoded),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        peft_config=lora_config(config.adapter, "causal") if config.adapter else None,
+        peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     scoring_s = time.perf_counter() - started
     made = trainer.train_dataset.to_list()

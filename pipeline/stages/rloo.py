@@ -95,7 +95,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         train_dataset=Dataset.from_list(prompts.train_rows),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        peft_config=lora_config(config.adapter, "causal") if config.adapter else None,
+        peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = prompts.train_rows, batches
     ctx.phase(f"training on {prompts.train:,} prompts")

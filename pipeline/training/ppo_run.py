@@ -1,0 +1,197 @@
+"""What a PPO run says and keeps while it trains: metrics, held-out answers, the best state, checkpoints, trackers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.evaluation.curves import metric_rows, write_curve
+from pipeline.evaluation.training_curves import draw_training
+from pipeline.ppo.state import load_weights, save_state, save_weights
+from pipeline.ppo.trainer import PPOTrainer
+from pipeline.stage import StageContext, StageResult
+from pipeline.training.loop import SessionClock
+
+SAMPLES = 8
+"""Held-out answers kept at each evaluation."""
+SHOWN = ("reward", "kl", "entropy", "length", "eos_rate", "explained_variance")
+
+
+class RunLog:
+    """What a run says and keeps: metrics, held-out samples, the best state, checkpoints by the clock."""
+
+    def __init__(self, ctx: StageContext, trainer: PPOTrainer, tokenizer: Any) -> None:
+
+        self.ctx, self.trainer, self.tokenizer = ctx, trainer, tokenizer
+        self.rows: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.best: dict[str, float] = {}
+        self.tokens = 0.0
+        self.saved_at = time.perf_counter()
+        self.clock = SessionClock(ctx.work / "seconds.json", fresh=not (ctx.work / "state").exists())
+        self.trackers = Trackers(ctx, trainer.settings)
+
+    def restore(self, extra: dict[str, Any]) -> None:
+        """Take up where a saved run was."""
+        self.rows, self.samples, self.notes = extra["rows"], extra["samples"], extra["notes"]
+        self.best, self.tokens = extra["best"], extra["tokens"]
+
+    def watch(self, trainer: PPOTrainer) -> None:
+        """Train to the end.
+
+        Raises:
+            Interrupted: asked to stop; the state was saved.
+            Stopped: a guard ended the run.
+        """
+        self.clock.start()
+        total = trainer.settings.iterations
+        if not self.rows:
+            self.evaluate({"step": 0})
+        for metrics in trainer.iterations():
+            done = trainer.iteration
+            self.tokens += metrics["tokens"]
+            row = {"step": done, **metrics}
+            for text in trainer.guards.look(metrics, trainer.settings, done - 1):
+                self.note(text)
+            if done % trainer.settings.eval_every == 0 or done == total:
+                self.evaluate(row)
+            else:
+                self.keep(row)
+            self.ctx.progress(done, total, **{name: row[name] for name in SHOWN})
+            self.save_when_due(done, total)
+        self.trackers.close()
+
+    def evaluate(self, row: dict[str, Any]) -> None:
+        """Add held-out metrics to a row, keep some answers, and keep the policy if it is the best so far."""
+        metrics, episodes = self.trainer.evaluate()
+        row.update(metrics)
+        self.keep(row)
+        for episode in episodes[:SAMPLES]:
+            self.samples.append(
+                {
+                    "step": row["step"],
+                    "prompt": self.tokenizer.decode(episode.prompt_ids),
+                    "response": episode.text,
+                    "reward": round(episode.score, 4),
+                }
+            )
+        objective = metrics.get("eval_objective", row.get("objective", 0.0))
+        if not self.best or objective > self.best["eval_objective"]:
+            self.best = {"eval_objective": objective, "step": row["step"]}
+            save_weights(self.trainer.policy, self.ctx.work / "best.safetensors")
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Keep a row of metrics and pass it to the trackers."""
+        self.rows.append({name: value for name, value in row.items() if not name.startswith("seconds_")})
+        self.trackers.log(row)
+
+    def note(self, text: str) -> None:
+        """Tell the user and remember it."""
+        self.notes.append(text)
+        self.ctx.note(text)
+
+    def save_when_due(self, done: int, total: int) -> None:
+        """Save the state by the clock, and when asked to stop."""
+        stopping = self.ctx.stopping() and done < total
+        due = time.perf_counter() - self.saved_at > float(self.ctx.compute.get("checkpoint_every_s", 30.0))
+        if not stopping and not due:
+            return
+        extra = {
+            "rows": self.rows,
+            "samples": self.samples,
+            "notes": self.notes,
+            "best": self.best,
+            "tokens": self.tokens,
+        }
+        save_state(self.trainer, self.ctx.work / "state", extra)
+        self.clock.save()
+        self.saved_at = time.perf_counter()
+        if stopping:
+            raise Interrupted(Problem(f"stopped as asked at iteration {done} of {total}", stage=self.ctx.name))
+
+    def take_best(self) -> None:
+        """Put the best state back.
+
+        Raises:
+            PipelineError: nothing was learnt before a guard ended the run.
+        """
+        load_weights(self.trainer.policy, self.ctx.work / "best.safetensors")
+        if self.best["step"] == 0 and self.trainer.iteration < self.trainer.settings.iterations:
+            raise PipelineError(
+                Problem(
+                    f"the run ended at iteration {self.trainer.iteration} and never got better than its start",
+                    "a held-out reward minus KL above that of the reference",
+                    self.notes[-1] if self.notes else "",
+                ),
+                exit_code=ExitCode.FAILED,
+            )
+
+    def finish(self, lineage: dict[str, Any]) -> StageResult:
+        """Write metrics, pictures, samples and the value function into the artifact."""
+        ctx = self.ctx
+        write_curve(self.rows, ctx.out, title=ctx.name)
+        draw_training(metric_rows(self.rows), ctx.out / "training.svg", title=ctx.name)
+        _write_lines(ctx.out / "samples.jsonl", self.samples)
+        value = {
+            name.removeprefix("value."): tensor.contiguous()
+            for name, tensor in self.trainer.policy.trained_tensors().items()
+            if name.startswith("value.")
+        }
+        (ctx.out / "value").mkdir()
+        save_file(value, ctx.out / "value" / "value.safetensors")
+        last = next(row for row in reversed(self.rows) if "reward" in row)
+        metrics = {name: float(value) for name, value in last.items() if name != "step"}
+        at_best = next(row for row in self.rows if row["step"] == self.best["step"])
+        metrics |= {name: value for name, value in at_best.items() if name.startswith("eval_")}
+        first = self.rows[0].get("eval_reward")
+        gained = f"held-out reward {first:.2f} to {metrics['eval_reward']:.2f}" if first is not None else "trained"
+        return StageResult(
+            metrics=metrics,
+            best=self.best,
+            tokens=int(self.tokens),
+            trainer_seconds=self.clock.total(),
+            rows={"train": len(self.trainer.prompts), "held_out": len(self.trainer.held_out)},
+            lineage=lineage,
+            summary=f"{gained} at {metrics.get('eval_kl', 0.0):.2f} nats, best at iteration {self.best['step']}",
+        )
+
+
+class Trackers:
+    """The trackers of transformers (tensorboard, wandb, …), fed with PPO's metrics."""
+
+    def __init__(self, ctx: StageContext, settings: Any) -> None:
+        self.callbacks: list[Any] = []
+        if not settings.report_to:
+            return
+
+        self.arguments = TrainingArguments(output_dir=str(ctx.work), report_to=settings.report_to, run_name=ctx.name)
+        self.state = TrainerState(max_steps=settings.iterations, is_world_process_zero=True)
+        self.control = TrainerControl()
+        self.callbacks = [each() for each in get_reporting_integration_callbacks(settings.report_to)]
+        for callback in self.callbacks:
+            callback.on_train_begin(self.arguments, self.state, self.control, model=None)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Pass on one row."""
+        for callback in self.callbacks:
+            self.state.global_step = int(row["step"])
+            callback.on_log(self.arguments, self.state, self.control, logs=dict(row))
+
+    def close(self) -> None:
+        """Finish the trackers' files."""
+        for callback in self.callbacks:
+            callback.on_train_end(self.arguments, self.state, self.control)
+
+
+def _write_lines(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    file.write_text(text, encoding="utf-8")
