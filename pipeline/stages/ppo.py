@@ -9,7 +9,7 @@ reward minus β·KL, which need not be the last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ from pipeline.models.adapter_config import Adapter
 from pipeline.ppo.settings import PPOSettings
 from pipeline.stage import Data, Input, Runtime, StageContext, StageResult, stage
 from pipeline.training.reward_fields import RewardFields
+
+if TYPE_CHECKING:
+    from pipeline.ppo.trainer import PPOTrainer
 
 
 class Train(PPOSettings):
@@ -65,23 +68,44 @@ class Config(RewardFields):
 @stage("ppo", version=1, config=Config, makes="model")
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the policy and keep its best state."""
-    from pipeline.models.contract import end_ids
-    from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.ppo.build import build_policy, check_policy
+    from pipeline.models.load import load_tokenizer
     from pipeline.ppo.guards import Stopped
-    from pipeline.ppo.ranks import Ranks
     from pipeline.ppo.state import load_state, newest_state
-    from pipeline.ppo.trainer import PPOTrainer
-    from pipeline.training.arguments import set_threads, starting_weights
+    from pipeline.training.arguments import set_threads
     from pipeline.training.finish import save_trained
     from pipeline.training.ppo_run import RunLog
-    from pipeline.training.reward_sources import load_rewards
 
     set_threads(ctx)
-    train, source = config.train, ctx.input("model")
+    source = ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    trainer = _trainer(ctx, config, tokenizer)
+    log = RunLog(ctx, trainer, tokenizer)
+    found = newest_state(ctx.work / "state")
+    if found is not None:
+        log.restore(load_state(trainer, found))
+        ctx.note(f"resumes at iteration {trainer.iteration} of {config.train.iterations}")
+    ctx.phase(f"training on {len(trainer.prompts):,} prompts")
+    try:
+        log.watch(trainer)
+    except Stopped as stopped:
+        log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
+    log.take_best()
+    lineage = save_trained(ctx, trainer.policy.model, tokenizer, source)
+    return log.finish(lineage)
+
+
+def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
+    """Put models, prompts and rewards together, and check them before anything is trained."""
+    from pipeline.models.contract import end_ids
+    from pipeline.models.load import load_causal_lm
+    from pipeline.ppo.build import build_policy, check_policy
+    from pipeline.ppo.ranks import Ranks
+    from pipeline.ppo.trainer import PPOTrainer
+    from pipeline.training.arguments import starting_weights
+    from pipeline.training.reward_sources import load_rewards
+
     weights = starting_weights(ctx, config.adapter)
-    model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+    model = load_causal_lm(ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
     eos_ids = end_ids(tokenizer, model)
     prompts, held_out = _prompts(ctx, config, model, tokenizer)
     rewards = load_rewards(ctx, config, tokenizer)
@@ -90,17 +114,17 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         layout=config.layout,
         adapter=config.adapter,
         value_start=_value_start(ctx, config, tokenizer) if config.layout == "separate" else None,
-        temperature=train.temperature,
-        value_gradient=train.value_gradient,
+        temperature=config.train.temperature,
+        value_gradient=config.train.value_gradient,
         seed=ctx.seed,
     )
     engine = _engine(ctx, config, model, tokenizer, eos_ids)
     note = check_policy(policy, engine, prompts, eos_ids)
     if note:
         ctx.note(note)
-    trainer = PPOTrainer(
+    return PPOTrainer(
         policy=policy,
-        settings=train,
+        settings=config.train,
         prompts=prompts,
         score=_score_of(rewards),
         engine=engine,
@@ -111,19 +135,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ranks=Ranks.current(),
         language_loss=_language_loss(ctx, config, tokenizer),
     )
-    log = RunLog(ctx, trainer, tokenizer)
-    found = newest_state(ctx.work / "state")
-    if found is not None:
-        log.restore(load_state(trainer, found))
-        ctx.note(f"resumes at iteration {trainer.iteration} of {train.iterations}")
-    ctx.phase(f"training on {len(prompts):,} prompts")
-    try:
-        log.watch(trainer)
-    except Stopped as stopped:
-        log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
-    log.take_best()
-    lineage = save_trained(ctx, policy.model, tokenizer, source)
-    return log.finish(lineage)
 
 
 def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> tuple[list[Any], list[Any]]:
