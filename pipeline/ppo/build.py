@@ -30,7 +30,7 @@ def build_policy(
     adapter: Adapter | None = None,
     value_start: Any | None = None,
     temperature: float = 1.0,
-    value_gradient: bool = False,
+    value_gradient: bool = True,
     seed: int = 0,
 ) -> Policy:
     """Return policy, value function and reference.

@@ -88,7 +88,7 @@ class Policy:
     reference: Any | None
     temperature: float = 1.0
     cut: int | None = None
-    value_gradient: bool = False
+    value_gradient: bool = True
 
     def __post_init__(self) -> None:
         """Switch dropout off, or the probability ratio would not start at 1, and prepare the halves of a cut model."""

@@ -89,7 +89,7 @@ class PPOSettings(StageConfig):
     dual_clip: float = Field(default=3.0, ge=0)
     value_clip: float = Field(default=0.2, ge=0)
     value_coef: float = Field(default=0.1, ge=0)
-    value_gradient: bool = False
+    value_gradient: bool = True
     critic_warmup: int = Field(default=0, ge=0)
     entropy_coef: float = Field(default=0.0, ge=0)
     target_kl: float = Field(default=0.1, ge=0)
