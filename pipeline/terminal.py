@@ -145,6 +145,8 @@ def figure(value: float) -> str:
 
 def metrics(values: Mapping[str, float], limit: int = 3) -> str:
     """Return the metrics people follow during training, as ``loss 1.23  accuracy 0.81``."""
+    if "kl" in values and "loss" not in values:
+        return "  ".join(f"{short} {figure(values[name])}" for name, short in _ON_POLICY.items() if name in values)
     ranked = sorted(values.items(), key=lambda item: _interest(item[0]))
     shown = [f"{_short_name(name)} {figure(value)}" for name, value in ranked if _interest(name) < _IGNORED]
     return "  ".join(shown[:limit])
@@ -182,6 +184,15 @@ _FIRST = (
     "kl",
     "mean_token_accuracy",
 )
+_ON_POLICY = {
+    "reward": "reward",
+    "kl": "kl",
+    "entropy": "entropy",
+    "length": "length",
+    "eos_rate": "ended",
+    "explained_variance": "value fit",
+}
+"""Metrics of a stage that has no loss worth following, and what they are called."""
 _NOT_SHOWN = ("learning_rate", "epoch", "grad_norm", "step", "total_flos", "num_tokens", "entropy")
 _IGNORED = 1000
 
