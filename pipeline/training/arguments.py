@@ -114,6 +114,10 @@ def build_arguments(
     }
     values.update(train.passthrough())
     values.update(fixed)
+    return _made(arguments_class, values)
+
+
+def _made(arguments_class: type[Arguments], values: dict[str, Any]) -> Arguments:
     try:
         return arguments_class(**values)
     except (ValueError, TypeError) as error:
