@@ -5,7 +5,7 @@ product), so it may hold anything, NaN included.
 
 References: Schulman et al. 2016, arXiv:1506.02438 (GAE); Schulman 2020, "Approximating KL divergence" (k1, k2, k3).
 
-Shapes: B responses, T response tokens.
+Shapes: B responses, T response tokens, N response tokens of all rows.
 """
 # ruff: noqa: N803, N806  (shape suffixes)
 
@@ -35,6 +35,11 @@ def kl_estimate(logp: Tensor, reference: Tensor, kind: Literal["k1", "k2", "k3"]
     if kind == "k2":
         return ratio.square() / 2
     return ratio.expm1() - ratio
+
+
+def old_new_divergence(log_ratio_N: Tensor) -> Tensor:
+    """Return k3 of the old policy from the new, per token the old one sampled: ρ − 1 − log ρ, ρ = new / old."""
+    return kl_estimate(torch.zeros_like(log_ratio_N), log_ratio_N, "k3")
 
 
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:

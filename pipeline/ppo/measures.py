@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import torch
 
-from pipeline.ppo.advantage import kl_estimate
+from pipeline.ppo.advantage import kl_estimate, old_new_divergence
 from pipeline.ppo.episodes import Episode
 from pipeline.ppo.loss import PolicyLoss, ValueLoss
 from pipeline.ppo.ranks import Ranks
@@ -103,7 +103,7 @@ class UpdateSums:
         """Take up a micro-batch."""
         with torch.no_grad():
             log_ratio_N = policy.log_ratio_N
-            k3_N = kl_estimate(log_ratio_N, torch.zeros_like(log_ratio_N), "k3")
+            k3_N = old_new_divergence(log_ratio_N)
             sums = torch.stack(
                 [
                     policy.loss_N.sum(),

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from pipeline.ppo import measures
-from pipeline.ppo.advantage import gae, kl_estimate, masked_moments, token_rewards, whiten
+from pipeline.ppo.advantage import gae, kl_estimate, masked_moments, old_new_divergence, token_rewards, whiten
 from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.episodes import Episode, Prompt, micro_batches, pack, padded
 from pipeline.ppo.guards import Guards
@@ -248,7 +248,7 @@ class PPOTrainer:
                 loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()
             finite = finite and bool(torch.isfinite(loss))
             torch.autograd.backward(loss / tokens)
-            divergence += float(kl_estimate(policy_part.log_ratio_N, torch.zeros_like(old_N), "k3").sum())
+            divergence += float(old_new_divergence(policy_part.log_ratio_N).sum())
             sums.add(policy_part, value_part)
         (divergence,) = self.ranks.sums(divergence)
         if s.target_kl and divergence / tokens > _MOST_RATIO_KL * s.target_kl:
