@@ -28,7 +28,7 @@ def of_rollout(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:
         `length_max`, `length_corr` (of length and score), `eos_rate`, `distinct_2` (share of bigrams that are distinct,
         mean over responses), `tokens`.
     """
-    rows = [_row(episode) for episode in episodes]
+    rows = [_row(episode) for episode in episodes] or [(0.0,) * 11]  # a process may have none
     n, score, square, kl, k3, entropy, length, ended, distinct, cross, length_square = ranks.sums(
         *(sum(column) for column in zip(*rows, strict=True))
     )
@@ -43,7 +43,7 @@ def of_rollout(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:
         "kl_k3": k3 / n,
         "entropy": entropy / length,
         "length": mean_length,
-        "length_max": ranks.largest(max(len(episode.response_ids) for episode in episodes)),
+        "length_max": ranks.largest(max((len(episode.response_ids) for episode in episodes), default=0)),
         "length_corr": (cross / n - mean * mean_length) / spread if spread > 1e-12 else 0.0,
         "eos_rate": ended / n,
         "distinct_2": distinct / n,

@@ -139,6 +139,8 @@ def roll_out(
         eos_ids: tokens that end a response.
         decode_text: tokens to text without special tokens.
     """
+    if not prompts:
+        return []
     places = [place for place, _ in prompts]
     with policy.sampling() as model:
         responses = engine(model, [prompt.ids for _, prompt in prompts], seed=seed, places=places)

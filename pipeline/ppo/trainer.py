@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import PipelineError, Problem
 from pipeline.ppo import measures
 from pipeline.ppo.advantage import gae, kl_estimate, masked_moments, old_new_divergence, token_rewards, whiten
 from pipeline.ppo.control import KLController, ScoreScale
@@ -79,6 +80,9 @@ class PPOTrainer:
     def __post_init__(self) -> None:
         """Make the optimizer and what adapts."""
         s = self.settings
+        if s.rollout_batch < self.ranks.count:
+            found = f"train.rollout_batch is {s.rollout_batch} with {self.ranks.count} processes"
+            raise PipelineError(Problem(found, "at least one response for each", "raise it, or use fewer processes"))
         self.iteration = 0
         self.steps = 0
         self.kl = KLController(s.kl_coef, s.kl_target, s.kl_horizon)
@@ -139,6 +143,8 @@ class PPOTrainer:
     @torch.no_grad()
     def measure(self, episodes: Sequence[Episode]) -> None:
         """Score the episodes, and run policy, value function and reference over them once."""
+        if not episodes:  # fewer held-out prompts than processes
+            return
         for episode, score in zip(episodes, self.score(episodes), strict=True):
             episode.score = score
         bootstrap = self.settings.truncation == "bootstrap"
@@ -246,10 +252,12 @@ class PPOTrainer:
             loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
             if outputs.entropy_N is not None:
                 loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()
-            finite = finite and bool(torch.isfinite(loss))
+            is_finite = bool(torch.isfinite(loss))
+            finite = finite and is_finite
             torch.autograd.backward(loss / tokens)
-            divergence += float(old_new_divergence(policy_part.log_ratio_N).sum())
-            sums.add(policy_part, value_part)
+            if is_finite:
+                divergence += float(old_new_divergence(policy_part.log_ratio_N).sum())
+                sums.add(policy_part, value_part)
         (divergence,) = self.ranks.sums(divergence)
         if s.target_kl and divergence / tokens > _MOST_RATIO_KL * s.target_kl:
             return False
@@ -271,6 +279,9 @@ class PPOTrainer:
             self.guards.step_skipped(self.settings)
             return
         self.guards.skipped = 0
+        if self.iteration < self.settings.critic_warmup:  # not even Adam's moments and weight decay touch the policy
+            for parameter in groups[0]:
+                parameter.grad = None
         if self.settings.max_grad_norm:
             for group, norm in zip(groups, norms, strict=True):
                 _scale_gradients(group, min(1.0, self.settings.max_grad_norm / (norm + 1e-6)))

@@ -63,12 +63,13 @@ def lora(**fields: Any) -> Adapter:
     return Adapter(**{"r": 4, **fields})
 
 
-def policy_of(kind: str = "full", **fields: Any) -> Policy:
+def policy_of(kind: str = "full", *, spread: float = 0.15, **fields: Any) -> Policy:
     """Return a policy of one of the layouts: full, separate, lora, cut."""
     adapters = {"lora": lora(), "cut": lora(layers="top-half")}
+    model = language_model(spread=spread)
     if kind == "separate":
-        return build_policy(language_model(), layout="separate", value_start=classifier(), **fields)
-    return build_policy(language_model(), adapter=adapters.get(kind), **fields)
+        return build_policy(model, layout="separate", value_start=classifier(), **fields)
+    return build_policy(model, adapter=adapters.get(kind), **fields)
 
 
 def first_is_x(episodes: Sequence[Episode]) -> list[float]:
