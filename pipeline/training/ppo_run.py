@@ -84,7 +84,9 @@ class RunLog:
                     "reward": round(episode.score, 4),
                 }
             )
-        objective = metrics.get("eval_objective", row.get("objective", 0.0))
+        objective = metrics.get("eval_objective", row.get("objective"))
+        if objective is None:  # nothing is held out and nothing trained yet: there is nothing to compare with
+            return
         if not self.best or objective > self.best["eval_objective"]:
             self.best = {"eval_objective": objective, "step": row["step"]}
             save_weights(self.trainer.policy, self.ctx.work / "best.safetensors")
@@ -124,8 +126,9 @@ class RunLog:
         Raises:
             PipelineError: nothing was learnt before a guard ended the run.
         """
-        load_weights(self.trainer.policy, self.ctx.work / "best.safetensors")
-        if self.best["step"] == 0 and self.trainer.iteration < self.trainer.settings.iterations:
+        if self.best:
+            load_weights(self.trainer.policy, self.ctx.work / "best.safetensors")
+        if self.best.get("step", 0) == 0 and self.trainer.iteration < self.trainer.settings.iterations:
             raise PipelineError(
                 Problem(
                     f"the run ended at iteration {self.trainer.iteration} and never got better than its start",

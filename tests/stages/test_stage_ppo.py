@@ -1,0 +1,328 @@
+"""PPO as a stage: what it learns, what it keeps, and what it refuses before it has begun."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from pipeline.stage import ResolvedInput
+
+Run = Callable[..., Any]
+
+TRAIN = {
+    "iterations": 8,
+    "rollout_batch": 32,
+    "epochs": 2,
+    "minibatches": 2,
+    "max_new_tokens": 12,
+    "learning_rate": 3e-3,
+    "eval_every": 4,
+    "eval_prompts": 8,
+}
+QUICK = {**TRAIN, "iterations": 2, "rollout_batch": 8, "eval_every": 1, "learning_rate": 1e-3}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "separate": {"layout": "separate"},
+    "lora": {"adapter": {"r": 8}, "train": {**TRAIN, "learning_rate": 1e-2}},
+    "top half": {"adapter": {"r": 8, "layers": "top-half"}, "train": {**TRAIN, "learning_rate": 1e-2}},
+}
+REWARDS = '''\
+"""Rewards of the tests."""
+
+
+def friendly(completions, **columns):
+    """Pay for answers to a friend."""
+    return [float("friend" in turns[-1]["content"].split()) for turns in completions]
+
+
+def raises(completions, **columns):
+    raise RuntimeError("no judge today")
+
+
+def not_a_number(completions, **columns):
+    return [float("nan")] + [1.0] * (len(completions) - 1)
+
+
+def too_few(completions, **columns):
+    return [1.0] * (len(completions) - 1)
+
+
+CALLS = []
+
+
+def raises_later(completions, **columns):
+    CALLS.append(1)
+    if len(CALLS) > 2:
+        raise RuntimeError("no judge any more")
+    return [float(len(turns[-1]["content"])) for turns in completions]
+'''
+
+
+@pytest.fixture
+def rewards(tmp_path: Path) -> str:
+    """A file of reward functions, as a recipe names one."""
+    (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    return str(tmp_path / "rewards.py")
+
+
+@pytest.fixture
+def ppo(chain: Any, as_input: Any, run_stage: Run, rewards: str, write_jsonl: Any, tmp_path: Path) -> Run:
+    """Run a PPO stage that starts from the chain's SFT model and asks what it was tuned on."""
+    demos = [json.loads(line) for line in (chain.recipe.parent / "demos.jsonl").read_text().splitlines()]
+    asks = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": row["messages"][0]["content"]} for row in demos[:80]])
+
+    def run(function: str | None = "friendly", *, data: Any = None, **more: Any) -> Any:
+        config = {"train": TRAIN, **more.pop("config", {})}
+        if function is not None:
+            config |= {"reward_functions": [f"{rewards}:{function}"], "reward": []}
+        inputs = {"model": as_input(chain["sft"]), **more.pop("inputs", {})}
+        source = {"data": data or asks}
+        return run_stage("ppo", config, data={**source, **more.pop("sources", {})}, inputs=inputs, **more)
+
+    return run
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_learns_what_a_function_pays_for(layout: str, ppo: Run, chain: Any, load_plain: Any, read_rows: Any) -> None:
+    ran = ppo(config=LAYOUTS[layout])
+    metrics, history = ran.outcome.result.metrics, ran.history
+    # A quarter of the demonstrations are addressed to a friend.
+    assert history[0]["eval_reward"] < 0.6
+    assert metrics["eval_reward"] >= 0.75
+    assert metrics["eval_reward"] == max(row["eval_reward"] for row in history if "eval_reward" in row)
+    assert abs(history[1]["kl"]) < 1e-4  # the reference is the start
+    assert metrics["eval_kl"] > 0.1
+    # What is kept says so too when loaded by transformers alone.
+    model, tokenizer = load_plain(ran.out)
+    start, _ = load_plain(chain["sft"].path)
+    friends = [0, 0]
+    asks = read_rows(chain.recipe.parent / "asks.jsonl")
+    for row in asks:
+        turns = [{"role": "user", "content": row["prompt"]}]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        for i, one in enumerate((start, model)):
+            found = one.generate(**prompt, max_new_tokens=12, do_sample=False)
+            friends[i] += "friend" in tokenizer.decode(found[0, prompt["input_ids"].shape[1] :])
+    assert friends[1] > max(friends[0] + 4, 0.7 * len(asks)), friends
+    if layout == "top half":
+        lower = zip(model.model.layers[0].parameters(), start.model.layers[0].parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in lower)
+    for name in ("metrics.jsonl", "training.svg", "samples.jsonl", "value/value.safetensors"):
+        assert (ran.out / name).stat().st_size > 100
+    samples = read_rows(ran.out / "samples.jsonl")
+    assert [row["step"] for row in samples] == [0] * 8 + [4] * 8 + [8] * 8
+    assert samples[-1]["reward"] == float("friend" in samples[-1]["response"].split())
+
+
+def test_learns_what_a_reward_model_pays_for(ppo: Run, chain: Any, as_input: Any) -> None:
+    config = {"reward": ["rm"], "layout": "separate"}
+    ran = ppo(None, config=config, inputs={"reward": as_input(chain["rm"])})
+    history = [row for row in ran.history if "eval_reward" in row]
+    assert history[-1]["eval_reward"] > history[0]["eval_reward"] + 0.5
+    # The separate value function started from the reward model, which reads the same tokens: its trunk, still near it.
+    value, start = load_file(ran.out / "value" / "value.safetensors"), load_file(chain["rm"].path / "model.safetensors")
+    name = next(name for name in value if name.endswith("layers.1.mlp.up_proj.weight"))
+    assert (value[name] - start["model.layers.1.mlp.up_proj.weight"]).abs().max() < 0.5
+
+
+def test_rewards_are_added_up_by_their_weights(ppo: Run, chain: Any, as_input: Any, rewards: str) -> None:
+    reward_model = {"reward": as_input(chain["rm"])}
+    alone = ppo(None, config={"reward": ["rm"], "train": QUICK}, inputs=reward_model, name="a").history[0]
+    function = ppo(config={"train": QUICK}, name="b").history[0]
+    both = ppo(
+        None,
+        config={
+            "reward": ["rm"],
+            "reward_functions": [f"{rewards}:friendly"],
+            "reward_weights": [0.5, 3.0],
+            "train": QUICK,
+        },
+        inputs=reward_model,
+        name="c",
+    ).history[0]
+    # The same start answers the same held-out prompts with the same random numbers.
+    assert both["eval_reward"] == pytest.approx(0.5 * alone["eval_reward"] + 3 * function["eval_reward"], abs=1e-4)
+
+
+class StopAfter:
+    """Says stop once it was asked so many times; the stage asks at the end of every iteration."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("layout", ["full", "top half"])
+def test_stopped_twice_gives_the_bytes_of_one_session(layout: str, ppo: Run, tmp_path: Path) -> None:
+    train = {**QUICK, "iterations": 6, "eval_every": 2, "kl_target": 0.5, "score_scaling": "running", "ptx_coef": 0.1}
+    demos = tmp_path / "demos.jsonl"
+    turns = [{"role": "user", "content": "which colour has the cat ?"}, {"role": "assistant", "content": "it is red ."}]
+    demos.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(8)))
+    config = {**LAYOUTS[layout], "train": train}
+
+    def run(out: str, **more: Any) -> Any:
+        return ppo(config=config, sources={"ptx_data": demos}, out=tmp_path / out, **more)
+
+    whole = run("whole")
+    first = run("cut", stopping=StopAfter(1), expect="stopped")
+    assert "stopped as asked at iteration 2 of 6" in str(first.outcome.problems[0])
+    second = run("cut", stopping=StopAfter(2), expect="stopped", compute={"checkpoint_every_s": 1e-9})
+    assert "resumes at iteration 2 of 6" in second.notes
+    last = run("cut")
+    assert "resumes at iteration 5 of 6" in last.notes
+    kept = [
+        {n: v for n, v in vars(r.outcome.result).items() if n not in ("trainer_seconds", "metrics")}
+        for r in (whole, last)
+    ]
+    assert kept[0] == kept[1]
+    assert _hashes(tmp_path / "cut" / "payload") == _hashes(tmp_path / "whole" / "payload")
+
+
+def test_a_data_set_of_one_prompt_keeps_what_was_learnt(ppo: Run, tmp_path: Path) -> None:
+    # Nothing can be held out; a reward below zero must not make the start look best.
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"prompt": "which colour has the cat ?"}) + "\n")
+    (tmp_path / "rewards.py").write_text(
+        REWARDS + "\n\ndef below(completions, **columns):\n    return [r - 5 for r in friendly(completions)]\n"
+    )
+    ran = ppo("below", data=one, config={"train": {**TRAIN, "iterations": 4}})
+    assert ran.outcome.result.best["step"] > 0
+    assert ran.outcome.result.rows == {"train": 1, "held_out": 0}
+
+
+def _refused(ran: Any) -> str:
+    """Return the one line a failed stage says; it wrote nothing and has learnt nothing."""
+    assert len(ran.outcome.problems) == 1
+    text = str(ran.outcome.problems[0])
+    assert len(text.splitlines()) == 1
+    assert not [path for path in ran.out.rglob("*") if path.is_file() and "rejects" not in path.parts]
+    assert not (ran.work / "state").exists()
+    return text
+
+
+def test_a_prompt_that_leaves_no_room_is_named(ppo: Run, tmp_path: Path) -> None:
+    rows = [{"prompt": "which colour has the cat ?"}] * 3 + [{"prompt": "the cat " * 40}]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = _refused(ppo(data=tmp_path / "long.jsonl", expect="failed"))
+    assert "prompt 4 has" in text
+    assert "at most 52 tokens, for the model's context is 64" in text
+    assert "lower train.max_new_tokens" in text
+
+
+def test_an_empty_set_of_prompts_is_refused(ppo: Run, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("")
+    assert "none.jsonl" in _refused(ppo(data=tmp_path / "none.jsonl", expect="failed"))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("raises", "raised RuntimeError: no judge today; correct the function"),
+        ("not_a_number", "returned nan for row 0, a finite number for every row"),
+        ("too_few", "returned 2 values, one per row (3)"),
+    ],
+)
+def test_a_wrong_reward_function_is_found_before_the_first_update(
+    function: str, message: str, ppo: Run, rewards: str
+) -> None:
+    text = _refused(ppo(function, expect="failed", config={"train": {**TRAIN, "eval_prompts": 3}}))
+    assert f"reward function {rewards}:{function} {message}" in text
+
+
+def test_a_reward_function_that_fails_later_leaves_nothing_either(ppo: Run) -> None:
+    assert "no judge any more" in _refused(ppo("raises_later", expect="failed"))
+
+
+def test_a_reward_model_of_another_tokenizer_needs_a_chat_template(
+    chain: Any, as_input: Any, ppo: Run, run_stage: Run, tmp_path: Path
+) -> None:
+    words = run_stage(
+        "tokenizer", {"vocab_size": 300}, data={"data": chain.recipe.parent / "corpus.jsonl"}, name="other"
+    )
+    folder = tmp_path / "foreign"
+    shutil.copytree(chain["rm"].path, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
+        if (words.out / name).exists():
+            shutil.copy(words.out / name, folder / name)
+    source = ResolvedInput(ref="foreign", name="foreign", kind="reward", fingerprint="f" * 64, path=str(folder))
+    config = {"reward": ["foreign"], "train": QUICK}
+    assert (
+        ppo(None, config=config, inputs={"reward": source}).outcome.result.metrics["steps"] > 0
+    )  # rendered its own way
+
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert AutoTokenizer.from_pretrained(folder).chat_template is None
+    text = _refused(ppo(None, config=config, inputs={"reward": source}, expect="failed"))
+    assert "reward model `foreign` has another tokenizer than the policy, without a chat template" in text
+    assert "put a chat_template.jinja into its folder" in text
+
+
+CHAIN = """\
+name: bad
+data:
+  asks: {{path: asks.jsonl}}
+stages:
+  ppo:
+    kind: ppo
+    data: asks
+    model: ./sft
+    reward: {{function: gold.py:gold}}
+    train: {{{train}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("kl_target: 0", "tiny.yaml:10 stage ppo: train.kl_target is 0, must be > 0"),
+        ("rollout_batch: 8, minibatches: 3", "train.rollout_batch 8 does not divide into 3 minibatches"),
+        ("ptx_coef: 1.0", "train.ptx_coef without ptx_data, both or neither"),
+        ("temperature: 0", "tiny.yaml:10 stage ppo: train.temperature is 0, must be > 0"),
+    ],
+)
+def test_contradictions_are_told_by_file_and_line_before_anything_runs(
+    train: str, message: str, chain: Any, tiny_recipe: Path, command: Any
+) -> None:
+    shutil.copytree(chain["sft"].path, tiny_recipe.parent / "sft")
+    tiny_recipe.write_text(CHAIN.format(train=train), encoding="utf-8")
+    store = tiny_recipe.parent / "store"
+    ended = command("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert message in ended.stdout + ended.stderr
+    assert not list(store.glob("ppo*"))
+
+
+def test_a_recipe_runs_ppo_after_the_stages_it_starts_from(chain: Any, tiny_recipe: Path, command: Any) -> None:
+    text = CHAIN.format(train="iterations: 2, rollout_batch: 8, max_new_tokens: 8, eval_every: 1")
+    shutil.copytree(chain["sft"].path, tiny_recipe.parent / "sft")
+    shutil.copytree(chain["rm"].path, tiny_recipe.parent / "rm")
+    rewards = "\n      - {model: ./rm, weight: 0.5}\n      - {function: gold.py:gold, weight: 2.0}"
+    tiny_recipe.write_text(text.replace(" {function: gold.py:gold}", rewards), encoding="utf-8")
+    store = tiny_recipe.parent / "store"
+    ended = command("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    again = command("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
+    assert again.returncode == 0
+    (made,) = list(store.rglob("samples.jsonl"))
+    assert made.parent.joinpath("model.safetensors").is_file()
