@@ -134,10 +134,16 @@ class Policy:
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def forward(self, batch: MicroBatch, *, values: bool = True, entropy: bool = False) -> Outputs:
+    def forward(
+        self, batch: MicroBatch, *, values: bool = True, entropy: bool = False, entropy_gradient: bool = True
+    ) -> Outputs:
         """Run policy and value function over a micro-batch."""
         logits_NV, hidden_NH = self._head(self.model, self._upper, batch)
-        logp_N, entropy_N = log_probabilities(logits_NV, batch.targets_N, self.temperature, entropy=entropy)
+        logp_N = log_probabilities(logits_NV, batch.targets_N, self.temperature)
+        entropy_N = None
+        if entropy:
+            with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+                entropy_N = entropy_of(logits_NV, self.temperature)
         return Outputs(logp_N, self._values(batch, hidden_NH) if values else None, entropy_N)
 
     def reference_logp(self, batch: MicroBatch) -> Tensor:
@@ -145,7 +151,7 @@ class Policy:
         with torch.no_grad(), self._as_reference():
             model = self.model if self.reference is None else self.reference
             logits_NV, _ = self._head(model, self._upper, batch)
-            return log_probabilities(logits_NV, batch.targets_N, self.temperature)[0]
+            return log_probabilities(logits_NV, batch.targets_N, self.temperature)
 
     def lower_states(self, ids_BT: Tensor) -> Tensor:
         """Return what the frozen lower layers make of the tokens, shape (B, T, H)."""
@@ -232,18 +238,20 @@ def keep_reference_adapter(model: PeftModel) -> None:
         parameter.requires_grad_(trained.get(name, False))
 
 
-def log_probabilities(
-    logits_NV: Tensor, tokens_N: Tensor, temperature: float, *, entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Return the log-probability of each token, and the entropy of its distribution when asked for; float32, (N,)."""
+def log_probabilities(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
+    """Return the log-probability of each token, in float32, shape (N,)."""
+    return -nn.functional.cross_entropy(_tempered(logits_NV, temperature), tokens_N, reduction="none")
+
+
+def entropy_of(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Return the entropy of each distribution in nats, float32, shape (N,)."""
+    logp_NV = _tempered(logits_NV, temperature).log_softmax(dim=-1)
+    return -(logp_NV.exp() * logp_NV).sum(dim=-1)
+
+
+def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
     logits_NV = logits_NV.float()
-    if temperature != 1:
-        logits_NV = logits_NV / temperature
-    logp_N = -nn.functional.cross_entropy(logits_NV, tokens_N, reduction="none")
-    if not entropy:
-        return logp_N, None
-    all_NV = logits_NV.log_softmax(dim=-1)
-    return logp_N, -(all_NV.exp() * all_NV).sum(dim=-1)
+    return logits_NV if temperature == 1 else logits_NV / temperature
 
 
 def without_dropout(module: nn.Module) -> None:

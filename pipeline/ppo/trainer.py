@@ -31,7 +31,7 @@ from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.episodes import Episode, Prompt, micro_batches, pack, padded
 from pipeline.ppo.guards import Guards
 from pipeline.ppo.loss import policy_loss, value_loss
-from pipeline.ppo.policy import Policy
+from pipeline.ppo.policy import Outputs, Policy
 from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Engine, prompt_order, roll_out
 from pipeline.ppo.settings import PPOSettings
@@ -88,6 +88,7 @@ class PPOTrainer:
         self.kl = KLController(s.kl_coef, s.kl_target, s.kl_horizon)
         self.scale = ScoreScale()
         self.guards = Guards()
+        self._kept: tuple[list[Episode], Outputs] | None = None
         groups = [
             {"params": self.policy.policy_parameters, "lr": s.learning_rate},
             {"params": self.policy.value_parameters, "lr": s.value_rate},
@@ -109,7 +110,7 @@ class PPOTrainer:
         clock = [time.perf_counter()]
         episodes = self.roll_out()
         clock.append(time.perf_counter())
-        self.measure(episodes)
+        self.measure(episodes, for_update=True)
         reward_metrics = self.estimate(episodes)
         clock.append(time.perf_counter())
         update_metrics = self.update(episodes)
@@ -141,25 +142,35 @@ class PPOTrainer:
         )
 
     @torch.no_grad()
-    def measure(self, episodes: Sequence[Episode]) -> None:
-        """Score the episodes, and run policy, value function and reference over them once."""
+    def measure(self, episodes: Sequence[Episode], *, for_update: bool = False) -> None:
+        """Score the episodes, and run policy, value function and reference over them once.
+
+        Where the first optimizer step of the update that follows sees the same rollout in the same forward pass (one
+        minibatch of one micro-batch), that pass is kept with its graph instead of being run again.
+        """
+        self._kept = None
         if not episodes:  # fewer held-out prompts than processes
             return
         for episode, score in zip(episodes, self.score(episodes), strict=True):
             episode.score = score
         bootstrap = self.settings.truncation == "bootstrap"
-        for group in micro_batches(episodes, self.settings.token_budget):
+        s, groups = self.settings, list(micro_batches(episodes, self.settings.token_budget))
+        keep = for_update and len(groups) == 1 and s.minibatches == 1 and s.truncation == "terminal"
+        for group in groups:
             if self.policy.cut is not None:
                 plain = pack(group, self.policy.device)
                 for episode, hidden_TH in zip(group, self.policy.lower_states(plain.ids_BT), strict=True):
                     episode.hidden_TH = hidden_TH[: episode.length].cpu().clone()
             batch = pack(group, self.policy.device, one_more=bootstrap)
-            outputs = self.policy.forward(batch, entropy=True)
+            with torch.set_grad_enabled(keep):
+                outputs = self.policy.forward(batch, entropy=True, entropy_gradient=s.entropy_coef > 0)
+            if keep:
+                self._kept = (group, outputs)
             reference_N = self.policy.reference_logp(batch)
             assert outputs.values_N is not None
             assert outputs.entropy_N is not None
             columns = (outputs.logp_N, reference_N, outputs.values_N, outputs.entropy_N)
-            split = [torch.split(column.float().cpu(), list(batch.sizes)) for column in columns]
+            split = [torch.split(column.detach().float().cpu(), list(batch.sizes)) for column in columns]
             for episode, old_T, reference_T, values_T, entropy_T in zip(group, *split, strict=True):
                 kept = len(episode.response_ids)
                 episode.old_T, episode.reference_T = old_T[:kept].clone(), reference_T[:kept].clone()
@@ -237,20 +248,20 @@ class PPOTrainer:
         clip = s.value_clip * max(1.0, self.return_deviation)
         divergence, finite = 0.0, True
         policy_on = 0.0 if self.iteration < s.critic_warmup else 1.0
-        for group in micro_batches(episodes, s.token_budget):
-            batch = pack(group, policy.device)
+        kept, self._kept = self._kept, None
+        for group in [kept[0]] if kept is not None else micro_batches(episodes, s.token_budget):
             old_N, advantages_N, returns_N, values_N = (
                 torch.cat([getattr(episode, name) for episode in group]).to(policy.device)
                 for name in ("old_T", "advantages_T", "returns_T", "values_T")
             )
-            outputs = policy.forward(batch, entropy=s.entropy_coef > 0)
+            outputs = kept[1] if kept is not None else self._forward(group)
             assert outputs.values_N is not None
             policy_part = policy_loss(
                 outputs.logp_N, old_N, advantages_N, clip_range=s.clip_range, dual_clip=s.dual_clip
             )
             value_part = value_loss(outputs.values_N, values_N, returns_N, clip=clip)
             loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
-            if outputs.entropy_N is not None:
+            if s.entropy_coef and outputs.entropy_N is not None:
                 loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()
             is_finite = bool(torch.isfinite(loss))
             finite = finite and is_finite
@@ -265,6 +276,9 @@ class PPOTrainer:
             torch.autograd.backward(s.ptx_coef * self.language_loss(policy.model, self.steps) / self.ranks.count)
         self._apply(sums, finite=finite)
         return True
+
+    def _forward(self, group: Sequence[Episode]) -> Outputs:
+        return self.policy.forward(pack(group, self.policy.device), entropy=self.settings.entropy_coef > 0)
 
     def _apply(self, sums: measures.UpdateSums, *, finite: bool) -> None:
         """Add up gradients over processes, clip, and step; a step with a gradient that is not finite is left out."""
