@@ -64,7 +64,8 @@ def lora(**fields: Any) -> Adapter:
 
 
 def policy_of(kind: str = "full", *, spread: float = 0.15, **fields: Any) -> Policy:
-    """Return a policy of one of the layouts: full, separate, lora, cut."""
+    """Return a policy of one of the layouts: full, separate, lora, cut; the value's gradient stays out of its trunk."""
+    fields = {"value_gradient": False, **fields}
     adapters = {"lora": lora(), "cut": lora(layers="top-half")}
     model = language_model(spread=spread)
     if kind == "separate":

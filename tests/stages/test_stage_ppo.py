@@ -33,7 +33,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "full": {},
     "separate": {"layout": "separate"},
     "lora": {"adapter": {"r": 8}, "train": {**TRAIN, "learning_rate": 1e-2}},
-    "top half": {"adapter": {"r": 8, "layers": "top-half"}, "train": {**TRAIN, "learning_rate": 1e-2}},
+    "top half": {"adapter": {"r": 8, "layers": "top-half"}, "train": {**TRAIN, "learning_rate": 2e-2}},
 }
 REWARDS = '''\
 """Rewards of the tests."""
@@ -234,8 +234,8 @@ def test_an_empty_set_of_prompts_is_refused(ppo: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("raises", "raised RuntimeError: no judge today; correct the function"),
-        ("not_a_number", "returned nan for row 0, a finite number for every row"),
+        ("raises", "raised RuntimeError: no judge today for row 0 ("),
+        ("not_a_number", "returned nan for row 0 ("),
         ("too_few", "returned 2 values, one per row (3)"),
     ],
 )
