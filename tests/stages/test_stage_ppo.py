@@ -171,10 +171,20 @@ class StopAfter:
 
 @pytest.mark.parametrize("layout", ["full", "top half"])
 def test_stopped_twice_gives_the_bytes_of_one_session(layout: str, ppo: Run, tmp_path: Path) -> None:
-    train = {**QUICK, "iterations": 6, "eval_every": 2, "kl_target": 0.5, "score_scaling": "running", "ptx_coef": 0.1}
+    train = {
+        **QUICK,
+        "iterations": 6,
+        "eval_every": 2,
+        "kl_target": 0.5,
+        "score_scaling": "running",
+        "ptx_coef": 0.1,
+        "ptx_batch": 2,
+    }
     demos = tmp_path / "demos.jsonl"
-    turns = [{"role": "user", "content": "which colour has the cat ?"}, {"role": "assistant", "content": "it is red ."}]
-    demos.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(8)))
+    texts = ("red", "blue", "green", "white", "black", "red , my friend", "blue , my friend", "white , my friend")
+    ask = {"role": "user", "content": "which colour has the cat ?"}
+    talks = [[ask, {"role": "assistant", "content": f"it is {text} ."}] for text in texts]
+    demos.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     config = {**LAYOUTS[layout], "train": train}
 
     def run(out: str, **more: Any) -> Any:
