@@ -17,8 +17,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "pretrain": {"data": "corpus.jsonl", "input": "tokenizer", "as": "tokenizer"},
     "sft": {"data": "demos.jsonl", "input": "base", "as": "model"},
     "reward": {"data": "pairs.jsonl", "input": "sft", "as": "model", "config": LORA},
-    # 160 pairs in batches of 16: the stage is also asked before each of ten reference passes, once.
-    "dpo": {"data": "pairs.jsonl", "input": "sft", "as": "model", "config": LORA, "asked before": 10},
+    # 160 pairs in one batch of tokens a side: the stage is also asked after each of the two reference passes, once.
+    "dpo": {"data": "pairs.jsonl", "input": "sft", "as": "model", "config": LORA, "asked before": 2},
 }
 MODEL = {"type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 STEPS = 24

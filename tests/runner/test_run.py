@@ -149,14 +149,17 @@ def test_a_users_function_that_breaks_is_bad_input_and_not_a_traceback(finished:
 
 
 def test_anything_else_that_breaks_is_one_line_with_the_place_of_its_log(finished: Any) -> None:
+    (weights,) = finished.store.root.glob("sft/*/model.safetensors")
+    weights.chmod(0o644)
+    weights.write_bytes(b"\xff" * weights.stat().st_size)
     with pytest.raises(StageFailed) as failed:
-        finished("stages.dpo.train.optim=no_such_optimizer", until="dpo")
+        finished("stages.dpo.train.beta=0.77", until="dpo")
     assert failed.value.exit_code == ExitCode.FAILED
     (problem,) = failed.value.problems
-    assert (problem.stage, "no_such_optimizer" in problem.found) == ("dpo", True)
+    assert (problem.stage, "Safetensor" in problem.found) == ("dpo", True)
     assert "\n" not in str(problem)
     log = Path(problem.remedy.removeprefix("details in "))
-    assert "no_such_optimizer" in log.read_text()
+    assert "Traceback (most recent call last)" in log.read_text()
     # It had made its empty folder of checkpoints: nothing to resume from, so nothing is kept.
     assert not list(finished.store.root.glob(".work/dpo-*"))
 
