@@ -60,8 +60,8 @@ def test_the_whole_chain_runs_on_real_rows(tmp_path: Path) -> None:
     assert losses[0] > 5.5
     assert losses[-1] < losses[0] - 1.0
     # The bad rows of the real preferences were kept aside and counted, not lost.
-    rejected = manifests["rm"]["data"]["data"]["rejected"]
-    rejects = _file(tmp_path, "rm", "rejects/pairs.jsonl")
+    rejected = manifests["dpo"]["data"]["data"]["rejected"]
+    rejects = _file(tmp_path, "dpo", "rejects/pairs.jsonl")
     assert rejected == len(rejects.read_text().splitlines()) if rejected else not rejects.exists()
     card = json.loads(_file(tmp_path, "rm", "reward_card.json").read_text())
     assert card["accuracy"]["low"] < card["accuracy"]["value"] < card["accuracy"]["high"]

@@ -31,7 +31,7 @@ def real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     for folder, row in rows.items():
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "rows.jsonl.gz").write_bytes(_gzip(json.dumps(row)))
+        (tmp_path / folder / "oasst1_rows.jsonl.gz").write_bytes(_gzip(json.dumps(row)))
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "mt_bench_question.jsonl").write_text(json.dumps({"prompt": "why?"}) + "\n")
     monkeypatch.setenv("TRUEUP_REAL_DATA", str(tmp_path))
