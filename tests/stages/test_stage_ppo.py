@@ -128,6 +128,14 @@ def test_learns_what_a_function_pays_for(layout: str, ppo: Run, chain: Any, load
     assert samples[-1]["reward"] == float("friend" in samples[-1]["response"].split())
 
 
+def test_a_policy_that_only_gets_worse_is_not_what_is_kept(ppo: Run, chain: Any) -> None:
+    ran = ppo(config={"train": {**QUICK, "learning_rate": 1.0, "target_kl": 0.0}})
+    assert ran.outcome.result.best["step"] == 0
+    assert ran.history[-1]["eval_objective"] < ran.history[0]["eval_objective"]
+    start, kept = (load_file(folder / "model.safetensors") for folder in (chain["sft"].path, ran.out))
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
 def test_learns_what_a_reward_model_pays_for(ppo: Run, chain: Any, as_input: Any) -> None:
     config = {"reward": ["rm"], "layout": "separate"}
     ran = ppo(None, config=config, inputs={"reward": as_input(chain["rm"])})
