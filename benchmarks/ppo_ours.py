@@ -35,6 +35,7 @@ def trainer(asked: argparse.Namespace) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     from pipeline.models.adapter_config import Adapter
+    from pipeline.models.matmul import use_fastest_matmul
     from pipeline.models.scoring import score
     from pipeline.ppo.build import build_policy, check_policy
     from pipeline.ppo.episodes import Prompt
@@ -42,6 +43,7 @@ def trainer(asked: argparse.Namespace) -> Any:
     from pipeline.ppo.settings import PPOSettings
     from pipeline.ppo.trainer import PPOTrainer
 
+    use_fastest_matmul()
     torch.manual_seed(asked.seed)
     made = tokenizer()
     if len(made) != asked.vocab:

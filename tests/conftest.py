@@ -39,6 +39,14 @@ COLOURS = ("red", "blue", "green", "white", "black")
 THINGS = ("cat", "dog", "sun", "sky", "sea", "leaf", "rose", "snow", "coal", "door", "hat", "ship")
 COLOUR_OF = {thing: COLOURS[i % len(COLOURS)] for i, thing in enumerate(THINGS)}
 
+@pytest.fixture(autouse=True)
+def own_matmul() -> Iterator[None]:
+    """Put torch's way of multiplying back: a stage that ran in this process may have chosen another."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].backends.mkldnn.matmul.fp32_precision = "none"
+
+
 RECIPE = """\
 name: tiny
 seed: 7

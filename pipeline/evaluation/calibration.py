@@ -8,8 +8,6 @@ Shape legend: N pairs.
 Reference: Guo et al. (2017), On calibration of modern neural networks; Nixon et al. (2019) for bins of equal mass.
 """
 
-# ruff: noqa: N806  (shape suffixes)
-
 from __future__ import annotations
 
 from itertools import pairwise

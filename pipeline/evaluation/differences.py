@@ -5,8 +5,6 @@ Owns paired tests. Knows nothing of what was scored.
 Shape legend: N prompts, S samples per prompt, P sign patterns.
 """
 
-# ruff: noqa: N806  (shape suffixes)
-
 from __future__ import annotations
 
 import numpy as np

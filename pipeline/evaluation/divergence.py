@@ -10,8 +10,6 @@ r = reference / policy at a sampled token: k1 = -log r is unbiased and noisy and
 is unbiased where the reference does not leave the policy's support, never negative, and less noisy near the reference.
 """
 
-# ruff: noqa: N803, N806  (shape suffixes)
-
 from __future__ import annotations
 
 import numpy as np

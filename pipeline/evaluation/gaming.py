@@ -12,8 +12,6 @@ checkpoints of one run; we say of one checkpoint whether its two gains part beyo
 Shape legend: N prompts, S samples per prompt.
 """
 
-# ruff: noqa: N803, N806  (shape suffixes)
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ Owns the bootstrap (over prompts, never over judgements) and Wilson's interval. 
 Shape legend: N observations (prompts, pairs, sequences), S samples per observation, R resamples, C columns.
 """
 
-# ruff: noqa: N803, N806  (shape suffixes)
-
 from __future__ import annotations
 
 from typing import Any, Literal

@@ -6,8 +6,6 @@ nothing of models: it is given scores.
 Shape legend: N pairs.
 """
 
-# ruff: noqa: N803, N806  (shape suffixes)
-
 from __future__ import annotations
 
 import json

@@ -5,8 +5,6 @@ Owns the win rate and its counts. Knows nothing of who judged: it is given score
 Shape legend: N prompts, S samples of the policy, T samples of the baseline.
 """
 
-# ruff: noqa: N806  (shape suffixes)
-
 from __future__ import annotations
 
 import numpy as np

@@ -4,7 +4,6 @@ Owns how a model of any architecture is called. Knows nothing of sampling.
 
 Shapes: B rows, T positions, V vocabulary.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 def context_limit(model: Any) -> int | None:
@@ -69,6 +69,50 @@ class Forward:
         return logits_BV
 
 
-def cache_for(model: Any) -> DynamicCache:
-    """Return an empty cache of the layers the model's architecture needs."""
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
+class StaticLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values in buffers with room for all that will come, so that a step copies one token, not the cache."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.filled = 0
+        self.buffers: tuple[Tensor, ...] = ()
+        self.keys: Tensor
+        self.values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append new tokens and return all so far, each (B, heads, T, head size)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.filled + key_states.shape[-2]
+        if not self.buffers or end > self.capacity:
+            self.capacity = max(self.capacity, end)
+            self.buffers = tuple(
+                self._roomy(new, kept) for new, kept in ((key_states, self.keys), (value_states, self.values))
+            )
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., self.filled : end, :] = new
+        self.filled = end
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep some rows."""
+        self.buffers = tuple(self._roomy(kept, kept, beam_idx) for kept in (self.keys, self.values))
+        self.keys, self.values = (buffer[..., : self.filled, :] for buffer in self.buffers)
+
+    def _roomy(self, like: Tensor, kept: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return a buffer with what was kept at its start."""
+        count = like.shape[0] if rows is None else len(rows)
+        buffer = like.new_empty((count, like.shape[1], self.capacity, like.shape[3]))
+        if self.filled:
+            part = kept[..., : self.filled, :]
+            buffer[..., : self.filled, :] = part if rows is None else part.index_select(0, rows)
+        return buffer
+
+
+def cache_for(model: Any, capacity: int) -> DynamicCache:
+    """Return an empty cache of the layers the model's architecture needs, with room for ``capacity`` tokens."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache.layers = [StaticLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

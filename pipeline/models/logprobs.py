@@ -6,7 +6,6 @@ layer, whose product (positions times vocabulary) costs most of the memory.
 
 Shapes: N response positions of a batch, V vocabulary.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 from __future__ import annotations
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import Progress, length_batches
 from pipeline.models.forward import context_limit, evaluating
+from pipeline.models.positions import flat, logits_at
 
 _LOGITS_PER_BATCH = 2**27
 """Half a GiB of float32 logits."""
@@ -82,27 +82,9 @@ def _batch_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]], tem
     targets_N = torch.tensor([token for _, response in rows for token in response], dtype=torch.long)
     if not row_N:
         return torch.empty(0)
-    logits_NV = _logits_at(model, torch.tensor(ids, device=model.device), (row_N, position_N))
+    positions_N = flat(torch.tensor(row_N), torch.tensor(position_N), width).to(model.device)
+    logits_NV, _ = logits_at(model, positions_N, input_ids=torch.tensor(ids, device=model.device))
     return token_logprobs(logits_NV, targets_N.to(logits_NV.device), temperature)
-
-
-def _logits_at(model: Any, ids_BT: Tensor, where: tuple[list[int], list[int]]) -> Tensor:
-    """Run the model with its output layer applied to some positions only, and return their logits, shape (N, V).
-
-    The positions are picked in front of the output layer, inside the model's own forward pass, so whatever the
-    architecture does to its logits afterwards (scaling, soft caps) still happens.
-    """
-
-    def pick(_: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (arguments[0][where][None], *arguments[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
-        logits_1NV = model(input_ids=ids_BT, use_cache=False).logits
-    finally:
-        handle.remove()
-    logits_NV: Tensor = logits_1NV[0]
-    return logits_NV
 
 
 def _check(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> None:

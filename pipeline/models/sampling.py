@@ -4,7 +4,6 @@ Owns the options, the arithmetic and the random numbers. Knows nothing of models
 
 Shapes: B rows, T steps, V vocabulary.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 from __future__ import annotations
 

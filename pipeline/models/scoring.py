@@ -14,6 +14,7 @@ import torch
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import length_batches
 from pipeline.models.forward import evaluating
+from pipeline.models.positions import decoder_of, hidden_at
 
 
 def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 4096) -> list[float]:
@@ -34,13 +35,25 @@ def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_
     scores = [0.0] * len(sequences)
     with evaluating(model), torch.inference_mode():
         for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
-            width = max(len(sequences[row]) for row in rows)
-            fill = [width - len(sequences[row]) for row in rows]
-            ids = [[*sequences[row], *[pad_id] * extra] for row, extra in zip(rows, fill, strict=True)]
-            mask = [[1] * (width - extra) + [0] * extra for extra in fill]
-            output = model(
-                input_ids=torch.tensor(ids, device=model.device), attention_mask=torch.tensor(mask, device=model.device)
-            )
-            for row, value in zip(rows, output.logits[:, 0].float().tolist(), strict=True):
+            for row, value in zip(rows, _scores(model, [sequences[row] for row in rows], pad_id), strict=True):
                 scores[row] = value
     return scores
+
+
+def _scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> list[float]:
+    width = max(map(len, sequences))
+    ids_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in sequences], device=model.device)
+    decoder = decoder_of(model)
+    if decoder is None or not hasattr(model, "score"):
+        mask = [[1] * len(row) + [0] * (width - len(row)) for row in sequences]
+        logits_B1 = model(input_ids=ids_BT, attention_mask=torch.tensor(mask, device=model.device)).logits
+    else:  # under causal attention nothing is needed of what stands behind a row's last token
+        ends = [row * width + _last(sequence, pad_id) for row, sequence in enumerate(sequences)]
+        logits_B1 = model.score(hidden_at(decoder, torch.tensor(ends, device=model.device), input_ids=ids_BT))
+    values: list[float] = logits_B1[:, 0].float().tolist()
+    return values
+
+
+def _last(sequence: Sequence[int], pad_id: int) -> int:
+    """Return where `transformers` reads the score: at the last token that is not the padding id."""
+    return next((i for i in reversed(range(len(sequence))) if sequence[i] != pad_id), 0)

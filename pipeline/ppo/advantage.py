@@ -7,7 +7,6 @@ References: Schulman et al. 2016, arXiv:1506.02438 (GAE); Schulman 2020, "Approx
 
 Shapes: B responses, T response tokens, N response tokens of all rows.
 """
-# ruff: noqa: N803, N806  (shape suffixes)
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """Puts a policy together: from models in memory to one of the layouts of `policy.py`, checked before it is used."""
-# ruff: noqa: N806  (shape suffixes)
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ the end token.
 
 Shapes: B rows, T positions, N response tokens, H hidden size.
 """
-# ruff: noqa: N806, N815  (shape suffixes)
 
 from __future__ import annotations
 
@@ -83,16 +82,14 @@ class MicroBatch:
 
     Attributes:
         ids_BT: prompts and responses, padded on the right.
-        rows_N: row of each response token.
-        places_N: position that predicts it: the one before it.
+        positions_N: position that predicts each response token, the one before it, counted through all rows.
         targets_N: the response tokens, those of the first row first.
         hidden_BTH: cached states of the lower layers, padded on the right; None when they are not cached.
         sizes: response tokens of each row.
     """
 
     ids_BT: Tensor
-    rows_N: Tensor
-    places_N: Tensor
+    positions_N: Tensor
     targets_N: Tensor
     hidden_BTH: Tensor | None
     sizes: tuple[int, ...]
@@ -114,21 +111,18 @@ def pack(episodes: Sequence[Episode], device: torch.device, *, one_more: bool = 
     """
     width = max(episode.length for episode in episodes)
     ids_BT = torch.zeros((len(episodes), width), dtype=torch.long)
-    rows: list[int] = []
-    places: list[int] = []
+    positions: list[int] = []
     targets: list[int] = []
     for row, episode in enumerate(episodes):
         whole = [*episode.prompt_ids, *episode.response_ids]
         ids_BT[row, : len(whole)] = torch.tensor(whole)
         count = len(episode.response_ids) + one_more
-        start = len(episode.prompt_ids) - 1
-        rows += [row] * count
-        places += range(start, start + count)
+        start = row * width + len(episode.prompt_ids) - 1
+        positions += range(start, start + count)
         targets += [*episode.response_ids, *([0] * one_more)]
     return MicroBatch(
         ids_BT.to(device),
-        torch.tensor(rows, device=device),
-        torch.tensor(places, device=device),
+        torch.tensor(positions, device=device),
         torch.tensor(targets, device=device),
         _padded_hidden(episodes, width, device),
         tuple(len(episode.response_ids) + one_more for episode in episodes),

@@ -5,7 +5,6 @@ References: Schulman et al. 2017, arXiv:1707.06347, equations 7 and 9; Ye et al.
 
 Shapes: N response tokens of a micro-batch.
 """
-# ruff: noqa: N803, N806, N815  (shape suffixes)
 
 from __future__ import annotations
 
@@ -66,6 +65,7 @@ def value_loss(values_N: Tensor, old_N: Tensor, returns_N: Tensor, *, clip: floa
     plain_N = (values_N - returns_N).square()
     if not clip:
         return ValueLoss(plain_N / 2, torch.zeros_like(plain_N, dtype=torch.bool))
-    bounded_N = old_N + (values_N - old_N).clamp(-clip, clip)
-    clipped_N = (bounded_N - returns_N).square()
-    return ValueLoss(torch.maximum(plain_N, clipped_N) / 2, (clipped_N > plain_N).detach())
+    change_N = values_N - old_N
+    clipped_N = (old_N + change_N.clamp(-clip, clip) - returns_N).square()
+    is_clipped_N = (clipped_N > plain_N) & (change_N.abs() > clip)  # inside, the two differ by rounding only
+    return ValueLoss(torch.maximum(plain_N, clipped_N) / 2, is_clipped_N.detach())

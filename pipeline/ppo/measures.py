@@ -2,7 +2,6 @@
 
 Reference: the metrics that tell a healthy run from a failing one, Huang et al. 2024, arXiv:2403.17031, section 4.
 """
-# ruff: noqa: N806  (shape suffixes)
 
 from __future__ import annotations
 

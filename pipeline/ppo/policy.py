@@ -14,7 +14,6 @@ Only positions that predict a response token go through the output layer.
 
 Shapes: B rows, T positions, N response tokens, H hidden size, V vocabulary.
 """
-# ruff: noqa: N803, N806, N815  (shape suffixes)
 
 from __future__ import annotations
 
@@ -29,6 +28,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from pipeline.models.positions import hidden_at, logits_at
 from pipeline.ppo.episodes import MicroBatch
 
 
@@ -63,10 +63,9 @@ class ValueModel(nn.Module):
         self.trunk = getattr(classifier, classifier.base_model_prefix)
         self.score = classifier.score
 
-    def forward(self, ids_BT: Tensor, rows_N: Tensor, places_N: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, positions_N: Tensor) -> Tensor:
         """Return values at the given positions, shape (N,)."""
-        hidden_BTH = self.trunk(input_ids=ids_BT, use_cache=False).last_hidden_state
-        values_N: Tensor = self.score(hidden_BTH[rows_N, places_N])[:, 0].float()
+        values_N: Tensor = self.score(hidden_at(self.trunk, positions_N, input_ids=ids_BT))[:, 0].float()
         return values_N
 
 
@@ -180,28 +179,16 @@ class Policy:
 
     def _values(self, batch: MicroBatch, hidden_NH: Tensor) -> Tensor:
         if isinstance(self.value, ValueModel):
-            values_N: Tensor = self.value(batch.ids_BT, batch.rows_N, batch.places_N)
+            values_N: Tensor = self.value(batch.ids_BT, batch.positions_N)
         else:
             values_N = self.value(hidden_NH if self.value_gradient else hidden_NH.detach())
         return values_N
 
     def _head(self, model: Any, upper: Any | None, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return logits and the hidden states in front of the output layer at the positions asked for."""
-        kept: list[Tensor] = []
-
-        def pick(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            kept.append(arguments[0][batch.rows_N, batch.places_N])
-            return (kept[0][None], *arguments[1:])
-
-        use_upper = upper is not None and batch.hidden_BTH is not None
-        called = upper if use_upper else model
-        inputs = {"inputs_embeds": batch.hidden_BTH} if use_upper else {"input_ids": batch.ids_BT}
-        handle = model.get_output_embeddings().register_forward_pre_hook(pick)
-        try:
-            logits_NV: Tensor = called(**inputs, use_cache=False).logits[0]  # type: ignore[misc]
-        finally:
-            handle.remove()
-        return logits_NV, kept[0]
+        if upper is None or batch.hidden_BTH is None:
+            return logits_at(model, batch.positions_N, input_ids=batch.ids_BT)
+        return logits_at(upper, batch.positions_N, inputs_embeds=batch.hidden_BTH)
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:

@@ -10,7 +10,6 @@ their number over all micro-batches and processes, so how a minibatch is cut doe
 References: Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155; Huang et al. 2024,
 arXiv:2403.17031.
 """
-# ruff: noqa: N806  (shape suffixes)
 
 from __future__ import annotations
 

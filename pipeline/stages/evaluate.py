@@ -99,9 +99,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     """Sample, score, compare, and write the report."""
     from pipeline.evaluation.comparison import Prompt, compare, samples
     from pipeline.evaluation.report import headline, write
-    from pipeline.training.arguments import set_threads
+    from pipeline.training.arguments import prepare_torch
 
-    set_threads(ctx)
+    prepare_torch(ctx)
     started = time.perf_counter()
     loaded = ctx.load_rows("data")
     rows = (loaded.held_out or loaded.train)[: config.limit]

@@ -86,7 +86,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.training.arguments import build_arguments, set_threads, starting_weights
+    from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
@@ -103,7 +103,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             columns = {"ref_logps": "completion_ids", "ref_KL_logps": "KL_completion_ids"}
             return with_reference(ctx, self.model, dataset, columns, ctx.work / f"reference-{name}.json")
 
-    set_threads(ctx)
+    prepare_torch(ctx)
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)

@@ -71,11 +71,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.models.load import load_tokenizer
     from pipeline.ppo.guards import Stopped
     from pipeline.ppo.state import load_state, newest_state
-    from pipeline.training.arguments import set_threads
+    from pipeline.training.arguments import prepare_torch
     from pipeline.training.finish import save_trained
     from pipeline.training.ppo_run import RunLog
 
-    set_threads(ctx)
+    prepare_torch(ctx)
     source = ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     trainer = _trainer(ctx, config, tokenizer)

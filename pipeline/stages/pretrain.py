@@ -71,7 +71,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
     from pipeline.models.scratch import build_causal_lm
-    from pipeline.training.arguments import build_arguments, set_threads
+    from pipeline.training.arguments import build_arguments, prepare_torch
     from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
     from pipeline.training.collate import CausalCollator
     from pipeline.training.encode import context_length
@@ -81,7 +81,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     class PretrainTrainer(BucketedBatches, Trainer):  # type: ignore[misc]
         """transformers' Trainer on bucketed batches."""
 
-    set_threads(ctx)
+    prepare_torch(ctx)
     set_seed(ctx.seed)
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)

@@ -64,7 +64,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_reward_model, load_tokenizer
-    from pipeline.training.arguments import build_arguments, set_threads, starting_weights
+    from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
     from pipeline.training.collate import PairCollator
     from pipeline.training.encode import context_length
@@ -74,7 +74,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     class BucketedRewardTrainer(BucketedBatches, RewardTrainer):  # type: ignore[misc]
         """trl's RewardTrainer on bucketed batches."""
 
-    set_threads(ctx)
+    prepare_torch(ctx)
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)

@@ -60,7 +60,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.training.arguments import set_threads, starting_weights
+    from pipeline.training.arguments import prepare_torch, starting_weights
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer
     from pipeline.training.on_policy import (
@@ -77,7 +77,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     class Trainer(OnPolicy, RLOOTrainer):  # type: ignore[misc]
         """trl's RLOOTrainer on our order of prompts, with checkpoints that hold its rollouts."""
 
-    set_threads(ctx)
+    prepare_torch(ctx)
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)

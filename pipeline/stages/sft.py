@@ -52,7 +52,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.training.arguments import build_arguments, set_threads, starting_weights
+    from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
     from pipeline.training.collate import CausalCollator
     from pipeline.training.encode import context_length
@@ -62,7 +62,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     class BucketedSFTTrainer(BucketedBatches, SFTTrainer):  # type: ignore[misc]
         """trl's SFTTrainer on bucketed batches."""
 
-    set_threads(ctx)
+    prepare_torch(ctx)
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)

@@ -37,13 +37,16 @@ def precision_of(ctx: StageContext) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def set_threads(ctx: StageContext) -> None:
-    """Give torch as many threads as `compute.threads` asks for; the default is torch's own."""
+def prepare_torch(ctx: StageContext) -> None:
+    """Give torch as many threads as `compute.threads` asks for (the default is its own), and its fastest matmul."""
     import torch
+
+    from pipeline.models.matmul import use_fastest_matmul
 
     threads = ctx.compute.get("threads")
     if threads:
         torch.set_num_threads(int(threads))
+    use_fastest_matmul()
 
 
 def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, Any]:

@@ -191,7 +191,9 @@ def test_scoring_that_disagrees_with_sampling_is_found_before_training(monkeypat
     head = Policy._head
 
     def shifted(self: Policy, model: Any, upper: Any, batch: MicroBatch) -> Any:
-        return head(self, model, upper, MicroBatch(**{**vars(batch), "places_N": (batch.places_N - 1).clamp(min=0)}))
+        return head(
+            self, model, upper, MicroBatch(**{**vars(batch), "positions_N": (batch.positions_N - 1).clamp(min=0)})
+        )
 
     monkeypatch.setattr(Policy, "_head", shifted)
     with pytest.raises(PipelineError, match="a greedy response is not what a forward pass finds likeliest"):

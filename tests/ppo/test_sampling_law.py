@@ -31,7 +31,7 @@ def _p_value(policy: Policy, engine: Engine, temperature: float) -> float:
     seen = torch.tensor([e.response_ids[1] for e in episodes if e.response_ids[0] == first])
     rows = [Episode(i, {}, prompt.ids, [int(first), i], False, "") for i in range(32)]
     with torch.no_grad():
-        logp_N = policy.forward(pack(rows, policy.device), values=False).logp_N  # noqa: N806
+        logp_N = policy.forward(pack(rows, policy.device), values=False).logp_N
     law = logp_N.reshape(32, 2)[:, 1].double().exp()
     assert float(law.sum()) == pytest.approx(1, abs=1e-5)
     return float(

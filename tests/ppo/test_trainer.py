@@ -57,7 +57,9 @@ def test_more_padding_other_packing_and_another_order_of_rows_change_nothing(
     def padded(episodes: Sequence[Episode], device: torch.device, **more: Any) -> MicroBatch:
         batch = pack(episodes, device, **more)
         extra = torch.full((len(episodes), columns), X)  # a real token: nothing may look there
-        return MicroBatch(**{**vars(batch), "ids_BT": torch.cat([batch.ids_BT, extra], dim=1)})
+        rows_N = batch.positions_N // batch.ids_BT.shape[1]
+        wider = {"ids_BT": torch.cat([batch.ids_BT, extra], dim=1), "positions_N": batch.positions_N + columns * rows_N}
+        return MicroBatch(**{**vars(batch), **wider})
 
     plain = trainer_of(rollout_batch=16, epochs=1, max_grad_norm=0)
     episodes = prepared(plain)

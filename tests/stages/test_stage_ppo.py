@@ -19,12 +19,12 @@ from pipeline.stage import ResolvedInput
 Run = Callable[..., Any]
 
 TRAIN = {
-    "iterations": 8,
+    "iterations": 12,
     "rollout_batch": 32,
     "epochs": 2,
     "minibatches": 2,
     "max_new_tokens": 12,
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-3,
     "eval_every": 4,
     "eval_prompts": 8,
 }
@@ -32,8 +32,8 @@ QUICK = {**TRAIN, "iterations": 2, "rollout_batch": 8, "eval_every": 1, "learnin
 LAYOUTS: dict[str, dict[str, Any]] = {
     "full": {},
     "separate": {"layout": "separate"},
-    "lora": {"adapter": {"r": 8}, "train": {**TRAIN, "learning_rate": 1e-2}},
-    "top half": {"adapter": {"r": 8, "layers": "top-half"}, "train": {**TRAIN, "learning_rate": 2e-2}},
+    "lora": {"adapter": {"r": 8}, "train": {**TRAIN, "learning_rate": 4e-3}},
+    "top half": {"adapter": {"r": 8, "layers": "top-half"}, "train": {**TRAIN, "learning_rate": 1e-2}},
 }
 REWARDS = '''\
 """Rewards of the tests."""
@@ -124,7 +124,7 @@ def test_learns_what_a_function_pays_for(layout: str, ppo: Run, chain: Any, load
     for name in ("metrics.jsonl", "training.svg", "samples.jsonl", "value/value.safetensors"):
         assert (ran.out / name).stat().st_size > 100
     samples = read_rows(ran.out / "samples.jsonl")
-    assert [row["step"] for row in samples] == [0] * 8 + [4] * 8 + [8] * 8
+    assert [row["step"] for row in samples] == [step for step in (0, 4, 8, 12) for _ in range(8)]
     assert samples[-1]["reward"] == float("friend" in samples[-1]["response"].split())
 
 
