@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.contract import facts_of_folder
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
-from pipeline.stage import Data
+from pipeline.stage import Data, Shapes
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
@@ -101,8 +101,7 @@ def _context_of_folder(folder: Path | None) -> int | None:
 def _template_problems(plan: Plan) -> Iterator[Problem]:
     """Ask for a chat template where a stage reads conversations with a model that is already there."""
     for stage in plan.pending:
-        shapes = {marker.shape for marker in type(stage.spec.config).markers(Data).values()}
-        if not shapes & {"messages", "preference", "prompt"}:
+        if all(marker.shape == "text" for marker in type(stage.spec.config).markers(Data).values()):
             continue
         for items in stage.inputs.values():
             for item in items:
@@ -130,7 +129,7 @@ class _Remembered:
         self._before = len(self.keys)
 
     @staticmethod
-    def key(digest: str, shape: str, options: dict[str, Any]) -> str:
+    def key(digest: str, shape: Shapes, options: dict[str, Any]) -> str:
         """Return what identifies rows read in one way."""
         text = json.dumps([digest, shape, options], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -24,8 +24,11 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
 
-Shape = Literal["text", "messages", "preference", "prompt"]
+Shape = Literal["text", "messages", "preference", "labelled", "prompt"]
 """What the rows of a data source must be: see `pipeline/records/formats.py`."""
+
+Shapes = Shape | tuple[Shape, ...]
+"""One shape, or several: then all rows of a source are of one of them."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class Input:
 
 @dataclass(frozen=True)
 class Data:
-    """Marks a configuration field that names a data source, and the shape its rows must have."""
+    """Marks a configuration field that names a data source, and the shape (or shapes) its rows may have."""
 
-    shape: Shape
+    shape: Shapes
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ class Event:
 
 class Rows(Protocol):
     """Rows of a data source in one shape, already checked: what `records.load` returns."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape they are in, of those the field takes."""
+        ...
 
     @property
     def train(self) -> list[dict[str, Any]]:
@@ -292,6 +300,7 @@ __all__ = [
     "Rows",
     "Runtime",
     "Shape",
+    "Shapes",
     "StageConfig",
     "StageContext",
     "StageResult",

@@ -1,4 +1,4 @@
-"""Row formats: how people write demonstrations, preferences, prompts and text, and the four shapes stages take.
+"""Row formats: how people write demonstrations, preferences, prompts and text, and the five shapes stages take.
 
 Owns the detection of a format, one function per format, and the shapes. Knows nothing of files.
 
@@ -7,6 +7,7 @@ A format function reads a row into `Parsed`; a shape function turns that into th
     text         {"text": str}
     messages     {"messages": turns}                  ends with the assistant: a demonstration
     preference   {"prompt": turns, "chosen": turns, "rejected": turns, "margin": float | None}
+    labelled     {"prompt": turns, "completion": turns, "label": bool}      a demonstration's final turn, good or bad
     prompt       {"prompt": turns}                    ends with the user
 
 A turn is ``{"role": "system" | "user" | "assistant", "content": str}``. Columns that did not go into the shape stay in
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,11 @@ from pipeline.records.turns import (
 from pipeline.stage import Shape
 
 Row = Mapping[str, Any]
+
+LABELS = ("label", "kto_tag", "desirable")
+"""Columns that say whether a completion is good, the first that a row fills: trl's, LLaMA-Factory's, other tools'."""
+
+_LABEL_WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass
@@ -178,6 +184,21 @@ def _system(row: Row) -> str:
     return value if isinstance(value, str) and value.strip() else ""
 
 
+def _label(row: Row) -> tuple[str, bool]:
+    """Return the column that holds the label of a row, and whether it says good."""
+    column = next((name for name in LABELS if row.get(name) not in (None, "")), None)
+    if column is None:
+        raise BadRowError("`label` is missing, expected true or false")
+    value = row[column]
+    if isinstance(value, str):  # CSV has text only
+        label = _LABEL_WORDS.get(value.strip().casefold())
+    else:
+        label = bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+    if label is None:
+        raise BadRowError(f"`{column}` is {value!r}"[:60] + ", expected true or false (or 1 or 0)")
+    return column, label
+
+
 def _margin(value: object) -> float | None:
     if value is None or value == "":
         return None
@@ -209,15 +230,20 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "text": Format(_parse_text, frozenset({"text"}), ("text", "prompt")),
-    "messages": Format(_parse_messages, frozenset({"messages"}), ("messages", "prompt"), ("text",)),
+    "messages": Format(_parse_messages, frozenset({"messages"}), ("messages", "labelled", "prompt"), ("text",)),
     "prompt_completion": Format(
-        _parse_prompt_completion, frozenset({"prompt", "completion", "system"}), ("messages", "prompt"), ("text",)
+        _parse_prompt_completion,
+        frozenset({"prompt", "completion", "system"}),
+        ("messages", "labelled", "prompt"),
+        ("text",),
     ),
-    "sharegpt": Format(_parse_sharegpt, frozenset({"conversations", "system"}), ("messages", "prompt"), ("text",)),
+    "sharegpt": Format(
+        _parse_sharegpt, frozenset({"conversations", "system"}), ("messages", "labelled", "prompt"), ("text",)
+    ),
     "alpaca": Format(
         _parse_alpaca,
         frozenset({"instruction", "input", "output", "history", "system"}),
-        ("messages", "prompt"),
+        ("messages", "labelled", "prompt"),
         ("text",),
     ),
     "hh": Format(
@@ -236,20 +262,20 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def detect(rows: Iterable[Row], shape: Shape) -> str | None:
-    """Return the format most of the rows are in, None when they are in none."""
-    votes = Counter(name for name in (_format_of(row, shape) for row in rows) if name)
+def detect(rows: Iterable[Row], *shapes: Shape) -> str | None:
+    """Return the format most of the rows are in, None when they are in none; they are to be of one of the shapes."""
+    votes = Counter(name for name in (_format_of(row, shapes) for row in rows) if name)
     return votes.most_common(1)[0][0] if votes else None
 
 
-def _format_of(row: Row, shape: Shape) -> str | None:
+def _format_of(row: Row, shapes: Collection[Shape]) -> str | None:
     """Tell a format by its columns; the richer one first, as data sets repeat the same content in several."""
     has = {name for name, value in row.items() if value is not None}
-    if shape == "text" and isinstance(row.get("text"), str):
+    if "text" in shapes and isinstance(row.get("text"), str):
         return "text"
     if {"chosen", "rejected"} <= has:
         return "hh" if _holds_transcripts(row) else "preference"
-    if shape == "preference" and {"chosen", "rejected"} & has:
+    if "preference" in shapes and {"chosen", "rejected"} & has:
         return "preference"  # half a pair is a bad pair, not a prompt
     told_by = {
         "messages": {"messages"},
@@ -288,7 +314,10 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict
     else:
         made = _conversation(parsed, name, shape, parsed.system or system or "")
     # A prompt row keeps the columns it does not use: an answer beside the prompt is what a reward function checks.
-    used = {"prompt"} if shape == "prompt" else FORMATS[name].columns
+    used = frozenset({"prompt"}) if shape == "prompt" else FORMATS[name].columns
+    if shape == "labelled":
+        column, made["label"] = _label(row)
+        used |= {column}
     return {**{column: value for column, value in row.items() if column not in used}, **made}
 
 
@@ -296,10 +325,10 @@ def _conversation(parsed: Parsed, name: str, shape: Shape, system: str) -> dict[
     turns = parsed.turns or [{"role": "user", "content": parsed.text}]
     if system and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": system}, *turns]
-    if shape == "messages":
+    if shape in ("messages", "labelled"):
         turns = turns + parsed.chosen
         check_order(turns, name, last="assistant")
-        return {"messages": turns}
+        return {"messages": turns} if shape == "messages" else {"prompt": turns[:-1], "completion": turns[-1:]}
     if shape == "preference":
         return {"prompt": turns, "chosen": parsed.chosen, "rejected": parsed.rejected, "margin": parsed.margin}
     if turns[-1]["role"] == "assistant" and "messages" in FORMATS[name].shapes:

@@ -1,4 +1,4 @@
-"""Loads a data source in the shape a stage takes: read, check, count, split. No row is dropped without a word.
+"""Loads a data source in a shape a stage takes: read, check, count, split. No row is dropped without a word.
 
 Owns the order of rows, what happens to bad ones, and `LoadedRows`. Knows nothing of stages.
 """
@@ -21,7 +21,7 @@ from pipeline.records.formats import FORMATS, detect, shaped
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
 from pipeline.records.split import split
 from pipeline.records.turns import BadRowError
-from pipeline.stage import Shape
+from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
 ROWS_FOR_DETECTION = 100
@@ -32,12 +32,14 @@ class LoadedRows:
     """Checked rows of one shape.
 
     Attributes:
+        shape: the one they are in.
         train: rows to learn from.
         held_out: rows split off by prompt; empty when the source asks for no split.
         rejected: bad rows left out, each kept in the rejects file.
         digest: of the source's content, as `digest` gives it.
     """
 
+    shape: Shape
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
     rejected: int
@@ -53,6 +55,13 @@ class _Batch(NamedTuple):
     rows: list[RawRow]
 
 
+class _Layout(NamedTuple):
+    """How the rows of a batch are to be taken."""
+
+    format: str
+    shape: Shape | None  # None when no row can be read
+
+
 class _BadRow(NamedTuple):
     where: str
     kept_as: str
@@ -62,7 +71,7 @@ class _BadRow(NamedTuple):
 
 def load(
     source: Source,
-    shape: Shape,
+    shape: Shapes,
     *,
     seed: int,
     name: str,
@@ -76,7 +85,7 @@ def load(
 
     Args:
         source: where the rows are and how to take them.
-        shape: what the stage needs.
+        shape: what the stage needs; of several shapes, the one all files are in.
         seed: of the stage. The split does not depend on it, and nothing else here is random.
         name: of the source in the recipe.
         artifact: payload folder, when the source names an artifact.
@@ -84,21 +93,26 @@ def load(
 
     Raises:
         PipelineError: a file cannot be read, rows are of no known or of the wrong format, a row is bad and the source
-            stops on bad rows, or no row is left.
+            stops on bad rows, no row is left, or all labels are the same.
     """
-    _check_options(source, shape, name)
+    shapes = (shape,) if isinstance(shape, str) else shape
     batches = _batches(source, artifact)
+    layouts = [_layout_of(batch, source, shapes, name) for batch in batches]
+    shape = _one_shape(batches, layouts, name) or shapes[0]
+    _check_options(source, shape, name)
     good: list[dict[str, Any]] = []
     bad: list[_BadRow] = []
-    for batch in batches:
-        _take(batch, source, shape, name, good, bad)
+    for batch, layout in zip(batches, layouts, strict=True):
+        _take(batch, source, layout.format, shape, good, bad)
     if bad and (source.on_bad_row == "stop" or not good):
         raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, can_skip=bool(good)))
     if bad and rejects is not None:
         _write_rejects(bad, rejects)
     train, held_out = split(good, source.held_out, shape)
+    if shape == "labelled":
+        _check_labels(train, name)
     content = hub_digest(source) if source.hub is not None else combined(batch.digest for batch in batches)
-    return LoadedRows(train, held_out, len(bad), content)
+    return LoadedRows(shape, train, held_out, len(bad), content)
 
 
 def _check_options(source: Source, shape: Shape, name: str) -> None:
@@ -125,10 +139,9 @@ def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
 
 
 def _take(
-    batch: _Batch, source: Source, shape: Shape, name: str, good: list[dict[str, Any]], bad: list[_BadRow]
+    batch: _Batch, source: Source, row_format: str, shape: Shape, good: list[dict[str, Any]], bad: list[_BadRow]
 ) -> None:
     """Add the rows of a batch to the good and the bad ones, up to the source's limit of good ones."""
-    row_format = _format_of(batch, source, shape, name)
     for row in batch.rows:
         if source.limit is not None and len(good) >= source.limit:
             return
@@ -157,29 +170,63 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, An
     return {columns.get(name, name): value for name, value in row.items()}
 
 
-def _format_of(batch: _Batch, source: Source, shape: Shape, name: str) -> str:
-    """Return the format of a batch's rows, named by the recipe or told by the first rows.
+def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str) -> _Layout:
+    """Return the format of a batch's rows, named by the recipe or told by the first rows, and the shape it gives.
 
     Raises:
-        PipelineError: it is none, or one that cannot give the shape.
+        PipelineError: it is none, or one that can give none of the shapes.
     """
     chosen = source.format
     if chosen == "auto":
         readable = (row.value for row in batch.rows if row.value is not None)
         first = [_renamed_where_possible(row, source.columns) for row in islice(readable, ROWS_FOR_DETECTION)]
         if not first:
-            return next(iter(FORMATS))  # no row can be read: every one is bad whatever the format
-        detected = detect(first, shape)
+            return _Layout("", None)  # every row is bad whatever the format
+        detected = detect(first, *shapes)
         if detected is None:
             raise PipelineError(_no_format(batch, first[0], name))
         chosen = detected
     known = FORMATS[chosen]
-    if shape in known.shapes or (shape in known.asked and source.format != "auto"):
-        return chosen
-    wanted = [other for other, one in FORMATS.items() if shape in one.shapes]
+    gives = (*known.shapes, *known.asked) if source.format != "auto" else known.shapes
+    shape = next((shape for shape in shapes if shape in gives), None)
+    if shape is not None:
+        return _Layout(chosen, shape)
     found = f"data {name}: rows are of format {chosen}"
-    remedy = f"set `format: {chosen}` to use them so" if shape in known.asked else "name another data source"
-    raise PipelineError(Problem(found, f"{shape} rows (format {' or '.join(wanted)})", remedy, batch.name))
+    remedy = f"set `format: {chosen}` to use them so" if set(shapes) & set(known.asked) else "name another data source"
+    raise PipelineError(Problem(found, " or ".join(map(_rows_of, shapes)), remedy, batch.name))
+
+
+def _rows_of(shape: Shape) -> str:
+    formats = " or ".join(name for name, one in FORMATS.items() if shape in one.shapes)
+    return f"{shape} rows (format {formats}{', and a label' if shape == 'labelled' else ''})"
+
+
+def _one_shape(batches: Sequence[_Batch], layouts: Sequence[_Layout], name: str) -> Shape | None:
+    """Return the shape of all batches, None when none of them can be read.
+
+    Raises:
+        PipelineError: they are of several shapes.
+    """
+    told = {layout.shape: batch for batch, layout in zip(batches, layouts, strict=True) if layout.shape is not None}
+    if len(told) > 1:
+        (one, first), (other, second) = list(told.items())[:2]
+        found = f"data {name}: rows are {other}, those of {first.name} are {one}"
+        raise PipelineError(Problem(found, "one of the two", "make them two data sources", second.name))
+    return next(iter(told), None)
+
+
+def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Check that there are good and bad rows to learn from: each kind has its meaning beside the other.
+
+    Raises:
+        PipelineError: all have the same label.
+    """
+    labels = {row["label"] for row in rows}
+    if len(labels) == 1:
+        word = str(labels.pop()).lower()
+        missing = "false" if word == "true" else "true"
+        found = f"data {name}: the label of all {len(rows)} rows to learn from is {word}"
+        raise PipelineError(Problem(found, "good rows and bad rows", f"add rows whose label is {missing}"))
 
 
 def _renamed_where_possible(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

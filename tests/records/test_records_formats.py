@@ -31,6 +31,7 @@ LONG = [user("Hi"), assistant("Hello."), user("Bye"), assistant("Good-bye.")]
 OTHER = [*LONG[:3], assistant("No.")]
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Bye\n\nAssistant: "
 PAIR = {"prompt": LONG[:3], "chosen": LONG[3:], "rejected": OTHER[3:], "margin": None}
+GOOD = {"prompt": HI[:1], "completion": HI[1:], "label": True}
 SIMPLE_PAIR = {"prompt": [user("Hi")], "chosen": [assistant("Yes")], "rejected": [assistant("No")], "margin": None}
 
 CASES: list[tuple[str, Shape, dict[str, Any], dict[str, Any]]] = [
@@ -90,6 +91,39 @@ CASES: list[tuple[str, Shape, dict[str, Any], dict[str, Any]]] = [
         {**SIMPLE_PAIR, "prompt": [system("Be kind."), user("Hi")], "margin": 2.0},
     ),
     ("preference", "prompt", {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}, {"prompt": [user("Hi")]}),
+    ("prompt_completion", "labelled", {"prompt": "Hi", "completion": "Hello.", "label": True}, GOOD),
+    (
+        "prompt_completion",
+        "labelled",
+        {"prompt": HI[:1], "completion": HI[1:], "label": False},
+        {**GOOD, "label": False},
+    ),
+    (
+        "prompt_completion",
+        "labelled",
+        {"prompt": "Hi", "completion": "Hello.", "label": 1, "system": "Be kind."},
+        {**GOOD, "prompt": [system("Be kind."), user("Hi")]},
+    ),
+    (
+        "prompt_completion",
+        "labelled",
+        {"prompt": "Hi", "completion": LONG[1:], "label": 1},
+        {"prompt": LONG[:3], "completion": LONG[3:], "label": True},
+    ),
+    (
+        "messages",
+        "labelled",
+        {"messages": LONG, "label": 0},
+        {"prompt": LONG[:3], "completion": LONG[3:], "label": False},
+    ),
+    ("messages", "labelled", {"messages": HI, "label": None, "kto_tag": True}, GOOD),
+    (
+        "sharegpt",
+        "labelled",
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}], "kto_tag": True},
+        GOOD,
+    ),
+    ("alpaca", "labelled", {"instruction": "Hi", "output": "Hello.", "desirable": "False"}, {**GOOD, "label": False}),
     ("prompt", "prompt", {"prompt": "Hi"}, {"prompt": [user("Hi")]}),
     ("prompt", "prompt", {"prompt": LONG[:3]}, {"prompt": LONG[:3]}),
     ("prompt", "prompt", {"turns": ["Hi", "Bye"]}, {"prompt": [user("Hi")], "turns": ["Hi", "Bye"]}),
@@ -140,6 +174,41 @@ def test_the_chosen_side_becomes_a_demonstration_when_asked() -> None:
 )
 def test_the_richest_format_wins(row: dict[str, Any], shape: Shape, expected: str | None) -> None:
     assert detect([row], shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "x", "completion": "y", "label": True}, "prompt_completion"),
+        ({"prompt": "x", "chosen": "a", "rejected": "b"}, "preference"),
+        ({"prompt": "x", "chosen": "a", "rejected": "b", "completion": "a", "label": 0}, "preference"),
+        ({"prompt": "x", "chosen": "a"}, "preference"),
+        ({"prompt": "x", "completion": "y", "label": True, "chosen": None}, "prompt_completion"),
+        ({"text": "t", "label": 1}, "text"),
+    ],
+)
+def test_pairs_and_labelled_rows_are_told_apart(row: dict[str, Any], expected: str) -> None:
+    assert detect([row], "preference", "labelled") == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        *((said, True) for said in (True, 1, 1.0, "true", "True", " 1")),
+        *((said, False) for said in (False, 0, 0.0, "false", "FALSE", "0")),
+    ],
+)
+def test_a_label_is_said_in_words_or_numbers(said: object, label: bool) -> None:
+    assert shaped({"prompt": "Hi", "completion": "Hello.", "label": said}, "prompt_completion", "labelled") == {
+        **GOOD,
+        "label": label,
+    }
+
+
+def test_only_the_column_that_held_the_label_goes() -> None:
+    row = {"prompt": "Hi", "completion": "Hello.", "kto_tag": False, "desirable": "very", "rating": 4}
+    expected = {**GOOD, "label": False, "desirable": "very", "rating": 4}
+    assert shaped(row, "prompt_completion", "labelled") == expected
 
 
 def test_a_few_odd_rows_do_not_change_the_format() -> None:
@@ -213,6 +282,31 @@ BAD: list[tuple[str, Shape, dict[str, Any], str]] = [
         {"prompt": HI, "chosen": "a", "rejected": "b"},
         "`prompt` ends with a turn of the assi",
     ),
+    ("prompt_completion", "labelled", {"prompt": "a", "completion": "b"}, "`label` is missing, expected true or false"),
+    (
+        "prompt_completion",
+        "labelled",
+        {"prompt": "a", "completion": "b", "label": ""},
+        "`label` is missing, expected true or false",
+    ),
+    (
+        "prompt_completion",
+        "labelled",
+        {"prompt": "a", "completion": "b", "kto_tag": "good"},
+        "`kto_tag` is 'good', expected true or false (or 1 or 0)",
+    ),
+    *(
+        ("prompt_completion", "labelled", {"prompt": "a", "completion": "b", "label": label}, "`label` is ")
+        for label in (2, -1, 0.5, float("nan"), "yes and no", [True], {"value": True})
+    ),
+    (
+        "prompt_completion",
+        "labelled",
+        {"prompt": "a", "completion": " ", "label": 1},
+        "`completion` is empty, expected text",
+    ),
+    ("messages", "labelled", {"messages": [user("Hi"), assistant("")], "label": 1}, "`messages` turn 2 is empty"),
+    ("messages", "labelled", {"messages": LONG[:3], "label": 1}, "`messages` ends with a turn of the user, expected"),
     *(
         ("preference", "preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": margin}, "`margin` is ")
         for margin in (float("nan"), "much", True, [1], 10**400)

@@ -16,19 +16,22 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.recipe.schema import DataSource
 from pipeline.records import LoadedRows, digest, load
-from pipeline.stage import Shape
+from pipeline.stage import Shape, Shapes
 
 Make = Callable[..., DataSource]
 Write = Callable[..., Path]
 GOOD = {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}
 BAD = {"prompt": "Hi", "chosen": "Yes"}
+UP = {"prompt": "Hi", "completion": "Hello.", "label": True}
+DOWN = {"prompt": "Hi", "completion": "What?", "label": False}
+EITHER: Shapes = ("preference", "labelled")
 
 
-def loaded(source: DataSource, shape: Shape = "preference", **more: Any) -> LoadedRows:
+def loaded(source: DataSource, shape: Shapes = "preference", **more: Any) -> LoadedRows:
     return load(source, shape, seed=0, name="pairs", **more)
 
 
-def refused(source: DataSource, shape: Shape = "preference", **more: Any) -> list[str]:
+def refused(source: DataSource, shape: Shapes = "preference", **more: Any) -> list[str]:
     with pytest.raises(PipelineError) as caught:
         loaded(source, shape, **more)
     return [str(problem) for problem in caught.value.problems]
@@ -171,6 +174,83 @@ def test_rows_of_the_wrong_or_of_no_format(
 ) -> None:
     (problem,) = refused(source(jsonl(row)), shape)
     assert expected in problem
+
+
+def test_a_field_of_several_shapes_gets_the_one_its_rows_are_in(jsonl: Write, source: Make) -> None:
+    pairs, labelled = jsonl(GOOD, name="pairs.jsonl"), jsonl(UP, DOWN, name="labelled.jsonl")
+    got = loaded(source(labelled), EITHER)
+    assert (got.shape, [row["label"] for row in got.train]) == ("labelled", [True, False])
+    assert got == loaded(source(labelled), "labelled")
+    got = loaded(source(pairs), EITHER)
+    assert got.shape == "preference"
+    assert got == loaded(source(pairs), "preference")
+    assert loaded(source(labelled, format="prompt_completion"), EITHER).shape == "labelled"
+
+
+def test_a_field_of_several_shapes_says_which(jsonl: Write, source: Make) -> None:
+    (problem,) = refused(source(jsonl({"text": "a"})), EITHER)
+    assert "rows are of format text, preference rows (format hh or preference) or labelled rows (format" in problem
+    assert problem.endswith("sharegpt or alpaca, and a label); name another data source")
+
+
+def test_pairs_and_labelled_rows_do_not_mix(
+    jsonl: Write, source: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [jsonl(GOOD, name="a.jsonl"), jsonl(UP, DOWN, name="b.jsonl"), jsonl("broken", name="c.jsonl")]
+    (problem,) = refused(source(*files), EITHER)
+    assert sorted(word for word in problem.split() if word.startswith(("a.", "b."))) == ["a.jsonl", "b.jsonl:"]
+    assert problem.endswith("one of the two; make them two data sources")
+    # A file in which nothing can be read has no shape: its rows are bad, and that is what is said.
+    assert refused(source(files[1], files[2]), EITHER)[0].startswith("c.jsonl:1: row is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Hi", "completion": "Hello."}, "`label` is missing, expected true or false"),
+        ({**UP, "label": "maybe"}, "`label` is 'maybe', expected true or false (or 1 or 0)"),
+        ({**UP, "completion": ""}, "`completion` is empty, expected text"),
+        ({"prompt": "Hi", "label": True}, "`completion` is missing, expected text"),
+    ],
+)
+def test_a_bad_labelled_row_is_one_line_with_its_place(
+    jsonl: Write, source: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (problem,) = refused(source(jsonl(UP, DOWN, row)), EITHER)
+    assert problem.startswith(f"rows.jsonl:3: row {reason}; mend the data, or set `data.pairs.on_bad_row: skip`")
+
+
+def test_labels_are_read_from_every_sort_of_file(source: Make, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.csv").write_text("prompt,completion,label\nHi,Hello.,True\nHi,What?,False\n")
+    (tmp_path / "a.tsv").write_text("prompt\tcompletion\tlabel\nHi\tHello.\t1\nHi\tWhat?\t0\n")
+    (tmp_path / "a.json").write_text(json.dumps([UP, DOWN]))
+    pq.write_table(pa.Table.from_pylist([UP, DOWN]), tmp_path / "a.parquet")
+    turns = [{**row, "completion": [{"role": "assistant", "content": row["completion"]}]} for row in (UP, DOWN)]
+    pq.write_table(pa.Table.from_pylist(turns), tmp_path / "turns.parquet")
+    read = [loaded(source(path), EITHER).train for path in sorted(tmp_path.iterdir())]
+    assert len(read) == 5 and all(rows == read[0] for rows in read)
+    assert [(row["completion"][0]["content"], row["label"]) for row in read[0]] == [("Hello.", True), ("What?", False)]
+
+
+def test_rows_of_one_label_are_refused(jsonl: Write, source: Make) -> None:
+    (problem,) = refused(source(jsonl(UP, {**UP, "prompt": "Bye"})), EITHER)
+    expected = "the label of all 2 rows to learn from is true, good rows and bad rows; add rows whose label is false"
+    assert problem == f"data pairs: {expected}"
+    assert "is false, good rows and bad rows; add rows whose label is true" in refused(source(jsonl(DOWN)), EITHER)[0]
+
+
+def test_labelled_rows_are_held_out_by_prompt(jsonl: Write, source: Make) -> None:
+    rows = [{**row, "prompt": f"question {number}"} for number in range(50) for row in (UP, DOWN)]
+    got = loaded(source(jsonl(*rows), held_out=0.3), EITHER)
+    asked = [[row["prompt"][0]["content"] for row in side] for side in (got.train, got.held_out)]
+    assert len(asked[0]) + len(asked[1]) == 100 and asked[1] and not set(asked[0]) & set(asked[1])
+    pairs = source(jsonl(*[{**GOOD, "prompt": f"question {number}"} for number in range(50)]), held_out=0.3)
+    assert {row["prompt"][0]["content"] for row in loaded(pairs).held_out} == set(asked[1])
 
 
 def test_a_system_turn_for_text_is_refused(jsonl: Write, source: Make) -> None:

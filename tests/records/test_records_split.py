@@ -97,6 +97,7 @@ def test_a_prompt_is_on_one_side_in_every_shape_and_at_every_turn_of_its_convers
         key({"messages": [asked, answer], "prompt": "an extra column", "text": "another"}, "messages"),
         key({"messages": [system, asked, answer, more, answer]}, "messages"),
         key({"prompt": [asked], "chosen": [answer], "rejected": [answer]}, "preference"),
+        key({"prompt": [system, asked], "completion": [answer], "label": False}, "labelled"),
         key({"prompt": [system, asked, answer, more], "text": "an extra column"}, "prompt"),
         key({"text": "Hi"}, "text"),
     }
