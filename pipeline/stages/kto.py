@@ -1,15 +1,14 @@
 """Kahneman-Tversky optimisation (KTO): align the policy to responses that are good or bad each by itself, with trl.
 
 Reference: Ethayarajh et al. 2024, arXiv:2402.01306, equations 7 and 8; `loss_type: apo_zero_unpaired` is APO's,
-arXiv:2408.06266. Each preference pair gives a good row and a bad one, which stay in one batch: sorted by length alone,
-batches would hold rows of one kind wherever good responses are longer.
+arXiv:2408.06266. Rows are labelled good or bad, or come as preference pairs: each pair gives a good row and a bad one,
+which stay in one batch. Sorted by length alone, batches would hold rows of one kind wherever good responses are longer;
+so labelled rows are sorted by where their length stands among the rows of their own label.
 
 The divergence from the reference that both are measured against is estimated on responses to other prompts. trl matches
 those by their place in a micro-batch; here every row gets one once, from the seed, so that the reference's
 log-probabilities can be computed beforehand. The estimate is averaged over `kl_batch` rows, which therefore is a word
 of the recipe, and `compute.micro_batch` does not apply.
-
-Not here: data that has a label in place of a pair.
 """
 
 from __future__ import annotations
@@ -27,6 +26,12 @@ from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, 
 from pipeline.training.fields import CommonTrain, unknown_word
 
 LOSSES = ("kto", "apo_zero_unpaired")
+
+BALANCE = (1.0, 1.5)
+"""Where (λ_D n_D) / (λ_U n_U), the weight of all good rows over that of all bad ones, should lie: equation 9."""
+
+FAR_OFF = 1.5
+"""A ratio this many times below or above `BALANCE` is worth a note, a near miss is not."""
 
 
 class Train(CommonTrain):
@@ -61,13 +66,13 @@ class Config(StageConfig):
     """Configuration of a KTO stage.
 
     Attributes:
-        data: preference pairs; the chosen response is a good row, the rejected one a bad row.
+        data: labelled rows, or preference pairs: the chosen response is a good row, the rejected one a bad row.
         model: the policy's start and its reference.
         adapter: LoRA instead of full fine-tuning.
         train: how to train.
     """
 
-    data: Annotated[str, Data("preference")]
+    data: Annotated[str, Data(("preference", "labelled"))]
     model: Annotated[str, Input(external=True)]
     adapter: Adapter | None = None
     train: Train = Train()
@@ -103,6 +108,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             columns = {"ref_logps": "completion_ids", "ref_KL_logps": "KL_completion_ids"}
             return with_reference(ctx, self.model, dataset, columns, ctx.work / f"reference-{name}.json")
 
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if not is_paired:
+                _set_margin(self._metrics["train" if self.model.training else "eval"])
+            super().log(logs, start_time)
+
     prepare_torch(ctx)
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
@@ -111,19 +121,26 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
+    is_paired = rows.shape == "preference"
+    together = 2 if is_paired else 1  # rows that stay in one batch
     ctx.phase("tokenizing")
-    encoded = _encode(tokenizer, rows.train, max_length)
-    held_out = _encode(tokenizer, rows.held_out, max_length)
-    if not encoded:
-        raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
-    dropped = len(rows.train) - len(encoded) // 2
+    encoded = _encode(tokenizer, rows.train, max_length, is_paired=is_paired)
+    held_out = _encode(tokenizer, rows.held_out, max_length, is_paired=is_paired)
+    _check_fitting(encoded, max_length, is_paired=is_paired)
+    dropped = len(rows.train) - len(encoded) // together
     if dropped:
-        ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
+        what = "pairs" if is_paired else "rows"
+        ctx.note(f"{dropped} of {len(rows.train)} {what} are longer than {max_length} tokens and were left out")
     held_out = _matched(held_out, encoded, max_length, ctx.seed)
     encoded = _matched(encoded, encoded, max_length, ctx.seed)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in encoded]
-    pairs = [good + bad for good, bad in zip(lengths[::2], lengths[1::2], strict=True)]
-    batches = Batches(pairs, train.batch_size // 2, train.kl_batch // 2, ctx.seed)
+    batches = Batches(
+        [sum(lengths[i : i + together]) for i in range(0, len(lengths), together)],
+        train.batch_size // together,
+        train.kl_batch // together,
+        ctx.seed,
+        order=None if is_paired else _standing(lengths, [row["label"] for row in encoded]),
+    )
     steps = steps_of(batches, train.epochs, train.max_steps)
     arguments = build_arguments(
         KTOConfig,
@@ -138,6 +155,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         max_length=None,
         precompute_ref_log_probs=True,
     )
+    good = sum(row["label"] for row in encoded)
+    bad = len(encoded) - good
+    advice = _advice(good, bad, arguments.desirable_weight, arguments.undesirable_weight)
+    if advice and not is_paired:
+        ctx.note(advice)
     ctx.phase("reference log-probabilities")
     started = time.perf_counter()
     trainer = BucketedKTOTrainer(
@@ -150,8 +172,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     scoring_s = time.perf_counter() - started
     made = trainer.train_dataset.to_list()
-    trainer.train_rows = [{"good": good, "bad": bad} for good, bad in zip(made[::2], made[1::2], strict=True)]
-    trainer.batches, trainer.data_collator = batches, _unpaired(trainer.data_collator)
+    trainer.train_rows = [{"rows": made[i : i + together]} for i in range(0, len(made), together)]
+    trainer.batches, trainer.data_collator = batches, _ungrouped(trainer.data_collator)
     ctx.phase(f"training on {len(encoded):,} rows")
     trained = run_trainer(ctx, trainer, batches, steps)
     lineage = save_trained(ctx, trainer.model, tokenizer, source)
@@ -161,32 +183,91 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx,
         trained,
         metrics={},
-        rows={"train": len(rows.train), "held_out": len(rows.held_out), "dropped": dropped},
+        rows={
+            "train": len(rows.train),
+            "held_out": len(rows.held_out),
+            "dropped": dropped,
+            **({} if is_paired else {"good": good, "bad": bad}),
+        },
         lineage=lineage,
         summary=f"implicit reward of good responses is {margin:.3f} above that of bad ones",
         scoring_seconds=scoring_s,
     )
 
 
-def _unpaired(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """Return a collator that also takes pairs, as the good and the bad row they are."""
-    return lambda rows: collate(
-        [part for row in rows for part in ((row["good"], row["bad"]) if "good" in row else (row,))]
-    )
+def _ungrouped(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """Return a collator that also takes groups of rows, as the rows they are."""
+    return lambda rows: collate([part for row in rows for part in row.get("rows", (row,))])
 
 
-def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> list[dict[str, Any]]:
-    """Tokenize pairs into a good and a bad row each; leave out pairs with a side longer than ``max_length``."""
+def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int, *, is_paired: bool) -> list[dict[str, Any]]:
+    """Tokenize rows, of a pair the good one and then the bad one; leave out rows and pairs that do not fit."""
     from pipeline.training.encode import encode_pair
 
     encoded = []
     for row in rows:
-        prompt, chosen = encode_pair(tokenizer, row["prompt"], row["chosen"])
-        _, rejected = encode_pair(tokenizer, row["prompt"], row["rejected"])
-        if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
-            for ids, label in ((chosen, True), (rejected, False)):
-                encoded.append({"prompt_ids": prompt, "completion_ids": ids, "label": label})
+        said = [(row["chosen"], True), (row["rejected"], False)] if is_paired else [(row["completion"], row["label"])]
+        made: list[dict[str, Any]] = []
+        for response, label in said:
+            prompt, ids = encode_pair(tokenizer, row["prompt"], response)
+            made.append({"prompt_ids": prompt, "completion_ids": ids, "label": label})
+        if all(len(one["prompt_ids"]) + len(one["completion_ids"]) <= max_length for one in made):
+            encoded += made
     return encoded
+
+
+def _check_fitting(encoded: Sequence[dict[str, Any]], max_length: int, *, is_paired: bool) -> None:
+    """Check that good and bad rows are left once those that do not fit are gone.
+
+    Raises:
+        PipelineError: they are not.
+    """
+    labels = {row["label"] for row in encoded}
+    if len(labels) < 2:
+        what = "pair" if is_paired else "row" if not labels else "bad row" if True in labels else "good row"
+        found, expected = f"no {what} fits", f"{what}s of at most {max_length} tokens"
+        raise PipelineError(Problem(found, expected, "raise train.max_length"))
+
+
+def _standing(lengths: Sequence[int], labels: Sequence[bool]) -> list[float]:
+    """Return where each row stands by length among the rows of its label, from 0 to 1.
+
+    Rows sorted by it lie beside rows of the other label, and of like standing, in the proportion of the labels.
+    """
+    standing = [0.0] * len(lengths)
+    for label in (True, False):
+        alike = sorted((length, row) for row, length in enumerate(lengths) if labels[row] == label)
+        for place, (_, row) in enumerate(alike):
+            standing[row] = (place + 0.5) / len(alike)
+    return standing
+
+
+def _advice(good: int, bad: int, desirable_weight: float, undesirable_weight: float) -> str:
+    """Return what to say of labels whose weights are far from balance; empty when they are not.
+
+    Reference: Ethayarajh et al. 2024, equation 9: of the two weights, that of the rarer label is raised.
+    """
+    if desirable_weight <= 0 or undesirable_weight <= 0:
+        return ""  # one side is switched off on purpose
+    low, high = BALANCE
+    ratio = desirable_weight * good / (undesirable_weight * bad)
+    if low / FAR_OFF <= ratio <= high * FAR_OFF:
+        return ""
+    if ratio < low:
+        word, least, most = "desirable_weight", desirable_weight * low / ratio, desirable_weight * high / ratio
+    else:
+        word, least, most = "undesirable_weight", undesirable_weight * ratio / high, undesirable_weight * ratio / low
+    return (
+        f"{good} good rows weigh {ratio:.3g} times as much as {bad} bad ones, arXiv:2402.01306 advises {low:g} to "
+        f"{high:g}: set train.{word} between {least:.3g} and {most:.3g}"
+    )
+
+
+def _set_margin(sums: dict[str, list[float]]) -> None:
+    """Make the logged margin that of the logged rewards: trl's leaves out micro-batches that hold one label only."""
+    good, bad = sums.get("rewards/chosen"), sums.get("rewards/rejected")
+    if good and bad:
+        sums["rewards/margins"] = [sum(good) / len(good) - sum(bad) / len(bad)]
 
 
 def _matched(
@@ -204,7 +285,7 @@ def _matched(
         following = (pool[(drawn + step) % len(pool)] for step in range(len(pool)))
         other = next((one for one in following if one["prompt_ids"] != row["prompt_ids"]), None)
         if other is None:
-            found = "all pairs have the same prompt"
+            found = "all rows have the same prompt"
             raise PipelineError(Problem(found, "at least two: responses to one are held against those to another"))
         room = max_length - len(row["prompt_ids"])
         matched.append({**row, "KL_completion_ids": other["completion_ids"][:room]})

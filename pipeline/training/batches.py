@@ -31,6 +31,7 @@ class Batches(Sampler[list[int]]):
         seed: of the order.
         shuffle: whether rows are shuffled each epoch; otherwise windows follow the file.
         epoch: set by the trainer before each epoch.
+        order: what rows are sorted by inside windows; their lengths when left out.
     """
 
     lengths: Sequence[int]
@@ -39,6 +40,7 @@ class Batches(Sampler[list[int]]):
     seed: int
     shuffle: bool = True
     epoch: int = field(default=0)
+    order: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         """Check that a batch divides into micro-batches."""
@@ -68,9 +70,10 @@ class Batches(Sampler[list[int]]):
         if self.shuffle:
             rng.shuffle(rows)
         rows = rows[: self.batches_per_epoch * self.batch_size]
+        order = self.lengths if self.order is None else self.order
         window = WINDOW_BATCHES * self.batch_size
         for start in range(0, len(rows), window):
-            inside = sorted(rows[start : start + window], key=lambda row: (self.lengths[row], row))
+            inside = sorted(rows[start : start + window], key=lambda row: (order[row], row))
             groups = [inside[i : i + self.batch_size] for i in range(0, len(inside), self.batch_size)]
             rng.shuffle(groups)
             yield from groups

@@ -150,6 +150,58 @@ def test_a_bad_row_is_found_before_anything_runs(trueup: Trueup, tiny_recipe: Pa
     assert not (tmp_path / "store" / ".runs").exists()
 
 
+RATED = ["true", "false", "0", "1"]
+
+
+@pytest.fixture
+def rated(tiny_recipe: Path) -> Callable[..., Path]:
+    """A recipe whose `kto` learns from rows with these labels, written as JSON; the last rows are given whole."""
+
+    def write(*labels: str, rows: tuple[str, ...] = ()) -> Path:
+        text = tiny_recipe.read_text()
+        text = text.replace("\nstages:\n", "\n  rated: {path: rated.jsonl}\nstages:\n")
+        text = text.replace("\n  report:\n", "\n  kto: {kind: kto, data: rated, model: sft}\n  report:\n")
+        tiny_recipe.write_text(text)
+        lines = [f'{{"prompt": "{i}", "completion": "yes .", "label": {label}}}' for i, label in enumerate(labels)]
+        (tiny_recipe.parent / "rated.jsonl").write_text("".join(f"{line}\n" for line in (*lines, *rows)))
+        return tiny_recipe
+
+    return write
+
+
+def test_labelled_rows_are_checked_for_kto(trueup: Trueup, rated: Callable[..., Path]) -> None:
+    recipe = rated(*RATED)
+    assert trueup("check", recipe).stdout == f"{recipe}: 7 stages, 728 rows in 6 data sources: no problems\n"
+
+
+def test_bad_labelled_rows_are_found_before_anything_runs(trueup: Trueup, rated: Callable[..., Path]) -> None:
+    bad = ('{"prompt": "a", "completion": "b"}', '{"prompt": "a", "completion": "", "label": 1}')
+    result = trueup("check", rated(*RATED, '"good"', rows=bad))
+    assert result.exit_code == 2
+    found = [line[line.index("rated.jsonl:") :] for line in result.stderr.splitlines() if "rated.jsonl:" in line]
+    assert found == [
+        "rated.jsonl:5 stage kto: row `label` is 'good', expected true or false (or 1 or 0)",
+        "rated.jsonl:6 stage kto: row `label` is missing, expected true or false",
+        "rated.jsonl:7 stage kto: row `completion` is empty, expected text",
+    ]
+    assert "data rated: 3 of 7 rows are bad; mend the data, or set `data.rated.on_bad_row: skip`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows", "expected"),
+    [
+        (["1", "true"], (), "tiny.yaml:9 stage kto: data rated: the label of all 2 rows to learn from is true"),
+        ([], ('{"text": "a"}',), "rows are of format text, preference rows (format hh or preference) or labelled rows"),
+    ],
+)
+def test_rows_kto_cannot_learn_from_are_one_line(
+    trueup: Trueup, rated: Callable[..., Path], labels: list[str], rows: tuple[str, ...], expected: str
+) -> None:
+    result = trueup("check", rated(*labels, rows=rows))
+    assert result.exit_code == 2
+    assert [expected in line for line in result.stderr.splitlines()].count(True) == 1
+
+
 def test_schema_is_that_of_the_registered_kinds(trueup: Trueup, tmp_path: Path) -> None:
     assert json.loads(trueup("schema").stdout) == json_schema()
     told = trueup("schema", "--out", "recipe.json").stdout

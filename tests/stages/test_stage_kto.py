@@ -1,4 +1,7 @@
-"""KTO: good responses gain on the reference and bad ones lose, whichever way round the labels are."""
+"""KTO: good responses gain on the reference and bad ones lose, whichever way round the labels are.
+
+Labelled rows are made from the tiny pairs: one response of each, so no prompt is seen from both sides.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,30 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import PipelineError
+from pipeline.recipe import DataSource
 from pipeline.stage import KINDS
-from pipeline.stages.kto import _matched
+from pipeline.stages.kto import _advice, _check_fitting, _matched, _standing
+from pipeline.training.batches import Batches
 
 TRAIN = {"max_steps": 24, "batch_size": 16, "learning_rate": 3e-3, "beta": 0.5}
+FLIPPED = {True: False, False: True}
 LORA = {"adapter": {"r": 4}, "train": {**TRAIN, "learning_rate": 1e-2}}
+
+
+@pytest.fixture(scope="session")
+def labelled(chain: Any, read_rows: Any) -> Callable[..., list[dict[str, Any]]]:
+    """Return labelled rows of the tiny world: of every n-th pair the good response, of the others the bad one."""
+
+    def make(good_every: int = 2, count: int = 160) -> list[dict[str, Any]]:
+        pairs = read_rows(chain.recipe.parent / "pairs.jsonl")[:count]
+        sides = ["rejected" if i % good_every else "chosen" for i in range(count)]
+        return [
+            {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+            for pair, side in zip(pairs, sides, strict=True)
+        ]
+
+    return make
 
 
 @pytest.mark.parametrize(("order", "sign"), [("as they are", 1), ("swapped", -1)])
@@ -37,16 +59,240 @@ def test_good_responses_gain_and_bad_ones_lose(
     assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert ran.history[0]["loss"] == pytest.approx(0.5, abs=1e-4)
     assert ran.history[-1]["loss"] < 0.4
-    policy, tokenizer = load_plain(ran.out)
+    good, bad = mean_gains(ran.out, chain, load_plain, read_rows, response_logprob)
+    assert sign * (good - bad) > 1
+    assert ran.outcome.result.metrics["rewards/margins"] > 0
+
+
+def mean_gains(out: Path, chain: Any, load_plain: Any, read_rows: Any, response_logprob: Any) -> tuple[float, float]:
+    """Return how much log-probability polite and rude answers to unseen questions gained on average, each."""
+    policy, tokenizer = load_plain(out)
     reference, _ = load_plain(chain["sft"].path)
     gains: dict[str, list[float]] = {"chosen": [], "rejected": []}
     for row in read_rows(chain.recipe.parent / "pairs_test.jsonl")[:24]:
         for side, found in gains.items():
             new, old = (response_logprob(model, tokenizer, row["prompt"], row[side]) for model in (policy, reference))
             found.append(new - old)
-    good, bad = (sum(gains[side]) / 24 for side in ("chosen", "rejected"))
+    return sum(gains["chosen"]) / 24, sum(gains["rejected"]) / 24
+
+
+@pytest.mark.parametrize(("labels", "sign"), [("as they are", 1), ("flipped", -1)])
+def test_labelled_rows_alone_teach_it(
+    labels: str,
+    sign: int,
+    labelled: Callable[..., list[dict[str, Any]]],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    write_jsonl: Any,
+    tmp_path: Path,
+    load_plain: Any,
+    read_rows: Any,
+    response_logprob: Any,
+) -> None:
+    rows = labelled()
+    if labels == "flipped":
+        rows = [{**row, "label": FLIPPED[row["label"]]} for row in rows]
+    data, inputs = {"data": write_jsonl(tmp_path / "l.jsonl", rows)}, {"model": as_input(chain["sft"])}
+    ran = run_stage("kto", {"train": TRAIN}, data=data, inputs=inputs)
+    # As with pairs: policy and reference start as one model.
+    assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert ran.history[0]["loss"] == pytest.approx(0.5, abs=1e-4)
+    assert ran.history[-1]["loss"] < 0.4
+    good, bad = mean_gains(ran.out, chain, load_plain, read_rows, response_logprob)
     assert sign * (good - bad) > 1
-    assert ran.outcome.result.metrics["rewards/margins"] > 0
+    result = ran.outcome.result
+    assert result.rows == {"train": 160, "held_out": 0, "dropped": 0, "good": 80, "bad": 80}
+    assert ran.notes == []
+    assert result.summary == f"implicit reward of good responses is {result.metrics['rewards/margins']:.3f} above " + (
+        "that of bad ones"
+    )
+
+
+def test_the_loss_of_labelled_rows_by_hand_with_their_weights(
+    labelled: Callable[..., list[dict[str, Any]]],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    load_plain: Any,
+    write_jsonl: Any,
+    tmp_path: Path,
+    response_logprob: Any,
+) -> None:
+    """Each row's loss is 1 - σ(β gain) or σ(β gain), times the weight of its label; rows are averaged."""
+    rows = labelled(good_every=3, count=8)
+    train = {"batch_size": 8, "learning_rate": 1e-3, "beta": 0.3, "lr_scheduler_type": "constant", "logging_steps": 1}
+    train |= {"loss_type": "apo_zero_unpaired", "kl_batch": 4, "desirable_weight": 2.0, "undesirable_weight": 0.5}
+    data, inputs = {"data": write_jsonl(tmp_path / "l.jsonl", rows)}, {"model": as_input(chain["sft"])}
+    one = run_stage("kto", {"train": {**train, "max_steps": 1}}, data=data, inputs=inputs, name="one")
+    two = run_stage("kto", {"train": {**train, "max_steps": 2}}, data=data, inputs=inputs, name="two")
+    policy, tokenizer = load_plain(one.out)
+    start, _ = load_plain(chain["sft"].path)
+    losses, rewards = [], {True: [], False: []}
+    for row in rows:
+        new, old = (response_logprob(m, tokenizer, row["prompt"], row["completion"]) for m in (policy, start))
+        sign, weight = (1, 2.0) if row["label"] else (-1, 0.5)
+        losses.append(weight / (1 + math.exp(sign * 0.3 * (new - old))))  # 1 - σ(x) = σ(-x)
+        rewards[row["label"]].append(0.3 * (new - old))
+    # Rows 0, 3 and 6 are good: the first loss is (3 * 2 + 5 * 0.5) / 8 * 0.5.
+    assert two.history[0]["loss"] == pytest.approx(0.53125, abs=1e-5)
+    assert two.history[1]["loss"] == pytest.approx(sum(losses) / 8, abs=1e-5)
+    assert two.history[1]["loss"] < 0.53
+    assert len(rewards[True]) == 3
+
+
+def test_the_margin_is_known_where_no_micro_batch_holds_both_labels(
+    labelled: Callable[..., list[dict[str, Any]]],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    write_jsonl: Any,
+    tmp_path: Path,
+) -> None:
+    """Held-out rows are evaluated in their order, here bad ones first, two at a time."""
+    rows = sorted(labelled(good_every=8), key=lambda row: row["label"])
+    source = DataSource(path=str(write_jsonl(tmp_path / "l.jsonl", rows)), held_out=0.25)
+    train = {**TRAIN, "max_steps": 8, "kl_batch": 2, "desirable_weight": 7.0}
+    ran = run_stage("kto", {"train": train}, data={"data": source}, inputs={"model": as_input(chain["sft"])})
+    metrics = ran.outcome.result.metrics
+    assert metrics["eval_rewards/margins"] == pytest.approx(
+        metrics["eval_rewards/chosen"] - metrics["eval_rewards/rejected"], abs=1e-9
+    )
+    assert metrics["eval_rewards/margins"] > 0.05
+    assert f"{metrics['eval_rewards/margins']:.3f} above" in ran.outcome.result.summary
+    both = [row for row in ran.history if {"rewards/chosen", "rewards/rejected"} <= set(row)]
+    for row in both:  # written with eight digits
+        assert row["rewards/margins"] == pytest.approx(row["rewards/chosen"] - row["rewards/rejected"], abs=1e-6)
+    assert len(both) >= 3
+    assert ran.notes == []  # 20 good rows of 160 at weight 7 are balanced
+
+
+def test_every_step_sees_both_labels_where_good_responses_are_longer(
+    labelled: Callable[..., list[dict[str, Any]]],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    write_jsonl: Any,
+    tmp_path: Path,
+) -> None:
+    said = {True: "i see that it is red , my friend .", False: "go away ."}
+    rows = [{**row, "completion": said[row["label"]]} for row in labelled()]
+    data, inputs = {"data": write_jsonl(tmp_path / "l.jsonl", rows)}, {"model": as_input(chain["sft"])}
+    train = {**TRAIN, "max_steps": 10, "logging_steps": 1}
+    ran = run_stage("kto", {"train": train}, data=data, inputs=inputs)
+    assert [{"rewards/chosen", "rewards/rejected"} <= set(row) for row in ran.history] == [True] * 10
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_rows_of_one_label_are_refused_before_training(
+    label: bool,
+    labelled: Callable[..., list[dict[str, Any]]],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    write_jsonl: Any,
+    tmp_path: Path,
+) -> None:
+    data = {"data": write_jsonl(tmp_path / "l.jsonl", [row for row in labelled() if row["label"] is label])}
+    ran = run_stage("kto", {"train": TRAIN}, data=data, inputs={"model": as_input(chain["sft"])}, expect="failed")
+    (problem,) = ran.outcome.problems
+    assert problem.found == f"data data: the label of all 80 rows to learn from is {str(label).lower()}"
+    assert ran.outcome.bad_input and not [event for event in ran.events if event.kind == "progress"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_paired", "message"),
+    [
+        ([], True, "no pair fits, pairs of at most 9 tokens; raise train.max_length"),
+        ([], False, "no row fits, rows of at most 9 tokens; raise train.max_length"),
+        ([True], False, "no bad row fits, bad rows of at most 9 tokens; raise train.max_length"),
+        ([False, False], False, "no good row fits, good rows of at most 9 tokens; raise train.max_length"),
+    ],
+)
+def test_both_labels_must_fit(labels: list[bool], is_paired: bool, message: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        _check_fitting([{"label": label} for label in labels], 9, is_paired=is_paired)
+    assert str(caught.value) == message
+    _check_fitting([{"label": True}, {"label": False}], 9, is_paired=is_paired)
+
+
+def test_rows_that_do_not_fit_are_counted_and_must_leave_both_labels(
+    labelled: Callable[..., list[dict[str, Any]]],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    write_jsonl: Any,
+    tmp_path: Path,
+) -> None:
+    long = "go away . " * 40  # the model's context is 64 tokens
+    rows = [row if row["label"] else {**row, "completion": long} for row in labelled()]
+    train, inputs = {**TRAIN, "max_steps": 1}, {"model": as_input(chain["sft"])}
+    data = {"data": write_jsonl(tmp_path / "all.jsonl", rows)}
+    ran = run_stage("kto", {"train": train}, data=data, inputs=inputs, expect="failed")
+    assert str(ran.outcome.problems[0]).startswith("no bad row fits, bad rows of at most 64 tokens")
+    data = {"data": write_jsonl(tmp_path / "some.jsonl", [*rows[:20], *labelled()[20:]])}
+    ran = run_stage("kto", {"train": train}, data=data, inputs=inputs)
+    assert ran.notes == ["10 of 160 rows are longer than 64 tokens and were left out"]
+    assert ran.outcome.result.rows == {"train": 160, "held_out": 0, "dropped": 10, "good": 80, "bad": 70}
+
+
+def test_rare_labels_get_advice_before_training(
+    labelled: Callable[..., list[dict[str, Any]]],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    write_jsonl: Any,
+    tmp_path: Path,
+) -> None:
+    data = {"data": write_jsonl(tmp_path / "l.jsonl", labelled(good_every=8))}
+    train = {**TRAIN, "max_steps": 1}
+    ran = run_stage("kto", {"train": train}, data=data, inputs={"model": as_input(chain["sft"])})
+    assert ran.notes == [_advice(20, 140, 1.0, 1.0)]
+    first_step = next(i for i, event in enumerate(ran.events) if event.text.startswith("training on"))
+    assert [event.kind for event in ran.events[:first_step]].count("note") == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "expected"),
+    [
+        # The paper's own example: 1 to 10 wants a λ_D from 10 to 15.
+        ((10, 100), (1.0, 1.0), "10 good rows weigh 0.1 times .*: set train.desirable_weight between 10 and 15"),
+        # λ_U n_U = 20 of 140: 20 λ_D from 70 to 105.
+        ((20, 140), (1.0, 0.5), "weigh 0.286 times .*: set train.desirable_weight between 3.5 and 5.25"),
+        # 90 to 10: from 90 / (10 * 1.5) to 90 / 10.
+        ((90, 10), (1.0, 1.0), "weigh 9 times .*: set train.undesirable_weight between 6 and 9"),
+        ((60, 100), (1.0, 1.0), "weigh 0.6 times"),
+        ((67, 100), (1.0, 1.0), ""),
+        ((100, 100), (1.0, 1.0), ""),
+        ((225, 100), (1.0, 1.0), ""),
+        ((226, 100), (1.0, 1.0), "weigh 2.26 times"),
+        ((10, 100), (12.0, 1.0), ""),
+        ((10, 100), (1.0, 0.0), ""),
+        ((10, 100), (0.0, 1.0), ""),
+    ],
+)
+def test_the_weights_advised(counts: tuple[int, int], weights: tuple[float, float], expected: str) -> None:
+    advice = _advice(*counts, *weights)
+    assert bool(advice) is bool(expected)
+    assert re.search(expected, advice)
+
+
+def test_batches_of_labelled_rows_mix_the_labels_whatever_their_lengths() -> None:
+    # Good rows are longer than all bad ones, one in four.
+    labels = [i % 4 == 0 for i in range(256)]
+    lengths = [100 + i % 50 if label else i % 50 for i, label in enumerate(labels)]
+    order = _standing(lengths, labels)
+    assert _standing([3, 1, 2, 9], [True, True, False, False]) == [0.75, 0.25, 0.25, 0.75]
+    groups = list(Batches(lengths, 16, 16, seed=3, order=order).batches())
+    assert sorted(row for group in groups for row in group) == list(range(256))
+    shares = [sum(labels[row] for row in group) for group in groups]
+    assert set(shares) <= {3, 4, 5}
+    # Sorted by length alone, 12 of 16 batches hold bad rows only.
+    alone = [sum(labels[row] for row in group) for group in Batches(lengths, 16, 16, seed=3).batches()]
+    assert sorted(alone) == [0] * 12 + [16] * 4
+    # Inside a label lengths are alike: the standing of a batch's rows spans a sixteenth and a neighbour's edge.
+    spans = [max(order[row] for row in group) - min(order[row] for row in group) for group in groups]
+    assert max(spans) < 0.1
 
 
 def test_the_second_loss_by_hand(
@@ -77,10 +323,21 @@ def test_the_second_loss_by_hand(
     assert two.history[1]["loss"] < 0.5 - 1e-3
 
 
-def test_a_run_cut_off_ends_in_the_same_bits(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("shape", ["preference", "labelled"])
+def test_a_run_cut_off_ends_in_the_same_bits(
+    shape: str,
+    labelled: Callable[..., list[dict[str, Any]]],
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    write_jsonl: Any,
+    tmp_path: Path,
+) -> None:
+    rows = write_jsonl(tmp_path / "l.jsonl", labelled(good_every=3))
+
     def run(name: str, **options: Any) -> list[str]:
         inputs = {"model": as_input(chain["sft"])}
-        data = {"data": chain.recipe.parent / "pairs.jsonl"}
+        data = {"data": rows if shape == "labelled" else chain.recipe.parent / "pairs.jsonl"}
         train = {**TRAIN, "max_steps": 5, "logging_steps": 3}
         ran = run_stage("kto", {"train": train}, data=data, inputs=inputs, name=name, **options)
         files = [ran.out / name for name in ("model.safetensors", "metrics.jsonl")]
@@ -110,7 +367,7 @@ def test_pairs_of_one_prompt_are_refused(
     data = {"data": write_jsonl(tmp_path / "p.jsonl", [row] * 16)}
     inputs = {"model": as_input(chain["sft"])}
     ran = run_stage("kto", {"train": TRAIN}, data=data, inputs=inputs, expect="failed")
-    assert str(ran.outcome.problems[0]).startswith("all pairs have the same prompt, at least two")
+    assert str(ran.outcome.problems[0]).startswith("all rows have the same prompt, at least two")
 
 
 @pytest.mark.parametrize(
