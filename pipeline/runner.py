@@ -245,9 +245,10 @@ def _job(
         log=run_dir / f"{spec.name}.log",
         inputs=inputs,
         data=data,
-        compute=spec.compute.model_dump(),
+        compute=(spec.compute if kind_of(spec.kind).parallel else spec.compute.alone()).model_dump(),
         trust_remote_code=plan.recipe.trust_remote_code,
         code_dirs=tuple(plan.recipe.search_dirs),
+        fingerprint=planned.fingerprint,
     )
 
 

@@ -161,9 +161,12 @@ class StageContext:
         load_rows: reads the data source named by a field.
         compute: precision, threads, micro-batch: things that may not change the result.
         emit: sends an event to the runner.
-        stopping: true once the run was asked to stop; a stage saves a checkpoint and raises `Interrupted`.
+        stopping: true once the run was asked to stop; a stage saves a checkpoint and raises `Interrupted`. With several
+            processes all must ask at the same places, and all get the same answer.
         trust_remote_code: whether the recipe allows a model repository to run its own Python.
         functions: loads a `Code` field's function.
+        rank: of this process; the first one writes what is kept and talks to the user.
+        ranks: processes that run the stage together.
     """
 
     name: str
@@ -177,6 +180,13 @@ class StageContext:
     stopping: Callable[[], bool]
     trust_remote_code: bool = False
     functions: Callable[[str], Callable[..., Any]] | None = None
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is kept."""
+        return self.rank == 0
 
     def note(self, text: str) -> None:
         """Tell the user one line."""
@@ -242,6 +252,7 @@ class Kind:
         config: its configuration class.
         run: the function that does the work; imports torch only when called.
         makes: ``model``, ``tokenizer``, ``reward`` or ``report``: what its artifact can be used as.
+        parallel: whether several processes may run it together; others run on one, whatever `compute` says.
         doc: first line of the module's docstring.
     """
 
@@ -250,18 +261,22 @@ class Kind:
     config: type[StageConfig]
     run: RunFunction
     makes: str
+    parallel: bool
     doc: str
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def stage(name: str, *, version: int, config: type[StageConfig], makes: str) -> Callable[[RunFunction], RunFunction]:
+def stage(
+    name: str, *, version: int, config: type[StageConfig], makes: str, parallel: bool = False
+) -> Callable[[RunFunction], RunFunction]:
     """Register the decorated function as the `run()` of a kind."""
 
     def register(run: RunFunction) -> RunFunction:
         module_doc = run.__globals__.get("__doc__") or ""
-        KINDS[name] = Kind(name, version, config, run, makes, module_doc.strip().splitlines()[0] if module_doc else "")
+        doc = module_doc.strip().splitlines()[0] if module_doc else ""
+        KINDS[name] = Kind(name, version, config, run, makes, parallel, doc)
         return run
 
     return register

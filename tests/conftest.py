@@ -39,6 +39,7 @@ COLOURS = ("red", "blue", "green", "white", "black")
 THINGS = ("cat", "dog", "sun", "sky", "sea", "leaf", "rose", "snow", "coal", "door", "hat", "ship")
 COLOUR_OF = {thing: COLOURS[i % len(COLOURS)] for i, thing in enumerate(THINGS)}
 
+
 @pytest.fixture(autouse=True)
 def own_matmul() -> Iterator[None]:
     """Put torch's way of multiplying back: a stage that ran in this process may have chosen another."""

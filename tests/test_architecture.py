@@ -31,7 +31,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "evaluation",
         "preferences",
         "records",
-        "models",
+        "models parallel",
         "recipe trainer_fields",
         "artifacts",
         "stage",

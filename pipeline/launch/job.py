@@ -48,7 +48,13 @@ class DataJob:
 
 @dataclass(frozen=True)
 class Job:
-    """All a child process needs to run one stage; plain and picklable."""
+    """All a child process needs to run one stage; plain and picklable.
+
+    Attributes:
+        fingerprint: of the stage; what its processes call their meeting.
+        rank: of the process it is given to, over all machines.
+        node_rank: of this machine.
+    """
 
     name: str
     kind: str
@@ -62,6 +68,19 @@ class Job:
     compute: dict[str, Any]
     trust_remote_code: bool = False
     code_dirs: tuple[Path, ...] = ()
+    fingerprint: str = ""
+    rank: int = 0
+    node_rank: int = 0
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all machines."""
+        return int(self.compute.get("processes", 1)) * int(self.compute.get("nodes", 1))
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether processes have to find one another, if only to shard over one."""
+        return self.ranks > 1 or bool(self.compute.get("zero")) or bool(self.compute.get("fsdp"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,7 @@ class Outcome:
         peak_memory_mib: largest resident set of the process.
         rejected: bad rows skipped, by source.
         environment: device and thread facts known only inside the process.
+        ended: clock when it ended.
     """
 
     result: StageResult | None = None
@@ -88,6 +108,7 @@ class Outcome:
     peak_memory_mib: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    ended: float = 0.0
 
 
 class Channel(Protocol):
@@ -108,19 +129,20 @@ def context_of(
     def load_rows(field_name: str) -> Rows:
         data = job.data[field_name]
         marker: Data = config_class.markers(Data)[field_name]
-        data.rejects.parent.mkdir(parents=True, exist_ok=True)
+        kept = data.rejects if job.rank == 0 else job.out / "rejects" / data.rejects.name
+        kept.parent.mkdir(parents=True, exist_ok=True)
         rows = load(
             data.source,
             marker.shape,
             seed=job.seed,
             name=data.name,
             artifact=data.artifact,
-            rejects=data.rejects,
+            rejects=kept,
         )
         rejected[data.name] = rows.rejected
         if not rows.rejected:
             with contextlib.suppress(OSError):  # other bad rows of this stage may be in it
-                data.rejects.parent.rmdir()
+                kept.parent.rmdir()
         else:
             send(Event("note", text=f"{rows.rejected} bad rows of {data.name} skipped, kept in {data.rejects.name}"))
         return rows
@@ -137,6 +159,8 @@ def context_of(
         stopping=stopping,
         trust_remote_code=job.trust_remote_code,
         functions=lambda spec: load_function(spec, list(job.code_dirs)),
+        rank=job.rank,
+        ranks=job.ranks,
     )
     return context, rejected
 
@@ -169,43 +193,20 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         rejected=rejected,
         environment=_process_environment(),
+        ended=time.time(),
         **outcome,
     )
 
 
-def child_main(job: Job, channel: Channel) -> None:
-    """Entry of a stage's child process: log to the stage's file, run, send the outcome.
+def die_with_parent() -> None:
+    """Kill this process when the one that asked for it ends, however it ends: nobody is left to take its result.
 
-    SIGTERM asks the stage to save and stop; SIGINT is left to the runner; the process dies with its runner.
+    The parent of a stage in the sense of the system is the warm process, which lives on as long as this one does; so a
+    thread waits for the runner, and Linux is asked to watch the warm process too.
     """
-    _die_with_runner()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("a", buffering=1) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        import pipeline.stages
-
-        pipeline.stages.load_all()
-        outcome = execute(job, channel.send, lambda: bool(asked))
-        if outcome.trace:
-            print(outcome.trace, file=sys.stderr)
-        with contextlib.suppress(BrokenPipeError):
-            channel.send(outcome)
-
-
-def _die_with_runner() -> None:
-    """Kill this process when the runner's ends, however it ends: nobody is left to take its result.
-
-    The parent in the sense of the system is the warm process, which lives on as long as this one does; so a thread
-    waits for the runner, and Linux is asked to watch the warm process too.
-    """
-    runner = multiprocessing.parent_process()
-    if runner is not None:
-        threading.Thread(target=_die_after, args=(runner,), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_after, args=(parent,), daemon=True).start()
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 
@@ -213,8 +214,8 @@ def _die_with_runner() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _die_after(runner: multiprocessing.process.BaseProcess) -> None:
-    runner.join()
+def _die_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

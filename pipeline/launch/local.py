@@ -17,7 +17,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from pipeline.errors import Problem
-from pipeline.launch.job import STOP_SIGNALS, Job, Outcome, child_main
+from pipeline.launch.child import child_main
+from pipeline.launch.job import STOP_SIGNALS, Job, Outcome
 from pipeline.stage import Event
 
 GRACE_S = 60.0

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.ppo.ranks import Ranks
+from pipeline.parallel.ranks import Ranks
 
 _FLOOR = 1e-8
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.ppo.ranks import Ranks
+from pipeline.parallel.ranks import Ranks
 
 
 @dataclass

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import torch
 
+from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.advantage import kl_estimate, old_new_divergence
 from pipeline.ppo.episodes import Episode
 from pipeline.ppo.loss import PolicyLoss, ValueLoss
-from pipeline.ppo.ranks import Ranks
 
 
 def of_rollout(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:

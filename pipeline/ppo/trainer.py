@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.ranks import Ranks
 from pipeline.ppo import measures
 from pipeline.ppo.advantage import gae, kl_estimate, masked_moments, old_new_divergence, token_rewards, whiten
 from pipeline.ppo.control import KLController, ScoreScale
@@ -31,7 +32,6 @@ from pipeline.ppo.episodes import Episode, Prompt, micro_batches, pack, padded
 from pipeline.ppo.guards import Guards
 from pipeline.ppo.loss import policy_loss, value_loss
 from pipeline.ppo.policy import Outputs, Policy
-from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import Engine, prompt_order, roll_out
 from pipeline.ppo.settings import PPOSettings
 

@@ -24,13 +24,6 @@ from pipeline.recipe.schema import NAME_PATTERN, Compute, DataSource, Recipe, St
 from pipeline.stage import KINDS, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")
-_UNAVAILABLE = {
-    "processes": "more than one process is",
-    "nodes": "more than one node is",
-    "zero": "ZeRO is",
-    "offload": "offloading is",
-    "launcher": "other launchers are",
-}
 
 
 class Head(BaseModel):
@@ -173,16 +166,15 @@ class _Building:
         self.problems += problems
         if built is not None:
             self.recipe_compute = node
-            self.unavailable(built, node, "")
+            self.contradictions(built, node, "")
         return built or Compute()
 
-    def unavailable(self, compute: Compute, node: Node, stage: str) -> None:
-        """Refuse what a later version will do; only at the level that asks for it."""
-        for name, only in compute.unavailable():
-            if name in node.mapping:
-                found = f"compute.{name} is {getattr(compute, name)}"
-                remedy = f"{_UNAVAILABLE[name]} not available in this version"
-                self.add(found, f"must be {only}", remedy, where=node.where(name), stage=stage)
+    def contradictions(self, compute: Compute, node: Node, stage: str) -> None:
+        """Refuse settings that exclude one another; only at the level that asks for them."""
+        for name, expected, remedy in compute.contradictions():
+            if node.mapping:
+                found = f"compute.{name} is {str(getattr(compute, name)).lower()}"
+                self.add(found, expected, remedy, where=node.where(name), stage=stage)
 
     def data(self) -> dict[str, DataSource]:
         """Check the data sources and find their files."""
@@ -256,7 +248,7 @@ class _Building:
         built, problems = validate(Compute, merged, stage=name, label="compute")
         self.problems += problems
         if built is not None:
-            self.unavailable(built, own, name)
+            self.contradictions(built, own, name)
         return built or Compute()
 
     def expanded(self, node: Node, stage: str) -> Node:

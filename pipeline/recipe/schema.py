@@ -76,24 +76,43 @@ class Compute(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    processes: int = Field(1, ge=1, description="Processes on each node.")
+    processes: int = Field(1, ge=1, description="Processes on each node; on GPUs one for each.")
     nodes: int = Field(1, ge=1, description="Machines.")
-    zero: int = Field(0, ge=0, le=3, description="ZeRO stage.")
+    zero: int = Field(
+        0, ge=0, le=3, description="ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too."
+    )
     offload: Literal["none", "optimizer", "all"] = Field("none", description="What ZeRO keeps in CPU memory.")
+    fsdp: bool = Field(False, description="Shard weights, gradients and optimizer with FSDP2 instead of ZeRO-3.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
     launcher: Literal["local", "slurm"] = Field("local", description="What starts the processes.")
+    rendezvous: str | None = Field(
+        None, description="HOST:PORT where the machines of `nodes` meet: an address of the first one."
+    )
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Rows a device works on at once; cannot change the result."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; all cores when not given.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device to run on.")
     activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
     checkpoint_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
 
-    def unavailable(self) -> list[tuple[str, str]]:
-        """Return ``(field, only value)`` for settings this version cannot serve yet."""
-        only = {"processes": 1, "nodes": 1, "zero": 0, "offload": "none", "launcher": "local"}
-        return [(name, str(value)) for name, value in only.items() if getattr(self, name) != value]
+    def alone(self) -> Compute:
+        """Return the same for a stage that runs on one process."""
+        one = {"processes": 1, "nodes": 1, "zero": 0, "fsdp": False, "offload": "none"}
+        return self.model_copy(update=one)
+
+    def contradictions(self) -> list[tuple[str, str, str]]:
+        """Return ``(field, expected, remedy)`` of settings that exclude one another."""
+        found = []
+        if self.fsdp and self.zero:
+            found.append(("fsdp", "false with a ZeRO stage", "choose one of the two"))
+        if self.offload != "none" and not self.zero:
+            found.append(("offload", "none without a ZeRO stage", "set compute.zero: 2 or 3"))
+        if self.offload == "all" and 0 < self.zero < 3:
+            found.append(("offload", "optimizer below ZeRO-3", "only ZeRO-3 can keep weights in CPU memory"))
+        if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
+            found.append(("nodes", "1 without a rendezvous", "set compute.rendezvous: HOST:PORT of the first machine"))
+        return found
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("dpo", version=1, config=Config, makes="model")
+@stage("dpo", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on preference pairs."""
     from datasets import Dataset
@@ -94,8 +94,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
-    from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
+    from pipeline.training.batches import Batches, BucketedBatches
+    from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
@@ -128,7 +130,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if dropped:
         ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
     lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
-    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
+    micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
     steps = steps_of(batches, train.epochs, train.max_steps)
     arguments = build_arguments(
@@ -157,7 +159,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), batches
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps)
-    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source)
     accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
     return finish(
         ctx,

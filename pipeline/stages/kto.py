@@ -82,7 +82,7 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("kto", version=1, config=Config, makes="model")
+@stage("kto", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on good and bad rows."""
     from datasets import Dataset
@@ -91,6 +91,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.encode import context_length
@@ -176,7 +177,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.batches, trainer.data_collator = batches, _ungrouped(trainer.data_collator)
     ctx.phase(f"training on {len(encoded):,} rows")
     trained = run_trainer(ctx, trainer, batches, steps)
-    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source)
     last = trained.metrics
     margin = last.get("eval_rewards/margins", last.get("rewards/margins", 0.0))
     return finish(

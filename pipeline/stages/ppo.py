@@ -65,7 +65,7 @@ class Config(RewardFields):
         return problems
 
 
-@stage("ppo", version=1, config=Config, makes="model")
+@stage("ppo", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the policy and keep its best state."""
     from pipeline.models.load import load_tokenizer
@@ -98,8 +98,8 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     """Put models, prompts and rewards together, and check them before anything is trained."""
     from pipeline.models.contract import end_ids
     from pipeline.models.load import load_causal_lm
+    from pipeline.parallel.ranks import Ranks
     from pipeline.ppo.build import build_policy, check_policy
-    from pipeline.ppo.ranks import Ranks
     from pipeline.ppo.trainer import PPOTrainer
     from pipeline.training.arguments import starting_weights
     from pipeline.training.reward_sources import load_rewards

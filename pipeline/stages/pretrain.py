@@ -64,16 +64,18 @@ class Config(StageConfig):
         return problems
 
 
-@stage("pretrain", version=1, config=Config, makes="model")
+@stage("pretrain", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
     from transformers import Trainer, TrainingArguments, set_seed
 
     from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
     from pipeline.models.scratch import build_causal_lm
+    from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import build_arguments, prepare_torch
-    from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
+    from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
+    from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish
     from pipeline.training.loop import run_trainer, steps_of
@@ -99,7 +101,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
         )
     lengths = [len(row["input_ids"]) for row in documents]
-    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
+    micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed, shuffle=train.order == "shuffled")
     steps = steps_of(batches, train.epochs, train.max_steps)
     arguments = build_arguments(
@@ -116,7 +118,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     parameters = sum(p.numel() for p in model.parameters())
     ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     trained = run_trainer(ctx, trainer, batches, steps)
-    save_model(model, tokenizer, ctx.out)
+    whole = whole_model(trainer)
+    if whole is not None:
+        save_model(whole, tokenizer, ctx.out)
     lineage = {"base": "scratch" if config.model is not None else ctx.input("init").fingerprint, "adapters": []}
     return finish(
         ctx,

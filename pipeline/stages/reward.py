@@ -55,7 +55,7 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("reward", version=1, config=Config, makes="reward")
+@stage("reward", version=1, config=Config, makes="reward", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the reward model and write its report on held-out pairs."""
     from datasets import Dataset
@@ -64,9 +64,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_reward_model, load_tokenizer
+    from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
-    from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
+    from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import PairCollator
+    from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
@@ -92,7 +94,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if dropped:
         ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
-    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
+    micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
     steps = steps_of(batches, train.epochs, train.max_steps)
     arguments = build_arguments(
@@ -117,9 +119,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps)
-    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    whole = whole_model(trainer)
+    lineage = save_trained(ctx, whole, tokenizer, source)
     started = time.perf_counter()
-    metrics = _report(ctx, config, trainer.model, tokenizer, held_out) if held_out else {}
+    metrics = _report(ctx, config, whole, tokenizer, held_out) if held_out and whole is not None else {}
     scoring_s = time.perf_counter() - started
     shown = f"{metrics['test_accuracy']:.1%} of held-out pairs" if metrics else "no held-out pairs"
     if "gold_agreement" in metrics:

@@ -51,7 +51,7 @@ class Config(RewardFields):
         return [*self.reward_problems(), *self.train.check()]
 
 
-@stage("rloo", version=1, config=Config, makes="model")
+@stage("rloo", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on its own responses."""
     from datasets import Dataset
@@ -60,6 +60,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import prepare_torch, starting_weights
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer
@@ -100,7 +101,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = prompts.train_rows, batches
     ctx.phase(f"training on {prompts.train:,} prompts")
     trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps))
-    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source)
     return finish(
         ctx,
         trained,

@@ -43,7 +43,7 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("sft", version=1, config=Config, makes="model")
+@stage("sft", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Tune the model on demonstrations."""
     from datasets import Dataset
@@ -52,9 +52,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
-    from pipeline.training.batches import Batches, BucketedBatches, micro_batch_of
+    from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
+    from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
@@ -76,7 +78,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if not encoded:
         raise PipelineError(Problem("no row fits", f"rows of at most {max_length} tokens", "raise train.max_length"))
     lengths = [len(row["input_ids"]) for row in encoded]
-    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], max(lengths))
+    micro_batch = divided(ctx, train.batch_size, max(lengths), "conversations").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
     steps = steps_of(batches, train.epochs, train.max_steps)
     arguments = build_arguments(
@@ -101,7 +103,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} conversations")
     trained = run_trainer(ctx, trainer, batches, steps)
-    lineage = save_trained(ctx, trainer.model, tokenizer, source)
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source)
     return finish(
         ctx,
         trained,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
+from pipeline.parallel.joining import join
 from pipeline.stage import StageContext
+from pipeline.training.distribution import sharding
 from pipeline.training.fields import CommonTrain
 
 Arguments = TypeVar("Arguments")
@@ -38,7 +41,7 @@ def precision_of(ctx: StageContext) -> str:
 
 
 def prepare_torch(ctx: StageContext) -> None:
-    """Give torch as many threads as `compute.threads` asks for (the default is its own), and its fastest matmul."""
+    """Give torch its threads (`compute.threads`; its own number by default) and its fastest matmul; join the others."""
     import torch
 
     from pipeline.models.matmul import use_fastest_matmul
@@ -46,7 +49,10 @@ def prepare_torch(ctx: StageContext) -> None:
     threads = ctx.compute.get("threads")
     if threads:
         torch.set_num_threads(int(threads))
+    elif "LOCAL_WORLD_SIZE" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
     use_fastest_matmul()
+    join(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
 
 
 def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, Any]:
@@ -90,7 +96,7 @@ def build_arguments(
         "output_dir": str(checkpoints_dir(ctx)),
         "per_device_train_batch_size": micro_batch,
         "per_device_eval_batch_size": micro_batch,
-        "gradient_accumulation_steps": train.batch_size // micro_batch,
+        "gradient_accumulation_steps": train.batch_size // (micro_batch * ctx.ranks),
         "max_steps": steps,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler_type,
@@ -100,20 +106,21 @@ def build_arguments(
         "optim": train.optim,
         "seed": ctx.seed,
         "data_seed": ctx.seed,
-        "use_cpu": use_cpu(ctx),
+        "use_cpu": use_cpu(ctx) and not ctx.compute.get("zero"),  # asked for a CPU, accelerate forgets DeepSpeed
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "gradient_checkpointing": bool(ctx.compute.get("activation_checkpointing", False)),
         "logging_steps": logging_steps,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "save_total_limit": 1,
+        "save_total_limit": None,  # older checkpoints go once the new one is whole
         "eval_strategy": "steps" if has_held_out else "no",
         "eval_steps": max(logging_steps, -(-steps // 4)),
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": not use_cpu(ctx),
         "remove_unused_columns": False,
+        **sharding(ctx, precision),
     }
     values.update(train.passthrough())
     values.update(fixed)

@@ -24,6 +24,8 @@ WINDOW_BATCHES = 16
 class Batches(Sampler[list[int]]):
     """Yields the micro-batches of an epoch, row numbers each; a pure function of its fields and the epoch.
 
+    With several processes each takes every n-th micro-batch; together they take the same optimizer steps as one.
+
     Attributes:
         lengths: tokens of each row.
         batch_size: rows per optimizer step.
@@ -118,7 +120,7 @@ class BucketedBatches(KeepsSums):
         """Return a loader over `train_rows` in the order of `batches`."""
         loader = DataLoader(
             _ListDataset(self.train_rows),
-            batch_sampler=self.batches,
+            batch_sampler=_MicroBatches(self.batches),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -130,6 +132,22 @@ class BucketedBatches(KeepsSums):
         """Write nothing: the artifact has its own card."""
 
 
+class _MicroBatches(Sampler[list[int]]):
+    """Batches as accelerate deals them out to processes in turn; it reads their size and their epoch off attributes."""
+
+    drop_last = True
+
+    def __init__(self, batches: Any) -> None:
+        self.sampler = batches
+        self.batch_size: int = batches.micro_batch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.sampler)
+
+
 class _ListDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
         self.rows = rows
@@ -139,19 +157,3 @@ class _ListDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
-
-
-def micro_batch_of(batch_size: int, asked: int | str, longest: int, token_budget: int = 16_384) -> int:
-    """Return rows per forward: what was asked, or the largest divisor of the batch within ``token_budget`` tokens.
-
-    Args:
-        batch_size: rows per optimizer step.
-        asked: `compute.micro_batch`, a number or ``auto``.
-        longest: tokens of the longest row.
-        token_budget: tokens per forward that ``auto`` allows.
-    """
-    if isinstance(asked, int):
-        fitting = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= asked]
-        return max(fitting)
-    fitting = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and n * longest <= token_budget]
-    return max(fitting, default=1)

@@ -10,11 +10,17 @@ from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.training.loop import Trained
 
 
-def save_trained(ctx: StageContext, model: Any, tokenizer: Any, source: ResolvedInput) -> dict[str, Any]:
+def save_trained(ctx: StageContext, model: Any | None, tokenizer: Any, source: ResolvedInput) -> dict[str, Any]:
     """Save a trained model, an adapter merged into its weights and also beside them; return its lineage.
 
     The artifact of an adapter holds whole weights, so the next stage reads it like any other, and the adapter alone
     in `adapter/`. Its parent's adapters are in the base already: none is lost, none is applied twice.
+
+    Args:
+        ctx: of the stage.
+        model: with all its weights (`whole_model`); None on all processes but the first.
+        tokenizer: saved beside it.
+        source: what the stage started from.
     """
     from peft import PeftModel
 
@@ -25,7 +31,8 @@ def save_trained(ctx: StageContext, model: Any, tokenizer: Any, source: Resolved
     adapters = list(before.get("adapters", []))
     if isinstance(model, PeftModel):
         adapters.append(f"{ctx.name} on {source.name}@{source.fingerprint[:12]}")
-    save_model(model, tokenizer, ctx.out)
+    if model is not None:
+        save_model(model, tokenizer, ctx.out)
     return {"base": base, "parent": source.fingerprint, "adapters": adapters}
 
 

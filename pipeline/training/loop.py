@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,13 +18,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.parallel.ranks import any_rank
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
 from pipeline.training.batches import Batches
-from pipeline.training.sums import SUMS_FILE, restore_sums
-
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", SUMS_FILE)
-"""Files a whole checkpoint holds beside its weights; the trainer writes `trainer_state.json` last."""
+from pipeline.training.checkpoints import newest_checkpoint, step_of
+from pipeline.training.distribution import check_distribution
+from pipeline.training.sums import restore_sums
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ def run_trainer(ctx: StageContext, trainer: Any, batches: CountsTokens, steps: i
         Interrupted: asked to stop; a checkpoint was saved.
         PipelineError: the loss is not finite.
     """
+    check_distribution(ctx, trainer)
     checkpoint = newest_checkpoint(checkpoints_dir(ctx))
     clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)
     for silent in (PrinterCallback, ProgressCallback):
@@ -69,7 +69,7 @@ def run_trainer(ctx: StageContext, trainer: Any, batches: CountsTokens, steps: i
     every_s = float(ctx.compute.get("checkpoint_every_s", 30.0))
     trainer.add_callback(Watcher(ctx, clock, every_s, begin=lambda: restore_sums(trainer, checkpoint)))
     if checkpoint is not None:
-        ctx.note(f"resumes at step {checkpoint.name.removeprefix('checkpoint-')} of {steps}")
+        ctx.note(f"resumes at step {step_of(checkpoint)} of {steps}")
     clock.start()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = clock.total()
@@ -99,7 +99,7 @@ class SessionClock:
         return self.before + time.perf_counter() - self.started
 
     def save(self) -> None:
-        """Keep the seconds so far; called with each checkpoint."""
+        """Keep the seconds so far; called with each checkpoint by the first process."""
         part = self.file.with_suffix(".part")
         part.write_text(json.dumps({"seconds": self.total()}), encoding="utf-8")
         part.replace(self.file)
@@ -138,7 +138,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             if self.ctx.stopping():
                 control.should_save = True
                 control.should_training_stop = True
-            elif now - self.saved_at > self.every_s:
+            elif any_rank(now - self.saved_at > self.every_s):  # all save together
                 control.should_save = True
 
     def on_log(
@@ -177,29 +177,8 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember when the last checkpoint was saved."""
         self.saved_at = time.perf_counter()
-        self.clock.save()
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint in ``folder`` and remove those a kill left half written."""
-    whole: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        if _is_whole(path):
-            whole.append((int(path.name.rpartition("-")[2]), path))
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    return max(whole)[1] if whole else None
-
-
-def _is_whole(path: Path) -> bool:
-    files = [path / name for name in CHECKPOINT_FILES] + list(path.glob("*.safetensors"))
-    if len(files) == len(CHECKPOINT_FILES) or not all(file.is_file() and file.stat().st_size for file in files):
-        return False
-    try:
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return False
-    return True
+        if self.ctx.is_first:
+            self.clock.save()
 
 
 def _timeless(row: Mapping[str, Any]) -> dict[str, float]:

@@ -16,9 +16,11 @@ from torch.utils.data import Sampler
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.load import source_of
+from pipeline.parallel.ranks import Ranks
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import build_arguments
-from pipeline.training.batches import BucketedBatches, micro_batch_of
+from pipeline.training.batches import BucketedBatches
+from pipeline.training.distribution import divided
 from pipeline.training.encode import context_length, encode_prompt
 from pipeline.training.loop import Trained
 from pipeline.training.on_policy_fields import OnPolicyTrain
@@ -26,7 +28,7 @@ from pipeline.training.reward_sources import RewardSources, Sample, Scorer
 
 Arguments = TypeVar("Arguments")
 
-ROLLOUTS_FILE = "rollouts.pt"
+ROLLOUTS_FILE = "rollouts-{rank}-of-{count}.pt"
 """Responses sampled and not yet learned from, in a checkpoint."""
 
 
@@ -124,9 +126,10 @@ class PromptBatches(Sampler[list[int]]):
     shuffle: bool = True
     epoch: int = field(default=0)
 
-    def __post_init__(self) -> None:
-        """Say what a loader may ask."""
-        self.drop_last = True
+    @property
+    def micro_batch(self) -> int:
+        """Rows that are yielded at a time."""
+        return self.responses
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch whose order is yielded next."""
@@ -175,7 +178,7 @@ class OnPolicy(BucketedBatches):
         if self.batches.repeats > self.args.gradient_accumulation_steps:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            torch.save(self._buffered_inputs, folder / ROLLOUTS_FILE)
+            torch.save(self._buffered_inputs, folder / _rollouts_file())
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -183,9 +186,14 @@ class OnPolicy(BucketedBatches):
         if checkpoint is None:
             return
         self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
-        kept = Path(checkpoint) / ROLLOUTS_FILE
+        kept = Path(checkpoint) / _rollouts_file()  # another number of processes samples anew
         if kept.is_file():
             self._buffered_inputs = torch.load(kept, map_location=self.args.device, weights_only=True)
+
+
+def _rollouts_file() -> str:
+    ranks = Ranks.current()
+    return ROLLOUTS_FILE.format(rank=ranks.index, count=ranks.count)
 
 
 def on_policy_arguments(
@@ -203,7 +211,7 @@ def on_policy_arguments(
         PipelineError: there are fewer prompts than one batch needs.
     """
     longest = max(map(len, prompts.prompt_ids)) + train.max_new_tokens
-    micro_batch = micro_batch_of(train.batch_size, ctx.compute["micro_batch"], longest)
+    micro_batch = divided(ctx, train.batch_size, longest, "responses").micro_batch
     at_once, revision = train.responses_at_once, source_of(source).revision
     shuffle = bool(train.passthrough().get("shuffle_dataset", True))
     batches = PromptBatches(

@@ -10,11 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-SUMS_FILE = "running_sums.json"
+from pipeline.parallel.ranks import Ranks
+from pipeline.training.checkpoints import mark_whole
+
+SUMS_FILE = "running_sums-{rank}.json"
+"""One for each process."""
 
 
 class KeepsSums:
-    """Mixin for a trainer: its running sums go into every checkpoint, before the file that makes it whole."""
+    """Mixin for a trainer: its running sums go into every checkpoint, which is then declared whole."""
 
     args: Any
     state: Any
@@ -22,8 +26,10 @@ class KeepsSums:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SUMS_FILE).write_text(json.dumps(sums_of(self)), encoding="utf-8")
+        file = folder / SUMS_FILE.format(rank=Ranks.current().index)
+        file.write_text(json.dumps(sums_of(self)), encoding="utf-8")
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        mark_whole(folder)
 
 
 def sums_of(trainer: Any) -> dict[str, Any]:
@@ -38,17 +44,25 @@ def sums_of(trainer: Any) -> dict[str, Any]:
 
 
 def restore_sums(trainer: Any, checkpoint: Path | None) -> None:
-    """Give a trainer that has just reset itself the sums of a checkpoint; nothing without one."""
+    """Give a trainer that has just reset itself the sums of a checkpoint; nothing without one.
+
+    A process gets its own sums, one of a run with another number of processes their mean: that is what is logged.
+    """
     if checkpoint is None:
         return
-    kept = json.loads((checkpoint / SUMS_FILE).read_text(encoding="utf-8"))
-    trainer._tr_loss += kept["loss"]
-    trainer._total_loss_scalar = kept["logged_loss"]
-    trainer._globalstep_last_logged = kept["last_logged"]
-    for name, values in kept["metrics"].items():
+    kept = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(checkpoint.glob(SUMS_FILE.format(rank="*")))
+    ]
+    ranks = Ranks.current()
+    own = kept[ranks.index] if len(kept) == ranks.count else kept[0]
+    same = len(kept) == ranks.count
+    trainer._tr_loss += own["loss"] if same else sum(one["loss"] for one in kept) / len(kept)
+    trainer._total_loss_scalar = own["logged_loss"]
+    trainer._globalstep_last_logged = own["last_logged"]
+    for name, values in own["metrics"].items():
         _metrics(trainer)[name] = list(values)
     if hasattr(trainer, "_total_train_tokens"):
-        trainer._total_train_tokens = kept["tokens"]
+        trainer._total_train_tokens = own["tokens"]
 
 
 def _metrics(trainer: Any) -> dict[str, list[float]]:

@@ -149,6 +149,8 @@ def test_compute_stays_out_but_for_a_precision_that_is_asked_for(kind: str) -> N
         "nodes": 2,
         "zero": 3,
         "offload": "all",
+        "fsdp": True,
+        "rendezvous": "first:29500",
         "launcher": "slurm",
         "micro_batch": 2,
         "threads": 3,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from ppo_world import gradients, largest_difference, policy_of, prepared, trainer_of, weights
 
+from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.advantage import gae, kl_estimate, masked_moments, token_rewards, whiten
 from pipeline.ppo.episodes import Episode
-from pipeline.ppo.ranks import Ranks
 
 NAN = math.nan
 

@@ -20,8 +20,8 @@ from ppo_world import (
 )
 
 from pipeline.errors import PipelineError
+from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.episodes import Prompt
-from pipeline.ppo.ranks import Ranks
 
 CASES: dict[str, dict[str, Any]] = {
     # Adam's epsilon keeps it from dividing rounding by rounding where a gradient is zero.

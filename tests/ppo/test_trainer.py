@@ -25,10 +25,10 @@ from ppo_world import (
     without_seconds,
 )
 
+from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.episodes import Episode, MicroBatch, pack
 from pipeline.ppo.measures import UpdateSums, of_rollout
-from pipeline.ppo.ranks import Ranks
 from pipeline.ppo.rollout import prompt_order
 
 

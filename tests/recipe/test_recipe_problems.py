@@ -165,13 +165,17 @@ BAD: dict[str, tuple[str, str]] = {
         TUNE.replace("path: pairs.jsonl", "path: pairs.jsonl, held_out: 1"),
         "r.yaml:2: data.pairs.held_out is 1, must be < 1",
     ),
-    "compute of a later version": (
-        GOOD_BASE + "compute:\n  processes: 4\n",
-        "r.yaml:4: compute.processes is 4, must be 1; more than one process is not available in this version",
+    "machines without a place to meet": (
+        GOOD_BASE + "compute:\n  nodes: 4\n",
+        "r.yaml:4: compute.nodes is 4, 1 without a rendezvous; set compute.rendezvous: HOST:PORT of the first machine",
     ),
     "compute of a stage": (
-        "stages:\n  b: {kind: base, compute: {zero: 3}}\n",
-        "r.yaml:2 stage b: compute.zero is 3, must be 0; ZeRO is not available in this version",
+        "stages:\n  b: {kind: base, compute: {zero: 3, fsdp: true}}\n",
+        "r.yaml:2 stage b: compute.fsdp is true, false with a ZeRO stage; choose one of the two",
+    ),
+    "weights in CPU memory below ZeRO-3": (
+        GOOD_BASE + "compute: {zero: 2, offload: all}\n",
+        "r.yaml:3: compute.offload is all, optimizer below ZeRO-3; only ZeRO-3 can keep weights in CPU memory",
     ),
     "union": (
         GOOD_BASE + "compute: {micro_batch: big}\n",
@@ -221,7 +225,7 @@ def test_all_problems_come_in_one_go_ordered_by_line(write: Callable[..., Path])
         "    data: pears\n"
         "    train: {beta: 0, bogus: 1, seed: 3, learning_rate: x}\n"
         "  ok: {kind: base}\n"
-        "compute: {processes: 2}\n"
+        "compute: {offload: all}\n"
     )
     recipe, problems = inspect("r.yaml")
     assert [p.where for p in problems] == [f"r.yaml:{n}" for n in (1, 3, 5, 6, 8, 9, 9, 9, 9, 11)]
@@ -235,7 +239,7 @@ def test_all_problems_come_in_one_go_ordered_by_line(write: Callable[..., Path])
         "unknown key `bogus`",
         "`seed` is decided by trueup",
         "train.learning_rate is 'x'",
-        "compute.processes is 2",
+        "compute.offload is all",
     ]
     assert (set(recipe.stages), recipe.broken) == ({"ok"}, frozenset({"b", "t"}))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.training.batches import WINDOW_BATCHES, Batches, micro_batch_of
+from pipeline.training.batches import WINDOW_BATCHES, Batches
 
 LENGTHS = [5, 9, 2, 7, 7, 3, 8, 1, 6, 4, 2]
 
@@ -141,23 +141,3 @@ def test_a_loader_that_skips_batches_yields_the_rest_of_the_same_epoch() -> None
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 8 rows does not divide into micro-batches of 3"):
         Batches([1] * 8, 8, 3, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "asked", "longest", "expected"),
-    [
-        (16, 4, 10, 4),
-        (16, 5, 10, 4),  # the largest divisor of 16 that is at most 5
-        (16, 100, 10, 16),
-        (12, 8, 10, 6),
-        (7, 3, 10, 1),
-        (16, "auto", 1024, 16),  # 16 × 1,024 = 16,384: exactly the budget
-        (16, "auto", 1025, 8),
-        (16, "auto", 20_000, 1),  # one row is more than the budget: there is no less than one
-        (12, "auto", 4000, 4),  # 4 × 4,000 = 16,000; 6 would be 24,000
-    ],
-)
-def test_micro_batch_divides_the_batch_within_what_is_allowed(
-    batch_size: int, asked: int | str, longest: int, expected: int
-) -> None:
-    assert micro_batch_of(batch_size, asked, longest) == expected

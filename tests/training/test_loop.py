@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,62 +14,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.stage import Event
 from pipeline.training.batches import Batches
-from pipeline.training.loop import CHECKPOINT_FILES, SessionClock, Watcher, _best, _final, newest_checkpoint, steps_of
+from pipeline.training.loop import SessionClock, Watcher, _best, _final, steps_of
 from pipeline.training.loop import _timeless as timeless
 from pipeline.training.sums import restore_sums, sums_of
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    def make(step: int, *, without: str = "", empty: str = "", state: str = "{}") -> Path:
-        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        for name in (*CHECKPOINT_FILES, "model.safetensors"):
-            text = "" if name == empty else state if name == "trainer_state.json" else "x"
-            if name != without:
-                (folder / name).write_text(text)
-        return folder
-
-    return make
-
-
-def test_the_newest_whole_checkpoint_is_by_step_not_by_name(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
-    checkpoint(9)
-    newest = checkpoint(100)
-    checkpoint(20)
-    assert newest_checkpoint(tmp_path / "checkpoints") == newest
-
-
-@pytest.mark.parametrize("missing", [*CHECKPOINT_FILES, "model.safetensors"])
-def test_a_half_written_checkpoint_is_ignored_and_removed(
-    tmp_path: Path, checkpoint: Callable[..., Path], missing: str
-) -> None:
-    whole, half = checkpoint(10), checkpoint(20, without=missing)
-    assert newest_checkpoint(tmp_path / "checkpoints") == whole
-    assert not half.exists()
-
-
-@pytest.mark.parametrize("empty", [*CHECKPOINT_FILES, "model.safetensors"])
-def test_a_checkpoint_with_an_empty_file_is_removed(
-    tmp_path: Path, checkpoint: Callable[..., Path], empty: str
-) -> None:
-    """A machine that lost its power may have the names on its disk without their content."""
-    whole, half = checkpoint(10), checkpoint(20, empty=empty)
-    assert newest_checkpoint(tmp_path / "checkpoints") == whole
-    assert not half.exists()
-
-
-@pytest.mark.parametrize("state", ["", '{"global_step": 2'])
-def test_a_checkpoint_whose_last_file_was_cut_off_is_removed(
-    tmp_path: Path, checkpoint: Callable[..., Path], state: str
-) -> None:
-    half = checkpoint(20, state=state)
-    assert newest_checkpoint(tmp_path / "checkpoints") is None
-    assert not half.exists()
-
-
-def test_no_checkpoints_is_no_checkpoint(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "never made") is None
 
 
 def test_seconds_of_all_sessions_add_up_and_a_fresh_start_forgets(tmp_path: Path) -> None:
@@ -184,7 +130,7 @@ def test_running_sums_survive_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     before = trainer(0.1)
     before._total_loss_scalar, before._globalstep_last_logged, before._total_train_tokens = 1 / 3, 4, 77
     before._metrics["train"] = {"accuracy": [0.1, 0.25]}
-    (tmp_path / "running_sums.json").write_text(json.dumps(sums_of(before)))
+    (tmp_path / "running_sums-0.json").write_text(json.dumps(sums_of(before)))
     after = trainer(0.0)
     restore_sums(after, tmp_path)
     assert vars(after) == vars(before)

@@ -6,6 +6,7 @@ stop) goes through here, so that the number of processes does not change the res
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,11 @@ class Ranks:
         dist.all_reduce(tensor)
         return tuple(tensor.tolist())
 
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
     def largest(self, value: float) -> float:
         """Return the largest of one value of each process."""
         if self.count == 1:
@@ -78,3 +84,23 @@ class Ranks:
     def mine(self, items: list[Any]) -> list[Any]:
         """Return this process's share of a list: every ``count``-th item."""
         return items[self.index :: self.count]
+
+
+def any_rank(flag: bool) -> bool:
+    """Return whether any process says so; every process gets the same answer to the same call.
+
+    Goes through the CPU, beside whatever the devices do.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return flag
+    tensor = torch.tensor([float(flag)])
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_control_group())
+    return bool(tensor)
+
+
+@functools.cache
+def _control_group() -> Any:
+    """Return a group that talks through the CPU; the default one when it does."""
+    if dist.get_backend() == "gloo":
+        return None
+    return dist.new_group(backend="gloo")

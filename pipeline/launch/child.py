@@ -1,0 +1,39 @@
+"""The entry of a stage's child process: it runs the stage, or the agent of the processes that run it together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+from pipeline.launch.job import STOP_SIGNALS, Channel, Job, die_with_parent, execute
+
+
+def child_main(job: Job, channel: Channel) -> None:
+    """Entry of a stage's child process: log to the stage's file, run, send the outcome.
+
+    SIGTERM asks the stage to save and stop; SIGINT is left to the runner; the process dies with its runner.
+    """
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a", buffering=1) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        import pipeline.stages
+
+        pipeline.stages.load_all()
+        if job.is_distributed:
+            from pipeline.launch.ranks import run_ranks
+
+            outcome = run_ranks(job, channel, lambda: bool(asked))
+        else:
+            outcome = execute(job, channel.send, lambda: bool(asked))
+        if outcome.trace:
+            print(outcome.trace, file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            channel.send(outcome)

@@ -1,0 +1,152 @@
+"""One stage in several processes: torch's elastic agent starts them, watches them, and stops all when one breaks.
+
+The agent runs in the stage's child process (`job.py`); every rank is a process of its own. Ranks talk to the agent
+through files in the stage's scratch folder, so that it does not matter on which machine rank 0 is:
+
+    events.jsonl      what rank 0 tells the runner, followed by the agent
+    outcome-N.json    how rank N ended
+    stop              there once the run was asked to stop; the ranks agree on the step to stop at
+
+Knows nothing of what a stage does, or of how it shards weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pipeline.errors import Problem
+from pipeline.launch.following import Deaths, Folder, Follower
+from pipeline.launch.job import STOP_SIGNALS, Channel, Job, Outcome, die_with_parent, execute
+from pipeline.parallel.ranks import any_rank
+from pipeline.stage import Event
+
+RENDEZVOUS_S = 900
+"""Seconds the machines of a run have to find one another."""
+
+
+def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
+    """Run a job's ranks on this machine and return how they ended; never raises.
+
+    Args:
+        job: with more than one process, or with sharding.
+        channel: to the runner.
+        asked: whether the run was asked to stop.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the agent must not touch the device before the fork
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    started = time.perf_counter()
+    folder = Folder(job.work / "ranks" / str(job.node_rank))
+    shutil.rmtree(folder.path, ignore_errors=True)
+    folder.path.mkdir(parents=True)
+    follower = Follower(folder, channel.send, asked)
+    follower.start()
+    failure: Problem | None = None
+    try:
+        elastic_launch(_launch_config(job, folder), rank_main)(job)
+    except ChildFailedError:
+        failure = Problem("its processes broke")
+    except Exception as error:  # the agent itself broke: the other machines were not found, a port was taken
+        failure = Problem(f"its processes could not be started: {_one_line(error)}")
+    finally:
+        follower.finish()
+    return _outcome(job, folder, follower.deaths, failure, time.perf_counter() - started)
+
+
+def rank_main(job: Job) -> None:
+    """Be one rank: log to a file of its own, run the stage, leave the outcome; a failure ends the process with 1."""
+    die_with_parent()
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    folder = Folder(job.work / "ranks" / str(job.node_rank))
+    folder.pid(local).write_text(str(os.getpid()), encoding="utf-8")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    log = job.log if rank == 0 else job.log.with_suffix(f".rank{rank}.log")
+    with log.open("a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        import pipeline.stages
+
+        pipeline.stages.load_all()
+        own = replace(job, rank=rank, out=job.out if rank == 0 else job.work / "ranks" / f"out-{rank}")
+        own.out.mkdir(parents=True, exist_ok=True)
+        outcome = execute(own, folder.tell if rank == 0 else _tell_nobody, _stopping(folder, asked))
+        if outcome.trace:
+            print(outcome.trace, file=sys.stderr, flush=True)
+        folder.leave(local, outcome)
+        if outcome.result is None and not outcome.stopped:
+            os._exit(1)  # at once: the others may be waiting in a collective, and so might a destructor here
+
+
+def _stopping(folder: Folder, asked: list[int]) -> Callable[[], bool]:
+    """Return what tells the stage to stop: all ranks get the same answer to the same call."""
+    return lambda: any_rank(bool(asked) or folder.stop.exists())
+
+
+def _tell_nobody(event: Event) -> None:
+    """Rank 0 speaks for all."""
+
+
+def _launch_config(job: Job, folder: Folder) -> Any:
+    """Return the agent's configuration: one machine finds itself, several meet at `compute.rendezvous`."""
+    import torch
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    nodes = int(job.compute["nodes"])
+    return LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=int(job.compute["processes"]),
+        run_id=f"{job.name}-{job.fingerprint[:12]}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0" if nodes == 1 else str(job.compute["rendezvous"]),
+        rdzv_configs={"timeout": RENDEZVOUS_S, **({"is_host": job.node_rank == 0} if nodes > 1 else {})},
+        max_restarts=0,
+        monitor_interval=0.1,
+        # A fork of this process has the libraries already; where there is CUDA they may have started a driver.
+        start_method="fork" if torch.version.cuda is None else "spawn",
+        local_addr="localhost" if nodes == 1 else None,
+        signals_to_handle="SIGQUIT",  # a wish to stop goes to the ranks through a file
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder.path)),
+    )
+
+
+def _outcome(job: Job, folder: Folder, deaths: Deaths, failure: Problem | None, seconds: float) -> Outcome:
+    """Join what the ranks of this machine left: the first one's result, or the first one's failure."""
+    outcomes = {rank: outcome for rank in range(int(job.compute["processes"])) if (outcome := folder.read(rank))}
+    broken = [rank for rank, outcome in outcomes.items() if outcome.result is None and not outcome.stopped]
+    peak = max((outcome.peak_memory_mib for outcome in outcomes.values()), default=0.0)
+    dead = deaths.first_by_signal()
+    if dead is not None and not deaths.was_before(dead, broken):
+        dead = None
+    if dead is not None:
+        return Outcome(problems=(_killed(dead, deaths.codes[dead], job),), seconds=seconds, peak_memory_mib=peak)
+    if broken:
+        first = min(broken, key=lambda rank: outcomes[rank].ended)
+        problems = tuple(replace(p, found=f"rank {first}: {p.found}") for p in outcomes[first].problems)
+        return replace(outcomes[first], problems=problems, seconds=seconds, peak_memory_mib=peak)
+    if 0 in outcomes and failure is None:
+        return replace(outcomes[0], seconds=seconds, peak_memory_mib=peak)
+    return Outcome(problems=(failure or Problem("its processes ended without a word"),), seconds=seconds)
+
+
+def _killed(rank: int, code: int, job: Job) -> Problem:
+    hint = "the system may have run out of memory" if code == -signal.SIGKILL else f"details in {job.log}"
+    return Problem(f"rank {rank} was killed by signal {-code}", remedy=f"{hint}; run again to resume")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,1 @@
+"""How the processes of a stage share its work: batches divided, weights sharded, figures summed."""

@@ -1,0 +1,60 @@
+"""A trainer spread over processes: its batch divided, its state sharded, and a check that it really is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.deepspeed import deepspeed_config
+from pipeline.parallel.division import Division, divide
+from pipeline.stage import StageContext
+
+
+def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> Division:
+    """Cut a batch for the stage's processes, and say how where there is something to say.
+
+    Raises:
+        PipelineError: it does not divide.
+    """
+    division = divide(batch_size, ctx.compute["micro_batch"], longest, ctx.ranks, **options)
+    if division.processes > 1 or division.accumulation > 1:
+        ctx.note(division.sentence(what, longest))
+    return division
+
+
+def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
+    """Return the fields that have a trainer of transformers share its work and shard its state."""
+    joined = "RANK" in os.environ
+    fields = {"accelerator_config": {"use_configured_state": joined}, "ddp_find_unused_parameters": False}
+    if ctx.compute.get("zero"):
+        return {**fields, "deepspeed": deepspeed_config(ctx.compute, precision)}
+    if ctx.compute.get("fsdp"):
+        config = {"fsdp_version": 2, "reshard_after_forward": True}
+        return {**fields, "fsdp": "full_shard auto_wrap", "fsdp_config": config}
+    return fields
+
+
+def check_distribution(ctx: StageContext, trainer: Any) -> None:
+    """Refuse to train when the trainer is not spread as `compute` says.
+
+    accelerate falls back to plain data parallelism, or to one process, without a word where it cannot do what is asked.
+
+    Raises:
+        PipelineError: it did.
+    """
+    accelerator = trainer.accelerator
+    kind = str(accelerator.distributed_type).rpartition(".")[2]
+    zero, fsdp = ctx.compute.get("zero"), ctx.compute.get("fsdp")
+    wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
+    if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks:
+        return
+    asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
+    raise PipelineError(
+        Problem(
+            f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",
+            "what was asked for",
+            "FSDP2 through accelerate needs a GPU: use compute.zero: 3 on a CPU" if fsdp else "see `trueup doctor`",
+            stage=ctx.name,
+        )
+    )
