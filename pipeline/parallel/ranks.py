@@ -44,20 +44,20 @@ class Ranks:
         if self.count == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=_control_group())
         return tuple(tensor.tolist())
 
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
-            dist.barrier()
+            dist.barrier(group=_control_group())
 
     def largest(self, value: float) -> float:
         """Return the largest of one value of each process."""
         if self.count == 1:
             return value
         tensor = torch.tensor([value], dtype=torch.float64)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_control_group())
         return float(tensor)
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -78,7 +78,7 @@ class Ranks:
         if self.count == 1:
             return items
         found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, items)
+        dist.all_gather_object(found, items, group=_control_group())
         return [item for part in found for item in part]
 
     def mine(self, items: list[Any]) -> list[Any]:
@@ -87,20 +87,13 @@ class Ranks:
 
 
 def any_rank(flag: bool) -> bool:
-    """Return whether any process says so; every process gets the same answer to the same call.
-
-    Goes through the CPU, beside whatever the devices do.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return flag
-    tensor = torch.tensor([float(flag)])
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_control_group())
-    return bool(tensor)
+    """Return whether any process says so; every process gets the same answer to the same call."""
+    return bool(Ranks.current().largest(float(flag)))
 
 
 @functools.cache
 def _control_group() -> Any:
-    """Return a group that talks through the CPU; the default one when it does."""
+    """Return a group that talks through the CPU, beside whatever the devices do; the default one when it does."""
     if dist.get_backend() == "gloo":
         return None
     return dist.new_group(backend="gloo")

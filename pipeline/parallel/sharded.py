@@ -30,10 +30,10 @@ def whole_model(trainer: Any) -> Any | None:
     if not is_sharded(trainer):
         return trainer.model if first else None
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return _rebuilt(trainer.model, state) if first else None
+    return rebuilt(trainer.model, state) if first else None
 
 
-def _rebuilt(model: Any, state: dict[str, torch.Tensor]) -> Any:
+def rebuilt(model: Any, state: dict[str, torch.Tensor]) -> Any:
     """Return a model of the same make on the CPU, filled with ``state``."""
     unset_hf_deepspeed_config()  # with ZeRO-3 in force a new model would be dealt out to processes that are not here
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model

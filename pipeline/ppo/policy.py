@@ -18,7 +18,7 @@ Shapes: B rows, T positions, N response tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from pipeline.models.positions import hidden_at, logits_at
+from pipeline.models.positions import decoder_of, hidden_at, logits_at
 from pipeline.ppo.episodes import MicroBatch
 
 
@@ -69,6 +69,20 @@ class ValueModel(nn.Module):
         return values_N
 
 
+class Whole(nn.Module):
+    """Policy, value function and reference as one module: what an engine that shards weights is put around."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.model, self.value = policy.model, policy.value
+        if policy.reference is not None:
+            self.reference = policy.reference
+
+    def forward(self, run: Callable[[], Any]) -> Any:
+        """Run something that calls these models, inside the engine's own forward pass."""
+        return run()
+
+
 @dataclass
 class Policy:
     """Policy, value function and reference.
@@ -96,12 +110,28 @@ class Policy:
                 without_dropout(module)
         if self.reference is not None:
             self.reference.requires_grad_(False).eval()
+        self.whole = Whole(self)
+        self._through: Any = self.whole
         self._upper: Any | None = None
         self._lower: Any | None = None
         if self.cut is not None:
             plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             self._upper = _with_layers(plain, start=self.cut)
             self._lower = _with_layers(plain, stop=self.cut)
+
+    def through(self, engine: Any) -> None:
+        """Let every call of a model go through an engine around `whole`, which may hold weights in parts."""
+        self._through = engine
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Do something that calls the models, through the engine."""
+        return self._through(work)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the layers of all decoders: what is gathered together when weights lie in parts."""
+        decoders = [decoder_of(model) for model in (self.model, self.reference) if model is not None]
+        decoders += [self.value.trunk] if isinstance(self.value, ValueModel) else []
+        return [layer for decoder in decoders for layer in getattr(decoder, "layers", getattr(decoder, "h", []))]
 
     @property
     def device(self) -> torch.device:
@@ -119,38 +149,43 @@ class Policy:
         """Weights of the value function."""
         return list(self.value.parameters())
 
-    def trained_tensors(self) -> dict[str, Tensor]:
+    def trained(self) -> dict[str, nn.Parameter]:
         """Return everything that is trained, by name: what a checkpoint keeps."""
         named = {f"policy.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
-        named |= {f"value.{name}": p for name, p in self.value.named_parameters()}
-        return {name: parameter.detach() for name, parameter in named.items()}
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `trained_tensors` returned."""
-        own = self.trained_tensors()
-        if set(own) != set(tensors):
-            raise ValueError(f"checkpoint has other weights: {sorted(set(own) ^ set(tensors))[:3]}")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        return named | {f"value.{name}": p for name, p in self.value.named_parameters()}
 
     def forward(
         self, batch: MicroBatch, *, values: bool = True, entropy: bool = False, entropy_gradient: bool = True
     ) -> Outputs:
         """Run policy and value function over a micro-batch."""
+        return Outputs(*self.run(lambda: self._forward(batch, values, entropy, entropy_gradient)))
+
+    def _forward(
+        self, batch: MicroBatch, values: bool, entropy: bool, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         logits_NV, hidden_NH = self._head(self.model, self._upper, batch)
         logp_N = log_probabilities(logits_NV, batch.targets_N, self.temperature)
         entropy_N = None
         if entropy:
             with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
                 entropy_N = entropy_of(logits_NV, self.temperature)
-        return Outputs(logp_N, self._values(batch, hidden_NH) if values else None, entropy_N)
+        return logp_N, self._values(batch, hidden_NH) if values else None, entropy_N
+
+    def nothing(self) -> Tensor:
+        """Return a zero that every trained weight has a (zero) gradient of."""
+        return torch.stack([parameter.sum() for parameter in self.trained().values()]).sum() * 0.0
 
     def reference_logp(self, batch: MicroBatch) -> Tensor:
         """Return log-probabilities of the response tokens under the reference, shape (N,)."""
         with torch.no_grad(), self._as_reference():
             model = self.model if self.reference is None else self.reference
-            logits_NV, _ = self._head(model, self._upper, batch)
-            return log_probabilities(logits_NV, batch.targets_N, self.temperature)
+
+            def scored() -> Tensor:
+                logits_NV, _ = self._head(model, self._upper, batch)
+                return log_probabilities(logits_NV, batch.targets_N, self.temperature)
+
+            logp_N: Tensor = self.run(scored)
+            return logp_N
 
     def lower_states(self, ids_BT: Tensor) -> Tensor:
         """Return what the frozen lower layers make of the tokens, shape (B, T, H)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,7 +16,6 @@ import torch
 
 from pipeline.models.decode import decode
 from pipeline.ppo.episodes import Episode, Prompt
-from pipeline.ppo.policy import Policy
 
 EngineName = Literal["batched", "generate"]
 
@@ -121,7 +121,7 @@ def prompt_order(count: int, start: int, number: int, seed: int) -> list[int]:
 
 
 def roll_out(
-    policy: Policy,
+    sampling: AbstractContextManager[Any],
     engine: Engine,
     prompts: Sequence[tuple[int, Prompt]],
     *,
@@ -132,18 +132,17 @@ def roll_out(
     """Sample one response per prompt.
 
     Args:
-        policy: samples.
+        sampling: gives the model to sample from, whole, an adapter folded in.
         engine: how.
         prompts: with their places in the whole rollout.
         seed: of this rollout.
         eos_ids: tokens that end a response.
         decode_text: tokens to text without special tokens.
     """
-    if not prompts:
-        return []
     places = [place for place, _ in prompts]
-    with policy.sampling() as model:
-        responses = engine(model, [prompt.ids for _, prompt in prompts], seed=seed, places=places)
+    with sampling as model:
+        ids = [prompt.ids for _, prompt in prompts]
+        responses = engine(model, ids, seed=seed, places=places) if ids else []
     return [
         Episode(
             place=place,

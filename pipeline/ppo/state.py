@@ -1,7 +1,8 @@
 """The whole state of a PPO run on disk: what is trained, the optimizer, what adapts, and how far it is.
 
 Nothing random needs keeping: every random number is a function of the seed, the iteration and a place in the rollout.
-A state is written beside the old one and renamed, so a kill leaves a whole one.
+A state is written beside the old one and renamed, so a kill leaves a whole one. It does not depend on what held the
+weights or on the number of processes: a run may go on with others.
 """
 
 from __future__ import annotations
@@ -13,50 +14,63 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.guards import Guards
-from pipeline.ppo.policy import Policy
 from pipeline.ppo.trainer import PPOTrainer
 
-WEIGHTS, OPTIMIZER, NUMBERS = "weights.safetensors", "optimizer.pt", "state.json"
+WEIGHTS, OPTIMIZER, NUMBERS = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
-def save_weights(policy: Policy, file: Path) -> None:
-    """Write what is trained; whole or not at all."""
+def save_weights(trainer: PPOTrainer, file: Path) -> None:
+    """Write what is trained, whole or not at all; every process calls it, the first writes."""
+    tensors = trainer.steps_with.weights()
+    if trainer.ranks.is_first:
+        _write(tensors, file)
+
+
+def load_weights(trainer: PPOTrainer, file: Path) -> None:
+    """Read what `save_weights` wrote."""
+    trainer.steps_with.load_weights(load_file(file))
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
     part = file.with_suffix(".part")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in policy.trained_tensors().items()}, part)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
     part.replace(file)
 
 
-def load_weights(policy: Policy, file: Path) -> None:
-    """Read what `save_weights` wrote."""
-    policy.load_tensors(load_file(file))
-
-
 def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None:
-    """Write the state of a run between two iterations.
+    """Write the state of a run between two iterations; every process calls it, the first writes.
 
     Args:
         trainer: whose.
         folder: replaced as a whole.
         extra: what its caller wants to know again after a resume, as JSON.
     """
+    weights, moments = trainer.steps_with.weights(), trainer.steps_with.moments()
+    if trainer.ranks.is_first:
+        numbers = {
+            "iteration": trainer.iteration,
+            "steps": trainer.steps,
+            "rates": [group["lr"] for group in trainer.optimizer.param_groups],
+            "kl": asdict(trainer.kl),
+            "scale": asdict(trainer.scale),
+            "guards": trainer.guards.plain(),
+            "extra": extra,
+        }
+        _replace(folder, weights, moments, numbers)
+    trainer.ranks.wait()
+
+
+def _replace(folder: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_weights(trainer.policy, part / WEIGHTS)
-    torch.save(trainer.optimizer.state_dict(), part / OPTIMIZER)
-    numbers = {
-        "iteration": trainer.iteration,
-        "steps": trainer.steps,
-        "kl": asdict(trainer.kl),
-        "scale": asdict(trainer.scale),
-        "guards": trainer.guards.plain(),
-        "extra": extra,
-    }
+    _write(weights, part / WEIGHTS)
+    _write(moments, part / OPTIMIZER)
     (part / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
     for name in (WEIGHTS, OPTIMIZER, NUMBERS):
         with (part / name).open("rb") as file:
@@ -79,8 +93,10 @@ def newest_state(folder: Path) -> Path | None:
 def load_state(trainer: PPOTrainer, folder: Path) -> dict[str, Any]:
     """Put a trainer where a saved one was; return the caller's extra."""
     numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
-    load_weights(trainer.policy, folder / WEIGHTS)
-    trainer.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
+    load_weights(trainer, folder / WEIGHTS)
+    trainer.steps_with.load_moments(load_file(folder / OPTIMIZER))
+    for group, rate in zip(trainer.optimizer.param_groups, numbers["rates"], strict=True):
+        group["lr"] = rate
     trainer.iteration, trainer.steps = numbers["iteration"], numbers["steps"]
     trainer.kl, trainer.scale = KLController(**numbers["kl"]), ScoreScale(**numbers["scale"])
     trainer.guards = Guards(**numbers["guards"])

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
@@ -34,6 +33,7 @@ from pipeline.ppo.loss import policy_loss, value_loss
 from pipeline.ppo.policy import Outputs, Policy
 from pipeline.ppo.rollout import Engine, prompt_order, roll_out
 from pipeline.ppo.settings import PPOSettings
+from pipeline.ppo.steppers import PlainStepper, Stepper, are_finite, clip_factors
 
 Score = Callable[[Sequence[Episode]], list[float]]
 """Returns one score per episode, higher is better."""
@@ -61,6 +61,7 @@ class PPOTrainer:
         ranks: the processes of the run.
         language_loss: for PPO-ptx.
         on_step: told (optimizer steps done, of all) while an iteration runs.
+        stepper: what holds the optimizer; a plain one when omitted.
     """
 
     policy: Policy
@@ -75,9 +76,10 @@ class PPOTrainer:
     ranks: Ranks = field(default_factory=Ranks)
     language_loss: LanguageLoss | None = None
     on_step: Callable[[int, int], None] | None = None
+    stepper: Stepper | None = None
 
     def __post_init__(self) -> None:
-        """Make the optimizer and what adapts."""
+        """Make the optimizer, where there is none, and what adapts."""
         s = self.settings
         if s.rollout_batch < self.ranks.count:
             found = f"train.rollout_batch is {s.rollout_batch} with {self.ranks.count} processes"
@@ -88,11 +90,12 @@ class PPOTrainer:
         self.scale = ScoreScale()
         self.guards = Guards()
         self._kept: tuple[list[Episode], Outputs] | None = None
-        groups = [
-            {"params": self.policy.policy_parameters, "lr": s.learning_rate},
-            {"params": self.policy.value_parameters, "lr": s.value_rate},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, eps=s.adam_epsilon, weight_decay=s.weight_decay, fused=True)
+        self.steps_with: Stepper = self.stepper or PlainStepper(self.policy, s, self.ranks)
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer, with two groups: policy and value."""
+        return self.steps_with.optimizer
 
     def iterations(self) -> Iterator[dict[str, float]]:
         """Train to the end, yielding the metrics of each iteration; `iteration` counts those done.
@@ -132,7 +135,7 @@ class PPOTrainer:
 
     def _sample(self, prompts: Sequence[tuple[int, Prompt]], seed: int) -> list[Episode]:
         return roll_out(
-            self.policy,
+            self.steps_with.sampling(),
             self.engine,
             prompts,
             seed=seed,
@@ -148,13 +151,14 @@ class PPOTrainer:
         minibatch of one micro-batch), that pass is kept with its graph instead of being run again.
         """
         self._kept = None
-        if not episodes:  # fewer held-out prompts than processes
+        if not episodes and not self.steps_with.in_step:  # fewer held-out prompts than processes
             return
-        for episode, score in zip(episodes, self.score(episodes), strict=True):
+        for episode, score in zip(episodes, self.score(episodes) if episodes else [], strict=True):
             episode.score = score
         bootstrap = self.settings.truncation == "bootstrap"
-        s, groups = self.settings, list(micro_batches(episodes, self.settings.token_budget))
-        keep = for_update and len(groups) == 1 and s.minibatches == 1 and s.truncation == "terminal"
+        s, groups = self.settings, self._passes(episodes)
+        one = len(groups) == 1 and s.minibatches == 1 and s.truncation == "terminal"
+        keep = for_update and one and self.steps_with.may_keep
         for group in groups:
             if self.policy.cut is not None:
                 plain = pack(group, self.policy.device)
@@ -175,6 +179,14 @@ class PPOTrainer:
                 episode.old_T, episode.reference_T = old_T[:kept].clone(), reference_T[:kept].clone()
                 episode.values_T, episode.entropy_T = values_T[:kept].clone(), entropy_T[:kept].clone()
                 episode.after = float(values_T[kept]) if bootstrap else 0.0
+
+    def _passes(self, episodes: Sequence[Episode]) -> list[list[Episode]]:
+        """Cut episodes into micro-batches; where passes are collective, fill up with one that nobody counts."""
+        groups = list(micro_batches(episodes, self.settings.token_budget))
+        if not self.steps_with.in_step:
+            return groups
+        missing = int(self.ranks.largest(len(groups))) - len(groups)
+        return groups + [[_idle()] for _ in range(missing)]
 
     def estimate(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Turn scores into advantages and returns."""
@@ -241,14 +253,16 @@ class PPOTrainer:
         """Take one optimizer step; return False when the new policy is too far from the old to go on."""
         s, policy = self.settings, self.policy
         (tokens,) = self.ranks.sums(float(sum(len(episode.response_ids) for episode in episodes)))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_with.clear()
         if not tokens:
             return True
         clip = s.value_clip * max(1.0, self.return_deviation)
         divergence, finite = 0.0, True
         policy_on = 0.0 if self.iteration < s.critic_warmup else 1.0
         kept, self._kept = self._kept, None
-        for group in [kept[0]] if kept is not None else micro_batches(episodes, s.token_budget):
+        with_language = self.language_loss is not None and bool(s.ptx_coef) and bool(policy_on)
+        groups = [kept[0]] if kept is not None else self._passes(episodes)
+        for number, group in enumerate(groups, start=1):
             old_N, advantages_N, returns_N, values_N = (
                 torch.cat([getattr(episode, name) for episode in group]).to(policy.device)
                 for name in ("old_T", "advantages_T", "returns_T", "values_T")
@@ -262,17 +276,23 @@ class PPOTrainer:
             loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
             if s.entropy_coef and outputs.entropy_N is not None:
                 loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()
+            counted = group[0].place >= 0
             is_finite = bool(torch.isfinite(loss))
             finite = finite and is_finite
-            torch.autograd.backward(loss / tokens)
-            if is_finite:
+            last = number == len(groups) and not with_language
+            self.steps_with.backward(loss / tokens * float(counted), last=last)
+            if is_finite and counted:
                 divergence += float(old_new_divergence(policy_part.log_ratio_N).sum())
                 sums.add(policy_part, value_part)
+        if with_language and self.language_loss is not None:
+            spoken = policy.run(lambda: self.language_loss(policy.model, self.steps))  # type: ignore[misc]
+            self.steps_with.backward(s.ptx_coef * spoken / self.ranks.count, last=True)
+        elif not groups:
+            self.steps_with.backward(policy.nothing(), last=True)
         (divergence,) = self.ranks.sums(divergence)
         if s.target_kl and divergence / tokens > _MOST_RATIO_KL * s.target_kl:
+            self.steps_with.discard()
             return False
-        if self.language_loss is not None and s.ptx_coef and policy_on:
-            torch.autograd.backward(s.ptx_coef * self.language_loss(policy.model, self.steps) / self.ranks.count)
         self._apply(sums, finite=finite)
         return True
 
@@ -280,27 +300,18 @@ class PPOTrainer:
         return self.policy.forward(pack(group, self.policy.device), entropy=self.settings.entropy_coef > 0)
 
     def _apply(self, sums: measures.UpdateSums, *, finite: bool) -> None:
-        """Add up gradients over processes, clip, and step; a step with a gradient that is not finite is left out."""
-        groups = [group["params"] for group in self.optimizer.param_groups]
-        for group in groups:
-            self.ranks.add_gradients(group)
-        norms = [_norm(group) for group in groups]
-        bad = self.ranks.largest(float(not finite or not all(math.isfinite(norm) for norm in norms)))
-        if bad:
-            self.optimizer.zero_grad(set_to_none=True)
+        """Clip and step; a step with a gradient that is not finite is left out on every process."""
+        norms = self.steps_with.norms()
+        if self.ranks.largest(float(not finite or not are_finite(norms))):
+            self.steps_with.discard()
             sums.skipped += 1
             self.guards.step_skipped(self.settings)
             return
         self.guards.skipped = 0
-        if self.iteration < self.settings.critic_warmup:  # not even Adam's moments and weight decay touch the policy
-            for parameter in groups[0]:
-                parameter.grad = None
-        if self.settings.max_grad_norm:
-            for group, norm in zip(groups, norms, strict=True):
-                _scale_gradients(group, min(1.0, self.settings.max_grad_norm / (norm + 1e-6)))
-        self.optimizer.step()
+        factors = clip_factors(norms, self.settings.max_grad_norm)
+        self.steps_with.step(factors, policy=self.iteration >= self.settings.critic_warmup)
         self.steps += 1
-        sums.norms.append((norms[0], norms[1]))
+        sums.norms.append(norms)
 
     def evaluate(self) -> tuple[dict[str, float], list[Episode]]:
         """Answer the held-out prompts, always with the same random numbers; return metrics and own episodes."""
@@ -337,11 +348,9 @@ class PPOTrainer:
             group["lr"] = rate * factor
 
 
-def _norm(parameters: Sequence[nn.Parameter]) -> float:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-
-
-def _scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
-    if factor < 1:
-        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], factor)
+def _idle() -> Episode:
+    """Return an episode that only keeps a process in step with the others; its place is none of the rollout's."""
+    idle = Episode(-1, {}, (0,), (0,), False, "")
+    for name in ("old_T", "values_T", "advantages_T", "returns_T"):
+        setattr(idle, name, torch.zeros(1))
+    return idle

@@ -90,8 +90,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     except Stopped as stopped:
         log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
     log.take_best()
-    lineage = save_trained(ctx, trainer.policy.model, tokenizer, source)
-    return log.finish(lineage)
+    value = log.value_weights()
+    lineage = save_trained(ctx, trainer.steps_with.whole_model(), tokenizer, source)
+    return log.finish(lineage, value)
 
 
 def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
@@ -101,11 +102,13 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     from pipeline.parallel.ranks import Ranks
     from pipeline.ppo.build import build_policy, check_policy
     from pipeline.ppo.trainer import PPOTrainer
-    from pipeline.training.arguments import starting_weights
+    from pipeline.training.arguments import device_of, starting_weights
     from pipeline.training.reward_sources import load_rewards
 
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
+    if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already
+        model.to(device_of(ctx))
     eos_ids = end_ids(tokenizer, model)
     prompts, held_out = _prompts(ctx, config, model, tokenizer)
     rewards = load_rewards(ctx, config, tokenizer)
@@ -122,6 +125,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     note = check_policy(policy, engine, prompts, eos_ids)
     if note:
         ctx.note(note)
+    ranks = Ranks.current()
     return PPOTrainer(
         policy=policy,
         settings=config.train,
@@ -132,9 +136,26 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         decode_text=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
         held_out=held_out,
         seed=ctx.seed,
-        ranks=Ranks.current(),
+        ranks=ranks,
         language_loss=_language_loss(ctx, config, tokenizer),
+        stepper=_stepper(ctx, config, policy, ranks),
     )
+
+
+def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
+    """Return what shares state out over processes; None where every process holds everything."""
+    from pipeline.parallel.deepspeed import deepspeed_config
+    from pipeline.training.arguments import precision_of
+
+    if ctx.compute.get("zero"):
+        from pipeline.ppo.sharding import ZeroStepper
+
+        return ZeroStepper(policy, config.train, ranks, deepspeed_config(ctx.compute, precision_of(ctx)))
+    if ctx.compute.get("fsdp"):
+        from pipeline.ppo.sharding import FsdpStepper
+
+        return FsdpStepper(policy, config.train, ranks)
+    return None
 
 
 def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> tuple[list[Any], list[Any]]:

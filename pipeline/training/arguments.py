@@ -28,6 +28,11 @@ def use_cpu(ctx: StageContext) -> bool:
     return asked == "cpu" or not torch.cuda.is_available()
 
 
+def device_of(ctx: StageContext) -> str:
+    """Return the device of this process: ``cpu``, or the GPU of its own."""
+    return "cpu" if use_cpu(ctx) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 def precision_of(ctx: StageContext) -> str:
     """Return `fp32`, `bf16` or `fp16`; ``auto`` is fp32 on a CPU, bf16 on a GPU that has it, fp16 otherwise."""
     import torch

@@ -15,6 +15,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.evaluation.curves import metric_rows, write_curve
 from pipeline.evaluation.training_curves import draw_training
+from pipeline.parallel.ranks import any_rank
 from pipeline.ppo.state import load_weights, save_state, save_weights
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.stage import StageContext, StageResult
@@ -89,7 +90,7 @@ class RunLog:
             return
         if not self.best or objective > self.best["eval_objective"]:
             self.best = {"eval_objective": objective, "step": row["step"]}
-            save_weights(self.trainer.policy, self.ctx.work / "best.safetensors")
+            save_weights(self.trainer, self.ctx.work / "best.safetensors")
 
     def keep(self, row: dict[str, Any]) -> None:
         """Keep a row of metrics and pass it to the trackers."""
@@ -104,8 +105,8 @@ class RunLog:
     def save_when_due(self, done: int, total: int) -> None:
         """Save the state by the clock, and when asked to stop."""
         stopping = self.ctx.stopping() and done < total
-        due = time.perf_counter() - self.saved_at > float(self.ctx.compute.get("checkpoint_every_s", 30.0))
-        if not stopping and not due:
+        waited = time.perf_counter() - self.saved_at
+        if not stopping and not any_rank(waited > float(self.ctx.compute.get("checkpoint_every_s", 30.0))):
             return
         extra = {
             "rows": self.rows,
@@ -115,7 +116,8 @@ class RunLog:
             "tokens": self.tokens,
         }
         save_state(self.trainer, self.ctx.work / "state", extra)
-        self.clock.save()
+        if self.ctx.is_first:
+            self.clock.save()
         self.saved_at = time.perf_counter()
         if stopping:
             raise Interrupted(Problem(f"stopped as asked at iteration {done} of {total}", stage=self.ctx.name))
@@ -127,7 +129,7 @@ class RunLog:
             PipelineError: nothing was learnt before a guard ended the run.
         """
         if self.best:
-            load_weights(self.trainer.policy, self.ctx.work / "best.safetensors")
+            load_weights(self.trainer, self.ctx.work / "best.safetensors")
         if self.best.get("step", 0) == 0 and self.trainer.iteration < self.trainer.settings.iterations:
             raise PipelineError(
                 Problem(
@@ -138,17 +140,19 @@ class RunLog:
                 exit_code=ExitCode.FAILED,
             )
 
-    def finish(self, lineage: dict[str, Any]) -> StageResult:
+    def value_weights(self) -> dict[str, Any]:
+        """Return the value function's weights; every process calls it."""
+        weights = self.trainer.steps_with.weights().items()
+        return {
+            name.removeprefix("value."): tensor.contiguous() for name, tensor in weights if name.startswith("value.")
+        }
+
+    def finish(self, lineage: dict[str, Any], value: dict[str, Any]) -> StageResult:
         """Write metrics, pictures, samples and the value function into the artifact."""
         ctx = self.ctx
         write_curve(self.rows, ctx.out, title=ctx.name)
         draw_training(metric_rows(self.rows), ctx.out / "training.svg", title=ctx.name)
         _write_lines(ctx.out / "samples.jsonl", self.samples)
-        value = {
-            name.removeprefix("value."): tensor.contiguous()
-            for name, tensor in self.trainer.policy.trained_tensors().items()
-            if name.startswith("value.")
-        }
         (ctx.out / "value").mkdir()
         save_file(value, ctx.out / "value" / "value.safetensors")
         last = next(row for row in reversed(self.rows) if "reward" in row)
@@ -173,7 +177,7 @@ class Trackers:
 
     def __init__(self, ctx: StageContext, settings: Any) -> None:
         self.callbacks: list[Any] = []
-        if not settings.report_to:
+        if not settings.report_to or not ctx.is_first:
             return
 
         self.arguments = TrainingArguments(output_dir=str(ctx.work), report_to=settings.report_to, run_name=ctx.name)

@@ -112,12 +112,12 @@ def _model_scorer(ctx: StageContext, source: Any, tokenizer: Any) -> Scorer:
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
-    from pipeline.training.arguments import use_cpu
+    from pipeline.training.arguments import device_of
     from pipeline.training.encode import render
 
     own = load_tokenizer(source, ctx.trust_remote_code)
     model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
-    model.requires_grad_(False).to("cpu" if use_cpu(ctx) else "cuda")
+    model.requires_grad_(False).to(device_of(ctx))
     same = not disagreements(facts(tokenizer, "policy"), facts(own, source.name))
     if not same and not own.chat_template:
         raise PipelineError(

@@ -149,7 +149,7 @@ def gradients(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
 
 def weights(policy: Policy) -> dict[str, torch.Tensor]:
     """Return copies of everything that is trained."""
-    return {name: tensor.clone() for name, tensor in policy.trained_tensors().items()}
+    return {name: tensor.detach().clone() for name, tensor in policy.trained().items()}
 
 
 def without_seconds(metrics: dict[str, float]) -> dict[str, float]:

@@ -104,7 +104,7 @@ def test_an_adapter_trained_before_is_trained_on_and_its_start_is_the_reference(
     model = _trained_adapter()
     start = copy.deepcopy(model)
     policy = build_policy(model)
-    assert all(".default." in name or name.startswith("value.") for name in policy.trained_tensors())
+    assert all(".default." in name or name.startswith("value.") for name in policy.trained())
     trainer = trainer_of(policy, learning_rate=1e-2)
     episodes = prepared(trainer)
     expected = torch.cat([naive_logp(start, episode) for episode in episodes])
@@ -172,7 +172,7 @@ def test_training_with_the_cache_takes_the_steps_of_training_without() -> None:
         cached.iterate()
         plain.iterate()
     assert largest_difference(weights(cached.policy), weights(plain.policy)) < 1e-5
-    assert all(".layers.1." in name for name in cached.policy.trained_tensors() if name.startswith("policy."))
+    assert all(".layers.1." in name for name in cached.policy.trained() if name.startswith("policy."))
 
 
 def test_a_cache_that_does_not_reproduce_the_model_is_switched_off_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,6 @@ def test_a_kill_between_two_renames_leaves_the_state_before(tmp_path: Path) -> N
 
 
 def test_weights_of_another_layout_are_refused(tmp_path: Path) -> None:
-    save_weights(policy_of("lora"), tmp_path / "weights.safetensors")
+    save_weights(trainer_of(policy_of("lora")), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="checkpoint has other weights"):
-        load_weights(policy_of("full"), tmp_path / "weights.safetensors")
+        load_weights(trainer_of(policy_of("full")), tmp_path / "weights.safetensors")

@@ -20,7 +20,7 @@ def _p_value(policy: Policy, engine: Engine, temperature: float) -> float:
     """Compare frequencies of the second of two sampled tokens with the law that scoring has for them."""
     prompt = Prompt({}, (3, 4, 5))
     episodes = roll_out(
-        policy,
+        policy.sampling(),
         engine,
         [(place, prompt) for place in range(DRAWS)],
         seed=1,

@@ -319,7 +319,7 @@ def test_an_evaluation_uses_the_same_random_numbers_each_time_and_changes_nothin
     first, episodes = trainer.evaluate()
     before = weights(trainer.policy)
     trainer.iterate()
-    trainer.policy.load_tensors(before)
+    trainer.steps_with.load_weights(before)
     second, again = trainer.evaluate()
     assert first == second
     assert [e.response_ids for e in episodes] == [e.response_ids for e in again]

@@ -1,0 +1,385 @@
+"""Steppers that share state out over processes: DeepSpeed's ZeRO stages 1 to 3, and torch's FSDP2.
+
+One engine holds policy, value function and reference (`Policy.whole`); every call of a model goes through it, so that
+it can gather weights. The passes over micro-batches are collective: every process runs the same number.
+
+References: Rajbhandari et al. 2020, arXiv:1910.02054 (ZeRO); Zhao et al. 2023, arXiv:2304.11277 (FSDP).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.sharded import rebuilt
+from pipeline.ppo.policy import Policy
+from pipeline.ppo.settings import PPOSettings
+from pipeline.ppo.steppers import MOMENTS, check_names, parameter_groups
+
+
+class ZeroStepper:
+    """DeepSpeed holds optimizer states (stage 1), gradients (2) and weights (3) in parts.
+
+    Clipping is ours: DeepSpeed knows one norm for all.
+
+    Attributes:
+        engine: DeepSpeed's, around everything.
+        stage: of ZeRO.
+    """
+
+    in_step = True
+    may_keep = False
+
+    def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks, config: dict[str, Any]) -> None:
+        """Shard.
+
+        Args:
+            policy: built, in memory in every process.
+            settings: of the algorithm.
+            ranks: the processes.
+            config: DeepSpeed's (`pipeline/parallel/deepspeed.py`).
+        """
+        from accelerate import Accelerator
+        from accelerate.utils import DeepSpeedPlugin
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        self.policy, self.ranks = policy, ranks
+        self.stage = int(config["zero_optimization"]["stage"])
+        once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": ranks.count}
+        plugin = DeepSpeedPlugin(hf_ds_config={**config, **once, "gradient_clipping": 0.0})
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        self.accelerator = Accelerator(deepspeed_plugin=plugin)
+        groups = parameter_groups(policy, settings)
+        adam = torch.optim.AdamW(groups, eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
+        self.engine, prepared = self.accelerator.prepare(policy.whole, adam)
+        self.optimizer = prepared.optimizer
+        policy.through(self.engine)
+        unset_hf_deepspeed_config()  # models made from now on are not to be dealt out
+        if self.accelerator.num_processes != ranks.count:
+            found = f"accelerate runs DeepSpeed on {self.accelerator.num_processes} processes"
+            raise PipelineError(Problem(found, f"all {ranks.count}"))
+
+    @contextmanager
+    def sampling(self) -> Iterator[Any]:
+        """Give the model whole: with ZeRO-3 weights are gathered once, not for every token."""
+        if self.stage < 3:
+            with self.policy.sampling() as model:
+                yield model
+            return
+        import deepspeed
+        from trl.models.utils import add_hooks, remove_hooks
+
+        with deepspeed.zero.GatheredParameters(list(self.policy.whole.parameters())):
+            remove_hooks(self.engine)
+            try:
+                with self.policy.sampling() as model:
+                    yield model
+            finally:
+                add_hooks(self.engine)
+
+    def whole_model(self) -> Any | None:
+        """Return the policy's model with all its weights on the first process."""
+        if self.stage < 3:
+            return self.policy.model if self.ranks.is_first else None
+        state = self.accelerator.get_state_dict(self.engine)
+        return rebuilt(self.policy.model, _of_policy(state)) if self.ranks.is_first else None
+
+    def clear(self) -> None:
+        """Forget gradients: there are none between two steps."""
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradients of a loss; DeepSpeed takes the mean over processes, so the loss is times their number."""
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        self.engine.backward(loss * self.ranks.count)
+
+    def _gradients(self, group: int) -> list[Tensor]:
+        """Return this process's part of the summed gradients of a group."""
+        held = self.optimizer
+        if self.stage == 3:
+            parts = [i for i, owner in held.sub_group_to_group_id.items() if owner == group]
+            if held.offload_optimizer:
+                return [held.fp32_partitioned_groups_flat[i].grad for i in parts]
+            return [gradient for i in parts for gradient in held.averaged_gradients[i]]
+        if held.cpu_offload:
+            return [held.single_partition_of_fp32_groups[group].grad]
+        return list(held.averaged_gradients[group] or [])
+
+    def norms(self) -> tuple[float, float]:
+        """Return the norms of policy and value over all parts."""
+        squares = [sum(float(part.double().square().sum()) for part in self._gradients(group)) for group in (0, 1)]
+        policy, value = (total**0.5 for total in self.ranks.sums(*squares))
+        return policy, value
+
+    def step(self, factors: tuple[float, float], *, policy: bool) -> None:
+        """Scale the parts and step."""
+        for group, factor in enumerate((factors[0] if policy else 0.0, factors[1])):
+            if factor != 1:
+                for part in self._gradients(group):
+                    part.mul_(factor)
+        rate, decay = self._hold(policy=policy)
+        self.engine.step()
+        if not policy:
+            self.optimizer.param_groups[0].update(lr=rate, weight_decay=decay)
+            for flat in self._flat(0):  # its moments stayed 0; its count of steps begins when it does
+                self.optimizer.optimizer.state[flat]["step"].zero_()
+
+    def _hold(self, *, policy: bool) -> tuple[float, float]:
+        """Stop the policy's group where it is; return what it had."""
+        group = self.optimizer.param_groups[0]
+        before = (group["lr"], group["weight_decay"])
+        if not policy:
+            group.update(lr=0.0, weight_decay=0.0)
+        return before
+
+    def discard(self) -> None:
+        """Take no step: DeepSpeed leaves one out whose gradients are not finite, and cleans up after it."""
+        for group in (0, 1):
+            for part in self._gradients(group):
+                part.fill_(float("nan"))
+        self.engine.step()
+
+    def _flat(self, group: int) -> list[Tensor]:
+        """Return the flat weights the inner optimizer knows of a group."""
+        held = self.optimizer
+        if self.stage == 3:
+            parts = held.fp32_partitioned_groups_flat
+            return [flat for i, flat in enumerate(parts) if held.sub_group_to_group_id[i] == group]
+        return [held.single_partition_of_fp32_groups[group]]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Gather what is trained, in fp32."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found = {}
+        for name, parameter in self.policy.trained().items():
+            found[name] = safe_get_full_fp32_param(parameter).detach().reshape(_shape(parameter)).cpu().clone()
+        return found
+
+    @torch.no_grad()
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Share weights out."""
+        import deepspeed
+
+        own = self.policy.trained()
+        check_names(own, tensors)
+        for name, parameter in own.items():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                parameter.data.copy_(tensors[name])
+            self._share_out(parameter, tensors[name])
+
+    def moments(self) -> dict[str, Tensor]:
+        """Gather what Adam remembers."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link()
+        found: dict[str, Tensor] = {}
+        group_of = {id(p): i for i, ps in enumerate(self._trained_groups()) for p in ps}
+        for name, parameter in self.policy.trained().items():
+            step = self._steps(group_of[id(parameter)])
+            if step is None:
+                continue
+            for key in MOMENTS:
+                whole = safe_get_full_optimizer_state(parameter, key)
+                found[f"{key}/{name}"] = whole.detach().reshape(_shape(parameter)).cpu().clone()
+            found[f"step/{name}"] = torch.tensor(step)
+        return found
+
+    def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
+        """Share Adam's memory out."""
+        inner = self.optimizer.optimizer.state
+        for group, parameters in enumerate(self._trained_groups()):
+            names = {id(p): n for n, p in self.policy.trained().items()}
+            steps = [tensors[f"step/{names[id(p)]}"] for p in parameters if f"step/{names[id(p)]}" in tensors]
+            if not steps:
+                continue
+            for flat in self._flat(group):
+                inner[flat] = {"step": steps[0].clone().float(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        self._link()
+        for name, parameter in self.policy.trained().items():
+            for key in MOMENTS:
+                if f"{key}/{name}" in tensors:
+                    self._share_out(parameter, tensors[f"{key}/{name}"], key)
+
+    def _share_out(self, parameter: nn.Parameter, whole: Tensor, moment: str | None = None) -> None:
+        """Put this process's part of a weight, or of one of its moments, where DeepSpeed holds it."""
+        from deepspeed import utils
+
+        flat = whole.to(parameter.device).float().flatten()
+        if self.stage < 3:
+            if moment is None:
+                utils.safe_set_full_fp32_param(parameter, flat)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, flat, moment)
+            return
+        # Not the whole weight: DeepSpeed cannot cut one that is smaller than the number of processes.
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = torch.cat([flat, flat.new_zeros(size * self.ranks.count - flat.numel())])
+        part = padded[size * self.ranks.index :][:size]
+        if moment is None:
+            utils.safe_set_local_fp32_param(parameter, part)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, part, moment)
+
+    def _link(self) -> None:
+        """Let each weight know where its moments lie: DeepSpeed does so once, and for groups that have stepped."""
+        if self.stage < 3:
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _trained_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        return self.policy.policy_parameters, self.policy.value_parameters
+
+    def _steps(self, group: int) -> float | None:
+        """Return the steps Adam has counted for a group; None before its first."""
+        for flat in self._flat(group):
+            state = self.optimizer.optimizer.state.get(flat, {})
+            if "step" in state:
+                return float(state["step"])
+        return None
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Return the whole shape of a weight that may lie in parts."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+class FsdpStepper:
+    """torch's FSDP2 holds weights, gradients and optimizer states in parts, layer by layer."""
+
+    in_step = True
+    may_keep = False
+
+    def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        self.policy, self.ranks = policy, ranks
+        mesh = init_device_mesh(policy.device.type, (ranks.count,))
+        for block in policy.blocks():
+            fully_shard(block, mesh=mesh)
+        self.engine = fully_shard(policy.whole, mesh=mesh)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(policy, settings), eps=settings.adam_epsilon, weight_decay=settings.weight_decay
+        )
+        policy.through(self.engine)
+        policy.run(lambda: None)  # the root learns of its parts before one of them is called alone, to sample
+
+    @contextmanager
+    def sampling(self) -> Iterator[Any]:
+        """Give the model whole: weights are gathered once, not for every token."""
+        parts = self._modules()
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        try:
+            with self.policy.sampling() as model:
+                yield model
+        finally:
+            for part in parts:
+                part.set_reshard_after_forward(True, recurse=False)
+            self._in_parts()
+
+    def _modules(self) -> list[Any]:
+        from torch.distributed.fsdp import FSDPModule
+
+        return [part for part in self.policy.whole.modules() if isinstance(part, FSDPModule)]
+
+    def _in_parts(self) -> dict[str, Any]:
+        """Let go of gathered weights, and return what is trained as this process's parts, by name."""
+        for part in self._modules():
+            part.reshard()
+        return self.policy.trained()
+
+    def whole_model(self) -> Any | None:
+        """Return the policy's model with all its weights on the first process."""
+        self._in_parts()
+        state = {name: _whole(parameter) for name, parameter in self.policy.whole.state_dict().items()}
+        return rebuilt(self.policy.model, _of_policy(state)) if self.ranks.is_first else None
+
+    def clear(self) -> None:
+        """Forget gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradients of a loss; FSDP takes the mean over processes, so the loss is times their number."""
+        (loss * self.ranks.count).backward()  # type: ignore[no-untyped-call]
+
+    def _parts(self, group: int) -> list[Tensor]:
+        found = []
+        for parameter in self.optimizer.param_groups[group]["params"]:
+            if parameter.grad is not None:
+                found.append(parameter.grad.to_local())
+        return found
+
+    def norms(self) -> tuple[float, float]:
+        """Return the norms of policy and value over all parts."""
+        squares = [sum(float(part.double().square().sum()) for part in self._parts(group)) for group in (0, 1)]
+        policy, value = (total**0.5 for total in self.ranks.sums(*squares))
+        return policy, value
+
+    def step(self, factors: tuple[float, float], *, policy: bool) -> None:
+        """Scale the parts and step."""
+        if not policy:
+            for parameter in self.optimizer.param_groups[0]["params"]:
+                parameter.grad = None
+        for group, factor in enumerate(factors):
+            if factor < 1:
+                torch._foreach_mul_(self._parts(group), factor)
+        self.optimizer.step()
+
+    def discard(self) -> None:
+        """Take no step."""
+        self.clear()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Gather what is trained."""
+        return {name: _whole(parameter) for name, parameter in self._in_parts().items()}
+
+    @torch.no_grad()
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Share weights out."""
+        own = self._in_parts()
+        check_names(own, tensors)
+        for name, parameter in own.items():
+            parameter.copy_(_shared_out(tensors[name], parameter))
+
+    def moments(self) -> dict[str, Tensor]:
+        """Gather what Adam remembers."""
+        found = {}
+        for name, parameter in self._in_parts().items():
+            state = self.optimizer.state.get(parameter, {})
+            for key in (*MOMENTS, "step"):
+                if key in state:
+                    found[f"{key}/{name}"] = _whole(state[key])
+        return found
+
+    def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
+        """Share Adam's memory out."""
+        for name, parameter in self._in_parts().items():
+            if f"step/{name}" in tensors:
+                state = {key: _shared_out(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
+                self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"].clone(), **state}
+
+
+def _of_policy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the policy's part of the state of `Policy.whole`."""
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+
+
+def _whole(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.detach().cpu().clone()
+
+
+def _shared_out(tensor: Tensor, like: Any) -> Tensor:
+    """Return a tensor laid out over the processes as another is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
