@@ -88,7 +88,7 @@ def save_adapter_and_merge(model: PeftModel, folder: Path) -> Any:
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
         config.base_model_name_or_path = ""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, selected_adapters=[model.active_adapter])
     # The model card of peft is all empty headings, and the artifact has one of its own.
     (folder / "README.md").unlink(missing_ok=True)
     return merged(model)

@@ -48,12 +48,12 @@ def _scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> list
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in sequences]
         logits_B1 = model(input_ids=ids_BT, attention_mask=torch.tensor(mask, device=model.device)).logits
     else:  # under causal attention nothing is needed of what stands behind a row's last token
-        ends = [row * width + _last(sequence, pad_id) for row, sequence in enumerate(sequences)]
+        ends = [row * width + last_token(sequence, pad_id) for row, sequence in enumerate(sequences)]
         logits_B1 = model.score(hidden_at(decoder, torch.tensor(ends, device=model.device), input_ids=ids_BT))
     values: list[float] = logits_B1[:, 0].float().tolist()
     return values
 
 
-def _last(sequence: Sequence[int], pad_id: int) -> int:
+def last_token(sequence: Sequence[int], pad_id: int) -> int:
     """Return where `transformers` reads the score: at the last token that is not the padding id."""
     return next((i for i in reversed(range(len(sequence))) if sequence[i] != pad_id), 0)

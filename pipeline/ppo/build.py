@@ -12,9 +12,11 @@ from peft import PeftModel
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.adapters import attach
+from pipeline.ppo.adapters import VALUE, add_adapter, keep_reference_adapter
 from pipeline.ppo.episodes import Episode, Prompt, pack
-from pipeline.ppo.policy import Policy, ValueHead, ValueModel, can_be_cut, keep_reference_adapter
+from pipeline.ppo.policy import Policy, ValueHead, ValueModel, can_be_cut
 from pipeline.ppo.rollout import Engine
+from pipeline.ppo.steppers import Stepper
 
 Layout = Literal["shared", "separate"]
 
@@ -30,6 +32,8 @@ def build_policy(
     value_start: Any | None = None,
     temperature: float = 1.0,
     value_gradient: bool = True,
+    value: Literal["head", "adapter"] = "head",
+    precision: torch.dtype | None = None,
     seed: int = 0,
 ) -> Policy:
     """Return policy, value function and reference.
@@ -43,7 +47,9 @@ def build_policy(
         value_start: a sequence classification model the separate value function starts from.
         temperature: of sampling.
         value_gradient: whether a value head's gradient reaches the trunk.
-        seed: of the adapter's random half.
+        value: with an adapter and a shared layout, whether the value function has one of its own beside its head.
+        precision: of the computation where it is not that of the weights.
+        seed: of the adapters' random halves.
 
     Raises:
         PipelineError: layers that cannot be told apart, or no start for a separate value function.
@@ -62,12 +68,17 @@ def build_policy(
     if layout == "separate":
         if value_start is None:
             raise PipelineError(Problem("no start for the value function", "a sequence classification model"))
-        value: ValueHead | ValueModel = ValueModel(value_start)
-        value.requires_grad_(True)
+        critic: ValueHead | ValueModel = ValueModel(value_start)
+        critic.requires_grad_(True)
     else:
-        value = ValueHead(model.config.get_text_config().hidden_size)
-    value.to(model.device)
-    return Policy(model, value, reference, temperature, cut, value_gradient)
+        critic = ValueHead(model.config.get_text_config().hidden_size)
+    own = value == "adapter" and layout == "shared" and isinstance(model, PeftModel)
+    if own:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + 1)
+            add_adapter(model, VALUE, model.peft_config[model.active_adapter], trained=True)
+    critic.to(model.device)
+    return Policy(model, critic, reference, temperature, cut, value_gradient, own, precision)
 
 
 def _half(model: Any) -> int:
@@ -84,7 +95,13 @@ def _half(model: Any) -> int:
 
 
 @torch.no_grad()
-def check_policy(policy: Policy, engine: Engine, prompts: Sequence[Prompt], eos_ids: Sequence[int]) -> str:
+def check_policy(
+    policy: Policy,
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    eos_ids: Sequence[int],
+    stepper: Stepper | None = None,
+) -> str:
     """Sample a few rows greedily and look whether scoring agrees with sampling, and the cached halves with the whole.
 
     Returns:
@@ -94,14 +111,14 @@ def check_policy(policy: Policy, engine: Engine, prompts: Sequence[Prompt], eos_
         PipelineError: the model scores its own greedy choice as unlikely: sampling and scoring differ.
     """
     few = list(prompts)[:4]
-    with policy.sampling() as model:
-        responses = engine(model, [prompt.ids for prompt in few], seed=0, places=range(len(few)), greedy=True)
+    with stepper.sampling() if stepper is not None else policy.sampling() as model:
+        responses = engine(model, [p.ids for p in few], seed=0, places=range(len(few)), greedy=True).responses
     episodes = [
         Episode(i, prompt.row, prompt.ids, response, bool(response) and response[-1] in eos_ids, "")
         for i, (prompt, response) in enumerate(zip(few, responses, strict=True))
     ]
     batch = pack(episodes, policy.device)
-    logits_NV, _ = policy._head(policy.model, None, batch)
+    logits_NV = policy.run(lambda: policy._head(policy.model, None, batch)[0])
     best_N = logits_NV.max(dim=-1).values
     chosen_N = logits_NV.gather(-1, batch.targets_N[:, None])[:, 0]
     error = float((best_N - chosen_N).max())
@@ -117,6 +134,9 @@ def check_policy(policy: Policy, engine: Engine, prompts: Sequence[Prompt], eos_
     if policy.cut is None:
         return ""
     whole_N = policy.forward(batch, values=False).logp_N
+    if policy.in_step:
+        policy.cut = None
+        return "lower layers are not cached: weights lie in parts"
     for episode, hidden_TH in zip(episodes, policy.lower_states(batch.ids_BT), strict=True):
         episode.hidden_TH = hidden_TH[: episode.length]
     halves_N = policy.forward(pack(episodes, policy.device), values=False).logp_N

@@ -45,7 +45,8 @@ class Episode:
         text: of the response.
         score: of all rewards together, before clipping and penalties.
         old_T: log-probability of each token under the policy that sampled.
-        reference_T: the same under the reference.
+        sampled_T: the same as the rollout engine had it; empty where its law is the policy's.
+        reference_T: the same under the reference; empty where it was not measured.
         values_T: V(s_t) before each token.
         after: V after the last token; for a response that was cut off.
         entropy_T: of the policy at each token.
@@ -62,6 +63,7 @@ class Episode:
     text: str
     score: float = 0.0
     old_T: Tensor = field(default_factory=lambda: torch.empty(0))
+    sampled_T: Tensor = field(default_factory=lambda: torch.empty(0))
     reference_T: Tensor = field(default_factory=lambda: torch.empty(0))
     values_T: Tensor = field(default_factory=lambda: torch.empty(0))
     after: float = 0.0
@@ -74,6 +76,14 @@ class Episode:
     def length(self) -> int:
         """Tokens of prompt and response."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+
+def idle_episode() -> Episode:
+    """Return an episode that only keeps a process in step with the others; its place is none of the rollout's."""
+    idle = Episode(-1, {}, (0,), (0,), False, "")
+    for name in ("old_T", "values_T", "advantages_T", "returns_T", "reference_T"):
+        setattr(idle, name, torch.zeros(1))
+    return idle
 
 
 @dataclass(frozen=True)

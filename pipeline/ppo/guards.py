@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.ppo.control import KLController
 from pipeline.ppo.settings import PPOSettings
 
 START_KL = 1e-2
@@ -19,8 +20,13 @@ LARGEST_KL = 50.0
 """Nats per response."""
 LARGEST_TOKEN_KL = 0.5
 """Nats per token, by k3."""
+RARE_END = 0.2
+"""Share of responses that end by themselves below which something is wrong."""
 PATIENCE = 3
 NEGATIVE_PATIENCE = 5
+MOST_RAISES = 1
+LEAST_PRICE = 0.02
+"""β that a run without a price of divergence gets when it has gone too far."""
 
 
 class Stopped(Exception):  # noqa: N818  (an end, not an error)
@@ -46,7 +52,10 @@ class Guards:
         wild_ratio: iterations in a row that were cut short.
         skipped: optimizer steps skipped in a row.
         rate: factor on both learning rates.
-        start: metrics of the first iteration.
+        raised: times the price of divergence was raised.
+        gamed: evaluations in a row in which what is watched fell while the reward rose.
+        start: metrics of the first rollout.
+        watched: those of the first evaluation, where something is watched.
     """
 
     told: list[str] = field(default_factory=list)
@@ -55,7 +64,10 @@ class Guards:
     wild_ratio: int = 0
     skipped: int = 0
     rate: float = 1.0
+    raised: int = 0
+    gamed: int = 0
     start: dict[str, float] = field(default_factory=dict)
+    watched: dict[str, float] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return the memory as JSON."""
@@ -78,23 +90,13 @@ class Guards:
                 exit_code=ExitCode.FAILED,
             )
 
-    def look(self, metrics: Mapping[str, float], settings: PPOSettings, iteration: int) -> list[str]:
-        """Return notices about an iteration.
+    def check_start(self, metrics: Mapping[str, float], *, ends_are_taught: bool) -> None:
+        """Look at the first rollout, before anything is learnt from it.
 
         Raises:
-            Stopped: the policy left the reference for good.
-            PipelineError: the reference is not the policy it started from.
+            PipelineError: the reference is not the policy it started from, or nothing will ever end.
         """
-        if iteration == 0:
-            self.start = dict(metrics)
-            self._check_start(metrics)
-        self._check_divergence(metrics, settings)
-        found = [*self._about_responses(metrics), *self._about_learning(metrics, settings, iteration)]
-        new = [text for key, text in found if key not in self.told]
-        self.told += [key for key, _ in found if key not in self.told]
-        return new
-
-    def _check_start(self, metrics: Mapping[str, float]) -> None:
+        self.start = dict(metrics)
         if abs(metrics["kl"]) > START_KL or metrics["kl_k3"] > START_KL:
             raise PipelineError(
                 Problem(
@@ -104,21 +106,71 @@ class Guards:
                 ),
                 exit_code=ExitCode.FAILED,
             )
+        if metrics["eos_rate"] < RARE_END and not ends_are_taught:
+            raise PipelineError(
+                Problem(
+                    f"only {metrics['eos_rate']:.0%} of responses end by themselves",
+                    "a policy that learnt to end: its template leaves the end token out of the assistant's turn",
+                    "put the end token inside {% generation %}, and tune on demonstrations first",
+                )
+            )
 
-    def _check_divergence(self, metrics: Mapping[str, float], settings: PPOSettings) -> None:
+    def look(
+        self, metrics: Mapping[str, float], settings: PPOSettings, iteration: int, kl: KLController | None = None
+    ) -> list[str]:
+        """Return notices about an iteration, and act on what is wrong.
+
+        Raises:
+            Stopped: the policy left the reference for good, or is not scored with the law it is sampled from.
+        """
+        if not self.start:
+            self.start = dict(metrics)
+        found = [
+            *self._about_divergence(metrics, settings, kl),
+            *self._about_responses(metrics),
+            *self._about_learning(metrics, settings, iteration),
+        ]
+        new = [text for key, text in found if key not in self.told]
+        self.told += [key for key, _ in found if key not in self.told]
+        return new
+
+    def look_at_evaluation(self, metrics: Mapping[str, float]) -> list[str]:
+        """Return notices about an evaluation: whether what is watched falls while the reward rises.
+
+        Raises:
+            Stopped: it did so several evaluations in a row.
+        """
+        if "eval_watch" not in metrics:
+            return []
+        if not self.watched:
+            self.watched = {name: metrics[name] for name in ("eval_reward", "eval_watch", "eval_watch_se")}
+            return []
+        start, error = self.watched, 2 * max(self.watched["eval_watch_se"], metrics["eval_watch_se"])
+        is_gamed = metrics["eval_reward"] > start["eval_reward"] and metrics["eval_watch"] < start["eval_watch"] - error
+        self.gamed = self.gamed + 1 if is_gamed else 0
+        text = (
+            f"the held-out reward rose from {start['eval_reward']:.3g} to {metrics['eval_reward']:.3g} while what is "
+            f"watched fell from {start['eval_watch']:.3g} to {metrics['eval_watch']:.3g}: the reward is being gamed"
+        )
+        remedy = "raise train.kl_coef, or put what is watched into `reward` with reward_combine: min"
+        if self.gamed >= PATIENCE:
+            raise Stopped(Problem(text, "both to rise", remedy))
+        if is_gamed and "gamed" not in self.told:
+            self.told.append("gamed")
+            return [f"{text}; {remedy}"]
+        return []
+
+    def _about_divergence(
+        self, metrics: Mapping[str, float], settings: PPOSettings, kl: KLController | None
+    ) -> list[tuple[str, str]]:
+        """Count what goes on too long; raise the price of divergence once before the run is stopped for it."""
+        self.wild_ratio = self.wild_ratio + 1 if metrics["epochs_run"] < settings.epochs else 0
+        if "kl" not in metrics:
+            return []
         tokens = max(metrics["length"], 1.0)
         too_far = metrics["kl"] > LARGEST_KL or metrics["kl_k3"] / tokens > LARGEST_TOKEN_KL
         self.high_kl = self.high_kl + 1 if too_far else 0
         self.negative_kl = self.negative_kl + 1 if metrics["kl"] < -START_KL else 0
-        self.wild_ratio = self.wild_ratio + 1 if metrics["epochs_run"] < settings.epochs else 0
-        if self.high_kl >= PATIENCE:
-            raise Stopped(
-                Problem(
-                    f"the policy is {metrics['kl']:.3g} nats per response away from its reference",
-                    f"at most {LARGEST_KL:g}, and {LARGEST_TOKEN_KL:g} per token",
-                    "lower train.learning_rate, raise train.kl_coef, or set train.kl_target",
-                )
-            )
         if self.negative_kl >= NEGATIVE_PATIENCE:
             raise Stopped(
                 Problem(
@@ -128,21 +180,43 @@ class Guards:
                     "try train.temperature: 1.0 and rollout_engine: batched",
                 )
             )
+        if self.high_kl < PATIENCE:
+            return []
+        away = f"the policy is {metrics['kl']:.3g} nats per response away from its reference"
+        if kl is not None and self.raised < MOST_RAISES:
+            kl.coef, self.high_kl, self.raised = max(2 * kl.coef, LEAST_PRICE), 0, self.raised + 1
+            return [(f"price {self.raised}", f"{away}: kl_coef is now {kl.coef:.3g}")]
+        raise Stopped(
+            Problem(
+                away,
+                f"at most {LARGEST_KL:g}, and {LARGEST_TOKEN_KL:g} per token",
+                "lower train.learning_rate, raise train.kl_coef, or set train.kl_target",
+            )
+        )
 
     def _about_responses(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         found = []
-        if metrics["eos_rate"] < 0.2:
+        if metrics["eos_rate"] < RARE_END:
             share = f"{metrics['eos_rate']:.0%}"
             text = f"only {share} of responses end by themselves: raise max_new_tokens, or tune on answers that end"
             found.append(("eos", text))
+        elif metrics["eos_rate"] < 0.5 <= self.start["eos_rate"]:
+            text = "more than half of the responses run to max_new_tokens: raise kl_coef, or set overlong_buffer"
+            found.append(("longest", text))
         if metrics["distinct_2"] < 0.2:
             found.append(("repetition", "responses repeat themselves (distinct bigrams below 20 %): raise kl_coef"))
         grown = metrics["length"] > 1.5 * self.start["length"] and metrics["reward"] > self.start["reward"]
         if metrics["length_corr"] > 0.7 and grown:
-            text = "the reward pays for length (correlation above 0.7): see the reward model's report"
+            text = (
+                "the reward pays for length (correlation above 0.7; reward_same_length has it taken out): see the "
+                "reward model's report, or set overlong_buffer"
+            )
             found.append(("length", text))
         if metrics["entropy"] < 0.1 * self.start["entropy"]:
-            text = "entropy fell below a tenth of its start: raise entropy_coef or kl_coef, or lower learning_rate"
+            text = (
+                "entropy fell below a tenth of its start: raise entropy_coef, set clip_range_high: 0.28, or lower "
+                "learning_rate"
+            )
             found.append(("entropy", text))
         return found
 
@@ -152,7 +226,7 @@ class Guards:
         found = []
         if self.wild_ratio >= PATIENCE:
             self.rate, self.wild_ratio = self.rate / 2, 0
-            text = f"target_kl cut {PATIENCE} rollouts short in a row: learning rates are now × {self.rate:g}"
+            text = f"target_kl or max_ratio cut {PATIENCE} rollouts short in a row: rates are now × {self.rate:g}"
             found.append((f"rate {self.rate}", text))
         if iteration >= settings.critic_warmup + 10 and metrics["explained_variance"] < 0:
             text = "the value function explains nothing after 10 iterations: raise value_learning_rate or critic_warmup"

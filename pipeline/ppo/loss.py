@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.ppo.advantage import kl_estimate
+
 _LARGEST_LOG_RATIO = 20.0
 
 
@@ -25,7 +27,14 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    logp_N: Tensor, old_N: Tensor, advantages_N: Tensor, *, clip_range: float, dual_clip: float = 0.0
+    logp_N: Tensor,
+    old_N: Tensor,
+    advantages_N: Tensor,
+    *,
+    clip_range: float,
+    clip_high: float | None = None,
+    dual_clip: float = 0.0,
+    weights_N: Tensor | None = None,
 ) -> PolicyLoss:
     """Return −min(ρA, clip(ρ)A), bounded by −cA where A < 0 and ``dual_clip`` is c.
 
@@ -34,16 +43,38 @@ def policy_loss(
         old_N: under the policy that sampled.
         advantages_N: whitened or not.
         clip_range: ε.
+        clip_high: ε above 1 where it differs (DAPO's clip-higher).
         dual_clip: c > 1 + ε; 0 switches the bound off.
+        weights_N: of each token (truncated importance sampling); 1 when omitted.
     """
     log_ratio_N = logp_N - old_N
     ratio_N = log_ratio_N.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp()
     plain_N = -ratio_N * advantages_N
-    clipped_N = -ratio_N.clamp(1 - clip_range, 1 + clip_range) * advantages_N
+    high = clip_range if clip_high is None else clip_high
+    clipped_N = -ratio_N.clamp(1 - clip_range, 1 + high) * advantages_N
     loss_N = torch.maximum(plain_N, clipped_N)
     if dual_clip:
         loss_N = torch.where(advantages_N < 0, torch.minimum(loss_N, -dual_clip * advantages_N), loss_N)
+    if weights_N is not None:
+        loss_N = weights_N * loss_N
     return PolicyLoss(loss_N, log_ratio_N.detach(), (clipped_N > plain_N).detach())
+
+
+def kl_loss(logp_N: Tensor, reference_N: Tensor) -> Tensor:
+    """Return the divergence from the reference per token, with an unbiased gradient: k3's value and k2's gradient.
+
+    Reference: Schulman 2020, "Approximating KL divergence"; k3 itself has a biased gradient.
+    """
+    k2_N = (logp_N - reference_N).square() / 2
+    return kl_estimate(logp_N, reference_N, "k3").detach() + k2_N - k2_N.detach()
+
+
+def importance_weights(trained_N: Tensor, sampled_N: Tensor, *, clip: float) -> Tensor:
+    """Return min(π_trainer / π_sampler, clip) per token: what corrects for an engine that samples from another law.
+
+    Reference: truncated importance sampling, Ionides 2008; for rollout engines Yao et al. 2025.
+    """
+    return (trained_N - sampled_N).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp().clamp(max=clip)
 
 
 class ValueLoss(NamedTuple):

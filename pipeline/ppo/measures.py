@@ -18,12 +18,12 @@ from pipeline.ppo.episodes import Episode
 from pipeline.ppo.loss import PolicyLoss, ValueLoss
 
 
-def of_rollout(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:
-    """Return metrics of measured episodes.
+def of_rollout(episodes: Sequence[Episode], ranks: Ranks, *, with_reference: bool = True) -> dict[str, float]:
+    """Return metrics of measured episodes; of the divergence only where the reference was measured.
 
     Returns:
         `reward` (mean score) and `score_std`; `kl` and `kl_k3` in nats per response, `entropy` in nats per token,
-        `length`,
+        `length`, `length_std`,
         `length_max`, `length_corr` (of length and score), `eos_rate`, `distinct_2` (share of bigrams that are distinct,
         mean over responses), `tokens`.
     """
@@ -35,13 +35,14 @@ def of_rollout(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:
     variance = max(0.0, square / n - mean * mean)
     length_variance = max(0.0, length_square / n - mean_length * mean_length)
     spread = (variance * length_variance) ** 0.5
+    divergence = {"kl": kl / n, "kl_k3": k3 / n} if with_reference else {}
     return {
         "reward": mean,
         "score_std": variance**0.5,
-        "kl": kl / n,
-        "kl_k3": k3 / n,
+        **divergence,
         "entropy": entropy / length,
         "length": mean_length,
+        "length_std": length_variance**0.5,
         "length_max": ranks.largest(max((len(episode.response_ids) for episode in episodes), default=0)),
         "length_corr": (cross / n - mean * mean_length) / spread if spread > 1e-12 else 0.0,
         "eos_rate": ended / n,
@@ -50,14 +51,29 @@ def of_rollout(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:
     }
 
 
+def of_engine(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:
+    """Return how far an engine with a law of its own is from the policy: mean |difference| of log-probabilities."""
+    gaps = [float((e.old_T - e.sampled_T).abs().double().sum()) for e in episodes if len(e.sampled_T)]
+    gap, tokens = ranks.sums(sum(gaps), float(sum(len(episode.sampled_T) for episode in episodes)))
+    return {"rollout_logprob_gap": gap / tokens} if tokens else {}
+
+
+def mean_and_error(values: Sequence[float], ranks: Ranks) -> tuple[float, float]:
+    """Return the mean of all processes' values and its standard error."""
+    total, square, count = ranks.sums(sum(values), sum(value * value for value in values), float(len(values)))
+    mean = total / count
+    return mean, (max(0.0, square / count - mean * mean) / count) ** 0.5
+
+
 def _row(episode: Episode) -> tuple[float, ...]:
     length, score = len(episode.response_ids), episode.score
+    reference_T = episode.reference_T if len(episode.reference_T) else episode.old_T
     return (
         1.0,
         score,
         score * score,
-        float(kl_estimate(episode.old_T, episode.reference_T, "k1").double().sum()),
-        float(kl_estimate(episode.old_T, episode.reference_T, "k3").double().sum()),
+        float(kl_estimate(episode.old_T, reference_T, "k1").double().sum()),
+        float(kl_estimate(episode.old_T, reference_T, "k3").double().sum()),
         float(episode.entropy_T.double().sum()),
         float(length),
         float(episode.ended),

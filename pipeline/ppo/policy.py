@@ -2,13 +2,11 @@
 
 Layouts (what is trained, what is shared):
 
-    full       policy: all weights             value: a head on the policy's trunk     reference: a frozen copy
-    separate   policy: all weights             value: a model of its own               reference: a frozen copy
-    LoRA       policy: an adapter              value: a head on the policy's trunk     reference: the adapter switched
-    off
+    full       policy: all weights    value: a head on the policy's trunk                    reference: a frozen copy
+    separate   policy: all weights    value: a model of its own                              reference: a frozen copy
+    LoRA       policy: an adapter     value: a head, or an adapter of its own with a head    reference: no adapter
     cut LoRA   as LoRA, on the layers from `cut` upwards: what the frozen layers below make of a response is computed
-    once
-               per rollout and serves policy, value, reference and all epochs
+               once per rollout and serves policy, value, reference and all epochs
 
 Only positions that predict a response token go through the output layer.
 
@@ -19,16 +17,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from pipeline.models.positions import decoder_of, hidden_at, logits_at
+from pipeline.ppo.adapters import REFERENCE, REWARD, VALUE, TrunkReward, is_of, tuned_layers, use_adapter
 from pipeline.ppo.episodes import MicroBatch
 
 
@@ -94,6 +92,8 @@ class Policy:
         temperature: divides the logits of policy and reference alike.
         cut: layers below this one are frozen and cached; None caches nothing.
         value_gradient: whether a head's gradient reaches the trunk.
+        value_adapter: whether the value function has an adapter of its own on the trunk, beside its head.
+        precision: of the computation where it is not that of the weights.
     """
 
     model: Any
@@ -102,6 +102,8 @@ class Policy:
     temperature: float = 1.0
     cut: int | None = None
     value_gradient: bool = True
+    value_adapter: bool = False
+    precision: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         """Switch dropout off, or the probability ratio would not start at 1, and prepare the halves of a cut model."""
@@ -112,6 +114,7 @@ class Policy:
             self.reference.requires_grad_(False).eval()
         self.whole = Whole(self)
         self._through: Any = self.whole
+        self.in_step = False
         self._upper: Any | None = None
         self._lower: Any | None = None
         if self.cut is not None:
@@ -120,12 +123,14 @@ class Policy:
             self._lower = _with_layers(plain, stop=self.cut)
 
     def through(self, engine: Any) -> None:
-        """Let every call of a model go through an engine around `whole`, which may hold weights in parts."""
+        """Let every call of a model go through an engine around `whole`, in step with all processes."""
         self._through = engine
+        self.in_step = True
 
     def run(self, work: Callable[[], Any]) -> Any:
         """Do something that calls the models, through the engine."""
-        return self._through(work)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            return self._through(work)
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers of all decoders: what is gathered together when weights lie in parts."""
@@ -142,16 +147,19 @@ class Policy:
     @property
     def policy_parameters(self) -> list[nn.Parameter]:
         """Weights of the policy that are trained."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return [parameter for name, parameter in self.trained().items() if name.startswith("policy.")]
 
     @property
     def value_parameters(self) -> list[nn.Parameter]:
-        """Weights of the value function."""
-        return list(self.value.parameters())
+        """Weights of the value function that are trained."""
+        return [parameter for name, parameter in self.trained().items() if name.startswith("value.")]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return everything that is trained, by name: what a checkpoint keeps."""
-        named = {f"policy.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
+        named = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                named[f"{'value' if is_of(name, VALUE) else 'policy'}.{name}"] = parameter
         return named | {f"value.{name}": p for name, p in self.value.named_parameters()}
 
     def forward(
@@ -202,7 +210,7 @@ class Policy:
         if not isinstance(self.model, PeftModel) or getattr(self.model, "is_quantized", False):
             yield self.model
             return
-        layers = [part for part in self.model.modules() if isinstance(part, BaseTunerLayer)]
+        layers = tuned_layers(self.model)
         kept = [(layer, layer.get_base_layer().weight.data.clone()) for layer in layers]
         self.model.merge_adapter()
         try:
@@ -215,9 +223,30 @@ class Policy:
     def _values(self, batch: MicroBatch, hidden_NH: Tensor) -> Tensor:
         if isinstance(self.value, ValueModel):
             values_N: Tensor = self.value(batch.ids_BT, batch.positions_N)
+        elif self.value_adapter:
+            with use_adapter(self.model, VALUE):
+                values_N = self.value(self._hidden(batch))
         else:
             values_N = self.value(hidden_NH if self.value_gradient else hidden_NH.detach())
-        return values_N
+        return values_N.float()
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        """Return the trunk's last hidden states at the positions asked for, shape (N, H)."""
+        if self._upper is None or batch.hidden_BTH is None:
+            return hidden_at(decoder_of(self.model), batch.positions_N, input_ids=batch.ids_BT)
+        return hidden_at(decoder_of(self._upper), batch.positions_N, inputs_embeds=batch.hidden_BTH)
+
+    def scores(self, reward: TrunkReward, ids_BT: Tensor, positions_B: Tensor) -> Tensor:
+        """Return a reward model's scores at one position of each row, by its adapter on the trunk, shape (B,)."""
+
+        def scored() -> Tensor:
+            with torch.no_grad(), use_adapter(self.model, REWARD):
+                hidden_BH = hidden_at(decoder_of(self.model), positions_B, input_ids=ids_BT)
+                scores_B: Tensor = reward.head(hidden_BH.to(reward.head.weight.dtype)).float().flatten()
+                return scores_B
+
+        found_B: Tensor = self.run(scored)
+        return found_B
 
     def _head(self, model: Any, upper: Any | None, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return logits and the hidden states in front of the output layer at the positions asked for."""
@@ -225,39 +254,11 @@ class Policy:
             return logits_at(model, batch.positions_N, input_ids=batch.ids_BT)
         return logits_at(upper, batch.positions_N, inputs_embeds=batch.hidden_BTH)
 
-    @contextmanager
-    def _as_reference(self) -> Iterator[None]:
+    def _as_reference(self) -> AbstractContextManager[Any]:
         """Make the policy its own reference for a while: its adapter off, or its `ref` adapter on."""
         if self.reference is not None or not isinstance(self.model, PeftModel):
-            yield
-        elif "ref" in self.model.peft_config:
-            trained = {name: p.requires_grad for name, p in self.model.named_parameters()}
-            active = self.model.active_adapter
-            self.model.set_adapter("ref")
-            try:
-                yield
-            finally:
-                self.model.set_adapter(active)
-                for name, parameter in self.model.named_parameters():
-                    parameter.requires_grad_(trained[name])
-        else:
-            with self.model.disable_adapter():
-                yield
-
-
-def keep_reference_adapter(model: PeftModel) -> None:
-    """Copy an adapter that was trained before into a frozen adapter `ref`: the policy starts from it."""
-    active = model.active_adapter
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    model.add_adapter("ref", model.peft_config[active])
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in own.items():
-            if f".{active}." in name:
-                own[name.replace(f".{active}.", ".ref.")].copy_(parameter)
-    model.set_adapter(active)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained.get(name, False))
+            return nullcontext()
+        return use_adapter(self.model, REFERENCE if REFERENCE in self.model.peft_config else None)
 
 
 def log_probabilities(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:

@@ -10,22 +10,34 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from pipeline.models.decode import decode
 from pipeline.ppo.episodes import Episode, Prompt
 
-EngineName = Literal["batched", "generate"]
+EngineName = Literal["batched", "generate", "vllm"]
+
+
+class Sampled(NamedTuple):
+    """What an engine sampled, row by row.
+
+    Attributes:
+        responses: token ids; the end token, where there is one, is the last.
+        logps: their log-probabilities under the engine's own law; None where that is the model's.
+    """
+
+    responses: list[list[int]]
+    logps: list[list[float]] | None = None
 
 
 class Engine(Protocol):
-    """Samples one response per prompt; the end token, where there is one, is its last element."""
+    """Samples one response per prompt."""
 
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
-    ) -> list[list[int]]:
+    ) -> Sampled:
         """Sample."""
         ...
 
@@ -50,9 +62,9 @@ class BatchedEngine:
 
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
-    ) -> list[list[int]]:
+    ) -> Sampled:
         """Sample; a response depends on its seed and place alone."""
-        return decode(
+        responses = decode(
             model,
             prompts,
             max_new_tokens=self.max_new_tokens,
@@ -64,6 +76,7 @@ class BatchedEngine:
             row_ids=list(places),
             batch_size=self.batch_size,
         )
+        return Sampled(responses)
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class GenerateEngine:
 
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
-    ) -> list[list[int]]:
+    ) -> Sampled:
         """Sample all prompts as one batch, padded on the left."""
         from transformers import GenerationConfig
 
@@ -97,7 +110,7 @@ class GenerateEngine:
             found = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
             )
-        return [_until_end(row, self.eos_ids) for row in found[:, width:].tolist()]
+        return Sampled([_until_end(row, self.eos_ids) for row in found[:, width:].tolist()])
 
 
 def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
@@ -140,10 +153,10 @@ def roll_out(
         decode_text: tokens to text without special tokens.
     """
     places = [place for place, _ in prompts]
+    ids = [prompt.ids for _, prompt in prompts]
     with sampling as model:
-        ids = [prompt.ids for _, prompt in prompts]
-        responses = engine(model, ids, seed=seed, places=places) if ids else []
-    return [
+        sampled = engine(model, ids, seed=seed, places=places) if ids else Sampled([])
+    episodes = [
         Episode(
             place=place,
             row=prompt.row,
@@ -152,5 +165,8 @@ def roll_out(
             ended=response[-1] in eos_ids,
             text=decode_text(response),
         )
-        for (place, prompt), response in zip(prompts, responses, strict=True)
+        for (place, prompt), response in zip(prompts, sampled.responses, strict=True)
     ]
+    for episode, logps in zip(episodes, sampled.logps or [], strict=False):
+        episode.sampled_T = torch.tensor(logps)
+    return episodes

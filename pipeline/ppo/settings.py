@@ -7,6 +7,7 @@ References: Schulman et al. 2017 (PPO, arXiv:1707.06347); Schulman et al. 2016 (
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -36,11 +37,14 @@ class PPOSettings(StageConfig):
         kl_target: nats per response that an adaptive β steers to (Ziegler et al. 2019, section 2.2); fixed β when
             omitted.
         kl_horizon: responses over which the adaptive β reacts.
+        kl_in_loss: put the divergence into the loss instead of the reward: k3's value with k2's gradient.
         gamma: discount.
         lam: λ of generalised advantage estimation.
         whiten: advantages to mean 0 and variance 1 over the whole rollout.
         whiten_rewards: scale rewards by their standard deviation, keeping their mean.
         clip_range: ε of the probability ratio.
+        clip_range_high: ε above 1, where it differs (clip-higher, Yu et al. 2025, arXiv:2503.14476); 0.28 keeps entropy
+            up.
         dual_clip: bound on the loss of a negative advantage, as a ratio (Ye et al. 2020, arXiv:1912.09729); 0
             switches it off.
         value_clip: of the value's change, in units of the returns' standard deviation (at least 1); 0 does not clip.
@@ -50,7 +54,13 @@ class PPOSettings(StageConfig):
         entropy_coef: weight of an entropy bonus.
         target_kl: mean divergence of new from old policy at which the remaining epochs of a rollout are skipped; 0
             never.
+        max_ratio: probability ratio of any token at which they are skipped too; 0 never.
+        tis_clip: largest weight of a token whose probability under the rollout engine differs from the trainer's
+            (truncated importance sampling, Yao et al. 2025); 0 does not weigh.
+        ema_decay: of an exponential moving average of the policy, per optimizer step; the average is then what is
+            evaluated and kept.
         missing_eos_penalty: taken off the score of a response without an end token.
+        overlong_buffer: tokens before max_new_tokens over which a response's reward falls by up to 1 (DAPO's ramp).
         truncation: what a response without an end token is worth after its last token: nothing (`terminal`), the value
             function's estimate (`bootstrap`), or it is left out of the loss (`mask`).
         score_clip: scores are cut to ± this; 0 does not.
@@ -81,11 +91,13 @@ class PPOSettings(StageConfig):
     kl_coef: float = Field(default=0.05, ge=0)
     kl_target: float | None = None
     kl_horizon: int = Field(default=10_000, ge=1)
+    kl_in_loss: bool = False
     gamma: float = Field(default=1.0, gt=0, le=1)
     lam: float = Field(default=0.95, ge=0, le=1)
     whiten: bool = True
     whiten_rewards: bool = False
     clip_range: float = Field(default=0.2, gt=0)
+    clip_range_high: float | None = Field(default=None, gt=0)
     dual_clip: float = Field(default=3.0, ge=0)
     value_clip: float = Field(default=0.2, ge=0)
     value_coef: float = Field(default=0.1, ge=0)
@@ -93,7 +105,11 @@ class PPOSettings(StageConfig):
     critic_warmup: int = Field(default=0, ge=0)
     entropy_coef: float = Field(default=0.0, ge=0)
     target_kl: float = Field(default=0.1, ge=0)
+    max_ratio: float = Field(default=10.0, ge=0)
+    tis_clip: float = Field(default=2.0, ge=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
     missing_eos_penalty: float = Field(default=1.0, ge=0)
+    overlong_buffer: int = Field(default=0, ge=0)
     truncation: Literal["terminal", "bootstrap", "mask"] = "terminal"
     score_clip: float = Field(default=10.0, ge=0)
     score_scaling: Literal["none", "running"] = "none"
@@ -110,6 +126,24 @@ class PPOSettings(StageConfig):
         """The value function's learning rate in force."""
         return 5 * self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
 
+    def rate_factor(self, done: int) -> float:
+        """Return the factor on both learning rates after so many iterations."""
+        if done < self.warmup_iterations:
+            return (done + 1) / (self.warmup_iterations + 1)
+        share = (done - self.warmup_iterations) / max(1, self.iterations - self.warmup_iterations)
+        shape = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}
+        return shape[self.lr_scheduler_type]
+
+    @property
+    def clip_high(self) -> float:
+        """ε above 1 in force."""
+        return self.clip_range if self.clip_range_high is None else self.clip_range_high
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the divergence from the reference costs anything; it is measured at evaluations in any case."""
+        return self.kl_coef > 0 or self.kl_target is not None
+
     def check(self) -> list[Problem]:
         """Return contradictions between fields."""
         problems = []
@@ -124,7 +158,13 @@ class PPOSettings(StageConfig):
             near = min(fitting, key=lambda n: abs(n - self.minibatches))
             found = f"train.rollout_batch {self.rollout_batch} does not divide into {self.minibatches} minibatches"
             problems.append(Problem(found, "equal minibatches", f"use minibatches: {near}"))
-        if self.dual_clip and self.dual_clip <= 1 + self.clip_range:
+        if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
             found = f"train.dual_clip is {self.dual_clip:g}"
-            problems.append(Problem(found, f"above 1 + clip_range ({1 + self.clip_range:g})", "0 switches it off"))
+            problems.append(Problem(found, f"above 1 + clip_range ({1 + self.clip_high:g})", "0 switches it off"))
+        if self.max_ratio and self.max_ratio <= 1 + self.clip_high:
+            found = f"train.max_ratio is {self.max_ratio:g}"
+            problems.append(Problem(found, f"above 1 + clip_range ({1 + self.clip_high:g})", "0 switches it off"))
+        if self.overlong_buffer >= self.max_new_tokens:
+            found = f"train.overlong_buffer is {self.overlong_buffer}"
+            problems.append(Problem(found, f"less than max_new_tokens ({self.max_new_tokens})", "0 switches it off"))
         return problems

@@ -21,7 +21,12 @@ from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.guards import Guards
 from pipeline.ppo.trainer import PPOTrainer
 
-WEIGHTS, OPTIMIZER, NUMBERS = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, AVERAGE, NUMBERS = (
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "average.safetensors",
+    "state.json",
+)
 
 
 def save_weights(trainer: PPOTrainer, file: Path) -> None:
@@ -50,7 +55,9 @@ def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None
         folder: replaced as a whole.
         extra: what its caller wants to know again after a resume, as JSON.
     """
-    weights, moments = trainer.steps_with.weights(), trainer.steps_with.moments()
+    files = {WEIGHTS: trainer.steps_with.weights(), OPTIMIZER: trainer.steps_with.moments()}
+    if trainer.average is not None:
+        files[AVERAGE] = trainer.average.weights
     if trainer.ranks.is_first:
         numbers = {
             "iteration": trainer.iteration,
@@ -61,18 +68,18 @@ def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None
             "guards": trainer.guards.plain(),
             "extra": extra,
         }
-        _replace(folder, weights, moments, numbers)
+        _replace(folder, files, numbers)
     trainer.ranks.wait()
 
 
-def _replace(folder: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+def _replace(folder: Path, files: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    _write(weights, part / WEIGHTS)
-    _write(moments, part / OPTIMIZER)
+    for name, tensors in files.items():
+        _write(tensors, part / name)
     (part / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
-    for name in (WEIGHTS, OPTIMIZER, NUMBERS):
+    for name in (*files, NUMBERS):
         with (part / name).open("rb") as file:
             os.fsync(file.fileno())
     shutil.rmtree(old, ignore_errors=True)
@@ -95,6 +102,8 @@ def load_state(trainer: PPOTrainer, folder: Path) -> dict[str, Any]:
     numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
     load_weights(trainer, folder / WEIGHTS)
     trainer.steps_with.load_moments(load_file(folder / OPTIMIZER))
+    if trainer.average is not None:
+        trainer.average.weights = load_file(folder / AVERAGE)
     for group, rate in zip(trainer.optimizer.param_groups, numbers["rates"], strict=True):
         group["lr"] = rate
     trainer.iteration, trainer.steps = numbers["iteration"], numbers["steps"]

@@ -17,23 +17,26 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
 from pipeline.ppo import measures
 from pipeline.ppo.advantage import gae, kl_estimate, masked_moments, old_new_divergence, token_rewards, whiten
+from pipeline.ppo.averaging import Average
 from pipeline.ppo.control import KLController, ScoreScale
-from pipeline.ppo.episodes import Episode, Prompt, micro_batches, pack, padded
+from pipeline.ppo.episodes import Episode, Prompt, idle_episode, micro_batches, pack, padded
 from pipeline.ppo.guards import Guards
-from pipeline.ppo.loss import policy_loss, value_loss
+from pipeline.ppo.loss import PolicyLoss, ValueLoss, importance_weights, kl_loss, policy_loss, value_loss
 from pipeline.ppo.policy import Outputs, Policy
 from pipeline.ppo.rollout import Engine, prompt_order, roll_out
 from pipeline.ppo.settings import PPOSettings
-from pipeline.ppo.steppers import PlainStepper, Stepper, are_finite, clip_factors
+from pipeline.ppo.shaping import same_length_reward, shaped_scores
+from pipeline.ppo.steppers import PlainStepper, Stepper, are_finite, clip_factors, drifted
 
 Score = Callable[[Sequence[Episode]], list[float]]
 """Returns one score per episode, higher is better."""
@@ -62,6 +65,9 @@ class PPOTrainer:
         language_loss: for PPO-ptx.
         on_step: told (optimizer steps done, of all) while an iteration runs.
         stepper: what holds the optimizer; a plain one when omitted.
+        watch: scores held-out responses by what nobody learns from, to see whether the reward is gamed.
+        ends_are_taught: whether the chat template's answers end with an end token.
+        on_skip: given the episodes of an optimizer step that was left out.
     """
 
     policy: Policy
@@ -77,6 +83,9 @@ class PPOTrainer:
     language_loss: LanguageLoss | None = None
     on_step: Callable[[int, int], None] | None = None
     stepper: Stepper | None = None
+    watch: Score | None = None
+    ends_are_taught: bool = True
+    on_skip: Callable[[Sequence[Episode]], None] | None = None
 
     def __post_init__(self) -> None:
         """Make the optimizer, where there is none, and what adapts."""
@@ -91,6 +100,7 @@ class PPOTrainer:
         self.guards = Guards()
         self._kept: tuple[list[Episode], Outputs] | None = None
         self.steps_with: Stepper = self.stepper or PlainStepper(self.policy, s, self.ranks)
+        self.average = Average(self.policy, s.ema_decay) if s.ema_decay else None
 
     @property
     def optimizer(self) -> Any:
@@ -112,19 +122,39 @@ class PPOTrainer:
         clock = [time.perf_counter()]
         episodes = self.roll_out()
         clock.append(time.perf_counter())
-        self.measure(episodes, for_update=True)
-        reward_metrics = self.estimate(episodes)
+        with_reference = self.settings.needs_reference or self.iteration == 0
+        self.measure(episodes, for_update=True, reference=with_reference)
+        metrics = {
+            **self.estimate(episodes),
+            **measures.of_rollout(episodes, self.ranks, with_reference=with_reference),
+            **measures.of_engine(episodes, self.ranks),
+        }
+        if self.iteration == 0:
+            self.guards.check_start(metrics, ends_are_taught=self.ends_are_taught)
+        metrics["reward_same_length"] = same_length_reward(metrics, self.guards.start.get("length", metrics["length"]))
         clock.append(time.perf_counter())
-        update_metrics = self.update(episodes)
+        metrics |= self.update(episodes)
         clock.append(time.perf_counter())
-        metrics = {**measures.of_rollout(episodes, self.ranks), **reward_metrics, **update_metrics}
-        metrics["objective"] = metrics["reward"] - self.kl.coef * metrics["kl"]
+        metrics["objective"] = metrics["reward"] - self.kl.coef * metrics.get("kl", 0.0)
         metrics["kl_coef"] = self.kl.coef
         for name, start, end in zip(("rollout", "score", "update"), clock, clock[1:], strict=False):
             metrics[f"seconds_{name}"] = end - start
-        self.kl.update(metrics["kl"], self.settings.rollout_batch)
+        self.kl.update(metrics.get("kl", 0.0), self.settings.rollout_batch)
         self.iteration += 1
+        if self.iteration % self.settings.eval_every == 0:
+            self._check_processes()
         return metrics
+
+    def _check_processes(self) -> None:
+        """Look whether all processes still hold the same policy.
+
+        Raises:
+            PipelineError: they do not.
+        """
+        if self.ranks.count > 1 and drifted(self.steps_with.weights(), self.ranks):
+            found = f"the processes hold different weights after iteration {self.iteration}"
+            problem = Problem(found, "the same on all", "run again to resume from the last checkpoint")
+            raise PipelineError(problem, exit_code=ExitCode.FAILED)
 
     def roll_out(self) -> list[Episode]:
         """Sample this process's share of the rollout."""
@@ -144,8 +174,8 @@ class PPOTrainer:
         )
 
     @torch.no_grad()
-    def measure(self, episodes: Sequence[Episode], *, for_update: bool = False) -> None:
-        """Score the episodes, and run policy, value function and reference over them once.
+    def measure(self, episodes: Sequence[Episode], *, for_update: bool = False, reference: bool = True) -> None:
+        """Score the episodes, and run policy, value function and, if asked, the reference over them once.
 
         Where the first optimizer step of the update that follows sees the same rollout in the same forward pass (one
         minibatch of one micro-batch), that pass is kept with its graph instead of being run again.
@@ -169,16 +199,16 @@ class PPOTrainer:
                 outputs = self.policy.forward(batch, entropy=True, entropy_gradient=s.entropy_coef > 0)
             if keep:
                 self._kept = (group, outputs)
-            reference_N = self.policy.reference_logp(batch)
-            assert outputs.values_N is not None
-            assert outputs.entropy_N is not None
-            columns = (outputs.logp_N, reference_N, outputs.values_N, outputs.entropy_N)
-            split = [torch.split(column.detach().float().cpu(), list(batch.sizes)) for column in columns]
-            for episode, old_T, reference_T, values_T, entropy_T in zip(group, *split, strict=True):
-                kept = len(episode.response_ids)
-                episode.old_T, episode.reference_T = old_T[:kept].clone(), reference_T[:kept].clone()
-                episode.values_T, episode.entropy_T = values_T[:kept].clone(), entropy_T[:kept].clone()
-                episode.after = float(values_T[kept]) if bootstrap else 0.0
+            columns = {"old_T": outputs.logp_N, "values_T": outputs.values_N, "entropy_T": outputs.entropy_N}
+            if reference:
+                columns["reference_T"] = self.policy.reference_logp(batch)
+            for name, column_N in columns.items():
+                assert column_N is not None
+                rows = torch.split(column_N.detach().float().cpu(), list(batch.sizes))
+                for episode, row_T in zip(group, rows, strict=True):
+                    setattr(episode, name, row_T[: len(episode.response_ids)].clone())
+                    if name == "values_T":
+                        episode.after = float(row_T[-1]) if bootstrap else 0.0
 
     def _passes(self, episodes: Sequence[Episode]) -> list[list[Episode]]:
         """Cut episodes into micro-batches; where passes are collective, fill up with one that nobody counts."""
@@ -186,7 +216,7 @@ class PPOTrainer:
         if not self.steps_with.in_step:
             return groups
         missing = int(self.ranks.largest(len(groups))) - len(groups)
-        return groups + [[_idle()] for _ in range(missing)]
+        return groups + [[idle_episode()] for _ in range(missing)]
 
     def estimate(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Turn scores into advantages and returns."""
@@ -196,15 +226,14 @@ class PPOTrainer:
             total, count = self.ranks.sums(sum(raw), float(len(raw)))
             self.scale.center = total / count
         self.scale.see(raw, self.ranks)
-        shaped = [self.scale.apply(score, scale=s.score_scaling == "running", clip=s.score_clip) for score in raw]
-        if self.eos_ids:
-            lost = [0.0 if episode.ended else s.missing_eos_penalty for episode in episodes]
-            shaped = [score - penalty for score, penalty in zip(shaped, lost, strict=True)]
+        shaped = shaped_scores(episodes, self.scale, s, has_ends=bool(self.eos_ids))
         old_BT, mask_BT = padded([episode.old_T for episode in episodes])
-        reference_BT, _ = padded([episode.reference_T for episode in episodes])
         values_BT, _ = padded([episode.values_T for episode in episodes])
-        kl_BT = kl_estimate(old_BT, reference_BT, "k1")
-        rewards_BT = token_rewards(torch.tensor(shaped), kl_BT, mask_BT, self.kl.coef)
+        kl_BT, price = torch.zeros_like(old_BT), 0.0
+        if s.needs_reference and not s.kl_in_loss:
+            reference_BT, _ = padded([episode.reference_T for episode in episodes])
+            kl_BT, price = kl_estimate(old_BT, reference_BT, "k1"), self.kl.coef
+        rewards_BT = token_rewards(torch.tensor(shaped), kl_BT, mask_BT, price)
         if s.whiten_rewards:
             rewards_BT = whiten(rewards_BT, mask_BT, self.ranks, shift_mean=False)
         after_B = torch.tensor([0.0 if episode.ended else episode.after for episode in episodes])
@@ -257,23 +286,17 @@ class PPOTrainer:
         if not tokens:
             return True
         clip = s.value_clip * max(1.0, self.return_deviation)
-        divergence, finite = 0.0, True
+        divergence, largest, finite = 0.0, 0.0, True
         policy_on = 0.0 if self.iteration < s.critic_warmup else 1.0
         kept, self._kept = self._kept, None
         with_language = self.language_loss is not None and bool(s.ptx_coef) and bool(policy_on)
         groups = [kept[0]] if kept is not None else self._passes(episodes)
         for number, group in enumerate(groups, start=1):
-            old_N, advantages_N, returns_N, values_N = (
-                torch.cat([getattr(episode, name) for episode in group]).to(policy.device)
-                for name in ("old_T", "advantages_T", "returns_T", "values_T")
-            )
             outputs = kept[1] if kept is not None else self._forward(group)
-            assert outputs.values_N is not None
-            policy_part = policy_loss(
-                outputs.logp_N, old_N, advantages_N, clip_range=s.clip_range, dual_clip=s.dual_clip
-            )
-            value_part = value_loss(outputs.values_N, values_N, returns_N, clip=clip)
+            policy_part, value_part = self._losses(group, outputs, clip)
             loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
+            if s.kl_in_loss and s.needs_reference:
+                loss = loss + policy_on * self.kl.coef * kl_loss(outputs.logp_N, self._of(group, "reference_T")).sum()
             if s.entropy_coef and outputs.entropy_N is not None:
                 loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()
             counted = group[0].place >= 0
@@ -283,6 +306,7 @@ class PPOTrainer:
             self.steps_with.backward(loss / tokens * float(counted), last=last)
             if is_finite and counted:
                 divergence += float(old_new_divergence(policy_part.log_ratio_N).sum())
+                largest = max(largest, float(policy_part.log_ratio_N.max()))
                 sums.add(policy_part, value_part)
         if with_language and self.language_loss is not None:
             spoken = policy.run(lambda: self.language_loss(policy.model, self.steps))  # type: ignore[misc]
@@ -290,27 +314,54 @@ class PPOTrainer:
         elif not groups:
             self.steps_with.backward(policy.nothing(), last=True)
         (divergence,) = self.ranks.sums(divergence)
-        if s.target_kl and divergence / tokens > _MOST_RATIO_KL * s.target_kl:
+        too_far = bool(s.target_kl) and divergence / tokens > _MOST_RATIO_KL * s.target_kl
+        if too_far or (s.max_ratio and self.ranks.largest(largest) > math.log(s.max_ratio)):
             self.steps_with.discard()
             return False
-        self._apply(sums, finite=finite)
+        self._apply(episodes, sums, finite=finite)
         return True
+
+    def _of(self, group: Sequence[Episode], name: str) -> torch.Tensor:
+        return torch.cat([getattr(episode, name) for episode in group]).to(self.policy.device)
+
+    def _losses(self, group: Sequence[Episode], outputs: Outputs, clip: float) -> tuple[PolicyLoss, ValueLoss]:
+        s, old_N = self.settings, self._of(group, "old_T")
+        weights_N = None
+        if s.tis_clip and all(len(episode.sampled_T) for episode in group):
+            weights_N = importance_weights(old_N, self._of(group, "sampled_T"), clip=s.tis_clip)
+        policy_part = policy_loss(
+            outputs.logp_N,
+            old_N,
+            self._of(group, "advantages_T"),
+            clip_range=s.clip_range,
+            clip_high=s.clip_high,
+            dual_clip=s.dual_clip,
+            weights_N=weights_N,
+        )
+        assert outputs.values_N is not None
+        return policy_part, value_loss(
+            outputs.values_N, self._of(group, "values_T"), self._of(group, "returns_T"), clip=clip
+        )
 
     def _forward(self, group: Sequence[Episode]) -> Outputs:
         return self.policy.forward(pack(group, self.policy.device), entropy=self.settings.entropy_coef > 0)
 
-    def _apply(self, sums: measures.UpdateSums, *, finite: bool) -> None:
+    def _apply(self, episodes: Sequence[Episode], sums: measures.UpdateSums, *, finite: bool) -> None:
         """Clip and step; a step with a gradient that is not finite is left out on every process."""
         norms = self.steps_with.norms()
         if self.ranks.largest(float(not finite or not are_finite(norms))):
             self.steps_with.discard()
             sums.skipped += 1
+            if self.on_skip is not None:
+                self.on_skip(episodes)
             self.guards.step_skipped(self.settings)
             return
         self.guards.skipped = 0
         factors = clip_factors(norms, self.settings.max_grad_norm)
         self.steps_with.step(factors, policy=self.iteration >= self.settings.critic_warmup)
         self.steps += 1
+        if self.average is not None:
+            self.average.update()
         sums.norms.append(norms)
 
     def evaluate(self) -> tuple[dict[str, float], list[Episode]]:
@@ -325,32 +376,25 @@ class PPOTrainer:
         found = measures.of_rollout(episodes, self.ranks)
         found["objective"] = found["reward"] - self.settings.kl_coef * found["kl"]
         kept = ("reward", "kl", "kl_k3", "objective", "length", "eos_rate", "entropy")
-        return {f"eval_{name}": found[name] for name in kept}, episodes
+        metrics = {f"eval_{name}": found[name] for name in kept}
+        if self.watch is not None:
+            watched = self.watch(episodes) if episodes else []
+            mean, error = measures.mean_and_error(watched, self.ranks)
+            metrics |= {"eval_watch": mean, "eval_watch_se": error}
+        return metrics, episodes
+
+    def kept_policy(self) -> AbstractContextManager[None]:
+        """Make the policy what would be kept of it: its average, where there is one."""
+        return nullcontext() if self.average is None else self.average.in_force()
 
     @property
     def rate(self) -> float:
         """The policy's learning rate of this iteration."""
-        return self.settings.learning_rate * self._rate_factor()
-
-    def _rate_factor(self) -> float:
-        s, done = self.settings, self.iteration
-        if done < s.warmup_iterations:
-            return (done + 1) / (s.warmup_iterations + 1) * self.guards.rate
-        share = (done - s.warmup_iterations) / max(1, s.iterations - s.warmup_iterations)
-        shape = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}
-        return shape[s.lr_scheduler_type] * self.guards.rate
+        return self.settings.learning_rate * self.settings.rate_factor(self.iteration) * self.guards.rate
 
     def _set_rates(self) -> None:
-        factor = self._rate_factor()
+        factor = self.settings.rate_factor(self.iteration) * self.guards.rate
         for group, rate in zip(
             self.optimizer.param_groups, (self.settings.learning_rate, self.settings.value_rate), strict=True
         ):
             group["lr"] = rate * factor
-
-
-def _idle() -> Episode:
-    """Return an episode that only keeps a process in step with the others; its place is none of the rollout's."""
-    idle = Episode(-1, {}, (0,), (0,), False, "")
-    for name in ("old_T", "values_T", "advantages_T", "returns_T"):
-        setattr(idle, name, torch.zeros(1))
-    return idle

@@ -210,9 +210,10 @@ class _Building:
             return None
         config_class = KINDS[kind].config
         body = Node({key: child for key, child in node.value.items() if key not in STAGE_KEYS}, node.place)
-        if "reward_functions" in config_class.model_fields:
-            body, problems = unfold_rewards(body, name)
-            self.problems += problems
+        for key in ("reward", "watch"):
+            if f"{key}_functions" in config_class.model_fields:
+                body, problems = unfold_rewards(body, name, key)
+                self.problems += problems
         for field_name in [*config_class.markers(Input), *config_class.markers(Code)]:
             if field_name in body.mapping:
                 body.value[field_name] = self.expanded(body.value[field_name], name)

@@ -7,7 +7,8 @@
       - {function: rewards.py:short, weight: 0.2}
 
 They are written out as the fields a configuration has (`pipeline/training/reward_fields.py`): names of models, names of
-functions, and one weight for each, models first. Every part keeps its place in the file.
+functions, and one weight for each, models first. Every part keeps its place in the file. `watch:` is written alike,
+without weights.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from pipeline.recipe.document import Node
 KEYS = ("model", "function", "weight")
 
 
-def unfold_rewards(body: Node, stage: str) -> tuple[Node, list[Problem]]:
-    """Return a stage's body with `reward` written out, and what is wrong with it."""
-    if "reward" not in body.mapping or "reward_functions" in body.mapping or "reward_weights" in body.mapping:
+def unfold_rewards(body: Node, stage: str, key: str = "reward") -> tuple[Node, list[Problem]]:
+    """Return a stage's body with `reward` (or `watch`) written out, and what is wrong with it."""
+    if key not in body.mapping or f"{key}_functions" in body.mapping or f"{key}_weights" in body.mapping:
         return body, []
-    node = body.mapping["reward"]
+    node = body.mapping[key]
     entries = node.value_list() or [node]
     problems: list[Problem] = []
     models: list[tuple[Node, Node]] = []
@@ -31,7 +32,7 @@ def unfold_rewards(body: Node, stage: str) -> tuple[Node, list[Problem]]:
         if isinstance(entry.value, str):
             models.append((entry, Node(1.0, entry.place)))
             continue
-        found = _problems_of(entry, stage)
+        found = _problems_of(entry, stage, key)
         problems += found
         if not found:
             weight = entry.mapping.get("weight", Node(1.0, entry.place))
@@ -40,23 +41,28 @@ def unfold_rewards(body: Node, stage: str) -> tuple[Node, list[Problem]]:
             else:
                 functions.append((entry.mapping["function"], weight))
     whole = dict(body.mapping)
-    whole["reward"] = Node([name for name, _ in models], node.place)
+    whole[key] = Node([name for name, _ in models], node.place)
     if functions:
-        whole["reward_functions"] = Node([name for name, _ in functions], node.place)
-    whole["reward_weights"] = Node([weight for _, weight in (*models, *functions)], node.place)
+        whole[f"{key}_functions"] = Node([name for name, _ in functions], node.place)
+    if key == "reward":
+        whole["reward_weights"] = Node([weight for _, weight in (*models, *functions)], node.place)
     return Node(whole, body.place), problems
 
 
-def _problems_of(entry: Node, stage: str) -> list[Problem]:
-    expected = "a reward model's name, {model: NAME} or {function: FILE.py:NAME}, each with an optional weight"
+def _problems_of(entry: Node, stage: str, key: str) -> list[Problem]:
+    expected = "a reward model's name, {model: NAME} or {function: FILE.py:NAME}"
+    expected += ", each with an optional weight" if key == "reward" else ""
+    keys = KEYS if key == "reward" else KEYS[:2]
     if not isinstance(entry.value, dict):
-        return [Problem(f"reward is {entry.value!r}", expected, where=entry.place, stage=stage)]
+        return [Problem(f"{key} is {entry.value!r}", expected, where=entry.place, stage=stage)]
     problems = [
-        Problem(f"unknown key `{key}` in reward", f"one of {listed(KEYS)}", nearest(str(key), KEYS), child.place, stage)
-        for key, child in entry.mapping.items()
-        if key not in KEYS
+        Problem(
+            f"unknown key `{name}` in {key}", f"one of {listed(keys)}", nearest(str(name), keys), child.place, stage
+        )
+        for name, child in entry.mapping.items()
+        if name not in keys
     ]
     if ("model" in entry.mapping) == ("function" in entry.mapping):
-        found = "reward names both a model and a function" if "model" in entry.mapping else "reward names nothing"
+        found = f"{key} names both a model and a function" if "model" in entry.mapping else f"{key} names nothing"
         problems.append(Problem(found, expected, "one entry of a list for each", entry.place, stage))
     return problems

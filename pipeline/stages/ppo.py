@@ -16,11 +16,15 @@ from pydantic import Field
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.ppo.settings import PPOSettings
-from pipeline.stage import Data, Input, Runtime, StageContext, StageResult, stage
-from pipeline.training.reward_fields import RewardFields
+from pipeline.stage import Code, Data, Input, Runtime, StageContext, StageResult, stage
+from pipeline.training.reward_fields import SHORT, RewardFields
 
 if TYPE_CHECKING:
     from pipeline.ppo.trainer import PPOTrainer
+
+
+ANSWER = {"role": "assistant", "content": "Yes."}
+"""Rendered once, to see whether the chat template's answers end with an end token."""
 
 
 class Train(PPOSettings):
@@ -42,9 +46,13 @@ class Config(RewardFields):
         layout: `shared` puts the value function's head on the policy's trunk, `separate` gives it a model of its own,
             which starts from the reward model where there is one with the policy's tokenizer.
         adapter: LoRA instead of full fine-tuning; with `layers: top-half` the lower half is computed once per rollout.
+        value: with an adapter and the shared layout, `adapter` gives the value function one of its own beside its head,
+            for a second forward pass; `head` reads the policy's trunk.
         ptx_data: conversations for PPO-ptx (`train.ptx_coef`).
-        rollout_engine: `batched` is our own loop, `generate` that of transformers; `auto` takes the first on a CPU
-            and the second on a GPU.
+        watch: a reward model or Python function nobody learns from, written as `reward` is: it scores held-out
+            responses, and a reward that rises while it falls is being gamed.
+        rollout_engine: `batched` is our own loop, `generate` that of transformers, `vllm` samples with vLLM on the
+            training GPU; `auto` takes the first on a CPU, and on a GPU vLLM where it is installed.
         train: how to train.
     """
 
@@ -52,8 +60,11 @@ class Config(RewardFields):
     model: Annotated[str, Input(external=True)]
     layout: Literal["shared", "separate"] = "shared"
     adapter: Adapter | None = None
+    value: Literal["head", "adapter"] = "head"
     ptx_data: Annotated[str | None, Data("messages")] = None
-    rollout_engine: Literal["auto", "batched", "generate"] = "auto"
+    watch: Annotated[list[str], Input("reward", external=True), SHORT] = Field(default=[])
+    watch_functions: Annotated[list[str], Code()] = Field(default=[])
+    rollout_engine: Literal["auto", "batched", "generate", "vllm"] = "auto"
     train: Train = Train()
 
     def check(self) -> list[Problem]:
@@ -62,6 +73,9 @@ class Config(RewardFields):
         if (self.train.ptx_coef > 0) != (self.ptx_data is not None):
             found = "ptx_data without train.ptx_coef" if self.ptx_data else "train.ptx_coef without ptx_data"
             problems.append(Problem(found, "both or neither"))
+        if self.value == "adapter" and (self.adapter is None or self.layout == "separate"):
+            found = "value is adapter" + (" without an adapter" if self.adapter is None else " with layout: separate")
+            problems.append(Problem(found, "an adapter on a shared trunk", "set `adapter: {r: 16}`, or value: head"))
         return problems
 
 
@@ -97,13 +111,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     """Put models, prompts and rewards together, and check them before anything is trained."""
-    from pipeline.models.contract import end_ids
+    import torch
+
+    from pipeline.models.contract import end_ids, eos_is_learned
     from pipeline.models.load import load_causal_lm
     from pipeline.parallel.ranks import Ranks
     from pipeline.ppo.build import build_policy, check_policy
     from pipeline.ppo.trainer import PPOTrainer
-    from pipeline.training.arguments import device_of, starting_weights
-    from pipeline.training.reward_sources import load_rewards
+    from pipeline.training.arguments import device_of, precision_of, starting_weights
+    from pipeline.training.reward_sources import load_rewards, load_watched
 
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
@@ -111,7 +127,6 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         model.to(device_of(ctx))
     eos_ids = end_ids(tokenizer, model)
     prompts, held_out = _prompts(ctx, config, model, tokenizer)
-    rewards = load_rewards(ctx, config, tokenizer)
     policy = build_policy(
         model,
         layout=config.layout,
@@ -119,13 +134,20 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         value_start=_value_start(ctx, config, tokenizer) if config.layout == "separate" else None,
         temperature=config.train.temperature,
         value_gradient=config.train.value_gradient,
+        value=config.value,
+        precision=torch.bfloat16 if precision_of(ctx) == "bf16" else None,
         seed=ctx.seed,
     )
-    engine = _engine(ctx, config, model, tokenizer, eos_ids)
-    note = check_policy(policy, engine, prompts, eos_ids)
+    rewards = load_rewards(
+        ctx, config, tokenizer, lambda source: _on_trunk(ctx, policy, source, tokenizer.pad_token_id)
+    )
+    watched = load_watched(ctx, config.watch, config.watch_functions, tokenizer)
+    ranks = Ranks.current()
+    stepper = _stepper(ctx, config, policy, ranks)
+    engine = _engine(ctx, config, policy, tokenizer, eos_ids, stepper)
+    note = check_policy(policy, engine, prompts, eos_ids, stepper)
     if note:
         ctx.note(note)
-    ranks = Ranks.current()
     return PPOTrainer(
         policy=policy,
         settings=config.train,
@@ -138,8 +160,28 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         seed=ctx.seed,
         ranks=ranks,
         language_loss=_language_loss(ctx, config, tokenizer),
-        stepper=_stepper(ctx, config, policy, ranks),
+        stepper=stepper,
+        watch=_score_of(watched) if watched.names else None,
+        ends_are_taught=eos_is_learned(
+            tokenizer, [*prompts[0].row["prompt"], {"role": "assistant", "content": "Yes."}]
+        ),
     )
+
+
+def _on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
+    """Return the scorer of a reward model whose adapter fits the policy's trunk; None when it has to be loaded."""
+    from pathlib import Path
+
+    from pipeline.ppo.adapters import reward_on_trunk, start_value_from_reward
+    from pipeline.training.trunk_scorer import trunk_scorer
+
+    reward = reward_on_trunk(policy.model, Path(source.path)) if Path(source.path).is_dir() else None
+    if reward is None:
+        return None
+    ctx.note(f"reward model {source.ref} is an adapter on the policy's own trunk")
+    if policy.value_adapter and start_value_from_reward(policy.model, policy.value.linear, reward):
+        ctx.note("the value function starts as the reward model")
+    return trunk_scorer(policy, reward, pad_id)
 
 
 def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
@@ -147,6 +189,9 @@ def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
     from pipeline.parallel.deepspeed import deepspeed_config
     from pipeline.training.arguments import precision_of
 
+    if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
+        found = "train.ema_decay with weights in parts (compute.zero or compute.fsdp)"
+        raise PipelineError(Problem(found, "whole weights in every process", "leave one of them out", stage=ctx.name))
     if ctx.compute.get("zero"):
         from pipeline.ppo.sharding import ZeroStepper
 
@@ -193,17 +238,31 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
     return train, held_out[: config.train.eval_prompts]
 
 
-def _engine(ctx: StageContext, config: Config, model: Any, tokenizer: Any, eos_ids: Sequence[int]) -> Any:
-    from pipeline.ppo.rollout import BatchedEngine, GenerateEngine
+def _engine(
+    ctx: StageContext, config: Config, policy: Any, tokenizer: Any, eos_ids: Sequence[int], stepper: Any
+) -> Any:
+    """Return what samples responses, and say which it is.
 
+    Raises:
+        PipelineError: vLLM was asked for and is not there.
+    """
+    from pipeline.ppo.rollout import BatchedEngine, GenerateEngine
+    from pipeline.ppo.vllm_engine import VLLMEngine, why_no_vllm
+
+    on_gpu, missing = policy.device.type == "cuda", why_no_vllm(policy)
     name = config.rollout_engine
     if name == "auto":
-        name = "generate" if model.device.type == "cuda" else "batched"
+        name = "batched" if not on_gpu else "generate" if missing else "vllm"
+        why = "a CPU" if not on_gpu else missing or "a GPU with vLLM"
+        ctx.note(f"responses are sampled by the `{name}` engine ({why})")
+    train, pad_id = config.train, tokenizer.pad_token_id
+    if name == "vllm":
+        if missing:
+            remedy = "pip install 'trueup[vllm]' on a machine with a GPU, or rollout_engine: auto"
+            raise PipelineError(Problem(f"rollout_engine is vllm, but {missing}", "vLLM on a GPU", remedy))
+        return VLLMEngine(policy.model, tokenizer, train.max_new_tokens, train.temperature, stepper)
     engine_class = BatchedEngine if name == "batched" else GenerateEngine
-    ctx.note(f"responses are sampled by the `{name}` engine")
-    return engine_class(
-        config.train.max_new_tokens, tuple(eos_ids), tokenizer.pad_token_id, temperature=config.train.temperature
-    )
+    return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature)
 
 
 def _score_of(rewards: Any) -> Any:

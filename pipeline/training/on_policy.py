@@ -242,7 +242,7 @@ def on_policy_arguments(
         temperature=train.temperature,
         epsilon=train.epsilon,
         disable_dropout=train.disable_dropout,
-        reward_weights=list(sources.weights),
+        reward_weights=list(sources.weights) if sources.how == "sum" else None,
         # Responses to held-out prompts are sampled in batches too: their number must not depend on the machine.
         per_device_eval_batch_size=at_once,
         trust_remote_code=ctx.trust_remote_code,
@@ -253,7 +253,9 @@ def on_policy_arguments(
 
 
 def trl_rewards(sources: RewardSources, prompts: Prompts) -> list[Callable[..., list[float]]]:
-    """Return the rewards as functions trl calls; trl adds them up with their weights."""
+    """Return the rewards as functions trl calls; trl adds them up with their weights, other ways are one function."""
+    if sources.how != "sum":
+        return [_combined(sources, prompts)]
     return [_named(name, scorer, prompts) for name, scorer in zip(sources.names, sources.scorers, strict=True)]
 
 
@@ -267,6 +269,15 @@ def _named(name: str, scorer: Scorer, known: Prompts) -> Callable[..., list[floa
 
     reward.__name__ = name
     return reward
+
+
+def _combined(sources: RewardSources, known: Prompts) -> Callable[..., list[float]]:
+    each = [_named(name, scorer, known) for name, scorer in zip(sources.names, sources.scorers, strict=True)]
+
+    def combined(**given: Any) -> list[float]:
+        return sources.combined({reward.__name__: reward(**given) for reward in each})
+
+    return combined
 
 
 def with_rewards(trained: Trained) -> Trained:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -16,13 +18,16 @@ from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.evaluation.curves import metric_rows, write_curve
 from pipeline.evaluation.training_curves import draw_training
 from pipeline.parallel.ranks import any_rank
+from pipeline.ppo.episodes import Episode
 from pipeline.ppo.state import load_weights, save_state, save_weights
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.stage import StageContext, StageResult
 from pipeline.training.loop import SessionClock
 
-SAMPLES = 8
-"""Held-out answers kept at each evaluation."""
+SAMPLES, TOLD = 8, 2
+"""Held-out answers kept at each evaluation, and those of them the user is shown."""
+MOST_SKIPPED = 100
+"""Responses of skipped optimizer steps that are kept to look at."""
 SHOWN = ("reward", "kl", "entropy", "length", "eos_rate", "explained_variance")
 
 
@@ -30,21 +35,22 @@ class RunLog:
     """What a run says and keeps: metrics, held-out samples, the best state, checkpoints by the clock."""
 
     def __init__(self, ctx: StageContext, trainer: PPOTrainer, tokenizer: Any) -> None:
-
         self.ctx, self.trainer, self.tokenizer = ctx, trainer, tokenizer
         self.rows: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.best: dict[str, float] = {}
         self.tokens = 0.0
         self.saved_at = time.perf_counter()
         self.clock = SessionClock(ctx.work / "seconds.json", fresh=not (ctx.work / "state").exists())
         self.trackers = Trackers(ctx, trainer.settings)
+        trainer.on_skip = self.skip
 
     def restore(self, extra: dict[str, Any]) -> None:
         """Take up where a saved run was."""
         self.rows, self.samples, self.notes = extra["rows"], extra["samples"], extra["notes"]
-        self.best, self.tokens = extra["best"], extra["tokens"]
+        self.best, self.tokens, self.skipped = extra["best"], extra["tokens"], extra["skipped"]
 
     def watch(self, trainer: PPOTrainer) -> None:
         """Train to the end.
@@ -61,36 +67,55 @@ class RunLog:
             done = trainer.iteration
             self.tokens += metrics["tokens"]
             row = {"step": done, **metrics}
-            for text in trainer.guards.look(metrics, trainer.settings, done - 1):
+            for text in trainer.guards.look(metrics, trainer.settings, done - 1, trainer.kl):
                 self.note(text)
             if done % trainer.settings.eval_every == 0 or done == total:
                 self.evaluate(row)
             else:
                 self.keep(row)
-            self.ctx.progress(done, total, **{name: row[name] for name in SHOWN})
+            self.ctx.progress(done, total, **{name: row[name] for name in SHOWN if name in row})
             self.save_when_due(done, total)
         self.trackers.close()
 
     def evaluate(self, row: dict[str, Any]) -> None:
-        """Add held-out metrics to a row, keep some answers, and keep the policy if it is the best so far."""
-        metrics, episodes = self.trainer.evaluate()
-        row.update(metrics)
-        self.keep(row)
-        for episode in episodes[:SAMPLES]:
-            self.samples.append(
+        """Add held-out metrics to a row, keep and show some answers, and keep the policy if it is the best so far.
+
+        Raises:
+            Stopped: what is watched falls while the reward rises.
+        """
+        with self.trainer.kept_policy():
+            metrics, episodes = self.trainer.evaluate()
+            row.update(metrics)
+            self.keep(row)
+            objective = metrics.get("eval_objective", row.get("objective"))
+            # With nothing held out and nothing trained yet there is nothing to compare with.
+            if objective is not None and (not self.best or objective > self.best["eval_objective"]):
+                self.best = {"eval_objective": objective, "step": row["step"]}
+                save_weights(self.trainer, self.ctx.work / "best.safetensors")
+        for place, episode in enumerate(episodes[:SAMPLES]):
+            sample = _shown(self.tokenizer, episode)
+            self.samples.append({"step": row["step"], **sample})
+            if place < TOLD:
+                asked, said = (_short(sample[key]) for key in ("prompt", "response"))
+                self.ctx.note(f"iteration {row['step']}, reward {episode.score:.2f}: {asked} → {said}")
+        for text in self.trainer.guards.look_at_evaluation(metrics):
+            self.note(text)
+
+    def skip(self, episodes: Sequence[Episode]) -> None:
+        """Keep the responses of an optimizer step that was left out, to see what made its gradient not finite."""
+        for episode in episodes[: MOST_SKIPPED - len(self.skipped)]:
+            finite = {"advantages": _numbers(episode.advantages_T), "values": _numbers(episode.values_T)}
+            self.skipped.append(
                 {
-                    "step": row["step"],
-                    "prompt": self.tokenizer.decode(episode.prompt_ids),
-                    "response": episode.text,
-                    "reward": round(episode.score, 4),
+                    "iteration": self.trainer.iteration,
+                    **_shown(self.tokenizer, episode),
+                    "score": episode.score,
+                    **finite,
                 }
             )
-        objective = metrics.get("eval_objective", row.get("objective"))
-        if objective is None:  # nothing is held out and nothing trained yet: there is nothing to compare with
-            return
-        if not self.best or objective > self.best["eval_objective"]:
-            self.best = {"eval_objective": objective, "step": row["step"]}
-            save_weights(self.trainer, self.ctx.work / "best.safetensors")
+        if self.ctx.is_first:
+            _write_lines(self.ctx.work / "skipped.jsonl", self.skipped)
+            self.note(f"an optimizer step was skipped; its responses are in {self.ctx.work / 'skipped.jsonl'}")
 
     def keep(self, row: dict[str, Any]) -> None:
         """Keep a row of metrics and pass it to the trackers."""
@@ -111,6 +136,7 @@ class RunLog:
         extra = {
             "rows": self.rows,
             "samples": self.samples,
+            "skipped": self.skipped,
             "notes": self.notes,
             "best": self.best,
             "tokens": self.tokens,
@@ -153,6 +179,8 @@ class RunLog:
         write_curve(self.rows, ctx.out, title=ctx.name)
         draw_training(metric_rows(self.rows), ctx.out / "training.svg", title=ctx.name)
         _write_lines(ctx.out / "samples.jsonl", self.samples)
+        if self.skipped:
+            _write_lines(ctx.out / "skipped.jsonl", self.skipped)
         (ctx.out / "value").mkdir()
         save_file(value, ctx.out / "value" / "value.safetensors")
         last = next(row for row in reversed(self.rows) if "reward" in row)
@@ -197,6 +225,23 @@ class Trackers:
         """Finish the trackers' files."""
         for callback in self.callbacks:
             callback.on_train_end(self.arguments, self.state, self.control)
+
+
+def _shown(tokenizer: Any, episode: Episode) -> dict[str, Any]:
+    """Return an episode as a person reads it."""
+    prompt = str(tokenizer.decode(episode.prompt_ids))
+    return {"prompt": prompt, "response": episode.text, "reward": round(episode.score, 4)}
+
+
+def _short(text: str, longest: int = 70) -> str:
+    """Return the end of a text in one line: what was asked stands last."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else "…" + line[1 - longest :]
+
+
+def _numbers(row_T: Tensor) -> list[float | str]:
+    """Return numbers as JSON has them; those that are not finite by their name."""
+    return [value if math.isfinite(value) else str(value) for value in row_T.tolist()]
 
 
 def _write_lines(file: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
@@ -22,7 +22,7 @@ _ENTRY: dict[str, Any] = {
         },
     ]
 }
-_SHORT = WithJsonSchema({"anyOf": [*_ENTRY["anyOf"], {"type": "array", "items": _ENTRY}]})
+SHORT = WithJsonSchema({"anyOf": [*_ENTRY["anyOf"], {"type": "array", "items": _ENTRY}]})
 
 
 class RewardFields(StageConfig):
@@ -32,11 +32,14 @@ class RewardFields(StageConfig):
         reward: a reward model, `{function: FILE.py:NAME}`, or a list of them with weights; their weighted sum counts.
         reward_functions: Python functions with trl's signature; written as `reward: {function: …}`.
         reward_weights: one per reward, models first.
+        reward_combine: `sum`; `min` and `uwo` (mean less variance) are for ensembles of reward models, which are harder
+            to game together (Coste et al. 2023, arXiv:2310.02743).
     """
 
-    reward: Annotated[list[str], Input("reward", external=True), _SHORT] = Field(default=[])
+    reward: Annotated[list[str], Input("reward", external=True), SHORT] = Field(default=[])
     reward_functions: Annotated[list[str], Code()] = Field(default=[])
     reward_weights: list[float] = Field(default=[])
+    reward_combine: Literal["sum", "min", "uwo"] = "sum"
 
     def reward_problems(self) -> list[Problem]:
         """Ask for a reward, and for one weight for each."""

@@ -46,11 +46,13 @@ class RewardSources:
         names: for metrics and messages, models first.
         weights: one per reward.
         scorers: one per reward.
+        how: they are combined: `sum`, `min` or `uwo`.
     """
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
     scorers: tuple[Scorer, ...]
+    how: str = "sum"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """Return the weighted sum of all rewards for each sample."""
@@ -65,21 +67,41 @@ class RewardSources:
         return {name: scorer(samples, {}) for name, scorer in zip(self.names, self.scorers, strict=True)}
 
     def combined(self, parts: dict[str, list[float]]) -> list[float]:
-        """Return the weighted sum of the rewards that apply."""
+        """Return the rewards that apply, weighted and combined, one number for each sample."""
         weighted = [
-            [0.0 if math.isnan(value) else weight * value for value in parts[name]]
-            for name, weight in zip(self.names, self.weights, strict=True)
+            [weight * value for value in parts[name]] for name, weight in zip(self.names, self.weights, strict=True)
         ]
-        return [sum(values) for values in zip(*weighted, strict=True)]
+        rows = ([value for value in row if not math.isnan(value)] for row in zip(*weighted, strict=True))
+        return [combine(row, self.how) for row in rows]
 
 
-def load_rewards(ctx: StageContext, config: RewardFields, tokenizer: Any) -> RewardSources:
+def combine(values: Sequence[float], how: str) -> float:
+    """Combine a response's rewards: their `sum`, their `min`, or `uwo`, their mean less their variance.
+
+    Reference: Coste et al. 2023, arXiv:2310.02743: `min` is worst-case optimisation (equation 2), `uwo` uncertainty
+    weighted optimisation (equation 3, λ = 1), for ensembles of reward models of one scale.
+    """
+    if not values:
+        return 0.0
+    if how == "min":
+        return min(values)
+    if how == "uwo":
+        mean = sum(values) / len(values)
+        return mean - sum((value - mean) ** 2 for value in values) / len(values)
+    return sum(values)
+
+
+def load_rewards(
+    ctx: StageContext, config: RewardFields, tokenizer: Any, on_trunk: Callable[[Any], Scorer | None] | None = None
+) -> RewardSources:
     """Load the rewards a configuration names.
 
     Args:
         ctx: of the stage.
         config: names them.
         tokenizer: of the policy.
+        on_trunk: given the input of a reward model that reads the policy's tokens, returns its scorer where the
+            policy's trunk serves it; None loads the model.
 
     Raises:
         PipelineError: a model or function cannot be loaded, or a model's tokenizer has no chat template.
@@ -87,18 +109,34 @@ def load_rewards(ctx: StageContext, config: RewardFields, tokenizer: Any) -> Rew
     names: list[str] = []
     scorers: list[Scorer] = []
     for source, name in zip(ctx.inputs.get("reward", []), config.reward, strict=True):
-        scorers.append(_model_scorer(ctx, source, tokenizer))
+        scorers.append(_model_scorer(ctx, source, tokenizer, on_trunk))
         names.append(name)
     for spec in config.reward_functions:
-        if ctx.functions is None:
-            raise PipelineError(Problem(f"no way to load {spec}", stage=ctx.name))
-        scorers.append(_function_scorer(ctx.functions(spec), spec))
+        scorers.append(_function_scorer(ctx, spec))
         names.append(spec.rpartition(":")[2])
     distinct = [name if names.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(names)]
-    return RewardSources(tuple(distinct), tuple(config.weights), tuple(scorers))
+    return RewardSources(tuple(distinct), tuple(config.weights), tuple(scorers), config.reward_combine)
 
 
-def _function_scorer(function: Callable[..., Any], spec: str) -> Scorer:
+def load_watched(ctx: StageContext, names: Sequence[str], functions: Sequence[str], tokenizer: Any) -> RewardSources:
+    """Load what is watched beside the rewards: the sum of models and functions that nobody learns from.
+
+    Args:
+        ctx: of the stage; the models are its input `watch`.
+        names: of the models.
+        functions: Python functions.
+        tokenizer: of the policy.
+    """
+    scorers = [_model_scorer(ctx, source, tokenizer, None) for source in ctx.inputs.get("watch", [])]
+    scorers += [_function_scorer(ctx, spec) for spec in functions]
+    return RewardSources((*names, *functions), (1.0,) * len(scorers), tuple(scorers))
+
+
+def _function_scorer(ctx: StageContext, spec: str) -> Scorer:
+    if ctx.functions is None:
+        raise PipelineError(Problem(f"no way to load {spec}", stage=ctx.name))
+    function = ctx.functions(spec)
+
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         completions = [[{"role": "assistant", "content": sample.text}] for sample in samples]
         extra = {"completion_ids": [list(sample.response_ids) for sample in samples], **offered}
@@ -108,7 +146,9 @@ def _function_scorer(function: Callable[..., Any], spec: str) -> Scorer:
     return scores
 
 
-def _model_scorer(ctx: StageContext, source: Any, tokenizer: Any) -> Scorer:
+def _model_scorer(
+    ctx: StageContext, source: Any, tokenizer: Any, on_trunk: Callable[[Any], Scorer | None] | None
+) -> Scorer:
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
@@ -116,8 +156,6 @@ def _model_scorer(ctx: StageContext, source: Any, tokenizer: Any) -> Scorer:
     from pipeline.training.encode import render
 
     own = load_tokenizer(source, ctx.trust_remote_code)
-    model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
-    model.requires_grad_(False).to(device_of(ctx))
     same = not disagreements(facts(tokenizer, "policy"), facts(own, source.name))
     if not same and not own.chat_template:
         raise PipelineError(
@@ -128,6 +166,11 @@ def _model_scorer(ctx: StageContext, source: Any, tokenizer: Any) -> Scorer:
                 stage=ctx.name,
             )
         )
+    on_policy = on_trunk(source) if same and on_trunk is not None else None
+    if on_policy is not None:
+        return on_policy
+    model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
+    model.requires_grad_(False).to(device_of(ctx))
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         if same:

@@ -64,8 +64,13 @@ def lora(**fields: Any) -> Adapter:
 
 
 def policy_of(kind: str = "full", *, spread: float = 0.15, **fields: Any) -> Policy:
-    """Return a policy of one of the layouts: full, separate, lora, cut; the value's gradient stays out of its trunk."""
+    """Return a policy of one of the layouts; the value's gradient stays out of its trunk.
+
+    They are full, separate, lora, cut, and the last two with a value function that has an adapter of its own.
+    """
     fields = {"value_gradient": False, **fields}
+    if kind.endswith(" value"):
+        kind, fields = kind.removesuffix(" value"), {**fields, "value": "adapter"}
     adapters = {"lora": lora(), "cut": lora(layers="top-half")}
     model = language_model(spread=spread)
     if kind == "separate":

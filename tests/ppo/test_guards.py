@@ -10,6 +10,7 @@ import torch
 from ppo_world import largest_difference, policy_of, prepared, trainer_of, weights
 
 from pipeline.errors import PipelineError
+from pipeline.ppo.control import KLController
 from pipeline.ppo.episodes import Episode
 from pipeline.ppo.guards import Guards, Stopped
 from pipeline.ppo.settings import PPOSettings
@@ -47,6 +48,7 @@ def test_a_healthy_run_is_told_nothing() -> None:
     ("metrics", "cause", "remedy"),
     [
         ({"eos_rate": 0.1}, "only 10% of responses end by themselves", "raise max_new_tokens"),
+        ({"eos_rate": 0.4}, "more than half of the responses run to max_new_tokens", "set overlong_buffer"),
         ({"distinct_2": 0.1}, "responses repeat themselves", "raise kl_coef"),
         (
             {"length": 16.0, "length_corr": 0.8, "reward": 1.0},
@@ -75,9 +77,18 @@ def test_what_only_looks_like_a_failure_is_not_told() -> None:
 
 def test_a_reference_that_is_not_the_start_is_an_error() -> None:
     with pytest.raises(PipelineError, match=r"differ by 0.3 nats before the first update"):
-        Guards().look({**START, "kl": 0.3}, PPOSettings(), 0)
+        Guards().check_start({**START, "kl": 0.3}, ends_are_taught=True)
     with pytest.raises(PipelineError, match="before the first update"):
-        Guards().look({**START, "kl_k3": 0.3}, PPOSettings(), 0)
+        Guards().check_start({**START, "kl_k3": 0.3}, ends_are_taught=True)
+    Guards().check_start(START, ends_are_taught=True)
+
+
+def test_responses_that_never_end_are_an_error_only_where_the_template_never_taught_it() -> None:
+    rare = {**START, "eos_rate": 0.19}
+    Guards().check_start(rare, ends_are_taught=True)
+    Guards().check_start({**START, "eos_rate": 0.2}, ends_are_taught=False)
+    with pytest.raises(PipelineError, match=r"only 19% of responses end by themselves.*put the end token inside"):
+        Guards().check_start(rare, ends_are_taught=False)
 
 
 def test_a_reference_that_is_not_the_start_is_found_in_the_first_iteration() -> None:
@@ -85,8 +96,10 @@ def test_a_reference_that_is_not_the_start_is_found_in_the_first_iteration() -> 
     with torch.no_grad():
         for parameter in trainer.policy.reference.parameters():
             parameter.mul_(1.5)
+    before = weights(trainer.policy)
     with pytest.raises(PipelineError, match="before the first update"):
-        trainer.guards.look(trainer.iterate(), trainer.settings, 0)
+        trainer.iterate()
+    assert largest_difference(before, weights(trainer.policy)) == 0
 
 
 @pytest.mark.parametrize("metrics", [{"kl": 60.0}, {"kl_k3": 6.0}], ids=["per response", "per token"])
@@ -176,7 +189,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
 def test_a_learning_rate_a_hundred_times_too_high_trips_target_kl_and_then_stops() -> None:
     calm = trainer_of(epochs=4, learning_rate=1e-4, rollout_batch=32)
     assert calm.iterate()["epochs_run"] == 4
-    wild = trainer_of(epochs=4, learning_rate=3e-2, rollout_batch=32, iterations=30, kl_coef=0.0)
+    wild = trainer_of(epochs=4, learning_rate=3e-2, rollout_batch=32, iterations=30, kl_coef=1e-9, max_ratio=0.0)
     with pytest.raises(Stopped, match="away from its reference") as stopped:
         for metrics in wild.iterations():
             if wild.iteration == 1:
@@ -194,8 +207,57 @@ def test_the_update_that_trips_target_kl_is_not_taken() -> None:
     metrics = trainer.iterate()
     assert metrics["epochs_run"] == len(after_first) < 4
     assert largest_difference(after_first[-1], weights(trainer.policy)) == 0
-    free = trainer_of(epochs=4, learning_rate=3e-2, rollout_batch=32, target_kl=0.0)
+    free = trainer_of(epochs=4, learning_rate=3e-2, rollout_batch=32, target_kl=0.0, max_ratio=0.0)
     assert free.iterate()["epochs_run"] == 4
+
+
+def test_one_wild_ratio_cuts_the_rollout_short_too() -> None:
+    wild = trainer_of(epochs=4, learning_rate=3e-2, rollout_batch=32, target_kl=0.0, max_ratio=2.0)
+    metrics = wild.iterate()
+    assert metrics["epochs_run"] < 4
+    assert metrics["ratio_max"] > 2.0  # it was seen, and the step it came with was not taken
+    assert metrics["steps"] == metrics["epochs_run"]
+
+
+def test_the_price_of_divergence_rises_before_the_run_is_stopped_for_it() -> None:
+    guards, kl, far = Guards(), KLController(0.1), {**HEALTHY, "kl": 60.0}
+    told = [guards.look(far, PPOSettings(), number, kl) for number in range(3)]
+    assert told[:2] == [[], []] and "kl_coef is now 0.2" in told[2][0]
+    assert kl.coef == pytest.approx(0.2)
+    guards.look(far, PPOSettings(), 3, kl)
+    guards.look(far, PPOSettings(), 4, kl)
+    with pytest.raises(Stopped, match="away from its reference"):
+        guards.look(far, PPOSettings(), 5, kl)
+    free = KLController(0.0)
+    for number in range(3):
+        Guards(high_kl=number).look(far, PPOSettings(), number, free)
+    assert free.coef == 0.02  # twice nothing would be nothing
+
+
+def test_a_reward_that_rises_while_what_is_watched_falls_is_told_and_then_stopped() -> None:
+    def seen(reward: float, watch: float) -> dict[str, float]:
+        return {"eval_reward": reward, "eval_watch": watch, "eval_watch_se": 0.1}
+
+    guards = Guards()
+    assert guards.look_at_evaluation({"eval_reward": 1.0}) == []  # nothing is watched
+    assert guards.look_at_evaluation(seen(1.0, 2.0)) == []
+    assert guards.look_at_evaluation(seen(2.0, 1.85)) == []  # within two standard errors
+    assert guards.look_at_evaluation(seen(0.5, 1.0)) == []  # both fell
+    (text,) = guards.look_at_evaluation(seen(2.0, 1.7))
+    assert "rose from 1 to 2 while what is watched fell from 2 to 1.7" in text and "reward_combine: min" in text
+    assert guards.look_at_evaluation(seen(2.0, 1.7)) == []
+    with pytest.raises(Stopped, match="the reward is being gamed"):
+        guards.look_at_evaluation(seen(2.0, 1.7))
+
+
+def test_a_skipped_step_hands_over_its_episodes() -> None:
+    trainer = trainer_of(epochs=1, minibatches=2)
+    dumped: list[list[int]] = []
+    trainer.on_skip = lambda episodes: dumped.append([episode.place for episode in episodes])
+    episodes = prepared(trainer)
+    _poison(trainer, episodes, float("nan"))
+    assert trainer.update(episodes)["skipped"] == 1
+    assert len(dumped) == 1 and episodes[3].place in dumped[0] and len(dumped[0]) == 4
 
 
 def test_settings_that_contradict_each_other_are_named() -> None:

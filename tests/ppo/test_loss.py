@@ -9,7 +9,7 @@ import pytest
 import torch
 from ppo_world import gradients, naive_logp, policy_of, prepared, trainer_of, weights
 
-from pipeline.ppo.loss import policy_loss, value_loss
+from pipeline.ppo.loss import importance_weights, kl_loss, policy_loss, value_loss
 from pipeline.ppo.measures import UpdateSums
 
 
@@ -191,3 +191,40 @@ def test_the_divergence_of_an_update_is_k3_of_the_tokens_that_were_sampled() -> 
     sums.add(policy, value_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), clip=0.2))
     expected = sum(math.exp(x) - 1 - x for x in (-10.0, 0.5))
     assert sums.divergence == pytest.approx(expected, rel=1e-5)
+
+
+def test_clip_higher_leaves_room_above_and_none_below() -> None:
+    logp_N = torch.tensor([math.log(1.25), math.log(1.35), math.log(0.75)], requires_grad=True)
+    found = policy_loss(logp_N, torch.zeros(3), torch.tensor([1.0, 1.0, -1.0]), clip_range=0.2, clip_high=0.28)
+    # -min(1.25, 1.28), -min(1.35, 1.28), -min(-0.75, -0.8): inside, cut above, cut below.
+    torch.testing.assert_close(found.loss_N.detach(), torch.tensor([-1.25, -1.28, 0.8]), atol=1e-6, rtol=0)
+    assert found.clipped_N.tolist() == [False, True, True]
+
+
+def test_weights_of_tokens_multiply_their_loss_and_its_gradient() -> None:
+    logp_N = torch.zeros(2, requires_grad=True)
+    advantages_N, weights_N = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
+    loss_N = policy_loss(logp_N, torch.zeros(2), advantages_N, clip_range=0.2, weights_N=weights_N).loss_N
+    assert loss_N.tolist() == [-0.5, 4.0]
+    loss_N.sum().backward()
+    assert logp_N.grad is not None and logp_N.grad.tolist() == [-0.5, 4.0]
+
+
+def test_importance_weights_are_the_ratio_of_the_laws_cut_above() -> None:
+    trained_N, sampled_N = torch.tensor([-1.0, -1.0, -1.0, 0.0]), torch.tensor([-1.0, -1.5, -9.0, 90.0])
+    found = importance_weights(trained_N, sampled_N, clip=2.0)
+    torch.testing.assert_close(found, torch.tensor([1.0, math.exp(0.5), 2.0, math.exp(-20.0)]), atol=1e-6, rtol=0)
+
+
+def test_the_divergence_in_the_loss_has_the_value_of_k3_and_the_gradient_of_the_exact_divergence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_V = torch.randn(16, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference_V = torch.randn(16, generator=generator, dtype=torch.float64).log_softmax(-1)
+    logp_V = logits_V.log_softmax(-1)
+    exact = (logp_V.exp() * (logp_V - reference_V)).sum()
+    (expected_V,) = torch.autograd.grad(exact, logits_V, retain_graph=True)
+    # Every token as often as the policy samples it: the expectation over its law, not differentiated itself.
+    loss = (logp_V.detach().exp() * kl_loss(logp_V, reference_V)).sum()
+    (found_V,) = torch.autograd.grad(loss, logits_V)
+    torch.testing.assert_close(found_V, expected_V, atol=1e-9, rtol=0)
+    torch.testing.assert_close(loss.detach(), exact.detach(), atol=1e-9, rtol=0)

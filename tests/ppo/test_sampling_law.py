@@ -67,11 +67,11 @@ def test_a_folded_adapter_samples_from_the_law_it_is_scored_with() -> None:
 def test_a_response_depends_on_its_seed_and_place_alone() -> None:
     policy, prompts = policy_of(), [(3, 4), (5,), (6, 7, 8)]
     engine = BatchedEngine(8, (EOS,), 0)
-    whole = engine(policy.model, prompts, seed=2, places=[0, 1, 2])
-    alone = [engine(policy.model, [prompt], seed=2, places=[place])[0] for place, prompt in enumerate(prompts)]
+    whole = engine(policy.model, prompts, seed=2, places=[0, 1, 2]).responses
+    alone = [engine(policy.model, [prompt], seed=2, places=[i]).responses[0] for i, prompt in enumerate(prompts)]
     assert whole == alone
-    assert engine(policy.model, prompts, seed=3, places=[0, 1, 2]) != whole
-    same = engine(policy.model, [(3, 4)] * 2, seed=2, places=[0, 1])
+    assert engine(policy.model, prompts, seed=3, places=[0, 1, 2]).responses != whole
+    same = engine(policy.model, [(3, 4)] * 2, seed=2, places=[0, 1]).responses
     assert same[0] != same[1]
 
 
@@ -82,7 +82,7 @@ def test_engines_keep_the_end_token_and_nothing_after_it(engine: type) -> None:
     greedy = engine(12, stops, EOS)(policy.model, prompts, seed=0, places=range(64), greedy=True)
     assert greedy == BatchedEngine(12, stops, 0)(policy.model, prompts, seed=0, places=range(64), greedy=True)
     sampled = engine(12, stops, EOS)(policy.model, prompts, seed=0, places=range(64))
-    for response in sampled:
+    for response in sampled.responses:
         assert not set(response[:-1]) & set(stops)
         assert len(response) == 12 or response[-1] in stops
-    assert {response[-1] for response in sampled} >= set(stops)
+    assert {response[-1] for response in sampled.responses} >= set(stops)

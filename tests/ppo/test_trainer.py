@@ -18,6 +18,7 @@ from ppo_world import (
     gradients,
     language_model,
     largest_difference,
+    naive_logp,
     policy_of,
     prepared,
     trainer_of,
@@ -28,8 +29,9 @@ from ppo_world import (
 from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.episodes import Episode, MicroBatch, pack
-from pipeline.ppo.measures import UpdateSums, of_rollout
-from pipeline.ppo.rollout import prompt_order
+from pipeline.ppo.measures import UpdateSums, of_engine, of_rollout
+from pipeline.ppo.policy import Policy
+from pipeline.ppo.rollout import BatchedEngine, Sampled, prompt_order
 
 
 def _gradients_of_a_step(token_budget: int, **settings: Any) -> dict[str, torch.Tensor]:
@@ -183,6 +185,71 @@ def test_the_kl_penalty_is_beta_times_the_difference_of_log_probabilities() -> N
     assert mean > 1e-3
 
 
+def test_the_divergence_may_be_priced_in_the_loss_instead_of_the_reward() -> None:
+    def run(price: float, **settings: Any) -> tuple[float, list[Episode]]:
+        trainer = trainer_of(kl_coef=price, learning_rate=5e-3, iterations=12, rollout_batch=32, **settings)
+        found = [metrics["kl"] for metrics in trainer.iterations()]
+        return found[-1], prepared(trainer)
+
+    cheap, _ = run(1e-6, kl_in_loss=True)
+    dear, episodes = run(3.0, kl_in_loss=True)
+    assert dear < 0.3 * cheap
+    # The reward knows nothing of it: with V near the return, advantages of a constant would be all there is.
+    for episode in episodes:
+        assert episode.returns_T.max() < 5
+
+
+def test_without_a_price_the_reference_runs_at_the_start_and_at_evaluations_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes: list[int] = []
+    logp = Policy.reference_logp
+
+    def counted(self: Policy, batch: MicroBatch) -> torch.Tensor:
+        passes.append(1)
+        return logp(self, batch)
+
+    monkeypatch.setattr(Policy, "reference_logp", counted)
+    free = trainer_of(kl_coef=0.0, iterations=3)
+    free.held_out = free.prompts[:2]
+    first, second, third = free.iterations()
+    assert len(passes) == 1
+    assert "kl" in first and "kl" not in second and "kl" not in third
+    assert "eval_kl" in free.evaluate()[0]
+    assert len(passes) == 2
+    for settings in ({"kl_coef": 0.1}, {"kl_coef": 0.1, "kl_target": 1.0}):
+        passes.clear()
+        priced = trainer_of(iterations=3, **settings)
+        assert all("kl" in metrics for metrics in priced.iterations())
+        assert len(passes) == 3
+
+
+def test_tokens_of_an_engine_with_another_law_are_weighed_by_the_ratio_of_the_two() -> None:
+    other = language_model(seed=3)
+
+    def engine(model: Any, prompts: Any, *, seed: int, places: Any, greedy: bool = False) -> Sampled:
+        found = BatchedEngine(6, (EOS,), 0)(other, prompts, seed=seed, places=places, greedy=greedy)
+        rows = [Episode(0, {}, p, r, False, "") for p, r in zip(prompts, found.responses, strict=True)]
+        return Sampled(found.responses, [naive_logp(other, row).tolist() for row in rows])
+
+    def losses(**settings: Any) -> tuple[dict[str, float], list[Episode]]:
+        trainer = trainer_of(epochs=1, whiten=False, value_coef=0.0, **settings)
+        trainer.engine = engine
+        episodes = prepared(trainer)
+        return {**trainer.update(episodes), **of_engine(episodes, Ranks())}, episodes
+
+    weighed, episodes = losses(tis_clip=1.5)
+    plain, _ = losses(tis_clip=0.0)
+    old = torch.cat([e.old_T for e in episodes])
+    sampled = torch.cat([e.sampled_T for e in episodes])
+    advantages = torch.cat([e.advantages_T for e in episodes])
+    assert weighed["rollout_logprob_gap"] == pytest.approx(float((old - sampled).abs().mean()), abs=1e-5)
+    assert plain["policy_loss"] == pytest.approx(-float(advantages.mean()), abs=1e-5)
+    expected = -float(((old - sampled).exp().clamp(max=1.5) * advantages).mean())
+    assert weighed["policy_loss"] == pytest.approx(expected, abs=1e-5)
+    assert abs(expected - plain["policy_loss"]) > 1e-2
+
+
 def test_scores_are_centred_then_scaled_then_clipped() -> None:
     scale = ScoreScale(center=2.0)
     scale.see([2.0, 4.0], Ranks())
@@ -276,6 +343,7 @@ def test_the_language_loss_is_added_in_the_same_optimizer_step() -> None:
     for name, parameter in naive.named_parameters():
         expected = alone[f"policy.{name}"] + parameter.grad
         torch.testing.assert_close(together[f"policy.{name}"], expected, atol=1e-5, rtol=0)
+    mixed.iteration = 1  # not the start any more
     mixed.iterate()
     assert seen == [0, 1]
 

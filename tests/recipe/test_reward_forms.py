@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.recipe import load
-from pipeline.stage import Data, Input, StageResult, stage
+from pipeline.stage import Code, Data, Input, StageResult, stage
 from pipeline.training.reward_fields import RewardFields, rewards_given
 
 HEAD = """data:
@@ -27,6 +27,8 @@ stages:
 
 
 class OnlineConfig(RewardFields):
+    watch: Annotated[list[str], Input("base", external=True)] = Field(default=[])
+    watch_functions: Annotated[list[str], Code()] = Field(default=[])
     data: Annotated[str, Data("prompt")]
     model: Annotated[str, Input("base", external=True)]
     reward: Annotated[list[str], Input("base", external=True)] = Field(default=[])
@@ -80,6 +82,15 @@ def test_each_form_stands_for_the_same_fields(
     assert config.reward_functions == functions
     assert config.weights == weights
     assert rewards_given(config) == [*models, *(name.partition(":")[2] for name in functions)]
+
+
+def test_what_is_watched_is_written_alike_without_weights(loaded: Callable[[str], Any]) -> None:
+    config = loaded("    reward: rm\n    watch: [rm, {function: rewards.py:polite}]\n")
+    assert (config.watch, config.watch_functions) == (["rm"], ["rewards.py:polite"])
+    with pytest.raises(PipelineError, match=r"unknown key `weight` in watch, one of model and function"):
+        loaded("    reward: rm\n    watch: {model: rm, weight: 2}\n")
+    with pytest.raises(PipelineError, match=r"watch names nothing, a reward model's name"):
+        loaded("    reward: rm\n    watch: {}\n")
 
 
 EXPECTED = "a reward model's name, {model: NAME} or {function: FILE.py:NAME}, each with an optional weight"

@@ -44,6 +44,11 @@ def friendly(completions, **columns):
     return [float("friend" in turns[-1]["content"].split()) for turns in completions]
 
 
+def clumsy(completions, **columns):
+    """Is what a judge would say of answers to a friend who should not be one."""
+    return [1.0 - float("friend" in turns[-1]["content"].split()) for turns in completions]
+
+
 def raises(completions, **columns):
     raise RuntimeError("no judge today")
 
@@ -145,6 +150,71 @@ def test_learns_what_a_reward_model_pays_for(ppo: Run, chain: Any, as_input: Any
     value, start = load_file(ran.out / "value" / "value.safetensors"), load_file(chain["rm"].path / "model.safetensors")
     name = next(name for name in value if name.endswith("layers.1.mlp.up_proj.weight"))
     assert (value[name] - start["model.layers.1.mlp.up_proj.weight"]).abs().max() < 0.5
+
+
+def test_a_reward_model_trained_on_the_policy_s_start_is_an_adapter_on_its_trunk(
+    ppo: Run, chain: Any, as_input: Any
+) -> None:
+    inputs = {"reward": as_input(chain["rm"])}
+    config = {"reward": ["rm"], "adapter": {"r": 4}, "train": QUICK}
+    together = ppo(None, config={**config, "value": "adapter"}, inputs=inputs, name="together")
+    assert any("reward model rm is an adapter on the policy's own trunk" in note for note in together.notes)
+    assert "the value function starts as the reward model" in together.notes
+    apart = ppo(None, config={"reward": ["rm"], "train": QUICK}, inputs=inputs, name="apart")
+    assert not any("own trunk" in note for note in apart.notes)
+    # The same start answers the same held-out prompts: one trunk gives the scores of two.
+    assert together.history[0]["eval_reward"] == pytest.approx(apart.history[0]["eval_reward"], abs=1e-4)
+    value = load_file(together.out / "value" / "value.safetensors")
+    assert any("lora_A.value" in name for name in value) and "linear.weight" in value
+    adapter = load_file(together.out / "adapter" / "adapter_model.safetensors")
+    assert adapter and not any("value" in name or "reward" in name for name in adapter)
+    assert sorted(path.name for path in (together.out / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_answers_are_shown_at_each_evaluation(ppo: Run) -> None:
+    ran = ppo(config={"train": QUICK})
+    shown = [note for note in ran.notes if note.startswith("iteration ")]
+    assert len(shown) == 2 * 3  # before, and after each of two iterations
+    assert all(" → " in note and ", reward " in note for note in shown)
+    sample = json.loads((ran.out / "samples.jsonl").read_text().splitlines()[0])
+    assert sample["response"][-20:] in shown[0]
+
+
+def test_a_reward_that_rises_while_what_is_watched_falls_ends_the_run(ppo: Run, rewards: str) -> None:
+    train = {**TRAIN, "eval_every": 1, "eval_prompts": 32}
+    ran = ppo(config={"train": train, "watch_functions": [f"{rewards}:clumsy"]})
+    gamed = [note for note in ran.notes if "the reward is being gamed" in note]
+    assert len(gamed) == 2  # told, and then stopped for it
+    assert "stopped at iteration" in gamed[1]
+    watched = [row["eval_watch"] for row in ran.history if "eval_watch" in row]
+    assert watched[0] == pytest.approx(1 - ran.history[0]["eval_reward"])
+    assert watched[-1] < watched[0]
+
+
+def test_responses_of_a_skipped_step_are_kept_to_look_at(ppo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.ppo.trainer import PPOTrainer
+
+    update = PPOTrainer.update
+
+    def poisoned(self: PPOTrainer, episodes: Any) -> Any:
+        if self.iteration == 0:
+            episodes[0].advantages_T[0] = float("nan")
+        return update(self, episodes)
+
+    monkeypatch.setattr(PPOTrainer, "update", poisoned)
+    ran = ppo(config={"train": {**QUICK, "epochs": 1}})
+    rows = [json.loads(line) for line in (ran.out / "skipped.jsonl").read_text().splitlines()]
+    assert {row["iteration"] for row in rows} == {0} and len(rows) == 4  # one of two minibatches of eight
+    assert any("nan" in row["advantages"] for row in rows)
+    assert any("an optimizer step was skipped" in note for note in ran.notes)
+
+
+def test_an_engine_that_is_not_there_is_refused_before_training(ppo: Run) -> None:
+    text = _refused(ppo(config={"train": QUICK, "rollout_engine": "vllm"}, expect="failed"))
+    assert "rollout_engine is vllm, but there is no GPU" in text and "rollout_engine: auto" in text
 
 
 def test_rewards_are_added_up_by_their_weights(ppo: Run, chain: Any, as_input: Any, rewards: str) -> None:

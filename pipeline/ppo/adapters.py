@@ -1,0 +1,177 @@
+"""Adapters on one trunk: policy, value function, reward and reference share a model's weights.
+
+    default   the policy's, trained
+    value     the value function's own, trained (`value: adapter`); its head is beside it
+    reward    a reward model's, frozen, where it was trained on the very weights the policy starts from
+    ref       a frozen copy of the policy's start, where that had an adapter already; else the reference has none
+
+Four models of W bytes each become one of W and a few thin matrices. Knows nothing of training.
+
+Reference: peft's multi-adapter models; the idea for RLHF is that of trl's multi-adapter RL (trl#373).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+VALUE, REWARD, REFERENCE = "value", "reward", "ref"
+
+
+@contextmanager
+def use_adapter(model: Any, name: str | None) -> Iterator[None]:
+    """Let another adapter be in force for a while, or none.
+
+    `peft`'s own ways to switch also decide what is trained, and forget an adapter that is trained beside the active
+    one; this touches nothing but the choice, so gradients of an earlier pass stay right.
+    """
+    layers = tuned_layers(model)
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._active_adapter = layer._active_adapter if name is None else [name]
+        layer._disable_adapters = name is None
+    try:
+        yield
+    finally:
+        for layer, (active, off) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, off
+
+
+def is_of(parameter_name: str, adapter: str) -> bool:
+    """Return whether a parameter belongs to an adapter, by its name."""
+    return f".{adapter}." in parameter_name
+
+
+def keep_reference_adapter(model: PeftModel) -> None:
+    """Copy an adapter that was trained before into a frozen adapter `ref`: the policy starts from it."""
+    active = model.active_adapter
+    add_adapter(model, REFERENCE, model.peft_config[active])
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if is_of(name, active):
+                own[name.replace(f".{active}.", f".{REFERENCE}.")].copy_(parameter)
+
+
+def add_adapter(model: PeftModel, name: str, config: LoraConfig, *, trained: bool = False) -> None:
+    """Add an adapter beside the one in force, and leave what is trained as it was."""
+    active = model.active_adapter
+    before = {key: p.requires_grad for key, p in model.named_parameters()}
+    model.add_adapter(name, config)
+    model.set_adapter(active)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(before.get(key, trained))
+
+
+class TrunkReward:
+    """A reward model as an adapter on the policy's trunk, with its score head.
+
+    Attributes:
+        model: the policy's.
+        head: hidden state to score.
+    """
+
+    def __init__(self, model: PeftModel, head: nn.Linear) -> None:
+        self.model, self.head = model, head
+
+
+def reward_on_trunk(model: Any, folder: Path) -> TrunkReward | None:
+    """Put a reward model's adapter on the policy's trunk, if it was trained on the weights of that trunk.
+
+    The artifact holds the reward model whole and its adapter beside it; the adapter fits if trunk and adapter together
+    give the whole model's weights.
+
+    Args:
+        model: the policy's, with its adapter.
+        folder: payload of the reward artifact.
+    """
+    if not isinstance(model, PeftModel) or not (folder / "adapter" / "adapter_config.json").is_file():
+        return None
+    config = LoraConfig(**_plain_config(folder / "adapter" / "adapter_config.json"))
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    head = next((tensor for name, tensor in tensors.items() if name.endswith("score.weight")), None)
+    layers = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    if head is None or not _fits(model, config, layers, folder):
+        return None
+    add_adapter(model, REWARD, config)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in layers.items():
+            own[_with_name(name, REWARD)].copy_(tensor)
+    score = nn.Linear(head.shape[1], head.shape[0], bias=False).requires_grad_(False)
+    score.weight.data.copy_(head)
+    return TrunkReward(model, score.to(model.device))
+
+
+def start_value_from_reward(model: PeftModel, head: nn.Linear, reward: TrunkReward) -> bool:
+    """Let the value function start as the reward model, where their adapters have one form; return whether they do.
+
+    Reference: Huang et al. 2024, arXiv:2403.17031, section 3.2 (value function from the reward model).
+    """
+    own = dict(model.named_parameters())
+    pairs = [(name, name.replace(f".{VALUE}.", f".{REWARD}.")) for name in own if is_of(name, VALUE)]
+    if not all(other in own and own[other].shape == own[name].shape for name, other in pairs):
+        return False
+    with torch.no_grad():
+        for name, other in pairs:
+            own[name].copy_(own[other])
+        head.weight.copy_(reward.head.weight)
+    return True
+
+
+def _plain_config(file: Path) -> dict[str, Any]:
+    """Return an adapter's settings as one of a language model's: without the task and the modules it trained beside."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    kept = ("r", "lora_alpha", "target_modules", "layers_to_transform", "bias", "use_rslora", "use_dora")
+    found = {name: settings[name] for name in kept if settings.get(name) is not None}
+    targets = found["target_modules"]
+    if not isinstance(targets, str):
+        found["target_modules"] = [name for name in targets if name != "score"]
+    return {**found, "lora_dropout": 0.0, "task_type": TaskType.CAUSAL_LM}
+
+
+def _with_name(saved: str, adapter: str) -> str:
+    """Return a saved tensor's name with the adapter's in it: ``…lora_A.weight`` to ``…lora_A.reward.weight``."""
+    before, _, last = saved.rpartition(".")
+    return f"{before}.{adapter}.{last}"
+
+
+def _fits(model: PeftModel, config: LoraConfig, layers: dict[str, Tensor], folder: Path) -> bool:
+    """Return whether trunk plus adapter are the reward artifact's weights, looking at the first and the last layer."""
+    own = dict(model.named_parameters())
+    downs = [name for name in layers if name.endswith("lora_A.weight")]
+    with safe_open(_weights_file(folder), framework="pt") as whole:
+        saved = set(whole.keys())
+        for down in (downs[0], downs[-1]):
+            base_name = down.replace(".lora_A.weight", ".base_layer.weight")
+            plain = down.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+            up = layers[down.replace("lora_A", "lora_B")]
+            if base_name not in own or plain not in saved or not own[base_name].is_floating_point():
+                return False
+            there = whole.get_tensor(plain).float()
+            scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+            here = own[base_name].detach().float().cpu()
+            rtol = 1e-5 if own[base_name].dtype == torch.float32 else 1e-2
+            together = here + scale * up @ layers[down]
+            if here.shape != there.shape or not torch.allclose(together, there, rtol=rtol, atol=1e-5):
+                return False
+    return True
+
+
+def _weights_file(folder: Path) -> Path:
+    return sorted(folder.glob("model*.safetensors"))[0]
+
+
+def tuned_layers(model: Any) -> Sequence[BaseTunerLayer]:
+    """Return the layers of a model that carry adapters."""
+    return [part for part in model.modules() if isinstance(part, BaseTunerLayer)]

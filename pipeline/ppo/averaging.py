@@ -1,0 +1,47 @@
+"""An exponential moving average of what the policy learns: what is evaluated and kept, where it is asked for.
+
+Reference: Polyak and Juditsky 1992; for RLHF, Ouyang et al. 2022, arXiv:2203.02155, appendix C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pipeline.ppo.policy import Policy
+
+
+class Average:
+    """The average of the policy's trained weights; the value function has none."""
+
+    def __init__(self, policy: Policy, decay: float) -> None:
+        self.policy, self.decay = policy, decay
+        self.weights = {name: parameter.detach().clone() for name, parameter in self._own().items()}
+
+    def _own(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.policy.trained().items() if name.startswith("policy.")}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take up the policy after an optimizer step."""
+        for name, parameter in self._own().items():
+            self.weights[name].lerp_(parameter, 1 - self.decay)
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Let the policy be its average for a while."""
+        own = self._own()
+        kept = {name: parameter.detach().clone() for name, parameter in own.items()}
+        self._put(self.weights)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._own().items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,45 @@
+"""Scores of a reward model that is an adapter on the policy's trunk, behind the call every reward has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.models.batching import length_batches
+from pipeline.models.scoring import last_token
+from pipeline.parallel.ranks import Ranks
+from pipeline.ppo.adapters import TrunkReward
+from pipeline.ppo.policy import Policy
+from pipeline.training.reward_sources import Sample, Scorer
+
+
+def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budget: int = 4096) -> Scorer:
+    """Return a scorer.
+
+    Args:
+        policy: whose trunk it is.
+        reward: adapter and head.
+        pad_id: of the reward model; its score stands at the last token that is not this one.
+        token_budget: padded tokens of a forward pass.
+    """
+
+    def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
+        rows = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
+        found = [0.0] * len(rows)
+        batches = list(length_batches([len(row) for row in rows], token_budget))
+        for batch in batches:
+            width = max(len(rows[row]) for row in batch)
+            ids = torch.tensor([[*rows[row], *[pad_id] * (width - len(rows[row]))] for row in batch])
+            ends = torch.tensor([i * width + last_token(rows[row], pad_id) for i, row in enumerate(batch)])
+            values = policy.scores(reward, ids.to(policy.device), ends.to(policy.device)).tolist()
+            for row, value in zip(batch, values, strict=True):
+                found[row] = value
+        if policy.in_step:  # a pass is collective where weights lie in parts: all processes make as many
+            idle = torch.zeros((1, 1), dtype=torch.long, device=policy.device)
+            for _ in range(int(Ranks.current().largest(len(batches))) - len(batches)):
+                policy.scores(reward, idle, idle[0])
+        return found
+
+    return scores
