@@ -87,7 +87,7 @@ def test_each_form_stands_for_the_same_fields(
 def test_what_is_watched_is_written_alike_without_weights(loaded: Callable[[str], Any]) -> None:
     config = loaded("    reward: rm\n    watch: [rm, {function: rewards.py:polite}]\n")
     assert (config.watch, config.watch_functions) == (["rm"], ["rewards.py:polite"])
-    with pytest.raises(PipelineError, match=r"unknown key `weight` in watch, one of model and function"):
+    with pytest.raises(PipelineError, match=r"unknown key `weight` in watch, one of model, function"):
         loaded("    reward: rm\n    watch: {model: rm, weight: 2}\n")
     with pytest.raises(PipelineError, match=r"watch names nothing, a reward model's name"):
         loaded("    reward: rm\n    watch: {}\n")
