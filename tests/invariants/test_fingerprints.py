@@ -41,6 +41,8 @@ OTHER_VALUES: dict[str, Any] = {
     "layout": "separate",
     "rollout_engine": "generate",
     "reward_weights": [0.5],
+    "reward_combine": "min",
+    "value": "adapter",
 }
 NESTED_VALUES: dict[str, Any] = {
     "mode": "packed",
@@ -62,6 +64,11 @@ NESTED_VALUES: dict[str, Any] = {
     "gamma": 0.9,
     "lam": 0.9,
     "generation_batch_size": 64,
+    "clip_range_high": 0.28,
+    "max_ratio": 4.0,
+    "tis_clip": 3.0,
+    "ema_decay": 0.99,
+    "overlong_buffer": 8,
 }
 
 
