@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
         "trueup": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpus": os.cpu_count() or 0,
         "git_commit": _git_commit(),
         "packages": {name: version for name in PACKAGES if (version := installed(name))},
@@ -50,7 +50,8 @@ def _git_commit() -> str:
     return answer.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

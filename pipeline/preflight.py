@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Store
+from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.contract import facts_of_folder
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
-from pipeline.stage import Data, Shapes
+from pipeline.stage import Data, Shapes, kind_of
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
@@ -28,9 +29,25 @@ def check_plan(plan: Plan, store: Store) -> None:
     Raises:
         PipelineError: all problems found.
     """
-    problems = [*_rows_problems(plan, store), *_length_problems(plan), *_template_problems(plan)]
+    problems = [
+        *_engine_problems(plan),
+        *_rows_problems(plan, store),
+        *_length_problems(plan),
+        *_template_problems(plan),
+    ]
     if problems:
         raise PipelineError(*dict.fromkeys(problems))
+
+
+def _engine_problems(plan: Plan) -> Iterator[Problem]:
+    """Find stages that need a package this machine lacks; what another machine has is for it to say."""
+    for stage in plan.pending:
+        compute = stage.spec.compute
+        here = compute.launcher == "local" and kind_of(stage.spec.kind).parallel
+        if here and compute.zero and not installed("deepspeed"):
+            found = f"compute.zero is {compute.zero}, DeepSpeed is not installed"
+            remedy = "pip install 'trueup[deepspeed]'"
+            yield Problem(found, "DeepSpeed", remedy, stage.spec.where, stage.spec.name)
 
 
 def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:

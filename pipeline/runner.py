@@ -305,7 +305,7 @@ def _manifest_fields(
         "recipe": {"name": plan.recipe.name, "file": plan.recipe.file.name, "resolved": plan.recipe.resolved},
         "config": planned.payload,
         "seed": spec.seed,
-        "runtime": spec.compute.model_dump(mode="json"),
+        "runtime": {**spec.compute.model_dump(mode="json"), **({"ran": outcome.facts} if outcome.facts else {})},
         "inputs": [
             _input_record(item, job.inputs[item.field][index].manifest.get("version"))
             for items in planned.inputs.values()

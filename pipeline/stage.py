@@ -167,6 +167,8 @@ class StageContext:
         functions: loads a `Code` field's function.
         rank: of this process; the first one writes what is kept and talks to the user.
         ranks: processes that run the stage together.
+        facts: how the stage really ran: number format picked, batch cut, configuration generated for an engine. The
+            stage fills it; its manifest keeps it under `runtime`.
     """
 
     name: str
@@ -182,6 +184,7 @@ class StageContext:
     functions: Callable[[str], Callable[..., Any]] | None = None
     rank: int = 0
     ranks: int = 1
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_first(self) -> bool:

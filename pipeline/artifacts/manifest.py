@@ -138,7 +138,7 @@ class Manifest(Record):
         recipe: the recipe as resolved.
         config: the stage's configuration as resolved.
         seed: for every random generator.
-        runtime: compute settings, which cannot change the result.
+        runtime: compute settings, which cannot change the result; `ran` is what was made of them.
         inputs: artifacts it was made from.
         data: configuration field to the rows it was made from.
         files: path to hash and size of each payload file.

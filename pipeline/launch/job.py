@@ -96,6 +96,7 @@ class Outcome:
         peak_memory_mib: largest resident set of the process.
         rejected: bad rows skipped, by source.
         environment: device and thread facts known only inside the process.
+        facts: how the stage really ran (`StageContext.facts`).
         ended: clock when it ended.
     """
 
@@ -108,6 +109,7 @@ class Outcome:
     peak_memory_mib: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     ended: float = 0.0
 
 
@@ -172,6 +174,7 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
     outcome: dict[str, Any] = {}
     try:
         context, rejected = context_of(job, send, stopping)
+        outcome["facts"] = context.facts
         kind = kind_of(job.kind)
         outcome["result"] = kind.run(context, kind.config.model_validate(job.config))
     except Interrupted as error:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from peft import PeftModel
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -83,6 +84,18 @@ def load_tokenizer(model_input: ResolvedInput, trust_remote_code: bool = False) 
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def hidden_size(model_input: ResolvedInput, trust_remote_code: bool = False) -> int:
+    """Return the width of a model, from its configuration alone.
+
+    Raises:
+        PipelineError: none there.
+    """
+    source = source_of(model_input)
+    with _quiet(), _explained(source, "configuration"):
+        config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
+    return int(getattr(config.get_text_config(), "hidden_size", 0))
 
 
 def load_causal_lm(

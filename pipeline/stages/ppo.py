@@ -111,14 +111,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     """Put models, prompts and rewards together, and check them before anything is trained."""
-    import torch
-
     from pipeline.models.contract import end_ids, eos_is_learned
     from pipeline.models.load import load_causal_lm
     from pipeline.parallel.ranks import Ranks
     from pipeline.ppo.build import build_policy, check_policy
     from pipeline.ppo.trainer import PPOTrainer
-    from pipeline.training.arguments import device_of, precision_of, starting_weights
+    from pipeline.training.arguments import device_of, starting_weights
     from pipeline.training.reward_sources import load_rewards, load_watched
 
     weights = starting_weights(ctx, config.adapter)
@@ -135,7 +133,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         temperature=config.train.temperature,
         value_gradient=config.train.value_gradient,
         value=config.value,
-        precision=torch.bfloat16 if precision_of(ctx) == "bf16" else None,
+        precision=_precision(ctx),
         seed=ctx.seed,
     )
     rewards = load_rewards(
@@ -184,6 +182,22 @@ def _on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
     return trunk_scorer(policy, reward, pad_id)
 
 
+def _precision(ctx: StageContext) -> Any:
+    """Return the format of the computation where it is not that of the weights."""
+    import torch
+
+    from pipeline.training.arguments import precision_of
+
+    picked = precision_of(ctx)
+    if picked == "fp16" and ctx.compute.get("precision") == "fp16":
+        found = "compute.precision is fp16"
+        raise PipelineError(Problem(found, "fp32 or bf16: PPO scales no losses", "use bf16", stage=ctx.name))
+    if picked == "fp16":
+        ctx.facts["precision"] = "fp32"
+        ctx.note("this GPU has no bf16: computes in fp32")
+    return torch.bfloat16 if picked == "bf16" else None
+
+
 def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
     """Return what shares state out over processes; None where every process holds everything."""
     from pipeline.parallel.deepspeed import deepspeed_config
@@ -195,7 +209,8 @@ def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
     if ctx.compute.get("zero"):
         from pipeline.ppo.sharding import ZeroStepper
 
-        return ZeroStepper(policy, config.train, ranks, deepspeed_config(ctx.compute, precision_of(ctx)))
+        ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision_of(ctx))
+        return ZeroStepper(policy, config.train, ranks, ctx.facts["deepspeed"])
     if ctx.compute.get("fsdp"):
         from pipeline.ppo.sharding import FsdpStepper
 

@@ -33,16 +33,46 @@ def device_of(ctx: StageContext) -> str:
     return "cpu" if use_cpu(ctx) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
-def precision_of(ctx: StageContext) -> str:
-    """Return `fp32`, `bf16` or `fp16`; ``auto`` is fp32 on a CPU, bf16 on a GPU that has it, fp16 otherwise."""
+def precision_of(ctx: StageContext, width: int = 0) -> str:
+    """Return `fp32`, `bf16` or `fp16`: what `compute.precision` asks for.
+
+    ``auto`` is bf16 on a GPU that has it and fp16 on another; on a CPU it is what computes faster for this width.
+    Decided once for a stage: one that is resumed on another machine goes on as it began.
+
+    Args:
+        ctx: of the stage.
+        width: hidden size of the model, where it is not the one of the stage's input.
+    """
+    asked = str(ctx.compute.get("precision", "auto"))
+    if asked == "auto":
+        asked = ctx.facts.get("precision") or _picked_precision(ctx, width)
+    ctx.facts["precision"] = asked
+    return asked
+
+
+def _picked_precision(ctx: StageContext, width: int) -> str:
     import torch
 
-    asked = str(ctx.compute.get("precision", "auto"))
-    if asked != "auto":
-        return asked
-    if use_cpu(ctx):
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    from pipeline.models.precision import fastest_precision
+    from pipeline.parallel.ranks import Ranks
+
+    if not use_cpu(ctx):
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    kept = ctx.work / "precision"
+    if ctx.is_first and not kept.is_file():
+        picked = fastest_precision(width or _width_of_input(ctx))
+        if picked == "bf16":
+            ctx.note("computes in bf16, measured to be faster on this CPU; `compute.precision: fp32` keeps fp32")
+        kept.write_text(picked, encoding="utf-8")
+    Ranks.current().wait()
+    return kept.read_text(encoding="utf-8")
+
+
+def _width_of_input(ctx: StageContext) -> int:
+    from pipeline.models.load import hidden_size
+
+    starts = [*ctx.inputs.get("model", []), *ctx.inputs.get("init", [])]
+    return hidden_size(starts[0], ctx.trust_remote_code) if starts else 0
 
 
 def prepare_torch(ctx: StageContext) -> None:

@@ -18,8 +18,9 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         PipelineError: it does not divide.
     """
     division = divide(batch_size, ctx.compute["micro_batch"], longest, ctx.ranks, **options)
+    sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
-        ctx.note(division.sentence(what, longest))
+        ctx.note(sentence)
     return division
 
 
@@ -28,9 +29,11 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     joined = "RANK" in os.environ
     fields = {"accelerator_config": {"use_configured_state": joined}, "ddp_find_unused_parameters": False}
     if ctx.compute.get("zero"):
-        return {**fields, "deepspeed": deepspeed_config(ctx.compute, precision)}
+        ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
+        return {**fields, "deepspeed": ctx.facts["deepspeed"]}
     if ctx.compute.get("fsdp"):
         config = {"fsdp_version": 2, "reshard_after_forward": True}
+        ctx.facts["accelerate"] = config
         return {**fields, "fsdp": "full_shard auto_wrap", "fsdp_config": config}
     return fields
 
@@ -48,6 +51,7 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     zero, fsdp = ctx.compute.get("zero"), ctx.compute.get("fsdp")
     wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
     if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks:
+        ctx.facts.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
     raise PipelineError(

@@ -91,6 +91,11 @@ def test_the_manifest_says_what_a_stage_stood_on(chain: Any) -> None:
     assert manifest.recipe["resolved"]["stages"]["dpo"]["train"]["beta"] == 0.5
     assert (manifest.seed, manifest.kind, manifest.makes) == (7, "dpo", "model")
     assert manifest.runtime["checkpoint_every_s"] == 0.2
+    assert manifest.runtime["ran"] == {
+        "precision": "fp32",
+        "batch": "16 pairs × 1 process = 16 pairs per optimizer step of at most 48 tokens",
+        "accelerate": {"distributed_type": "NO", "num_processes": 1},
+    }
     assert manifest.environment["packages"]["trl"]
     assert (manifest.environment["device"], manifest.environment["threads"]) == ("cpu", 1)
     report = chain["report"].manifest
