@@ -1,6 +1,6 @@
-"""Reads pyproject.toml from standard input and prints what trueup needs, with the extras named as the argument (`s3,deepspeed`).
+"""Prints what trueup needs, with the extras named as its argument, given pyproject.toml on standard input.
 
-So that an image installs the dependencies before it has the source.
+An image installs the dependencies with it before it has the source.
 """
 
 import sys

@@ -19,10 +19,13 @@ from typing import Literal
 
 from pipeline import __version__
 from pipeline.environment import environment, installed
+from pipeline.limits import memory_limit, usable_cpus
 
 Status = Literal["ok", "optional", "missing"]
 
 LEAST_FREE_GIB = 2
+LEAST_SHARED_GIB = 1
+"""Of `/dev/shm`, where processes on several GPUs of one machine may hand tensors over; Docker's own is 1/16 of it."""
 OPTIONAL = {
     "s3fs": ("push and pull to s3:// URLs", "pip install 'trueup[s3]'"),
     "gcsfs": ("push and pull to gs:// URLs", "pip install gcsfs"),
@@ -59,8 +62,11 @@ def examine(store: Path) -> list[Check]:
         _torch(),
         _processor(),
         _memory(),
+        *_shared_memory(),
         _store(store),
         _disk(store),
+        _temporary(),
+        _hub_cache(),
         *_optional(),
     ]
 
@@ -124,10 +130,11 @@ def _torch() -> Check:
 
 def _processor() -> Check:
     facts = environment()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS")
     note = f", OMP_NUM_THREADS={threads}" if threads else ""
-    return Check("processor", "ok", f"{facts['cpu'] or 'unknown'}, {usable} of {facts['cpus']} cores usable{note}")
+    return Check(
+        "processor", "ok", f"{facts['cpu'] or 'unknown'}, {usable_cpus()} of {facts['cpus']} cores usable{note}"
+    )
 
 
 def _memory() -> Check:
@@ -136,19 +143,58 @@ def _memory() -> Check:
         amounts = {key: os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / 2**30 for key, name in pages.items()}
     except (ValueError, OSError, AttributeError):
         return Check("memory", "ok", "unknown on this system")
-    return Check("memory", "ok", f"{amounts['total']:.1f} GiB, {amounts['free']:.1f} GiB free")
+    limit = memory_limit()
+    limited = f"; limited to {limit / 2**30:.1f} GiB here" if limit is not None else ""
+    return Check("memory", "ok", f"{amounts['total']:.1f} GiB, {amounts['free']:.1f} GiB free{limited}")
+
+
+def _shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Check]:
+    if folder.is_dir():
+        size = shutil.disk_usage(folder).total / 2**30
+        found = f"{size:.1f} GiB in {folder}"
+        if size >= LEAST_SHARED_GIB:
+            yield Check("shared memory", "ok", found)
+        else:
+            found += ": little for processes on several GPUs"
+            yield Check("shared memory", "optional", found, "start the container with --shm-size=2g")
 
 
 def _store(store: Path) -> Check:
     """Write a file into the store, or where it would be made, and remove it."""
-    where = _existing(store)
-    try:
-        with tempfile.NamedTemporaryFile(dir=where, prefix=".trueup-doctor-"):
-            pass
-    except OSError as error:
+    trouble = _cannot_write(store)
+    if trouble:
         remedy = "name another folder with --store or TRUEUP_STORE"
-        return Check("store", "missing", f"{store} cannot be written: {error.strerror}", remedy)
+        return Check("store", "missing", f"{store} cannot be written: {trouble}", remedy)
     return Check("store", "ok", str(store) if store.exists() else f"{store}, made when first written")
+
+
+def _temporary() -> Check:
+    """Find the folder for temporary files, where the processes of a run meet."""
+    try:
+        return Check("temporary files", "ok", tempfile.gettempdir())
+    except OSError as error:
+        remedy = "mount a folder that can be written (`--tmpfs /tmp`) or name one with TMPDIR"
+        return Check("temporary files", "missing", str(error.strerror), remedy)
+
+
+def _hub_cache() -> Check:
+    """Write a file where models and data from the hub are kept, and remove it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    trouble = _cannot_write(Path(HF_HUB_CACHE))
+    if trouble:
+        found = f"{HF_HUB_CACHE} cannot be written: {trouble}; nothing can be fetched from the hub"
+        return Check("hub cache", "optional", found, "name another folder with HF_HOME")
+    return Check("hub cache", "ok", HF_HUB_CACHE)
+
+
+def _cannot_write(folder: Path) -> str:
+    """Return why no file can be made in a folder, or where it would be made; empty when one can."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=".trueup-doctor-"):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _disk(store: Path) -> Check:
@@ -159,7 +205,14 @@ def _disk(store: Path) -> Check:
 
 def _existing(folder: Path) -> Path:
     """Return the folder, or the closest one above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if _is_folder(path))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # below a folder that is closed to this user
+        return False
 
 
 def _optional() -> Iterator[Check]:

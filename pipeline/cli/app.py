@@ -6,6 +6,7 @@ Owns exit codes and the form of errors on standard error. Knows nothing of what 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
@@ -21,9 +22,15 @@ RECIPES, STORE, MODELS, MACHINE = "Recipes", "Store", "Checkpoints", "Set-up"
 TOPICS = (RECIPES, STORE, MODELS, MACHINE)
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status after SIGTERM outside a run, which saves what it was at and exits 1."""
 
 _DEBUG = "--debug"
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, and nothing was going on that had to be saved first."""
 
 
 class Verbs(TyperGroup):
@@ -114,6 +121,9 @@ def guarded(call: Callable[[], Any], *, debug: bool) -> int:
     except typer.Abort:
         _say("stopped")
         return int(ExitCode.FAILED)
+    except Terminated:
+        _say("stopped")
+        return TERMINATED
     except BrokenPipeError:
         _forget_output()
         return int(ExitCode.DONE)
@@ -190,6 +200,14 @@ def entry(
         print(context.get_help())
 
 
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated(TERMINATED)
+
+
 def main() -> None:
-    """Run the command: the entry point of `trueup`."""
+    """Run the command: the entry point of `trueup`.
+
+    SIGTERM has a handler from the start: the first process of a container is deaf to a signal it has none for.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     app()

@@ -23,6 +23,18 @@ def join(*, cpu: bool, deepspeed: bool) -> None:
     if deepspeed:
         if cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            _spare_the_compiler()
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     # Asked for a CPU, accelerate forgets DeepSpeed; told its backend, it finds the other processes.
     PartialState(cpu=cpu and not deepspeed, backend="gloo" if cpu else None, timeout=TIMEOUT)
+
+
+def _spare_the_compiler() -> None:
+    """Keep DeepSpeed from compiling a collective that only its inference uses.
+
+    It would do so whenever it starts on a CPU, into the user's home: half a minute, and an error where there is no C++
+    compiler or no home to write to, as in a slim container. Without the collective it takes gloo's.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

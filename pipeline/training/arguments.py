@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.limits import usable_cpus
 from pipeline.models.adapter_config import Adapter
 from pipeline.parallel.joining import join
 from pipeline.stage import StageContext
@@ -76,7 +77,11 @@ def _width_of_input(ctx: StageContext) -> int:
 
 
 def prepare_torch(ctx: StageContext) -> None:
-    """Give torch its threads (`compute.threads`; its own number by default) and its fastest matmul; join the others."""
+    """Give torch its threads and its fastest matmul; join the others.
+
+    Threads are `compute.threads`, else `OMP_NUM_THREADS`, else torch's own number or less: processes of one machine
+    share its cores, and a container may have fewer than it sees.
+    """
     import torch
 
     from pipeline.models.matmul import use_fastest_matmul
@@ -84,8 +89,9 @@ def prepare_torch(ctx: StageContext) -> None:
     threads = ctx.compute.get("threads")
     if threads:
         torch.set_num_threads(int(threads))
-    elif "LOCAL_WORLD_SIZE" in os.environ and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        share = max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        torch.set_num_threads(min(share, torch.get_num_threads()))
     use_fastest_matmul()
     join(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
 
