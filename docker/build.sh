@@ -18,7 +18,7 @@ Options:
   --build-arg KEY=VALUE Any other argument of the Dockerfile; repeatable.
   --mount HOST:PATH     Mount read-only while it builds, not kept in the image; repeatable.
   --host-pip            Mount this host's certificates, pip configuration and the folders that names.
-  --storage DIR         Where buildah keeps images and layers.  [default: buildah's]
+  --storage DIR         Where buildah keeps images and what pip fetched.  [default: buildah's]
   --run                 Afterwards run `trueup doctor` and the quickstart's first stages inside.
   -h, --help            Show this message and exit.
 END
@@ -65,13 +65,15 @@ if [ -n "$suite" ]; then
     [ "$(id -u)" = 0 ] || fail '--debootstrap needs root'
 fi
 
-scratch=$(mktemp -d)
 container=''
 buildah=(buildah --storage-driver vfs)
 if [ -n "$storage" ]; then
-    mkdir -p "$storage"
+    mkdir -p "$storage/tmp"
+    storage=$(cd "$storage" && pwd)
     buildah+=(--root "$storage/root" --runroot "$storage/run")
+    export TMPDIR=$storage/tmp # where buildah keeps what pip has fetched, for the next build
 fi
+scratch=$(mktemp -d)
 tidy() {
     [ -z "$container" ] || "${buildah[@]}" rm "$container" >/dev/null || true
     rm -rf "$scratch"
@@ -121,9 +123,8 @@ started=$SECONDS
 # The format of docker keeps the health check, which OCI's has no place for.
 "${buildah[@]}" build --format docker --file "$root/docker/Dockerfile" --tag "$tag" \
     ${mounts[@]+"${mounts[@]}"} ${build_args[@]+"${build_args[@]}"} "$root"
-size=$("${buildah[@]}" inspect --type image --format '{{.FromImageID}}' "$tag")
-printf 'built %s (%s) in %d min %02d s\n' "$tag" "${size:0:12}" $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
-"${buildah[@]}" images --format '{{.Name}}:{{.Tag}} {{.Size}}' "$tag"
+printf 'built %s in %d min %02d s\n' "$tag" $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
+"${buildah[@]}" images --format '{{.Name}}:{{.Tag}} {{.ID}} {{.Size}}' "$tag"
 
 if [ "$run" = yes ]; then
     container=$("${buildah[@]}" from --pull-never "$tag")
