@@ -7,6 +7,7 @@ and prints nothing: a `View` shows what happens.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -112,7 +113,6 @@ class Journal:
     """Append-only record of a run: one JSON object per line, flushed as it happens."""
 
     def __init__(self, run_dir: Path) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
         self._file = (run_dir / "journal.jsonl").open("a", encoding="utf-8")
 
     def write(self, event: str, **fields: Any) -> None:
@@ -135,7 +135,7 @@ def run(plan: Plan, store: Store, view: View) -> RunReport:
         PipelineError: a stage met bad input.
     """
     started = time.perf_counter()
-    run_dir = store.root / ".runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plan.recipe.name}-{os.getpid()}"
+    run_dir = _new_run_dir(store.root / ".runs", plan.recipe.name)
     if plan.pending:
         warm_up()
     journal = Journal(run_dir)
@@ -152,6 +152,17 @@ def run(plan: Plan, store: Store, view: View) -> RunReport:
         journal.write("run_ended", seconds=round(time.perf_counter() - started, 3), finished=list(done))
         journal.close()
     return RunReport(run_dir, tuple(done.values()), time.perf_counter() - started)
+
+
+def _new_run_dir(runs: Path, recipe: str) -> Path:
+    """Make the folder of this run and no other: in containers, two processes of one second may have one number."""
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe}-{os.getpid()}"
+    for number in itertools.count(1):
+        folder = runs / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
 
 
 def _run_stage(

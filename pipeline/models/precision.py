@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -65,8 +66,11 @@ def _timed(inputs: torch.Tensor, weight: torch.Tensor, lower: bool) -> list[floa
 
 
 def _cache_file() -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "trueup" / "precision.json"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a user without a home, as a container may have
+        folder = Path(tempfile.gettempdir())
+    return folder / "trueup" / "precision.json"
 
 
 def _read(file: Path) -> dict[str, float]:

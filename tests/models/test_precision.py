@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,20 @@ def test_a_narrow_model_is_not_measured(tmp_path: Path) -> None:
     cache = tmp_path / "precision.json"
     assert fastest_precision(SMALLEST_WIDTH - 1, cache) == "fp32"
     assert not cache.exists()
+
+
+def test_a_user_without_a_name_and_a_home_has_a_place_too(tmp_path: Path) -> None:
+    code = (
+        "import os; from pipeline.models import precision; os.environ.pop('HOME', None); os.setuid(4242);"
+        "print(precision._cache_file())"
+    )
+    if os.geteuid() != 0:
+        pytest.skip("only root can become a user without a name")
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": ""}
+    line = [sys.executable, "-c", code]
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert Path(ended.stdout.strip()).name == "precision.json"
+    assert "~" not in ended.stdout
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "no json"])

@@ -64,6 +64,14 @@ def test_what_is_in_the_store_is_not_run_again(finished: Any, journal: Journal) 
     ]
 
 
+def test_runs_of_one_second_and_one_process_number_have_journals_of_their_own(finished: Any, journal: Journal) -> None:
+    """As two containers on one store: each command is process 1 of its own."""
+    folders = [finished().run_dir for _ in range(5)]  # a few milliseconds each
+    assert len(set(folders)) == 5
+    assert [event["event"] for event in journal(finished.store.root)].count("run_started") == 5
+    assert all(len(list(folder.glob("journal.jsonl"))) == 1 for folder in folders)
+
+
 def test_a_changed_stage_runs_with_what_depends_on_it_and_nothing_else(finished: Any) -> None:
     report = finished("stages.dpo.train.max_steps=2")
     assert {done.stage.spec.name: done.cached for done in report.stages} == {
