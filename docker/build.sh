@@ -73,6 +73,8 @@ if [ -n "$storage" ]; then
     buildah+=(--root "$storage/root" --runroot "$storage/run")
     export TMPDIR=$storage/tmp # where buildah keeps what pip has fetched, for the next build
 fi
+[ "$host_pip" = no ] || python3 -m pip --version >/dev/null 2>&1 || fail '--host-pip needs python3 with pip'
+
 scratch=$(mktemp -d)
 tidy() {
     [ -z "$container" ] || "${buildah[@]}" rm "$container" >/dev/null || true

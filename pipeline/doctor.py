@@ -19,6 +19,7 @@ from typing import Literal
 
 from pipeline import __version__
 from pipeline.environment import environment, installed
+from pipeline.errors import PipelineError
 from pipeline.limits import memory_limit, usable_cpus
 
 Status = Literal["ok", "optional", "missing"]
@@ -170,11 +171,13 @@ def _store(store: Path) -> Check:
 
 def _temporary() -> Check:
     """Find the folder for temporary files, where the processes of a run meet."""
+    from pipeline.launch.local import temporary_folder
+
     try:
-        return Check("temporary files", "ok", tempfile.gettempdir())
-    except OSError as error:
-        remedy = "mount a folder that can be written (`--tmpfs /tmp`) or name one with TMPDIR"
-        return Check("temporary files", "missing", str(error.strerror), remedy)
+        return Check("temporary files", "ok", temporary_folder())
+    except PipelineError as error:
+        (problem,) = error.problems
+        return Check("temporary files", "missing", problem.found, problem.remedy)
 
 
 def _hub_cache() -> Check:

@@ -135,9 +135,9 @@ def run(plan: Plan, store: Store, view: View) -> RunReport:
         PipelineError: a stage met bad input.
     """
     started = time.perf_counter()
-    run_dir = _new_run_dir(store.root / ".runs", plan.recipe.name)
     if plan.pending:
         warm_up()
+    run_dir = _new_run_dir(store.root / ".runs", plan.recipe.name)
     journal = Journal(run_dir)
     journal.write(
         "run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending]

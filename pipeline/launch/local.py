@@ -12,11 +12,12 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from pipeline.errors import Problem
+from pipeline.errors import PipelineError, Problem
 from pipeline.launch.child import child_main
 from pipeline.launch.job import STOP_SIGNALS, Job, Outcome
 from pipeline.stage import Event
@@ -27,6 +28,9 @@ SPIN_COUNT = "2000"
 """How often a waiting OpenMP thread looks before it sleeps. libgomp's own default looks for milliseconds, which makes a
 machine with other work ten times slower; to sleep at once halves the speed of an idle one (docs/log.md)."""
 
+LONGEST_TEMPORARY = 75
+"""Bytes in the path of the folder for temporary files: a socket's has at most 107, 32 of them multiprocessing's own."""
+
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -36,7 +40,11 @@ def warm_up() -> None:
     It is started with SIGINT and SIGTERM blocked: a signal to the whole process group (Ctrl-C, `scancel`, a stopping
     container) is the runner's to handle, and the stage in progress must live to save its state. A stage's child
     unblocks them once it can answer.
+
+    Raises:
+        PipelineError: there is no place for the sockets of the processes.
     """
+    temporary_folder()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -49,6 +57,24 @@ def warm_up() -> None:
         multiprocessing.forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def temporary_folder() -> str:
+    """Return the folder for temporary files, where the processes of a run meet.
+
+    Raises:
+        PipelineError: none can be written, or its path is too long for a socket.
+    """
+    remedy = "name another one with TMPDIR; in a container, --tmpfs /tmp"
+    try:
+        folder = tempfile.gettempdir()
+    except OSError as error:
+        raise PipelineError(Problem(f"no folder for temporary files: {error.strerror}", remedy=remedy)) from None
+    length = len(os.fsencode(folder))
+    if length > LONGEST_TEMPORARY:
+        found = f"the folder for temporary files is {folder}, {length} bytes long"
+        raise PipelineError(Problem(found, f"at most {LONGEST_TEMPORARY}: sockets are made in it", remedy))
+    return folder
 
 
 def run_job(job: Job, on_event: Callable[[Event], None], stopping: Callable[[], bool], poll_s: float = 0.1) -> Outcome:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ import psutil
 import pytest
 
 from pipeline.cli.app import TERMINATED
+from pipeline.launch.local import LONGEST_TEMPORARY
 
 pytestmark = pytest.mark.xdist_group("kill")
 
@@ -145,3 +148,23 @@ def test_doctor_says_what_a_place_lacks(start: Any, tmp_path: Path) -> None:
     assert "--shm-size" in checks["shared memory"]["remedy"]
     assert checks["hub cache"]["status"] == "optional"
     assert "/proc/nowhere" in checks["hub cache"]["found"] and "HF_HOME" in checks["hub cache"]["remedy"]
+
+
+def test_a_folder_for_temporary_files_that_no_socket_fits_in_is_known_before_anything_runs(
+    command: Any, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(length: int) -> subprocess.CompletedProcess[str]:
+        with tempfile.TemporaryDirectory() as short:
+            folder = Path(short, "x" * (length - len(short) - 1))
+            folder.mkdir()
+            monkeypatch.setenv("TMPDIR", str(folder))
+            return command("run", tiny_recipe, "--store", tmp_path / "store", "--until", "tokenizer", cwd=tmp_path)
+
+    ended = run(LONGEST_TEMPORARY + 1)
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        r"the folder for temporary files is \S+, 76 bytes long, at most 75: .*TMPDIR.*\n", ended.stderr
+    ), ended.stderr
+    assert not list((tmp_path / "store").glob(".runs/*"))
+    longest = run(LONGEST_TEMPORARY)
+    assert longest.returncode == 0, longest.stderr
