@@ -16,7 +16,7 @@ Options:
   --torch-index URL     Index with torch's builds besides pip's own; '' for pip's own alone.  [default: the Dockerfile's]
   --extras LIST         Extras of trueup to install, e.g. s3,deepspeed; '' for none.  [default: the Dockerfile's]
   --build-arg KEY=VALUE Any other argument of the Dockerfile; repeatable.
-  --mount HOST:PATH     Mount read-only while it builds, not kept in the image; repeatable.
+  --mount HOST:PATH     Mount read-only while it builds; only the empty place stays in the image. Repeatable.
   --host-pip            Mount this host's certificates, pip configuration and the folders that names.
   --storage DIR         Where buildah keeps images and what pip fetched.  [default: buildah's]
   --run                 Afterwards run `trueup doctor` and the quickstart's first stages inside.
