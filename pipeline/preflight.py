@@ -137,6 +137,8 @@ def _template_problems(plan: Plan) -> Iterator[Problem]:
     for stage in plan.pending:
         if all(marker.shape == "text" for marker in type(stage.spec.config).markers(Data).values()):
             continue
+        if getattr(stage.spec.config, "chat_template", None):
+            continue
         for items in stage.inputs.values():
             for item in items:
                 known = facts_of_folder(item.artifact, item.name) if item.artifact is not None else None

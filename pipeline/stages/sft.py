@@ -30,12 +30,15 @@ class Config(StageConfig):
         data: conversations.
         model: what to start from.
         adapter: LoRA instead of full fine-tuning.
+        chat_template: Jinja text that renders conversations, for a base model that has none, or in place of its own;
+            with `{% generation %}` markers around what the assistant says. Later stages inherit it with the tokenizer.
         train: how to train.
     """
 
     data: Annotated[str, Data("messages")]
     model: Annotated[str, Input(external=True)]
     adapter: Adapter | None = None
+    chat_template: str | None = Field(default=None, min_length=1)
     train: Train = Train()
 
     def check(self) -> list[Problem]:
@@ -68,6 +71,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
