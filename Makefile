@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test check lint types format bench bench-ppo docs clean
+.PHONY: help setup setup-dev demo test check lint types format bench bench-ppo bench-gpu docs clean
 
 help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
 .venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
@@ -26,6 +26,9 @@ bench: setup-dev  ## measure; one JSON line per figure
 .venv-peer/.installed: constraints.txt ; $(PYTHON) -m venv .venv-peer && grep -v '^trl==' constraints.txt > .venv-peer/constraints.txt && .venv-peer/bin/pip install -q -c .venv-peer/constraints.txt torch && .venv-peer/bin/pip install -q -c .venv-peer/constraints.txt trl==1.12.0 && touch $@
 bench-ppo: setup-dev .venv-peer/.installed  ## measure PPO against the last trl that has it, in an environment of its own
 	$(PY) benchmarks/ppo.py
+benchmarks/wheels/names.txt: constraints.txt ; benchmarks/wheels.sh
+bench-gpu: setup-dev benchmarks/wheels/names.txt  ## measure training on a GPU against plain trl (needs CUDA; at most nine minutes)
+	$(PY) benchmarks/gpu.py
 docs: setup-dev  ## regenerate docs/cli.md and the JSON schema
 	$(PY) -m pipeline.cli docs docs/cli.md
 clean:  ## remove the environment, caches and builds
