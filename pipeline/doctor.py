@@ -32,6 +32,9 @@ OPTIONAL = {
     "gcsfs": ("push and pull to gs:// URLs", "pip install gcsfs"),
     "deepspeed": ("ZeRO on several GPUs", "pip install 'trueup[deepspeed]'"),
     "bitsandbytes": ("quantize: 4bit and 8bit adapters on a GPU", "pip install bitsandbytes"),
+    "vllm": ("rollouts of ppo on a GPU several times faster", "pip install 'trueup[vllm]'"),
+    "liger-kernel": ("fused kernels on a GPU: less memory, more tokens per second", "pip install 'trueup[liger]'"),
+    "flash-attn": ("FlashAttention on a GPU: packed rows without masks", "pip install 'trueup[flash]'"),
     "pyarrow": ("Parquet data files", "pip install pyarrow"),
 }
 """Package → what it brings, how to get it."""

@@ -16,6 +16,9 @@ from pipeline import __version__
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 """Packages whose version can change a result."""
 
+EXTRAS = ("deepspeed", "bitsandbytes", "vllm", "liger-kernel", "flash-attn", "flash-attn-3", "kernels")
+"""Packages that can change it too, where they are installed."""
+
 
 @functools.cache
 def environment() -> dict[str, Any]:
@@ -27,7 +30,7 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpus": os.cpu_count() or 0,
         "git_commit": _git_commit(),
-        "packages": {name: version for name in PACKAGES if (version := installed(name))},
+        "packages": {name: version for name in (*PACKAGES, *EXTRAS) if (version := installed(name))},
     }
 
 

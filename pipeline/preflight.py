@@ -16,6 +16,7 @@ from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.contract import facts_of_folder
+from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import Data, Shapes, kind_of
@@ -48,6 +49,22 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             found = f"compute.zero is {compute.zero}, DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
             yield Problem(found, "DeepSpeed", remedy, stage.spec.where, stage.spec.name)
+        if here:
+            yield from _kernel_problems(stage)
+
+
+def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
+    """Find what is asked for by name and not installed; whether there is a GPU, torch says when the stage runs."""
+    compute, engine = stage.spec.compute, getattr(stage.spec.config, "rollout_engine", "auto")
+    asked = {
+        "flash": (compute.attention == "flash" and flash_kernel() is None, "compute.attention is flash"),
+        "liger": (compute.liger == "on" and not has("liger_kernel"), "compute.liger is on"),
+        "vllm": (engine == "vllm" and not has("vllm"), "rollout_engine is vllm"),
+    }
+    for extra, (is_missing, what) in asked.items():
+        if is_missing:
+            found = f"{what}, {NAMES[extra]} is not installed"
+            yield Problem(found, NAMES[extra], INSTALL[extra], stage.spec.where, stage.spec.name)
 
 
 def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
@@ -119,6 +136,8 @@ def _template_problems(plan: Plan) -> Iterator[Problem]:
     """Ask for a chat template where a stage reads conversations with a model that is already there."""
     for stage in plan.pending:
         if all(marker.shape == "text" for marker in type(stage.spec.config).markers(Data).values()):
+            continue
+        if getattr(stage.spec.config, "chat_template", None):
             continue
         for items in stage.inputs.values():
             for item in items:

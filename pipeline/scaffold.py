@@ -68,7 +68,7 @@ def write_starter(file: Path, kind: str, *, overwrite: bool = False) -> Written:
 
 
 def write_example(name: str, folder: Path, *, overwrite: bool = False) -> Written:
-    """Copy a recipe that comes with trueup, and its data, into a folder.
+    """Copy a recipe that comes with trueup, its data and the Python file of its functions into a folder.
 
     Raises:
         PipelineError: no such example, or a file exists.
@@ -77,13 +77,19 @@ def write_example(name: str, folder: Path, *, overwrite: bool = False) -> Writte
     if name not in examples():
         raise PipelineError(Problem(f"no example `{name}`", f"one of {listed(examples())}", nearest(name, examples())))
     recipe = Path("recipes") / f"{name}.yaml"
-    copied = [recipe, *_data_of(source, name)]
+    copied = [recipe, *_code_of(source, name), *_data_of(source, name)]
     _refuse_existing([folder / path for path in copied], overwrite=overwrite)
     for path in copied:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, folder / path)
     steps = (f"cd {folder}", f"trueup plan {recipe}", f"trueup run {recipe}")
     return Written(tuple(folder / path for path in copied), folder / recipe, steps)
+
+
+def _code_of(source: Path, name: str) -> Iterable[Path]:
+    """Return the Python file beside an example's recipe, relative to where examples are."""
+    code = Path("recipes") / f"{name.replace('-', '_')}.py"
+    return [code] if (source / code).is_file() else []
 
 
 def _data_of(source: Path, name: str) -> Iterable[Path]:

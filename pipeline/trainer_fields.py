@@ -106,6 +106,7 @@ CONTROLLED: Mapping[str, str] = {
     "hub_strategy": _HUB,
     "hub_token": _HUB,
     "ignore_data_skip": "a resumed run reads on where it stopped",
+    "liger_kernel_config": "use `compute.liger`",
     "local_rank": _PROCESSES,
     "max_completion_length": "use `train.max_new_tokens`",
     "model_init_kwargs": "use `model:`, `adapter:` and `compute.precision`",
@@ -128,6 +129,7 @@ CONTROLLED: Mapping[str, str] = {
     "seed": "use the stage's `seed`",
     "steps_per_generation": "use `train.generation_batch_size` (responses sampled at a time)",
     "trust_remote_code": "use `trust_remote_code` of the recipe",
+    "use_liger_kernel": "use `compute.liger`",
     "use_cpu": "use `compute.device`",
 }
 """Fields trueup decides itself, with what to write instead."""

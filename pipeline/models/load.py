@@ -104,6 +104,7 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     *,
     quantize: Quantize | None = None,
+    attention: str | None = None,
 ) -> Any:
     """Load a causal language model.
 
@@ -112,13 +113,16 @@ def load_causal_lm(
         dtype: of the weights in memory.
         trust_remote_code: whether the repository may run its own Python.
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes and a GPU.
+        attention: `transformers`' name of an attention kernel; its own choice when omitted.
 
     Raises:
         PipelineError: no safetensors, weights missing, code not allowed.
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    if attention is not None:
+        extra["attn_implementation"] = attention
     with _quiet(), _explained(source, "model"):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
@@ -141,6 +145,7 @@ def load_reward_model(
     dtype: Precision = "fp32",
     trust_remote_code: bool = False,
     quantize: Quantize | None = None,
+    attention: str | None = None,
 ) -> Any:
     """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
 
@@ -155,7 +160,9 @@ def load_reward_model(
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    if attention is not None:
+        extra["attn_implementation"] = attention
     with _quiet(), _explained(source, "model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
@@ -169,6 +176,8 @@ def load_reward_model(
         )
     head_is_new = "score.weight" in info["missing_keys"]
     _refuse_missing(source, info["missing_keys"], allowed=("score.weight",))
+    if dtype != "fp32" and quantize is None:
+        model.score.float()  # one number in half precision would be a coarse one
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if head_is_new:

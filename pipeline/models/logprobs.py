@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import Progress, length_batches
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
+from pipeline.models.precision import computing_in
 
 _LOGITS_PER_BATCH = 2**27
 """Half a GiB of float32 logits."""
@@ -31,6 +32,7 @@ def response_logprobs(
     *,
     temperature: float = 1.0,
     token_budget: int = 4096,
+    precision: str = "fp32",
     on_progress: Progress | None = None,
 ) -> list[list[float]]:
     """Return the log-probability of each response token given all before it.
@@ -41,6 +43,7 @@ def response_logprobs(
         responses: token ids, as `decode` returns them; may be empty.
         temperature: divides the logits: give the one the responses were sampled with.
         token_budget: padded tokens in one forward pass; lowered for a large vocabulary.
+        precision: of the computation, where it is lower than that of the weights.
         on_progress: told after each batch how many of all rows are done.
 
     Returns:
@@ -55,7 +58,7 @@ def response_logprobs(
     done = 0
     vocabulary = model.get_output_embeddings().weight.shape[0]
     budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), computing_in(precision, model.device):
         for batch in length_batches([len(prompt) + len(response) for prompt, response in rows], budget):
             values = _batch_logprobs(model, [rows[row] for row in batch], temperature).tolist()
             for row in batch:

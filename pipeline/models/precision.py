@@ -12,8 +12,9 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +27,16 @@ WORTH = 1.2
 """Times bf16 must be faster; a smaller gain is not worth its rounding."""
 
 _TOKENS, _ROUNDS = 512, 5
+
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats that fp32 weights compute in under autocast."""
+
+
+def computing_in(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
+    """Compute in a number format whatever that of the weights; nothing changes with ``fp32``."""
+    dtype = HALF.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
 
 
 def fastest_precision(width: int, cache: Path | None = None) -> Literal["fp32", "bf16"]:

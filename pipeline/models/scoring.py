@@ -15,9 +15,12 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import length_batches
 from pipeline.models.forward import evaluating
 from pipeline.models.positions import decoder_of, hidden_at
+from pipeline.models.precision import computing_in
 
 
-def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 4096) -> list[float]:
+def score(
+    model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 4096, precision: str = "fp32"
+) -> list[float]:
     """Return the model's score of each sequence of token ids, in their order.
 
     Args:
@@ -25,6 +28,7 @@ def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_
         sequences: prompt and response together, each non-empty.
         pad_id: the model's padding id.
         token_budget: padded tokens in one forward pass.
+        precision: of the computation, where it is lower than that of the weights.
 
     Raises:
         PipelineError: a sequence is empty.
@@ -33,7 +37,7 @@ def score(model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_
     if empty:
         raise PipelineError(Problem(f"sequence {empty[0]} is empty", "at least one token", "remove the row"))
     scores = [0.0] * len(sequences)
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), computing_in(precision, model.device):
         for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
             for row, value in zip(rows, _scores(model, [sequences[row] for row in rows], pad_id), strict=True):
                 scores[row] = value
@@ -44,12 +48,16 @@ def _scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> list
     width = max(map(len, sequences))
     ids_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in sequences], device=model.device)
     decoder = decoder_of(model)
-    if decoder is None or not hasattr(model, "score"):
+    head = getattr(model, "score", None)
+    if decoder is None or head is None:
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in sequences]
         logits_B1 = model(input_ids=ids_BT, attention_mask=torch.tensor(mask, device=model.device)).logits
     else:  # under causal attention nothing is needed of what stands behind a row's last token
         ends = [row * width + last_token(sequence, pad_id) for row, sequence in enumerate(sequences)]
-        logits_B1 = model.score(hidden_at(decoder, torch.tensor(ends, device=model.device), input_ids=ids_BT))
+        hidden_BH = hidden_at(decoder, torch.tensor(ends, device=model.device), input_ids=ids_BT)
+        weight = next(head.parameters())
+        with torch.autocast(weight.device.type, enabled=False):  # its own precision: one number is soon a coarse one
+            logits_B1 = head(hidden_BH.to(weight.dtype))
     values: list[float] = logits_B1[:, 0].float().tolist()
     return values
 

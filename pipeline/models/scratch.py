@@ -20,21 +20,23 @@ from pipeline.errors import PipelineError, Problem, listed, nearest
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def build_causal_lm(model_spec: Mapping[str, Any], tokenizer: Any, seed: int) -> Any:
+def build_causal_lm(model_spec: Mapping[str, Any], tokenizer: Any, seed: int, *, attention: str | None = None) -> Any:
     """Make a causal language model with random float32 weights.
 
     Args:
         model_spec: ``{"type": "llama", "hidden_size": 128, …}``: the model type and fields of its configuration.
         tokenizer: gives the size of the vocabulary and the special ids.
         seed: of the weights; the global random state is left alone.
+        attention: `transformers`' name of an attention kernel; its own choice when omitted.
 
     Raises:
         PipelineError: unknown type or field, or a value the architecture refuses; all fields at once.
     """
     config = model_config(model_spec, tokenizer)
+    kernel = {} if attention is None else {"attn_implementation": attention}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kernel)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -129,8 +129,12 @@ class Policy:
 
     def run(self, work: Callable[[], Any]) -> Any:
         """Do something that calls the models, through the engine."""
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+        with self.computing():
             return self._through(work)
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Compute in the precision asked for."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers of all decoders: what is gathered together when weights lie in parts."""
@@ -200,7 +204,7 @@ class Policy:
         if self._lower is None:
             raise ValueError("the model is not cut")
         decoder = getattr(self._lower, self._lower.base_model_prefix)
-        with torch.no_grad():
+        with torch.no_grad(), self.computing():
             hidden_BTH: Tensor = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
         return hidden_BTH
 
@@ -208,13 +212,15 @@ class Policy:
     def sampling(self) -> Iterator[Any]:
         """Yield the model to sample from: an adapter is folded in meanwhile and taken out bit for bit."""
         if not isinstance(self.model, PeftModel) or getattr(self.model, "is_quantized", False):
-            yield self.model
+            with self.computing():
+                yield self.model
             return
         layers = tuned_layers(self.model)
         kept = [(layer, layer.get_base_layer().weight.data.clone()) for layer in layers]
         self.model.merge_adapter()
         try:
-            yield self.model
+            with self.computing():
+                yield self.model
         finally:
             for layer, weight in kept:
                 layer.get_base_layer().weight.data.copy_(weight)

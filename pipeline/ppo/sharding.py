@@ -200,7 +200,10 @@ class ZeroStepper:
             if not steps:
                 continue
             for flat in self._flat(group):
-                inner[flat] = {"step": steps[0].clone().float(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+                inner[flat] = {
+                    "step": steps[0].to(flat.device, torch.float32, copy=True),
+                    **{key: torch.zeros_like(flat) for key in MOMENTS},
+                }
         self._link()
         for name, parameter in self.policy.trained().items():
             for key in MOMENTS:
@@ -365,7 +368,8 @@ class FsdpStepper:
         for name, parameter in self._in_parts().items():
             if f"step/{name}" in tensors:
                 state = {key: _shared_out(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
-                self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"].clone(), **state}
+                step = tensors[f"step/{name}"].to(parameter.device, copy=True)  # where a fused optimizer counts
+                self.optimizer.state[parameter] = {"step": step, **state}
 
 
 def _of_policy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

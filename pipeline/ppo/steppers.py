@@ -185,8 +185,9 @@ class PlainStepper:
         """Put Adam's memory back."""
         for name, parameter in self.policy.trained().items():
             if f"step/{name}" in tensors:
-                state = {key: tensors[f"{key}/{name}"].to(parameter.device).clone() for key in MOMENTS}
-                self.optimizer.state[parameter] = {"step": tensors[f"step/{name}"].clone(), **state}
+                keys = (*MOMENTS, "step")  # a fused optimizer counts its steps where its weights are
+                state = {key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in keys}
+                self.optimizer.state[parameter] = state
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> float:

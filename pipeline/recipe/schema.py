@@ -93,6 +93,12 @@ class Compute(BaseModel):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device to run on.")
+    attention: Literal["auto", "eager", "sdpa", "flash"] = Field(
+        "auto", description="Attention kernel; `auto` is FlashAttention where it is installed on a GPU, else torch's."
+    )
+    liger: Literal["auto", "on", "off"] = Field(
+        "auto", description="Liger's fused kernels; `auto` uses them where they are installed on a GPU."
+    )
     activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
     checkpoint_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
 

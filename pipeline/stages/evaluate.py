@@ -135,18 +135,24 @@ def _sample_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]]) -
     """Let every model answer every prompt; the baseline stays loaded, since KL is measured to it."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.training.arguments import frozen_weights
+
+    where, weights = frozen_weights(ctx)
+
+    def loaded(source: ResolvedInput) -> Any:
+        return load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights).to(where)
 
     inputs = dict(zip(config.models, ctx.inputs["models"], strict=True))
     greedy = [config.baseline] if config.greedy is None else config.greedy
     base_input = inputs[config.baseline]
     base_tokenizer = load_tokenizer(base_input, ctx.trust_remote_code)
-    baseline = load_causal_lm(base_input, "fp32", ctx.trust_remote_code)
+    baseline = loaded(base_input)
     total, done = (len(inputs) + len(greedy)) * len(rows), 0
     found = []
     for name, source in inputs.items():
         is_baseline = name == config.baseline
         tokenizer = base_tokenizer if is_baseline else load_tokenizer(source, ctx.trust_remote_code)
-        model = baseline if is_baseline else load_causal_lm(source, "fp32", ctx.trust_remote_code)
+        model = baseline if is_baseline else loaded(source)
         differs = disagreements(facts(base_tokenizer, config.baseline), facts(tokenizer, name))
         if differs:
             ctx.note(f"no KL for {name}: {differs[0]}")
@@ -262,11 +268,15 @@ def _score_by_model(
     """Score with the reward model, each answer as text through the reward model's own chat template."""
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
+    from pipeline.training.arguments import frozen_weights
     from pipeline.training.encode import render
 
     source = ctx.input("reward")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
+    where, weights = frozen_weights(ctx)
+    judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights).to(
+        where
+    )
     for each in sampled:
         spoken = [{"role": "assistant", "content": text} for text in each.texts]
         sequences = [render(tokenizer, [*row["prompt"], message]) for row, message in zip(rows, spoken, strict=True)]

@@ -112,17 +112,20 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     """Put models, prompts and rewards together, and check them before anything is trained."""
     from pipeline.models.contract import end_ids, eos_is_learned
+    from pipeline.models.kernels import apply_liger
     from pipeline.models.load import load_causal_lm
     from pipeline.parallel.ranks import Ranks
     from pipeline.ppo.build import build_policy, check_policy
     from pipeline.ppo.trainer import PPOTrainer
-    from pipeline.training.arguments import device_of, starting_weights
+    from pipeline.training.arguments import device_of, liger_kernels, starting_weights
     from pipeline.training.reward_sources import load_rewards, load_watched
 
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
     if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already
         model.to(device_of(ctx))
+    if liger_kernels(ctx):
+        apply_liger(model)
     eos_ids = end_ids(tokenizer, model)
     prompts, held_out = _prompts(ctx, config, model, tokenizer)
     policy = build_policy(
@@ -261,6 +264,7 @@ def _engine(
     Raises:
         PipelineError: vLLM was asked for and is not there.
     """
+    from pipeline.models.kernels import INSTALL
     from pipeline.ppo.rollout import BatchedEngine, GenerateEngine
     from pipeline.ppo.vllm_engine import VLLMEngine, why_no_vllm
 
@@ -270,11 +274,11 @@ def _engine(
         name = "batched" if not on_gpu else "generate" if missing else "vllm"
         why = "a CPU" if not on_gpu else missing or "a GPU with vLLM"
         ctx.note(f"responses are sampled by the `{name}` engine ({why})")
+    ctx.facts["rollout_engine"] = name
     train, pad_id = config.train, tokenizer.pad_token_id
     if name == "vllm":
         if missing:
-            remedy = "pip install 'trueup[vllm]' on a machine with a GPU, or rollout_engine: auto"
-            raise PipelineError(Problem(f"rollout_engine is vllm, but {missing}", "vLLM on a GPU", remedy))
+            raise PipelineError(Problem(f"rollout_engine is vllm, but {missing}", "vLLM on a GPU", INSTALL["vllm"]))
         return VLLMEngine(policy.model, tokenizer, train.max_new_tokens, train.temperature, stepper)
     engine_class = BatchedEngine if name == "batched" else GenerateEngine
     return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature)

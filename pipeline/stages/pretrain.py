@@ -72,7 +72,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
     from pipeline.models.scratch import build_causal_lm
     from pipeline.parallel.sharded import whole_model
-    from pipeline.training.arguments import build_arguments, precision_of, prepare_torch
+    from pipeline.training.arguments import (
+        attend_without_mask,
+        attention_kernel,
+        build_arguments,
+        precision_of,
+        prepare_torch,
+    )
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
     from pipeline.training.distribution import divided
@@ -88,9 +94,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
     if config.model is not None:
-        model = build_causal_lm(config.model, tokenizer, ctx.seed)
+        model = build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention_kernel(ctx))
     else:
-        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code)
+        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code, attention=attention_kernel(ctx))
+    attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")

@@ -6,6 +6,7 @@ Reference: Ouyang et al. 2022 (InstructGPT), equation 1 (Bradley-Terry); the mar
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from typing import Annotated, Any, ClassVar
@@ -168,9 +169,11 @@ def _report(
     """Score the held-out pairs and write the report card; return its headline figures."""
     from pipeline.evaluation.reward_card import build_card, write_card
     from pipeline.models.scoring import score
+    from pipeline.training.arguments import precision_of
 
     ctx.phase(f"scoring {len(held_out):,} held-out pairs")
-    sides = {side: score(model, [row[f"{side}_ids"] for row in held_out], tokenizer.pad_token_id) for side in SIDES}
+    scored = functools.partial(score, model, pad_id=tokenizer.pad_token_id, precision=precision_of(ctx))
+    sides = {side: scored([row[f"{side}_ids"] for row in held_out]) for side in SIDES}
     rows = [row["row"] for row in held_out]
     gold = _gold_of(rows)
     with (ctx.out / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:

@@ -1,12 +1,13 @@
 """Instruction tuning (SFT): learn the assistant's turns of demonstrations, with trl's SFTTrainer.
 
 Reference: Ouyang et al. 2022 (InstructGPT), section 3.5, step 1. Loss falls on the assistant's tokens only, its
-end-of-turn token included, so the model learns to stop. Rows are bucketed by length instead of packed.
+end-of-turn token included, so the model learns to stop. Rows are bucketed by length (fastest on a CPU), or packed into
+full ones whose conversations do not see one another (best on a GPU: every step has the same shape).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,10 +18,15 @@ from pipeline.training.fields import CommonTrain
 
 
 class Train(CommonTrain):
-    """`train:` of instruction tuning; other keys are fields of trl's SFTConfig."""
+    """`train:` of instruction tuning; other keys are fields of trl's SFTConfig.
+
+    Attributes:
+        mode: `rows`, or `packed`: conversations joined to rows of `max_length` tokens; `batch_size` counts those.
+    """
 
     trainer: ClassVar[str] = "SFTConfig"
     learning_rate: float = Field(default=2e-5, gt=0)
+    mode: Literal["rows", "packed"] = "rows"
 
 
 class Config(StageConfig):
@@ -30,12 +36,15 @@ class Config(StageConfig):
         data: conversations.
         model: what to start from.
         adapter: LoRA instead of full fine-tuning.
+        chat_template: Jinja text that renders conversations, for a base model that has none, or in place of its own;
+            with `{% generation %}` markers around what the assistant says. Later stages inherit it with the tokenizer.
         train: how to train.
     """
 
     data: Annotated[str, Data("messages")]
     model: Annotated[str, Input(external=True)]
     adapter: Adapter | None = None
+    chat_template: str | None = Field(default=None, min_length=1)
     train: Train = Train()
 
     def check(self) -> list[Problem]:
@@ -53,11 +62,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.parallel.sharded import whole_model
-    from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
+    from pipeline.training.arguments import attend_without_mask, build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
     from pipeline.training.distribution import divided
-    from pipeline.training.encode import context_length
+    from pipeline.training.encode import context_length, packed
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
 
@@ -68,6 +77,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
@@ -77,8 +88,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     held_out, _ = _encode(ctx, tokenizer, rows.held_out, max_length)
     if not encoded:
         raise PipelineError(Problem("no row fits", f"rows of at most {max_length} tokens", "raise train.max_length"))
+    conversations = len(encoded)
+    if train.mode == "packed":
+        encoded = packed(encoded, max_length)
+    else:
+        attend_without_mask(ctx, model)
     lengths = [len(row["input_ids"]) for row in encoded]
-    micro_batch = divided(ctx, train.batch_size, max(lengths), "conversations").micro_batch
+    micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
     steps = steps_of(batches, train.epochs, train.max_steps)
     arguments = build_arguments(
@@ -97,11 +113,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         train_dataset=Dataset.from_list(encoded),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        data_collator=CausalCollator(tokenizer.pad_token_id, with_mask=True),
+        data_collator=CausalCollator(tokenizer.pad_token_id, with_mask=True, flat="flash" in ctx.facts["attention"]),
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = encoded, batches
-    ctx.phase(f"training on {len(encoded):,} conversations")
+    ctx.phase(f"training on {conversations:,} conversations")
     trained = run_trainer(ctx, trainer, batches, steps)
     lineage = save_trained(ctx, whole_model(trainer), tokenizer, source)
     return finish(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.limits import usable_cpus
@@ -92,7 +92,10 @@ def prepare_torch(ctx: StageContext) -> None:
     elif "OMP_NUM_THREADS" not in os.environ:
         share = max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(min(share, torch.get_num_threads()))
-    use_fastest_matmul()
+    if use_cpu(ctx):
+        use_fastest_matmul()
+    elif precision_of(ctx) != "fp32":
+        torch.set_float32_matmul_precision("high")  # TF32 for the few products autocast leaves in fp32
     join(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
 
 
@@ -102,9 +105,52 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     Weights that are trained are fp32, whatever the precision of the computation; those frozen beneath an adapter may
     be quantised.
     """
+    attention = attention_kernel(ctx)
     if adapter is None or adapter.quantize is None:
-        return {"dtype": "fp32"}
-    return {"dtype": precision_of(ctx), "quantize": adapter.quantize}
+        return {"dtype": "fp32", "attention": attention}
+    return {"dtype": precision_of(ctx), "quantize": adapter.quantize, "attention": attention}
+
+
+def frozen_weights(ctx: StageContext) -> tuple[str, dict[str, Any]]:
+    """Return the device, and how a stage loads, a model that only answers or scores.
+
+    On a GPU its weights are in the format of the computation, half the memory; on a CPU they are fp32.
+    """
+    return device_of(ctx), {"dtype": "fp32" if use_cpu(ctx) else precision_of(ctx)}
+
+
+def attention_kernel(ctx: StageContext) -> str | None:
+    """Return the attention `compute.attention` comes to here, by `transformers`' name; None is its own choice.
+
+    Raises:
+        PipelineError: FlashAttention is asked for where it cannot be.
+    """
+    from pipeline.models.kernels import attention_of
+
+    asked, on_gpu = ctx.compute.get("attention", "auto"), not use_cpu(ctx)
+    found = attention_of(asked, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
+    ctx.facts["attention"] = found or "sdpa"
+    return found
+
+
+def liger_kernels(ctx: StageContext) -> bool:
+    """Return whether Liger's kernels compute here.
+
+    Raises:
+        PipelineError: they are asked for where they cannot be.
+    """
+    from pipeline.models.kernels import uses_liger
+
+    ctx.facts["liger"] = uses_liger(ctx.compute.get("liger", "auto"), on_gpu=not use_cpu(ctx))
+    return bool(ctx.facts["liger"])
+
+
+def attend_without_mask(ctx: StageContext, model: Any) -> None:
+    """On a GPU, keep a model whose rows are padded on the right from building masks it has no use for."""
+    from pipeline.models.kernels import WITHOUT_MASK, without_mask
+
+    if not use_cpu(ctx) and without_mask(model):
+        ctx.facts["attention"] = WITHOUT_MASK
 
 
 def build_arguments(
@@ -131,7 +177,6 @@ def build_arguments(
     Raises:
         PipelineError: ``arguments_class`` refuses a value.
     """
-    precision = precision_of(ctx)
     logging_steps = max(1, min(10, steps // 20))
     values: dict[str, Any] = {
         "output_dir": str(checkpoints_dir(ctx)),
@@ -147,10 +192,6 @@ def build_arguments(
         "optim": train.optim,
         "seed": ctx.seed,
         "data_seed": ctx.seed,
-        "use_cpu": use_cpu(ctx) and not ctx.compute.get("zero"),  # asked for a CPU, accelerate forgets DeepSpeed
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        "gradient_checkpointing": bool(ctx.compute.get("activation_checkpointing", False)),
         "logging_steps": logging_steps,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
@@ -159,21 +200,39 @@ def build_arguments(
         "eval_steps": max(logging_steps, -(-steps // 4)),
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": not use_cpu(ctx),
         "remove_unused_columns": False,
-        **sharding(ctx, precision),
+        **_computing(ctx),
     }
     values.update(train.passthrough())
     values.update(fixed)
     return _made(arguments_class, values)
 
 
+def _computing(ctx: StageContext) -> dict[str, Any]:
+    """Return the fields that say where and in what a trainer computes."""
+    precision, on_gpu = precision_of(ctx), not use_cpu(ctx)
+    fields = {
+        "use_cpu": not on_gpu and not ctx.compute.get("zero"),  # asked for a CPU, accelerate forgets DeepSpeed
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "gradient_checkpointing": bool(ctx.compute.get("activation_checkpointing", False)),
+        "dataloader_pin_memory": on_gpu,
+        "use_liger_kernel": liger_kernels(ctx),
+        **sharding(ctx, precision),
+    }
+    fields["accelerator_config"]["non_blocking"] = on_gpu  # copies to a GPU run beside its work
+    return fields
+
+
 def _made(arguments_class: type[Arguments], values: dict[str, Any]) -> Arguments:
     try:
-        return arguments_class(**values)
+        made: Any = arguments_class(**values)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise PipelineError(Problem(f"{arguments_class.__name__} does not take this `train`: {reason}")) from error
+    if made.n_gpu > 1:  # else one process drives all GPUs it sees (nn.DataParallel): `compute.processes` says how many
+        made._n_gpu = 1
+    return cast(Arguments, made)
 
 
 def checkpoints_dir(ctx: StageContext) -> Path:

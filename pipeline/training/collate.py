@@ -21,13 +21,19 @@ class CausalCollator:
     Attributes:
         pad_id: token to pad with; may equal the end token, since labels say what counts.
         with_mask: also returns a mask of ones, for trainers that insist on one.
+        flat: put packed rows into one, without padding, as FlashAttention reads them.
     """
 
     pad_id: int
     with_mask: bool = False
+    flat: bool = False
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return `input_ids` and `labels`, each (batch, tokens)."""
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return `input_ids` and `labels`, each (batch, tokens); of packed rows, where each sequence starts as well."""
+        if "seq_lengths" in rows[0] and self.flat:
+            rows = [
+                {key: [item for row in rows for item in row[key]] for key in ("input_ids", "labels", "seq_lengths")}
+            ]
         longest = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), longest), self.pad_id, dtype=torch.long)
         labels = torch.full((len(rows), longest), IGNORE, dtype=torch.long)
@@ -36,9 +42,29 @@ class CausalCollator:
             ids[i, :length] = torch.tensor(row["input_ids"])
             labels[i, :length] = torch.tensor(row.get("labels", row["input_ids"]))
         batch = {"input_ids": ids, "labels": labels}
+        if "seq_lengths" in rows[0]:
+            return {**batch, **self._places(rows, longest)}
         if self.with_mask:
             batch["attention_mask"] = torch.ones_like(ids)
         return batch
+
+    def _places(self, rows: Sequence[dict[str, Any]], width: int) -> dict[str, Any]:
+        """Return each token's position in its own sequence: `transformers` keeps sequences apart by it."""
+        places = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            rest = width - sum(row["seq_lengths"])  # padding, a sequence of its own
+            places[i] = torch.cat([torch.arange(length) for length in [*row["seq_lengths"], rest]])
+        if not self.flat:
+            return {"position_ids": places}
+        lengths = rows[0]["seq_lengths"]
+        ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        bounds = {
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": ends,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
+        }
+        return {"position_ids": places, **bounds}
 
 
 @dataclass(frozen=True)

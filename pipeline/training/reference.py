@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.models.adapters import without_adapter
 from pipeline.models.logprobs import response_logprobs
 from pipeline.stage import StageContext
+from pipeline.training.arguments import precision_of
 
 
 def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping[str, str], kept: Path) -> Any:
@@ -39,7 +40,9 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
                 ctx.progress(before + done, len(columns) * len(rows))
 
             with without_adapter(model):
-                tokens = response_logprobs(model, prompts, [row[ids] for row in rows], on_progress=show)
+                tokens = response_logprobs(
+                    model, prompts, [row[ids] for row in rows], precision=precision_of(ctx), on_progress=show
+                )
             values[column] = [math.fsum(row) for row in tokens]
         part = kept.with_suffix(".part")
         part.write_text(json.dumps(values), encoding="utf-8")

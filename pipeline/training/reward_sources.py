@@ -152,7 +152,7 @@ def _model_scorer(
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
-    from pipeline.training.arguments import device_of
+    from pipeline.training.arguments import frozen_weights
     from pipeline.training.encode import render
 
     own = load_tokenizer(source, ctx.trust_remote_code)
@@ -169,8 +169,9 @@ def _model_scorer(
     on_policy = on_trunk(source) if same and on_trunk is not None else None
     if on_policy is not None:
         return on_policy
-    model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
-    model.requires_grad_(False).to(device_of(ctx))
+    where, weights = frozen_weights(ctx)
+    model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
+    model.requires_grad_(False).to(where)
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         if same:

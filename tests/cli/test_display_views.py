@@ -147,3 +147,14 @@ def test_doctor_finds_what_is_there_and_what_is_not(trueup: Callable[..., Result
     broken = trueup("doctor", "--json", "--store", "/proc/nowhere")
     assert broken.exit_code == 1
     assert next(c["name"] for c in json.loads(broken.stdout)["checks"] if c["status"] == "missing") == "store"
+
+
+def test_doctor_names_what_a_gpu_would_use_and_what_it_brings(trueup: Callable[..., Result], tmp_path: Path) -> None:
+    import json
+
+    checks = {check["name"]: check for check in json.loads(trueup("doctor", "--json").stdout)["checks"]}
+    for package, brings in (("vllm", "rollouts"), ("liger-kernel", "fused kernels"), ("flash-attn", "packed rows")):
+        check = checks[package]
+        assert check["status"] in ("ok", "optional")
+        assert brings in check["found"]
+        assert check["status"] == "ok" or check["remedy"].startswith("pip install 'trueup[")

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import preflight
 from pipeline.errors import PipelineError
+from pipeline.models import kernels
 
 
 @pytest.fixture
@@ -31,3 +32,30 @@ def test_zero_without_deepspeed_is_refused_by_stage_with_the_command_that_instal
 def test_another_machine_may_have_it(fresh: Any) -> None:
     preflight.check_plan(fresh.plan("compute.zero=2", "compute.launcher=slurm"), fresh.store)
     preflight.check_plan(fresh.plan(), fresh.store)
+
+
+@pytest.mark.parametrize(
+    ("asked", "module", "found", "extra"),
+    [
+        ("compute.attention=flash", "flash_attn", "compute.attention is flash, FlashAttention", "flash"),
+        ("compute.liger=on", "liger_kernel", "compute.liger is on, Liger", "liger"),
+    ],
+)
+def test_kernels_asked_for_by_name_are_missed_before_anything_runs(
+    fresh: Any, asked: str, module: str, found: str, extra: str
+) -> None:
+    if kernels.has(module) or kernels.has("kernels"):
+        pytest.skip(f"{module} is installed here")
+    with pytest.raises(PipelineError) as error:
+        preflight.check_plan(fresh.plan(asked), fresh.store)
+    problems = error.value.problems
+    assert [problem.stage for problem in problems] == ["base", "sft", "rm", "dpo"]
+    assert problems[0].found == f"{found} is not installed"
+    assert problems[0].remedy.startswith(f"pip install 'trueup[{extra}]'")
+    assert "\n" not in str(problems[0])
+    preflight.check_plan(fresh.plan(asked, "compute.launcher=slurm"), fresh.store)
+
+
+def test_which_kernels_a_model_gets_does_not_change_what_it_is(fresh: Any) -> None:
+    plain, asked = fresh.plan(), fresh.plan("compute.attention=sdpa", "compute.liger=off")
+    assert [stage.fingerprint for stage in plain.stages] == [stage.fingerprint for stage in asked.stages]

@@ -224,3 +224,19 @@ def test_an_adapter_on_an_adapter_keeps_both_and_applies_each_once(
     torch.testing.assert_close(probe_logits(made), probe_logits(stacked), atol=1e-4, rtol=0)
     assert (probe_logits(made) - probe_logits(load_plain(first.out)[0])).abs().max() > 0.1
     assert [text.partition(" on ")[0] for text in second.outcome.result.lineage["adapters"]] == ["first", "second"]
+
+
+def test_packed_rows_teach_the_same(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> None:
+    train = {"batch_size": 4, "epochs": 4, "learning_rate": 1e-2, "mode": "packed", "max_length": 64}
+    ran = run_stage(
+        "sft",
+        {"model": "base", "train": train},
+        data={"data": chain.recipe.parent / "demos.jsonl"},
+        inputs={"model": as_input(chain["base"])},
+    )
+    losses = [row["loss"] for row in ran.history if "loss" in row]
+    assert losses[-1] < 0.6 * losses[0]
+    result = ran.outcome.result
+    assert result.rows["train"] == 240
+    assert result.rows["dropped"] == 0
+    assert result.tokens > 240 * 10 * 4  # every conversation is in some row

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainingArguments
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from pipeline.errors import PipelineError
 from pipeline.stages.sft import Train
-from pipeline.training.arguments import build_arguments, precision_of
+from pipeline.training.arguments import build_arguments, precision_of, starting_weights
 from pipeline.training.fields import CommonTrain
 
 CLASSES = [TrainingArguments, SFTConfig, RewardConfig, DPOConfig]
@@ -79,9 +80,29 @@ def test_other_keys_go_to_the_trainer_and_the_stage_has_the_last_word(make_conte
 def test_precision_and_device_are_computes_matter(make_context: Any) -> None:
     assert _arguments(make_context, compute={"precision": "bf16"}).bf16 is True
     assert _arguments(make_context, compute={"activation_checkpointing": True}).gradient_checkpointing is True
-    import torch
-
     if not torch.cuda.is_available():
         assert precision_of(make_context(precision="auto")) == "fp32"
         with pytest.raises(PipelineError, match=r"no CUDA device; use `compute.device: auto`"):
             _arguments(make_context, compute={"device": "cuda"})
+
+
+def test_one_process_drives_one_gpu_however_many_it_sees(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer would spread over all of them (nn.DataParallel), which trl refuses."""
+
+    def four(self: TrainingArguments) -> torch.device:
+        self._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four))
+    assert TrainingArguments("out", use_cpu=True).n_gpu == 4
+    assert _arguments(make_context).n_gpu == 1
+
+
+def test_a_cpu_gets_none_of_a_gpus_ways(make_context: Any) -> None:
+    made = _arguments(make_context, compute={"device": "cpu"})
+    assert (made.use_liger_kernel, made.dataloader_pin_memory) == (False, False)
+    assert made.accelerator_config.non_blocking is False
+    for asked, message in (({"liger": "on"}, "compute.liger is on"), ({"attention": "flash"}, "compute.attention is")):
+        with pytest.raises(PipelineError, match=f"{message}.*there is no GPU"):
+            starting_weights(make_context(device="cpu", **asked), None)
+            _arguments(make_context, compute={"device": "cpu", **asked})

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.training.collate import CausalCollator, PairCollator
-from pipeline.training.encode import IGNORE
+from pipeline.training.encode import IGNORE, packed
 
 ROWS = [
     {"input_ids": [7, 8, 9, 10, 11, 1], "labels": [IGNORE, IGNORE, 9, 10, 11, 1]},
@@ -62,3 +62,40 @@ def test_pairs_come_all_chosen_first_with_a_mask_and_their_margins() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch["margin"].tolist() == [0.5, 2.0]
     assert "margin" not in PairCollator(pad_id=0)([{key: row[key] for key in list(row)[:2]} for row in rows])
+
+
+CONVERSATIONS = [list(range(10, 17)), list(range(30, 35)), list(range(50, 59)), list(range(70, 73))]
+
+
+def test_packed_conversations_do_not_see_one_another() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=80, initializer_range=0.3, **sizes)).eval()
+    joined = packed([{"input_ids": ids, "labels": list(ids)} for ids in CONVERSATIONS], 12)
+    # Best fit, longest first: 9 + 3 fill a row of 12, 7 + 5 another.
+    assert sorted(row["seq_lengths"] for row in joined) == [[7, 5], [9, 3]]
+    batch = CausalCollator(pad_id=0, with_mask=True)(joined)
+    assert "attention_mask" not in batch  # with one, transformers would not look where sequences start
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        for i, row in enumerate(joined):
+            start = 0
+            for length in row["seq_lengths"]:
+                ids = torch.tensor([row["input_ids"][start : start + length]])
+                alone = model(input_ids=ids).logits[0]
+                torch.testing.assert_close(logits[i, start : start + length], alone, rtol=1e-4, atol=1e-4)
+                assert batch["labels"][i, start] == IGNORE
+                start += length
+
+
+def test_flat_rows_say_where_sequences_end() -> None:
+    joined = packed([{"input_ids": ids, "labels": list(ids)} for ids in CONVERSATIONS], 12)
+    batch = CausalCollator(pad_id=0, flat=True)(joined)
+    assert batch["input_ids"].shape == (1, 24)
+    lengths = [length for row in joined for length in row["seq_lengths"]]
+    assert batch["cu_seq_lens_q"].diff().tolist() == lengths
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+    assert (batch["max_length_q"], batch["max_length_k"]) == (9, 9)
+    assert (batch["position_ids"] == 0).sum() == 4
