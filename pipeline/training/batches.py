@@ -127,6 +127,10 @@ class BucketedBatches(KeepsSums, WholeState):
             pin_memory=self.args.dataloader_pin_memory,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        dealt: Any = prepared.batch_sampler
+        if not hasattr(dealt, "sampler"):  # several processes
+            # accelerate tells the epoch to what one wrapper holds; a resumed epoch, its beginning skipped, has two.
+            dealt.sampler = self.batches
         return prepared
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -113,10 +113,15 @@ def gathered_optimizer(zero: ZeroState) -> dict[str, Any]:
         for place, parameter in enumerate(parameters, start):
             whole = {key: zero.moment(parameter, key) for key in moments}
             if zero.ranks.is_first and moments:
-                state[place] = {**rest, **whole}
+                state[place] = {**_copied(rest), **whole}
         settings = {key: value for key, value in zero.held.param_groups[number].items() if key != "params"}
         groups.append({**settings, "params": list(range(start, start + len(parameters)))})
     return {"state": state, "param_groups": groups}
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state whose tensors are its own: a count of steps that weights share would count all of them."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ STAGES = f"""
 """
 PARENTS = {"full": "base", "lora": "sft"}
 WAYS = {"one": (1, 0), "two": (2, 0), "zero-1": (2, 1), "zero-2": (2, 2), "zero-3": (2, 3), "zero-2 alone": (1, 2)}
-CHAINS = {
+CASES = {
     "other numbers of processes": ("full", ("one", "two", "one")),
     "ZeRO-3, plain, ZeRO-2": ("full", ("zero-3", "zero-3", "two", "zero-2", "zero-2 alone")),
     "from plain to ZeRO-1": ("full", ("one", "zero-1", "zero-1", "one")),
@@ -41,9 +41,9 @@ def whole(world: Any) -> dict[str, Any]:
     return world.train("whole", tuple(PARENTS))
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-def test_a_run_goes_on_spread_another_way(chain: str, world: Any, whole: dict[str, Any]) -> None:
-    name, ways = CHAINS[chain]
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_goes_on_spread_another_way(case: str, world: Any, whole: dict[str, Any]) -> None:
+    name, ways = CASES[case]
     if any("zero" in way for way in ways):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     reached = 0
@@ -52,12 +52,12 @@ def test_a_run_goes_on_spread_another_way(chain: str, world: Any, whole: dict[st
         processes, zero = WAYS[way]
         sets = (f"compute.processes={processes}", f"compute.zero={zero}")
         last = place == len(ways) - 1
-        made = world.train(chain.replace(" ", "-"), (name,), *sets, stop_after=None if last else 2)
+        made = world.train(case.replace(" ", "-"), (name,), *sets, stop_after=None if last else 2)
         begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]
         if place:
             assert begun and begun[0] > reached, f"{way} did not resume after step {reached}: {world.notes}"
             reached = begun[0]
     start = world.start(PARENTS[name], whole[name])
     found = world.difference(whole[name], made[name]) / world.difference(start, whole[name])
-    print(f"{chain} {found:.2e}")
+    print(f"{case} {found:.2e}")
     assert found < 1e-4
