@@ -204,18 +204,14 @@ def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
     Raises:
         PipelineError: it does not divide.
     """
-    from pipeline.parallel.division import Division
+    from pipeline.parallel.division import Division, divide
 
-    step = ctx.ranks * together
-    if train.kl_batch % step:
-        found = f"train.kl_batch {train.kl_batch} does not divide over {ctx.ranks} processes"
-        near = f"use {-(-train.kl_batch // step) * step}, or another number of processes"
-        raise PipelineError(Problem(found, f"a multiple of {step}", near, stage=ctx.name))
-    division = Division(train.batch_size, train.kl_batch // ctx.ranks, ctx.ranks)
+    share = divide(train.kl_batch, train.kl_batch, longest, ctx.ranks, group=together, word="kl_batch").micro_batch
+    division = Division(train.batch_size, share, ctx.ranks)
     ctx.facts["batch"] = division.sentence("rows", longest)
     if ctx.ranks > 1:
         ctx.note(ctx.facts["batch"])
-    return division.micro_batch
+    return share
 
 
 def _ungrouped(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:

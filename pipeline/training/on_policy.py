@@ -186,7 +186,7 @@ class OnPolicy(BucketedBatches):
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps

@@ -27,11 +27,12 @@ OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 class WholeState:
     """Mixin for a trainer: what it writes under DeepSpeed is what one process would write, and it reads that."""
 
-    args: Any
+    accelerator: Any
     model: Any
     optimizer: Any
     lr_scheduler: Any
     is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
     _groups: list[list[nn.Parameter]]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,16 +49,13 @@ class WholeState:
         held = self.optimizer.optimizer  # DeepSpeed's, in accelerate's
         return ZeroState(held, int(self.accelerator.state.deepspeed_plugin.zero_stage), self._groups, Ranks.current())
 
-    accelerator: Any
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights; those of a computation in bf16 or fp16 as the fp32 that is trained."""
         lower = self.is_deepspeed_enabled and any(p.dtype != torch.float32 for p in self._groups[0])
         if not lower:
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
             return
-        state = self._gathered_weights()
-        self._save(output_dir, state_dict=state)  # type: ignore[attr-defined]
+        self._save(output_dir, state_dict=self._gathered_weights())  # type: ignore[attr-defined]
 
     def _gathered_weights(self) -> dict[str, Tensor]:
         """Return all weights on the first process, what is trained in fp32; of an adapter's model only those."""
@@ -91,12 +89,24 @@ class WholeState:
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
-        folder = Path(resume_from_checkpoint)
-        load_weights(self.model, self._zero, folder)
-        kept = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        share_out_optimizer(self._zero, kept)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)  # type: ignore[attr-defined]
+        load_weights(self.model, self._zero, Path(resume_from_checkpoint))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load them.
+
+        Raises:
+            PipelineError: the checkpoint has none, which transformers passes over.
+        """
+        if checkpoint is not None and not self.is_fsdp_enabled:
+            file = Path(checkpoint) / OPTIMIZER_FILE
+            if not file.is_file():
+                raise _unfit("the checkpoint has no optimizer of one process")
+            if self.is_deepspeed_enabled:
+                # Mapped, not read: processes of a machine share it, and each uses a part.
+                share_out_optimizer(self._zero, torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
 
 def gathered_optimizer(zero: ZeroState) -> dict[str, Any]:
@@ -135,13 +145,16 @@ def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
         raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
     states = [[kept["state"].get(place, {}) for place in group["params"]] for group in kept["param_groups"]]
     for number, parameters in enumerate(zero.groups):
-        known: dict[str, Any] = next((state for state in states[number] if state), {})
-        shape = _shape(parameters[next(i for i, state in enumerate(states[number]) if state)]) if known else None
-        moments = [key for key, value in known.items() if isinstance(value, Tensor) and value.shape == shape]
-        rest = {key: value for key, value in known.items() if key not in moments}
+        moments: list[str] = []
+        rest: dict[str, Any] = {}
+        for parameter, state in zip(parameters, states[number], strict=True):
+            moments = [key for key, value in state.items() if _is_moment(value, parameter)]
+            rest = {key: value for key, value in state.items() if key not in moments}
+            if moments:
+                break
         if any(isinstance(value, Tensor) and value.dim() for value in rest.values()):
             raise _unfit(f"the checkpoint's optimizer keeps {sorted(rest)} for a weight")
-        if known:
+        if moments:
             zero.begin(number, moments, rest)
         settings = {key: value for key, value in kept["param_groups"][number].items() if key != "params"}
         zero.held.param_groups[number].update(settings)
@@ -149,7 +162,7 @@ def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
     for number, parameters in enumerate(zero.groups):
         for parameter, state in zip(parameters, states[number], strict=True):
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == _shape(parameter) and value.dim():
+                if _is_moment(value, parameter):
                     zero.set_moment(parameter, key, value)
 
 
@@ -178,9 +191,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Return the whole shape of a weight that may lie in parts."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
+    """Return whether a state is one number for each of a weight, which may lie in parts."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == shape
 
 
 def _unfit(found: str) -> PipelineError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -72,6 +73,11 @@ class Spread:
         """Return the weights of a parent that a stage's model has too: a new head has no beginning to be found."""
         known = weights_of(self.chain.store, parent)
         return {name: known[name] for name in like if name in known}
+
+    def history(self, store: str, name: str) -> list[dict[str, float]]:
+        """Return the log of a stage's training."""
+        text = (self.store(store).artifacts(name)[-1].path / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
 
     @staticmethod
     def difference(one: Weights, other: Weights) -> float:

@@ -36,7 +36,11 @@ STAGES = f"""
   a_sft: {{kind: sft, data: demos, model: base, train: {{{TRAIN}, learning_rate: 1.0e-3, warmup_steps: 2}}}}
   a_reward: {{kind: reward, data: pairs, model: sft, train: {{{TRAIN}, learning_rate: 1.0e-3}}}}
   a_dpo: {{kind: dpo, data: pairs, model: sft, train: {{{TRAIN}, learning_rate: 1.0e-3, beta: 0.5}}}}
-  a_kto: {{kind: kto, data: pairs, model: sft, train: {{{TRAIN}, learning_rate: 1.0e-3, kl_batch: 8}}}}
+  a_kto:
+    kind: kto
+    data: pairs
+    model: sft
+    train: {{{TRAIN}, learning_rate: 2.0e-3, kl_batch: 4, undesirable_weight: 0}}
   a_ppo:
     kind: ppo
     data: asks
@@ -85,6 +89,8 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
 @pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_take_the_steps_of_one(name: str, world: Any, alone: Any, together: Any) -> None:
     spread, made = together
+    if name == "a_kto":  # the divergence, an average over processes, takes part: it is cut off at 0
+        assert max(row["kl"] for row in world.history("alone", name) if "kl" in row) > 0.01
     start = world.start(PARENTS.get(name, "sft"), alone[name])
     moved = world.difference(start, alone[name])
     assert moved > 1e-3
