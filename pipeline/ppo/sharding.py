@@ -109,10 +109,19 @@ class ZeroStepper:
             parts = [i for i, owner in held.sub_group_to_group_id.items() if owner == group]
             if held.offload_optimizer:
                 return [held.fp32_partitioned_groups_flat[i].grad for i in parts]
-            return [gradient for i in parts for gradient in held.averaged_gradients[i]]
+            named = [zip(held.fp16_groups[i], held.averaged_gradients[i], strict=True) for i in parts]
+            return [
+                self._without_padding(parameter, gradient) for group_of in named for parameter, gradient in group_of
+            ]
         if held.cpu_offload:
             return [held.single_partition_of_fp32_groups[group].grad]
         return list(held.averaged_gradients[group] or [])
+
+    def _without_padding(self, parameter: Any, gradient: Tensor) -> Tensor:
+        """Return a part of a gradient with zeros beyond the weight's end, where DeepSpeed leaves what lay there."""
+        first = self.ranks.index * gradient.numel()
+        gradient.view(-1)[max(0, parameter.ds_numel - first) :].zero_()
+        return gradient
 
     def norms(self) -> tuple[float, float]:
         """Return the norms of policy and value over all parts."""
