@@ -59,6 +59,8 @@ def _picked_precision(ctx: StageContext, width: int) -> str:
 
     if not use_cpu(ctx):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if ctx.compute.get("zero"):  # transformers takes bf16 with DeepSpeed on a GPU only
+        return "fp32"
     kept = ctx.work / "precision"
     if ctx.is_first and not kept.is_file():
         picked = fastest_precision(width or _width_of_input(ctx))
