@@ -40,7 +40,7 @@ STAGES = f"""
     kind: kto
     data: pairs
     model: sft
-    train: {{{TRAIN}, learning_rate: 2.0e-3, kl_batch: 4, undesirable_weight: 0}}
+    train: {{{TRAIN}, learning_rate: 2.0e-3, kl_batch: 4, beta: 1.0, undesirable_weight: 0}}
   a_ppo:
     kind: ppo
     data: asks
