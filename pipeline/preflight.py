@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
+from pipeline.parallel.division import divide
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import Data, Shapes, kind_of
+
+DIVIDED = ("batch_size", "kl_batch")
+"""Words of `train` that are numbers of rows all processes of a stage share evenly."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
@@ -32,6 +37,7 @@ def check_plan(plan: Plan, store: Store) -> None:
     """
     problems = [
         *_engine_problems(plan),
+        *_division_problems(plan),
         *_rows_problems(plan, store),
         *_length_problems(plan),
         *_template_problems(plan),
@@ -65,6 +71,23 @@ def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
         if is_missing:
             found = f"{what}, {NAMES[extra]} is not installed"
             yield Problem(found, NAMES[extra], INSTALL[extra], stage.spec.where, stage.spec.name)
+
+
+def _division_problems(plan: Plan) -> Iterator[Problem]:
+    """Find batches that do not divide over the processes of their stage."""
+    for stage in plan.pending:
+        compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
+        processes = compute.processes * compute.nodes
+        if processes == 1 or not kind_of(stage.spec.kind).parallel:
+            continue
+        for word in DIVIDED:
+            rows = getattr(train, word, None)
+            if rows is None:
+                continue
+            try:
+                divide(rows, "auto", 1, processes, word=word)
+            except PipelineError as error:
+                yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in error.problems)
 
 
 def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:

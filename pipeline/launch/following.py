@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import threading
 import time
@@ -82,33 +83,60 @@ class Deaths:
     """Which ranks of this machine ended, in which order, with which code (negative: a signal).
 
     Attributes:
-        codes: by rank, in the order they were seen.
+        codes: by rank, in the order they were seen; None where the agent had waited for it first.
         clocks: when each was seen.
     """
 
-    codes: dict[int, int] = field(default_factory=dict)
+    codes: dict[int, int | None] = field(default_factory=dict)
     clocks: dict[int, float] = field(default_factory=dict)
+    _watched: dict[int, int] = field(default_factory=dict)
 
-    def look(self, pids: dict[int, int]) -> None:
-        """Note the ranks that have ended since; they stay for the agent to be waited for."""
-        for rank, pid in pids.items():
+    def wait(self, timeout_s: float) -> None:
+        """Wait until a rank ends, at most so long: what its death makes others fail of must not be seen before it."""
+        poll = select.poll()
+        for rank, watched in self._watched.items():
+            if rank not in self.codes:
+                poll.register(watched, select.POLLIN)
+        poll.poll(timeout_s * 1000)
+
+    def look(self, folder: Folder) -> None:
+        """Note the ranks that have ended since, all of a look at one time; they stay for the agent to be waited for."""
+        now = time.time()
+        for rank, pid in folder.pids().items():
             if rank in self.codes:
                 continue
-            with contextlib.suppress(ChildProcessError):  # the agent has waited for it already
+            self._watch(rank, pid)
+            try:
                 status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if status is not None:
-                    exited = status.si_code == os.CLD_EXITED
-                    self.codes[rank] = status.si_status if exited else -status.si_status
-                    self.clocks[rank] = time.time()
+            except ChildProcessError:  # the agent has waited for it already
+                outcome = folder.read(rank)
+                self.codes[rank] = None if outcome is None else int(outcome.is_broken)
+            else:
+                if status is None:
+                    continue
+                exited = status.si_code == os.CLD_EXITED
+                self.codes[rank] = status.si_status if exited else -status.si_status
+            self.clocks[rank] = now
+
+    def _watch(self, rank: int, pid: int) -> None:
+        if rank not in self._watched and hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):  # it is gone, or the system is too old: looked at by the clock
+                self._watched[rank] = os.pidfd_open(pid)
+
+    def close(self) -> None:
+        """Watch no longer."""
+        for watched in self._watched.values():
+            os.close(watched)
+        self._watched.clear()
 
     @property
     def broken(self) -> bool:
         """Whether a rank has ended badly."""
-        return any(self.codes.values())
+        return any(code != 0 for code in self.codes.values())
 
     def first_by_signal(self) -> int | None:
-        """Return the first rank that a signal killed."""
-        return next((rank for rank, code in self.codes.items() if code < 0), None)
+        """Return the first rank that a signal killed: of one whose code was not seen, nothing else ends it silently."""
+        return next((rank for rank, code in self.codes.items() if code is None or code < 0), None)
 
     def was_before(self, rank: int, others: Sequence[int]) -> bool:
         """Return whether a rank ended before the others, or within the same look: what a death makes fails later."""
@@ -127,10 +155,12 @@ class Follower(threading.Thread):
         self._done = threading.Event()
 
     def run(self) -> None:
-        """Look ten times a second until told to finish."""
-        while not self._done.wait(POLL_S):
+        """Look ten times a second, and when a rank ends, until told to finish."""
+        while not self._done.is_set():
+            self.deaths.wait(POLL_S)
             self.look()
         self.look()
+        self.deaths.close()
 
     def finish(self) -> None:
         """Pass on what is left and end."""
@@ -142,12 +172,11 @@ class Follower(threading.Thread):
         self._pass_on()
         if self.asked() and not self.folder.stop.exists():
             self.folder.stop.touch()
-        pids = self.folder.pids()
-        self.deaths.look(pids)
+        self.deaths.look(self.folder)
         if self.deaths.broken and self.broken_at is None:
             self.broken_at = time.monotonic()
         if self.broken_at is not None and time.monotonic() - self.broken_at > SHUTDOWN_S:
-            for rank, pid in pids.items():
+            for rank, pid in self.folder.pids().items():
                 if rank not in self.deaths.codes:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)

@@ -112,6 +112,11 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     ended: float = 0.0
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the job neither made its result nor stopped as asked."""
+        return self.result is None and not self.stopped
+
 
 class Channel(Protocol):
     """The sending end of a pipe."""

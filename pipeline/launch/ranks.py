@@ -52,14 +52,19 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
     follower = Follower(folder, channel.send, asked)
     follower.start()
     failure: Problem | None = None
+    codes: dict[int, int] = {}
     try:
         elastic_launch(_launch_config(job, folder), rank_main)(job)
-    except ChildFailedError:
+    except ChildFailedError as error:
         failure = Problem("its processes broke")
+        codes = {rank: one.exitcode for rank, one in error.failures.items()}
     except Exception as error:  # the agent itself broke: the other machines were not found, a port was taken
         failure = Problem(f"its processes could not be started: {_one_line(error)}")
     finally:
         follower.finish()
+    for local, code in follower.deaths.codes.items():
+        if code is None:  # the agent alone has seen it
+            follower.deaths.codes[local] = codes.get(job.node_rank * int(job.compute["processes"]) + local)
     return _outcome(job, folder, follower.deaths, failure, time.perf_counter() - started)
 
 
@@ -86,7 +91,7 @@ def rank_main(job: Job) -> None:
         if outcome.trace:
             print(outcome.trace, file=sys.stderr, flush=True)
         folder.leave(local, outcome)
-        if outcome.result is None and not outcome.stopped:
+        if outcome.is_broken:
             os._exit(1)  # at once: the others may be waiting in a collective, and so might a destructor here
 
 
@@ -127,25 +132,26 @@ def _launch_config(job: Job, folder: Folder) -> Any:
 def _outcome(job: Job, folder: Folder, deaths: Deaths, failure: Problem | None, seconds: float) -> Outcome:
     """Join what the ranks of this machine left: the first one's result, or the first one's failure."""
     outcomes = {rank: outcome for rank in range(int(job.compute["processes"])) if (outcome := folder.read(rank))}
-    broken = [rank for rank, outcome in outcomes.items() if outcome.result is None and not outcome.stopped]
+    broken = [rank for rank, outcome in outcomes.items() if outcome.is_broken]
+    before = job.node_rank * int(job.compute["processes"])  # ranks of the machines before this one
     peak = max((outcome.peak_memory_mib for outcome in outcomes.values()), default=0.0)
     dead = deaths.first_by_signal()
-    if dead is not None and not deaths.was_before(dead, broken):
-        dead = None
-    if dead is not None:
-        return Outcome(problems=(_killed(dead, deaths.codes[dead], job),), seconds=seconds, peak_memory_mib=peak)
+    if dead is not None and deaths.was_before(dead, broken):
+        problem = _killed(before + dead, deaths.codes[dead], job)
+        return Outcome(problems=(problem,), seconds=seconds, peak_memory_mib=peak)
     if broken:
         first = min(broken, key=lambda rank: outcomes[rank].ended)
-        problems = tuple(replace(p, found=f"rank {first}: {p.found}") for p in outcomes[first].problems)
+        problems = tuple(replace(p, found=f"rank {before + first}: {p.found}") for p in outcomes[first].problems)
         return replace(outcomes[first], problems=problems, seconds=seconds, peak_memory_mib=peak)
     if 0 in outcomes and failure is None:
         return replace(outcomes[0], seconds=seconds, peak_memory_mib=peak)
     return Outcome(problems=(failure or Problem("its processes ended without a word"),), seconds=seconds)
 
 
-def _killed(rank: int, code: int, job: Job) -> Problem:
-    hint = "the system may have run out of memory" if code == -signal.SIGKILL else f"details in {job.log}"
-    return Problem(f"rank {rank} was killed by signal {-code}", remedy=f"{hint}; run again to resume")
+def _killed(rank: int, code: int | None, job: Job) -> Problem:
+    hint = f"details in {job.log}" if code not in (None, -signal.SIGKILL) else "the system may have run out of memory"
+    how = f"was killed by signal {-code}" if code is not None else "ended without a word"
+    return Problem(f"rank {rank} {how}", remedy=f"{hint}; run again to resume")
 
 
 def _one_line(error: BaseException) -> str:

@@ -44,7 +44,14 @@ class Division:
 
 
 def divide(
-    batch_size: int, asked: int | str, longest: int, processes: int = 1, *, budget: int = TOKEN_BUDGET, group: int = 1
+    batch_size: int,
+    asked: int | str,
+    longest: int,
+    processes: int = 1,
+    *,
+    budget: int = TOKEN_BUDGET,
+    group: int = 1,
+    word: str = "batch_size",
 ) -> Division:
     """Cut a batch.
 
@@ -56,6 +63,7 @@ def divide(
         processes: that share the batch.
         budget: tokens of a forward pass that ``auto`` allows.
         group: rows that must stay together in a process.
+        word: of `train` that says how many rows.
 
     Raises:
         PipelineError: the batch does not divide over the processes.
@@ -66,7 +74,7 @@ def divide(
         below, above = batch_size // step * step, -(-batch_size // step) * step
         near = f"{below} or {above}" if below else f"{above}"
         together = f", {group} of a prompt together" if group > 1 else ""
-        found = f"train.batch_size {batch_size} does not divide over {processes} processes{together}"
+        found = f"train.{word} {batch_size} does not divide over {processes} processes{together}"
         raise PipelineError(Problem(found, f"a multiple of {step}", f"use {near}, or another number of processes"))
     most = asked if isinstance(asked, int) else max(1, budget // max(longest, 1))
     return Division(batch_size, max(n for n in range(1, share + 1) if share % n == 0 and n <= max(most, 1)), processes)

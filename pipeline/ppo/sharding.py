@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sharded import rebuilt
+from pipeline.parallel.zero import ZeroState
 from pipeline.ppo.policy import Policy
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.steppers import MOMENTS, check_names, parameter_groups
@@ -61,6 +62,8 @@ class ZeroStepper:
         self.engine, prepared = self.accelerator.prepare(policy.whole, adam)
         self.optimizer = prepared.optimizer
         policy.through(self.engine)
+        trained = (policy.policy_parameters, policy.value_parameters)
+        self.state = ZeroState(self.optimizer, self.stage, trained, ranks)
         unset_hf_deepspeed_config()  # models made from now on are not to be dealt out
         if self.accelerator.num_processes != ranks.count:
             found = f"accelerate runs DeepSpeed on {self.accelerator.num_processes} processes"
@@ -106,10 +109,19 @@ class ZeroStepper:
             parts = [i for i, owner in held.sub_group_to_group_id.items() if owner == group]
             if held.offload_optimizer:
                 return [held.fp32_partitioned_groups_flat[i].grad for i in parts]
-            return [gradient for i in parts for gradient in held.averaged_gradients[i]]
+            named = [zip(held.fp16_groups[i], held.averaged_gradients[i], strict=True) for i in parts]
+            return [
+                self._without_padding(parameter, gradient) for group_of in named for parameter, gradient in group_of
+            ]
         if held.cpu_offload:
             return [held.single_partition_of_fp32_groups[group].grad]
         return list(held.averaged_gradients[group] or [])
+
+    def _without_padding(self, parameter: Any, gradient: Tensor) -> Tensor:
+        """Return a part of a gradient with zeros beyond the weight's end, where DeepSpeed leaves what lay there."""
+        first = self.ranks.index * gradient.numel()
+        gradient.view(-1)[max(0, parameter.ds_numel - first) :].zero_()
+        return gradient
 
     def norms(self) -> tuple[float, float]:
         """Return the norms of policy and value over all parts."""
@@ -127,7 +139,7 @@ class ZeroStepper:
         self.engine.step()
         if not policy:
             self.optimizer.param_groups[0].update(lr=rate, weight_decay=decay)
-            for flat in self._flat(0):  # its moments stayed 0; its count of steps begins when it does
+            for flat in self.state.flat(0):  # its moments stayed 0; its count of steps begins when it does
                 self.optimizer.optimizer.state[flat]["step"].zero_()
 
     def _hold(self, *, policy: bool) -> tuple[float, float]:
@@ -145,112 +157,48 @@ class ZeroStepper:
                 part.fill_(float("nan"))
         self.engine.step()
 
-    def _flat(self, group: int) -> list[Tensor]:
-        """Return the flat weights the inner optimizer knows of a group."""
-        held = self.optimizer
-        if self.stage == 3:
-            parts = held.fp32_partitioned_groups_flat
-            return [flat for i, flat in enumerate(parts) if held.sub_group_to_group_id[i] == group]
-        return [held.single_partition_of_fp32_groups[group]]
-
     def weights(self) -> dict[str, Tensor]:
         """Gather what is trained, in fp32."""
-        from deepspeed.utils import safe_get_full_fp32_param
+        return {name: self.state.weight(parameter) for name, parameter in self.policy.trained().items()}
 
-        found = {}
-        for name, parameter in self.policy.trained().items():
-            found[name] = safe_get_full_fp32_param(parameter).detach().reshape(_shape(parameter)).cpu().clone()
-        return found
-
-    @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Share weights out."""
-        import deepspeed
-
         own = self.policy.trained()
         check_names(own, tensors)
         for name, parameter in own.items():
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-                parameter.data.copy_(tensors[name])
-            self._share_out(parameter, tensors[name])
+            self.state.set_weight(parameter, tensors[name])
+
+    def _names(self) -> Iterator[tuple[int, nn.Parameter, str]]:
+        """Yield each weight that is trained with its group and its name."""
+        names = {id(parameter): name for name, parameter in self.policy.trained().items()}
+        for group, parameters in enumerate(self.state.groups):
+            for parameter in parameters:
+                yield group, parameter, names[id(parameter)]
 
     def moments(self) -> dict[str, Tensor]:
         """Gather what Adam remembers."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        self._link()
+        self.state.link()
         found: dict[str, Tensor] = {}
-        group_of = {id(p): i for i, ps in enumerate(self._trained_groups()) for p in ps}
-        for name, parameter in self.policy.trained().items():
-            step = self._steps(group_of[id(parameter)])
-            if step is None:
-                continue
-            for key in MOMENTS:
-                whole = safe_get_full_optimizer_state(parameter, key)
-                found[f"{key}/{name}"] = whole.detach().reshape(_shape(parameter)).cpu().clone()
-            found[f"step/{name}"] = torch.tensor(step)
+        for group, parameter, name in self._names():
+            moments, rest = self.state.known(group)
+            if "step" in rest:
+                found |= {f"{key}/{name}": self.state.moment(parameter, key) for key in moments}
+                found[f"step/{name}"] = torch.tensor(float(rest["step"]))
         return found
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
         """Share Adam's memory out."""
-        inner = self.optimizer.optimizer.state
-        for group, parameters in enumerate(self._trained_groups()):
-            names = {id(p): n for n, p in self.policy.trained().items()}
-            steps = [tensors[f"step/{names[id(p)]}"] for p in parameters if f"step/{names[id(p)]}" in tensors]
-            if not steps:
-                continue
-            for flat in self._flat(group):
-                inner[flat] = {
-                    "step": steps[0].to(flat.device, torch.float32, copy=True),
-                    **{key: torch.zeros_like(flat) for key in MOMENTS},
-                }
-        self._link()
-        for name, parameter in self.policy.trained().items():
+        steps: dict[int, Tensor] = {}
+        for group, _, name in self._names():
+            if f"step/{name}" in tensors:
+                steps.setdefault(group, tensors[f"step/{name}"].clone().float())
+        for group, step in steps.items():
+            self.state.begin(group, MOMENTS, {"step": step})
+        self.state.link()
+        for _, parameter, name in self._names():
             for key in MOMENTS:
                 if f"{key}/{name}" in tensors:
-                    self._share_out(parameter, tensors[f"{key}/{name}"], key)
-
-    def _share_out(self, parameter: nn.Parameter, whole: Tensor, moment: str | None = None) -> None:
-        """Put this process's part of a weight, or of one of its moments, where DeepSpeed holds it."""
-        from deepspeed import utils
-
-        flat = whole.to(parameter.device).float().flatten()
-        if self.stage < 3:
-            if moment is None:
-                utils.safe_set_full_fp32_param(parameter, flat)
-            else:
-                utils.safe_set_full_optimizer_state(parameter, flat, moment)
-            return
-        # Not the whole weight: DeepSpeed cannot cut one that is smaller than the number of processes.
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-        padded = torch.cat([flat, flat.new_zeros(size * self.ranks.count - flat.numel())])
-        part = padded[size * self.ranks.index :][:size]
-        if moment is None:
-            utils.safe_set_local_fp32_param(parameter, part)
-        else:
-            utils.safe_set_local_optimizer_state(parameter, part, moment)
-
-    def _link(self) -> None:
-        """Let each weight know where its moments lie: DeepSpeed does so once, and for groups that have stepped."""
-        if self.stage < 3:
-            self.optimizer._hp_optimizer_states_linked = False
-            self.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _trained_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        return self.policy.policy_parameters, self.policy.value_parameters
-
-    def _steps(self, group: int) -> float | None:
-        """Return the steps Adam has counted for a group; None before its first."""
-        for flat in self._flat(group):
-            state = self.optimizer.optimizer.state.get(flat, {})
-            if "step" in state:
-                return float(state["step"])
-        return None
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Return the whole shape of a weight that may lie in parts."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+                    self.state.set_moment(parameter, key, tensors[f"{key}/{name}"])
 
 
 class FsdpStepper:

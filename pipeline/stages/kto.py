@@ -41,7 +41,8 @@ class Train(CommonTrain):
         batch_size: rows per optimizer step over all processes; a pair makes two.
         beta: strength of the pull towards the reference (β of equation 7).
         loss_type: `kto` or `apo_zero_unpaired`.
-        kl_batch: rows the divergence from the reference is averaged over, and rows per forward; an even number.
+        kl_batch: rows the divergence from the reference is averaged over, and rows per forward of all processes
+            together; an even number.
     """
 
     trainer: ClassVar[str] = "KTOConfig"
@@ -135,10 +136,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     held_out = _matched(held_out, encoded, max_length, ctx.seed)
     encoded = _matched(encoded, encoded, max_length, ctx.seed)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in encoded]
+    micro_batch = _share(ctx, train, together, max(lengths))
     batches = Batches(
         [sum(lengths[i : i + together]) for i in range(0, len(lengths), together)],
         train.batch_size // together,
-        train.kl_batch // together,
+        micro_batch // together,
         ctx.seed,
         order=None if is_paired else _standing(lengths, [row["label"] for row in encoded]),
     )
@@ -147,10 +149,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         KTOConfig,
         ctx,
         train,
-        micro_batch=train.kl_batch,
+        micro_batch=micro_batch,
         steps=steps,
         has_held_out=bool(held_out),
-        per_device_eval_batch_size=train.kl_batch,
+        per_device_eval_batch_size=micro_batch,
         beta=train.beta,
         loss_type=train.loss_type,
         max_length=None,
@@ -194,6 +196,22 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         summary=f"implicit reward of good responses is {margin:.3f} above that of bad ones",
         scoring_seconds=scoring_s,
     )
+
+
+def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
+    """Return each process's rows of a forward pass: its share of `kl_batch`, over which trl averages the divergence.
+
+    Raises:
+        PipelineError: it does not divide.
+    """
+    from pipeline.parallel.division import Division, divide
+
+    share = divide(train.kl_batch, train.kl_batch, longest, ctx.ranks, group=together, word="kl_batch").micro_batch
+    division = Division(train.batch_size, share, ctx.ranks)
+    ctx.facts["batch"] = division.sentence("rows", longest)
+    if ctx.ranks > 1:
+        ctx.note(ctx.facts["batch"])
+    return share
 
 
 def _ungrouped(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:

@@ -54,14 +54,19 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
 def _picked_precision(ctx: StageContext, width: int) -> str:
     import torch
 
-    from pipeline.models.precision import fastest_precision
+    from pipeline.models.precision import SMALLEST_WIDTH, fastest_precision
     from pipeline.parallel.ranks import Ranks
 
     if not use_cpu(ctx):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if ctx.compute.get("zero"):  # transformers takes bf16 with DeepSpeed on a GPU only
+        return "fp32"
+    width = width or _width_of_input(ctx)
+    if width < SMALLEST_WIDTH:
+        return "fp32"
     kept = ctx.work / "precision"
     if ctx.is_first and not kept.is_file():
-        picked = fastest_precision(width or _width_of_input(ctx))
+        picked = fastest_precision(width)
         if picked == "bf16":
             ctx.note("computes in bf16, measured to be faster on this CPU; `compute.precision: fp32` keeps fp32")
         kept.write_text(picked, encoding="utf-8")

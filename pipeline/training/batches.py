@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from pipeline.training.sums import KeepsSums
+from pipeline.training.whole_state import WholeState
 
 WINDOW_BATCHES = 16
 """Rows are sorted by length inside windows of this many batches; larger pads less, smaller mixes more."""
@@ -103,7 +104,7 @@ class Batches(Sampler[list[int]]):
         return total
 
 
-class BucketedBatches(KeepsSums):
+class BucketedBatches(KeepsSums, WholeState):
     """Mixin for a trainer of transformers or trl: its training batches come from `Batches`.
 
     Set `train_rows` and `batches` on the trainer before `train()`. It also keeps trl from writing a model card with
@@ -126,6 +127,10 @@ class BucketedBatches(KeepsSums):
             pin_memory=self.args.dataloader_pin_memory,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        dealt: Any = prepared.batch_sampler
+        if not hasattr(dealt, "sampler"):  # several processes
+            # accelerate tells the epoch to what one wrapper holds; a resumed epoch, its beginning skipped, has two.
+            dealt.sampler = self.batches
         return prepared
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

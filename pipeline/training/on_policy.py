@@ -106,16 +106,18 @@ class PromptBatches(Sampler[list[int]]):
     """Yields the rows of each micro-step of an epoch as trl expects them, a pure function of its fields and the epoch.
 
     A batch of prompts comes in groups of one prompt each; it is repeated for every micro-step and iteration that
-    learns from its responses, since trl samples for the first of them only.
+    learns from its responses, since trl samples for the first of them only. Of several processes each takes its share:
+    accelerate deals out what is yielded in turn, and trl puts the rewards together again in the order of processes.
 
     Attributes:
         prompts: how many there are.
         group: responses of one prompt.
-        responses: sampled at a time.
-        repeats: micro-steps that learn from them.
+        responses: sampled at a time, by all processes together.
+        repeats: micro-steps of each process that learn from them.
         seed: of the order.
         shuffle: whether prompts are shuffled each epoch.
         epoch: set by the trainer before each epoch.
+        processes: that share the responses.
     """
 
     prompts: int
@@ -125,19 +127,20 @@ class PromptBatches(Sampler[list[int]]):
     seed: int
     shuffle: bool = True
     epoch: int = field(default=0)
+    processes: int = 1
 
     @property
     def micro_batch(self) -> int:
         """Rows that are yielded at a time."""
-        return self.responses
+        return self.responses // self.processes
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch whose order is yielded next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Return the micro-steps of an epoch; prompts of a last batch that is not full are left out."""
-        return self.prompts // (self.responses // self.group) * self.repeats
+        """Return the micro-steps of all processes in an epoch; prompts of a last batch not full are left out."""
+        return self.prompts // (self.responses // self.group) * self.repeats * self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the rows of each micro-step."""
@@ -149,7 +152,8 @@ class PromptBatches(Sampler[list[int]]):
         for start in range(0, self.prompts - at_once + 1, at_once):
             rows = [row for row in order[start : start + at_once] for _ in range(self.group)]
             for _ in range(self.repeats):
-                yield rows
+                for first in range(0, self.responses, self.micro_batch):
+                    yield rows[first : first + self.micro_batch]
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ class OnPolicy(BucketedBatches):
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
@@ -218,9 +222,10 @@ def on_policy_arguments(
         prompts=prompts.train,
         group=train.num_generations,
         responses=at_once,
-        repeats=at_once // micro_batch * train.num_iterations,
+        repeats=at_once // (micro_batch * ctx.ranks) * train.num_iterations,
         seed=ctx.seed,
         shuffle=shuffle,
+        processes=ctx.ranks,
     )
     per_epoch = len(batches) * micro_batch // train.batch_size
     if not per_epoch:
@@ -244,7 +249,7 @@ def on_policy_arguments(
         disable_dropout=train.disable_dropout,
         reward_weights=list(sources.weights) if sources.how == "sum" else None,
         # Responses to held-out prompts are sampled in batches too: their number must not depend on the machine.
-        per_device_eval_batch_size=at_once,
+        per_device_eval_batch_size=at_once // ctx.ranks,
         trust_remote_code=ctx.trust_remote_code,
         model_init_kwargs={"revision": revision} if revision else None,  # of the reference: trl loads it by itself
         **fixed,

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.models.adapters import without_adapter
 from pipeline.models.logprobs import response_logprobs
+from pipeline.parallel.ranks import Ranks, any_rank
 from pipeline.stage import StageContext
 from pipeline.training.arguments import precision_of
 
@@ -17,8 +18,8 @@ from pipeline.training.arguments import precision_of
 def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping[str, str], kept: Path) -> Any:
     """Return ``dataset`` with the reference's summed log-probabilities of responses.
 
-    They are kept in a file of the stage's scratch folder, so a resumed stage does not compute them again; every number
-    is written with enough digits to come back bit for bit.
+    Every process computes its share. They are kept in a file of the stage's scratch folder, so a resumed stage does not
+    compute them again; every number is written with enough digits to come back bit for bit.
 
     Args:
         ctx: of the stage.
@@ -27,26 +28,41 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
         columns: new column to the one that holds the response's ids.
         kept: the file.
     """
-    if kept.is_file():
-        values = json.loads(kept.read_text(encoding="utf-8"))
-    else:
-        rows = dataset.to_list()
-        prompts = [row["prompt_ids"] for row in rows]
-        values = {}
-        for i, (column, ids) in enumerate(columns.items()):
-
-            def show(done: int, _: int, before: int = i * len(rows)) -> None:
-                ctx.stop_if_asked()
-                ctx.progress(before + done, len(columns) * len(rows))
-
-            with without_adapter(model):
-                tokens = response_logprobs(
-                    model, prompts, [row[ids] for row in rows], precision=precision_of(ctx), on_progress=show
-                )
-            values[column] = [math.fsum(row) for row in tokens]
-        part = kept.with_suffix(".part")
-        part.write_text(json.dumps(values), encoding="utf-8")
-        part.replace(kept)
-    for column, logps in values.items():
+    ranks = Ranks.current()
+    if not any_rank(kept.is_file()):
+        values = _computed(ctx, model, dataset.to_list(), columns, ranks)
+        if ranks.is_first:
+            part = kept.with_suffix(".part")
+            part.write_text(json.dumps(values), encoding="utf-8")
+            part.replace(kept)
+        ranks.wait()
+    for column, logps in json.loads(kept.read_text(encoding="utf-8")).items():
         dataset = dataset.add_column(column, logps)
     return dataset
+
+
+def _computed(
+    ctx: StageContext, model: Any, rows: list[dict[str, Any]], columns: Mapping[str, str], ranks: Ranks
+) -> dict[str, list[float]]:
+    """Return each column's values, in the order of ``rows``; every process gets all of them."""
+    mine = ranks.mine(rows)
+    values = {}
+    for i, (column, ids) in enumerate(columns.items()):
+
+        def show(done: int, _: int, before: int = i * len(mine)) -> None:
+            if ranks.count == 1:  # several have different numbers of batches: they may not ask one another here
+                ctx.stop_if_asked()
+            ctx.progress(before + done, len(columns) * len(mine))
+
+        with without_adapter(model):
+            tokens = response_logprobs(
+                model,
+                [row["prompt_ids"] for row in mine],
+                [row[ids] for row in mine],
+                precision=precision_of(ctx),
+                on_progress=show,
+            )
+        ctx.stop_if_asked()
+        sums = [(place, math.fsum(row)) for place, row in zip(ranks.mine([*range(len(rows))]), tokens, strict=True)]
+        values[column] = [value for _, value in sorted(ranks.gathered(sums))]
+    return values

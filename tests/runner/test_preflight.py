@@ -1,4 +1,4 @@
-"""What is known before anything runs: an engine the machine lacks."""
+"""What is known before anything runs: an engine the machine lacks, a batch that does not divide."""
 
 from __future__ import annotations
 
@@ -59,3 +59,20 @@ def test_kernels_asked_for_by_name_are_missed_before_anything_runs(
 def test_which_kernels_a_model_gets_does_not_change_what_it_is(fresh: Any) -> None:
     plain, asked = fresh.plan(), fresh.plan("compute.attention=sdpa", "compute.liger=off")
     assert [stage.fingerprint for stage in plain.stages] == [stage.fingerprint for stage in asked.stages]
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_runs(fresh: Any) -> None:
+    plan = fresh.plan("stages.dpo.compute.processes=3", "stages.sft.compute.processes=2")
+    with pytest.raises(PipelineError) as error:
+        preflight.check_plan(plan, fresh.store)
+    (problem,) = error.value.problems
+    assert (problem.stage, problem.found) == ("dpo", "train.batch_size 16 does not divide over 3 processes")
+    assert problem.remedy == "use 15 or 18, or another number of processes"
+    assert problem.where.startswith(str(fresh.recipe))
+
+
+def test_kto_needs_rows_for_the_divergence_in_every_process(fresh: Any) -> None:
+    kto = "  kto: {kind: kto, data: pairs, model: sft, train: {batch_size: 12, kl_batch: 2}, compute: {processes: 4}}"
+    fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n{kto}\n", 1))
+    with pytest.raises(PipelineError, match=r"train\.kl_batch 2 does not divide over 4 processes"):
+        preflight.check_plan(fresh.plan(), fresh.store)

@@ -1,0 +1,201 @@
+"""Checkpoints that do not depend on what held the state: those of one process, whoever writes them.
+
+transformers has DeepSpeed write its own, in parts that only the same ZeRO stage on the same number of processes reads.
+Here weights and the optimizer's memory are gathered and written as a trainer on one process writes them
+(`model.safetensors` or the adapter, `optimizer.pt`, `scheduler.pt`), and shared out when they are read. So a run is
+resumed with another ZeRO stage, another number of processes, or without ZeRO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.zero import ZeroState
+
+OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
+
+
+class WholeState:
+    """Mixin for a trainer: what it writes under DeepSpeed is what one process would write, and it reads that."""
+
+    accelerator: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
+    _groups: list[list[nn.Parameter]]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimizer, without the empty groups that DeepSpeed would take out: all engines have the same."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if is_new:
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+            self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    @property
+    def _zero(self) -> ZeroState:
+        held = self.optimizer.optimizer  # DeepSpeed's, in accelerate's
+        return ZeroState(held, int(self.accelerator.state.deepspeed_plugin.zero_stage), self._groups, Ranks.current())
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights; those of a computation in bf16 or fp16 as the fp32 that is trained."""
+        lower = self.is_deepspeed_enabled and any(p.dtype != torch.float32 for p in self._groups[0])
+        if not lower:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+            return
+        self._save(output_dir, state_dict=self._gathered_weights())  # type: ignore[attr-defined]
+
+    def _gathered_weights(self) -> dict[str, Tensor]:
+        """Return all weights on the first process, what is trained in fp32; of an adapter's model only those."""
+        import deepspeed
+
+        zero, first = self._zero, Ranks.current().is_first
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                whole = zero.weight(parameter)
+            elif isinstance(self.model, PeftModel):
+                continue
+            else:
+                with deepspeed.zero.GatheredParameters([parameter], enabled=zero.stage == 3):
+                    whole = parameter.detach().cpu().clone()
+            if first:
+                found[name] = whole
+        return found
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+            return
+        state = gathered_optimizer(self._zero)
+        if Ranks.current().is_first:
+            torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Have DeepSpeed begin, then put the checkpoint's state where it holds its own."""
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
+        load_weights(self.model, self._zero, Path(resume_from_checkpoint))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load them.
+
+        Raises:
+            PipelineError: the checkpoint has none, which transformers passes over.
+        """
+        if checkpoint is not None and not self.is_fsdp_enabled:
+            file = Path(checkpoint) / OPTIMIZER_FILE
+            if not file.is_file():
+                raise _unfit("the checkpoint has no optimizer of one process")
+            if self.is_deepspeed_enabled:
+                # Mapped, not read: processes of a machine share it, and each uses a part.
+                share_out_optimizer(self._zero, torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+
+def gathered_optimizer(zero: ZeroState) -> dict[str, Any]:
+    """Return the state of an optimizer as torch has it on one process (`Optimizer.state_dict`), on the first process.
+
+    The others help to gather it and keep nothing.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
+    zero.link()
+    for number, parameters in enumerate(zero.groups):
+        moments, rest = zero.known(number)
+        start = sum(len(group["params"]) for group in groups)
+        for place, parameter in enumerate(parameters, start):
+            whole = {key: zero.moment(parameter, key) for key in moments}
+            if zero.ranks.is_first and moments:
+                state[place] = {**_copied(rest), **whole}
+        settings = {key: value for key, value in zero.held.param_groups[number].items() if key != "params"}
+        groups.append({**settings, "params": list(range(start, start + len(parameters)))})
+    return {"state": state, "param_groups": groups}
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state whose tensors are its own: a count of steps that weights share would count all of them."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
+    """Put the state of an optimizer of one process where DeepSpeed holds its own.
+
+    Raises:
+        PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
+    """
+    sizes = [len(group["params"]) for group in kept["param_groups"]]
+    if sizes != [len(group) for group in zero.groups]:
+        raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
+    states = [[kept["state"].get(place, {}) for place in group["params"]] for group in kept["param_groups"]]
+    for number, parameters in enumerate(zero.groups):
+        moments: list[str] = []
+        rest: dict[str, Any] = {}
+        for parameter, state in zip(parameters, states[number], strict=True):
+            moments = [key for key, value in state.items() if _is_moment(value, parameter)]
+            rest = {key: value for key, value in state.items() if key not in moments}
+            if moments:
+                break
+        if any(isinstance(value, Tensor) and value.dim() for value in rest.values()):
+            raise _unfit(f"the checkpoint's optimizer keeps {sorted(rest)} for a weight")
+        if moments:
+            zero.begin(number, moments, rest)
+        settings = {key: value for key, value in kept["param_groups"][number].items() if key != "params"}
+        zero.held.param_groups[number].update(settings)
+    zero.link()
+    for number, parameters in enumerate(zero.groups):
+        for parameter, state in zip(parameters, states[number], strict=True):
+            for key, value in state.items():
+                if _is_moment(value, parameter):
+                    zero.set_moment(parameter, key, value)
+
+
+def load_weights(model: Any, zero: ZeroState, folder: Path) -> None:
+    """Share out the weights, or the adapter, that a trainer has written into a checkpoint.
+
+    Raises:
+        PipelineError: they are another model's.
+    """
+    own = dict(model.named_parameters())
+    if isinstance(model, PeftModel):
+        own = get_peft_model_state_dict(model, state_dict=own)
+    missing = set(own)
+    for name, whole in _tensors(folder):
+        if name in own:
+            zero.set_weight(own[name], whole)
+            missing.discard(name)
+    if missing:
+        raise _unfit(f"the checkpoint lacks {sorted(missing)[0]}")
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
+                yield name, tensors.get_tensor(name)
+
+
+def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
+    """Return whether a state is one number for each of a weight, which may lie in parts."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == shape
+
+
+def _unfit(found: str) -> PipelineError:
+    return PipelineError(Problem(found, "what this run can share out with ZeRO", "resume it as it began"))

@@ -1,0 +1,99 @@
+"""The steps of a stage do not depend on how it is spread: 2 processes, ZeRO-1, 2 and 3 take the steps of one process.
+
+Every kind runs by recipe, five optimizer steps from the same parent, seed and batch, on rows of unequal lengths and in
+micro-batches of two: a mean of means would show. Relative is meant strictly: the norm of the difference of two trained
+models over the norm of what the five steps changed, not over the norm of the weights, most of which nobody changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.xdist_group("processes")  # two processes at a time are enough for two cores
+
+RELATIVE = 1e-4
+# Adam's epsilon keeps it from dividing rounding by rounding where a gradient is zero.
+TRAIN = "max_steps: 5, batch_size: 8, adam_epsilon: 1.0e-4, weight_decay: 0.01"
+# PPO keeps the best policy it had: longer answers are learnt soon enough for that to be the last one.
+PPO = "iterations: 5, rollout_batch: 16, epochs: 1, max_new_tokens: 12, eval_every: 5, adam_epsilon: 1.0e-4"
+PPO += ", lr_scheduler_type: constant"
+REWARD = """
+
+def words(completions, **columns):
+    return [len(turns[-1]["content"].split()) / 4 for turns in completions]
+"""
+STAGES = f"""
+  a_pretrain:
+    kind: pretrain
+    data: corpus
+    tokenizer: tokenizer
+    init: base
+    train: {{{TRAIN}, learning_rate: 1.0e-3}}
+  a_sft: {{kind: sft, data: demos, model: base, train: {{{TRAIN}, learning_rate: 1.0e-3, warmup_steps: 2}}}}
+  a_reward: {{kind: reward, data: pairs, model: sft, train: {{{TRAIN}, learning_rate: 1.0e-3}}}}
+  a_dpo: {{kind: dpo, data: pairs, model: sft, train: {{{TRAIN}, learning_rate: 1.0e-3, beta: 0.5}}}}
+  a_kto:
+    kind: kto
+    data: pairs
+    model: sft
+    train: {{{TRAIN}, learning_rate: 2.0e-3, kl_batch: 4, beta: 1.0, undesirable_weight: 0}}
+  a_ppo:
+    kind: ppo
+    data: asks
+    model: sft
+    reward: {{function: gold.py:words}}
+    train: {{{PPO}, learning_rate: 3.0e-3}}
+  l_sft: {{kind: sft, data: demos, model: base, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2}}}}
+  l_reward: {{kind: reward, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2}}}}
+  l_dpo: {{kind: dpo, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2, beta: 0.5}}}}
+  l_ppo:
+    kind: ppo
+    data: asks
+    model: sft
+    reward: {{function: gold.py:words}}
+    adapter: {{r: 4}}
+    train: {{{PPO}, learning_rate: 2.0e-2}}
+"""
+PARENTS = {"a_pretrain": "base", "a_sft": "base", "l_sft": "base"}
+TRAINED = ("a_pretrain", "a_sft", "a_reward", "a_dpo", "a_kto", "a_ppo", "l_sft", "l_reward", "l_dpo", "l_ppo")
+SPREADS = {"plain": 0, "zero-1": 1, "zero-2": 2, "zero-3": 3}
+
+
+@pytest.fixture(scope="module")
+def world(spread_world: Callable[[str], Any]) -> Any:
+    made = spread_world(STAGES)
+    gold = made.recipe.parent / "gold.py"
+    gold.write_text(gold.read_text() + REWARD)
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """What one process makes of each stage."""
+    return world.train("alone", TRAINED, "compute.micro_batch=2")
+
+
+@pytest.fixture(scope="module", params=SPREADS)
+def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
+    zero = SPREADS[request.param]
+    if zero:
+        pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    sets = ("compute.micro_batch=2", "compute.processes=2", f"compute.zero={zero}")
+    return request.param, world.train(request.param, TRAINED, *sets)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_processes_take_the_steps_of_one(name: str, world: Any, alone: Any, together: Any) -> None:
+    spread, made = together
+    if name == "a_kto":  # the divergence, an average over processes, takes part: it is cut off at 0
+        assert max(row["kl"] for row in world.history("alone", name) if "kl" in row) > 0.01
+    start = world.start(PARENTS.get(name, "sft"), alone[name])
+    moved = world.difference(start, alone[name])
+    assert moved > 1e-3
+    found = world.difference(alone[name], made[name]) / moved
+    print(f"{name} {spread} {found:.2e} of {moved:.2e}")
+    assert found < RELATIVE
