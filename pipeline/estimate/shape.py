@@ -118,9 +118,7 @@ def _gpt2(config: Mapping[str, Any]) -> ModelShape:
     tied = bool(config.get("tie_word_embeddings", True))
     embedding = (vocab + context) * h
     total = embedding + layers * block + 2 * h + (0 if tied else vocab * h)
-    return ModelShape(
-        total, total, embedding, layers, h, h, h, inner, vocab, gated=False, tied=tied, context=context
-    )
+    return ModelShape(total, total, embedding, layers, h, h, h, inner, vocab, gated=False, tied=tied, context=context)
 
 
 def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
@@ -133,6 +131,4 @@ def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
     tied = bool(config.get("tie_word_embeddings", False))
     total = vocab * h * (1 if tied else 2) + layers * block + 2 * h
     context = int(config.get("max_position_embeddings") or 0)
-    return ModelShape(
-        total, total, vocab * h, layers, h, h, h, inner, vocab, gated=False, tied=tied, context=context
-    )
+    return ModelShape(total, total, vocab * h, layers, h, h, h, inner, vocab, gated=False, tied=tied, context=context)

@@ -150,7 +150,7 @@ def build_arguments(
         "use_cpu": use_cpu(ctx) and not ctx.compute.get("zero"),  # asked for a CPU, accelerate forgets DeepSpeed
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
-        "gradient_checkpointing": bool(ctx.compute.get("activation_checkpointing", False)),
+        "gradient_checkpointing": ctx.compute.get("activation_checkpointing") is True,
         "logging_steps": logging_steps,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
