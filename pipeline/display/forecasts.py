@@ -12,7 +12,7 @@ from pipeline.forecast.stages import Forecast
 from pipeline.terminal import Column, duration, print_table
 
 WORK = ("params", "trained", "tokens", "FLOPs", "time", "cost")
-MEMORY = ("weights", "grads", "optim.", "activ.", "logits", "other", "KV", "peak")
+MEMORY = ("weights", "grads", "optim.", "activ.", "logits", "heap", "other", "KV", "peak")
 
 
 def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: TextIO | None = None) -> None:
@@ -70,14 +70,14 @@ def _work(need: Forecast) -> list[str]:
 
 def _memory(need: Forecast) -> list[str]:
     m = need.memory
-    sizes = (m.weights, m.gradients, m.optimizer, m.activations, m.logits, m.others, m.cache, m.peak)
+    sizes = (m.weights, m.gradients, m.optimizer, m.activations, m.logits, m.heap, m.others, m.cache, m.peak)
     return [need.stage.spec.name, *(f"{size / 2**20:,.0f}" if size else "-" for size in sizes)]
 
 
 def _assumed(need: Forecast) -> str:
     zero = f", ZeRO-{need.compute.zero}" if need.compute.zero else ""
     count = f"{need.processes} × " if need.processes > 1 else ""
-    return f"about, for {count}{need.device.name} with {gib(need.room)}{zero}; libraries and fragmentation come on top"
+    return f"about, for {count}{need.device.name} with {gib(need.room)}{zero}; libraries come on top"
 
 
 def short(number: float) -> str:

@@ -1,8 +1,8 @@
 """Bytes a process needs at its peak, by part.
 
 References: Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 3: what each stage shards); Korthikanti et al.
-2022 (arXiv:2205.05198, section 4: activations, and what checkpointing keeps); Dettmers et al. 2023 (QLoRA, arXiv:2305.14314,
-section 3: double quantisation costs 0.127 bit a parameter). Attention is fused: no matrix of scores is kept.
+2022 (arXiv:2205.05198, section 4: activations, and what checkpointing keeps); Dettmers et al. 2023 (QLoRA,
+arXiv:2305.14314, section 3: double quantisation costs 0.127 bit a parameter). Attention is fused: no matrix of scores is kept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ from pipeline.estimate.shape import ModelShape
 
 _QUANTISED = {"4bit": (4 + 0.127) / 8, "8bit": 1.0}
 _FP32 = 4
+HEAP = 0.45
+"""Bytes glibc keeps beyond each byte of activations on a CPU, in freed blocks too small to be given back.
+
+Fitted, not derived: with `MALLOC_MMAP_THRESHOLD_=131072`, which gives every block back, processes need that much less
+(docs/log.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Spread:
         offload: ``none``, ``optimizer``, ``all``.
         checkpointing: recompute activations.
         half: whether the computation is in 16 bits.
+        on_gpu: whether memory is a GPU's; a CPU's heap keeps freed blocks.
     """
 
     processes: int = 1
@@ -32,6 +39,7 @@ class Spread:
     offload: str = "none"
     checkpointing: bool = False
     half: bool = False
+    on_gpu: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Memory:
         optimizer: AdamW's two moments, and the fp32 copy where weights are 16 bit.
         activations: of one micro-batch, kept for the backward pass.
         logits: scores over the vocabulary and what the loss makes of them.
+        heap: freed blocks that a CPU's allocator keeps.
         others: reference, reward model and separate value function.
         cache: keys and values of a rollout.
         peak: the largest sum in time; less than all together, for they are not all there at once.
@@ -54,6 +63,7 @@ class Memory:
     optimizer: float = 0.0
     activations: float = 0.0
     logits: float = 0.0
+    heap: float = 0.0
     others: float = 0.0
     cache: float = 0.0
     peak: float = 0.0
@@ -68,12 +78,12 @@ def activation_bytes(shape: ModelShape, tokens: int, spread: Spread, *, adapter_
     """Return the bytes of activations a micro-batch of ``tokens`` keeps for its backward pass.
 
     A block keeps, per token: two norms with input, normalised and scaled value; query, key, value and the output of
-    attention, laid out twice; up, gate, activated gate and their product. Beneath an adapter each linear layer's input
+    attention; up, gate, activated gate and their product. Beneath an adapter each linear layer's input
     is kept as well by its low-rank half, which is the same tensor.
     """
     size = 2 if spread.half else _FP32
     norms = 6 * shape.hidden * _FP32
-    inside = (3 * shape.attention + 2 * shape.kv + (4 if shape.gated else 3) * shape.inner) * size
+    inside = (2 * shape.attention + 2 * shape.kv + (4 if shape.gated else 3) * shape.inner) * size
     block = (norms + inside + adapter_r * 7 * size) * tokens
     if spread.checkpointing:
         return shape.layers * shape.hidden * size * tokens + block
@@ -88,6 +98,11 @@ def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float
 def cache_bytes(shape: ModelShape, rows: int, tokens: int, *, half: bool) -> float:
     """Return the bytes of keys and values of ``rows`` sequences of ``tokens``."""
     return 2.0 * shape.layers * shape.kv * rows * tokens * (2 if half else _FP32)
+
+
+def heap_bytes(activations: float, spread: Spread) -> float:
+    """Return what a CPU's allocator keeps beyond ``activations`` bytes."""
+    return 0.0 if spread.on_gpu else HEAP * activations
 
 
 def state(
@@ -125,6 +140,6 @@ def peak(parts: Memory, *, accumulates: bool) -> float:
     ends with all gradients; gradients are there from the start only where they accumulate. A rollout has its cache.
     """
     always = parts.weights + parts.optimizer + parts.others
-    work = parts.activations + parts.logits
+    work = parts.activations + parts.logits + parts.heap
     learning = work + parts.gradients if accumulates else max(work, parts.gradients)
     return always + max(learning, parts.cache)

@@ -8,7 +8,16 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
 from pipeline.estimate.devices import Device
-from pipeline.estimate.memory import Memory, Spread, activation_bytes, cache_bytes, logit_bytes, peak, state
+from pipeline.estimate.memory import (
+    Memory,
+    Spread,
+    activation_bytes,
+    cache_bytes,
+    heap_bytes,
+    logit_bytes,
+    peak,
+    state,
+)
 from pipeline.estimate.shape import ModelShape
 from pipeline.estimate.work import forward_flops, hours, training_flops
 from pipeline.forecast.machine import this_machine
@@ -151,6 +160,7 @@ class Facts:
             offload=compute.offload,
             checkpointing=compute.activation_checkpointing is True and kind != "ppo",
             half=is_half(compute, device),
+            on_gpu=device.is_gpu,
         )
         made = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
         return made(compute, adapter, device, spread)
@@ -179,6 +189,7 @@ class Facts:
             activations=activation_bytes(shape, at_once, spread, adapter_r=r),
             logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
         )
+        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
         parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * spread.processes))
         tokens = self._tokens(train)
         work = tokens and training_flops(
@@ -220,6 +231,7 @@ class Facts:
             logits=logit_bytes(shape, tokens_at_once if kind != "ppo" else micro * train.max_new_tokens, spread),
             cache=cache_bytes(shape, share, longest, half=spread.half),
         )
+        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
         parts = replace(parts, peak=peak(parts, accumulates=accumulates))
         tokens, work = self._sampled_work(train, longest, adapter)
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work, parts)
@@ -251,6 +263,7 @@ class Facts:
             cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=False),
             logits=logit_bytes(self.shape, 128, spread, copies=2),
         )
+        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
         parts = replace(parts, peak=peak(parts, accumulates=False))
         tokens = float(rows * longest * len(config.models)) if rows else None
         work = tokens and forward_flops(self.shape, tokens, longest) * (2 + len(self.others))
