@@ -186,10 +186,10 @@ def _plan(
 def _print_plan(made: Plan, where: Store, *, as_json: bool) -> None:
     from pipeline.display.forecasts import forecast_data, print_forecasts
     from pipeline.display.plans import plan_data, print_plan
-    from pipeline.forecast import forecasts
+    from pipeline.forecast import forecasts, settled
     from pipeline.terminal import print_json
 
-    needs, unknown = forecasts(made, where)
+    needs, unknown = forecasts(settled(made, where), where)
     if as_json:
         data: dict[str, Any] = plan_data(made)
         print_json({**data, "needs": [forecast_data(need) for need in needs], "store": str(where.root)})

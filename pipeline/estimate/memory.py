@@ -2,7 +2,8 @@
 
 References: Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 3: what each stage shards); Korthikanti et al.
 2022 (arXiv:2205.05198, section 4: activations, and what checkpointing keeps); Dettmers et al. 2023 (QLoRA,
-arXiv:2305.14314, section 3: double quantisation costs 0.127 bit a parameter). Attention is fused: no matrix of scores is kept.
+arXiv:2305.14314, section 3: double quantisation costs 0.127 bit a parameter). Attention is fused: no matrix of
+scores is kept.
 """
 
 from __future__ import annotations

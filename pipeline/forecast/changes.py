@@ -74,7 +74,7 @@ def _eased(forecast: Forecast) -> Forecast:
     """Return a forecast with the smallest use of what `auto` leaves open that makes it fit; unchanged if none does."""
     if forecast.fits:
         return forecast
-    open_to = []
+    open_to: list[Change] = []
     if forecast.compute.micro_batch == "auto":
         open_to += _micro_batches(forecast)
     if forecast.compute.activation_checkpointing == "auto" and forecast.stage.spec.kind != "ppo":

@@ -104,12 +104,12 @@ class ModelShapes:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         name, _, revision = ref.partition("@")
-        where = {"repo_id": name, "filename": "config.json", "revision": revision or None}
+        at, file = revision or None, "config.json"
         found: dict[str, Any] | None = None
         reason = ""
         try:
-            cached = try_to_load_from_cache(**where)
-            place = cached if isinstance(cached, str) else hf_hub_download(**where, etag_timeout=3)
+            cached = try_to_load_from_cache(name, file, revision=at)
+            place = cached if isinstance(cached, str) else hf_hub_download(name, file, revision=at, etag_timeout=3)
             found = _json(Path(place))
         except Exception as error:  # offline, gated, unknown: many classes, one meaning
             reason = type(error).__name__

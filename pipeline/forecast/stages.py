@@ -214,7 +214,7 @@ class Facts:
             accumulates = train.batch_size > micro * spread.processes
         shards = spread.processes if spread.zero >= 3 else 1
         others = sum(4.0 * (other.parameters - other.vocab * other.hidden * (not other.tied)) for other in self.others)
-        if adapter is None and (kind == "ppo" or getattr(train, "beta", 0)):
+        if adapter is None and (kind == "ppo" or getattr(train, "beta", 0.0) > 0):
             others += 4.0 * shape.parameters / shards
         if getattr(config, "layout", "shared") == "separate":
             trained += shape.parameters
