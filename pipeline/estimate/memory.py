@@ -50,7 +50,7 @@ class Memory:
     Attributes:
         weights: of the trained model.
         gradients: held at the peak.
-        optimizer: AdamW's two moments, and the fp32 copy where weights are 16 bit.
+        optimizer: AdamW's two moments, and under ZeRO its fp32 copy of the weights.
         activations: of one micro-batch, kept for the backward pass.
         logits: scores over the vocabulary and what the loss makes of them.
         heap: freed blocks that a CPU's allocator keeps.
@@ -111,7 +111,8 @@ def state(
 ) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer of one process.
 
-    Weights that are trained are fp32. Under ZeRO in 16 bits they are 16 bit, with an fp32 copy beside the optimizer.
+    Weights that are trained are fp32, under ZeRO in 16 bits 16 bit. DeepSpeed keeps an fp32 copy beside the optimizer's
+    moments, also of weights that are fp32 already.
     """
     adapters = trained if trained < shape.parameters else 0
     zero, n = spread.zero, spread.processes
@@ -121,7 +122,7 @@ def state(
     if quantize:
         frozen = _QUANTISED[quantize] * shape.linear + size * (shape.parameters - shape.linear)
     weights = frozen + size * adapters
-    gradients, optimizer = float(size * trained), trained * (12.0 if mixed else 8.0)
+    gradients, optimizer = float(size * trained), trained * (12.0 if zero else 8.0)
     if spread.half and not mixed and not quantize:
         weights += 2.0 * shape.linear  # autocast keeps 16-bit copies through a step
     weights /= n if zero >= 3 else 1
