@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
+from pipeline.forecast import fitting_problems
 from pipeline.models.contract import facts_of_folder
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
@@ -35,6 +36,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         *_length_problems(plan),
         *_template_problems(plan),
     ]
+    problems += fitting_problems(plan, store)
     if problems:
         raise PipelineError(*dict.fromkeys(problems))
 

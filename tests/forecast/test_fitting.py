@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import Store
+from pipeline.errors import PipelineError
 from pipeline.estimate.devices import DEVICES
 from pipeline.forecast import fitting_problems, forecasts, settled
 from pipeline.plan import Plan, make_plan
+from pipeline.preflight import check_plan
 from pipeline.recipe import load
 from pipeline.recipe.schema import Compute, Hardware
 from pipeline.stages import load_all
@@ -61,3 +63,9 @@ def test_what_cannot_fit_names_its_parts_and_a_change_that_fits(planned: Any) ->
     assert "optimizer 168 MiB" in problem.found
     assert "250 MiB" in problem.expected
     assert problem.remedy.startswith("cheapest change that fits: compute")
+
+
+def test_the_checks_before_a_run_refuse_it(planned: Any) -> None:
+    made, store = planned(250)
+    with pytest.raises(PipelineError, match=r"needs about .* on each process"):
+        check_plan(made, store)
