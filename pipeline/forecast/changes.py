@@ -84,9 +84,12 @@ def _eased(forecast: Forecast) -> Forecast:
 
 def remedy(forecast: Forecast) -> str:
     """Return the cheapest change, or few together, that makes a stage fit; nothing if none does."""
-    for changes, made in _tried(forecast, list(_changes(forecast))):
-        if made.fits:
-            return "cheapest change that fits: " + " and ".join(change.words for change in changes)
+    changes = list(_changes(forecast))
+    own = [change for change in changes if "processes" not in change.words]
+    for pool in (own, changes):  # more devices only where nothing else is enough
+        for chosen, made in _tried(forecast, pool):
+            if made.fits:
+                return "cheapest change that fits: " + " and ".join(change.words for change in chosen)
     return ""
 
 
