@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
+from pipeline.forecast import fitting_problems
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
 from pipeline.parallel.division import divide
@@ -42,6 +43,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         *_length_problems(plan),
         *_template_problems(plan),
     ]
+    problems += fitting_problems(plan, store)
     if problems:
         raise PipelineError(*dict.fromkeys(problems))
 
@@ -55,6 +57,10 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             found = f"compute.zero is {compute.zero}, DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
             yield Problem(found, "DeepSpeed", remedy, stage.spec.where, stage.spec.name)
+        if stage.spec.kind == "ppo" and compute.activation_checkpointing is True:
+            found = "compute.activation_checkpointing is true"
+            remedy = "lower compute.micro_batch: PPO keeps the activations of one micro-batch only"
+            yield Problem(found, "auto or false for ppo", remedy, stage.spec.where, stage.spec.name)
         if here:
             yield from _kernel_problems(stage)
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pipeline"
 ROWS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
-        "cli display terminal scaffold doctor chatting reports preflight",
+        "cli display terminal scaffold doctor chatting reports preflight forecast",
         "runner",
         "launch",
         "stages",
@@ -35,6 +35,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "recipe trainer_fields",
         "artifacts",
         "stage",
+        "estimate",
         "errors environment limits",
     )
 )

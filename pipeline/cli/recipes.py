@@ -50,11 +50,13 @@ def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: boo
     """Check and execute a plan before the user's eyes; with JSON, progress goes to standard error."""
     from pipeline.display.ending import print_report, report_data
     from pipeline.display.views import display
+    from pipeline.forecast import settled
     from pipeline.preflight import check_plan
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
 
     check_plan(made, where)
+    made = settled(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
         report = execute(made, where, view)
     if as_json:
@@ -182,11 +184,15 @@ def _plan(
 
 
 def _print_plan(made: Plan, where: Store, *, as_json: bool) -> None:
+    from pipeline.display.forecasts import forecast_data, print_forecasts
     from pipeline.display.plans import plan_data, print_plan
+    from pipeline.forecast import forecasts, settled
     from pipeline.terminal import print_json
 
+    needs, unknown = forecasts(settled(made, where), where)
     if as_json:
         data: dict[str, Any] = plan_data(made)
-        print_json({**data, "store": str(where.root)})
+        print_json({**data, "needs": [forecast_data(need) for need in needs], "store": str(where.root)})
     else:
         print_plan(made)
+        print_forecasts(needs, unknown)

@@ -5,17 +5,29 @@ Owns the types other rows are given. Knows nothing of YAML or of single kinds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from pipeline.estimate.devices import DEVICES, Device
 from pipeline.recipe.document import Node
 from pipeline.recipe.paths import expand, find, find_files
 from pipeline.stage import Runtime, StageConfig
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+Hardwares = Literal[
+    "a100-40gb",
+    "a100-80gb",
+    "h100-80gb",
+    "h200-141gb",
+    "l4-24gb",
+    "a10g-24gb",
+    "rtx4090-24gb",
+    "mi300x-192gb",
+]
+"""Names of `pipeline/estimate/devices.py`; a test holds both equal."""
 Format = Literal["auto", "text", "messages", "prompt_completion", "sharegpt", "alpaca", "hh", "preference", "prompt"]
 
 
@@ -71,6 +83,24 @@ class DataSource(BaseModel):
         self._files = tuple(dict.fromkeys(files))
 
 
+class Hardware(BaseModel):
+    """A device a run is planned for; what is left out is that of the named one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Hardwares | None = Field(None, description="A device with public peak figures.")
+    memory_gib: float | None = Field(None, gt=0, description="Memory of one device.")
+    tflops: float | None = Field(None, gt=0, description="Peak of dense bf16 products, in 10¹² operations a second.")
+    usd_per_hour: float | None = Field(None, ge=0, description="Price of one device.")
+
+    @property
+    def device(self) -> Device:
+        """The device it describes."""
+        start = DEVICES[self.name] if self.name else Device("hardware", 0.0, is_gpu=self.tflops is not None)
+        given = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        return replace(start, **given)
+
+
 class Compute(BaseModel):
     """Where and how a stage runs. All of it is runtime, except a precision that is asked for."""
 
@@ -99,7 +129,12 @@ class Compute(BaseModel):
     liger: Literal["auto", "on", "off"] = Field(
         "auto", description="Liger's fused kernels; `auto` uses them where they are installed on a GPU."
     )
-    activation_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="Recompute activations: less memory, more time; `auto` where they would not fit otherwise."
+    )
+    hardware: Hardware | Hardwares | None = Field(
+        None, description="Device to plan for: hours, cost, and whether it fits; this machine's when not given."
+    )
     checkpoint_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
 
     def alone(self) -> Compute:

@@ -220,7 +220,7 @@ def _computing(ctx: StageContext) -> dict[str, Any]:
         "use_cpu": not on_gpu and not ctx.compute.get("zero"),  # asked for a CPU, accelerate forgets DeepSpeed
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
-        "gradient_checkpointing": bool(ctx.compute.get("activation_checkpointing", False)),
+        "gradient_checkpointing": ctx.compute.get("activation_checkpointing") is True,
         "dataloader_pin_memory": on_gpu,
         "use_liger_kernel": liger_kernels(ctx),
         **sharding(ctx, precision),

@@ -31,7 +31,7 @@ def test_plan_says_why_everything_would_run(trueup: Trueup, tiny_recipe: Path) -
         [name, kind, "pending", "never", "run"]
         for name, kind in zip(STAGES, ["tokenizer", "pretrain", "sft", "reward", "dpo", "evaluate"], strict=True)
     ]
-    assert lines[-1] == "6 stages: 6 pending"
+    assert "6 stages: 6 pending" in lines
 
 
 def test_plan_json(trueup: Trueup, tiny_recipe: Path, tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ def test_compute_stays_out_but_for_a_precision_that_is_asked_for(kind: str) -> N
         "threads": 3,
         "device": "cpu",
         "activation_checkpointing": True,
+        "hardware": "h100-80gb",
         "checkpoint_every_s": 1.0,
     }
     assert set(other) | {"precision"} >= set(Compute.model_fields), "a new field of compute: runtime or not?"

@@ -1,0 +1,88 @@
+"""What a plan will need, as two narrow tables (work, memory) and as data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from pipeline.forecast.changes import gib, remedy
+from pipeline.forecast.stages import Forecast
+from pipeline.terminal import Column, duration, print_table
+
+WORK = ("params", "trained", "tokens", "FLOPs", "time", "cost")
+MEMORY = ("weights", "grads", "optim.", "activ.", "logits", "heap", "other", "KV", "peak")
+
+
+def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: TextIO | None = None) -> None:
+    """Print the work and the memory of pending stages, what they assume, and what does not fit."""
+    out = stream or sys.stdout
+    if needs:
+        print(file=out)
+        stage = Column("stage")
+        print_table([stage, *(Column(t, right=True) for t in WORK)], [_work(need) for need in needs], stream=out)
+        print(file=out)
+        columns = [Column("MiB/process"), *(Column(t, right=True) for t in MEMORY)]
+        print_table(columns, [_memory(need) for need in needs], stream=out)
+        for line in dict.fromkeys(_assumed(need) for need in needs):
+            print(line, file=out)
+    for need in needs:
+        if not need.fits:
+            print(f"does not fit: {need.stage.spec.name}; {remedy(need)}", file=out)
+    for note in unknown:
+        print(f"note: {note}", file=out)
+
+
+def forecast_data(need: Forecast) -> dict[str, Any]:
+    """Return a forecast as plain data for `--json`."""
+    return {
+        "stage": need.stage.spec.name,
+        "device": asdict(need.device),
+        "processes": need.processes,
+        "zero": need.compute.zero,
+        "parameters": need.shape.parameters,
+        "trained": need.trained,
+        "tokens": need.tokens,
+        "flops": need.flops,
+        "hours": need.hours,
+        "usd": need.cost,
+        "micro_batch": need.micro_batch,
+        "longest": need.longest,
+        "memory_bytes": asdict(need.memory),
+        "fits": need.fits,
+        "remedy": "" if need.fits else remedy(need),
+    }
+
+
+def _work(need: Forecast) -> list[str]:
+    seconds = None if need.hours is None else need.hours * 3600
+    return [
+        need.stage.spec.name,
+        short(need.shape.parameters),
+        short(need.trained) if need.trained else "-",
+        "?" if need.tokens is None else short(need.tokens),
+        "?" if need.flops is None else f"{need.flops:.1e}",
+        "-" if seconds is None else duration(seconds),
+        "-" if need.cost is None else f"${need.cost:,.2f}",
+    ]
+
+
+def _memory(need: Forecast) -> list[str]:
+    m = need.memory
+    sizes = (m.weights, m.gradients, m.optimizer, m.activations, m.logits, m.heap, m.others, m.cache, m.peak)
+    return [need.stage.spec.name, *(f"{size / 2**20:,.0f}" if size else "-" for size in sizes)]
+
+
+def _assumed(need: Forecast) -> str:
+    zero = f", ZeRO-{need.compute.zero}" if need.compute.zero else ""
+    count = f"{need.processes} × " if need.processes > 1 else ""
+    return f"about, for {count}{need.device.name} with {gib(need.room)}{zero}; libraries come on top"
+
+
+def short(number: float) -> str:
+    """Return a count as ``1.5B``, ``310M`` or ``64k``."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"

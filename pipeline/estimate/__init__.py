@@ -1,0 +1,1 @@
+"""Shapes in, bytes and operations out: what a stage needs, computed before it runs. No torch, no files."""

@@ -1,0 +1,134 @@
+"""The shape of a language model: its parameters by part, and the sizes that decide memory and work.
+
+Owns the closed formulas of architectures whose configuration says everything; others are counted on the meta device
+(`pipeline/models/sizing.py`), and a test holds both equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FORMULAS = LLAMA_LIKE | {"gpt2", "gpt_neox"}
+"""Model types whose parameters are counted by formula."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder.
+
+    Attributes:
+        parameters: all of them; a tied head counts once.
+        active: those a token meets (fewer than all in a mixture of experts).
+        embedding: of the input embeddings, positions included.
+        layers: transformer blocks.
+        hidden: width of the residual stream.
+        attention: width of all query heads together.
+        kv: width of all key heads together.
+        inner: width inside the MLP (of all experts a token meets).
+        vocab: tokens.
+        gated: whether the MLP has a gate beside its up projection.
+        tied: whether head and embeddings are one matrix.
+        context: tokens; 0 when the configuration names no limit.
+    """
+
+    parameters: int
+    active: int
+    embedding: int
+    layers: int
+    hidden: int
+    attention: int
+    kv: int
+    inner: int
+    vocab: int
+    gated: bool
+    tied: bool
+    context: int
+
+    @property
+    def body(self) -> int:
+        """Parameters a token's forward pass multiplies by: all active ones but the looked-up embeddings."""
+        return self.active - self.embedding + (self.vocab * self.hidden if self.tied else 0)
+
+    def adapter(self, r: int, *, layers: int | None = None) -> int:
+        """Return the parameters of LoRA of rank ``r`` on every linear layer of the blocks: r·(in + out) each.
+
+        Reference: Hu et al. 2021, arXiv:2106.09685, section 4.1.
+        """
+        h, a, kv, i = self.hidden, self.attention, self.kv, self.inner
+        mlp = (3 if self.gated else 2) * (h + i)
+        return r * ((h + a) * 2 + (h + kv) * 2 + mlp) * (self.layers if layers is None else layers)
+
+    @property
+    def linear(self) -> int:
+        """Parameters of the blocks' linear layers: what is quantised."""
+        return self.parameters - self.embedding - (0 if self.tied else self.vocab * self.hidden)
+
+
+def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
+    """Return the shape a configuration (`config.json`) describes by formula; None where there is none for it."""
+    kind = str(config.get("model_type") or config.get("type") or "")
+    if kind not in FORMULAS:
+        return None
+    try:
+        return _gpt2(config) if kind == "gpt2" else _gpt_neox(config) if kind == "gpt_neox" else _llama(kind, config)
+    except KeyError:  # a size left to the architecture's default
+        return None
+
+
+def _llama(kind: str, config: Mapping[str, Any]) -> ModelShape | None:
+    """Count Llama and its relatives: grouped queries, RMSNorm, a gated MLP."""
+    h, layers, inner, vocab = (
+        int(config[k]) for k in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+    )
+    heads = int(config["num_attention_heads"])
+    if kind in ("qwen2", "qwen3", "mistral") and "num_key_value_heads" not in config:
+        return None  # their default is a number, not the number of heads
+    if kind == "qwen3" and "head_dim" not in config:
+        return None
+    groups = int(config.get("num_key_value_heads") or heads)
+    width = int(config.get("head_dim") or h // heads)
+    attention, kv = heads * width, groups * width
+    block = 2 * h * attention + 2 * h * kv + 3 * h * inner + 2 * h
+    if kind == "qwen2":
+        block += attention + 2 * kv
+    elif kind == "qwen3":
+        block += 2 * width
+    if config.get("attention_bias") and kind != "qwen2":
+        block += attention + 2 * kv + h
+    if config.get("mlp_bias"):
+        block += 2 * inner + h
+    tied = bool(config.get("tie_word_embeddings", False))
+    total = vocab * h * (1 if tied else 2) + layers * block + h
+    context = int(config.get("max_position_embeddings") or 0)
+    return ModelShape(
+        total, total, vocab * h, layers, h, attention, kv, inner, vocab, gated=True, tied=tied, context=context
+    )
+
+
+def _gpt2(config: Mapping[str, Any]) -> ModelShape:
+    """Count GPT-2: learned positions, LayerNorm with bias, a tied head."""
+    h = int(config.get("n_embd") or config["hidden_size"])
+    layers = int(config.get("n_layer") or config["num_hidden_layers"])
+    context = int(config.get("n_positions") or config.get("max_position_embeddings") or 1024)
+    vocab, inner = int(config["vocab_size"]), int(config.get("n_inner") or 4 * h)
+    block = 4 * h * h + 4 * h + 2 * h * inner + inner + h + 4 * h
+    tied = bool(config.get("tie_word_embeddings", True))
+    embedding = (vocab + context) * h
+    total = embedding + layers * block + 2 * h + (0 if tied else vocab * h)
+    return ModelShape(total, total, embedding, layers, h, h, h, inner, vocab, gated=False, tied=tied, context=context)
+
+
+def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
+    """Count GPT-NeoX (Pythia): one fused query, key and value, LayerNorm and biases, an untied head."""
+    h, layers, inner, vocab = (
+        int(config[k]) for k in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+    )
+    bias = 4 * h if config.get("attention_bias", True) else 0
+    block = 4 * h * h + bias + 2 * h * inner + inner + h + 4 * h
+    tied = bool(config.get("tie_word_embeddings", False))
+    total = vocab * h * (1 if tied else 2) + layers * block + 2 * h
+    context = int(config.get("max_position_embeddings") or 0)
+    return ModelShape(total, total, vocab * h, layers, h, h, h, inner, vocab, gated=False, tied=tied, context=context)

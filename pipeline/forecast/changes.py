@@ -1,0 +1,147 @@
+"""What to do where a stage does not fit: the cheapest change that makes it fit, and what `auto` stands for.
+
+Changes are tried from the cheapest on: smaller micro-batches and recomputed activations give the same result for some
+time, sharding needs processes, an adapter changes what is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from pipeline.artifacts import Store
+from pipeline.errors import Problem
+from pipeline.forecast.stages import SAMPLED, TRAINED, Forecast, forecasts
+from pipeline.models.adapter_config import Adapter
+from pipeline.plan import Plan
+from pipeline.recipe.schema import Compute
+
+SHARDED = (2, 4, 8, 16, 32, 64)
+Setting = tuple[Compute, Adapter | None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of a recipe.
+
+    Attributes:
+        words: for a person.
+        apply: to what a stage is computed with.
+    """
+
+    words: str
+    apply: Callable[[Compute, Adapter | None], Setting]
+
+
+def settled(plan: Plan, store: Store) -> Plan:
+    """Return the plan with `micro_batch: auto` and `activation_checkpointing: auto` replaced where memory asks for it.
+
+    Fingerprints stay as they are: both are runtime.
+    """
+    found, _ = forecasts(plan, store)
+    chosen = {forecast.stage.spec.name: _eased(forecast) for forecast in found}
+    stages = []
+    for stage in plan.stages:
+        eased = chosen.get(stage.spec.name)
+        stages.append(stage if eased is None else replace(stage, spec=replace(stage.spec, compute=eased.compute)))
+    return replace(plan, stages=tuple(stages))
+
+
+def fitting_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+    """Yield a problem for every stage that cannot fit, naming the parts and the cheapest change that does."""
+    found, _ = forecasts(plan, store)
+    for forecast in found:
+        eased = _eased(forecast)
+        if eased.fits:
+            continue
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in eased.memory.parts().items())
+        yield Problem(
+            f"needs about {gib(eased.memory.peak)} on each process ({parts})",
+            f"at most {gib(eased.room)} of {eased.device.name}",
+            remedy(eased) or "no setting that we know makes it fit: a smaller model, or a device with more memory",
+            plan.recipe.where("stages", eased.stage.spec.name, "compute"),
+            eased.stage.spec.name,
+        )
+
+
+def gib(size: float) -> str:
+    """Return bytes as ``1.5 GiB`` or ``310 MiB``."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
+def _eased(forecast: Forecast) -> Forecast:
+    """Return a forecast with the smallest use of what `auto` leaves open that makes it fit; unchanged if none does."""
+    if forecast.fits:
+        return forecast
+    open_to: list[Change] = []
+    if forecast.compute.micro_batch == "auto":
+        open_to += _micro_batches(forecast)
+    if forecast.compute.activation_checkpointing == "auto" and forecast.stage.spec.kind != "ppo":
+        open_to.append(_CHECKPOINTING)
+    return next((made for _, made in _tried(forecast, open_to) if made.fits), forecast)
+
+
+def remedy(forecast: Forecast) -> str:
+    """Return the cheapest change, or few together, that makes a stage fit; nothing if none does."""
+    changes = list(_changes(forecast))
+    own = [change for change in changes if "processes" not in change.words]
+    for pool in (own, changes):  # more devices only where nothing else is enough
+        for chosen, made in _tried(forecast, pool):
+            if made.fits:
+                return "cheapest change that fits: " + " and ".join(change.words for change in chosen)
+    return ""
+
+
+def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Change, ...], Forecast]]:
+    for count in (1, 2, 3):
+        for chosen in combinations(changes, count):
+            setting: Setting = (forecast.compute, forecast.adapter)
+            for change in chosen:
+                setting = change.apply(*setting)
+            if not setting[0].contradictions():
+                yield chosen, forecast.facts.forecast(*setting)
+
+
+def _on_compute(words: str, **fields: object) -> Change:
+    return Change(words, lambda compute, adapter: (compute.model_copy(update=fields), adapter))
+
+
+_CHECKPOINTING = _on_compute("compute.activation_checkpointing: true", activation_checkpointing=True)
+
+
+def _micro_batches(forecast: Forecast) -> Iterator[Change]:
+    kind, size = forecast.stage.spec.kind, forecast.micro_batch
+    while size > 1 and kind not in ("kto", "ppo"):
+        size //= 2
+        yield _on_compute(f"compute.micro_batch: {size}", micro_batch=size)
+
+
+def _changes(forecast: Forecast) -> Iterator[Change]:
+    """Yield changes, the cheapest first."""
+    compute, kind, gpu = forecast.compute, forecast.stage.spec.kind, forecast.device.is_gpu
+    if kind not in (*TRAINED, *SAMPLED):
+        return
+    yield from _micro_batches(forecast)
+    if compute.activation_checkpointing is not True and kind != "ppo":
+        yield _CHECKPOINTING
+    if forecast.processes > 1 and not compute.fsdp:
+        for level in range(compute.zero + 1, 4):
+            yield _on_compute(f"compute.zero: {level}", zero=level)
+    if gpu and compute.offload == "none" and not compute.fsdp:
+        words, level = "compute: {zero: 2, offload: optimizer}", max(2, compute.zero)
+        yield _on_compute(words.replace("2", str(level), 1), zero=level, offload="optimizer")
+    if kind != "pretrain":
+        if forecast.adapter is None:
+            yield Change("adapter: {r: 16} (LoRA instead of full training)", lambda c, a: (c, Adapter(r=16)))
+        if gpu and (forecast.adapter is None or forecast.adapter.quantize is None):
+            yield Change(
+                "adapter: {r: 16, quantize: 4bit}",
+                lambda c, a: (c, (a or Adapter(r=16)).model_copy(update={"quantize": "4bit"})),
+            )
+    if gpu and not compute.fsdp:
+        for count in (n for n in SHARDED if n > compute.processes):
+            words = f"compute: {{processes: {count}, zero: 3}}"
+            yield _on_compute(words, processes=count, zero=3)
+    if gpu and not compute.fsdp and compute.offload != "all":
+        yield _on_compute("compute: {zero: 3, offload: all}", zero=3, offload="all")

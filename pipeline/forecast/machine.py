@@ -1,0 +1,46 @@
+"""The memory of this machine: of its GPU where there is one, else its own, or what its container may use. No torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from functools import cache
+
+from pipeline.estimate.devices import DEVICES, Device
+from pipeline.limits import memory_limit
+
+
+@cache
+def this_machine(*, gpu: bool) -> Device:
+    """Return the device stages run on here.
+
+    Args:
+        gpu: whether a GPU may be used if there is one.
+    """
+    return (_gpu() if gpu else None) or Device("cpu", _memory_bytes() / 2**30, is_gpu=False)
+
+
+def _gpu() -> Device | None:
+    """Ask nvidia-smi for the first GPU's name and memory; its peak is known where its name is."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    line = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode or not done.stdout.strip():
+        return None
+    name, _, mib = done.stdout.splitlines()[0].rpartition(",")
+    words = name.lower().replace(" ", "").replace("-", "")
+    gib = float(mib) / 1024
+    known = [d for d in DEVICES.values() if d.name.partition("-")[0] in words and abs(d.memory_gib - gib) < 10]
+    peak = known[0] if known else Device("", 0)
+    return Device(name.strip(), gib, peak.tflops, peak.usd_per_hour)
+
+
+def _memory_bytes() -> float:
+    """Return the bytes of memory of this machine, or of the control group it runs in."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(total, memory_limit() or total)

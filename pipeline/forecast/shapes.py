@@ -1,0 +1,147 @@
+"""Where the shape of a stage's model is known from: the recipe, an artifact, a folder, or a hub's configuration.
+
+Shapes without a formula are counted on the meta device by a process of its own and remembered in the store by the
+digest of their configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.estimate.shape import ModelShape, shape_of
+from pipeline.plan import Plan, PlannedInput, PlannedStage
+
+CACHE_FILE = "model-shapes.json"
+SIZING_S = 120.0
+"""Longest time a count on the meta device may take."""
+
+
+class ModelShapes:
+    """Shapes of the models of a plan.
+
+    Attributes:
+        notes: what is not known, and why, in one line each.
+    """
+
+    def __init__(self, plan: Plan, cache: Path) -> None:
+        self.stages = {stage.spec.name: stage for stage in plan.stages}
+        self.file = cache / CACHE_FILE
+        self.notes: list[str] = []
+        self._hub: dict[str, dict[str, Any] | None] = {}
+        self._failed: set[str] = set()
+        try:
+            self._known: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of_stage(self, stage: PlannedStage) -> ModelShape | None:
+        """Return the shape of the model a stage trains or makes; None when it is not known."""
+        spec = getattr(stage.spec.config, "model", None)
+        if isinstance(spec, dict):
+            vocab = self._vocab(stage)
+            return self.of_config({**spec, "vocab_size": vocab}) if vocab else None
+        for field in ("model", "init", "models"):
+            for item in stage.inputs.get(field, []):
+                return self.of_input(item)
+        return None
+
+    def of_input(self, item: PlannedInput) -> ModelShape | None:
+        """Return the shape of a model a stage reads."""
+        config = self._config(item)
+        if config is not None:
+            return self.of_config(config)
+        return self.of_stage(self.stages[item.ref]) if item.ref in self.stages else None
+
+    def of_config(self, config: Mapping[str, Any]) -> ModelShape | None:
+        """Return the shape a configuration describes: by formula, else counted once and remembered."""
+        found = shape_of(config)
+        if found is not None:
+            return found
+        text = json.dumps(config, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        if key not in self._known and key not in self._failed:
+            self._count(key, text)
+        return ModelShape(**self._known[key]) if key in self._known else None
+
+    def _count(self, key: str, text: str) -> None:
+        """Build the model on the meta device in another process, for it needs torch."""
+        kind = json.loads(text).get("model_type") or json.loads(text).get("type")
+        if sys.stderr.isatty():
+            print(f"counting the parameters of a {kind} model (once) …", file=sys.stderr, flush=True)
+        line = [sys.executable, "-m", "pipeline.models.sizing"]
+        try:
+            done = subprocess.run(line, input=text, capture_output=True, text=True, timeout=SIZING_S, check=False)
+        except subprocess.TimeoutExpired:
+            done = None
+        if done is None or done.returncode:
+            self._failed.add(key)
+            self.notes.append(f"a model of type {kind} could not be sized from its configuration")
+            return
+        self._known[key] = json.loads(done.stdout.splitlines()[-1])
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(self._known), encoding="utf-8")
+        part.replace(self.file)
+
+    def _config(self, item: PlannedInput) -> dict[str, Any] | None:
+        """Return the configuration of a model that is there already, or that a hub has."""
+        if item.artifact is not None:
+            return _json(item.artifact / "config.json")
+        if item.external:
+            return self._of_hub(item.ref)
+        return None
+
+    def _of_hub(self, ref: str) -> dict[str, Any] | None:
+        """Return a hub model's configuration from the cache of this machine, else from the hub: one small file."""
+        if ref in self._hub:
+            return self._hub[ref]
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        name, _, revision = ref.partition("@")
+        at, file = revision or None, "config.json"
+        found: dict[str, Any] | None = None
+        reason = ""
+        try:
+            cached = try_to_load_from_cache(name, file, revision=at)
+            place = cached if isinstance(cached, str) else hf_hub_download(name, file, revision=at, etag_timeout=3)
+            found = _json(Path(place))
+        except Exception as error:  # offline, gated, unknown: many classes, one meaning
+            reason = type(error).__name__
+        if found is None:
+            self.notes.append(f"{name} could not be sized: its configuration cannot be read from the hub ({reason})")
+        self._hub[ref] = found
+        return found
+
+    def _vocab(self, stage: PlannedStage) -> int | None:
+        """Return the vocabulary a new model gets from its tokenizer."""
+        for item in stage.inputs.get("tokenizer", []):
+            if item.artifact is not None:
+                return _vocab_of_folder(item.artifact)
+            if item.ref in self.stages:
+                return getattr(self.stages[item.ref].spec.config, "vocab_size", None)
+            config = self._of_hub(item.ref) if item.external else None
+            return int(config["vocab_size"]) if config and "vocab_size" in config else None
+        return None
+
+
+def _vocab_of_folder(folder: Path) -> int | None:
+    content = _json(folder / "tokenizer.json")
+    if content is None:
+        return None
+    words = content.get("model", {}).get("vocab", {})
+    names = set(words) if isinstance(words, dict) else {item[0] for item in words}
+    return len(names | {item["content"] for item in content.get("added_tokens", [])})
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content

@@ -1,0 +1,308 @@
+"""What one stage needs: its work, and the memory of each of its processes, by what its kind holds at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.artifacts import Store
+from pipeline.errors import PipelineError
+from pipeline.estimate.devices import Device
+from pipeline.estimate.memory import (
+    Memory,
+    Spread,
+    activation_bytes,
+    cache_bytes,
+    heap_bytes,
+    logit_bytes,
+    peak,
+    state,
+)
+from pipeline.estimate.shape import ModelShape
+from pipeline.estimate.work import forward_flops, hours, training_flops
+from pipeline.forecast.machine import this_machine
+from pipeline.forecast.rows import Lengths, RowLengths
+from pipeline.forecast.shapes import ModelShapes
+from pipeline.models.adapter_config import Adapter
+from pipeline.parallel.division import divide
+from pipeline.plan import Plan, PlannedStage
+from pipeline.recipe.schema import Compute, Hardware
+from pipeline.stage import kind_of
+
+TRAINED = ("pretrain", "sft", "reward", "dpo", "kto")
+SAMPLED = ("ppo", "grpo", "rloo")
+LOGIT_COPIES = {"reward": 0.0}
+"""fp32 copies of the head's output alive at once, where they are not three."""
+ASSUMED_LENGTH = 1024
+"""Tokens of the longest row where the rows are not on this machine and nothing says how long they may be."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a stage will need.
+
+    Attributes:
+        facts: of the stage.
+        compute: it was made for.
+        adapter: it was made for.
+        device: it was made for.
+        trained: parameters that are trained.
+        longest: tokens of its longest row, about.
+        micro_batch: rows, or pairs, of a forward pass.
+        tokens: it reads, samples and learns from, each once; None when the rows are not known.
+        flops: of all processes; None likewise.
+        memory: of one process.
+    """
+
+    facts: Facts
+    compute: Compute
+    adapter: Adapter | None
+    device: Device
+    trained: int
+    longest: int
+    micro_batch: int
+    tokens: float | None
+    flops: float | None
+    memory: Memory
+
+    @property
+    def stage(self) -> PlannedStage:
+        """The stage."""
+        return self.facts.stage
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape of its model."""
+        return self.facts.shape
+
+    @property
+    def processes(self) -> int:
+        """Processes over all machines."""
+        return self.compute.processes * self.compute.nodes
+
+    @property
+    def room(self) -> float:
+        """Bytes one process has: a device's, or its share of a machine's."""
+        share = 1 if self.device.is_gpu else self.compute.processes
+        return self.device.memory_gib * 2**30 / share
+
+    @property
+    def fits(self) -> bool:
+        """Whether a process has room; True where the room is not known."""
+        return not self.device.memory_gib or self.memory.peak <= self.room
+
+    @property
+    def hours(self) -> float | None:
+        """Hours on the device; None where work or peak are not known."""
+        if self.flops is None:
+            return None
+        return hours(self.flops, self.device, self.processes, half=is_half(self.compute, self.device))
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars; None where no price is known."""
+        if self.hours is None or not self.device.usd_per_hour:
+            return None
+        return self.hours * self.device.usd_per_hour * self.processes
+
+
+def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
+    """Return what each pending stage with a model will need, and what could not be known.
+
+    Args:
+        plan: of a recipe.
+        store: keeps what was counted once.
+    """
+    shapes, rows = ModelShapes(plan, store.root / ".cache"), RowLengths(plan, store.root / ".cache")
+    found = []
+    for stage in plan.pending:
+        if stage.spec.kind not in (*TRAINED, *SAMPLED, "evaluate"):
+            continue
+        shape = shapes.of_stage(stage)
+        if shape is None:
+            continue
+        lengths = rows.of(stage)
+        others = [shapes.of_input(item) for field in ("reward", "watch") for item in stage.inputs.get(field, [])]
+        compute = stage.spec.compute if kind_of(stage.spec.kind).parallel else stage.spec.compute.alone()
+        facts = Facts(stage, shape, lengths, tuple(other for other in others if other is not None))
+        found.append(facts.forecast(compute, getattr(stage.spec.config, "adapter", None)))
+    return found, list(dict.fromkeys(shapes.notes))
+
+
+def device_of(compute: Compute) -> Device:
+    """Return the device a stage is planned for: the one `compute.hardware` names, else this machine's."""
+    asked = compute.hardware
+    if asked is not None:
+        return (Hardware(name=asked) if isinstance(asked, str) else asked).device
+    return this_machine(gpu=compute.device in ("auto", "cuda"))
+
+
+def is_half(compute: Compute, device: Device) -> bool:
+    """Return whether the computation is in 16 bits; `auto` is on a GPU."""
+    return compute.precision in ("bf16", "fp16") or (compute.precision == "auto" and device.is_gpu)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a stage, whatever it is computed on."""
+
+    stage: PlannedStage
+    shape: ModelShape
+    lengths: Lengths | None
+    others: tuple[ModelShape, ...] = ()
+
+    def forecast(self, compute: Compute, adapter: Adapter | None) -> Forecast:
+        """Return what the stage needs under ``compute``, with or without an adapter."""
+        kind, device = self.stage.spec.kind, device_of(compute)
+        spread = Spread(
+            processes=compute.processes * compute.nodes,
+            zero=3 if compute.fsdp else compute.zero,
+            offload=compute.offload,
+            checkpointing=compute.activation_checkpointing is True and kind != "ppo",
+            half=is_half(compute, device),
+            on_gpu=device.is_gpu,
+        )
+        made = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
+        return made(compute, adapter, device, spread)
+
+    def _parts(self, adapter: Adapter | None, spread: Spread) -> tuple[int, Memory]:
+        """Return the trained parameters, and the memory of weights, gradients and optimizer."""
+        shape, trained = self.shape, self.shape.parameters
+        if adapter is not None:
+            layers = shape.layers - shape.layers // 2 if adapter.layers == "top-half" else shape.layers
+            trained = shape.adapter(adapter.r, layers=layers)
+        quantize = adapter.quantize if adapter is not None else None
+        weights, gradients, optimizer = state(shape, trained, spread, quantize=quantize)
+        return trained, Memory(weights=weights, gradients=gradients, optimizer=optimizer)
+
+    def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
+        """Forecast a stage that learns from rows."""
+        kind, train, shape = self.stage.spec.kind, _train(self.stage), self.shape
+        longest = self._longest(train, both=kind in ("dpo", "reward"))
+        asked = train.kl_batch if kind == "kto" else compute.micro_batch
+        micro = _micro_batch(train.batch_size, asked, longest, spread.processes)
+        trained, parts = self._parts(adapter, spread)
+        at_once = micro * longest
+        r = adapter.r if adapter is not None else 0
+        parts = replace(
+            parts,
+            activations=activation_bytes(shape, at_once, spread, adapter_r=r),
+            logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
+        )
+        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
+        parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * spread.processes))
+        tokens = self._tokens(train)
+        work = tokens and training_flops(
+            shape, tokens, longest, trained_all=adapter is None, recompute=spread.checkpointing
+        )
+        return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work or None, parts)
+
+    def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
+        """Forecast a stage that learns from its own responses."""
+        config, train, shape, kind = self.stage.spec.config, _train(self.stage), self.shape, self.stage.spec.kind
+        prompt = self.lengths.longest_tokens(shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
+        longest = prompt + train.max_new_tokens
+        at_once = train.rollout_batch if kind == "ppo" else train.responses_at_once
+        share = max(1, at_once // spread.processes)
+        trained, parts = self._parts(adapter, spread)
+        if kind == "ppo":
+            share = min(share, 128)
+            micro = max(1, min(train.token_budget // longest, at_once // spread.processes))
+            accumulates = at_once // train.minibatches > micro * spread.processes
+        else:
+            micro = _micro_batch(train.batch_size, compute.micro_batch, longest, spread.processes)
+            accumulates = train.batch_size > micro * spread.processes
+        shards = spread.processes if spread.zero >= 3 else 1
+        others = sum(4.0 * (other.parameters - other.vocab * other.hidden * (not other.tied)) for other in self.others)
+        if adapter is None and (kind == "ppo" or getattr(train, "beta", 0.0) > 0):
+            others += 4.0 * shape.parameters / shards
+        if getattr(config, "layout", "shared") == "separate":
+            trained += shape.parameters
+            own = state(shape, shape.parameters, spread)
+            parts = Memory(
+                *(a + b for a, b in zip((parts.weights, parts.gradients, parts.optimizer), own, strict=True))
+            )
+        tokens_at_once = micro * longest
+        twice = 2 if getattr(config, "layout", "shared") == "separate" else 1
+        parts = replace(
+            parts,
+            others=others,
+            activations=twice * activation_bytes(shape, tokens_at_once, spread),
+            logits=logit_bytes(shape, tokens_at_once if kind != "ppo" else micro * train.max_new_tokens, spread),
+            cache=cache_bytes(shape, share, longest, half=spread.half),
+        )
+        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
+        parts = replace(parts, peak=peak(parts, accumulates=accumulates))
+        tokens, work = self._sampled_work(train, longest, adapter)
+        return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work, parts)
+
+    def _sampled_work(self, train: Any, longest: int, adapter: Adapter | None) -> tuple[float | None, float | None]:
+        """Return tokens and operations: sampled once, scored by reference and reward, learned from some times."""
+        if self.stage.spec.kind == "ppo":
+            responses, passes, scorers = train.iterations * train.rollout_batch, train.epochs, 2 + len(self.others)
+        else:
+            steps = _steps(train, self.lengths.rows * train.num_generations if self.lengths else None)
+            if steps is None:
+                return None, None
+            responses, passes, scorers = steps * train.batch_size, train.num_iterations, 1 + len(self.others)
+        tokens = float(responses * longest)
+        once = forward_flops(self.shape, tokens, longest)
+        learning = training_flops(self.shape, tokens, longest, trained_all=adapter is None)
+        return tokens, once * (1 + scorers) + passes * learning
+
+    def _evaluated(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
+        """Forecast an evaluation: models one after another, with the rollout of 128 answers."""
+        config: Any = self.stage.spec.config
+        prompt = self.lengths.longest_tokens(self.shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
+        longest = prompt + config.max_new_tokens
+        rows = min(config.limit or self.lengths.rows, self.lengths.rows) if self.lengths else config.limit
+        weights = 4.0 * self.shape.parameters
+        parts = Memory(
+            weights=weights,
+            others=sum(4.0 * other.parameters for other in self.others),
+            cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=False),
+            logits=logit_bytes(self.shape, 128, spread, copies=2),
+        )
+        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
+        parts = replace(parts, peak=peak(parts, accumulates=False))
+        tokens = float(rows * longest * len(config.models)) if rows else None
+        work = tokens and forward_flops(self.shape, tokens, longest) * (2 + len(self.others))
+        return Forecast(self, compute, None, device, 0, longest, min(rows or 128, 128), tokens, work or None, parts)
+
+    def _longest(self, train: Any, *, both: bool) -> int:
+        """Return the tokens of the longest row: of both responses and both prompts where a pair is one row."""
+        most = train.max_length or self.shape.context or 0
+        if getattr(train, "mode", "rows") == "packed" and most:
+            return int(most)
+        bound = most * (2 if both else 1)
+        if self.lengths is None:
+            return int(min(bound, ASSUMED_LENGTH) if bound and train.max_length is None else bound or ASSUMED_LENGTH)
+        known = self.lengths.longest_tokens(self.shape.vocab)
+        return min(bound, known) if bound else known
+
+    def _tokens(self, train: Any) -> float | None:
+        """Return the tokens trained on in all."""
+        if self.lengths is None or not self.lengths.rows:
+            return None
+        per_row = min(self.lengths.tokens(self.shape.vocab) / self.lengths.rows, self._longest(train, both=True))
+        steps = train.max_steps
+        rows = steps * train.batch_size if steps else train.epochs * self.lengths.rows
+        return float(rows * per_row)
+
+
+def _train(stage: PlannedStage) -> Any:
+    return stage.spec.config.train  # type: ignore[attr-defined]
+
+
+def _steps(train: Any, rows: int | None) -> int | None:
+    if train.max_steps:
+        return int(train.max_steps)
+    return None if rows is None else max(1, int(train.epochs * rows / train.batch_size))
+
+
+def _micro_batch(batch_size: int, asked: int | str, longest: int, processes: int) -> int:
+    """Return the rows of a forward pass; where the batch does not divide, which is told elsewhere, about as many."""
+    try:
+        return divide(batch_size, asked, longest, processes).micro_batch
+    except PipelineError:
+        return max(1, batch_size // processes)

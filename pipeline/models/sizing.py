@@ -1,0 +1,65 @@
+"""The shape of any model of transformers from its configuration alone, built on the meta device: no weights are made.
+
+A program of its own, so that what plans need not import torch: a configuration on standard input, sizes on standard
+output, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.estimate.shape import ModelShape
+
+
+def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
+    """Build a causal language model on the meta device and count it.
+
+    Args:
+        config: content of a `config.json`; `type` stands for `model_type`. Sizes left out are the architecture's own.
+
+    Raises:
+        ValueError: transformers has no such architecture.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {key: value for key, value in config.items() if key not in ("type", "model_type")}
+    built = AutoConfig.for_model(str(config.get("model_type") or config.get("type")), **fields)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(built)
+    text = built.get_text_config()
+    named = dict(model.named_parameters())
+    total = sum(p.numel() for p in named.values())
+    experts = sum(p.numel() for name, p in named.items() if ".experts." in name)
+    count = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
+    used = getattr(text, "num_experts_per_tok", None) or 1
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    inner = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size
+    if experts:
+        inner = (getattr(text, "moe_intermediate_size", None) or inner) * used
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    positions = sum(p.numel() for name, p in named.items() if name.split(".")[-2] in ("wpe", "embed_positions"))
+    return ModelShape(
+        parameters=total,
+        active=total - experts + experts * used // count,
+        embedding=embedding.numel() + positions,
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        attention=heads * width,
+        kv=(getattr(text, "num_key_value_heads", None) or heads) * width,
+        inner=inner,
+        vocab=text.vocab_size,
+        gated=any("gate" in name and "mlp" in name for name in named),
+        tied=head is None or head.weight is embedding,
+        context=int(getattr(text, "max_position_embeddings", None) or 0),
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(shape_on_meta(json.load(sys.stdin)))))

@@ -1,0 +1,71 @@
+"""What cannot fit is refused before anything loads, with the cheapest change that fits; `auto` is settled by memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artifacts import Store
+from pipeline.errors import PipelineError
+from pipeline.estimate.devices import DEVICES
+from pipeline.forecast import fitting_problems, forecasts, settled
+from pipeline.plan import Plan, make_plan
+from pipeline.preflight import check_plan
+from pipeline.recipe import load
+from pipeline.recipe.schema import Compute, Hardware
+from pipeline.stages import load_all
+
+
+@pytest.fixture
+def planned(memory_recipe: Path, tmp_path: Path) -> Any:
+    """Plan the base stage for a device of so many MiB."""
+    load_all()
+
+    def plan(mib: float, *more: str, stage: str = "base") -> tuple[Plan, Store]:
+        hardware = f"compute.hardware={{memory_gib: {mib / 1024}, tflops: 100}}"
+        recipe = load(memory_recipe, overrides=[hardware, *more])
+        store = Store(tmp_path)
+        made = make_plan(recipe, store, until=stage)
+        return made, store
+
+    return plan
+
+
+def test_every_named_device_is_in_the_table() -> None:
+    for name, device in DEVICES.items():
+        assert Hardware.model_validate({"name": name}).device == device
+        assert Compute.model_validate({"hardware": name}).hardware == name
+
+
+def test_a_stage_that_has_room_is_left_as_it_is(planned: Any) -> None:
+    made, store = planned(4096)
+    assert list(fitting_problems(made, store)) == []
+    assert settled(made, store) == made
+
+
+def test_auto_lowers_the_micro_batch_before_it_is_refused(planned: Any) -> None:
+    made, store = planned(580, stage="dpo")
+    before = {need.stage.spec.name: need for need in forecasts(made, store)[0]}["dpo"]
+    assert not before.fits
+    eased = settled(made, store)
+    after = {need.stage.spec.name: need for need in forecasts(eased, store)[0]}["dpo"]
+    assert after.fits
+    assert (before.micro_batch, after.micro_batch) == (8, 4)
+    assert list(fitting_problems(made, store)) == []
+    assert [s.fingerprint for s in eased.stages] == [s.fingerprint for s in made.stages]
+
+
+def test_what_cannot_fit_names_its_parts_and_a_change_that_fits(planned: Any) -> None:
+    made, store = planned(250)
+    [problem] = [p for p in fitting_problems(made, store) if p.stage == "base"]
+    assert "optimizer 168 MiB" in problem.found
+    assert "250 MiB" in problem.expected
+    assert problem.remedy.startswith("cheapest change that fits: compute")
+
+
+def test_the_checks_before_a_run_refuse_it(planned: Any) -> None:
+    made, store = planned(250)
+    with pytest.raises(PipelineError, match=r"needs about .* on each process"):
+        check_plan(made, store)

@@ -1,0 +1,52 @@
+"""The estimate of memory against the peak of resident memory of real stages on a CPU, each in its own process.
+
+Measured is what a stage needs beyond the same stage on a minute model: the libraries a process has loaded (485 MiB
+here) are left out on both sides, for they would hide an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import Store
+from pipeline.forecast import forecasts
+from pipeline.plan import make_plan
+from pipeline.recipe import load
+from pipeline.stages import load_all
+
+SHAPES = {"base": "small", "wide": "small", "long": "small", "lora": "small-lora", "dpo": "small-dpo"}
+"""Five shapes, and the minute stage of the same kind."""
+
+
+@pytest.fixture(scope="module")
+def measured(
+    memory_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the estimated and the measured peak in bytes, by stage."""
+    load_all()
+    folder = tmp_path_factory.mktemp("store")
+    needs, unknown = forecasts(make_plan(load(memory_recipe), Store(folder)), Store(folder))
+    assert unknown == []
+    estimated = {need.stage.spec.name: need.memory.peak for need in needs}
+    line = [sys.executable, "-m", "pipeline.cli", "run", str(memory_recipe), "--store", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=memory_recipe.parent, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifests = [json.loads(file.read_text()) for file in folder.glob("*/*/manifest.json")]
+    return estimated, {m["name"]: m["peak_memory_mib"] * 2**20 for m in manifests}
+
+
+@pytest.mark.parametrize(("name", "small"), SHAPES.items())
+def test_the_estimate_is_within_15_percent_of_the_measured_peak(
+    measured: tuple[dict[str, float], dict[str, float]], name: str, small: str
+) -> None:
+    estimated, peaks = measured
+    needed = peaks[name] - peaks[small]
+    assert needed > 250 * 2**20
+    assert estimated[name] - estimated[small] == pytest.approx(needed, rel=0.15)
