@@ -14,6 +14,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -98,7 +99,7 @@ def load_causal_lm(
         model_input: artifact, folder or hub id.
         dtype: of the weights in memory.
         trust_remote_code: whether the repository may run its own Python.
-        quantize: load the weights in 4 or 8 bits; needs bitsandbytes and a GPU.
+        quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
 
     Raises:
         PipelineError: no safetensors, weights missing, code not allowed.
@@ -208,9 +209,9 @@ def _set_generation(model: Any, tokenizer: Any) -> None:
 
 
 def _quantization(quantize: Quantize, dtype: Precision) -> BitsAndBytesConfig:
-    if not torch.cuda.is_available():
+    if find_spec("bitsandbytes") is None:
         raise PipelineError(
-            Problem(f"adapter.quantize is {quantize}", "a CUDA GPU", "remove `quantize` to train on a CPU")
+            Problem(f"adapter.quantize is {quantize}", "the package bitsandbytes", "pip install 'trueup[quantize]'")
         )
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
