@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ def check_plan(plan: Plan, store: Store) -> None:
     Raises:
         PipelineError: all problems found.
     """
-    problems = [*_rows_problems(plan, store), *_length_problems(plan), *_template_problems(plan)]
+    problems = [
+        *_rows_problems(plan, store),
+        *_length_problems(plan),
+        *_template_problems(plan),
+        *_quantize_problems(plan),
+    ]
     if problems:
         raise PipelineError(*dict.fromkeys(problems))
 
@@ -52,6 +58,20 @@ def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
             else:
                 seen.keys.add(key)
     seen.save()
+
+
+def _quantize_problems(plan: Plan) -> Iterator[Problem]:
+    """Name what quantised weights need and this machine or this recipe lacks."""
+    for stage in plan.pending:
+        quantize = getattr(getattr(stage.spec.config, "adapter", None), "quantize", None)
+        if quantize is not None and find_spec("bitsandbytes") is None:
+            yield Problem(
+                f"adapter.quantize is {quantize}",
+                "the package bitsandbytes",
+                "pip install 'trueup[quantize]'",
+                plan.recipe.where("stages", stage.spec.name, "adapter", "quantize"),
+                stage.spec.name,
+            )
 
 
 def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:

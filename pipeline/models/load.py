@@ -213,10 +213,12 @@ def _quantization(quantize: Quantize, dtype: Precision) -> BitsAndBytesConfig:
         raise PipelineError(
             Problem(f"adapter.quantize is {quantize}", "the package bitsandbytes", "pip install 'trueup[quantize]'")
         )
+    heads = ["lm_head", "score"]  # the loss is read from them, and a reward model's is trained
     if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=heads,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=_DTYPES[dtype],
