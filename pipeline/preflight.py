@@ -42,6 +42,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         *_rows_problems(plan, store),
         *_length_problems(plan),
         *_template_problems(plan),
+        *_quantize_problems(plan),
     ]
     problems += fitting_problems(plan, store)
     if problems:
@@ -115,6 +116,20 @@ def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
             else:
                 seen.keys.add(key)
     seen.save()
+
+
+def _quantize_problems(plan: Plan) -> Iterator[Problem]:
+    """Name what quantised weights need and this machine or this recipe lacks."""
+    for stage in plan.pending:
+        quantize = getattr(getattr(stage.spec.config, "adapter", None), "quantize", None)
+        if quantize is not None and not installed("bitsandbytes"):
+            yield Problem(
+                f"adapter.quantize is {quantize}",
+                "the package bitsandbytes",
+                "pip install 'trueup[quantize]'",
+                plan.recipe.where("stages", stage.spec.name, "adapter", "quantize"),
+                stage.spec.name,
+            )
 
 
 def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:

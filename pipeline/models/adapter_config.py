@@ -23,7 +23,7 @@ class Adapter(StageConfig):
         dropout: on the input of the adapter.
         targets: ``all-linear``, or names of the layers that get one.
         layers: ``all``, or ``top-half``: the lower half stays frozen, and PPO computes it once per rollout.
-        quantize: load the frozen weights in 4 or 8 bits (needs a GPU and bitsandbytes).
+        quantize: load the frozen weights in 4 or 8 bits (needs bitsandbytes; works on a CPU, slowly).
     """
 
     r: Annotated[int, Field(ge=1)] = 16

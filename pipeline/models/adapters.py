@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
+from pipeline.stage import ResolvedInput
 
 Task = Literal["causal", "reward"]
 """A language model, or a model that scores sequences."""
@@ -71,14 +79,24 @@ def without_adapter(model: Any) -> AbstractContextManager[Any]:
 def merged(model: Any) -> Any:
     """Fold the adapter into the weights and return the plain model; the `peft` wrapper must not be used afterwards.
 
-    Quantised weights come back in the compute precision first. A model without an adapter is returned as it is.
+    Quantised weights come back in the compute precision first: an adapter folded into 4 or 8 bits would be rounded
+    away with them. A model without an adapter is returned as it is.
     """
     if not isinstance(model, PeftModel):
         return model
-    plain = model.merge_and_unload(safe_merge=True)
-    if getattr(plain, "is_quantized", False):
-        plain = plain.dequantize()
-    return plain
+    if getattr(model.get_base_model(), "is_quantized", False):
+        model = _on_dequantised(model)
+    return model.merge_and_unload(safe_merge=True)
+
+
+def _on_dequantised(model: PeftModel) -> PeftModel:
+    """Move the adapter in force onto the full-precision values its quantised base stands for."""
+    active = model.active_adapter
+    state, config = get_peft_model_state_dict(model, adapter_name=active), model.peft_config[active]
+    plain = model.unload().dequantize()
+    moved = get_peft_model(plain, config)
+    set_peft_model_state_dict(moved, state)
+    return moved
 
 
 def save_adapter_and_merge(model: PeftModel, folder: Path) -> Any:
@@ -96,3 +114,30 @@ def save_adapter_and_merge(model: PeftModel, folder: Path) -> Any:
 
 def _is_linear(part: torch.nn.Module) -> bool:
     return isinstance(part, torch.nn.Linear) or type(part).__name__ == "Conv1D"
+
+
+def fold_in(model: Any, adapter: ResolvedInput) -> Any:
+    """Return ``model`` with an adapter read from files folded into its weights.
+
+    Args:
+        model: plain, in full precision.
+        adapter: an artifact with an adapter beside its weights, a folder of an adapter alone, or a hub id.
+
+    Raises:
+        PipelineError: there is no adapter, or it does not fit the model.
+    """
+    place, _, revision = adapter.path.partition("@")
+    if Path(adapter.path).is_dir():
+        beside = Path(adapter.path) / "adapter"
+        place, revision = str(beside if beside.is_dir() else adapter.path), ""
+        if not (Path(place) / "adapter_model.safetensors").is_file():
+            found = f"{adapter.ref} holds no adapter"
+            raise PipelineError(Problem(found, "adapter_model.safetensors", "name a stage trained with `adapter:`"))
+    try:
+        put_on = PeftModel.from_pretrained(model, place, revision=revision or None, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PipelineError(
+            Problem(f"the adapter {adapter.ref} does not fit: {reason}", "one of this model")
+        ) from error
+    return merged(put_on)

@@ -14,6 +14,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -112,7 +113,7 @@ def load_causal_lm(
         model_input: artifact, folder or hub id.
         dtype: of the weights in memory.
         trust_remote_code: whether the repository may run its own Python.
-        quantize: load the weights in 4 or 8 bits; needs bitsandbytes and a GPU.
+        quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
 
     Raises:
@@ -230,14 +231,16 @@ def _set_generation(model: Any, tokenizer: Any) -> None:
 
 
 def _quantization(quantize: Quantize, dtype: Precision) -> BitsAndBytesConfig:
-    if not torch.cuda.is_available():
+    if find_spec("bitsandbytes") is None:
         raise PipelineError(
-            Problem(f"adapter.quantize is {quantize}", "a CUDA GPU", "remove `quantize` to train on a CPU")
+            Problem(f"adapter.quantize is {quantize}", "the package bitsandbytes", "pip install 'trueup[quantize]'")
         )
+    heads = ["lm_head", "score"]  # the loss is read from them, and a reward model's is trained
     if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=heads,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=_DTYPES[dtype],

@@ -158,19 +158,6 @@ def test_other_ways_to_compute_learn_the_same(
     assert (losses[1] == losses[0]) is ("precision" not in compute)
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
-def test_quantised_weights_need_a_gpu_and_are_never_quietly_left_out(
-    kind: str, chain: Any, as_input: Any, run_stage: Callable[..., Any]
-) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    data = chain.recipe.parent / ("demos.jsonl" if kind == "sft" else "pairs.jsonl")
-    config = {"adapter": {"quantize": "4bit"}}
-    ran = run_stage(kind, config, data={"data": data}, inputs={"model": as_input(chain["sft"])}, expect="failed")
-    assert ran.outcome.bad_input
-    assert str(ran.outcome.problems[0]).startswith("adapter.quantize is 4bit, a CUDA GPU; remove `quantize`")
-
-
 @pytest.fixture(scope="module")
 def lora_sft(chain: Any) -> dict[str, Any]:
     return {"adapter": {"r": 4}, "train": {"max_steps": 20, "batch_size": 16, "learning_rate": 2e-2}}
