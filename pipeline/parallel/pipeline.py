@@ -18,6 +18,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
+
 IGNORE = -100
 """Label of a token that counts for nothing; that of torch's cross entropy."""
 
@@ -149,14 +150,16 @@ class Pipeline:
 
     def clip(self, most: float) -> float:
         """Scale gradients to a norm of at most ``most`` over all parts; return the norm before."""
-        own = [p for p in self.part.parameters() if p.grad is not None]
-        squares = sum(float(p.grad.double().square().sum()) for p in own)  # type: ignore[union-attr]
-        if self._shared is not None and self.part.embedding is None:
-            squares -= float(self._shared.grad.double().square().sum())  # type: ignore[union-attr]
+        gradients = [p.grad for p in self.part.parameters() if p.grad is not None]
+        counted = gradients
+        shared = self._shared
+        if shared is not None and self.part.embedding is None:  # the first part counts the matrix both hold
+            counted = [gradient for gradient in gradients if gradient is not shared.grad]
+        squares = sum((float(gradient.double().square().sum()) for gradient in counted), 0.0)
         norm = float(self.ranks.sums(squares)[0] ** 0.5)
         if most and norm > most:
-            for p in own:
-                p.grad.mul_(most / (norm + 1e-6))  # type: ignore[union-attr]
+            for gradient in gradients:
+                gradient.mul_(most / (norm + 1e-6))
         return norm
 
     def whole_state(self) -> dict[str, Tensor]:

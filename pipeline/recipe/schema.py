@@ -111,7 +111,9 @@ class Compute(BaseModel):
             found.append(("fsdp", "false with a ZeRO stage", "choose one of the two"))
         everyone = self.processes * self.nodes
         if self.pipeline_parallel not in (1, everyone):
-            remedy = f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {self.pipeline_parallel}"
+            remedy = (
+                f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {self.pipeline_parallel}"
+            )
             found.append(("pipeline_parallel", f"processes × nodes, which is {everyone}", remedy))
         if self.pipeline_parallel > 1 and (self.zero or self.fsdp):
             found.append(("pipeline_parallel", "1 with ZeRO or FSDP", "choose one of them"))

@@ -1,8 +1,7 @@
 """Trains a pipeline of processes: the loop for `compute.pipeline_parallel`.
 
 transformers' Trainer holds a whole model and runs forward and backward itself; a pipeline's schedule does both. So this
-is a loop of its own, with the trainer's optimizer, learning rates, batches and log, and checkpoints of one file for each
-part.
+is a loop of its own, with the trainer's optimizer, learning rates, batches and log, and checkpoints of one file per part.
 """
 
 from __future__ import annotations
