@@ -1,8 +1,8 @@
 """Trains a pipeline of processes: the loop for `compute.pipeline_parallel`.
 
 transformers' Trainer holds a whole model and runs forward and backward itself; a pipeline's schedule does both. So this
-is a loop of its own, with the trainer's optimizer, learning rates, batches and log, and checkpoints of one file per part.
-"""
+is a loop of its own, with the optimizer, learning rates, batches and log of the trainer; each part has its file in a
+checkpoint.
 
 from __future__ import annotations
 
