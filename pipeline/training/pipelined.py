@@ -3,6 +3,7 @@
 transformers' Trainer holds a whole model and runs forward and backward itself; a pipeline's schedule does both. So this
 is a loop of its own, with the optimizer, learning rates, batches and log of the trainer; each part has its file in a
 checkpoint.
+"""
 
 from __future__ import annotations
 
