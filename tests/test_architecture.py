@@ -74,7 +74,6 @@ ALLOWED_LENGTH: dict[str, str] = {
     "pipeline/stages/reward.py:run": "an algorithm's control flow stands whole in its own file",
     "pipeline/stages/dpo.py:run": "an algorithm's control flow stands whole in its own file",
     "pipeline/stages/kto.py:run": "an algorithm's control flow stands whole in its own file",
-    "pipeline/stages/pretrain.py:run": "an algorithm's control flow stands whole in its own file",
 }
 
 MODULES = {

@@ -208,6 +208,10 @@ class _Building:
         compute = self.stage_compute(name, node)
         if kind is None:
             return None
+        if compute.pipeline_parallel > 1 and KINDS[kind].parallel and kind != "pretrain":
+            remedy = "set compute.pipeline_parallel: 1 for this stage, or compute.zero: 3"
+            found = f"compute.pipeline_parallel is {compute.pipeline_parallel} for a {kind} stage"
+            self.add(found, "1: only pretraining runs as a pipeline", remedy, where=node.place, stage=name)
         config_class = KINDS[kind].config
         body = Node({key: child for key, child in node.value.items() if key not in STAGE_KEYS}, node.place)
         for key in ("reward", "watch"):

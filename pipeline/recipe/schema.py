@@ -113,6 +113,9 @@ class Compute(BaseModel):
     )
     offload: Literal["none", "optimizer", "all"] = Field("none", description="What ZeRO keeps in CPU memory.")
     fsdp: bool = Field(False, description="Shard weights, gradients and optimizer with FSDP2 instead of ZeRO-3.")
+    pipeline_parallel: int = Field(
+        1, ge=1, description="Processes that hold consecutive decoder layers each; for pretraining."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
     launcher: Literal["local", "slurm"] = Field("local", description="What starts the processes.")
     rendezvous: str | None = Field(
@@ -139,7 +142,7 @@ class Compute(BaseModel):
 
     def alone(self) -> Compute:
         """Return the same for a stage that runs on one process."""
-        one = {"processes": 1, "nodes": 1, "zero": 0, "fsdp": False, "offload": "none"}
+        one = {"processes": 1, "nodes": 1, "zero": 0, "fsdp": False, "offload": "none", "pipeline_parallel": 1}
         return self.model_copy(update=one)
 
     def contradictions(self) -> list[tuple[str, str, str]]:
@@ -147,6 +150,18 @@ class Compute(BaseModel):
         found = []
         if self.fsdp and self.zero:
             found.append(("fsdp", "false with a ZeRO stage", "choose one of the two"))
+        everyone = self.processes * self.nodes
+        if self.pipeline_parallel not in (1, everyone):
+            remedy = (
+                f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {self.pipeline_parallel}"
+            )
+            found.append(("pipeline_parallel", f"processes × nodes, which is {everyone}", remedy))
+        if self.pipeline_parallel > 1 and (self.zero or self.fsdp):
+            found.append(("pipeline_parallel", "1 with ZeRO or FSDP", "choose one of them"))
+        if self.pipeline_parallel > 1 and self.precision not in ("auto", "fp32"):
+            found.append(("pipeline_parallel", "1 in half precision", "set compute.precision: fp32"))
+        if self.pipeline_parallel > 1 and self.activation_checkpointing:
+            found.append(("pipeline_parallel", "1 with activation_checkpointing", "choose one of the two"))
         if self.offload != "none" and not self.zero:
             found.append(("offload", "none without a ZeRO stage", "set compute.zero: 2 or 3"))
         if self.offload == "all" and 0 < self.zero < 3:

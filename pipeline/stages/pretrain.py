@@ -69,7 +69,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
+    from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.models.scratch import build_causal_lm
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import (
@@ -83,7 +83,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.collate import CausalCollator
     from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length
-    from pipeline.training.finish import finish
     from pipeline.training.loop import run_trainer, steps_of
 
     class PretrainTrainer(BucketedBatches, Trainer):  # type: ignore[misc]
@@ -101,6 +100,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
+    if rows.held_out and int(ctx.compute.get("pipeline_parallel", 1)) > 1:
+        problem = Problem("held-out text with compute.pipeline_parallel", "none", "set held_out: 0 of the data source")
+        raise PipelineError(problem)
     ctx.phase("tokenizing")
     documents = _documents(tokenizer, [row["text"] for row in rows.train], max_length, train.mode)
     held_out = _documents(tokenizer, [row["text"] for row in rows.held_out], max_length, train.mode)
@@ -115,6 +117,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     arguments = build_arguments(
         TrainingArguments, ctx, train, micro_batch=micro_batch, steps=steps, has_held_out=bool(held_out)
     )
+    parameters = sum(p.numel() for p in model.parameters())
+    ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
+    if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
+        trained, whole = _through_a_pipeline(ctx, model, arguments, batches, steps, documents, tokenizer.pad_token_id)
+        return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, len(documents))
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -123,10 +130,44 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         data_collator=CausalCollator(tokenizer.pad_token_id),
     )
     trainer.train_rows, trainer.batches = documents, batches
-    parameters = sum(p.numel() for p in model.parameters())
-    ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     trained = run_trainer(ctx, trainer, batches, steps)
-    whole = whole_model(trainer)
+    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, parameters, len(documents))
+
+
+def _through_a_pipeline(
+    ctx: StageContext,
+    model: Any,
+    arguments: Any,
+    batches: Any,
+    steps: int,
+    documents: list[dict[str, list[int]]],
+    pad_id: int,
+) -> tuple[Any, Any | None]:
+    """Train with the layers spread over processes; return the run, and on the first process the whole model."""
+    from pipeline.parallel.sharded import rebuilt
+    from pipeline.training.collate import CausalCollator
+    from pipeline.training.pipelined import PipelineTraining
+
+    training = PipelineTraining(ctx, model, arguments, batches, steps)
+    trained = training.run(documents, CausalCollator(pad_id))
+    state = training.pipe.whole_state()
+    return trained, rebuilt(model, state) if ctx.is_first else None
+
+
+def _finished(
+    ctx: StageContext,
+    config: Config,
+    trained: Any,
+    whole: Any | None,
+    tokenizer: Any,
+    rows: Any,
+    parameters: int,
+    sequences: int,
+) -> StageResult:
+    """Write the model, and return what the manifest says of it."""
+    from pipeline.models.load import save_model
+    from pipeline.training.finish import finish
+
     if whole is not None:
         save_model(whole, tokenizer, ctx.out)
     lineage = {"base": "scratch" if config.model is not None else ctx.input("init").fingerprint, "adapters": []}
@@ -134,7 +175,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx,
         trained,
         metrics={"parameters": float(parameters)},
-        rows={"train": len(rows.train), "held_out": len(rows.held_out), "sequences": len(documents)},
+        rows={"train": len(rows.train), "held_out": len(rows.held_out), "sequences": sequences},
         lineage=lineage,
         summary=f"{parameters / 1e6:.2f} M parameters, loss {trained.metrics.get('loss', float('nan')):.3f}",
     )

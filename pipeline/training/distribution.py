@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.deepspeed import deepspeed_config
-from pipeline.parallel.division import Division, divide
+from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
 from pipeline.stage import StageContext
 
 
@@ -17,7 +17,15 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     Raises:
         PipelineError: it does not divide.
     """
-    division = divide(batch_size, ctx.compute["micro_batch"], longest, ctx.ranks, **options)
+    asked, stages = ctx.compute["micro_batch"], int(ctx.compute.get("pipeline_parallel", 1))
+    if stages > 1:
+        if batch_size < stages:
+            found = f"train.batch_size {batch_size} for a pipeline of {stages} processes"
+            raise PipelineError(Problem(found, f"at least {stages} rows, one on its way through each"))
+        most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
+        asked = min(most, batch_size // stages)
+        ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
+    division = divide(batch_size, asked, longest, ctx.ranks // stages, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
         ctx.note(sentence)
