@@ -6,13 +6,18 @@ digest of their configuration.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pipeline.estimate.shape import ModelShape, shape_of
 from pipeline.plan import Plan, PlannedInput, PlannedStage
@@ -20,6 +25,8 @@ from pipeline.plan import Plan, PlannedInput, PlannedStage
 CACHE_FILE = "model-shapes.json"
 SIZING_S = 120.0
 """Longest time a count on the meta device may take."""
+REACH_S = 3.0
+"""Seconds a hub has to answer."""
 
 
 class ModelShapes:
@@ -108,8 +115,10 @@ class ModelShapes:
         found: dict[str, Any] | None = None
         reason = ""
         try:
-            cached = try_to_load_from_cache(name, file, revision=at)
-            place = cached if isinstance(cached, str) else hf_hub_download(name, file, revision=at, etag_timeout=3)
+            place = try_to_load_from_cache(name, file, revision=at)
+            if not isinstance(place, str):
+                _reach_hub()  # its library tries again and again for a minute
+                place = hf_hub_download(name, file, revision=at, etag_timeout=3)
             found = _json(Path(place))
         except Exception as error:  # offline, gated, unknown: many classes, one meaning
             reason = type(error).__name__
@@ -145,3 +154,20 @@ def _json(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content
+
+
+@functools.cache
+def _reach_hub() -> None:
+    """Return at once where the hub answers, or may through a proxy.
+
+    Raises:
+        ConnectionError: it does not.
+    """
+    if getproxies():
+        return
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((str(address.hostname), port), timeout=REACH_S).close()
+    except OSError as error:
+        raise ConnectionError(f"{address.hostname} does not answer") from error

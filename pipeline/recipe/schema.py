@@ -160,7 +160,7 @@ class Compute(BaseModel):
             found.append(("pipeline_parallel", "1 with ZeRO or FSDP", "choose one of them"))
         if self.pipeline_parallel > 1 and self.precision not in ("auto", "fp32"):
             found.append(("pipeline_parallel", "1 in half precision", "set compute.precision: fp32"))
-        if self.pipeline_parallel > 1 and self.activation_checkpointing:
+        if self.pipeline_parallel > 1 and self.activation_checkpointing is True:
             found.append(("pipeline_parallel", "1 with activation_checkpointing", "choose one of the two"))
         if self.offload != "none" and not self.zero:
             found.append(("offload", "none without a ZeRO stage", "set compute.zero: 2 or 3"))

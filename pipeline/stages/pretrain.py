@@ -84,6 +84,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length
     from pipeline.training.loop import run_trainer, steps_of
+    from pipeline.training.pipelined import refuse_unused
 
     class PretrainTrainer(BucketedBatches, Trainer):  # type: ignore[misc]
         """transformers' Trainer on bucketed batches."""
@@ -120,6 +121,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     parameters = sum(p.numel() for p in model.parameters())
     ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
+        refuse_unused(train)
         trained, whole = _through_a_pipeline(ctx, model, arguments, batches, steps, documents, tokenizer.pad_token_id)
         return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, len(documents))
     trainer = PretrainTrainer(

@@ -25,7 +25,23 @@ from pipeline.training.arguments import checkpoints_dir
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import mark_whole, newest_checkpoint, step_of
 from pipeline.training.collate import CausalCollator
+from pipeline.training.fields import CommonTrain
 from pipeline.training.loop import SessionClock, Trained
+
+USED = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs", "logging_steps"})
+"""Fields of `TrainingArguments` that this loop takes from `train`, beside the documented ones."""
+
+
+def refuse_unused(train: CommonTrain) -> None:
+    """Refuse fields of the trainer's configuration that a pipeline would ignore.
+
+    Raises:
+        PipelineError: there are some.
+    """
+    unused = sorted(set(train.passthrough()) - USED)
+    if unused:
+        found = f"train.{unused[0]} with compute.pipeline_parallel"
+        raise PipelineError(Problem(found, f"one of {', '.join(sorted(USED))}", "leave it out, or use compute.zero"))
 
 
 class PipelineTraining:
@@ -51,7 +67,8 @@ class PipelineTraining:
         self.pipe = Pipeline(Part(model, self.ranks).to(device), self.ranks, device)
         self.optimizer = self._optimizer()
         warmup = arguments.get_warmup_steps(steps)
-        self.rates = get_scheduler(arguments.lr_scheduler_type, self.optimizer, warmup, steps)
+        kind, more = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
+        self.rates = get_scheduler(kind, self.optimizer, warmup, steps, more)
         self.history: list[dict[str, float]] = []
         self._since: list[float] = []
 

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.artifacts import Store
+from pipeline.errors import PipelineError
+from pipeline.stage import KINDS
+from pipeline.training.pipelined import refuse_unused
 
 pytestmark = pytest.mark.xdist_group("sharded")  # two processes at a time
 
@@ -97,3 +100,10 @@ def test_what_cannot_be_a_pipeline_is_refused(
     assert said in ended.stdout + ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr
     assert not Store(tmp_path / "s").artifacts("base")
+
+
+def test_fields_a_pipeline_would_ignore_are_refused() -> None:
+    train = KINDS["pretrain"].config.model_fields["train"].annotation
+    refuse_unused(train.model_validate({"adam_epsilon": 1e-6}))
+    with pytest.raises(PipelineError, match=r"train\.label_smoothing_factor with compute\.pipeline_parallel"):
+        refuse_unused(train.model_validate({"label_smoothing_factor": 0.1}))
