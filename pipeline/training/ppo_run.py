@@ -98,7 +98,8 @@ class RunLog:
             if place < TOLD:
                 asked, said = (_short(sample[key]) for key in ("prompt", "response"))
                 self.ctx.note(f"iteration {row['step']}, reward {episode.score:.2f}: {asked} → {said}")
-        for text in self.trainer.guards.look_at_evaluation(metrics):
+        unpriced = None if self.trainer.is_priced else self.trainer.kl
+        for text in self.trainer.guards.look_at_evaluation(metrics, unpriced):
             self.note(text)
 
     def skip(self, episodes: Sequence[Episode]) -> None:

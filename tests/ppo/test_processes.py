@@ -85,6 +85,12 @@ def of_rank(index: int, port: int, folder: str) -> None:
     found: dict[str, Any] = {name: run(case, Ranks.current()) for name, case in CASES.items()}
     with pytest.raises(PipelineError, match=r"rollout_batch is 1 with 2 processes"):
         trainer_of(rollout_batch=1, ranks=Ranks.current())
+    drifting = trainer_of(ranks=Ranks.current(), eval_every=2)
+    with torch.no_grad():
+        next(iter(drifting.policy.trained().values())).add_(1e-4 * index)
+    drifting.iterate()  # not looked at yet
+    with pytest.raises(PipelineError, match="the processes hold different weights after iteration 2"):
+        drifting.iterate()
     torch.save(found, Path(folder) / f"{index}.pt")
     torch.distributed.destroy_process_group()
 

@@ -29,6 +29,7 @@ from ppo_world import (
 from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.episodes import Episode, MicroBatch, pack
+from pipeline.ppo.loss import policy_loss, value_loss
 from pipeline.ppo.measures import UpdateSums, of_engine, of_rollout
 from pipeline.ppo.policy import Policy
 from pipeline.ppo.rollout import BatchedEngine, Sampled, prompt_order
@@ -495,3 +496,50 @@ def test_metrics_by_hand() -> None:
     assert found["length_corr"] == pytest.approx(-1.0)
     assert found["eos_rate"] == 0.5
     assert found["distinct_2"] == pytest.approx((2 / 4 + 1) / 2)
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_a_first_step_on_the_pass_that_scored_the_rollout_is_the_step_on_a_pass_of_its_own(minibatches: int) -> None:
+    kept, again = (trainer_of(minibatches=minibatches, epochs=1, max_grad_norm=0, seed=3) for _ in range(2))
+    again.steps_with.may_keep = False  # type: ignore[misc]
+    for trainer in (kept, again):
+        trainer.iterate()
+    assert largest_difference(weights(kept.policy), weights(again.policy)) < 1e-6
+
+
+def test_a_run_without_a_price_of_divergence_gets_one_from_the_guard_that_finds_it_far_away() -> None:
+    trainer = trainer_of(kl_coef=0.0)
+    assert not trainer.is_priced
+    trainer.iterate()
+    far = {"eval_kl": 60.0, "eval_kl_k3": 60.0, "eval_length": 6.0}
+    told = [trainer.guards.look_at_evaluation(far, trainer.kl) for _ in range(3)]
+    assert told[:2] == [[], []] and "60 nats per response away" in told[2][0] and "kl_coef is now 0.02" in told[2][0]
+    assert trainer.is_priced
+    metrics = trainer.iterate()  # from now on the reference is measured and its divergence priced
+    assert metrics["kl"] != 0 and metrics["kl_coef"] == 0.02
+    assert trainer.guards.look_at_evaluation({"eval_reward": 1.0}, trainer.kl) == []
+
+
+def test_what_is_cut_of_scores_and_the_mean_ratio_are_told() -> None:
+    trainer = trainer_of(
+        score=lambda episodes: [20.0 if episode.place < 2 else -1.0 for episode in episodes], epochs=1, minibatches=2
+    )
+    metrics = trainer.iterate()
+    assert metrics["score_clipfrac"] == 2 / 8
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=0.1)
+    sums = UpdateSums()
+    logp_N = torch.tensor([0.5, 2.0]).log()
+    policy_part = policy_loss(logp_N, torch.zeros(2), torch.ones(2), clip_range=0.2)
+    sums.add(policy_part, value_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), clip=0.2))
+    assert sums.metrics(Ranks())["ratio_mean"] == pytest.approx(1.25)
+
+
+def test_a_response_without_tokens_counts_as_its_end_alone() -> None:
+    def engine(model: Any, prompts: Any, *, seed: int, places: Any, greedy: bool = False) -> Sampled:
+        return Sampled([[] if place % 2 else [5, EOS] for place in places])
+
+    trainer = trainer_of()
+    trainer.engine = engine
+    episodes = prepared(trainer)
+    assert [e.response_ids for e in episodes[:2]] == [[5, EOS], [EOS]]
+    assert all(e.ended and e.advantages_T.isfinite().all() for e in episodes)

@@ -309,7 +309,7 @@ def test_a_prompt_that_leaves_no_room_is_named(ppo: Run, tmp_path: Path) -> None
     rows = [{"prompt": "which colour has the cat ?"}] * 3 + [{"prompt": "the cat " * 40}]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = _refused(ppo(data=tmp_path / "long.jsonl", expect="failed"))
-    assert "prompt 4 has" in text
+    assert "long.jsonl:4 stage" in text and "the prompt has" in text
     assert "at most 52 tokens, for the model's context is 64" in text
     assert "lower train.max_new_tokens" in text
 
