@@ -393,6 +393,11 @@ def test_an_evaluation_uses_the_same_random_numbers_each_time_and_changes_nothin
     assert first == second
     assert [e.response_ids for e in episodes] == [e.response_ids for e in again]
     assert first["eval_objective"] == pytest.approx(first["eval_reward"] - 0.05 * first["eval_kl"])
+    moved = trainer_of(learning_rate=1e-2, kl_coef=0.5, held_out=trainer.held_out)
+    moved.iterate()
+    third, _ = moved.evaluate()
+    assert third["eval_kl"] > 1e-2
+    assert third["eval_objective"] == pytest.approx(third["eval_reward"] - 0.5 * third["eval_kl"], abs=1e-9)
     trainer.held_out = ()
     assert trainer.evaluate() == ({}, [])
 
@@ -531,7 +536,10 @@ def test_what_is_cut_of_scores_and_the_mean_ratio_are_told() -> None:
     logp_N = torch.tensor([0.5, 2.0]).log()
     policy_part = policy_loss(logp_N, torch.zeros(2), torch.ones(2), clip_range=0.2)
     sums.add(policy_part, value_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), clip=0.2))
-    assert sums.metrics(Ranks())["ratio_mean"] == pytest.approx(1.25)
+    found = sums.metrics(Ranks())
+    assert found["ratio_mean"] == pytest.approx(1.25)
+    assert found["ratio_max"] == pytest.approx(2.0)
+    assert found["clipfrac"] == 0.5  # the ratio of 2 alone
 
 
 def test_a_response_without_tokens_counts_as_its_end_alone() -> None:

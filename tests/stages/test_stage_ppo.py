@@ -174,6 +174,49 @@ def test_a_reward_model_trained_on_the_policy_s_start_is_an_adapter_on_its_trunk
     ]
 
 
+def test_trackers_of_transformers_get_every_row_and_an_end_however_the_run_ends(
+    ppo: Run, rewards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    told: list[Any] = []
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            told.append("begin")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            told.append((state.global_step, logs))
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            told.append("end")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    quick = {**QUICK, "epochs": 1, "eval_prompts": 2}
+    ran = ppo(config={"train": {**quick, "report_to": ["tensorboard"]}})
+    assert told[0] == "begin" and told[-1] == "end"
+    assert [step for step, _ in told[1:-1]] == [0, 1, 2]
+    for (_, logs), row in zip(told[1:-1], ran.history, strict=True):
+        assert {name: logs[name] for name in row} == pytest.approx(row, rel=1e-3, abs=1e-5)
+    assert "seconds_rollout" in told[-2][1]
+    told.clear()
+    ppo("raises_later", expect="failed", config={"train": {**quick, "report_to": ["tensorboard"]}})
+    assert told[-1] == "end"
+    text = _refused(ppo(expect="failed", config={"train": {**QUICK, "report_to": ["paper"]}}))
+    assert "train.report_to: paper is not supported" in text
+
+
+def test_what_samples_is_said(ppo: Run) -> None:
+    said = "responses are sampled by the `{}` engine"
+    quick = {**QUICK, "iterations": 1, "epochs": 1, "eval_prompts": 2}
+    assert any(note.startswith(said.format("batched")) for note in ppo(config={"train": quick}).notes)
+    ran = ppo(config={"train": quick, "rollout_engine": "generate"})
+    assert not any(note.startswith("responses are sampled") for note in ran.notes)  # as asked
+    assert ran.outcome.result.metrics["steps"] > 0
+
+
 def test_answers_are_shown_at_each_evaluation(ppo: Run) -> None:
     ran = ppo(config={"train": QUICK})
     shown = [note for note in ran.notes if note.startswith("iteration ")]
