@@ -158,6 +158,19 @@ def test_the_score_sits_on_the_last_token_that_was_sampled_and_the_penalty_on_ro
         assert episode.advantages_T.tolist() == [0.0] * (len(episode.response_ids) - 1) + [expected]
 
 
+def test_whitened_rewards_keep_their_mean() -> None:
+    settings: dict[str, Any] = {"kl_coef": 0.0, "lam": 0.0, "whiten": False, "score_clip": 0.0}
+
+    def rewards_of(**more: Any) -> torch.Tensor:  # V = 0 and lambda 0: an advantage is its token's own reward
+        trainer = trainer_of(score=lambda rows: [3.0 + 2 * row.place for row in rows], **settings, **more)
+        return torch.cat([episode.advantages_T for episode in prepared(trainer)])
+
+    plain_N, white_N = rewards_of(), rewards_of(whiten_rewards=True)
+    expected_N = (plain_N - plain_N.mean()) / plain_N.std(correction=0) + plain_N.mean()
+    assert float(plain_N.mean()) > 0.5
+    torch.testing.assert_close(white_N, expected_N, atol=1e-5, rtol=0)
+
+
 def test_without_end_tokens_no_response_is_cut_off() -> None:
     trainer = trainer_of(
         score=lambda e: [4.0] * len(e),

@@ -61,6 +61,11 @@ def too_few(completions, **columns):
     return [1.0] * (len(completions) - 1)
 
 
+def inflates(completions, **columns):
+    CALLS.append(1)
+    return [len(CALLS) + 1e-3 * len(turns[-1]["content"]) for turns in completions]
+
+
 CALLS = []
 
 
@@ -139,6 +144,53 @@ def test_a_policy_that_only_gets_worse_is_not_what_is_kept(ppo: Run, chain: Any)
     assert ran.history[-1]["eval_objective"] < ran.history[0]["eval_objective"]
     start, kept = (load_file(folder / "model.safetensors") for folder in (chain["sft"].path, ran.out))
     assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
+def test_what_is_kept_is_best_by_reward_less_the_price_of_divergence(ppo: Run) -> None:
+    # Each evaluation pays more than the one before, and no reward is worth this divergence.
+    train = {**QUICK, "learning_rate": 1e-2, "kl_coef": 1e3, "target_kl": 0.0}
+    ran = ppo("inflates", config={"train": train})
+    seen = [row["eval_reward"] for row in ran.history if "eval_reward" in row]
+    assert seen == sorted(seen) and seen[-1] > seen[0] + 1
+    assert ran.outcome.result.best["step"] == 0
+    assert ran.outcome.result.metrics["eval_reward"] == pytest.approx(seen[0], abs=1e-3)
+
+
+def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_count(chain: Any, load_plain: Any) -> None:
+    from types import SimpleNamespace
+
+    from pipeline.stages.ppo import Config, _language_loss
+    from pipeline.training.encode import IGNORE, encode_conversation
+
+    model, tokenizer = load_plain(chain["sft"].path)
+    demos = [json.loads(line) for line in (chain.recipe.parent / "demos.jsonl").read_text().splitlines()]
+    distinct = list({row["messages"][0]["content"]: row for row in demos}.values())[:8]
+    known = [encode_conversation(tokenizer, row["messages"]) for row in distinct]
+    assert len({len(row.ids) for row in known}) > 1
+    config = Config.model_validate(
+        {"data": "a", "model": "m", "reward": ["r"], "ptx_data": "d", "train": {"ptx_coef": 1.0, "ptx_batch": 2}}
+    )
+    context: Any = SimpleNamespace(seed=3, load_rows=lambda name: SimpleNamespace(train=distinct))
+    loss = _language_loss(context, config, tokenizer)
+    places: list[list[int]] = []
+
+    def remember(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        rows = given["input_ids"].tolist()
+        places.append([next(i for i, k in enumerate(known) if row[: len(k.ids)] == list(k.ids)) for row in rows])
+
+    model.register_forward_pre_hook(remember, with_kwargs=True)
+    with torch.no_grad():
+        found = [float(loss(model, step)) for step in range(8)]
+        firsts, seconds = ([i for pair in places[start : start + 4] for i in pair] for start in (0, 4))
+        assert sorted(firsts) == sorted(seconds) == list(range(8)) and firsts != seconds
+        for value, pair in zip(found, [firsts[i : i + 2] for i in range(0, 8, 2)], strict=False):
+            total, count = 0.0, 0
+            for place in pair:  # each alone, without padding
+                logp = model(input_ids=torch.tensor([known[place].ids])).logits[0, :-1].log_softmax(-1)
+                kept = [(t, label) for t, label in enumerate(known[place].labels[1:]) if label != IGNORE]
+                total -= sum(float(logp[t, label]) for t, label in kept)
+                count += len(kept)
+            assert value == pytest.approx(total / count, abs=1e-5)
 
 
 def test_learns_what_a_reward_model_pays_for(ppo: Run, chain: Any, as_input: Any) -> None:
