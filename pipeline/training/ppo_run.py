@@ -224,7 +224,7 @@ class Trackers:
         try:
             self.callbacks = [each() for each in get_reporting_integration_callbacks(settings.report_to)]
         except (ImportError, RuntimeError, ValueError) as error:  # unknown, or its package is not installed
-            found = f"train.report_to: {' '.join(str(error).split())}"
+            found = f"train.report_to: {' '.join(str(error).split()).rstrip('.')}"
             remedy = "install the tracker's package, or leave it out"
             raise PipelineError(Problem(found, "trackers of transformers", remedy, stage=ctx.name)) from error
         for callback in self.callbacks:

@@ -31,7 +31,7 @@ from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.episodes import Episode, MicroBatch, pack
 from pipeline.ppo.loss import policy_loss, value_loss
 from pipeline.ppo.measures import UpdateSums, of_engine, of_rollout
-from pipeline.ppo.policy import Policy
+from pipeline.ppo.policy import Outputs, Policy
 from pipeline.ppo.rollout import BatchedEngine, Sampled, prompt_order
 
 
@@ -564,3 +564,15 @@ def test_a_response_without_tokens_counts_as_its_end_alone() -> None:
     episodes = prepared(trainer)
     assert [e.response_ids for e in episodes[:2]] == [[5, EOS], [EOS]]
     assert all(e.ended and e.advantages_T.isfinite().all() for e in episodes)
+
+
+@pytest.mark.parametrize(("high", "is_clipped"), [(None, True), (0.28, False)])
+def test_clip_higher_reaches_the_loss_of_a_step(high: float | None, is_clipped: bool) -> None:
+    trainer = trainer_of(clip_range_high=high)
+    episodes = prepared(trainer)
+    for episode in episodes:
+        episode.advantages_T = torch.ones_like(episode.old_T)
+    old_N = torch.cat([episode.old_T for episode in episodes])
+    raised = Outputs(old_N + math.log(1.25), torch.zeros_like(old_N), None)
+    policy_part, _ = trainer._losses(episodes, raised, clip=0.2)
+    assert bool(policy_part.clipped_N.all()) == bool(policy_part.clipped_N.any()) == is_clipped
