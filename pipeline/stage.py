@@ -147,6 +147,11 @@ class Rows(Protocol):
         """Rows split off by prompt; empty when the source asks for no split."""
         ...
 
+    @property
+    def places(self) -> list[str]:
+        """``file:line`` of each row, those to learn from first."""
+        ...
+
 
 @dataclass(frozen=True)
 class StageContext:

@@ -66,7 +66,12 @@ class ScoreScale:
 
     def apply(self, score: float, *, scale: bool, clip: float) -> float:
         """Return a score as the reward sees it."""
-        value = score - self.center
-        if scale:
-            value /= self.deviation
+        value = self._scaled(score, scale=scale)
         return min(clip, max(-clip, value)) if clip else value
+
+    def is_cut(self, score: float, *, scale: bool, clip: float) -> bool:
+        """Return whether `apply` cuts a score."""
+        return bool(clip) and abs(self._scaled(score, scale=scale)) > clip
+
+    def _scaled(self, score: float, *, scale: bool) -> float:
+        return (score - self.center) / (self.deviation if scale else 1.0)

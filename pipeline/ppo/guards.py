@@ -134,12 +134,23 @@ class Guards:
         self.told += [key for key, _ in found if key not in self.told]
         return new
 
-    def look_at_evaluation(self, metrics: Mapping[str, float]) -> list[str]:
+    def look_at_evaluation(self, metrics: Mapping[str, float], unpriced: KLController | None = None) -> list[str]:
         """Return notices about an evaluation: whether what is watched falls while the reward rises.
 
+        Args:
+            metrics: of the evaluation.
+            unpriced: given where training has no price of divergence, and so does not measure it: then evaluations
+                are where a policy that left its reference is found.
+
         Raises:
-            Stopped: it did so several evaluations in a row.
+            Stopped: either went on for several evaluations in a row.
         """
+        if unpriced is not None and "eval_kl" in metrics:
+            far = self._too_far(metrics["eval_kl"], metrics["eval_kl_k3"], metrics["eval_length"], unpriced)
+            return [text for _, text in far] + self._about_gaming(metrics)
+        return self._about_gaming(metrics)
+
+    def _about_gaming(self, metrics: Mapping[str, float]) -> list[str]:
         if "eval_watch" not in metrics:
             return []
         if not self.watched:
@@ -167,9 +178,6 @@ class Guards:
         self.wild_ratio = self.wild_ratio + 1 if metrics["epochs_run"] < settings.epochs else 0
         if "kl" not in metrics:
             return []
-        tokens = max(metrics["length"], 1.0)
-        too_far = metrics["kl"] > LARGEST_KL or metrics["kl_k3"] / tokens > LARGEST_TOKEN_KL
-        self.high_kl = self.high_kl + 1 if too_far else 0
         self.negative_kl = self.negative_kl + 1 if metrics["kl"] < -START_KL else 0
         if self.negative_kl >= NEGATIVE_PATIENCE:
             raise Stopped(
@@ -180,9 +188,15 @@ class Guards:
                     "try train.temperature: 1.0 and rollout_engine: batched",
                 )
             )
+        return self._too_far(metrics["kl"], metrics["kl_k3"], metrics["length"], kl)
+
+    def _too_far(self, k1: float, k3: float, length: float, kl: KLController | None) -> list[tuple[str, str]]:
+        """Raise the price of divergence where it stays too large; stop the run where it was raised already."""
+        too_far = k1 > LARGEST_KL or k3 / max(length, 1.0) > LARGEST_TOKEN_KL
+        self.high_kl = self.high_kl + 1 if too_far else 0
         if self.high_kl < PATIENCE:
             return []
-        away = f"the policy is {metrics['kl']:.3g} nats per response away from its reference"
+        away = f"the policy is {k1:.3g} nats per response away from its reference"
         if kl is not None and self.raised < MOST_RAISES:
             kl.coef, self.high_kl, self.raised = max(2 * kl.coef, LEAST_PRICE), 0, self.raised + 1
             return [(f"price {self.raised}", f"{away}: kl_coef is now {kl.coef:.3g}")]

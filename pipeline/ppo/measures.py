@@ -99,6 +99,7 @@ class UpdateSums:
         clipped: tokens whose ratio was clipped.
         value_clipped: tokens whose value was clipped.
         divergence: k3 of new from old policy.
+        ratio: probability ratio of new and old policy.
         largest: probability ratio.
         norms: gradient norms of policy and value, before clipping, one pair per step.
         skipped: steps left out.
@@ -110,6 +111,7 @@ class UpdateSums:
     clipped: float = 0.0
     value_clipped: float = 0.0
     divergence: float = 0.0
+    ratio: float = 0.0
     largest: float = 0.0
     norms: list[tuple[float, float]] = field(default_factory=list)
     skipped: int = 0
@@ -127,6 +129,7 @@ class UpdateSums:
                     value.clipped_N.float().sum(),
                     k3_N.sum(),
                     log_ratio_N.max(),
+                    log_ratio_N.clamp(-20, 20).exp().sum(),
                 ]
             ).tolist()
         self.tokens += log_ratio_N.numel()
@@ -136,11 +139,12 @@ class UpdateSums:
         self.value_clipped += sums[3]
         self.divergence += sums[4]
         self.largest = max(self.largest, math.exp(min(20.0, sums[5])))
+        self.ratio += sums[6]
 
     def metrics(self, ranks: Ranks) -> dict[str, float]:
         """Return means per token."""
-        tokens, policy, value, clipped, value_clipped, divergence = ranks.sums(
-            self.tokens, self.policy, self.value, self.clipped, self.value_clipped, self.divergence
+        tokens, policy, value, clipped, value_clipped, divergence, ratio = ranks.sums(
+            self.tokens, self.policy, self.value, self.clipped, self.value_clipped, self.divergence, self.ratio
         )
         whole = max(tokens, 1.0)
         steps = max(len(self.norms), 1)
@@ -150,6 +154,7 @@ class UpdateSums:
             "clipfrac": clipped / whole,
             "value_clipfrac": value_clipped / whole,
             "approx_kl": divergence / whole,
+            "ratio_mean": ratio / whole if tokens else 1.0,
             "ratio_max": ranks.largest(self.largest),
             "grad_norm": sum(policy_norm for policy_norm, _ in self.norms) / steps,
             "value_grad_norm": sum(value_norm for _, value_norm in self.norms) / steps,

@@ -133,6 +133,19 @@ def prompt_order(count: int, start: int, number: int, seed: int) -> list[int]:
     return found
 
 
+def _with_ends(sampled: Sampled, eos_ids: Sequence[int]) -> Sampled:
+    """Let a response an engine left empty be its end token alone: nothing later has a place for no tokens.
+
+    Raises:
+        ValueError: there is no end token.
+    """
+    if all(sampled.responses):
+        return sampled
+    if not eos_ids:
+        raise ValueError("the engine returned a response without tokens, and there is no end token")
+    return sampled._replace(responses=[response or [eos_ids[0]] for response in sampled.responses])
+
+
 def roll_out(
     sampling: AbstractContextManager[Any],
     engine: Engine,
@@ -156,6 +169,7 @@ def roll_out(
     ids = [prompt.ids for _, prompt in prompts]
     with sampling as model:
         sampled = engine(model, ids, seed=seed, places=places) if ids else Sampled([])
+    sampled = _with_ends(sampled, eos_ids)
     episodes = [
         Episode(
             place=place,

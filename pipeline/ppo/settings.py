@@ -141,7 +141,7 @@ class PPOSettings(StageConfig):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the divergence from the reference costs anything; it is measured at evaluations in any case."""
+        """Whether the divergence from the reference costs anything from the start; evaluations measure it anyway."""
         return self.kl_coef > 0 or self.kl_target is not None
 
     def check(self) -> list[Problem]:

@@ -26,16 +26,17 @@ import torch
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
 from pipeline.ppo import measures
-from pipeline.ppo.advantage import gae, kl_estimate, masked_moments, old_new_divergence, token_rewards, whiten
+from pipeline.ppo.advantage import old_new_divergence
 from pipeline.ppo.averaging import Average
 from pipeline.ppo.control import KLController, ScoreScale
-from pipeline.ppo.episodes import Episode, Prompt, idle_episode, micro_batches, pack, padded
+from pipeline.ppo.episodes import Episode, Prompt, idle_episode, micro_batches, pack
+from pipeline.ppo.estimation import estimate, learnt
 from pipeline.ppo.guards import Guards
 from pipeline.ppo.loss import PolicyLoss, ValueLoss, importance_weights, kl_loss, policy_loss, value_loss
 from pipeline.ppo.policy import Outputs, Policy
 from pipeline.ppo.rollout import Engine, prompt_order, roll_out
 from pipeline.ppo.settings import PPOSettings
-from pipeline.ppo.shaping import same_length_reward, shaped_scores
+from pipeline.ppo.shaping import same_length_reward
 from pipeline.ppo.steppers import PlainStepper, Stepper, are_finite, clip_factors, drifted
 
 Score = Callable[[Sequence[Episode]], list[float]]
@@ -122,7 +123,7 @@ class PPOTrainer:
         clock = [time.perf_counter()]
         episodes = self.roll_out()
         clock.append(time.perf_counter())
-        with_reference = self.settings.needs_reference or self.iteration == 0
+        with_reference = self.is_priced or self.iteration == 0
         self.measure(episodes, for_update=True, reference=with_reference)
         metrics = {
             **self.estimate(episodes),
@@ -218,51 +219,32 @@ class PPOTrainer:
         missing = int(self.ranks.largest(len(groups))) - len(groups)
         return groups + [[idle_episode()] for _ in range(missing)]
 
+    @property
+    def is_priced(self) -> bool:
+        """Whether the divergence from the reference costs something: from the start, or since a guard raised β."""
+        return self.settings.needs_reference or self.kl.coef > 0
+
     def estimate(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Turn scores into advantages and returns."""
-        s = self.settings
-        raw = [episode.score for episode in episodes]
-        if self.iteration == 0 and s.score_center == "reference":
-            total, count = self.ranks.sums(sum(raw), float(len(raw)))
-            self.scale.center = total / count
-        self.scale.see(raw, self.ranks)
-        shaped = shaped_scores(episodes, self.scale, s, has_ends=bool(self.eos_ids))
-        old_BT, mask_BT = padded([episode.old_T for episode in episodes])
-        values_BT, _ = padded([episode.values_T for episode in episodes])
-        kl_BT, price = torch.zeros_like(old_BT), 0.0
-        if s.needs_reference and not s.kl_in_loss:
-            reference_BT, _ = padded([episode.reference_T for episode in episodes])
-            kl_BT, price = kl_estimate(old_BT, reference_BT, "k1"), self.kl.coef
-        rewards_BT = token_rewards(torch.tensor(shaped), kl_BT, mask_BT, price)
-        if s.whiten_rewards:
-            rewards_BT = whiten(rewards_BT, mask_BT, self.ranks, shift_mean=False)
-        after_B = torch.tensor([0.0 if episode.ended else episode.after for episode in episodes])
-        advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, gamma=s.gamma, lam=s.lam, bootstrap_B=after_B)
-        learnt_BT = mask_BT & self._learnt(episodes)[:, None]
-        mean, variance, _ = masked_moments(returns_BT, learnt_BT, self.ranks)
-        _, unexplained, _ = masked_moments(returns_BT - values_BT, learnt_BT, self.ranks)
-        if s.whiten:
-            advantages_BT = whiten(advantages_BT, learnt_BT, self.ranks)
-        for row, episode in enumerate(episodes):
-            kept = len(episode.response_ids)
-            episode.advantages_T, episode.returns_T = advantages_BT[row, :kept], returns_BT[row, :kept]
-        self.return_deviation = variance**0.5
-        explained = 1 - unexplained / variance if variance > 1e-12 else 0.0
-        return {"return_mean": mean, "return_std": variance**0.5, "explained_variance": explained}
-
-    def _learnt(self, episodes: Sequence[Episode]) -> torch.Tensor:
-        """Return which episodes enter the loss: with `truncation: mask` only those that ended."""
-        if self.settings.truncation != "mask" or not self.eos_ids:
-            return torch.ones(len(episodes), dtype=torch.bool)
-        return torch.tensor([episode.ended for episode in episodes], dtype=torch.bool)
+        found = estimate(
+            episodes,
+            self.settings,
+            self.scale,
+            self.ranks,
+            price=self.kl.coef if self.is_priced and not self.settings.kl_in_loss else 0.0,
+            has_ends=bool(self.eos_ids),
+            is_first=self.iteration == 0,
+        )
+        self.return_deviation = found["return_std"]
+        return found
 
     def update(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Take the optimizer steps of one rollout."""
         s = self.settings
         self._set_rates()
         sums = measures.UpdateSums()
-        learnt = self._learnt(episodes)
-        by_place = {episode.place: episode for episode, on in zip(episodes, learnt.tolist(), strict=True) if on}
+        on = learnt(episodes, s, has_ends=bool(self.eos_ids)).tolist()
+        by_place = {episode.place: episode for episode, is_on in zip(episodes, on, strict=True) if is_on}
         total, size = s.epochs * s.minibatches, s.rollout_batch // s.minibatches
         epochs_run = 0
         for epoch in range(s.epochs):
@@ -295,7 +277,7 @@ class PPOTrainer:
             outputs = kept[1] if kept is not None else self._forward(group)
             policy_part, value_part = self._losses(group, outputs, clip)
             loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
-            if s.kl_in_loss and s.needs_reference:
+            if s.kl_in_loss and self.is_priced:
                 loss = loss + policy_on * self.kl.coef * kl_loss(outputs.logp_N, self._of(group, "reference_T")).sum()
             if s.entropy_coef and outputs.entropy_N is not None:
                 loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()

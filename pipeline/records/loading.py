@@ -9,7 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ class LoadedRows:
         shape: the one they are in.
         train: rows to learn from.
         held_out: rows split off by prompt; empty when the source asks for no split.
+        places: ``file:line`` of each row, those of `train` first.
         rejected: bad rows left out, each kept in the rejects file.
         digest: of the source's content, as `digest` gives it.
     """
@@ -42,6 +43,7 @@ class LoadedRows:
     shape: Shape
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
+    places: list[str] = field(compare=False)
     rejected: int
     digest: str
 
@@ -101,9 +103,12 @@ def load(
     shape = _one_shape(batches, layouts, name) or shapes[0]
     _check_options(source, shape, name)
     good: list[dict[str, Any]] = []
+    places: dict[int, tuple[str, int]] = {}  # of each good row, by its identity: the split moves rows, not copies
     bad: list[_BadRow] = []
     for batch, layout in zip(batches, layouts, strict=True):
-        _take(batch, source, layout.format, shape, good, bad)
+        start = len(good)
+        numbers = _take(batch, source, layout.format, shape, good, bad)
+        places |= {id(row): (batch.name, number) for row, number in zip(good[start:], numbers, strict=True)}
     if bad and (source.on_bad_row == "stop" or not good):
         raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, can_skip=bool(good)))
     if bad and rejects is not None:
@@ -112,7 +117,8 @@ def load(
     if shape == "labelled":
         _check_labels(train, name)
     content = hub_digest(source) if source.hub is not None else combined(batch.digest for batch in batches)
-    return LoadedRows(shape, train, held_out, len(bad), content)
+    where = [place(*places[id(row)]) for row in (*train, *held_out)]
+    return LoadedRows(shape, train, held_out, where, len(bad), content)
 
 
 def _check_options(source: Source, shape: Shape, name: str) -> None:
@@ -140,19 +146,22 @@ def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
 
 def _take(
     batch: _Batch, source: Source, row_format: str, shape: Shape, good: list[dict[str, Any]], bad: list[_BadRow]
-) -> None:
-    """Add the rows of a batch to the good and the bad ones, up to the source's limit of good ones."""
+) -> list[int]:
+    """Add the rows of a batch to the good and the bad ones, up to the source's limit; return the good ones' lines."""
+    numbers: list[int] = []
     for row in batch.rows:
         if source.limit is not None and len(good) >= source.limit:
-            return
+            break
         try:
             if row.value is None:
                 raise BadRowError(row.fault)
             columns = _renamed(row.value, source.columns) if source.columns else row.value
             good.append(shaped(columns, row_format, shape, source.system))
+            numbers.append(row.number)
         except BadRowError as fault:
             where, kept_as = place(batch.name, row.number), place(batch.kept_as, row.number)
             bad.append(_BadRow(where, kept_as, str(fault), row))
+    return numbers
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -232,21 +232,19 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
     rows = ctx.load_rows("data")
     ctx.phase("tokenizing")
     limit, room = context_limit(model), config.train.max_new_tokens
-    encoded: list[list[Prompt]] = []
-    for part in (rows.train, rows.held_out):
-        found = [Prompt(row, tuple(encode_prompt(tokenizer, row["prompt"]))) for row in part]
-        for number, prompt in enumerate(found, start=1):
-            if limit is not None and len(prompt.ids) + room > limit:
-                raise PipelineError(
-                    Problem(
-                        f"prompt {number} has {len(prompt.ids)} tokens, with max_new_tokens {room} more than fit",
-                        f"at most {limit - room} tokens, for the model's context is {limit}",
-                        "shorten or drop the prompt, or lower train.max_new_tokens",
-                        stage=ctx.name,
-                    )
+    found = [Prompt(row, tuple(encode_prompt(tokenizer, row["prompt"]))) for row in (*rows.train, *rows.held_out)]
+    for prompt, place in zip(found, rows.places, strict=True):
+        if limit is not None and len(prompt.ids) + room > limit:
+            raise PipelineError(
+                Problem(
+                    f"the prompt has {len(prompt.ids)} tokens, with max_new_tokens {room} more than fit",
+                    f"at most {limit - room} tokens, for the model's context is {limit}",
+                    "shorten or drop the prompt, or lower train.max_new_tokens",
+                    place,
+                    ctx.name,
                 )
-        encoded.append(found)
-    train, held_out = encoded
+            )
+    train, held_out = found[: len(rows.train)], found[len(rows.train) :]
     if not held_out and len(train) > 1:
         count = min(config.train.eval_prompts, max(1, len(train) // 10))
         random.Random(f"{ctx.seed}/held out").shuffle(train)

@@ -76,9 +76,9 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
     given = [*rows.train, *rows.held_out]
     ids = [encode_prompt(tokenizer, row["prompt"]) for row in given]
     fits = [i for i, tokens in enumerate(ids) if len(tokens) <= room]
-    too_long = [(i, len(tokens)) for i, tokens in enumerate(ids) if len(tokens) > room]
+    too_long = [(rows.places[i], len(tokens)) for i, tokens in enumerate(ids) if len(tokens) > room]
     if too_long and train.max_length is None:
-        _refuse_long(too_long, room, context, train)
+        _refuse_long(ctx, too_long, room, context, train)
     learned = sum(i < len(rows.train) for i in fits)
     if not learned:
         found = f"none of {len(rows.train)} prompts fits" if rows.train else "no prompts"
@@ -89,14 +89,18 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
     return Prompts([given[i] for i in fits], [ids[i] for i in fits], learned, counts)
 
 
-def _refuse_long(too_long: list[tuple[int, int]], room: int, context: int, train: OnPolicyTrain) -> None:
-    row, length = too_long[0]
+def _refuse_long(
+    ctx: StageContext, too_long: list[tuple[str, int]], room: int, context: int, train: OnPolicyTrain
+) -> None:
+    place, length = too_long[0]
     more = f", as are {len(too_long) - 1} more" if len(too_long) > 1 else ""
     raise PipelineError(
         Problem(
-            f"the prompt of row {row} is {length} tokens long{more}",
+            f"the prompt is {length} tokens long{more}",
             f"at most {room}: the model's context of {context} less train.max_new_tokens ({train.max_new_tokens})",
             f"lower train.max_new_tokens, or set train.max_length to {context} to leave such prompts out",
+            place,
+            ctx.name,
         )
     )
 

@@ -59,6 +59,12 @@ class RunLog:
             Interrupted: asked to stop; the state was saved.
             Stopped: a guard ended the run.
         """
+        try:
+            self._watch(trainer)
+        finally:  # trackers write their last rows however the run ends
+            self.trackers.close()
+
+    def _watch(self, trainer: PPOTrainer) -> None:
         self.clock.start()
         total = trainer.settings.iterations
         if not self.rows:
@@ -75,7 +81,6 @@ class RunLog:
                 self.keep(row)
             self.ctx.progress(done, total, **{name: row[name] for name in SHOWN if name in row})
             self.save_when_due(done, total)
-        self.trackers.close()
 
     def evaluate(self, row: dict[str, Any]) -> None:
         """Add held-out metrics to a row, keep and show some answers, and keep the policy if it is the best so far.
@@ -98,7 +103,8 @@ class RunLog:
             if place < TOLD:
                 asked, said = (_short(sample[key]) for key in ("prompt", "response"))
                 self.ctx.note(f"iteration {row['step']}, reward {episode.score:.2f}: {asked} → {said}")
-        for text in self.trainer.guards.look_at_evaluation(metrics):
+        unpriced = None if self.trainer.is_priced else self.trainer.kl
+        for text in self.trainer.guards.look_at_evaluation(metrics, unpriced):
             self.note(text)
 
     def skip(self, episodes: Sequence[Episode]) -> None:
@@ -204,14 +210,23 @@ class Trackers:
     """The trackers of transformers (tensorboard, wandb, …), fed with PPO's metrics."""
 
     def __init__(self, ctx: StageContext, settings: Any) -> None:
+        """Start them.
+
+        Raises:
+            PipelineError: transformers does not know a tracker, or its package is missing.
+        """
         self.callbacks: list[Any] = []
         if not settings.report_to or not ctx.is_first:
             return
-
         self.arguments = TrainingArguments(output_dir=str(ctx.work), report_to=settings.report_to, run_name=ctx.name)
         self.state = TrainerState(max_steps=settings.iterations, is_world_process_zero=True)
         self.control = TrainerControl()
-        self.callbacks = [each() for each in get_reporting_integration_callbacks(settings.report_to)]
+        try:
+            self.callbacks = [each() for each in get_reporting_integration_callbacks(settings.report_to)]
+        except (ImportError, RuntimeError, ValueError) as error:  # unknown, or its package is not installed
+            found = f"train.report_to: {' '.join(str(error).split()).rstrip('.')}"
+            remedy = "install the tracker's package, or leave it out"
+            raise PipelineError(Problem(found, "trackers of transformers", remedy, stage=ctx.name)) from error
         for callback in self.callbacks:
             callback.on_train_begin(self.arguments, self.state, self.control, model=None)
 

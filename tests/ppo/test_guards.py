@@ -177,6 +177,14 @@ def test_a_skipped_step_leaves_weights_and_moments_as_they_were() -> None:
     assert trainer.guards.skipped == 0  # only those in a row count
 
 
+def test_a_gradient_that_overflows_is_skipped_though_its_loss_is_finite() -> None:
+    trainer = trainer_of(epochs=1)
+    episodes, before = prepared(trainer), weights(trainer.policy)
+    trainer.policy.policy_parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+    assert trainer.update(episodes)["skipped"] == 1
+    assert largest_difference(before, weights(trainer.policy)) == 0
+
+
 def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
     trainer = trainer_of(epochs=4, max_skipped=3)
     episodes = prepared(trainer)

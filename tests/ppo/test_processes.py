@@ -14,6 +14,7 @@ from ppo_world import (
     gradients,
     largest_difference,
     policy_of,
+    prepared,
     trainer_of,
     weights,
     without_seconds,
@@ -85,6 +86,18 @@ def of_rank(index: int, port: int, folder: str) -> None:
     found: dict[str, Any] = {name: run(case, Ranks.current()) for name, case in CASES.items()}
     with pytest.raises(PipelineError, match=r"rollout_batch is 1 with 2 processes"):
         trainer_of(rollout_batch=1, ranks=Ranks.current())
+    drifting = trainer_of(ranks=Ranks.current(), eval_every=2)
+    drifting.iterate()
+    with torch.no_grad():
+        next(iter(drifting.policy.trained().values())).add_(1e-4 * index)
+    with pytest.raises(PipelineError, match="the processes hold different weights after iteration 2"):
+        drifting.iterate()
+    skipping = trainer_of(ranks=Ranks.current(), epochs=1)
+    episodes, before = prepared(skipping), weights(skipping.policy)
+    if index == 0:
+        episodes[0].advantages_T[0] = float("nan")
+    assert skipping.update(episodes)["skipped"] == 1  # on both, though one alone saw it
+    assert largest_difference(before, weights(skipping.policy)) == 0
     torch.save(found, Path(folder) / f"{index}.pt")
     torch.distributed.destroy_process_group()
 

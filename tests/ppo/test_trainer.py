@@ -29,8 +29,9 @@ from ppo_world import (
 from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.control import KLController, ScoreScale
 from pipeline.ppo.episodes import Episode, MicroBatch, pack
+from pipeline.ppo.loss import policy_loss, value_loss
 from pipeline.ppo.measures import UpdateSums, of_engine, of_rollout
-from pipeline.ppo.policy import Policy
+from pipeline.ppo.policy import Outputs, Policy
 from pipeline.ppo.rollout import BatchedEngine, Sampled, prompt_order
 
 
@@ -155,6 +156,19 @@ def test_the_score_sits_on_the_last_token_that_was_sampled_and_the_penalty_on_ro
     for episode in episodes:
         expected = 4.0 if EOS in episode.response_ids else 2.5
         assert episode.advantages_T.tolist() == [0.0] * (len(episode.response_ids) - 1) + [expected]
+
+
+def test_whitened_rewards_keep_their_mean() -> None:
+    settings: dict[str, Any] = {"kl_coef": 0.0, "lam": 0.0, "whiten": False, "score_clip": 0.0}
+
+    def rewards_of(**more: Any) -> torch.Tensor:  # V = 0 and lambda 0: an advantage is its token's own reward
+        trainer = trainer_of(score=lambda rows: [3.0 + 2 * row.place for row in rows], **settings, **more)
+        return torch.cat([episode.advantages_T for episode in prepared(trainer)])
+
+    plain_N, white_N = rewards_of(), rewards_of(whiten_rewards=True)
+    expected_N = (plain_N - plain_N.mean()) / plain_N.std(correction=0) + plain_N.mean()
+    assert float(plain_N.mean()) > 0.5
+    torch.testing.assert_close(white_N, expected_N, atol=1e-5, rtol=0)
 
 
 def test_without_end_tokens_no_response_is_cut_off() -> None:
@@ -392,6 +406,11 @@ def test_an_evaluation_uses_the_same_random_numbers_each_time_and_changes_nothin
     assert first == second
     assert [e.response_ids for e in episodes] == [e.response_ids for e in again]
     assert first["eval_objective"] == pytest.approx(first["eval_reward"] - 0.05 * first["eval_kl"])
+    moved = trainer_of(learning_rate=1e-2, kl_coef=0.5, held_out=trainer.held_out)
+    moved.iterate()
+    third, _ = moved.evaluate()
+    assert third["eval_kl"] > 1e-2
+    assert third["eval_objective"] == pytest.approx(third["eval_reward"] - 0.5 * third["eval_kl"], abs=1e-9)
     trainer.held_out = ()
     assert trainer.evaluate() == ({}, [])
 
@@ -495,3 +514,65 @@ def test_metrics_by_hand() -> None:
     assert found["length_corr"] == pytest.approx(-1.0)
     assert found["eos_rate"] == 0.5
     assert found["distinct_2"] == pytest.approx((2 / 4 + 1) / 2)
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_a_first_step_on_the_pass_that_scored_the_rollout_is_the_step_on_a_pass_of_its_own(minibatches: int) -> None:
+    kept, again = (trainer_of(minibatches=minibatches, epochs=1, max_grad_norm=0, seed=3) for _ in range(2))
+    again.steps_with.may_keep = False  # type: ignore[misc]
+    for trainer in (kept, again):
+        trainer.iterate()
+    assert largest_difference(weights(kept.policy), weights(again.policy)) < 1e-6
+
+
+def test_a_run_without_a_price_of_divergence_gets_one_from_the_guard_that_finds_it_far_away() -> None:
+    trainer = trainer_of(kl_coef=0.0)
+    assert not trainer.is_priced
+    trainer.iterate()
+    far = {"eval_kl": 60.0, "eval_kl_k3": 60.0, "eval_length": 6.0}
+    told = [trainer.guards.look_at_evaluation(far, trainer.kl) for _ in range(3)]
+    assert told[:2] == [[], []] and "60 nats per response away" in told[2][0] and "kl_coef is now 0.02" in told[2][0]
+    assert trainer.is_priced
+    metrics = trainer.iterate()  # from now on the reference is measured and its divergence priced
+    assert metrics["kl"] != 0 and metrics["kl_coef"] == 0.02
+    assert trainer.guards.look_at_evaluation({"eval_reward": 1.0}, trainer.kl) == []
+
+
+def test_what_is_cut_of_scores_and_the_mean_ratio_are_told() -> None:
+    trainer = trainer_of(
+        score=lambda episodes: [20.0 if episode.place < 2 else -1.0 for episode in episodes], epochs=1, minibatches=2
+    )
+    metrics = trainer.iterate()
+    assert metrics["score_clipfrac"] == 2 / 8
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=0.1)
+    sums = UpdateSums()
+    logp_N = torch.tensor([0.5, 2.0]).log()
+    policy_part = policy_loss(logp_N, torch.zeros(2), torch.ones(2), clip_range=0.2)
+    sums.add(policy_part, value_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), clip=0.2))
+    found = sums.metrics(Ranks())
+    assert found["ratio_mean"] == pytest.approx(1.25)
+    assert found["ratio_max"] == pytest.approx(2.0)
+    assert found["clipfrac"] == 0.5  # the ratio of 2 alone
+
+
+def test_a_response_without_tokens_counts_as_its_end_alone() -> None:
+    def engine(model: Any, prompts: Any, *, seed: int, places: Any, greedy: bool = False) -> Sampled:
+        return Sampled([[] if place % 2 else [5, EOS] for place in places])
+
+    trainer = trainer_of()
+    trainer.engine = engine
+    episodes = prepared(trainer)
+    assert [e.response_ids for e in episodes[:2]] == [[5, EOS], [EOS]]
+    assert all(e.ended and e.advantages_T.isfinite().all() for e in episodes)
+
+
+@pytest.mark.parametrize(("high", "is_clipped"), [(None, True), (0.28, False)])
+def test_clip_higher_reaches_the_loss_of_a_step(high: float | None, is_clipped: bool) -> None:
+    trainer = trainer_of(clip_range_high=high)
+    episodes = prepared(trainer)
+    for episode in episodes:
+        episode.advantages_T = torch.ones_like(episode.old_T)
+    old_N = torch.cat([episode.old_T for episode in episodes])
+    raised = Outputs(old_N + math.log(1.25), torch.zeros_like(old_N), None)
+    policy_part, _ = trainer._losses(episodes, raised, clip=0.2)
+    assert bool(policy_part.clipped_N.all()) == bool(policy_part.clipped_N.any()) == is_clipped

@@ -113,6 +113,9 @@ def test_the_limit_counts_good_rows_and_comes_before_the_split(jsonl: Write, sou
     asked = [row["prompt"][0]["content"] for row in got.train + got.held_out]
     assert sorted(asked) == sorted(row["prompt"] for row in rows[:20])
     assert got.held_out and got.rejected == 1
+    # A row's place is its line in the file, on whichever side it fell: row q0 stands on line 2.
+    lines = [int(place.removeprefix(f"{path.name}:").rpartition(":")[2]) for place in got.places]
+    assert lines == [int(text.removeprefix("q")) + 2 for text in asked]
 
 
 def test_the_split_does_not_depend_on_the_seed(jsonl: Write, source: Make) -> None:

@@ -193,7 +193,7 @@ def test_a_bad_reward_is_one_line_and_nothing_is_kept(
         ({"max_new_tokens": 64}, "train.max_new_tokens is 64, less than the 64 tokens of prompt and response"),
         (
             {"max_new_tokens": 56},
-            "prompt of row 0 is [0-9]+ tokens long, as are 23 more, at most 8: the model's context",
+            "asks.jsonl:1 stage .*: the prompt is [0-9]+ tokens long, as are 23 more, at most 8: the model's context",
         ),
         ({"max_new_tokens": 56, "max_length": 64}, "none of 24 prompts fits, prompts of at most 8 tokens"),
         ({"batch_size": 256}, "24 prompts to learn from, at least 32, for one batch of 256 responses"),

@@ -61,6 +61,11 @@ def too_few(completions, **columns):
     return [1.0] * (len(completions) - 1)
 
 
+def inflates(completions, **columns):
+    CALLS.append(1)
+    return [len(CALLS) + 1e-3 * len(turns[-1]["content"]) for turns in completions]
+
+
 CALLS = []
 
 
@@ -141,6 +146,53 @@ def test_a_policy_that_only_gets_worse_is_not_what_is_kept(ppo: Run, chain: Any)
     assert all(torch.equal(start[name], kept[name]) for name in start)
 
 
+def test_what_is_kept_is_best_by_reward_less_the_price_of_divergence(ppo: Run) -> None:
+    # Each evaluation pays more than the one before, and no reward is worth this divergence.
+    train = {**QUICK, "learning_rate": 1e-2, "kl_coef": 1e3, "target_kl": 0.0}
+    ran = ppo("inflates", config={"train": train})
+    seen = [row["eval_reward"] for row in ran.history if "eval_reward" in row]
+    assert seen == sorted(seen) and seen[-1] > seen[0] + 1
+    assert ran.outcome.result.best["step"] == 0
+    assert ran.outcome.result.metrics["eval_reward"] == pytest.approx(seen[0], abs=1e-3)
+
+
+def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_count(chain: Any, load_plain: Any) -> None:
+    from types import SimpleNamespace
+
+    from pipeline.stages.ppo import Config, _language_loss
+    from pipeline.training.encode import IGNORE, encode_conversation
+
+    model, tokenizer = load_plain(chain["sft"].path)
+    demos = [json.loads(line) for line in (chain.recipe.parent / "demos.jsonl").read_text().splitlines()]
+    distinct = list({row["messages"][0]["content"]: row for row in demos}.values())[:8]
+    known = [encode_conversation(tokenizer, row["messages"]) for row in distinct]
+    assert len({len(row.ids) for row in known}) > 1
+    config = Config.model_validate(
+        {"data": "a", "model": "m", "reward": ["r"], "ptx_data": "d", "train": {"ptx_coef": 1.0, "ptx_batch": 2}}
+    )
+    context: Any = SimpleNamespace(seed=3, load_rows=lambda name: SimpleNamespace(train=distinct))
+    loss = _language_loss(context, config, tokenizer)
+    places: list[list[int]] = []
+
+    def remember(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+        rows = given["input_ids"].tolist()
+        places.append([next(i for i, k in enumerate(known) if row[: len(k.ids)] == list(k.ids)) for row in rows])
+
+    model.register_forward_pre_hook(remember, with_kwargs=True)
+    with torch.no_grad():
+        found = [float(loss(model, step)) for step in range(8)]
+        firsts, seconds = ([i for pair in places[start : start + 4] for i in pair] for start in (0, 4))
+        assert sorted(firsts) == sorted(seconds) == list(range(8)) and firsts != seconds
+        for value, pair in zip(found, [firsts[i : i + 2] for i in range(0, 8, 2)], strict=False):
+            total, count = 0.0, 0
+            for place in pair:  # each alone, without padding
+                logp = model(input_ids=torch.tensor([known[place].ids])).logits[0, :-1].log_softmax(-1)
+                kept = [(t, label) for t, label in enumerate(known[place].labels[1:]) if label != IGNORE]
+                total -= sum(float(logp[t, label]) for t, label in kept)
+                count += len(kept)
+            assert value == pytest.approx(total / count, abs=1e-5)
+
+
 def test_learns_what_a_reward_model_pays_for(ppo: Run, chain: Any, as_input: Any) -> None:
     config = {"reward": ["rm"], "layout": "separate"}
     ran = ppo(None, config=config, inputs={"reward": as_input(chain["rm"])})
@@ -172,6 +224,49 @@ def test_a_reward_model_trained_on_the_policy_s_start_is_an_adapter_on_its_trunk
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+def test_trackers_of_transformers_get_every_row_and_an_end_however_the_run_ends(
+    ppo: Run, rewards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    told: list[Any] = []
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            told.append("begin")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            told.append((state.global_step, logs))
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            told.append("end")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    quick = {**QUICK, "epochs": 1, "eval_prompts": 2}
+    ran = ppo(config={"train": {**quick, "report_to": ["tensorboard"]}})
+    assert told[0] == "begin" and told[-1] == "end"
+    assert [step for step, _ in told[1:-1]] == [0, 1, 2]
+    for (_, logs), row in zip(told[1:-1], ran.history, strict=True):
+        assert {name: logs[name] for name in row} == pytest.approx(row, rel=1e-3, abs=1e-5)
+    assert "seconds_rollout" in told[-2][1]
+    told.clear()
+    ppo("raises_later", expect="failed", config={"train": {**quick, "report_to": ["tensorboard"]}})
+    assert told[-1] == "end"
+    text = _refused(ppo(expect="failed", config={"train": {**QUICK, "report_to": ["paper"]}}))
+    assert "train.report_to: paper is not supported" in text
+
+
+def test_what_samples_is_said(ppo: Run) -> None:
+    said = "responses are sampled by the `{}` engine"
+    quick = {**QUICK, "iterations": 1, "epochs": 1, "eval_prompts": 2}
+    assert any(note.startswith(said.format("batched")) for note in ppo(config={"train": quick}).notes)
+    ran = ppo(config={"train": quick, "rollout_engine": "generate"})
+    assert not any(note.startswith("responses are sampled") for note in ran.notes)  # as asked
+    assert ran.outcome.result.metrics["steps"] > 0
 
 
 def test_answers_are_shown_at_each_evaluation(ppo: Run) -> None:
@@ -309,7 +404,7 @@ def test_a_prompt_that_leaves_no_room_is_named(ppo: Run, tmp_path: Path) -> None
     rows = [{"prompt": "which colour has the cat ?"}] * 3 + [{"prompt": "the cat " * 40}]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = _refused(ppo(data=tmp_path / "long.jsonl", expect="failed"))
-    assert "prompt 4 has" in text
+    assert "long.jsonl:4 stage" in text and "the prompt has" in text
     assert "at most 52 tokens, for the model's context is 64" in text
     assert "lower train.max_new_tokens" in text
 
