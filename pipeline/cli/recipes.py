@@ -12,6 +12,7 @@ from pipeline.cli.app import RECIPES, verb
 from pipeline.cli.options import (
     ForceOption,
     JsonOption,
+    NodeOption,
     OnlyOption,
     ProfileOption,
     RecipeArgument,
@@ -36,6 +37,7 @@ def run(
     store: RecipeStoreOption = None,
     profile: ProfileOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    node_rank: NodeOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run what a recipe still misses; resumes what was cut off."""
@@ -43,22 +45,24 @@ def run(
     if dry_run:
         _print_plan(made, where, as_json=as_json)
     else:
-        run_and_print(made, where, recipe, as_json=as_json)
+        run_and_print(made, where, recipe, as_json=as_json, node_rank=node_rank)
 
 
-def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool) -> None:
+def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool, node_rank: int = 0) -> None:
     """Check and execute a plan before the user's eyes; with JSON, progress goes to standard error."""
     from pipeline.display.ending import print_report, report_data
     from pipeline.display.views import display
     from pipeline.forecast import settled
+    from pipeline.partner import take_part
     from pipeline.preflight import check_plan
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
 
-    check_plan(made, where)
+    if not node_rank:
+        check_plan(made, where)
     made = settled(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
-        report = execute(made, where, view)
+        report = take_part(made, where, view, node_rank) if node_rank else execute(made, where, view)
     if as_json:
         print_json(report_data(report, where))
     else:
