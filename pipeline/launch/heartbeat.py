@@ -24,8 +24,8 @@ from pipeline.launch.job import Outcome
 BEAT_S = 1.0
 LOST_S = 25.0
 """Seconds of silence after which a machine is given up."""
-CONNECT_S = 60.0
-"""Seconds in which machines that are there must reach one another."""
+CONNECT_S = 180.0
+"""Seconds in which machines that came to a stage must reach one another; one may load its libraries for longer."""
 ENDING_S = 5.0
 """Seconds a machine that is done waits to hear how the others ended."""
 
@@ -75,6 +75,7 @@ class Heartbeat:
         self.ending: Ending | None = None
         self.endings: dict[int, Ending] = {}
         self._heard: dict[int, tuple[bytes, float]] = {}
+        self._started = time.monotonic()
         self._answered: float | None = None
         self._hung_up: float | None = None
         self._all_ended, self._closed = threading.Event(), threading.Event()
@@ -115,9 +116,10 @@ class Heartbeat:
                 timeout=timedelta(seconds=CONNECT_S),
             )
             beats = 0
-            while not self._closed.wait(0.1 if self.ending is not None else BEAT_S):
+            while not self._closed.is_set():
                 beats += 1
                 self._exchange(store, beats)
+                self._closed.wait(0.1 if self.ending is not None or len(self._heard) < len(self.others) else BEAT_S)
         except Exception:  # node 0 has closed its store, or was never there: then torch's own rendezvous says so
             self._hung_up = time.monotonic() if self._answered is not None else None
             self._all_ended.set()  # nothing more will be heard
@@ -157,6 +159,8 @@ class Heartbeat:
             return Problem("node 0 ended without a word", remedy="see its log; run again on all machines to resume")
         if self.node and self._answered is not None and now - self._answered > LOST_S:
             gone = [0]
+        if now - self._started > CONNECT_S:
+            gone += [other for other in self.others if other not in self._heard]
         if not gone:
             return None
         return Problem(
