@@ -115,6 +115,7 @@ class _Partner:
         done = {each.stage.spec.name: each for each in self._needs(planned)}
         job = job_of(self.plan, planned, done, folder / "payload", folder / "work", self.meeting.run_dir)
         job = replace(job, node_rank=self.node, token=self.meeting.token, log=self._log(call.stage))
+        job = replace(job, compute={**call.compute, "rendezvous": job.compute["rendezvous"]})
         self.meeting.answer(self.node, call)
         outcome = run_job(job, lambda event: self.view.stage_event(planned, event), self.stop.is_asked)
         if outcome.result is None:

@@ -131,8 +131,8 @@ class Journal:
         self._file.close()
 
 
-def run(plan: Plan, store: Store, view: View) -> RunReport:
-    """Execute what is pending in ``plan``.
+def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> RunReport:
+    """Execute what is pending in ``plan``; journal and logs go to ``run_dir``, by default one of its own.
 
     Raises:
         StageFailed: a stage broke; its checkpoints are kept and the next run resumes from them.
@@ -142,7 +142,7 @@ def run(plan: Plan, store: Store, view: View) -> RunReport:
     started = time.perf_counter()
     if plan.pending:
         warm_up()
-    run_dir = _new_run_dir(store.root / ".runs", plan.recipe.name)
+    run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
     journal = Journal(run_dir)
     journal.write(
         "run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending]
@@ -159,7 +159,7 @@ def run(plan: Plan, store: Store, view: View) -> RunReport:
     return RunReport(run_dir, tuple(done.values()), time.perf_counter() - started)
 
 
-def _new_run_dir(runs: Path, recipe: str) -> Path:
+def new_run_dir(runs: Path, recipe: str) -> Path:
     """Make the folder of this run and no other: in containers, two processes of one second may have one number."""
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe}-{os.getpid()}"
     for number in itertools.count(1):

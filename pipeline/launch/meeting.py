@@ -17,7 +17,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Call:
         stage: name; empty at the end.
         fingerprint: of the stage.
         number: of the call, from 1.
+        compute: of the stage as node 0 has settled it.
         problems: why the run ended; empty when all went well.
     """
 
@@ -50,6 +51,7 @@ class Call:
     stage: str = ""
     fingerprint: str = ""
     number: int = 0
+    compute: dict[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
@@ -97,7 +99,8 @@ class Meeting:
     def gathered(self, job: Job, show: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:
         """Call the other machines to a stage and wait until all are here; else the outcome says why not."""
         self._calls += 1
-        self._write(what="stage", stage=job.name, fingerprint=job.fingerprint, number=self._calls)
+        call = {"stage": job.name, "fingerprint": job.fingerprint, "number": self._calls, "compute": job.compute}
+        self._write(what="stage", **call)
         ends, told = time.monotonic() + GATHER_S, False
         while True:
             missing, refused = self._answers(job.nodes)

@@ -149,10 +149,12 @@ def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
     hosts.mend()
     steps = [int(folder.name.rpartition("-")[2]) for folder in store.glob(".work/base-*/work/checkpoints/checkpoint-*")]
     again = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
-    _until(lambda: list(store.glob(f".work/base-*/work/ranks/1/pid-0")), "the rerun")
+    _until(lambda: list(store.glob(".work/base-*/work/ranks/1/pid-0")), "the rerun")
     _until(
-        lambda: max(int(f.name.rpartition("-")[2]) for f in store.glob(".work/base-*/work/checkpoints/checkpoint-*"))
-        > max(steps),
+        lambda: (
+            max(int(f.name.rpartition("-")[2]) for f in store.glob(".work/base-*/work/checkpoints/checkpoint-*"))
+            > max(steps)
+        ),
         "a later checkpoint",
     )
     again[1].send_signal(signal.SIGTERM)  # either may be asked: all stop at the same step
