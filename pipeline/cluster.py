@@ -129,9 +129,8 @@ def run_on_cluster(plan: Plan, store: Store, view: View, request: Request) -> Ru
         done = []
         for planned in plan.stages:
             if planned.spec.name in queue:
-                seconds = time.perf_counter()
                 artifact = follower.follow(queue[planned.spec.name])
-                done.append(StageDone(planned, artifact, cached=False, seconds=time.perf_counter() - seconds))
+                done.append(StageDone(planned, artifact, cached=False, seconds=artifact.manifest.seconds))
             elif (found := planned.artifact or store.find(planned.spec.name, planned.fingerprint)) is not None:
                 view.stage_cached(planned, found)
                 done.append(StageDone(planned, found, cached=True, seconds=0.0))

@@ -62,7 +62,8 @@ def stage_job(
     from pipeline.cli.recipes import plan_of
     from pipeline.cluster import Followed, check_unchanged
     from pipeline.display.views import PlainDisplay
-    from pipeline.forecast import settled
+    from pipeline.errors import PipelineError
+    from pipeline.forecast import fitting_problems, settled
     from pipeline.partner import take_part
     from pipeline.runner import run
 
@@ -71,8 +72,10 @@ def stage_job(
         overrides.append(f"stages.{stage}.compute.rendezvous={rendezvous}")
     made, where = plan_of(recipe, overrides, [stage], None, [stage] if again else None, store, profile)
     check_unchanged(made, fingerprint)
+    if problems := list(fitting_problems(made, where, elsewhere=False)):  # only now is the device known
+        raise PipelineError(*problems)
     with PlainDisplay() as view:
         if node_rank:
             take_part(made, where, view, node_rank)
         else:
-            run(settled(made, where), where, Followed(view, folder), folder)  # for the memory of this machine
+            run(settled(made, where), where, Followed(view, folder), folder)
