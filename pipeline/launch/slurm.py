@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,11 +173,7 @@ class StageJob:
     command: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Run the command to its end.
-
-        Raises:
-            RuntimeError: it failed, or was told to stop; Slurm then takes the job as failed.
-        """
+        """Run the command to its end; when it fails, or was told to stop, this process ends as it did."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith(MPI)}
         child = subprocess.Popen([*self.command, *_place(os.environ)], env=environment, preexec_fn=_ignore_notice)
         _children.append(child.pid)
@@ -190,10 +187,10 @@ class StageJob:
         while child.poll() is None:
             time.sleep(0.2)
         if terminated and child.returncode and _is_preempted():
+            print("preempted: its state is saved, it goes back into the queue", flush=True)
             _ask(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
-            raise RuntimeError("preempted: its state is saved and it is in the queue again")
         if child.returncode:
-            raise RuntimeError(f"`{' '.join(self.command)}` ended with {child.returncode}")
+            sys.exit(1)  # Slurm takes the job as failed; submitit would print a traceback of an exception
 
     def checkpoint(self) -> Any:
         """Save: called by submitit when the time is nearly over; it requeues what is returned."""
