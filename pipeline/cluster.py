@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,8 @@ class _Follower:
         if line["event"] == "stage_started":
             item.failed, item.stopped, item.shown = [], False, (0, 0)
         elif line["event"] == "stage_failed":
-            item.failed, item.stopped = [Problem(text) for text in line["problems"]], line["stopped"]
+            texts = [text.removeprefix(f"stage {item.name}: ") for text in line["problems"]]
+            item.failed, item.stopped = [Problem(text, stage=item.name) for text in texts], line["stopped"]
         elif line["event"] in ("stage_done", "stage_cached"):
             item.artifact = self._find(item)
 
@@ -367,7 +368,8 @@ class _Follower:
         notes += [f"cancelled: {', '.join(each.name for each in lost)}"] if lost else []
         notes += [f"still in the queue: {', '.join(others)}"] if others else []
         self.view.stage_failed(item.planned, tuple(problems))
-        raise StageFailed(Problem(f"{problems[0]} ({'; '.join(notes)})"), *problems[1:])
+        first = replace(problems[0], remedy="; ".join(filter(None, [problems[0].remedy, *notes])))
+        raise StageFailed(first, *problems[1:])
 
     def _dependents(self, name: str) -> list[StageInQueue]:
         """Return the jobs that need a stage, directly or not."""

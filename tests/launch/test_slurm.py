@@ -1,10 +1,11 @@
-"""A real Slurm of one node, started here: a chain as jobs, cancelled, preempted, out of time, failed, and the same bits.
+"""A real Slurm, its two nodes this machine: a chain as jobs, cancelled, preempted, out of time, failed; the same bits.
 
 Debian's slurm-wlm and munge; no accounting, processes tracked by their parents, no task plugin: no cgroup is needed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -21,6 +22,8 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import Store
+from pipeline.plan import make_plan
+from pipeline.recipe import inspect, load
 
 pytestmark = pytest.mark.xdist_group("slurm")
 
@@ -34,16 +37,15 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -55,8 +57,11 @@ ReturnToService=2
 MpiDefault=none
 KillWait=30
 MinJobAge=300
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+SlurmdParameters=config_overrides
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=both Nodes={host},localhost MaxTime=INFINITE State=UP
 """
 
 
@@ -122,11 +127,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if os.geteuid() != 0:
         pytest.skip("needs root: slurmd starts jobs as another user would")
     folder = tmp_path_factory.mktemp("slurm")
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
     host, user = socket.gethostname().partition(".")[0], pwd.getpwuid(os.geteuid()).pw_name
+    for name in ("state", f"spool-{host}", "spool-localhost"):
+        (folder / name).mkdir()
     configuration = folder / "slurm.conf"
-    configuration.write_text(CONFIGURATION.format(folder=folder, host=host, user=user, ports=_free_ports(2)))
+    configuration.write_text(CONFIGURATION.format(folder=folder, host=host, user=user, ports=_free_ports(3)))
     (folder / "cgroup.conf").write_text("")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
@@ -151,8 +156,8 @@ def _start_daemons(cluster: Cluster, key: Path) -> None:
     folder = cluster.folder
     munge = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
     munge += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed"]
-    for line in (munge, ["slurmctld", "-D", "-c"], ["slurmd", "-D"]):
-        with (folder / f"{line[0]}.out").open("wb") as out:
+    for line in (munge, ["slurmctld", "-D", "-c"], ["slurmd", "-D"], ["slurmd", "-D", "-N", "localhost"]):
+        with (folder / f"{line[0]}.out").open("ab") as out:
             cluster.daemons.append(subprocess.Popen(line, env=cluster.environment, stdout=out, stderr=out))
         if line is munge:
             _until((folder / "munge.socket").exists, "munge's socket", 20)
@@ -160,10 +165,10 @@ def _start_daemons(cluster: Cluster, key: Path) -> None:
     def idle() -> bool:
         line = ["sinfo", "--noheader", "--format=%T"]
         ended = subprocess.run(line, env=cluster.environment, capture_output=True, text=True, timeout=30, check=False)
-        return ended.stdout.strip() == "idle"
+        return set(ended.stdout.split()) == {"idle"}
 
     try:
-        _until(idle, "an idle node", 60)
+        _until(idle, "idle nodes", 60)
     except AssertionError:
         logs = "\n".join(file.read_text(errors="replace")[-1500:] for file in sorted(folder.glob("*.log")))
         raise AssertionError(f"Slurm did not start:\n{logs}") from None
@@ -250,5 +255,68 @@ def test_jobs_outlive_the_command_lose_their_node_and_are_cancelled_and_the_bits
     assert "resumes at step" in out
     assert cluster.jobs()["tiny-base"][0] != job
     assert _digests(store) == _digests(tmp_path / "local")
-    resumed = [event for event in journal(store) if event["event"] == "stage_started" and event["stage"] == "base"]
-    print([event["resumed"] for event in resumed])
+    lines = [
+        line for file in sorted(store.glob(".runs/*/base/journal.jsonl")) for line in file.read_text().splitlines()
+    ]
+    starts = [event["resumed"] for event in map(json.loads, lines) if event["event"] == "stage_started"]
+    assert starts == [False, True, True, True]
+
+
+def test_jobs_that_need_a_failed_one_are_cancelled_and_the_error_names_it_and_its_log(
+    tmp_path: Path, tiny_recipe: Path, chain: Any, cluster: Cluster
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(chain.store.root, store, ignore=shutil.ignore_patterns(".runs"))
+    line = ("run", tiny_recipe, "--store", store, *SLURM, "--set", "stages.sft.train.learning_rate=1.0e+30")
+    code, out = cluster.trueup(*line, cwd=tmp_path)
+    (last,) = [row for row in out.splitlines() if row.startswith("stage sft: ")]
+    assert code == 1 and "Traceback" not in out, out
+    assert "the loss is" in last and "log: " in last and "cancelled: rm, dpo, report" in last
+    log = Path(last.partition("log: ")[2].partition(";")[0])
+    assert "the loss is" in log.read_text()
+    after = {name: state for name, (_, state) in cluster.jobs().items()}
+    assert {after[f"tiny-{name}"] for name in ("rm", "dpo", "report")} == {"CANCELLED"}
+
+
+def test_a_job_of_two_nodes_trains_one_stage(tmp_path: Path, tiny_recipe: Path, chain: Any, cluster: Cluster) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(chain.store.root, store, ignore=shutil.ignore_patterns(".runs"))
+    both = ("--set", "stages.base.compute.nodes=2", "--set", "compute.slurm.partition=both")
+    steps = ("--set", "stages.base.train.max_steps=5", "--until", "base")
+    code, out = cluster.trueup("run", tiny_recipe, "--store", store, *SLURM, *both, *steps, cwd=tmp_path)
+    assert code == 0, out + "".join(file.read_text() for file in store.glob(".runs/*/base/*.out"))
+    assert "8 rows × 2 processes = 16 rows" in out
+    newest = Store(store).artifacts("base")[-1].manifest
+    assert newest.version == 2 and newest.runtime["nodes"] == 2
+
+
+def test_a_partition_that_is_not_there_is_one_line(tmp_path: Path, tiny_recipe: Path, cluster: Cluster) -> None:
+    line = ("run", tiny_recipe, "--store", tmp_path / "store", *SLURM, "--set", "compute.slurm.partition=nowhere")
+    code, out = cluster.trueup(*line, cwd=tmp_path)
+    assert code == 2
+    assert "stage tokenizer: Slurm refused the job: sbatch: error:" in out and "see compute.slurm" in out
+    assert "Traceback" not in out
+
+
+def test_a_machine_without_slurm_is_one_line(tmp_path: Path, tiny_recipe: Path, command: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ended = command("run", tiny_recipe, "--store", tmp_path / "store", *SLURM, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "compute.launcher is slurm, but this machine has no sbatch" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "minutes"), [("90", 90), ("01:30:00", 90), ("1-00:00:01", 1441), ("two", 0), ("0", 0)]
+)
+def test_times(value: str, minutes: int, tmp_path: Path, tiny_recipe: Path) -> None:
+    found, problems = inspect(tiny_recipe, overrides=[f"compute.slurm.time={value}"])
+    if minutes:
+        assert found.compute.slurm.minutes == minutes and not problems
+    else:
+        assert "minutes, or [DAYS-]HH:MM:SS" in str(problems[0])
+
+
+def test_where_a_stage_runs_leaves_its_fingerprint_alone(tiny_recipe: Path, chain: Any) -> None:
+    one = make_plan(load(tiny_recipe), chain.store)
+    other = make_plan(load(tiny_recipe, overrides=["compute.launcher=slurm", "compute.slurm.qos=low"]), chain.store)
+    assert [stage.fingerprint for stage in one.stages] == [stage.fingerprint for stage in other.stages]
