@@ -108,11 +108,13 @@ class Heartbeat:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]  # a class of torch's C++ side
 
         try:
+            # On node 0 this is the rendezvous' own store, kept until the others have read how it ended there.
             store = TCPStore(
                 self.host,
                 self.port,
-                is_master=False,
+                is_master=self.node == 0,
                 wait_for_workers=False,
+                multi_tenant=True,
                 timeout=timedelta(seconds=CONNECT_S),
             )
             beats = 0
@@ -159,12 +161,13 @@ class Heartbeat:
             return Problem("node 0 ended without a word", remedy="see its log; run again on all machines to resume")
         if self.node and self._answered is not None and now - self._answered > LOST_S:
             gone = [0]
-        if now - self._started > CONNECT_S:
-            gone += [other for other in self.others if other not in self._heard]
+        silence = LOST_S
+        if not gone and now - self._started > CONNECT_S:
+            gone, silence = [other for other in self.others if other not in self._heard], CONNECT_S
         if not gone:
             return None
         return Problem(
-            f"node {gone[0]} has not answered for {LOST_S:.0f} s",
+            f"node {gone[0]} has not answered for {silence:.0f} s",
             "machines that reach one another",
             f"see whether it is up and the network to {self.host}:{self.port} holds; run again on all to resume",
         )

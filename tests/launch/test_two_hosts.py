@@ -137,9 +137,7 @@ def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
     pair = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
     _until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
     hosts.cut()
-    cut = time.monotonic()
-    outs = [process.communicate(timeout=60)[0] for process in pair]
-    print(time.monotonic() - cut)
+    outs = [process.communicate(timeout=60)[0] for process in pair]  # a minute is the promise
     assert [process.returncode for process in pair] == [1, 1], "\n".join(outs)
     last = [out.strip().splitlines()[-1] for out in outs]
     assert "stage base: node 1 has not answered for" in last[0] and "run again" in last[0], outs[0]
@@ -161,3 +159,60 @@ def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
     outs = [process.communicate(timeout=60)[0] for process in again]
     assert f"resumes at step {max(steps)} of 3000" in outs[0], outs[0]
     assert all("stopped as asked" in out for out in outs), "\n".join(outs)
+
+
+def test_a_rank_that_dies_is_named_on_both_machines(tmp_path: Path, tiny_recipe: Path, hosts: Hosts) -> None:
+    store = tmp_path / "store"
+    line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base")
+    line = (*line, "--set", "stages.base.train.max_steps=3000")
+    pair = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
+    _until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
+    (file,) = store.glob(".work/base-*/work/ranks/1/pid-0")
+    os.kill(int(file.read_text()), signal.SIGKILL)
+    outs = [process.communicate(timeout=60)[0] for process in pair]
+    assert [process.returncode for process in pair] == [1, 1], "\n".join(outs)
+    assert "stage base: rank 1 was killed by signal 9" in outs[1], outs[1]
+    assert "stage base: node 1: rank 1 was killed by signal 9" in outs[0], outs[0]
+    _until(lambda: not hosts.members(), "the end of every process", 15)
+
+
+def test_a_machine_that_reads_another_recipe_is_refused_on_both(
+    tmp_path: Path, tiny_recipe: Path, hosts: Hosts
+) -> None:
+    line = ("run", tiny_recipe, "--store", tmp_path / "store", *SHARED, "--until", "base")
+    other = (*line, "--node-rank", "1", "--set", "stages.base.train.max_steps=7")
+    pair = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *other, cwd=tmp_path)]
+    outs = [process.communicate(timeout=120)[0] for process in pair]
+    assert [process.returncode for process in pair] == [2, 2], "\n".join(outs)
+    assert "stage base: node 1 cannot take part: it reads another recipe or other data than node 0" in outs[0]
+    assert "stage base: this machine reads another recipe or other data than node 0" in outs[1]
+
+
+def test_a_machine_that_is_stopped_while_it_waits_ends_at_once(tmp_path: Path, tiny_recipe: Path, hosts: Hosts) -> None:
+    line = ("run", tiny_recipe, "--store", tmp_path / "store", *SHARED, "--until", "base")
+    for options, waits in (((), "waits for node 1"), (("--node-rank", "1"), "waits for node 0")):
+        process = hosts.start(0, *line, *options, cwd=tmp_path)
+        out = ""
+        while waits not in out:
+            assert process.stdout is not None
+            row = process.stdout.readline()
+            assert row, out
+            out += row
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=20)
+        assert process.returncode == 1 and "stopped" in rest and "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--node-rank", "1"), "--node-rank 1, but no stage runs on more than 1 machine"),
+        (("--node-rank", "2", *SHARED), "--node-rank 2, but no stage runs on more than 2 machines, at most 1"),
+    ],
+)
+def test_a_machine_too_many_is_one_line(
+    options: tuple[str, ...], said: str, tmp_path: Path, tiny_recipe: Path, command: Any
+) -> None:
+    ended = command("run", tiny_recipe, "--store", tmp_path / "store", *options, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert said in ended.stderr
