@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from pipeline.environment import environment
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
 from pipeline.launch.job import DataJob, Job, Outcome
 from pipeline.launch.local import run_job, warm_up
+from pipeline.launch.meeting import Meeting, hosting
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 from pipeline.stage import Event, ResolvedInput, StageResult, kind_of
 
@@ -89,6 +90,10 @@ class StopRequest:
     told: bool = False
     signals: list[int] = field(default_factory=list)
 
+    def is_asked(self) -> bool:
+        """Return whether the run was asked to stop."""
+        return self.asked
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Handle signals while a run is on, then put the old handlers back."""
@@ -126,8 +131,8 @@ class Journal:
         self._file.close()
 
 
-def run(plan: Plan, store: Store, view: View) -> RunReport:
-    """Execute what is pending in ``plan``.
+def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> RunReport:
+    """Execute what is pending in ``plan``; journal and logs go to ``run_dir``, by default one of its own.
 
     Raises:
         StageFailed: a stage broke; its checkpoints are kept and the next run resumes from them.
@@ -137,7 +142,7 @@ def run(plan: Plan, store: Store, view: View) -> RunReport:
     started = time.perf_counter()
     if plan.pending:
         warm_up()
-    run_dir = _new_run_dir(store.root / ".runs", plan.recipe.name)
+    run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
     journal = Journal(run_dir)
     journal.write(
         "run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending]
@@ -145,16 +150,16 @@ def run(plan: Plan, store: Store, view: View) -> RunReport:
     view.run_started(plan, run_dir)
     done: dict[str, StageDone] = {}
     try:
-        with StopRequest().listening() as stop:
+        with StopRequest().listening() as stop, hosting(plan, store.root, run_dir, stop.is_asked) as meeting:
             for planned in plan.stages:
-                done[planned.spec.name] = _run_stage(plan, planned, done, store, view, journal, run_dir, stop)
+                done[planned.spec.name] = _run_stage(plan, planned, done, store, view, journal, run_dir, stop, meeting)
     finally:
         journal.write("run_ended", seconds=round(time.perf_counter() - started, 3), finished=list(done))
         journal.close()
     return RunReport(run_dir, tuple(done.values()), time.perf_counter() - started)
 
 
-def _new_run_dir(runs: Path, recipe: str) -> Path:
+def new_run_dir(runs: Path, recipe: str) -> Path:
     """Make the folder of this run and no other: in containers, two processes of one second may have one number."""
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe}-{os.getpid()}"
     for number in itertools.count(1):
@@ -174,6 +179,7 @@ def _run_stage(
     journal: Journal,
     run_dir: Path,
     stop: StopRequest,
+    meeting: Meeting | None,
 ) -> StageDone:
     """Take a stage from the store, or run it and commit what it made."""
     name = planned.spec.name
@@ -195,23 +201,32 @@ def _run_stage(
         resumed = store.resumable(name, planned.fingerprint)
         journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
         view.stage_started(planned, resumed=resumed)
-        job = _job(plan, planned, done, area.payload, area.scratch, run_dir)
-        outcome = run_job(
-            job, lambda event: _pass_on(planned, event, view, journal), lambda: _stopping(planned, view, stop)
-        )
+        job = job_of(plan, planned, done, area.payload, area.scratch, run_dir)
+
+        def show(event: Event) -> None:
+            _pass_on(planned, event, view, journal)
+
+        outcome = Outcome()
+        if meeting is not None and job.nodes > 1:
+            job = replace(job, token=meeting.token)
+            outcome = meeting.gathered(job, show, stop.is_asked)
+        if not outcome.problems:
+            outcome = run_job(job, show, lambda: _stopping(planned, view, stop))
         if outcome.result is None:
             journal.write(
                 "stage_failed", stage=name, problems=[str(p) for p in outcome.problems], stopped=outcome.stopped
             )
             view.stage_failed(planned, outcome.problems)
-            raise _failure(name, outcome, stopped=outcome.stopped or stop.asked)
+            raise failure_of(name, outcome, stopped=outcome.stopped or stop.asked)
         fields = _manifest_fields(plan, planned, job, outcome, outcome.result)
         try:
             artifact = area.commit(replace="forced" in planned.why, **fields)
         except PipelineError as error:
             journal.write("stage_failed", stage=name, problems=[str(p) for p in error.problems], stopped=False)
             view.stage_failed(planned, error.problems)
-            raise _failure(name, Outcome(problems=error.problems), stopped=False) from None
+            raise failure_of(name, Outcome(problems=error.problems), stopped=False) from None
+    if meeting is not None and job.nodes > 1:
+        meeting.done(name)
     seconds = time.perf_counter() - started
     journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
     view.stage_done(planned, artifact, seconds)
@@ -232,9 +247,10 @@ def _pass_on(planned: PlannedStage, event: Event, view: View, journal: Journal) 
     view.stage_event(planned, event)
 
 
-def _job(
+def job_of(
     plan: Plan, planned: PlannedStage, done: Mapping[str, StageDone], payload: Path, scratch: Path, run_dir: Path
 ) -> Job:
+    """Return a stage as a job; ``done`` has the stages it needs."""
     spec = planned.spec
     inputs = {name: [_resolve(item, done) for item in items] for name, items in planned.inputs.items()}
     data = {
@@ -361,7 +377,8 @@ def _where(plan: Plan, source_name: str) -> list[str]:
     return [f"hub:{source.hub}" if source.hub else f"artifact:{source.artifact}"]
 
 
-def _failure(name: str, outcome: Outcome, *, stopped: bool) -> PipelineError:
+def failure_of(name: str, outcome: Outcome, *, stopped: bool) -> PipelineError:
+    """Return the error a stage's run ends with."""
     if stopped:
         return _interrupted(name)
     problems = tuple(

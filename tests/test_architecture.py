@@ -22,7 +22,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
         "cli display terminal scaffold doctor chatting reports preflight forecast",
-        "runner",
+        "runner partner cluster",
         "launch",
         "stages",
         "training",

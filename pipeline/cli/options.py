@@ -93,6 +93,17 @@ ForceOption = Annotated[
     list[str] | None,
     typer.Option("--force", metavar="STAGE", help="Run this stage again, and those that need it. Repeatable."),
 ]
+NodeOption = Annotated[
+    int,
+    typer.Option(
+        "--node-rank",
+        envvar="TRUEUP_NODE_RANK",
+        show_envvar=True,
+        metavar="N",
+        min=0,
+        help="Which machine of compute.nodes this is: 0 leads, the others run the same command. [default: 0]",
+    ),
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 

@@ -12,6 +12,7 @@ from pipeline.cli.app import RECIPES, verb
 from pipeline.cli.options import (
     ForceOption,
     JsonOption,
+    NodeOption,
     OnlyOption,
     ProfileOption,
     RecipeArgument,
@@ -36,29 +37,53 @@ def run(
     store: RecipeStoreOption = None,
     profile: ProfileOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    node_rank: NodeOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run what a recipe still misses; resumes what was cut off."""
-    made, where = _plan(recipe, override, only, until, force, store, profile)
+    made, where = plan_of(recipe, override, only, until, force, store, profile)
     if dry_run:
         _print_plan(made, where, as_json=as_json)
+    elif not node_rank and any(stage.spec.compute.launcher == "slurm" for stage in made.pending):
+        _submit_and_print(made, where, recipe, override or [], profile, as_json=as_json)
     else:
-        run_and_print(made, where, recipe, as_json=as_json)
+        run_and_print(made, where, recipe, as_json=as_json, node_rank=node_rank)
 
 
-def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool) -> None:
+def _submit_and_print(
+    made: Plan, where: Store, recipe: Path, override: list[str], profile: str | None, *, as_json: bool
+) -> None:
+    """Check a plan, have a cluster execute it, and follow."""
+    from pipeline.cluster import Request, run_on_cluster
+    from pipeline.display.ending import print_report, report_data
+    from pipeline.display.views import display
+    from pipeline.preflight import check_plan
+    from pipeline.terminal import print_json
+
+    check_plan(made, where)
+    with display(sys.stderr if as_json else sys.stdout) as view:
+        report = run_on_cluster(made, where, view, Request(recipe, tuple(override), profile))
+    if as_json:
+        print_json(report_data(report, where))
+    else:
+        print_report(report, where, recipe)
+
+
+def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool, node_rank: int = 0) -> None:
     """Check and execute a plan before the user's eyes; with JSON, progress goes to standard error."""
     from pipeline.display.ending import print_report, report_data
     from pipeline.display.views import display
     from pipeline.forecast import settled
+    from pipeline.partner import take_part
     from pipeline.preflight import check_plan
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
 
-    check_plan(made, where)
-    made = settled(made, where)
+    if not node_rank:  # node 0 checks and settles for all
+        check_plan(made, where)
+        made = settled(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
-        report = execute(made, where, view)
+        report = take_part(made, where, view, node_rank) if node_rank else execute(made, where, view)
     if as_json:
         print_json(report_data(report, where))
     else:
@@ -77,7 +102,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what would run and why; runs nothing."""
-    made, where = _plan(recipe, override, only, until, force, store, profile)
+    made, where = plan_of(recipe, override, only, until, force, store, profile)
     _print_plan(made, where, as_json=as_json)
 
 
@@ -95,7 +120,7 @@ def check(
     from pipeline.terminal import print_json
 
     try:
-        made, where = _plan(recipe, override, None, None, None, store, profile)
+        made, where = plan_of(recipe, override, None, None, None, store, profile)
         check_plan(made, where)
     except PipelineError as error:
         if not as_json:
@@ -162,7 +187,7 @@ def schema(
     print(f"wrote {out}; begin a recipe with\n  # yaml-language-server: $schema={out}")
 
 
-def _plan(
+def plan_of(
     recipe: Path,
     override: list[str] | None,
     only: list[str] | None,

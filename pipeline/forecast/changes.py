@@ -48,10 +48,19 @@ def settled(plan: Plan, store: Store) -> Plan:
     return replace(plan, stages=tuple(stages))
 
 
-def fitting_problems(plan: Plan, store: Store) -> Iterator[Problem]:
-    """Yield a problem for every stage that cannot fit, naming the parts and the cheapest change that does."""
+def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Iterator[Problem]:
+    """Yield a problem for every stage that cannot fit, naming the parts and the cheapest change that does.
+
+    Args:
+        plan: the stages.
+        store: with what they read.
+        elsewhere: whether stages of `launcher: slurm` run on another machine than this one; false inside their job.
+    """
     found, _ = forecasts(plan, store)
     for forecast in found:
+        compute = forecast.stage.spec.compute
+        if elsewhere and compute.launcher == "slurm" and compute.hardware is None:
+            continue  # on a node whose memory is not known here
         eased = _eased(forecast)
         if eased.fits:
             continue

@@ -54,6 +54,7 @@ class Job:
         fingerprint: of the stage; what its processes call their meeting.
         rank: of the process it is given to, over all machines.
         node_rank: of this machine.
+        token: of the attempt that several machines make together.
     """
 
     name: str
@@ -71,11 +72,17 @@ class Job:
     fingerprint: str = ""
     rank: int = 0
     node_rank: int = 0
+    token: str = ""
+
+    @property
+    def nodes(self) -> int:
+        """Machines that run it together."""
+        return int(self.compute.get("nodes", 1))
 
     @property
     def ranks(self) -> int:
         """Processes over all machines."""
-        return int(self.compute.get("processes", 1)) * int(self.compute.get("nodes", 1))
+        return int(self.compute.get("processes", 1)) * self.nodes
 
     @property
     def is_distributed(self) -> bool:

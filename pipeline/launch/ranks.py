@@ -12,6 +12,7 @@ Knows nothing of what a stage does, or of how it shards weights.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -23,13 +24,11 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import Problem
-from pipeline.launch.following import Deaths, Folder, Follower
+from pipeline.launch.following import SHUTDOWN_S, Deaths, Folder, Follower
+from pipeline.launch.heartbeat import CONNECT_S, Heartbeat, interface_towards
 from pipeline.launch.job import STOP_SIGNALS, Channel, Job, Outcome, die_with_parent, execute
 from pipeline.parallel.ranks import any_rank
 from pipeline.stage import Event
-
-RENDEZVOUS_S = 900
-"""Seconds the machines of a run have to find one another."""
 
 
 def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
@@ -51,6 +50,7 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
     folder.path.mkdir(parents=True)
     follower = Follower(folder, channel.send, asked)
     follower.start()
+    heartbeat = _heartbeat(job, folder, channel) if job.nodes > 1 else None
     failure: Problem | None = None
     codes: dict[int, int] = {}
     try:
@@ -59,13 +59,52 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
         failure = Problem("its processes broke")
         codes = {rank: one.exitcode for rank, one in error.failures.items()}
     except Exception as error:  # the agent itself broke: the other machines were not found, a port was taken
-        failure = Problem(f"its processes could not be started: {_one_line(error)}")
+        failure = _not_started(job, error)
     finally:
         follower.finish()
     for local, code in follower.deaths.codes.items():
         if code is None:  # the agent alone has seen it
             follower.deaths.codes[local] = codes.get(job.node_rank * int(job.compute["processes"]) + local)
-    return _outcome(job, folder, follower.deaths, failure, time.perf_counter() - started)
+    outcome = _outcome(job, folder, follower.deaths, failure, time.perf_counter() - started)
+    return heartbeat.finish(outcome) if heartbeat is not None else outcome
+
+
+def _heartbeat(job: Job, folder: Folder, channel: Channel) -> Heartbeat:
+    """Start listening to the other machines; when one is lost, end this machine's ranks, and this process if need be.
+
+    gloo, too, is told the interface the machines meet on: by itself it takes the one that the host's name stands for.
+    """
+    endpoint = str(job.compute["rendezvous"])
+    interface = interface_towards(endpoint)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+    def give_up(problem: Problem) -> None:
+        for pid in folder.pids().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(SHUTDOWN_S)  # the agent sees its ranks end and comes back, unless it waits for the lost machine
+        with contextlib.suppress(OSError):
+            channel.send(Outcome(problems=(problem,)))
+        os._exit(1)
+
+    heartbeat = Heartbeat(endpoint, _session(job), job.node_rank, job.nodes, give_up)
+    heartbeat.start()
+    return heartbeat
+
+
+def _session(job: Job) -> str:
+    return f"{job.name}-{job.fingerprint[:12]}-{job.token}"
+
+
+def _not_started(job: Job, error: Exception) -> Problem:
+    if job.nodes > 1:
+        return Problem(
+            f"node {job.node_rank} and the others could not meet at {job.compute['rendezvous']}: {_one_line(error)}",
+            "an address and a free port of node 0 that all machines reach",
+            "see compute.rendezvous and the firewall between them",
+        )
+    return Problem(f"its processes could not be started: {_one_line(error)}")
 
 
 def rank_main(job: Job) -> None:
@@ -110,15 +149,15 @@ def _launch_config(job: Job, folder: Folder) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
-    nodes = int(job.compute["nodes"])
+    nodes = job.nodes
     return LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=int(job.compute["processes"]),
-        run_id=f"{job.name}-{job.fingerprint[:12]}",
-        rdzv_backend="c10d",
+        run_id=_session(job),
+        rdzv_backend="c10d" if nodes == 1 else "static",  # static: rank 0 is on node 0
         rdzv_endpoint="localhost:0" if nodes == 1 else str(job.compute["rendezvous"]),
-        rdzv_configs={"timeout": RENDEZVOUS_S, **({"is_host": job.node_rank == 0} if nodes > 1 else {})},
+        rdzv_configs={"timeout": int(CONNECT_S), **({"rank": job.node_rank} if nodes > 1 else {})},
         max_restarts=0,
         monitor_interval=0.1,
         # A fork of this process has the libraries already; where there is CUDA they may have started a driver.

@@ -5,17 +5,19 @@ Owns the types other rows are given. Knows nothing of YAML or of single kinds.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from pipeline.estimate.devices import DEVICES, Device
 from pipeline.recipe.document import Node
 from pipeline.recipe.paths import expand, find, find_files
 from pipeline.stage import Runtime, StageConfig
 
+SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 Hardwares = Literal[
     "a100-40gb",
@@ -101,6 +103,48 @@ class Hardware(BaseModel):
         return replace(start, **given)
 
 
+class Slurm(BaseModel):
+    """What `launcher: slurm` asks the cluster for; nodes and processes are those of `compute`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    partition: str | None = Field(None, description="Partition, or several with commas.")
+    account: str | None = Field(None, description="Account that pays.")
+    qos: str | None = Field(None, description="Quality of service.")
+    time: int | str = Field(
+        60, description="Longest time of a job: minutes, or [DAYS-]HH:MM:SS. A job that needs longer is requeued."
+    )
+    gpus_per_node: int | None = Field(None, ge=0, description="GPUs on each node.")
+    cpus_per_task: int | None = Field(
+        None, ge=1, description="CPUs on each node; processes times threads when not given."
+    )
+    mem_gb: float | None = Field(None, gt=0, description="Memory on each node, in GiB.")
+    constraint: str | None = Field(None, description="Features the nodes must have.")
+    nodelist: str | None = Field(None, description="Nodes to use.")
+    exclude: str | None = Field(None, description="Nodes not to use.")
+    grace_s: int = Field(
+        120, ge=30, description="Seconds before the end of its time at which a job saves and requeues."
+    )
+    setup: list[str] = Field([], description="Shell lines of a job before it starts, e.g. `module load cuda`.")
+    options: dict[str, str | int | bool] = Field({}, description="Any other option of sbatch: name to value.")
+
+    @field_validator("time")
+    @classmethod
+    def _is_time(cls, value: int | str) -> int | str:
+        if (isinstance(value, int) and value < 1) or (isinstance(value, str) and not SLURM_TIME.fullmatch(value)):
+            raise ValueError(f"is {value!r}|minutes, or [DAYS-]HH:MM:SS")
+        return value
+
+    @property
+    def minutes(self) -> int:
+        """The time in minutes, rounded up."""
+        if isinstance(self.time, int):
+            return self.time
+        days, _, clock = self.time.rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return int(days or 0) * 1440 + hours * 60 + minutes + (seconds > 0)
+
+
 class Compute(BaseModel):
     """Where and how a stage runs. All of it is runtime, except a precision that is asked for."""
 
@@ -121,6 +165,7 @@ class Compute(BaseModel):
     rendezvous: str | None = Field(
         None, description="HOST:PORT where the machines of `nodes` meet: an address of the first one."
     )
+    slurm: Slurm = Field(Slurm(), description="What `launcher: slurm` asks the cluster for.")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Rows a device works on at once; cannot change the result."
     )

@@ -1,0 +1,81 @@
+"""Verbs on the jobs of a cluster: cancel; and the hidden one that a job runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import RECIPES, verb
+from pipeline.cli.options import (
+    JsonOption,
+    OnlyOption,
+    ProfileOption,
+    RecipeArgument,
+    RecipeStoreOption,
+    SetOption,
+    UntilOption,
+)
+
+
+@verb(RECIPES)
+def cancel(
+    recipe: RecipeArgument,
+    override: SetOption = None,
+    only: OnlyOption = None,
+    until: UntilOption = None,
+    store: RecipeStoreOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel the Slurm jobs of a recipe; what they did is kept, and `run` resumes it."""
+    from pipeline.cli.recipes import plan_of
+    from pipeline.cluster import cancel_jobs
+    from pipeline.terminal import print_json
+
+    made, where = plan_of(recipe, override, only, until, None, store, profile)
+    jobs = cancel_jobs(made, where)
+    if as_json:
+        print_json({"cancelled": jobs})
+        return
+    for name, job in jobs.items():
+        print(f"cancelled {name} (job {job})")
+    if not jobs:
+        print("nothing to cancel: no job of this recipe is in the queue")
+
+
+@verb(RECIPES, hidden=True)
+def stage_job(
+    recipe: RecipeArgument,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Stage to run.")],
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where its journal and log go.")],
+    fingerprint: Annotated[str, typer.Option("--fingerprint", help="What the stage had when it was submitted.")],
+    override: SetOption = None,
+    store: RecipeStoreOption = None,
+    profile: ProfileOption = None,
+    again: Annotated[bool, typer.Option("--again", help="Run it even if it is in the store.")] = False,
+    node_rank: Annotated[int, typer.Option("--node-rank", min=0, help="Which node of the job this is.")] = 0,
+    rendezvous: Annotated[str | None, typer.Option("--rendezvous", help="Where the nodes of the job meet.")] = None,
+) -> None:
+    """Run one stage inside a job of a cluster."""
+    from pipeline.cli.recipes import plan_of
+    from pipeline.cluster import Followed, check_unchanged
+    from pipeline.display.views import PlainDisplay
+    from pipeline.errors import PipelineError
+    from pipeline.forecast import fitting_problems, settled
+    from pipeline.partner import take_part
+    from pipeline.runner import run
+
+    overrides = list(override or ())
+    if rendezvous is not None:
+        overrides.append(f"stages.{stage}.compute.rendezvous={rendezvous}")
+    made, where = plan_of(recipe, overrides, [stage], None, [stage] if again else None, store, profile)
+    check_unchanged(made, fingerprint)
+    if problems := list(fitting_problems(made, where, elsewhere=False)):  # only now is the device known
+        raise PipelineError(*problems)
+    with PlainDisplay() as view:
+        if node_rank:
+            take_part(made, where, view, node_rank)
+        else:
+            run(settled(made, where), where, Followed(view, folder), folder)

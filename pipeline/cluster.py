@@ -1,0 +1,389 @@
+"""Runs a plan as jobs of Slurm: submits what is missing, each stage after those it needs, and follows the jobs.
+
+    <store>/.jobs/<stage>-<fingerprint12>.json    the job that makes an artifact, so that any later run finds it
+    <store>/.runs/<run>/<stage>/                  of one job: journal, the stage's log, progress, the batch script
+
+The jobs do not need this process: when it ends, by Ctrl-C or with its terminal, they go on, and the same command
+follows them again. Whether a stage is done is what its journal and the store say, not what Slurm says.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.files import locked, write_durably
+from pipeline.artifacts.manifest import SHORT
+from pipeline.errors import Interrupted, PipelineError, Problem, StageFailed
+from pipeline.launch import slurm
+from pipeline.plan import FORCED, Plan, PlannedStage
+from pipeline.runner import RunReport, StageDone, StopRequest, View, new_run_dir
+from pipeline.stage import Event, kind_of
+
+LOOK_S = 0.5
+"""Seconds between two looks into a job's journal."""
+ASK_EVERY_S = 5.0
+"""Seconds between two questions to Slurm."""
+SETTLE_S = 60.0
+"""Seconds a job that ends has to leave the queue, and a file system to show what it wrote."""
+PROGRESS_FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for, so that a job can ask for the same.
+
+    Attributes:
+        recipe: its file.
+        overrides: of `--set`.
+        profile: of the recipe.
+    """
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+    profile: str | None = None
+
+    def command(self, planned: PlannedStage, store: Store, folder: Path) -> list[str]:
+        """Return the command a job runs for a stage."""
+        line = [sys.executable, "-m", "pipeline.cli", "stage-job", str(self.recipe.resolve()), planned.spec.name]
+        line += ["--store", str(store.root), "--dir", str(folder), "--fingerprint", planned.fingerprint]
+        line += [part for override in self.overrides for part in ("--set", override)]
+        line += ["--profile", self.profile] if self.profile else []
+        return [*line, "--again"] if FORCED in planned.why else line
+
+
+@dataclass
+class StageInQueue:
+    """A stage and the job that makes it.
+
+    Attributes:
+        planned: the stage.
+        job: number of the job.
+        folder: what the job writes; see the module.
+        ended: since when Slurm says it is over.
+    """
+
+    planned: PlannedStage
+    job: str
+    folder: Path
+    offset: int = 0
+    shown: tuple[int, int] = (0, 0)
+    said: str = ""
+    ended: float | None = None
+    failed: list[Problem] = field(default_factory=list)
+    stopped: bool = False
+    artifact: Artifact | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return self.planned.spec.name
+
+    def news(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of its journal that are new."""
+        try:
+            with (self.folder / "journal.jsonl").open("rb") as file:
+                file.seek(self.offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return
+                    self.offset += len(line)
+                    yield json.loads(line)
+        except FileNotFoundError:  # it has not begun
+            return
+
+    def progress(self) -> Event | None:
+        """Return how far it is, if it has moved."""
+        try:
+            fields = json.loads((self.folder / PROGRESS_FILE).read_bytes())
+        except (OSError, ValueError):
+            return None
+        at = (fields["step"], fields["total"])
+        if at == self.shown:
+            return None
+        self.shown = at
+        return Event("progress", step=at[0], total=at[1], metrics=fields["metrics"])
+
+
+def run_on_cluster(plan: Plan, store: Store, view: View, request: Request) -> RunReport:
+    """Submit what is missing and follow it to its end.
+
+    Raises:
+        PipelineError: Slurm is not there, or refuses a job.
+        StageFailed: a job failed; those that need it are cancelled, others go on.
+        Interrupted: this command was asked to stop; the jobs go on.
+    """
+    _check(plan)
+    started = time.perf_counter()
+    run_dir = new_run_dir(store.root / ".runs", plan.recipe.name)
+    view.run_started(plan, run_dir)
+    with StopRequest().listening() as stop:
+        queue = _submit_missing(plan, store, request, run_dir)
+        follower = _Follower(queue, store, view, stop)
+        done = []
+        for planned in plan.stages:
+            if planned.spec.name in queue:
+                artifact = follower.follow(queue[planned.spec.name])
+                done.append(StageDone(planned, artifact, cached=False, seconds=artifact.manifest.seconds))
+            elif (found := planned.artifact or store.find(planned.spec.name, planned.fingerprint)) is not None:
+                view.stage_cached(planned, found)
+                done.append(StageDone(planned, found, cached=True, seconds=0.0))
+    return RunReport(run_dir, tuple(done), time.perf_counter() - started)
+
+
+def cancel_jobs(plan: Plan, store: Store) -> dict[str, str]:
+    """Cancel the jobs of a plan's stages; return those that were in the queue, by stage."""
+    slurm.check_tools()
+    records = {stage.spec.name: record for stage in plan.stages if (record := _record(store, stage)) is not None}
+    states = slurm.states([record["job"] for record in records.values()])
+    found = {name: record["job"] for name, record in records.items() if states[record["job"]].is_active}
+    slurm.cancel(list(found.values()))
+    return found
+
+
+def check_unchanged(plan: Plan, fingerprint: str) -> None:
+    """Refuse to run another stage than was submitted; called in its job.
+
+    Raises:
+        PipelineError: the recipe or its data changed since.
+    """
+    (planned,) = plan.stages
+    if planned.fingerprint != fingerprint:
+        found = "the recipe or its data changed after the job was submitted"
+        raise PipelineError(Problem(found, remedy="run the recipe again", stage=planned.spec.name))
+
+
+class Followed:
+    """A view of a job that also keeps how far it is in a file, for those that follow from elsewhere."""
+
+    def __init__(self, view: View, folder: Path) -> None:
+        self._view, self._file = view, folder / PROGRESS_FILE
+        self._kept = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """Show everything as the view does."""
+        return getattr(self._view, name)
+
+    def stage_event(self, stage: PlannedStage, event: Event) -> None:
+        """Keep progress, once a second and at the end."""
+        self._view.stage_event(stage, event)
+        now = time.monotonic()
+        if event.kind == "progress" and (now - self._kept > 1 or event.step == event.total):
+            self._kept = now
+            part = self._file.with_suffix(".part")
+            fields = {"step": event.step, "total": event.total, "metrics": dict(event.metrics)}
+            part.write_text(json.dumps(fields), encoding="utf-8")
+            part.replace(self._file)
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what cannot be submitted as a whole."""
+    slurm.check_tools()
+    local = [stage.spec.name for stage in plan.pending if stage.spec.compute.launcher != "slurm"]
+    if local:
+        where = plan.recipe.where("stages", local[0])
+        problem = Problem(f"compute.launcher is local here and slurm elsewhere ({', '.join(local)})", "one for all")
+        raise PipelineError(Problem(problem.found, problem.expected, "set it for the whole recipe", where, local[0]))
+
+
+def _submit_missing(plan: Plan, store: Store, request: Request, run_dir: Path) -> dict[str, StageInQueue]:
+    """Submit the pending stages that no job is making, each after those it needs."""
+    queue: dict[str, StageInQueue] = {}
+    mine: list[str] = []
+    with locked(store.root / ".jobs" / ".lock"):
+        try:
+            for planned in plan.pending:
+                name = planned.spec.name
+                record = _active(_record(store, planned))
+                if record is None and FORCED not in planned.why and store.find(name, planned.fingerprint) is not None:
+                    continue  # made since the plan was
+                if record is None:
+                    after = [queue[need].job for need in _needs(planned) if need in queue]
+                    record = _submit(plan, planned, store, request, run_dir / name, after)
+                    mine.append(record["job"])
+                queue[name] = StageInQueue(planned, record["job"], store.root / ".runs" / record["folder"])
+        except PipelineError:
+            slurm.cancel(mine)  # half a chain is of no use
+            raise
+    return queue
+
+
+def _submit(
+    plan: Plan, planned: PlannedStage, store: Store, request: Request, folder: Path, after: Sequence[str]
+) -> dict[str, str]:
+    spec = planned.spec
+    compute = spec.compute if kind_of(spec.kind).parallel else spec.compute.alone()
+    try:
+        job = slurm.submit(
+            f"{plan.recipe.name}-{spec.name}", folder, request.command(planned, store, folder), compute, after
+        )
+    except PipelineError as error:
+        raise PipelineError(
+            *(Problem(p.found, p.expected, p.remedy, spec.where, spec.name) for p in error.problems)
+        ) from None
+    record = {"job": job, "folder": folder.relative_to(store.root / ".runs").as_posix()}
+    write_durably(_record_file(store, planned), json.dumps(record).encode())
+    return record
+
+
+def _record_file(store: Store, planned: PlannedStage) -> Path:
+    return store.root / ".jobs" / f"{planned.spec.name}-{planned.fingerprint[:SHORT]}.json"
+
+
+def _record(store: Store, planned: PlannedStage) -> dict[str, str] | None:
+    try:
+        record: dict[str, str] = json.loads(_record_file(store, planned).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record
+
+
+def _active(record: dict[str, str] | None) -> dict[str, str] | None:
+    """Return the record if its job is in the queue; one that is ending is waited for."""
+    ends = time.monotonic() + SETTLE_S
+    while record is not None:
+        state = slurm.states([record["job"]])[record["job"]]
+        if state.state != "COMPLETING" or time.monotonic() > ends:
+            return record if state.is_active else None
+        time.sleep(LOOK_S)
+    return None
+
+
+def _needs(planned: PlannedStage) -> list[str]:
+    needs = [item.ref for items in planned.inputs.values() for item in items]
+    return [*needs, *(item.input.ref for item in planned.data.values() if item.input is not None)]
+
+
+class _Follower:
+    """Shows jobs one after the other, in the plan's order, and looks after all of them."""
+
+    def __init__(self, queue: Mapping[str, StageInQueue], store: Store, view: View, stop: StopRequest) -> None:
+        self.queue, self.store, self.view, self.stop = queue, store, view, stop
+        self.asked = 0.0
+
+    def follow(self, item: StageInQueue) -> Artifact:
+        """Show a job from where it is to its end."""
+        self.view.stage_started(item.planned, resumed=item.planned.resumable)
+        self._say(item, f"job {item.job} is in the queue")
+        while item.artifact is None:
+            for line in item.news():
+                self._show(item, line)
+            if (progress := item.progress()) is not None:
+                self.view.stage_event(item.planned, progress)
+            self._check_failures()
+            if item.artifact is None:
+                if self.stop.asked:
+                    raise self._detached()
+                if time.monotonic() - self.asked > ASK_EVERY_S:
+                    self._ask(item)
+                time.sleep(LOOK_S)
+        self.view.stage_done(item.planned, item.artifact, item.artifact.manifest.seconds)
+        return item.artifact
+
+    def _show(self, item: StageInQueue, line: dict[str, Any]) -> None:
+        """Take in a line of the journal and show it."""
+        self._take(item, line)
+        if line["event"] == "stage_note":
+            self.view.stage_event(item.planned, Event(line["kind"], text=line["text"]))
+        elif line["event"] == "stage_started":
+            self._say(item, f"{'resuming' if line['resumed'] else 'starting'} in job {item.job}")
+        elif line["event"] == "stage_failed" and line["stopped"]:
+            self._say(item, f"job {item.job} was stopped and has saved its state")
+
+    def _take(self, item: StageInQueue, line: dict[str, Any]) -> None:
+        """Keep what a line of the journal decides."""
+        if line["event"] == "stage_started":
+            item.failed, item.stopped, item.shown = [], False, (0, 0)
+        elif line["event"] == "stage_failed":
+            texts = [text.removeprefix(f"stage {item.name}: ") for text in line["problems"]]
+            item.failed, item.stopped = [Problem(text, stage=item.name) for text in texts], line["stopped"]
+        elif line["event"] in ("stage_done", "stage_cached"):
+            item.artifact = self._find(item)
+
+    def _find(self, item: StageInQueue) -> Artifact:
+        """Return what a job has made; a network file system may show it a moment later."""
+        ends = time.monotonic() + SETTLE_S
+        while (found := self.store.find(item.name, item.planned.fingerprint)) is None:
+            if time.monotonic() > ends:
+                problem = Problem(f"job {item.job} made an artifact, but this machine's store has it not")
+                remedy = f"share {self.store.root} with the nodes"
+                raise StageFailed(Problem(problem.found, remedy=remedy, stage=item.name))
+            time.sleep(LOOK_S)
+        return found
+
+    def _ask(self, shown: StageInQueue) -> None:
+        """Ask Slurm how all jobs stand; say what the shown one waits for."""
+        open_items = [item for item in self.queue.values() if item.artifact is None]
+        states = slurm.states([item.job for item in open_items])
+        self.asked = time.monotonic()
+        for item in open_items:
+            state = states[item.job]
+            if state.is_active:
+                item.ended = None
+            elif item.ended is None:
+                item.ended = time.monotonic()
+            item.said = item.said if item is not shown else self._queued(item, state)
+
+    def _queued(self, item: StageInQueue, state: slurm.QueueState) -> str:
+        text = f"{state.state} {state.reason}"
+        if text != item.said and state.state == "PENDING":
+            waits = [need for need in _needs(item.planned) if need in self.queue and not self.queue[need].artifact]
+            reason = f"waits for {', '.join(waits)}" if state.reason == "Dependency" and waits else state.reason
+            self._say(item, f"queued as job {item.job}" + (f" ({reason})" if reason not in ("", "None") else ""))
+        return text
+
+    def _check_failures(self) -> None:
+        """End when a job is over without an artifact, whichever it is."""
+        for item in self.queue.values():
+            if item.artifact is not None or item.ended is None:
+                continue
+            for line in item.news():
+                self._take(item, line)
+            grace = 2 * LOOK_S if item.failed else ASK_EVERY_S
+            if item.artifact is None and time.monotonic() - item.ended > grace:
+                self._fail(item)
+
+    def _fail(self, item: StageInQueue) -> None:
+        """Cancel what can no longer run and say why."""
+        waits_for = next((self.queue[n] for n in _needs(item.planned) if n in self.queue and self.queue[n].ended), None)
+        if waits_for is not None and waits_for.artifact is None:
+            return  # cancelled because of another, which tells more
+        lost = self._dependents(item.name)
+        slurm.cancel([each.job for each in lost])
+        log = item.folder / f"{item.name}.log"
+        if item.failed and not item.stopped:
+            problems = item.failed
+        else:
+            word = "was cancelled" if item.stopped or not item.folder.joinpath("journal.jsonl").exists() else "died"
+            problems = [Problem(f"job {item.job} {word}", remedy="run again to resume", stage=item.name)]
+        others = [each.name for each in self.queue.values() if each.ended is None and each.artifact is None]
+        others = [name for name in others if name not in {each.name for each in lost}]
+        notes = [f"log: {log}"] if log.exists() else [f"log: {next(iter(item.folder.glob('*.out')), item.folder)}"]
+        notes += [f"cancelled: {', '.join(each.name for each in lost)}"] if lost else []
+        notes += [f"still in the queue: {', '.join(others)}"] if others else []
+        self.view.stage_failed(item.planned, tuple(problems))
+        first = replace(problems[0], remedy="; ".join(filter(None, [problems[0].remedy, *notes])))
+        raise StageFailed(first, *problems[1:])
+
+    def _dependents(self, name: str) -> list[StageInQueue]:
+        """Return the jobs that need a stage, directly or not."""
+        lost: dict[str, StageInQueue] = {}
+        for item in self.queue.values():  # in the plan's order: what it needs comes before
+            if any(need == name or need in lost for need in _needs(item.planned)):
+                lost[item.name] = item
+        return list(lost.values())
+
+    def _detached(self) -> Interrupted:
+        going = [item for item in self.queue.values() if item.artifact is None and item.ended is None]
+        jobs = ", ".join(f"{item.name} ({item.job})" for item in going)
+        remedy = "the same command follows them again, `trueup cancel` with the same recipe ends them"
+        return Interrupted(Problem(f"no longer following; the jobs go on: {jobs}", remedy=remedy))
+
+    def _say(self, item: StageInQueue, text: str) -> None:
+        self.view.stage_event(item.planned, Event("phase", text=text))

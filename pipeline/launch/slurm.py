@@ -1,0 +1,247 @@
+"""Stages as jobs of Slurm: submitit writes and sends the batch script, catches the signals and requeues.
+
+Owns what runs inside a job before the stage does, and the questions asked of the queue. A job runs the command a person
+would: its lock, journal, checkpoints and commit are those of any run. Knows nothing of plans.
+
+A job that is about to lose its node saves a checkpoint and goes back into the queue, whoever says so: the end of its
+time (USR2, which submitit asks Slurm for), or preemption (SIGTERM, while its state is still RUNNING). One that was
+cancelled saves and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.recipe.schema import Compute
+
+MOST_REQUEUES = 1000
+"""How often a job that needs more than its time is requeued."""
+FIRST_PORT, PORTS = 20_000, 20_000
+"""Where the nodes of a job meet: a port of its first node, by the job's number."""
+ASK_S = 30
+"""Seconds a command of Slurm may take."""
+MPI = ("PMI", "SLURM_MPI")
+"""What `srun` tells MPI programs begins so: accelerate would take a node for a rank."""
+
+ACTIVE = frozenset(
+    [
+        "PENDING",
+        "RUNNING",
+        "SUSPENDED",
+        "COMPLETING",
+        "CONFIGURING",
+        "REQUEUED",
+        "REQUEUE_FED",
+        "REQUEUE_HOLD",
+        "RESIZING",
+        "SIGNALING",
+        "SPECIAL_EXIT",
+        "STAGE_OUT",
+        "STOPPED",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """What Slurm says of a job.
+
+    Attributes:
+        state: e.g. ``PENDING``; ``GONE`` when Slurm no longer knows it.
+        reason: why it waits.
+    """
+
+    state: str
+    reason: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it will run, or does."""
+        return self.state in ACTIVE
+
+
+def check_tools() -> None:
+    """Look for what is needed to submit.
+
+    Raises:
+        PipelineError: Slurm's commands or submitit are not there.
+    """
+    from importlib.util import find_spec
+
+    problems = []
+    missing = [name for name in ("sbatch", "squeue", "scancel", "srun") if shutil.which(name) is None]
+    if missing:
+        found = f"compute.launcher is slurm, but this machine has no {', '.join(missing)}"
+        problems.append(Problem(found, remedy="run it on a login node of the cluster, or use launcher: local"))
+    if find_spec("submitit") is None:
+        found = "compute.launcher is slurm, but submitit is missing"
+        problems.append(Problem(found, remedy="pip install 'trueup[slurm]'"))
+    if problems:
+        raise PipelineError(*problems)
+
+
+def submit(name: str, folder: Path, command: Sequence[str], compute: Compute, after: Iterable[str]) -> str:
+    """Submit a command as a job and return its number.
+
+    Args:
+        name: what the queue shows.
+        folder: for the batch script and the job's own log; all nodes see it.
+        command: what each node runs.
+        compute: nodes and what is asked of the cluster.
+        after: jobs that must have ended well before.
+
+    Raises:
+        PipelineError: Slurm refused it.
+    """
+    import submitit
+
+    asked = compute.slurm
+    folder.mkdir(parents=True, exist_ok=True)
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_REQUEUES)
+    options: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **asked.options}
+    fields = {
+        "job_name": name,
+        "nodes": compute.nodes,
+        "ntasks_per_node": 1,
+        "cpus_per_task": asked.cpus_per_task or compute.processes * (compute.threads or 1),
+        "time": asked.minutes,
+        "signal_delay_s": asked.grace_s,
+        "mem": f"{int(asked.mem_gb * 1024)}M" if asked.mem_gb else None,
+        "dependency": f"afterok:{':'.join(after)}" if (after := list(after)) else None,
+        "setup": asked.setup or None,
+        "stderr_to_stdout": True,
+        "additional_parameters": options,
+    }
+    fields |= {key: getattr(asked, key) for key in ("partition", "account", "qos", "gpus_per_node", "constraint")}
+    fields |= {key: getattr(asked, key) for key in ("nodelist", "exclude")}
+    executor.update_parameters(**{key: value for key, value in fields.items() if value is not None})
+    try:
+        job = executor.submit(StageJob(tuple(command)))
+    except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
+        said = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines() or ["no word"]
+        remedy = "see compute.slurm, and `sinfo` for what the cluster has"
+        raise PipelineError(Problem(f"Slurm refused the job: {said[-1].strip()}", remedy=remedy)) from None
+    return str(job.job_id)
+
+
+def states(jobs: Sequence[str]) -> dict[str, QueueState]:
+    """Ask Slurm for the state of jobs.
+
+    Raises:
+        PipelineError: its controller does not answer.
+    """
+    if not jobs:
+        return {}
+    # All jobs of this user, since one number that Slurm has forgotten makes it answer for none.
+    line = ["squeue", "--noheader", "--me", "--states=all", "--format=%A|%T|%r"]
+    ended = _ask(line)
+    if ended.returncode:
+        raise PipelineError(
+            Problem(f"Slurm does not answer: {_last_line(ended.stderr)}", remedy="the jobs are not touched; try again"),
+            exit_code=ExitCode.FAILED,
+        )
+    rows = (row.split("|", 2) for row in ended.stdout.splitlines() if row.count("|") >= 2)
+    known = {number: QueueState(state, reason) for number, state, reason in rows}
+    return {job: known.get(job, QueueState("GONE")) for job in jobs}
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs; those that run get a moment to save."""
+    if jobs:
+        _ask(["scancel", *jobs])
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """What submitit runs on each node of a job: a command, and what its signals mean.
+
+    Attributes:
+        command: to run; a job of several nodes adds which one it is and where they meet.
+    """
+
+    command: tuple[str, ...]
+
+    def __call__(self) -> None:
+        """Run the command to its end; when it fails, or was told to stop, this process ends as it did."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(MPI)}
+        child = subprocess.Popen([*self.command, *_place(os.environ)], env=environment, preexec_fn=_ignore_notice)
+        _children.append(child.pid)
+        terminated: list[int] = []
+
+        def terminate(number: int, frame: Any) -> None:
+            terminated.append(number)
+            _tell(child.pid)
+
+        signal.signal(signal.SIGTERM, terminate)
+        while child.poll() is None:
+            time.sleep(0.2)
+        if terminated and child.returncode and _is_preempted():
+            print("preempted: its state is saved, it goes back into the queue", flush=True)
+            _ask(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+        if child.returncode:
+            sys.exit(1)  # Slurm takes the job as failed; submitit would print a traceback of an exception
+
+    def checkpoint(self) -> Any:
+        """Save: called by submitit when the time is nearly over; it requeues what is returned."""
+        from submitit.helpers import DelayedSubmission
+
+        for pid in _children:
+            _tell(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(StageJob(self.command))
+
+
+_children: list[int] = []
+"""The command this job runs; a signal's handler has no other way to it."""
+
+
+def _ignore_notice() -> None:
+    """Slurm sends its notice to every process of a step; only submitit knows what it means."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _tell(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
+def _place(environment: Mapping[str, str]) -> list[str]:
+    """Return what tells a node of a job of several which it is and where they meet."""
+    if int(environment.get("SLURM_JOB_NUM_NODES", 1)) == 1:
+        return []
+    import submitit
+
+    first = submitit.JobEnvironment().hostnames[0]
+    port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
+    return ["--node-rank", environment["SLURM_NODEID"], "--rendezvous", f"{first}:{port}"]
+
+
+def _is_preempted() -> bool:
+    """Return whether the job must go back into the queue itself: it was neither cancelled nor requeued by Slurm."""
+    if int(os.environ.get("SLURM_PROCID", 0)):
+        return False
+    shown = _ask(["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]]).stdout
+    return "JobState=RUNNING" in shown.split()
+
+
+def _ask(line: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(line, capture_output=True, text=True, timeout=ASK_S, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(line, 1, "", f"no answer within {ASK_S} s")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no word"])[-1]

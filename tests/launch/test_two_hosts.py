@@ -1,0 +1,163 @@
+"""Two machines train one stage: two network namespaces joined by a cable that can be cut.
+
+Each runs the real command; they share nothing but the folder of the store and the cable.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.xdist_group("two hosts")
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+PORT = 29517
+SHARED = ("--set", "stages.base.compute.nodes=2", "--set", f"stages.base.compute.rendezvous={ADDRESSES[0]}:{PORT}")
+
+
+def _ip(*args: str) -> None:
+    subprocess.run(["ip", *args], check=True, capture_output=True, text=True)
+
+
+@dataclass
+class Hosts:
+    """Two namespaces and what runs in them."""
+
+    names: tuple[str, str]
+    cables: tuple[str, str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, host: int, *args: str | Path, cwd: Path) -> subprocess.Popen[str]:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.names[host], sys.executable, "-m", "pipeline.cli", *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def cut(self) -> None:
+        """Packets vanish both ways; nothing is closed."""
+        for name, cable in zip(self.names, self.cables, strict=True):
+            _ip("-n", name, "link", "set", cable, "down")
+
+    def mend(self) -> None:
+        for name, cable, address in zip(self.names, self.cables, ADDRESSES, strict=True):
+            _ip("-n", name, "addr", "replace", f"{address}/24", "dev", cable)
+            _ip("-n", name, "link", "set", cable, "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+
+    def members(self) -> list[psutil.Process]:
+        """Return the living processes of all commands."""
+        sessions = {process.pid for process in self.processes}
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return found
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    if shutil.which("ip") is None:
+        pytest.skip("needs the command `ip` (Debian's iproute2)")
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it makes network namespaces")
+    tag = f"{os.getpid() % 100000}"
+    made = Hosts((f"tu{tag}a", f"tu{tag}b"), (f"tu{tag}va", f"tu{tag}vb"))
+    try:
+        try:
+            for name in made.names:
+                _ip("netns", "add", name)
+            _ip("link", "add", made.cables[0], "type", "veth", "peer", "name", made.cables[1])
+            for name, cable in zip(made.names, made.cables, strict=True):
+                _ip("link", "set", cable, "netns", name)
+            made.mend()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"this machine allows no network namespaces: {error.stderr.strip()}")
+        yield made
+    finally:
+        for member in made.members():
+            member.kill()
+        for process in made.processes:
+            process.communicate()
+        for name in made.names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    ends = time.monotonic() + timeout_s
+    while time.monotonic() < ends:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not happen in {timeout_s:g} s")
+
+
+def test_two_machines_train_a_stage_together(tmp_path: Path, tiny_recipe: Path, hosts: Hosts) -> None:
+    store = tmp_path / "store"
+    line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base", "--set", "stages.base.train.max_steps=5")
+    second = hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)
+    first = hosts.start(0, *line, cwd=tmp_path)
+    outs = [process.communicate(timeout=180)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), "\n".join(outs)
+    assert "2 processes" in outs[0]
+    assert hosts.members() == []
+    assert len(list(store.glob("base/*/manifest.json"))) == 1
+
+
+def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
+    tmp_path: Path, tiny_recipe: Path, hosts: Hosts
+) -> None:
+    store = tmp_path / "store"
+    line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base")
+    line = (*line, "--set", "stages.base.train.max_steps=3000")
+    pair = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
+    _until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
+    hosts.cut()
+    cut = time.monotonic()
+    outs = [process.communicate(timeout=60)[0] for process in pair]
+    print(time.monotonic() - cut)
+    assert [process.returncode for process in pair] == [1, 1], "\n".join(outs)
+    last = [out.strip().splitlines()[-1] for out in outs]
+    assert "stage base: node 1 has not answered for" in last[0] and "run again" in last[0], outs[0]
+    assert "stage base: node 0 has not answered for" in last[1], outs[1]
+    assert not any("Traceback" in out for out in outs)
+    _until(lambda: not hosts.members(), "the end of every process", 10)
+    hosts.mend()
+    steps = [int(folder.name.rpartition("-")[2]) for folder in store.glob(".work/base-*/work/checkpoints/checkpoint-*")]
+    again = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
+    _until(lambda: list(store.glob(".work/base-*/work/ranks/1/pid-0")), "the rerun")
+    _until(
+        lambda: (
+            max(int(f.name.rpartition("-")[2]) for f in store.glob(".work/base-*/work/checkpoints/checkpoint-*"))
+            > max(steps)
+        ),
+        "a later checkpoint",
+    )
+    again[1].send_signal(signal.SIGTERM)  # either may be asked: all stop at the same step
+    outs = [process.communicate(timeout=60)[0] for process in again]
+    assert f"resumes at step {max(steps)} of 3000" in outs[0], outs[0]
+    assert all("stopped as asked" in out for out in outs), "\n".join(outs)
