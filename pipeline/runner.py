@@ -213,24 +213,27 @@ def _run_stage(
         if not outcome.problems:
             outcome = run_job(job, show, lambda: _stopping(planned, view, stop))
         if outcome.result is None:
-            journal.write(
-                "stage_failed", stage=name, problems=[str(p) for p in outcome.problems], stopped=outcome.stopped
-            )
-            view.stage_failed(planned, outcome.problems)
+            _tell_failure(planned, outcome, view, journal)
             raise failure_of(name, outcome, stopped=outcome.stopped or stop.asked)
         fields = _manifest_fields(plan, planned, job, outcome, outcome.result)
         try:
             artifact = area.commit(replace="forced" in planned.why, **fields)
         except PipelineError as error:
-            journal.write("stage_failed", stage=name, problems=[str(p) for p in error.problems], stopped=False)
-            view.stage_failed(planned, error.problems)
-            raise failure_of(name, Outcome(problems=error.problems), stopped=False) from None
+            refused = Outcome(problems=error.problems)
+            _tell_failure(planned, refused, view, journal)
+            raise failure_of(name, refused, stopped=False) from None
     if meeting is not None and job.nodes > 1:
         meeting.done(name)
     seconds = time.perf_counter() - started
     journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
     view.stage_done(planned, artifact, seconds)
     return StageDone(planned, artifact, cached=False, seconds=seconds)
+
+
+def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
+    told = [str(problem) for problem in outcome.problems]
+    journal.write("stage_failed", stage=planned.spec.name, problems=told, stopped=outcome.stopped)
+    view.stage_failed(planned, outcome.problems)
 
 
 def _stopping(planned: PlannedStage, view: View, stop: StopRequest) -> bool:

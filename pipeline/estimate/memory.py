@@ -14,7 +14,7 @@ from pipeline.estimate.shape import ModelShape
 
 _QUANTISED = {"4bit": (4 + 0.127) / 8, "8bit": 1.0}
 _FP32 = 4
-HEAP = 0.45
+HEAP = 0.55
 """Bytes glibc keeps beyond each byte of activations on a CPU, in freed blocks too small to be given back.
 
 Fitted, not derived: with `MALLOC_MMAP_THRESHOLD_=131072`, which gives every block back, processes need that much less

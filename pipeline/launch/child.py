@@ -24,6 +24,8 @@ def child_main(job: Job, channel: Channel) -> None:
     with job.log.open("a", buffering=1) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        # Event files of a tracker stay beside the run's log; a stage's scratch folder goes with the stage.
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.log.parent / "tensorboard" / job.name))
         import pipeline.stages
 
         pipeline.stages.load_all()

@@ -135,6 +135,7 @@ def load_causal_lm(
             **extra,
         )
     _refuse_missing(source, info["missing_keys"], allowed=())
+    _compute_as_in_training(model)
     return model
 
 
@@ -181,6 +182,7 @@ def load_reward_model(
         model.score.float()  # one number in half precision would be a coarse one
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    _compute_as_in_training(model)
     if head_is_new:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.empty(model.score.weight.shape, dtype=torch.float32)
@@ -228,6 +230,17 @@ def _set_generation(model: Any, tokenizer: Any) -> None:
     kept = {"eos_token_id": eos[0] if len(eos) == 1 else eos, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, **kept)
     model.config.eos_token_id = kept["eos_token_id"]
+
+
+def _compute_as_in_training(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for a CPU's bf16 when a model stops training.
+
+    A reference or a rollout would compute other numbers than the training does, by a hundredth of a logit, and widths
+    that are no multiple of 64 break it (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _quantization(quantize: Quantize, dtype: Precision) -> BitsAndBytesConfig:

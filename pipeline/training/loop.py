@@ -62,6 +62,9 @@ def run_trainer(ctx: StageContext, trainer: Any, batches: CountsTokens, steps: i
         PipelineError: the loss is not finite.
     """
     check_distribution(ctx, trainer)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # trl casts what is trained on a quantised base to bfloat16, which rounds steps
+            parameter.data = parameter.data.float()
     checkpoint = newest_checkpoint(checkpoints_dir(ctx))
     clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)
     for silent in (PrinterCallback, ProgressCallback):

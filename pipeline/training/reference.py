@@ -62,7 +62,8 @@ def _computed(
                 precision=precision_of(ctx),
                 on_progress=show,
             )
-        ctx.stop_if_asked()
+        if ranks.count > 1:
+            ctx.stop_if_asked()
         sums = [(place, math.fsum(row)) for place, row in zip(ranks.mine([*range(len(rows))]), tokens, strict=True)]
         values[column] = [value for _, value in sorted(ranks.gathered(sums))]
     return values

@@ -24,6 +24,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "grpo": {"data": "d", "model": "m", "reward": ["r"]},
     "rloo": {"data": "d", "model": "m", "reward": ["r"]},
     "evaluate": {"data": "d", "models": ["m", "n"], "baseline": "m", "reward": "r"},
+    "merge": {"model": "m", "adapters": ["a"]},
 }
 TRAINING = [name for name, fields in COMPLETE.items() if "train" in KINDS[name].config.model_fields]
 OTHER_VALUES: dict[str, Any] = {
@@ -43,6 +44,7 @@ OTHER_VALUES: dict[str, Any] = {
     "reward_weights": [0.5],
     "reward_combine": "min",
     "value": "adapter",
+    "dtype": "bf16",
 }
 NESTED_VALUES: dict[str, Any] = {
     "mode": "packed",
@@ -164,6 +166,9 @@ def test_compute_stays_out_but_for_a_precision_that_is_asked_for(kind: str) -> N
         "device": "cpu",
         "activation_checkpointing": True,
         "hardware": "h100-80gb",
+        "attention": "eager",
+        "liger": "off",
+        "pipeline_parallel": 2,
         "checkpoint_every_s": 1.0,
     }
     assert set(other) | {"precision"} >= set(Compute.model_fields), "a new field of compute: runtime or not?"

@@ -128,11 +128,3 @@ def test_reward_adapter_trains_the_head_and_merges(
     save_model(model, tokenizer, tmp_path / "rm")
     after = score(load_reward_model(folder_input(tmp_path / "rm"), tokenizer, seed=77), rows, 0)
     assert after == pytest.approx(before, abs=1e-4)
-
-
-def test_quantizing_without_a_gpu_is_told(fresh_llama: Any, tokenizer: Any, tmp_path: Path, folder_input: Any) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    save_model(fresh_llama, tokenizer, tmp_path / "base")
-    with pytest.raises(PipelineError, match=r"adapter\.quantize is 4bit, a CUDA GPU; remove `quantize`"):
-        load_causal_lm(folder_input(tmp_path / "base"), quantize="4bit")

@@ -248,3 +248,11 @@ def test_a_stage_another_run_is_making_is_waited_for_and_taken(finished: Any, tm
     assert seen.calls[-2:] == [("waiting", "report"), ("cached", "report")]
     assert report.stages[-1].cached
     assert journal(finished.store.root)[-2]["event"] == "stage_cached"
+
+
+def test_a_tracker_keeps_its_files_beside_the_log_of_the_run(finished: Any) -> None:
+    pytest.importorskip("tensorboardX", reason="a tracker's own files need its package")
+    train = "{batch_size: 16, learning_rate: 1.0e-3, max_steps: 4, logging_steps: 2, report_to: [tensorboard]}"
+    finished(f"stages.dpo.train={train}", until="dpo")
+    (events,) = finished.store.root.glob(".runs/*/tensorboard/dpo/events.*")
+    assert b"train/loss" in events.read_bytes()
