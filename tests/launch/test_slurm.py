@@ -195,7 +195,10 @@ def test_a_chain_of_jobs_makes_the_bits_of_a_local_run(
     code, out = cluster.trueup("run", tiny_recipe, "--store", store, *SLURM, cwd=tmp_path)
     assert code == 0, out
     assert _digests(store) == chain.digests
-    assert "waits for base" in out and "starting in job" in out and "6 made, 0 from the store" in out
+    assert "starting in job" in out and "6 made, 0 from the store" in out
+    jobs = {name.removeprefix("tiny-"): number for name, (number, _) in cluster.jobs().items()}
+    (script,) = store.glob(".runs/*/dpo/*_submission.sh")
+    assert f"#SBATCH --dependency=afterok:{jobs['sft']}\n" in script.read_text()
 
 
 def _steps(store: Path) -> list[int]:
