@@ -103,6 +103,8 @@ def test_the_manifest_says_what_a_stage_stood_on(chain: Any) -> None:
         "precision": "fp32",
         "batch": "16 pairs × 1 process = 16 pairs per optimizer step of at most 48 tokens",
         "accelerate": {"distributed_type": "NO", "num_processes": 1},
+        "attention": "sdpa",
+        "liger": False,
     }
     assert manifest.environment["packages"]["trl"]
     assert (manifest.environment["device"], manifest.environment["threads"]) == ("cpu", 1)
