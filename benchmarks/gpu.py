@@ -33,27 +33,14 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from pipeline.estimate.devices import peak_tflops  # noqa: E402  (the project need not be installed)
+
 WHEELS = HERE / "wheels"
 NEEDED = ("transformers", "trl", "peft", "accelerate", "datasets", "pydantic", "ruamel.yaml", "matplotlib")
 MINUTES = 9.0
 RESERVE_S = 5.0
-
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.4,
-    "GH200": 989.4,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.5,
-    "H100": 989.4,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "A10G": 70.0,
-    "A10": 125.0,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-}
-"""Dense bf16 products with fp32 sums, by NVIDIA's data sheets (half of the figures "with sparsity")."""
 
 BARS = {"pretrain_mfu": "≥ 0.45", "sft_mfu": "≥ 0.45", "sft_ratio": "≥ 1", "dpo_ratio": "≥ 1", "minutes": "≤ 9"}
 
@@ -71,12 +58,6 @@ SIDES = (
 def flops_per_token(parameters: int, layers: int, hidden: int, sequence: float) -> float:
     """Return FLOPs of forward and backward pass for one token (PaLM, appendix B; H · Q is the hidden size)."""
     return 6.0 * parameters + 12.0 * layers * hidden * sequence
-
-
-def peak_tflops(card: str) -> float | None:
-    """Return a card's peak by its name as CUDA gives it; None for one that is not in the table."""
-    found = [name for name in PEAK_TFLOPS if all(word in card.split() or word in card for word in name.split())]
-    return PEAK_TFLOPS[max(found, key=len)] if found else None
 
 
 def mfu(side: dict[str, Any]) -> float | None:

@@ -25,7 +25,7 @@ from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, Stage
 from pipeline.launch.job import DataJob, Job, Outcome
 from pipeline.launch.local import run_job, warm_up
 from pipeline.launch.meeting import Meeting, hosting
-from pipeline.plan import Plan, PlannedInput, PlannedStage
+from pipeline.plan import FORCED, Plan, PlannedInput, PlannedStage
 from pipeline.stage import Event, ResolvedInput, StageResult, kind_of
 
 
@@ -193,7 +193,7 @@ def _run_stage(
     with store.work(
         name, planned.fingerprint, waiting=lambda: view.stage_waiting(planned), stopping=lambda: stop.asked
     ) as area:
-        found = None if "forced" in planned.why else store.find(name, planned.fingerprint)
+        found = None if FORCED in planned.why else store.find(name, planned.fingerprint)
         if found is not None:
             journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
             view.stage_cached(planned, found)
@@ -217,7 +217,7 @@ def _run_stage(
             raise failure_of(name, outcome, stopped=outcome.stopped or stop.asked)
         fields = _manifest_fields(plan, planned, job, outcome, outcome.result)
         try:
-            artifact = area.commit(replace="forced" in planned.why, **fields)
+            artifact = area.commit(replace=FORCED in planned.why, **fields)
         except PipelineError as error:
             refused = Outcome(problems=error.problems)
             _tell_failure(planned, refused, view, journal)

@@ -1,9 +1,8 @@
 """What a device can do at its peak, from the makers' data sheets.
 
-Throughput is that of dense bf16 matrix products: A100, H100 and H200 (SXM), L4 and A10G from NVIDIA's data sheets, RTX
-4090 from NVIDIA's Ada paper (fp32 accumulation), MI300X from AMD's data sheet. In fp32 half of it is assumed (TF32).
-Prices are the rounded middle of what clouds asked by the hour in May 2026 (medians and ranges of mercatus-ai.com and
-aimultiple.com); a device without one gets no cost. They move: `compute.hardware: {usd_per_hour: …}` has the last word.
+In fp32 half of the peak is assumed (TF32). Prices are the rounded middle of what clouds asked by the hour in May 2026
+(medians and ranges of mercatus-ai.com and aimultiple.com); a device without one gets no cost. They move:
+`compute.hardware: {usd_per_hour: …}` has the last word.
 """
 
 from __future__ import annotations
@@ -13,6 +12,25 @@ from dataclasses import dataclass
 MFU = 0.4
 """Share of the peak that training is assumed to reach; PaLM (arXiv:2204.02311) reports 0.46. A run that
 reaches less takes longer in proportion."""
+
+
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.4,
+    "GH200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
+    "H100": 989.4,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+    "MI300X": 1307.0,
+}
+"""Dense bf16 products with fp32 sums, by card: NVIDIA's and AMD's data sheets (half of the figures "with sparsity")."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +55,19 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
-        Device("a100-40gb", 40, 312),
-        Device("a100-80gb", 80, 312, 1.5),
-        Device("h100-80gb", 80, 989, 3.0),
-        Device("h200-141gb", 141, 989, 4.0),
-        Device("l4-24gb", 24, 121),
-        Device("a10g-24gb", 24, 70),
-        Device("rtx4090-24gb", 24, 165),
-        Device("mi300x-192gb", 192, 1307),
+        Device("a100-40gb", 40, PEAK_TFLOPS["A100"]),
+        Device("a100-80gb", 80, PEAK_TFLOPS["A100"], 1.5),
+        Device("h100-80gb", 80, PEAK_TFLOPS["H100"], 3.0),
+        Device("h200-141gb", 141, PEAK_TFLOPS["H200"], 4.0),
+        Device("l4-24gb", 24, PEAK_TFLOPS["L4"]),
+        Device("a10g-24gb", 24, PEAK_TFLOPS["A10G"]),
+        Device("rtx4090-24gb", 24, PEAK_TFLOPS["RTX 4090"]),
+        Device("mi300x-192gb", 192, PEAK_TFLOPS["MI300X"]),
     )
 }
+
+
+def peak_tflops(card: str) -> float | None:
+    """Return a card's peak by its name as CUDA gives it; None for one that is not in the table."""
+    found = [name for name in PEAK_TFLOPS if all(word in card.split() or word in card for word in name.split())]
+    return PEAK_TFLOPS[max(found, key=len)] if found else None

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from functools import cache
 
-from pipeline.estimate.devices import DEVICES, Device
+from pipeline.estimate.devices import DEVICES, Device, peak_tflops
 from pipeline.limits import memory_limit
 
 
@@ -22,7 +22,7 @@ def this_machine(*, gpu: bool) -> Device:
 
 
 def _gpu() -> Device | None:
-    """Ask nvidia-smi for the first GPU's name and memory; its peak is known where its name is."""
+    """Ask nvidia-smi for the first GPU's name and memory; peak and price are known where its name is."""
     if shutil.which("nvidia-smi") is None:
         return None
     line = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -36,8 +36,7 @@ def _gpu() -> Device | None:
     words = name.lower().replace(" ", "").replace("-", "")
     gib = float(mib) / 1024
     known = [d for d in DEVICES.values() if d.name.partition("-")[0] in words and abs(d.memory_gib - gib) < 10]
-    peak = known[0] if known else Device("", 0)
-    return Device(name.strip(), gib, peak.tflops, peak.usd_per_hour)
+    return Device(name.strip(), gib, peak_tflops(name) or 0.0, known[0].usd_per_hour if known else 0.0)
 
 
 def _memory_bytes() -> float:

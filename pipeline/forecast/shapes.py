@@ -113,13 +113,12 @@ class ModelShapes:
         name, _, revision = ref.partition("@")
         at, file = revision or None, "config.json"
         found: dict[str, Any] | None = None
-        reason = ""
+        reason = "it does not answer"
         try:
             place = try_to_load_from_cache(name, file, revision=at)
-            if not isinstance(place, str):
-                _reach_hub()  # its library tries again and again for a minute
+            if not isinstance(place, str) and _hub_answers():  # else its library tries again and again for a minute
                 place = hf_hub_download(name, file, revision=at, etag_timeout=3)
-            found = _json(Path(place))
+            found = _json(Path(place)) if isinstance(place, str) else None
         except Exception as error:  # offline, gated, unknown: many classes, one meaning
             reason = type(error).__name__
         if found is None:
@@ -157,17 +156,14 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 
 @functools.cache
-def _reach_hub() -> None:
-    """Return at once where the hub answers, or may through a proxy.
-
-    Raises:
-        ConnectionError: it does not.
-    """
+def _hub_answers() -> bool:
+    """Return whether the hub answers, or may through a proxy."""
     if getproxies():
-        return
+        return True
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
         socket.create_connection((str(address.hostname), port), timeout=REACH_S).close()
-    except OSError as error:
-        raise ConnectionError(f"{address.hostname} does not answer") from error
+    except OSError:
+        return False
+    return True

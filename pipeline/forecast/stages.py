@@ -180,8 +180,12 @@ class Facts:
         kind, train, shape = self.stage.spec.kind, _train(self.stage), self.shape
         longest = self._longest(train, both=kind in ("dpo", "reward"))
         asked = train.kl_batch if kind == "kto" else compute.micro_batch
-        micro = _micro_batch(train.batch_size, asked, longest, spread.processes)
+        stages = compute.pipeline_parallel  # together they are one process to the batch
+        micro = _micro_batch(train.batch_size, asked, longest, spread.processes // stages)
         trained, parts = self._parts(adapter, spread)
+        if stages > 1:  # each builds the whole model, and trains its layers and at most one end of it
+            share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
+            parts = replace(parts, gradients=parts.gradients * share, optimizer=parts.optimizer * share)
         at_once = micro * longest
         r = adapter.r if adapter is not None else 0
         parts = replace(
@@ -190,7 +194,7 @@ class Facts:
             logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
         )
         parts = replace(parts, heap=heap_bytes(parts.activations, spread))
-        parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * spread.processes))
+        parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * spread.processes // stages))
         tokens = self._tokens(train)
         work = tokens and training_flops(
             shape, tokens, longest, trained_all=adapter is None, recompute=spread.checkpointing
@@ -213,7 +217,8 @@ class Facts:
             micro = _micro_batch(train.batch_size, compute.micro_batch, longest, spread.processes)
             accumulates = train.batch_size > micro * spread.processes
         shards = spread.processes if spread.zero >= 3 else 1
-        others = sum(4.0 * (other.parameters - other.vocab * other.hidden * (not other.tied)) for other in self.others)
+        frozen = _frozen_bytes(spread)
+        others = sum(frozen * (o.parameters - o.vocab * o.hidden * (not o.tied)) for o in self.others)
         if adapter is None and (kind == "ppo" or getattr(train, "beta", 0.0) > 0):
             others += 4.0 * shape.parameters / shards
         if getattr(config, "layout", "shared") == "separate":
@@ -256,11 +261,11 @@ class Facts:
         prompt = self.lengths.longest_tokens(self.shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
         longest = prompt + config.max_new_tokens
         rows = min(config.limit or self.lengths.rows, self.lengths.rows) if self.lengths else config.limit
-        weights = 4.0 * self.shape.parameters
-        parts = Memory(
-            weights=weights,
-            others=sum(4.0 * other.parameters for other in self.others),
-            cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=False),
+        frozen = _frozen_bytes(spread)
+        parts = Memory(  # the baseline stays beside the model that answers; the judge comes when both are gone
+            weights=frozen
+            * max(min(len(config.models), 2) * self.shape.parameters, *(other.parameters for other in self.others), 0),
+            cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=frozen == 2),
             logits=logit_bytes(self.shape, 128, spread, copies=2),
         )
         parts = replace(parts, heap=heap_bytes(parts.activations, spread))
@@ -288,6 +293,11 @@ class Facts:
         steps = train.max_steps
         rows = steps * train.batch_size if steps else train.epochs * self.lengths.rows
         return float(rows * per_row)
+
+
+def _frozen_bytes(spread: Spread) -> float:
+    """Return the bytes of a weight that only answers or scores: on a GPU in the format of the computation."""
+    return 2.0 if spread.on_gpu and spread.half else 4.0
 
 
 def _train(stage: PlannedStage) -> Any:

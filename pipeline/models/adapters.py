@@ -93,7 +93,7 @@ def _on_dequantised(model: PeftModel) -> PeftModel:
     """Move the adapter in force onto the full-precision values its quantised base stands for."""
     active = model.active_adapter
     state, config = get_peft_model_state_dict(model, adapter_name=active), model.peft_config[active]
-    plain = model.unload().dequantize()
+    plain = model.to("cpu").unload().dequantize()  # a GPU that holds 4 bits of a model may not hold 16
     moved = get_peft_model(plain, config)
     set_peft_model_state_dict(moved, state)
     return moved

@@ -166,6 +166,7 @@ def _sample_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]]) -
             speaker = Speaker(ctx, config, model, tokenizer, done, total)
             found.append(speaker.answer(f"{name} (greedy)", _ref(source), rows, None, greedy=True))
             done += len(rows)
+        del model, speaker  # before the next one is loaded: beside the baseline there is one at a time
     return found
 
 

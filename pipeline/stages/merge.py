@@ -51,7 +51,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     for adapter in ctx.inputs["adapters"]:
         ctx.stop_if_asked()
         ctx.phase(f"folding in {adapter.name}")
-        quantised = (adapter.manifest.get("config", {}).get("adapter") or {}).get("quantize")
+        settings = adapter.manifest.get("config", {}).get("config", {})
+        quantised = (settings.get("adapter") or {}).get("quantize")
         if quantised:
             ctx.note(f"{adapter.name} was trained on a {quantised} base; it is folded into the full-precision one")
         model = fold_in(model, adapter)

@@ -41,7 +41,7 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
         return {**fields, "deepspeed": ctx.facts["deepspeed"]}
     if ctx.compute.get("fsdp"):
         config = {"fsdp_version": 2, "reshard_after_forward": True}
-        ctx.facts["accelerate"] = config
+        ctx.facts["accelerate"] = dict(config)
         return {**fields, "fsdp": "full_shard auto_wrap", "fsdp_config": config}
     return fields
 

@@ -65,6 +65,29 @@ def test_what_cannot_fit_names_its_parts_and_a_change_that_fits(planned: Any) ->
     assert problem.remedy.startswith("cheapest change that fits: compute")
 
 
+def test_an_evaluation_holds_the_baseline_and_one_more_in_the_format_of_the_device(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    load_all()
+    store, sizes = Store(tmp_path / "store"), {}
+    for name in ("h100-80gb", "{memory_gib: 8}"):  # a GPU, and memory without one
+        made = make_plan(load(tiny_recipe, overrides=[f"compute.hardware={name}"]), store)
+        need = {need.stage.spec.name: need for need in forecasts(made, store)[0]}["report"]
+        sizes[name] = need.memory.weights / need.shape.parameters
+    assert list(sizes.values()) == [2 * 2, 2 * 4]
+
+
+def test_a_pipeline_shares_gradients_and_optimizer_out_and_counts_as_one_process(planned: Any) -> None:
+    needs = []
+    for more in ((), ("stages.base.compute.processes=2", "stages.base.compute.pipeline_parallel=2")):
+        made, store = planned(8192, *more)
+        needs.append({need.stage.spec.name: need for need in forecasts(made, store)[0]}["base"])
+    one, two = needs
+    assert (one.micro_batch, two.micro_batch) == (4, 4)
+    assert two.memory.weights == one.memory.weights
+    assert two.memory.optimizer == one.memory.optimizer / 2  # embeddings on one, output layer on the other
+
+
 def test_the_checks_before_a_run_refuse_it(planned: Any) -> None:
     made, store = planned(250)
     with pytest.raises(PipelineError, match=r"needs about .* on each process"):

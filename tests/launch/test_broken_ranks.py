@@ -21,6 +21,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from waiting import until
 
 from pipeline.artifacts import Store
 
@@ -84,15 +85,6 @@ class Started:
         return self.seen
 
 
-def _until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    ends = time.monotonic() + timeout_s
-    while time.monotonic() < ends:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen in {timeout_s:g} s")
-
-
 def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     living = []
     for process in processes:
@@ -144,7 +136,7 @@ def _end(started: Started) -> None:
 def _stopped(started: Started, since: float) -> tuple[str, str]:
     """Wait for the command and every process it had, and return what it said."""
     out, err = started.process.communicate(timeout=LIMIT_S - (time.monotonic() - since))
-    _until(lambda: not _alive(started.seen), "the end of every process", LIMIT_S - (time.monotonic() - since))
+    until(lambda: not _alive(started.seen), "the end of every process", LIMIT_S - (time.monotonic() - since))
     assert "Traceback" not in out + err
     return out, err
 
@@ -179,8 +171,8 @@ def test_a_killed_rank_is_told_of_and_the_rerun_ends_in_the_same_weights(
     store = _store(tmp_path / "store", chain, *LATER["base"])
     started = start(store, *LONG)
     # Fifteen steps make an epoch: the order of rows is that of a later one.
-    _until(lambda: list(store.glob(".work/base-*/work/checkpoints/checkpoint-[4-9][0-9]/whole.json")), "a checkpoint")
-    ranks = _until(lambda: len(started.ranks) == 2 and started.ranks, "two ranks")
+    until(lambda: list(store.glob(".work/base-*/work/checkpoints/checkpoint-[4-9][0-9]/whole.json")), "a checkpoint")
+    ranks = until(lambda: len(started.ranks) == 2 and started.ranks, "two ranks")
     assert {process.pid for process in started.look()} >= set(ranks.values())  # they are among those looked for
     killed = time.monotonic()
     os.kill(ranks[rank], signal.SIGKILL)
@@ -203,7 +195,7 @@ def test_a_rank_that_fails_stops_one_that_is_busy_and_the_rerun_ends_in_the_same
     store = _store(tmp_path / "store", chain)
     (world.parent / "trouble").touch()
     started = start(store, "--until", "practice", *TWO)
-    _until((world.parent / "trouble.met").exists, "the trouble")
+    until((world.parent / "trouble.met").exists, "the trouble")
     met = time.monotonic()
     assert {process.pid for process in started.look()} >= set(started.ranks.values())
     _, err = _stopped(started, met)

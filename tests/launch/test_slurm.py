@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from pipeline.artifacts import Store
 from pipeline.plan import make_plan
@@ -160,7 +161,7 @@ def _start_daemons(cluster: Cluster, key: Path) -> None:
         with (folder / f"{line[0]}.out").open("ab") as out:
             cluster.daemons.append(subprocess.Popen(line, env=cluster.environment, stdout=out, stderr=out))
         if line is munge:
-            _until((folder / "munge.socket").exists, "munge's socket", 20)
+            until((folder / "munge.socket").exists, "munge's socket", 20)
 
     def idle() -> bool:
         line = ["sinfo", "--noheader", "--format=%T"]
@@ -168,20 +169,10 @@ def _start_daemons(cluster: Cluster, key: Path) -> None:
         return set(ended.stdout.split()) == {"idle"}
 
     try:
-        _until(idle, "idle nodes", 60)
+        until(idle, "idle nodes", 60)
     except AssertionError:
         logs = "\n".join(file.read_text(errors="replace")[-1500:] for file in sorted(folder.glob("*.log")))
         raise AssertionError(f"Slurm did not start:\n{logs}") from None
-
-
-def _until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    ends = time.monotonic() + timeout_s
-    while time.monotonic() < ends:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen in {timeout_s:g} s")
 
 
 def _digests(store: Path) -> dict[str, str]:
@@ -226,7 +217,7 @@ def test_jobs_outlive_the_command_lose_their_node_and_are_cancelled_and_the_bits
 
     # Ctrl-C leaves the jobs alone.
     process = cluster.start(*line, cwd=tmp_path)
-    _until(_is_training(store), "the first checkpoint")
+    until(_is_training(store), "the first checkpoint")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 1 and "no longer following; the jobs go on: base (" in out, out
@@ -237,15 +228,15 @@ def test_jobs_outlive_the_command_lose_their_node_and_are_cancelled_and_the_bits
     for sent in ("TERM", "USR2"):
         before = _steps(store)[-1]
         cluster("scancel", f"--signal={sent}", job)
-        _until(_requeued(cluster, job), f"the requeue after {sent}", 60)
+        until(_requeued(cluster, job), f"the requeue after {sent}", 60)
         saved = _steps(store)[-1]
         assert saved >= before
-        _until(_is_training(store, after=saved), "training again", 120)
+        until(_is_training(store, after=saved), "training again", 120)
 
     # The same command finds the job; cancelled, it is an error, and what it did is kept.
     process = cluster.start(*line, cwd=tmp_path)
     saved = _steps(store)[-1]
-    _until(_is_training(store, after=saved), "more training")
+    until(_is_training(store, after=saved), "more training")
     code, said = cluster.trueup("cancel", tiny_recipe, "--store", store, *long, *SLURM, cwd=tmp_path)
     assert code == 0 and f"cancelled base (job {job})" in said and "cancelled sft" in said, said
     out, _ = process.communicate(timeout=60)

@@ -10,14 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from waiting import until
 
 pytestmark = pytest.mark.xdist_group("two hosts")
 
@@ -106,16 +106,6 @@ def hosts() -> Iterator[Hosts]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def _until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    ends = time.monotonic() + timeout_s
-    while time.monotonic() < ends:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{what} did not happen in {timeout_s:g} s")
-
-
 def test_two_machines_train_a_stage_together(tmp_path: Path, tiny_recipe: Path, hosts: Hosts) -> None:
     store = tmp_path / "store"
     line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base", "--set", "stages.base.train.max_steps=5")
@@ -135,7 +125,7 @@ def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
     line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base")
     line = (*line, "--set", "stages.base.train.max_steps=3000")
     pair = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
-    _until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
+    until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
     hosts.cut()
     outs = [process.communicate(timeout=60)[0] for process in pair]  # a minute is the promise
     assert [process.returncode for process in pair] == [1, 1], "\n".join(outs)
@@ -143,12 +133,12 @@ def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
     assert "stage base: node 1 has not answered for" in last[0] and "run again" in last[0], outs[0]
     assert "stage base: node 0 has not answered for" in last[1], outs[1]
     assert not any("Traceback" in out for out in outs)
-    _until(lambda: not hosts.members(), "the end of every process", 10)
+    until(lambda: not hosts.members(), "the end of every process", 10)
     hosts.mend()
     steps = [int(folder.name.rpartition("-")[2]) for folder in store.glob(".work/base-*/work/checkpoints/checkpoint-*")]
     again = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
-    _until(lambda: list(store.glob(".work/base-*/work/ranks/1/pid-0")), "the rerun")
-    _until(
+    until(lambda: list(store.glob(".work/base-*/work/ranks/1/pid-0")), "the rerun")
+    until(
         lambda: (
             max(int(f.name.rpartition("-")[2]) for f in store.glob(".work/base-*/work/checkpoints/checkpoint-*"))
             > max(steps)
@@ -166,14 +156,14 @@ def test_a_rank_that_dies_is_named_on_both_machines(tmp_path: Path, tiny_recipe:
     line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base")
     line = (*line, "--set", "stages.base.train.max_steps=3000")
     pair = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
-    _until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
+    until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
     (file,) = store.glob(".work/base-*/work/ranks/1/pid-0")
     os.kill(int(file.read_text()), signal.SIGKILL)
     outs = [process.communicate(timeout=60)[0] for process in pair]
     assert [process.returncode for process in pair] == [1, 1], "\n".join(outs)
     assert "stage base: rank 1 was killed by signal 9" in outs[1], outs[1]
     assert "stage base: node 1: rank 1 was killed by signal 9" in outs[0], outs[0]
-    _until(lambda: not hosts.members(), "the end of every process", 15)
+    until(lambda: not hosts.members(), "the end of every process", 15)
 
 
 def test_a_machine_that_reads_another_recipe_is_refused_on_both(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import Store
+from pipeline.forecast import fitting_problems, forecasts
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe, load, load_function
 from pipeline.scaffold import write_example
@@ -54,6 +55,69 @@ def test_every_profile_plans_without_the_hub(
     assert own["precision"] == "bf16"
     share = [stage.config.train.batch_size % own["processes"] for stage in recipe.stages.values() if _batched(stage)]
     assert set(share) <= {0}, "a batch divides over the processes"
+
+
+LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+LLAMA |= {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "max_position_embeddings": 131072}
+QWEN = {"model_type": "qwen3", "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+QWEN |= {"num_hidden_layers": 36, "vocab_size": 151936, "max_position_embeddings": 32768}
+PYTHIA = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8, "intermediate_size": 8192}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mistralai/Mistral-7B-v0.1": {**LLAMA, "model_type": "mistral", "vocab_size": 32000},
+    "EleutherAI/pythia-1b-deduped": {**PYTHIA, "model_type": "gpt_neox", "vocab_size": 50304},
+    "meta-llama/Llama-3.1-8B": LLAMA,
+    "Skywork/Skywork-Reward-V2-Llama-3.1-8B": LLAMA,
+    "meta-llama/Llama-3.1-70B": {
+        **LLAMA,
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "intermediate_size": 28672,
+    },
+    "Qwen/Qwen3-8B-Base": {**QWEN, "hidden_size": 4096, "intermediate_size": 12288},
+    "Qwen/Qwen3-4B": {**QWEN, "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
+}
+"""What the `config.json` of each model on the hub says of its size."""
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of the hub that has the models' configurations."""
+    from huggingface_hub import constants
+
+    for name, config in CONFIGS.items():
+        kept = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (kept / "snapshots" / "1").mkdir(parents=True)
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text("1")
+        (kept / "snapshots" / "1" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "billions"),
+    [
+        ("zephyr-7b", None, 7.24),
+        ("zephyr-7b", "qlora", 7.24),
+        ("tldr-pythia-1b", None, 1.01),
+        ("tldr-pythia-1b", "one", 1.01),
+        ("llama-3.1-8b-lora", None, 8.03),
+        ("llama-3.1-8b-lora", "zero3", 8.03),
+        ("qwen3-8b-lora", None, 8.19),
+        ("qwen3-8b-lora", "zero3", 8.19),
+        ("llama-3.1-70b-qlora", None, 70.55),
+        ("gsm8k-grpo", None, 4.02),
+    ],
+)
+@pytest.mark.usefixtures("hub_cache")
+def test_every_stage_fits_the_gpus_it_names(name: str, profile: str | None, billions: float, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    plan = make_plan(_recipe(name, profile, overrides=("compute.hardware=h100-80gb",)), store)
+    needs, unknown = forecasts(plan, store)
+    assert unknown == []
+    assert {need.stage.spec.name for need in needs} == {stage.spec.name for stage in plan.stages}
+    assert {round(need.shape.parameters / 1e9, 2) for need in needs} == {billions}
+    assert list(fitting_problems(plan, store)) == []
 
 
 def _batched(stage: Any) -> bool:

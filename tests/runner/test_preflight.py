@@ -30,6 +30,8 @@ def test_zero_without_deepspeed_is_refused_by_stage_with_the_command_that_instal
 
 @pytest.mark.usefixtures("without_deepspeed")
 def test_another_machine_may_have_it(fresh: Any) -> None:
+    with pytest.raises(PipelineError, match="DeepSpeed is not installed"):
+        preflight.check_plan(fresh.plan("compute.zero=2"), fresh.store)
     preflight.check_plan(fresh.plan("compute.zero=2", "compute.launcher=slurm"), fresh.store)
     preflight.check_plan(fresh.plan(), fresh.store)
 

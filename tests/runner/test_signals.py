@@ -7,27 +7,16 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from waiting import until
 
 pytestmark = pytest.mark.xdist_group("kill")
 
 LONG = ("--set", "stages.base.train.max_steps=400", "--until", "base")
-
-
-def _until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    """Wait for something to come true and return it."""
-    ends = time.monotonic() + timeout_s
-    while time.monotonic() < ends:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen in {timeout_s:g} s")
 
 
 def _members(session: int) -> list[psutil.Process]:
@@ -57,7 +46,7 @@ def training(
     store = tmp_path / "store"
     process = command.start("run", tiny_recipe, "--store", store, *LONG, cwd=tmp_path)
     request.addfinalizer(lambda: _kill(process))
-    _until(lambda: list(store.glob(".work/base-*/work/seconds.json")), "a checkpoint")
+    until(lambda: list(store.glob(".work/base-*/work/seconds.json")), "a checkpoint")
     return process, store
 
 
@@ -79,7 +68,7 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
     assert "Traceback" not in out + err
     if to == "the command":  # told of the group's signal itself, the stage may be quicker than the word of it
         assert "saving" in out
-    _until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
+    until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
     # The checkpoint is the one saved on request, at the very step it stopped at.
     (failed,) = [event for event in journal(store) if event["event"] == "stage_failed"]
     assert failed["stopped"] is True
@@ -100,14 +89,14 @@ def test_ctrl_c_while_the_libraries_load_is_no_traceback(
 ) -> None:
     store = tmp_path / "store"
     process = command.start("run", tiny_recipe, "--store", store, *LONG, cwd=tmp_path)
-    _until(lambda: [event for event in journal(store) if event["event"] == "stage_started"], "the start of a stage")
+    until(lambda: [event for event in journal(store) if event["event"] == "stage_started"], "the start of a stage")
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "stopped as asked" in err
     assert "Traceback" not in out + err
-    _until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
+    until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
     assert not (store / "base").exists()  # the tokenizer may have been quicker than the signal
 
 
@@ -138,9 +127,9 @@ def test_a_stage_that_is_busy_dies_with_its_runner(tmp_path: Path, tiny_recipe: 
     shutil.copytree(chain.store.root, store)
     process = command.start("run", tiny_recipe, "--store", store, cwd=tmp_path)
     try:
-        _until(marker.exists, "the sleep")
+        until(marker.exists, "the sleep")
         assert len(_members(process.pid)) >= 3
         os.kill(process.pid, signal.SIGKILL)
-        _until(lambda: not _members(process.pid), "the end of every process", timeout_s=5)
+        until(lambda: not _members(process.pid), "the end of every process", timeout_s=5)
     finally:
         _kill(process)
