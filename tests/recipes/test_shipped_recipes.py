@@ -44,6 +44,10 @@ def _gzip(text: str) -> bytes:
     return gzip.compress(text.encode() + b"\n")
 
 
+WITHOUT_REPORT = {"llama-3.1-70b-qlora"}
+"""An evaluation runs on one GPU, which does not hold the model."""
+
+
 def test_there_are_the_recipes_the_readme_names() -> None:
     assert {path.stem for path in RECIPES} >= {"quickstart", "real-small", "qwen-0.5b-lora"}
 
@@ -52,7 +56,8 @@ def test_there_are_the_recipes_the_readme_names() -> None:
 def test_recipe_plans(file: Path, tmp_path: Path, real_data: Path) -> None:
     plan = make_plan(load(file), Store(tmp_path / "store"))
     assert [stage.status for stage in plan.stages] == ["pending"] * len(plan.stages)
-    assert plan.stages[-1].spec.kind == "evaluate", "the chain ends with the report"
+    if file.stem not in WITHOUT_REPORT:
+        assert plan.stages[-1].spec.kind == "evaluate", "the chain ends with the report"
 
 
 def test_the_qwen_recipe_trains_adapters_and_warns_that_it_is_not_pinned(tmp_path: Path) -> None:
