@@ -84,7 +84,7 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
     """Find batches that do not divide over the processes of their stage."""
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
-        processes = compute.processes * compute.nodes // compute.pipeline_parallel
+        processes = compute.replicas
         if processes == 1 or not kind_of(stage.spec.kind).parallel:
             continue
         for word in DIVIDED:

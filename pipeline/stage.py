@@ -15,6 +15,7 @@ A kind is one file in `pipeline/stages/`:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +154,19 @@ class Rows(Protocol):
         ...
 
 
+MODEL_PARALLEL: dict[str, frozenset[str]] = {
+    "pipeline_parallel": frozenset({"pretrain"}),
+    "tensor_parallel": frozenset(),
+    "sequence_parallel": frozenset(),
+}
+"""Words of `compute` that have several processes work on the same rows, with the kinds of stages that can."""
+
+
+def group_of(compute: Mapping[str, Any]) -> int:
+    """Return how many processes work on the same rows, of `compute` as plain data."""
+    return math.prod(int(compute.get(word, 1)) for word in MODEL_PARALLEL)
+
+
 @dataclass(frozen=True)
 class StageContext:
     """All a stage may touch.
@@ -195,6 +209,11 @@ class StageContext:
     def is_first(self) -> bool:
         """Whether this process writes what is kept."""
         return self.rank == 0
+
+    @property
+    def replicas(self) -> int:
+        """Groups of processes that share the rows of a batch; those of a group work on the same rows."""
+        return self.ranks // group_of(self.compute)
 
     def note(self, text: str) -> None:
         """Tell the user one line."""

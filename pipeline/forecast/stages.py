@@ -180,8 +180,8 @@ class Facts:
         kind, train, shape = self.stage.spec.kind, _train(self.stage), self.shape
         longest = self._longest(train, both=kind in ("dpo", "reward"))
         asked = train.kl_batch if kind == "kto" else compute.micro_batch
-        stages = compute.pipeline_parallel  # together they are one process to the batch
-        micro = _micro_batch(train.batch_size, asked, longest, spread.processes // stages)
+        stages = compute.pipeline_parallel
+        micro = _micro_batch(train.batch_size, asked, longest, compute.replicas)
         trained, parts = self._parts(adapter, spread)
         if stages > 1:  # each builds the whole model, and trains its layers and at most one end of it
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
@@ -194,7 +194,7 @@ class Facts:
             logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
         )
         parts = replace(parts, heap=heap_bytes(parts.activations, spread))
-        parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * spread.processes // stages))
+        parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas))
         tokens = self._tokens(train)
         work = tokens and training_flops(
             shape, tokens, longest, trained_all=adapter is None, recompute=spread.checkpointing

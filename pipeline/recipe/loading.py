@@ -21,7 +21,7 @@ from pipeline.recipe.paths import expand, lookup_folders
 from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
 from pipeline.recipe.schema import NAME_PATTERN, Compute, DataSource, Recipe, StageSpec
-from pipeline.stage import KINDS, Code, Data, Input, StageConfig
+from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")
 
@@ -208,10 +208,11 @@ class _Building:
         compute = self.stage_compute(name, node)
         if kind is None:
             return None
-        if compute.pipeline_parallel > 1 and KINDS[kind].parallel and kind != "pretrain":
-            remedy = "set compute.pipeline_parallel: 1 for this stage, or compute.zero: 3"
-            found = f"compute.pipeline_parallel is {compute.pipeline_parallel} for a {kind} stage"
-            self.add(found, "1: only pretraining runs as a pipeline", remedy, where=node.place, stage=name)
+        for word, kinds in MODEL_PARALLEL.items():
+            if getattr(compute, word) > 1 and KINDS[kind].parallel and kind not in kinds:
+                remedy = f"set compute.{word}: 1 for this stage, or compute.zero: 3"
+                found, able = f"compute.{word} is {getattr(compute, word)} for a {kind} stage", listed(sorted(kinds))
+                self.add(found, f"1: only {able} can" if kinds else "1", remedy, where=node.place, stage=name)
         config_class = KINDS[kind].config
         body = Node({key: child for key, child in node.value.items() if key not in STAGE_KEYS}, node.place)
         for key in ("reward", "watch"):

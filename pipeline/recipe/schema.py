@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 from pipeline.estimate.devices import DEVICES, Device
 from pipeline.recipe.document import Node
 from pipeline.recipe.paths import expand, find, find_files
-from pipeline.stage import Runtime, StageConfig
+from pipeline.stage import MODEL_PARALLEL, Runtime, StageConfig, group_of
 
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -160,6 +160,8 @@ class Compute(BaseModel):
     pipeline_parallel: int = Field(
         1, ge=1, description="Processes that hold consecutive decoder layers each; for pretraining."
     )
+    tensor_parallel: int = Field(1, ge=1, description="Processes that hold a slice of every large matrix each.")
+    sequence_parallel: int = Field(1, ge=1, description="Processes that hold a slice of the tokens of every row each.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
     launcher: Literal["local", "slurm"] = Field("local", description="What starts the processes.")
     rendezvous: str | None = Field(
@@ -187,15 +189,30 @@ class Compute(BaseModel):
 
     def alone(self) -> Compute:
         """Return the same for a stage that runs on one process."""
-        one = {"processes": 1, "nodes": 1, "zero": 0, "fsdp": False, "offload": "none", "pipeline_parallel": 1}
-        return self.model_copy(update=one)
+        one = {"processes": 1, "nodes": 1, "zero": 0, "fsdp": False, "offload": "none"}
+        return self.model_copy(update={**one, **dict.fromkeys(MODEL_PARALLEL, 1)})
+
+    @property
+    def ranks(self) -> int:
+        """Processes on all nodes."""
+        return self.processes * self.nodes
+
+    @property
+    def group(self) -> int:
+        """Processes that work on the same rows: stages of a pipeline, slices of matrices or of tokens."""
+        return group_of(self.model_dump(include=set(MODEL_PARALLEL)))
+
+    @property
+    def replicas(self) -> int:
+        """Groups that share the rows of a batch: data parallelism."""
+        return self.ranks // self.group
 
     def contradictions(self) -> list[tuple[str, str, str]]:
         """Return ``(field, expected, remedy)`` of settings that exclude one another."""
         found = []
         if self.fsdp and self.zero:
             found.append(("fsdp", "false with a ZeRO stage", "choose one of the two"))
-        everyone = self.processes * self.nodes
+        everyone = self.ranks
         if self.pipeline_parallel not in (1, everyone):
             remedy = (
                 f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {self.pipeline_parallel}"

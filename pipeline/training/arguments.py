@@ -190,7 +190,7 @@ def build_arguments(
         "output_dir": str(checkpoints_dir(ctx)),
         "per_device_train_batch_size": micro_batch,
         "per_device_eval_batch_size": micro_batch,
-        "gradient_accumulation_steps": train.batch_size // (micro_batch * ctx.ranks),
+        "gradient_accumulation_steps": train.batch_size // (micro_batch * ctx.replicas),
         "max_steps": steps,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler_type,

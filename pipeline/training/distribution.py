@@ -25,7 +25,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
         asked = min(most, batch_size // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
-    division = divide(batch_size, asked, longest, ctx.ranks // stages, **options)
+    division = divide(batch_size, asked, longest, ctx.replicas, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
         ctx.note(sentence)

@@ -170,6 +170,8 @@ def test_compute_stays_out_but_for_a_precision_that_is_asked_for(kind: str) -> N
         "attention": "eager",
         "liger": "off",
         "pipeline_parallel": 2,
+        "tensor_parallel": 2,
+        "sequence_parallel": 2,
         "checkpoint_every_s": 1.0,
     }
     assert set(other) | {"precision"} >= set(Compute.model_fields), "a new field of compute: runtime or not?"
