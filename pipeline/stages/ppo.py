@@ -145,7 +145,8 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     watched = load_watched(ctx, config.watch, config.watch_functions, tokenizer)
     ranks = Ranks.current()
     stepper = _stepper(ctx, config, policy, ranks)
-    engine = _engine(ctx, config, policy, tokenizer, eos_ids, stepper)
+    longest = max(len(prompt.ids) for prompt in [*prompts, *held_out])
+    engine = _engine(ctx, config, policy, tokenizer.pad_token_id, eos_ids, longest)
     note = check_policy(policy, engine, prompts, eos_ids, stepper)
     if note:
         ctx.note(note)
@@ -254,10 +255,8 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
     return train, held_out[: config.train.eval_prompts]
 
 
-def _engine(
-    ctx: StageContext, config: Config, policy: Any, tokenizer: Any, eos_ids: Sequence[int], stepper: Any
-) -> Any:
-    """Return what samples responses, and say which it is.
+def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids: Sequence[int], longest: int) -> Any:
+    """Return what samples responses to prompts of up to ``longest`` tokens, and say which it is.
 
     Raises:
         PipelineError: vLLM was asked for and is not there.
@@ -273,11 +272,11 @@ def _engine(
         why = "a CPU" if not on_gpu else missing or "a GPU with vLLM"
         ctx.note(f"responses are sampled by the `{name}` engine ({why})")
     ctx.facts["rollout_engine"] = name
-    train, pad_id = config.train, tokenizer.pad_token_id
+    train = config.train
     if name == "vllm":
         if missing:
-            raise PipelineError(Problem(f"rollout_engine is vllm, but {missing}", "vLLM on a GPU", INSTALL["vllm"]))
-        return VLLMEngine(policy.model, tokenizer, train.max_new_tokens, train.temperature, stepper)
+            raise PipelineError(Problem(f"rollout_engine is vllm, but {missing}", "vLLM", INSTALL["vllm"]))
+        return VLLMEngine(policy.model, train.max_new_tokens, eos_ids, longest=longest, temperature=train.temperature)
     engine_class = BatchedEngine if name == "batched" else GenerateEngine
     return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature)
 

@@ -25,11 +25,11 @@ PROMPTS = ((3, 4, 5), (6,), (8, 9, 10, 11, 12), (13, 2), (14, 15, 16, 17), (18, 
 """Ragged; one has a single token."""
 
 
-def _config(spread: float, layers: int, vocabulary: int) -> LlamaConfig:
+def _config(spread: float, layers: int, vocabulary: int, hidden: int = 32) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -42,11 +42,13 @@ def _config(spread: float, layers: int, vocabulary: int) -> LlamaConfig:
     )
 
 
-def language_model(seed: int = 0, *, spread: float = 0.15, layers: int = 2, vocabulary: int = VOCABULARY) -> Any:
+def language_model(
+    seed: int = 0, *, spread: float = 0.15, layers: int = 2, vocabulary: int = VOCABULARY, hidden: int = 32
+) -> Any:
     """Return a llama with random weights; a larger ``spread`` makes its opinions stronger."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(_config(spread, layers, vocabulary))
+        return LlamaForCausalLM(_config(spread, layers, vocabulary, hidden))
 
 
 def classifier(seed: int = 5) -> Any:
