@@ -67,7 +67,7 @@ class Config(StageConfig):
 @stage("pretrain", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import TrainingArguments, set_seed
 
     from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.models.scratch import build_causal_lm
@@ -85,8 +85,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.pipelined import refuse_unused
+    from pipeline.training.sliced import SlicedRows
 
-    class PretrainTrainer(BucketedBatches, Trainer):  # type: ignore[misc]
+    class PretrainTrainer(BucketedBatches, SlicedRows):
         """transformers' Trainer on bucketed batches."""
 
     prepare_torch(ctx)

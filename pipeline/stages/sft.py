@@ -69,8 +69,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length, packed
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
+    from pipeline.training.sliced import SlicedRows
 
-    class BucketedSFTTrainer(BucketedBatches, SFTTrainer):  # type: ignore[misc]
+    class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SlicedRows):  # type: ignore[misc]
         """trl's SFTTrainer on bucketed batches."""
 
     prepare_torch(ctx)

@@ -8,6 +8,8 @@ from typing import Any
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
+from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.slices import Slices, parallelism
 from pipeline.stage import StageContext
 
 
@@ -38,6 +40,9 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     fields = {"accelerator_config": {"use_configured_state": joined}, "ddp_find_unused_parameters": False}
     if ctx.compute.get("zero"):
         ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
+        if int(ctx.compute.get("sequence_parallel", 1)) > 1:
+            slices = Slices.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
+            fields["parallelism_config"] = parallelism(slices, ctx.facts["attention"])
         return {**fields, "deepspeed": ctx.facts["deepspeed"]}
     if ctx.compute.get("fsdp"):
         config = {"fsdp_version": 2, "reshard_after_forward": True}
