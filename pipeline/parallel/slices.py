@@ -4,8 +4,8 @@ DeepSpeed's Ulysses exchanges slices of tokens for slices of heads around attent
 processes. Owns how rows are cut, and the check that a model computes from slices what it computes from whole rows.
 
 Reference: Jacobs et al. 2023, arXiv:2309.14509; Bekman et al. 2025, arXiv:2506.13996 (for transformers). DeepSpeed's
-`UlyssesSPDataLoaderAdapter` is not used: it deals the micro-batches of one step to several, and knows neither epochs nor
-where a resumed one begins.
+`UlyssesSPDataLoaderAdapter` is not used: it spreads the micro-batches of a step over several, and knows neither epochs
+nor where a resumed one begins.
 """
 
 from __future__ import annotations
@@ -89,37 +89,58 @@ def parallelism(slices: Slices, kernel: str) -> Any:
     )
 
 
-@torch.no_grad()
-def difference(engine: Any, kernel: str, slices: Slices, rows: int) -> float:
-    """Return how far a prepared model's logits of sliced rows are from those of whole ones, relative to their norm.
+class Exchange:
+    """DeepSpeed's exchange of tokens for heads, as it lies around a prepared model's attention."""
 
-    A model that attends past DeepSpeed's exchange, or by other rules than a causal mask, differs; every process calls it.
+    def __init__(self, kernel: str, slices: Slices) -> None:
+        """Find it.
 
-    Args:
-        engine: DeepSpeed's, around the model.
-        kernel: attention the exchange is put around.
-        slices: of this process.
-        rows: of a micro-batch, which DeepSpeed was told.
+        Args:
+            kernel: attention it is put around.
+            slices: of this process.
 
-    Raises:
-        RuntimeError: DeepSpeed has put no exchange there.
-    """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+        Raises:
+            RuntimeError: DeepSpeed has put none there.
+        """
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    exchange = inspect.getclosurevars(ALL_ATTENTION_FUNCTIONS[kernel]).nonlocals.get("uattn")
-    if exchange is None or exchange.world_size != slices.count:
-        raise RuntimeError(f"DeepSpeed has not put its exchange around {kernel}")
-    vocab = int(engine.module.config.get_text_config().vocab_size)
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocab, (rows, PROBE_TOKENS * slices.count), generator=random).to(engine.device)
-    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    was_training = engine.module.training
-    engine.eval()
-    try:
-        whole = slices.cut(engine(input_ids=ids, position_ids=places, use_cache=False).logits)
-        exchange.disable_in_eval = False
-        sliced = engine(input_ids=slices.cut(ids), position_ids=slices.cut(places), use_cache=False).logits
-    finally:
-        exchange.disable_in_eval = True
-        engine.train(was_training)
-    return Ranks.current().largest(float((sliced - whole).float().norm() / whole.float().norm()))
+        found = inspect.getclosurevars(ALL_ATTENTION_FUNCTIONS[kernel]).nonlocals.get("uattn")
+        if found is None or found.world_size != slices.count:
+            raise RuntimeError(f"DeepSpeed has not put its exchange around {kernel}")
+        self._held, self.slices = found, slices
+
+    def cut_always(self, yes: bool) -> None:
+        """Take rows as cut in evaluation too; accelerate has DeepSpeed take them as whole there."""
+        self._held.disable_in_eval = not yes
+
+    def expect(self, rows: int) -> None:
+        """Take batches of so many rows; DeepSpeed was told those of a micro-batch."""
+        self._held.batch_size = rows
+        for name in ("required_query_shape", "required_key_value_shape", "required_context_shape"):
+            tokens, _, *rest = getattr(self._held, name)
+            setattr(self._held, name, torch.Size([tokens, rows, *rest]))
+
+    @torch.no_grad()
+    def difference(self, engine: Any) -> float:
+        """Return how far the logits of sliced rows are from those of whole ones, relative to their norm.
+
+        A model that attends past the exchange, or by other rules than a causal mask, differs. Every process calls it.
+
+        Args:
+            engine: DeepSpeed's, around the model.
+        """
+        slices, vocab = self.slices, int(engine.module.config.get_text_config().vocab_size)
+        random = torch.Generator().manual_seed(0)
+        shape = (self._held.batch_size, PROBE_TOKENS * slices.count)
+        ids = torch.randint(vocab, shape, generator=random).to(engine.device)
+        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        was_training = engine.module.training
+        engine.eval()
+        try:
+            self.cut_always(False)
+            whole = slices.cut(engine(input_ids=ids, position_ids=places, use_cache=False).logits)
+            self.cut_always(True)
+            cut = engine(input_ids=slices.cut(ids), position_ids=slices.cut(places), use_cache=False).logits
+        finally:
+            engine.train(was_training)
+        return Ranks.current().largest(float((cut - whole).float().norm() / whole.float().norm()))

@@ -85,7 +85,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.pipelined import refuse_unused
-    from pipeline.training.sliced import SlicedRows
+    from pipeline.training.sliced import SlicedRows, refuse_unsliceable
 
     class PretrainTrainer(BucketedBatches, SlicedRows):
         """transformers' Trainer on bucketed batches."""
@@ -113,6 +113,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
         )
     lengths = [len(row["input_ids"]) for row in documents]
+    refuse_unsliceable(ctx, model, max(lengths))
     micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed, shuffle=train.order == "shuffled")
     steps = steps_of(batches, train.epochs, train.max_steps)

@@ -27,6 +27,9 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
         asked = min(most, batch_size // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
+    slices = int(ctx.compute.get("sequence_parallel", 1))
+    if slices > 1:
+        ctx.note(f"each row lies on {slices} processes, in slices of its tokens: together they count as one process")
     division = divide(batch_size, asked, longest, ctx.replicas, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
@@ -63,10 +66,15 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     zero, fsdp = ctx.compute.get("zero"), ctx.compute.get("fsdp")
     wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
-    if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks:
+    slices, config = int(ctx.compute.get("sequence_parallel", 1)), accelerator.parallelism_config
+    sliced = int(config.sp_size) if config is not None else 1
+    if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks and sliced == slices:
         ctx.facts.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
+        if slices > 1:
+            ctx.facts["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sliced)
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
+    asked += f" and {slices} slices of each row" if slices > 1 else ""
     raise PipelineError(
         Problem(
             f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",

@@ -2,22 +2,27 @@
 
 The loss of a step is the sum over all slices divided by the tokens that count in the whole batch, so slices with few of
 them, or none, weigh what they should. transformers' own loss for DeepSpeed's slices is a mean for each micro-batch.
-Held-out rows are read whole, by every process its share.
+Held-out rows are sliced too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.slices import PROBE_ROUNDING, Slices, difference
+from pipeline.parallel.slices import IGNORE, PROBE_ROUNDING, Exchange, Slices
+from pipeline.parallel.slicing import slicing_problems
+from pipeline.stage import StageContext
 
 
 def slices_of(trainer: Any) -> Slices:
@@ -31,7 +36,7 @@ def dealt(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
     accelerator, slices = trainer.accelerator, slices_of(trainer)
     if slices.count == 1:
         return accelerator.prepare(loader)  # type: ignore[no-any-return]
-    return prepare_data_loader(
+    made: DataLoader[Any] = prepare_data_loader(
         loader,
         accelerator.device,
         num_processes=slices.groups,
@@ -41,6 +46,7 @@ def dealt(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
         even_batches=False,
         non_blocking=accelerator.non_blocking,
     )
+    return made
 
 
 def collator(trainer: Any) -> Callable[[list[Any]], Any]:
@@ -52,8 +58,80 @@ def collator(trainer: Any) -> Callable[[list[Any]], Any]:
     return lambda rows: slices.batch(collate(rows), collate.pad_id)
 
 
+def held_out_batches(rows: int, size: int, slices: Slices) -> Iterator[tuple[int, list[int], int]]:
+    """Yield a group's batches of held-out rows: place among all, row numbers, and how many rows it counts for.
+
+    Each group has as many, for all work at the same time: where there is none left it repeats one that counts for none.
+    """
+    batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+    for first in range(0, len(batches), slices.groups):
+        place = first + slices.group
+        if place < len(batches):
+            yield place, batches[place], len(batches[place])
+        else:
+            yield place, batches[first], 0
+
+
+def mean_by_rows(parts: Sequence[tuple[int, int, float, int]]) -> float:
+    """Return the mean loss of batches, weighed by their rows.
+
+    Args:
+        parts: of each slice of each batch: the batch's place, its rows, the sum of the loss, and tokens in that sum.
+    """
+    batches: dict[int, list[float]] = {}
+    for place, rows, loss, tokens in parts:
+        sums = batches.setdefault(place, [float(rows), 0.0, 0.0])
+        sums[1] += loss
+        sums[2] += tokens
+    total = sum(rows for rows, _, _ in batches.values())
+    return sum(rows * loss / max(tokens, 1.0) for rows, loss, tokens in batches.values()) / total
+
+
+@contextmanager
+def _named_groups(config: Any) -> Iterator[None]:
+    """Give a configuration without grouped queries the number of its groups, which DeepSpeed asks for, for a while."""
+    is_new = not hasattr(config, "num_key_value_heads")
+    if is_new:
+        config.num_key_value_heads = config.num_attention_heads
+    try:
+        yield
+    finally:
+        if is_new:
+            del config.num_key_value_heads
+
+
+def refuse_unsliceable(ctx: StageContext, model: Any, longest: int) -> None:
+    """Refuse a model whose rows cannot be sliced as `compute.sequence_parallel` asks; nothing where it does not.
+
+    Args:
+        ctx: of the stage.
+        model: as loaded.
+        longest: tokens of the longest row; it is padded to a multiple of the slices.
+
+    Raises:
+        PipelineError: it cannot.
+    """
+    count = int(ctx.compute.get("sequence_parallel", 1))
+    if count == 1:
+        return
+    config = model.config.get_text_config()
+    problems = slicing_problems(
+        {**config.to_dict(), "num_attention_heads": config.num_attention_heads}, count, ctx.ranks
+    )
+    context = getattr(config, "max_position_embeddings", None)
+    padded = -(-longest // count) * count
+    if context is not None and padded > context:
+        found = f"rows of {longest} tokens in {count} slices are padded to {padded}"
+        remedy = f"set train.max_length: {context // count * count}"
+        problems.append(Problem(found, f"at most the model's context of {context} tokens", remedy))
+    if problems:
+        raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
+
+
 class SlicedRows(Trainer):  # type: ignore[misc]
     """transformers' Trainer on slices of rows; the same as ever where they are whole. It stands below trl's."""
+
+    _exchange: Exchange
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,24 +155,67 @@ class SlicedRows(Trainer):  # type: ignore[misc]
         if slices.count == 1 or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-        loss = outputs.loss * slices.groups
+        loss = outputs.loss * self._divisor
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _divisor(self) -> int:
+        """What DeepSpeed divides the sum of gradients by: ZeRO-1 and 2 by the groups, ZeRO-3 by all processes.
+
+        `__avg_scatter_grads` of its `stage3.py` forgets the slices, which the other paths know.
+        """
+        slices = slices_of(self)
+        stage = int(self.accelerator.state.deepspeed_plugin.zero_stage)
+        return slices.groups * (slices.count if stage == 3 else 1)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return a loss whose mean over all processes is that of the batch."""
-        return super().training_step(*args, **kwargs) * slices_of(self).count  # type: ignore[no-any-return]
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss if slices_of(self).count == 1 else loss * Ranks.current().count / self._divisor
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        model, loader = super()._prepare_for_training(*args, **kwargs)
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Return the loss of held-out rows: the mean of batches, by their rows, as transformers has it on one process.
+
+        The loader is of whole rows for all processes: its rows alone are read.
+        """
         slices = slices_of(self)
         if slices.count == 1:
-            return model, loader
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        held_out: Any = dataloader.dataset
+        self.model_wrapped.eval()
+        found = []
+        for place, rows, weight in held_out_batches(len(held_out), self.args.eval_batch_size, slices):
+            batch = slices.batch(self.data_collator([held_out[row] for row in rows]), self.data_collator.pad_id)
+            self._exchange.expect(len(rows))
+            loss, _, _ = self.prediction_step(self.model_wrapped, batch, True)
+            counted = int((batch["labels"] != IGNORE).sum())  # of a slice without any the loss is no number
+            found.append((place, weight, float(loss) * counted if counted else 0.0, counted))
+        self._exchange.expect(self.args.per_device_train_batch_size)
+        loss = mean_by_rows(Ranks.current().gathered(found))
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(held_out))
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        slices = slices_of(self)
+        if slices.count == 1:
+            return super()._prepare_for_training(*args, **kwargs)
+        with _named_groups(self.model.config.get_text_config()):
+            model, loader = super()._prepare_for_training(*args, **kwargs)
         kernel = self.accelerator.parallelism_config.sp_handler.sp_attn_implementation
-        found = difference(model, kernel, slices, self.args.per_device_train_batch_size)
+        self._exchange = Exchange(kernel, slices)
+        found = self._exchange.difference(model)
         if found > PROBE_ROUNDING[next(model.module.parameters()).dtype]:
             raise PipelineError(
                 Problem(
-                    f"the model computes {found:.0e} other logits from {slices.count} slices of a row than from all of it",
+                    f"logits of rows in {slices.count} slices differ by {found:.0e} from those of whole rows",
                     "full causal attention in every layer",
                     "set compute.sequence_parallel: 1 for this stage",
                 )
