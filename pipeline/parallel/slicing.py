@@ -14,6 +14,8 @@ from pipeline.errors import Problem
 
 _HEADS = ("num_attention_heads", "n_head")
 _FULL = "full_attention"
+_UNFIT = frozenset({"gpt2"})
+"""Model types whose attention wants heads apart, which DeepSpeed's exchange puts together."""
 
 
 def slicing_problems(config: Mapping[str, Any], count: int, processes: int) -> list[Problem]:
@@ -27,6 +29,9 @@ def slicing_problems(config: Mapping[str, Any], count: int, processes: int) -> l
     config = config.get("text_config") or config
     word = f"compute.sequence_parallel is {count}"
     found = []
+    kind = str(config.get("model_type") or config.get("type") or "")
+    if kind in _UNFIT:
+        found.append(Problem(f"{word} for a model of type {kind}", "1", "use 1, or another architecture"))
     heads = next((int(config[key]) for key in _HEADS if config.get(key)), None)
     groups = int(config.get("num_key_value_heads") or heads or 0)
     if heads is not None and not _divides(heads, groups, count):

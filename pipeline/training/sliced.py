@@ -211,13 +211,21 @@ class SlicedRows(Trainer):  # type: ignore[misc]
             model, loader = super()._prepare_for_training(*args, **kwargs)
         kernel = self.accelerator.parallelism_config.sp_handler.sp_attn_implementation
         self._exchange = Exchange(kernel, slices)
-        found = self._exchange.difference(model)
-        if found > PROBE_ROUNDING[next(model.module.parameters()).dtype]:
-            raise PipelineError(
-                Problem(
-                    f"logits of rows in {slices.count} slices differ by {found:.0e} from those of whole rows",
-                    "full causal attention in every layer",
-                    "set compute.sequence_parallel: 1 for this stage",
-                )
-            )
+        self._try(model)
         return model, loader.dl  # the loader deals slices already
+
+    def _try(self, engine: Any) -> None:
+        """Refuse a model that computes something else from slices than from whole rows.
+
+        Raises:
+            PipelineError: it does, or DeepSpeed's exchange does not fit its attention.
+        """
+        count, remedy = self._exchange.slices.count, "set compute.sequence_parallel: 1 for this stage"
+        try:
+            found = self._exchange.difference(engine)
+        except (RuntimeError, AssertionError) as error:
+            what = f"{type(self.model).__name__} cannot be computed from {count} slices: {' '.join(str(error).split())}"
+            raise PipelineError(Problem(what, "an attention DeepSpeed's exchange fits", remedy)) from error
+        if not found <= PROBE_ROUNDING[next(engine.module.parameters()).dtype]:
+            what = f"logits of rows in {count} slices differ by {found:.0e} from those of whole rows"
+            raise PipelineError(Problem(what, "full causal attention in every layer", remedy))
