@@ -32,6 +32,9 @@ def slicing_problems(config: Mapping[str, Any], count: int, processes: int) -> l
     kind = str(config.get("model_type") or config.get("type") or "")
     if kind in _UNFIT:
         found.append(Problem(f"{word} for a model of type {kind}", "1", "use 1, or another architecture"))
+    if config.get("router_aux_loss_coef"):
+        what = f"{word} for a mixture of experts whose load is balanced over whole rows"
+        found.append(Problem(what, "1, or a router_aux_loss_coef of 0", "use 1"))
     heads = next((int(config[key]) for key in _HEADS if config.get(key)), None)
     groups = int(config.get("num_key_value_heads") or heads or 0)
     if heads is not None and not _divides(heads, groups, count):

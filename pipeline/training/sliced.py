@@ -118,6 +118,10 @@ def refuse_unsliceable(ctx: StageContext, model: Any, longest: int) -> None:
     problems = slicing_problems(
         {**config.to_dict(), "num_attention_heads": config.num_attention_heads}, count, ctx.ranks
     )
+    kernel = ctx.facts["attention"]
+    if model.config._attn_implementation != kernel:
+        found = f"{type(model).__name__} attends by {model.config._attn_implementation} in slices of rows"
+        problems.append(Problem(found, f"{kernel}, around which DeepSpeed exchanges them", "use another architecture"))
     context = getattr(config, "max_position_embeddings", None)
     padded = -(-longest // count) * count
     if context is not None and padded > context:
@@ -210,22 +214,26 @@ class SlicedRows(Trainer):  # type: ignore[misc]
         with _named_groups(self.model.config.get_text_config()):
             model, loader = super()._prepare_for_training(*args, **kwargs)
         kernel = self.accelerator.parallelism_config.sp_handler.sp_attn_implementation
-        self._exchange = Exchange(kernel, slices)
-        self._try(model)
+        self._exchange = self._tried(model, kernel, slices)
         return model, loader.dl  # the loader deals slices already
 
-    def _try(self, engine: Any) -> None:
-        """Refuse a model that computes something else from slices than from whole rows.
+    def _tried(self, engine: Any, kernel: str, slices: Slices) -> Exchange:
+        """Return DeepSpeed's exchange, tried: from slices the model computes what it computes from whole rows.
 
         Raises:
-            PipelineError: it does, or DeepSpeed's exchange does not fit its attention.
+            PipelineError: it does not, or the exchange does not fit its attention.
         """
-        count, remedy = self._exchange.slices.count, "set compute.sequence_parallel: 1 for this stage"
+        remedy = "set compute.sequence_parallel: 1 for this stage"
         try:
-            found = self._exchange.difference(engine)
+            exchange = Exchange(kernel, slices)
+            found = exchange.difference(engine)
         except (RuntimeError, AssertionError) as error:
-            what = f"{type(self.model).__name__} cannot be computed from {count} slices: {' '.join(str(error).split())}"
-            raise PipelineError(Problem(what, "an attention DeepSpeed's exchange fits", remedy)) from error
+            name, why = type(self.model).__name__, " ".join(str(error).split())
+            problem = Problem(
+                f"{name} does not compute from {slices.count} slices: {why}", "attention that does", remedy
+            )
+            raise PipelineError(problem) from error
         if not found <= PROBE_ROUNDING[next(engine.module.parameters()).dtype]:
-            what = f"logits of rows in {count} slices differ by {found:.0e} from those of whole rows"
+            what = f"logits of rows in {slices.count} slices differ by {found:.0e} from those of whole rows"
             raise PipelineError(Problem(what, "full causal attention in every layer", remedy))
+        return exchange

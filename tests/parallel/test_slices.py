@@ -79,6 +79,7 @@ LLAMA = {"model_type": "llama", "num_attention_heads": 12, "num_key_value_heads"
         ({**LLAMA, "sliding_window": 4096}, 2, 2, "layers of sliding_attention"),
         ({**LLAMA, "sliding_window": 4096, "use_sliding_window": False}, 2, 2, None),
         ({**LLAMA, "layer_types": ["full_attention", "linear_attention"]}, 2, 2, "layers of linear_attention"),
+        ({**LLAMA, "router_aux_loss_coef": 0.001}, 2, 2, "for a mixture of experts"),
         ({"text_config": {**LLAMA, "num_attention_heads": 5, "num_key_value_heads": 5}}, 2, 2, "5 attention heads"),
     ],
 )
@@ -99,7 +100,7 @@ def test_models_that_cannot_be_sliced_are_named(
         ({"processes": 2, "sequence_parallel": 2}, "1 without a ZeRO stage"),
         (
             {"processes": 4, "sequence_parallel": 3, "zero": 1},
-            "a divisor of processes × nodes, which is 4: set it to 4",
+            "processes × nodes, which is 4: set it to 4",
         ),
         ({"processes": 2, "sequence_parallel": 2, "zero": 3, "attention": "eager"}, "compute.attention: eager"),
         ({"processes": 2, "sequence_parallel": 2, "zero": 3}, None),
