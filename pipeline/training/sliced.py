@@ -162,6 +162,12 @@ class SlicedRows(Trainer):  # type: ignore[misc]
         loss = outputs.loss * self._divisor
         return (loss, outputs) if return_outputs else loss
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Return the tokens that count over all processes; None in evaluation, where a slice's loss is its mean."""
+        if slices_of(self).count > 1 and not self.model.training:
+            return None
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     @property
     def _divisor(self) -> int:
         """What DeepSpeed divides the sum of gradients by: ZeRO-1 and 2 by the groups, ZeRO-3 by all processes.
@@ -187,7 +193,8 @@ class SlicedRows(Trainer):  # type: ignore[misc]
     ) -> EvalLoopOutput:
         """Return the loss of held-out rows: the mean of batches, by their rows, as transformers has it on one process.
 
-        The loader is of whole rows for all processes: its rows alone are read.
+        The loader is of whole rows for all processes: its rows alone are read. With several groups trl's other metrics
+        are means over batches of all of them at a time, as in data parallelism.
         """
         slices = slices_of(self)
         if slices.count == 1:
