@@ -136,6 +136,7 @@ class SlicedRows(Trainer):  # type: ignore[misc]
     """transformers' Trainer on slices of rows; the same as ever where they are whole. It stands below trl's."""
 
     _exchange: Exchange
+    _evaluates = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -164,9 +165,7 @@ class SlicedRows(Trainer):  # type: ignore[misc]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Return the tokens that count over all processes; None in evaluation, where a slice's loss is its mean."""
-        if slices_of(self).count > 1 and not self.model.training:
-            return None
-        return super()._get_num_items_in_batch(batch_samples, device)
+        return None if self._evaluates else super()._get_num_items_in_batch(batch_samples, device)
 
     @property
     def _divisor(self) -> int:
@@ -203,7 +202,7 @@ class SlicedRows(Trainer):  # type: ignore[misc]
             )
         held_out: Any = dataloader.dataset
         self.model_wrapped.eval()
-        found = []
+        self._evaluates, found = True, []
         for place, rows, weight in held_out_batches(len(held_out), self.args.eval_batch_size, slices):
             batch = slices.batch(self.data_collator([held_out[row] for row in rows]), self.data_collator.pad_id)
             self._exchange.expect(len(rows))
@@ -211,6 +210,7 @@ class SlicedRows(Trainer):  # type: ignore[misc]
             counted = int((batch["labels"] != IGNORE).sum())  # of a slice without any the loss is no number
             found.append((place, weight, float(loss) * counted if counted else 0.0, counted))
         self._exchange.expect(self.args.per_device_train_batch_size)
+        self._evaluates = False
         loss = mean_by_rows(Ranks.current().gathered(found))
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(held_out))
 

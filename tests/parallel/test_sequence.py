@@ -89,6 +89,7 @@ def test_slices_take_the_steps_of_whole_rows(name: str, world: Any, alone: Any, 
     found = world.difference(alone[name], made[name]) / moved
     print(f"{name} {store} {found:.2e} of {moved:.2e}")
     assert found < RELATIVE
+    assert any("eval_loss" in row for row in world.history("alone", name))
     for whole, cut in zip(world.history("alone", name), world.history(store, name), strict=True):
         assert cut == pytest.approx(whole, rel=RELATIVE)
 
