@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
+from pipeline.errors import PipelineError
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.slices import IGNORE, Slices
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.recipe.schema import Compute
-from pipeline.training.sliced import held_out_batches, mean_by_rows
+from pipeline.training.sliced import held_out_batches, mean_by_rows, refuse_unsliceable
 
 
 def test_labels_are_shifted_before_they_are_cut() -> None:
@@ -111,3 +115,15 @@ def test_what_excludes_slices(compute: dict[str, Any], said: str | None) -> None
     assert [name for name, *_ in found] == ([] if said is None else ["sequence_parallel"])
     if said is not None:
         assert said in ": ".join(found[0][1:])
+
+
+@pytest.mark.parametrize(("longest", "said"), [(64, None), (65, "set train.max_length: 64"), (66, None)])
+def test_rows_are_not_padded_beyond_the_context(longest: int, said: str | None) -> None:
+    config = LlamaConfig(num_attention_heads=4, max_position_embeddings=65 if longest == 65 else 66)
+    config._attn_implementation = "sdpa"
+    ctx = SimpleNamespace(compute={"sequence_parallel": 2}, ranks=2, facts={"attention": "sdpa"}, name="base")
+    if said is None:
+        refuse_unsliceable(ctx, SimpleNamespace(config=config), longest)
+        return
+    with pytest.raises(PipelineError, match=re.escape(said)):
+        refuse_unsliceable(ctx, SimpleNamespace(config=config), longest)
