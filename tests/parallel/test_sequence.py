@@ -41,6 +41,25 @@ STAGES = f"""
     tokenizer: tokenizer
     model: {{type: bloom, hidden_size: 32, n_layer: 1, n_head: 4}}
     train: {{{TRAIN}}}
+  pythia:
+    kind: pretrain
+    data: corpus
+    tokenizer: tokenizer
+    model: {{type: gpt_neox, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64}}
+    train: {{{TRAIN}, learning_rate: 1.0e-3}}
+  qwen:
+    kind: pretrain
+    data: corpus
+    tokenizer: tokenizer
+    model:
+      type: qwen3
+      hidden_size: 32
+      num_hidden_layers: 2
+      num_attention_heads: 4
+      num_key_value_heads: 1
+      head_dim: 8
+      intermediate_size: 64
+    train: {{{TRAIN}, learning_rate: 1.0e-3}}
   falcon:
     kind: pretrain
     data: corpus
@@ -104,6 +123,20 @@ def test_groups_of_slices_share_the_rows_of_a_batch(world: Any, alone: Any) -> N
     for whole, cut in zip(world.history("alone", "a_sft"), world.history("groups", "a_sft"), strict=True):
         same = {key: value for key, value in whole.items() if "entropy" not in key and "accuracy" not in key}
         assert {key: cut[key] for key in same} == pytest.approx(same, rel=RELATIVE)
+
+
+def test_heads_without_groups_and_one_group_for_all_are_sliced(world: Any) -> None:
+    """Pythia's configuration has no groups of queries; one group for four heads is copied to both processes."""
+    names = ("pythia", "qwen")
+    whole = world.train("alone", names, *sets(names, micro_batch=2))
+    cut = world.train("heads", names, *sets(names, **SPREAD, zero=2))
+    for name in names:
+        size = sum(float(tensor.double().square().sum()) for tensor in whole[name].values()) ** 0.5
+        assert world.difference(whole[name], cut[name]) / size < 1e-6
+        for one, other in zip(world.history("alone", name), world.history("heads", name), strict=True):
+            assert other == pytest.approx(one, rel=RELATIVE)
+    config = (world.store("heads").artifacts("pythia")[-1].path / "config.json").read_text()
+    assert "num_key_value_heads" not in config
 
 
 RESUMED = {
