@@ -17,12 +17,14 @@ from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
 from pipeline.forecast import fitting_problems
+from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
 from pipeline.parallel.division import divide
+from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
-from pipeline.stage import Data, Shapes, kind_of
+from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
 
 DIVIDED = ("batch_size", "kl_batch")
 """Words of `train` that are numbers of rows all processes of a stage share evenly."""
@@ -39,6 +41,7 @@ def check_plan(plan: Plan, store: Store) -> None:
     problems = [
         *_engine_problems(plan),
         *_division_problems(plan),
+        *_slicing_problems(plan, store),
         *_rows_problems(plan, store),
         *_length_problems(plan),
         *_template_problems(plan),
@@ -95,6 +98,29 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
                 divide(rows, "auto", 1, processes, word=word)
             except PipelineError as error:
                 yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in error.problems)
+
+
+def _slicing_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+    """Find stages whose rows are to be sliced and cannot be, as far as their model's configuration is known."""
+    shapes = None
+    for stage in plan.pending:
+        compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
+        count, where = compute.sequence_parallel, (stage.spec.where, stage.spec.name)
+        if count == 1 or stage.spec.kind not in MODEL_PARALLEL["sequence_parallel"]:
+            continue
+        shapes = shapes or ModelShapes(plan, store.root / ".cache")
+        problems = slicing_problems(shapes.config_of(stage) or {}, count, compute.ranks)
+        asked: dict[str, Any] = train.passthrough() if train is not None else {}
+        if stage.spec.kind == "sft" and getattr(train, "mode", "rows") == "packed":
+            # DeepSpeed drops the mask that keeps packed conversations apart.
+            problems.append(
+                Problem("train.mode is packed with compute.sequence_parallel", "rows", "set train.mode: rows")
+            )
+        for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
+            if asked.get(word, plain) != plain:
+                found = f"train.{word} is {asked[word]} with compute.sequence_parallel"
+                problems.append(Problem(found, str(plain), "leave it out: slices know the model's own loss only"))
+        yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
 def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:

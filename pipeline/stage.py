@@ -157,7 +157,7 @@ class Rows(Protocol):
 MODEL_PARALLEL: dict[str, frozenset[str]] = {
     "pipeline_parallel": frozenset({"pretrain"}),
     "tensor_parallel": frozenset(),
-    "sequence_parallel": frozenset(),
+    "sequence_parallel": frozenset({"pretrain", "sft"}),
 }
 """Words of `compute` that have several processes work on the same rows, with the kinds of stages that can."""
 

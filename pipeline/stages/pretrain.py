@@ -67,7 +67,7 @@ class Config(StageConfig):
 @stage("pretrain", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import TrainingArguments, set_seed
 
     from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.models.scratch import build_causal_lm
@@ -85,8 +85,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.pipelined import refuse_unused
+    from pipeline.training.sliced import SlicedRows, refuse_unsliceable
 
-    class PretrainTrainer(BucketedBatches, Trainer):  # type: ignore[misc]
+    class PretrainTrainer(BucketedBatches, SlicedRows):
         """transformers' Trainer on bucketed batches."""
 
     prepare_torch(ctx)
@@ -112,6 +113,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
         )
     lengths = [len(row["input_ids"]) for row in documents]
+    refuse_unsliceable(ctx, model, max(lengths))
     micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed, shuffle=train.order == "shuffled")
     steps = steps_of(batches, train.epochs, train.max_steps)

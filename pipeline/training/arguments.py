@@ -157,6 +157,8 @@ def attend_without_mask(ctx: StageContext, model: Any) -> None:
     """On a GPU, keep a model whose rows are padded on the right from building masks it has no use for."""
     from pipeline.models.kernels import WITHOUT_MASK, without_mask
 
+    if int(ctx.compute.get("sequence_parallel", 1)) > 1:  # DeepSpeed drops masks, and knows no kernel of ours
+        return
     if not use_cpu(ctx) and without_mask(model):
         ctx.facts["attention"] = WITHOUT_MASK
 
