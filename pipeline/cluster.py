@@ -119,7 +119,7 @@ def run_on_cluster(plan: Plan, store: Store, view: View, request: Request) -> Ru
         StageFailed: a job failed; those that need it are cancelled, others go on.
         Interrupted: this command was asked to stop; the jobs go on.
     """
-    _check(plan)
+    slurm.check_tools()
     started = time.perf_counter()
     run_dir = new_run_dir(store.root / ".runs", plan.recipe.name)
     view.run_started(plan, run_dir)
@@ -180,16 +180,6 @@ class Followed:
             fields = {"step": event.step, "total": event.total, "metrics": dict(event.metrics)}
             part.write_text(json.dumps(fields), encoding="utf-8")
             part.replace(self._file)
-
-
-def _check(plan: Plan) -> None:
-    """Refuse what cannot be submitted as a whole."""
-    slurm.check_tools()
-    local = [stage.spec.name for stage in plan.pending if stage.spec.compute.launcher != "slurm"]
-    if local:
-        where = plan.recipe.where("stages", local[0])
-        problem = Problem(f"compute.launcher is local here and slurm elsewhere ({', '.join(local)})", "one for all")
-        raise PipelineError(Problem(problem.found, problem.expected, "set it for the whole recipe", where, local[0]))
 
 
 def _submit_missing(plan: Plan, store: Store, request: Request, run_dir: Path) -> dict[str, StageInQueue]:

@@ -39,6 +39,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         PipelineError: all problems found.
     """
     problems = [
+        *_launcher_problems(plan),
         *_engine_problems(plan),
         *_division_problems(plan),
         *_slicing_problems(plan, store),
@@ -50,6 +51,17 @@ def check_plan(plan: Plan, store: Store) -> None:
     problems += fitting_problems(plan, store)
     if problems:
         raise PipelineError(*dict.fromkeys(problems))
+
+
+def _launcher_problems(plan: Plan) -> Iterator[Problem]:
+    """Refuse to start stages here and on a cluster in one run: a job in a queue cannot wait for this machine."""
+    here = [stage for stage in plan.pending if stage.spec.compute.launcher == "local"]
+    names = [stage.spec.name for stage in here]
+    if here and len(here) < len(plan.pending):
+        found = f"compute.launcher is local for {', '.join(names)} and slurm for the others"
+        expected = "one launcher for all stages of a run: a job cannot wait for this machine"
+        remedy = "set it for the whole recipe, or run the parts one after the other with --only or --until"
+        yield Problem(found, expected, remedy, here[0].spec.where, names[0])
 
 
 def _engine_problems(plan: Plan) -> Iterator[Problem]:
