@@ -225,7 +225,7 @@ def _not_here(missing: list[int], nodes: int, timeout_s: float) -> Problem:
     return Problem(
         f"node {_and(missing)} did not come within {_span(timeout_s)}",
         f"{nodes} machines that share the store",
-        f"run the same command there with --node-rank {_or(missing)}, then this one again; compute.join_timeout_s is how long it waits",
+        f"run the same command there with --node-rank {_or(missing)}; compute.join_timeout_s is how long it waits",
     )
 
 

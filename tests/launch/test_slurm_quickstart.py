@@ -1,4 +1,4 @@
-"""The quickstart's own recipe as jobs of a real Slurm (conftest.py), cancelled in the middle and run again, against a local run.
+"""The quickstart's own recipe as jobs of a real Slurm (conftest.py), cancelled in its middle, run again: a local run's.
 
 All of it takes minutes, so the suite runs the same file with fewer steps; `make slurm-quickstart` runs it as it is.
 """
