@@ -47,6 +47,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         *_length_problems(plan),
         *_template_problems(plan),
         *_quantize_problems(plan),
+        *_merge_problems(plan),
     ]
     problems += fitting_problems(plan, store)
     if problems:
@@ -168,6 +169,52 @@ def _quantize_problems(plan: Plan) -> Iterator[Problem]:
                 plan.recipe.where("stages", stage.spec.name, "adapter", "quantize"),
                 stage.spec.name,
             )
+
+
+def _merge_problems(plan: Plan) -> Iterator[Problem]:
+    """Find what a merge cannot fold in: no adapter, one of a reward model, one trained on other weights."""
+    stages = {stage.spec.name: stage for stage in plan.stages}
+    for stage in (stage for stage in plan.pending if stage.spec.kind == "merge"):
+        below = stage.inputs["model"][0]
+        if "SequenceClassification" in str(_json_of(below.artifact, "config.json").get("architectures")):
+            yield _unmergeable(plan, stage, "model", 0, f"`{below.ref}` is a reward model", "a language model")
+            continue
+        for index, item in enumerate(stage.inputs["adapters"]):
+            made_by = stages.get(item.ref)
+            if made_by is not None:
+                whole, parents = getattr(made_by.spec.config, "adapter", None) is None, made_by.inputs.get("model", [])
+                parent = parents[0].fingerprint if parents else ""
+            else:
+                manifest = _json_of(item.artifact, "manifest.json")
+                settings = manifest.get("config", {}).get("config", {})
+                parent = manifest.get("lineage", {}).get("parent")
+                whole = bool(manifest) and settings.get("adapter") is None
+                if _json_of(item.artifact, "adapter_config.json").get("task_type") == "SEQ_CLS":
+                    found = f"`{item.ref}` is the adapter of a reward model"
+                    yield _unmergeable(plan, stage, "adapters", index, found, "that of a language model")
+            if whole:
+                found = f"`{item.ref}` holds no adapter: all its weights were trained"
+                yield _unmergeable(plan, stage, "adapters", index, found, "a stage trained with `adapter:`")
+            elif parent and parent != below.fingerprint:
+                found = f"`{item.ref}` was not trained on `{below.ref}`"
+                expected = "adapters in the order they were trained, each on the one before, the first on `model`"
+                yield _unmergeable(plan, stage, "adapters", index, found, expected)
+                break
+            below = item
+
+
+def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, found: str, expected: str) -> Problem:
+    where = plan.recipe.where("stages", stage.spec.name, field, index)
+    return Problem(f"{field}: {found}", expected, "", where, stage.spec.name)
+
+
+def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
+    """Return a file of a folder as JSON; nothing where there is none, or it cannot be read."""
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:
