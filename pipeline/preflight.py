@@ -20,6 +20,7 @@ from pipeline.forecast import fitting_problems
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
+from pipeline.models.stored import stored_problem, stored_quantization
 from pipeline.parallel.division import divide
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
@@ -160,7 +161,13 @@ def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
     """Name what quantised weights need and this machine or this recipe lacks."""
     for stage in plan.pending:
-        quantize = getattr(getattr(stage.spec.config, "adapter", None), "quantize", None)
+        adapter = getattr(stage.spec.config, "adapter", None)
+        quantize = getattr(adapter, "quantize", None)
+        for item in stage.inputs.get("model", []) if "adapter" in type(stage.spec.config).model_fields else []:
+            stored = stored_quantization(_json_of(item.artifact, "config.json"))
+            if (problem := stored_problem(item.ref, stored, adapter)) is not None:
+                where = plan.recipe.where("stages", stage.spec.name, "model")
+                yield replace(problem, where=where, stage=stage.spec.name)
         if quantize is not None and not installed("bitsandbytes"):
             yield Problem(
                 f"adapter.quantize is {quantize}",

@@ -95,9 +95,20 @@ def _on_dequantised(model: PeftModel) -> PeftModel:
     active = model.active_adapter
     state, config = get_peft_model_state_dict(model, adapter_name=active), model.peft_config[active]
     plain = model.to("cpu").unload().dequantize()  # a GPU that holds 4 bits of a model may not hold 16
+    # Files that were quantised were unpacked by steps that cannot be taken back; the weights are plain now.
+    loading = getattr(plain, "_weight_conversions", None) or []
+    plain._weight_conversions = [step for step in loading if _is_reversible(step)]
     moved = get_peft_model(plain, config)
     set_peft_model_state_dict(moved, state)
     return moved
+
+
+def _is_reversible(step: Any) -> bool:
+    try:
+        step.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def save_adapter_and_merge(model: PeftModel, folder: Path) -> Any:

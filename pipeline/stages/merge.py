@@ -46,19 +46,26 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     import torch
 
     from pipeline.models.adapters import fold_in
-    from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
+    from pipeline.models.load import load_causal_lm, load_tokenizer, save_model, stored_bits
+    from pipeline.models.stored import TRAINABLE
 
     source = ctx.input("model")
     lineage = _lineage(source, ctx.inputs["adapters"])
     for adapter in ctx.inputs["adapters"]:
         _check_outside(ctx, adapter, source)
+    stored = stored_bits(source, ctx.trust_remote_code)
+    if stored and stored not in TRAINABLE:
+        raise PipelineError(Problem(f"`{source.ref}` is kept quantised ({stored})", "whole weights, or 4 or 8 bits"))
+    if stored:
+        ctx.note(f"{source.name} is kept in {stored}: the adapters are folded into the values those stand for")
+        lineage["adapters"] = [{**one, "merged": False} for one in lineage["adapters"]]
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code)
     for adapter in ctx.inputs["adapters"]:
         ctx.stop_if_asked()
         ctx.phase(f"folding in {adapter.name}")
         own = _own(adapter)
-        if own.quantize:
+        if own.quantize and not stored:
             ctx.note(f"{adapter.name} was trained on a {own.quantize} base; it is folded into the full-precision one")
         model = fold_in(model, adapter)
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype])

@@ -27,12 +27,13 @@ def save_trained(
         source: what the stage started from.
         adapter: what was trained; None when all weights were.
     """
-    from pipeline.models.load import save_model
+    from pipeline.models.load import save_model, stored_bits
 
     lineage = descended(source.manifest.get("lineage", {}), source.name, source.fingerprint)
     if adapter is not None:
         on = label(source.name, source.fingerprint)
-        lineage["adapters"].append(AppliedAdapter(ctx.name, on, adapter.r, adapter.quantize).record())
+        bits = adapter.quantize or stored_bits(source, ctx.trust_remote_code) or None
+        lineage["adapters"].append(AppliedAdapter(ctx.name, on, adapter.r, bits).record())
     if model is not None:
         save_model(model, tokenizer, ctx.out)
     return lineage

@@ -208,3 +208,44 @@ def test_an_adapter_of_a_reward_model_from_the_hub_is_refused_before_weights_are
     assert ran.outcome.bad_input
     assert "x/lora is the adapter of a reward model" in str(ran.outcome.problems[0])
     assert "folding" not in str(ran.events)
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_base_whose_files_are_quantised_takes_adapters_and_merges_to_the_same_weights(
+    bits: str, tmp_path: Path, chain: Any, command: Any
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs trueup[quantize]")
+    from transformers import BitsAndBytesConfig
+
+    store = tmp_path / "store"
+    shutil.copy(chain.recipe.parent / "demos.jsonl", tmp_path)
+    shutil.copy(chain.recipe.parent / "pairs.jsonl", tmp_path)
+    shutil.copytree(chain["base"].path, tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
+    heads = {"llm_int8_skip_modules": ["lm_head"], f"load_in_{bits}": True}
+    quantised = AutoModelForCausalLM.from_pretrained(
+        chain["base"].path, quantization_config=BitsAndBytesConfig(**heads)
+    )
+    quantised.save_pretrained(tmp_path / "small")
+    recipe = _recipe(
+        tmp_path,
+        f"""\
+  tuned: {{kind: sft, data: demos, model: small, adapter: {{r: 4}}, train: {STEPS}}}
+  full: {{kind: merge, model: small, adapters: [tuned]}}
+  whole: {{kind: sft, data: demos, model: small, train: {STEPS}}}
+  twice: {{kind: sft, data: demos, model: small, adapter: {{r: 4, quantize: 8bit}}, train: {STEPS}}}
+""",
+    )
+    refused = command("check", recipe, "--store", store, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert f"stage whole: `small` is kept quantised ({bits}), an adapter" in refused.stderr
+    assert f"stage twice: `small` is kept quantised ({bits}), and adapter.quantize is 8bit" in refused.stderr
+    ended = command("run", recipe, "--until", "full", "--store", store, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    tuned, full = (_weights(_folder_of(command, name, store)) for name in ("tuned", "full"))
+    plain = _weights(chain["base"].path)
+    assert set(tuned) == set(full) == set(plain)
+    for name, weight in tuned.items():
+        torch.testing.assert_close(full[name], weight, atol=1e-5, rtol=0)
+    assert (tuned["model.layers.0.mlp.up_proj.weight"] - plain["model.layers.0.mlp.up_proj.weight"]).abs().max() > 1e-3
+    shown = command("show", "full", "--store", store, cwd=tmp_path).stdout
+    assert "tuned (r 4) on small@" in shown and f" in {bits}\n" in shown
