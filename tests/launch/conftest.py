@@ -82,7 +82,7 @@ class Cluster:
             start_new_session=True,
         )
 
-    def trueup(self, *args: str | Path, cwd: Path, timeout_s: float = 240) -> tuple[int, str]:
+    def trueup(self, *args: str | Path, cwd: Path, timeout_s: float = 600) -> tuple[int, str]:
         process = self.start(*args, cwd=cwd)
         try:
             out, _ = process.communicate(timeout=timeout_s)
