@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapters import save_adapter_and_merge
+from pipeline.models.stored import stored_quantization
 from pipeline.stage import ResolvedInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -97,6 +98,18 @@ def hidden_size(model_input: ResolvedInput, trust_remote_code: bool = False) -> 
     with _quiet(), _explained(source, "configuration"):
         config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
     return int(getattr(config.get_text_config(), "hidden_size", 0))
+
+
+def stored_bits(model_input: ResolvedInput, trust_remote_code: bool = False) -> str:
+    """Return how a model's files are quantised, from its configuration alone; nothing when they are not.
+
+    Raises:
+        PipelineError: there is no configuration.
+    """
+    source = source_of(model_input)
+    with _quiet(), _explained(source, "configuration"):
+        config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
+    return stored_quantization(config.to_dict())
 
 
 def load_causal_lm(

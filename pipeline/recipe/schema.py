@@ -167,6 +167,7 @@ class Compute(BaseModel):
     rendezvous: str | None = Field(
         None, description="HOST:PORT where the machines of `nodes` meet: an address of the first one."
     )
+    join_timeout_s: float = Field(900.0, gt=0, description="Seconds the machines of `nodes` have to come together.")
     slurm: Slurm = Field(Slurm(), description="What `launcher: slurm` asks the cluster for.")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Rows a device works on at once; cannot change the result."

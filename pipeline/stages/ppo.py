@@ -105,7 +105,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
     log.take_best()
     value = log.value_weights()
-    lineage = save_trained(ctx, trainer.steps_with.whole_model(), tokenizer, source)
+    lineage = save_trained(ctx, trainer.steps_with.whole_model(), tokenizer, source, config.adapter)
     return log.finish(lineage, value)
 
 

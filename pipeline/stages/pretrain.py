@@ -169,12 +169,16 @@ def _finished(
     sequences: int,
 ) -> StageResult:
     """Write the model, and return what the manifest says of it."""
+    from pipeline.artifacts.provenance import descended
     from pipeline.models.load import save_model
     from pipeline.training.finish import finish
 
     if whole is not None:
         save_model(whole, tokenizer, ctx.out)
-    lineage = {"base": "scratch" if config.model is not None else ctx.input("init").fingerprint, "adapters": []}
+    lineage: dict[str, Any] = {"base": "scratch", "adapters": []}
+    if config.model is None:
+        init = ctx.input("init")
+        lineage = descended(init.manifest.get("lineage", {}), init.name, init.fingerprint)
     return finish(
         ctx,
         trained,

@@ -121,7 +121,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {conversations:,} conversations")
     trained = run_trainer(ctx, trainer, batches, steps)
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source)
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
     return finish(
         ctx,
         trained,

@@ -110,6 +110,12 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     Weights that are trained are fp32, whatever the precision of the computation; those frozen beneath an adapter may
     be quantised.
     """
+    from pipeline.models.load import stored_bits
+    from pipeline.models.stored import stored_problem
+
+    source = ctx.input("model")
+    if (problem := stored_problem(source.ref, stored_bits(source, ctx.trust_remote_code), adapter)) is not None:
+        raise PipelineError(problem)
     attention = attention_kernel(ctx)
     if adapter is None or adapter.quantize is None:
         return {"dtype": "fp32", "attention": attention}

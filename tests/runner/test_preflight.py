@@ -36,6 +36,19 @@ def test_another_machine_may_have_it(fresh: Any) -> None:
     preflight.check_plan(fresh.plan(), fresh.store)
 
 
+def test_stages_here_and_on_a_cluster_in_one_run_are_refused_before_it_and_run_in_parts(finished: Any) -> None:
+    mixed = ("compute.launcher=slurm", "stages.report.compute.launcher=local")
+    again = ("stages.dpo.train.beta=0.4", "stages.report.title=again")  # dpo and report are to be made
+    with pytest.raises(PipelineError) as error:
+        preflight.check_plan(finished.plan(*mixed, *again), finished.store)
+    (problem,) = error.value.problems
+    assert problem.found == "compute.launcher is local for report and slurm for the others"
+    assert problem.stage == "report" and problem.where.startswith(str(finished.recipe))
+    assert "--only or --until" in problem.remedy
+    preflight.check_plan(finished.plan(*mixed, *again, until="dpo"), finished.store)  # a part is of one launcher
+    preflight.check_plan(finished.plan(*mixed, again[1]), finished.store)  # what is done does not count
+
+
 @pytest.mark.parametrize(
     ("asked", "module", "found", "extra"),
     [
