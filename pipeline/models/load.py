@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapters import save_adapter_and_merge
+from pipeline.parallel.partitioned import Parts, gathered, loading_in_parts, shape_of_weight
 from pipeline.stage import ResolvedInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -106,6 +107,7 @@ def load_causal_lm(
     *,
     quantize: Quantize | None = None,
     attention: str | None = None,
+    parts: Parts | None = None,
 ) -> Any:
     """Load a causal language model.
 
@@ -115,6 +117,7 @@ def load_causal_lm(
         trust_remote_code: whether the repository may run its own Python.
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
+        parts: share each weight out over all processes as it is read; every process calls this.
 
     Raises:
         PipelineError: no safetensors, weights missing, code not allowed.
@@ -124,7 +127,7 @@ def load_causal_lm(
     extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
     if attention is not None:
         extra["attn_implementation"] = attention
-    with _quiet(), _explained(source, "model"):
+    with _quiet(), _explained(source, "model"), loading_in_parts(parts):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
             revision=source.revision,
@@ -148,12 +151,13 @@ def load_reward_model(
     trust_remote_code: bool = False,
     quantize: Quantize | None = None,
     attention: str | None = None,
+    parts: Parts | None = None,
 ) -> Any:
     """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
 
     From a causal model the head is new: normal with variance 1 / (hidden size + 1), drawn from ``seed``, so that
     scores start small. The score is read at the last token that is not padding; ``tokenizer``
-    gives the padding id.
+    gives the padding id. With ``parts`` as `load_causal_lm`.
 
     Raises:
         PipelineError: as `load_causal_lm`.
@@ -165,7 +169,7 @@ def load_reward_model(
     extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
     if attention is not None:
         extra["attn_implementation"] = attention
-    with _quiet(), _explained(source, "model"):
+    with _quiet(), _explained(source, "model"), loading_in_parts(parts):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
             revision=source.revision,
@@ -178,16 +182,16 @@ def load_reward_model(
         )
     head_is_new = "score.weight" in info["missing_keys"]
     _refuse_missing(source, info["missing_keys"], allowed=("score.weight",))
-    if dtype != "fp32" and quantize is None:
+    if dtype != "fp32" and quantize is None and parts is None:
         model.score.float()  # one number in half precision would be a coarse one
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _compute_as_in_training(model)
     if head_is_new:
         generator = torch.Generator().manual_seed(seed)
-        weight = torch.empty(model.score.weight.shape, dtype=torch.float32)
+        weight = torch.empty(shape_of_weight(model.score.weight), dtype=torch.float32)
         weight.normal_(0.0, (weight.shape[-1] + 1) ** -0.5, generator=generator)
-        with torch.no_grad():
+        with torch.no_grad(), gathered([model.score.weight], changed=True):
             model.score.weight.copy_(weight)
     return model
 

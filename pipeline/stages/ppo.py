@@ -122,6 +122,8 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
 
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
+    again = weights.get("parts") is not None and config.adapter is None  # what lies in parts cannot be copied
+    reference = load_causal_lm(ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights) if again else None
     if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already
         model.to(device_of(ctx))
     if liger_kernels(ctx):
@@ -133,6 +135,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         layout=config.layout,
         adapter=config.adapter,
         value_start=_value_start(ctx, config, tokenizer) if config.layout == "separate" else None,
+        reference=reference,
         temperature=config.train.temperature,
         value_gradient=config.train.value_gradient,
         value=config.value,
@@ -296,14 +299,17 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     """Return what a separate value function starts from: the reward model if it reads the same tokens."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
+    from pipeline.parallel.partitioned import gathered
+    from pipeline.training.arguments import parts_of
 
+    how = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": parts_of(ctx)}
     for source in ctx.inputs.get("reward", []):
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
-            return load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
-    start = ctx.input("model")
-    classifier = load_reward_model(start, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
-    classifier.score.weight.data.zero_()
+            return load_reward_model(source, tokenizer, **how)
+    classifier = load_reward_model(ctx.input("model"), tokenizer, **how)
+    with gathered([classifier.score.weight], changed=True):
+        classifier.score.weight.data.zero_()
     return classifier
 
 
