@@ -128,9 +128,9 @@ def state(
     weights /= n if zero >= 3 else 1
     gradients /= n if zero >= 2 else 1
     optimizer /= n if zero >= 1 else 1
-    if spread.offload in ("optimizer", "all"):
+    if spread.on_gpu and spread.offload in ("optimizer", "all"):  # a CPU would keep them in the very same memory
         optimizer = 0.0
-    if spread.offload == "all":
+    if spread.on_gpu and spread.offload == "all":
         weights = 0.0
     return weights, gradients, optimizer
 

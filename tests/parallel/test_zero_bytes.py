@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from two_processes import run_two
 
 from pipeline.estimate.memory import Spread, state
 from pipeline.estimate.shape import shape_of
@@ -99,23 +98,7 @@ def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: s
     model(input_ids=ids, labels=ids).loss.backward()
     adam.step()
     plain = storages(held(model, adam))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    running = []
-    for rank in (0, 1):
-        spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        environment = {**os.environ, **{name: str(value) for name, value in spread.items()}}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, str(Path(__file__).resolve()), str(tmp_path / "held"), precision]
-        running.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    try:
-        logs = [process.communicate(timeout=300)[0].decode() for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], logs
+    run_two(__file__, str(tmp_path / "held"), precision)
     shape = shape_of({"type": "llama", **CONFIG})
     assert shape is not None
     assert plain == pytest.approx(12 * shape.parameters, rel=0.01)  # 4 bytes of weight and 8 of moments
