@@ -111,8 +111,8 @@ def share_fp32(held: Any) -> None:
     """Let ZeRO-3 keep weights that are fp32 once: as the flat weights its optimizer steps on.
 
     DeepSpeed means to (`stage3.py`, `_create_fp32_partitions`, the branch without `converted`), but asks for it with
-    ``tensor.device == self.device``, a `torch.device` and a string, which are never equal (DeepSpeed 0.19.8): it makes a
-    copy, and copies it back after each step. Weights in 16 bits need theirs.
+    ``tensor.device == self.device``, a `torch.device` and a string, which are never equal (DeepSpeed 0.19.8): it makes
+    a copy, and copies it back after each step. Weights in 16 bits need theirs.
 
     Args:
         held: DeepSpeed's optimizer.

@@ -95,7 +95,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
-    how = {"attention": attention_kernel(ctx), "parts": parts_of(ctx)}
+    how: dict[str, Any] = {"attention": attention_kernel(ctx), "parts": parts_of(ctx)}
     if config.model is not None:
         model = build_causal_lm(config.model, tokenizer, ctx.seed, **how)
     else:

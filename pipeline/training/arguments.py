@@ -102,6 +102,8 @@ def prepare_torch(ctx: StageContext) -> None:
         use_fastest_matmul()
     elif precision_of(ctx) != "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 for the few products autocast leaves in fp32
+    if use_cpu(ctx) and ctx.compute.get("offload", "none") != "none":
+        ctx.note(f"compute.offload: {ctx.compute['offload']} saves nothing here: it moves a GPU's state to the CPU")
     join(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
 
 
@@ -121,6 +123,7 @@ def parts_of(ctx: StageContext) -> dict[str, Any] | None:
     """Return how a stage's processes share out the weights of a model they load; None where each holds it whole."""
     if int(ctx.compute.get("zero") or 0) < 3 or "RANK" not in os.environ:
         return None
+    ctx.facts["loaded"] = "in parts"
     return deepspeed_config(ctx.compute, precision_of(ctx))
 
 

@@ -78,6 +78,12 @@ def test_offloaded_state_is_not_on_the_device() -> None:
     assert state(SHAPE, 1000, Spread(zero=3, offload="all"))[0] == 0
 
 
+def test_a_cpu_offloads_to_the_memory_it_has() -> None:
+    for level, what in ((2, "optimizer"), (3, "all")):
+        plain = state(SHAPE, 1000, Spread(processes=2, zero=level, on_gpu=False))
+        assert state(SHAPE, 1000, Spread(processes=2, zero=level, offload=what, on_gpu=False)) == plain
+
+
 def test_checkpointing_keeps_the_input_of_each_block_and_one_block() -> None:
     whole = activation_bytes(SHAPE, 10, Spread())
     assert activation_bytes(SHAPE, 10, Spread(checkpointing=True)) == 2 * 8 * 4 * 10 + whole / 2

@@ -71,11 +71,9 @@ def _made(model_type: str, fields: dict[str, Any]) -> Any:
 def _same(model: Any, expected: dict[str, torch.Tensor]) -> bool:
     """Return whether a model in parts has these weights, bit for bit, and every weight is in parts."""
     found = dict(model.named_parameters())
-    return (
-        set(found) == set(expected)
-        and all(hasattr(parameter, "ds_id") for parameter in found.values())
-        and all([torch.equal(whole(parameter), expected[name]) for name, parameter in found.items()])
-    )
+    all_in_parts = set(found) == set(expected) and all(hasattr(parameter, "ds_id") for parameter in found.values())
+    equal = [torch.equal(whole(parameter), expected[name]) for name, parameter in found.items()]  # on every process
+    return all_in_parts and all(equal)
 
 
 def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:

@@ -63,7 +63,7 @@ def held(model: Any, optimizer: Any) -> Iterator[torch.Tensor]:
     yield from _tensors([list(states.values()) for states in inner.state.values()])
 
 
-def main(out: str, precision: str) -> None:
+def main(out: str, precision: str, offload: str) -> None:
     """Be one of two processes: two steps under ZeRO-3, then count."""
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin
@@ -72,12 +72,13 @@ def main(out: str, precision: str) -> None:
     torch.set_num_threads(1)
     join(cpu=True, deepspeed=True)
     once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 2}
-    config = {**deepspeed_config({"zero": 3, "offload": "none"}, precision), **once, "gradient_clipping": 0.0}
+    config = {**deepspeed_config({"zero": 3, "offload": offload}, precision), **once, "gradient_clipping": 0.0}
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG))
     engine, prepared = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
     share_fp32(prepared.optimizer)
+    assert (prepared.optimizer.offload_optimizer, prepared.optimizer.offload_param) == (offload == "all",) * 2
     ids = torch.arange(32).reshape(1, 32) + int(os.environ["RANK"])
     for _ in range(2):
         engine.backward(engine(input_ids=ids, labels=ids).loss)
@@ -87,8 +88,10 @@ def main(out: str, precision: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.6), ("fp32", 0.52)])
-def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: str, share: float) -> None:
+@pytest.mark.parametrize(
+    ("precision", "offload", "share"), [("bf16", "none", 0.6), ("fp32", "none", 0.52), ("fp32", "all", 0.52)]
+)
+def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: str, offload: str, share: float) -> None:
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -98,11 +101,12 @@ def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: s
     model(input_ids=ids, labels=ids).loss.backward()
     adam.step()
     plain = storages(held(model, adam))
-    run_two(__file__, str(tmp_path / "held"), precision)
+    run_two(__file__, str(tmp_path / "held"), precision, offload)
     shape = shape_of({"type": "llama", **CONFIG})
     assert shape is not None
     assert plain == pytest.approx(12 * shape.parameters, rel=0.01)  # 4 bytes of weight and 8 of moments
-    weights, _, moments = state(shape, shape.parameters, Spread(processes=2, zero=3, half=precision == "bf16"))
+    spread = Spread(processes=2, zero=3, offload=offload, half=precision == "bf16", on_gpu=False)
+    weights, _, moments = state(shape, shape.parameters, spread)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"held.{rank}").read_text())
         assert found["processes"] == 2
