@@ -20,6 +20,8 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_two
 
+from pipeline.models.adapter_config import Adapter
+from pipeline.models.adapters import attach
 from pipeline.models.load import load_causal_lm, load_reward_model
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
@@ -30,6 +32,7 @@ from pipeline.parallel.partitioned import (
     is_partitioned,
     whole,
 )
+from pipeline.parallel.sharded import rebuilt
 from pipeline.stage import ResolvedInput
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -189,6 +192,23 @@ def test_a_process_holds_half_a_model_while_it_is_loaded(folder: Path, tmp_path:
             assert found["peak"] <= bar + file
             assert found["kept"] == pytest.approx(size / 2, abs=32 * MIB)
     assert all(found["peak"] > bar for found in measured["cut"])  # the bar tells the two ways apart
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_a_model_that_is_put_together_holds_the_gathered_weights_once(name: str, with_adapter: bool) -> None:
+    model = _made(name, SMALL[name]).eval()
+    if with_adapter:
+        model = attach(model, Adapter(r=2), "causal", seed=1).eval()
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    if name != "llama":  # a tied output layer is gathered with what it is tied to
+        state = {key: tensor for key, tensor in state.items() if not key.endswith("lm_head.weight")}
+    made = rebuilt(model, state).eval()
+    own = dict(made.named_parameters())
+    assert {own[key].data_ptr() for key in own} == {state[key].data_ptr() for key in own}
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        assert torch.equal(made(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 if __name__ == "__main__":

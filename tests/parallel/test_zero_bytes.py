@@ -24,6 +24,7 @@ from pipeline.estimate.memory import Spread, state
 from pipeline.estimate.shape import shape_of
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
+from pipeline.parallel.partitioned import building_in_parts
 from pipeline.parallel.zero import share_fp32
 
 CONFIG = {
@@ -75,7 +76,8 @@ def main(out: str, precision: str, offload: str) -> None:
     config = {**deepspeed_config({"zero": 3, "offload": offload}, precision), **once, "gradient_clipping": 0.0}
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG))
+    with building_in_parts(config):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG))
     engine, prepared = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
     share_fp32(prepared.optimizer)
     assert (prepared.optimizer.offload_optimizer, prepared.optimizer.offload_param) == (offload == "all",) * 2
