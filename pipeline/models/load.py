@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapters import save_adapter_and_merge
-from pipeline.parallel.partitioned import Parts, gathered, loading_in_parts, shape_of_weight
+from pipeline.parallel.partitioned import Parts, loading_in_parts, whole
 from pipeline.stage import ResolvedInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -157,7 +157,7 @@ def load_reward_model(
 
     From a causal model the head is new: normal with variance 1 / (hidden size + 1), drawn from ``seed``, so that
     scores start small. The score is read at the last token that is not padding; ``tokenizer``
-    gives the padding id. With ``parts`` as `load_causal_lm`.
+    gives the padding id. With ``parts`` as `load_causal_lm`; the head is whole.
 
     Raises:
         PipelineError: as `load_causal_lm`.
@@ -182,16 +182,18 @@ def load_reward_model(
         )
     head_is_new = "score.weight" in info["missing_keys"]
     _refuse_missing(source, info["missing_keys"], allowed=("score.weight",))
-    if dtype != "fp32" and quantize is None and parts is None:
+    if parts is not None:
+        model.score.weight = torch.nn.Parameter(whole(model.score.weight))
+    if quantize is None:
         model.score.float()  # one number in half precision would be a coarse one
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _compute_as_in_training(model)
     if head_is_new:
         generator = torch.Generator().manual_seed(seed)
-        weight = torch.empty(shape_of_weight(model.score.weight), dtype=torch.float32)
+        weight = torch.empty(model.score.weight.shape, dtype=torch.float32)
         weight.normal_(0.0, (weight.shape[-1] + 1) ** -0.5, generator=generator)
-        with torch.no_grad(), gathered([model.score.weight], changed=True):
+        with torch.no_grad():
             model.score.weight.copy_(weight)
     return model
 

@@ -9,8 +9,7 @@ Shapes: N response positions of a batch, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ from pipeline.models.batching import Progress, length_batches
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
 from pipeline.models.precision import computing_in
-from pipeline.parallel.partitioned import gathered_by_module, is_partitioned, shape_of_weight
-from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.partitioned import computing_alone, idle_passes, shape_of_weight
 
 _LOGITS_PER_BATCH = 2**27
 """Half a GiB of float32 logits."""
@@ -63,7 +61,7 @@ def response_logprobs(
     vocabulary = shape_of_weight(model.get_output_embeddings().weight)[0]
     budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
     batches = list(length_batches([len(prompt) + len(response) for prompt, response in rows], budget))
-    with evaluating(model), _without_gradients(model), computing_in(precision, model.device):
+    with evaluating(model), computing_alone(model), computing_in(precision, model.device):
         for batch in batches:
             values = _batch_logprobs(model, [rows[row] for row in batch], temperature).tolist()
             for row in batch:
@@ -72,18 +70,9 @@ def response_logprobs(
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(rows))
-        if is_partitioned(model):
-            passes = sum(any(rows[row][1] for row in batch) for batch in batches)
-            for _ in range(passes, int(Ranks.current().largest(passes))):
-                _batch_logprobs(model, [([0], [0])], temperature)  # the others need this process's parts
+        for _ in range(idle_passes(model, sum(any(rows[row][1] for row in batch) for batch in batches))):
+            _batch_logprobs(model, [([0], [0])], temperature)
     return found
-
-
-@contextmanager
-def _without_gradients(model: Any) -> Iterator[None]:
-    """Compute without gradients; a model in parts without inference tensors too, which would become its weights."""
-    with gathered_by_module(model) if is_partitioned(model) else torch.inference_mode():
-        yield
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float = 1.0) -> Tensor:

@@ -21,6 +21,8 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from pipeline.parallel.ranks import Ranks
+
 Parts = Mapping[str, Any]
 """DeepSpeed's configuration, of the stage that loads a model in parts."""
 
@@ -129,11 +131,16 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @contextmanager
-def gathered_by_module(model: nn.Module) -> Iterator[None]:
-    """Let a model whose weights lie in parts compute without an engine: each module's are gathered while it runs.
+def computing_alone(model: nn.Module) -> Iterator[None]:
+    """Let a model compute without gradients and without an engine, whether it is whole or lies in parts.
 
-    Every process runs the same modules in the same order. Without gradients; a model that is whole is left alone.
+    In parts, a module's weights are gathered while it runs, so every process runs the same modules in the same order;
+    one that has less to compute makes `idle_passes`.
     """
+    if not is_partitioned(model):
+        with torch.inference_mode():
+            yield
+        return
     handles = []
     running: dict[nn.Module, ExitStack] = {}
 
@@ -148,10 +155,20 @@ def gathered_by_module(model: nn.Module) -> Iterator[None]:
         if is_partitioned(module, module.parameters(recurse=False)):
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        with torch.no_grad():
+        with torch.no_grad():  # tensors of inference would become the weights
             yield
     finally:
         for handle in handles:
             handle.remove()
         for stack in running.values():
             stack.close()
+
+
+def idle_passes(model: nn.Module, passes: int) -> int:
+    """Return how many more passes a process makes for the others, who need its parts; every process calls this.
+
+    Args:
+        model: whole models need none.
+        passes: that this process has made.
+    """
+    return int(Ranks.current().largest(passes)) - passes if is_partitioned(model) else 0

@@ -309,7 +309,6 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     """Return what a separate value function starts from: the reward model if it reads the same tokens."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
-    from pipeline.parallel.partitioned import gathered
     from pipeline.training.arguments import parts_of
 
     how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": parts_of(ctx)}
@@ -318,8 +317,7 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
             return load_reward_model(source, tokenizer, **how)
     classifier = load_reward_model(ctx.input("model"), tokenizer, **how)
-    with gathered([classifier.score.weight], changed=True):
-        classifier.score.weight.data.zero_()
+    classifier.score.weight.data.zero_()
     return classifier
 
 

@@ -23,12 +23,13 @@ from two_processes import run_two
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.adapters import attach
 from pipeline.models.load import load_causal_lm, load_reward_model
+from pipeline.models.scoring import score
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
 from pipeline.parallel.partitioned import (
     building_in_parts,
+    computing_alone,
     count_parameters,
-    gathered_by_module,
     is_partitioned,
     whole,
 )
@@ -91,14 +92,20 @@ def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
         same[f"{name} counted"] = count_parameters(made) == count_parameters(alone) > 0
         loaded = load_causal_lm(_input(folder / name), parts=parts)
         same[f"{name} loaded"] = _same(loaded, expected)
-        with gathered_by_module(loaded):
+        with computing_alone(loaded):
             logits = loaded.eval()(input_ids=ids).logits
         with torch.no_grad():
             same[f"{name} computes"] = torch.allclose(logits, alone.eval()(input_ids=ids).logits, atol=1e-6)
         same[f"{name} in parts again"] = sum(p.numel() for p in loaded.parameters()) == 0
-    rewards = [load_reward_model(_input(folder / "llama"), Padding(), seed=5, parts=p) for p in (parts, None)]
-    same["new head"] = _same(rewards[0], dict(rewards[1].named_parameters()))
-    same["whole beside it"] = not is_partitioned(rewards[1])
+    in_parts, alone = (load_reward_model(_input(folder / "llama"), Padding(), seed=5, parts=p) for p in (parts, None))
+    same["new head"] = torch.equal(in_parts.score.weight, alone.score.weight)
+    same["below it"] = _same(in_parts.model, dict(alone.model.named_parameters()))
+    same["whole beside it"] = not is_partitioned(alone)
+    # The second process has fewer batches than the first, and then none.
+    for rows in ([[5, 6, 7], [8, 9]], [[5, 6, 7]] * (1 - int(os.environ["RANK"]))):
+        mine = rows[: 2 - int(os.environ["RANK"])]
+        scores = [score(model, mine, 0, token_budget=3) for model in (in_parts, alone)]
+        same[f"scores of {len(rows)}"] = scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == len(mine)
     return same
 
 
