@@ -61,6 +61,7 @@ def response_logprobs(
     vocabulary = shape_of_weight(model.get_output_embeddings().weight)[0]
     budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
     batches = list(length_batches([len(prompt) + len(response) for prompt, response in rows], budget))
+    idle = idle_passes(model, sum(any(rows[row][1] for row in batch) for batch in batches))
     with evaluating(model), computing_alone(model), computing_in(precision, model.device):
         for batch in batches:
             values = _batch_logprobs(model, [rows[row] for row in batch], temperature).tolist()
@@ -70,7 +71,7 @@ def response_logprobs(
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(rows))
-        for _ in range(idle_passes(model, sum(any(rows[row][1] for row in batch) for batch in batches))):
+        for _ in range(idle):
             _batch_logprobs(model, [([0], [0])], temperature)
     return found
 

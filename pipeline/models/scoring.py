@@ -40,11 +40,12 @@ def score(
         raise PipelineError(Problem(f"sequence {empty[0]} is empty", "at least one token", "remove the row"))
     scores = [0.0] * len(sequences)
     batches = list(length_batches([len(sequence) for sequence in sequences], token_budget))
+    idle = idle_passes(model, len(batches))
     with evaluating(model), computing_alone(model), computing_in(precision, model.device):
         for rows in batches:
             for row, value in zip(rows, _scores(model, [sequences[row] for row in rows], pad_id), strict=True):
                 scores[row] = value
-        for _ in range(idle_passes(model, len(batches))):
+        for _ in range(idle):
             _scores(model, [[pad_id]], pad_id)
     return scores
 

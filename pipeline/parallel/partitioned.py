@@ -165,10 +165,10 @@ def computing_alone(model: nn.Module) -> Iterator[None]:
 
 
 def idle_passes(model: nn.Module, passes: int) -> int:
-    """Return how many more passes a process makes for the others, who need its parts; every process calls this.
+    """Return how many more passes a process makes for the others, who need its parts; every process asks beforehand.
 
     Args:
         model: whole models need none.
-        passes: that this process has made.
+        passes: that this process makes of its own.
     """
     return int(Ranks.current().largest(passes)) - passes if is_partitioned(model) else 0

@@ -60,6 +60,13 @@ STAGES = f"""
     model: sft
     reward: {{function: gold.py:words}}
     train: {{{PPO}, learning_rate: 3.0e-3}}
+  m_ppo:
+    kind: ppo
+    data: asks
+    model: sft
+    layout: separate
+    reward: rm
+    train: {{{PPO}, learning_rate: 3.0e-3}}
   l_sft: {{kind: sft, data: demos, model: base, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2}}}}
   l_reward: {{kind: reward, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2}}}}
   l_dpo: {{kind: dpo, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2, beta: 0.5}}}}
@@ -80,6 +87,7 @@ TRAINED = (
     "a_dpo",
     "a_kto",
     "a_ppo",
+    "m_ppo",
     "l_sft",
     "l_reward",
     "l_dpo",
