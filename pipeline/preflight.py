@@ -168,14 +168,16 @@ def _quantize_problems(plan: Plan) -> Iterator[Problem]:
             if (problem := stored_problem(item.ref, stored, adapter)) is not None:
                 where = plan.recipe.where("stages", stage.spec.name, "model")
                 yield replace(problem, where=where, stage=stage.spec.name)
-        if quantize is not None and not installed("bitsandbytes"):
-            yield Problem(
-                f"adapter.quantize is {quantize}",
-                "the package bitsandbytes",
-                "pip install 'trueup[quantize]'",
-                plan.recipe.where("stages", stage.spec.name, "adapter", "quantize"),
-                stage.spec.name,
-            )
+        if quantize is None:
+            continue
+        where = plan.recipe.where("stages", stage.spec.name, "adapter", "quantize")
+        asked, compute = f"adapter.quantize is {quantize}", stage.spec.compute
+        if not installed("bitsandbytes"):
+            remedy = "pip install 'trueup[quantize]'"
+            yield Problem(asked, "the package bitsandbytes", remedy, where, stage.spec.name)
+        if compute.zero == 3:
+            found, remedy = f"{asked} and compute.zero is 3", "set compute.zero: 0, 1 or 2 for this stage"
+            yield Problem(found, "quantised weights whole on each process", remedy, where, stage.spec.name)
 
 
 def _merge_problems(plan: Plan) -> Iterator[Problem]:

@@ -71,11 +71,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.models.scratch import build_causal_lm
+    from pipeline.parallel.partitioned import count_parameters
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import (
         attend_without_mask,
         attention_kernel,
         build_arguments,
+        parts_of,
         precision_of,
         prepare_torch,
     )
@@ -94,10 +96,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
+    how: dict[str, Any] = {"attention": attention_kernel(ctx), "parts": parts_of(ctx)}
     if config.model is not None:
-        model = build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention_kernel(ctx))
+        model = build_causal_lm(config.model, tokenizer, ctx.seed, **how)
     else:
-        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code, attention=attention_kernel(ctx))
+        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code, **how)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
@@ -120,7 +123,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     arguments = build_arguments(
         TrainingArguments, ctx, train, micro_batch=micro_batch, steps=steps, has_held_out=bool(held_out)
     )
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_parameters(model)
     ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
         refuse_unused(train)

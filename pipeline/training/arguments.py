@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from pipeline.errors import PipelineError, Problem
 from pipeline.limits import usable_cpus
 from pipeline.models.adapter_config import Adapter
+from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
 from pipeline.stage import StageContext
 from pipeline.training.distribution import sharding
@@ -101,6 +102,8 @@ def prepare_torch(ctx: StageContext) -> None:
         use_fastest_matmul()
     elif precision_of(ctx) != "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 for the few products autocast leaves in fp32
+    if use_cpu(ctx) and ctx.compute.get("offload", "none") != "none":
+        ctx.note(f"compute.offload: {ctx.compute['offload']} saves nothing here: it moves a GPU's state to the CPU")
     join(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
 
 
@@ -118,11 +121,16 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
         raise PipelineError(problem)
     attention = attention_kernel(ctx)
     if adapter is None or adapter.quantize is None:
-        return {"dtype": "fp32", "attention": attention}
-    if int(ctx.compute.get("zero") or 0) == 3:
-        found = f"adapter.quantize is {adapter.quantize} and compute.zero is 3"
-        raise PipelineError(Problem(found, "whole quantised weights on each process", "use compute.zero 0, 1 or 2"))
+        return {"dtype": "fp32", "attention": attention, "parts": parts_of(ctx)}
     return {"dtype": precision_of(ctx), "quantize": adapter.quantize, "attention": attention}
+
+
+def parts_of(ctx: StageContext) -> dict[str, Any] | None:
+    """Return how a stage's processes share out the weights of a model they load; None where each holds it whole."""
+    if int(ctx.compute.get("zero") or 0) < 3 or "RANK" not in os.environ:
+        return None
+    ctx.facts["loaded"] = "in parts"
+    return deepspeed_config(ctx.compute, precision_of(ctx))
 
 
 def frozen_weights(ctx: StageContext) -> tuple[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.zero import ZeroState
+from pipeline.parallel.zero import ZeroState, share_fp32
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 
@@ -86,11 +86,14 @@ class WholeState:
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Have DeepSpeed begin, then put the checkpoint's state where it holds its own."""
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+        if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
-        load_weights(self.model, self._zero, Path(resume_from_checkpoint))
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        if self._zero.stage == 3:
+            share_fp32(self._zero.held)
+        if resume_from_checkpoint is not None:
+            load_weights(self.model, self._zero, Path(resume_from_checkpoint))
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

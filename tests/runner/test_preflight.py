@@ -91,3 +91,17 @@ def test_kto_needs_rows_for_the_divergence_in_every_process(fresh: Any) -> None:
     fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n{kto}\n", 1))
     with pytest.raises(PipelineError, match=r"train\.kl_batch 2 does not divide over 4 processes"):
         preflight.check_plan(fresh.plan(), fresh.store)
+
+
+def test_quantised_weights_do_not_go_with_zero_3(fresh: Any) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs trueup[quantize]")
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    asked = ("stages.dpo.adapter={r: 4, quantize: 4bit}", "compute.processes=2")
+    preflight.check_plan(fresh.plan(*asked, "compute.zero=2"), fresh.store)
+    preflight.check_plan(fresh.plan(*asked, "compute.zero=3", "stages.dpo.compute.zero=1"), fresh.store)
+    with pytest.raises(PipelineError) as error:
+        preflight.check_plan(fresh.plan(*asked, "compute.zero=3"), fresh.store)
+    (problem,) = error.value.problems
+    assert (problem.stage, problem.found) == ("dpo", "adapter.quantize is 4bit and compute.zero is 3")
+    assert problem.remedy == "set compute.zero: 0, 1 or 2 for this stage"
+    assert problem.where == f"--set {asked[0]}"
