@@ -84,7 +84,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length
     from pipeline.training.loop import run_trainer, steps_of
-    from pipeline.training.pipelined import refuse_unused
+    from pipeline.training.pipelined import train_through_pipeline
+    from pipeline.training.pipelined_fields import refuse_unused
 
     class PretrainTrainer(BucketedBatches, Trainer):  # type: ignore[misc]
         """transformers' Trainer on bucketed batches."""
@@ -101,9 +102,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
-    if rows.held_out and int(ctx.compute.get("pipeline_parallel", 1)) > 1:
-        problem = Problem("held-out text with compute.pipeline_parallel", "none", "set held_out: 0 of the data source")
-        raise PipelineError(problem)
     ctx.phase("tokenizing")
     documents = _documents(tokenizer, [row["text"] for row in rows.train], max_length, train.mode)
     held_out = _documents(tokenizer, [row["text"] for row in rows.held_out], max_length, train.mode)
@@ -122,7 +120,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
         refuse_unused(train)
-        trained, whole = _through_a_pipeline(ctx, model, arguments, batches, steps, documents, tokenizer.pad_token_id)
+        collate = CausalCollator(tokenizer.pad_token_id)
+        trained, whole = train_through_pipeline(ctx, model, arguments, batches, steps, documents, held_out, collate)
         return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, len(documents))
     trainer = PretrainTrainer(
         model=model,
@@ -134,26 +133,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = documents, batches
     trained = run_trainer(ctx, trainer, batches, steps)
     return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, parameters, len(documents))
-
-
-def _through_a_pipeline(
-    ctx: StageContext,
-    model: Any,
-    arguments: Any,
-    batches: Any,
-    steps: int,
-    documents: list[dict[str, list[int]]],
-    pad_id: int,
-) -> tuple[Any, Any | None]:
-    """Train with the layers spread over processes; return the run, and on the first process the whole model."""
-    from pipeline.parallel.sharded import rebuilt
-    from pipeline.training.collate import CausalCollator
-    from pipeline.training.pipelined import PipelineTraining
-
-    training = PipelineTraining(ctx, model, arguments, batches, steps)
-    trained = training.run(documents, CausalCollator(pad_id))
-    state = training.pipe.whole_state()
-    return trained, rebuilt(model, state) if ctx.is_first else None
 
 
 def _finished(

@@ -19,11 +19,12 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     """
     asked, stages = ctx.compute["micro_batch"], int(ctx.compute.get("pipeline_parallel", 1))
     if stages > 1:
-        if batch_size < stages:
-            found = f"train.batch_size {batch_size} for a pipeline of {stages} processes"
-            raise PipelineError(Problem(found, f"at least {stages} rows, one on its way through each"))
+        share = batch_size // ctx.replicas
+        if share < stages:
+            found = f"train.batch_size {batch_size} for {ctx.replicas} pipelines of {stages} processes"
+            raise PipelineError(Problem(found, f"at least {stages} rows for each, one on its way through each process"))
         most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
-        asked = min(most, batch_size // stages)
+        asked = min(most, share // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     division = divide(batch_size, asked, longest, ctx.replicas, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)

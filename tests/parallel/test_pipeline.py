@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
 from pipeline.stage import KINDS
-from pipeline.training.pipelined import refuse_unused
+from pipeline.training.pipelined_fields import refuse_unused
 
 pytestmark = pytest.mark.xdist_group("sharded")  # two processes at a time
 
