@@ -69,12 +69,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.models.scratch import build_causal_lm
+    from pipeline.models.load import load_tokenizer
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import (
         attend_without_mask,
-        attention_kernel,
         build_arguments,
         precision_of,
         prepare_torch,
@@ -94,10 +92,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
-    if config.model is not None:
-        model = build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention_kernel(ctx))
-    else:
-        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code, attention=attention_kernel(ctx))
+    model, later = _model(ctx, config, tokenizer)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
@@ -121,7 +116,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
         refuse_unused(train)
         collate = CausalCollator(tokenizer.pad_token_id)
-        trained, whole = train_through_pipeline(ctx, model, arguments, batches, steps, documents, held_out, collate)
+        trained, whole = train_through_pipeline(
+            ctx, model, later, arguments, batches, steps, documents, held_out, collate
+        )
         return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, len(documents))
     trainer = PretrainTrainer(
         model=model,
@@ -133,6 +130,25 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = documents, batches
     trained = run_trainer(ctx, trainer, batches, steps)
     return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, parameters, len(documents))
+
+
+def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
+    """Build or load the model; for a pipeline without weights, with what gives them to the part that is kept."""
+    from pipeline.models.deferred import Deferred
+    from pipeline.models.load import load_causal_lm, load_causal_lm_in_parts
+    from pipeline.models.scratch import build_causal_lm
+    from pipeline.training.arguments import attention_kernel
+
+    in_parts, attention = int(ctx.compute.get("pipeline_parallel", 1)) > 1, attention_kernel(ctx)
+    if config.model is None:
+        source = ctx.input("init")
+        if in_parts:
+            return load_causal_lm_in_parts(source, ctx.trust_remote_code, attention=attention)
+        return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention), None
+    if not in_parts:
+        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), None
+    with Deferred() as later:
+        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), later
 
 
 def _finished(

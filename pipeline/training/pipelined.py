@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.models.deferred import Deferred
 from pipeline.parallel.part import Part
 from pipeline.parallel.pipeline import IGNORE, Pipeline, Place
 from pipeline.parallel.ranks import Ranks, any_rank
@@ -40,8 +41,18 @@ class PipelineTraining:
         log: rows as the trainer's.
     """
 
-    def __init__(self, ctx: StageContext, model: Any, arguments: Any, batches: Batches, steps: int) -> None:
+    def __init__(
+        self, ctx: StageContext, model: Any, later: Deferred | None, arguments: Any, batches: Batches, steps: int
+    ) -> None:
         """Cut the model and make optimizer and learning rates.
+
+        Args:
+            ctx: of the stage.
+            model: whole, or without its weights.
+            later: gives a part of the model its weights; None if it has them.
+            arguments: of transformers' trainer.
+            batches: which rows make which batch.
+            steps: optimizer steps.
 
         Raises:
             PipelineError: the model is not one that is cut, or fp16 is all this device has.
@@ -58,8 +69,10 @@ class PipelineTraining:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
-        part = Part(model, place.stage, place.stages, autocast=autocast).to(arguments.device)
-        self.pipe = Pipeline(part, place, arguments.device)
+        part = Part(model, place.stage, place.stages, autocast=autocast)
+        if later is not None:
+            later.fill(part)
+        self.pipe = Pipeline(part.to(arguments.device), place, arguments.device)
         self.optimizer = optimizer_of(part, groups, arguments)
         warmup = arguments.get_warmup_steps(steps)
         kind, more = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
@@ -86,7 +99,7 @@ class PipelineTraining:
         self.pipe.part.train()
         for step, group in self._groups(begun):
             self._step(step, collate([rows[row] for row in group]))
-            if held_out and step % int(self.arguments.eval_steps) == 0:
+            if held_out and (step % int(self.arguments.eval_steps) == 0 or step == self.steps):
                 self._evaluate(step, held_out, collate)
             if step == self.steps:
                 break
@@ -162,6 +175,7 @@ class PipelineTraining:
 def train_through_pipeline(
     ctx: StageContext,
     model: Any,
+    later: Deferred | None,
     arguments: Any,
     batches: Batches,
     steps: int,
@@ -173,7 +187,7 @@ def train_through_pipeline(
 
     The model given is cut, and no longer whole afterwards.
     """
-    training = PipelineTraining(ctx, model, arguments, batches, steps)
+    training = PipelineTraining(ctx, model, later, arguments, batches, steps)
     trained = training.run(rows, held_out, collate)
     state = training.pipe.whole_state()
     return trained, rebuilt(model, state) if ctx.is_first else None

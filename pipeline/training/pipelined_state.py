@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerControl, TrainerState
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.part import Part
@@ -96,7 +96,8 @@ class PipelineState:
             save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
             torch.save(optimizer, folder / OPTIMIZER_FILE)
             torch.save(self.rates.state_dict(), folder / SCHEDULER_FILE)
-            state = TrainerState(epoch=epoch, global_step=step, log_history=log.history)
+            callbacks = [TrainerControl()]  # the trainer asks for its own when it goes on from here
+            state = TrainerState(epoch, step, log_history=log.history, stateful_callbacks=callbacks)
             state.compute_steps(arguments, arguments.max_steps)
             state.max_steps = arguments.max_steps
             state.train_batch_size = arguments.train_batch_size
