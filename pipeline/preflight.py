@@ -19,10 +19,12 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.forecast import fitting_problems
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
+from pipeline.parallel.cutting import cutting_problem, filling_problem
 from pipeline.parallel.division import divide
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import Data, Shapes, kind_of
+from pipeline.training.pipelined_fields import unused_problem
 
 DIVIDED = ("batch_size", "kl_batch")
 """Words of `train` that are numbers of rows all processes of a stage share evenly."""
@@ -39,6 +41,7 @@ def check_plan(plan: Plan, store: Store) -> None:
     problems = [
         *_engine_problems(plan),
         *_division_problems(plan),
+        *_cutting_problems(plan),
         *_rows_problems(plan, store),
         *_length_problems(plan),
         *_template_problems(plan),
@@ -95,6 +98,38 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
                 divide(rows, "auto", 1, processes, word=word)
             except PipelineError as error:
                 yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in error.problems)
+
+
+def _cutting_problems(plan: Plan) -> Iterator[Problem]:
+    """Find what a pipeline cannot do: cut the model, keep its stages busy, heed a field of the trainer."""
+    stages = {stage.spec.name: stage for stage in plan.stages}
+    for stage in plan.pending:
+        compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
+        if compute.pipeline_parallel == 1 or not kind_of(stage.spec.kind).parallel or train is None:
+            continue
+        found = (
+            cutting_problem(_config(stage, stages), compute.pipeline_parallel),
+            filling_problem(train.batch_size, compute.replicas, compute.pipeline_parallel),
+            unused_problem(train),
+        )
+        yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found if one is not None)
+
+
+def _config(stage: PlannedStage, stages: dict[str, PlannedStage]) -> dict[str, Any]:
+    """Return what is known of the configuration of the model a stage trains; empty when only a hub knows."""
+    spec: Any = getattr(stage.spec.config, "model", None)
+    if isinstance(spec, dict):
+        return {**spec, "model_type": spec.get("type", "")}
+    items = stage.inputs.get("model") or stage.inputs.get("init")
+    if not items:
+        return {}
+    if items[0].ref in stages:
+        return _config(stages[items[0].ref], stages)
+    file = items[0].artifact / "config.json" if items[0].artifact is not None else None
+    if file is None or not file.is_file():
+        return {}
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
 
 
 def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:

@@ -77,3 +77,13 @@ def cutting_problem(config: Mapping[str, Any], stages: int) -> Problem | None:
     if count is not None and int(count) < stages:
         return Problem(f"{WORD} {stages} for {count} layers", f"at most {count}", f"use {count}")
     return None
+
+
+def filling_problem(batch_size: int, replicas: int, stages: int) -> Problem | None:
+    """Return why a batch cannot keep a pipeline's processes busy; None if it can."""
+    if batch_size // replicas >= stages:
+        return None
+    of = f"a pipeline of {stages} processes" if replicas == 1 else f"{replicas} pipelines of {stages} processes"
+    each = "" if replicas == 1 else " for each"
+    expected = f"at least {stages} rows{each}, one on its way through each process"
+    return Problem(f"train.batch_size {batch_size} for {of}", expected, f"use {stages * replicas} or more")

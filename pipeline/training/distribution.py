@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.cutting import filling_problem
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
 from pipeline.stage import StageContext
@@ -19,12 +20,11 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     """
     asked, stages = ctx.compute["micro_batch"], int(ctx.compute.get("pipeline_parallel", 1))
     if stages > 1:
-        share = batch_size // ctx.replicas
-        if share < stages:
-            found = f"train.batch_size {batch_size} for {ctx.replicas} pipelines of {stages} processes"
-            raise PipelineError(Problem(found, f"at least {stages} rows for each, one on its way through each process"))
+        problem = filling_problem(batch_size, ctx.replicas, stages)
+        if problem is not None:
+            raise PipelineError(problem)
         most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
-        asked = min(most, share // stages)
+        asked = min(most, batch_size // ctx.replicas // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     division = divide(batch_size, asked, longest, ctx.replicas, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)

@@ -41,6 +41,8 @@ def test_pipelines_take_the_steps_of_one_process(case: str, pretrain_world: Any)
     print(f"{case} {found:.2e}")
     assert found < 1e-4
     rows, same = pretrain_world.history(f"{case} alone", name), pretrain_world.history(f"{case} spread", name)
+    held_out = pretrain_world.store(f"{case} alone").artifacts(name)[-1].manifest.rows["held_out"]
+    assert held_out % 4, "the last micro-batch of held-out rows must not be full"
     assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4, 5]
     for mine, theirs in zip(rows, same, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
@@ -87,7 +89,7 @@ def test_a_run_goes_on_spread_another_way(journey: str, pretrain_world: Any, who
         reached = _resumed_beyond(reached, way, pretrain_world.notes) if place else 0
     found = _difference(whole, made["base"])
     print(f"{journey} {found:.2e}")
-    assert found < 1e-3  # of a weight; 150 steps that a rounding sends apart
+    assert found < 1e-4
     rows, same = pretrain_world.history("whole", "base"), pretrain_world.history(journey, "base")
     for mine, theirs in zip(rows, same, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
@@ -120,3 +122,49 @@ def test_a_pipeline_in_bf16_computes_as_one_process_does(pretrain_world: Any) ->
         assert mine == pytest.approx(theirs, rel=2e-3)
     first = [rows[name][0]["loss"] for name in rows]
     assert abs(first[0] - first[1]) < abs(first[0] - first[2]) / 10
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "processes": (_compute(2, 3), "compute.pipeline_parallel is 3, a divisor of processes × nodes, which is 2"),
+    "zero": ((*_compute(2, 2), "compute.zero=1"), "compute.pipeline_parallel is 2, 1 with ZeRO or FSDP"),
+    "fp16": ((*_compute(2, 2), "compute.precision=fp16"), "compute.pipeline_parallel is 2, 1 in fp16"),
+    "layers": (_compute(4, 4), "compute.pipeline_parallel 4 for 3 layers, at most 3"),
+    "architecture": (
+        (*_compute(2, 2), "stages.base.model.type=gemma"),
+        "compute.pipeline_parallel with a gemma model, one of gpt2, gpt_neox, llama",
+    ),
+    "kinds": (
+        (
+            *_compute(2, 2),
+            "stages.base.model.type=qwen2",
+            "stages.base.model.layer_types=[full_attention, sliding_attention, full_attention]",
+        ),
+        "compute.pipeline_parallel with layers of 2 kinds (full_attention, sliding_attention)",
+    ),
+    "batch": (
+        (*_compute(4, 2), "stages.base.train.batch_size=2"),
+        "train.batch_size 2 for 2 pipelines of 2 processes, at least 2 rows for each",
+    ),
+    "division": (
+        (*_compute(4, 2), "stages.base.train.batch_size=15"),
+        "train.batch_size 15 does not divide over 2 processes",
+    ),
+    "field": (
+        (*_compute(2, 2), "stages.base.train.label_smoothing_factor=0.1"),
+        "train.label_smoothing_factor with compute.pipeline_parallel",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_a_pipeline_is_refused_before_anything_runs(
+    case: str, pretrain_world: Any, tmp_path: Any, command: Any
+) -> None:
+    sets, said = REFUSED[case]
+    own = [text if text.startswith("stages.") else f"stages.base.{text}" for text in sets]
+    given = [word for text in own for word in ("--set", text)]
+    ended = command("check", pretrain_world.recipe, "--store", tmp_path / "s", *given, cwd=tmp_path)
+    out = ended.stdout + ended.stderr
+    assert ended.returncode == 2, out
+    assert said in out
+    assert len(out.splitlines()) == 1, out
