@@ -183,9 +183,10 @@ class Facts:
         stages = compute.pipeline_parallel
         micro = _micro_batch(train.batch_size, asked, longest, compute.replicas)
         trained, parts = self._parts(adapter, spread)
-        if stages > 1:  # each builds the whole model, and trains its layers and at most one end of it
+        if stages > 1:  # each has its layers and at most one end of the model
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
-            parts = replace(parts, gradients=parts.gradients * share, optimizer=parts.optimizer * share)
+            held = ("weights", "gradients", "optimizer")
+            parts = replace(parts, **{name: getattr(parts, name) * share for name in held})
         at_once = micro * longest
         r = adapter.r if adapter is not None else 0
         parts = replace(

@@ -50,6 +50,7 @@ class Deferred(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._storages: dict[int, _Storage] = {}
+        self._scratch = torch.empty(0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note a change of a tensor without memory; everything else runs as it is."""
@@ -62,12 +63,23 @@ class Deferred(TorchDispatchMode):
         state = None
         if func in _RANDOM:
             state = torch.get_rng_state()
-            func(torch.empty(target.shape, dtype=target.dtype, device="cpu"), *args[1:], **options)
+            func(self._drop(target), *args[1:], **options)
         storage = target.untyped_storage()
         noted = self._storages.setdefault(storage._cdata, _Storage(storage, []))
         size, stride, offset = tuple(target.shape), target.stride(), int(target.storage_offset())
         noted.changes.append(_Change(func, size, stride, offset, tuple(args[1:]), options, state))
         return target if func in _RANDOM else func(*args, **options)
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave the context."""
+        self._scratch = torch.empty(0)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _drop(self, like: Tensor) -> Tensor:
+        """Return memory to draw into: the same each time, since states kept between would scatter what is freed."""
+        if self._scratch.numel() < like.numel() or self._scratch.dtype != like.dtype:
+            self._scratch = torch.empty(like.numel(), dtype=like.dtype, device="cpu")
+        return self._scratch[: like.numel()].view(like.shape)
 
     def fill(self, module: nn.Module) -> None:
         """Give the parameters of a module that have no memory theirs; what they share they go on sharing."""
@@ -116,11 +128,11 @@ class Stored(Deferred):  # type: ignore[no-untyped-call]
     def _lacks(self, parameter: Tensor) -> bool:
         return id(parameter) in self._names
 
+    @torch.no_grad()
     def _made(self, parameter: Tensor) -> Tensor:
         name, _ = self._names[id(parameter)]
         with safe_open(self.files[name], framework="pt") as tensors:
-            found: Tensor = tensors.get_tensor(name).to(parameter.dtype)
-        return found
+            return torch.empty(parameter.shape, dtype=parameter.dtype).copy_(tensors.get_tensor(name))  # not the map
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:

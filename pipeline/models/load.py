@@ -170,6 +170,8 @@ def load_causal_lm_in_parts(
         with _quiet(), _explained(source, "model"), later, no_init_weights():
             config = AutoConfig.from_pretrained(source.place)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **extra)
+            model.tie_weights()
+        count_what_is_predicted(model)
         if later.knows(model):
             return model, later
     return load_causal_lm(model_input, "fp32", trust_remote_code, attention=attention), None

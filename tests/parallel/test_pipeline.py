@@ -72,8 +72,10 @@ JOURNEYS = {
 
 @pytest.fixture(scope="module")
 def whole(pretrain_world: Any) -> Any:
-    """What one process makes of the long training without a stop."""
-    return pretrain_world.train("whole", STAGES, *LONG)["base"]
+    """Weights before, and what one process makes of the long training without a stop."""
+    not_moved = ("stages.base.train.max_steps=1", "stages.base.train.warmup_steps=1")  # its learning rate is 0
+    start = pretrain_world.train("start", STAGES, *LONG, *not_moved)["base"]
+    return start, pretrain_world.train("whole", STAGES, *LONG)["base"]
 
 
 @pytest.mark.parametrize("journey", JOURNEYS)
@@ -87,8 +89,9 @@ def test_a_run_goes_on_spread_another_way(journey: str, pretrain_world: Any, who
         stop_after = None if place == len(ways) - 1 else 2
         made = pretrain_world.train(journey, STAGES, *LONG, *WAYS[way], stop_after=stop_after)
         reached = _resumed_beyond(reached, way, pretrain_world.notes) if place else 0
-    found = _difference(whole, made["base"])
-    print(f"{journey} {found:.2e}")
+    start, end = whole
+    found = pretrain_world.difference(end, made["base"]) / pretrain_world.difference(end, start)
+    print(f"{journey} {found:.2e} of what was learnt, largest of a tensor {_difference(end, made['base']):.2e}")
     assert found < 1e-4
     rows, same = pretrain_world.history("whole", "base"), pretrain_world.history(journey, "base")
     for mine, theirs in zip(rows, same, strict=True):
