@@ -110,7 +110,7 @@ def _cutting_problems(plan: Plan) -> Iterator[Problem]:
         found = (
             cutting_problem(_config(stage, stages), compute.pipeline_parallel),
             filling_problem(train.batch_size, compute.replicas, compute.pipeline_parallel),
-            unused_problem(train),
+            unused_problem(train, getattr(stage.spec.config, "adapter", None)),
         )
         yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found if one is not None)
 

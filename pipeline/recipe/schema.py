@@ -219,6 +219,8 @@ class Compute(BaseModel):
         if self.pipeline_parallel > 1 and self.precision == "fp16":
             remedy = "set compute.precision: bf16 or fp32; the scale of an fp16 loss is not shared between parts"
             found.append(("pipeline_parallel", "1 in fp16", remedy))
+        if self.pipeline_parallel > 1 and self.liger == "on":
+            found.append(("pipeline_parallel", "1 with Liger's kernels", "leave compute.liger out"))
         if self.offload != "none" and not self.zero:
             found.append(("offload", "none without a ZeRO stage", "set compute.zero: 2 or 3"))
         if self.offload == "all" and 0 < self.zero < 3:

@@ -64,6 +64,7 @@ class PipelineTraining:
         if arguments.fp16:
             expected = "bf16 or fp32: the scale of an fp16 loss is not shared between parts"
             raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))
+        ctx.facts["liger"] = False  # transformers' trainer would put its kernels into the model
         place = Place(ranks, int(ctx.compute["pipeline_parallel"]))
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -187,6 +188,9 @@ def train_through_pipeline(
 
     The model given is cut, and no longer whole afterwards.
     """
+    if rows and "seq_lengths" in rows[0] and "flash" in ctx.facts["attention"]:
+        found = "train.mode packed with FlashAttention and compute.pipeline_parallel"
+        raise PipelineError(Problem(found, "rows of one conversation, or masks", "set compute.attention: sdpa"))
     training = PipelineTraining(ctx, model, later, arguments, batches, steps)
     trained = training.run(rows, held_out, collate)
     state = training.pipe.whole_state()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.cutting import REMEDY
 from pipeline.training.fields import CommonTrain
 
 USED = (
@@ -17,8 +20,15 @@ USED = (
 """Fields of `TrainingArguments` that this loop takes from `train`, beside the documented ones."""
 
 
-def unused_problem(train: CommonTrain) -> Problem | None:
-    """Return the first field of the trainer's configuration that a pipeline would ignore, as a problem."""
+def unused_problem(train: CommonTrain, adapter: Any = None) -> Problem | None:
+    """Return the first thing asked for that a pipeline would ignore, as a problem; None if it heeds all.
+
+    Args:
+        train: the recipe's words.
+        adapter: of the stage.
+    """
+    if adapter is not None:
+        return Problem("adapter with compute.pipeline_parallel", "whole weights that are trained", REMEDY)
     unused = sorted(set(train.passthrough()) - set(USED))
     if not unused:
         return None
@@ -26,12 +36,12 @@ def unused_problem(train: CommonTrain) -> Problem | None:
     return Problem(found, f"one of {', '.join(USED)}", "leave it out, or use compute.zero")
 
 
-def refuse_unused(train: CommonTrain) -> None:
-    """Refuse fields of the trainer's configuration that a pipeline would ignore.
+def refuse_unused(train: CommonTrain, adapter: Any = None) -> None:
+    """Refuse what a pipeline would ignore.
 
     Raises:
         PipelineError: there are some.
     """
-    problem = unused_problem(train)
+    problem = unused_problem(train, adapter)
     if problem is not None:
         raise PipelineError(problem)

@@ -110,7 +110,7 @@ def spread_world(
 PRETRAIN = """
 name: pretrain
 seed: 7
-data: {corpus: {path: corpus.jsonl}}
+data: {corpus: {path: corpus.jsonl}, demos: {path: demos.jsonl}}
 stages:
   tokenizer: {kind: tokenizer, data: corpus, vocab_size: 360}
   base:
@@ -125,13 +125,15 @@ stages:
     tokenizer: tokenizer
     model: {type: gpt2, n_embd: 32, n_layer: 3, n_head: 4, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}
     train: *train
+  more: {kind: pretrain, data: corpus, init: base, train: *train}
+  sft: {kind: sft, data: demos, model: base, train: *train}
 compute: {threads: 1, precision: fp32}
 """
 
 
 @pytest.fixture(scope="module")
 def pretrain_world(tmp_path_factory: pytest.TempPathFactory, make_tiny_world: Callable[[Path], Path]) -> Spread:
-    """A tokenizer and two models of three layers, from nothing."""
+    """A tokenizer and models of three layers, from nothing."""
     folder = tmp_path_factory.mktemp("pretrain")
     recipe = make_tiny_world(folder / "world").with_name("pretrain.yaml")
     recipe.write_text(PRETRAIN)
