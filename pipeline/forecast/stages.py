@@ -195,6 +195,9 @@ class Facts:
             logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
         )
         parts = replace(parts, heap=heap_bytes(parts.activations, spread))
+        if stages > 1:  # what comes from one neighbour and goes back to it has a buffer for every row of the batch
+            waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden
+            parts = replace(parts, activations=parts.activations + waiting)
         parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas))
         tokens = self._tokens(train)
         work = tokens and training_flops(

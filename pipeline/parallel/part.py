@@ -27,7 +27,15 @@ class Part(nn.Module):
         tied: whether the output layer is the embedding.
     """
 
-    def __init__(self, model: Any, stage: int, stages: int, *, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        stage: int,
+        stages: int,
+        *,
+        autocast: torch.dtype | None = None,
+        recompute: bool = False,
+    ) -> None:
         """Cut.
 
         Args:
@@ -35,6 +43,7 @@ class Part(nn.Module):
             stage: number of the part.
             stages: parts in all.
             autocast: format the products are computed in, where it is not that of the weights.
+            recompute: compute a layer's activations again in the backward pass, instead of keeping them.
 
         Raises:
             PipelineError: an architecture that is not cut, or fewer layers than parts.
@@ -43,6 +52,8 @@ class Part(nn.Module):
         problem = cutting_problem(model.config.to_dict(), stages)
         if problem is not None:
             raise PipelineError(problem)
+        if recompute:
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.anatomy = names = ANATOMY[model.config.model_type]
         self.tied, self.autocast = bool(model.config.tie_word_embeddings), autocast
         inner = getattr(model, names.inner)

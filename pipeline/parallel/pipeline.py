@@ -23,8 +23,8 @@ from pipeline.parallel.ranks import Ranks
 IGNORE = -100
 """Label of a token that counts for nothing; that of torch's cross entropy."""
 
-MOST_SHAPES = 8
-"""Shapes of a batch whose buffers are kept: each has one for every micro-batch."""
+MOST_SHAPES = 4
+"""Shapes of a batch whose buffers are kept: each has two for every micro-batch."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import get_scheduler
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
@@ -31,6 +32,9 @@ from pipeline.training.pipelined_state import Log, PipelineState, groups_of, opt
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 Rows = Sequence[dict[str, Any]]
+
+WIDTH = 64
+"""Batches are as wide as a multiple of this many tokens, where the rows are not all shorter."""
 
 
 class PipelineTraining:
@@ -66,11 +70,10 @@ class PipelineTraining:
             raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))
         ctx.facts["liger"] = False  # transformers' trainer would put its kernels into the model
         place = Place(ranks, int(ctx.compute["pipeline_parallel"]))
-        if arguments.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
-        part = Part(model, place.stage, place.stages, autocast=autocast)
+        recompute = bool(arguments.gradient_checkpointing)
+        part = Part(model, place.stage, place.stages, autocast=autocast, recompute=recompute)
         if later is not None:
             later.fill(part)
         self.pipe = Pipeline(part.to(arguments.device), place, arguments.device)
@@ -159,9 +162,15 @@ class PipelineTraining:
         self.ctx.progress(step, self.steps, eval_loss=loss)
 
     def _on_device(self, batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-        """Return rows of a batch as the pipeline takes them, without the mask that padding on the right needs not."""
-        names = {"input_ids": "ids", "labels": "labels", "position_ids": "position_ids"}
-        return {names[key]: value[rows].to(self.arguments.device) for key, value in batch.items() if key in names}
+        """Return rows of a batch as the pipeline takes them, without the mask that padding on the right needs not.
+
+        They are padded on to a multiple of `WIDTH` tokens: every new shape is agreed on by all stages.
+        """
+        width = batch["input_ids"].shape[1]
+        more = min(-(-width // WIDTH) * WIDTH, max(self.batches.lengths)) - width
+        names = {"input_ids": ("ids", 0), "labels": ("labels", IGNORE), "position_ids": ("position_ids", 0)}
+        given = {key: value[rows].to(self.arguments.device) for key, value in batch.items() if key in names}
+        return {names[key][0]: pad(value, (0, max(more, 0)), value=names[key][1]) for key, value in given.items()}
 
     def _epoch(self, step: int) -> float:
         return step / self.batches.batches_per_epoch

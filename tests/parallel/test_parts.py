@@ -80,3 +80,24 @@ def test_a_model_is_refused_before_it_is_cut() -> None:
     with pytest.raises(PipelineError, match="6 for 5 layers"):
         Part(whole, 0, 6)
     assert len(whole.model.layers) == 5
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_part_computes_activations_again_where_it_is_asked_to(kind: str) -> None:
+    calls = {}
+    for recompute in (False, True):
+        part = Part(_model(kind), 1, 2, recompute=recompute).train()
+        passes: list[int] = []
+        getattr(part.inner, part.anatomy.layers)[1].mlp.register_forward_pre_hook(
+            lambda *_, seen=passes: seen.append(1)
+        )
+        part(torch.ones(2, 7, 32, requires_grad=True)).sum().backward()
+        calls[recompute] = len(passes)
+    assert calls == {False: 1, True: 2}
+
+
+def test_a_part_in_bf16_keeps_its_weights_and_what_it_sends_in_fp32() -> None:
+    first, last = (Part(_model("llama"), stage, 2, autocast=torch.bfloat16) for stage in range(2))
+    hidden = first(torch.ones(2, 7, dtype=torch.long))
+    assert hidden.dtype == torch.float32 and last(hidden).dtype == torch.bfloat16
+    assert {p.dtype for p in last.parameters()} == {torch.float32}

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.xdist_group("sharded")  # several processes at a time
 
 STAGES = ("tokenizer", "base")
-HELD_OUT = ("data.corpus.held_out=0.11", "data.demos.held_out=0.11")
+HELD_OUT = ("data.corpus.held_out=0.11", "data.demos.held_out=0.1")
 
 
 def _compute(processes: int, parts: int, micro_batch: int | str = "auto") -> tuple[str, ...]:
