@@ -214,6 +214,8 @@ class Compute(BaseModel):
         if everyone % self.pipeline_parallel:
             remedy = f"set compute.processes: {self.pipeline_parallel}, or a multiple"
             found.append(("pipeline_parallel", f"a divisor of processes × nodes, which is {everyone}", remedy))
+        if self.pipeline_parallel > 1 and self.group > self.pipeline_parallel:
+            found.append(("pipeline_parallel", "1 with tensor or sequence parallelism", "choose one of them"))
         if self.pipeline_parallel > 1 and (self.zero or self.fsdp):
             found.append(("pipeline_parallel", "1 with ZeRO or FSDP", "choose one of them"))
         if self.pipeline_parallel > 1 and self.precision == "fp16":

@@ -72,7 +72,7 @@ class PipelineTraining:
         place = Place(ranks, int(ctx.compute["pipeline_parallel"]))
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
-        recompute = bool(arguments.gradient_checkpointing)
+        recompute = bool(arguments.activation_checkpointing)
         part = Part(model, place.stage, place.stages, autocast=autocast, recompute=recompute)
         if later is not None:
             later.fill(part)

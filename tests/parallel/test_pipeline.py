@@ -181,3 +181,18 @@ def test_what_cannot_be_a_pipeline_is_refused_before_anything_runs(
     assert ended.returncode == 2, out
     assert said in out
     assert len(out.splitlines()) == 1, out
+
+
+def test_what_only_the_model_tells_is_refused_once_and_leaves_nothing(
+    pretrain_world: Any, tmp_path: Any, command: Any
+) -> None:
+    model = {"type": "qwen2", "use_sliding_window": "true", "max_window_layers": 1, "sliding_window": 8}
+    sets = [f"stages.base.model.{word}={value}" for word, value in model.items()]
+    given = [word for text in (*sets, *_compute(2, 2)) for word in ("--set", text)]
+    store = tmp_path / "s"
+    ended = command("run", pretrain_world.recipe, "--store", store, "--until", "base", *given, cwd=tmp_path)
+    out = ended.stdout + ended.stderr
+    assert ended.returncode == 2, out
+    said = "compute.pipeline_parallel with layers of 2 kinds (full_attention, sliding_attention)"
+    assert out.count(said) == 1 and "Traceback" not in out, out
+    assert not pretrain_world.store(str(store)).artifacts("base")
