@@ -21,11 +21,13 @@ from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
 from pipeline.models.stored import stored_problem, stored_quantization
+from pipeline.parallel.cutting import cutting_problem, filling_problem
 from pipeline.parallel.division import divide
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
+from pipeline.training.pipelined_fields import unused_problem
 
 DIVIDED = ("batch_size", "kl_batch")
 """Words of `train` that are numbers of rows all processes of a stage share evenly."""
@@ -44,6 +46,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         *_engine_problems(plan),
         *_division_problems(plan),
         *_slicing_problems(plan, store),
+        *_cutting_problems(plan, store),
         *_rows_problems(plan, store),
         *_length_problems(plan),
         *_template_problems(plan),
@@ -135,6 +138,23 @@ def _slicing_problems(plan: Plan, store: Store) -> Iterator[Problem]:
                 found = f"train.{word} is {asked[word]} with compute.sequence_parallel"
                 problems.append(Problem(found, str(plain), "leave it out: slices know the model's own loss only"))
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
+
+
+def _cutting_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+    """Find what a pipeline cannot do: cut the model, keep its stages busy, heed a field of the trainer."""
+    shapes = None
+    for stage in plan.pending:
+        compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
+        if compute.pipeline_parallel == 1 or not kind_of(stage.spec.kind).parallel or train is None:
+            continue
+        shapes = shapes or ModelShapes(plan, store.root / ".cache")
+        config = shapes.config_of(stage) or {}
+        found = (
+            cutting_problem({"model_type": config.get("type", ""), **config}, compute.pipeline_parallel),
+            filling_problem(train.batch_size, compute.replicas, compute.pipeline_parallel),
+            unused_problem(train, getattr(stage.spec.config, "adapter", None)),
+        )
+        yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found if one is not None)
 
 
 def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:

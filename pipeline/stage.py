@@ -155,7 +155,7 @@ class Rows(Protocol):
 
 
 MODEL_PARALLEL: dict[str, frozenset[str]] = {
-    "pipeline_parallel": frozenset({"pretrain"}),
+    "pipeline_parallel": frozenset({"pretrain", "sft"}),
     "tensor_parallel": frozenset(),
     "sequence_parallel": frozenset({"pretrain", "sft"}),
 }

@@ -183,9 +183,10 @@ class Facts:
         stages = compute.pipeline_parallel
         micro = _micro_batch(train.batch_size, asked, longest, compute.replicas)
         trained, parts = self._parts(adapter, spread)
-        if stages > 1:  # each builds the whole model, and trains its layers and at most one end of it
+        if stages > 1:  # each has its layers and at most one end of the model
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
-            parts = replace(parts, gradients=parts.gradients * share, optimizer=parts.optimizer * share)
+            held = ("weights", "gradients", "optimizer")
+            parts = replace(parts, **{name: getattr(parts, name) * share for name in held})
         at_once = -(-micro * longest // compute.sequence_parallel)
         r = adapter.r if adapter is not None else 0
         parts = replace(
@@ -194,6 +195,9 @@ class Facts:
             logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
         )
         parts = replace(parts, heap=heap_bytes(parts.activations, spread))
+        if stages > 1:  # what comes from one neighbour and goes back to it has a buffer for every row of the batch
+            waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden
+            parts = replace(parts, activations=parts.activations + waiting)
         parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas))
         tokens = self._tokens(train)
         work = tokens and training_flops(

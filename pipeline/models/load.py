@@ -28,10 +28,12 @@ from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapters import save_adapter_and_merge
+from pipeline.models.deferred import Stored, tensor_files
 from pipeline.models.stored import stored_quantization
 from pipeline.parallel.partitioned import Parts, loading_in_parts, whole
 from pipeline.stage import ResolvedInput
@@ -152,7 +154,43 @@ def load_causal_lm(
         )
     _refuse_missing(source, info["missing_keys"], allowed=())
     _compute_as_in_training(model)
+    count_what_is_predicted(model)
     return model
+
+
+def count_what_is_predicted(model: Any) -> None:
+    """Have transformers' Trainer count the tokens of a causal model's loss as the loss does: a row's first is none.
+
+    It knows causal models by the name of their class, and GPT2LMHeadModel is not like the others: without this, its
+    loss and gradients are too small by a token per row (transformers 5.23).
+    """
+    if getattr(model, "loss_type", None) is None:
+        model.loss_type = "ForCausalLM"
+
+
+def load_causal_lm_in_parts(
+    model_input: ResolvedInput, trust_remote_code: bool = False, *, attention: str | None = None
+) -> tuple[Any, Stored | None]:
+    """Load a causal language model in fp32 without its weights, and what gives them to the parts that are kept.
+
+    Where transformers has to convert them (other names in the files), and from a hub, the model comes whole, with None.
+
+    Raises:
+        PipelineError: as `load_causal_lm`.
+    """
+    source = source_of(model_input)
+    _refuse_unsafe(source)
+    if source.is_folder and not trust_remote_code:
+        later = Stored(tensor_files(Path(source.place)))
+        extra = {} if attention is None else {"attn_implementation": attention}
+        with _quiet(), _explained(source, "model"), later, no_init_weights():
+            config = AutoConfig.from_pretrained(source.place)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **extra)
+            model.tie_weights()
+        count_what_is_predicted(model)
+        if later.knows(model):
+            return model, later
+    return load_causal_lm(model_input, "fp32", trust_remote_code, attention=attention), None
 
 
 def load_reward_model(
@@ -345,7 +383,9 @@ __all__ = [
     "Precision",
     "Quantize",
     "Source",
+    "count_what_is_predicted",
     "load_causal_lm",
+    "load_causal_lm_in_parts",
     "load_reward_model",
     "load_tokenizer",
     "save_model",

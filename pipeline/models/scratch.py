@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.models.load import count_what_is_predicted
 from pipeline.parallel.partitioned import Parts, building_in_parts
 
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -47,6 +48,7 @@ def build_causal_lm(
     with torch.random.fork_rng(), building_in_parts(parts):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kernel)
+    count_what_is_predicted(model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

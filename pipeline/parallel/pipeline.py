@@ -1,14 +1,15 @@
 """Pipeline parallelism: each process holds consecutive decoder layers, micro-batches flow through them (1F1B).
 
-torch's `torch.distributed.pipelining` moves activations and gradients; here a model of transformers is cut for it. The
-first stage embeds, the last one has the final norm and the output layer. Where input and output embeddings are tied,
-both stages hold the matrix and sum its gradients, so that both take the same step.
+torch's `torch.distributed.pipelining` moves activations and gradients. With more processes than parts there are several
+pipelines, replicas that share the rows of a batch and sum their gradients.
 
 Reference: Narayanan et al. 2021, arXiv:2104.04473 (the 1F1B schedule); Huang et al. 2019, arXiv:1811.06965 (GPipe).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,82 +17,50 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.part import Part
 from pipeline.parallel.ranks import Ranks
 
 IGNORE = -100
 """Label of a token that counts for nothing; that of torch's cross entropy."""
 
-_PARTS = ("layers", "norm", "embed_tokens")
+MOST_SHAPES = 4
+"""Shapes of a batch whose buffers are kept: each has two for every micro-batch."""
 
 
-class Part(nn.Module):
-    """The consecutive layers of one process.
+@dataclass(frozen=True)
+class Place:
+    """A process among stages and replicas; the stages of a replica are processes next to one another.
 
     Attributes:
-        inner: the decoder with only this part's layers.
-        embedding: of the first part, otherwise None.
-        head: output layer of the last part, otherwise None.
-        first_layer: number of the first layer in the whole model.
+        ranks: all processes.
+        stages: of each pipeline.
     """
 
-    def __init__(self, model: Any, ranks: Ranks) -> None:
-        """Cut.
+    ranks: Ranks
+    stages: int
 
-        Args:
-            model: the whole causal model, as every process built it; only this process's part is kept.
-            ranks: the processes, one stage each.
+    @property
+    def stage(self) -> int:
+        """Number of this process's part."""
+        return self.ranks.index % self.stages
 
-        Raises:
-            PipelineError: an architecture that is not cut, or fewer layers than processes.
-        """
-        super().__init__()
-        inner = getattr(model, "model", None)
-        if inner is None or any(not hasattr(inner, name) for name in _PARTS):
-            found = f"compute.pipeline_parallel with a {model.config.model_type} model"
-            raise PipelineError(Problem(found, "a decoder built like llama or qwen3", "use compute.zero: 3 instead"))
-        kinds = set(getattr(model.config, "layer_types", None) or [])
-        if len(kinds) > 1:
-            found = f"compute.pipeline_parallel with layers of {len(kinds)} kinds ({', '.join(sorted(kinds))})"
-            raise PipelineError(Problem(found, "layers of one kind", "use compute.zero: 3 instead"))
-        count = len(inner.layers)
-        if count < ranks.count:
-            found = f"compute.pipeline_parallel {ranks.count} for {count} layers"
-            raise PipelineError(Problem(found, f"at most {count}", f"use {count}"))
-        bounds = [count * i // ranks.count for i in range(ranks.count + 1)]
-        self.first_layer, end = bounds[ranks.index], bounds[ranks.index + 1]
-        first, last = ranks.index == 0, ranks.index == ranks.count - 1
-        self.tied = bool(model.config.tie_word_embeddings)
-        self.embedding = inner.embed_tokens if first else None
-        self.head = model.lm_head if last else None
-        inner.embed_tokens = nn.Identity()
-        inner.layers = inner.layers[self.first_layer : end]
-        if not last:
-            inner.norm = nn.Identity()
-        self.inner = inner
+    @property
+    def replica(self) -> int:
+        """Number of this process's pipeline."""
+        return self.ranks.index // self.stages
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return hidden states (batch, tokens, hidden), logits (batch, tokens, vocabulary) from the last part."""
-        hidden = x if self.embedding is None else self.embedding(x)
-        out: Tensor = self.inner(inputs_embeds=hidden, use_cache=False).last_hidden_state
-        return out if self.head is None else self.head(out)
+    @property
+    def replicas(self) -> int:
+        """Pipelines."""
+        return self.ranks.count // self.stages
 
-    def named_whole(self) -> dict[str, nn.Parameter]:
-        """Return the parameters by their names in the whole model."""
-        found = {}
-        for name, parameter in self.named_parameters():
-            part, _, rest = name.partition(".")
-            if part == "embedding":
-                name = f"model.embed_tokens.{rest}"
-            elif part == "head":
-                name = f"lm_head.{rest}"
-            else:
-                name = f"model.{rest}"
-                if rest.startswith("layers."):
-                    _, number, below = rest.split(".", 2)
-                    name = f"model.layers.{int(number) + self.first_layer}.{below}"
-            found[name] = parameter
-        return found
+    def pipelines(self) -> list[list[int]]:
+        """Return the processes of each pipeline."""
+        return [[r * self.stages + s for s in range(self.stages)] for r in range(self.replicas)]
+
+    def copies(self) -> list[list[int]]:
+        """Return the processes that hold the same part, for each part."""
+        return [[r * self.stages + s for r in range(self.replicas)] for s in range(self.stages)]
 
 
 class Pipeline:
@@ -99,72 +68,98 @@ class Pipeline:
 
     Attributes:
         part: of this process.
-        ranks: the processes.
+        place: of this process.
     """
 
-    def __init__(self, part: Part, ranks: Ranks, device: torch.device) -> None:
-        self.part, self.ranks, self.device = part, ranks, device
+    def __init__(self, part: Part, place: Place, device: torch.device) -> None:
+        self.part, self.place, self.device = part, place, device
         self._tokens = 1.0
-        self._schedules: dict[tuple[int, ...], Any] = {}
-        self._ends = dist.new_group([0, ranks.count - 1]) if part.tied else None
+        self._schedules: dict[tuple[Any, ...], Any] = {}
+        self._line = _own_group(place.pipelines())
+        self._copies = _own_group(place.copies()) if place.replicas > 1 else None
+        self._ends = _own_group([[line[0], line[-1]] for line in place.pipelines()]) if part.tied else None
 
-    @property
-    def _shared(self) -> nn.Parameter | None:
-        """The matrix that the first and the last part both hold."""
-        if not self.part.tied:
-            return None
-        holder = self.part.embedding or self.part.head
-        return None if holder is None else holder.weight
-
-    def backward(self, ids: Tensor, labels: Tensor, passes: int) -> float:
+    def backward(self, ids: Tensor, labels: Tensor, passes: int, tokens: float, **places: Tensor) -> float:
         """Leave the gradients of a batch in the part; return the mean loss of its tokens, in every process.
 
         Args:
-            ids: (batch, tokens), the whole batch in every process.
-            labels: (batch, tokens), not shifted; -100 counts for nothing.
-            passes: micro-batches the batch is cut into.
+            ids: (rows, tokens), this replica's rows of the batch.
+            labels: (rows, tokens), not shifted; -100 counts for nothing.
+            passes: micro-batches the rows are cut into.
+            tokens: that count, of the whole batch.
+            places: (rows, tokens) each, what `Part.forward` takes beside.
         """
-        self._tokens = float(labels[:, 1:].ne(IGNORE).sum())
-        schedule = self._schedule((*ids.shape, passes))
+        self._tokens = tokens
+        losses = self._run(self._schedule(ids.shape, passes, self._share_of_loss).step, ids, labels, places)
+        shared = self.part.shared
+        if shared is not None and self._ends is not None:
+            dist.all_reduce(shared.grad, group=self._ends)
+        if self._copies is not None:
+            gradients = [p.grad for p in self.part.parameters() if p.grad is not None]
+            for work in [dist.all_reduce(g, group=self._copies, async_op=True) for g in gradients]:
+                work.wait()
+        return self.place.ranks.sums(losses)[0]
+
+    @torch.no_grad()
+    def evaluate(self, ids: Tensor, labels: Tensor, passes: int, **places: Tensor) -> float:
+        """Return the sum over micro-batches of their mean loss times their rows, in the last part; elsewhere 0.
+
+        That is how transformers' Trainer weighs batches of held-out rows. Rows without a token that counts are none.
+        """
+        return self._run(self._schedule(ids.shape, passes, _rows_times_mean).eval, ids, labels, places)
+
+    def _run(self, step: Callable[..., Any], ids: Tensor, labels: Tensor, places: Mapping[str, Tensor]) -> float:
         losses: list[Tensor] = []
         given = (ids,) if self.part.embedding is not None else ()
-        if self.part.head is not None:
-            schedule.step(*given, target=labels, losses=losses)
-        else:
-            schedule.step(*given)
-        shared = self._shared
-        if shared is not None:
-            dist.all_reduce(shared.grad, group=self._ends)
-        return self.ranks.sums(float(sum(losses)))[0]
+        last = {"target": labels, "losses": losses} if self.part.head is not None else {}
+        step(*given, return_outputs=False, **last, **places)
+        return float(sum(losses))
 
-    def _schedule(self, shape: tuple[int, ...]) -> Any:
-        if shape not in self._schedules:  # a stage learns the shapes it sends from its first batch
-            stage = PipelineStage(self.part, self.ranks.index, self.ranks.count, self.device)
-            self._schedules[shape] = Schedule1F1B(stage, shape[-1], loss_fn=self._loss, scale_grads=False)
-        return self._schedules[shape]
+    def _schedule(self, shape: tuple[int, ...], passes: int, loss: Callable[..., Tensor]) -> Any:
+        key = (*shape, passes, loss)
+        if key not in self._schedules:  # a stage learns the shapes it sends from its first batch
+            if len(self._schedules) == MOST_SHAPES:
+                self._schedules.clear()
+            place = self.place
+            stage = PipelineStage(self.part, place.stage, place.stages, self.device, group=self._line)
+            self._schedules[key] = Schedule1F1B(stage, passes, loss_fn=loss, scale_grads=False)
+        return self._schedules[key]
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _share_of_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return a micro-batch's share of the batch's mean loss per token."""
-        flat, target = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
-        return nn.functional.cross_entropy(flat, target, ignore_index=IGNORE, reduction="sum") / self._tokens
+        return _summed(logits, labels) / self._tokens
 
     def clip(self, most: float) -> float:
         """Scale gradients to a norm of at most ``most`` over all parts; return the norm before."""
-        gradients = [p.grad for p in self.part.parameters() if p.grad is not None]
-        counted = gradients
-        shared = self._shared
-        if shared is not None and self.part.embedding is None:  # the first part counts the matrix both hold
-            counted = [gradient for gradient in gradients if gradient is not shared.grad]
-        squares = sum((float(gradient.double().square().sum()) for gradient in counted), 0.0)
-        norm = float(self.ranks.sums(squares)[0] ** 0.5)
+        mine = self.part.counted().values() if self.place.replica == 0 else ()
+        squares = sum((float(p.grad.double().square().sum()) for p in mine if p.grad is not None), 0.0)
+        norm = float(self.place.ranks.sums(squares)[0] ** 0.5)
         if most and norm > most:
-            for gradient in gradients:
-                gradient.mul_(most / (norm + 1e-6))
+            for parameter in self.part.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(most / (norm + 1e-6))
         return norm
+
+    def collected(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of all parts, on the first process; empty on the others. Every process calls it."""
+        return self.place.ranks.collected(mine if self.place.replica == 0 else {})
 
     def whole_state(self) -> dict[str, Tensor]:
         """Return the whole model's weights, on the first process; empty on the others. Every process calls it."""
-        mine = {name: p.detach().cpu().clone() for name, p in self.part.named_whole().items()}
-        found: list[Any] | None = [None] * self.ranks.count if self.ranks.is_first else None
-        dist.gather_object(mine, found)
-        return {name: tensor for part in found or [] for name, tensor in part.items()}
+        return self.collected(self.part.counted())
+
+
+def _own_group(members: list[list[int]]) -> Any:
+    """Return the group of these this process is in; every process calls it with all of them."""
+    own, _ = dist.new_subgroups_by_enumeration(members)  # type: ignore[no-untyped-call]
+    return own
+
+
+def _summed(logits: Tensor, labels: Tensor) -> Tensor:
+    flat, target = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+    return nn.functional.cross_entropy(flat, target, ignore_index=IGNORE, reduction="sum")
+
+
+def _rows_times_mean(logits: Tensor, labels: Tensor) -> Tensor:
+    counts = labels[:, 1:].ne(IGNORE).sum(1)
+    return _summed(logits, labels) / counts.sum().clamp(min=1) * counts.gt(0).sum()

@@ -7,12 +7,13 @@ stop) goes through here, so that the number of processes does not change the res
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,25 @@ class Ranks:
         found: list[Any] = [None] * self.count
         dist.all_gather_object(found, items, group=_control_group())
         return [item for part in found for item in part]
+
+    def collected(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of all processes on the first one's CPU, sent one by one; the others keep nothing.
+
+        Every process calls it; a name is one process's.
+        """
+        if self.count == 1:
+            return {name: tensor.detach().cpu().clone() for name, tensor in mine.items()}
+        kinds = self.gathered([{name: (tensor.shape, tensor.dtype) for name, tensor in mine.items()}])
+        if not self.is_first:
+            for tensor in mine.values():
+                dist.send(tensor.detach().cpu().contiguous(), 0, group=_control_group())
+            return {}
+        found = {name: tensor.detach().cpu().clone() for name, tensor in mine.items()}
+        for source, theirs in enumerate(kinds[1:], 1):
+            for name, (shape, dtype) in theirs.items():
+                found[name] = torch.empty(shape, dtype=dtype)
+                dist.recv(found[name], source, group=_control_group())
+        return found
 
     def mine(self, items: list[Any]) -> list[Any]:
         """Return this process's share of a list: every ``count``-th item."""

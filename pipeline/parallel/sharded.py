@@ -44,7 +44,8 @@ def rebuilt(model: Any, state: dict[str, torch.Tensor]) -> Any:
     if isinstance(model, PeftModel):
         made = get_peft_model(made, model.peft_config[model.active_adapter])
     # A tied output layer is in the state once; what is really missing would be an error of ours.
-    missing, unexpected = made.load_state_dict(state, strict=False, assign=True)
+    # Taken, not copied: the first process holds the whole once.
+    missing, unexpected = made.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False, assign=True)
     lost = [name for name in missing if not name.endswith(("lm_head.weight", "rotary_emb.inv_freq"))]
     if lost or unexpected:
         raise RuntimeError(f"gathered weights do not fit the model: {[*lost, *unexpected][:3]}")

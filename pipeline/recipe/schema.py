@@ -157,9 +157,7 @@ class Compute(BaseModel):
     )
     offload: Literal["none", "optimizer", "all"] = Field("none", description="What ZeRO keeps in CPU memory.")
     fsdp: bool = Field(False, description="Shard weights, gradients and optimizer with FSDP2 instead of ZeRO-3.")
-    pipeline_parallel: int = Field(
-        1, ge=1, description="Processes that hold consecutive decoder layers each; for pretraining."
-    )
+    pipeline_parallel: int = Field(1, ge=1, description="Processes that hold consecutive decoder layers each.")
     tensor_parallel: int = Field(1, ge=1, description="Processes that hold a slice of every large matrix each.")
     sequence_parallel: int = Field(1, ge=1, description="Processes that hold a slice of the tokens of every row each.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
@@ -214,17 +212,18 @@ class Compute(BaseModel):
         if self.fsdp and self.zero:
             found.append(("fsdp", "false with a ZeRO stage", "choose one of the two"))
         everyone = self.ranks
-        if self.pipeline_parallel not in (1, everyone):
-            remedy = (
-                f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {self.pipeline_parallel}"
-            )
-            found.append(("pipeline_parallel", f"processes × nodes, which is {everyone}", remedy))
+        if everyone % self.pipeline_parallel:
+            remedy = f"set compute.processes: {self.pipeline_parallel}, or a multiple"
+            found.append(("pipeline_parallel", f"a divisor of processes × nodes, which is {everyone}", remedy))
+        if self.pipeline_parallel > 1 and self.group > self.pipeline_parallel:
+            found.append(("pipeline_parallel", "1 with tensor or sequence parallelism", "choose one of them"))
         if self.pipeline_parallel > 1 and (self.zero or self.fsdp):
             found.append(("pipeline_parallel", "1 with ZeRO or FSDP", "choose one of them"))
-        if self.pipeline_parallel > 1 and self.precision not in ("auto", "fp32"):
-            found.append(("pipeline_parallel", "1 in half precision", "set compute.precision: fp32"))
-        if self.pipeline_parallel > 1 and self.activation_checkpointing is True:
-            found.append(("pipeline_parallel", "1 with activation_checkpointing", "choose one of the two"))
+        if self.pipeline_parallel > 1 and self.precision == "fp16":
+            remedy = "set compute.precision: bf16 or fp32; the scale of an fp16 loss is not shared between parts"
+            found.append(("pipeline_parallel", "1 in fp16", remedy))
+        if self.pipeline_parallel > 1 and self.liger == "on":
+            found.append(("pipeline_parallel", "1 with Liger's kernels", "leave compute.liger out"))
         if self.sequence_parallel > 1:
             found += self._slicing_contradictions()
         if self.offload != "none" and not self.zero:

@@ -69,15 +69,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
     from transformers import TrainingArguments, set_seed
 
-    from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.models.scratch import build_causal_lm
+    from pipeline.models.load import load_tokenizer
     from pipeline.parallel.partitioned import count_parameters
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import (
         attend_without_mask,
-        attention_kernel,
         build_arguments,
-        parts_of,
         precision_of,
         prepare_torch,
     )
@@ -86,7 +83,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length
     from pipeline.training.loop import run_trainer, steps_of
-    from pipeline.training.pipelined import refuse_unused
+    from pipeline.training.pipelined import train_through_pipeline
+    from pipeline.training.pipelined_fields import refuse_unused
     from pipeline.training.sliced import SlicedRows, refuse_unsliceable
 
     class PretrainTrainer(BucketedBatches, SlicedRows):
@@ -96,18 +94,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
-    how: dict[str, Any] = {"attention": attention_kernel(ctx), "parts": parts_of(ctx)}
-    if config.model is not None:
-        model = build_causal_lm(config.model, tokenizer, ctx.seed, **how)
-    else:
-        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code, **how)
+    model, later = _model(ctx, config, tokenizer)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
-    if rows.held_out and int(ctx.compute.get("pipeline_parallel", 1)) > 1:
-        problem = Problem("held-out text with compute.pipeline_parallel", "none", "set held_out: 0 of the data source")
-        raise PipelineError(problem)
     ctx.phase("tokenizing")
     documents = _documents(tokenizer, [row["text"] for row in rows.train], max_length, train.mode)
     held_out = _documents(tokenizer, [row["text"] for row in rows.held_out], max_length, train.mode)
@@ -127,7 +118,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
         refuse_unused(train)
-        trained, whole = _through_a_pipeline(ctx, model, arguments, batches, steps, documents, tokenizer.pad_token_id)
+        collate = CausalCollator(tokenizer.pad_token_id)
+        trained, whole = train_through_pipeline(
+            ctx, model, later, arguments, batches, steps, documents, held_out, collate
+        )
         return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, len(documents))
     trainer = PretrainTrainer(
         model=model,
@@ -141,24 +135,24 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, parameters, len(documents))
 
 
-def _through_a_pipeline(
-    ctx: StageContext,
-    model: Any,
-    arguments: Any,
-    batches: Any,
-    steps: int,
-    documents: list[dict[str, list[int]]],
-    pad_id: int,
-) -> tuple[Any, Any | None]:
-    """Train with the layers spread over processes; return the run, and on the first process the whole model."""
-    from pipeline.parallel.sharded import rebuilt
-    from pipeline.training.collate import CausalCollator
-    from pipeline.training.pipelined import PipelineTraining
+def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
+    """Build or load the model; for a pipeline without weights, with what gives them to the part that is kept."""
+    from pipeline.models.deferred import Deferred
+    from pipeline.models.load import load_causal_lm, load_causal_lm_in_parts
+    from pipeline.models.scratch import build_causal_lm
+    from pipeline.training.arguments import attention_kernel, parts_of
 
-    training = PipelineTraining(ctx, model, arguments, batches, steps)
-    trained = training.run(documents, CausalCollator(pad_id))
-    state = training.pipe.whole_state()
-    return trained, rebuilt(model, state) if ctx.is_first else None
+    staged, attention = int(ctx.compute.get("pipeline_parallel", 1)) > 1, attention_kernel(ctx)
+    if config.model is None:
+        source = ctx.input("init")
+        if staged:
+            return load_causal_lm_in_parts(source, ctx.trust_remote_code, attention=attention)
+        parts = parts_of(ctx)
+        return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention, parts=parts), None
+    if not staged:
+        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, parts=parts_of(ctx)), None
+    with Deferred() as later:
+        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), later
 
 
 def _finished(

@@ -60,15 +60,22 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from trl import SFTConfig, SFTTrainer
 
     from pipeline.models.adapters import lora_config
-    from pipeline.models.load import load_causal_lm, load_tokenizer
+    from pipeline.models.load import load_causal_lm, load_causal_lm_in_parts, load_tokenizer
     from pipeline.parallel.sharded import whole_model
-    from pipeline.training.arguments import attend_without_mask, build_arguments, prepare_torch, starting_weights
+    from pipeline.training.arguments import (
+        attend_without_mask,
+        attention_kernel,
+        build_arguments,
+        prepare_torch,
+        starting_weights,
+    )
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
     from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length, packed
-    from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
+    from pipeline.training.pipelined import train_through_pipeline
+    from pipeline.training.pipelined_fields import refuse_unused
     from pipeline.training.sliced import SlicedRows, refuse_unsliceable
 
     class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SlicedRows):  # type: ignore[misc]
@@ -80,8 +87,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
-    weights = starting_weights(ctx, config.adapter)
-    model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+    in_parts, later = int(ctx.compute.get("pipeline_parallel", 1)) > 1, None
+    if in_parts:
+        refuse_unused(train, config.adapter)
+        attention = attention_kernel(ctx)
+        model, later = load_causal_lm_in_parts(source, ctx.trust_remote_code, attention=attention)
+    else:
+        weights = starting_weights(ctx, config.adapter)
+        model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     ctx.phase("tokenizing")
@@ -109,19 +122,40 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         max_length=None,
         packing=False,
     )
+    collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat="flash" in ctx.facts["attention"])
+    ctx.phase(f"training on {conversations:,} conversations")
+    if in_parts:
+        trained, whole = train_through_pipeline(
+            ctx, model, later, arguments, batches, steps, encoded, held_out, collate
+        )
+        return _finished(ctx, config, trained, whole, tokenizer, rows, counts)
     trainer = BucketedSFTTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(encoded),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
         processing_class=tokenizer,
-        data_collator=CausalCollator(tokenizer.pad_token_id, with_mask=True, flat="flash" in ctx.facts["attention"]),
+        data_collator=collate,
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = encoded, batches
-    ctx.phase(f"training on {conversations:,} conversations")
     trained = run_trainer(ctx, trainer, batches, steps)
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
+    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, counts)
+
+
+def _finished(
+    ctx: StageContext,
+    config: Config,
+    trained: Any,
+    whole: Any | None,
+    tokenizer: Any,
+    rows: Any,
+    counts: dict[str, int],
+) -> StageResult:
+    """Write the model, and return what the manifest says of it."""
+    from pipeline.training.finish import finish, save_trained
+
+    lineage = save_trained(ctx, whole, tokenizer, ctx.input("model"), config.adapter)
     return finish(
         ctx,
         trained,

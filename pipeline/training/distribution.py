@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.cutting import filling_problem
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
 from pipeline.parallel.ranks import Ranks
@@ -21,11 +22,11 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     """
     asked, stages = ctx.compute["micro_batch"], int(ctx.compute.get("pipeline_parallel", 1))
     if stages > 1:
-        if batch_size < stages:
-            found = f"train.batch_size {batch_size} for a pipeline of {stages} processes"
-            raise PipelineError(Problem(found, f"at least {stages} rows, one on its way through each"))
+        problem = filling_problem(batch_size, ctx.replicas, stages)
+        if problem is not None:
+            raise PipelineError(problem)
         most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
-        asked = min(most, batch_size // stages)
+        asked = min(most, batch_size // ctx.replicas // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     slices = int(ctx.compute.get("sequence_parallel", 1))
     if slices > 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,9 +80,12 @@ def run_trainer(ctx: StageContext, trainer: Any, batches: CountsTokens, steps: i
     seconds = clock.total()
     if trainer.state.global_step < steps:
         raise Interrupted(Problem(f"stopped as asked at step {trainer.state.global_step} of {steps}", stage=ctx.name))
-    history = [_timeless(row) for row in trainer.state.log_history]
-    history = [row for row in history if len(row) > 1]
-    return Trained(history, batches.tokens(steps), seconds, _final(history), _best(history))
+    return measured(timeless(trainer.state.log_history), batches.tokens(steps), seconds)
+
+
+def measured(history: list[dict[str, float]], tokens: int, seconds: float) -> Trained:
+    """Return what a run with this log has measured."""
+    return Trained(history, tokens, seconds, _final(history), _best(history))
 
 
 class SessionClock:
@@ -186,11 +189,12 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             self.clock.save()
 
 
-def _timeless(row: Mapping[str, Any]) -> dict[str, float]:
+def timeless(log: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Drop what depends on the clock or on the session, so that a resumed run has the same history."""
     gone = ("runtime", "per_second", "step_time", "num_tokens", "total_flos", "train_loss")
-    known = {key: value for key, value in row.items() if value is not None}  # None: nothing to average
-    return {key: value for key, value in known.items() if not any(part in key for part in gone)}
+    known = ({key: value for key, value in row.items() if value is not None} for row in log)  # None: nothing to average
+    kept = ({key: value for key, value in row.items() if not any(part in key for part in gone)} for row in known)
+    return [row for row in kept if len(row) > 1]
 
 
 def _final(history: list[dict[str, float]]) -> dict[str, float]:

@@ -1,47 +1,40 @@
 """Trains a pipeline of processes: the loop for `compute.pipeline_parallel`.
 
 transformers' Trainer holds a whole model and runs forward and backward itself; a pipeline's schedule does both. So this
-is a loop of its own, with the optimizer, learning rates, batches and log of the trainer; each part has its file in a
-checkpoint.
+is a loop of its own, with the optimizer, learning rates, batches, log and checkpoints of the trainer: a run may go on
+with one or the other.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import Trainer, get_scheduler
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import get_scheduler
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
-from pipeline.parallel.pipeline import Part, Pipeline
+from pipeline.models.deferred import Deferred
+from pipeline.parallel.part import Part
+from pipeline.parallel.pipeline import IGNORE, Pipeline, Place
 from pipeline.parallel.ranks import Ranks, any_rank
+from pipeline.parallel.sharded import rebuilt
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
 from pipeline.training.batches import Batches
-from pipeline.training.checkpoints import mark_whole, newest_checkpoint, step_of
-from pipeline.training.collate import CausalCollator
-from pipeline.training.fields import CommonTrain
-from pipeline.training.loop import SessionClock, Trained
+from pipeline.training.checkpoints import newest_checkpoint, step_of
+from pipeline.training.loop import SessionClock, Trained, measured
+from pipeline.training.pipelined_state import Log, PipelineState, groups_of, optimizer_of
 
-USED = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs", "logging_steps"})
-"""Fields of `TrainingArguments` that this loop takes from `train`, beside the documented ones."""
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+Rows = Sequence[dict[str, Any]]
 
-
-def refuse_unused(train: CommonTrain) -> None:
-    """Refuse fields of the trainer's configuration that a pipeline would ignore.
-
-    Raises:
-        PipelineError: there are some.
-    """
-    unused = sorted(set(train.passthrough()) - USED)
-    if unused:
-        found = f"train.{unused[0]} with compute.pipeline_parallel"
-        raise PipelineError(Problem(found, f"one of {', '.join(sorted(USED))}", "leave it out, or use compute.zero"))
+WIDTH = 64
+"""Batches are as wide as a multiple of this many tokens, where the rows are not all shorter."""
 
 
 class PipelineTraining:
@@ -49,42 +42,49 @@ class PipelineTraining:
 
     Attributes:
         pipe: the part with its schedule.
-        history: one row per logged step, as the trainer's.
+        log: rows as the trainer's.
     """
 
-    def __init__(self, ctx: StageContext, model: Any, arguments: Any, batches: Batches, steps: int) -> None:
+    def __init__(
+        self, ctx: StageContext, model: Any, later: Deferred | None, arguments: Any, batches: Batches, steps: int
+    ) -> None:
         """Cut the model and make optimizer and learning rates.
 
+        Args:
+            ctx: of the stage.
+            model: whole, or without its weights.
+            later: gives a part of the model its weights; None if it has them.
+            arguments: of transformers' trainer.
+            batches: which rows make which batch.
+            steps: optimizer steps.
+
         Raises:
-            PipelineError: the model is not one that is cut.
+            PipelineError: the model is not one that is cut, or fp16 is all this device has.
         """
         self.ctx, self.arguments, self.batches, self.steps = ctx, arguments, batches, steps
-        self.ranks = Ranks.current()
-        if self.ranks.count != ctx.ranks:
-            found = f"{self.ranks.count} processes have joined"
-            raise PipelineError(Problem(found, f"compute.pipeline_parallel {ctx.ranks}"))
-        device = arguments.device
-        self.pipe = Pipeline(Part(model, self.ranks).to(device), self.ranks, device)
-        self.optimizer = self._optimizer()
+        ranks = Ranks.current()
+        if ranks.count != ctx.ranks:
+            raise PipelineError(Problem(f"{ranks.count} processes have joined", f"{ctx.ranks}, as compute says"))
+        if arguments.fp16:
+            expected = "bf16 or fp32: the scale of an fp16 loss is not shared between parts"
+            raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))
+        ctx.facts["liger"] = False  # transformers' trainer would put its kernels into the model
+        place = Place(ranks, int(ctx.compute["pipeline_parallel"]))
+        groups = groups_of(model)
+        autocast = torch.bfloat16 if arguments.bf16 else None
+        recompute = bool(arguments.activation_checkpointing)
+        part = Part(model, place.stage, place.stages, autocast=autocast, recompute=recompute)
+        if later is not None:
+            later.fill(part)
+        self.pipe = Pipeline(part.to(arguments.device), place, arguments.device)
+        self.optimizer = optimizer_of(part, groups, arguments)
         warmup = arguments.get_warmup_steps(steps)
         kind, more = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
         self.rates = get_scheduler(kind, self.optimizer, warmup, steps, more)
-        self.history: list[dict[str, float]] = []
-        self._since: list[float] = []
+        self.log = Log()
+        self.state = PipelineState(self.pipe, self.optimizer, self.rates, groups)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        part = self.pipe.part
-        decayed = set(Trainer.get_decay_parameter_names(None, part))  # by the trainer's rule
-        groups = [
-            {"params": [p for n, p in part.named_parameters() if n in decayed]},
-            {"params": [p for n, p in part.named_parameters() if n not in decayed], "weight_decay": 0.0},
-        ]
-        made, options = Trainer.get_optimizer_cls_and_kwargs(self.arguments)
-        options["weight_decay"] = self.arguments.weight_decay
-        optimizer: torch.optim.Optimizer = made(groups, **options)
-        return optimizer
-
-    def run(self, rows: Sequence[dict[str, Any]], collate: CausalCollator) -> Trained:
+    def run(self, rows: Rows, held_out: Rows, collate: Collate) -> Trained:
         """Train to the end, or to the user's wish to stop.
 
         Raises:
@@ -96,12 +96,15 @@ class PipelineTraining:
         begun = 0
         if checkpoint is not None:
             begun = step_of(checkpoint)
-            self._load(checkpoint)
+            self.log = self.state.load(checkpoint)
             self.ctx.note(f"resumes at step {begun} of {self.steps}")
         clock.start()
         saved_at = time.perf_counter()
+        self.pipe.part.train()
         for step, group in self._groups(begun):
             self._step(step, collate([rows[row] for row in group]))
+            if held_out and (step % int(self.arguments.eval_steps) == 0 or step == self.steps):
+                self._evaluate(step, held_out, collate)
             if step == self.steps:
                 break
             stopping = self.ctx.stopping()
@@ -110,10 +113,7 @@ class PipelineTraining:
                 saved_at = time.perf_counter()
             if stopping:
                 raise Interrupted(Problem(f"stopped as asked at step {step} of {self.steps}", stage=self.ctx.name))
-        final = {key: value for key, value in self.history[-1].items() if key in ("loss", "grad_norm")}
-        best = min(self.history, key=lambda row: row["loss"])
-        tokens = self.batches.tokens(self.steps)
-        return Trained(self.history, tokens, clock.total(), final, {"loss": best["loss"], "step": best["step"]})
+        return measured(self.log.history, self.batches.tokens(self.steps), clock.total())
 
     def _groups(self, begun: int) -> Iterator[tuple[int, list[int]]]:
         """Yield the number and the rows of each step after ``begun``."""
@@ -126,10 +126,12 @@ class PipelineTraining:
                     yield step, group
             epoch += 1
 
-    def _step(self, step: int, batch: dict[str, torch.Tensor]) -> None:
-        batch = {name: tensor.to(self.arguments.device) for name, tensor in batch.items()}
-        passes = self.batches.batch_size // self.batches.micro_batch
-        loss = self.pipe.backward(batch["input_ids"], batch["labels"], passes)
+    def _step(self, step: int, batch: dict[str, Tensor]) -> None:
+        place = self.pipe.place
+        tokens = float(batch["labels"][:, 1:].ne(IGNORE).sum())
+        share = self.batches.batch_size // place.replicas
+        mine = self._on_device(batch, slice(place.replica * share, (place.replica + 1) * share))
+        loss = self.pipe.backward(passes=share // self.batches.micro_batch, tokens=tokens, **mine)
         norm = self.pipe.clip(self.arguments.max_grad_norm)
         rate = self.rates.get_last_lr()[0]
         if not math.isfinite(loss):
@@ -139,39 +141,66 @@ class PipelineTraining:
         self.optimizer.step()
         self.rates.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._since.append(loss)
+        self.log.add(loss)
         self.ctx.progress(step, self.steps, loss=loss, learning_rate=rate, grad_norm=norm)
         if step % int(self.arguments.logging_steps) == 0 or step == self.steps:
-            mean = sum(self._since) / len(self._since)
-            epoch = step / self.batches.batches_per_epoch
-            row = {"loss": mean, "grad_norm": norm, "learning_rate": rate, "epoch": epoch, "step": float(step)}
-            self.history.append(row)
-            self._since = []
+            self.log.write(grad_norm=norm, learning_rate=rate, epoch=self._epoch(step), step=step)
 
-    def _file(self, folder: Path) -> Path:
-        return folder / f"part-{self.ranks.index}-of-{self.ranks.count}.pt"
+    def _evaluate(self, step: int, held_out: Rows, collate: Collate) -> None:
+        """Log the loss of held-out rows, weighed as the trainer does: each micro-batch's mean by its rows."""
+        place, micro = self.pipe.place, self.batches.micro_batch
+        at_once = micro * place.stages
+        total = 0.0
+        self.pipe.part.eval()
+        for start in range(place.replica * at_once, len(held_out), place.replicas * at_once):
+            rows = list(held_out[start : start + at_once])
+            rows += [{"input_ids": rows[0]["input_ids"][:1], "labels": [IGNORE]}] * (at_once - len(rows))
+            total += self.pipe.evaluate(passes=place.stages, **self._on_device(collate(rows), slice(None)))
+        self.pipe.part.train()
+        loss = place.ranks.sums(total)[0] / len(held_out)
+        self.log.history.append({"eval_loss": loss, "epoch": self._epoch(step), "step": step})
+        self.ctx.progress(step, self.steps, eval_loss=loss)
+
+    def _on_device(self, batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+        """Return rows of a batch as the pipeline takes them, without the mask that padding on the right needs not.
+
+        They are padded on to a multiple of `WIDTH` tokens: every new shape is agreed on by all stages.
+        """
+        width = batch["input_ids"].shape[1]
+        more = min(-(-width // WIDTH) * WIDTH, max(self.batches.lengths)) - width
+        names = {"input_ids": ("ids", 0), "labels": ("labels", IGNORE), "position_ids": ("position_ids", 0)}
+        given = {key: value[rows].to(self.arguments.device) for key, value in batch.items() if key in names}
+        return {names[key][0]: pad(value, (0, max(more, 0)), value=names[key][1]) for key, value in given.items()}
+
+    def _epoch(self, step: int) -> float:
+        return step / self.batches.batches_per_epoch
 
     def _save(self, step: int, clock: SessionClock) -> None:
         folder = checkpoints_dir(self.ctx) / f"checkpoint-{step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "part": self.pipe.part.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rates": {k: v for k, v in self.rates.state_dict().items() if k != "lr_lambdas"},
-            "log": json.dumps([self.history, self._since]),
-        }
-        torch.save(state, self._file(folder))
-        if self.ranks.is_first:
+        if self.pipe.place.ranks.is_first:
             clock.save()
-        mark_whole(folder)
+        self.state.save(folder, self.log, self.arguments, step, self._epoch(step))
 
-    def _load(self, folder: Path) -> None:
-        if not self._file(folder).is_file():
-            found = f"a checkpoint of another number of parts in {folder}"
-            remedy = "resume with the pipeline it was made with, or remove the folder"
-            raise PipelineError(Problem(found, f"compute.pipeline_parallel {self.ranks.count}", remedy))
-        state = torch.load(self._file(folder), weights_only=True)
-        self.pipe.part.load_state_dict(state["part"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rates.load_state_dict({**self.rates.state_dict(), **state["rates"]})
-        self.history, self._since = json.loads(state["log"])
+
+def train_through_pipeline(
+    ctx: StageContext,
+    model: Any,
+    later: Deferred | None,
+    arguments: Any,
+    batches: Batches,
+    steps: int,
+    rows: Rows,
+    held_out: Rows,
+    collate: Collate,
+) -> tuple[Trained, Any | None]:
+    """Train a model with its layers spread over processes; return the run, and on the first process the whole model.
+
+    The model given is cut, and no longer whole afterwards.
+    """
+    if rows and "seq_lengths" in rows[0] and "flash" in ctx.facts["attention"]:
+        found = "train.mode packed with FlashAttention and compute.pipeline_parallel"
+        raise PipelineError(Problem(found, "rows of one conversation, or masks", "set compute.attention: sdpa"))
+    training = PipelineTraining(ctx, model, later, arguments, batches, steps)
+    trained = training.run(rows, held_out, collate)
+    state = training.pipe.whole_state()
+    return trained, rebuilt(model, state) if ctx.is_first else None

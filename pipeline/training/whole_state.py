@@ -8,7 +8,7 @@ resumed with another ZeRO stage, another number of processes, or without ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,19 +179,20 @@ def load_weights(model: Any, zero: ZeroState, folder: Path) -> None:
     if isinstance(model, PeftModel):
         own = get_peft_model_state_dict(model, state_dict=own)
     missing = set(own)
-    for name, whole in _tensors(folder):
-        if name in own:
-            zero.set_weight(own[name], whole)
-            missing.discard(name)
+    for name, whole in tensors_in(folder, own):
+        zero.set_weight(own[name], whole)
+        missing.discard(name)
     if missing:
         raise _unfit(f"the checkpoint lacks {sorted(missing)[0]}")
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def tensors_in(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a checkpoint's weights by name, those that are wanted; the others are not read."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
-                yield name, tensors.get_tensor(name)
+                if name in wanted:
+                    yield name, tensors.get_tensor(name)
 
 
 def _is_moment(value: Any, parameter: nn.Parameter) -> bool:

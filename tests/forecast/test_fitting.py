@@ -77,15 +77,17 @@ def test_an_evaluation_holds_the_baseline_and_one_more_in_the_format_of_the_devi
     assert list(sizes.values()) == [2 * 2, 2 * 4]
 
 
-def test_a_pipeline_shares_gradients_and_optimizer_out_and_counts_as_one_process(planned: Any) -> None:
+def test_a_pipeline_shares_weights_gradients_and_optimizer_out_and_counts_as_one_process(planned: Any) -> None:
     needs = []
     for more in ((), ("stages.base.compute.processes=2", "stages.base.compute.pipeline_parallel=2")):
         made, store = planned(8192, *more)
         needs.append({need.stage.spec.name: need for need in forecasts(made, store)[0]}["base"])
     one, two = needs
     assert (one.micro_batch, two.micro_batch) == (4, 4)
-    assert two.memory.weights == one.memory.weights
-    assert two.memory.optimizer == one.memory.optimizer / 2  # embeddings on one, output layer on the other
+    assert two.memory.weights == one.memory.weights / 2  # embeddings on one, output layer on the other
+    assert two.memory.optimizer == one.memory.optimizer / 2
+    train = two.stage.spec.config.train
+    assert two.memory.activations - one.memory.activations == 8 * train.batch_size * two.longest * two.shape.hidden
 
 
 def test_the_checks_before_a_run_refuse_it(planned: Any) -> None:

@@ -43,7 +43,7 @@ class Watching:
 
 
 class Spread:
-    """The tiny world with stages of its own; every run begins from the finished chain's artifacts."""
+    """The tiny world with stages of its own; runs begin from the finished chain's artifacts, or from nothing."""
 
     def __init__(self, folder: Path, chain: Any, recipe: Path) -> None:
         self.folder, self.chain, self.recipe = folder, chain, recipe
@@ -52,7 +52,7 @@ class Spread:
     def store(self, name: str) -> Store:
         """Return a store of that name; a new one is a copy of the chain's."""
         root = self.folder / name
-        if not root.is_dir():
+        if not root.is_dir() and self.chain is not None:
             shutil.copytree(self.chain.store.root, root, ignore=shutil.ignore_patterns(".runs"))
         return Store(root)
 
@@ -105,3 +105,36 @@ def spread_world(
         return Spread(folder, chain, recipe)
 
     return make
+
+
+PRETRAIN = """
+name: pretrain
+seed: 7
+data: {corpus: {path: corpus.jsonl}, demos: {path: demos.jsonl}}
+stages:
+  tokenizer: {kind: tokenizer, data: corpus, vocab_size: 360}
+  base:
+    kind: pretrain
+    data: corpus
+    tokenizer: tokenizer
+    model: {type: llama, hidden_size: 32, num_hidden_layers: 3, num_attention_heads: 4, intermediate_size: 64}
+    train: &train {max_steps: 5, batch_size: 16, learning_rate: 1.0e-2, max_grad_norm: 0.5, adam_epsilon: 1.0e-4}
+  gpt2:
+    kind: pretrain
+    data: corpus
+    tokenizer: tokenizer
+    model: {type: gpt2, n_embd: 32, n_layer: 3, n_head: 4, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}
+    train: *train
+  more: {kind: pretrain, data: corpus, init: base, train: *train}
+  sft: {kind: sft, data: demos, model: base, train: *train}
+compute: {threads: 1, precision: fp32}
+"""
+
+
+@pytest.fixture(scope="module")
+def pretrain_world(tmp_path_factory: pytest.TempPathFactory, make_tiny_world: Callable[[Path], Path]) -> Spread:
+    """A tokenizer and models of three layers, from nothing."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    recipe = make_tiny_world(folder / "world").with_name("pretrain.yaml")
+    recipe.write_text(PRETRAIN)
+    return Spread(folder, None, recipe)

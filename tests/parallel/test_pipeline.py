@@ -1,109 +1,198 @@
-"""A pipeline of two processes takes the steps of one, resumes to the same weights, and is refused where it must be."""
+"""Pipelines take the steps of one process, go on spread another way, and are refused where they must be."""
 
 from __future__ import annotations
 
-import json
-import signal
-import time
-from collections.abc import Callable
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
-import torch
-import yaml
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from pipeline.artifacts import Store
-from pipeline.errors import PipelineError
-from pipeline.stage import KINDS
-from pipeline.training.pipelined import refuse_unused
+pytestmark = pytest.mark.xdist_group("sharded")  # several processes at a time
 
-pytestmark = pytest.mark.xdist_group("sharded")  # two processes at a time
+STAGES = ("tokenizer", "base")
+HELD_OUT = ("data.corpus.held_out=0.11", "data.demos.held_out=0.1")
 
 
-def _recipe(file: Path, compute: dict[str, Any], *, tied: bool = False, steps: int = 5) -> Path:
-    recipe = yaml.safe_load(file.read_text())
-    base = recipe["stages"]["base"]
-    base["model"] |= {"num_hidden_layers": 3, "tie_word_embeddings": tied}
-    base["train"] = {"max_steps": steps, "batch_size": 16, "learning_rate": 1e-2, "max_grad_norm": 0.5}
-    base["compute"] = compute
-    recipe["stages"] = {name: recipe["stages"][name] for name in ("tokenizer", "base")}
-    made = file.with_name(f"{compute.get('pipeline_parallel', 1)}-{tied}-{steps}.yaml")
-    made.write_text(yaml.safe_dump(recipe))
-    return made
+def _compute(processes: int, parts: int, micro_batch: int | str = "auto") -> tuple[str, ...]:
+    values = {"processes": processes, "pipeline_parallel": parts, "micro_batch": micro_batch}
+    return tuple(f"compute.{word}={value}" for word, value in values.items())
 
 
-def _run(command: Any, recipe: Path, store: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]], Path]:
-    ended = command("run", recipe, "--store", store, cwd=recipe.parent)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    folder = Store(store).artifacts("base")[-1].path
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return load_file(folder / "model.safetensors"), rows, folder
-
-
-def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     """Return the largest difference of a tensor relative to its norm."""
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).norm() / one[name].norm()) for name in one)
 
 
-PIPELINE = {"processes": 2, "pipeline_parallel": 2, "micro_batch": 4}
+CASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "two parts": ("base", (), _compute(2, 2, 4)),
+    "tied embeddings, two pipelines": ("base", ("stages.base.model.tie_word_embeddings=true",), _compute(4, 2, 4)),
+    "a layer each, recomputed": ("base", (), (*_compute(3, 3, 4), "compute.activation_checkpointing=true")),
+    "gpt2, tied, uneven": ("gpt2", (), _compute(2, 2, 4)),
+    "weights of a stage": ("more", (), _compute(2, 2, 4)),
+    "sft, two pipelines": ("sft", (), _compute(4, 2, 4)),
+    "sft, packed": ("sft", ("stages.sft.train.mode=packed", "stages.sft.train.max_length=64"), _compute(2, 2, 4)),
+}
+BEFORE = {"more": ("tokenizer", "base"), "sft": ("tokenizer", "base")}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_pipeline_takes_the_steps_of_one_process(
-    tied: bool, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
-    one, rows, _ = _run(command, _recipe(tiny_recipe, {"processes": 1}, tied=tied), tmp_path / "one")
-    two, same, folder = _run(command, _recipe(tiny_recipe, PIPELINE, tied=tied), tmp_path / "two")
-    assert _difference(one, two) < 1e-4
+@pytest.mark.parametrize("case", CASES)
+def test_pipelines_take_the_steps_of_one_process(case: str, pretrain_world: Any) -> None:
+    name, sets, compute = CASES[case]
+    stages = (*BEFORE.get(name, ("tokenizer",)), name)
+    alone, spread = f"{case} alone", f"{case} spread"
+    one = pretrain_world.train(alone, stages, *sets, *HELD_OUT, compute[2])
+    two = pretrain_world.train(spread, stages, *sets, *HELD_OUT, *compute)
+    found = _difference(one[name], two[name])
+    print(f"{case} {found:.2e}")
+    assert found < 1e-4
+    rows, same = pretrain_world.history(alone, name), pretrain_world.history(spread, name)
+    held_out = pretrain_world.store(alone).artifacts(name)[-1].manifest.rows["held_out"]
+    assert held_out % 4, "the last micro-batch of held-out rows must not be full"
+    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4, 5]
     for mine, theirs in zip(rows, same, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-4)
-    assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 3
+        known = {key: value for key, value in mine.items() if key in theirs}  # trl measures more
+        assert known == pytest.approx(theirs, rel=1e-4)
 
 
-def test_a_pipeline_that_was_stopped_resumes_to_the_same_weights(
-    tiny_recipe: Path, tmp_path: Path, command: Any
-) -> None:
-    recipe = _recipe(tiny_recipe, {**PIPELINE, "checkpoint_every_s": 0.1}, steps=60)
-    whole, rows, _ = _run(command, recipe, tmp_path / "whole")
-    process = command.start("run", recipe, "--store", tmp_path / "cut", cwd=recipe.parent)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "cut").rglob("whole.json")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "stopped as asked" in out + err
-    ended = command("run", recipe, "--store", tmp_path / "cut", cwd=recipe.parent)
-    assert ended.returncode == 0 and "resumes at step" in ended.stdout + ended.stderr
-    again, same, _ = _run(command, recipe, tmp_path / "cut")  # runs nothing, reads the artifact
-    assert _difference(whole, again) == 0
-    assert rows == same
-
-
-@pytest.mark.parametrize(
-    ("compute", "said"),
-    [
-        ({"processes": 2, "pipeline_parallel": 3}, "compute.pipeline_parallel is 3"),
-        ({"processes": 2, "pipeline_parallel": 2, "zero": 1}, "1 with ZeRO or FSDP"),
-        ({"processes": 4, "pipeline_parallel": 4}, "compute.pipeline_parallel 4 for 3 layers"),
-    ],
+STEPS = 150
+LONG = (
+    f"stages.base.train.max_steps={STEPS}",
+    "stages.base.train.warmup_steps=20",
+    "stages.base.train.optim=adamw_torch",
 )
-def test_what_cannot_be_a_pipeline_is_refused(
-    compute: dict[str, Any], said: str, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
+WAYS = {
+    "one": _compute(1, 1),
+    "two": _compute(2, 1),
+    "two parts": _compute(2, 2),
+    "three parts": _compute(3, 3),
+    "two pipelines": _compute(4, 2),
+    "zero-2": (*_compute(2, 1), "compute.zero=2"),
+    "zero-3": (*_compute(2, 1), "compute.zero=3"),
+}
+JOURNEYS = {
+    "other parts": ("two parts", "three parts", "two pipelines", "two parts"),
+    "the trainer": ("one", "two parts", "two", "three parts", "one"),
+    "ZeRO": ("zero-2", "two parts", "zero-3"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(pretrain_world: Any) -> Any:
+    """Weights before, and what one process makes of the long training without a stop."""
+    not_moved = ("stages.base.train.max_steps=1", "stages.base.train.warmup_steps=1")  # its learning rate is 0
+    start = pretrain_world.train("start", STAGES, *LONG, *not_moved)["base"]
+    return start, pretrain_world.train("whole", STAGES, *LONG)["base"]
+
+
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_a_run_goes_on_spread_another_way(journey: str, pretrain_world: Any, whole: Any) -> None:
+    ways = JOURNEYS[journey]
+    if any("zero" in way for way in ways):
+        pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    made: dict[str, Any] = {}
+    reached = 0
+    for place, way in enumerate(ways):
+        stop_after = None if place == len(ways) - 1 else 2
+        made = pretrain_world.train(journey, STAGES, *LONG, *WAYS[way], stop_after=stop_after)
+        reached = _resumed_beyond(reached, way, pretrain_world.notes) if place else 0
+    start, end = whole
+    found = pretrain_world.difference(end, made["base"]) / pretrain_world.difference(end, start)
+    print(f"{journey} {found:.2e} of what was learnt, largest of a tensor {_difference(end, made['base']):.2e}")
+    assert found < 1e-4
+    rows, same = pretrain_world.history("whole", "base"), pretrain_world.history(journey, "base")
+    for mine, theirs in zip(rows, same, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def _resumed_beyond(reached: int, way: str, notes: list[str]) -> int:
+    begun = [int(found[1]) for note in notes if (found := re.match(r"resumes at step (\d+) of", note))]
+    assert begun and begun[0] > reached, f"{way} did not resume after step {reached}: {notes}"
+    return begun[0]
+
+
+def test_a_stopped_pipeline_resumes_to_the_same_bits_with_dropout(pretrain_world: Any) -> None:
+    sets = (*LONG, *WAYS["two parts"], "stages.base.model.attention_dropout=0.1", *HELD_OUT)
+    expected = pretrain_world.train("never stopped", STAGES, *sets)["base"]
+    pretrain_world.train("stopped", STAGES, *sets, stop_after=2)
+    found = pretrain_world.train("stopped", STAGES, *sets)["base"]
+    assert _resumed_beyond(0, "the same", pretrain_world.notes)
+    assert _difference(expected, found) == 0
+    assert pretrain_world.history("never stopped", "base") == pretrain_world.history("stopped", "base")
+
+
+def test_a_pipeline_in_bf16_computes_as_one_process_does(pretrain_world: Any) -> None:
+    sets = ("compute.precision=bf16", *HELD_OUT)
+    pretrain_world.train("bf16 alone", STAGES, *sets, *_compute(1, 1, 4))
+    pretrain_world.train("bf16 spread", STAGES, *sets, *_compute(2, 2, 4))
+    pretrain_world.train("fp32", STAGES, *HELD_OUT, *_compute(1, 1, 4))
+    rows = {name: pretrain_world.history(name, "base") for name in ("bf16 alone", "bf16 spread", "fp32")}
+    assert rows["bf16 alone"] != rows["fp32"]
+    for mine, theirs in zip(rows["bf16 alone"], rows["bf16 spread"], strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-3)
+    first = [rows[name][0]["loss"] for name in rows]
+    assert abs(first[0] - first[1]) < abs(first[0] - first[2]) / 10
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "processes": (_compute(2, 3), "compute.pipeline_parallel is 3, a divisor of processes × nodes, which is 2"),
+    "zero": ((*_compute(2, 2), "compute.zero=1"), "compute.pipeline_parallel is 2, 1 with ZeRO or FSDP"),
+    "fp16": ((*_compute(2, 2), "compute.precision=fp16"), "compute.pipeline_parallel is 2, 1 in fp16"),
+    "layers": (_compute(4, 4), "compute.pipeline_parallel 4 for 3 layers, at most 3"),
+    "architecture": (
+        (*_compute(2, 2), "stages.base.model.type=gemma"),
+        "compute.pipeline_parallel with a gemma model, one of gpt2, gpt_neox, llama",
+    ),
+    "kinds": (
+        (
+            *_compute(2, 2),
+            "stages.base.model.type=qwen2",
+            "stages.base.model.layer_types=[full_attention, sliding_attention, full_attention]",
+        ),
+        "compute.pipeline_parallel with layers of 2 kinds (full_attention, sliding_attention)",
+    ),
+    "batch": (
+        (*_compute(4, 2), "stages.base.train.batch_size=2"),
+        "train.batch_size 2 for 2 pipelines of 2 processes, at least 2 rows for each",
+    ),
+    "division": (
+        (*_compute(4, 2), "stages.base.train.batch_size=15"),
+        "train.batch_size 15 does not divide over 2 processes",
+    ),
+    "liger": ((*_compute(2, 2), "compute.liger=on"), "compute.pipeline_parallel is 2, 1 with Liger's kernels"),
+    "adapter": ((*_compute(2, 2), "stages.sft.adapter.r=4"), "adapter with compute.pipeline_parallel"),
+    "field": (
+        (*_compute(2, 2), "stages.base.train.label_smoothing_factor=0.1"),
+        "train.label_smoothing_factor with compute.pipeline_parallel",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_a_pipeline_is_refused_before_anything_runs(
+    case: str, pretrain_world: Any, tmp_path: Any, command: Any
 ) -> None:
-    ended = command("run", _recipe(tiny_recipe, compute), "--store", tmp_path / "s", cwd=tmp_path)
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert said in ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stdout + ended.stderr
-    assert not Store(tmp_path / "s").artifacts("base")
+    sets, said = REFUSED[case]
+    stage = "sft" if case == "adapter" else "base"
+    own = [text if text.startswith("stages.") else f"stages.{stage}.{text}" for text in sets]
+    given = [word for text in own for word in ("--set", text)]
+    ended = command("check", pretrain_world.recipe, "--store", tmp_path / "s", *given, cwd=tmp_path)
+    out = ended.stdout + ended.stderr
+    assert ended.returncode == 2, out
+    assert said in out
+    assert len(out.splitlines()) == 1, out
 
 
-def test_fields_a_pipeline_would_ignore_are_refused() -> None:
-    train = KINDS["pretrain"].config.model_fields["train"].annotation
-    refuse_unused(train.model_validate({"adam_epsilon": 1e-6}))
-    with pytest.raises(PipelineError, match=r"train\.label_smoothing_factor with compute\.pipeline_parallel"):
-        refuse_unused(train.model_validate({"label_smoothing_factor": 0.1}))
+def test_what_only_the_model_tells_is_refused_once_and_leaves_nothing(
+    pretrain_world: Any, tmp_path: Any, command: Any
+) -> None:
+    model = {"type": "qwen2", "use_sliding_window": "true", "max_window_layers": 1, "sliding_window": 8}
+    sets = [f"stages.base.model.{word}={value}" for word, value in model.items()]
+    given = [word for text in (*sets, *_compute(2, 2)) for word in ("--set", text)]
+    store = tmp_path / "s"
+    ended = command("run", pretrain_world.recipe, "--store", store, "--until", "base", *given, cwd=tmp_path)
+    out = ended.stdout + ended.stderr
+    assert ended.returncode == 2, out
+    said = "compute.pipeline_parallel with layers of 2 kinds (full_attention, sliding_attention)"
+    assert out.count(said) == 1 and "Traceback" not in out, out
+    assert not pretrain_world.store(str(store)).artifacts("base")

@@ -14,8 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.stage import Event
 from pipeline.training.batches import Batches
-from pipeline.training.loop import SessionClock, Watcher, _best, _final, steps_of
-from pipeline.training.loop import _timeless as timeless
+from pipeline.training.loop import SessionClock, Watcher, _best, _final, steps_of, timeless
 from pipeline.training.sums import restore_sums, sums_of
 
 
@@ -89,7 +88,7 @@ def test_what_the_clock_decides_stays_out_of_the_curve() -> None:
         "num_tokens": 5,
         "total_flos": 1,
     }
-    assert timeless(row) == {"loss": 1.0, "step": 3}
+    assert timeless([row, {"step": 4}]) == [{"loss": 1.0, "step": 3}]
 
 
 def test_final_and_best_figures_of_a_curve() -> None:

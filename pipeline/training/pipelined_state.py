@@ -1,0 +1,195 @@
+"""Checkpoints of a pipeline: those that transformers' Trainer writes on one process.
+
+Weights and the optimizer's memory are gathered and written whole; each part reads its own. So a pipeline goes on with
+another number of parts or replicas, with the trainer on one process or several, or under ZeRO, and the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Trainer, TrainerControl, TrainerState
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.part import Part
+from pipeline.parallel.pipeline import Pipeline
+from pipeline.training.checkpoints import mark_whole
+from pipeline.training.loop import timeless
+from pipeline.training.sums import SUMS_FILE
+from pipeline.training.whole_state import OPTIMIZER_FILE, SCHEDULER_FILE, tensors_in
+
+STATE_FILE = "trainer_state.json"
+WEIGHTS_FILE = "model.safetensors"
+RANDOM_FILE = "random-{rank}-of-{ranks}.pt"
+"""Random states of each process: dropout goes on as it would have."""
+
+
+@dataclass
+class Log:
+    """The log of a training, and what was added up since its last row.
+
+    Attributes:
+        history: rows as the trainer's.
+        loss: sum over the steps since the last row.
+        steps: since the last row.
+        logged: sum of the losses in the rows.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    loss: float = 0.0
+    steps: int = 0
+    logged: float = 0.0
+
+    def add(self, loss: float) -> None:
+        """Add the loss of a step."""
+        self.loss += loss
+        self.steps += 1
+
+    def write(self, **values: float) -> None:
+        """Write a row with the mean loss since the last one."""
+        self.history.append({"loss": self.loss / self.steps, **values})
+        self.loss, self.steps, self.logged = 0.0, 0, self.logged + self.loss
+
+
+def groups_of(model: Any) -> list[list[str]]:
+    """Return the names of a whole model's weights in each group of its optimizer, by the trainer's rule."""
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    groups = [[n for n in names if n in decayed], [n for n in names if n not in decayed]]
+    return [group for group in groups if group]
+
+
+def optimizer_of(part: Part, groups: Sequence[Sequence[str]], arguments: Any) -> torch.optim.Optimizer:
+    """Make the optimizer of a part's weights, in the groups of the whole model's; the second is not decayed."""
+    named = part.named_whole()
+    decays = [arguments.weight_decay, 0.0]
+    own = [
+        {"params": [named[name] for name in group if name in named], "weight_decay": decay}
+        for group, decay in zip(groups, decays, strict=False)
+    ]
+    made, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    optimizer: torch.optim.Optimizer = made(own, **options)
+    return optimizer
+
+
+class PipelineState:
+    """What a pipeline in training keeps, gathered and dealt out again."""
+
+    def __init__(
+        self, pipe: Pipeline, optimizer: torch.optim.Optimizer, rates: Any, groups: Sequence[Sequence[str]]
+    ) -> None:
+        self.pipe, self.optimizer, self.rates, self.groups = pipe, optimizer, rates, groups
+
+    def save(self, folder: Path, log: Log, arguments: Any, step: int, epoch: float) -> None:
+        """Write a checkpoint; every process calls it."""
+        ranks = self.pipe.place.ranks
+        folder.mkdir(parents=True, exist_ok=True)
+        weights, optimizer = self.pipe.whole_state(), self._gathered_optimizer()
+        if ranks.is_first:
+            save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            torch.save(optimizer, folder / OPTIMIZER_FILE)
+            torch.save(self.rates.state_dict(), folder / SCHEDULER_FILE)
+            callbacks = [TrainerControl()]  # the trainer asks for its own when it goes on from here
+            state = TrainerState(epoch, step, log_history=log.history, stateful_callbacks=callbacks)
+            state.compute_steps(arguments, arguments.max_steps)
+            state.max_steps = arguments.max_steps
+            state.train_batch_size = arguments.train_batch_size
+            state.save_to_json(str(folder / STATE_FILE))
+            sums = {"loss": log.loss, "logged_loss": log.logged, "last_logged": step - log.steps}
+            text = json.dumps({**sums, "metrics": {}, "tokens": 0})
+            (folder / SUMS_FILE.format(rank=0)).write_text(text, encoding="utf-8")
+        torch.save(_random_states(), folder / RANDOM_FILE.format(rank=ranks.index, ranks=ranks.count))
+        mark_whole(folder)
+
+    def load(self, folder: Path) -> Log:
+        """Read a checkpoint of this run, whoever wrote it.
+
+        Raises:
+            PipelineError: it is not one of this model.
+        """
+        ranks = self.pipe.place.ranks
+        own, missing = self.pipe.part.named_whole(), set(self.pipe.part.named_whole())
+        with torch.no_grad():
+            for name, tensor in tensors_in(folder, own):
+                own[name].copy_(tensor)
+                missing.discard(name)
+        if missing:
+            raise _unfit(folder, f"without {sorted(missing)[0]}")
+        self._load_optimizer(folder)
+        self.rates.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
+        file = folder / RANDOM_FILE.format(rank=ranks.index, ranks=ranks.count)
+        if file.is_file():
+            _set_random_states(torch.load(file, weights_only=True))
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        files = sorted(folder.glob(SUMS_FILE.format(rank="*")))
+        sums = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        if not sums:
+            raise _unfit(folder, "without running sums")
+        loss = sum(one["loss"] for one in sums) / len(sums)
+        steps = int(state["global_step"]) - int(sums[0]["last_logged"])
+        return Log(timeless(state["log_history"]), loss, steps, sums[0]["logged_loss"])
+
+    def _gathered_optimizer(self) -> dict[str, Any]:
+        """Return the optimizer's state as torch has it on one process, on the first process."""
+        ranks, part = self.pipe.place.ranks, self.pipe.part
+        tensors: dict[str, Tensor] = {}
+        rest: list[tuple[str, str, Any]] = []
+        for name, parameter in part.counted().items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name} {key}"] = value
+                else:
+                    rest.append((name, key, value))
+        places = {name: place for place, name in enumerate(name for group in self.groups for name in group)}
+        state: dict[int, dict[str, Any]] = {}
+        found = self.pipe.collected(tensors)
+        rest = ranks.gathered(rest)
+        if ranks.is_first:
+            rest += [(*label.split(" "), tensor) for label, tensor in found.items()]  # type: ignore[misc]
+            for name, key, value in rest:
+                state.setdefault(places[name], {})[key] = value
+        groups: list[dict[str, Any]] = []
+        for names, group in zip(self.groups, self.optimizer.param_groups, strict=True):
+            settings = {key: value for key, value in group.items() if key != "params"}
+            groups.append({**settings, "params": [places[name] for name in names]})
+        return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+    def _load_optimizer(self, folder: Path) -> None:
+        file = folder / OPTIMIZER_FILE
+        if not file.is_file():
+            raise _unfit(folder, "without an optimizer of one process")
+        # Mapped, not read: processes of a machine share it, and each uses a part.
+        kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if [len(group["params"]) for group in kept["param_groups"]] != [len(group) for group in self.groups]:
+            raise _unfit(folder, "with an optimizer of other groups")
+        named = self.pipe.part.named_whole()
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        for names, theirs in zip(self.groups, kept["param_groups"], strict=True):
+            begin = sum(len(group["params"]) for group in groups)
+            own = [place for name, place in zip(names, theirs["params"], strict=True) if name in named]
+            state.update({begin + i: kept["state"][place] for i, place in enumerate(own) if place in kept["state"]})
+            groups.append({**theirs, "params": list(range(begin, begin + len(own)))})
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return {**states, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _unfit(folder: Path, found: str) -> PipelineError:
+    return PipelineError(Problem(f"a checkpoint {found} in {folder}", "one of this model", "remove the folder"))
