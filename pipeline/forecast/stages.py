@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.artifacts import Store
@@ -12,11 +13,14 @@ from pipeline.estimate.memory import (
     Memory,
     Spread,
     activation_bytes,
+    block_bytes,
     cache_bytes,
     heap_bytes,
     logit_bytes,
     peak,
     state,
+    tiled_logit_bytes,
+    transient_bytes,
 )
 from pipeline.estimate.shape import ModelShape
 from pipeline.estimate.work import forward_flops, hours, training_flops
@@ -31,8 +35,10 @@ from pipeline.stage import kind_of
 
 TRAINED = ("pretrain", "sft", "reward", "dpo", "kto")
 SAMPLED = ("ppo", "grpo", "rloo")
-LOGIT_COPIES = {"reward": 0.0}
-"""fp32 copies of the head's output alive at once, where they are not three."""
+DROPPED = ("pretrain", "sft", "grpo", "rloo")
+"""Kinds that leave a model's dropout on; trl and PPO switch it off for the others."""
+PPO_COPIES = 5.0
+"""fp32 copies of the head's output in PPO's kept pass: logits, log-probabilities, and those of the entropy."""
 ASSUMED_LENGTH = 1024
 """Tokens of the longest row where the rows are not on this machine and nothing says how long they may be."""
 
@@ -144,12 +150,31 @@ def is_half(compute: Compute, device: Device) -> bool:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a stage, whatever it is computed on."""
+    """What is known of a stage, whatever it is computed on.
+
+    Attributes:
+        stage: of the plan.
+        shape: of its model.
+        lengths: of its rows; None when they are not on this machine.
+        others: models beside the one it trains.
+        changed: fields of `train` that are other than the recipe's, to see what they would bring.
+    """
 
     stage: PlannedStage
     shape: ModelShape
     lengths: Lengths | None
     others: tuple[ModelShape, ...] = ()
+    changed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def train(self) -> Any:
+        """The stage's `train`, with what is changed of it."""
+        own: Any = self.stage.spec.config
+        return own.train.model_copy(update=dict(self.changed))
+
+    def with_train(self, changed: Mapping[str, int]) -> Facts:
+        """Return the same stage with some fields of `train` changed."""
+        return replace(self, changed={**self.changed, **changed})
 
     def forecast(self, compute: Compute, adapter: Adapter | None) -> Forecast:
         """Return what the stage needs under ``compute``, with or without an adapter."""
@@ -161,6 +186,8 @@ class Facts:
             checkpointing=compute.activation_checkpointing is True and kind != "ppo",
             half=is_half(compute, device),
             on_gpu=device.is_gpu,
+            dropout=kind in DROPPED,
+            eager=compute.attention == "eager",
         )
         made = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
         return made(compute, adapter, device, spread)
@@ -177,7 +204,7 @@ class Facts:
 
     def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
         """Forecast a stage that learns from rows."""
-        kind, train, shape = self.stage.spec.kind, _train(self.stage), self.shape
+        kind, train, shape = self.stage.spec.kind, self.train, self.shape
         longest = self._longest(train, both=kind in ("dpo", "reward"))
         asked = train.kl_batch if kind == "kto" else compute.micro_batch
         stages = compute.pipeline_parallel
@@ -187,14 +214,14 @@ class Facts:
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
             held = ("weights", "gradients", "optimizer")
             parts = replace(parts, **{name: getattr(parts, name) * share for name in held})
-        at_once = -(-micro * longest // compute.sequence_parallel)
-        r = adapter.r if adapter is not None else 0
-        parts = replace(
-            parts,
-            activations=activation_bytes(shape, at_once, spread, adapter_r=r),
-            logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
-        )
-        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
+        rows, length = (2 * micro, longest // 2) if kind in ("dpo", "reward") else (micro, longest)
+        length = -(-length // compute.sequence_parallel)
+        logits = 0.0
+        if kind == "pretrain":
+            logits = logit_bytes(shape, rows * length, spread)
+        elif kind != "reward":
+            logits = tiled_logit_bytes(shape, rows * length, spread, trained=adapter is None)
+        parts = self._learning(parts, adapter, spread, rows, length, logits)
         if stages > 1:  # what comes from one neighbour and goes back to it has a buffer for every row of the batch
             waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden
             parts = replace(parts, activations=parts.activations + waiting)
@@ -205,9 +232,22 @@ class Facts:
         )
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work or None, parts)
 
+    def _learning(
+        self, parts: Memory, adapter: Adapter | None, spread: Spread, rows: int, length: int, logits: float
+    ) -> Memory:
+        """Add what a pass over ``rows`` of ``length`` tokens keeps, and what its end still needs."""
+        shape, share, r = self.shape, 1.0, adapter.r if adapter is not None else 0
+        if adapter is not None and adapter.layers == "top-half":
+            share = (shape.layers - shape.layers // 2) / shape.layers
+        activations = activation_bytes(shape, rows, length, spread, adapter_r=r, share=share)
+        block = block_bytes(shape, rows, length, spread, adapter_r=r)
+        ending = block + transient_bytes(shape, rows * length, spread)
+        heap = heap_bytes(ending, spread, adapted=adapter is not None)
+        return replace(parts, activations=activations, ending=ending, logits=logits, heap=heap)
+
     def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
         """Forecast a stage that learns from its own responses."""
-        config, train, shape, kind = self.stage.spec.config, _train(self.stage), self.shape, self.stage.spec.kind
+        config, train, shape, kind = self.stage.spec.config, self.train, self.shape, self.stage.spec.kind
         prompt = self.lengths.longest_tokens(shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
         longest = prompt + train.max_new_tokens
         at_once = train.rollout_batch if kind == "ppo" else train.responses_at_once
@@ -231,16 +271,18 @@ class Facts:
             parts = Memory(
                 *(a + b for a, b in zip((parts.weights, parts.gradients, parts.optimizer), own, strict=True))
             )
-        tokens_at_once = micro * longest
+        logits = tiled_logit_bytes(shape, micro * longest, spread, trained=adapter is None)
+        if kind == "ppo":
+            logits = logit_bytes(shape, micro * train.max_new_tokens, spread, copies=PPO_COPIES)
+        parts = self._learning(parts, adapter, spread, micro, longest, logits)
         twice = 2 if getattr(config, "layout", "shared") == "separate" else 1
         parts = replace(
             parts,
             others=others,
-            activations=twice * activation_bytes(shape, tokens_at_once, spread),
-            logits=logit_bytes(shape, tokens_at_once if kind != "ppo" else micro * train.max_new_tokens, spread),
+            activations=twice * parts.activations,
+            heap=twice * parts.heap,
             cache=cache_bytes(shape, share, longest, half=spread.half),
         )
-        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
         parts = replace(parts, peak=peak(parts, accumulates=accumulates))
         tokens, work = self._sampled_work(train, longest, adapter)
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work, parts)
@@ -272,7 +314,6 @@ class Facts:
             cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=frozen == 2),
             logits=logit_bytes(self.shape, 128, spread, copies=2),
         )
-        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
         parts = replace(parts, peak=peak(parts, accumulates=False))
         tokens = float(rows * longest * len(config.models)) if rows else None
         work = tokens and forward_flops(self.shape, tokens, longest) * (2 + len(self.others))
@@ -302,10 +343,6 @@ class Facts:
 def _frozen_bytes(spread: Spread) -> float:
     """Return the bytes of a weight that only answers or scores: on a GPU in the format of the computation."""
     return 2.0 if spread.on_gpu and spread.half else 4.0
-
-
-def _train(stage: PlannedStage) -> Any:
-    return stage.spec.config.train  # type: ignore[attr-defined]
 
 
 def _steps(train: Any, rows: int | None) -> int | None:
