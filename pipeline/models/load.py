@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapters import save_adapter_and_merge
+from pipeline.parallel.tensor import finish_slicing, slicing
 from pipeline.stage import ResolvedInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -93,10 +94,13 @@ def hidden_size(model_input: ResolvedInput, trust_remote_code: bool = False) -> 
     Raises:
         PipelineError: none there.
     """
-    source = source_of(model_input)
-    with _quiet(), _explained(source, "configuration"):
-        config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
+    config = _config(source_of(model_input), trust_remote_code)
     return int(getattr(config.get_text_config(), "hidden_size", 0))
+
+
+def _config(source: Source, trust_remote_code: bool) -> Any:
+    with _quiet(), _explained(source, "configuration"):
+        return AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
 
 
 def load_causal_lm(
@@ -106,6 +110,7 @@ def load_causal_lm(
     *,
     quantize: Quantize | None = None,
     attention: str | None = None,
+    slices: int = 1,
 ) -> Any:
     """Load a causal language model.
 
@@ -115,15 +120,14 @@ def load_causal_lm(
         trust_remote_code: whether the repository may run its own Python.
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
+        slices: processes that hold a slice of every large matrix each; this one reads its own.
 
     Raises:
-        PipelineError: no safetensors, weights missing, code not allowed.
+        PipelineError: no safetensors, weights missing, code not allowed, a model that is not to be sliced so.
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
-    if attention is not None:
-        extra["attn_implementation"] = attention
+    extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
     with _quiet(), _explained(source, "model"):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
@@ -136,7 +140,7 @@ def load_causal_lm(
         )
     _refuse_missing(source, info["missing_keys"], allowed=())
     _compute_as_in_training(model)
-    return model
+    return finish_slicing(model) if slices > 1 else model
 
 
 def load_reward_model(
@@ -148,6 +152,7 @@ def load_reward_model(
     trust_remote_code: bool = False,
     quantize: Quantize | None = None,
     attention: str | None = None,
+    slices: int = 1,
 ) -> Any:
     """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
 
@@ -162,9 +167,7 @@ def load_reward_model(
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
-    if attention is not None:
-        extra["attn_implementation"] = attention
+    extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
     with _quiet(), _explained(source, "model"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
@@ -189,7 +192,28 @@ def load_reward_model(
         weight.normal_(0.0, (weight.shape[-1] + 1) ** -0.5, generator=generator)
         with torch.no_grad():
             model.score.weight.copy_(weight)
-    return model
+    return finish_slicing(model) if slices > 1 else model
+
+
+def _loading(
+    source: Source,
+    dtype: Precision,
+    trust_remote_code: bool,
+    quantize: Quantize | None,
+    attention: str | None,
+    slices: int,
+) -> dict[str, Any]:
+    """Return what `from_pretrained` is told beyond the format of the weights.
+
+    Raises:
+        PipelineError: see `slicing` and `_quantization`.
+    """
+    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    if attention is not None:
+        extra["attn_implementation"] = attention
+    if slices > 1:
+        extra["distributed_config"] = slicing(_config(source, trust_remote_code), slices)
+    return extra
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:

@@ -224,12 +224,30 @@ class Compute(BaseModel):
             found.append(("pipeline_parallel", "1 in half precision", "set compute.precision: fp32"))
         if self.pipeline_parallel > 1 and self.activation_checkpointing is True:
             found.append(("pipeline_parallel", "1 with activation_checkpointing", "choose one of the two"))
+        found += self._slicing_contradictions()
         if self.offload != "none" and not self.zero:
             found.append(("offload", "none without a ZeRO stage", "set compute.zero: 2 or 3"))
         if self.offload == "all" and 0 < self.zero < 3:
             found.append(("offload", "optimizer below ZeRO-3", "only ZeRO-3 can keep weights in CPU memory"))
         if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
             found.append(("nodes", "1 without a rendezvous", "set compute.rendezvous: HOST:PORT of the first machine"))
+        return found
+
+    def _slicing_contradictions(self) -> list[tuple[str, str, str]]:
+        """Return what excludes tensor parallelism; without data parallelism beside it the group is all processes."""
+        size, everyone = self.tensor_parallel, self.ranks
+        if size == 1:
+            return []
+        found = []
+        if size != everyone and self.pipeline_parallel == 1 and self.sequence_parallel == 1:
+            remedy = f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {size}"
+            found.append(("tensor_parallel", f"processes × nodes, which is {everyone}", remedy))
+        if self.pipeline_parallel > 1 or self.sequence_parallel > 1:
+            found.append(("tensor_parallel", "1 with pipeline_parallel or sequence_parallel", "choose one of them"))
+        if self.zero or self.fsdp:
+            found.append(("tensor_parallel", "1 with ZeRO or FSDP", "choose one of them"))
+        if self.precision not in ("auto", "fp32"):
+            found.append(("tensor_parallel", "1 in half precision", "set compute.precision: fp32"))
         return found
 
 

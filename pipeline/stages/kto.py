@@ -206,8 +206,8 @@ def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
     """
     from pipeline.parallel.division import Division, divide
 
-    share = divide(train.kl_batch, train.kl_batch, longest, ctx.ranks, group=together, word="kl_batch").micro_batch
-    division = Division(train.batch_size, share, ctx.ranks)
+    share = divide(train.kl_batch, train.kl_batch, longest, ctx.replicas, group=together, word="kl_batch").micro_batch
+    division = Division(train.batch_size, share, ctx.replicas)
     ctx.facts["batch"] = division.sentence("rows", longest)
     if ctx.ranks > 1:
         ctx.note(ctx.facts["batch"])

@@ -72,6 +72,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.models.scratch import build_causal_lm
     from pipeline.parallel.sharded import whole_model
+    from pipeline.parallel.tensor import slice_model
     from pipeline.training.arguments import (
         attend_without_mask,
         attention_kernel,
@@ -97,6 +98,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         model = build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention_kernel(ctx))
     else:
         model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code, attention=attention_kernel(ctx))
+    slices = int(ctx.compute.get("tensor_parallel", 1))
+    if slices > 1:
+        model = slice_model(model, slices)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)

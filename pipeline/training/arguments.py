@@ -110,13 +110,13 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     Weights that are trained are fp32, whatever the precision of the computation; those frozen beneath an adapter may
     be quantised.
     """
-    attention = attention_kernel(ctx)
+    held = {"attention": attention_kernel(ctx), "slices": int(ctx.compute.get("tensor_parallel", 1))}
     if adapter is None or adapter.quantize is None:
-        return {"dtype": "fp32", "attention": attention}
+        return {"dtype": "fp32", **held}
     if int(ctx.compute.get("zero") or 0) == 3:
         found = f"adapter.quantize is {adapter.quantize} and compute.zero is 3"
         raise PipelineError(Problem(found, "whole quantised weights on each process", "use compute.zero 0, 1 or 2"))
-    return {"dtype": precision_of(ctx), "quantize": adapter.quantize, "attention": attention}
+    return {"dtype": precision_of(ctx), "quantize": adapter.quantize, **held}
 
 
 def frozen_weights(ctx: StageContext) -> tuple[str, dict[str, Any]]:

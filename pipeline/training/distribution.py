@@ -60,6 +60,7 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
     if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks:
         ctx.facts.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
+        _check_slices(ctx, trainer)
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
     raise PipelineError(
@@ -70,3 +71,21 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
             stage=ctx.name,
         )
     )
+
+
+def _check_slices(ctx: StageContext, trainer: Any) -> None:
+    """Refuse to train when this process holds more than its slices, and keep in the manifest what it holds.
+
+    Raises:
+        PipelineError: it does.
+    """
+    from pipeline.parallel.tensor import own_share, size_of
+
+    asked, found = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
+    share = own_share(trainer.model)
+    if found != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
+        text = f"compute.tensor_parallel is {asked}, the trainer slices by {found}, and this process holds {share:.0%}"
+        raise PipelineError(Problem(text, "what was asked for", "see `trueup doctor`", stage=ctx.name))
+    if asked > 1:
+        ctx.facts["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)
+        ctx.facts["tensor_parallel"] = {"size": found, "share_of_parameters": round(share, 4)}

@@ -30,7 +30,7 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
     """
     ranks = Ranks.current()
     if not any_rank(kept.is_file()):
-        values = _computed(ctx, model, dataset.to_list(), columns, ranks)
+        values = _computed(ctx, model, dataset.to_list(), columns, ranks if ctx.replicas > 1 else Ranks())
         if ranks.is_first:
             part = kept.with_suffix(".part")
             part.write_text(json.dumps(values), encoding="utf-8")

@@ -8,7 +8,7 @@ resumed with another ZeRO stage, another number of processes, or without ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.tensor import Slices, load_slice, size_of, slice_like, whole_tensor
 from pipeline.parallel.zero import ZeroState
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
+KERNELS = ("fused", "foreach")
+"""Settings of an optimizer's group that say what computes its steps, not what they are."""
 
 
 class WholeState:
@@ -35,12 +38,20 @@ class WholeState:
     is_fsdp_enabled: bool
     _groups: list[list[nn.Parameter]]
 
+    def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
+        built: dict[str, Any] = super()._build_accelerator_args(**given)  # type: ignore[misc]
+        if size_of(self.model) > 1:
+            built["parallelism_config"] = Slices(tp_size=size_of(self.model))
+        return built
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Make the optimizer, without the empty groups that DeepSpeed would take out: all engines have the same."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if is_new:
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+            if size_of(self.model) > 1:
+                join_groups(optimizer, self.model, set(self.get_decay_parameter_names(self.model)))  # type: ignore[attr-defined]
             self._groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
 
@@ -76,10 +87,13 @@ class WholeState:
         return found
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
+            state = gathered_optimizer(self._zero)
+        elif size_of(self.model) > 1:
+            state = joined_optimizer(self.optimizer, keep=Ranks.current().is_first)
+        else:
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
             return
-        state = gathered_optimizer(self._zero)
         if Ranks.current().is_first:
             torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
@@ -89,9 +103,15 @@ class WholeState:
         if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
-        load_weights(self.model, self._zero, Path(resume_from_checkpoint))
+        load_weights(self.model, self._zero.set_weight, Path(resume_from_checkpoint))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if size_of(self.model) > 1:
+            load_weights(self.model, load_slice, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load them.
@@ -106,6 +126,11 @@ class WholeState:
             if self.is_deepspeed_enabled:
                 # Mapped, not read: processes of a machine share it, and each uses a part.
                 share_out_optimizer(self._zero, torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+            elif size_of(self.model) > 1:
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                self.optimizer.load_state_dict(cut_optimizer(state, self.optimizer))
+                self.lr_scheduler.load_state_dict(torch.load(file.with_name(SCHEDULER_FILE), weights_only=True))
+                return
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
 
@@ -140,9 +165,7 @@ def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
     Raises:
         PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
     """
-    sizes = [len(group["params"]) for group in kept["param_groups"]]
-    if sizes != [len(group) for group in zero.groups]:
-        raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
+    _check_groups(kept, zero.groups)
     states = [[kept["state"].get(place, {}) for place in group["params"]] for group in kept["param_groups"]]
     for number, parameters in enumerate(zero.groups):
         moments: list[str] = []
@@ -166,8 +189,68 @@ def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
                     zero.set_moment(parameter, key, value)
 
 
-def load_weights(model: Any, zero: ZeroState, folder: Path) -> None:
+def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
+    """Undo what transformers does to the groups of an optimizer of a sliced model, so that they are one process's.
+
+    It parts weights in slices from whole ones, which fused steps cannot take together: such a group takes plain steps.
+    """
+    settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    named = [(name, p) for name, p in model.named_parameters() if id(p) in settings]
+    groups = []
+    for decays in (True, False):
+        parameters = [p for name, p in named if (name in decaying) == decays]
+        if parameters:
+            is_mixed = len({type(p.data) for p in parameters}) > 1
+            plain = dict.fromkeys(KERNELS, False) if is_mixed else {}
+            groups.append({**settings[id(parameters[0])], **plain, "params": parameters})
+    optimizer.param_groups[:] = groups
+
+
+def joined_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
+    """Return the state of a sliced model's optimizer with its slices put together; every process calls it."""
+    state = optimizer.state_dict()
+    joined = {
+        place: {key: whole_tensor(value) if isinstance(value, Tensor) else value for key, value in held.items()}
+        for place, held in state["state"].items()
+    }
+    kernels = {key: optimizer.defaults[key] for key in KERNELS if key in optimizer.defaults}
+    groups = [{**group, **kernels} for group in state["param_groups"]]
+    return {"state": joined if keep else {}, "param_groups": groups}
+
+
+def cut_optimizer(kept: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Return the state of one process's optimizer with this process's slices of it.
+
+    Raises:
+        PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
+    """
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+    _check_groups(kept, groups)
+    places = [place for group in kept["param_groups"] for place in group["params"]]
+    state = {}
+    for place, parameter in zip(places, (p for group in groups for p in group), strict=True):
+        held = kept["state"].get(place, {})
+        odd = [k for k, v in held.items() if isinstance(v, Tensor) and v.dim() and not _is_moment(v, parameter)]
+        if odd:
+            raise _unfit(f"the checkpoint's optimizer keeps {sorted(odd)} for a weight")
+        state[place] = {k: slice_like(v.clone(), parameter) if isinstance(v, Tensor) else v for k, v in held.items()}
+    own = [{key: group[key] for key in KERNELS if key in group} for group in optimizer.param_groups]
+    return {"state": state, "param_groups": [{**k, **o} for k, o in zip(kept["param_groups"], own, strict=True)]}
+
+
+def _check_groups(kept: Mapping[str, Any], groups: list[list[nn.Parameter]]) -> None:
+    sizes = [len(group["params"]) for group in kept["param_groups"]]
+    if sizes != [len(group) for group in groups]:
+        raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
+
+
+def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder: Path) -> None:
     """Share out the weights, or the adapter, that a trainer has written into a checkpoint.
+
+    Args:
+        model: whose weights lie in parts.
+        put: puts a whole weight where a parameter's parts lie.
+        folder: the checkpoint.
 
     Raises:
         PipelineError: they are another model's.
@@ -178,7 +261,7 @@ def load_weights(model: Any, zero: ZeroState, folder: Path) -> None:
     missing = set(own)
     for name, whole in _tensors(folder):
         if name in own:
-            zero.set_weight(own[name], whole)
+            put(own[name], whole)
             missing.discard(name)
     if missing:
         raise _unfit(f"the checkpoint lacks {sorted(missing)[0]}")
