@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -43,6 +44,19 @@ class WholeState:
         if size_of(self.model) > 1:
             built["parallelism_config"] = Slices(tp_size=size_of(self.model))
         return built
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make it; processes that hold slices evaluate the same rows, which count once."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        if size_of(self.model) > 1:
+            self.gather_function = self.accelerator.gather_for_metrics = self._own_rows
+
+    def _own_rows(self, values: Any, use_gather_object: bool = False) -> Any:
+        """Return what accelerate's `gather_for_metrics` does on one process: the last batch without its repeats."""
+        known = self.accelerator.gradient_state
+        if not known.end_of_dataloader or known.remainder <= 0:
+            return values
+        return recursively_apply(lambda tensor: tensor[: known.remainder] if tensor.dim() else tensor, values)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Make the optimizer, without the empty groups that DeepSpeed would take out: all engines have the same."""
