@@ -9,12 +9,15 @@ Reference: Shoeybi et al. 2019, arXiv:1909.08053 (columns, then rows: one sum pe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.parallelism_config import ParallelismConfig
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import DistributedConfig
@@ -106,9 +109,35 @@ def finish_slicing(model: Any) -> Any:
     return model
 
 
+def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
+    """Give a fresh LoRA adapter on a sliced model the weights it begins with on one process.
+
+    peft 0.21 draws slices by themselves, from another range and for each process, and takes a slice's width for the
+    whole one. Layer by layer these are peft's draws for a whole model.
+
+    Args:
+        model: with the adapter, in slices.
+        drawn_from: state of torch's random numbers before the adapter was put on.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(drawn_from)
+        for layer in model.modules():
+            if not isinstance(layer, LoraLayer):
+                continue
+            base, own_a, own_b = (
+                layer.get_base_layer(),
+                *(part[model.active_adapter] for part in (layer.lora_A, layer.lora_B)),
+            )
+            a = nn.Linear(base.in_features, own_a.out_features, bias=False)
+            nn.Linear(own_b.in_features, base.out_features, bias=False)
+            nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
+            load_slice(own_a.weight, a.weight)
+            own_a.in_features, own_b.out_features = base.in_features, base.out_features
+
+
 def size_of(model: Any) -> int:
     """Return how many processes hold slices of a model, a peft model's base included."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
     return int(getattr(plain, "tp_size", None) or 1)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.tensor import Slices, load_slice, size_of, slice_like, whole_tensor
+from pipeline.parallel.tensor import Slices, begin_adapter, load_slice, size_of, slice_like, whole_tensor
 from pipeline.parallel.zero import ZeroState
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
@@ -38,6 +38,12 @@ class WholeState:
     is_deepspeed_enabled: bool
     is_fsdp_enabled: bool
     _groups: list[list[nn.Parameter]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        before = torch.get_rng_state()
+        super().__init__(*args, **kwargs)
+        if size_of(self.model) > 1 and isinstance(self.model, PeftModel):
+            begin_adapter(self.model, before)
 
     def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
         built: dict[str, Any] = super()._build_accelerator_args(**given)  # type: ignore[misc]
