@@ -70,6 +70,7 @@ def slice_model(model: Any, size: int) -> Any:
         PipelineError: see `slicing`.
     """
     config, _, mesh = type(model).prepare_distribute_model(slicing(model.config, size))
+    _untie(model)
     model = type(model).maybe_distribute_model(model, config, mesh)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -85,6 +86,16 @@ def slice_model(model: Any, size: int) -> Any:
                 setattr(module, name, nn.Parameter(own, requires_grad=parameter.requires_grad))
     model.tie_weights()
     return finish_slicing(model)
+
+
+def _untie(model: nn.Module) -> None:
+    """Give each place of a shared weight a parameter of its own, of the same numbers: the plan names every place."""
+    seen = set()
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in seen:
+                setattr(module, name, nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad))
+            seen.add(id(parameter))
 
 
 def finish_slicing(model: Any) -> Any:
