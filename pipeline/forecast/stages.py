@@ -16,6 +16,7 @@ from pipeline.estimate.memory import (
     heap_bytes,
     logit_bytes,
     peak,
+    sliced,
     state,
 )
 from pipeline.estimate.shape import ModelShape
@@ -187,12 +188,16 @@ class Facts:
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
             parts = replace(parts, gradients=parts.gradients * share, optimizer=parts.optimizer * share)
         at_once = micro * longest
-        r = adapter.r if adapter is not None else 0
+        r, slices = adapter.r if adapter is not None else 0, compute.tensor_parallel
         parts = replace(
             parts,
             activations=activation_bytes(shape, at_once, spread, adapter_r=r),
             logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
         )
+        if slices > 1:
+            parts = sliced(parts, shape, slices, adapter_r=r, layers=shape.layers if r else 0)
+            if kind in ("sft", "dpo", "kto"):  # trl puts the head together for its loss, and takes a whole gradient
+                parts = replace(parts, logits=parts.logits + 8.0 * shape.vocab * shape.hidden)
         parts = replace(parts, heap=heap_bytes(parts.activations, spread))
         parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas))
         tokens = self._tokens(train)

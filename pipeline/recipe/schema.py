@@ -246,8 +246,8 @@ class Compute(BaseModel):
             found.append(("tensor_parallel", "1 with pipeline_parallel or sequence_parallel", "choose one of them"))
         if self.zero or self.fsdp:
             found.append(("tensor_parallel", "1 with ZeRO or FSDP", "choose one of them"))
-        if self.precision not in ("auto", "fp32"):
-            found.append(("tensor_parallel", "1 in half precision", "set compute.precision: fp32"))
+        if self.precision == "fp16":
+            found.append(("tensor_parallel", "1 in fp16", "set compute.precision: bf16 or fp32"))
         return found
 
 

@@ -206,7 +206,9 @@ def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
         PipelineError: it does not divide.
     """
     from pipeline.parallel.division import Division, divide
+    from pipeline.training.distribution import note_slices
 
+    note_slices(ctx)
     share = divide(train.kl_batch, train.kl_batch, longest, ctx.replicas, group=together, word="kl_batch").micro_batch
     division = Division(train.batch_size, share, ctx.replicas)
     ctx.facts["batch"] = division.sentence("rows", longest)

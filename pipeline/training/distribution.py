@@ -25,11 +25,19 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
         asked = min(most, batch_size // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
+    note_slices(ctx)
     division = divide(batch_size, asked, longest, ctx.replicas, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
         ctx.note(sentence)
     return division
+
+
+def note_slices(ctx: StageContext) -> None:
+    """Say that processes with slices of the same model count as one to the batch."""
+    size = int(ctx.compute.get("tensor_parallel", 1))
+    if size > 1:
+        ctx.note(f"slices of every large matrix lie on {size} processes: together they count as one process")
 
 
 def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:

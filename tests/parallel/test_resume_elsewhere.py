@@ -21,11 +21,22 @@ STAGES = f"""
   lora: {{kind: dpo, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 2.0e-3, beta: 0.5}}}}
 """
 PARENTS = {"full": "base", "lora": "sft"}
-WAYS = {"one": (1, 0), "two": (2, 0), "zero-1": (2, 1), "zero-2": (2, 2), "zero-3": (2, 3), "zero-2 alone": (1, 2)}
+WAYS = {
+    "one": (1, 0, 1),
+    "two": (2, 0, 1),
+    "zero-1": (2, 1, 1),
+    "zero-2": (2, 2, 1),
+    "zero-3": (2, 3, 1),
+    "zero-2 alone": (1, 2, 1),
+    "slices": (2, 0, 2),
+}
+"""Processes, ZeRO stage, and slices of each matrix."""
 CASES = {
     "other numbers of processes": ("full", ("one", "two", "one")),
     "ZeRO-3, plain, ZeRO-2": ("full", ("zero-3", "zero-3", "two", "zero-2", "zero-2 alone")),
     "from plain to ZeRO-1": ("full", ("one", "zero-1", "zero-1", "one")),
+    "in slices": ("full", ("slices", "slices", "one", "slices", "two")),
+    "an adapter in slices": ("lora", ("slices", "one", "slices")),
     "an adapter": ("lora", ("zero-2", "one", "zero-3", "zero-3", "two")),
 }
 
@@ -49,8 +60,8 @@ def test_a_run_goes_on_spread_another_way(case: str, world: Any, whole: dict[str
     reached = 0
     made: dict[str, Any] = {}
     for place, way in enumerate(ways):
-        processes, zero = WAYS[way]
-        sets = (f"compute.processes={processes}", f"compute.zero={zero}")
+        processes, zero, slices = WAYS[way]
+        sets = (f"compute.processes={processes}", f"compute.zero={zero}", f"compute.tensor_parallel={slices}")
         last = place == len(ways) - 1
         made = world.train(case.replace(" ", "-"), (name,), *sets, stop_after=None if last else 2)
         begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]
