@@ -75,7 +75,7 @@ def test_slices_of_a_new_model_take_the_steps_of_one_process(
         assert any("eval_loss" in row for row in rows) == (name == "sft")
         for mine, theirs in zip(rows, same, strict=True):
             assert mine == pytest.approx(theirs, rel=1e-4)
-        ran = stores[1].artifacts(name)[-1].manifest["runtime"]["ran"]
+        ran = stores[1].artifacts(name)[-1].manifest.runtime["ran"]
         assert ran["accelerate"] == {"distributed_type": "MULTI_CPU", "num_processes": 2, "tp_size": 2}
         assert ran["tensor_parallel"]["size"] == 2
         assert ran["tensor_parallel"]["share_of_parameters"] < 0.6
