@@ -277,7 +277,10 @@ def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder
     """
     own = dict(model.named_parameters())
     if isinstance(model, PeftModel):
-        own = get_peft_model_state_dict(model, state_dict=own)
+        parameters = list(own.values())  # peft gathers slices: it is given numbers, and says what it calls them
+        numbers = {name: torch.tensor(number) for number, name in enumerate(own)}
+        named = get_peft_model_state_dict(model, state_dict=numbers)
+        own = {name: parameters[int(number)] for name, number in named.items()}
     missing = set(own)
     for name, whole in _tensors(folder):
         if name in own:
