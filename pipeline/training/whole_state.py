@@ -8,7 +8,7 @@ resumed with another ZeRO stage, another number of processes, or without ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +258,7 @@ def cut_optimizer(kept: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
     return {"state": state, "param_groups": [{**k, **o} for k, o in zip(kept["param_groups"], own, strict=True)]}
 
 
-def _check_groups(kept: Mapping[str, Any], groups: list[list[nn.Parameter]]) -> None:
+def _check_groups(kept: Mapping[str, Any], groups: Sequence[Sequence[nn.Parameter]]) -> None:
     sizes = [len(group["params"]) for group in kept["param_groups"]]
     if sizes != [len(group) for group in groups]:
         raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")

@@ -8,7 +8,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.estimate.memory import HEAP, Memory, Spread, activation_bytes, cache_bytes, heap_bytes, peak, state
+from pipeline.estimate.memory import (
+    HEAP,
+    Memory,
+    Spread,
+    activation_bytes,
+    cache_bytes,
+    heap_bytes,
+    peak,
+    sliced,
+    state,
+)
 from pipeline.estimate.shape import ModelShape, shape_of
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 176, "vocab_size": 101}
@@ -96,3 +106,14 @@ def test_activations_and_gradients_are_together_only_where_gradients_accumulate(
 def test_only_a_cpus_heap_keeps_freed_blocks() -> None:
     assert heap_bytes(100, Spread(on_gpu=True)) == 0
     assert heap_bytes(100, Spread(on_gpu=False)) == 100 * HEAP
+
+
+def test_slices_divide_the_state_but_for_the_whole_halves_of_an_adapter() -> None:
+    full = sliced(Memory(*state(SHAPE, 1000, Spread())), SHAPE, 4)
+    assert (full.weights, full.gradients, full.optimizer) == (1000, 1000, 2000)
+    # r = 1 on 2 layers: q, k, v, gate and up keep r x 8 of the input whole, o and down r x 8 of the output: 112 of 256
+    assert SHAPE.adapter(1) == 256
+    adapted = sliced(Memory(*state(SHAPE, 256, Spread())), SHAPE, 4, adapter_r=1, layers=2)
+    assert adapted.gradients == 4 * (112 + 144 / 4)
+    assert adapted.optimizer == 8 * (112 + 144 / 4)
+    assert adapted.weights == 4 * (112 + (1000 + 144) / 4)
