@@ -85,7 +85,8 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     sets = ("compute.micro_batch=2", "compute.processes=2", f"compute.zero={zero}")
     if request.param == "slices":
-        return request.param, world.train(request.param, SLICED, *sets, "compute.tensor_parallel=2")
+        sets += tuple(f"stages.{name}.compute.tensor_parallel=2" for name in SLICED)
+        return request.param, world.train(request.param, SLICED, *sets)
     return request.param, world.train(request.param, TRAINED, *sets)
 
 
