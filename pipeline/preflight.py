@@ -27,6 +27,9 @@ from pipeline.stage import Data, Shapes, kind_of
 DIVIDED = ("batch_size", "kl_batch")
 """Words of `train` that are numbers of rows all processes of a stage share evenly."""
 
+SLICED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
+"""Optimizers whose steps were shown to be the same in slices."""
+
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
 
@@ -144,6 +147,11 @@ def _slicing_problems(plan: Plan) -> Iterator[Problem]:
         problem = head_problem(heads, int(fields.get("num_key_value_heads") or heads), size) if heads else None
         if problem is not None:
             yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
+        optim = getattr(getattr(stage.spec.config, "train", None), "optim", SLICED_OPTIMIZERS[0])
+        if optim not in SLICED_OPTIMIZERS:
+            found = f"train.optim is {optim} with compute.tensor_parallel {size}"
+            expected = f"one that steps each number by itself: {', '.join(SLICED_OPTIMIZERS)}"
+            yield Problem(found, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
         adapter = getattr(stage.spec.config, "adapter", None)
         for word in ("quantize", "dropout"):
             if getattr(adapter, word, None):

@@ -45,8 +45,11 @@ def slicing(config: Any, size: int) -> DistributedConfig:
     """Return what has transformers cut a model of this configuration for ``size`` processes.
 
     Raises:
-        PipelineError: its architecture has no plan, or its heads do not divide.
+        PipelineError: its architecture has no plan, its heads do not divide, it drops numbers, or a GPU is left unused.
     """
+    if torch.accelerator.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        found = "compute.tensor_parallel with compute.device: cpu on a machine with a GPU"
+        raise PipelineError(Problem(found, "the GPU, which transformers takes", "set compute.device: auto"))
     text = config.get_text_config()
     if not getattr(text, "base_model_tp_plan", None):
         found = f"compute.tensor_parallel with a {config.model_type} model"

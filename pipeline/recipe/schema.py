@@ -248,6 +248,8 @@ class Compute(BaseModel):
             found.append(("tensor_parallel", "1 with ZeRO or FSDP", "choose one of them"))
         if self.precision == "fp16":
             found.append(("tensor_parallel", "1 in fp16", "set compute.precision: bf16 or fp32"))
+        if self.liger == "on":
+            found.append(("tensor_parallel", "1 with Liger's kernels", "set compute.liger: auto"))
         return found
 
 

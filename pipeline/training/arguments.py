@@ -149,7 +149,9 @@ def liger_kernels(ctx: StageContext) -> bool:
     """
     from pipeline.models.kernels import uses_liger
 
-    ctx.facts["liger"] = uses_liger(ctx.compute.get("liger", "auto"), on_gpu=not use_cpu(ctx))
+    sliced = int(ctx.compute.get("tensor_parallel", 1)) > 1  # its kernels know no slices
+    asked: Any = "off" if sliced else ctx.compute.get("liger", "auto")
+    ctx.facts["liger"] = uses_liger(asked, on_gpu=not use_cpu(ctx))
     return bool(ctx.facts["liger"])
 
 

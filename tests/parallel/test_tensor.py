@@ -100,6 +100,7 @@ REFUSED = {
     "processes × nodes, which is 4": {"processes": 4, "tensor_parallel": 2},
     "1 with ZeRO or FSDP": {"processes": 2, "tensor_parallel": 2, "zero": 1},
     "1 with pipeline_parallel": {"processes": 4, "tensor_parallel": 2, "pipeline_parallel": 2},
+    "1 with Liger": {"processes": 2, "tensor_parallel": 2, "liger": "on"},
     "1 in fp16": {"processes": 2, "tensor_parallel": 2, "precision": "fp16"},
 }
 
@@ -123,12 +124,14 @@ def test_kinds_that_sample_are_refused(kind: str, tiny_recipe: Path) -> None:
 def test_check_knows_heads_and_adapters_that_cannot_be_sliced(tiny_recipe: Path, command: Callable[..., Any]) -> None:
     recipe = yaml.safe_load(tiny_recipe.read_text())
     recipe["compute"] |= {"processes": 3, "tensor_parallel": 3}
+    recipe["stages"]["sft"]["train"]["optim"] = "adafactor"
     tiny_recipe.write_text(yaml.safe_dump(recipe))
     ended = command("check", tiny_recipe, cwd=tiny_recipe.parent)
     assert ended.returncode == 2
     told = ended.stdout + ended.stderr
     assert "compute.tensor_parallel 3 for a model with num_attention_heads 4" in told and "use 2" in told
     assert "adapter.dropout is 0.1 with compute.tensor_parallel 3" in told
+    assert "train.optim is adafactor with compute.tensor_parallel 3" in told
 
 
 @pytest.mark.parametrize(
