@@ -22,7 +22,7 @@ from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
 from pipeline.models.stored import stored_problem, stored_quantization
 from pipeline.parallel.cutting import cutting_problem, filling_problem
-from pipeline.parallel.division import divide
+from pipeline.parallel.division import divide, head_problem
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
@@ -31,6 +31,9 @@ from pipeline.training.pipelined_fields import unused_problem
 
 DIVIDED = ("batch_size", "kl_batch")
 """Words of `train` that are numbers of rows all processes of a stage share evenly."""
+
+SLICED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
+"""Optimizers whose steps were shown to be the same in slices."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
@@ -52,6 +55,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         *_template_problems(plan),
         *_quantize_problems(plan),
         *_merge_problems(plan),
+        *_tensor_problems(plan, store),
     ]
     problems += fitting_problems(plan, store)
     if problems:
@@ -246,6 +250,33 @@ def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _tensor_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+    """Find models and adapters that tensor parallelism cannot slice; what only a hub knows is said when it runs."""
+    shapes = None
+    for stage in plan.pending:
+        size = stage.spec.compute.tensor_parallel if kind_of(stage.spec.kind).parallel else 1
+        if size == 1:
+            continue
+        shapes = shapes or ModelShapes(plan, store.root / ".cache")
+        fields = shapes.config_of(stage) or {}
+        heads = int(fields.get("num_attention_heads") or 0)
+        problem = head_problem(heads, int(fields.get("num_key_value_heads") or heads), size) if heads else None
+        if problem is not None:
+            yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
+        optim = getattr(getattr(stage.spec.config, "train", None), "optim", SLICED_OPTIMIZERS[0])
+        if optim not in SLICED_OPTIMIZERS:
+            found = f"train.optim is {optim} with compute.tensor_parallel {size}"
+            expected = f"one that steps each number by itself: {', '.join(SLICED_OPTIMIZERS)}"
+            yield Problem(found, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
+        adapter = getattr(stage.spec.config, "adapter", None)
+        for word in ("quantize", "dropout"):
+            if getattr(adapter, word, None):
+                found = f"adapter.{word} is {getattr(adapter, word)} with compute.tensor_parallel {size}"
+                remedy = f"remove adapter.{word}, or set compute.tensor_parallel: 1"
+                where = plan.recipe.where("stages", stage.spec.name, "adapter", word)
+                yield Problem(found, "none: slices would not be those of one process", remedy, where, stage.spec.name)
+
+
 def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:
     where = problem.where or plan.recipe.where("data", source_name)
     return Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage.spec.name)
@@ -270,24 +301,26 @@ def _length_problems(plan: Plan) -> Iterator[Problem]:
 
 def _context(stage: PlannedStage, stages: dict[str, PlannedStage]) -> int | None:
     """Return the context of the model a stage trains, as its recipe or its folder says; None when only a hub knows."""
+    fields = _model_fields(stage, stages) or {}
+    return next((int(fields[key]) for key in CONTEXT_KEYS if fields.get(key)), None)
+
+
+def _model_fields(stage: PlannedStage, stages: dict[str, PlannedStage]) -> dict[str, Any] | None:
+    """Return the configuration of the model a stage trains, as far as its recipe or its folder says it."""
     spec: Any = getattr(stage.spec.config, "model", None)
     if isinstance(spec, dict):
-        return next((int(spec[key]) for key in CONTEXT_KEYS if key in spec), None)
+        return spec
     for items in (stage.inputs.get("model"), stage.inputs.get("init")):
         if not items:
             continue
         if items[0].ref in stages:
-            return _context(stages[items[0].ref], stages)
-        return _context_of_folder(items[0].artifact)
+            return _model_fields(stages[items[0].ref], stages)
+        file = items[0].artifact / "config.json" if items[0].artifact is not None else None
+        if file is None or not file.is_file():
+            return None
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
     return None
-
-
-def _context_of_folder(folder: Path | None) -> int | None:
-    file = folder / "config.json" if folder is not None else None
-    if file is None or not file.is_file():
-        return None
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return next((int(config[key]) for key in CONTEXT_KEYS if config.get(key)), None)
 
 
 def _template_problems(plan: Plan) -> Iterator[Problem]:

@@ -156,7 +156,7 @@ class Rows(Protocol):
 
 MODEL_PARALLEL: dict[str, frozenset[str]] = {
     "pipeline_parallel": frozenset({"pretrain", "sft"}),
-    "tensor_parallel": frozenset(),
+    "tensor_parallel": frozenset({"pretrain", "sft", "reward", "dpo", "kto"}),
     "sequence_parallel": frozenset({"pretrain", "sft"}),
 }
 """Words of `compute` that have several processes work on the same rows, with the kinds of stages that can."""

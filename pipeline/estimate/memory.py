@@ -8,7 +8,7 @@ scores is kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from pipeline.estimate.shape import ModelShape
 
@@ -204,6 +204,25 @@ def state(
         if spread.offload == "all":
             weights = min(weights * n, float(size) * _LIVE)
     return weights, gradients, optimizer
+
+
+def sliced(parts: Memory, shape: ModelShape, slices: int, *, adapter_r: int = 0, layers: int = 0) -> Memory:
+    """Return the memory of a process that holds one of ``slices`` slices of every large matrix.
+
+    Beneath an adapter the whole input half of a layer cut by columns, and output half of one cut by rows, stays in
+    every process: a matrix of r x hidden for each linear layer of a block.
+    """
+    whole = _FP32 * adapter_r * (7 if shape.gated else 6) * shape.hidden * layers
+
+    def share(size: float, kept: float) -> float:
+        return kept + max(0.0, size - kept) / slices
+
+    return replace(
+        parts,
+        weights=share(parts.weights, whole),
+        gradients=share(parts.gradients, whole),
+        optimizer=share(parts.optimizer, 2 * whole),
+    )
 
 
 def peak(parts: Memory, *, accumulates: bool) -> float:

@@ -18,6 +18,7 @@ from pipeline.estimate.memory import (
     heap_bytes,
     logit_bytes,
     peak,
+    sliced,
     state,
     tiled_logit_bytes,
     transient_bytes,
@@ -216,11 +217,15 @@ class Facts:
             parts = replace(parts, **{name: getattr(parts, name) * share for name in held})
         rows, length = (2 * micro, longest // 2) if kind in ("dpo", "reward") else (micro, longest)
         length = -(-length // compute.sequence_parallel)
-        logits = 0.0
+        logits, slices = 0.0, compute.tensor_parallel
         if kind == "pretrain":
             logits = logit_bytes(shape, rows * length, spread)
         elif kind != "reward":
             logits = tiled_logit_bytes(shape, rows * length, spread, trained=adapter is None)
+        if slices > 1:
+            parts = sliced(parts, shape, slices, adapter_r=adapter.r if adapter else 0, layers=shape.layers)
+            if kind in ("sft", "dpo", "kto"):  # trl puts the head together for its loss, and takes a whole gradient
+                logits += 8.0 * shape.vocab * shape.hidden
         parts = self._learning(parts, adapter, spread, rows, length, logits)
         if stages > 1:  # what comes from one neighbour and goes back to it has a buffer for every row of the batch
             waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden

@@ -36,6 +36,7 @@ from pipeline.models.adapters import save_adapter_and_merge
 from pipeline.models.deferred import Stored, tensor_files
 from pipeline.models.stored import stored_quantization
 from pipeline.parallel.partitioned import Parts, loading_in_parts, whole
+from pipeline.parallel.tensor import finish_slicing, slicing
 from pipeline.stage import ResolvedInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -97,10 +98,13 @@ def hidden_size(model_input: ResolvedInput, trust_remote_code: bool = False) -> 
     Raises:
         PipelineError: none there.
     """
-    source = source_of(model_input)
-    with _quiet(), _explained(source, "configuration"):
-        config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
+    config = _config(source_of(model_input), trust_remote_code)
     return int(getattr(config.get_text_config(), "hidden_size", 0))
+
+
+def _config(source: Source, trust_remote_code: bool) -> Any:
+    with _quiet(), _explained(source, "configuration"):
+        return AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
 
 
 def stored_bits(model_input: ResolvedInput, trust_remote_code: bool = False) -> str:
@@ -109,10 +113,7 @@ def stored_bits(model_input: ResolvedInput, trust_remote_code: bool = False) -> 
     Raises:
         PipelineError: there is no configuration.
     """
-    source = source_of(model_input)
-    with _quiet(), _explained(source, "configuration"):
-        config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
-    return stored_quantization(config.to_dict())
+    return stored_quantization(_config(source_of(model_input), trust_remote_code).to_dict())
 
 
 def load_causal_lm(
@@ -123,6 +124,7 @@ def load_causal_lm(
     quantize: Quantize | None = None,
     attention: str | None = None,
     parts: Parts | None = None,
+    slices: int = 1,
 ) -> Any:
     """Load a causal language model.
 
@@ -133,15 +135,14 @@ def load_causal_lm(
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
         parts: share each weight out over all processes as it is read; every process calls this.
+        slices: processes that hold a slice of every large matrix each; this one reads its own.
 
     Raises:
-        PipelineError: no safetensors, weights missing, code not allowed.
+        PipelineError: no safetensors, weights missing, code not allowed, a model that is not to be sliced so.
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
-    if attention is not None:
-        extra["attn_implementation"] = attention
+    extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
     with _quiet(), _explained(source, "model"), loading_in_parts(parts):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
@@ -155,7 +156,7 @@ def load_causal_lm(
     _refuse_missing(source, info["missing_keys"], allowed=())
     _compute_as_in_training(model)
     count_what_is_predicted(model)
-    return model
+    return finish_slicing(model) if slices > 1 else model
 
 
 def count_what_is_predicted(model: Any) -> None:
@@ -203,6 +204,7 @@ def load_reward_model(
     quantize: Quantize | None = None,
     attention: str | None = None,
     parts: Parts | None = None,
+    slices: int = 1,
 ) -> Any:
     """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
 
@@ -217,9 +219,7 @@ def load_reward_model(
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
-    if attention is not None:
-        extra["attn_implementation"] = attention
+    extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
     with _quiet(), _explained(source, "model"), loading_in_parts(parts):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
@@ -246,7 +246,28 @@ def load_reward_model(
         weight.normal_(0.0, (weight.shape[-1] + 1) ** -0.5, generator=generator)
         with torch.no_grad():
             model.score.weight.copy_(weight)
-    return model
+    return finish_slicing(model) if slices > 1 else model
+
+
+def _loading(
+    source: Source,
+    dtype: Precision,
+    trust_remote_code: bool,
+    quantize: Quantize | None,
+    attention: str | None,
+    slices: int,
+) -> dict[str, Any]:
+    """Return what `from_pretrained` is told beyond the format of the weights.
+
+    Raises:
+        PipelineError: see `slicing` and `_quantization`.
+    """
+    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    if attention is not None:
+        extra["attn_implementation"] = attention
+    if slices > 1:
+        extra["distributed_config"] = slicing(_config(source, trust_remote_code), slices)
+    return extra
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:

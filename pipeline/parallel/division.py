@@ -78,3 +78,14 @@ def divide(
         raise PipelineError(Problem(found, f"a multiple of {step}", f"use {near}, or another number of processes"))
     most = asked if isinstance(asked, int) else max(1, budget // max(longest, 1))
     return Division(batch_size, max(n for n in range(1, share + 1) if share % n == 0 and n <= max(most, 1)), processes)
+
+
+def head_problem(heads: int, kv_heads: int, size: int) -> Problem | None:
+    """Return what keeps attention heads from being shared out evenly over ``size`` slices."""
+    for word, count in (("num_attention_heads", heads), ("num_key_value_heads", kv_heads)):
+        if count % size:
+            fitting = [n for n in range(1, count + 1) if heads % n == 0 and kv_heads % n == 0]
+            near = min(fitting, key=lambda n: (abs(n - size), n))
+            found = f"compute.tensor_parallel {size} for a model with {word} {count}"
+            return Problem(found, f"one of {', '.join(map(str, fitting))}", f"use {near}")
+    return None

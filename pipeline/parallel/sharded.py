@@ -5,6 +5,7 @@ Knows the trainers of transformers, which hold their state through accelerate. K
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,9 +14,13 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from pipeline.parallel.tensor import size_of, whole_weights
+
 
 def is_sharded(trainer: Any) -> bool:
-    """Return whether a trainer's weights lie in parts on its processes: with ZeRO-3 and FSDP."""
+    """Return whether a trainer's weights lie in parts on its processes: with ZeRO-3, FSDP and tensor parallelism."""
+    if size_of(trainer.model) > 1:
+        return True
     kind = str(trainer.accelerator.distributed_type).rpartition(".")[2]
     if kind == "DEEPSPEED":
         return int(trainer.accelerator.state.deepspeed_plugin.zero_stage) == 3
@@ -30,7 +35,10 @@ def whole_model(trainer: Any) -> Any | None:
     first = trainer.accelerator.is_main_process
     if not is_sharded(trainer):
         return trainer.model if first else None
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if size_of(trainer.model) > 1:
+        state = whole_weights(trainer.model.state_dict(), keep=first)
+    else:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return rebuilt(trainer.model, state) if first else None
 
 
@@ -38,9 +46,11 @@ def rebuilt(model: Any, state: dict[str, torch.Tensor]) -> Any:
     """Return a model of the same make on the CPU, whose weights are the tensors of ``state``: there are no others."""
     unset_hf_deepspeed_config()  # with ZeRO-3 in force a new model would be dealt out to processes that are not here
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
-    dtype = next(iter(state.values())).dtype
+    dtype, config = next(iter(state.values())).dtype, copy.deepcopy(plain.config)
+    if hasattr(config, "distributed_config"):
+        del config.distributed_config  # whole again
     with no_init_weights():  # memory that nobody writes to is not there yet
-        made = type(plain)._from_config(plain.config, dtype=dtype)
+        made = type(plain)._from_config(config, dtype=dtype)
     if isinstance(model, PeftModel):
         made = get_peft_model(made, model.peft_config[model.active_adapter])
     # A tied output layer is in the state once; what is really missing would be an error of ours.

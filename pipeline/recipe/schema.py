@@ -224,8 +224,10 @@ class Compute(BaseModel):
             found.append(("pipeline_parallel", "1 in fp16", remedy))
         if self.pipeline_parallel > 1 and self.liger == "on":
             found.append(("pipeline_parallel", "1 with Liger's kernels", "leave compute.liger out"))
+        if self.tensor_parallel > 1:
+            found += self._tensor_contradictions()
         if self.sequence_parallel > 1:
-            found += self._slicing_contradictions()
+            found += self._sequence_contradictions()
         if self.offload != "none" and not self.zero:
             found.append(("offload", "none without a ZeRO stage", "set compute.zero: 2 or 3"))
         if self.offload == "all" and 0 < self.zero < 3:
@@ -234,7 +236,7 @@ class Compute(BaseModel):
             found.append(("nodes", "1 without a rendezvous", "set compute.rendezvous: HOST:PORT of the first machine"))
         return found
 
-    def _slicing_contradictions(self) -> list[tuple[str, str, str]]:
+    def _sequence_contradictions(self) -> list[tuple[str, str, str]]:
         """Return what excludes slices of rows."""
         found, word = [], "sequence_parallel"
         if self.ranks % self.sequence_parallel:
@@ -247,6 +249,23 @@ class Compute(BaseModel):
             found.append((word, "1 with pipeline_parallel or tensor_parallel", "choose one of them"))
         if self.attention == "eager":
             found.append((word, "1 with compute.attention: eager", "set compute.attention: sdpa, flash or auto"))
+        return found
+
+    def _tensor_contradictions(self) -> list[tuple[str, str, str]]:
+        """Return what excludes tensor parallelism; without data parallelism beside it the group is all processes."""
+        size, everyone = self.tensor_parallel, self.ranks
+        found = []
+        if size != everyone and self.pipeline_parallel == 1 and self.sequence_parallel == 1:
+            remedy = f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {size}"
+            found.append(("tensor_parallel", f"processes × nodes, which is {everyone}", remedy))
+        if self.pipeline_parallel > 1 or self.sequence_parallel > 1:
+            found.append(("tensor_parallel", "1 with pipeline_parallel or sequence_parallel", "choose one of them"))
+        if self.zero or self.fsdp:
+            found.append(("tensor_parallel", "1 with ZeRO or FSDP", "choose one of them"))
+        if self.precision == "fp16":
+            found.append(("tensor_parallel", "1 in fp16", "set compute.precision: bf16 or fp32"))
+        if self.liger == "on":
+            found.append(("tensor_parallel", "1 with Liger's kernels", "set compute.liger: auto"))
         return found
 
 

@@ -101,7 +101,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
-    from pipeline.training.reference import with_reference
+    from pipeline.training.reference import unhashed, with_reference
 
     class BucketedDPOTrainer(BucketedBatches, DPOTrainer):  # type: ignore[misc]
         """trl's DPOTrainer on rows that are tokenized already, with bucketed batches and reference passes."""
@@ -147,14 +147,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     ctx.phase("reference log-probabilities")
     started = time.perf_counter()
-    trainer = BucketedDPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(encoded),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
-    )
+    with unhashed(DPOTrainer):
+        trainer = BucketedDPOTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(encoded),
+            eval_dataset=Dataset.from_list(held_out) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
+        )
     scoring_s = time.perf_counter() - started
     trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), batches
     ctx.phase(f"training on {len(encoded):,} pairs")

@@ -98,7 +98,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
-    from pipeline.training.reference import with_reference
+    from pipeline.training.reference import unhashed, with_reference
 
     class BucketedKTOTrainer(BucketedBatches, KTOTrainer):  # type: ignore[misc]
         """trl's KTOTrainer on rows that are tokenized and matched already, with bucketed batches."""
@@ -165,14 +165,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx.note(advice)
     ctx.phase("reference log-probabilities")
     started = time.perf_counter()
-    trainer = BucketedKTOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(encoded),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
-    )
+    with unhashed(KTOTrainer):
+        trainer = BucketedKTOTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(encoded),
+            eval_dataset=Dataset.from_list(held_out) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
+        )
     scoring_s = time.perf_counter() - started
     made = trainer.train_dataset.to_list()
     trainer.train_rows = [{"rows": made[i : i + together]} for i in range(0, len(made), together)]
@@ -205,9 +206,11 @@ def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
         PipelineError: it does not divide.
     """
     from pipeline.parallel.division import Division, divide
+    from pipeline.training.distribution import note_slices
 
-    share = divide(train.kl_batch, train.kl_batch, longest, ctx.ranks, group=together, word="kl_batch").micro_batch
-    division = Division(train.batch_size, share, ctx.ranks)
+    note_slices(ctx)
+    share = divide(train.kl_batch, train.kl_batch, longest, ctx.replicas, group=together, word="kl_batch").micro_batch
+    division = Division(train.batch_size, share, ctx.replicas)
     ctx.facts["batch"] = division.sentence("rows", longest)
     if ctx.ranks > 1:
         ctx.note(ctx.facts["batch"])

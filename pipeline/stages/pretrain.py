@@ -72,6 +72,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.models.load import load_tokenizer
     from pipeline.parallel.partitioned import count_parameters
     from pipeline.parallel.sharded import whole_model
+    from pipeline.parallel.tensor import slice_model
     from pipeline.training.arguments import (
         attend_without_mask,
         build_arguments,
@@ -95,6 +96,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
     model, later = _model(ctx, config, tokenizer)
+    slices = int(ctx.compute.get("tensor_parallel", 1))
+    if slices > 1:
+        model = slice_model(model, slices)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)

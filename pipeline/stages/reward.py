@@ -108,6 +108,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         max_length=None,
     )
     columns = ("chosen_ids", "rejected_ids")
+    set_seed(arguments.seed)  # as the trainer is about to: an adapter in slices is drawn from here
     trainer = BucketedRewardTrainer(
         model=model,
         args=arguments,

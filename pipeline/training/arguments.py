@@ -119,10 +119,10 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     source = ctx.input("model")
     if (problem := stored_problem(source.ref, stored_bits(source, ctx.trust_remote_code), adapter)) is not None:
         raise PipelineError(problem)
-    attention = attention_kernel(ctx)
+    held = {"attention": attention_kernel(ctx), "slices": int(ctx.compute.get("tensor_parallel", 1))}
     if adapter is None or adapter.quantize is None:
-        return {"dtype": "fp32", "attention": attention, "parts": parts_of(ctx)}
-    return {"dtype": precision_of(ctx), "quantize": adapter.quantize, "attention": attention}
+        return {"dtype": "fp32", "parts": parts_of(ctx), **held}
+    return {"dtype": precision_of(ctx), "quantize": adapter.quantize, **held}
 
 
 def parts_of(ctx: StageContext) -> dict[str, Any] | None:
@@ -163,7 +163,9 @@ def liger_kernels(ctx: StageContext) -> bool:
     """
     from pipeline.models.kernels import uses_liger
 
-    ctx.facts["liger"] = uses_liger(ctx.compute.get("liger", "auto"), on_gpu=not use_cpu(ctx))
+    sliced = int(ctx.compute.get("tensor_parallel", 1)) > 1  # its kernels know no slices
+    asked: Any = "off" if sliced else ctx.compute.get("liger", "auto")
+    ctx.facts["liger"] = uses_liger(asked, on_gpu=not use_cpu(ctx))
     return bool(ctx.facts["liger"])
 
 

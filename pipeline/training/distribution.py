@@ -28,14 +28,22 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
         asked = min(most, batch_size // ctx.replicas // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
-    slices = int(ctx.compute.get("sequence_parallel", 1))
-    if slices > 1:
-        ctx.note(f"each row lies on {slices} processes, in slices of its tokens: together they count as one process")
+    note_slices(ctx)
     division = divide(batch_size, asked, longest, ctx.replicas, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
         ctx.note(sentence)
     return division
+
+
+def note_slices(ctx: StageContext) -> None:
+    """Say that processes with slices of the same model, or of the same rows, count as one to the batch."""
+    slices = int(ctx.compute.get("sequence_parallel", 1))
+    if slices > 1:
+        ctx.note(f"each row lies on {slices} processes, in slices of its tokens: together they count as one process")
+    size = int(ctx.compute.get("tensor_parallel", 1))
+    if size > 1:
+        ctx.note(f"slices of every large matrix lie on {size} processes: together they count as one process")
 
 
 def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
@@ -73,6 +81,7 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
         ctx.facts.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
         if slices > 1:
             ctx.facts["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sliced)
+        _check_slices(ctx, trainer)
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
     asked += f" and {slices} slices of each row" if slices > 1 else ""
@@ -84,3 +93,21 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
             stage=ctx.name,
         )
     )
+
+
+def _check_slices(ctx: StageContext, trainer: Any) -> None:
+    """Refuse to train when this process holds more than its slices, and keep in the manifest what it holds.
+
+    Raises:
+        PipelineError: it does.
+    """
+    from pipeline.parallel.tensor import own_share, size_of
+
+    asked, found = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
+    share = own_share(trainer.model)
+    if found != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
+        text = f"compute.tensor_parallel is {asked}, the trainer slices by {found}, and this process holds {share:.0%}"
+        raise PipelineError(Problem(text, "what was asked for", "see `trueup doctor`", stage=ctx.name))
+    if asked > 1:
+        ctx.facts["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)
+        ctx.facts["tensor_parallel"] = {"size": found, "share_of_parameters": round(share, 4)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
     """
     ranks = Ranks.current()
     if not any_rank(kept.is_file()):
-        values = _computed(ctx, model, dataset.to_list(), columns, ranks)
+        values = _computed(ctx, model, dataset.to_list(), columns, ranks if ctx.replicas > 1 else Ranks())
         if ranks.is_first:
             part = kept.with_suffix(".part")
             part.write_text(json.dumps(values), encoding="utf-8")
@@ -39,6 +41,18 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
     for column, logps in json.loads(kept.read_text(encoding="utf-8")).items():
         dataset = dataset.add_column(column, logps)
     return dataset
+
+
+@contextmanager
+def unhashed(trainer_class: type) -> Iterator[None]:
+    """Keep trl from hashing a model for a cache of its own, which the stage does not use: slices have no hash."""
+    module: Any = sys.modules[trainer_class.__module__]
+    hash_module = module.hash_module
+    module.hash_module = lambda model: ""
+    try:
+        yield
+    finally:
+        module.hash_module = hash_module
 
 
 def _computed(

@@ -8,20 +8,24 @@ resumed with another ZeRO stage, another number of processes, or without ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.tensor import Slices, begin_adapter, load_slice, size_of, slice_like, whole_tensor
 from pipeline.parallel.zero import ZeroState, share_fp32
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
+KERNELS = ("fused", "foreach")
+"""Settings of an optimizer's group that say what computes its steps, not what they are."""
 
 
 class WholeState:
@@ -35,12 +39,39 @@ class WholeState:
     is_fsdp_enabled: bool
     _groups: list[list[nn.Parameter]]
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        before = torch.get_rng_state()
+        super().__init__(*args, **kwargs)
+        if size_of(self.model) > 1 and isinstance(self.model, PeftModel):
+            begin_adapter(self.model, before)
+
+    def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
+        built: dict[str, Any] = super()._build_accelerator_args(**given)  # type: ignore[misc]
+        if size_of(self.model) > 1:
+            built["parallelism_config"] = Slices(tp_size=size_of(self.model))
+        return built
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make it; processes that hold slices evaluate the same rows, which count once."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        if size_of(self.model) > 1:
+            self.gather_function = self.accelerator.gather_for_metrics = self._own_rows
+
+    def _own_rows(self, values: Any, use_gather_object: bool = False) -> Any:
+        """Return what accelerate's `gather_for_metrics` does on one process: the last batch without its repeats."""
+        known = self.accelerator.gradient_state
+        if not known.end_of_dataloader or known.remainder <= 0:
+            return values
+        return recursively_apply(lambda tensor: tensor[: known.remainder] if tensor.dim() else tensor, values)
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Make the optimizer, without the empty groups that DeepSpeed would take out: all engines have the same."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if is_new:
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+            if size_of(self.model) > 1:
+                join_groups(optimizer, self.model, set(self.get_decay_parameter_names(self.model)))  # type: ignore[attr-defined]
             self._groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
 
@@ -76,10 +107,13 @@ class WholeState:
         return found
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
+            state = gathered_optimizer(self._zero)
+        elif size_of(self.model) > 1:
+            state = joined_optimizer(self.optimizer, keep=Ranks.current().is_first)
+        else:
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
             return
-        state = gathered_optimizer(self._zero)
         if Ranks.current().is_first:
             torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
@@ -92,9 +126,15 @@ class WholeState:
         if self._zero.stage == 3:
             share_fp32(self._zero.held)
         if resume_from_checkpoint is not None:
-            load_weights(self.model, self._zero, Path(resume_from_checkpoint))
+            load_weights(self.model, self._zero.set_weight, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if size_of(self.model) > 1:
+            load_weights(self.model, load_slice, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load them.
@@ -109,6 +149,11 @@ class WholeState:
             if self.is_deepspeed_enabled:
                 # Mapped, not read: processes of a machine share it, and each uses a part.
                 share_out_optimizer(self._zero, torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+            elif size_of(self.model) > 1:
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                self.optimizer.load_state_dict(cut_optimizer(state, self.optimizer))
+                self.lr_scheduler.load_state_dict(torch.load(file.with_name(SCHEDULER_FILE), weights_only=True))
+                return
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
 
@@ -143,9 +188,7 @@ def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
     Raises:
         PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
     """
-    sizes = [len(group["params"]) for group in kept["param_groups"]]
-    if sizes != [len(group) for group in zero.groups]:
-        raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
+    _check_groups(kept, zero.groups)
     states = [[kept["state"].get(place, {}) for place in group["params"]] for group in kept["param_groups"]]
     for number, parameters in enumerate(zero.groups):
         moments: list[str] = []
@@ -169,18 +212,81 @@ def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
                     zero.set_moment(parameter, key, value)
 
 
-def load_weights(model: Any, zero: ZeroState, folder: Path) -> None:
+def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
+    """Undo what transformers does to the groups of an optimizer of a sliced model, so that they are one process's.
+
+    It parts weights in slices from whole ones, which fused steps cannot take together: such a group takes plain steps.
+    """
+    settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    named = [(name, p) for name, p in model.named_parameters() if id(p) in settings]
+    groups = []
+    for decays in (True, False):
+        parameters = [p for name, p in named if (name in decaying) == decays]
+        if parameters:
+            is_mixed = len({type(p.data) for p in parameters}) > 1
+            plain = dict.fromkeys(KERNELS, False) if is_mixed else {}
+            groups.append({**settings[id(parameters[0])], **plain, "params": parameters})
+    optimizer.param_groups[:] = groups
+
+
+def joined_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
+    """Return the state of a sliced model's optimizer with its slices put together; every process calls it."""
+    state = optimizer.state_dict()
+    joined = {
+        place: {key: whole_tensor(value) if isinstance(value, Tensor) else value for key, value in held.items()}
+        for place, held in state["state"].items()
+    }
+    kernels = {key: optimizer.defaults[key] for key in KERNELS if key in optimizer.defaults}
+    groups = [{**group, **kernels} for group in state["param_groups"]]
+    return {"state": joined if keep else {}, "param_groups": groups}
+
+
+def cut_optimizer(kept: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Return the state of one process's optimizer with this process's slices of it.
+
+    Raises:
+        PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
+    """
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+    _check_groups(kept, groups)
+    places = [place for group in kept["param_groups"] for place in group["params"]]
+    state = {}
+    for place, parameter in zip(places, (p for group in groups for p in group), strict=True):
+        held = kept["state"].get(place, {})
+        odd = [k for k, v in held.items() if isinstance(v, Tensor) and v.dim() and not _is_moment(v, parameter)]
+        if odd:
+            raise _unfit(f"the checkpoint's optimizer keeps {sorted(odd)} for a weight")
+        state[place] = {k: slice_like(v.clone(), parameter) if isinstance(v, Tensor) else v for k, v in held.items()}
+    own = [{key: group[key] for key in KERNELS if key in group} for group in optimizer.param_groups]
+    return {"state": state, "param_groups": [{**k, **o} for k, o in zip(kept["param_groups"], own, strict=True)]}
+
+
+def _check_groups(kept: Mapping[str, Any], groups: Sequence[Sequence[nn.Parameter]]) -> None:
+    sizes = [len(group["params"]) for group in kept["param_groups"]]
+    if sizes != [len(group) for group in groups]:
+        raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
+
+
+def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder: Path) -> None:
     """Share out the weights, or the adapter, that a trainer has written into a checkpoint.
+
+    Args:
+        model: whose weights lie in parts.
+        put: puts a whole weight where a parameter's parts lie.
+        folder: the checkpoint.
 
     Raises:
         PipelineError: they are another model's.
     """
     own = dict(model.named_parameters())
     if isinstance(model, PeftModel):
-        own = get_peft_model_state_dict(model, state_dict=own)
+        parameters = list(own.values())  # peft gathers slices: it is given numbers, and says what it calls them
+        numbers = {name: torch.tensor(number) for number, name in enumerate(own)}
+        named = get_peft_model_state_dict(model, state_dict=numbers)
+        own = {name: parameters[int(number)] for name, number in named.items()}
     missing = set(own)
     for name, whole in tensors_in(folder, own):
-        zero.set_weight(own[name], whole)
+        put(own[name], whole)
         missing.discard(name)
     if missing:
         raise _unfit(f"the checkpoint lacks {sorted(missing)[0]}")

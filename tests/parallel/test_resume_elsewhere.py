@@ -21,13 +21,25 @@ STAGES = f"""
   lora: {{kind: dpo, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 2.0e-3, beta: 0.5}}}}
 """
 PARENTS = {"full": "base", "lora": "sft"}
-WAYS = {"one": (1, 0), "two": (2, 0), "zero-1": (2, 1), "zero-2": (2, 2), "zero-3": (2, 3), "zero-2 alone": (1, 2)}
-OFFLOADED = {"zero-2 offloaded": (2, 2, "optimizer"), "zero-3 offloaded": (2, 3, "all")}
+WAYS: dict[str, tuple[int, int, int, str]] = {
+    "one": (1, 0, 1, "none"),
+    "two": (2, 0, 1, "none"),
+    "zero-1": (2, 1, 1, "none"),
+    "zero-2": (2, 2, 1, "none"),
+    "zero-3": (2, 3, 1, "none"),
+    "zero-2 alone": (1, 2, 1, "none"),
+    "zero-2 offloaded": (2, 2, 1, "optimizer"),
+    "zero-3 offloaded": (2, 3, 1, "all"),
+    "slices": (2, 0, 2, "none"),
+}
+"""Processes, ZeRO stage, slices of each matrix, and what is offloaded."""
 CASES = {
     "other numbers of processes": ("full", ("one", "two", "one")),
     "ZeRO-3, plain, ZeRO-2": ("full", ("zero-3", "zero-3", "two", "zero-2", "zero-2 alone")),
     "from plain to ZeRO-1": ("full", ("one", "zero-1", "zero-1", "one")),
     "offloaded": ("full", ("one", "zero-3 offloaded", "zero-2 offloaded", "two")),
+    "in slices": ("full", ("slices", "slices", "one", "slices", "two")),
+    "an adapter in slices": ("lora", ("slices", "one", "slices")),
     "an adapter": ("lora", ("zero-2", "one", "zero-3", "zero-3", "two")),
 }
 
@@ -51,8 +63,8 @@ def test_a_run_goes_on_spread_another_way(case: str, world: Any, whole: dict[str
     reached = 0
     made: dict[str, Any] = {}
     for place, way in enumerate(ways):
-        processes, zero, offload = OFFLOADED[way] if way in OFFLOADED else (*WAYS[way], "none")
-        sets = (f"compute.processes={processes}", f"compute.zero={zero}", f"compute.offload={offload}")
+        words = ("processes", "zero", "tensor_parallel", "offload")
+        sets = tuple(f"compute.{word}={value}" for word, value in zip(words, WAYS[way], strict=True))
         last = place == len(ways) - 1
         made = world.train(case.replace(" ", "-"), (name,), *sets, stop_after=None if last else 2)
         begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]

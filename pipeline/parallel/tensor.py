@@ -1,0 +1,191 @@
+"""Tensor parallelism: each process holds a slice of every large matrix, and all work on the same rows.
+
+transformers' own plan of an architecture (`base_model_tp_plan`) says which matrices are cut by columns and which by
+rows; its weights then are DTensors on a mesh of processes. Here a model is cut, checked, and put together again. The
+norms and other small weights are whole in every process.
+
+Reference: Shoeybi et al. 2019, arXiv:1909.08053 (columns, then rows: one sum per block and direction).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.parallelism_config import ParallelismConfig
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import DistributedConfig
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.division import head_problem
+
+SHARED_NORM = "replicated_with_grad_allreduce"
+"""transformers' style of a whole weight that sees only this process's heads: its gradients are summed."""
+
+
+class Slices(ParallelismConfig):  # type: ignore[misc]
+    """accelerate's word for tensor parallelism, also between processes on a CPU: gloo has all it takes.
+
+    accelerate 1.15 asks for GPUs, and that alone keeps its data loaders from giving a group the same rows there.
+    """
+
+    def _validate_accelerator(self, accelerator: Any) -> None:
+        if str(accelerator.distributed_type).endswith("MULTI_CPU") and self.total_size == accelerator.num_processes:
+            return
+        super()._validate_accelerator(accelerator)
+
+
+def slicing(config: Any, size: int) -> DistributedConfig:
+    """Return what has transformers cut a model of this configuration for ``size`` processes.
+
+    Raises:
+        PipelineError: its architecture has no plan, its heads do not divide, it drops numbers, or a GPU is left unused.
+    """
+    if torch.accelerator.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        found = "compute.tensor_parallel with compute.device: cpu on a machine with a GPU"
+        raise PipelineError(Problem(found, "the GPU, which transformers takes", "set compute.device: auto"))
+    text = config.get_text_config()
+    if not getattr(text, "base_model_tp_plan", None):
+        found = f"compute.tensor_parallel with a {config.model_type} model"
+        expected = "an architecture with a tensor parallel plan in transformers, such as llama or qwen3"
+        raise PipelineError(Problem(found, expected, "use compute.zero: 3 instead"))
+    heads = int(getattr(text, "num_attention_heads", size))
+    problem = head_problem(heads, int(getattr(text, "num_key_value_heads", None) or heads), size)
+    if problem is not None:
+        raise PipelineError(problem)
+    random = [key for key, value in text.to_dict().items() if key.endswith(("dropout", "_pdrop")) and value]
+    if random:
+        found = f"compute.tensor_parallel with a model whose {random[0]} is not 0"
+        raise PipelineError(Problem(found, "0: processes would drop others than one does", "use compute.zero: 3"))
+    return DistributedConfig(tp_size=size)
+
+
+def slice_model(model: Any, size: int) -> Any:
+    """Keep this process's slices of a model that every process has built whole, and alike.
+
+    Raises:
+        PipelineError: see `slicing`.
+    """
+    config, _, mesh = type(model).prepare_distribute_model(slicing(model.config, size))
+    _untie(model)
+    model = type(model).maybe_distribute_model(model, config, mesh)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter, DTensor):  # a slice of rows is a view that keeps the whole matrix in memory
+                own = DTensor.from_local(
+                    parameter.to_local().clone(),
+                    parameter.device_mesh,
+                    parameter.placements,
+                    run_check=False,
+                    shape=parameter.shape,
+                    stride=parameter.stride(),
+                )
+                setattr(module, name, nn.Parameter(own, requires_grad=parameter.requires_grad))
+    model.tie_weights()
+    return finish_slicing(model)
+
+
+def _untie(model: nn.Module) -> None:
+    """Give each place of a shared weight a parameter of its own, of the same numbers: the plan names every place."""
+    seen = set()
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in seen:
+                setattr(module, name, nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad))
+            seen.add(id(parameter))
+
+
+def finish_slicing(model: Any) -> Any:
+    """Have gradients of norms within a head summed once for each backward pass.
+
+    transformers 5.23 sums what has been accumulated so far, again with every micro-batch.
+    """
+    plan, _, _ = model._resolve_parallel_plans(model.config.distributed_config)
+    group = model._mesh_manager.get_mesh("tp").get_group()
+
+    def summed(gradient: Tensor) -> Tensor:
+        whole = gradient.contiguous()
+        dist.all_reduce(whole, group=group)
+        return whole
+
+    for name, style in plan.items():
+        if style == SHARED_NORM and not name.endswith((".weight", ".bias")):
+            module = model.get_submodule(name)
+            module.__dict__.pop("forward")  # back to the class's own
+            for parameter in module.parameters(recurse=False):
+                parameter.register_hook(summed)
+    return model
+
+
+def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
+    """Give a fresh LoRA adapter on a sliced model the weights it begins with on one process.
+
+    peft 0.21 draws slices by themselves, from another range and for each process, and takes a slice's width for the
+    whole one. Layer by layer these are peft's draws for a whole model.
+
+    Args:
+        model: with the adapter, in slices.
+        drawn_from: state of torch's random numbers before the adapter was put on.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(drawn_from)
+        for layer in model.modules():
+            if not isinstance(layer, LoraLayer):
+                continue
+            base, own_a, own_b = (
+                layer.get_base_layer(),
+                *(part[model.active_adapter] for part in (layer.lora_A, layer.lora_B)),
+            )
+            a = nn.Linear(base.in_features, own_a.out_features, bias=False)
+            nn.Linear(own_b.in_features, base.out_features, bias=False)
+            nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
+            load_slice(own_a.weight, a.weight)
+            own_a.in_features, own_b.out_features = base.in_features, base.out_features
+
+
+def size_of(model: Any) -> int:
+    """Return how many processes hold slices of a model, a peft model's base included."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return int(getattr(plain, "tp_size", None) or 1)
+
+
+def own_share(model: nn.Module) -> float:
+    """Return the share of a model's numbers that this process holds."""
+    parameters = list(model.parameters())
+    mine = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
+    return mine / max(1, sum(p.numel() for p in parameters))
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor put together on the CPU; every process calls it, and gets it."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu().clone()
+
+
+def whole_weights(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Return weights put together, one after another; empty without ``keep``. Every process calls it."""
+    found = {}
+    for name, tensor in state.items():
+        whole = whole_tensor(tensor)
+        if keep:
+            found[name] = whole
+    return found
+
+
+def slice_like(whole: Tensor, of: Tensor) -> Tensor:
+    """Return this process's slice of a whole tensor, laid out like a weight; itself where the weight is whole."""
+    if not isinstance(of, DTensor) or whole.shape != of.shape:
+        return whole
+    return distribute_tensor(whole.to(of.device), of.device_mesh, of.placements, src_data_rank=None)
+
+
+def load_slice(parameter: nn.Parameter, whole: Tensor) -> None:
+    """Put this process's slice of a whole weight into its parameter."""
+    with torch.no_grad():
+        parameter.copy_(slice_like(whole.to(parameter.device, parameter.dtype), parameter))
