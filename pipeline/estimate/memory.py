@@ -14,12 +14,18 @@ from pipeline.estimate.shape import ModelShape
 
 _QUANTISED = {"4bit": (4 + 0.127) / 8, "8bit": 1.0}
 _FP32 = 4
-HEAP = 0.55
-"""Bytes glibc keeps beyond each byte of activations on a CPU, in freed blocks too small to be given back.
+SLACK, SLACK_ADAPTED = 1.25, 1.75
+"""Working sets of one block of the model that glibc keeps in holes at the peak.
 
-Fitted, not derived: with `MALLOC_MMAP_THRESHOLD_=131072`, which gives every block back, processes need that much less
-(docs/log.md).
+Tensors below 32 MiB come from its heap. While one block after the other goes backward, gradients that stay are put
+between tensors that go, and what the next block needs does not fit between them: it holds about one block's working set
+twice. Adapters make two more outputs in each linear layer. Measured, not derived (docs/log.md).
 """
+_TILE_TOKENS, _TILE_VOCAB = 4096, 32_768
+"""Positions and tokens of trl's tiles of logits (`trl.kernels.chunked_logprob`)."""
+_TILE_COPIES = 8.25
+"""fp32 tiles alive at once in the tile's backward pass written in torch: logits, scaled, tempered, log-probabilities,
+probabilities, gradient, one-hot as bytes and as floats, their difference. On a GPU a Triton kernel has one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Spread:
         checkpointing: recompute activations.
         half: whether the computation is in 16 bits.
         on_gpu: whether memory is a GPU's; a CPU's heap keeps freed blocks.
+        dropout: whether the model's dropout is on while it learns.
+        eager: whether attention is not fused: its scores are kept.
     """
 
     processes: int = 1
@@ -41,6 +49,13 @@ class Spread:
     checkpointing: bool = False
     half: bool = False
     on_gpu: bool = True
+    dropout: bool = False
+    eager: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in the format of the computation."""
+        return 2 if self.half else _FP32
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,8 @@ class Memory:
         weights: of the trained model.
         gradients: held at the peak.
         optimizer: AdamW's two moments, and under ZeRO its fp32 copy of the weights.
-        activations: of one micro-batch, kept for the backward pass.
+        activations: of one micro-batch, there when the backward pass begins.
+        ending: of those, what is there when it ends: one block's; not a part of its own.
         logits: scores over the vocabulary and what the loss makes of them.
         heap: freed blocks that a CPU's allocator keeps.
         others: reference, reward model and separate value function.
@@ -63,6 +79,7 @@ class Memory:
     gradients: float = 0.0
     optimizer: float = 0.0
     activations: float = 0.0
+    ending: float = 0.0
     logits: float = 0.0
     heap: float = 0.0
     others: float = 0.0
@@ -71,24 +88,46 @@ class Memory:
 
     def parts(self) -> dict[str, float]:
         """Return the parts that are not nothing, largest first."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "peak" and getattr(self, f.name)}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("peak", "ending") and getattr(self, f.name)}
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def activation_bytes(shape: ModelShape, tokens: int, spread: Spread, *, adapter_r: int = 0) -> float:
-    """Return the bytes of activations a micro-batch of ``tokens`` keeps for its backward pass.
+def block_bytes(shape: ModelShape, rows: int, length: int, spread: Spread, *, adapter_r: int = 0) -> float:
+    """Return the bytes one block keeps for the backward pass of ``rows`` of ``length`` tokens."""
+    per_token = shape.kept.per_token(half=spread.half, adapter_r=adapter_r, dropout=spread.dropout)
+    pairs = shape.kept.scores if spread.dropout and not spread.on_gpu else 0.0
+    if spread.eager:
+        pairs = max(pairs, shape.heads * (6.0 if spread.half else 4.0))
+    return rows * length * (per_token + pairs * length)
 
-    A block keeps, per token: two norms with input, normalised and scaled value; query, key, value and the output of
-    attention; up, gate, activated gate and their product. Beneath an adapter each linear layer's input
-    is kept as well by its low-rank half, which is the same tensor.
+
+def transient_bytes(shape: ModelShape, tokens: int, spread: Spread) -> float:
+    """Return the bytes a block's backward pass makes beyond what it frees: gradients inside the MLP and its output's.
+
+    At most three of the MLP's inner width are alive at once: those of its product, of the gate, and one on its way.
     """
-    size = 2 if spread.half else _FP32
-    norms = 6 * shape.hidden * _FP32
-    inside = (2 * shape.attention + 2 * shape.kv + (4 if shape.gated else 3) * shape.inner) * size
-    block = (norms + inside + adapter_r * 7 * size) * tokens
+    return tokens * spread.size * (3.0 * shape.inner + shape.hidden)
+
+
+def activation_bytes(
+    shape: ModelShape, rows: int, length: int, spread: Spread, *, adapter_r: int = 0, share: float = 1.0
+) -> float:
+    """Return the bytes of activations that are there when the backward pass begins.
+
+    Args:
+        shape: of the model.
+        rows: of a micro-batch.
+        length: of its longest row, in tokens.
+        spread: whether a block is recomputed: then its input is kept, in fp32, and one block in full.
+        adapter_r: rank of the adapters; 0 where all weights are trained.
+        share: of the blocks, from the top, that learn: those below keep nothing.
+    """
+    block = block_bytes(shape, rows, length, spread, adapter_r=adapter_r)
+    outside = 3.0 * _FP32 * shape.hidden * rows * length  # the last norm
     if spread.checkpointing:
-        return shape.layers * shape.hidden * size * tokens + block
-    return shape.layers * block
+        inputs = shape.layers * _FP32 * shape.hidden * rows * length
+        return inputs + outside + block + transient_bytes(shape, rows * length, spread)
+    return shape.layers * share * block + outside
 
 
 def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float = 3.0) -> float:
@@ -96,14 +135,37 @@ def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float
     return shape.vocab * tokens * (copies * _FP32 + (2 if spread.half else 0))
 
 
+def tiled_logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, trained: bool) -> float:
+    """Return the bytes of trl's head, which makes logits tile by tile.
+
+    Args:
+        shape: of the model.
+        tokens: of a micro-batch.
+        spread: of the computation.
+        trained: whether the head's weights are: their gradient, in fp32, is there while all activations are.
+    """
+    positions = min(tokens, _TILE_TOKENS)
+    if spread.on_gpu:
+        tile = float(positions * _TILE_VOCAB * spread.size)
+    else:
+        tile = positions * min(shape.vocab, _TILE_VOCAB) * (_TILE_COPIES * _FP32 + (2 if spread.half else 0))
+    return tile + _FP32 * shape.hidden * (tokens + (shape.vocab if trained else 0))
+
+
 def cache_bytes(shape: ModelShape, rows: int, tokens: int, *, half: bool) -> float:
     """Return the bytes of keys and values of ``rows`` sequences of ``tokens``."""
     return 2.0 * shape.layers * shape.kv * rows * tokens * (2 if half else _FP32)
 
 
-def heap_bytes(activations: float, spread: Spread) -> float:
-    """Return what a CPU's allocator keeps beyond ``activations`` bytes."""
-    return 0.0 if spread.on_gpu else HEAP * activations
+def heap_bytes(ending: float, spread: Spread, *, adapted: bool = False) -> float:
+    """Return what a CPU's allocator keeps in freed blocks of memory.
+
+    Args:
+        ending: bytes one block of the model works with in its backward pass.
+        spread: whether memory is a GPU's, whose allocator is asked again before it grows.
+        adapted: whether linear layers carry adapters.
+    """
+    return 0.0 if spread.on_gpu else (SLACK_ADAPTED if adapted else SLACK) * ending
 
 
 def state(
@@ -142,6 +204,6 @@ def peak(parts: Memory, *, accumulates: bool) -> float:
     ends with all gradients; gradients are there from the start only where they accumulate. A rollout has its cache.
     """
     always = parts.weights + parts.optimizer + parts.others
-    work = parts.activations + parts.logits + parts.heap
-    learning = work + parts.gradients if accumulates else max(work, parts.gradients)
-    return always + max(learning, parts.cache)
+    begins = parts.activations + parts.logits + (parts.gradients if accumulates else 0.0)
+    ends = parts.ending + parts.gradients
+    return always + max(max(begins, ends) + parts.heap, parts.cache)

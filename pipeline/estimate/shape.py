@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.estimate.kept import Kept, gpt2_kept, gpt_neox_kept, llama_kept, qwen3_kept
+
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 FORMULAS = LLAMA_LIKE | {"gpt2", "gpt_neox"}
 """Model types whose parameters are counted by formula."""
@@ -32,6 +34,8 @@ class ModelShape:
         gated: whether the MLP has a gate beside its up projection.
         tied: whether head and embeddings are one matrix.
         context: tokens; 0 when the configuration names no limit.
+        heads: of the queries.
+        kept: what a block keeps for its backward pass.
     """
 
     parameters: int
@@ -46,6 +50,8 @@ class ModelShape:
     gated: bool
     tied: bool
     context: int
+    heads: int
+    kept: Kept
 
     @property
     def body(self) -> int:
@@ -103,9 +109,11 @@ def _llama(kind: str, config: Mapping[str, Any]) -> ModelShape | None:
     tied = bool(config.get("tie_word_embeddings", False))
     total = vocab * h * (1 if tied else 2) + layers * block + h
     context = int(config.get("max_position_embeddings") or 0)
-    return ModelShape(
-        total, total, vocab * h, layers, h, attention, kv, inner, vocab, gated=True, tied=tied, context=context
-    )
+    kept = llama_kept(h, attention, kv, inner, heads)
+    if kind == "qwen3":
+        kept = qwen3_kept(h, attention, kv, inner, heads, groups)
+    sizes = (total, total, vocab * h, layers, h, attention, kv, inner, vocab)
+    return ModelShape(*sizes, gated=True, tied=tied, context=context, heads=heads, kept=kept)
 
 
 def _gpt2(config: Mapping[str, Any]) -> ModelShape:
@@ -118,7 +126,10 @@ def _gpt2(config: Mapping[str, Any]) -> ModelShape:
     tied = bool(config.get("tie_word_embeddings", True))
     embedding = (vocab + context) * h
     total = embedding + layers * block + 2 * h + (0 if tied else vocab * h)
-    return ModelShape(total, total, embedding, layers, h, h, h, inner, vocab, gated=False, tied=tied, context=context)
+    heads = int(config.get("n_head") or config["num_attention_heads"])
+    kept = gpt2_kept(h, inner, heads, attention_dropout=float(config.get("attn_pdrop", 0.1)) > 0)
+    sizes = (total, total, embedding, layers, h, h, h, inner, vocab)
+    return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=kept)
 
 
 def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
@@ -131,4 +142,7 @@ def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
     tied = bool(config.get("tie_word_embeddings", False))
     total = vocab * h * (1 if tied else 2) + layers * block + 2 * h
     context = int(config.get("max_position_embeddings") or 0)
-    return ModelShape(total, total, vocab * h, layers, h, h, h, inner, vocab, gated=False, tied=tied, context=context)
+    heads = int(config["num_attention_heads"])
+    kept = gpt_neox_kept(h, inner, heads)
+    sizes = (total, total, vocab * h, layers, h, h, h, inner, vocab)
+    return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=kept)

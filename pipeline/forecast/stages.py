@@ -12,11 +12,14 @@ from pipeline.estimate.memory import (
     Memory,
     Spread,
     activation_bytes,
+    block_bytes,
     cache_bytes,
     heap_bytes,
     logit_bytes,
     peak,
     state,
+    tiled_logit_bytes,
+    transient_bytes,
 )
 from pipeline.estimate.shape import ModelShape
 from pipeline.estimate.work import forward_flops, hours, training_flops
@@ -31,8 +34,10 @@ from pipeline.stage import kind_of
 
 TRAINED = ("pretrain", "sft", "reward", "dpo", "kto")
 SAMPLED = ("ppo", "grpo", "rloo")
-LOGIT_COPIES = {"reward": 0.0}
-"""fp32 copies of the head's output alive at once, where they are not three."""
+DROPPED = ("pretrain", "sft", "grpo", "rloo")
+"""Kinds that leave a model's dropout on; trl and PPO switch it off for the others."""
+PPO_COPIES = 5.0
+"""fp32 copies of the head's output in PPO's kept pass: logits, log-probabilities, and those of the entropy."""
 ASSUMED_LENGTH = 1024
 """Tokens of the longest row where the rows are not on this machine and nothing says how long they may be."""
 
@@ -161,6 +166,8 @@ class Facts:
             checkpointing=compute.activation_checkpointing is True and kind != "ppo",
             half=is_half(compute, device),
             on_gpu=device.is_gpu,
+            dropout=kind in DROPPED,
+            eager=compute.attention == "eager",
         )
         made = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
         return made(compute, adapter, device, spread)
@@ -187,14 +194,14 @@ class Facts:
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
             held = ("weights", "gradients", "optimizer")
             parts = replace(parts, **{name: getattr(parts, name) * share for name in held})
-        at_once = -(-micro * longest // compute.sequence_parallel)
-        r = adapter.r if adapter is not None else 0
-        parts = replace(
-            parts,
-            activations=activation_bytes(shape, at_once, spread, adapter_r=r),
-            logits=logit_bytes(shape, at_once, spread, copies=LOGIT_COPIES.get(kind, 3.0)),
-        )
-        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
+        rows, length = (2 * micro, longest // 2) if kind in ("dpo", "reward") else (micro, longest)
+        length = -(-length // compute.sequence_parallel)
+        logits = 0.0
+        if kind == "pretrain":
+            logits = logit_bytes(shape, rows * length, spread)
+        elif kind != "reward":
+            logits = tiled_logit_bytes(shape, rows * length, spread, trained=adapter is None)
+        parts = self._learning(parts, adapter, spread, rows, length, logits)
         if stages > 1:  # what comes from one neighbour and goes back to it has a buffer for every row of the batch
             waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden
             parts = replace(parts, activations=parts.activations + waiting)
@@ -204,6 +211,19 @@ class Facts:
             shape, tokens, longest, trained_all=adapter is None, recompute=spread.checkpointing
         )
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work or None, parts)
+
+    def _learning(
+        self, parts: Memory, adapter: Adapter | None, spread: Spread, rows: int, length: int, logits: float
+    ) -> Memory:
+        """Add what a pass over ``rows`` of ``length`` tokens keeps, and what its end still needs."""
+        shape, share, r = self.shape, 1.0, adapter.r if adapter is not None else 0
+        if adapter is not None and adapter.layers == "top-half":
+            share = (shape.layers - shape.layers // 2) / shape.layers
+        activations = activation_bytes(shape, rows, length, spread, adapter_r=r, share=share)
+        block = block_bytes(shape, rows, length, spread, adapter_r=r)
+        ending = block + transient_bytes(shape, rows * length, spread)
+        heap = heap_bytes(ending, spread, adapted=adapter is not None)
+        return replace(parts, activations=activations, ending=ending, logits=logits, heap=heap)
 
     def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
         """Forecast a stage that learns from its own responses."""
@@ -231,16 +251,18 @@ class Facts:
             parts = Memory(
                 *(a + b for a, b in zip((parts.weights, parts.gradients, parts.optimizer), own, strict=True))
             )
-        tokens_at_once = micro * longest
+        logits = tiled_logit_bytes(shape, micro * longest, spread, trained=adapter is None)
+        if kind == "ppo":
+            logits = logit_bytes(shape, micro * train.max_new_tokens, spread, copies=PPO_COPIES)
+        parts = self._learning(parts, adapter, spread, micro, longest, logits)
         twice = 2 if getattr(config, "layout", "shared") == "separate" else 1
         parts = replace(
             parts,
             others=others,
-            activations=twice * activation_bytes(shape, tokens_at_once, spread),
-            logits=logit_bytes(shape, tokens_at_once if kind != "ppo" else micro * train.max_new_tokens, spread),
+            activations=twice * parts.activations,
+            heap=twice * parts.heap,
             cache=cache_bytes(shape, share, longest, half=spread.half),
         )
-        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
         parts = replace(parts, peak=peak(parts, accumulates=accumulates))
         tokens, work = self._sampled_work(train, longest, adapter)
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work, parts)
@@ -272,7 +294,6 @@ class Facts:
             cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=frozen == 2),
             logits=logit_bytes(self.shape, 128, spread, copies=2),
         )
-        parts = replace(parts, heap=heap_bytes(parts.activations, spread))
         parts = replace(parts, peak=peak(parts, accumulates=False))
         tokens = float(rows * longest * len(config.models)) if rows else None
         work = tokens and forward_flops(self.shape, tokens, longest) * (2 + len(self.others))

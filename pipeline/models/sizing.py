@@ -27,6 +27,8 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from pipeline.models.kept import count_kept
+
     fields = {key: value for key, value in config.items() if key not in ("type", "model_type")}
     built = AutoConfig.for_model(str(config.get("model_type") or config.get("type")), **fields)
     with torch.device("meta"):
@@ -58,6 +60,8 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
         gated=any("gate" in name and "mlp" in name for name in named),
         tied=head is None or head.weight is embedding,
         context=int(getattr(text, "max_position_embeddings", None) or 0),
+        heads=heads,
+        kept=count_kept(built),
     )
 
 
