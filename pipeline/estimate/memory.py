@@ -21,6 +21,9 @@ Tensors below 32 MiB come from its heap. While one block after the other goes ba
 between tensors that go, and what the next block needs does not fit between them: it holds about one block's working set
 twice. Adapters make two more outputs in each linear layer. Measured, not derived (docs/log.md).
 """
+_BUCKET, _LIVE = 5e8, 1e9
+"""DeepSpeed's defaults: elements of a bucket of gradients (`reduce_bucket_size`; two with `overlap_comm`), and of
+weights gathered at once (`stage3_max_live_parameters`)."""
 _TILE_TOKENS, _TILE_VOCAB = 4096, 32_768
 """Positions and tokens of trl's tiles of logits (`trl.kernels.chunked_logprob`)."""
 _TILE_COPIES = 8.25
@@ -88,7 +91,11 @@ class Memory:
 
     def parts(self) -> dict[str, float]:
         """Return the parts that are not nothing, largest first."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("peak", "ending") and getattr(self, f.name)}
+        found = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("peak", "ending") and getattr(self, f.name)
+        }
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -174,7 +181,9 @@ def state(
     """Return the bytes of weights, gradients and optimizer of one process.
 
     Weights that are trained are fp32, under ZeRO in 16 bits 16 bit. DeepSpeed keeps an fp32 copy beside the optimizer's
-    moments, at stages 1 and 2 also of weights that are fp32 already.
+    moments, at stages 1 and 2 also of weights that are fp32 already. Offloaded, optimizer and gradients are in the
+    machine's memory, but for two buckets on their way; with ``all`` the device has those weights that are gathered at
+    once.
     """
     adapters = trained if trained < shape.parameters else 0
     zero, n = spread.zero, spread.processes
@@ -190,10 +199,10 @@ def state(
     weights /= n if zero >= 3 else 1
     gradients /= n if zero >= 2 else 1
     optimizer /= n if zero >= 1 else 1
-    if spread.on_gpu and spread.offload in ("optimizer", "all"):  # a CPU would keep them in the very same memory
-        optimizer = 0.0
-    if spread.on_gpu and spread.offload == "all":
-        weights = 0.0
+    if spread.offload != "none" and spread.on_gpu:  # on a CPU both are the same memory
+        optimizer, gradients = 0.0, min(gradients, 2.0 * size * _BUCKET)
+        if spread.offload == "all":
+            weights = min(weights * n, float(size) * _LIVE)
     return weights, gradients, optimizer
 
 

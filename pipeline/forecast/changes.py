@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 from pipeline.artifacts import Store
 from pipeline.errors import Problem
@@ -18,7 +19,8 @@ from pipeline.plan import Plan
 from pipeline.recipe.schema import Compute
 
 SHARDED = (2, 4, 8, 16, 32, 64)
-Setting = tuple[Compute, Adapter | None]
+Setting = tuple[Compute, Adapter | None, dict[str, int]]
+"""Computation, adapter, and fields of `train` that are changed."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Change:
     """
 
     words: str
-    apply: Callable[[Compute, Adapter | None], Setting]
+    apply: Callable[[Compute, Adapter | None, dict[str, int]], Setting]
 
 
 def settled(plan: Plan, store: Store) -> Plan:
@@ -105,16 +107,20 @@ def remedy(forecast: Forecast) -> str:
 def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Change, ...], Forecast]]:
     for count in (1, 2, 3):
         for chosen in combinations(changes, count):
-            setting: Setting = (forecast.compute, forecast.adapter)
+            setting: Setting = (forecast.compute, forecast.adapter, {})
             for change in chosen:
                 setting = change.apply(*setting)
             quantised = setting[1] is not None and setting[1].quantize is not None
             if not setting[0].contradictions() and not (quantised and setting[0].zero == 3):
-                yield chosen, forecast.facts.forecast(*setting)
+                yield chosen, forecast.facts.with_train(setting[2]).forecast(*setting[:2])
 
 
 def _on_compute(words: str, **fields: object) -> Change:
-    return Change(words, lambda compute, adapter: (compute.model_copy(update=fields), adapter))
+    return Change(words, lambda compute, adapter, train: (compute.model_copy(update=fields), adapter, train))
+
+
+def _on_train(words: str, **fields: int) -> Change:
+    return Change(words, lambda compute, adapter, train: (compute, adapter, {**train, **fields}))
 
 
 _CHECKPOINTING = _on_compute("compute.activation_checkpointing: true", activation_checkpointing=True)
@@ -127,12 +133,27 @@ def _micro_batches(forecast: Forecast) -> Iterator[Change]:
         yield _on_compute(f"compute.micro_batch: {size}", micro_batch=size)
 
 
+def _rollouts(forecast: Forecast) -> Iterator[Change]:
+    """Yield smaller passes of PPO, which give the same result, then smaller rollouts, which do not."""
+    if forecast.stage.spec.kind != "ppo":
+        return
+    train: Any = forecast.facts.train
+    budget, batch = train.token_budget, train.rollout_batch
+    while budget // 2 >= forecast.longest:
+        budget //= 2
+        yield _on_train(f"train.token_budget: {budget}", token_budget=budget)
+    while batch % 2 == 0 and (batch // 2) % (train.minibatches * forecast.processes) == 0:
+        batch //= 2
+        yield _on_train(f"train.rollout_batch: {batch}", rollout_batch=batch)
+
+
 def _changes(forecast: Forecast) -> Iterator[Change]:
     """Yield changes, the cheapest first."""
     compute, kind, gpu = forecast.compute, forecast.stage.spec.kind, forecast.device.is_gpu
     if kind not in (*TRAINED, *SAMPLED):
         return
     yield from _micro_batches(forecast)
+    yield from _rollouts(forecast)
     if compute.activation_checkpointing is not True and kind != "ppo":
         yield _CHECKPOINTING
     if forecast.processes > 1 and not compute.fsdp:
@@ -143,11 +164,11 @@ def _changes(forecast: Forecast) -> Iterator[Change]:
         yield _on_compute(words.replace("2", str(level), 1), zero=level, offload="optimizer")
     if kind != "pretrain":
         if forecast.adapter is None:
-            yield Change("adapter: {r: 16} (LoRA instead of full training)", lambda c, a: (c, Adapter(r=16)))
+            yield Change("adapter: {r: 16} (LoRA instead of full training)", lambda c, a, t: (c, Adapter(r=16), t))
         if gpu and (forecast.adapter is None or forecast.adapter.quantize is None):
             yield Change(
                 "adapter: {r: 16, quantize: 4bit}",
-                lambda c, a: (c, (a or Adapter(r=16)).model_copy(update={"quantize": "4bit"})),
+                lambda c, a, t: (c, (a or Adapter(r=16)).model_copy(update={"quantize": "4bit"}), t),
             )
     if gpu and not compute.fsdp:
         for count in (n for n in SHARDED if n > compute.processes):

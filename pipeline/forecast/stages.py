@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.artifacts import Store
@@ -149,12 +150,31 @@ def is_half(compute: Compute, device: Device) -> bool:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a stage, whatever it is computed on."""
+    """What is known of a stage, whatever it is computed on.
+
+    Attributes:
+        stage: of the plan.
+        shape: of its model.
+        lengths: of its rows; None when they are not on this machine.
+        others: models beside the one it trains.
+        changed: fields of `train` that are other than the recipe's, to see what they would bring.
+    """
 
     stage: PlannedStage
     shape: ModelShape
     lengths: Lengths | None
     others: tuple[ModelShape, ...] = ()
+    changed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def train(self) -> Any:
+        """The stage's `train`, with what is changed of it."""
+        own: Any = self.stage.spec.config
+        return own.train.model_copy(update=dict(self.changed))
+
+    def with_train(self, changed: Mapping[str, int]) -> Facts:
+        """Return the same stage with some fields of `train` changed."""
+        return replace(self, changed={**self.changed, **changed})
 
     def forecast(self, compute: Compute, adapter: Adapter | None) -> Forecast:
         """Return what the stage needs under ``compute``, with or without an adapter."""
@@ -184,7 +204,7 @@ class Facts:
 
     def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
         """Forecast a stage that learns from rows."""
-        kind, train, shape = self.stage.spec.kind, _train(self.stage), self.shape
+        kind, train, shape = self.stage.spec.kind, self.train, self.shape
         longest = self._longest(train, both=kind in ("dpo", "reward"))
         asked = train.kl_batch if kind == "kto" else compute.micro_batch
         stages = compute.pipeline_parallel
@@ -227,7 +247,7 @@ class Facts:
 
     def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
         """Forecast a stage that learns from its own responses."""
-        config, train, shape, kind = self.stage.spec.config, _train(self.stage), self.shape, self.stage.spec.kind
+        config, train, shape, kind = self.stage.spec.config, self.train, self.shape, self.stage.spec.kind
         prompt = self.lengths.longest_tokens(shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
         longest = prompt + train.max_new_tokens
         at_once = train.rollout_batch if kind == "ppo" else train.responses_at_once
@@ -323,10 +343,6 @@ class Facts:
 def _frozen_bytes(spread: Spread) -> float:
     """Return the bytes of a weight that only answers or scores: on a GPU in the format of the computation."""
     return 2.0 if spread.on_gpu and spread.half else 4.0
-
-
-def _train(stage: PlannedStage) -> Any:
-    return stage.spec.config.train  # type: ignore[attr-defined]
 
 
 def _steps(train: Any, rows: int | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,8 +109,17 @@ def test_four_bits_are_half_a_byte_of_each_linear_weight() -> None:
 
 
 def test_offloaded_state_is_not_on_the_device() -> None:
-    assert state(SHAPE, 1000, Spread(zero=2, offload="optimizer"))[2] == 0
-    assert state(SHAPE, 1000, Spread(zero=3, offload="all"))[0] == 0
+    # 2 G weights in 16 bits on 2 processes: two buckets of 0.5 G gradients, and 1 G weights gathered at once, stay
+    large = replace(SHAPE, parameters=2 * 10**9)
+    half = Spread(processes=2, zero=3, offload="optimizer", half=True)
+    assert state(large, 2 * 10**9, half) == (2e9, 2e9, 0)
+    assert state(large, 2 * 10**9, replace(half, offload="all")) == (2e9, 2e9, 0)
+    assert state(large, 2 * 10**9, replace(half, zero=2)) == (4e9, 2e9, 0)
+    assert state(SHAPE, 1000, Spread(zero=3, offload="all")) == (4000, 4000, 0)
+
+
+def test_on_a_cpu_offloaded_state_is_where_it_was() -> None:
+    assert state(SHAPE, 1000, Spread(zero=2, offload="optimizer", on_gpu=False))[2] == 12000
 
 
 def test_a_cpu_offloads_to_the_memory_it_has() -> None:

@@ -10,7 +10,8 @@ import pytest
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
 from pipeline.estimate.devices import DEVICES
-from pipeline.forecast import fitting_problems, forecasts, settled
+from pipeline.forecast import Forecast, fitting_problems, forecasts, settled
+from pipeline.forecast.changes import remedy
 from pipeline.plan import Plan, make_plan
 from pipeline.preflight import check_plan
 from pipeline.recipe import load
@@ -46,7 +47,7 @@ def test_a_stage_that_has_room_is_left_as_it_is(planned: Any) -> None:
 
 
 def test_auto_lowers_the_micro_batch_before_it_is_refused(planned: Any) -> None:
-    made, store = planned(580, stage="dpo")
+    made, store = planned(700, stage="dpo")
     before = {need.stage.spec.name: need for need in forecasts(made, store)[0]}["dpo"]
     assert not before.fits
     eased = settled(made, store)
@@ -63,6 +64,20 @@ def test_what_cannot_fit_names_its_parts_and_a_change_that_fits(planned: Any) ->
     assert "optimizer 168 MiB" in problem.found
     assert "250 MiB" in problem.expected
     assert problem.remedy.startswith("cheapest change that fits: compute")
+
+
+def test_ppo_is_offered_smaller_passes_before_anything_that_changes_the_result(planned: Any) -> None:
+    def need_of(mib: float) -> Forecast:
+        return {need.stage.spec.name: need for need in forecasts(*planned(mib, stage="ppo"))[0]}["ppo"]
+
+    whole = need_of(4096)
+    assert remedy(need_of(whole.memory.peak / 2**20 * 0.9)) == "cheapest change that fits: train.token_budget: 1024"
+    halved = whole.facts.with_train({"token_budget": 1024}).forecast(whole.compute, whole.adapter)
+    assert (whole.micro_batch, halved.micro_batch) == (12, 6)
+    assert halved.memory.activations == whole.memory.activations / 2
+    assert halved.memory.weights == whole.memory.weights
+    smaller = whole.facts.with_train({"rollout_batch": 8}).forecast(whole.compute, whole.adapter)
+    assert smaller.memory.cache == whole.memory.cache / 2
 
 
 def test_an_evaluation_holds_the_baseline_and_one_more_in_the_format_of_the_device(
