@@ -54,22 +54,20 @@ def count_kept(config: Any) -> Kept:
 
 def _block(config: Any, *, half: bool, r: int, dropout: bool) -> tuple[float, float]:
     """Return the bytes a block keeps per token and per pair of positions, of one row."""
-    found = []
-    for length in LENGTHS:
-        more, fewer = (_saved(config, layers, length, half=half, r=r, dropout=dropout) for layers in (3, 2))
-        found.append((more - fewer) / ROWS)
-    first, second, third = found
+    more, fewer = (_saved(config, layers, half=half, r=r, dropout=dropout) for layers in (3, 2))
+    first, second, third = ((a - b) / ROWS for a, b in zip(more, fewer, strict=True))
     step = LENGTHS[1] - LENGTHS[0]
     pairs = (third - 2 * second + first) / (2 * step**2)
     tokens = (second - first) / step - pairs * (LENGTHS[0] + LENGTHS[1])
     return round(tokens, 3), round(pairs, 3)
 
 
-def _saved(config: Any, layers: int, length: int, *, half: bool, r: int, dropout: bool) -> int:
-    """Return the bytes saved by a forward pass over ``ROWS`` rows, weights left out."""
+def _saved(config: Any, layers: int, *, half: bool, r: int, dropout: bool) -> list[int]:
+    """Return the bytes saved by a forward pass over ``ROWS`` rows of each of ``LENGTHS``, weights left out."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = _built(config, layers, r=r, dropout=dropout)
+    totals = []
     with FakeTensorMode():
         _let_hold_nothing(model)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -81,15 +79,17 @@ def _saved(config: Any, layers: int, length: int, *, half: bool, r: int, dropout
                 saved[storage._cdata] = storage.nbytes()
             return tensor
 
-        ids = torch.zeros(ROWS, length, dtype=torch.long)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=half),
-        ):
-            output = model(input_ids=ids, use_cache=False)  # held, or what it saved is let go
-        total = sum(saved.values())
-        del output
-    return total
+        for length in LENGTHS:
+            saved.clear()
+            ids = torch.zeros(ROWS, length, dtype=torch.long)
+            with (
+                torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+                torch.autocast("cpu", torch.bfloat16, enabled=half),
+            ):
+                output = model(input_ids=ids, use_cache=False)  # held, or what it saved is let go
+            totals.append(sum(saved.values()))
+            del output
+    return totals
 
 
 def _built(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
@@ -102,10 +102,12 @@ def _built(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
     short = copy.deepcopy(config)
     text = short.get_text_config()
     text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None):
-        text.layer_types = list(text.layer_types)[:layers]
-    if getattr(text, "sliding_window", None):
+    kinds = list(getattr(text, "layer_types", None) or ["full_attention"])
+    if "full_attention" in kinds:  # a window keeps no less, and needs a mask, which shares keys out among the queries
         text.sliding_window = None
+        kinds = ["full_attention"]
+    if getattr(text, "layer_types", None):
+        text.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(short)
         without_mask(model)
@@ -121,8 +123,9 @@ def _without_dropout(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        if isinstance(getattr(part, "attention_dropout", None), float):
-            setattr(part, "attention_dropout", 0.0)  # noqa: B010  (torch types every attribute as a module)
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
     for name in ("attention_dropout", "attn_pdrop", "hidden_dropout", "dropout"):
         config: Any = model.config
         if isinstance(getattr(config, name, None), float):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.estimate.kept import llama_kept
 from pipeline.estimate.shape import ModelShape
 
 
@@ -44,6 +45,10 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     inner = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size
     if experts:
         inner = (getattr(text, "moe_intermediate_size", None) or inner) * used
+    width_kv = (getattr(text, "num_key_value_heads", None) or heads) * width
+    # Experts pick tokens by what tensors hold, and fake ones hold nothing: they count as one MLP of the width a token
+    # meets.
+    kept = llama_kept(text.hidden_size, heads * width, width_kv, inner, heads) if experts else count_kept(built)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
     positions = sum(p.numel() for name, p in named.items() if name.split(".")[-2] in ("wpe", "embed_positions"))
@@ -54,14 +59,14 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         attention=heads * width,
-        kv=(getattr(text, "num_key_value_heads", None) or heads) * width,
+        kv=width_kv,
         inner=inner,
         vocab=text.vocab_size,
         gated=any("gate" in name and "mlp" in name for name in named),
         tied=head is None or head.weight is embedding,
         context=int(getattr(text, "max_position_embeddings", None) or 0),
         heads=heads,
-        kept=count_kept(built),
+        kept=kept,
     )
 
 

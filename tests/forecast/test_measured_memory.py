@@ -21,7 +21,7 @@ from pipeline.recipe import load
 from pipeline.stages import load_all
 
 FITTED = {"base": "small", "wide": "small", "long": "small", "qwen": "small", "lora": "small-lora", "dpo": "small-dpo"}
-"""Shapes the allocator's slack (`pipeline.estimate.memory.SLACK`) was chosen on, and the minute stage of the same kind."""
+"""What `pipeline.estimate.memory.SLACK` was chosen on, and the minute stage of the same kind."""
 HELD_OUT = {
     "neox": "small",
     "gpt2": "small",
