@@ -14,7 +14,7 @@ from pipeline.estimate.shape import ModelShape
 
 _QUANTISED = {"4bit": (4 + 0.127) / 8, "8bit": 1.0}
 _FP32 = 4
-SLACK, SLACK_ADAPTED = 1.25, 1.75
+SLACK, SLACK_ADAPTED = 1.25, 2.25
 """Working sets of one block of the model that glibc keeps in holes at the peak.
 
 Tensors below 32 MiB come from its heap. While one block after the other goes backward, gradients that stay are put

@@ -223,7 +223,9 @@ class Facts:
         elif kind != "reward":
             logits = tiled_logit_bytes(shape, rows * length, spread, trained=adapter is None)
         if slices > 1:
-            parts = sliced(parts, shape, slices, adapter_r=adapter.r if adapter else 0, layers=shape.layers)
+            parts = sliced(
+                parts, shape, slices, adapter_r=adapter.r if adapter else 0, layers=shape.layers if adapter else 0
+            )
             if kind in ("sft", "dpo", "kto"):  # trl puts the head together for its loss, and takes a whole gradient
                 logits += 8.0 * shape.vocab * shape.hidden
         parts = self._learning(parts, adapter, spread, rows, length, logits)

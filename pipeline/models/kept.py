@@ -102,12 +102,13 @@ def _built(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
     short = copy.deepcopy(config)
     text = short.get_text_config()
     text.num_hidden_layers = layers
-    kinds = list(getattr(text, "layer_types", None) or ["full_attention"])
-    if "full_attention" in kinds:  # a window keeps no less, and needs a mask, which shares keys out among the queries
-        text.sliding_window = None
+    kinds = list(getattr(text, "layer_types", None) or [])
+    if "full_attention" in kinds:
         kinds = ["full_attention"]
-    if getattr(text, "layer_types", None):
+    if kinds:
         text.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
+    elif getattr(text, "sliding_window", None):  # a window keeps no less, but needs a mask, which copies grouped keys
+        text.sliding_window = None
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(short)
         without_mask(model)
