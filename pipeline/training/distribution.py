@@ -40,9 +40,11 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
         ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
         return {**fields, "deepspeed": ctx.facts["deepspeed"]}
     if ctx.compute.get("fsdp"):
-        config = {"fsdp_version": 2, "reshard_after_forward": True}
+        config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
         ctx.facts["accelerate"] = dict(config)
-        return {**fields, "fsdp": "full_shard auto_wrap", "fsdp_config": config}
+        # Gradients of a pass that is not the last of a step would otherwise stay whole in every process.
+        fields["accelerator_config"]["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
+        return {**fields, "fsdp": True, "fsdp_config": config}
     return fields
 
 

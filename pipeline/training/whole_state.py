@@ -8,7 +8,7 @@ resumed with another ZeRO stage, another number of processes, or without ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel import fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.zero import ZeroState
 
@@ -44,6 +45,20 @@ class WholeState:
             self._groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Have FSDP where it is asked for, also where accelerate would fall back from it."""
+        plugin = self.args.fsdp_plugin_args
+        if plugin is not None:
+            plugin["mixed_precision_policy"] = fsdp.mixed_precision(
+                "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
+            )
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        if plugin is not None:
+            from accelerate.utils import FullyShardedDataParallelPlugin
+
+            fsdp.engage(self.accelerator, FullyShardedDataParallelPlugin(**plugin))
+            self.is_fsdp_enabled = True
+
     @property
     def _zero(self) -> ZeroState:
         held = self.optimizer.optimizer  # DeepSpeed's, in accelerate's
@@ -52,10 +67,14 @@ class WholeState:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights; those of a computation in bf16 or fp16 as the fp32 that is trained."""
         lower = self.is_deepspeed_enabled and any(p.dtype != torch.float32 for p in self._groups[0])
-        if not lower:
+        if self.is_fsdp_enabled:
+            weights = fsdp.gathered_weights(self.model, trained_only=isinstance(self.model, PeftModel))
+        elif lower:
+            weights = self._gathered_weights()
+        else:
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
             return
-        self._save(output_dir, state_dict=self._gathered_weights())  # type: ignore[attr-defined]
+        self._save(output_dir, state_dict=weights)  # type: ignore[attr-defined]
 
     def _gathered_weights(self) -> dict[str, Tensor]:
         """Return all weights on the first process, what is trained in fp32; of an adapter's model only those."""
@@ -76,21 +95,25 @@ class WholeState:
         return found
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_deepspeed_enabled:
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
             return
-        state = gathered_optimizer(self._zero)
+        state = gathered_optimizer(self._zero) if self.is_deepspeed_enabled else fsdp.gathered_optimizer(self.optimizer)
         if Ranks.current().is_first:
             torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Have DeepSpeed begin, then put the checkpoint's state where it holds its own."""
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+        """Have DeepSpeed or FSDP begin, then put the checkpoint's state where they hold their own."""
+        in_parts = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if not in_parts or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
-        load_weights(self.model, self._zero, Path(resume_from_checkpoint))
+        set_weight = self._zero.set_weight if self.is_deepspeed_enabled else fsdp.set_weight
+        load_weights(self.model, set_weight, Path(resume_from_checkpoint))
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            self._load_scaler(resume_from_checkpoint)  # type: ignore[attr-defined]
         return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -99,13 +122,23 @@ class WholeState:
         Raises:
             PipelineError: the checkpoint has none, which transformers passes over.
         """
-        if checkpoint is not None and not self.is_fsdp_enabled:
+        if checkpoint is not None:
             file = Path(checkpoint) / OPTIMIZER_FILE
             if not file.is_file():
                 raise _unfit("the checkpoint has no optimizer of one process")
-            if self.is_deepspeed_enabled:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 # Mapped, not read: processes of a machine share it, and each uses a part.
-                share_out_optimizer(self._zero, torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+                kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            if self.is_deepspeed_enabled:
+                share_out_optimizer(self._zero, kept)
+            if self.is_fsdp_enabled:
+                try:
+                    fsdp.share_out_optimizer(self.optimizer, kept)
+                except ValueError as error:
+                    raise _unfit(str(error)) from error
+                scheduler = torch.load(Path(checkpoint) / SCHEDULER_FILE, map_location="cpu", weights_only=True)
+                self.lr_scheduler.load_state_dict(scheduler)
+                return
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
 
@@ -166,8 +199,13 @@ def share_out_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
                     zero.set_moment(parameter, key, value)
 
 
-def load_weights(model: Any, zero: ZeroState, folder: Path) -> None:
+def load_weights(model: Any, set_weight: Callable[[nn.Parameter, Tensor], None], folder: Path) -> None:
     """Share out the weights, or the adapter, that a trainer has written into a checkpoint.
+
+    Args:
+        model: whose.
+        set_weight: shares one out.
+        folder: of the checkpoint.
 
     Raises:
         PipelineError: they are another model's.
@@ -178,7 +216,7 @@ def load_weights(model: Any, zero: ZeroState, folder: Path) -> None:
     missing = set(own)
     for name, whole in _tensors(folder):
         if name in own:
-            zero.set_weight(own[name], whole)
+            set_weight(own[name], whole)
             missing.discard(name)
     if missing:
         raise _unfit(f"the checkpoint lacks {sorted(missing)[0]}")
@@ -198,4 +236,4 @@ def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
 
 
 def _unfit(found: str) -> PipelineError:
-    return PipelineError(Problem(found, "what this run can share out with ZeRO", "resume it as it began"))
+    return PipelineError(Problem(found, "what this run can share out over its processes", "resume it as it began"))

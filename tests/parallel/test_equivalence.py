@@ -60,7 +60,7 @@ STAGES = f"""
 """
 PARENTS = {"a_pretrain": "base", "a_sft": "base", "l_sft": "base"}
 TRAINED = ("a_pretrain", "a_sft", "a_reward", "a_dpo", "a_kto", "a_ppo", "l_sft", "l_reward", "l_dpo", "l_ppo")
-SPREADS = {"plain": 0, "zero-1": 1, "zero-2": 2, "zero-3": 3}
+SPREADS = {"plain": "zero=0", "zero-1": "zero=1", "zero-2": "zero=2", "zero-3": "zero=3", "fsdp": "fsdp=true"}
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,9 @@ def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module", params=SPREADS)
 def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
-    zero = SPREADS[request.param]
-    if zero:
+    if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
-    sets = ("compute.micro_batch=2", "compute.processes=2", f"compute.zero={zero}")
+    sets = ("compute.micro_batch=2", "compute.processes=2", f"compute.{SPREADS[request.param]}")
     return request.param, world.train(request.param, TRAINED, *sets)
 
 
