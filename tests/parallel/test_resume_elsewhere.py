@@ -21,11 +21,24 @@ STAGES = f"""
   lora: {{kind: dpo, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 2.0e-3, beta: 0.5}}}}
 """
 PARENTS = {"full": "base", "lora": "sft"}
-WAYS = {"one": (1, 0), "two": (2, 0), "zero-1": (2, 1), "zero-2": (2, 2), "zero-3": (2, 3), "zero-2 alone": (1, 2)}
+WAYS = {
+    "one": (1, "zero=0"),
+    "two": (2, "zero=0"),
+    "zero-1": (2, "zero=1"),
+    "zero-2": (2, "zero=2"),
+    "zero-3": (2, "zero=3"),
+    "zero-2 alone": (1, "zero=2"),
+    "fsdp": (2, "fsdp=true"),
+    "fsdp on four": (4, "fsdp=true"),
+    "fsdp alone": (1, "fsdp=true"),
+}
 CASES = {
     "other numbers of processes": ("full", ("one", "two", "one")),
     "ZeRO-3, plain, ZeRO-2": ("full", ("zero-3", "zero-3", "two", "zero-2", "zero-2 alone")),
     "from plain to ZeRO-1": ("full", ("one", "zero-1", "zero-1", "one")),
+    "FSDP2, other numbers of processes": ("full", ("fsdp", "fsdp on four", "one", "fsdp alone", "fsdp")),
+    "FSDP2 and ZeRO-3": ("full", ("zero-3", "fsdp", "zero-3", "fsdp", "two")),
+    "an adapter with FSDP2": ("lora", ("fsdp", "fsdp", "one", "fsdp", "zero-2", "fsdp")),
     "an adapter": ("lora", ("zero-2", "one", "zero-3", "zero-3", "two")),
 }
 
@@ -49,8 +62,8 @@ def test_a_run_goes_on_spread_another_way(case: str, world: Any, whole: dict[str
     reached = 0
     made: dict[str, Any] = {}
     for place, way in enumerate(ways):
-        processes, zero = WAYS[way]
-        sets = (f"compute.processes={processes}", f"compute.zero={zero}")
+        processes, sharding = WAYS[way]
+        sets = (f"compute.processes={processes}", f"compute.{sharding}")
         last = place == len(ways) - 1
         made = world.train(case.replace(" ", "-"), (name,), *sets, stop_after=None if last else 2)
         begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]
