@@ -118,7 +118,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {conversations:,} conversations")
-    trained = run_trainer(ctx, trainer, batches, steps)
+    trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     lineage = save_trained(ctx, whole_model(trainer), tokenizer, source)
     return finish(
         ctx,

@@ -113,8 +113,10 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     attention = attention_kernel(ctx)
     if adapter is None or adapter.quantize is None:
         return {"dtype": "fp32", "attention": attention}
-    if int(ctx.compute.get("zero") or 0) == 3:
-        found = f"adapter.quantize is {adapter.quantize} and compute.zero is 3"
+    word = "compute.zero is 3" if int(ctx.compute.get("zero") or 0) == 3 else ""
+    word = "compute.fsdp is true" if ctx.compute.get("fsdp") else word
+    if word:
+        found = f"adapter.quantize is {adapter.quantize} and {word}"
         raise PipelineError(Problem(found, "whole quantised weights on each process", "use compute.zero 0, 1 or 2"))
     return {"dtype": precision_of(ctx), "quantize": adapter.quantize, "attention": attention}
 

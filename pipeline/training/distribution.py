@@ -35,7 +35,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
 def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     """Return the fields that have a trainer of transformers share its work and shard its state."""
     joined = "RANK" in os.environ
-    fields = {"accelerator_config": {"use_configured_state": joined}, "ddp_find_unused_parameters": False}
+    fields: dict[str, Any] = {"accelerator_config": {"use_configured_state": joined}, "ddp_find_unused_parameters": False}
     if ctx.compute.get("zero"):
         ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
         return {**fields, "deepspeed": ctx.facts["deepspeed"]}
@@ -68,7 +68,7 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
         Problem(
             f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",
             "what was asked for",
-            "FSDP2 through accelerate needs a GPU: use compute.zero: 3 on a CPU" if fsdp else "see `trueup doctor`",
+            "set compute.zero: 3" if fsdp else "see `trueup doctor`",
             stage=ctx.name,
         )
     )

@@ -29,6 +29,7 @@ class WholeState:
     """Mixin for a trainer: what it writes under DeepSpeed is what one process would write, and it reads that."""
 
     accelerator: Any
+    args: Any
     model: Any
     optimizer: Any
     lr_scheduler: Any
@@ -105,6 +106,7 @@ class WholeState:
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Have DeepSpeed or FSDP begin, then put the checkpoint's state where they hold their own."""
+        self.is_fsdp_enabled = self.args.fsdp_plugin_args is not None
         in_parts = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if not in_parts or resume_from_checkpoint is None:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
