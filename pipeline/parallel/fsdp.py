@@ -12,7 +12,8 @@ Reference: Zhao et al. 2023, arXiv:2304.11277.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,6 +79,21 @@ def let_go(model: nn.Module) -> None:
     """
     for part in modules(model):
         part.reshard()
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Keep all weights in every process inside the context: to sample, where each token is a pass."""
+    parts = modules(model)
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+        let_go(model)
 
 
 @torch.no_grad()

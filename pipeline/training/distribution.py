@@ -35,7 +35,8 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
 def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     """Return the fields that have a trainer of transformers share its work and shard its state."""
     joined = "RANK" in os.environ
-    fields: dict[str, Any] = {"accelerator_config": {"use_configured_state": joined}, "ddp_find_unused_parameters": False}
+    fields: dict[str, Any] = {"accelerator_config": {"use_configured_state": joined}}
+    fields["ddp_find_unused_parameters"] = False
     if ctx.compute.get("zero"):
         ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
         return {**fields, "deepspeed": ctx.facts["deepspeed"]}
