@@ -1,4 +1,4 @@
-"""The steps of a stage do not depend on how it is spread: on 2 processes, with ZeRO-1, 2, 3 and FSDP2, they are those of 1.
+"""The steps of a stage do not depend on how it is spread: with ZeRO-1, 2, 3 and FSDP2 they are those of one process.
 
 Every kind runs by recipe, five optimizer steps from the same parent, seed and batch, on rows of unequal lengths and in
 micro-batches of two: a mean of means would show. Relative is meant strictly: the norm of the difference of two trained
@@ -82,12 +82,8 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
     if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     # A checkpoint after every step: writing one changes nothing, also right after an evaluation.
-    sets = (
-        "compute.micro_batch=2",
-        "compute.processes=2",
-        "compute.checkpoint_every_s=0.001",
-        f"compute.{SPREADS[request.param]}",
-    )
+    often = "compute.checkpoint_every_s=0.001"
+    sets = ("compute.micro_batch=2", "compute.processes=2", often, f"compute.{SPREADS[request.param]}")
     return request.param, world.train(request.param, TRAINED, *sets)
 
 

@@ -12,20 +12,29 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import pipeline.models.adapters
 import pipeline.models.load
 import pipeline.training.arguments
+from pipeline.models.adapter_config import Adapter
 from pipeline.models.first_pass import FirstPass
 from pipeline.stage import StageContext
-from pipeline.training.audit import has_liger, kernel_problems, spread_problems
+from pipeline.training.audit import (
+    adapter_problems,
+    has_liger,
+    kernel_problems,
+    spread_problems,
+    weight_problems,
+)
 from pipeline.training.whole_state import WholeState
 
 SFT = {"train": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3}}
 LORA = {**SFT, "adapter": {"r": 4}}
 QLORA = {**SFT, "adapter": {"r": 4, "quantize": "4bit"}}
+OFF = "the adapter is switched off or folded in"
 Patch = pytest.MonkeyPatch
 
 
@@ -197,6 +206,30 @@ def test_liger_is_believed_when_a_part_of_the_model_runs_it(tmp_path: Any) -> No
     model.model.norm.forward = forward.__get__(model.model.norm)
     assert has_liger(model)
     assert not list(kernel_problems(_context(tmp_path, **asked), model))
+
+
+def test_an_adapter_must_train_alone() -> None:
+    model = get_peft_model(_tiny(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    adapter = Adapter(r=4)
+    assert not list(adapter_problems(model, adapter))
+    with model.disable_adapter():
+        assert [problem.found for problem in adapter_problems(model, adapter)] == [OFF]
+    model.merge_adapter()
+    assert [problem.found for problem in adapter_problems(model, adapter)] == [OFF]
+    model.unmerge_adapter()
+    model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight.requires_grad_(True)
+    (problem,) = adapter_problems(model, adapter)
+    assert problem.found.endswith("layers.0.self_attn.q_proj.base_layer.weight is trained beneath the adapter")
+    (problem,) = adapter_problems(model, None)
+    assert problem.found == "an adapter trains, the recipe asks for none"
+
+
+def test_weights_on_another_device_are_told() -> None:
+    model = _tiny()
+    optimizer = torch.optim.SGD(model.parameters())
+    assert not list(weight_problems(model, optimizer, "cpu"))
+    (problem,) = weight_problems(model, optimizer, "cuda")
+    assert (problem.found, problem.expected) == ("weights are on cpu", "cuda")
 
 
 @pytest.mark.parametrize("reentrant", [None, True, False])
