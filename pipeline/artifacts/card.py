@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.artifacts.manifest import InputRecord, Manifest
+from pipeline.artifacts.provenance import adapters_of, base_of
 
 _TIMED = re.compile(r"(seconds|runtime|_s|per_second|_mib|memory)$")
 _PURPOSE = {
@@ -51,6 +52,9 @@ def _lineage(manifest: Manifest, ancestors: Sequence[Manifest]) -> str:
         for item in ancestors
         if item.key not in {record.key for record in manifest.parents}
     ]
+    if manifest.lineage.get("base_name"):
+        lines.append(f"- base of the weights: {base_of(manifest.lineage)}")
+        lines += [f"- adapter {n}: {each.text}" for n, each in enumerate(adapters_of(manifest.lineage), 1)]
     return "\n".join(lines) + "\n"
 
 

@@ -101,7 +101,7 @@ def plan(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what would run and why; runs nothing."""
+    """Show what would run and why, and what each stage needs: memory, hours, cost; runs nothing."""
     made, where = plan_of(recipe, override, only, until, force, store, profile)
     _print_plan(made, where, as_json=as_json)
 

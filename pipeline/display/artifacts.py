@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts import Artifact, Manifest
+from pipeline.artifacts.provenance import adapters_of, base_of
 from pipeline.display.evaluations import print_evaluation
 from pipeline.terminal import Column, age, console, duration, figure, print_table, shown_path, size
 
@@ -79,6 +80,7 @@ def print_artifact(artifact: Artifact, tags: Mapping[str, str], *, everything: b
     is_report = manifest.makes == "report"
     _section("", _facts(artifact, tags))
     _section("made from", _inputs(manifest))
+    _section("weights", weights_facts(manifest))
     _section(
         "data",
         {
@@ -122,6 +124,18 @@ def _facts(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, str]:
         "summary": manifest.summary,
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def weights_facts(manifest: Manifest) -> dict[str, str]:
+    """Return what weights stand on: their base, then every adapter in them, oldest first."""
+    if not manifest.lineage:
+        return {}
+    adapters = adapters_of(manifest.lineage)
+    facts = {"base": base_of(manifest.lineage)}
+    facts |= {f"adapter {number}": adapter.text for number, adapter in enumerate(adapters, 1)}
+    facts |= {} if adapters else {"adapters": "none"}
+    facts |= {"written in": str(manifest.lineage["dtype"])} if "dtype" in manifest.lineage else {}
+    return facts
 
 
 def _inputs(manifest: Manifest) -> dict[str, str]:

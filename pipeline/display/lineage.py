@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
 from pipeline.artifacts.lineage import Change, Difference, Node
+from pipeline.artifacts.provenance import adapters_of, base_of
 from pipeline.terminal import Column, console, figure, print_table
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def node_data(node: Node) -> dict[str, Any]:
         "fingerprint": node.fingerprint,
         "field": node.field,
         "in_store": node.artifact is not None,
+        "base": base_of(node.artifact.manifest.lineage) if node.artifact else None,
+        "adapters": [each.record() for each in adapters_of(node.artifact.manifest.lineage)] if node.artifact else [],
         "data": {
             field: {"source": record.source, "rows": record.rows, "digest": record.digest}
             for field, record in (node.artifact.manifest.data.items() if node.artifact else ())
@@ -70,9 +73,26 @@ def _label(node: Node) -> Any:
         (name, "bold"),
         f"  {node.kind}  ",
         (node.fingerprint if node.kind == "external" else node.fingerprint[:12], "dim"),
+        (_own_adapters(node), "dim"),
         (again, "dim"),
         (missing, "yellow"),
     )
+
+
+def _own_adapters(node: Node) -> str:
+    """Return what a stage added to the weights it started from: its own adapter, or those a merge folded in."""
+    if node.artifact is None:
+        return ""
+    manifest = node.artifact.manifest
+    adapters = adapters_of(manifest.lineage)
+    if "dtype" in manifest.lineage:
+        count = sum(record.field == "adapters" for record in manifest.inputs)
+        added = [f"{one.name} (trained in {one.quantize})" if one.quantize else one.name for one in adapters[-count:]]
+        return f"  {' + '.join(added)} folded in, written in {manifest.lineage['dtype']}"
+    own = adapters[-1] if adapters and adapters[-1].name == manifest.name else None
+    if own is None:
+        return ""
+    return f"  adapter{f' r {own.r}' if own.r else ''}" + (f" on weights in {own.quantize}" if own.quantize else "")
 
 
 def _text(*parts: Any) -> Any:

@@ -112,7 +112,7 @@ def state(
     """Return the bytes of weights, gradients and optimizer of one process.
 
     Weights that are trained are fp32, under ZeRO in 16 bits 16 bit. DeepSpeed keeps an fp32 copy beside the optimizer's
-    moments, also of weights that are fp32 already.
+    moments, at stages 1 and 2 also of weights that are fp32 already.
     """
     adapters = trained if trained < shape.parameters else 0
     zero, n = spread.zero, spread.processes
@@ -122,15 +122,15 @@ def state(
     if quantize:
         frozen = _QUANTISED[quantize] * shape.linear + size * (shape.parameters - shape.linear)
     weights = frozen + size * adapters
-    gradients, optimizer = float(size * trained), trained * (12.0 if zero else 8.0)
+    gradients, optimizer = float(size * trained), trained * (12.0 if mixed or 0 < zero < 3 else 8.0)
     if spread.half and not mixed and not quantize:
         weights += 2.0 * shape.linear  # autocast keeps 16-bit copies through a step
     weights /= n if zero >= 3 else 1
     gradients /= n if zero >= 2 else 1
     optimizer /= n if zero >= 1 else 1
-    if spread.offload in ("optimizer", "all"):
+    if spread.on_gpu and spread.offload in ("optimizer", "all"):  # a CPU would keep them in the very same memory
         optimizer = 0.0
-    if spread.offload == "all":
+    if spread.on_gpu and spread.offload == "all":
         weights = 0.0
     return weights, gradients, optimizer
 

@@ -108,7 +108,8 @@ def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Ch
             setting: Setting = (forecast.compute, forecast.adapter)
             for change in chosen:
                 setting = change.apply(*setting)
-            if not setting[0].contradictions():
+            quantised = setting[1] is not None and setting[1].quantize is not None
+            if not setting[0].contradictions() and not (quantised and setting[0].zero == 3):
                 yield chosen, forecast.facts.forecast(*setting)
 
 

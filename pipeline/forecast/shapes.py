@@ -58,6 +58,16 @@ class ModelShapes:
                 return self.of_input(item)
         return None
 
+    def config_of(self, stage: PlannedStage) -> dict[str, Any] | None:
+        """Return the configuration of the model a stage trains, as far as recipe, folder or hub tell it."""
+        spec = getattr(stage.spec.config, "model", None)
+        if isinstance(spec, dict):
+            return spec
+        for item in (*stage.inputs.get("model", []), *stage.inputs.get("init", [])):
+            config = self._config(item)
+            return config or (self.config_of(self.stages[item.ref]) if item.ref in self.stages else None)
+        return None
+
     def of_input(self, item: PlannedInput) -> ModelShape | None:
         """Return the shape of a model a stage reads."""
         config = self._config(item)

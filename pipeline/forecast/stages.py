@@ -186,7 +186,7 @@ class Facts:
         if stages > 1:  # each builds the whole model, and trains its layers and at most one end of it
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
             parts = replace(parts, gradients=parts.gradients * share, optimizer=parts.optimizer * share)
-        at_once = micro * longest
+        at_once = -(-micro * longest // compute.sequence_parallel)
         r = adapter.r if adapter is not None else 0
         parts = replace(
             parts,

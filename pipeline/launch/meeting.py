@@ -27,8 +27,6 @@ from pipeline.launch.job import Job, Outcome
 from pipeline.plan import Plan, PlannedStage
 from pipeline.stage import Event, kind_of
 
-GATHER_S = 900.0
-"""Seconds the machines of a run have to come together."""
 POLL_S = 0.2
 SETTLED_S = 1.0
 """Seconds a held lock must have been seen before the calls beside it are believed to be those of its holder."""
@@ -61,12 +59,13 @@ class Meeting:
     Attributes:
         folder: in the store they share.
         rendezvous: HOST:PORT where their processes meet.
+        join_timeout_s: seconds another machine waits for node 0.
         token: of node 0's run; empty until known.
     """
 
-    def __init__(self, store: Path, recipe: str, rendezvous: str) -> None:
+    def __init__(self, store: Path, recipe: str, rendezvous: str, join_timeout_s: float) -> None:
         self.folder = store / ".meetings" / re.sub(r"[^\w.-]+", "-", f"{recipe}-{rendezvous}")
-        self.rendezvous = rendezvous
+        self.rendezvous, self.join_timeout_s = rendezvous, join_timeout_s
         self.token = ""
         self.run_dir = Path()
         self._calls = 0
@@ -101,7 +100,8 @@ class Meeting:
         self._calls += 1
         call = {"stage": job.name, "fingerprint": job.fingerprint, "number": self._calls, "compute": job.compute}
         self._write(what="stage", **call)
-        ends, told = time.monotonic() + GATHER_S, False
+        timeout_s = float(job.compute["join_timeout_s"])
+        ends, told = time.monotonic() + timeout_s, False
         while True:
             missing, refused = self._answers(job.nodes)
             if refused:
@@ -111,7 +111,7 @@ class Meeting:
             if stopping():
                 return Outcome(problems=(Problem("stopped while waiting for the other machines"),), stopped=True)
             if time.monotonic() > ends:
-                return Outcome(problems=(_not_here(missing, job.nodes),))
+                return Outcome(problems=(_not_here(missing, job.nodes, timeout_s),))
             if not told:
                 text = f"waits for node {_and(missing)}: run the same command there with --node-rank {_or(missing)}"
                 show(Event("note", text))
@@ -129,7 +129,7 @@ class Meeting:
             PipelineError: it did not start.
             Interrupted: ``stopping`` said so.
         """
-        ends, held_since, told = time.monotonic() + GATHER_S, None, False
+        ends, held_since, told = time.monotonic() + self.join_timeout_s, None, False
         while True:
             if not self.has_host():
                 held_since = None
@@ -141,7 +141,7 @@ class Meeting:
             if stopping():
                 raise Interrupted(Problem("stopped while waiting for node 0"))
             if time.monotonic() > ends:
-                raise PipelineError(_no_host(self.folder.parents[1]), exit_code=ExitCode.FAILED)
+                raise PipelineError(_no_host(self.folder.parents[1], self.join_timeout_s), exit_code=ExitCode.FAILED)
             if not told and held_since is None:
                 note("waits for node 0: run the same command there without --node-rank")
                 told = True
@@ -206,7 +206,8 @@ def nodes_of(planned: PlannedStage) -> int:
 
 def meeting_of(plan: Plan, store: Path, planned: PlannedStage) -> Meeting:
     """Return where the machines of a stage meet."""
-    return Meeting(store, plan.recipe.name, str(planned.spec.compute.rendezvous))
+    compute = planned.spec.compute
+    return Meeting(store, plan.recipe.name, str(compute.rendezvous), compute.join_timeout_s)
 
 
 @contextlib.contextmanager
@@ -220,17 +221,17 @@ def hosting(plan: Plan, store: Path, run_dir: Path, stopping: Callable[[], bool]
         yield meeting
 
 
-def _not_here(missing: list[int], nodes: int) -> Problem:
+def _not_here(missing: list[int], nodes: int, timeout_s: float) -> Problem:
     return Problem(
-        f"node {_and(missing)} did not come within {GATHER_S / 60:.0f} min",
+        f"node {_and(missing)} did not come within {_span(timeout_s)}",
         f"{nodes} machines that share the store",
-        f"run the same command there with --node-rank {_or(missing)}",
+        f"run the same command there with --node-rank {_or(missing)}; compute.join_timeout_s is how long it waits",
     )
 
 
-def _no_host(store: Path) -> Problem:
+def _no_host(store: Path, timeout_s: float) -> Problem:
     return Problem(
-        f"node 0 did not start within {GATHER_S / 60:.0f} min",
+        f"node 0 did not start within {_span(timeout_s)}",
         f"a run of the same recipe in the same store ({store})",
         "run the same command there without --node-rank",
     )
@@ -242,3 +243,7 @@ def _and(nodes: list[int]) -> str:
 
 def _or(nodes: list[int]) -> str:
     return " or ".join(map(str, nodes))
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:g} s"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from peft import (
     LoraConfig,
+    PeftConfig,
     PeftModel,
     TaskType,
     get_peft_model,
@@ -94,9 +95,20 @@ def _on_dequantised(model: PeftModel) -> PeftModel:
     active = model.active_adapter
     state, config = get_peft_model_state_dict(model, adapter_name=active), model.peft_config[active]
     plain = model.to("cpu").unload().dequantize()  # a GPU that holds 4 bits of a model may not hold 16
+    # Files that were quantised were unpacked by steps that cannot be taken back; the weights are plain now.
+    loading = getattr(plain, "_weight_conversions", None) or []
+    plain._weight_conversions = [step for step in loading if _is_reversible(step)]
     moved = get_peft_model(plain, config)
     set_peft_model_state_dict(moved, state)
     return moved
+
+
+def _is_reversible(step: Any) -> bool:
+    try:
+        step.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def save_adapter_and_merge(model: PeftModel, folder: Path) -> Any:
@@ -126,6 +138,38 @@ def fold_in(model: Any, adapter: ResolvedInput) -> Any:
     Raises:
         PipelineError: there is no adapter, or it does not fit the model.
     """
+    place, revision = _place_of(adapter)
+    try:
+        put_on = PeftModel.from_pretrained(model, place, revision=revision, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PipelineError(
+            Problem(f"the adapter {adapter.ref} does not fit: {reason}", "one of this model")
+        ) from error
+    return merged(put_on)
+
+
+def config_of(adapter: ResolvedInput) -> PeftConfig:
+    """Read what an adapter says of itself: its task, its rank, what it was trained on.
+
+    Raises:
+        PipelineError: there is none.
+    """
+    place, revision = _place_of(adapter)
+    try:
+        return PeftConfig.from_pretrained(place, revision=revision)
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        found = f"cannot read the adapter {adapter.ref}: {reason}"
+        raise PipelineError(Problem(found, "a folder or a reachable hub id with an adapter_config.json")) from error
+
+
+def _place_of(adapter: ResolvedInput) -> tuple[str, str | None]:
+    """Return the folder of an adapter, or its hub id and revision.
+
+    Raises:
+        PipelineError: a folder without an adapter.
+    """
     place, _, revision = adapter.path.partition("@")
     if Path(adapter.path).is_dir():
         beside = Path(adapter.path) / "adapter"
@@ -133,11 +177,4 @@ def fold_in(model: Any, adapter: ResolvedInput) -> Any:
         if not (Path(place) / "adapter_model.safetensors").is_file():
             found = f"{adapter.ref} holds no adapter"
             raise PipelineError(Problem(found, "adapter_model.safetensors", "name a stage trained with `adapter:`"))
-    try:
-        put_on = PeftModel.from_pretrained(model, place, revision=revision or None, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PipelineError(
-            Problem(f"the adapter {adapter.ref} does not fit: {reason}", "one of this model")
-        ) from error
-    return merged(put_on)
+    return place, revision or None

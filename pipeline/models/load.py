@@ -32,6 +32,8 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapters import save_adapter_and_merge
+from pipeline.models.stored import stored_quantization
+from pipeline.parallel.partitioned import Parts, loading_in_parts, whole
 from pipeline.stage import ResolvedInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -99,6 +101,18 @@ def hidden_size(model_input: ResolvedInput, trust_remote_code: bool = False) -> 
     return int(getattr(config.get_text_config(), "hidden_size", 0))
 
 
+def stored_bits(model_input: ResolvedInput, trust_remote_code: bool = False) -> str:
+    """Return how a model's files are quantised, from its configuration alone; nothing when they are not.
+
+    Raises:
+        PipelineError: there is no configuration.
+    """
+    source = source_of(model_input)
+    with _quiet(), _explained(source, "configuration"):
+        config = AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
+    return stored_quantization(config.to_dict())
+
+
 def load_causal_lm(
     model_input: ResolvedInput,
     dtype: Precision = "fp32",
@@ -106,6 +120,7 @@ def load_causal_lm(
     *,
     quantize: Quantize | None = None,
     attention: str | None = None,
+    parts: Parts | None = None,
 ) -> Any:
     """Load a causal language model.
 
@@ -115,6 +130,7 @@ def load_causal_lm(
         trust_remote_code: whether the repository may run its own Python.
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
+        parts: share each weight out over all processes as it is read; every process calls this.
 
     Raises:
         PipelineError: no safetensors, weights missing, code not allowed.
@@ -124,7 +140,7 @@ def load_causal_lm(
     extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
     if attention is not None:
         extra["attn_implementation"] = attention
-    with _quiet(), _explained(source, "model"):
+    with _quiet(), _explained(source, "model"), loading_in_parts(parts):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
             revision=source.revision,
@@ -148,12 +164,13 @@ def load_reward_model(
     trust_remote_code: bool = False,
     quantize: Quantize | None = None,
     attention: str | None = None,
+    parts: Parts | None = None,
 ) -> Any:
     """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
 
     From a causal model the head is new: normal with variance 1 / (hidden size + 1), drawn from ``seed``, so that
     scores start small. The score is read at the last token that is not padding; ``tokenizer``
-    gives the padding id.
+    gives the padding id. With ``parts`` as `load_causal_lm`; the head is whole.
 
     Raises:
         PipelineError: as `load_causal_lm`.
@@ -165,7 +182,7 @@ def load_reward_model(
     extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
     if attention is not None:
         extra["attn_implementation"] = attention
-    with _quiet(), _explained(source, "model"):
+    with _quiet(), _explained(source, "model"), loading_in_parts(parts):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
             revision=source.revision,
@@ -178,7 +195,9 @@ def load_reward_model(
         )
     head_is_new = "score.weight" in info["missing_keys"]
     _refuse_missing(source, info["missing_keys"], allowed=("score.weight",))
-    if dtype != "fp32" and quantize is None:
+    if parts is not None:
+        model.score.weight = torch.nn.Parameter(whole(model.score.weight))
+    if quantize is None:
         model.score.float()  # one number in half precision would be a coarse one
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

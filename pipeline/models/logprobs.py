@@ -20,6 +20,7 @@ from pipeline.models.batching import Progress, length_batches
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
 from pipeline.models.precision import computing_in
+from pipeline.parallel.partitioned import computing_alone, idle_passes, shape_of_weight
 
 _LOGITS_PER_BATCH = 2**27
 """Half a GiB of float32 logits."""
@@ -38,7 +39,8 @@ def response_logprobs(
     """Return the log-probability of each response token given all before it.
 
     Args:
-        model: a causal language model of `transformers` or `peft`, used as it is (see `without_adapter`).
+        model: a causal language model of `transformers` or `peft`, used as it is (see `without_adapter`). Where its
+            weights lie in parts every process calls this with rows of its own, be they none.
         prompts: token ids, one non-empty list per row.
         responses: token ids, as `decode` returns them; may be empty.
         temperature: divides the logits: give the one the responses were sampled with.
@@ -56,10 +58,12 @@ def response_logprobs(
     _check(model, rows)
     found: list[list[float]] = [[] for _ in rows]
     done = 0
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = shape_of_weight(model.get_output_embeddings().weight)[0]
     budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
-    with evaluating(model), torch.inference_mode(), computing_in(precision, model.device):
-        for batch in length_batches([len(prompt) + len(response) for prompt, response in rows], budget):
+    batches = list(length_batches([len(prompt) + len(response) for prompt, response in rows], budget))
+    idle = idle_passes(model, sum(any(rows[row][1] for row in batch) for batch in batches))
+    with evaluating(model), computing_alone(model), computing_in(precision, model.device):
+        for batch in batches:
             values = _batch_logprobs(model, [rows[row] for row in batch], temperature).tolist()
             for row in batch:
                 length = len(rows[row][1])
@@ -67,6 +71,8 @@ def response_logprobs(
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(rows))
+        for _ in range(idle):
+            _batch_logprobs(model, [([0], [0])], temperature)
     return found
 
 

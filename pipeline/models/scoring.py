@@ -16,6 +16,7 @@ from pipeline.models.batching import length_batches
 from pipeline.models.forward import evaluating
 from pipeline.models.positions import decoder_of, hidden_at
 from pipeline.models.precision import computing_in
+from pipeline.parallel.partitioned import computing_alone, idle_passes
 
 
 def score(
@@ -24,7 +25,8 @@ def score(
     """Return the model's score of each sequence of token ids, in their order.
 
     Args:
-        model: a sequence classification model with one label.
+        model: a sequence classification model with one label. Where its weights lie in parts every process calls this
+            with sequences of its own, be they none.
         sequences: prompt and response together, each non-empty.
         pad_id: the model's padding id.
         token_budget: padded tokens in one forward pass.
@@ -37,10 +39,14 @@ def score(
     if empty:
         raise PipelineError(Problem(f"sequence {empty[0]} is empty", "at least one token", "remove the row"))
     scores = [0.0] * len(sequences)
-    with evaluating(model), torch.inference_mode(), computing_in(precision, model.device):
-        for rows in length_batches([len(sequence) for sequence in sequences], token_budget):
+    batches = list(length_batches([len(sequence) for sequence in sequences], token_budget))
+    idle = idle_passes(model, len(batches))
+    with evaluating(model), computing_alone(model), computing_in(precision, model.device):
+        for rows in batches:
             for row, value in zip(rows, _scores(model, [sequences[row] for row in rows], pad_id), strict=True):
                 scores[row] = value
+        for _ in range(idle):
+            _scores(model, [[pad_id]], pad_id)
     return scores
 
 

@@ -16,11 +16,19 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.parallel.partitioned import Parts, building_in_parts
 
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def build_causal_lm(model_spec: Mapping[str, Any], tokenizer: Any, seed: int, *, attention: str | None = None) -> Any:
+def build_causal_lm(
+    model_spec: Mapping[str, Any],
+    tokenizer: Any,
+    seed: int,
+    *,
+    attention: str | None = None,
+    parts: Parts | None = None,
+) -> Any:
     """Make a causal language model with random float32 weights.
 
     Args:
@@ -28,13 +36,15 @@ def build_causal_lm(model_spec: Mapping[str, Any], tokenizer: Any, seed: int, *,
         tokenizer: gives the size of the vocabulary and the special ids.
         seed: of the weights; the global random state is left alone.
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
+        parts: share each weight out over all processes once it is drawn; every process calls this, and the weights are
+            those one process would draw.
 
     Raises:
         PipelineError: unknown type or field, or a value the architecture refuses; all fields at once.
     """
     config = model_config(model_spec, tokenizer)
     kernel = {} if attention is None else {"attn_implementation": attention}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), building_in_parts(parts):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kernel)
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
@@ -34,15 +35,16 @@ def whole_model(trainer: Any) -> Any | None:
 
 
 def rebuilt(model: Any, state: dict[str, torch.Tensor]) -> Any:
-    """Return a model of the same make on the CPU, filled with ``state``."""
+    """Return a model of the same make on the CPU, whose weights are the tensors of ``state``: there are no others."""
     unset_hf_deepspeed_config()  # with ZeRO-3 in force a new model would be dealt out to processes that are not here
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     dtype = next(iter(state.values())).dtype
-    made = type(plain)._from_config(plain.config, dtype=dtype)
+    with no_init_weights():  # memory that nobody writes to is not there yet
+        made = type(plain)._from_config(plain.config, dtype=dtype)
     if isinstance(model, PeftModel):
         made = get_peft_model(made, model.peft_config[model.active_adapter])
     # A tied output layer is in the state once; what is really missing would be an error of ours.
-    missing, unexpected = made.load_state_dict(state, strict=False)
+    missing, unexpected = made.load_state_dict(state, strict=False, assign=True)
     lost = [name for name in missing if not name.endswith(("lm_head.weight", "rotary_emb.inv_freq"))]
     if lost or unexpected:
         raise RuntimeError(f"gathered weights do not fit the model: {[*lost, *unexpected][:3]}")

@@ -107,6 +107,21 @@ class ZeroState:
             utils.safe_set_local_optimizer_state(parameter, part, moment)
 
 
+def share_fp32(held: Any) -> None:
+    """Let ZeRO-3 keep weights that are fp32 once: as the flat weights its optimizer steps on.
+
+    DeepSpeed means to (`stage3.py`, `_create_fp32_partitions`, the branch without `converted`), but asks for it with
+    ``tensor.device == self.device``, a `torch.device` and a string, which are never equal (DeepSpeed 0.19.8): it makes
+    a copy, and copies it back after each step. Weights in 16 bits need theirs.
+
+    Args:
+        held: DeepSpeed's optimizer.
+    """
+    for flat, copy in zip(held.fp16_partitioned_groups_flat, held.fp32_partitioned_groups_flat, strict=True):
+        if flat is not None and (flat.dtype, flat.device) == (copy.dtype, copy.device):
+            copy.data = flat.data  # the optimizer knows it as this very tensor
+
+
 def _own(whole: Tensor, parameter: nn.Parameter) -> Tensor:
     """Return a copy of a gathered tensor in the shape of its weight, which may lie in parts itself."""
     return whole.detach().reshape(getattr(parameter, "ds_shape", parameter.shape)).cpu().clone()

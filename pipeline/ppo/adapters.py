@@ -25,6 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.parallel.partitioned import whole
+
 VALUE, REWARD, REFERENCE = "value", "reward", "ref"
 
 
@@ -150,17 +152,17 @@ def _fits(model: PeftModel, config: LoraConfig, layers: dict[str, Tensor], folde
     """Return whether trunk plus adapter are the reward artifact's weights, looking at the first and the last layer."""
     own = dict(model.named_parameters())
     downs = [name for name in layers if name.endswith("lora_A.weight")]
-    with safe_open(_weights_file(folder), framework="pt") as whole:
-        saved = set(whole.keys())
+    with safe_open(_weights_file(folder), framework="pt") as file:
+        saved = set(file.keys())
         for down in (downs[0], downs[-1]):
             base_name = down.replace(".lora_A.weight", ".base_layer.weight")
             plain = down.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
             up = layers[down.replace("lora_A", "lora_B")]
             if base_name not in own or plain not in saved or not own[base_name].is_floating_point():
                 return False
-            there = whole.get_tensor(plain).float()
+            there = file.get_tensor(plain).float()
             scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-            here = own[base_name].detach().float().cpu()
+            here = whole(own[base_name]).detach().float().cpu()
             rtol = 1e-5 if own[base_name].dtype == torch.float32 else 1e-2
             together = here + scale * up @ layers[down]
             if here.shape != there.shape or not torch.allclose(together, there, rtol=rtol, atol=1e-5):

@@ -32,6 +32,7 @@ def build_policy(
     layout: Layout = "shared",
     adapter: Adapter | None = None,
     value_start: Any | None = None,
+    reference: Any | None = None,
     temperature: float = 1.0,
     value_gradient: bool = True,
     value: Literal["head", "adapter"] = "head",
@@ -47,6 +48,8 @@ def build_policy(
             own.
         adapter: train an adapter instead of all weights.
         value_start: a sequence classification model the separate value function starts from.
+        reference: the start once more, for a policy all of whose weights are trained; a copy when omitted, which one
+            that lies in parts has none of.
         temperature: of sampling.
         value_gradient: whether a value head's gradient reaches the trunk.
         value: with an adapter and a shared layout, whether the value function has one of its own beside its head.
@@ -56,7 +59,6 @@ def build_policy(
     Raises:
         PipelineError: layers that cannot be told apart, or no start for a separate value function.
     """
-    reference: Any | None = None
     cut: int | None = None
     if isinstance(model, PeftModel):
         keep_reference_adapter(model)
@@ -65,7 +67,7 @@ def build_policy(
             cut = _half(model)
         model = attach(model, adapter, "causal", seed=seed)
     else:
-        reference = copy.deepcopy(model)
+        reference = copy.deepcopy(model) if reference is None else reference
         model.requires_grad_(True)
     if layout == "separate":
         if value_start is None:

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.parallel import fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sharded import rebuilt
-from pipeline.parallel.zero import ZeroState
+from pipeline.parallel.zero import ZeroState, share_fp32
 from pipeline.ppo.policy import Policy
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.steppers import MOMENTS, check_names, parameter_groups
@@ -62,6 +62,8 @@ class ZeroStepper:
         adam = torch.optim.AdamW(groups, eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
         self.engine, prepared = self.accelerator.prepare(policy.whole, adam)
         self.optimizer = prepared.optimizer
+        if self.stage == 3:
+            share_fp32(self.optimizer)
         policy.through(self.engine)
         trained = (policy.policy_parameters, policy.value_parameters)
         self.state = ZeroState(self.optimizer, self.stage, trained, ranks)

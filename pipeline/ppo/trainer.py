@@ -184,7 +184,7 @@ class PPOTrainer:
         self._kept = None
         if not episodes and not self.steps_with.in_step:  # fewer held-out prompts than processes
             return
-        for episode, score in zip(episodes, self.score(episodes) if episodes else [], strict=True):
+        for episode, score in zip(episodes, self.score(episodes), strict=True):  # together, where it lies in parts
             episode.score = score
         bootstrap = self.settings.truncation == "bootstrap"
         s, groups = self.settings, self._passes(episodes)
@@ -360,7 +360,7 @@ class PPOTrainer:
         kept = ("reward", "kl", "kl_k3", "objective", "length", "eos_rate", "entropy")
         metrics = {f"eval_{name}": found[name] for name in kept}
         if self.watch is not None:
-            watched = self.watch(episodes) if episodes else []
+            watched = self.watch(episodes) if episodes or self.steps_with.in_step else []
             mean, error = measures.mean_and_error(watched, self.ranks)
             metrics |= {"eval_watch": mean, "eval_watch_se": error}
         return metrics, episodes

@@ -167,6 +167,7 @@ class Compute(BaseModel):
     rendezvous: str | None = Field(
         None, description="HOST:PORT where the machines of `nodes` meet: an address of the first one."
     )
+    join_timeout_s: float = Field(900.0, gt=0, description="Seconds the machines of `nodes` have to come together.")
     slurm: Slurm = Field(Slurm(), description="What `launcher: slurm` asks the cluster for.")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Rows a device works on at once; cannot change the result."
@@ -224,12 +225,29 @@ class Compute(BaseModel):
             found.append(("pipeline_parallel", "1 in half precision", "set compute.precision: fp32"))
         if self.pipeline_parallel > 1 and self.activation_checkpointing is True:
             found.append(("pipeline_parallel", "1 with activation_checkpointing", "choose one of the two"))
+        if self.sequence_parallel > 1:
+            found += self._slicing_contradictions()
         if self.offload != "none" and not self.zero:
             found.append(("offload", "none without a ZeRO stage", "set compute.zero: 2 or 3"))
         if self.offload == "all" and 0 < self.zero < 3:
             found.append(("offload", "optimizer below ZeRO-3", "only ZeRO-3 can keep weights in CPU memory"))
         if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
             found.append(("nodes", "1 without a rendezvous", "set compute.rendezvous: HOST:PORT of the first machine"))
+        return found
+
+    def _slicing_contradictions(self) -> list[tuple[str, str, str]]:
+        """Return what excludes slices of rows."""
+        found, word = [], "sequence_parallel"
+        if self.ranks % self.sequence_parallel:
+            near = [n for n in range(1, self.ranks + 1) if self.ranks % n == 0]
+            best = min(near, key=lambda n: (abs(n - self.sequence_parallel), -n))
+            found.append((word, f"a divisor of processes × nodes, which is {self.ranks}", f"set it to {best}"))
+        if not self.zero:
+            found.append((word, "1 without a ZeRO stage", "set compute.zero: 1, 2 or 3: DeepSpeed cuts the rows"))
+        if self.pipeline_parallel > 1 or self.tensor_parallel > 1:
+            found.append((word, "1 with pipeline_parallel or tensor_parallel", "choose one of them"))
+        if self.attention == "eager":
+            found.append((word, "1 with compute.attention: eager", "set compute.attention: sdpa, flash or auto"))
         return found
 
 

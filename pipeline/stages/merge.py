@@ -14,12 +14,16 @@ Reference: Hu et al. 2021 (LoRA), arXiv:2106.09685, section 4.1: W = W0 + alpha 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.artifacts.provenance import AppliedAdapter, adapters_of, base_of, descended, label
 from pipeline.errors import PipelineError, Problem
 from pipeline.stage import Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
+
+LANGUAGE_ONLY = "that of a language model: a reward model's artifact holds whole weights, and is used as it is"
 
 
 class Config(StageConfig):
@@ -42,19 +46,27 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     import torch
 
     from pipeline.models.adapters import fold_in
-    from pipeline.models.load import load_causal_lm, load_tokenizer, save_model
+    from pipeline.models.load import load_causal_lm, load_tokenizer, save_model, stored_bits
+    from pipeline.models.stored import TRAINABLE
 
     source = ctx.input("model")
     lineage = _lineage(source, ctx.inputs["adapters"])
+    for adapter in ctx.inputs["adapters"]:
+        _check_outside(ctx, adapter, source)
+    stored = stored_bits(source, ctx.trust_remote_code)
+    if stored and stored not in TRAINABLE:
+        raise PipelineError(Problem(f"`{source.ref}` is kept quantised ({stored})", "whole weights, or 4 or 8 bits"))
+    if stored:
+        ctx.note(f"{source.name} is kept in {stored}: the adapters are folded into the values those stand for")
+        lineage["adapters"] = [{**one, "merged": False} for one in lineage["adapters"]]
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code)
     for adapter in ctx.inputs["adapters"]:
         ctx.stop_if_asked()
         ctx.phase(f"folding in {adapter.name}")
-        settings = adapter.manifest.get("config", {}).get("config", {})
-        quantised = (settings.get("adapter") or {}).get("quantize")
-        if quantised:
-            ctx.note(f"{adapter.name} was trained on a {quantised} base; it is folded into the full-precision one")
+        own = _own(adapter)
+        if own.quantize and not stored:
+            ctx.note(f"{adapter.name} was trained on a {own.quantize} base; it is folded into the full-precision one")
         model = fold_in(model, adapter)
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype])
     ctx.phase("writing the artifact")
@@ -62,9 +74,43 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     count = sum(parameter.numel() for parameter in model.parameters())
     return StageResult(
         metrics={"parameters": float(count)},
-        lineage=lineage,
+        lineage={**lineage, "dtype": config.dtype},
         summary=f"{len(config.adapters)} adapters folded into {source.name}, {config.dtype}",
     )
+
+
+def _own(adapter: ResolvedInput) -> AppliedAdapter:
+    """Return the adapter itself: the last one of a stage's weights, or one from outside.
+
+    Raises:
+        PipelineError: the stage trained all its weights.
+    """
+    if not adapter.manifest:
+        return AppliedAdapter(label(adapter.name, adapter.fingerprint))
+    known = adapters_of(adapter.manifest.get("lineage", {}))
+    if not known or known[-1].name != adapter.name:
+        found = f"{adapter.name} holds no adapter: all its weights were trained"
+        raise PipelineError(Problem(found, "a stage trained with `adapter:`", "put the adapters on it: `model`"))
+    return known[-1]
+
+
+def _check_outside(ctx: StageContext, adapter: ResolvedInput, source: ResolvedInput) -> None:
+    """Look at an adapter of a folder or a hub before any weights are read; say it when it names another base.
+
+    Raises:
+        PipelineError: it is that of a reward model.
+    """
+    from pipeline.models.adapters import config_of
+
+    if adapter.manifest:
+        return
+    config = config_of(adapter)
+    if config.task_type == "SEQ_CLS":
+        raise PipelineError(Problem(f"{adapter.ref} is the adapter of a reward model", LANGUAGE_ONLY))
+    base = base_of(descended(source.manifest.get("lineage", {}), source.name, source.fingerprint))
+    named = str(config.base_model_name_or_path or "")
+    if named and named not in (source.ref.partition("@")[0], base.partition("@")[0]):
+        ctx.note(f"{adapter.ref} says it was trained on {named}; it is put on {label(source.name, source.fingerprint)}")
 
 
 def _lineage(source: ResolvedInput, adapters: list[ResolvedInput]) -> dict[str, Any]:
@@ -73,17 +119,18 @@ def _lineage(source: ResolvedInput, adapters: list[ResolvedInput]) -> dict[str, 
     Raises:
         PipelineError: an adapter is in the weights already, or was trained on other weights than it is put on.
     """
-    before = source.manifest.get("lineage", {})
-    names, below = list(before.get("adapters", [])), source
+    lineage = descended(source.manifest.get("lineage", {}), source.name, source.fingerprint)
+    keys, below = [known.key for known in adapters_of(lineage)], source
     for adapter in adapters:
-        own = adapter.manifest.get("lineage", {})
-        name = own["adapters"][-1] if own.get("adapters") else f"{adapter.name}@{adapter.fingerprint[:12]}"
-        if name in names:
-            found = f"the adapter {name} is in the weights of {source.name} already"
+        own, theirs = _own(adapter), adapter.manifest.get("lineage", {})
+        if own.key in keys:
+            found = f"the adapter {own.key} is in the weights of {source.name} already"
             raise PipelineError(Problem(found, "each adapter once", "remove it from `adapters`"))
-        if own and own.get("parent") != below.fingerprint:
-            found = f"{adapter.name} was not trained on {below.name}@{below.fingerprint[:12]}"
+        if theirs and theirs.get("parent") != below.fingerprint:
+            found = f"{adapter.name} was not trained on {label(below.name, below.fingerprint)}"
+            found += f", but on {own.on}" if own.on else ""
             raise PipelineError(Problem(found, "the model it was trained on, or its parent's adapter before it"))
-        names.append(name)
+        keys.append(own.key)
+        lineage["adapters"].append(replace(own, merged=True).record())
         below = adapter
-    return {"base": before.get("base") or source.fingerprint, "parent": source.fingerprint, "adapters": names}
+    return lineage

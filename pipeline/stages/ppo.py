@@ -8,6 +8,7 @@ reward minus β·KL, which need not be the last.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -108,7 +109,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
     log.take_best()
     value = log.value_weights()
-    lineage = save_trained(ctx, trainer.steps_with.whole_model(), tokenizer, source)
+    lineage = save_trained(ctx, trainer.steps_with.whole_model(), tokenizer, source, config.adapter)
     return log.finish(lineage, value)
 
 
@@ -116,17 +117,13 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     """Put models, prompts and rewards together, and check them before anything is trained."""
     from pipeline.models.contract import end_ids, eos_is_learned
     from pipeline.models.kernels import apply_liger
-    from pipeline.models.load import load_causal_lm
     from pipeline.parallel.ranks import Ranks
     from pipeline.ppo.build import build_policy, check_policy
     from pipeline.ppo.trainer import PPOTrainer
-    from pipeline.training.arguments import device_of, liger_kernels, starting_weights
+    from pipeline.training.arguments import liger_kernels
     from pipeline.training.reward_sources import load_rewards, load_watched
 
-    weights = starting_weights(ctx, config.adapter)
-    model = load_causal_lm(ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
-    if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already
-        model.to(device_of(ctx))
+    model, reference = _start(ctx, config)
     if liger_kernels(ctx):
         apply_liger(model)
     eos_ids = end_ids(tokenizer, model)
@@ -136,6 +133,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         layout=config.layout,
         adapter=config.adapter,
         value_start=_value_start(ctx, config, tokenizer) if config.layout == "separate" else None,
+        reference=reference,
         temperature=config.train.temperature,
         value_gradient=config.train.value_gradient,
         value=config.value,
@@ -171,6 +169,21 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
             tokenizer, [*prompts[0].row["prompt"], {"role": "assistant", "content": "Yes."}]
         ),
     )
+
+
+def _start(ctx: StageContext, config: Config) -> tuple[Any, Any | None]:
+    """Return the policy's start, and where that cannot be copied, for it lies in parts, once more as the reference."""
+    from pipeline.models.load import load_causal_lm
+    from pipeline.training.arguments import device_of, starting_weights
+
+    weights = starting_weights(ctx, config.adapter)
+    load = functools.partial(load_causal_lm, ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
+    model = load()
+    if weights.get("parts") is not None:
+        return model, load() if config.adapter is None else None
+    if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already
+        model.to(device_of(ctx))
+    return model, None
 
 
 def _on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
@@ -298,13 +311,14 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     """Return what a separate value function starts from: the reward model if it reads the same tokens."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
+    from pipeline.training.arguments import parts_of
 
+    how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": parts_of(ctx)}
     for source in ctx.inputs.get("reward", []):
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
-            return load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
-    start = ctx.input("model")
-    classifier = load_reward_model(start, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code)
+            return load_reward_model(source, tokenizer, **how)
+    classifier = load_reward_model(ctx.input("model"), tokenizer, **how)
     classifier.score.weight.data.zero_()
     return classifier
 

@@ -67,15 +67,17 @@ class Config(StageConfig):
 @stage("pretrain", version=1, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import TrainingArguments, set_seed
 
     from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.models.scratch import build_causal_lm
+    from pipeline.parallel.partitioned import count_parameters
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import (
         attend_without_mask,
         attention_kernel,
         build_arguments,
+        parts_of,
         precision_of,
         prepare_torch,
     )
@@ -85,18 +87,20 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.pipelined import refuse_unused
+    from pipeline.training.sliced import SlicedRows, refuse_unsliceable
 
-    class PretrainTrainer(BucketedBatches, Trainer):  # type: ignore[misc]
+    class PretrainTrainer(BucketedBatches, SlicedRows):
         """transformers' Trainer on bucketed batches."""
 
     prepare_torch(ctx)
     set_seed(ctx.seed)
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
+    how: dict[str, Any] = {"attention": attention_kernel(ctx), "parts": parts_of(ctx)}
     if config.model is not None:
-        model = build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention_kernel(ctx))
+        model = build_causal_lm(config.model, tokenizer, ctx.seed, **how)
     else:
-        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code, attention=attention_kernel(ctx))
+        model = load_causal_lm(ctx.input("init"), "fp32", ctx.trust_remote_code, **how)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
@@ -112,13 +116,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
         )
     lengths = [len(row["input_ids"]) for row in documents]
+    refuse_unsliceable(ctx, model, max(lengths))
     micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed, shuffle=train.order == "shuffled")
     steps = steps_of(batches, train.epochs, train.max_steps)
     arguments = build_arguments(
         TrainingArguments, ctx, train, micro_batch=micro_batch, steps=steps, has_held_out=bool(held_out)
     )
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_parameters(model)
     ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
         refuse_unused(train)
@@ -167,12 +172,16 @@ def _finished(
     sequences: int,
 ) -> StageResult:
     """Write the model, and return what the manifest says of it."""
+    from pipeline.artifacts.provenance import descended
     from pipeline.models.load import save_model
     from pipeline.training.finish import finish
 
     if whole is not None:
         save_model(whole, tokenizer, ctx.out)
-    lineage = {"base": "scratch" if config.model is not None else ctx.input("init").fingerprint, "adapters": []}
+    lineage: dict[str, Any] = {"base": "scratch", "adapters": []}
+    if config.model is None:
+        init = ctx.input("init")
+        lineage = descended(init.manifest.get("lineage", {}), init.name, init.fingerprint)
     return finish(
         ctx,
         trained,

@@ -69,8 +69,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length, packed
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
+    from pipeline.training.sliced import SlicedRows, refuse_unsliceable
 
-    class BucketedSFTTrainer(BucketedBatches, SFTTrainer):  # type: ignore[misc]
+    class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SlicedRows):  # type: ignore[misc]
         """trl's SFTTrainer on bucketed batches."""
 
     prepare_torch(ctx)
@@ -94,6 +95,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     else:
         attend_without_mask(ctx, model)
     lengths = [len(row["input_ids"]) for row in encoded]
+    refuse_unsliceable(ctx, model, max(lengths))
     micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
     steps = steps_of(batches, train.epochs, train.max_steps)
@@ -119,7 +121,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {conversations:,} conversations")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source)
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
     return finish(
         ctx,
         trained,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from pipeline.errors import PipelineError, Problem
 from pipeline.limits import usable_cpus
 from pipeline.models.adapter_config import Adapter
+from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
 from pipeline.stage import StageContext
 from pipeline.training.distribution import sharding
@@ -105,6 +106,8 @@ def prepare_torch(ctx: StageContext) -> None:
         use_fastest_matmul()
     elif precision_of(ctx) != "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 for the few products autocast leaves in fp32
+    if use_cpu(ctx) and ctx.compute.get("offload", "none") != "none":
+        ctx.note(f"compute.offload: {ctx.compute['offload']} saves nothing here: it moves a GPU's state to the CPU")
     join(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
     joined = Ranks.current().count
     if joined != ctx.ranks:
@@ -118,15 +121,24 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     Weights that are trained are fp32, whatever the precision of the computation; those frozen beneath an adapter may
     be quantised.
     """
+    from pipeline.models.load import stored_bits
+    from pipeline.models.stored import stored_problem
+
+    source = ctx.input("model")
+    if (problem := stored_problem(source.ref, stored_bits(source, ctx.trust_remote_code), adapter)) is not None:
+        raise PipelineError(problem)
     attention = attention_kernel(ctx)
     if adapter is None or adapter.quantize is None:
-        return {"dtype": "fp32", "attention": attention}
-    word = "compute.zero is 3" if int(ctx.compute.get("zero") or 0) == 3 else ""
-    word = "compute.fsdp is true" if ctx.compute.get("fsdp") else word
-    if word:
-        found = f"adapter.quantize is {adapter.quantize} and {word}"
-        raise PipelineError(Problem(found, "whole quantised weights on each process", "use compute.zero 0, 1 or 2"))
+        return {"dtype": "fp32", "attention": attention, "parts": parts_of(ctx)}
     return {"dtype": precision_of(ctx), "quantize": adapter.quantize, "attention": attention}
+
+
+def parts_of(ctx: StageContext) -> dict[str, Any] | None:
+    """Return how a stage's processes share out the weights of a model they load; None where each holds it whole."""
+    if int(ctx.compute.get("zero") or 0) < 3 or "RANK" not in os.environ:
+        return None
+    ctx.facts["loaded"] = "in parts"
+    return deepspeed_config(ctx.compute, precision_of(ctx))
 
 
 def frozen_weights(ctx: StageContext) -> tuple[str, dict[str, Any]]:
@@ -167,6 +179,8 @@ def attend_without_mask(ctx: StageContext, model: Any) -> None:
     """On a GPU, keep a model whose rows are padded on the right from building masks it has no use for."""
     from pipeline.models.kernels import WITHOUT_MASK, without_mask
 
+    if int(ctx.compute.get("sequence_parallel", 1)) > 1:  # DeepSpeed drops masks, and knows no kernel of ours
+        return
     if not use_cpu(ctx) and without_mask(model):
         ctx.facts["attention"] = WITHOUT_MASK
 

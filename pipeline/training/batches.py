@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from pipeline.training.sliced import collator, dealt
 from pipeline.training.sums import KeepsSums
 from pipeline.training.whole_state import WholeState
 
@@ -122,15 +123,15 @@ class BucketedBatches(KeepsSums, WholeState):
         loader = DataLoader(
             _ListDataset(self.train_rows),
             batch_sampler=_MicroBatches(self.batches),
-            collate_fn=self.data_collator,
+            collate_fn=collator(self),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        dealt: Any = prepared.batch_sampler
-        if not hasattr(dealt, "sampler"):  # several processes
+        prepared = dealt(self, loader)
+        sampler: Any = prepared.batch_sampler
+        if not hasattr(sampler, "sampler"):  # several processes
             # accelerate tells the epoch to what one wrapper holds; a resumed epoch, its beginning skipped, has two.
-            dealt.sampler = self.batches
+            sampler.sampler = self.batches
         return prepared
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
+from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.slices import Slices, parallelism
 from pipeline.stage import StageContext
 
 
@@ -25,6 +27,9 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
         asked = min(most, batch_size // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
+    slices = int(ctx.compute.get("sequence_parallel", 1))
+    if slices > 1:
+        ctx.note(f"each row lies on {slices} processes, in slices of its tokens: together they count as one process")
     division = divide(batch_size, asked, longest, ctx.replicas, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
@@ -39,6 +44,9 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     fields["ddp_find_unused_parameters"] = False
     if ctx.compute.get("zero"):
         ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
+        if int(ctx.compute.get("sequence_parallel", 1)) > 1:
+            slices = Slices.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
+            fields["parallelism_config"] = parallelism(slices, ctx.facts["attention"])
         return {**fields, "deepspeed": ctx.facts["deepspeed"]}
     if ctx.compute.get("fsdp"):
         config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
@@ -61,10 +69,15 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     zero, fsdp = ctx.compute.get("zero"), ctx.compute.get("fsdp")
     wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
-    if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks:
+    slices, config = int(ctx.compute.get("sequence_parallel", 1)), accelerator.parallelism_config
+    sliced = int(config.sp_size) if config is not None else 1
+    if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks and sliced == slices:
         ctx.facts.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
+        if slices > 1:
+            ctx.facts["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sliced)
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
+    asked += f" and {slices} slices of each row" if slices > 1 else ""
     raise PipelineError(
         Problem(
             f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",

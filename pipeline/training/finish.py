@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.artifacts.provenance import AppliedAdapter, descended, label
 from pipeline.evaluation.curves import write_curve
+from pipeline.models.adapter_config import Adapter
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.training.loop import Trained
 
 
-def save_trained(ctx: StageContext, model: Any | None, tokenizer: Any, source: ResolvedInput) -> dict[str, Any]:
+def save_trained(
+    ctx: StageContext, model: Any | None, tokenizer: Any, source: ResolvedInput, adapter: Adapter | None
+) -> dict[str, Any]:
     """Save a trained model, an adapter merged into its weights and also beside them; return its lineage.
 
     The artifact of an adapter holds whole weights, so the next stage reads it like any other, and the adapter alone
@@ -21,19 +25,18 @@ def save_trained(ctx: StageContext, model: Any | None, tokenizer: Any, source: R
         model: with all its weights (`whole_model`); None on all processes but the first.
         tokenizer: saved beside it.
         source: what the stage started from.
+        adapter: what was trained; None when all weights were.
     """
-    from peft import PeftModel
+    from pipeline.models.load import save_model, stored_bits
 
-    from pipeline.models.load import save_model
-
-    before = source.manifest.get("lineage", {})
-    base = before.get("base") or source.fingerprint
-    adapters = list(before.get("adapters", []))
-    if isinstance(model, PeftModel):
-        adapters.append(f"{ctx.name} on {source.name}@{source.fingerprint[:12]}")
+    lineage = descended(source.manifest.get("lineage", {}), source.name, source.fingerprint)
+    if adapter is not None:
+        on = label(source.name, source.fingerprint)
+        bits = adapter.quantize or stored_bits(source, ctx.trust_remote_code) or None
+        lineage["adapters"].append(AppliedAdapter(ctx.name, on, adapter.r, bits).record())
     if model is not None:
         save_model(model, tokenizer, ctx.out)
-    return {"base": base, "parent": source.fingerprint, "adapters": adapters}
+    return lineage
 
 
 def finish(

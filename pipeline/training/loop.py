@@ -74,7 +74,9 @@ def run_trainer(
     """
     check_distribution(ctx, trainer)
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # trl casts what is trained on a quantised base to bfloat16, which rounds steps
+        if parameter.requires_grad and not hasattr(
+            parameter, "ds_id"
+        ):  # trl casts what is trained on a quantised base to bfloat16, which rounds steps
             parameter.data = parameter.data.float()
     checkpoint = newest_checkpoint(checkpoints_dir(ctx))
     clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)

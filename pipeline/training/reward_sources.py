@@ -138,6 +138,8 @@ def _function_scorer(ctx: StageContext, spec: str) -> Scorer:
     function = ctx.functions(spec)
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
+        if not samples:  # a process may have none; a reward model of all processes is asked all the same
+            return []
         completions = [[{"role": "assistant", "content": sample.text}] for sample in samples]
         extra = {"completion_ids": [list(sample.response_ids) for sample in samples], **offered}
         rows = [sample.row for sample in samples]
@@ -152,7 +154,7 @@ def _model_scorer(
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
-    from pipeline.training.arguments import frozen_weights
+    from pipeline.training.arguments import frozen_weights, parts_of
     from pipeline.training.encode import render
 
     own = load_tokenizer(source, ctx.trust_remote_code)
@@ -170,8 +172,9 @@ def _model_scorer(
     if on_policy is not None:
         return on_policy
     where, weights = frozen_weights(ctx)
-    model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
-    model.requires_grad_(False).to(where)
+    how = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": parts_of(ctx), **weights}
+    model = load_reward_model(source, own, **how).requires_grad_(False)
+    model.score.to(where) if how["parts"] is not None else model.to(where)
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         if same:

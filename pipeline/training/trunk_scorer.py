@@ -29,6 +29,8 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
         rows = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
         found = [0.0] * len(rows)
         batches = list(length_batches([len(row) for row in rows], token_budget))
+        # A pass is collective where weights lie in parts: all processes make as many, and know it before the first.
+        most = int(Ranks.current().largest(len(batches))) if policy.in_step else len(batches)
         for batch in batches:
             width = max(len(rows[row]) for row in batch)
             ids = torch.tensor([[*rows[row], *[pad_id] * (width - len(rows[row]))] for row in batch])
@@ -36,9 +38,9 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
             values = policy.scores(reward, ids.to(policy.device), ends.to(policy.device)).tolist()
             for row, value in zip(batch, values, strict=True):
                 found[row] = value
-        if policy.in_step:  # a pass is collective where weights lie in parts: all processes make as many
+        if policy.in_step:
             idle = torch.zeros((1, 1), dtype=torch.long, device=policy.device)
-            for _ in range(int(Ranks.current().largest(len(batches))) - len(batches)):
+            for _ in range(most - len(batches)):
                 policy.scores(reward, idle, idle[0])
         return found
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel import fsdp
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.zero import ZeroState
+from pipeline.parallel.zero import ZeroState, share_fp32
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 
@@ -107,15 +107,17 @@ class WholeState:
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Have DeepSpeed or FSDP begin, then put the checkpoint's state where they hold their own."""
         self.is_fsdp_enabled = self.args.fsdp_plugin_args is not None
-        in_parts = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if not in_parts or resume_from_checkpoint is None:
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
-        set_weight = self._zero.set_weight if self.is_deepspeed_enabled else fsdp.set_weight
-        load_weights(self.model, set_weight, Path(resume_from_checkpoint))
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        if self.is_fsdp_enabled:
-            self._load_scaler(resume_from_checkpoint)  # type: ignore[attr-defined]
+        if self.is_deepspeed_enabled and self._zero.stage == 3:
+            share_fp32(self._zero.held)
+        if resume_from_checkpoint is not None:
+            set_weight = self._zero.set_weight if self.is_deepspeed_enabled else fsdp.set_weight
+            load_weights(self.model, set_weight, Path(resume_from_checkpoint))
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            if self.is_fsdp_enabled:
+                self._load_scaler(resume_from_checkpoint)  # type: ignore[attr-defined]
         return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

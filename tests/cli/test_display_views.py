@@ -149,12 +149,37 @@ def test_doctor_finds_what_is_there_and_what_is_not(trueup: Callable[..., Result
     assert next(c["name"] for c in json.loads(broken.stdout)["checks"] if c["status"] == "missing") == "store"
 
 
-def test_doctor_names_what_a_gpu_would_use_and_what_it_brings(trueup: Callable[..., Result], tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_doctor_names_what_a_gpu_would_use_what_it_brings_and_whether_it_is_of_use_here(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import doctor
+
+    monkeypatch.setattr(doctor, "installed", lambda package: {"flash-attn-3": "3.0", "vllm": "1.2"}.get(package, ""))
+    checks = {check.name: check for check in doctor._on_gpu(has_gpu=has_gpu)}
+    unused = "" if has_gpu else "auto does not take it here, without a GPU; on one: "
+    assert checks["vllm"].status == "ok" and checks["vllm"].remedy == ""
+    assert checks["vllm"].found.startswith(f"1.2: {unused}samples the responses of ppo")
+    assert checks["flash-attn"].found.startswith(f"flash-attn-3 3.0: {unused}attention")
+    liger = checks["liger-kernel"]
+    assert liger.status == "optional"
+    expected = (
+        "not installed: " if has_gpu else "not installed, and auto would not take it here, without a GPU; on one: "
+    )
+    assert liger.found.startswith(f"{expected}fused kernels for training")
+    assert liger.remedy == ("" if has_gpu else "there: ") + "pip install 'trueup[liger]'"
+
+
+def test_doctor_says_what_precision_auto_comes_to(trueup: Callable[..., Result]) -> None:
     import json
 
+    import torch
+
     checks = {check["name"]: check for check in json.loads(trueup("doctor", "--json").stdout)["checks"]}
-    for package, brings in (("vllm", "rollouts"), ("liger-kernel", "fused kernels"), ("flash-attn", "packed rows")):
-        check = checks[package]
-        assert check["status"] in ("ok", "optional")
-        assert brings in check["found"]
-        assert check["status"] == "ok" or check["remedy"].startswith("pip install 'trueup[")
+    found = checks["precision"]["found"]
+    if torch.cuda.is_available():
+        assert found.startswith("auto is bf16") or found.startswith("auto is fp16")
+    else:
+        times = float(found.split()[2])
+        assert ("auto is bf16" in found) is (times > 1.2) or times == 1.2  # the figure shown is rounded
+        assert "below 512 it is fp32" in found

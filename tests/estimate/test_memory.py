@@ -44,11 +44,12 @@ def test_a_block_keeps_the_activations_autograd_keeps(groups: int) -> None:
 
 SHAPE = ModelShape(1000, 1000, 100, 2, 8, 8, 4, 16, 12, gated=True, tied=True, context=0)
 FULL = [
-    # P = 1000 on 4 processes: 4 bytes of weights and gradients, 8 of moments, 4 more for DeepSpeed's copy
+    # P = 1000 on 4 processes: 4 bytes of weights and gradients, 8 of moments, 4 more for DeepSpeed's copy;
+    # under ZeRO-3 the weights are that copy
     (0, (4000, 4000, 8000)),
     (1, (4000, 4000, 3000)),
     (2, (4000, 1000, 3000)),
-    (3, (1000, 1000, 3000)),
+    (3, (1000, 1000, 2000)),
 ]
 
 
@@ -75,6 +76,12 @@ def test_four_bits_are_half_a_byte_of_each_linear_weight() -> None:
 def test_offloaded_state_is_not_on_the_device() -> None:
     assert state(SHAPE, 1000, Spread(zero=2, offload="optimizer"))[2] == 0
     assert state(SHAPE, 1000, Spread(zero=3, offload="all"))[0] == 0
+
+
+def test_a_cpu_offloads_to_the_memory_it_has() -> None:
+    for level, what in ((2, "optimizer"), (3, "all")):
+        plain = state(SHAPE, 1000, Spread(processes=2, zero=level, on_gpu=False))
+        assert state(SHAPE, 1000, Spread(processes=2, zero=level, offload=what, on_gpu=False)) == plain
 
 
 def test_checkpointing_keeps_the_input_of_each_block_and_one_block() -> None:

@@ -92,3 +92,15 @@ def test_the_checks_before_a_run_refuse_it(planned: Any) -> None:
     made, store = planned(250)
     with pytest.raises(PipelineError, match=r"needs about .* on each process"):
         check_plan(made, store)
+
+
+def test_slices_of_a_row_share_its_activations_and_logits_out(planned: Any) -> None:
+    spread = [f"stages.long.compute.{word}=2" for word in ("processes", "zero", "sequence_parallel")]
+    needs = []
+    for more in ((), spread):
+        made, store = planned(65536, *more, stage="long")
+        needs.append({need.stage.spec.name: need for need in forecasts(made, store)[0]}["long"])
+    whole, cut = needs
+    assert (whole.micro_batch, cut.micro_batch) == (1, 1)
+    assert cut.memory.activations == whole.memory.activations / 2
+    assert cut.memory.logits == whole.memory.logits / 2

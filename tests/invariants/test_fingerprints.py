@@ -161,6 +161,7 @@ def test_compute_stays_out_but_for_a_precision_that_is_asked_for(kind: str) -> N
         "fsdp": True,
         "rendezvous": "first:29500",
         "launcher": "slurm",
+        "join_timeout_s": 5.0,
         "slurm": {"partition": "gpu", "time": "1-00:00:00"},
         "micro_batch": 2,
         "threads": 3,

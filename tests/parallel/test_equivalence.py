@@ -12,6 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+
+from pipeline.models.load import load_tokenizer
+from pipeline.models.scratch import build_causal_lm
+from pipeline.recipe import load
+from pipeline.stage import ResolvedInput
 
 pytestmark = pytest.mark.xdist_group("processes")  # two processes at a time are enough for two cores
 
@@ -21,6 +27,7 @@ TRAIN = "max_steps: 5, batch_size: 8, adam_epsilon: 1.0e-4, weight_decay: 0.01"
 # PPO keeps the best policy it had: longer answers are learnt soon enough for that to be the last one.
 PPO = "iterations: 5, rollout_batch: 16, epochs: 1, max_new_tokens: 12, eval_every: 5, adam_epsilon: 1.0e-4"
 PPO += ", lr_scheduler_type: constant"
+MODEL = "type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 64"
 REWARD = """
 
 def words(completions, **columns):
@@ -32,6 +39,12 @@ STAGES = f"""
     data: corpus
     tokenizer: tokenizer
     init: base
+    train: {{{TRAIN}, learning_rate: 1.0e-3}}
+  n_pretrain:
+    kind: pretrain
+    data: corpus
+    tokenizer: tokenizer
+    model: {{{MODEL}}}
     train: {{{TRAIN}, learning_rate: 1.0e-3}}
   a_sft: {{kind: sft, data: demos, model: base, train: {{{TRAIN}, learning_rate: 1.0e-3, warmup_steps: 2}}}}
   a_reward: {{kind: reward, data: pairs, model: sft, train: {{{TRAIN}, learning_rate: 1.0e-3}}}}
@@ -47,6 +60,13 @@ STAGES = f"""
     model: sft
     reward: {{function: gold.py:words}}
     train: {{{PPO}, learning_rate: 3.0e-3}}
+  m_ppo:
+    kind: ppo
+    data: asks
+    model: sft
+    layout: separate
+    reward: rm
+    train: {{{PPO}, learning_rate: 3.0e-3}}
   l_sft: {{kind: sft, data: demos, model: base, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2}}}}
   l_reward: {{kind: reward, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2}}}}
   l_dpo: {{kind: dpo, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2, beta: 0.5}}}}
@@ -59,7 +79,20 @@ STAGES = f"""
     train: {{{PPO}, learning_rate: 2.0e-2}}
 """
 PARENTS = {"a_pretrain": "base", "a_sft": "base", "l_sft": "base"}
-TRAINED = ("a_pretrain", "a_sft", "a_reward", "a_dpo", "a_kto", "a_ppo", "l_sft", "l_reward", "l_dpo", "l_ppo")
+TRAINED = (
+    "a_pretrain",
+    "n_pretrain",
+    "a_sft",
+    "a_reward",
+    "a_dpo",
+    "a_kto",
+    "a_ppo",
+    "m_ppo",
+    "l_sft",
+    "l_reward",
+    "l_dpo",
+    "l_ppo",
+)
 SPREADS = {"plain": "zero=0", "zero-1": "zero=1", "zero-2": "zero=2", "zero-3": "zero=3", "fsdp": "fsdp=true"}
 
 
@@ -87,14 +120,25 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
     return request.param, world.train(request.param, TRAINED, *sets)
 
 
+def drawn(world: Any) -> dict[str, torch.Tensor]:
+    """Return the weights a new model is drawn with."""
+    recipe = load(world.recipe)
+    folder = world.chain.store.artifacts("tokenizer")[-1].path
+    source = ResolvedInput(ref="tokenizer", name="tokenizer", kind="tokenizer", fingerprint="0", path=str(folder))
+    model = build_causal_lm(yaml.safe_load(f"{{{MODEL}}}"), load_tokenizer(source), recipe.stages["n_pretrain"].seed)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_take_the_steps_of_one(name: str, world: Any, alone: Any, together: Any) -> None:
     spread, made = together
     if name == "a_kto":  # the divergence, an average over processes, takes part: it is cut off at 0
         assert max(row["kl"] for row in world.history("alone", name) if "kl" in row) > 0.01
-    start = world.start(PARENTS.get(name, "sft"), alone[name])
+    start = drawn(world) if name == "n_pretrain" else world.start(PARENTS.get(name, "sft"), alone[name])
     moved = world.difference(start, alone[name])
     assert moved > 1e-3
     found = world.difference(alone[name], made[name]) / moved
     print(f"{name} {spread} {found:.2e} of {moved:.2e}")
     assert found < RELATIVE
+    manifest = world.store(spread).artifacts(name)[-1].manifest
+    assert manifest.runtime["ran"].get("loaded") == ("in parts" if spread == "zero-3" else None)

@@ -81,3 +81,42 @@ def test_two_processes_share_the_prompts_of_one(
     # both have sampled does.
     assert [row["reward"] for row in history] == pytest.approx([0.5, 0.5])
     assert [row["frac_reward_zero_std"] for row in history] == ([0, 0] if group == 16 else [1, 1])
+
+
+WORDS = """
+
+def words(completions, **columns):
+    return [float(len(turns[-1]["content"].split())) for turns in completions]
+"""
+REFERENCE = """
+  full:
+    kind: {kind}
+    data: asks
+    model: sft
+    reward: {{function: gold.py:words}}
+    train: {{{train}, num_generations: 4, beta: 0.05, learning_rate: 1.0e-2}}
+  lora:
+    kind: {kind}
+    data: asks
+    model: sft
+    adapter: {{r: 4}}
+    reward: {{function: gold.py:words}}
+    train: {{{train}, num_generations: 4, beta: 0.05, learning_rate: 1.0e-1}}
+"""
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_reference_in_parts_is_the_start(kind: str, spread_world: Callable[[str], Any]) -> None:
+    """Policy and reference are one model before the first step, and two after it."""
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    train = TRAIN.replace("max_steps: 4", "max_steps: 6")
+    world = spread_world(REFERENCE.format(kind=kind, train=train))
+    gold = world.recipe.parent / "gold.py"
+    gold.write_text(gold.read_text() + WORDS)
+    world.train("parts", ("full", "lora"), "compute.micro_batch=4", "compute.processes=2", "compute.zero=3")
+    for name in ("full", "lora"):
+        kl = [row["kl"] for row in world.history("parts", name) if "kl" in row]
+        print(name, kl)
+        assert kl[0] == pytest.approx(0, abs=1e-6)
+        assert max(kl) > 1e-3
+        assert world.store("parts").artifacts(name)[-1].manifest.runtime["ran"]["loaded"] == "in parts"

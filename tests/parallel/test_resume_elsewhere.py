@@ -31,6 +31,8 @@ WAYS = {
     "fsdp": (2, "fsdp=true"),
     "fsdp on four": (4, "fsdp=true"),
     "fsdp alone": (1, "fsdp=true"),
+    "zero-2 offloaded": (2, "zero=2", "offload=optimizer"),
+    "zero-3 offloaded": (2, "zero=3", "offload=all"),
 }
 CASES = {
     "other numbers of processes": ("full", ("one", "two", "one")),
@@ -39,6 +41,7 @@ CASES = {
     "FSDP2, other numbers of processes": ("full", ("fsdp", "fsdp on four", "one", "fsdp alone", "fsdp")),
     "FSDP2 and ZeRO-3": ("full", ("zero-3", "fsdp", "zero-3", "fsdp", "two")),
     "an adapter with FSDP2": ("lora", ("fsdp", "fsdp", "one", "fsdp", "zero-2", "fsdp")),
+    "offloaded": ("full", ("one", "zero-3 offloaded", "zero-2 offloaded", "two")),
     "an adapter": ("lora", ("zero-2", "one", "zero-3", "zero-3", "two")),
 }
 
@@ -62,8 +65,8 @@ def test_a_run_goes_on_spread_another_way(case: str, world: Any, whole: dict[str
     reached = 0
     made: dict[str, Any] = {}
     for place, way in enumerate(ways):
-        processes, sharding = WAYS[way]
-        sets = (f"compute.processes={processes}", f"compute.{sharding}")
+        processes, *sharding = WAYS[way]
+        sets = (f"compute.processes={processes}", *(f"compute.{word}" for word in sharding))
         last = place == len(ways) - 1
         made = world.train(case.replace(" ", "-"), (name,), *sets, stop_after=None if last else 2)
         begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]

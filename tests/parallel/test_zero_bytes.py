@@ -1,7 +1,7 @@
 """What ZeRO-3 on two processes holds of the parameter and optimizer bytes of a plain run, measured.
 
-In bf16 each holds at most 60 %: (2 + 4 + 8) / 2 bytes a parameter for 4 + 8. In fp32 it holds two thirds, for DeepSpeed
-keeps an fp32 copy beside weights that are fp32 already: (4 + 4 + 8) / 2.
+Each holds at most 60 %. In bf16 that is (2 + 4 + 8) / 2 bytes a parameter for 4 + 8, 58 %; in fp32 (4 + 8) / 2, a half,
+once DeepSpeed's copy of weights that are fp32 already is given up (`share_fp32`); with it, two thirds.
 
 Two real processes train a small Llama with DeepSpeed as stages configure it, and count the storages of their
 weights, of the optimizer's copies of them and of its moments, each storage once.
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +18,14 @@ from typing import Any
 
 import pytest
 import torch
+from two_processes import run_two
 
 from pipeline.estimate.memory import Spread, state
 from pipeline.estimate.shape import shape_of
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
+from pipeline.parallel.partitioned import building_in_parts
+from pipeline.parallel.zero import share_fp32
 
 CONFIG = {
     "hidden_size": 384,
@@ -63,7 +64,7 @@ def held(model: Any, optimizer: Any) -> Iterator[torch.Tensor]:
     yield from _tensors([list(states.values()) for states in inner.state.values()])
 
 
-def main(out: str, precision: str) -> None:
+def main(out: str, precision: str, offload: str) -> None:
     """Be one of two processes: two steps under ZeRO-3, then count."""
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin
@@ -72,11 +73,14 @@ def main(out: str, precision: str) -> None:
     torch.set_num_threads(1)
     join(cpu=True, deepspeed=True)
     once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 2}
-    config = {**deepspeed_config({"zero": 3, "offload": "none"}, precision), **once, "gradient_clipping": 0.0}
+    config = {**deepspeed_config({"zero": 3, "offload": offload}, precision), **once, "gradient_clipping": 0.0}
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG))
+    with building_in_parts(config):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG))
     engine, prepared = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    share_fp32(prepared.optimizer)
+    assert (prepared.optimizer.offload_optimizer, prepared.optimizer.offload_param) == (offload == "all",) * 2
     ids = torch.arange(32).reshape(1, 32) + int(os.environ["RANK"])
     for _ in range(2):
         engine.backward(engine(input_ids=ids, labels=ids).loss)
@@ -86,8 +90,10 @@ def main(out: str, precision: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.6), ("fp32", 0.67)])
-def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: str, share: float) -> None:
+@pytest.mark.parametrize(
+    ("precision", "offload", "share"), [("bf16", "none", 0.6), ("fp32", "none", 0.52), ("fp32", "all", 0.52)]
+)
+def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: str, offload: str, share: float) -> None:
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -97,27 +103,12 @@ def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: s
     model(input_ids=ids, labels=ids).loss.backward()
     adam.step()
     plain = storages(held(model, adam))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    running = []
-    for rank in (0, 1):
-        spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        environment = {**os.environ, **{name: str(value) for name, value in spread.items()}}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, str(Path(__file__).resolve()), str(tmp_path / "held"), precision]
-        running.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    try:
-        logs = [process.communicate(timeout=300)[0].decode() for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], logs
+    run_two(__file__, str(tmp_path / "held"), precision, offload)
     shape = shape_of({"type": "llama", **CONFIG})
     assert shape is not None
     assert plain == pytest.approx(12 * shape.parameters, rel=0.01)  # 4 bytes of weight and 8 of moments
-    weights, _, moments = state(shape, shape.parameters, Spread(processes=2, zero=3, half=precision == "bf16"))
+    spread = Spread(processes=2, zero=3, offload=offload, half=precision == "bf16", on_gpu=False)
+    weights, _, moments = state(shape, shape.parameters, spread)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"held.{rank}").read_text())
         assert found["processes"] == 2

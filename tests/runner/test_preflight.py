@@ -36,6 +36,19 @@ def test_another_machine_may_have_it(fresh: Any) -> None:
     preflight.check_plan(fresh.plan(), fresh.store)
 
 
+def test_stages_here_and_on_a_cluster_in_one_run_are_refused_before_it_and_run_in_parts(finished: Any) -> None:
+    mixed = ("compute.launcher=slurm", "stages.report.compute.launcher=local")
+    again = ("stages.dpo.train.beta=0.4", "stages.report.title=again")  # dpo and report are to be made
+    with pytest.raises(PipelineError) as error:
+        preflight.check_plan(finished.plan(*mixed, *again), finished.store)
+    (problem,) = error.value.problems
+    assert problem.found == "compute.launcher is local for report and slurm for the others"
+    assert problem.stage == "report" and problem.where.startswith(str(finished.recipe))
+    assert "--only or --until" in problem.remedy
+    preflight.check_plan(finished.plan(*mixed, *again, until="dpo"), finished.store)  # a part is of one launcher
+    preflight.check_plan(finished.plan(*mixed, again[1]), finished.store)  # what is done does not count
+
+
 @pytest.mark.parametrize(
     ("asked", "module", "found", "extra"),
     [
@@ -78,3 +91,19 @@ def test_kto_needs_rows_for_the_divergence_in_every_process(fresh: Any) -> None:
     fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n{kto}\n", 1))
     with pytest.raises(PipelineError, match=r"train\.kl_batch 2 does not divide over 4 processes"):
         preflight.check_plan(fresh.plan(), fresh.store)
+
+
+def test_quantised_weights_do_not_go_with_zero_3(fresh: Any) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs trueup[quantize]")
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    asked = ("stages.dpo.adapter={r: 4, quantize: 4bit}", "compute.processes=2")
+    preflight.check_plan(fresh.plan(*asked, "compute.zero=2"), fresh.store)
+    preflight.check_plan(fresh.plan(*asked, "compute.zero=3", "stages.dpo.compute.zero=1"), fresh.store)
+    with pytest.raises(PipelineError) as error:
+        preflight.check_plan(fresh.plan(*asked, "compute.zero=3"), fresh.store)
+    (problem,) = error.value.problems
+    assert (problem.stage, problem.found) == ("dpo", "adapter.quantize is 4bit and compute.zero is 3")
+    assert problem.remedy == "set compute.zero: 0, 1 or 2 for this stage"
+    assert problem.where == f"--set {asked[0]}"
+    with pytest.raises(PipelineError, match=r"adapter\.quantize is 4bit and compute\.fsdp is true"):
+        preflight.check_plan(fresh.plan(*asked, "compute.fsdp=true"), fresh.store)

@@ -155,7 +155,7 @@ def test_an_adapter_on_a_tuned_model_merges_and_keeps_its_parents(
     torch.testing.assert_close(probe_logits(made), probe_logits(stacked), atol=1e-4, rtol=0)
     with stacked.disable_adapter():  # the reference of DPO: its parent, adapter and all
         torch.testing.assert_close(probe_logits(stacked), probe_logits(load_plain(sft.out)[0]), atol=1e-4, rtol=0)
-    assert [text.partition(" on ")[0] for text in dpo.outcome.result.lineage["adapters"]] == ["tuned", "aligned"]
+    assert [one["name"] for one in dpo.outcome.result.lineage["adapters"]] == ["tuned", "aligned"]
 
 
 def test_pairs_that_do_not_fit_are_left_out_and_counted(

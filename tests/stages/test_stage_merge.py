@@ -38,8 +38,8 @@ def test_base_and_its_adapters_in_order_are_the_last_artifact(
     assert (probe_logits(made) - probe_logits(load_plain(sft.path)[0])).abs().max() > 0.05
     assert tokenizer.chat_template == known.chat_template
     lineage = ran.outcome.result.lineage
-    assert [name.partition(" on ")[0] for name in lineage["adapters"]] == ["sft", "dpo"]
-    assert lineage["adapters"] == dpo.manifest["lineage"]["adapters"]
+    assert [one["name"] for one in lineage["adapters"]] == ["sft", "dpo"]
+    assert lineage["adapters"] == [{**one, "merged": True} for one in dpo.manifest["lineage"]["adapters"]]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,22 @@ def test_the_reward_rises(kind: str, config: dict[str, Any], train_on: Callable[
 
 
 @KINDS
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_an_adapter_on_quantised_weights_learns_from_its_own_responses(
+    kind: str, bits: str, train_on: Callable[..., Any]
+) -> None:
+    """QLoRA on a CPU: the reward rises; the reference, the adapter switched off, is what sampled the first batch."""
+    pytest.importorskip("bitsandbytes", reason="needs trueup[quantize]")
+    train = {**LORA["train"], "beta": 0.01, "max_steps": 16}
+    ran = train_on(kind, "rude", {"adapter": {"r": 4, "quantize": bits}, "train": train})
+    rewards = [row["reward"] for row in ran.history if "reward" in row]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+    assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert ran.history[-1]["kl"] > 1e-3
+    assert (ran.out / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@KINDS
 def test_responses_stop_at_the_end_token(kind: str, train_on: Callable[..., Any]) -> None:
     """The chain's answers have 5 to 11 tokens: most must end before a limit of 30, by themselves."""
     ran = train_on(kind, "polite", {"train": {**TRAIN, "max_steps": 1, "max_new_tokens": 30}})

@@ -92,7 +92,8 @@ def test_goes_on_from_weights_and_measures_held_out_text(
     assert ran.outcome.result.best["eval_loss"] == pytest.approx(min(evaluated), rel=1e-7)
     assert ran.outcome.result.rows["train"] + ran.outcome.result.rows["held_out"] == 240
     assert 30 <= ran.outcome.result.rows["held_out"] <= 66  # a fifth, by text: equal texts stay together
-    assert ran.outcome.result.lineage["base"] == chain["base"].manifest.fingerprint
+    assert ran.outcome.result.lineage["parent"] == chain["base"].manifest.fingerprint
+    assert ran.outcome.result.lineage["base"] == "scratch"
 
 
 def test_a_field_the_architecture_does_not_have_is_bad_input(

@@ -185,8 +185,12 @@ def test_an_adapter_is_written_beside_weights_that_contain_it(
     fingerprint = chain["base"].manifest.fingerprint
     assert ran.outcome.result.lineage == {
         "base": "scratch",
+        "base_name": f"base@{fingerprint[:12]}",
         "parent": fingerprint,
-        "adapters": [f"tuned on base@{fingerprint[:12]}"],
+        "adapters": [
+            {"name": "tuned", "on": f"base@{fingerprint[:12]}", "r": lora_sft["adapter"]["r"]}
+            | {"quantize": None, "merged": False}
+        ],
     }
 
 
@@ -210,7 +214,7 @@ def test_an_adapter_on_an_adapter_keeps_both_and_applies_each_once(
     made, _ = load_plain(second.out)
     torch.testing.assert_close(probe_logits(made), probe_logits(stacked), atol=1e-4, rtol=0)
     assert (probe_logits(made) - probe_logits(load_plain(first.out)[0])).abs().max() > 0.1
-    assert [text.partition(" on ")[0] for text in second.outcome.result.lineage["adapters"]] == ["first", "second"]
+    assert [one["name"] for one in second.outcome.result.lineage["adapters"]] == ["first", "second"]
 
 
 def test_packed_rows_teach_the_same(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> None:

@@ -1,0 +1,46 @@
+"""Models whose files are quantised already: in how many bits, and what can be trained on them.
+
+Torch-free: a plan reads `config.json` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import Problem
+
+TRAINABLE = ("4bit", "8bit")
+"""What bitsandbytes has written; an adapter is trained on it."""
+
+
+def stored_quantization(config: Mapping[str, Any]) -> str:
+    """Return ``4bit`` or ``8bit`` (bitsandbytes), the name of another method, or nothing, for a `config.json`."""
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return ""
+    if found.get("load_in_4bit"):
+        return "4bit"
+    return "8bit" if found.get("load_in_8bit") else str(found.get("quant_method", "unknown"))
+
+
+def stored_problem(ref: str, stored: str, adapter: Any | None) -> Problem | None:
+    """Return what speaks against training on such a model: only an adapter can be, and nothing quantises it again.
+
+    Args:
+        ref: how the recipe calls the model.
+        stored: from `stored_quantization`.
+        adapter: the stage's block; None when all weights are to be trained.
+    """
+    if not stored:
+        return None
+    found = f"`{ref}` is kept quantised ({stored})"
+    if stored not in TRAINABLE:
+        return Problem(
+            found, "weights in fp32, bf16 or fp16, or in bitsandbytes' 4 or 8 bits", "name another copy of it"
+        )
+    if adapter is None:
+        return Problem(found, "an adapter: quantised weights are not trained", "add `adapter: {r: 16}`")
+    if adapter.quantize is not None:
+        return Problem(f"{found}, and adapter.quantize is {adapter.quantize}", "one of the two", "remove the latter")
+    return None
