@@ -81,7 +81,7 @@ def prepare(size: Size, scratch: Path, *, with_judge: bool) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from pipeline.models.load import save_model
+    from pipeline.models.save import save_model
     from pipeline.models.scratch import build_causal_lm
 
     made = stage_speed.tokenizer()

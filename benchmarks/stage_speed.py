@@ -103,7 +103,7 @@ def ours(kind: str, steps: int, seed: int) -> dict[str, Any]:
     """Run the product's own stage and time its steps from the events it sends."""
     import importlib
 
-    from pipeline.models.load import save_model
+    from pipeline.models.save import save_model
     from pipeline.models.scratch import build_causal_lm
     from pipeline.stage import Event, ResolvedInput, StageContext
 

@@ -199,8 +199,9 @@ def _quantize_problems(plan: Plan) -> Iterator[Problem]:
         if not installed("bitsandbytes"):
             remedy = "pip install 'trueup[quantize]'"
             yield Problem(asked, "the package bitsandbytes", remedy, where, stage.spec.name)
-        if compute.zero == 3:
-            found, remedy = f"{asked} and compute.zero is 3", "set compute.zero: 0, 1 or 2 for this stage"
+        if compute.zero == 3 or compute.fsdp:
+            found = f"{asked} and compute.{'fsdp is true' if compute.fsdp else 'zero is 3'}"
+            remedy = "set compute.zero: 0, 1 or 2 for this stage"
             yield Problem(found, "quantised weights whole on each process", remedy, where, stage.spec.name)
 
 

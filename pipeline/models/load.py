@@ -19,20 +19,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GenerationConfig,
 )
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.models.adapters import save_adapter_and_merge
 from pipeline.models.deferred import Stored, tensor_files
 from pipeline.models.stored import stored_quantization
 from pipeline.parallel.partitioned import Parts, loading_in_parts, whole
@@ -81,7 +78,7 @@ def load_tokenizer(model_input: ResolvedInput, trust_remote_code: bool = False) 
         PipelineError: none there, or it needs code of its own that the recipe does not allow.
     """
     source = source_of(model_input)
-    with _quiet(), _explained(source, "tokenizer"):
+    with quiet(), _explained(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             source.place, revision=source.revision, trust_remote_code=trust_remote_code
         )
@@ -103,7 +100,7 @@ def hidden_size(model_input: ResolvedInput, trust_remote_code: bool = False) -> 
 
 
 def _config(source: Source, trust_remote_code: bool) -> Any:
-    with _quiet(), _explained(source, "configuration"):
+    with quiet(), _explained(source, "configuration"):
         return AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
 
 
@@ -143,7 +140,7 @@ def load_causal_lm(
     source = source_of(model_input)
     _refuse_unsafe(source)
     extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
-    with _quiet(), _explained(source, "model"), loading_in_parts(parts):
+    with quiet(), _explained(source, "model"), loading_in_parts(parts):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
             revision=source.revision,
@@ -184,7 +181,7 @@ def load_causal_lm_in_parts(
     if source.is_folder and not trust_remote_code:
         later = Stored(tensor_files(Path(source.place)))
         extra = {} if attention is None else {"attn_implementation": attention}
-        with _quiet(), _explained(source, "model"), later, no_init_weights():
+        with quiet(), _explained(source, "model"), later, no_init_weights():
             config = AutoConfig.from_pretrained(source.place)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **extra)
             model.tie_weights()
@@ -220,7 +217,7 @@ def load_reward_model(
     source = source_of(model_input)
     _refuse_unsafe(source)
     extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
-    with _quiet(), _explained(source, "model"), loading_in_parts(parts):
+    with quiet(), _explained(source, "model"), loading_in_parts(parts):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
             revision=source.revision,
@@ -268,46 +265,6 @@ def _loading(
     if slices > 1:
         extra["distributed_config"] = slicing(_config(source, trust_remote_code), slices)
     return extra
-
-
-def save_model(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write full weights, tokenizer and chat template into ``out``; an adapter is written beside its merged weights.
-
-    A `peft` model is merged and must not be used afterwards.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        if isinstance(model, PeftModel):
-            model = save_adapter_and_merge(model, out / "adapter")
-        _set_generation(model, tokenizer)
-        model.save_pretrained(out)
-        save_tokenizer(tokenizer, out)
-
-
-def save_tokenizer(tokenizer: Any, out: Path) -> None:
-    """Write the tokenizer and its chat template, without the truncation and padding its last call left switched on."""
-    out.mkdir(parents=True, exist_ok=True)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
-    for where_from in ("is_local", "local_files_only", "name_or_path", "_commit_hash"):
-        tokenizer.init_kwargs.pop(where_from, None)
-    with _quiet():
-        tokenizer.save_pretrained(out)
-
-
-def _set_generation(model: Any, tokenizer: Any) -> None:
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if not hasattr(model, "generation_config") or model.generation_config is None:
-        return
-    known = model.generation_config.eos_token_id
-    eos = [known] if isinstance(known, int) else list(known or [])
-    if tokenizer.eos_token_id not in eos:
-        eos = [tokenizer.eos_token_id]
-    kept = {"eos_token_id": eos[0] if len(eos) == 1 else eos, "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, **kept)
-    model.config.eos_token_id = kept["eos_token_id"]
 
 
 def _compute_as_in_training(model: Any) -> None:
@@ -385,7 +342,7 @@ def _explained(source: Source, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep progress bars and advice of `transformers` off the terminal, then restore them."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -398,18 +355,3 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-__all__ = [
-    "Precision",
-    "Quantize",
-    "Source",
-    "count_what_is_predicted",
-    "load_causal_lm",
-    "load_causal_lm_in_parts",
-    "load_reward_model",
-    "load_tokenizer",
-    "save_model",
-    "save_tokenizer",
-    "source_of",
-]

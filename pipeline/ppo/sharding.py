@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel import fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sharded import rebuilt
 from pipeline.parallel.zero import ZeroState, share_fp32
@@ -227,33 +228,18 @@ class FsdpStepper:
     @contextmanager
     def sampling(self) -> Iterator[Any]:
         """Give the model whole: weights are gathered once, not for every token."""
-        parts = self._modules()
-        for part in parts:
-            part.set_reshard_after_forward(False, recurse=False)
-            part.unshard()
-        try:
-            with self.policy.sampling() as model:
-                yield model
-        finally:
-            for part in parts:
-                part.set_reshard_after_forward(True, recurse=False)
-            self._in_parts()
-
-    def _modules(self) -> list[Any]:
-        from torch.distributed.fsdp import FSDPModule
-
-        return [part for part in self.policy.whole.modules() if isinstance(part, FSDPModule)]
+        with fsdp.gathered(self.policy.whole), self.policy.sampling() as model:
+            yield model
 
     def _in_parts(self) -> dict[str, Any]:
         """Let go of gathered weights, and return what is trained as this process's parts, by name."""
-        for part in self._modules():
-            part.reshard()
+        fsdp.let_go(self.policy.whole)
         return self.policy.trained()
 
     def whole_model(self) -> Any | None:
         """Return the policy's model with all its weights on the first process."""
         self._in_parts()
-        state = {name: _whole(parameter) for name, parameter in self.policy.whole.state_dict().items()}
+        state = {name: fsdp.whole(parameter) for name, parameter in self.policy.whole.state_dict().items()}
         return rebuilt(self.policy.model, _of_policy(state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
@@ -293,7 +279,7 @@ class FsdpStepper:
 
     def weights(self) -> dict[str, Tensor]:
         """Gather what is trained."""
-        return {name: _whole(parameter) for name, parameter in self._in_parts().items()}
+        return {name: fsdp.whole(parameter) for name, parameter in self._in_parts().items()}
 
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
@@ -301,7 +287,7 @@ class FsdpStepper:
         own = self._in_parts()
         check_names(own, tensors)
         for name, parameter in own.items():
-            parameter.copy_(_shared_out(tensors[name], parameter))
+            parameter.copy_(fsdp.shared_out(tensors[name], parameter))
 
     def moments(self) -> dict[str, Tensor]:
         """Gather what Adam remembers."""
@@ -310,14 +296,14 @@ class FsdpStepper:
             state = self.optimizer.state.get(parameter, {})
             for key in (*MOMENTS, "step"):
                 if key in state:
-                    found[f"{key}/{name}"] = _whole(state[key])
+                    found[f"{key}/{name}"] = fsdp.whole(state[key])
         return found
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
         """Share Adam's memory out."""
         for name, parameter in self._in_parts().items():
             if f"step/{name}" in tensors:
-                state = {key: _shared_out(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
+                state = {key: fsdp.shared_out(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
                 step = tensors[f"step/{name}"].to(parameter.device, copy=True)  # where a fused optimizer counts
                 self.optimizer.state[parameter] = {"step": step, **state}
 
@@ -325,15 +311,3 @@ class FsdpStepper:
 def _of_policy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the policy's part of the state of `Policy.whole`."""
     return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
-
-
-def _whole(tensor: Any) -> Tensor:
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().cpu().clone()
-
-
-def _shared_out(tensor: Tensor, like: Any) -> Tensor:
-    """Return a tensor laid out over the processes as another is."""
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

@@ -101,9 +101,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
-    from pipeline.training.reference import unhashed, with_reference
+    from pipeline.training.reference import OwnReference, unhashed, with_reference
 
-    class BucketedDPOTrainer(BucketedBatches, DPOTrainer):  # type: ignore[misc]
+    class BucketedDPOTrainer(OwnReference, BucketedBatches, DPOTrainer):  # type: ignore[misc]
         """trl's DPOTrainer on rows that are tokenized already, with bucketed batches and reference passes."""
 
         def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
@@ -159,7 +159,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     scoring_s = time.perf_counter() - started
     trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), batches
     ctx.phase(f"training on {len(encoded):,} pairs")
-    trained = run_trainer(ctx, trainer, batches, steps)
+    trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
     accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
     return finish(

@@ -111,7 +111,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     trainer.train_rows, trainer.batches = prompts.train_rows, batches
     ctx.phase(f"training on {prompts.train:,} prompts")
-    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps))
+    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter))
     lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
     return finish(
         ctx,

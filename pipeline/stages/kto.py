@@ -98,9 +98,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
-    from pipeline.training.reference import unhashed, with_reference
+    from pipeline.training.reference import OwnReference, unhashed, with_reference
 
-    class BucketedKTOTrainer(BucketedBatches, KTOTrainer):  # type: ignore[misc]
+    class BucketedKTOTrainer(OwnReference, BucketedBatches, KTOTrainer):  # type: ignore[misc]
         """trl's KTOTrainer on rows that are tokenized and matched already, with bucketed batches."""
 
         def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
@@ -179,7 +179,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows = [{"rows": made[i : i + together]} for i in range(0, len(made), together)]
     trainer.batches, trainer.data_collator = batches, _ungrouped(trainer.data_collator)
     ctx.phase(f"training on {len(encoded):,} rows")
-    trained = run_trainer(ctx, trainer, batches, steps)
+    trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
     last = trained.metrics
     margin = last.get("eval_rewards/margins", last.get("rewards/margins", 0.0))

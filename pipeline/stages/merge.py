@@ -46,7 +46,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     import torch
 
     from pipeline.models.adapters import fold_in
-    from pipeline.models.load import load_causal_lm, load_tokenizer, save_model, stored_bits
+    from pipeline.models.load import load_causal_lm, load_tokenizer, stored_bits
+    from pipeline.models.save import save_model
     from pipeline.models.stored import TRAINABLE
 
     source = ctx.input("model")

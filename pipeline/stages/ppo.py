@@ -87,6 +87,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.ppo.guards import Stopped
     from pipeline.ppo.state import load_state, newest_state
     from pipeline.training.arguments import prepare_torch
+    from pipeline.training.audit import check_prepared
     from pipeline.training.finish import save_trained
     from pipeline.training.ppo_run import RunLog
 
@@ -94,6 +95,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     source = ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     trainer = _trainer(ctx, config, tokenizer)
+    policy = trainer.policy
+    check_prepared(ctx, policy.model, trainer.steps_with.optimizer, config.adapter, policy.whole)
     log = RunLog(ctx, trainer, tokenizer)
     found = newest_state(ctx.work / "state")
     if found is not None:

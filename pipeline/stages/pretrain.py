@@ -171,7 +171,7 @@ def _finished(
 ) -> StageResult:
     """Write the model, and return what the manifest says of it."""
     from pipeline.artifacts.provenance import descended
-    from pipeline.models.load import save_model
+    from pipeline.models.save import save_model
     from pipeline.training.finish import finish
 
     if whole is not None:

@@ -120,7 +120,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} pairs")
-    trained = run_trainer(ctx, trainer, batches, steps)
+    trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     whole = whole_model(trainer)
     lineage = save_trained(ctx, whole, tokenizer, source, config.adapter)
     started = time.perf_counter()

@@ -139,7 +139,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = encoded, batches
-    trained = run_trainer(ctx, trainer, batches, steps)
+    trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, counts)
 
 

@@ -87,10 +87,14 @@ def prepare_torch(ctx: StageContext) -> None:
 
     Threads are `compute.threads`, else `OMP_NUM_THREADS`, else torch's own number or less: processes of one machine
     share its cores, and a container may have fewer than it sees.
+
+    Raises:
+        PipelineError: not all processes of the stage have joined.
     """
     import torch
 
     from pipeline.models.matmul import use_fastest_matmul
+    from pipeline.parallel.ranks import Ranks
 
     threads = ctx.compute.get("threads")
     if threads:
@@ -105,6 +109,10 @@ def prepare_torch(ctx: StageContext) -> None:
     if use_cpu(ctx) and ctx.compute.get("offload", "none") != "none":
         ctx.note(f"compute.offload: {ctx.compute['offload']} saves nothing here: it moves a GPU's state to the CPU")
     join(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
+    joined = Ranks.current().count
+    if joined != ctx.ranks:
+        found = f"{joined} of {ctx.ranks} processes joined"
+        raise PipelineError(Problem(found, "all of them", "see the logs of the others", stage=ctx.name))
 
 
 def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def note_slices(ctx: StageContext) -> None:
 def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     """Return the fields that have a trainer of transformers share its work and shard its state."""
     joined = "RANK" in os.environ
-    fields = {"accelerator_config": {"use_configured_state": joined}, "ddp_find_unused_parameters": False}
+    fields: dict[str, Any] = {"accelerator_config": {"use_configured_state": joined}}
+    fields["ddp_find_unused_parameters"] = False
     if ctx.compute.get("zero"):
         ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
         if int(ctx.compute.get("sequence_parallel", 1)) > 1:
@@ -57,9 +58,11 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
             fields["parallelism_config"] = parallelism(slices, ctx.facts["attention"])
         return {**fields, "deepspeed": ctx.facts["deepspeed"]}
     if ctx.compute.get("fsdp"):
-        config = {"fsdp_version": 2, "reshard_after_forward": True}
+        config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
         ctx.facts["accelerate"] = dict(config)
-        return {**fields, "fsdp": "full_shard auto_wrap", "fsdp_config": config}
+        # Gradients of a pass that is not the last of a step would otherwise stay whole in every process.
+        fields["accelerator_config"]["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
+        return {**fields, "fsdp": True, "fsdp_config": config}
     return fields
 
 
@@ -89,7 +92,7 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
         Problem(
             f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",
             "what was asked for",
-            "FSDP2 through accelerate needs a GPU: use compute.zero: 3 on a CPU" if fsdp else "see `trueup doctor`",
+            "set compute.zero: 3" if fsdp else "see `trueup doctor`",
             stage=ctx.name,
         )
     )

@@ -27,7 +27,8 @@ def save_trained(
         source: what the stage started from.
         adapter: what was trained; None when all weights were.
     """
-    from pipeline.models.load import save_model, stored_bits
+    from pipeline.models.load import stored_bits
+    from pipeline.models.save import save_model
 
     lineage = descended(source.manifest.get("lineage", {}), source.name, source.fingerprint)
     if adapter is not None:

@@ -18,9 +18,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.models.adapter_config import Adapter
 from pipeline.parallel.ranks import any_rank
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
+from pipeline.training.audit import Audit
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import newest_checkpoint, step_of
 from pipeline.training.distribution import check_distribution
@@ -54,12 +56,21 @@ class CountsTokens(Protocol):
         ...
 
 
-def run_trainer(ctx: StageContext, trainer: Any, batches: CountsTokens, steps: int) -> Trained:
+def run_trainer(
+    ctx: StageContext, trainer: Any, batches: CountsTokens, steps: int, adapter: Adapter | None = None
+) -> Trained:
     """Train to the end, or to the user's wish to stop.
+
+    Args:
+        ctx: of the stage.
+        trainer: of transformers or trl.
+        batches: counts tokens.
+        steps: optimizer steps in all.
+        adapter: the recipe's.
 
     Raises:
         Interrupted: asked to stop; a checkpoint was saved.
-        PipelineError: the loss is not finite.
+        PipelineError: the loss is not finite, or something else than what was asked for runs.
     """
     check_distribution(ctx, trainer)
     for parameter in trainer.model.parameters():
@@ -73,6 +84,7 @@ def run_trainer(ctx: StageContext, trainer: Any, batches: CountsTokens, steps: i
         trainer.remove_callback(silent)
     every_s = float(ctx.compute.get("checkpoint_every_s", 30.0))
     trainer.add_callback(Watcher(ctx, clock, every_s, begin=lambda: restore_sums(trainer, checkpoint)))
+    trainer.add_callback(Audit(ctx, trainer, adapter))
     if checkpoint is not None:
         ctx.note(f"resumes at step {step_of(checkpoint)} of {steps}")
     clock.start()

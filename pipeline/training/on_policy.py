@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.load import source_of
+from pipeline.parallel import fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import build_arguments
@@ -181,6 +182,11 @@ class OnPolicy(BucketedBatches):
     batches: PromptBatches
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample; with FSDP all weights are gathered once, not for every token."""
+        with fsdp.gathered(self.model):
+            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.batches.repeats > self.args.gradient_accumulation_steps:

@@ -17,11 +17,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.evaluation.curves import metric_rows, write_curve
 from pipeline.evaluation.training_curves import draw_training
+from pipeline.models.first_pass import FirstPass
 from pipeline.parallel.ranks import any_rank
 from pipeline.ppo.episodes import Episode
 from pipeline.ppo.state import load_weights, save_state, save_weights
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.stage import StageContext, StageResult
+from pipeline.training.audit import check_first_pass
 from pipeline.training.loop import SessionClock
 
 SAMPLES, TOLD = 8, 2
@@ -69,7 +71,11 @@ class RunLog:
         total = trainer.settings.iterations
         if not self.rows:
             self.evaluate({"step": 0})
+        first: FirstPass | None = FirstPass(trainer.policy.model)
         for metrics in trainer.iterations():
+            if first is not None:
+                check_first_pass(self.ctx, first, str(self.ctx.facts["precision"]))
+                first = None
             done = trainer.iteration
             self.tokens += metrics["tokens"]
             row = {"step": done, **metrics}

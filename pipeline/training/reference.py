@@ -17,6 +17,21 @@ from pipeline.stage import StageContext
 from pipeline.training.arguments import precision_of
 
 
+class OwnReference:
+    """Mixin for a trainer of trl whose reference passes are `with_reference`'s.
+
+    Under FSDP trl would load a second model to be the reference, and never ask it. So it learns of FSDP only once it
+    has set itself up, when it begins to train (`WholeState`).
+    """
+
+    is_fsdp_enabled: bool
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Set accelerate up, and say nothing of FSDP."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        self.is_fsdp_enabled = False
+
+
 def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping[str, str], kept: Path) -> Any:
     """Return ``dataset`` with the reference's summed log-probabilities of responses.
 

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel import fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.tensor import Slices, begin_adapter, load_slice, size_of, slice_like, whole_tensor
 from pipeline.parallel.zero import ZeroState, share_fp32
@@ -32,6 +33,7 @@ class WholeState:
     """Mixin for a trainer: what it writes under DeepSpeed is what one process would write, and it reads that."""
 
     accelerator: Any
+    args: Any
     model: Any
     optimizer: Any
     lr_scheduler: Any
@@ -51,12 +53,6 @@ class WholeState:
             built["parallelism_config"] = Slices(tp_size=size_of(self.model))
         return built
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Make it; processes that hold slices evaluate the same rows, which count once."""
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]
-        if size_of(self.model) > 1:
-            self.gather_function = self.accelerator.gather_for_metrics = self._own_rows
-
     def _own_rows(self, values: Any, use_gather_object: bool = False) -> Any:
         """Return what accelerate's `gather_for_metrics` does on one process: the last batch without its repeats."""
         known = self.accelerator.gradient_state
@@ -75,6 +71,25 @@ class WholeState:
             self._groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Have FSDP where it is asked for, also where accelerate would fall back from it.
+
+        Processes that hold slices evaluate the same rows, which count once.
+        """
+        plugin = self.args.fsdp_plugin_args
+        if plugin is not None:
+            plugin["mixed_precision_policy"] = fsdp.mixed_precision(
+                "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
+            )
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        if plugin is not None:
+            from accelerate.utils import FullyShardedDataParallelPlugin
+
+            fsdp.engage(self.accelerator, FullyShardedDataParallelPlugin(**plugin))
+            self.is_fsdp_enabled = True
+        if size_of(self.model) > 1:
+            self.gather_function = self.accelerator.gather_for_metrics = self._own_rows
+
     @property
     def _zero(self) -> ZeroState:
         held = self.optimizer.optimizer  # DeepSpeed's, in accelerate's
@@ -83,10 +98,14 @@ class WholeState:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights; those of a computation in bf16 or fp16 as the fp32 that is trained."""
         lower = self.is_deepspeed_enabled and any(p.dtype != torch.float32 for p in self._groups[0])
-        if not lower:
+        if self.is_fsdp_enabled:
+            weights = fsdp.gathered_weights(self.model, trained_only=isinstance(self.model, PeftModel))
+        elif lower:
+            weights = self._gathered_weights()
+        else:
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
             return
-        self._save(output_dir, state_dict=self._gathered_weights())  # type: ignore[attr-defined]
+        self._save(output_dir, state_dict=weights)  # type: ignore[attr-defined]
 
     def _gathered_weights(self) -> dict[str, Tensor]:
         """Return all weights on the first process, what is trained in fp32; of an adapter's model only those."""
@@ -109,6 +128,8 @@ class WholeState:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
             state = gathered_optimizer(self._zero)
+        elif self.is_fsdp_enabled:
+            state = fsdp.gathered_optimizer(self.optimizer)
         elif size_of(self.model) > 1:
             state = joined_optimizer(self.optimizer, keep=Ranks.current().is_first)
         else:
@@ -119,15 +140,19 @@ class WholeState:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Have DeepSpeed begin, then put the checkpoint's state where it holds its own."""
-        if not self.is_deepspeed_enabled:
+        """Have DeepSpeed or FSDP begin, then put the checkpoint's state where they hold their own."""
+        self.is_fsdp_enabled = self.args.fsdp_plugin_args is not None
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
-        if self._zero.stage == 3:
+        if self.is_deepspeed_enabled and self._zero.stage == 3:
             share_fp32(self._zero.held)
         if resume_from_checkpoint is not None:
-            load_weights(self.model, self._zero.set_weight, Path(resume_from_checkpoint))
+            set_weight = self._zero.set_weight if self.is_deepspeed_enabled else fsdp.set_weight
+            load_weights(self.model, set_weight, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            if self.is_fsdp_enabled:
+                self._load_scaler(resume_from_checkpoint)  # type: ignore[attr-defined]
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -142,17 +167,25 @@ class WholeState:
         Raises:
             PipelineError: the checkpoint has none, which transformers passes over.
         """
-        if checkpoint is not None and not self.is_fsdp_enabled:
+        if checkpoint is not None:
             file = Path(checkpoint) / OPTIMIZER_FILE
             if not file.is_file():
                 raise _unfit("the checkpoint has no optimizer of one process")
+            # Mapped, not read: processes of a machine share it, and each uses a part.
+            kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             if self.is_deepspeed_enabled:
-                # Mapped, not read: processes of a machine share it, and each uses a part.
-                share_out_optimizer(self._zero, torch.load(file, map_location="cpu", weights_only=True, mmap=True))
-            elif size_of(self.model) > 1:
-                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                self.optimizer.load_state_dict(cut_optimizer(state, self.optimizer))
-                self.lr_scheduler.load_state_dict(torch.load(file.with_name(SCHEDULER_FILE), weights_only=True))
+                share_out_optimizer(self._zero, kept)
+                return
+            if self.is_fsdp_enabled:
+                try:
+                    fsdp.share_out_optimizer(self.optimizer, kept)
+                except ValueError as error:
+                    raise _unfit(str(error)) from error
+            if size_of(self.model) > 1:
+                self.optimizer.load_state_dict(cut_optimizer(kept, self.optimizer))
+            if self.is_fsdp_enabled or size_of(self.model) > 1:
+                scheduler = torch.load(Path(checkpoint) / SCHEDULER_FILE, map_location="cpu", weights_only=True)
+                self.lr_scheduler.load_state_dict(scheduler)
                 return
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
@@ -308,4 +341,4 @@ def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
 
 
 def _unfit(found: str) -> PipelineError:
-    return PipelineError(Problem(found, "what this run can share out with ZeRO", "resume it as it began"))
+    return PipelineError(Problem(found, "what this run can share out over its processes", "resume it as it began"))

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pipeline.errors import PipelineError
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.adapters import attach, lora_config, merged, without_adapter
-from pipeline.models.load import load_causal_lm, load_reward_model, save_model
+from pipeline.models.load import load_causal_lm, load_reward_model
+from pipeline.models.save import save_model
 from pipeline.models.scoring import score
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

@@ -18,7 +18,7 @@ from pipeline.models.contract import (
     facts,
     facts_of_folder,
 )
-from pipeline.models.load import save_tokenizer
+from pipeline.models.save import save_tokenizer
 
 TALK = [
     {"role": "system", "content": "be kind"},

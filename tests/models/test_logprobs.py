@@ -84,7 +84,8 @@ def test_bad_rows_are_told(llama: Any) -> None:
 
 
 def test_scores_do_not_depend_on_the_batch(llama: Any, tokenizer: Any, tmp_path: Any, folder_input: Any) -> None:
-    from pipeline.models.load import load_reward_model, save_model
+    from pipeline.models.load import load_reward_model
+    from pipeline.models.save import save_model
 
     save_model(llama, tokenizer, tmp_path)
     model = load_reward_model(folder_input(tmp_path), tokenizer, seed=1).eval()

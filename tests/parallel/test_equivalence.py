@@ -1,4 +1,4 @@
-"""The steps of a stage do not depend on how it is spread: 2 processes, ZeRO-1, 2 and 3, slices take the steps of one.
+"""The steps of a stage do not depend on how it is spread: with ZeRO, FSDP2 and slices they are those of one process.
 
 Every kind runs by recipe, five optimizer steps from the same parent, seed and batch, on rows of unequal lengths and in
 micro-batches of two: a mean of means would show. Relative is meant strictly: the norm of the difference of two trained
@@ -93,7 +93,14 @@ TRAINED = (
     "l_dpo",
     "l_ppo",
 )
-SPREADS = {"plain": 0, "zero-1": 1, "zero-2": 2, "zero-3": 3, "slices": 0}
+SPREADS = {
+    "plain": "zero=0",
+    "zero-1": "zero=1",
+    "zero-2": "zero=2",
+    "zero-3": "zero=3",
+    "fsdp": "fsdp=true",
+    "slices": "zero=0",
+}
 SLICED = tuple(name for name in TRAINED if not name.endswith("ppo"))
 
 
@@ -113,10 +120,11 @@ def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module", params=SPREADS)
 def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
-    zero = SPREADS[request.param]
-    if zero:
+    if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
-    sets = ("compute.micro_batch=2", "compute.processes=2", f"compute.zero={zero}")
+    # A checkpoint after every step: writing one changes nothing, also right after an evaluation.
+    often = "compute.checkpoint_every_s=0.001"
+    sets = ("compute.micro_batch=2", "compute.processes=2", often, f"compute.{SPREADS[request.param]}")
     if request.param == "slices":
         sets += tuple(f"stages.{name}.compute.tensor_parallel=2" for name in SLICED)
         return request.param, world.train(request.param, SLICED, *sets)

@@ -1,7 +1,7 @@
 """GRPO and RLOO on two processes practise on the prompts of one process, in the same order, each on half of them.
 
-Weights cannot be compared: each process of trl samples with random numbers of its own. Compared is what the rewards
-see, and that a group is normalised as a whole when its responses were sampled by two processes.
+Weights cannot be compared: what a process is paid depends on which one it is. Compared is what the rewards see, and
+that a group is normalised as a whole when its responses were sampled by two processes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 # Batches of 16 responses are sampled at a time and learned from in two optimizer steps, two rounds of them.
 TRAIN = "max_steps: 4, batch_size: 8, generation_batch_size: 16, max_new_tokens: 4, logging_steps: 1"
+TRAIN += ", top_k: 1"  # the likeliest token always: what is sampled can be compared
 STAGE = """
   practice:
     kind: {kind}
@@ -34,35 +35,46 @@ def of_process(prompts, completions, **columns):
 
     rank = os.environ.get("RANK", "0")
     asked = [turns[-1]["content"] for turns in prompts]
+    said = [turns[-1]["content"] for turns in completions]
     with pathlib.Path(__file__).with_name("seen-{ranks}-" + rank).open("a") as file:
-        file.write(json.dumps(asked) + "\\n")
+        file.write(json.dumps([asked, said]) + "\\n")
     return [float(rank)] * len(completions)
 """
 
 
-def seen(folder: Path, ranks: str) -> list[list[list[str]]]:
-    """Return the prompts each process was given rewards for, by process and round."""
+def seen(folder: Path, ranks: str) -> list[list[list[list[str]]]]:
+    """Return the prompts each process was given rewards for, and the responses, by process and round."""
     files = sorted(folder.glob(f"seen-{ranks}-*"))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
-@pytest.mark.parametrize(("kind", "group", "zero"), [("grpo", 4, 0), ("grpo", 16, 3), ("rloo", 4, 2)])
+@pytest.mark.parametrize(
+    ("kind", "group", "sharding"),
+    [
+        ("grpo", 4, "zero=0"),
+        ("grpo", 16, "zero=3"),
+        ("rloo", 4, "zero=2"),
+        ("grpo", 16, "fsdp=true"),
+        ("rloo", 4, "fsdp=true"),
+    ],
+)
 def test_two_processes_share_the_prompts_of_one(
-    kind: str, group: int, zero: int, spread_world: Callable[[str], Any]
+    kind: str, group: int, sharding: str, spread_world: Callable[[str], Any]
 ) -> None:
-    if zero:
+    if sharding in ("zero=2", "zero=3"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     world = spread_world(STAGE.format(kind=kind, group=group, train=TRAIN))
     gold = world.recipe.parent / "gold.py"
     text = gold.read_text()
-    for ranks, sets in (("1", ()), ("2", ("compute.processes=2", f"compute.zero={zero}"))):
+    for ranks, sets in (("1", ()), ("2", ("compute.processes=2", f"compute.{sharding}"))):
         gold.write_text(text + SEES.replace("{ranks}", ranks))
         world.train(ranks, ("practice",), "compute.micro_batch=4", *sets)
     (alone,) = seen(gold.parent, "1")
     first, second = seen(gold.parent, "2")
-    assert [len(asked) for asked in alone] == [16, 16]
-    assert all(len(set(asked[i : i + group])) == 1 for asked in alone for i in range(0, 16, group))
-    assert [one + other for one, other in zip(first, second, strict=True)] == alone
+    assert [len(asked) for asked, _ in alone] == [16, 16]
+    assert all(len(set(asked[i : i + group])) == 1 for asked, _ in alone for i in range(0, 16, group))
+    assert [one + other for (one, _), (other, _) in zip(first, second, strict=True)] == [asked for asked, _ in alone]
+    assert first[0][1] + second[0][1] == alone[0][1] and any(alone[0][1])  # what the start says to them
     # trl logs rewards once for each round.
     history = [row for row in world.history("2", "practice") if "reward" in row]
     # The responses of one process are worth 1, of the other nothing: groups of one process do not deviate, a group that

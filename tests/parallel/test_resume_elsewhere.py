@@ -21,22 +21,27 @@ STAGES = f"""
   lora: {{kind: dpo, data: pairs, model: sft, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 2.0e-3, beta: 0.5}}}}
 """
 PARENTS = {"full": "base", "lora": "sft"}
-WAYS: dict[str, tuple[int, int, int, str]] = {
-    "one": (1, 0, 1, "none"),
-    "two": (2, 0, 1, "none"),
-    "zero-1": (2, 1, 1, "none"),
-    "zero-2": (2, 2, 1, "none"),
-    "zero-3": (2, 3, 1, "none"),
-    "zero-2 alone": (1, 2, 1, "none"),
-    "zero-2 offloaded": (2, 2, 1, "optimizer"),
-    "zero-3 offloaded": (2, 3, 1, "all"),
-    "slices": (2, 0, 2, "none"),
+WAYS = {
+    "one": (1, "zero=0"),
+    "two": (2, "zero=0"),
+    "zero-1": (2, "zero=1"),
+    "zero-2": (2, "zero=2"),
+    "zero-3": (2, "zero=3"),
+    "zero-2 alone": (1, "zero=2"),
+    "fsdp": (2, "fsdp=true"),
+    "fsdp on four": (4, "fsdp=true"),
+    "fsdp alone": (1, "fsdp=true"),
+    "zero-2 offloaded": (2, "zero=2", "offload=optimizer"),
+    "zero-3 offloaded": (2, "zero=3", "offload=all"),
+    "slices": (2, "tensor_parallel=2"),
 }
-"""Processes, ZeRO stage, slices of each matrix, and what is offloaded."""
 CASES = {
     "other numbers of processes": ("full", ("one", "two", "one")),
     "ZeRO-3, plain, ZeRO-2": ("full", ("zero-3", "zero-3", "two", "zero-2", "zero-2 alone")),
     "from plain to ZeRO-1": ("full", ("one", "zero-1", "zero-1", "one")),
+    "FSDP2, other numbers of processes": ("full", ("fsdp", "fsdp on four", "one", "fsdp alone", "fsdp")),
+    "FSDP2 and ZeRO-3": ("full", ("zero-3", "fsdp", "zero-3", "fsdp", "two")),
+    "an adapter with FSDP2": ("lora", ("fsdp", "fsdp", "one", "fsdp", "zero-2", "fsdp")),
     "offloaded": ("full", ("one", "zero-3 offloaded", "zero-2 offloaded", "two")),
     "in slices": ("full", ("slices", "slices", "one", "slices", "two")),
     "an adapter in slices": ("lora", ("slices", "one", "slices")),
@@ -63,8 +68,8 @@ def test_a_run_goes_on_spread_another_way(case: str, world: Any, whole: dict[str
     reached = 0
     made: dict[str, Any] = {}
     for place, way in enumerate(ways):
-        words = ("processes", "zero", "tensor_parallel", "offload")
-        sets = tuple(f"compute.{word}={value}" for word, value in zip(words, WAYS[way], strict=True))
+        processes, *sharding = WAYS[way]
+        sets = (f"compute.processes={processes}", *(f"compute.{word}" for word in sharding))
         last = place == len(ways) - 1
         made = world.train(case.replace(" ", "-"), (name,), *sets, stop_after=None if last else 2)
         begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]

@@ -171,7 +171,8 @@ def test_an_example_brings_the_file_its_rewards_are_in(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def base(chain: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model without a meaning, but with the context that a hub's chat format needs."""
-    from pipeline.models.load import load_tokenizer, save_model
+    from pipeline.models.load import load_tokenizer
+    from pipeline.models.save import save_model
     from pipeline.models.scratch import build_causal_lm
     from pipeline.stage import ResolvedInput
 

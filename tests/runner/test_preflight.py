@@ -105,3 +105,5 @@ def test_quantised_weights_do_not_go_with_zero_3(fresh: Any) -> None:
     assert (problem.stage, problem.found) == ("dpo", "adapter.quantize is 4bit and compute.zero is 3")
     assert problem.remedy == "set compute.zero: 0, 1 or 2 for this stage"
     assert problem.where == f"--set {asked[0]}"
+    with pytest.raises(PipelineError, match=r"adapter\.quantize is 4bit and compute\.fsdp is true"):
+        preflight.check_plan(fresh.plan(*asked, "compute.fsdp=true"), fresh.store)

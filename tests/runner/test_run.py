@@ -105,6 +105,7 @@ def test_the_manifest_says_what_a_stage_stood_on(chain: Any) -> None:
         "accelerate": {"distributed_type": "NO", "num_processes": 1},
         "attention": "sdpa",
         "liger": False,
+        "seen": {"engine": "plain", "weights": 1.0, "optimizer": 1.0, "dtype": "float32", "recomputed": False},
     }
     assert manifest.environment["packages"]["trl"]
     assert (manifest.environment["device"], manifest.environment["threads"]) == ("cpu", 1)

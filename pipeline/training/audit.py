@@ -1,0 +1,214 @@
+"""What was asked for is what runs: looked at once all is prepared, and in the first pass; else the stage refuses.
+
+Libraries fall back without a word where they cannot do what they were asked: accelerate from FSDP2 to plain data
+parallelism, from DeepSpeed to one process; a kernel to another. What a stage really ran as goes into its manifest
+(`runtime.ran.seen`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.adapter_config import Adapter
+from pipeline.models.first_pass import FirstPass
+from pipeline.parallel.holding import Holding, holding, strangers
+from pipeline.parallel.ranks import Ranks
+from pipeline.stage import StageContext, group_of
+from pipeline.training.arguments import device_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+REPORT = "see `trueup doctor` for what is installed, or leave it out"
+
+
+class Audit(TrainerCallback):  # type: ignore[misc]
+    """Looks at a trainer of transformers when it is about to begin, and before its first optimizer step.
+
+    Attributes:
+        ctx: of the stage.
+        trainer: whose callback it is.
+        adapter: the recipe's.
+    """
+
+    def __init__(self, ctx: StageContext, trainer: Any, adapter: Adapter | None) -> None:
+        self.ctx, self.trainer, self.adapter = ctx, trainer, adapter
+        self._first: FirstPass | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at what was prepared."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
+        _refuse(self.ctx, list(trainer_problems(self.ctx, self.trainer)))
+        check_prepared(self.ctx, model, self.trainer.optimizer, self.adapter)
+        if not args.torch_compile:  # a compiled model takes its hooks with it
+            self._first = FirstPass(model)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the first pass."""
+        if self._first is not None:
+            check_first_pass(self.ctx, self._first, str(self.ctx.facts["precision"]))
+            self._first = None
+
+
+def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
+    """Yield what is wrong with how accelerate has set a trainer up."""
+    precision = str(ctx.facts["precision"])
+    mixed = str(trainer.accelerator.mixed_precision)
+    if mixed != {"fp32": "no"}.get(precision, precision):
+        found = f"accelerate computes in {'fp32' if mixed == 'no' else mixed}, compute.precision is {precision}"
+        yield Problem(found, precision, "set compute.precision: fp32")
+    alike = not (ctx.compute.get("zero") or ctx.compute.get("fsdp")) and group_of(ctx.compute) == 1
+    if alike and ctx.ranks > 1 and not isinstance(trainer.model_wrapped, DistributedDataParallel):
+        found = f"{ctx.ranks} processes train, and nobody sums their gradients"
+        yield Problem(found, "DistributedDataParallel around the model", "set compute.zero: 1")
+
+
+def check_prepared(
+    ctx: StageContext, model: Any, optimizer: Any, adapter: Adapter | None, whole: nn.Module | None = None
+) -> None:
+    """Look at a model and its optimizer once both are prepared.
+
+    Args:
+        ctx: of the stage; `facts` get what is seen.
+        model: not wrapped, or with FSDP2 as it is.
+        optimizer: torch's, accelerate's or DeepSpeed's.
+        adapter: the recipe's.
+        whole: what is prepared together, where the model is a part of it.
+
+    Raises:
+        PipelineError: something else than what was asked for runs.
+    """
+    whole = model if whole is None else whole
+    held = holding(whole, optimizer)
+    ctx.facts["seen"] = {"engine": held.engine, "weights": held.weights, "optimizer": held.optimizer}
+    problems = [
+        *spread_problems(ctx, held),
+        *weight_problems(whole, optimizer, device_of(ctx).partition(":")[0]),
+        *adapter_problems(model, adapter),
+        *kernel_problems(ctx, model),
+    ]
+    _refuse(ctx, problems)
+
+
+def check_first_pass(ctx: StageContext, seen: FirstPass, precision: str) -> None:
+    """Look at what the first forward and backward pass computed in, before the first step is taken.
+
+    Raises:
+        PipelineError: another number format, or activations kept that were to be computed again, or the reverse.
+    """
+    seen.end()
+    if seen.is_blind:
+        return
+    again = seen.again > 0
+    ctx.facts.setdefault("seen", {}).update(dtype=str(seen.dtype).removeprefix("torch."), recomputed=again)
+    problems = []
+    if seen.dtype is not None and seen.dtype != DTYPES[precision]:
+        found = f"layers compute in {str(seen.dtype).removeprefix('torch.')}, compute.precision is {precision}"
+        problems.append(Problem(found, str(DTYPES[precision]).removeprefix("torch."), "set compute.precision: fp32"))
+    asked = ctx.compute.get("activation_checkpointing") is True
+    if asked and seen.again < seen.passes - seen.again:
+        found = f"compute.activation_checkpointing is true, {seen.passes} passes of a layer kept their activations"
+        problems.append(Problem(found, "every one computed again", "set compute.activation_checkpointing: false"))
+    if again and not asked:
+        found = "activations are computed twice, compute.activation_checkpointing does not ask for it"
+        problems.append(Problem(found, "once", "set compute.activation_checkpointing: true"))
+    _refuse(ctx, problems)
+
+
+def _refuse(ctx: StageContext, problems: list[Problem]) -> None:
+    if problems:
+        raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
+
+
+def spread_problems(ctx: StageContext, held: Holding) -> Iterator[Problem]:
+    """Yield what is wrong with how many processes there are, and with what each of them holds."""
+    joined = Ranks.current().count
+    if joined != ctx.ranks:
+        yield Problem(f"{joined} processes joined", f"{ctx.ranks}, as compute says", "see the logs of the others")
+    zero, fsdp = int(ctx.compute.get("zero") or 0), bool(ctx.compute.get("fsdp"))
+    if group_of(ctx.compute) > 1 and not (zero or fsdp):
+        return  # slices of matrices or of tokens are not these engines'
+    wanted = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
+    remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"
+    if held.engine != wanted:
+        yield Problem(f"compute asks for {wanted}, {held.engine} runs", "what was asked for", remedy)
+    elif wanted != "plain" and held.over != ctx.ranks:
+        found = f"{wanted} has spread its state over {held.over} of {ctx.ranks} processes"
+        yield Problem(found, "all of them", remedy)
+
+
+def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[Problem]:
+    """Yield what is wrong with where weights are and whether the optimizer steps them."""
+    elsewhere = {p.device.type for p in model.parameters() if p.requires_grad} - {device}
+    if elsewhere:
+        yield Problem(f"weights are on {', '.join(sorted(elsewhere))}", device, "set compute.device")
+    lost = strangers(model, optimizer)
+    if lost:
+        yield Problem(f"the optimizer steps {lost} tensors that are no weights of the model", "its weights", REPORT)
+
+
+def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
+    """Yield what is wrong with the adapter: absent, of another rank, off, its base trained or not quantised."""
+    if adapter is None:
+        frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+        if isinstance(model, PeftModel) or frozen:
+            found = "an adapter trains" if isinstance(model, PeftModel) else f"{frozen} weights are frozen"
+            yield Problem(f"{found}, the recipe asks for none", "all weights trained", "add `adapter:`")
+        return
+    layers = [part for part in model.modules() if isinstance(part, LoraLayer)]
+    if not isinstance(model, PeftModel) or not layers:
+        yield Problem(f"no layer carries the adapter of rank {adapter.r}", "a LoRA adapter", "see adapter.targets")
+        return
+    active = model.active_adapter
+    ranks = {layer.r[active] for layer in layers if active in layer.r}
+    if ranks != {adapter.r}:
+        yield Problem(f"the adapter has rank {sorted(ranks)}", f"{adapter.r}, as adapter.r says", REPORT)
+    if any(layer.disable_adapters or layer.merged for layer in layers):
+        yield Problem("the adapter is switched off or folded in", "an adapter that trains", REPORT)
+    base = [name for name, p in model.named_parameters() if p.requires_grad and ".base_layer." in name]
+    if base:
+        yield Problem(f"{base[0]} is trained beneath the adapter", "frozen weights there", REPORT)
+    if adapter.quantize is not None:
+        yield from _quantise_problems(layers, adapter.quantize)
+
+
+def _quantise_problems(layers: list[Any], asked: str) -> Iterator[Problem]:
+    wanted = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[asked]
+    plain = [layer for layer in layers if wanted not in {one.__name__ for one in type(layer.base_layer).__mro__}]
+    whole = [layer for layer in layers if layer.base_layer.weight.dtype not in (torch.uint8, torch.int8)]
+    if plain or whole:
+        found = f"adapter.quantize is {asked}, {max(len(plain), len(whole))} of {len(layers)} layers are not quantised"
+        yield Problem(found, f"all in {asked}", "leave adapter.quantize out, or pip install 'trueup[quantize]'")
+
+
+def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
+    """Yield kernels that were asked for and do not run; one that was left to choice goes into the facts as it is."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    runs = str(plain.config.get_text_config()._attn_implementation)
+    asked, told = str(ctx.compute.get("attention", "auto")), str(ctx.facts.get("attention", runs))
+    if asked != "auto" and runs != told:
+        found = f"compute.attention is {asked}, the model runs {runs}"
+        yield Problem(found, told, "set compute.attention: auto")
+    ctx.facts["attention"] = runs
+    if ctx.facts.get("liger") and not has_liger(plain):
+        if ctx.compute.get("liger") == "on":
+            found = f"compute.liger is on, and no part of the {plain.config.model_type} model runs its kernels"
+            yield Problem(found, "a model Liger knows", "set compute.liger: off")
+        ctx.facts["liger"] = False
+
+
+def has_liger(model: nn.Module) -> bool:
+    """Return whether a part of a model runs one of Liger's forward passes."""
+    return any(str(getattr(part.forward, "__module__", "")).startswith("liger_kernel") for part in model.modules())

@@ -1,0 +1,224 @@
+"""State that should lie in parts and does not is seen, and a stage refuses to train so: FSDP2, ZeRO and plain sums.
+
+Two processes prepare a small model in every way, right and wrong, and say what they hold. Then a stage is broken inside
+the real runner, by a reward function's file that every process imports: accelerate then does what it does by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import StageFailed
+from pipeline.parallel import fsdp
+from pipeline.parallel.deepspeed import deepspeed_config
+from pipeline.parallel.holding import Holding, holding
+from pipeline.parallel.joining import join
+from pipeline.stage import StageContext
+from pipeline.training.audit import spread_problems, trainer_problems
+
+pytestmark = pytest.mark.xdist_group("sharded")
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}
+
+
+def tiny() -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
+
+
+def through_accelerate(*, engaged: bool) -> Holding:
+    """Prepare with FSDP2 as a trainer does; not ``engaged`` is what accelerate does of itself."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    AcceleratorState._reset_state()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    if engaged:
+        fsdp.engage(accelerator, plugin)
+    model = tiny()
+    prepared, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    return holding(getattr(prepared, "module", prepared), optimizer)
+
+
+def a_layer_only() -> Holding:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny()
+    fully_shard(model.model.layers[0], mesh=init_device_mesh("cpu", (2,)))
+    return holding(model, torch.optim.AdamW(model.parameters()))
+
+
+def each_alone() -> Holding:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("apart", "together"))["together"])
+    return holding(model, torch.optim.AdamW(model.parameters()))
+
+
+def with_zero(stage: int) -> Holding:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DeepSpeedPlugin
+
+    AcceleratorState._reset_state()
+    once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 2}
+    config = {**deepspeed_config({"zero": stage, "offload": "none"}, "fp32"), **once, "gradient_clipping": 0.0}
+    accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
+    model = tiny()
+    engine, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    return holding(engine.module, optimizer)
+
+
+def main(which: str, folder: str) -> None:
+    """Be one of two processes."""
+    torch.set_num_threads(1)
+    join(cpu=True, deepspeed=which == "zero")
+    if which == "zero":
+        found = {f"ZeRO-{stage}": with_zero(stage) for stage in (1, 2, 3)}
+    else:
+        found = {
+            "accelerate's own": through_accelerate(engaged=False),
+            "a layer only": a_layer_only(),
+            "each alone": each_alone(),
+            "FSDP2": through_accelerate(engaged=True),
+        }
+    said = json.dumps({name: asdict(held) for name, held in found.items()})
+    (Path(folder) / f"{which}-{os.environ['RANK']}.json").write_text(said)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Holding]]:
+    folder = tmp_path_factory.mktemp("prepared")
+
+    def prepare(which: str) -> dict[str, Holding]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+        running = []
+        for rank in (0, 1):
+            spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+            environment = {**os.environ, **{name: str(value) for name, value in spread.items()}}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+            line = [sys.executable, str(Path(__file__).resolve()), which, str(folder)]
+            running.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        try:
+            logs = [process.communicate(timeout=240)[0].decode()[-3000:] for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        assert [process.returncode for process in running] == [0, 0], "\n".join(logs)
+        kept = [json.loads((folder / f"{which}-{rank}.json").read_text()) for rank in (0, 1)]
+        assert {name: held["engine"] for name, held in kept[0].items()} == {n: h["engine"] for n, h in kept[1].items()}
+        return {name: Holding(**held) for name, held in kept[0].items()}
+
+    return prepare
+
+
+def problems(tmp_path: Path, held: Holding, monkeypatch: pytest.MonkeyPatch, **compute: Any) -> list[str]:
+    """Return what two processes that hold so would be told."""
+    monkeypatch.setattr("pipeline.training.audit.Ranks.current", lambda: SimpleNamespace(count=2))
+    nothing: Any = None
+    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, ranks=2)
+    return [problem.found for problem in spread_problems(ctx, held)]
+
+
+def test_fsdp2_that_is_not_there_is_seen(
+    prepared: Callable[[str], dict[str, Holding]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepared("fsdp")
+    right = found["FSDP2"]
+    assert (right.engine, right.over, right.optimizer) == ("FSDP2", 2, right.weights)
+    assert 0.49 < right.weights < 0.51
+    assert problems(tmp_path, right, monkeypatch, fsdp=True) == []
+    assert problems(tmp_path, right, monkeypatch) == ["compute asks for plain, FSDP2 runs"]
+    own = found["accelerate's own"]
+    assert own == Holding("plain", 1, 1.0, 1.0)
+    assert problems(tmp_path, own, monkeypatch, fsdp=True) == ["compute asks for FSDP2, plain runs"]
+    # 9 of the 21 weights of two layers: 4 of attention, 3 of the feed-forward block and 2 norms in each, and 3 outside.
+    assert found["a layer only"].engine == "FSDP2 for 9 of 21 weights"
+    assert problems(tmp_path, found["a layer only"], monkeypatch, fsdp=True)
+    told = problems(tmp_path, found["each alone"], monkeypatch, fsdp=True)
+    assert told == ["FSDP2 has spread its state over 1 of 2 processes"]
+
+
+def test_another_zero_stage_is_seen(
+    prepared: Callable[[str], dict[str, Holding]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    found = prepared("zero")
+    for stage in (1, 2, 3):
+        held = found[f"ZeRO-{stage}"]
+        assert (held.engine, held.over) == (f"ZeRO-{stage}", 2)
+        assert held.weights == pytest.approx(0.5 if stage == 3 else 1, abs=0.01)
+        assert held.optimizer == pytest.approx(0.5, abs=0.01)
+        for asked in (1, 2, 3):
+            told = problems(tmp_path, held, monkeypatch, zero=asked)
+            assert told == ([] if asked == stage else [f"compute asks for ZeRO-{asked}, ZeRO-{stage} runs"])
+        alone = Holding(held.engine, 1, 1.0, 1.0)
+        assert problems(tmp_path, alone, monkeypatch, zero=stage)
+
+
+def test_gradients_that_nobody_sums_are_seen(tmp_path: Path) -> None:
+    nothing: Any = None
+    facts = {"precision": "fp32"}
+    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, facts=facts)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(mixed_precision="no"), model_wrapped=torch.nn.Linear(2, 2))
+    (problem,) = trainer_problems(ctx, trainer)
+    assert problem.found == "2 processes train, and nobody sums their gradients"
+
+
+STAGE = """
+  practice:
+    kind: grpo
+    data: asks
+    model: sft
+    reward: {function: gold.py:broken}
+    train: {max_steps: 2, batch_size: 8, max_new_tokens: 4, num_generations: 4}
+"""
+BREAKS = {
+    "accelerate falls back": (
+        "import pipeline.parallel.fsdp as engine\nengine.engage = lambda *given: None\n",
+        "accelerate runs MULTI_CPU",
+    ),
+    "nothing is sharded": (
+        "import accelerate.accelerator as engine\nengine.fsdp2_prepare_model = lambda accelerator, model: model\n",
+        "compute asks for FSDP2, plain runs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_a_stage_that_falls_back_is_refused_and_leaves_nothing(case: str, spread_world: Callable[[str], Any]) -> None:
+    world = spread_world(STAGE)
+    line, said = BREAKS[case]
+    reward = "\n\ndef broken(completions, **columns):\n    return [0.0] * len(completions)\n"
+    gold = world.recipe.parent / "gold.py"
+    gold.write_text(gold.read_text() + reward + line)
+    with pytest.raises(StageFailed, match=said) as refused:
+        world.train("broken", ("practice",), "compute.processes=2", "compute.fsdp=true")
+    assert refused.value.exit_code == 2 and "compute.zero: 3" in str(refused.value)
+    assert not world.store("broken").artifacts("practice")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
