@@ -44,18 +44,19 @@ def check_plan(plan: Plan, store: Store) -> None:
     Raises:
         PipelineError: all problems found.
     """
+    shapes = ModelShapes(plan, store.root / ".cache")
     problems = [
         *_launcher_problems(plan),
         *_engine_problems(plan),
         *_division_problems(plan),
-        *_slicing_problems(plan, store),
-        *_cutting_problems(plan, store),
+        *_slicing_problems(plan, shapes),
+        *_cutting_problems(plan, shapes),
         *_rows_problems(plan, store),
         *_length_problems(plan),
         *_template_problems(plan),
         *_quantize_problems(plan),
         *_merge_problems(plan),
-        *_tensor_problems(plan, store),
+        *_tensor_problems(plan, shapes),
     ]
     problems += fitting_problems(plan, store)
     if problems:
@@ -121,15 +122,13 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
                 yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in error.problems)
 
 
-def _slicing_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Find stages whose rows are to be sliced and cannot be, as far as their model's configuration is known."""
-    shapes = None
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
         count, where = compute.sequence_parallel, (stage.spec.where, stage.spec.name)
         if count == 1 or stage.spec.kind not in MODEL_PARALLEL["sequence_parallel"]:
             continue
-        shapes = shapes or ModelShapes(plan, store.root / ".cache")
         problems = slicing_problems(shapes.config_of(stage) or {}, count, compute.ranks)
         asked: dict[str, Any] = train.passthrough() if train is not None else {}
         if stage.spec.kind == "sft" and getattr(train, "mode", "rows") == "packed":
@@ -144,14 +143,12 @@ def _slicing_problems(plan: Plan, store: Store) -> Iterator[Problem]:
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
-def _cutting_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+def _cutting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Find what a pipeline cannot do: cut the model, keep its stages busy, heed a field of the trainer."""
-    shapes = None
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
         if compute.pipeline_parallel == 1 or not kind_of(stage.spec.kind).parallel or train is None:
             continue
-        shapes = shapes or ModelShapes(plan, store.root / ".cache")
         config = shapes.config_of(stage) or {}
         found = (
             cutting_problem({"model_type": config.get("type", ""), **config}, compute.pipeline_parallel),
@@ -251,14 +248,12 @@ def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _tensor_problems(plan: Plan, store: Store) -> Iterator[Problem]:
+def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Find models and adapters that tensor parallelism cannot slice; what only a hub knows is said when it runs."""
-    shapes = None
     for stage in plan.pending:
         size = stage.spec.compute.tensor_parallel if kind_of(stage.spec.kind).parallel else 1
         if size == 1:
             continue
-        shapes = shapes or ModelShapes(plan, store.root / ".cache")
         fields = shapes.config_of(stage) or {}
         heads = int(fields.get("num_attention_heads") or 0)
         problem = head_problem(heads, int(fields.get("num_key_value_heads") or heads), size) if heads else None
