@@ -124,10 +124,10 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     from pipeline.models.load import stored_bits
     from pipeline.models.stored import stored_problem
 
+    held = {"attention": attention_kernel(ctx), "slices": int(ctx.compute.get("tensor_parallel", 1))}
     source = ctx.input("model")
     if (problem := stored_problem(source.ref, stored_bits(source, ctx.trust_remote_code), adapter)) is not None:
         raise PipelineError(problem)
-    held = {"attention": attention_kernel(ctx), "slices": int(ctx.compute.get("tensor_parallel", 1))}
     if adapter is None or adapter.quantize is None:
         return {"dtype": "fp32", "parts": parts_of(ctx), **held}
     return {"dtype": precision_of(ctx), "quantize": adapter.quantize, **held}

@@ -175,7 +175,6 @@ class WholeState:
             kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             if self.is_deepspeed_enabled:
                 share_out_optimizer(self._zero, kept)
-                return
             if self.is_fsdp_enabled:
                 try:
                     fsdp.share_out_optimizer(self.optimizer, kept)

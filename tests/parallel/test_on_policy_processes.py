@@ -109,7 +109,7 @@ REFERENCE = """
 def test_a_reference_in_parts_is_the_start(kind: str, spread_world: Callable[[str], Any]) -> None:
     """Policy and reference are one model before the first step, and two after it."""
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
-    train = TRAIN.replace("max_steps: 4", "max_steps: 6")
+    train = TRAIN.replace("max_steps: 4", "max_steps: 6").replace(", top_k: 1", "")  # answers of a group differ
     world = spread_world(REFERENCE.format(kind=kind, train=train))
     gold = world.recipe.parent / "gold.py"
     gold.write_text(gold.read_text() + WORDS)
