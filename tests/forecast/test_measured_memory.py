@@ -20,6 +20,7 @@ from pipeline.plan import make_plan
 from pipeline.recipe import load
 from pipeline.stages import load_all
 
+pytestmark = pytest.mark.xdist_group("measured memory")  # one worker: every stage is measured once
 FITTED = {"base": "small", "wide": "small", "long": "small", "qwen": "small", "lora": "small-lora", "dpo": "small-dpo"}
 """What `pipeline.estimate.memory.SLACK` was chosen on, and the minute stage of the same kind."""
 HELD_OUT = {

@@ -19,7 +19,7 @@ from pipeline.models.scratch import build_causal_lm
 from pipeline.recipe import load
 from pipeline.stage import ResolvedInput
 
-pytestmark = pytest.mark.xdist_group("processes")  # two processes at a time are enough for two cores
+pytestmark = pytest.mark.xdist_group("equivalence")  # what its fixtures train is trained once
 
 RELATIVE = 1e-4
 # Adam's epsilon keeps it from dividing rounding by rounding where a gradient is zero.

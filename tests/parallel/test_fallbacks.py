@@ -28,7 +28,7 @@ from pipeline.parallel.joining import join
 from pipeline.stage import StageContext
 from pipeline.training.audit import spread_problems, trainer_problems
 
-pytestmark = pytest.mark.xdist_group("sharded")
+pytestmark = pytest.mark.xdist_group("fallbacks")  # what its fixtures train is trained once
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}
 

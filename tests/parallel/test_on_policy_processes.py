@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.xdist_group("on policy processes")  # what its fixtures train is trained once
 
 # Batches of 16 responses are sampled at a time and learned from in two optimizer steps, two rounds of them.
 TRAIN = "max_steps: 4, batch_size: 8, generation_batch_size: 16, max_new_tokens: 4, logging_steps: 1"

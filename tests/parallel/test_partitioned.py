@@ -36,7 +36,7 @@ from pipeline.parallel.partitioned import (
 from pipeline.parallel.sharded import rebuilt
 from pipeline.stage import ResolvedInput
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.xdist_group("partitioned")  # what its fixtures train is trained once
 
 NARROW = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 SMALL: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("sharded")  # several processes at a time
+pytestmark = pytest.mark.xdist_group("pipeline")  # what its fixtures train is trained once
 
 STAGES = ("tokenizer", "base")
 HELD_OUT = ("data.corpus.held_out=0.11", "data.demos.held_out=0.1")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.xdist_group("resume elsewhere")  # what its fixtures train is trained once
 
 STEPS = 160
 TRAIN = f"max_steps: {STEPS}, batch_size: 8, adam_epsilon: 1.0e-4, weight_decay: 0.01, warmup_steps: 20"

@@ -21,7 +21,7 @@ from pipeline.recipe import load
 
 pytest.importorskip("deepspeed", reason="slices of rows need DeepSpeed: pip install 'trueup[deepspeed]'")
 
-pytestmark = pytest.mark.xdist_group("processes")  # two processes at a time are enough for two cores
+pytestmark = pytest.mark.xdist_group("sequence")  # what its fixtures train is trained once
 
 RELATIVE = 1e-4
 TRAIN = "max_steps: 5, batch_size: 8, adam_epsilon: 1.0e-4, weight_decay: 0.01, max_grad_norm: 0.5"

@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.parallel.division import head_problem
 from pipeline.recipe import load
 
-pytestmark = pytest.mark.xdist_group("sharded")  # two processes at a time
+pytestmark = pytest.mark.xdist_group("tensor")  # what its fixtures train is trained once
 
 SLICED = {"processes": 2, "tensor_parallel": 2, "micro_batch": 4}
 # The embeddings are the output layer too; two key heads serve four queries; every head has norms of its own.
