@@ -102,7 +102,7 @@ def test_a_cpu_gets_none_of_a_gpus_ways(make_context: Any) -> None:
     made = _arguments(make_context, compute={"device": "cpu"})
     assert (made.use_liger_kernel, made.dataloader_pin_memory) == (False, False)
     assert made.accelerator_config.non_blocking is False
-    with pytest.raises(PipelineError, match="compute.liger is on.*there is no GPU"):
+    with pytest.raises(PipelineError, match=r"compute\.liger is on.*there is no GPU"):
         _arguments(make_context, compute={"device": "cpu", "liger": "on"})
-    with pytest.raises(PipelineError, match="compute.attention is.*there is no GPU"):
+    with pytest.raises(PipelineError, match=r"compute\.attention is.*there is no GPU"):
         starting_weights(make_context(device="cpu", attention="flash"), None)
