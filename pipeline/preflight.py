@@ -20,7 +20,7 @@ from pipeline.forecast import fitting_problems
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
-from pipeline.models.stored import stored_problem, stored_quantization
+from pipeline.models.stored import spread_problem, stored_problem, stored_quantization
 from pipeline.parallel.cutting import cutting_problem, filling_problem
 from pipeline.parallel.division import divide, head_problem
 from pipeline.parallel.slicing import slicing_problems
@@ -186,7 +186,10 @@ def _quantize_problems(plan: Plan) -> Iterator[Problem]:
         quantize = getattr(adapter, "quantize", None)
         for item in stage.inputs.get("model", []) if "adapter" in type(stage.spec.config).model_fields else []:
             stored = stored_quantization(_json_of(item.artifact, "config.json"))
-            if (problem := stored_problem(item.ref, stored, adapter)) is not None:
+            problem = stored_problem(item.ref, stored, adapter)
+            if stored and problem is None:
+                problem = spread_problem(f"`{item.ref}` is kept quantised ({stored})", stage.spec.compute.model_dump())
+            if problem is not None:
                 where = plan.recipe.where("stages", stage.spec.name, "model")
                 yield replace(problem, where=where, stage=stage.spec.name)
         if quantize is None:

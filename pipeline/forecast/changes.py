@@ -110,8 +110,12 @@ def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Ch
             setting: Setting = (forecast.compute, forecast.adapter, {})
             for change in chosen:
                 setting = change.apply(*setting)
-            quantised = setting[1] is not None and setting[1].quantize is not None
-            if not setting[0].contradictions() and not (quantised and setting[0].zero == 3):
+            compute, adapter = setting[0], setting[1]
+            whole = compute.zero != 3 and not compute.fsdp and compute.tensor_parallel == 1
+            barred = adapter is not None and (
+                compute.pipeline_parallel > 1 or (adapter.quantize is not None and not whole)
+            )
+            if not compute.contradictions() and not barred:
                 yield chosen, forecast.facts.with_train(setting[2]).forecast(*setting[:2])
 
 

@@ -29,7 +29,7 @@ from pipeline.forecast.machine import this_machine
 from pipeline.forecast.rows import Lengths, RowLengths
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.adapter_config import Adapter
-from pipeline.parallel.division import divide
+from pipeline.parallel.division import TOKEN_BUDGET, divide
 from pipeline.plan import Plan, PlannedStage
 from pipeline.recipe.schema import Compute, Hardware
 from pipeline.stage import kind_of
@@ -209,6 +209,9 @@ class Facts:
         longest = self._longest(train, both=kind in ("dpo", "reward"))
         asked = train.kl_batch if kind == "kto" else compute.micro_batch
         stages = compute.pipeline_parallel
+        if stages > 1:  # as the stage divides it: one micro-batch at least on its way through each part
+            most = max(1, train.batch_size // compute.replicas // stages)
+            asked = min(asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1)), most)
         micro = _micro_batch(train.batch_size, asked, longest, compute.replicas)
         trained, parts = self._parts(adapter, spread)
         if stages > 1:  # each has its layers and at most one end of the model

@@ -44,3 +44,23 @@ def stored_problem(ref: str, stored: str, adapter: Any | None) -> Problem | None
     if adapter.quantize is not None:
         return Problem(f"{found}, and adapter.quantize is {adapter.quantize}", "one of the two", "remove the latter")
     return None
+
+
+def spread_problem(what: str, compute: Mapping[str, Any]) -> Problem | None:
+    """Return what speaks against spreading a model of 4 or 8 bits over processes so: each holds its weights whole.
+
+    Args:
+        what: is quantised, and how.
+        compute: the stage's, as plain data.
+    """
+    asked = {
+        "zero is 3": int(compute.get("zero") or 0) == 3,
+        "fsdp is true": bool(compute.get("fsdp")),
+        "tensor_parallel is not 1": int(compute.get("tensor_parallel", 1)) > 1,
+        "pipeline_parallel is not 1": int(compute.get("pipeline_parallel", 1)) > 1,
+    }
+    word = next((word for word, is_asked in asked.items() if is_asked), "")
+    if not word:
+        return None
+    remedy = "set compute.zero: 0, 1 or 2 for this stage, without fsdp, tensor_parallel and pipeline_parallel"
+    return Problem(f"{what} and compute.{word}", "quantised weights whole on each process", remedy)

@@ -57,7 +57,9 @@ def _engine_of(parameters: list[nn.Parameter], optimizer: Any) -> tuple[str, int
     in_parts = [p for p in parameters if any(place.is_shard() for place in getattr(p, "placements", ()))]
     if not in_parts:
         return "plain", 1
-    return _counted("FSDP2", in_parts, parameters), min(int(p.device_mesh.size()) for p in in_parts)  # type: ignore[attr-defined]
+    is_sliced = any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in in_parts)  # type: ignore[attr-defined]
+    engine = "tensor parallelism" if is_sliced else "FSDP2"
+    return _counted(engine, in_parts, parameters), min(int(p.device_mesh.size()) for p in in_parts)  # type: ignore[attr-defined]
 
 
 def _counted(engine: str, some: list[nn.Parameter], of: list[nn.Parameter]) -> str:

@@ -90,6 +90,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     in_parts, later = int(ctx.compute.get("pipeline_parallel", 1)) > 1, None
     if in_parts:
         refuse_unused(train, config.adapter)
+        starting_weights(ctx, config.adapter)  # refuses quantised files
         attention = attention_kernel(ctx)
         model, later = load_causal_lm_in_parts(source, ctx.trust_remote_code, attention=attention)
     else:

@@ -122,11 +122,15 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     be quantised.
     """
     from pipeline.models.load import stored_bits
-    from pipeline.models.stored import stored_problem
+    from pipeline.models.stored import spread_problem, stored_problem
 
     held = {"attention": attention_kernel(ctx), "slices": int(ctx.compute.get("tensor_parallel", 1))}
     source = ctx.input("model")
-    if (problem := stored_problem(source.ref, stored_bits(source, ctx.trust_remote_code), adapter)) is not None:
+    bits = stored_bits(source, ctx.trust_remote_code)
+    problem = stored_problem(source.ref, bits, adapter)
+    if bits and problem is None:
+        problem = spread_problem(f"`{source.ref}` is kept quantised ({bits})", ctx.compute)
+    if problem is not None:
         raise PipelineError(problem)
     if adapter is None or adapter.quantize is None:
         return {"dtype": "fp32", "parts": parts_of(ctx), **held}

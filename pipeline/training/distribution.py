@@ -88,6 +88,8 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
     asked += f" and {slices} slices of each row" if slices > 1 else ""
+    matrices = int(ctx.compute.get("tensor_parallel", 1))
+    asked = f"{matrices} slices of each large matrix" if matrices > 1 else asked
     raise PipelineError(
         Problem(
             f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",

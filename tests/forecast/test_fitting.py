@@ -98,11 +98,12 @@ def test_a_pipeline_shares_weights_gradients_and_optimizer_out_and_counts_as_one
         made, store = planned(8192, *more)
         needs.append({need.stage.spec.name: need for need in forecasts(made, store)[0]}["base"])
     one, two = needs
-    assert (one.micro_batch, two.micro_batch) == (4, 4)
+    assert (one.micro_batch, two.micro_batch) == (4, 2)  # one for each part to work on
     assert two.memory.weights == one.memory.weights / 2  # embeddings on one, output layer on the other
     assert two.memory.optimizer == one.memory.optimizer / 2
     train = two.stage.spec.config.train
-    assert two.memory.activations - one.memory.activations == 8 * train.batch_size * two.longest * two.shape.hidden
+    waiting = 8 * train.batch_size * two.longest * two.shape.hidden
+    assert two.memory.activations - waiting == one.memory.activations / 2
 
 
 def test_the_checks_before_a_run_refuse_it(planned: Any) -> None:

@@ -79,6 +79,7 @@ def test_slices_of_a_new_model_take_the_steps_of_one_process(
         assert ran["accelerate"] == {"distributed_type": "MULTI_CPU", "num_processes": 2, "tp_size": 2}
         assert ran["tensor_parallel"]["size"] == 2
         assert ran["tensor_parallel"]["share_of_parameters"] < 0.6
+        assert ran["seen"]["engine"].startswith("tensor parallelism")
     assert AutoModelForCausalLM.from_pretrained(stores[1].artifacts("sft")[-1].path).config.tie_word_embeddings
 
 

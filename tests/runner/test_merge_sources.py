@@ -226,6 +226,7 @@ def test_a_base_whose_files_are_quantised_takes_adapters_and_merges_to_the_same_
         chain["base"].path, quantization_config=BitsAndBytesConfig(**heads)
     )
     quantised.save_pretrained(tmp_path / "small")
+    cut = "processes: 2, tensor_parallel: 2"
     recipe = _recipe(
         tmp_path,
         f"""\
@@ -233,12 +234,16 @@ def test_a_base_whose_files_are_quantised_takes_adapters_and_merges_to_the_same_
   full: {{kind: merge, model: small, adapters: [tuned]}}
   whole: {{kind: sft, data: demos, model: small, train: {STEPS}}}
   twice: {{kind: sft, data: demos, model: small, adapter: {{r: 4, quantize: 8bit}}, train: {STEPS}}}
+  parts: {{kind: sft, data: demos, model: small, adapter: {{r: 4}}, train: {STEPS}, compute: {{processes: 2, zero: 3}}}}
+  cut: {{kind: sft, data: demos, model: small, adapter: {{r: 4}}, train: {STEPS}, compute: {{{cut}}}}}
 """,
     )
     refused = command("check", recipe, "--store", store, cwd=tmp_path)
     assert refused.returncode == 2
     assert f"stage whole: `small` is kept quantised ({bits}), an adapter" in refused.stderr
     assert f"stage twice: `small` is kept quantised ({bits}), and adapter.quantize is 8bit" in refused.stderr
+    assert f"stage parts: `small` is kept quantised ({bits}) and compute.zero is 3" in refused.stderr
+    assert f"stage cut: `small` is kept quantised ({bits}) and compute.tensor_parallel is not 1" in refused.stderr
     ended = command("run", recipe, "--until", "full", "--store", store, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     tuned, full = (_weights(_folder_of(command, name, store)) for name in ("tuned", "full"))
