@@ -25,6 +25,7 @@ from pipeline.parallel.ranks import Ranks, any_rank
 from pipeline.parallel.sharded import rebuilt
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
+from pipeline.training.audit import check_prepared
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import newest_checkpoint, step_of
 from pipeline.training.loop import SessionClock, Trained, measured
@@ -78,6 +79,7 @@ class PipelineTraining:
             later.fill(part)
         self.pipe = Pipeline(part.to(arguments.device), place, arguments.device)
         self.optimizer = optimizer_of(part, groups, arguments)
+        check_prepared(ctx, model, self.optimizer, None, part)
         warmup = arguments.get_warmup_steps(steps)
         kind, more = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
         self.rates = get_scheduler(kind, self.optimizer, warmup, steps, more)
