@@ -12,6 +12,7 @@ Knows nothing of what a stage does, or of how it shards weights.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -132,6 +133,18 @@ def rank_main(job: Job) -> None:
         folder.leave(local, outcome)
         if outcome.is_broken:
             os._exit(1)  # at once: the others may be waiting in a collective, and so might a destructor here
+    end_as_a_fork_does()
+
+
+def end_as_a_fork_does() -> None:
+    """See to it that this process ends at once when its work is done, with its exit code 0.
+
+    A forked child does so by itself. A spawned one (where there is CUDA) takes the interpreter down first, and a thread
+    of torch or gloo that still holds a Python object then aborts the process: good work would be told as a crash.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    atexit.register(os._exit, 0)  # the first to be called: what was registered last is
 
 
 def _stopping(folder: Folder, asked: list[int]) -> Callable[[], bool]:

@@ -6,7 +6,9 @@ process that left the command's session would be found too.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -24,6 +26,7 @@ from safetensors.torch import load_file
 from waiting import until
 
 from pipeline.artifacts import Store
+from pipeline.launch.ranks import end_as_a_fork_does
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -210,3 +213,19 @@ def test_a_rank_that_fails_stops_one_that_is_busy_and_the_rerun_ends_in_the_same
         _weights(store, "practice"),
         _undisturbed(whole, "practice", tmp_path / "undisturbed", chain, command, world, *args),
     )
+
+
+def _ends(end: Callable[[], None], later: Path) -> None:
+    atexit.register(later.write_text, "the interpreter was taken down")
+    end()
+
+
+@pytest.mark.parametrize(("end", "taken_down"), [(end_as_a_fork_does, False), (os.getpid, True)])
+def test_a_spawned_rank_ends_without_taking_the_interpreter_down(
+    end: Callable[[], None], taken_down: bool, tmp_path: Path
+) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_ends, args=(end, tmp_path / "later"))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == 0
+    assert (tmp_path / "later").exists() is taken_down

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from two_processes import be_one
 
 from pipeline.errors import StageFailed
 from pipeline.parallel import fsdp
@@ -221,4 +222,4 @@ def test_a_stage_that_falls_back_is_refused_and_leaves_nothing(case: str, spread
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    be_one(main)

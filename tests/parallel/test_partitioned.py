@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import run_two
+from two_processes import be_one, run_two
 
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.adapters import attach
@@ -219,4 +218,4 @@ def test_a_model_that_is_put_together_holds_the_gathered_weights_once(name: str,
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    be_one(main)

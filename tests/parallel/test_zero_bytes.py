@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from two_processes import run_two
+from two_processes import be_one, run_two
 
 from pipeline.estimate.memory import Spread, state
 from pipeline.estimate.shape import shape_of
@@ -118,4 +117,4 @@ def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: s
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    be_one(main)
