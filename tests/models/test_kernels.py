@@ -57,8 +57,13 @@ def test_flash_where_it_cannot_be_is_an_error_of_one_line(
     assert "compute." in caught.value.problems[0].remedy
 
 
-def test_liger_is_used_where_it_is_and_refused_where_it_cannot_be() -> None:
+def test_liger_is_used_where_it_is_and_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     there = _with("liger_kernel")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert uses_liger("on", on_gpu=False, is_there=there) and not uses_liger("auto", on_gpu=False, is_there=there)
+    with pytest.raises(PipelineError, match="no GPU"):
+        uses_liger("on", on_gpu=False, is_there=_with())
+    monkeypatch.delenv("TRITON_INTERPRET")
     assert uses_liger("auto", on_gpu=True, is_there=there)
     assert not uses_liger("auto", on_gpu=False, is_there=there)
     assert not uses_liger("off", on_gpu=True, is_there=there)
