@@ -9,18 +9,16 @@ Reference: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (partitioned par
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import (
-    HfDeepSpeedConfig,
-    prevent_arange_dtype_change,
-    unset_hf_deepspeed_config,
-)
+from transformers.integrations import deepspeed as integration
 
+from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
 
 Parts = Mapping[str, Any]
@@ -37,11 +35,12 @@ def loading_in_parts(parts: Parts | None) -> Iterator[None]:
     if parts is None:
         yield
         return
-    known = HfDeepSpeedConfig(_of_loading(parts))  # transformers holds it weakly
+    _positions_kept(parts)
+    known = integration.HfDeepSpeedConfig(_of_loading(parts))  # transformers holds it weakly
     try:
         yield
     finally:
-        unset_hf_deepspeed_config()  # a model that is loaded next, a reward's, is for this process alone
+        integration.unset_hf_deepspeed_config()  # a model that is loaded next, a reward's, is for this process alone
         del known
 
 
@@ -60,10 +59,26 @@ def building_in_parts(parts: Parts | None) -> Iterator[None]:
     before = PreTrainedModel.init_weights
     PreTrainedModel.init_weights = _init_in_parts
     try:
-        with prevent_arange_dtype_change(), deepspeed.zero.Init(config_dict_or_path=_of_loading(parts)):
+        with _positions_kept(parts), deepspeed.zero.Init(config_dict_or_path=_of_loading(parts)):
             yield
     finally:
         PreTrainedModel.init_weights = before
+
+
+def _positions_kept(parts: Parts) -> Any:
+    """Return what keeps rotary positions in fp32 while DeepSpeed makes everything in half precision.
+
+    Raises:
+        PipelineError: this transformers has nothing that does, and the model is in half precision.
+    """
+    kept = getattr(integration, "prevent_arange_dtype_change", None)
+    if kept is not None:
+        return kept()
+    if any(parts[name].get("enabled") for name in ("bf16", "fp16")):
+        found = f"compute.zero is 3 in half precision, where transformers {transformers.__version__} rounds positions"
+        remedy = "install a newer transformers (without the extra vllm), or set compute.zero: 2, or precision: fp32"
+        raise PipelineError(Problem(found, "rotary positions in fp32", remedy))
+    return nullcontext()
 
 
 def _of_loading(parts: Parts) -> dict[str, Any]:
