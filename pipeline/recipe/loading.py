@@ -210,9 +210,11 @@ class _Building:
             return None
         for word, kinds in MODEL_PARALLEL.items():
             if getattr(compute, word) > 1 and KINDS[kind].parallel and kind not in kinds:
-                remedy = f"set compute.{word}: 1 for this stage, or compute.zero: 3"
+                remedy = f"set compute.{word}: 1 for this stage" + ("" if compute.zero else " and compute.zero: 3")
                 found, able = f"compute.{word} is {getattr(compute, word)} for a {kind} stage", listed(sorted(kinds))
-                self.add(found, f"1: only {able} can" if kinds else "1", remedy, where=node.place, stage=name)
+                self.add(
+                    found, f"must be 1: only {able} can" if kinds else "must be 1", remedy, where=node.place, stage=name
+                )
         config_class = KINDS[kind].config
         body = Node({key: child for key, child in node.value.items() if key not in STAGE_KEYS}, node.place)
         for key in ("reward", "watch"):

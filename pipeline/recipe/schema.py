@@ -168,7 +168,8 @@ class Compute(BaseModel):
     join_timeout_s: float = Field(900.0, gt=0, description="Seconds the machines of `nodes` have to come together.")
     slurm: Slurm = Field(Slurm(), description="What `launcher: slurm` asks the cluster for.")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Rows a device works on at once; cannot change the result."
+        "auto",
+        description="Rows a device works on at once, at most: so many as divide the batch. Cannot change the result.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device to run on.")
@@ -210,30 +211,46 @@ class Compute(BaseModel):
         """Return ``(field, expected, remedy)`` of settings that exclude one another."""
         found = []
         if self.fsdp and self.zero:
-            found.append(("fsdp", "false with a ZeRO stage", "choose one of the two"))
+            found.append(
+                ("fsdp", "must be false with compute.zero above 0", "set compute.zero: 0, or leave compute.fsdp out")
+            )
         everyone = self.ranks
         if everyone % self.pipeline_parallel:
             remedy = f"set compute.processes: {self.pipeline_parallel}, or a multiple"
-            found.append(("pipeline_parallel", f"a divisor of processes × nodes, which is {everyone}", remedy))
+            found.append(("pipeline_parallel", f"must divide processes × nodes, which is {everyone}", remedy))
         if self.pipeline_parallel > 1 and self.group > self.pipeline_parallel:
-            found.append(("pipeline_parallel", "1 with tensor or sequence parallelism", "choose one of them"))
+            found.append(
+                (
+                    "pipeline_parallel",
+                    "must be 1 with tensor_parallel or sequence_parallel above 1",
+                    "choose one of them",
+                )
+            )
         if self.pipeline_parallel > 1 and (self.zero or self.fsdp):
-            found.append(("pipeline_parallel", "1 with ZeRO or FSDP", "choose one of them"))
+            found.append(("pipeline_parallel", "must be 1 with compute.zero or compute.fsdp", "choose one of them"))
         if self.pipeline_parallel > 1 and self.precision == "fp16":
             remedy = "set compute.precision: bf16 or fp32; the scale of an fp16 loss is not shared between parts"
-            found.append(("pipeline_parallel", "1 in fp16", remedy))
+            found.append(("pipeline_parallel", "must be 1 in fp16", remedy))
         if self.pipeline_parallel > 1 and self.liger == "on":
-            found.append(("pipeline_parallel", "1 with Liger's kernels", "leave compute.liger out"))
+            found.append(("pipeline_parallel", "must be 1 with Liger's kernels", "leave compute.liger out"))
         if self.tensor_parallel > 1:
             found += self._tensor_contradictions()
         if self.sequence_parallel > 1:
             found += self._sequence_contradictions()
         if self.offload != "none" and not self.zero:
-            found.append(("offload", "none without a ZeRO stage", "set compute.zero: 2 or 3"))
+            found.append(("offload", "must be none without compute.zero", "set compute.zero: 2 or 3"))
         if self.offload == "all" and 0 < self.zero < 3:
-            found.append(("offload", "optimizer below ZeRO-3", "only ZeRO-3 can keep weights in CPU memory"))
+            found.append(
+                ("offload", "must be optimizer or none below ZeRO-3", "only ZeRO-3 can keep weights in CPU memory")
+            )
         if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
-            found.append(("nodes", "1 without a rendezvous", "set compute.rendezvous: HOST:PORT of the first machine"))
+            found.append(
+                (
+                    "nodes",
+                    "must be 1 without compute.rendezvous",
+                    "set compute.rendezvous: HOST:PORT of the first machine",
+                )
+            )
         return found
 
     def _sequence_contradictions(self) -> list[tuple[str, str, str]]:
@@ -242,13 +259,17 @@ class Compute(BaseModel):
         if self.ranks % self.sequence_parallel:
             near = [n for n in range(1, self.ranks + 1) if self.ranks % n == 0]
             best = min(near, key=lambda n: (abs(n - self.sequence_parallel), -n))
-            found.append((word, f"a divisor of processes × nodes, which is {self.ranks}", f"set it to {best}"))
+            found.append((word, f"must divide processes × nodes, which is {self.ranks}", f"set it to {best}"))
         if not self.zero:
-            found.append((word, "1 without a ZeRO stage", "set compute.zero: 1, 2 or 3: DeepSpeed cuts the rows"))
+            found.append(
+                (word, "must be 1 without compute.zero", "set compute.zero: 1, 2 or 3: DeepSpeed cuts the rows")
+            )
         if self.pipeline_parallel > 1 or self.tensor_parallel > 1:
-            found.append((word, "1 with pipeline_parallel or tensor_parallel", "choose one of them"))
+            found.append((word, "must be 1 with pipeline_parallel or tensor_parallel above 1", "choose one of them"))
         if self.attention == "eager":
-            found.append((word, "1 with compute.attention: eager", "set compute.attention: sdpa, flash or auto"))
+            found.append(
+                (word, "must be 1 with compute.attention: eager", "set compute.attention: sdpa, flash or auto")
+            )
         return found
 
     def _tensor_contradictions(self) -> list[tuple[str, str, str]]:
@@ -257,15 +278,21 @@ class Compute(BaseModel):
         found = []
         if size != everyone and self.pipeline_parallel == 1 and self.sequence_parallel == 1:
             remedy = f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {size}"
-            found.append(("tensor_parallel", f"processes × nodes, which is {everyone}", remedy))
+            found.append(("tensor_parallel", f"must be processes × nodes, which is {everyone}, or 1", remedy))
         if self.pipeline_parallel > 1 or self.sequence_parallel > 1:
-            found.append(("tensor_parallel", "1 with pipeline_parallel or sequence_parallel", "choose one of them"))
+            found.append(
+                (
+                    "tensor_parallel",
+                    "must be 1 with pipeline_parallel or sequence_parallel above 1",
+                    "choose one of them",
+                )
+            )
         if self.zero or self.fsdp:
-            found.append(("tensor_parallel", "1 with ZeRO or FSDP", "choose one of them"))
+            found.append(("tensor_parallel", "must be 1 with compute.zero or compute.fsdp", "choose one of them"))
         if self.precision == "fp16":
-            found.append(("tensor_parallel", "1 in fp16", "set compute.precision: bf16 or fp32"))
+            found.append(("tensor_parallel", "must be 1 in fp16", "set compute.precision: bf16 or fp32"))
         if self.liger == "on":
-            found.append(("tensor_parallel", "1 with Liger's kernels", "set compute.liger: auto"))
+            found.append(("tensor_parallel", "must be 1 with Liger's kernels", "set compute.liger: auto"))
         return found
 
 

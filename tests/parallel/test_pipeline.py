@@ -137,9 +137,12 @@ def test_a_pipeline_in_bf16_computes_as_one_process_does(pretrain_world: Any) ->
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "processes": (_compute(2, 3), "compute.pipeline_parallel is 3, a divisor of processes × nodes, which is 2"),
-    "zero": ((*_compute(2, 2), "compute.zero=1"), "compute.pipeline_parallel is 2, 1 with ZeRO or FSDP"),
-    "fp16": ((*_compute(2, 2), "compute.precision=fp16"), "compute.pipeline_parallel is 2, 1 in fp16"),
+    "processes": (_compute(2, 3), "compute.pipeline_parallel is 3, must divide processes × nodes, which is 2"),
+    "zero": (
+        (*_compute(2, 2), "compute.zero=1"),
+        "compute.pipeline_parallel is 2, must be 1 with compute.zero or compute.fsdp",
+    ),
+    "fp16": ((*_compute(2, 2), "compute.precision=fp16"), "compute.pipeline_parallel is 2, must be 1 in fp16"),
     "layers": (_compute(4, 4), "compute.pipeline_parallel 4 for 3 layers, at most 3"),
     "architecture": (
         (*_compute(2, 2), "stages.base.model.type=gemma"),
@@ -161,7 +164,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         (*_compute(4, 2), "stages.base.train.batch_size=15"),
         "train.batch_size 15 does not divide over 2 processes",
     ),
-    "liger": ((*_compute(2, 2), "compute.liger=on"), "compute.pipeline_parallel is 2, 1 with Liger's kernels"),
+    "liger": ((*_compute(2, 2), "compute.liger=on"), "compute.pipeline_parallel is 2, must be 1 with Liger's kernels"),
     "adapter": ((*_compute(2, 2), "stages.sft.adapter.r=4"), "adapter with compute.pipeline_parallel"),
     "field": (
         (*_compute(2, 2), "stages.base.train.label_smoothing_factor=0.1"),

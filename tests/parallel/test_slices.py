@@ -101,7 +101,7 @@ def test_models_that_cannot_be_sliced_are_named(
 @pytest.mark.parametrize(
     ("compute", "said"),
     [
-        ({"processes": 2, "sequence_parallel": 2}, "1 without a ZeRO stage"),
+        ({"processes": 2, "sequence_parallel": 2}, "must be 1 without compute.zero"),
         (
             {"processes": 4, "sequence_parallel": 3, "zero": 1},
             "processes × nodes, which is 4: set it to 4",

@@ -167,15 +167,18 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "machines without a place to meet": (
         GOOD_BASE + "compute:\n  nodes: 4\n",
-        "r.yaml:4: compute.nodes is 4, 1 without a rendezvous; set compute.rendezvous: HOST:PORT of the first machine",
+        "r.yaml:4: compute.nodes is 4, must be 1 without compute.rendezvous; "
+        "set compute.rendezvous: HOST:PORT of the first machine",
     ),
     "compute of a stage": (
         "stages:\n  b: {kind: base, compute: {zero: 3, fsdp: true}}\n",
-        "r.yaml:2 stage b: compute.fsdp is true, false with a ZeRO stage; choose one of the two",
+        "r.yaml:2 stage b: compute.fsdp is true, must be false with compute.zero above 0; "
+        "set compute.zero: 0, or leave compute.fsdp out",
     ),
     "weights in CPU memory below ZeRO-3": (
         GOOD_BASE + "compute: {zero: 2, offload: all}\n",
-        "r.yaml:3: compute.offload is all, optimizer below ZeRO-3; only ZeRO-3 can keep weights in CPU memory",
+        "r.yaml:3: compute.offload is all, must be optimizer or none below ZeRO-3; "
+        "only ZeRO-3 can keep weights in CPU memory",
     ),
     "union": (
         GOOD_BASE + "compute: {micro_batch: big}\n",
