@@ -53,7 +53,9 @@ class Part(nn.Module):
         if problem is not None:
             raise PipelineError(problem)
         if recompute:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            older = "gradient_checkpointing_enable"  # its name before transformers 5.23
+            enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, older)
+            enable({"use_reentrant": False})
         self.anatomy = names = ANATOMY[model.config.model_type]
         self.tied, self.autocast = bool(model.config.tie_word_embeddings), autocast
         inner = getattr(model, names.inner)

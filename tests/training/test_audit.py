@@ -38,6 +38,11 @@ OFF = "the adapter is switched off or folded in"
 Patch = pytest.MonkeyPatch
 
 
+RECOMPUTING = "activation_checkpointing_enable"
+if not hasattr(PreTrainedModel, RECOMPUTING):
+    RECOMPUTING = "gradient_checkpointing_enable"  # before transformers 5.23
+
+
 def no_autocast(patch: Patch) -> None:
     patch.setattr("accelerate.accelerator.get_mixed_precision_context_manager", lambda *_: lambda forward: forward)
 
@@ -48,7 +53,7 @@ def told_nothing_of_bf16(patch: Patch) -> None:
 
 
 def no_checkpointing(patch: Patch) -> None:
-    patch.setattr(PreTrainedModel, "activation_checkpointing_enable", lambda *_, **__: None)
+    patch.setattr(PreTrainedModel, RECOMPUTING, lambda *_, **__: None)
 
 
 def unasked_checkpointing(patch: Patch) -> None:
@@ -236,7 +241,7 @@ def test_weights_on_another_device_are_told() -> None:
 def test_a_first_pass_is_watched_whatever_recomputes_it(reentrant: bool | None) -> None:
     model = _tiny().train()
     if reentrant is not None:
-        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        getattr(model, RECOMPUTING)({"use_reentrant": reentrant})
         model.enable_input_require_grads()
     seen = FirstPass(model)
     ids = torch.arange(12).reshape(1, 12)
