@@ -390,7 +390,7 @@ def failure_of(name: str, outcome: Outcome, *, stopped: bool) -> PipelineError:
         else Problem(problem.found, problem.expected, problem.remedy, problem.where, stage=name)
         for problem in outcome.problems
     )
-    return StageFailed(*problems, exit_code=ExitCode.BAD_INPUT if outcome.bad_input else ExitCode.FAILED)
+    return StageFailed(*problems, exit_code=ExitCode(outcome.exit_code))
 
 
 def _interrupted(name: str) -> Interrupted:

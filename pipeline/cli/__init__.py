@@ -4,7 +4,7 @@ Importing this package imports no torch, no pydantic and no rich: every verb imp
 so that `trueup --help` answers at once.
 """
 
-from pipeline.cli import checkpoints, evaluation, jobs, machine, recipes, store
+from pipeline.cli import checkpoints, collect, evaluation, jobs, machine, recipes, store
 from pipeline.cli.app import app, main
 
-__all__ = ["app", "checkpoints", "evaluation", "jobs", "machine", "main", "recipes", "store"]
+__all__ = ["app", "checkpoints", "collect", "evaluation", "jobs", "machine", "main", "recipes", "store"]

@@ -18,8 +18,8 @@ from typer.exceptions import TyperException
 from pipeline import __version__
 from pipeline.errors import ExitCode, PipelineError
 
-RECIPES, STORE, MODELS, MACHINE = "Recipes", "Store", "Checkpoints", "Set-up"
-TOPICS = (RECIPES, STORE, MODELS, MACHINE)
+RECIPES, PEOPLE, STORE, MODELS, MACHINE = "Recipes", "Preferences", "Store", "Checkpoints", "Set-up"
+TOPICS = (RECIPES, PEOPLE, STORE, MODELS, MACHINE)
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 TERMINATED = 128 + signal.SIGTERM

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import Interrupted, PipelineError, Problem
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.recipe import DataSource, load_function
 from pipeline.records import load
 from pipeline.stage import Data, Event, ResolvedInput, Rows, StageContext, StageResult, kind_of
@@ -105,19 +105,25 @@ class Outcome:
         environment: device and thread facts known only inside the process.
         facts: how the stage really ran (`StageContext.facts`).
         ended: clock when it ended.
+        exit_code: of the command, where there are problems.
     """
 
     result: StageResult | None = None
     problems: tuple[Problem, ...] = ()
     trace: str = ""
     stopped: bool = False
-    bad_input: bool = False
+    exit_code: int = ExitCode.FAILED
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     ended: float = 0.0
+
+    @property
+    def bad_input(self) -> bool:
+        """Whether what it was given was wrong."""
+        return self.exit_code == ExitCode.BAD_INPUT
 
     @property
     def is_broken(self) -> bool:
@@ -192,7 +198,7 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
     except Interrupted as error:
         outcome.update(stopped=True, problems=error.problems)
     except PipelineError as error:
-        outcome.update(problems=error.problems, trace=traceback.format_exc(), bad_input=error.exit_code == 2)
+        outcome.update(problems=error.problems, trace=traceback.format_exc(), exit_code=int(error.exit_code))
     except MemoryError:
         outcome.update(
             problems=(Problem("out of memory", remedy="lower train.batch_size, max_length or compute.micro_batch"),),

@@ -105,7 +105,7 @@ class Meeting:
         while True:
             missing, refused = self._answers(job.nodes)
             if refused:
-                return Outcome(problems=refused, bad_input=True)
+                return Outcome(problems=refused, exit_code=ExitCode.BAD_INPUT)
             if not missing:
                 return Outcome()
             if stopping():

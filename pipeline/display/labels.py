@@ -1,0 +1,85 @@
+"""How labels look: their number, how far people agree, and the exported pairs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.evaluation.intervals import wilson
+from pipeline.preferences.agreement import agreement, exported
+from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.ledger import LedgerEvent
+from pipeline.terminal import print_json
+
+
+def status(batch: Batch, state: State, *, as_json: bool) -> None:
+    """Print how many labels there are, of whom."""
+    done, full = batch.progress(state)
+    people = {name: {"labels": 0, "skipped": 0, "flagged": 0} for name in state.tokens}
+    for (_, who), answer in state.answers.items():
+        word = {"label": "labels", "skip": "skipped", "flag": "flagged"}[answer.kind]
+        people[who][word] += 1
+    if as_json:
+        told = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
+        print_json({**told, "event": state.number, "head": state.head})
+        return
+    print(f"{done} of {full} labels of {len(batch.items)} pairs, event {state.number}")
+    for name, counts in sorted(people.items()):
+        print(f"  {name}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
+
+
+def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
+    """Print how far people agree on the pairs several labelled."""
+    found = agreement(batch.items, state)
+    rate = wilson(found.same, found.pairs) if found.pairs else None
+    if as_json:
+        interval = [rate.low, rate.high] if rate is not None else None
+        told = {"pairs": found.items, "compared": found.pairs, "same": found.same, "interval": interval}
+        print_json({**told, "krippendorff_alpha": found.alpha})
+        return
+    if rate is None:
+        print("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
+        return
+    print(
+        f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}] of {found.pairs} comparisons agree, on {found.items} pairs"
+    )
+    alpha = "has no value: all labels are equal" if found.alpha is None else f"{found.alpha:.3f}"
+    print(f"Krippendorff's alpha (nominal): {alpha}")
+
+
+def export(batch: Batch, state: State, out: Path | None) -> None:
+    """Write preference rows, to a file or to standard output; say on standard error what made none.
+
+    Raises:
+        PipelineError: the file cannot be written.
+    """
+    rows, without = exported(batch.items, state)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    if out is None:
+        sys.stdout.writelines(lines)
+    else:
+        try:
+            out.write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise PipelineError(
+                Problem(f"cannot write {out}: {error.strerror}", "a file in a folder that exists")
+            ) from error
+    said = "".join(f", {count} {why}" for why, count in sorted(without.items()))
+    print(f"{len(rows)} preferences as of event {state.number}{said}", file=sys.stderr)
+
+
+def verified(events: Sequence[LedgerEvent], problems: Sequence[str], *, as_json: bool) -> None:
+    """Print whether the ledger is as it was written."""
+    if as_json:
+        print_json({"events": len(events), "head": events[-1].hash if events else "", "problems": list(problems)})
+        return
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(
+            f"{len(events)} events, each follows the one before it"
+            + (f"; head {events[-1].hash[:12]}" if events else "")
+        )

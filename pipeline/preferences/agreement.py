@@ -1,0 +1,93 @@
+"""How far people agree, and the one label that several give a pair."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.preferences.items import Item
+from pipeline.preferences.labels import Answer, State
+
+SIGN: Mapping[str, int] = {"first": 1, "second": -1}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of people on the items several labelled.
+
+    Attributes:
+        items: that have two labels or more.
+        pairs: of labels of one item.
+        same: of these, equal ones.
+        alpha: Krippendorff's, nominal; None where nothing varies or nothing can be compared.
+    """
+
+    items: int
+    pairs: int
+    same: int
+    alpha: float | None
+
+
+def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
+    """Return Krippendorff's alpha for nominal values; items with fewer than two values are left out.
+
+    Args:
+        units: the values each item was given.
+
+    Returns:
+        1 where all agree, 0 where they agree as chance would; None where all values are equal or none can be paired.
+
+    Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, section C.
+    """
+    totals: Counter[Hashable] = Counter()
+    apart = 0.0
+    for values in units:
+        if len(values) < 2:
+            continue
+        counts = Counter(values)
+        totals.update(counts)
+        apart += (len(values) ** 2 - sum(count**2 for count in counts.values())) / (len(values) - 1)
+    n = sum(totals.values())
+    by_chance = n**2 - sum(count**2 for count in totals.values())
+    return 1 - (n - 1) * apart / by_chance if by_chance else None
+
+
+def agreement(items: Iterable[Item], state: State) -> Agreement:
+    """Return how far the labels of items agree."""
+    units = [[label.verdict for label in state.labels(item.id)] for item in items]
+    several = [unit for unit in units if len(unit) > 1]
+    pairs = [one == other for unit in several for one, other in itertools.combinations(unit, 2)]
+    return Agreement(len(several), len(pairs), sum(pairs), krippendorff_alpha(several))
+
+
+def exported(items: Iterable[Item], state: State) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Return preference rows of the labels, in the order of items, and why others gave none.
+
+    A row is ``{"prompt": […], "chosen": […], "rejected": […], "margin": …}``, conversational, as trl takes them; the
+    margin is the mean strength of those who preferred it less that of the others, over all labels. Ties, pairs of which
+    both are good or both bad, split votes and flagged pairs make no row.
+    """
+    rows, without = [], Counter[str]()
+    flagged = {item for (item, _), answer in state.answers.items() if answer.kind == "flag"}
+    for item in items:
+        labels = state.labels(item.id)
+        if item.id in flagged:
+            without["flagged"] += 1
+        elif not labels:
+            without["unlabelled"] += 1
+        elif (margin := _margin(labels)) == 0:
+            said = {label.verdict for label in labels}
+            without[str(said.pop()) if len(said) == 1 else "split"] += 1
+        else:
+            chosen, rejected = item.responses if margin > 0 else item.responses[::-1]
+            turns = {"prompt": item.prompt, "chosen": chosen, "rejected": rejected}
+            rows.append({key: [dict(turn) for turn in value] for key, value in turns.items()} | {"margin": abs(margin)})
+    return rows, without
+
+
+def _margin(labels: Sequence[Answer]) -> float:
+    """Return the mean of signed strengths, positive for the first response."""
+    return sum(SIGN.get(str(label.verdict), 0) * label.strength for label in labels) / len(labels)

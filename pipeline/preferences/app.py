@@ -1,0 +1,133 @@
+"""The labelling app: a page for the keyboard, and the few addresses it talks to.
+
+Every request carries the annotator's token; the page has it behind the `#` of its link, so that no log has it. Nothing
+comes from other servers, and no error shows a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from pipeline.errors import PipelineError
+from pipeline.preferences.desk import Desk
+
+LOG = logging.getLogger("trueup.collect")
+PAGE = files("pipeline.preferences") / "page"
+TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+AHEAD = 2
+"""Pairs a browser has at once: the one that is shown and the one after it."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+Answer = Callable[[Desk, str, dict[str, Any]], Any]
+
+
+def make_app(desk: Desk, title: str, guidelines: str = "") -> Starlette:
+    """Return the app.
+
+    Args:
+        desk: that hands out pairs and takes answers.
+        title: shown above, the stage's name.
+        guidelines: shown on the page, plain text.
+    """
+
+    async def healthz(request: Request) -> Response:
+        await run_in_threadpool(desk.state)
+        return PlainTextResponse("ok\n", headers=HEADERS)
+
+    def page(name: str) -> Callable[[Request], Awaitable[Response]]:
+        text = (PAGE / name).read_text(encoding="utf-8")
+
+        async def serve(request: Request) -> Response:
+            return Response(text, media_type=TYPES[name], headers=HEADERS)
+
+        return serve
+
+    def api(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+        async def serve(request: Request) -> Response:
+            given = await _body(request)
+            token = request.headers.get("authorization", "").removeprefix("Bearer ")
+            try:
+                annotator = await run_in_threadpool(desk.annotator, token)
+                if annotator is None:
+                    return _refusal("this link is not valid any more: ask for a new one", 401)
+                told = await run_in_threadpool(answer, desk, annotator, given)
+            except PipelineError as error:
+                return _refusal("; ".join(str(problem) for problem in error.problems), 409)
+            return JSONResponse(told, headers=HEADERS)
+
+        return serve
+
+    def hello(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+        return {"annotator": annotator, "title": title, "guidelines": guidelines}
+
+    apis: dict[str, Answer] = {
+        "hello": hello, "next": _next, "label": _label, "skip": _left("skip"), "flag": _left("flag"), "undo": _undo
+    }  # fmt: skip
+    routes = [
+        Route("/healthz", healthz),
+        Route("/", page("index.html")),
+        *(Route(f"/{name}", page(name)) for name in ("app.js", "style.css")),
+        *(Route(f"/api/{name}", api(answer), methods=["POST"]) for name, answer in apis.items()),
+    ]
+    return Starlette(routes=routes, exception_handlers={404: _missing, Exception: _broken})
+
+
+def _next(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+    return {"items": desk.next(annotator, AHEAD), "progress": desk.progress(annotator)}
+
+
+def _label(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+    seconds = given.get("seconds")
+    took = float(seconds) if isinstance(seconds, int | float) else 0.0
+    strength = given.get("strength", 1)
+    desk.label(annotator, str(given.get("item")), str(given.get("choice")), strength, took)
+    return _next(desk, annotator, given)
+
+
+def _left(kind: str) -> Answer:
+    def leave(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+        desk.leave(kind, annotator, str(given.get("item")), str(given.get("reason", "")))
+        return _next(desk, annotator, given)
+
+    return leave
+
+
+def _undo(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+    undone = desk.undo(annotator)
+    return {"undone": undone, **_next(desk, annotator, given)}
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    try:
+        given = await request.json()
+    except ValueError:
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
+def _refusal(text: str, status: int) -> Response:
+    return JSONResponse({"error": text}, status_code=status, headers=HEADERS)
+
+
+async def _missing(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("there is nothing here: open the link you were given\n", status_code=404, headers=HEADERS)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    LOG.error("a request broke", exc_info=error)
+    return _refusal("something broke here; nothing you said is lost. Try again in a moment", 500)

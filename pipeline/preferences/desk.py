@@ -1,0 +1,153 @@
+"""The desk: hands pairs to people and takes what they say, whoever else does so at the same time.
+
+Owns the rules of who may do what. Knows the ledger, not the web; every answer of it is plain data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.preferences.items import Item, is_swapped
+from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, State
+from pipeline.preferences.ledger import Ledger, LedgerEvent
+
+SIDES = ("left", "right", "tie", "both good", "both bad")
+"""What a person may choose; `left` and `right` are sides of the screen."""
+
+STRONGEST = 3
+
+
+class Desk:
+    """A batch of items that people label.
+
+    Args:
+        batch: items, and how many labels each is to get.
+        ledger: of what happened.
+    """
+
+    def __init__(self, batch: Batch, ledger: Ledger) -> None:
+        self.batch, self.ledger = batch, ledger
+        self._items = {item.id: item for item in batch.items}
+        self._state = State()
+        self._turn = threading.Lock()
+
+    def state(self) -> State:
+        """Return what all events so far add up to."""
+        with self._turn:
+            return self._state.take(self.ledger.events(self._state.number))
+
+    def invite(self, name: str) -> str:
+        """Give an annotator a token, in place of an earlier one; it is kept as its hash."""
+        token = secrets.token_urlsafe(16)
+        self._append(lambda state: ("annotator", {"name": name, "token": _hashed(token)}))
+        return token
+
+    def annotator(self, token: str) -> str | None:
+        """Return whose token it is."""
+        known = self.state().tokens.items()
+        return next((name for name, hashed in known if hmac.compare_digest(hashed, _hashed(token))), None)
+
+    def next(self, annotator: str, count: int = 1) -> list[dict[str, Any]]:
+        """Return the next pairs for an annotator, as they are shown, and keep them for this person for ten minutes."""
+        given: list[Item] = []
+
+        def decide(state: State) -> tuple[str, Mapping[str, Any]] | None:
+            now = time.time()
+            given[:] = self.batch.queue(state, annotator, now)[:count]
+            late = [i.id for i in given if state.leases.get((i.id, annotator), 0) < now + LEASE_S / 2]
+            return ("lease", {"annotator": annotator, "items": late, "until": now + LEASE_S}) if late else None
+
+        self._append(decide)
+        return [_shown(item, annotator) for item in given]
+
+    def label(self, annotator: str, item: str, side: str, strength: int, seconds: float) -> None:
+        """Keep a choice.
+
+        Args:
+            annotator: who chose.
+            item: of the batch.
+            side: one of `SIDES`.
+            strength: of a preference, 1 to 3.
+            seconds: it took.
+
+        Raises:
+            PipelineError: no such item, side or strength, or the item is not this person's to label.
+        """
+        if side not in SIDES:
+            raise PipelineError(Problem(f"choice {side!r}", f"one of {', '.join(SIDES)}"))
+        if strength not in range(1, STRONGEST + 1):
+            raise PipelineError(Problem(f"strength {strength!r}", f"1 to {STRONGEST}"))
+        swapped = is_swapped(item, annotator)
+        verdict = side if side not in ("left", "right") else VERDICTS[(side == "right") != swapped]
+        self._answer("label", annotator, item, verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
+
+    def leave(self, kind: str, annotator: str, item: str, reason: str) -> None:
+        """Skip an item, or flag it so that nobody gets it any more.
+
+        Raises:
+            PipelineError: no such item, or it is not this person's.
+        """
+        self._answer(kind, annotator, item, reason=reason[:1000])
+
+    def undo(self, annotator: str) -> str | None:
+        """Take the annotator's last answer back and return its item; None when there is none."""
+        undone: list[str] = []
+
+        def decide(state: State) -> tuple[str, Mapping[str, Any]] | None:
+            last = state.last(annotator)
+            if last is None:
+                return None
+            undone[:] = [last[0]]
+            body = {"annotator": annotator, "item": last[0], "event": last[1].number, "until": time.time() + LEASE_S}
+            return "undo", body
+
+        self._append(decide)
+        return undone[0] if undone else None
+
+    def progress(self, annotator: str) -> dict[str, int]:
+        """Return labels of all, labels wanted, and this person's own."""
+        state = self.state()
+        done, full = self.batch.progress(state)
+        own = sum(who == annotator and one.kind == "label" for (_, who), one in state.answers.items())
+        return {"done": done, "wanted": full, "own": own}
+
+    def _answer(self, kind: str, annotator: str, item: str, **body: Any) -> None:
+        if item not in self._items:
+            raise PipelineError(Problem("this pair is not in the data", "one that was handed out", "reload the page"))
+
+        def decide(state: State) -> tuple[str, Mapping[str, Any]]:
+            if (item, annotator) in state.answers:
+                raise PipelineError(Problem("this pair was answered", "one answer of a person", "undo it to change it"))
+            if (item, annotator) not in state.leases:
+                raise PipelineError(Problem("this pair was not handed to you", "one that was", "reload the page"))
+            return kind, {"annotator": annotator, "item": item, **body}
+
+        self._append(decide)
+
+    def _append(self, decide: Any) -> None:
+        with self._turn:
+
+            def after(events: list[LedgerEvent]) -> tuple[str, Mapping[str, Any]] | None:
+                made: tuple[str, Mapping[str, Any]] | None = decide(self._state.take(events))
+                return made
+
+            self.ledger.append(after, self._state.number)
+
+
+def _shown(item: Item, annotator: str) -> dict[str, Any]:
+    """Return an item as a browser gets it: nothing in it says which response is which."""
+    left, right = item.responses[::-1] if is_swapped(item.id, annotator) else item.responses
+    turns = {"prompt": item.prompt, "left": left, "right": right}
+    plain = {key: [{"role": t["role"], "content": t["content"]} for t in value] for key, value in turns.items()}
+    return {"item": item.id, **plain}
+
+
+def _hashed(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

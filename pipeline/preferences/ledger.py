@@ -1,0 +1,202 @@
+"""The ledger: everything that happened while people labelled, in order, and never changed.
+
+One table in SQLite (a file) or PostgreSQL (a URL). An event carries the SHA-256 of the one before it, so a changed,
+removed or inserted row is found. Labels are what the events add up to (`labels.py`): an undo is one more event, and
+what was exported can be exported again, up to the same event.
+
+Writers of all processes take turns, each append is one transaction, and an append that returned is on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from pipeline.errors import PipelineError, Problem
+
+GENESIS = "0" * 64
+"""What the first event of a batch follows."""
+
+_LOCK = 0x7275_6C61
+"""Of PostgreSQL's advisory lock: appends take turns, also those of other servers."""
+
+_METADATA = sa.MetaData()
+_EVENTS = sa.Table(
+    "trueup_events",
+    _METADATA,
+    sa.Column("batch", sa.String(200), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("kind", sa.String(40), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class LedgerEvent:
+    """One thing that happened.
+
+    Attributes:
+        number: its place in the batch, from 1.
+        at: seconds since 1970.
+        kind: `annotator`, `lease`, `label`, `skip`, `flag`, `undo`.
+        body: what happened, as plain data.
+        hash: SHA-256 over the hash before it and all of the above.
+    """
+
+    number: int
+    at: float
+    kind: str
+    body: Mapping[str, Any]
+    hash: str
+
+
+Decide = Callable[[list[LedgerEvent]], tuple[str, Mapping[str, Any]] | None]
+"""Makes of the events so far the kind and body of the next one, or None."""
+
+
+def default_url(store: Path) -> str:
+    """Return where the labels of a store are kept when nothing else is said."""
+    return f"sqlite:///{store.resolve() / '.labels' / 'ledger.db'}"
+
+
+class Ledger:
+    """The events of one batch of items.
+
+    Args:
+        url: of SQLAlchemy: ``sqlite:////path/ledger.db`` or ``postgresql+psycopg://user:password@host/database``.
+        batch: name of what is labelled, ``recipe/stage``.
+
+    Raises:
+        PipelineError: the database cannot be reached or written.
+    """
+
+    def __init__(self, url: str, batch: str) -> None:
+        self.url, self.batch = url, batch
+        with _told(url):
+            self._engine = _engine(url)
+            with self._engine.begin() as connection:
+                _take_turns(connection)
+                _METADATA.create_all(connection)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def append(self, decide: Decide, after: int = 0) -> None:
+        """Add what ``decide`` makes of the events so far; nothing when it returns None.
+
+        Args:
+            decide: is given the events numbered above ``after`` while no one else writes, and returns kind and body.
+            after: number of the last event the caller knows.
+
+        Raises:
+            PipelineError: the database cannot be written.
+        """
+        with _told(self.url), self._engine.begin() as connection:
+            _take_turns(connection)
+            known = self._read(connection, after)
+            made = decide(known)
+            if made is None:
+                return
+            last = known[-1] if known else self._last(connection)
+            kind, body = made
+            at = time.time()
+            number, before = (last.number + 1, last.hash) if last else (1, GENESIS)
+            text = _canonical(body)
+            row = {"batch": self.batch, "number": number, "at": at, "kind": kind, "body": text}
+            connection.execute(_EVENTS.insert().values(**row, hash=_hash(before, row)))
+
+    def events(self, after: int = 0, until: int | None = None) -> list[LedgerEvent]:
+        """Return events in order: those numbered above ``after``, up to and with ``until``."""
+        with _told(self.url), self._engine.connect() as connection:
+            return self._read(connection, after, until)
+
+    def problems(self) -> list[str]:
+        """Return what does not add up, in order: an event that was changed, or one that is missing."""
+        found, before = [], (0, GENESIS)
+        for event in self.events():
+            if event.number != before[0] + 1:
+                found.append(f"event {before[0] + 1} is missing")
+            row = {"batch": self.batch, "number": event.number, "at": event.at, "kind": event.kind}
+            if _hash(before[1], {**row, "body": _canonical(event.body)}) != event.hash:
+                found.append(f"event {event.number} is not what was written, or does not follow the one before it")
+            before = (event.number, event.hash)
+        return found
+
+    def _read(self, connection: Connection, after: int, until: int | None = None) -> list[LedgerEvent]:
+        wanted = sa.select(_EVENTS).where(_EVENTS.c.batch == self.batch, _EVENTS.c.number > after)
+        if until is not None:
+            wanted = wanted.where(_EVENTS.c.number <= until)
+        rows = connection.execute(wanted.order_by(_EVENTS.c.number))
+        return [LedgerEvent(row.number, row.at, row.kind, json.loads(row.body), row.hash) for row in rows]
+
+    def _last(self, connection: Connection) -> LedgerEvent | None:
+        number = connection.execute(
+            sa.select(sa.func.max(_EVENTS.c.number)).where(_EVENTS.c.batch == self.batch)
+        ).scalar()
+        return self._read(connection, number - 1)[0] if number else None
+
+
+def _engine(url: str) -> Engine:
+    """Open a database; a file's folder is made, and its journal lets readers read while somebody writes."""
+    made = sa.make_url(url)
+    if made.get_backend_name() == "sqlite":
+        if made.database:
+            Path(made.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(made, connect_args={"timeout": 30})  # seconds a writer waits for its turn
+
+        @sa.event.listens_for(engine, "connect")
+        def _configure(connection: Any, _: Any) -> None:
+            connection.isolation_level = None  # SQLAlchemy's BEGIN below, not one of the driver's own
+            for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @sa.event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        return engine
+    return sa.create_engine(made, pool_pre_ping=True)
+
+
+def _take_turns(connection: Connection) -> None:
+    """Wait until no one else appends; SQLite's own BEGIN IMMEDIATE has done so already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+
+
+def _canonical(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _hash(before: str, row: Mapping[str, Any]) -> str:
+    text = _canonical({**row, "at": repr(row["at"]), "before": before})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Turn what a database or its driver says into one line; a password is never printed."""
+    try:
+        yield
+    except (sa.exc.SQLAlchemyError, ModuleNotFoundError, OSError) as error:
+        shown = url
+        if not isinstance(error, sa.exc.ArgumentError):
+            shown = sa.make_url(url).render_as_string(hide_password=True)
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+        remedy = "see --ledger and TRUEUP_LEDGER"
+        if isinstance(error, ModuleNotFoundError):
+            remedy = "pip install 'trueup[collect]'"
+        expected = "a database that can be written, sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+        raise PipelineError(Problem(f"the ledger {shown} cannot be used: {reason}", expected, remedy)) from error

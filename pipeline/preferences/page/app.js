@@ -1,0 +1,165 @@
+// The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
+
+const token = location.hash.slice(1);
+const at = (id) => document.getElementById(id);
+const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
+const STRENGTHS = ["", "slightly better", "clearly better", "much better"];
+let items = [];
+let choice = null;
+let strength = 1;
+let shownAt = 0;
+let busy = false;
+
+async function ask(name, body = {}) {
+  const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
+  let reply;
+  try {
+    reply = await fetch(`api/${name}`, { method: "POST", headers, body: JSON.stringify(body) });
+  } catch {
+    throw new Error("the server cannot be reached; nothing you said is lost. Try again in a moment");
+  }
+  const told = await reply.json();
+  if (!reply.ok) throw new Error(told.error);
+  return told;
+}
+
+function say(text, isBad = false) {
+  at("message").textContent = text;
+  at("message").classList.toggle("bad", isBad);
+}
+
+function turns(where, list, withRoles) {
+  where.replaceChildren(
+    ...list.map(({ role, content }) => {
+      const part = document.createElement("div");
+      part.className = "turn";
+      if (withRoles) part.append(Object.assign(document.createElement("b"), { textContent: role }));
+      part.append(content);
+      return part;
+    }),
+  );
+}
+
+function choose(side) {
+  if (busy || at("work").hidden) return;
+  const isPreference = side === "left" || side === "right";
+  strength = isPreference && side === choice ? (strength % 3) + 1 : 1;
+  choice = side;
+  for (const button of at("choices").children) button.setAttribute("aria-checked", String(button.dataset.choice === side));
+  for (const id of ["left", "right"]) at(id).classList.toggle("chosen", id === side);
+  at("strength").textContent = isPreference ? `${STRENGTHS[strength]} (press again to change)` : "";
+  at("submit").disabled = side === null;
+}
+
+function show() {
+  const item = items[0];
+  choose(null);
+  at("strength").textContent = "";
+  at("work").hidden = !item;
+  if (!item) {
+    say("Nothing is left for you here. Thank you!");
+    return;
+  }
+  turns(at("prompt"), item.prompt, true);
+  turns(at("left").lastElementChild, item.left, false);
+  turns(at("right").lastElementChild, item.right, false);
+  shownAt = performance.now();
+  window.scrollTo(0, 0);
+}
+
+function take({ items: next, progress }) {
+  items = next;
+  at("progress").textContent = `${progress.done} of ${progress.wanted} labels, ${progress.own} yours`;
+  at("bar").max = Math.max(progress.wanted, 1);
+  at("bar").value = progress.done;
+}
+
+// The next pair is on the screen while the answer travels; a refusal brings the old one back.
+async function answer(name, body) {
+  if (busy || !items.length) return;
+  const before = items;
+  const given = { ...body, item: items[0].item, seconds: (performance.now() - shownAt) / 1000 };
+  say("");
+  items = items.slice(1);
+  if (items.length) show();
+  busy = true;
+  try {
+    const shown = items[0]?.item;
+    take(await ask(name, given));
+    busy = false;
+    if (items[0]?.item !== shown || !items.length) show();
+  } catch (error) {
+    busy = false;
+    items = before;
+    show();
+    say(error.message, true);
+  }
+}
+
+async function undo() {
+  if (busy) return;
+  busy = true;
+  try {
+    const told = await ask("undo");
+    take(told);
+    if (told.undone) items.sort((one, other) => (other.item === told.undone) - (one.item === told.undone));
+    busy = false;
+    show();
+    say(told.undone ? "Your last answer is taken back." : "There is nothing to undo.");
+  } catch (error) {
+    busy = false;
+    say(error.message, true);
+  }
+}
+
+function leave(name, text) {
+  if (busy || !items.length) return;
+  const dialog = at("why");
+  dialog.querySelector("label").textContent = text;
+  at("reason").value = "";
+  dialog.returnValue = "";
+  dialog.onclose = () => dialog.returnValue && answer(name, { reason: at("reason").value });
+  dialog.showModal();
+}
+
+const submit = () => choice && answer("label", { choice, strength });
+const skip = () => leave("skip", "Why do you skip it? (may stay empty)");
+const flag = () => leave("flag", "What is wrong with it? Nobody will be shown it again.");
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || at("why").open) return;
+  const key = event.key.toLowerCase();
+  const act = { s: skip, f: flag, u: undo, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+for (const button of at("choices").children) button.onclick = () => choose(button.dataset.choice);
+for (const id of ["left", "right"]) at(id).onclick = () => String(getSelection()) || choose(id);
+at("submit").onclick = submit;
+at("skip").onclick = skip;
+at("flag").onclick = flag;
+at("undo").onclick = undo;
+addEventListener("hashchange", () => location.reload());
+
+async function begin() {
+  if (!token) {
+    say("Open the link you were given: it ends in a token of your own.", true);
+    return;
+  }
+  try {
+    const { annotator, title, guidelines } = await ask("hello");
+    at("title").textContent = `${title}: which answer is better?`;
+    document.title = `${title} · ${annotator}`;
+    at("guidelines").hidden = !guidelines;
+    at("guidelines").lastElementChild.textContent = guidelines;
+    const first = await ask("next");
+    at("guidelines").open = first.progress.own === 0;
+    take(first);
+    show();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+begin();

@@ -1,0 +1,35 @@
+"""Runs the labelling app: one process, one socket, until it is asked to stop."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.preferences.app import make_app
+from pipeline.preferences.desk import Desk
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        PipelineError: the address is not this machine's, or the port is taken.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        found = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        raise PipelineError(
+            Problem(found, "an address of this machine and a free port", "see --host and --port")
+        ) from error
+
+
+def serve(desk: Desk, title: str, guidelines: str, listener: socket.socket) -> None:
+    """Serve the app until SIGINT or SIGTERM; answers under way are finished first."""
+    config = uvicorn.Config(
+        make_app(desk, title, guidelines), log_level="warning", server_header=False, timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[listener])

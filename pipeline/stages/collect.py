@@ -1,0 +1,100 @@
+"""Collect: people say which of two answers is better; of what they said come the pairs reward, dpo and kto train on.
+
+    data:
+      answers: {path: answers.jsonl}                 # prompt and two answers: the rows of preference data
+      pairs:   {artifact: labels, file: preferences.jsonl}
+    stages:
+      labels: {kind: collect, data: answers, overlap: 0.15}
+      dpo:    {kind: dpo, data: pairs, model: sft}
+
+`trueup collect RECIPE labels` opens the labelling app; `trueup run` waits here (exit code 3) until the labels are
+there. Which of two answers the data calls the chosen one is not used, and never shown.
+
+References: Stiennon et al. 2020, arXiv:2009.01325, section 3.3 (comparisons by people); Touvron et al. 2023,
+arXiv:2307.09288, section 3.2 (the strength of a preference as a margin).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.stage import Data, Runtime, StageConfig, StageContext, StageResult, stage
+
+FILE = "preferences.jsonl"
+"""Of the artifact: the rows to train on."""
+
+
+class Config(StageConfig):
+    """Configuration of a collection.
+
+    Attributes:
+        data: pairs of answers to compare.
+        labels_per_item: people who label each pair.
+        overlap: share of the pairs that three people label, so that agreement can be measured.
+        guidelines: what annotators are told, plain text.
+        batch: name the labels have in the ledger; the stage's when empty.
+        ledger: where labels are kept, a URL of SQLAlchemy; `TRUEUP_LEDGER` comes first, a file in the store last.
+    """
+
+    data: Annotated[str, Data("preference")]
+    labels_per_item: int = Field(default=1, ge=1)
+    overlap: float = Field(default=0.0, ge=0, le=1)
+    guidelines: str = ""
+    batch: Annotated[str, Runtime()] = ""
+    ledger: Annotated[str | None, Runtime()] = None
+
+
+def ledger_url(config: Config, store: Path) -> str:
+    """Return where the labels are kept."""
+    from pipeline.preferences.ledger import default_url
+
+    return os.environ.get("TRUEUP_LEDGER") or config.ledger or default_url(store)
+
+
+@stage("collect", version=1, config=Config, makes="preferences")
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Write what people prefer, or say how many labels are still wanted."""
+    from pipeline.preferences import need
+
+    need("sqlalchemy")
+    from pipeline.preferences.agreement import agreement, exported
+    from pipeline.preferences.items import items_of
+    from pipeline.preferences.labels import Batch, State
+    from pipeline.preferences.ledger import Ledger
+
+    rows = ctx.load_rows("data")
+    items, left_out = items_of(rows.train + rows.held_out)
+    if left_out:
+        ctx.note(f"{left_out} pairs were left out: they repeat another, or both answers are the same")
+    batch = Batch(items, config.labels_per_item, config.overlap)
+    ledger = Ledger(ledger_url(config, ctx.work.parents[2]), config.batch or ctx.name)
+    state = State().take(ledger.events())
+    done, full = batch.progress(state)
+    if done < full:
+        remedy = f"`trueup collect RECIPE {ctx.name}` opens the labelling app; run again when they are there"
+        found_so_far = f"waiting for people: {done} of {full} labels"
+        raise PipelineError(Problem(found_so_far, "", remedy), exit_code=ExitCode.WAITING)
+    found, without = exported(items, state)
+    if not found:
+        raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
+    with (ctx.out / FILE).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+    agreed = agreement(items, state)
+    metrics: dict[str, Any] = {"labels": float(done), "pairs": float(len(found)), "left_out": float(without.total())}
+    if agreed.pairs:
+        metrics["agreement"] = agreed.same / agreed.pairs
+    if agreed.alpha is not None:
+        metrics["krippendorff_alpha"] = agreed.alpha
+    said = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
+    ctx.facts["ledger"] = {"event": state.number, "head": state.head}
+    return StageResult(
+        metrics=metrics,
+        rows={"pairs": len(found), "labels": done},
+        summary=f"{len(found)} preferences from {done} labels" + (f"; no row of {said}" if said else ""),
+    )
