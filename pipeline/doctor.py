@@ -33,6 +33,7 @@ OPTIONAL = {
     "deepspeed": ("compute.zero and compute.offload, on GPUs or CPU processes", "pip install 'trueup[deepspeed]'"),
     "bitsandbytes": ("adapter.quantize: 4bit or 8bit", "pip install 'trueup[quantize]'"),
     "submitit": ("compute.launcher: slurm", "pip install 'trueup[slurm]'"),
+    "sqlalchemy": ("trueup collect, the labelling app", "pip install 'trueup[collect]'"),
     "pyarrow": ("Parquet data files", "pip install pyarrow"),
 }
 """Package → what it brings, how to get it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from pipeline.artifacts import Artifact
 from pipeline.display.plans import print_plan
-from pipeline.errors import Problem
+from pipeline.errors import WAITING, Problem
 from pipeline.plan import Plan, PlannedStage
 from pipeline.stage import Event
 from pipeline.terminal import console, duration, figure, metrics
@@ -152,7 +152,10 @@ class Display:
         """Show that a stage broke or was stopped; the problems themselves are told when the command ends."""
         spent = f" after {duration(time.monotonic() - self.running.started)}" if self.running else ""
         self.running = None
-        self.line(f"{stage.spec.name} ended early{spent}; what it did is kept", mark="failed")
+        if problems and problems[0].found.startswith(WAITING):
+            self.line(f"{stage.spec.name} waits{spent}; the run goes on when it is run again")
+        else:
+            self.line(f"{stage.spec.name} ended early{spent}; what it did is kept", mark="failed")
 
 
 class PlainDisplay(Display):

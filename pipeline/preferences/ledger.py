@@ -139,7 +139,7 @@ class Ledger:
         if until is not None:
             wanted = wanted.where(_EVENTS.c.number <= until)
         rows = connection.execute(wanted.order_by(_EVENTS.c.number))
-        return [LedgerEvent(row.number, row.at, row.kind, json.loads(row.body), row.hash) for row in rows]
+        return [LedgerEvent(row.number, row.at, row.kind, _parsed(row.body), row.hash) for row in rows]
 
     def _last(self, connection: Connection) -> LedgerEvent | None:
         number = connection.execute(
@@ -174,6 +174,15 @@ def _take_turns(connection: Connection) -> None:
     """Wait until no one else appends; SQLite's own BEGIN IMMEDIATE has done so already."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+
+
+def _parsed(body: str) -> dict[str, Any]:
+    """Return what an event says; nothing, where somebody wrote what no event says (`problems` finds it)."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _canonical(body: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,13 +17,13 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from pipeline.cli import app
+from pipeline.cli import app as app_of_verbs
 from pipeline.launch.local import GRACE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "docker" / "build.sh"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-VERBS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+VERBS = set(typer.main.get_command(app_of_verbs).commands)  # type: ignore[attr-defined]
 
 
 def _name(requirement: str) -> str:
@@ -57,7 +58,7 @@ def test_pip_installs_only_under_the_lock(dockerfile: list[Any]) -> None:
 def test_the_lock_has_a_version_of_all_that_is_asked_for() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     asked = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"], *extras["s3"]]
-    asked += [*extras["deepspeed"], "setuptools"]  # the last one by torch
+    asked += [*extras["deepspeed"], *extras["collect"], "setuptools"]  # the last one by torch
     assert {_name(line) for line in asked} - LOCKED == set()
 
 
@@ -123,9 +124,13 @@ def compose() -> Any:
     return YAML(typ="safe").load((ROOT / "docker" / "compose.yaml").read_text())
 
 
+def _ours(compose: Any) -> list[Any]:
+    return [service for name, service in compose["services"].items() if name != "postgres"]
+
+
 def test_compose_builds_this_image_with_the_dockerfiles_own_arguments(compose: Any, dockerfile: list[Any]) -> None:
     arguments = _arguments(dockerfile)
-    for service in compose["services"].values():
+    for service in _ours(compose):
         build = service["build"]
         context = (ROOT / "docker" / build["context"]).resolve()
         assert context == ROOT and (context / build["dockerfile"]).is_file()
@@ -137,8 +142,8 @@ def test_compose_builds_this_image_with_the_dockerfiles_own_arguments(compose: A
 def test_compose_runs_commands_that_exist_and_lets_them_save(compose: Any, dockerfile: list[Any]) -> None:
     home = re.search(r"HOME=(\S+)", _last(dockerfile, "ENV"))
     assert home is not None
-    assert set(compose["services"]) == {"run", "run-gpu"}
-    for service in compose["services"].values():
+    assert set(compose["services"]) == {"run", "run-gpu", "collect", "postgres"}
+    for service in _ours(compose):
         assert "entrypoint" not in service
         assert service["command"][0] in VERBS
         assert int(service["stop_grace_period"].removesuffix("s")) > GRACE_S
@@ -151,15 +156,29 @@ def test_compose_runs_commands_that_exist_and_lets_them_save(compose: Any, docke
     assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
 
 
+def test_compose_has_the_labelling_app_with_a_database_that_wants_a_password(compose: Any) -> None:
+    app, database = (compose["services"][name] for name in ("collect", "postgres"))
+    assert app["profiles"] == database["profiles"] == ["collect"]  # a run needs neither
+    assert app["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert database["environment"]["POSTGRES_PASSWORD"] == "${POSTGRES_PASSWORD-}"  # empty: the server refuses to start
+    options = {word for word in app["command"] if word.startswith("--")}
+    command = typer.main.get_command(app_of_verbs).commands["collect"]  # type: ignore[attr-defined]
+    assert options <= {name for parameter in command.params for name in parameter.opts}
+    assert app["ports"][0].startswith("${PORT:-127.0.0.1:")  # nobody else's, unless asked for
+
+
 def test_compose_itself_reads_the_file() -> None:
     if shutil.which("docker-compose") is None:
         pytest.skip("docker-compose is not installed")
-    line = ["docker-compose", "-f", "docker/compose.yaml", "--profile", "gpu", "config"]
-    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    line = ["docker-compose", "-f", "docker/compose.yaml", "--profile", "gpu", "--profile", "collect", "config"]
+    around = {**os.environ, "POSTGRES_PASSWORD": "word"}
+    ended = subprocess.run(line, cwd=ROOT, env=around, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     resolved = YAML(typ="safe").load(ended.stdout)
     assert resolved["services"]["run"]["user"] == "1000:1000"
-    assert resolved["services"]["run"]["build"]["args"]["EXTRAS"] == "s3,deepspeed"
+    assert resolved["services"]["run"]["build"]["args"]["EXTRAS"] == "s3,deepspeed,collect"
+    ledger = resolved["services"]["collect"]["environment"]["TRUEUP_LEDGER"]
+    assert ledger == "postgresql+psycopg://trueup:word@postgres/trueup"
 
 
 def _build(*args: str) -> subprocess.CompletedProcess[str]:

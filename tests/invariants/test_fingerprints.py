@@ -25,6 +25,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "rloo": {"data": "d", "model": "m", "reward": ["r"]},
     "evaluate": {"data": "d", "models": ["m", "n"], "baseline": "m", "reward": "r"},
     "merge": {"model": "m", "adapters": ["a"]},
+    "collect": {"data": "d"},
 }
 TRAINING = [name for name, fields in COMPLETE.items() if "train" in KINDS[name].config.model_fields]
 OTHER_VALUES: dict[str, Any] = {
@@ -39,6 +40,7 @@ OTHER_VALUES: dict[str, Any] = {
     "baseline": "n",
     "limit": 5,
     "title": "Other",
+    "guidelines": "Other",
     "layout": "separate",
     "rollout_engine": "generate",
     "reward_weights": [0.5],

@@ -1,0 +1,159 @@
+"""Databases, a recipe whose answers are to be compared, and the app as the command runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sqlalchemy", reason="labels are kept with SQLAlchemy: pip install 'trueup[collect]'")
+
+ROWS = [
+    {"prompt": f"What is {n} plus {n}?", "chosen": f"right-{n}: {2 * n}", "rejected": f"wrong-{n}: {2 * n + 1}"}
+    for n in range(1, 7)
+]
+RECIPE = """
+name: people
+data:
+  answers: {path: answers.jsonl}
+  pairs: {artifact: labels, file: preferences.jsonl}
+stages:
+  labels: {kind: collect, data: answers, guidelines: Prefer what is right.}
+"""
+
+
+def _programs() -> Path | None:
+    """Return the folder of PostgreSQL's server programs; Debian keeps them out of the path."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    found = shutil.which("initdb")
+    return Path(found).parent if found else folders[-1] if folders else None
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a PostgreSQL server of our own and return the URL of its database."""
+    pytest.importorskip("psycopg", reason="PostgreSQL's driver: pip install 'trueup[collect]'")
+    programs = _programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    folder, port = tmp_path_factory.mktemp("postgres"), _free_port()
+    data = folder / "data"
+    user: dict[str, Any] = {}
+    if os.getuid() == 0:  # the server refuses to be root
+        try:
+            someone = pwd.getpwnam("postgres")
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        user = {"user": someone.pw_uid, "group": someone.pw_gid, "extra_groups": []}
+        for path in (folder, *folder.parents):
+            if path.owner() == "root" and path != Path(path.anchor) and "pytest" in str(path):
+                path.chmod(path.stat().st_mode | 0o711)
+        shutil.chown(folder, someone.pw_uid, someone.pw_gid)
+    command = [programs / "initdb", "--pgdata", data, "--username", "trueup", "--auth", "trust", "--encoding", "UTF8"]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder, **user)
+    server = subprocess.Popen(
+        [programs / "postgres", "-D", data, "-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **user,
+    )
+    import psycopg
+
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(psycopg.OperationalError):
+            psycopg.connect(host="127.0.0.1", port=port, user="trueup", dbname="postgres").close()
+            break
+        assert server.poll() is None and time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.1)
+    yield f"postgresql+psycopg://trueup@127.0.0.1:{port}/postgres"
+    server.send_signal(signal.SIGINT)
+    server.wait(timeout=30)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of a database, of both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return str(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Return a recipe with a collection of six pairs."""
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    recipe = tmp_path / "people.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    return recipe
+
+
+@dataclass
+class Server:
+    """The app, as `trueup collect` runs it."""
+
+    process: subprocess.Popen[str]
+    address: str
+    tokens: dict[str, str]
+
+    def ask(self, name: str, who: str, status: int = 200, **body: Any) -> Any:
+        """Return what an address of the app answers an annotator."""
+        headers = {"Authorization": f"Bearer {self.tokens.get(who, who)}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.address}/api/{name}", json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                code, text = reply.status, reply.read()
+        except urllib.error.HTTPError as error:
+            code, text = error.code, error.read()
+        assert code == status, text
+        return json.loads(text)
+
+
+@pytest.fixture
+def open_app(people: Path) -> Iterator[Callable[..., Server]]:
+    """Start `trueup collect` for annotators, and stop it after the test."""
+    running = []
+
+    def start(*annotators: str, url: str, batch: str = "", more: tuple[str, ...] = ()) -> Server:
+        command = [sys.executable, "-m", "pipeline.cli", "collect", str(people), "labels", "--port", "0", *more]
+        command += ["--annotators", ",".join(annotators), "--set", f"stages.labels.batch={batch or people.parent.name}"]
+        around = {**os.environ, "TRUEUP_LEDGER": url, "PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen(command, cwd=people.parent, env=around, text=True, stdout=subprocess.PIPE)
+        running.append(process)
+        tokens, address = {}, ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            name, _, link = line.strip().partition(": ")
+            if "/#" in link:
+                tokens[name] = link.partition("#")[2]
+            if line.startswith("listening on "):
+                address = line.split()[2].rstrip(";")
+                break
+        assert address, process.wait(timeout=30)
+        return Server(process, address, tokens)
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(timeout=30)

@@ -1,0 +1,171 @@
+"""A person labels with the keyboard in a real browser, and the ledger has what they saw."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.preferences.labels import State
+from pipeline.preferences.ledger import Ledger
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SIZES = {"wide": (1280, 800), "phone": (390, 844)}
+PICTURES = os.environ.get("TRUEUP_TEST_PICTURES")
+"""A folder to leave pictures of the page in, for people to look at."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed (Debian: chromium)")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+class Page:
+    """A page of the app, and what went wrong in it."""
+
+    def __init__(self, browser: Any, size: str = "wide", scheme: str = "light") -> None:
+        width, height = SIZES[size]
+        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.wrong: list[str] = []
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+
+    def open(self, app: Any, who: str) -> None:
+        self.page.goto(f"{app.address}/#{app.tokens[who]}")
+        self.page.wait_for_selector("#work:not([hidden])")
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def wait(self, done: int) -> None:
+        """Wait until the server counts so many labels."""
+        sync_api.expect(self.page.locator("#progress")).to_have_text(re.compile(f"^{done} of "), timeout=20_000)
+
+    def read(self, part: str) -> str:
+        return str(self.page.inner_text(part))
+
+    def better(self) -> str:
+        """Return the key of the answer that is right."""
+        return "1" if "right" in self.read("#left") else "2"
+
+
+def test_a_person_labels_undoes_and_ends_with_keys_alone(
+    browser: Any, open_app: Callable[..., Any], url: str, people: Path
+) -> None:
+    app = open_app("ada", url=url)
+    shown = Page(browser)
+    shown.open(app, "ada")
+    assert "Prefer what is right." in shown.read("#guidelines")
+    prompts = []
+    for done in range(1, 4):  # a preference of each strength
+        prompts.append(shown.read("#prompt"))
+        shown.press(*[shown.better()] * done, "Enter")
+        shown.wait(done)
+    undone = prompts[-1]
+    shown.press("u")
+    shown.wait(2)
+    assert shown.read("#prompt") == undone and "taken back" in shown.read("#message")
+    shown.press("4", "Enter")
+    shown.wait(3)
+    shown.press("s")
+    shown.page.keyboard.type("too long, said s")  # letters that are keys elsewhere
+    shown.press("Enter")
+    shown.page.wait_for_selector("#why:not([open])", state="attached")
+    shown.press("f", "Escape")  # thought better of it
+    shown.press("3", "Enter")
+    shown.wait(4)
+    shown.press("5", "Enter")
+    sync_api.expect(shown.page.locator("#work")).to_be_hidden(timeout=20_000)
+    assert "Nothing is left" in shown.read("#message")
+    assert shown.wrong == []
+    shown.context.close()
+    state = State().take(Ledger(url, people.parent.name).events())
+    said = sorted((one.number, one.kind, one.verdict, one.strength, one.reason) for one in state.answers.values())
+    assert [one[1:] for one in said] == [
+        ("label", "first", 1, ""),
+        ("label", "first", 2, ""),
+        ("label", "both bad", 1, ""),
+        ("skip", None, 1, "too long, said s"),
+        ("label", "tie", 1, ""),
+        ("label", "both good", 1, ""),
+    ]
+
+
+def test_two_browsers_never_show_the_same_pair(browser: Any, open_app: Callable[..., Any], tmp_path: Path) -> None:
+    app = open_app("ada", "grace", url=f"sqlite:///{tmp_path / 'l.db'}")
+    pages = [Page(browser), Page(browser)]
+    for shown, who in zip(pages, ("ada", "grace"), strict=True):
+        shown.open(app, who)
+    seen = []
+    for done in range(1, 5):
+        shown = pages[done % 2]
+        seen.append(shown.read("#prompt"))
+        shown.press("1", "Enter")
+        shown.wait(done)
+    assert len(set(seen)) == 4
+
+
+def test_a_server_that_went_away_loses_nothing_on_the_screen(
+    browser: Any, open_app: Callable[..., Any], tmp_path: Path
+) -> None:
+    app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
+    shown = Page(browser)
+    shown.open(app, "ada")
+    before = shown.read("#prompt")
+    app.process.kill()
+    app.process.wait(timeout=30)
+    shown.press("1", "Enter")
+    shown.page.wait_for_selector("#message.bad")
+    assert "cannot be reached" in shown.read("#message") and shown.read("#prompt") == before
+
+
+def test_a_wrong_link_says_what_to_do(browser: Any, open_app: Callable[..., Any], tmp_path: Path) -> None:
+    app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
+    shown = Page(browser)
+    for link, told in (("", "Open the link you were given"), ("#nothing", "ask for a new one")):
+        shown.page.goto("about:blank")
+        shown.page.goto(f"{app.address}/{link}")
+        shown.page.wait_for_selector("#message.bad")
+        assert told in shown.read("#message") and not shown.page.is_visible("#work")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_fits_and_can_be_read(
+    browser: Any, open_app: Callable[..., Any], tmp_path: Path, size: str, scheme: str
+) -> None:
+    app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
+    shown = Page(browser, size, scheme)
+    shown.open(app, "ada")
+    shown.press("2")
+    if PICTURES:
+        shown.page.screenshot(path=Path(PICTURES) / f"collect-{size}-{scheme}.png", full_page=True)
+    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    unnamed = "[...document.querySelectorAll('button')].filter(b => !b.textContent.trim()).length"
+    assert shown.page.evaluate(unnamed) == 0
+    contrast = """() => {
+      const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+        .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+      const light = (c) => 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2];
+      const ground = (e) => { for (; e; e = e.parentElement) {
+        const c = getComputedStyle(e).backgroundColor; if (!c.endsWith(', 0)')) return c; }
+        return 'rgb(255, 255, 255)'; };
+      return ['#progress', '#left .turn', 'button[aria-checked="true"]', '#skip', '#strength'].map((s) => {
+        const e = document.querySelector(s);
+        const [a, b] = [light(rgb(getComputedStyle(e).color)), light(rgb(ground(e)))].sort((x, y) => y - x);
+        return (a + 0.05) / (b + 0.05); }); }"""
+    assert min(shown.page.evaluate(contrast)) >= 4.5  # WCAG 2.2, 1.4.3

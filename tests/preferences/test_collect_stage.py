@@ -1,0 +1,84 @@
+"""A run waits for people, says so, and goes on with what they said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.preferences.desk import Desk
+from pipeline.preferences.items import items_of
+from pipeline.preferences.labels import Batch
+from pipeline.preferences.ledger import Ledger, default_url
+from pipeline.recipe import load as load_recipe
+from pipeline.records.loading import load
+
+
+def _label_all(people: Path, store: Path, **how: Any) -> None:
+    source = load_recipe(people).data["answers"]
+    items, _ = items_of(load(source, "preference", seed=0, name="answers").train)
+    desk = Desk(Batch(items, **how), Ledger(default_url(store), "labels"))
+    for who in ("ada", "grace", "mary"):
+        while handed := desk.next(who):
+            shown = handed[0]
+            side = "left" if shown["left"][0]["content"].startswith("right") else "right"
+            desk.label(who, shown["item"], side, 2, 1.0)
+
+
+def test_a_run_waits_for_people_and_then_goes_on(people: Path, command: Any) -> None:
+    store = people.parent / "store"
+    waiting = command("run", people, "--store", store, cwd=people.parent)
+    assert waiting.returncode == 3, waiting.stdout + waiting.stderr
+    assert "waiting for people: 0 of 6 labels" in waiting.stderr and "trueup collect" in waiting.stderr
+    _label_all(people, store)
+    done = command("run", people, "--store", store, cwd=people.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (artifact,) = (store / "labels").iterdir()
+    rows = [json.loads(line) for line in (artifact / "preferences.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert all(row["chosen"][0]["content"].startswith("right") and row["margin"] == 2 for row in rows)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert manifest["metrics"]["pairs"] == 6 and manifest["runtime"]["ran"]["ledger"]["event"] > 6
+
+
+def test_pairs_of_people_are_what_the_next_stage_trains_on(chain: Any, people: Path, command: Any) -> None:
+    store = people.parent / "store"
+    next_stage = f"""
+  rm: {{kind: reward, data: pairs, model: {chain["sft"].path}, train: {{max_steps: 1, batch_size: 4}}}}
+compute: {{threads: 1}}
+"""
+    people.write_text(people.read_text().rstrip() + next_stage)
+    _label_all(people, store)
+    done = command("run", people, "--store", store, cwd=people.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "training on 6 pairs" in done.stdout + done.stderr
+
+
+WRONG = {
+    "another kind": (("collect", "tokenizer"), "`tokenizer` is a tokenizer stage"),
+    "no such stage": (("collect", "nothing"), "no stage `nothing`"),
+    "nobody": (("collect", "labels"), "nobody is to label"),
+    "no such word": (("labels", "sing", "labels"), "labels sing, one of status"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_collected_is_one_line(people: Path, command: Any, case: str) -> None:
+    words, told = WRONG[case]
+    people.write_text(people.read_text() + "  tokenizer: {kind: tokenizer, data: answers, vocab_size: 300}\n")
+    *before, stage = words
+    ended = command(*before, people, stage, cwd=people.parent)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert told in ended.stderr and len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_agreement_is_shown_where_pairs_are_labelled_several_times(people: Path, command: Any) -> None:
+    store = people.parent / "store"
+    several = ("--set", "stages.labels.labels_per_item=2")
+    few = command("labels", "agreement", people, "labels", "--store", store, cwd=people.parent)
+    assert "no pair has two labels" in few.stdout
+    _label_all(people, store, per_item=2)
+    ended = command("labels", "agreement", people, "labels", "--store", store, *several, cwd=people.parent)
+    assert "100.0% [61.0%, 100.0%] of 6 comparisons agree, on 6 pairs" in ended.stdout

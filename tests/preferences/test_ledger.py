@@ -1,0 +1,90 @@
+"""The ledger keeps what was written, in order, for many writers at once, and shows what was changed."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from pipeline.errors import PipelineError
+from pipeline.preferences.ledger import GENESIS, Ledger
+
+
+def test_events_come_back_as_they_were_written(url: str, tmp_path: Path) -> None:
+    ledger = Ledger(url, f"{tmp_path.name}/a")
+    other = Ledger(url, f"{tmp_path.name}/b")
+    ledger.append(lambda known: ("label", {"text": "déjà vu\n\u2028 '\"", "n": 1}))
+    other.append(lambda known: ("label", {"n": 7}))
+    ledger.append(lambda known: ("undo", {"of": known[-1].number}))
+    ledger.append(lambda known: None)
+    ledger.close()
+    again = Ledger(url, f"{tmp_path.name}/a").events()
+    assert [(event.number, event.kind, dict(event.body)) for event in again] == [
+        (1, "label", {"text": "déjà vu\n\u2028 '\"", "n": 1}),
+        (2, "undo", {"of": 1}),
+    ]
+    assert [event.body for event in other.events()] == [{"n": 7}]
+    assert len({GENESIS, *(event.hash for event in again)}) == 3
+    assert [event.number for event in ledger.events(after=1)] == [2]
+    assert [event.number for event in ledger.events(until=1)] == [1]
+
+
+CHANGES = {
+    "a changed body": ("UPDATE trueup_events SET body = '{}' WHERE batch = :b AND number = 2", "event 2 is not"),
+    "a changed time": ("UPDATE trueup_events SET at = at + 1 WHERE batch = :b AND number = 3", "event 3 is not"),
+    "a removed event": ("DELETE FROM trueup_events WHERE batch = :b AND number = 2", "event 2 is missing"),
+    "exchanged events": (
+        "UPDATE trueup_events SET kind = CASE WHEN number = 1 THEN 'undo' ELSE 'label' END WHERE batch = :b",
+        "event 1 is not",
+    ),
+    "a body that is none": ("UPDATE trueup_events SET body = 'x' WHERE batch = :b AND number = 2", "event 2 is not"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_is_found(url: str, tmp_path: Path, change: str) -> None:
+    ledger = Ledger(url, f"{tmp_path.name}/{change}")
+    for n in range(4):
+        ledger.append(lambda known, n=n: ("label", {"n": n}))
+    assert ledger.problems() == []
+    line, told = CHANGES[change]
+    with sa.create_engine(url).begin() as connection:
+        assert connection.execute(sa.text(line), {"b": ledger.batch}).rowcount
+    problems = ledger.problems()
+    assert problems and problems[0].startswith(told)
+
+
+def _write(url: str, batch: str, count: int) -> None:
+    ledger = Ledger(url, batch)
+    for _ in range(count):
+        ledger.append(lambda known: ("label", {"after": known[-1].number if known else 0}))
+
+
+def test_writers_take_turns(url: str, tmp_path: Path) -> None:
+    batch, context = f"{tmp_path.name}/turns", multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(url, batch, 25)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(timeout=120)
+    ledger = Ledger(url, batch)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert [event.body["after"] for event in ledger.events()] == list(range(75))
+    assert ledger.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("nonsense", "Could not parse"),
+        ("postgresql+psycopg://ada:secret@127.0.0.1:1/x", "connection"),
+        ("sqlite:////proc/nothing/ledger.db", "ledger"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line_without_its_password(url: str, told: str) -> None:
+    with pytest.raises(PipelineError, match=told) as caught:
+        Ledger(url, "x")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "secret" not in str(caught.value) and "TRUEUP_LEDGER" in str(caught.value)
