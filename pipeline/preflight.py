@@ -52,7 +52,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         *_slicing_problems(plan, shapes),
         *_cutting_problems(plan, shapes),
         *_rows_problems(plan, store),
-        *_length_problems(plan),
+        *_length_problems(plan, shapes),
         *_template_problems(plan),
         *_quantize_problems(plan),
         *_merge_problems(plan),
@@ -80,13 +80,13 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
         compute = stage.spec.compute
         here = compute.launcher == "local" and kind_of(stage.spec.kind).parallel
         if here and compute.zero and not installed("deepspeed"):
-            found = f"compute.zero is {compute.zero}, DeepSpeed is not installed"
+            found = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
-            yield Problem(found, "DeepSpeed", remedy, stage.spec.where, stage.spec.name)
+            yield Problem(found, "", remedy, stage.spec.where, stage.spec.name)
         if stage.spec.kind == "ppo" and compute.activation_checkpointing is True:
             found = "compute.activation_checkpointing is true"
-            remedy = "lower compute.micro_batch: PPO keeps the activations of one micro-batch only"
-            yield Problem(found, "auto or false for ppo", remedy, stage.spec.where, stage.spec.name)
+            remedy = "lower train.token_budget: PPO keeps the activations of one micro-batch only"
+            yield Problem(found, "must be auto or false for ppo", remedy, stage.spec.where, stage.spec.name)
         if here:
             yield from _kernel_problems(stage)
 
@@ -101,8 +101,8 @@ def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
     }
     for extra, (is_missing, what) in asked.items():
         if is_missing:
-            found = f"{what}, {NAMES[extra]} is not installed"
-            yield Problem(found, NAMES[extra], INSTALL[extra], stage.spec.where, stage.spec.name)
+            found = f"{what}, and {NAMES[extra]} is not installed"
+            yield Problem(found, "", INSTALL[extra], stage.spec.where, stage.spec.name)
 
 
 def _division_problems(plan: Plan) -> Iterator[Problem]:
@@ -184,13 +184,16 @@ def _quantize_problems(plan: Plan) -> Iterator[Problem]:
     for stage in plan.pending:
         adapter = getattr(stage.spec.config, "adapter", None)
         quantize = getattr(adapter, "quantize", None)
-        for item in stage.inputs.get("model", []) if "adapter" in type(stage.spec.config).model_fields else []:
+        trained = ("model", "init") if "adapter" in type(stage.spec.config).model_fields else ("init",)
+        for field, item in [(word, item) for word in trained for item in stage.inputs.get(word, [])]:
             stored = stored_quantization(_json_of(item.artifact, "config.json"))
             problem = stored_problem(item.ref, stored, adapter)
+            if problem is not None and field == "init":  # a stage that trains all weights there are
+                problem = replace(problem, remedy="name another copy of it")
             if stored and problem is None:
                 problem = spread_problem(f"`{item.ref}` is kept quantised ({stored})", stage.spec.compute.model_dump())
             if problem is not None:
-                where = plan.recipe.where("stages", stage.spec.name, "model")
+                where = plan.recipe.where("stages", stage.spec.name, field)
                 yield replace(problem, where=where, stage=stage.spec.name)
         if quantize is None:
             continue
@@ -281,13 +284,12 @@ def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage)
     return Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage.spec.name)
 
 
-def _length_problems(plan: Plan) -> Iterator[Problem]:
+def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Compare `train.max_length` with the context of the model the stage's chain starts from."""
-    stages = {stage.spec.name: stage for stage in plan.stages}
     for stage in plan.pending:
         train = getattr(stage.spec.config, "train", None)
         asked = getattr(train, "max_length", None)
-        context = _context(stage, stages)
+        context = _context(stage, shapes)
         if asked is not None and context is not None and asked > context:
             yield Problem(
                 f"train.max_length is {asked}",
@@ -298,28 +300,10 @@ def _length_problems(plan: Plan) -> Iterator[Problem]:
             )
 
 
-def _context(stage: PlannedStage, stages: dict[str, PlannedStage]) -> int | None:
-    """Return the context of the model a stage trains, as its recipe or its folder says; None when only a hub knows."""
-    fields = _model_fields(stage, stages) or {}
+def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
+    """Return the context of the model a stage trains; None when only a hub knows."""
+    fields = shapes.config_of(stage) or {}
     return next((int(fields[key]) for key in CONTEXT_KEYS if fields.get(key)), None)
-
-
-def _model_fields(stage: PlannedStage, stages: dict[str, PlannedStage]) -> dict[str, Any] | None:
-    """Return the configuration of the model a stage trains, as far as its recipe or its folder says it."""
-    spec: Any = getattr(stage.spec.config, "model", None)
-    if isinstance(spec, dict):
-        return spec
-    for items in (stage.inputs.get("model"), stage.inputs.get("init")):
-        if not items:
-            continue
-        if items[0].ref in stages:
-            return _model_fields(stages[items[0].ref], stages)
-        file = items[0].artifact / "config.json" if items[0].artifact is not None else None
-        if file is None or not file.is_file():
-            return None
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
-    return None
 
 
 def _template_problems(plan: Plan) -> Iterator[Problem]:

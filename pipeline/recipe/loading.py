@@ -169,10 +169,13 @@ class _Building:
             self.contradictions(built, node, "")
         return built or Compute()
 
-    def contradictions(self, compute: Compute, node: Node, stage: str) -> None:
-        """Refuse settings that exclude one another; only at the level that asks for them."""
+    def contradictions(self, compute: Compute, node: Node, stage: str, kind: str | None = None) -> None:
+        """Refuse settings that exclude one another; only at the level that asks for them.
+
+        What a kind of stage cannot do at all is told by itself.
+        """
         for name, expected, remedy in compute.contradictions():
-            if node.mapping:
+            if node.mapping and (kind is None or kind in MODEL_PARALLEL.get(name, {kind})):
                 found = f"compute.{name} is {str(getattr(compute, name)).lower()}"
                 self.add(found, expected, remedy, where=node.where(name), stage=stage)
 
@@ -205,7 +208,7 @@ class _Building:
         own = Node({key: node.value[key] for key in ("seed",) if key in node.value}, node.place)
         stage_head, problems = validate(StageHead, own, stage=name)
         self.problems += problems
-        compute = self.stage_compute(name, node)
+        compute = self.stage_compute(name, node, kind)
         if kind is None:
             return None
         for word, kinds in MODEL_PARALLEL.items():
@@ -247,7 +250,7 @@ class _Building:
             return str(kind.value)
         return None
 
-    def stage_compute(self, name: str, node: Node) -> Compute:
+    def stage_compute(self, name: str, node: Node, kind: str | None) -> Compute:
         """Check a stage's compute, laid on the recipe's."""
         own = node.mapping.get("compute", Node({}, node.place))
         if own.value is None:
@@ -256,7 +259,7 @@ class _Building:
         built, problems = validate(Compute, merged, stage=name, label="compute")
         self.problems += problems
         if built is not None:
-            self.contradictions(built, own, name)
+            self.contradictions(built, own, name, kind)
         return built or Compute()
 
     def expanded(self, node: Node, stage: str) -> Node:

@@ -278,7 +278,8 @@ class Compute(BaseModel):
         found = []
         if size != everyone and self.pipeline_parallel == 1 and self.sequence_parallel == 1:
             remedy = f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {size}"
-            found.append(("tensor_parallel", f"must be processes × nodes, which is {everyone}, or 1", remedy))
+            either = f"{everyone}, all processes, or 1" if everyone > 1 else "1 on one process"
+            found.append(("tensor_parallel", f"must be {either}", remedy))
         if self.pipeline_parallel > 1 or self.sequence_parallel > 1:
             found.append(
                 (

@@ -98,7 +98,7 @@ def test_heads_that_divide_are_no_problem(heads: tuple[int, int, int]) -> None:
 
 
 REFUSED = {
-    "processes × nodes, which is 4": {"processes": 4, "tensor_parallel": 2},
+    "must be 4, all processes, or 1": {"processes": 4, "tensor_parallel": 2},
     "must be 1 with compute.zero or compute.fsdp": {"processes": 2, "tensor_parallel": 2, "zero": 1},
     "1 with pipeline_parallel": {"processes": 4, "tensor_parallel": 2, "pipeline_parallel": 2},
     "1 with Liger": {"processes": 2, "tensor_parallel": 2, "liger": "on"},

@@ -236,14 +236,19 @@ def test_a_base_whose_files_are_quantised_takes_adapters_and_merges_to_the_same_
   twice: {{kind: sft, data: demos, model: small, adapter: {{r: 4, quantize: 8bit}}, train: {STEPS}}}
   parts: {{kind: sft, data: demos, model: small, adapter: {{r: 4}}, train: {STEPS}, compute: {{processes: 2, zero: 3}}}}
   cut: {{kind: sft, data: demos, model: small, adapter: {{r: 4}}, train: {STEPS}, compute: {{{cut}}}}}
+  more: {{kind: pretrain, data: corpus, init: small, train: {STEPS}}}
 """,
     )
+    recipe.write_text(recipe.read_text().replace("data:\n", "data:\n  corpus: {path: corpus.jsonl}\n", 1))
+    shutil.copy(chain.recipe.parent / "corpus.jsonl", tmp_path)
     refused = command("check", recipe, "--store", store, cwd=tmp_path)
     assert refused.returncode == 2
     assert f"stage whole: `small` is kept quantised ({bits}), an adapter" in refused.stderr
     assert f"stage twice: `small` is kept quantised ({bits}), and adapter.quantize is 8bit" in refused.stderr
     assert f"stage parts: `small` is kept quantised ({bits}) and compute.zero is 3" in refused.stderr
     assert f"stage cut: `small` is kept quantised ({bits}) and compute.tensor_parallel is not 1" in refused.stderr
+    more = next(line for line in refused.stderr.splitlines() if "stage more:" in line)
+    assert f"`small` is kept quantised ({bits})" in more and more.endswith("; name another copy of it")
     ended = command("run", recipe, "--until", "full", "--store", store, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     tuned, full = (_weights(_folder_of(command, name, store)) for name in ("tuned", "full"))

@@ -24,7 +24,7 @@ def test_zero_without_deepspeed_is_refused_by_stage_with_the_command_that_instal
         preflight.check_plan(plan, fresh.store)
     problems = error.value.problems
     assert [problem.stage for problem in problems] == ["base", "sft", "rm"]  # a tokenizer and a report run alone
-    assert problems[0].found == "compute.zero is 2, DeepSpeed is not installed"
+    assert problems[0].found == "compute.zero is 2, and DeepSpeed is not installed"
     assert problems[0].remedy == "pip install 'trueup[deepspeed]'"
 
 
@@ -52,8 +52,8 @@ def test_stages_here_and_on_a_cluster_in_one_run_are_refused_before_it_and_run_i
 @pytest.mark.parametrize(
     ("asked", "module", "found", "extra"),
     [
-        ("compute.attention=flash", "flash_attn", "compute.attention is flash, FlashAttention", "flash"),
-        ("compute.liger=on", "liger_kernel", "compute.liger is on, Liger", "liger"),
+        ("compute.attention=flash", "flash_attn", "compute.attention is flash, and FlashAttention", "flash"),
+        ("compute.liger=on", "liger_kernel", "compute.liger is on, and Liger", "liger"),
     ],
 )
 def test_kernels_asked_for_by_name_are_missed_before_anything_runs(
