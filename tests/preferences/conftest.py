@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -50,14 +51,15 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run a PostgreSQL server of our own and return the URL of its database."""
+def postgres() -> Iterator[str]:
+    """Run a PostgreSQL server of our own and return the URL of its database.
+
+    Its folder is not among pytest's, which nobody but their owner may enter.
+    """
     pytest.importorskip("psycopg", reason="PostgreSQL's driver: pip install 'trueup[collect]'")
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    folder, port = tmp_path_factory.mktemp("postgres"), _free_port()
-    data = folder / "data"
     user: dict[str, Any] = {}
     if os.getuid() == 0:  # the server refuses to be root
         try:
@@ -65,10 +67,19 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         except KeyError:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
         user = {"user": someone.pw_uid, "group": someone.pw_gid, "extra_groups": []}
-        for path in (folder, *folder.parents):
-            if path.owner() == "root" and path != Path(path.anchor) and "pytest" in str(path):
-                path.chmod(path.stat().st_mode | 0o711)
-        shutil.chown(folder, someone.pw_uid, someone.pw_gid)
+    with tempfile.TemporaryDirectory(prefix="trueup-postgres-") as made:
+        folder, port = Path(made), _free_port()
+        if user:
+            shutil.chown(folder, user["user"], user["group"])
+        with _serving(programs, folder, port, user):
+            yield f"postgresql+psycopg://trueup@127.0.0.1:{port}/postgres"
+
+
+@contextlib.contextmanager
+def _serving(programs: Path, folder: Path, port: int, user: dict[str, Any]) -> Iterator[None]:
+    import psycopg
+
+    data = folder / "data"
     command = [programs / "initdb", "--pgdata", data, "--username", "trueup", "--auth", "trust", "--encoding", "UTF8"]
     subprocess.run(command, check=True, capture_output=True, cwd=folder, **user)
     server = subprocess.Popen(
@@ -78,8 +89,6 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
         **user,
     )
-    import psycopg
-
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(psycopg.OperationalError):
@@ -87,7 +96,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             break
         assert server.poll() is None and time.monotonic() < deadline, "the server did not start"
         time.sleep(0.1)
-    yield f"postgresql+psycopg://trueup@127.0.0.1:{port}/postgres"
+    yield
     server.send_signal(signal.SIGINT)
     server.wait(timeout=30)
 
