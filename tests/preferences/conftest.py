@@ -90,15 +90,17 @@ def _serving(programs: Path, folder: Path, port: int, user: dict[str, Any]) -> I
         **user,
     )
     deadline = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(psycopg.OperationalError):
-            psycopg.connect(host="127.0.0.1", port=port, user="trueup", dbname="postgres").close()
-            break
-        assert server.poll() is None and time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.1)
-    yield
-    server.send_signal(signal.SIGINT)
-    server.wait(timeout=30)
+    try:
+        while True:
+            with contextlib.suppress(psycopg.OperationalError):
+                psycopg.connect(host="127.0.0.1", port=port, user="trueup", dbname="postgres").close()
+                break
+            assert server.poll() is None and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.1)
+        yield
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=30)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
