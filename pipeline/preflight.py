@@ -33,7 +33,7 @@ DIVIDED = ("batch_size", "kl_batch")
 """Words of `train` that are numbers of rows all processes of a stage share evenly."""
 
 SLICED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
-"""Optimizers whose steps were shown to be the same in slices."""
+"""Optimizers whose steps were shown to be the same under tensor parallelism."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
@@ -52,7 +52,7 @@ def check_plan(plan: Plan, store: Store) -> None:
         *_slicing_problems(plan, shapes),
         *_cutting_problems(plan, shapes),
         *_rows_problems(plan, store),
-        *_length_problems(plan),
+        *_length_problems(plan, shapes),
         *_template_problems(plan),
         *_quantize_problems(plan),
         *_merge_problems(plan),
@@ -82,7 +82,7 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
         if here and compute.zero and not installed("deepspeed"):
             found = f"compute.zero is {compute.zero}, DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
-            yield Problem(found, "DeepSpeed", remedy, stage.spec.where, stage.spec.name)
+            yield Problem(found, "it to be installed", remedy, stage.spec.where, stage.spec.name)
         if stage.spec.kind == "ppo" and compute.activation_checkpointing is True:
             found = "compute.activation_checkpointing is true"
             remedy = "lower compute.micro_batch: PPO keeps the activations of one micro-batch only"
@@ -102,7 +102,7 @@ def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
     for extra, (is_missing, what) in asked.items():
         if is_missing:
             found = f"{what}, {NAMES[extra]} is not installed"
-            yield Problem(found, NAMES[extra], INSTALL[extra], stage.spec.where, stage.spec.name)
+            yield Problem(found, "it to be installed", INSTALL[extra], stage.spec.where, stage.spec.name)
 
 
 def _division_problems(plan: Plan) -> Iterator[Problem]:
@@ -123,7 +123,7 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
 
 
 def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Find stages whose rows are to be sliced and cannot be, as far as their model's configuration is known."""
+    """Find what sequence parallelism cannot do, as far as the configuration of a stage's model is known."""
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
         count, where = compute.sequence_parallel, (stage.spec.where, stage.spec.name)
@@ -139,7 +139,7 @@ def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
         for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
             if asked.get(word, plain) != plain:
                 found = f"train.{word} is {asked[word]} with compute.sequence_parallel"
-                problems.append(Problem(found, str(plain), "leave it out: slices know the model's own loss only"))
+                problems.append(Problem(found, str(plain), "leave it out: only the model's own loss can be shared"))
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
@@ -182,27 +182,28 @@ def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
     """Name what quantised weights need and this machine or this recipe lacks."""
     for stage in plan.pending:
+        compute = stage.spec.compute.model_dump()
+        takes_adapter = "adapter" in type(stage.spec.config).model_fields
         adapter = getattr(stage.spec.config, "adapter", None)
-        quantize = getattr(adapter, "quantize", None)
-        for item in stage.inputs.get("model", []) if "adapter" in type(stage.spec.config).model_fields else []:
-            stored = stored_quantization(_json_of(item.artifact, "config.json"))
-            problem = stored_problem(item.ref, stored, adapter)
-            if stored and problem is None:
-                problem = spread_problem(f"`{item.ref}` is kept quantised ({stored})", stage.spec.compute.model_dump())
-            if problem is not None:
-                where = plan.recipe.where("stages", stage.spec.name, "model")
-                yield replace(problem, where=where, stage=stage.spec.name)
-        if quantize is None:
+        for field in ("model", "init") if kind_of(stage.spec.kind).parallel else ():
+            for item in stage.inputs.get(field, []):
+                stored = stored_quantization(_json_of(item.artifact, "config.json"))
+                problem = stored_problem(item.ref, stored, adapter, takes_adapter=takes_adapter)
+                if stored and problem is None:
+                    problem = spread_problem(f"`{item.ref}` is kept quantised ({stored})", compute)
+                if problem is not None:
+                    where = plan.recipe.where("stages", stage.spec.name, field)
+                    yield replace(problem, where=where, stage=stage.spec.name)
+        if getattr(adapter, "quantize", None) is None:
             continue
         where = plan.recipe.where("stages", stage.spec.name, "adapter", "quantize")
-        asked, compute = f"adapter.quantize is {quantize}", stage.spec.compute
+        asked = f"adapter.quantize is {getattr(adapter, 'quantize', None)}"
         if not installed("bitsandbytes"):
             remedy = "pip install 'trueup[quantize]'"
             yield Problem(asked, "the package bitsandbytes", remedy, where, stage.spec.name)
-        if compute.zero == 3 or compute.fsdp:
-            found = f"{asked} and compute.{'fsdp is true' if compute.fsdp else 'zero is 3'}"
-            remedy = "set compute.zero: 0, 1 or 2 for this stage"
-            yield Problem(found, "quantised weights whole on each process", remedy, where, stage.spec.name)
+        problem = spread_problem(asked, compute)
+        if problem is not None:
+            yield replace(problem, where=where, stage=stage.spec.name)
 
 
 def _merge_problems(plan: Plan) -> Iterator[Problem]:
@@ -252,7 +253,7 @@ def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
 
 
 def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Find models and adapters that tensor parallelism cannot slice; what only a hub knows is said when it runs."""
+    """Find models and adapters that tensor parallelism cannot divide; what only a hub knows is said when it runs."""
     for stage in plan.pending:
         size = stage.spec.compute.tensor_parallel if kind_of(stage.spec.kind).parallel else 1
         if size == 1:
@@ -267,13 +268,12 @@ def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             found = f"train.optim is {optim} with compute.tensor_parallel {size}"
             expected = f"one that steps each number by itself: {', '.join(SLICED_OPTIMIZERS)}"
             yield Problem(found, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
-        adapter = getattr(stage.spec.config, "adapter", None)
-        for word in ("quantize", "dropout"):
-            if getattr(adapter, word, None):
-                found = f"adapter.{word} is {getattr(adapter, word)} with compute.tensor_parallel {size}"
-                remedy = f"remove adapter.{word}, or set compute.tensor_parallel: 1"
-                where = plan.recipe.where("stages", stage.spec.name, "adapter", word)
-                yield Problem(found, "none: slices would not be those of one process", remedy, where, stage.spec.name)
+        dropout = getattr(getattr(stage.spec.config, "adapter", None), "dropout", 0)
+        if dropout:
+            found = f"adapter.dropout is {dropout} with compute.tensor_parallel {size}"
+            remedy = "remove adapter.dropout, or set compute.tensor_parallel: 1"
+            where = plan.recipe.where("stages", stage.spec.name, "adapter", "dropout")
+            yield Problem(found, "0: processes would drop other numbers than one does", remedy, where, stage.spec.name)
 
 
 def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:
@@ -281,14 +281,16 @@ def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage)
     return Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage.spec.name)
 
 
-def _length_problems(plan: Plan) -> Iterator[Problem]:
+def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Compare `train.max_length` with the context of the model the stage's chain starts from."""
-    stages = {stage.spec.name: stage for stage in plan.stages}
     for stage in plan.pending:
         train = getattr(stage.spec.config, "train", None)
         asked = getattr(train, "max_length", None)
-        context = _context(stage, stages)
-        if asked is not None and context is not None and asked > context:
+        if asked is None:
+            continue
+        fields = shapes.config_of(stage) or {}
+        context = next((int(fields[key]) for key in CONTEXT_KEYS if fields.get(key)), None)
+        if context is not None and asked > context:
             yield Problem(
                 f"train.max_length is {asked}",
                 f"at most the model's context of {context} tokens",
@@ -296,30 +298,6 @@ def _length_problems(plan: Plan) -> Iterator[Problem]:
                 plan.recipe.where("stages", stage.spec.name, "train", "max_length"),
                 stage.spec.name,
             )
-
-
-def _context(stage: PlannedStage, stages: dict[str, PlannedStage]) -> int | None:
-    """Return the context of the model a stage trains, as its recipe or its folder says; None when only a hub knows."""
-    fields = _model_fields(stage, stages) or {}
-    return next((int(fields[key]) for key in CONTEXT_KEYS if fields.get(key)), None)
-
-
-def _model_fields(stage: PlannedStage, stages: dict[str, PlannedStage]) -> dict[str, Any] | None:
-    """Return the configuration of the model a stage trains, as far as its recipe or its folder says it."""
-    spec: Any = getattr(stage.spec.config, "model", None)
-    if isinstance(spec, dict):
-        return spec
-    for items in (stage.inputs.get("model"), stage.inputs.get("init")):
-        if not items:
-            continue
-        if items[0].ref in stages:
-            return _model_fields(stages[items[0].ref], stages)
-        file = items[0].artifact / "config.json" if items[0].artifact is not None else None
-        if file is None or not file.is_file():
-            return None
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
-    return None
 
 
 def _template_problems(plan: Plan) -> Iterator[Problem]:

@@ -103,7 +103,7 @@ def test_quantised_weights_do_not_go_with_zero_3(fresh: Any) -> None:
         preflight.check_plan(fresh.plan(*asked, "compute.zero=3"), fresh.store)
     (problem,) = error.value.problems
     assert (problem.stage, problem.found) == ("dpo", "adapter.quantize is 4bit and compute.zero is 3")
-    assert problem.remedy == "set compute.zero: 0, 1 or 2 for this stage"
+    assert problem.remedy == "set compute.zero: 2 or less for this stage"
     assert problem.where == f"--set {asked[0]}"
-    with pytest.raises(PipelineError, match=r"adapter\.quantize is 4bit and compute\.fsdp is true"):
+    with pytest.raises(PipelineError, match=r"4bit and compute\.fsdp is true.*; set compute\.fsdp: false"):
         preflight.check_plan(fresh.plan(*asked, "compute.fsdp=true"), fresh.store)
