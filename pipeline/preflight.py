@@ -17,6 +17,7 @@ from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
 from pipeline.forecast import fitting_problems
+from pipeline.forecast.machine import has_no_gpu
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
@@ -27,6 +28,7 @@ from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
+from pipeline.training.cpu_formats import cpu_problem
 from pipeline.training.pipelined_fields import unused_problem
 
 DIVIDED = ("batch_size", "kl_batch")
@@ -48,6 +50,7 @@ def check_plan(plan: Plan, store: Store) -> None:
     problems = [
         *_launcher_problems(plan),
         *_engine_problems(plan),
+        *_precision_problems(plan),
         *_division_problems(plan),
         *_slicing_problems(plan, shapes),
         *_cutting_problems(plan, shapes),
@@ -89,6 +92,26 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             yield Problem(found, "auto or false for ppo", remedy, stage.spec.where, stage.spec.name)
         if here:
             yield from _kernel_problems(stage)
+
+
+def _precision_problems(plan: Plan) -> Iterator[Problem]:
+    """Find number formats and devices that a stage or this machine lacks; what another machine has is for it to say."""
+    for stage in plan.pending:
+        compute, kind = stage.spec.compute, stage.spec.kind
+        problem = None
+        if not kind_of(kind).parallel:
+            continue
+        if kind == "ppo" and compute.precision == "fp16":
+            found, expected = "compute.precision is fp16 for a ppo stage", "auto, fp32 or bf16: PPO scales no losses"
+            problem = Problem(found, expected, "set compute.precision: bf16")
+        elif compute.device == "cpu" or (compute.launcher == "local" and compute.hardware is None and has_no_gpu()):
+            problem = cpu_problem(compute.precision, 0 if kind == "ppo" else compute.zero)
+            if compute.device == "cuda":
+                problem = Problem(
+                    "compute.device is cuda", "a GPU, which this machine lacks", "set compute.device: auto"
+                )
+        if problem is not None:
+            yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
 
 
 def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:

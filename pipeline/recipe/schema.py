@@ -172,7 +172,7 @@ class Compute(BaseModel):
         description="Rows a device works on at once, at most: so many as divide the batch. Cannot change the result.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device to run on.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device to run on; `auto` is a GPU if any.")
     attention: Literal["auto", "eager", "sdpa", "flash"] = Field(
         "auto", description="Attention kernel; `auto` is FlashAttention where it is installed on a GPU, else torch's."
     )
