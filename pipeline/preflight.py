@@ -17,6 +17,7 @@ from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
 from pipeline.forecast import fitting_problems
+from pipeline.forecast.machine import has_no_gpu
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
@@ -27,13 +28,14 @@ from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
+from pipeline.training.cpu_formats import cpu_problem
 from pipeline.training.pipelined_fields import unused_problem
 
 DIVIDED = ("batch_size", "kl_batch")
 """Words of `train` that are numbers of rows all processes of a stage share evenly."""
 
 SLICED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
-"""Optimizers whose steps were shown to be the same in slices."""
+"""Optimizers whose steps were shown to be the same under tensor parallelism."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
@@ -48,6 +50,7 @@ def check_plan(plan: Plan, store: Store) -> None:
     problems = [
         *_launcher_problems(plan),
         *_engine_problems(plan),
+        *_precision_problems(plan),
         *_division_problems(plan),
         *_slicing_problems(plan, shapes),
         *_cutting_problems(plan, shapes),
@@ -91,6 +94,26 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             yield from _kernel_problems(stage)
 
 
+def _precision_problems(plan: Plan) -> Iterator[Problem]:
+    """Find number formats and devices that a stage or this machine lacks; what another machine has is for it to say."""
+    for stage in plan.pending:
+        compute, kind = stage.spec.compute, stage.spec.kind
+        problem = None
+        if not kind_of(kind).parallel:
+            continue
+        if kind == "ppo" and compute.precision == "fp16":
+            found, expected = "compute.precision is fp16 for a ppo stage", "auto, fp32 or bf16: PPO scales no losses"
+            problem = Problem(found, expected, "set compute.precision: bf16")
+        elif compute.device == "cpu" or (compute.launcher == "local" and compute.hardware is None and has_no_gpu()):
+            problem = cpu_problem(compute.precision, 0 if kind == "ppo" else compute.zero)
+            if compute.device == "cuda":
+                problem = Problem(
+                    "compute.device is cuda", "a GPU, which this machine lacks", "set compute.device: auto"
+                )
+        if problem is not None:
+            yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
+
+
 def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
     """Find what is asked for by name and not installed; whether there is a GPU, torch says when the stage runs."""
     compute, engine = stage.spec.compute, getattr(stage.spec.config, "rollout_engine", "auto")
@@ -123,7 +146,7 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
 
 
 def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Find stages whose rows are to be sliced and cannot be, as far as their model's configuration is known."""
+    """Find what sequence parallelism cannot do, as far as the configuration of a stage's model is known."""
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
         count, where = compute.sequence_parallel, (stage.spec.where, stage.spec.name)
@@ -139,7 +162,7 @@ def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
         for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
             if asked.get(word, plain) != plain:
                 found = f"train.{word} is {asked[word]} with compute.sequence_parallel"
-                problems.append(Problem(found, str(plain), "leave it out: slices know the model's own loss only"))
+                problems.append(Problem(found, str(plain), "leave it out: only the model's own loss can be shared"))
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
@@ -182,30 +205,28 @@ def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
     """Name what quantised weights need and this machine or this recipe lacks."""
     for stage in plan.pending:
+        compute = stage.spec.compute.model_dump()
+        takes_adapter = "adapter" in type(stage.spec.config).model_fields
         adapter = getattr(stage.spec.config, "adapter", None)
-        quantize = getattr(adapter, "quantize", None)
-        trained = ("model", "init") if "adapter" in type(stage.spec.config).model_fields else ("init",)
-        for field, item in [(word, item) for word in trained for item in stage.inputs.get(word, [])]:
-            stored = stored_quantization(_json_of(item.artifact, "config.json"))
-            problem = stored_problem(item.ref, stored, adapter)
-            if problem is not None and field == "init":  # a stage that trains all weights there are
-                problem = replace(problem, remedy="name another copy of it")
-            if stored and problem is None:
-                problem = spread_problem(f"`{item.ref}` is kept quantised ({stored})", stage.spec.compute.model_dump())
-            if problem is not None:
-                where = plan.recipe.where("stages", stage.spec.name, field)
-                yield replace(problem, where=where, stage=stage.spec.name)
-        if quantize is None:
+        for field in ("model", "init") if kind_of(stage.spec.kind).parallel else ():
+            for item in stage.inputs.get(field, []):
+                stored = stored_quantization(_json_of(item.artifact, "config.json"))
+                problem = stored_problem(item.ref, stored, adapter, takes_adapter=takes_adapter)
+                if stored and problem is None:
+                    problem = spread_problem(f"`{item.ref}` is kept quantised ({stored})", compute)
+                if problem is not None:
+                    where = plan.recipe.where("stages", stage.spec.name, field)
+                    yield replace(problem, where=where, stage=stage.spec.name)
+        if getattr(adapter, "quantize", None) is None:
             continue
         where = plan.recipe.where("stages", stage.spec.name, "adapter", "quantize")
-        asked, compute = f"adapter.quantize is {quantize}", stage.spec.compute
+        asked = f"adapter.quantize is {getattr(adapter, 'quantize', None)}"
         if not installed("bitsandbytes"):
             remedy = "pip install 'trueup[quantize]'"
             yield Problem(asked, "the package bitsandbytes", remedy, where, stage.spec.name)
-        if compute.zero == 3 or compute.fsdp:
-            found = f"{asked} and compute.{'fsdp is true' if compute.fsdp else 'zero is 3'}"
-            remedy = "set compute.zero: 0, 1 or 2 for this stage"
-            yield Problem(found, "quantised weights whole on each process", remedy, where, stage.spec.name)
+        problem = spread_problem(asked, compute)
+        if problem is not None:
+            yield replace(problem, where=where, stage=stage.spec.name)
 
 
 def _merge_problems(plan: Plan) -> Iterator[Problem]:
@@ -255,7 +276,7 @@ def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
 
 
 def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Find models and adapters that tensor parallelism cannot slice; what only a hub knows is said when it runs."""
+    """Find models and adapters that tensor parallelism cannot divide; what only a hub knows is said when it runs."""
     for stage in plan.pending:
         size = stage.spec.compute.tensor_parallel if kind_of(stage.spec.kind).parallel else 1
         if size == 1:
@@ -270,13 +291,12 @@ def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             found = f"train.optim is {optim} with compute.tensor_parallel {size}"
             expected = f"one that steps each number by itself: {', '.join(SLICED_OPTIMIZERS)}"
             yield Problem(found, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
-        adapter = getattr(stage.spec.config, "adapter", None)
-        for word in ("quantize", "dropout"):
-            if getattr(adapter, word, None):
-                found = f"adapter.{word} is {getattr(adapter, word)} with compute.tensor_parallel {size}"
-                remedy = f"remove adapter.{word}, or set compute.tensor_parallel: 1"
-                where = plan.recipe.where("stages", stage.spec.name, "adapter", word)
-                yield Problem(found, "none: slices would not be those of one process", remedy, where, stage.spec.name)
+        dropout = getattr(getattr(stage.spec.config, "adapter", None), "dropout", 0)
+        if dropout:
+            found = f"adapter.dropout is {dropout} with compute.tensor_parallel {size}"
+            remedy = "remove adapter.dropout, or set compute.tensor_parallel: 1"
+            where = plan.recipe.where("stages", stage.spec.name, "adapter", "dropout")
+            yield Problem(found, "0: processes would drop other numbers than one does", remedy, where, stage.spec.name)
 
 
 def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:
@@ -289,8 +309,11 @@ def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     for stage in plan.pending:
         train = getattr(stage.spec.config, "train", None)
         asked = getattr(train, "max_length", None)
-        context = _context(stage, shapes)
-        if asked is not None and context is not None and asked > context:
+        if asked is None:
+            continue
+        fields = shapes.config_of(stage) or {}
+        context = next((int(fields[key]) for key in CONTEXT_KEYS if fields.get(key)), None)
+        if context is not None and asked > context:
             yield Problem(
                 f"train.max_length is {asked}",
                 f"at most the model's context of {context} tokens",
@@ -298,12 +321,6 @@ def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
                 plan.recipe.where("stages", stage.spec.name, "train", "max_length"),
                 stage.spec.name,
             )
-
-
-def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
-    """Return the context of the model a stage trains; None when only a hub knows."""
-    fields = shapes.config_of(stage) or {}
-    return next((int(fields[key]) for key in CONTEXT_KEYS if fields.get(key)), None)
 
 
 def _template_problems(plan: Plan) -> Iterator[Problem]:

@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 
 from pipeline.estimate.devices import DEVICES, Device, peak_tflops
 from pipeline.limits import memory_limit
+
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Device files of NVIDIA's and AMD's drivers, and of WSL's."""
 
 
 @cache
@@ -19,6 +23,11 @@ def this_machine(*, gpu: bool) -> Device:
         gpu: whether a GPU may be used if there is one.
     """
     return (_gpu() if gpu else None) or Device("cpu", _memory_bytes() / 2**30, is_gpu=False)
+
+
+def has_no_gpu() -> bool:
+    """Return whether this machine surely has none: no driver has left its device file."""
+    return not any(Path(file).exists() for file in DRIVERS) and _gpu() is None
 
 
 def _gpu() -> Device | None:

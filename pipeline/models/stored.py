@@ -24,22 +24,25 @@ def stored_quantization(config: Mapping[str, Any]) -> str:
     return "8bit" if found.get("load_in_8bit") else str(found.get("quant_method", "unknown"))
 
 
-def stored_problem(ref: str, stored: str, adapter: Any | None) -> Problem | None:
+def stored_problem(ref: str, stored: str, adapter: Any | None, *, takes_adapter: bool = True) -> Problem | None:
     """Return what speaks against training on such a model: only an adapter can be, and nothing quantises it again.
 
     Args:
         ref: how the recipe calls the model.
         stored: from `stored_quantization`.
         adapter: the stage's block; None when all weights are to be trained.
+        takes_adapter: whether its kind has adapters.
     """
     if not stored:
         return None
     found = f"`{ref}` is kept quantised ({stored})"
-    if stored not in TRAINABLE:
+    if stored not in TRAINABLE and takes_adapter:
         return Problem(
             found, "weights in fp32, bf16 or fp16, or in bitsandbytes' 4 or 8 bits", "name another copy of it"
         )
     if adapter is None:
+        if not takes_adapter:
+            return Problem(found, "weights that are trained, in fp32, bf16 or fp16", "name another copy of it")
         return Problem(found, "an adapter: quantised weights are not trained", "add `adapter: {r: 16}`")
     if adapter.quantize is not None:
         return Problem(f"{found}, and adapter.quantize is {adapter.quantize}", "one of the two", "remove the latter")
@@ -53,14 +56,16 @@ def spread_problem(what: str, compute: Mapping[str, Any]) -> Problem | None:
         what: is quantised, and how.
         compute: the stage's, as plain data.
     """
-    asked = {
-        "zero is 3": int(compute.get("zero") or 0) == 3,
-        "fsdp is true": bool(compute.get("fsdp")),
-        "tensor_parallel is not 1": int(compute.get("tensor_parallel", 1)) > 1,
-        "pipeline_parallel is not 1": int(compute.get("pipeline_parallel", 1)) > 1,
-    }
-    word = next((word for word, is_asked in asked.items() if is_asked), "")
-    if not word:
+    level, offload = int(compute.get("zero") or 0), ", and compute.offload: optimizer or none"
+    asked = {word: int(compute.get(word) or 1) for word in ("tensor_parallel", "pipeline_parallel")}
+    word = next((word for word, processes in asked.items() if processes > 1), "")
+    if word:
+        found, remedy = f"{word} is {asked[word]}", f"set compute.{word}: 1"
+    elif level == 3:
+        found = "zero is 3"
+        remedy = "set compute.zero: 2 or less for this stage" + (offload if compute.get("offload") == "all" else "")
+    elif compute.get("fsdp"):
+        found, remedy = "fsdp is true", "set compute.fsdp: false, and compute.zero: 2 to share gradients and optimizer"
+    else:
         return None
-    remedy = "set compute.zero: 0, 1 or 2 for this stage, without fsdp, tensor_parallel and pipeline_parallel"
-    return Problem(f"{what} and compute.{word}", "quantised weights whole on each process", remedy)
+    return Problem(f"{what} and compute.{found}", "quantised weights whole on each process", remedy)

@@ -81,11 +81,12 @@ def divide(
 
 
 def head_problem(heads: int, kv_heads: int, size: int) -> Problem | None:
-    """Return what keeps attention heads from being shared out evenly over ``size`` slices."""
+    """Return what keeps attention heads from being shared out evenly over ``size`` processes."""
     for word, count in (("num_attention_heads", heads), ("num_key_value_heads", kv_heads)):
         if count % size:
             fitting = [n for n in range(1, count + 1) if heads % n == 0 and kv_heads % n == 0]
             near = min(fitting, key=lambda n: (abs(n - size), n))
             found = f"compute.tensor_parallel {size} for a model with {word} {count}"
-            return Problem(found, f"one of {', '.join(map(str, fitting))}", f"use {near}")
+            remedy = f"use {near}" + (", on as many processes" if near > 1 else "")
+            return Problem(found, f"one of {', '.join(map(str, fitting))}", remedy)
     return None

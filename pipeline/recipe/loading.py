@@ -208,16 +208,12 @@ class _Building:
         own = Node({key: node.value[key] for key in ("seed",) if key in node.value}, node.place)
         stage_head, problems = validate(StageHead, own, stage=name)
         self.problems += problems
-        compute = self.stage_compute(name, node, kind)
+        refused = [
+            word for word, kinds in MODEL_PARALLEL.items() if kind and kind not in kinds and KINDS[kind].parallel
+        ]
+        compute = self.stage_compute(name, node, refused)
         if kind is None:
             return None
-        for word, kinds in MODEL_PARALLEL.items():
-            if getattr(compute, word) > 1 and KINDS[kind].parallel and kind not in kinds:
-                remedy = f"set compute.{word}: 1 for this stage" + ("" if compute.zero else " and compute.zero: 3")
-                found, able = f"compute.{word} is {getattr(compute, word)} for a {kind} stage", listed(sorted(kinds))
-                self.add(
-                    found, f"must be 1: only {able} can" if kinds else "must be 1", remedy, where=node.place, stage=name
-                )
         config_class = KINDS[kind].config
         body = Node({key: child for key, child in node.value.items() if key not in STAGE_KEYS}, node.place)
         for key in ("reward", "watch"):
@@ -250,17 +246,33 @@ class _Building:
             return str(kind.value)
         return None
 
-    def stage_compute(self, name: str, node: Node, kind: str | None) -> Compute:
-        """Check a stage's compute, laid on the recipe's."""
+    def stage_compute(self, name: str, node: Node, refused: Sequence[str]) -> Compute:
+        """Check a stage's compute, laid on the recipe's.
+
+        Args:
+            name: of the stage.
+            node: the stage.
+            refused: words its kind cannot heed; what else they exclude is not told beside that.
+        """
         own = node.mapping.get("compute", Node({}, node.place))
         if own.value is None:
             own = Node({}, own.place)
         merged = merge(self.recipe_compute, own)
         built, problems = validate(Compute, merged, stage=name, label="compute")
         self.problems += problems
-        if built is not None:
-            self.contradictions(built, own, name, kind)
-        return built or Compute()
+        if built is None:
+            return Compute()
+        asked = [word for word in refused if getattr(built, word) > 1]
+        for word in asked:
+            able = sorted(MODEL_PARALLEL[word])
+            found = f"compute.{word} is {getattr(built, word)} for a {node.mapping['kind'].value} stage"
+            remedy = f"set compute.{word}: 1 for this stage"
+            if not built.zero and not built.fsdp and "adapter" not in node.mapping:
+                remedy += "; compute.zero: 3 spreads its weights instead"
+            where = merged.where(word)
+            self.add(found, f"must be 1: only {listed(able, len(able))} can", remedy, where=where, stage=name)
+        self.contradictions(built.model_copy(update=dict.fromkeys(asked, 1)), own, name)
+        return built
 
     def expanded(self, node: Node, stage: str) -> Node:
         """Return a node with the environment variables in its text replaced."""

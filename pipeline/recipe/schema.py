@@ -158,8 +158,8 @@ class Compute(BaseModel):
     offload: Literal["none", "optimizer", "all"] = Field("none", description="What ZeRO keeps in CPU memory.")
     fsdp: bool = Field(False, description="Shard weights, gradients and optimizer with FSDP2 instead of ZeRO-3.")
     pipeline_parallel: int = Field(1, ge=1, description="Processes that hold consecutive decoder layers each.")
-    tensor_parallel: int = Field(1, ge=1, description="Processes that hold a slice of every large matrix each.")
-    sequence_parallel: int = Field(1, ge=1, description="Processes that hold a slice of the tokens of every row each.")
+    tensor_parallel: int = Field(1, ge=1, description="Processes that share the numbers of every large matrix.")
+    sequence_parallel: int = Field(1, ge=1, description="Processes that share the tokens of every row.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
     launcher: Literal["local", "slurm"] = Field("local", description="What starts the processes.")
     rendezvous: str | None = Field(
@@ -172,7 +172,7 @@ class Compute(BaseModel):
         description="Rows a device works on at once, at most: so many as divide the batch. Cannot change the result.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device to run on.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device to run on; `auto` is a GPU if any.")
     attention: Literal["auto", "eager", "sdpa", "flash"] = Field(
         "auto", description="Attention kernel; `auto` is FlashAttention where it is installed on a GPU, else torch's."
     )
@@ -199,7 +199,7 @@ class Compute(BaseModel):
 
     @property
     def group(self) -> int:
-        """Processes that work on the same rows: stages of a pipeline, slices of matrices or of tokens."""
+        """Processes that work on the same rows: those of a pipeline, or that share matrices or tokens."""
         return group_of(self.model_dump(include=set(MODEL_PARALLEL)))
 
     @property
@@ -211,89 +211,82 @@ class Compute(BaseModel):
         """Return ``(field, expected, remedy)`` of settings that exclude one another."""
         found = []
         if self.fsdp and self.zero:
-            found.append(
-                ("fsdp", "must be false with compute.zero above 0", "set compute.zero: 0, or leave compute.fsdp out")
-            )
-        everyone = self.ranks
-        if everyone % self.pipeline_parallel:
-            remedy = f"set compute.processes: {self.pipeline_parallel}, or a multiple"
-            found.append(("pipeline_parallel", f"must divide processes × nodes, which is {everyone}", remedy))
-        if self.pipeline_parallel > 1 and self.group > self.pipeline_parallel:
-            found.append(
-                (
-                    "pipeline_parallel",
-                    "must be 1 with tensor_parallel or sequence_parallel above 1",
-                    "choose one of them",
-                )
-            )
-        if self.pipeline_parallel > 1 and (self.zero or self.fsdp):
-            found.append(("pipeline_parallel", "must be 1 with compute.zero or compute.fsdp", "choose one of them"))
-        if self.pipeline_parallel > 1 and self.precision == "fp16":
-            remedy = "set compute.precision: bf16 or fp32; the scale of an fp16 loss is not shared between parts"
-            found.append(("pipeline_parallel", "must be 1 in fp16", remedy))
-        if self.pipeline_parallel > 1 and self.liger == "on":
-            found.append(("pipeline_parallel", "must be 1 with Liger's kernels", "leave compute.liger out"))
+            remedy = "set compute.zero: 0, or leave compute.fsdp out"
+            found.append(("fsdp", "must be false with compute.zero above 0", remedy))
+        several = [word for word in MODEL_PARALLEL if getattr(self, word) > 1]
+        if len(several) > 1:
+            others = " and ".join(f"compute.{word}" for word in several[1:])
+            remedy = f"set {' and '.join(f'compute.{word}: 1' for word in several[1:])}, or compute.{several[0]}: 1"
+            found.append((several[0], f"must be 1 with {others} above 1", remedy))
+        if self.pipeline_parallel > 1:
+            found += self._pipeline_contradictions()
         if self.tensor_parallel > 1:
-            found += self._tensor_contradictions()
+            found += self._tensor_contradictions(alone=len(several) == 1)
         if self.sequence_parallel > 1:
             found += self._sequence_contradictions()
         if self.offload != "none" and not self.zero:
-            found.append(("offload", "must be none without compute.zero", "set compute.zero: 2 or 3"))
+            levels = "3" if self.offload == "all" else "2 or 3"
+            remedy = f"set compute.zero: {levels}" + (", and leave compute.fsdp out" if self.fsdp else "")
+            remedy = "set compute.offload: none" if set(several) - {"sequence_parallel"} else remedy
+            found.append(("offload", "must be none without compute.zero", remedy))
         if self.offload == "all" and 0 < self.zero < 3:
-            found.append(
-                ("offload", "must be optimizer or none below ZeRO-3", "only ZeRO-3 can keep weights in CPU memory")
-            )
+            remedy = "set compute.zero: 3, or compute.offload: optimizer; only ZeRO-3 can keep weights in CPU memory"
+            found.append(("offload", "must be optimizer or none below ZeRO-3", remedy))
         if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
-            found.append(
-                (
-                    "nodes",
-                    "must be 1 without compute.rendezvous",
-                    "set compute.rendezvous: HOST:PORT of the first machine",
-                )
-            )
+            remedy = "set compute.rendezvous: HOST:PORT of the first machine"
+            found.append(("nodes", "must be 1 without compute.rendezvous", remedy))
+        return found
+
+    def _unsharded(self, word: str) -> list[tuple[str, str, str]]:
+        """Return what excludes ``word`` and engines that shard: none of them knows parts of a model."""
+        asked = {"compute.zero: 0": self.zero > 0, "compute.fsdp: false": self.fsdp}
+        off = [text for text, is_asked in asked.items() if is_asked]
+        if self.offload != "none" and self.zero:
+            off.append("compute.offload: none")
+        remedy = f"set {' and '.join(off)}, or compute.{word}: 1"
+        return [(word, "must be 1 with compute.zero or compute.fsdp", remedy)] if off else []
+
+    def _pipeline_contradictions(self) -> list[tuple[str, str, str]]:
+        """Return what excludes a pipeline."""
+        found, word = [], "pipeline_parallel"
+        if self.ranks % self.pipeline_parallel:
+            remedy = f"set compute.processes: {self.pipeline_parallel}, or a multiple"
+            found.append((word, f"must divide processes × nodes, which is {self.ranks}", remedy))
+        found += self._unsharded(word)
+        if self.precision == "fp16":
+            remedy = "set compute.precision: bf16 or fp32; the scale of an fp16 loss is not shared between parts"
+            found.append((word, "must be 1 in fp16", remedy))
+        if self.liger == "on":
+            found.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
         return found
 
     def _sequence_contradictions(self) -> list[tuple[str, str, str]]:
-        """Return what excludes slices of rows."""
-        found, word = [], "sequence_parallel"
-        if self.ranks % self.sequence_parallel:
-            near = [n for n in range(1, self.ranks + 1) if self.ranks % n == 0]
-            best = min(near, key=lambda n: (abs(n - self.sequence_parallel), -n))
-            found.append((word, f"must divide processes × nodes, which is {self.ranks}", f"set it to {best}"))
+        """Return what excludes sequence parallelism."""
+        found, word, size = [], "sequence_parallel", self.sequence_parallel
+        if self.ranks % size:
+            near = [n for n in range(2, self.ranks + 1) if self.ranks % n == 0]
+            best = min(near, key=lambda n: (abs(n - size), -n), default=0)
+            remedy = f"set compute.{word}: {best}" if best else f"set compute.processes: {size}, or a multiple"
+            found.append((word, f"must divide processes × nodes, which is {self.ranks}", remedy))
         if not self.zero:
-            found.append(
-                (word, "must be 1 without compute.zero", "set compute.zero: 1, 2 or 3: DeepSpeed cuts the rows")
-            )
-        if self.pipeline_parallel > 1 or self.tensor_parallel > 1:
-            found.append((word, "must be 1 with pipeline_parallel or tensor_parallel above 1", "choose one of them"))
+            more = ", and leave compute.fsdp out" if self.fsdp else ": DeepSpeed cuts the rows"
+            found.append((word, "must be 1 without compute.zero", f"set compute.zero: 1, 2 or 3{more}"))
         if self.attention == "eager":
-            found.append(
-                (word, "must be 1 with compute.attention: eager", "set compute.attention: sdpa, flash or auto")
-            )
+            remedy = "set compute.attention: sdpa, flash or auto"
+            found.append((word, "must be 1 with compute.attention: eager", remedy))
         return found
 
-    def _tensor_contradictions(self) -> list[tuple[str, str, str]]:
+    def _tensor_contradictions(self, *, alone: bool) -> list[tuple[str, str, str]]:
         """Return what excludes tensor parallelism; without data parallelism beside it the group is all processes."""
-        size, everyone = self.tensor_parallel, self.ranks
-        found = []
-        if size != everyone and self.pipeline_parallel == 1 and self.sequence_parallel == 1:
-            remedy = f"set it to {everyone} or 1" if everyone > 1 else f"set compute.processes: {size}"
-            either = f"{everyone}, all processes, or 1" if everyone > 1 else "1 on one process"
-            found.append(("tensor_parallel", f"must be {either}", remedy))
-        if self.pipeline_parallel > 1 or self.sequence_parallel > 1:
-            found.append(
-                (
-                    "tensor_parallel",
-                    "must be 1 with pipeline_parallel or sequence_parallel above 1",
-                    "choose one of them",
-                )
-            )
-        if self.zero or self.fsdp:
-            found.append(("tensor_parallel", "must be 1 with compute.zero or compute.fsdp", "choose one of them"))
+        found, word, size, everyone = [], "tensor_parallel", self.tensor_parallel, self.ranks
+        if size != everyone and alone:
+            remedy = f"set compute.{word}: {everyone} or 1" if everyone > 1 else f"set compute.processes: {size}"
+            found.append((word, f"must be processes × nodes, which is {everyone}, or 1", remedy))
+        found += self._unsharded(word)
         if self.precision == "fp16":
-            found.append(("tensor_parallel", "must be 1 in fp16", "set compute.precision: bf16 or fp32"))
+            found.append((word, "must be 1 in fp16", "set compute.precision: bf16 or fp32"))
         if self.liger == "on":
-            found.append(("tensor_parallel", "must be 1 with Liger's kernels", "set compute.liger: auto"))
+            found.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
         return found
 
 

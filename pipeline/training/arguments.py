@@ -12,6 +12,7 @@ from pipeline.models.adapter_config import Adapter
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
 from pipeline.stage import StageContext
+from pipeline.training.cpu_formats import cpu_problem
 from pipeline.training.distribution import sharding
 from pipeline.training.fields import CommonTrain
 
@@ -249,6 +250,9 @@ def build_arguments(
 def _computing(ctx: StageContext) -> dict[str, Any]:
     """Return the fields that say where and in what a trainer computes."""
     precision, on_gpu = precision_of(ctx), not use_cpu(ctx)
+    problem = None if on_gpu else cpu_problem(precision, int(ctx.compute.get("zero") or 0))
+    if problem is not None:
+        raise PipelineError(problem)
     fields = {
         "use_cpu": not on_gpu and not ctx.compute.get("zero"),  # asked for a CPU, accelerate forgets DeepSpeed
         "bf16": precision == "bf16",

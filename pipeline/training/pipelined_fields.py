@@ -28,7 +28,8 @@ def unused_problem(train: CommonTrain, adapter: Any = None) -> Problem | None:
         adapter: of the stage.
     """
     if adapter is not None:
-        return Problem("adapter with compute.pipeline_parallel", "whole weights that are trained", REMEDY)
+        remedy = "set compute.pipeline_parallel: 1" if adapter.quantize else REMEDY
+        return Problem("adapter with compute.pipeline_parallel", "whole weights that are trained", remedy)
     unused = sorted(set(train.passthrough()) - set(USED))
     if not unused:
         return None

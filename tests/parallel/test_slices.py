@@ -104,7 +104,7 @@ def test_models_that_cannot_be_sliced_are_named(
         ({"processes": 2, "sequence_parallel": 2}, "must be 1 without compute.zero"),
         (
             {"processes": 4, "sequence_parallel": 3, "zero": 1},
-            "processes × nodes, which is 4: set it to 4",
+            "processes × nodes, which is 4: set compute.sequence_parallel: 4",
         ),
         ({"processes": 2, "sequence_parallel": 2, "zero": 3, "attention": "eager"}, "compute.attention: eager"),
         ({"processes": 2, "sequence_parallel": 2, "zero": 3}, None),

@@ -85,7 +85,7 @@ def test_slices_of_a_new_model_take_the_steps_of_one_process(
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size", "remedy"),
-    [(4, 4, 3, "use 2"), (12, 4, 3, "use 2"), (32, 8, 16, "use 8"), (7, 7, 2, "use 1")],
+    [(4, 4, 3, "use 2, on as many processes"), (32, 8, 16, "use 8, on as many processes"), (7, 7, 2, "use 1")],
 )
 def test_heads_that_do_not_divide_name_the_nearest_number(heads: int, kv_heads: int, size: int, remedy: str) -> None:
     problem = head_problem(heads, kv_heads, size)
@@ -100,7 +100,7 @@ def test_heads_that_divide_are_no_problem(heads: tuple[int, int, int]) -> None:
 REFUSED = {
     "must be 4, all processes, or 1": {"processes": 4, "tensor_parallel": 2},
     "must be 1 with compute.zero or compute.fsdp": {"processes": 2, "tensor_parallel": 2, "zero": 1},
-    "1 with pipeline_parallel": {"processes": 4, "tensor_parallel": 2, "pipeline_parallel": 2},
+    "above 1; set compute.tensor_parallel: 1": {"processes": 4, "tensor_parallel": 2, "pipeline_parallel": 2},
     "1 with Liger": {"processes": 2, "tensor_parallel": 2, "liger": "on"},
     "1 in fp16": {"processes": 2, "tensor_parallel": 2, "precision": "fp16"},
 }
@@ -108,7 +108,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("said", REFUSED)
 def test_what_excludes_slices_is_refused_when_the_recipe_is_read(said: str, tiny_recipe: Path) -> None:
-    with pytest.raises(PipelineError, match=f"compute.tensor_parallel is 2.*{said}"):
+    with pytest.raises(PipelineError, match=f"compute.(tensor|pipeline)_parallel is 2.*{said}"):
         load(_recipe(tiny_recipe, REFUSED[said]))
 
 

@@ -178,7 +178,17 @@ BAD: dict[str, tuple[str, str]] = {
     "weights in CPU memory below ZeRO-3": (
         GOOD_BASE + "compute: {zero: 2, offload: all}\n",
         "r.yaml:3: compute.offload is all, must be optimizer or none below ZeRO-3; "
-        "only ZeRO-3 can keep weights in CPU memory",
+        "set compute.zero: 3, or compute.offload: optimizer; only ZeRO-3 can keep weights in CPU memory",
+    ),
+    "offload of what no ZeRO shards": (
+        GOOD_BASE + "compute: {fsdp: true, offload: optimizer}\n",
+        "r.yaml:3: compute.offload is optimizer, must be none without compute.zero; "
+        "set compute.zero: 2 or 3, and leave compute.fsdp out",
+    ),
+    "two ways to divide": (
+        GOOD_BASE + "compute: {processes: 2, pipeline_parallel: 2, tensor_parallel: 2}\n",
+        "r.yaml:3: compute.pipeline_parallel is 2, must be 1 with compute.tensor_parallel above 1; "
+        "set compute.tensor_parallel: 1, or compute.pipeline_parallel: 1",
     ),
     "union": (
         GOOD_BASE + "compute: {micro_batch: big}\n",

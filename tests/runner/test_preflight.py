@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -103,7 +104,46 @@ def test_quantised_weights_do_not_go_with_zero_3(fresh: Any) -> None:
         preflight.check_plan(fresh.plan(*asked, "compute.zero=3"), fresh.store)
     (problem,) = error.value.problems
     assert (problem.stage, problem.found) == ("dpo", "adapter.quantize is 4bit and compute.zero is 3")
-    assert problem.remedy == "set compute.zero: 0, 1 or 2 for this stage"
+    assert problem.remedy == "set compute.zero: 2 or less for this stage"
     assert problem.where == f"--set {asked[0]}"
-    with pytest.raises(PipelineError, match=r"adapter\.quantize is 4bit and compute\.fsdp is true"):
+    with pytest.raises(PipelineError, match=r"4bit and compute\.fsdp is true.*; set compute\.fsdp: false"):
         preflight.check_plan(fresh.plan(*asked, "compute.fsdp=true"), fresh.store)
+
+
+FORMATS = {
+    "fp16 on a CPU": (("compute.precision=fp16", "compute.device=cpu"), "fp16 on a CPU, .*set compute.precision: auto"),
+    "bf16 by DeepSpeed on a CPU": (
+        ("compute.precision=bf16", "compute.device=cpu", "compute.zero=1"),
+        "bf16 with compute.zero 1 on a CPU, auto or fp32; set compute.precision: fp32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_number_formats_that_a_cpu_does_not_train_in_are_refused_before_anything_loads(name: str, fresh: Any) -> None:
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    asked, said = FORMATS[name]
+    with pytest.raises(PipelineError, match=said) as error:
+        preflight.check_plan(fresh.plan(*asked), fresh.store)
+    assert {problem.stage for problem in error.value.problems} >= {"base", "sft", "rm", "dpo"}
+    preflight.check_plan(fresh.plan(*asked, "compute.precision=auto"), fresh.store)
+    preflight.check_plan(fresh.plan(*asked, "compute.device=auto", "compute.hardware=h100-80gb"), fresh.store)
+
+
+def test_ppo_in_fp16_is_refused_before_anything_loads(fresh: Any) -> None:
+    ppo = "  ppo: {kind: ppo, data: asks, model: sft, reward: rm, compute: {precision: fp16, hardware: h100-80gb}}"
+    fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n{ppo}\n", 1))
+    with pytest.raises(PipelineError, match=r"fp16 for a ppo stage.*set compute.precision: bf16"):
+        preflight.check_plan(fresh.plan(), fresh.store)
+
+
+def test_pretraining_does_not_go_on_from_quantised_weights(fresh: Any) -> None:
+    folder = fresh.recipe.parent / "small"
+    folder.mkdir()
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": quantised}))
+    more = "  more: {kind: pretrain, data: corpus, init: small}"
+    fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n{more}\n", 1))
+    said = "stage more: `small` is kept quantised .4bit., weights that are trained.*name another copy"
+    with pytest.raises(PipelineError, match=said):
+        preflight.check_plan(fresh.plan(), fresh.store)

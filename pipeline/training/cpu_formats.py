@@ -1,0 +1,21 @@
+"""Number formats that a CPU does not train in. No torch: `trueup check` asks it too."""
+
+from __future__ import annotations
+
+from pipeline.errors import Problem
+
+
+def cpu_problem(precision: str, zero: int) -> Problem | None:
+    """Return what speaks against training on a CPU so; None if nothing does.
+
+    Args:
+        precision: `compute.precision`.
+        zero: `compute.zero` of a trainer of transformers, which takes bf16 with DeepSpeed on a GPU only; 0 of another.
+    """
+    if precision == "fp16":
+        found, expected = "compute.precision is fp16 on a CPU", "auto, fp32 or bf16: only GPUs train in fp16"
+        return Problem(found, expected, "set compute.precision: auto")
+    if precision == "bf16" and zero:
+        found, expected = f"compute.precision is bf16 with compute.zero {zero} on a CPU", "auto or fp32"
+        return Problem(found, expected, "set compute.precision: fp32")
+    return None
