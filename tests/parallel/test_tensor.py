@@ -98,7 +98,7 @@ def test_heads_that_divide_are_no_problem(heads: tuple[int, int, int]) -> None:
 
 
 REFUSED = {
-    "must be 4, all processes, or 1": {"processes": 4, "tensor_parallel": 2},
+    "must be processes × nodes, which is 4": {"processes": 4, "tensor_parallel": 2},
     "must be 1 with compute.zero or compute.fsdp": {"processes": 2, "tensor_parallel": 2, "zero": 1},
     "above 1; set compute.tensor_parallel: 1": {"processes": 4, "tensor_parallel": 2, "pipeline_parallel": 2},
     "1 with Liger": {"processes": 2, "tensor_parallel": 2, "liger": "on"},
