@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from pipeline.forecast.changes import gib, remedy
 from pipeline.forecast.stages import Forecast
+from pipeline.stage import MODEL_PARALLEL
 from pipeline.terminal import Column, duration, print_table
 
 WORK = ("params", "trained", "tokens", "FLOPs", "time", "cost")
@@ -75,9 +76,12 @@ def _memory(need: Forecast) -> list[str]:
 
 
 def _assumed(need: Forecast) -> str:
-    zero = f", ZeRO-{need.compute.zero}" if need.compute.zero else ""
+    spread = [f"ZeRO-{need.compute.zero}"] if need.compute.zero else ["FSDP2"] if need.compute.fsdp else []
+    for word in MODEL_PARALLEL:
+        if getattr(need.compute, word) > 1:
+            spread.append(f"{word.replace('_', ' ')} {getattr(need.compute, word)}")
     count = f"{need.processes} × " if need.processes > 1 else ""
-    return f"about, for {count}{need.device.name} with {gib(need.room)}{zero}; libraries come on top"
+    return f"about, for {count}{need.device.name} with {', '.join([gib(need.room), *spread])}; libraries come on top"
 
 
 def short(number: float) -> str:

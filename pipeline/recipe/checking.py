@@ -156,6 +156,10 @@ class _Teller:
             missing = (detail["loc"][-1],) if detail["type"] == "missing" else ()
             group = detail["type"] if detail["type"] in {"missing", "extra_forbidden", "value_error"} else "value"
             told.setdefault((path + missing, group), []).append(detail)
+        for path, group in list(told):  # a mapping is no word of a list: what is wrong inside it has been said
+            inside = any(other != (path, group) and other[0][: len(path)] == path for other in told)
+            if group == "value" and inside and isinstance(_at(self.data, path), Mapping):
+                del told[path, group]
         found = [self.tell(path, group, details) for (path, group), details in told.items()]
         found += self.passed_on({path for path, _ in told})
         return found

@@ -95,6 +95,12 @@ class Hardware(BaseModel):
     tflops: float | None = Field(None, gt=0, description="Peak of dense bf16 products, in 10¹² operations a second.")
     usd_per_hour: float | None = Field(None, ge=0, description="Price of one device.")
 
+    @model_validator(mode="after")
+    def _has_memory(self) -> Self:
+        if self.name is None and self.memory_gib is None:
+            raise ValueError("says no memory|`name` of a known device, or `memory_gib` of another")
+        return self
+
     @property
     def device(self) -> Device:
         """The device it describes."""
@@ -163,7 +169,8 @@ class Compute(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
     launcher: Literal["local", "slurm"] = Field("local", description="What starts the processes.")
     rendezvous: str | None = Field(
-        None, description="HOST:PORT where the machines of `nodes` meet: an address of the first one."
+        None,
+        description="HOST:PORT where the machines of `nodes` meet: an address of the first one; Slurm finds its own.",
     )
     join_timeout_s: float = Field(900.0, gt=0, description="Seconds the machines of `nodes` have to come together.")
     slurm: Slurm = Field(Slurm(), description="What `launcher: slurm` asks the cluster for.")
@@ -186,6 +193,14 @@ class Compute(BaseModel):
         None, description="Device to plan for: hours, cost, and whether it fits; this machine's when not given."
     )
     checkpoint_every_s: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
+
+    @field_validator("rendezvous")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        host, _, port = (value or "").rpartition(":")
+        if value is not None and not (host and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(f"is {value!r}|must be HOST:PORT, e.g. node1:29500")
+        return value
 
     def alone(self) -> Compute:
         """Return the same for a stage that runs on one process."""

@@ -40,10 +40,10 @@ def note_slices(ctx: StageContext) -> None:
     """Say that processes with slices of the same model, or of the same rows, count as one to the batch."""
     slices = int(ctx.compute.get("sequence_parallel", 1))
     if slices > 1:
-        ctx.note(f"each row lies on {slices} processes, in slices of its tokens: together they count as one process")
+        ctx.note(f"sequence parallel: {slices} processes share the tokens of each row and count as one process")
     size = int(ctx.compute.get("tensor_parallel", 1))
     if size > 1:
-        ctx.note(f"slices of every large matrix lie on {size} processes: together they count as one process")
+        ctx.note(f"tensor parallel: {size} processes share every large matrix and count as one process")
 
 
 def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
@@ -87,9 +87,9 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
         _check_slices(ctx, trainer)
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
-    asked += f" and {slices} slices of each row" if slices > 1 else ""
+    asked += f" and sequence parallelism over {slices} processes" if slices > 1 else ""
     matrices = int(ctx.compute.get("tensor_parallel", 1))
-    asked = f"{matrices} slices of each large matrix" if matrices > 1 else asked
+    asked = f"tensor parallelism over {matrices} processes" if matrices > 1 else asked
     raise PipelineError(
         Problem(
             f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",
@@ -111,7 +111,7 @@ def _check_slices(ctx: StageContext, trainer: Any) -> None:
     asked, found = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
     share = own_share(trainer.model)
     if found != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
-        text = f"compute.tensor_parallel is {asked}, the trainer slices by {found}, and this process holds {share:.0%}"
+        text = f"compute.tensor_parallel is {asked}, the trainer divides by {found}, and this process holds {share:.0%}"
         raise PipelineError(Problem(text, "what was asked for", "see `trueup doctor`", stage=ctx.name))
     if asked > 1:
         ctx.facts["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)

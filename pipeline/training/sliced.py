@@ -120,12 +120,12 @@ def refuse_unsliceable(ctx: StageContext, model: Any, longest: int) -> None:
     )
     kernel = ctx.facts["attention"]
     if model.config._attn_implementation != kernel:
-        found = f"{type(model).__name__} attends by {model.config._attn_implementation} in slices of rows"
+        found = f"{type(model).__name__} attends by {model.config._attn_implementation} under sequence parallelism"
         problems.append(Problem(found, f"{kernel}, around which DeepSpeed exchanges them", "use another architecture"))
     context = getattr(config, "max_position_embeddings", None)
     padded = -(-longest // count) * count
     if context is not None and padded > context:
-        found = f"rows of {longest} tokens in {count} slices are padded to {padded}"
+        found = f"rows of {longest} tokens shared by {count} processes are padded to {padded}"
         remedy = f"set train.max_length: {context // count * count}"
         problems.append(Problem(found, f"at most the model's context of {context} tokens", remedy))
     if problems:
@@ -236,11 +236,9 @@ class SlicedRows(Trainer):  # type: ignore[misc]
             found = exchange.difference(engine)
         except (RuntimeError, AssertionError) as error:
             name, why = type(self.model).__name__, " ".join(str(error).split())
-            problem = Problem(
-                f"{name} does not compute from {slices.count} slices: {why}", "attention that does", remedy
-            )
+            problem = Problem(f"{name} does not compute from parts of rows: {why}", "attention that does", remedy)
             raise PipelineError(problem) from error
         if not found <= PROBE_ROUNDING[next(engine.module.parameters()).dtype]:
-            what = f"logits of rows in {slices.count} slices differ by {found:.0e} from those of whole rows"
+            what = f"logits of rows shared by {slices.count} processes differ by {found:.0e} from those of whole rows"
             raise PipelineError(Problem(what, "full causal attention in every layer", remedy))
         return exchange

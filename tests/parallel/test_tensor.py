@@ -65,7 +65,9 @@ def test_slices_of_a_new_model_take_the_steps_of_one_process(
         ended = command("run", recipe, "--store", store, cwd=recipe.parent)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         stores.append(Store(store))
-    assert "together they count as one process" in ended.stdout + ended.stderr
+    assert (
+        "tensor parallel: 2 processes share every large matrix and count as one process" in ended.stdout + ended.stderr
+    )
     for name in ("base", "sft"):
         (one, rows, config), (two, same, its_config) = (_files(store, name) for store in stores)
         found = _difference(one, two)

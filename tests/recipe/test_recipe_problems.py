@@ -180,6 +180,18 @@ BAD: dict[str, tuple[str, str]] = {
         "r.yaml:3: compute.offload is all, must be optimizer or none below ZeRO-3; "
         "set compute.zero: 3, or compute.offload: optimizer; only ZeRO-3 can keep weights in CPU memory",
     ),
+    "a place to meet without a port": (
+        GOOD_BASE + "compute: {nodes: 2, rendezvous: first}\n",
+        "r.yaml:3: compute.rendezvous is 'first', must be HOST:PORT, e.g. node1:29500",
+    ),
+    "hardware without memory": (
+        GOOD_BASE + "compute: {hardware: {tflops: 5}}\n",
+        "r.yaml:3: compute.hardware says no memory, `name` of a known device, or `memory_gib` of another",
+    ),
+    "a figure of hardware": (
+        GOOD_BASE + "compute: {hardware: {name: l4-24gb, memory_gib: -1}}\n",
+        "r.yaml:3: compute.hardware.memory_gib is -1, must be > 0",
+    ),
     "offload of what no ZeRO shards": (
         GOOD_BASE + "compute: {fsdp: true, offload: optimizer}\n",
         "r.yaml:3: compute.offload is optimizer, must be none without compute.zero; "
