@@ -20,7 +20,8 @@ SLACK, SLACK_ADAPTED = 1.25, 2.25
 
 Tensors below 32 MiB come from its heap. While one block after the other goes backward, gradients that stay are put
 between tensors that go, and what the next block needs does not fit between them: it holds about one block's working set
-twice. Adapters make two more outputs in each linear layer. Measured, not derived (docs/log.md).
+twice. Adapters make two more outputs in each linear layer. Measured, not derived (docs/log.md). Were every tensor from
+1 MiB on mapped by itself (`M_MMAP_THRESHOLD`), nothing would be left of it, and a step take a quarter longer.
 """
 _TILE_TOKENS, _TILE_VOCAB = 4096, 32_768
 """Positions and tokens of trl's tiles of logits (`trl.kernels.chunked_logprob`)."""
@@ -127,16 +128,14 @@ def activation_bytes(
         shape: of the model.
         rows: of a micro-batch.
         length: of its longest row, in tokens.
-        spread: whether a block is recomputed: then its input is kept, in fp32, and one block in full.
+        spread: whether a block is recomputed: then its input is kept, in fp32.
         adapter_r: rank of the adapters; 0 where all weights are trained.
         share: of the blocks, from the top, that learn: those below keep nothing.
     """
-    block = block_bytes(shape, rows, length, spread, adapter_r=adapter_r)
     outside = 3.0 * _FP32 * shape.hidden * rows * length  # the last norm
     if spread.checkpointing:
-        inputs = shape.layers * _FP32 * shape.hidden * rows * length
-        return inputs + outside + block + transient_bytes(shape, rows * length, spread)
-    return shape.layers * share * block + outside
+        return shape.layers * _FP32 * shape.hidden * rows * length + outside
+    return shape.layers * share * block_bytes(shape, rows, length, spread, adapter_r=adapter_r) + outside
 
 
 def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float = 3.0) -> float:
@@ -269,13 +268,15 @@ def sliced(parts: Memory, shape: ModelShape, slices: int, *, adapter_r: int = 0,
     )
 
 
-def peak(parts: Memory, *, accumulates: bool) -> float:
+def peak(parts: Memory, *, accumulates: bool, recomputes: bool = False) -> float:
     """Return the largest sum in time.
 
-    Weights, optimizer and other models are always there. A backward pass begins with all activations and logits and
-    ends with all gradients; gradients are there from the start only where they accumulate. A rollout has its cache.
+    Weights, optimizer, buffers and other models are always there. A backward pass begins with all activations and
+    logits and ends with all gradients and one block; gradients are there from the start only where they accumulate. Of
+    activations that are recomputed, a block's are there when the logits are gone. A rollout has its cache.
     """
     always = parts.weights + parts.optimizer + parts.others + parts.buffers
-    begins = parts.activations + parts.logits + (parts.gradients if accumulates else 0.0)
+    first = max(parts.logits, parts.ending) if recomputes else parts.logits
+    begins = parts.activations + first + (parts.gradients if accumulates else 0.0)
     ends = parts.ending + parts.gradients
     return always + max(max(begins, ends) + parts.heap, parts.cache)

@@ -256,7 +256,10 @@ class Facts:
         if stages > 1:  # what comes from one neighbour and goes back to it has a buffer for every row of the batch
             waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden
             parts = replace(parts, activations=parts.activations + waiting)
-        parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas))
+        parts = replace(
+            parts,
+            peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas, recomputes=spread.checkpointing),
+        )
         tokens = self._tokens(train)
         work = tokens and training_flops(
             shape, tokens, longest, trained_all=adapter is None, recompute=spread.checkpointing
@@ -296,26 +299,28 @@ class Facts:
         others = sum(frozen * (o.parameters - o.vocab * o.hidden * (not o.tied)) for o in self.others)
         if adapter is None and (kind == "ppo" or getattr(train, "beta", 0.0) > 0):
             others += 4.0 * shape.parameters / shards
-        if getattr(config, "layout", "shared") == "separate":
-            trained += shape.parameters
-            own = state(shape, shape.parameters, spread)
-            held = zip(("weights", "gradients", "optimizer"), own, strict=True)
-            parts = replace(parts, **{name: getattr(parts, name) + more for name, more in held})
         logits = tiled_logit_bytes(shape, micro * longest, spread, trained=adapter is None)
         if kind == "ppo":
             logits = logit_bytes(shape, micro * train.max_new_tokens, spread, copies=PPO_COPIES)
         parts = self._learning(parts, adapter, spread, micro, longest, logits)
-        twice = 2 if getattr(config, "layout", "shared") == "separate" else 1
-        parts = replace(
-            parts,
-            others=others,
-            activations=twice * parts.activations,
-            heap=twice * parts.heap,
-            cache=cache_bytes(shape, share, longest, half=spread.half),
-        )
-        parts = replace(parts, peak=peak(parts, accumulates=accumulates))
+        parts = replace(parts, others=others, cache=cache_bytes(shape, share, longest, half=spread.half))
+        if getattr(config, "layout", "shared") == "separate":
+            own = self._separate_value(spread, micro, longest)
+            trained += own[0]
+            parts = replace(parts, **{name: getattr(parts, name) + more for name, more in own[1].parts().items()})
+        parts = replace(parts, peak=peak(parts, accumulates=accumulates, recomputes=spread.checkpointing))
         tokens, work = self._sampled_work(train, longest, adapter)
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work, parts)
+
+    def _separate_value(self, spread: Spread, rows: int, length: int) -> tuple[int, Memory]:
+        """Return parameters and memory of a value function beside the policy.
+
+        It starts from the first reward model with the policy's tokens, else from the policy.
+        """
+        shape = next((other for other in self.others if other.vocab == self.shape.vocab), self.shape)
+        size = shape.parameters - shape.vocab * shape.hidden * (not shape.tied)
+        parts = Memory(*state(shape, size, spread))
+        return size, replace(self, shape=shape)._learning(parts, None, spread, rows, length, 0.0)
 
     def _sampled_work(self, train: Any, longest: int, adapter: Adapter | None) -> tuple[float | None, float | None]:
         """Return tokens and operations: sampled once, scored by reference and reward, learned from some times."""
