@@ -13,7 +13,7 @@ from pipeline.stage import MODEL_PARALLEL
 from pipeline.terminal import Column, duration, print_table
 
 WORK = ("params", "trained", "tokens", "FLOPs", "time", "cost")
-MEMORY = ("weights", "grads", "optim.", "activ.", "logits", "heap", "other", "KV", "peak")
+MEMORY = ("weights", "grads", "optim.", "activ.", "logits", "heap", "buff.", "other", "KV", "peak")
 
 
 def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: TextIO | None = None) -> None:
@@ -26,6 +26,13 @@ def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: T
         print(file=out)
         columns = [Column("MiB/process"), *(Column(t, right=True) for t in MEMORY)]
         print_table(columns, [_memory(need) for need in needs], stream=out)
+        for need in needs:
+            if need.host:
+                room = f" of {gib(need.host_room)}" if need.host_room else ", of a size that is not known"
+                print(
+                    f"offloaded: {need.stage.spec.name} keeps {gib(need.host)} a process in the machine's memory{room}",
+                    file=out,
+                )
         for line in dict.fromkeys(_assumed(need) for need in needs):
             print(line, file=out)
     for need in needs:
@@ -51,6 +58,7 @@ def forecast_data(need: Forecast) -> dict[str, Any]:
         "micro_batch": need.micro_batch,
         "longest": need.longest,
         "memory_bytes": asdict(need.memory),
+        "host_bytes": need.host,
         "fits": need.fits,
         "remedy": "" if need.fits else remedy(need),
     }
@@ -71,7 +79,7 @@ def _work(need: Forecast) -> list[str]:
 
 def _memory(need: Forecast) -> list[str]:
     m = need.memory
-    sizes = (m.weights, m.gradients, m.optimizer, m.activations, m.logits, m.heap, m.others, m.cache, m.peak)
+    sizes = (m.weights, m.gradients, m.optimizer, m.activations, m.logits, m.heap, m.buffers, m.others, m.cache, m.peak)
     return [need.stage.spec.name, *(f"{size / 2**20:,.0f}" if size else "-" for size in sizes)]
 
 

@@ -43,6 +43,7 @@ class Device:
         tflops: dense bf16 peak; 0 when unknown: then no hours are estimated.
         usd_per_hour: of one device; 0 when unknown.
         is_gpu: whether it is one.
+        host_gib: memory of the machine a GPU is in; 0 when unknown: then nothing says whether offloaded state fits.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Device:
     tflops: float = 0.0
     usd_per_hour: float = 0.0
     is_gpu: bool = True
+    host_gib: float = 0.0
 
 
 DEVICES = {

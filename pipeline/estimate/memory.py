@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from pipeline.estimate.buckets import bucket_sizes
 from pipeline.estimate.shape import ModelShape
 
 _QUANTISED = {"4bit": (4 + 0.127) / 8, "8bit": 1.0}
@@ -19,11 +20,9 @@ SLACK, SLACK_ADAPTED = 1.25, 2.25
 
 Tensors below 32 MiB come from its heap. While one block after the other goes backward, gradients that stay are put
 between tensors that go, and what the next block needs does not fit between them: it holds about one block's working set
-twice. Adapters make two more outputs in each linear layer. Measured, not derived (docs/log.md).
+twice. Adapters make two more outputs in each linear layer. Measured, not derived (docs/log.md). Were every tensor from
+1 MiB on mapped by itself (`M_MMAP_THRESHOLD`), nothing would be left of it, and a step take a quarter longer.
 """
-_BUCKET, _LIVE = 5e8, 1e9
-"""DeepSpeed's defaults: elements of a bucket of gradients (`reduce_bucket_size`; two with `overlap_comm`), and of
-weights gathered at once (`stage3_max_live_parameters`)."""
 _TILE_TOKENS, _TILE_VOCAB = 4096, 32_768
 """Positions and tokens of trl's tiles of logits (`trl.kernels.chunked_logprob`)."""
 _TILE_COPIES = 8.25
@@ -44,6 +43,7 @@ class Spread:
         on_gpu: whether memory is a GPU's; a CPU's heap keeps freed blocks.
         dropout: whether the model's dropout is on while it learns.
         eager: whether attention is not fused: its scores are kept.
+        fsdp: whether it is FSDP2 that shards, not DeepSpeed.
     """
 
     processes: int = 1
@@ -54,6 +54,7 @@ class Spread:
     on_gpu: bool = True
     dropout: bool = False
     eager: bool = False
+    fsdp: bool = False
 
     @property
     def size(self) -> int:
@@ -73,6 +74,7 @@ class Memory:
         ending: of those, what is there when it ends: one block's; not a part of its own.
         logits: scores over the vocabulary and what the loss makes of them.
         heap: freed blocks that a CPU's allocator keeps.
+        buffers: DeepSpeed's buckets of gradients, and weights that ZeRO-3 or FSDP2 has gathered.
         others: reference, reward model and separate value function.
         cache: keys and values of a rollout.
         peak: the largest sum in time; less than all together, for they are not all there at once.
@@ -85,6 +87,7 @@ class Memory:
     ending: float = 0.0
     logits: float = 0.0
     heap: float = 0.0
+    buffers: float = 0.0
     others: float = 0.0
     cache: float = 0.0
     peak: float = 0.0
@@ -125,16 +128,14 @@ def activation_bytes(
         shape: of the model.
         rows: of a micro-batch.
         length: of its longest row, in tokens.
-        spread: whether a block is recomputed: then its input is kept, in fp32, and one block in full.
+        spread: whether a block is recomputed: then its input is kept, in fp32.
         adapter_r: rank of the adapters; 0 where all weights are trained.
         share: of the blocks, from the top, that learn: those below keep nothing.
     """
-    block = block_bytes(shape, rows, length, spread, adapter_r=adapter_r)
     outside = 3.0 * _FP32 * shape.hidden * rows * length  # the last norm
     if spread.checkpointing:
-        inputs = shape.layers * _FP32 * shape.hidden * rows * length
-        return inputs + outside + block + transient_bytes(shape, rows * length, spread)
-    return shape.layers * share * block + outside
+        return shape.layers * _FP32 * shape.hidden * rows * length + outside
+    return shape.layers * share * block_bytes(shape, rows, length, spread, adapter_r=adapter_r) + outside
 
 
 def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float = 3.0) -> float:
@@ -175,6 +176,13 @@ def heap_bytes(ending: float, spread: Spread, *, adapted: bool = False) -> float
     return 0.0 if spread.on_gpu else (SLACK_ADAPTED if adapted else SLACK) * ending
 
 
+def quantised_bytes(shape: ModelShape, size: int, quantize: str | None) -> float:
+    """Return the bytes of a whole model's weights, of ``size`` bytes each, its linear layers ``4bit`` or ``8bit``."""
+    if not quantize:
+        return float(size * shape.parameters)
+    return _QUANTISED[quantize] * shape.linear + size * (shape.parameters - shape.linear)
+
+
 def state(
     shape: ModelShape, trained: int, spread: Spread, *, quantize: str | None = None
 ) -> tuple[float, float, float]:
@@ -182,17 +190,13 @@ def state(
 
     Weights that are trained are fp32, under ZeRO in 16 bits 16 bit. DeepSpeed keeps an fp32 copy beside the optimizer's
     moments, at stages 1 and 2 also of weights that are fp32 already. Offloaded, optimizer and gradients are in the
-    machine's memory, but for two buckets on their way; with ``all`` the device has those weights that are gathered at
-    once.
+    machine's memory (`host_bytes`), with ``all`` the weights too; what is on its way is in `buffer_bytes`.
     """
     adapters = trained if trained < shape.parameters else 0
     zero, n = spread.zero, spread.processes
     mixed = bool(zero) and spread.half
     size = 2 if mixed else _FP32
-    frozen = float(size * shape.parameters)
-    if quantize:
-        frozen = _QUANTISED[quantize] * shape.linear + size * (shape.parameters - shape.linear)
-    weights = frozen + size * adapters
+    weights = quantised_bytes(shape, size, quantize) + size * adapters
     gradients, optimizer = float(size * trained), trained * (12.0 if mixed or 0 < zero < 3 else 8.0)
     if spread.half and not mixed and not quantize:
         weights += 2.0 * shape.linear  # autocast keeps 16-bit copies through a step
@@ -200,10 +204,49 @@ def state(
     gradients /= n if zero >= 2 else 1
     optimizer /= n if zero >= 1 else 1
     if spread.offload != "none" and spread.on_gpu:  # on a CPU both are the same memory
-        optimizer, gradients = 0.0, min(gradients, 2.0 * size * _BUCKET)
-        if spread.offload == "all":
-            weights = min(weights * n, float(size) * _LIVE)
+        optimizer = gradients = 0.0
+        weights = 0.0 if spread.offload == "all" else weights
     return weights, gradients, optimizer
+
+
+def buffer_bytes(shape: ModelShape, trained: int, spread: Spread) -> float:
+    """Return the bytes of DeepSpeed's buckets, and of weights that are gathered from all processes for a while.
+
+    ZeRO-1 has one bucket of gradients in fp32, ZeRO-2 two (`overlap_comm`), ZeRO-3 one and the gathered weights; FSDP2
+    gathers a block and the next. On a CPU a bucket is memory only as far as it is written to, so no larger than what is
+    trained.
+
+    Args:
+        shape: of the model.
+        trained: parameters.
+        spread: of the computation.
+    """
+    if not spread.zero:
+        return 0.0
+    size = 2 if spread.half else _FP32
+    sizes = bucket_sizes(spread.zero, shape.hidden)
+    bucket = sizes["reduce_bucket_size"]
+    bucket = bucket if spread.on_gpu else min(bucket, trained)
+    if spread.zero < 3:
+        return float(bucket * (_FP32 if spread.zero == 1 else 2 * size))
+    live = sizes["stage3_max_live_parameters"] if spread.processes > 1 or spread.offload == "all" else 0
+    live = min(shape.parameters, max(live, shape.vocab * shape.hidden)) if live else 0  # the largest matrix is whole
+    return float(size * (live + (0 if spread.fsdp else bucket)))
+
+
+def host_bytes(shape: ModelShape, trained: int, spread: Spread) -> float:
+    """Return the bytes one process keeps in the memory of its machine where a GPU's state is offloaded.
+
+    For each trained weight DeepSpeed has there its fp32 copy, two moments and an fp32 gradient: 16
+    bytes. ZeRO-3 has also the gradient in the format of the computation; with ``all`` the weights too.
+    """
+    if spread.offload == "none" or not spread.on_gpu:
+        return 0.0
+    size = 2 if spread.half else _FP32
+    held = trained * (16.0 + (size if spread.zero >= 3 else 0))
+    if spread.offload == "all":
+        held += size * (shape.parameters + (trained if trained < shape.parameters else 0))
+    return held / spread.processes
 
 
 def sliced(parts: Memory, shape: ModelShape, slices: int, *, adapter_r: int = 0, layers: int = 0) -> Memory:
@@ -225,13 +268,15 @@ def sliced(parts: Memory, shape: ModelShape, slices: int, *, adapter_r: int = 0,
     )
 
 
-def peak(parts: Memory, *, accumulates: bool) -> float:
+def peak(parts: Memory, *, accumulates: bool, recomputes: bool = False) -> float:
     """Return the largest sum in time.
 
-    Weights, optimizer and other models are always there. A backward pass begins with all activations and logits and
-    ends with all gradients; gradients are there from the start only where they accumulate. A rollout has its cache.
+    Weights, optimizer, buffers and other models are always there. A backward pass begins with all activations and
+    logits and ends with all gradients and one block; gradients are there from the start only where they accumulate. Of
+    activations that are recomputed, a block's are there when the logits are gone. A rollout has its cache.
     """
-    always = parts.weights + parts.optimizer + parts.others
-    begins = parts.activations + parts.logits + (parts.gradients if accumulates else 0.0)
+    always = parts.weights + parts.optimizer + parts.others + parts.buffers
+    first = max(parts.logits, parts.ending) if recomputes else parts.logits
+    begins = parts.activations + first + (parts.gradients if accumulates else 0.0)
     ends = parts.ending + parts.gradients
     return always + max(max(begins, ends) + parts.heap, parts.cache)

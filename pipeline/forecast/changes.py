@@ -18,6 +18,7 @@ from pipeline.models.adapter_config import Adapter
 from pipeline.plan import Plan
 from pipeline.recipe.schema import Compute
 
+_NOTHING = "no setting that we know makes it fit: a smaller model, or a device with more memory"
 SHARDED = (2, 4, 8, 16, 32, 64)
 Setting = tuple[Compute, Adapter | None, dict[str, int]]
 """Computation, adapter, and fields of `train` that are changed."""
@@ -66,12 +67,22 @@ def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Ite
         eased = _eased(forecast)
         if eased.fits:
             continue
+        where = plan.recipe.where("stages", eased.stage.spec.name, "compute")
+        if not eased.fits_host:
+            yield Problem(
+                f"compute.offload keeps about {gib(eased.host * compute.processes)} in the machine's memory",
+                f"at most {gib(eased.device.host_gib * 2**30)}, as the machine has",
+                remedy(eased) or _NOTHING,
+                where,
+                eased.stage.spec.name,
+            )
+            continue
         parts = ", ".join(f"{name} {gib(size)}" for name, size in eased.memory.parts().items())
         yield Problem(
             f"needs about {gib(eased.memory.peak)} on each process ({parts})",
             f"at most {gib(eased.room)} of {eased.device.name}",
-            remedy(eased) or "no setting that we know makes it fit: a smaller model, or a device with more memory",
-            plan.recipe.where("stages", eased.stage.spec.name, "compute"),
+            remedy(eased) or _NOTHING,
+            where,
             eased.stage.spec.name,
         )
 
@@ -113,7 +124,8 @@ def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Ch
             compute, adapter = setting[0], setting[1]
             whole = compute.zero != 3 and not compute.fsdp and compute.tensor_parallel == 1
             barred = adapter is not None and (
-                compute.pipeline_parallel > 1 or (adapter.quantize is not None and not whole)
+                compute.pipeline_parallel > 1
+                or ((adapter.quantize is not None or bool(forecast.facts.stored)) and not whole)
             )
             if not compute.contradictions() and not barred:
                 yield chosen, forecast.facts.with_train(setting[2]).forecast(*setting[:2])
@@ -169,7 +181,7 @@ def _changes(forecast: Forecast) -> Iterator[Change]:
     if kind != "pretrain":
         if forecast.adapter is None:
             yield Change("adapter: {r: 16} (LoRA instead of full training)", lambda c, a, t: (c, Adapter(r=16), t))
-        if gpu and (forecast.adapter is None or forecast.adapter.quantize is None):
+        if gpu and not forecast.facts.stored and (forecast.adapter is None or forecast.adapter.quantize is None):
             yield Change(
                 "adapter: {r: 16, quantize: 4bit}",
                 lambda c, a, t: (c, (a or Adapter(r=16)).model_copy(update={"quantize": "4bit"}), t),
@@ -178,5 +190,9 @@ def _changes(forecast: Forecast) -> Iterator[Change]:
         for count in (n for n in SHARDED if n > compute.processes):
             words = f"compute: {{processes: {count}, zero: 3}}"
             yield _on_compute(words, processes=count, zero=3)
+    if gpu and compute.offload == "all":
+        yield _on_compute("compute.offload: optimizer", offload="optimizer")
+    if gpu and compute.offload != "none":
+        yield _on_compute("compute.offload: none", offload="none")
     if gpu and not compute.fsdp and compute.offload != "all":
         yield _on_compute("compute: {zero: 3, offload: all}", zero=3, offload="all")

@@ -45,7 +45,8 @@ def _gpu() -> Device | None:
     words = name.lower().replace(" ", "").replace("-", "")
     gib = float(mib) / 1024
     known = [d for d in DEVICES.values() if d.name.partition("-")[0] in words and abs(d.memory_gib - gib) < 10]
-    return Device(name.strip(), gib, peak_tflops(name) or 0.0, known[0].usd_per_hour if known else 0.0)
+    price = known[0].usd_per_hour if known else 0.0
+    return Device(name.strip(), gib, peak_tflops(name) or 0.0, price, host_gib=_memory_bytes() / 2**30)
 
 
 def _memory_bytes() -> float:

@@ -21,6 +21,7 @@ from urllib.request import getproxies
 
 from pipeline.estimate.kept import Kept
 from pipeline.estimate.shape import ModelShape, shape_of
+from pipeline.models.stored import TRAINABLE, stored_quantization
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 
 CACHE_FILE = "model-shapes-2.json"
@@ -69,6 +70,21 @@ class ModelShapes:
             config = self._config(item)
             return config or (self.config_of(self.stages[item.ref]) if item.ref in self.stages else None)
         return None
+
+    def stored_of(self, stage: PlannedStage) -> str:
+        """Return ``4bit`` or ``8bit`` where the model a stage begins with lies so in its files, else nothing.
+
+        An adapter leaves its base as it is; what `merge` makes is in full precision again.
+        """
+        for field in ("model", "init", "models"):
+            for item in stage.inputs.get(field, []):
+                config = self._config(item)
+                if config is not None:
+                    stored = stored_quantization(config)
+                    return stored if stored in TRAINABLE else ""
+                before = self.stages.get(item.ref)
+                return "" if before is None or before.spec.kind == "merge" else self.stored_of(before)
+        return ""
 
     def of_input(self, item: PlannedInput) -> ModelShape | None:
         """Return the shape of a model a stage reads."""

@@ -14,10 +14,13 @@ from pipeline.estimate.memory import (
     Spread,
     activation_bytes,
     block_bytes,
+    buffer_bytes,
     cache_bytes,
     heap_bytes,
+    host_bytes,
     logit_bytes,
     peak,
+    quantised_bytes,
     sliced,
     state,
     tiled_logit_bytes,
@@ -59,6 +62,7 @@ class Forecast:
         tokens: it reads, samples and learns from, each once; None when the rows are not known.
         flops: of all processes; None likewise.
         memory: of one process.
+        host: bytes of one process in its machine's memory, where a GPU's state is offloaded.
     """
 
     facts: Facts
@@ -71,6 +75,7 @@ class Forecast:
     tokens: float | None
     flops: float | None
     memory: Memory
+    host: float = 0.0
 
     @property
     def stage(self) -> PlannedStage:
@@ -94,9 +99,19 @@ class Forecast:
         return self.device.memory_gib * 2**30 / share
 
     @property
+    def host_room(self) -> float:
+        """Bytes of its machine's memory one process has for what is offloaded; 0 where that is not known."""
+        return self.device.host_gib * 2**30 / self.compute.processes
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether what is offloaded has room; True where the room is not known."""
+        return not self.host_room or self.host <= self.host_room
+
+    @property
     def fits(self) -> bool:
-        """Whether a process has room; True where the room is not known."""
-        return not self.device.memory_gib or self.memory.peak <= self.room
+        """Whether a process has room on its device and in its machine; True where the room is not known."""
+        return (not self.device.memory_gib or self.memory.peak <= self.room) and self.fits_host
 
     @property
     def hours(self) -> float | None:
@@ -131,7 +146,8 @@ def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
         lengths = rows.of(stage)
         others = [shapes.of_input(item) for field in ("reward", "watch") for item in stage.inputs.get(field, [])]
         compute = stage.spec.compute if kind_of(stage.spec.kind).parallel else stage.spec.compute.alone()
-        facts = Facts(stage, shape, lengths, tuple(other for other in others if other is not None))
+        known = tuple(other for other in others if other is not None)
+        facts = Facts(stage, shape, lengths, known, stored=shapes.stored_of(stage))
         found.append(facts.forecast(compute, getattr(stage.spec.config, "adapter", None)))
     return found, list(dict.fromkeys(shapes.notes))
 
@@ -158,6 +174,7 @@ class Facts:
         shape: of its model.
         lengths: of its rows; None when they are not on this machine.
         others: models beside the one it trains.
+        stored: ``4bit`` or ``8bit`` where its model's files are quantised so, else nothing.
         changed: fields of `train` that are other than the recipe's, to see what they would bring.
     """
 
@@ -165,6 +182,7 @@ class Facts:
     shape: ModelShape
     lengths: Lengths | None
     others: tuple[ModelShape, ...] = ()
+    stored: str = ""
     changed: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -189,9 +207,11 @@ class Facts:
             on_gpu=device.is_gpu,
             dropout=kind in DROPPED,
             eager=compute.attention == "eager",
+            fsdp=compute.fsdp,
         )
-        made = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
-        return made(compute, adapter, device, spread)
+        made: Any = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
+        forecast: Forecast = made(compute, adapter, device, spread)
+        return replace(forecast, host=host_bytes(self.shape, forecast.trained, spread))
 
     def _parts(self, adapter: Adapter | None, spread: Spread) -> tuple[int, Memory]:
         """Return the trained parameters, and the memory of weights, gradients and optimizer."""
@@ -199,9 +219,10 @@ class Facts:
         if adapter is not None:
             layers = shape.layers - shape.layers // 2 if adapter.layers == "top-half" else shape.layers
             trained = shape.adapter(adapter.r, layers=layers)
-        quantize = adapter.quantize if adapter is not None else None
+        quantize = self.stored or (adapter.quantize if adapter is not None else None)
         weights, gradients, optimizer = state(shape, trained, spread, quantize=quantize)
-        return trained, Memory(weights=weights, gradients=gradients, optimizer=optimizer)
+        buffers = buffer_bytes(shape, trained, spread)
+        return trained, Memory(weights=weights, gradients=gradients, optimizer=optimizer, buffers=buffers)
 
     def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
         """Forecast a stage that learns from rows."""
@@ -235,7 +256,10 @@ class Facts:
         if stages > 1:  # what comes from one neighbour and goes back to it has a buffer for every row of the batch
             waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden
             parts = replace(parts, activations=parts.activations + waiting)
-        parts = replace(parts, peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas))
+        parts = replace(
+            parts,
+            peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas, recomputes=spread.checkpointing),
+        )
         tokens = self._tokens(train)
         work = tokens and training_flops(
             shape, tokens, longest, trained_all=adapter is None, recompute=spread.checkpointing
@@ -275,27 +299,28 @@ class Facts:
         others = sum(frozen * (o.parameters - o.vocab * o.hidden * (not o.tied)) for o in self.others)
         if adapter is None and (kind == "ppo" or getattr(train, "beta", 0.0) > 0):
             others += 4.0 * shape.parameters / shards
-        if getattr(config, "layout", "shared") == "separate":
-            trained += shape.parameters
-            own = state(shape, shape.parameters, spread)
-            parts = Memory(
-                *(a + b for a, b in zip((parts.weights, parts.gradients, parts.optimizer), own, strict=True))
-            )
         logits = tiled_logit_bytes(shape, micro * longest, spread, trained=adapter is None)
         if kind == "ppo":
             logits = logit_bytes(shape, micro * train.max_new_tokens, spread, copies=PPO_COPIES)
         parts = self._learning(parts, adapter, spread, micro, longest, logits)
-        twice = 2 if getattr(config, "layout", "shared") == "separate" else 1
-        parts = replace(
-            parts,
-            others=others,
-            activations=twice * parts.activations,
-            heap=twice * parts.heap,
-            cache=cache_bytes(shape, share, longest, half=spread.half),
-        )
-        parts = replace(parts, peak=peak(parts, accumulates=accumulates))
+        parts = replace(parts, others=others, cache=cache_bytes(shape, share, longest, half=spread.half))
+        if getattr(config, "layout", "shared") == "separate":
+            own = self._separate_value(spread, micro, longest)
+            trained += own[0]
+            parts = replace(parts, **{name: getattr(parts, name) + more for name, more in own[1].parts().items()})
+        parts = replace(parts, peak=peak(parts, accumulates=accumulates, recomputes=spread.checkpointing))
         tokens, work = self._sampled_work(train, longest, adapter)
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work, parts)
+
+    def _separate_value(self, spread: Spread, rows: int, length: int) -> tuple[int, Memory]:
+        """Return parameters and memory of a value function beside the policy.
+
+        It starts from the first reward model with the policy's tokens, else from the policy.
+        """
+        shape = next((other for other in self.others if other.vocab == self.shape.vocab), self.shape)
+        size = shape.parameters - shape.vocab * shape.hidden * (not shape.tied)
+        parts = Memory(*state(shape, size, spread))
+        return size, replace(self, shape=shape)._learning(parts, None, spread, rows, length, 0.0)
 
     def _sampled_work(self, train: Any, longest: int, adapter: Adapter | None) -> tuple[float | None, float | None]:
         """Return tokens and operations: sampled once, scored by reference and reward, learned from some times."""
@@ -319,8 +344,11 @@ class Facts:
         rows = min(config.limit or self.lengths.rows, self.lengths.rows) if self.lengths else config.limit
         frozen = _frozen_bytes(spread)
         parts = Memory(  # the baseline stays beside the model that answers; the judge comes when both are gone
-            weights=frozen
-            * max(min(len(config.models), 2) * self.shape.parameters, *(other.parameters for other in self.others), 0),
+            weights=max(
+                min(len(config.models), 2) * quantised_bytes(self.shape, int(frozen), self.stored or None),
+                *(frozen * other.parameters for other in self.others),
+                0.0,
+            ),
             cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=frozen == 2),
             logits=logit_bytes(self.shape, 128, spread, copies=2),
         )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.estimate.buckets import bucket_sizes
+
 
 def deepspeed_config(compute: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """Return DeepSpeed's configuration; what the trainer knows better is ``auto``.
@@ -38,3 +40,21 @@ def deepspeed_config(compute: Mapping[str, Any], precision: str) -> dict[str, An
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+
+
+def fit_buckets(config: dict[str, Any], hidden: int) -> dict[str, int]:
+    """Set in a configuration of DeepSpeed, before it starts, how much it sends at once; return what was set.
+
+    Args:
+        config: of DeepSpeed; its `zero_optimization` is changed.
+        hidden: width of the model.
+    """
+    zero = config["zero_optimization"]
+    sizes = bucket_sizes(int(zero["stage"]), hidden)
+    zero.update(sizes)
+    return sizes
+
+
+def width_of(model: Any) -> int:
+    """Return the width of a model of transformers, with or without an adapter."""
+    return int(model.config.get_text_config().hidden_size)

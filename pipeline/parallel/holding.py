@@ -46,6 +46,12 @@ def holding(model: nn.Module, optimizer: Any) -> Holding:
     return Holding(engine, over, round(held / all_of_them, 4), round(stepped / max(1, trained), 4))
 
 
+def bucket_of(optimizer: Any) -> int | None:
+    """Return the elements of the buckets DeepSpeed's optimizer sums gradients in; None where it is another's."""
+    zero = _zero_optimizer(optimizer)
+    return None if zero is None else int(zero.reduce_bucket_size)
+
+
 def _engine_of(parameters: list[nn.Parameter], optimizer: Any) -> tuple[str, int]:
     zero = _zero_optimizer(optimizer)
     if zero is not None:

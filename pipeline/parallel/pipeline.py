@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
+from pipeline.models.first_pass import FirstPass
 from pipeline.parallel.part import Part
 from pipeline.parallel.ranks import Ranks
 
@@ -69,11 +70,13 @@ class Pipeline:
     Attributes:
         part: of this process.
         place: of this process.
+        first: watches the first batch from its first micro-batch on; None before.
     """
 
     def __init__(self, part: Part, place: Place, device: torch.device) -> None:
         self.part, self.place, self.device = part, place, device
         self._tokens = 1.0
+        self.first: FirstPass | None = None
         self._schedules: dict[tuple[Any, ...], Any] = {}
         self._line = _own_group(place.pipelines())
         self._copies = _own_group(place.copies()) if place.replicas > 1 else None
@@ -121,9 +124,14 @@ class Pipeline:
             if len(self._schedules) == MOST_SHAPES:
                 self._schedules.clear()
             place = self.place
-            stage = PipelineStage(self.part, place.stage, place.stages, self.device, group=self._line)
+            stage = _Stage(self.part, place.stage, place.stages, self.device, group=self._line)
+            stage.begin = self._watch
             self._schedules[key] = Schedule1F1B(stage, passes, loss_fn=loss, scale_grads=False)
         return self._schedules[key]
+
+    def _watch(self) -> None:
+        if self.first is None and torch.is_grad_enabled():
+            self.first = FirstPass(self.part)
 
     def _share_of_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return a micro-batch's share of the batch's mean loss per token."""
@@ -147,6 +155,20 @@ class Pipeline:
     def whole_state(self) -> dict[str, Tensor]:
         """Return the whole model's weights, on the first process; empty on the others. Every process calls it."""
         return self.collected(self.part.counted())
+
+
+class _Stage(PipelineStage):
+    """torch's stage, which says when a micro-batch comes.
+
+    Before the first one of a shape torch runs the part forward and backward to learn what it sends. Of the first part
+    that has no gradient of its input to give, so nothing is computed again: a pass that is no part of learning.
+    """
+
+    begin: Callable[[], None]
+
+    def forward_maybe_with_nosync(self, *args: Any, **kwargs: Any) -> Any:
+        self.begin()
+        return super().forward_maybe_with_nosync(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def _own_group(members: list[list[int]]) -> Any:

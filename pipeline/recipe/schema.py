@@ -94,6 +94,7 @@ class Hardware(BaseModel):
     memory_gib: float | None = Field(None, gt=0, description="Memory of one device.")
     tflops: float | None = Field(None, gt=0, description="Peak of dense bf16 products, in 10¹² operations a second.")
     usd_per_hour: float | None = Field(None, ge=0, description="Price of one device.")
+    host_gib: float | None = Field(None, gt=0, description="Memory of the machine it is in, for what is offloaded.")
 
     @model_validator(mode="after")
     def _has_memory(self) -> Self:

@@ -220,7 +220,7 @@ def _precision(ctx: StageContext) -> Any:
 
 def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
     """Return what shares state out over processes; None where every process holds everything."""
-    from pipeline.parallel.deepspeed import deepspeed_config
+    from pipeline.parallel.deepspeed import deepspeed_config, fit_buckets, width_of
     from pipeline.training.arguments import precision_of
 
     if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
@@ -230,6 +230,7 @@ def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
         from pipeline.ppo.sharding import ZeroStepper
 
         ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision_of(ctx))
+        fit_buckets(ctx.facts["deepspeed"], width_of(policy.model))
         return ZeroStepper(policy, config.train, ranks, ctx.facts["deepspeed"])
     if ctx.compute.get("fsdp"):
         from pipeline.ppo.sharding import FsdpStepper

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.first_pass import FirstPass
-from pipeline.parallel.holding import Holding, holding, strangers
+from pipeline.parallel.holding import Holding, bucket_of, holding, strangers
 from pipeline.parallel.ranks import Ranks
 from pipeline.stage import StageContext, group_of
 from pipeline.training.arguments import device_of
@@ -95,6 +95,7 @@ def check_prepared(
     ctx.facts["seen"] = {"engine": held.engine, "weights": held.weights, "optimizer": held.optimizer}
     problems = [
         *spread_problems(ctx, held),
+        *bucket_problems(ctx, bucket_of(optimizer)),
         *weight_problems(whole, optimizer, device_of(ctx).partition(":")[0]),
         *adapter_problems(model, adapter),
         *kernel_problems(ctx, model),
@@ -147,6 +148,13 @@ def spread_problems(ctx: StageContext, held: Holding) -> Iterator[Problem]:
     elif wanted != "plain" and held.over != ctx.ranks:
         found = f"{wanted} has spread its state over {held.over} of {ctx.ranks} processes"
         yield Problem(found, "all of them", remedy)
+
+
+def bucket_problems(ctx: StageContext, bucket: int | None) -> Iterator[Problem]:
+    """Yield a problem where DeepSpeed's buckets are not those the forecast counts and the manifest names."""
+    wanted = ctx.facts.get("deepspeed", {}).get("zero_optimization", {}).get("reduce_bucket_size", bucket)
+    if bucket != wanted:
+        yield Problem(f"DeepSpeed's buckets have {bucket} elements", f"{wanted}, from the model's width", REPORT)
 
 
 def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[Problem]:

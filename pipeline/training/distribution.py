@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.cutting import filling_problem
-from pipeline.parallel.deepspeed import deepspeed_config
+from pipeline.parallel.deepspeed import deepspeed_config, fit_buckets, width_of
 from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.slices import Slices, parallelism
@@ -67,7 +67,7 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
 
 
 def check_distribution(ctx: StageContext, trainer: Any) -> None:
-    """Refuse to train when the trainer is not spread as `compute` says.
+    """Refuse to train when the trainer is not spread as `compute` says; fit DeepSpeed's buffers to its model.
 
     accelerate falls back to plain data parallelism, or to one process, without a word where it cannot do what is asked.
 
@@ -85,6 +85,9 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
         if slices > 1:
             ctx.facts["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sliced)
         _check_slices(ctx, trainer)
+        if zero:  # the trainer starts DeepSpeed later, with this configuration
+            engine = accelerator.state.deepspeed_plugin.hf_ds_config.config
+            ctx.facts["deepspeed"]["zero_optimization"].update(fit_buckets(engine, width_of(trainer.model)))
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
     asked += f" and sequence parallelism over {slices} processes" if slices > 1 else ""

@@ -25,7 +25,7 @@ from pipeline.parallel.ranks import Ranks, any_rank
 from pipeline.parallel.sharded import rebuilt
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
-from pipeline.training.audit import check_prepared
+from pipeline.training.audit import check_first_pass, check_prepared
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import newest_checkpoint, step_of
 from pipeline.training.loop import SessionClock, Trained, measured
@@ -83,7 +83,7 @@ class PipelineTraining:
         warmup = arguments.get_warmup_steps(steps)
         kind, more = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
         self.rates = get_scheduler(kind, self.optimizer, warmup, steps, more)
-        self.log = Log()
+        self.log, self._is_seen = Log(), False
         self.state = PipelineState(self.pipe, self.optimizer, self.rates, groups)
 
     def run(self, rows: Rows, held_out: Rows, collate: Collate) -> Trained:
@@ -134,6 +134,9 @@ class PipelineTraining:
         share = self.batches.batch_size // place.replicas
         mine = self._on_device(batch, slice(place.replica * share, (place.replica + 1) * share))
         loss = self.pipe.backward(passes=share // self.batches.micro_batch, tokens=tokens, **mine)
+        if self.pipe.first is not None and not self._is_seen:
+            self._is_seen = True
+            check_first_pass(self.ctx, self.pipe.first, str(self.ctx.facts["precision"]))
         norm = self.pipe.clip(self.arguments.max_grad_norm)
         rate = self.rates.get_last_lr()[0]
         if not math.isfinite(loss):

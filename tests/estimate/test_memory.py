@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pipeline.estimate.buckets import bucket_sizes
 from pipeline.estimate.kept import Kept
 from pipeline.estimate.memory import (
     SLACK,
@@ -17,8 +18,10 @@ from pipeline.estimate.memory import (
     Spread,
     activation_bytes,
     block_bytes,
+    buffer_bytes,
     cache_bytes,
     heap_bytes,
+    host_bytes,
     peak,
     sliced,
     state,
@@ -109,14 +112,43 @@ def test_four_bits_are_half_a_byte_of_each_linear_weight() -> None:
     assert weights == pytest.approx(900 * 0.515875 + 400 + 200)
 
 
-def test_offloaded_state_is_not_on_the_device() -> None:
-    # 2 G weights in 16 bits on 2 processes: two buckets of 0.5 G gradients, and 1 G weights gathered at once, stay
-    large = replace(SHAPE, parameters=2 * 10**9)
+def test_offloaded_state_is_in_the_memory_of_the_machine() -> None:
+    # 1000 weights on 2 processes in 16 bits: 500 weights stay on the device, in parts; 4 + 8 + 4 bytes of each are in
+    # the machine, with ZeRO-3 a gradient of 2 bytes, with `all` the weights too
     half = Spread(processes=2, zero=3, offload="optimizer", half=True)
-    assert state(large, 2 * 10**9, half) == (2e9, 2e9, 0)
-    assert state(large, 2 * 10**9, replace(half, offload="all")) == (2e9, 2e9, 0)
-    assert state(large, 2 * 10**9, replace(half, zero=2)) == (4e9, 2e9, 0)
-    assert state(SHAPE, 1000, Spread(zero=3, offload="all")) == (4000, 4000, 0)
+    assert state(SHAPE, 1000, half) == (1000, 0, 0)
+    assert host_bytes(SHAPE, 1000, half) == 500 * 18
+    assert state(SHAPE, 1000, replace(half, offload="all")) == (0, 0, 0)
+    assert host_bytes(SHAPE, 1000, replace(half, offload="all")) == 500 * 20
+    assert state(SHAPE, 1000, replace(half, zero=2)) == (2000, 0, 0)
+    assert host_bytes(SHAPE, 1000, replace(half, zero=2)) == 500 * 16
+    assert host_bytes(SHAPE, 1000, replace(half, on_gpu=False)) == 0  # counted as what it is: the same memory
+    assert host_bytes(SHAPE, 1000, replace(half, offload="none")) == 0
+
+
+def test_buckets_are_as_wide_as_the_model_and_gathered_weights_two_blocks() -> None:
+    # Llama 7B is 4096 wide: a bucket has 4096² = 16,777,216 elements, two blocks 24 x 4096² weights
+    wide = replace(SHAPE, hidden=4096, vocab=32_000, parameters=7 * 10**9)
+    half = Spread(processes=8, half=True)
+    found = [buffer_bytes(wide, 7 * 10**9, replace(half, zero=stage)) for stage in (0, 1, 2, 3)]
+    assert found == [0, 4 * 4096**2, 2 * 2 * 4096**2, 2 * (1 + 24) * 4096**2]
+    # FSDP2 gathers and has no buckets; an embedding larger than two blocks is gathered whole
+    assert buffer_bytes(wide, 7 * 10**9, replace(half, zero=3, fsdp=True)) == 2 * 24 * 4096**2
+    large = replace(wide, vocab=128_000)
+    assert buffer_bytes(large, 7 * 10**9, replace(half, zero=3, fsdp=True)) == 2 * 128_000 * 4096
+    # a CPU gives memory when it is written to
+    assert buffer_bytes(SHAPE, 1000, Spread(processes=2, zero=2, on_gpu=False)) == 2 * 4 * 1000
+
+
+@pytest.mark.parametrize("hidden", [8, 4096, 4097, 30_000])
+def test_what_deepspeed_sends_at_once_follows_the_width(hidden: int) -> None:
+    for stage in (1, 2, 3):
+        sizes = bucket_sizes(stage, hidden)
+        bucket = sizes["reduce_bucket_size"]
+        assert bucket == {8: 2**22, 4096: 4096**2, 4097: 4097**2 + 1, 30_000: 5e8}[hidden]
+        assert (stage == 3) == ("stage3_max_live_parameters" in sizes)
+    assert sizes["stage3_prefetch_bucket_size"] == int(0.9 * bucket)
+    assert sizes["stage3_max_live_parameters"] == min(10**9, max(2**22, 24 * hidden**2))
 
 
 def test_a_cpu_offloads_to_the_memory_it_has() -> None:
@@ -126,10 +158,14 @@ def test_a_cpu_offloads_to_the_memory_it_has() -> None:
 
 
 def test_checkpointing_keeps_the_input_of_each_block_and_one_block_going_backward() -> None:
-    # 2 blocks and the last norm's three values, each 8 wide in fp32, of 10 tokens; then one block as it goes backward
+    # 2 blocks and the last norm's three values, each 8 wide in fp32, of 10 tokens; one block as it goes backward is
+    # there when the logits are gone, whichever is larger
     spread = Spread(checkpointing=True)
-    block = block_bytes(SHAPE, 2, 5, spread) + transient_bytes(SHAPE, 10, spread)
-    assert activation_bytes(SHAPE, 2, 5, spread) == (2 + 3) * 8 * 4 * 10 + block
+    assert activation_bytes(SHAPE, 2, 5, spread) == (2 + 3) * 8 * 4 * 10
+    parts = Memory(weights=10, gradients=10, activations=30, ending=20, logits=5)
+    assert peak(parts, accumulates=False, recomputes=True) == 10 + 30 + 20
+    assert peak(replace(parts, logits=25), accumulates=False, recomputes=True) == 10 + 30 + 25
+    assert peak(parts, accumulates=True, recomputes=True) == 10 + 30 + 20 + 10
     assert transient_bytes(SHAPE, 10, spread) == 10 * 4 * (3 * 16 + 8)
 
 

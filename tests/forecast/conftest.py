@@ -56,6 +56,9 @@ stages:
   rm: {{kind: reward, data: pairs, model: base, train: {{batch_size: 8, max_steps: 3}}}}
   ppo: {{kind: ppo, data: asks, model: base, reward: small-rm, train: {{iterations: 2, rollout_batch: 16,
     max_new_tokens: 128, eval_every: 5, eval_prompts: 2, epochs: 1, minibatches: 1, token_budget: 2048}}}}
+  separate: {{kind: ppo, data: asks, model: base, reward: small-rm, layout: separate, train: {{iterations: 2,
+    rollout_batch: 16, max_new_tokens: 128, eval_every: 5, eval_prompts: 2, epochs: 1, minibatches: 1,
+    token_budget: 2048}}}}
 compute: {{threads: 1, precision: fp32, checkpoint_every_s: 1000}}
 """
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.artifacts import Store
-from pipeline.errors import PipelineError
+from pipeline.display.forecasts import print_forecasts
+from pipeline.errors import PipelineError, Problem
 from pipeline.estimate.devices import DEVICES
 from pipeline.forecast import Forecast, fitting_problems, forecasts, settled
-from pipeline.forecast.changes import remedy
+from pipeline.forecast.changes import _changes, remedy
 from pipeline.plan import Plan, make_plan
 from pipeline.preflight import check_plan
 from pipeline.recipe import load
@@ -122,3 +124,71 @@ def test_slices_of_a_row_share_its_activations_and_logits_out(planned: Any) -> N
     assert (whole.micro_batch, cut.micro_batch) == (1, 1)
     assert cut.memory.activations == whole.memory.activations / 2
     assert cut.memory.logits == whole.memory.logits / 2
+
+
+QUANTISED = {
+    **{"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8},
+    **{"intermediate_size": 1536, "vocab_size": 1500, "max_position_embeddings": 512},
+}
+STORED = """
+name: stored
+data: {{demos: {{path: {demos}}}}}
+stages:
+  first: {{kind: sft, data: demos, model: ./kept, adapter: {{r: 8}}, train: {{batch_size: 1, max_steps: 1}}}}
+  again: {{kind: sft, data: demos, model: first, adapter: {{r: 8}}, train: {{batch_size: 1, max_steps: 1}}}}
+  whole: {{kind: merge, model: ./kept, adapters: [first]}}
+  last: {{kind: sft, data: demos, model: whole, adapter: {{r: 8}}, train: {{batch_size: 1, max_steps: 1}}}}
+"""
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_base_that_is_kept_quantised_counts_so_until_it_is_merged(
+    memory_recipe: Path, tmp_path: Path, bits: int
+) -> None:
+    load_all()
+    (tmp_path / "kept").mkdir()
+    written = {"quant_method": "bitsandbytes", f"load_in_{bits}bit": True}
+    (tmp_path / "kept/config.json").write_text(json.dumps({**QUANTISED, "quantization_config": written}))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(STORED.format(demos=memory_recipe.parent / "demos.jsonl"))
+    store = Store(tmp_path / "store")
+
+    def need_of(mib: float) -> dict[str, Forecast]:
+        hardware = f"compute.hardware={{memory_gib: {mib / 1024}, tflops: 100}}"
+        made = make_plan(load(recipe, overrides=[hardware, "compute.precision=fp32"]), store)
+        return {need.stage.spec.name: need for need in forecasts(made, store)[0]}
+
+    needs = need_of(4096)
+    shape = needs["first"].shape
+    adapter = 4 * needs["first"].trained
+    quantised = shape.linear * {4: 4.127 / 8, 8: 1}[bits] + 4 * (shape.parameters - shape.linear) + adapter
+    assert needs["first"].memory.weights == needs["again"].memory.weights == pytest.approx(quantised)
+    assert needs["last"].memory.weights == 4 * shape.parameters + adapter
+    small = need_of(2)
+    offered = [change.words for change in _changes(small["first"])]
+    assert offered and not any("quantize" in words for words in offered)
+    assert any("quantize" in change.words for change in _changes(small["last"]))
+
+
+def test_offloaded_state_that_the_machine_has_no_room_for_is_refused(planned: Any, capsys: Any) -> None:
+    """23 M weights: 16 bytes of each in the machine with ZeRO-2, 16 + 4 with ZeRO-3 in fp32, and 4 more with `all`."""
+    spread = ["compute.precision=fp32", "stages.base.compute.zero=3", "stages.base.compute.offload=all"]
+
+    def plan(host_mib: float | None) -> tuple[list[Problem], Forecast]:
+        host = [] if host_mib is None else [f"host_gib: {host_mib / 1024}"]
+        hardware = ", ".join(["memory_gib: 4", "tflops: 100", *host])
+        made, store = planned(4096, *spread, f"compute.hardware={{{hardware}}}")
+        [need] = [need for need in forecasts(made, store)[0] if need.stage.spec.name == "base"]
+        print_forecasts([need], [])
+        return [p for p in fitting_problems(made, store) if p.stage == "base"], need
+
+    problems, need = plan(1024)
+    assert problems == [] and need.host == 24 * need.trained
+    assert f"keeps {need.host / 2**20:,.0f} MiB a process in the machine's memory of 1.0 GiB" in capsys.readouterr().out
+    assert plan(None)[0] == []  # its size is not known
+    [problem], _ = plan(need.host / 2**20 - 1)
+    assert problem.found == f"compute.offload keeps about {need.host / 2**20:,.0f} MiB in the machine's memory"
+    assert problem.remedy == "cheapest change that fits: compute.offload: optimizer"
+    [problem], _ = plan(200)
+    assert problem.remedy == "cheapest change that fits: compute.offload: none"
+    assert "does not fit: base; cheapest change" in capsys.readouterr().out

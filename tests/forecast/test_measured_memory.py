@@ -30,6 +30,7 @@ HELD_OUT = {
     "sft": "small-lora",
     "rm": "small-rm",
     "ppo": "small-rm",
+    "separate": "small-rm",
 }
 """Architectures, kinds and settings that no constant has seen."""
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from pipeline.estimate.buckets import bucket_sizes
 from pipeline.models.load import load_tokenizer
 from pipeline.models.scratch import build_causal_lm
 from pipeline.recipe import load
@@ -155,3 +156,6 @@ def test_two_processes_take_the_steps_of_one(name: str, world: Any, alone: Any, 
     assert found < RELATIVE
     manifest = world.store(spread).artifacts(name)[-1].manifest
     assert manifest.runtime["ran"].get("loaded") == ("in parts" if spread == "zero-3" else None)
+    if spread.startswith("zero"):  # not DeepSpeed's 5e8; that they are the engine's too is looked at as it starts
+        zero = manifest.runtime["ran"]["deepspeed"]["zero_optimization"]
+        assert bucket_sizes(int(spread[-1]), 8).keys() <= zero.keys() and zero["reduce_bucket_size"] == 2**22

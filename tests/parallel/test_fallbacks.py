@@ -27,7 +27,7 @@ from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.holding import Holding, holding
 from pipeline.parallel.joining import join
 from pipeline.stage import StageContext
-from pipeline.training.audit import spread_problems, trainer_problems
+from pipeline.training.audit import bucket_problems, spread_problems, trainer_problems
 
 pytestmark = pytest.mark.xdist_group("fallbacks")  # what its fixtures train is trained once
 
@@ -177,6 +177,15 @@ def test_another_zero_stage_is_seen(
             assert told == ([] if asked == stage else [f"compute asks for ZeRO-{asked}, ZeRO-{stage} runs"])
         alone = Holding(held.engine, 1, 1.0, 1.0)
         assert problems(tmp_path, alone, monkeypatch, zero=stage)
+
+
+def test_buckets_that_are_not_the_configured_ones_are_seen(tmp_path: Path) -> None:
+    nothing: Any = None
+    facts = {"deepspeed": {"zero_optimization": {"stage": 2, "reduce_bucket_size": 2**22}}}
+    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, facts=facts)
+    assert list(bucket_problems(ctx, 2**22)) == []
+    (problem,) = bucket_problems(ctx, 500_000_000)
+    assert problem.found == "DeepSpeed's buckets have 500000000 elements"
 
 
 def test_gradients_that_nobody_sums_are_seen(tmp_path: Path) -> None:

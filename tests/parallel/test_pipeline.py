@@ -55,6 +55,14 @@ def test_pipelines_take_the_steps_of_one_process(case: str, pretrain_world: Any)
         assert known == pytest.approx(theirs, rel=1e-4)
 
 
+def test_the_first_pass_of_a_pipeline_is_watched(pretrain_world: Any) -> None:
+    """What it computed in, and that each micro-batch was computed again; torch's own trial run is left out."""
+    compute = (*_compute(2, 2, 4), "compute.activation_checkpointing=true", "compute.precision=bf16")
+    pretrain_world.train("watched", ("tokenizer", "base"), *HELD_OUT, *compute)
+    seen = pretrain_world.store("watched").artifacts("base")[-1].manifest.runtime["ran"]["seen"]
+    assert (seen["dtype"], seen["recomputed"]) == ("bfloat16", True)
+
+
 STEPS = 150
 LONG = (
     f"stages.base.train.max_steps={STEPS}",

@@ -1,0 +1,36 @@
+"""How much DeepSpeed sends at once, from a model's width: what a stage is configured with, and what is counted.
+
+DeepSpeed's own defaults are for the largest models: two buckets of 5e8 gradients are 4 GB in fp32 on every GPU, and up
+to 1e9 gathered weights stay there, all of a small model.
+
+References: Rajbhandari et al. 2020, arXiv:1910.02054 (constant-size buffers, section 6.2); transformers'
+`HfTrainerDeepSpeedConfig.trainer_config_finalize`, whose `auto` gives h², 0.9 h² and 10 h. Deviations: a bucket has 4
+Mi elements at least, for the messages of a narrow model would be all latency; and the weights gathered at once are
+those of about two blocks of 12 h², the one that computes and the one that comes next.
+"""
+
+from __future__ import annotations
+
+LEAST, MOST, MOST_LIVE = 2**22, 5 * 10**8, 10**9
+"""Elements: of the smallest bucket, and DeepSpeed's defaults, which nothing exceeds."""
+
+
+def bucket_sizes(stage: int, hidden: int) -> dict[str, int]:
+    """Return the fields of DeepSpeed's `zero_optimization` that say how many elements it handles at once.
+
+    Args:
+        stage: of ZeRO, 1 to 3.
+        hidden: width of the model.
+    """
+    bucket = min(MOST, max(LEAST, hidden * hidden))
+    bucket += bucket % 2  # stages 1 and 2 align what they gather to two elements
+    if stage < 3:
+        return {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    live = min(MOST_LIVE, max(LEAST, 24 * hidden * hidden))
+    return {
+        "reduce_bucket_size": bucket,
+        "stage3_prefetch_bucket_size": int(0.9 * bucket),
+        "stage3_param_persistence_threshold": 10 * hidden,
+        "stage3_max_live_parameters": live,
+        "stage3_max_reuse_distance": live,
+    }
