@@ -110,6 +110,9 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
                 problem = Problem(
                     "compute.device is cuda", "a GPU, which this machine lacks", "set compute.device: auto"
                 )
+            if problem is not None and compute.device != "cpu":
+                elsewhere = f"{problem.remedy}, or name the GPU it will run on as compute.hardware"
+                problem = replace(problem, remedy=elsewhere)
         if problem is not None:
             yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
 

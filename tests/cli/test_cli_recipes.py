@@ -34,6 +34,16 @@ def test_plan_says_why_everything_would_run(trueup: Trueup, tiny_recipe: Path) -
     assert "6 stages: 6 pending" in lines
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("zero=3", "ZeRO-3"), ("fsdp=true", "FSDP2"), ("tensor_parallel=2", "tensor parallel 2")],
+)
+def test_plan_says_how_processes_divide_a_model(trueup: Trueup, tiny_recipe: Path, word: str, said: str) -> None:
+    spread = ("--set", "stages.base.compute.processes=2", "--set", f"stages.base.compute.{word}")
+    lines = trueup("plan", tiny_recipe, "--until", "base", *spread).stdout.splitlines()
+    assert any(line.startswith("about, for 2 × ") and f", {said}; libraries" in line for line in lines)
+
+
 def test_plan_json(trueup: Trueup, tiny_recipe: Path, tmp_path: Path) -> None:
     told = json.loads(trueup("plan", tiny_recipe, "--json").stdout)
     assert told["store"] == str(tmp_path / "store")
