@@ -123,8 +123,8 @@ def by_document(attention: Callable[..., tuple[Tensor, Any]]) -> Callable[..., t
     ) -> tuple[Tensor, None]:
         places, rows = kwargs.pop("position_ids"), []
         for i, lengths in enumerate(documents_of(places)):
-            parts = [tensor[i : i + 1].split(lengths, dim=2) for tensor in (query, key, value)]
-            own = places[i : i + 1].split(lengths, dim=1)
+            parts = [torch.split(tensor[i : i + 1], lengths, dim=2) for tensor in (query, key, value)]
+            own = torch.split(places[i : i + 1], lengths, dim=1)
             made = [
                 attention(module, *document, None, *args, position_ids=place, **kwargs)[0]
                 for *document, place in zip(*parts, own, strict=True)
