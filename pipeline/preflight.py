@@ -157,11 +157,6 @@ def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             continue
         problems = slicing_problems(shapes.config_of(stage) or {}, count, compute.ranks)
         asked: dict[str, Any] = train.passthrough() if train is not None else {}
-        if stage.spec.kind == "sft" and getattr(train, "mode", "rows") == "packed":
-            # DeepSpeed drops the mask that keeps packed conversations apart.
-            problems.append(
-                Problem("train.mode is packed with compute.sequence_parallel", "rows", "set train.mode: rows")
-            )
         for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
             if asked.get(word, plain) != plain:
                 found = f"train.{word} is {asked[word]} with compute.sequence_parallel"

@@ -11,7 +11,9 @@ nor where a resumed one begins.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +61,8 @@ class Slices:
         slice predicts is the first of the next one.
 
         Args:
-            batch: `input_ids`, `labels` and perhaps `attention_mask`, each (batch, tokens).
+            batch: `input_ids`, `labels` and perhaps `attention_mask`, each (batch, tokens); of packed rows
+                `position_ids`, each token's place in its own document.
             pad_id: token to pad with.
         """
         ids, labels = batch["input_ids"], batch["labels"]
@@ -67,6 +70,9 @@ class Slices:
         ids = torch.nn.functional.pad(ids, (0, rest), value=pad_id)
         follows = torch.nn.functional.pad(labels, (0, rest + 1), value=IGNORE)[:, 1:]
         places = torch.arange(ids.shape[1]).expand_as(ids)
+        if "position_ids" in batch:
+            filling = torch.arange(rest).expand(ids.shape[0], rest)  # a document of its own
+            places = torch.cat([batch["position_ids"], filling], dim=1)
         made = {"input_ids": ids, "position_ids": places, "labels": follows, "shift_labels": follows}
         if "attention_mask" in batch:
             made["attention_mask"] = torch.ones_like(ids)  # padding is on the right: a causal mask hides it
@@ -89,15 +95,56 @@ def parallelism(slices: Slices, kernel: str) -> Any:
     )
 
 
+def documents_of(places: Tensor) -> list[list[int]]:
+    """Return how long the documents of each row are, in their order: one begins wherever the place is 0.
+
+    Args:
+        places: of each token in its own document, (batch, tokens); the first of a row is 0.
+    """
+    tokens = places.shape[1]
+    starts = [torch.nonzero(row == 0).flatten().tolist() for row in places]
+    return [[end - start for start, end in pairwise([*row, tokens])] for row in starts]
+
+
+def by_document(attention: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    """Return an attention of `transformers` in which the documents of packed rows do not see one another.
+
+    Each document is attended to by itself: exact for every kernel, without a mask, whose size grows with the square of
+    the tokens, and no work is spent on pairs of tokens that do not see each other. DeepSpeed gives attention no mask,
+    and `transformers` keeps documents apart by their places for FlashAttention and for one row only.
+
+    Args:
+        attention: takes queries, keys and values as (batch, heads, tokens, size) and `position_ids` of the whole rows
+            as (batch, tokens); returns (batch, tokens, heads, size).
+    """
+
+    def attend(
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        places, rows = kwargs.pop("position_ids"), []
+        for i, lengths in enumerate(documents_of(places)):
+            parts = [torch.split(tensor[i : i + 1], lengths, dim=2) for tensor in (query, key, value)]
+            own = torch.split(places[i : i + 1], lengths, dim=1)
+            made = [
+                attention(module, *document, None, *args, position_ids=place, **kwargs)[0]
+                for *document, place in zip(*parts, own, strict=True)
+            ]
+            rows.append(torch.cat(made, dim=1))
+        return torch.cat(rows), None
+
+    return attend
+
+
 class Exchange:
     """DeepSpeed's exchange of tokens for heads, as it lies around a prepared model's attention."""
 
-    def __init__(self, kernel: str, slices: Slices) -> None:
+    def __init__(self, kernel: str, slices: Slices, *, is_packed: bool = False) -> None:
         """Find it.
 
         Args:
             kernel: attention it is put around.
             slices: of this process.
+            is_packed: whether rows hold several documents, which are to be kept apart.
 
         Raises:
             RuntimeError: DeepSpeed has put none there.
@@ -107,7 +154,9 @@ class Exchange:
         found = inspect.getclosurevars(ALL_ATTENTION_FUNCTIONS[kernel]).nonlocals.get("uattn")
         if found is None or found.world_size != slices.count:
             raise RuntimeError(f"DeepSpeed has not put its exchange around {kernel}")
-        self._held, self.slices = found, slices
+        self._held, self.slices, self._is_packed = found, slices, is_packed
+        if is_packed:
+            found.attn = by_document(found.attn)
 
     def cut_always(self, yes: bool) -> None:
         """Take rows as cut in evaluation too; accelerate has DeepSpeed take them as whole there."""
@@ -124,7 +173,8 @@ class Exchange:
     def difference(self, engine: Any) -> float:
         """Return how far the logits of sliced rows are from those of whole ones, relative to their norm.
 
-        A model that attends past the exchange, or by other rules than a causal mask, differs. Every process calls it.
+        A model that attends past the exchange, or by other rules than a causal mask, differs. Where rows are packed,
+        they are of two documents, and the whole ones are the documents alone. Every process calls it.
 
         Args:
             engine: DeepSpeed's, around the model.
@@ -133,12 +183,19 @@ class Exchange:
         random = torch.Generator().manual_seed(0)
         shape = (self._held.batch_size, PROBE_TOKENS * slices.count)
         ids = torch.randint(vocab, shape, generator=random).to(engine.device)
-        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        cut_at = [ids.shape[1] // 3] if self._is_packed else []  # no slice ends there
+        bounds = [0, *cut_at, ids.shape[1]]
+        places = torch.cat([torch.arange(end - start) for start, end in pairwise(bounds)])
+        places = places.to(engine.device).expand_as(ids)
         was_training = engine.module.training
         engine.eval()
         try:
             self.cut_always(False)
-            whole = slices.cut(engine(input_ids=ids, position_ids=places, use_cache=False).logits)
+            alone = [
+                engine(input_ids=ids[:, start:end], position_ids=places[:, start:end], use_cache=False).logits
+                for start, end in pairwise(bounds)
+            ]
+            whole = slices.cut(torch.cat(alone, dim=1))
             self.cut_always(True)
             cut = engine(input_ids=slices.cut(ids), position_ids=slices.cut(places), use_cache=False).logits
         finally:

@@ -123,7 +123,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         max_length=None,
         packing=False,
     )
-    collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat="flash" in ctx.facts["attention"])
+    is_flat = "flash" in ctx.facts["attention"] and int(ctx.compute.get("sequence_parallel", 1)) == 1
+    collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat=is_flat)
     ctx.phase(f"training on {conversations:,} conversations")
     if in_parts:
         trained, whole = train_through_pipeline(

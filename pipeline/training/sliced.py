@@ -135,6 +135,7 @@ def refuse_unsliceable(ctx: StageContext, model: Any, longest: int) -> None:
 class SlicedRows(Trainer):  # type: ignore[misc]
     """transformers' Trainer on slices of rows; the same as ever where they are whole. It stands below trl's."""
 
+    train_rows: Sequence[dict[str, Any]]
     _exchange: Exchange
     _evaluates = False
 
@@ -232,7 +233,7 @@ class SlicedRows(Trainer):  # type: ignore[misc]
         """
         remedy = "set compute.sequence_parallel: 1 for this stage"
         try:
-            exchange = Exchange(kernel, slices)
+            exchange = Exchange(kernel, slices, is_packed="seq_lengths" in self.train_rows[0])
             found = exchange.difference(engine)
         except (RuntimeError, AssertionError) as error:
             name, why = type(self.model).__name__, " ".join(str(error).split())

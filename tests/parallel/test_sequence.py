@@ -34,6 +34,11 @@ STAGES = f"""
     init: base
     train: {{{TRAIN}, learning_rate: 1.0e-3}}
   a_sft: {{kind: sft, data: demos, model: base, train: {{{TRAIN}, learning_rate: 1.0e-3, warmup_steps: 2}}}}
+  p_sft:
+    kind: sft
+    data: demos
+    model: base
+    train: {{{TRAIN}, learning_rate: 1.0e-3, mode: packed, max_length: 61}}
   long: {{kind: sft, data: demos, model: base, train: {{{LONG}, learning_rate: 1.0e-3, warmup_steps: 20}}}}
   bloom:
     kind: pretrain
@@ -68,7 +73,7 @@ STAGES = f"""
     train: {{{TRAIN}}}
   l_sft: {{kind: sft, data: demos, model: base, adapter: {{r: 4}}, train: {{{TRAIN}, learning_rate: 1.0e-2}}}}
 """
-TRAINED = ("a_pretrain", "a_sft", "l_sft")
+TRAINED = ("a_pretrain", "a_sft", "p_sft", "l_sft")
 SPREAD = {"processes": 2, "sequence_parallel": 2, "micro_batch": 2}
 
 
@@ -172,7 +177,6 @@ def test_the_manifest_says_what_really_ran(world: Any, sliced: Any) -> None:
 @pytest.mark.parametrize(
     ("stage", "change", "said"),
     [
-        ("a_sft", {"train.mode": "packed"}, "train.mode is packed with compute.sequence_parallel"),
         ("a_sft", {"train.loss_type": "dft"}, "train.loss_type is dft with compute.sequence_parallel"),
         ("a_pretrain", {"train.label_smoothing_factor": 0.1}, "train.label_smoothing_factor is 0.1"),
         ("a_sft", {"compute.processes": 3, "compute.sequence_parallel": 3}, "divides the model's 4 attention heads"),

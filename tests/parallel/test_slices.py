@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.errors import PipelineError
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.slices import IGNORE, Slices
+from pipeline.parallel.slices import IGNORE, Slices, by_document
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.recipe.schema import Compute
 from pipeline.training.sliced import held_out_batches, mean_by_rows, refuse_unsliceable
@@ -44,6 +45,27 @@ def test_slices_together_are_the_row_and_count_each_label_once(rows: int, tokens
     follows = torch.cat([part["shift_labels"] for part in parts], dim=1)
     assert torch.equal(follows[:, : tokens - 1], labels[:, 1:])
     assert (follows != IGNORE).sum() == (labels[:, 1:] != IGNORE).sum()
+
+
+def test_places_of_packed_rows_are_kept_and_padding_is_a_document_of_its_own() -> None:
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]]), "labels": torch.tensor([[IGNORE, 6, 7, IGNORE, 9]])}
+    batch["position_ids"] = torch.tensor([[0, 1, 2, 0, 1]])
+    first, second = (Slices(i, 2).batch(batch, pad_id=0) for i in (0, 1))
+    assert [first["position_ids"].tolist(), second["position_ids"].tolist()] == [[[0, 1, 2]], [[0, 1, 0]]]
+
+
+def test_documents_of_packed_rows_attend_to_themselves_only() -> None:
+    """Against softmax over a block-diagonal causal mask, written out; rows are divided in different places."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 7, 8, dtype=torch.float64)
+    places = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [0, 0, 1, 2, 3, 4, 0]])
+    documents = (places == 0).cumsum(1)
+    seen = (documents[:, :, None] == documents[:, None, :]) & torch.ones(7, 7).tril().bool()
+    scores = (query @ key.transpose(2, 3) * 8**-0.5).masked_fill(~seen[:, None], -torch.inf)
+    wanted = (scores.softmax(-1) @ value).transpose(1, 2)
+    module: Any = torch.nn.Module()
+    found, _ = by_document(sdpa_attention_forward)(module, query, key, value, None, position_ids=places)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_neighbours_are_a_group() -> None:
