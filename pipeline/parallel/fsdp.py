@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.parallel.dtensors import laid_out, whole
 from pipeline.parallel.ranks import Ranks
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,22 +47,6 @@ def engage(accelerator: Any, plugin: Any) -> None:
         state.distributed_type = DistributedType.FSDP
         state.fsdp_plugin = plugin
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-
-
-def whole(tensor: Any) -> Tensor:
-    """Return a copy, in CPU memory, of a tensor that may lie in parts."""
-    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return found.detach().cpu().clone()
-
-
-def shared_out(tensor: Tensor, like: Any) -> Tensor:
-    """Return a tensor, which every process has whole, laid out over the processes as another is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    tensor = tensor.to(like.device)
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def modules(model: nn.Module) -> list[Any]:
@@ -110,12 +95,6 @@ def gathered_weights(model: nn.Module, *, trained_only: bool) -> dict[str, Tenso
     return found
 
 
-@torch.no_grad()
-def set_weight(parameter: nn.Parameter, tensor: Tensor) -> None:
-    """Share a weight out."""
-    parameter.copy_(shared_out(tensor, parameter))
-
-
 def gathered_optimizer(optimizer: Any) -> dict[str, Any]:
     """Return the state of an optimizer as torch has it on one process (`Optimizer.state_dict`), on the first process.
 
@@ -150,4 +129,4 @@ def _part(key: str, value: Any, parameter: nn.Parameter) -> Any:
         return value
     if value.shape != parameter.shape:
         raise ValueError(f"the checkpoint's optimizer keeps {key} for a weight")
-    return shared_out(value, parameter)
+    return laid_out(value, parameter)

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from pipeline.models.first_pass import FirstPass
+from pipeline.models.labels import IGNORE
 from pipeline.parallel.part import Part
 from pipeline.parallel.ranks import Ranks
-
-IGNORE = -100
-"""Label of a token that counts for nothing; that of torch's cross entropy."""
 
 MOST_SHAPES = 4
 """Shapes of a batch whose buffers are kept: each has two for every micro-batch."""

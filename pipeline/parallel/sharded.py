@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from pipeline.parallel.tensor import size_of, whole_weights
+from pipeline.parallel.dtensors import whole_weights
+from pipeline.parallel.tensor import size_of
 
 
 def is_sharded(trainer: Any) -> bool:

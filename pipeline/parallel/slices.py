@@ -19,17 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.models.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
-
-IGNORE = -100
-"""Label of a token that does not count towards the loss."""
 
 PROBE_TOKENS, PROBE_ROUNDING = 16, {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Tokens of the rows a prepared model is tried with, in each slice; and how far rounding may move their logits."""
 
 
 @dataclass(frozen=True)
-class Slices:
+class RowSlices:
     """Which slice is this process's, and which group of processes it is in.
 
     Attributes:
@@ -45,9 +43,9 @@ class Slices:
     groups: int = 1
 
     @staticmethod
-    def of(ranks: Ranks, count: int) -> Slices:
+    def of(ranks: Ranks, count: int) -> RowSlices:
         """Return this process's: neighbours form a group, as DeepSpeed has it (`parallel_state_sp.py`)."""
-        return Slices(ranks.index % count, count, ranks.index // count, ranks.count // count)
+        return RowSlices(ranks.index % count, count, ranks.index // count, ranks.count // count)
 
     def cut(self, tokens: Tensor) -> Tensor:
         """Return this process's slice of (batch, tokens); the tokens divide."""
@@ -79,7 +77,7 @@ class Slices:
         return {name: self.cut(tensor) for name, tensor in made.items()}
 
 
-def parallelism(slices: Slices, kernel: str) -> Any:
+def parallelism(slices: RowSlices, kernel: str) -> Any:
     """Return accelerate's configuration of it.
 
     Args:
@@ -138,7 +136,7 @@ def by_document(attention: Callable[..., tuple[Tensor, Any]]) -> Callable[..., t
 class Exchange:
     """DeepSpeed's exchange of tokens for heads, as it lies around a prepared model's attention."""
 
-    def __init__(self, kernel: str, slices: Slices, *, is_packed: bool = False) -> None:
+    def __init__(self, kernel: str, slices: RowSlices, *, is_packed: bool = False) -> None:
         """Find it.
 
         Args:

@@ -10,7 +10,6 @@ Reference: Shoeybi et al. 2019, arXiv:1909.08053 (columns, then rows: one sum pe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,17 +18,18 @@ from accelerate.parallelism_config import ParallelismConfig
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers import DistributedConfig
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.division import head_problem
+from pipeline.parallel.dtensors import set_weight
 
 SHARED_NORM = "replicated_with_grad_allreduce"
 """transformers' style of a whole weight that sees only this process's heads: its gradients are summed."""
 
 
-class Slices(ParallelismConfig):  # type: ignore[misc]
+class TensorParallelism(ParallelismConfig):  # type: ignore[misc]
     """accelerate's word for tensor parallelism, also between processes on a CPU: gloo has all it takes.
 
     accelerate 1.15 asks for GPUs, and that alone keeps its data loaders from giving a group the same rows there.
@@ -145,7 +145,7 @@ def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
             a = nn.Linear(base.in_features, own_a.out_features, bias=False)
             nn.Linear(own_b.in_features, base.out_features, bias=False)
             nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
-            load_slice(own_a.weight, a.weight)
+            set_weight(own_a.weight, a.weight)
             own_a.in_features, own_b.out_features = base.in_features, base.out_features
 
 
@@ -160,32 +160,3 @@ def own_share(model: nn.Module) -> float:
     parameters = list(model.parameters())
     mine = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
     return mine / max(1, sum(p.numel() for p in parameters))
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor put together on the CPU; every process calls it, and gets it."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu().clone()
-
-
-def whole_weights(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Return weights put together, one after another; empty without ``keep``. Every process calls it."""
-    found = {}
-    for name, tensor in state.items():
-        whole = whole_tensor(tensor)
-        if keep:
-            found[name] = whole
-    return found
-
-
-def slice_like(whole: Tensor, of: Tensor) -> Tensor:
-    """Return this process's slice of a whole tensor, laid out like a weight; itself where the weight is whole."""
-    if not isinstance(of, DTensor) or whole.shape != of.shape:
-        return whole
-    return distribute_tensor(whole.to(of.device), of.device_mesh, of.placements, src_data_rank=None)
-
-
-def load_slice(parameter: nn.Parameter, whole: Tensor) -> None:
-    """Put this process's slice of a whole weight into its parameter."""
-    with torch.no_grad():
-        parameter.copy_(slice_like(whole.to(parameter.device, parameter.dtype), parameter))

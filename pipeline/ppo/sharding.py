@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.parallel import fsdp
+from pipeline.parallel import dtensors, fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sharded import rebuilt
 from pipeline.parallel.zero import ZeroState, share_fp32
@@ -239,7 +239,7 @@ class FsdpStepper:
     def whole_model(self) -> Any | None:
         """Return the policy's model with all its weights on the first process."""
         self._in_parts()
-        state = {name: fsdp.whole(parameter) for name, parameter in self.policy.whole.state_dict().items()}
+        state = {name: dtensors.whole(parameter) for name, parameter in self.policy.whole.state_dict().items()}
         return rebuilt(self.policy.model, _of_policy(state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
@@ -279,7 +279,7 @@ class FsdpStepper:
 
     def weights(self) -> dict[str, Tensor]:
         """Gather what is trained."""
-        return {name: fsdp.whole(parameter) for name, parameter in self._in_parts().items()}
+        return {name: dtensors.whole(parameter) for name, parameter in self._in_parts().items()}
 
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
@@ -287,7 +287,7 @@ class FsdpStepper:
         own = self._in_parts()
         check_names(own, tensors)
         for name, parameter in own.items():
-            parameter.copy_(fsdp.shared_out(tensors[name], parameter))
+            parameter.copy_(dtensors.laid_out(tensors[name], parameter))
 
     def moments(self) -> dict[str, Tensor]:
         """Gather what Adam remembers."""
@@ -296,14 +296,14 @@ class FsdpStepper:
             state = self.optimizer.state.get(parameter, {})
             for key in (*MOMENTS, "step"):
                 if key in state:
-                    found[f"{key}/{name}"] = fsdp.whole(state[key])
+                    found[f"{key}/{name}"] = dtensors.whole(state[key])
         return found
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
         """Share Adam's memory out."""
         for name, parameter in self._in_parts().items():
             if f"step/{name}" in tensors:
-                state = {key: fsdp.shared_out(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
+                state = {key: dtensors.laid_out(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
                 step = tensors[f"step/{name}"].to(parameter.device, copy=True)  # where a fused optimizer counts
                 self.optimizer.state[parameter] = {"step": step, **state}
 

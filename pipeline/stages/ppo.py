@@ -330,8 +330,9 @@ def _language_loss(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
         return None
     import torch
 
+    from pipeline.models.labels import IGNORE
     from pipeline.ppo.rollout import prompt_order
-    from pipeline.training.encode import IGNORE, encode_conversation
+    from pipeline.training.encode import encode_conversation
 
     rows = [encode_conversation(tokenizer, row["messages"]) for row in ctx.load_rows("ptx_data").train]
     size = min(config.train.ptx_batch, len(rows))

@@ -177,7 +177,8 @@ def _encode(
         PipelineError: there is no chat template, or the end token is not among what is learnt.
     """
     from pipeline.models.contract import conversation_problems
-    from pipeline.training.encode import IGNORE, encode_conversation
+    from pipeline.models.labels import IGNORE
+    from pipeline.training.encode import encode_conversation
 
     problems = conversation_problems(tokenizer, rows[0]["messages"]) if rows else []
     if problems:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.training.encode import IGNORE
+from pipeline.models.labels import IGNORE
 
 
 @dataclass(frozen=True)

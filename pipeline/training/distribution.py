@@ -10,7 +10,7 @@ from pipeline.parallel.cutting import filling_problem
 from pipeline.parallel.deepspeed import deepspeed_config, fit_buckets, width_of
 from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.slices import Slices, parallelism
+from pipeline.parallel.slices import RowSlices, parallelism
 from pipeline.stage import StageContext
 
 
@@ -54,7 +54,7 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     if ctx.compute.get("zero"):
         ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
         if int(ctx.compute.get("sequence_parallel", 1)) > 1:
-            slices = Slices.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
+            slices = RowSlices.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
             fields["parallelism_config"] = parallelism(slices, ctx.facts["attention"])
         return {**fields, "deepspeed": ctx.facts["deepspeed"]}
     if ctx.compute.get("fsdp"):

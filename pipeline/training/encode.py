@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
-
-IGNORE = -100
-"""Label of a token that does not count towards the loss."""
+from pipeline.models.labels import IGNORE
 
 Messages = Sequence[dict[str, str]]
 

@@ -19,8 +19,9 @@ from transformers import get_scheduler
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.models.deferred import Deferred
+from pipeline.models.labels import IGNORE
 from pipeline.parallel.part import Part
-from pipeline.parallel.pipeline import IGNORE, Pipeline, Place
+from pipeline.parallel.pipeline import Pipeline, Place
 from pipeline.parallel.ranks import Ranks, any_rank
 from pipeline.parallel.sharded import rebuilt
 from pipeline.stage import StageContext

@@ -19,16 +19,17 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.slices import IGNORE, PROBE_ROUNDING, Exchange, Slices
+from pipeline.parallel.slices import PROBE_ROUNDING, Exchange, RowSlices
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.stage import StageContext
 
 
-def slices_of(trainer: Any) -> Slices:
+def slices_of(trainer: Any) -> RowSlices:
     """Return which slice of every row a trainer's process holds; the whole of it without sequence parallelism."""
     config = trainer.accelerator.parallelism_config
-    return Slices.of(Ranks.current(), int(config.sp_size) if config is not None and config.sp_enabled else 1)
+    return RowSlices.of(Ranks.current(), int(config.sp_size) if config is not None and config.sp_enabled else 1)
 
 
 def dealt(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -58,7 +59,7 @@ def collator(trainer: Any) -> Callable[[list[Any]], Any]:
     return lambda rows: slices.batch(collate(rows), collate.pad_id)
 
 
-def held_out_batches(rows: int, size: int, slices: Slices) -> Iterator[tuple[int, list[int], int]]:
+def held_out_batches(rows: int, size: int, slices: RowSlices) -> Iterator[tuple[int, list[int], int]]:
     """Yield a group's batches of held-out rows: place among all, row numbers, and how many rows it counts for.
 
     Each group has as many, for all work at the same time: where there is none left it repeats one that counts for none.
@@ -225,7 +226,7 @@ class SlicedRows(Trainer):  # type: ignore[misc]
         self._exchange = self._tried(model, kernel, slices)
         return model, loader.dl  # the loader deals slices already
 
-    def _tried(self, engine: Any, kernel: str, slices: Slices) -> Exchange:
+    def _tried(self, engine: Any, kernel: str, slices: RowSlices) -> Exchange:
         """Return DeepSpeed's exchange, tried: from slices the model computes what it computes from whole rows.
 
         Raises:

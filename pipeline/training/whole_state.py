@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel import fsdp
+from pipeline.parallel.dtensors import laid_out, set_weight, whole
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.tensor import Slices, begin_adapter, load_slice, size_of, slice_like, whole_tensor
+from pipeline.parallel.tensor import TensorParallelism, begin_adapter, size_of
 from pipeline.parallel.zero import ZeroState, share_fp32
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
@@ -50,7 +51,7 @@ class WholeState:
     def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
         built: dict[str, Any] = super()._build_accelerator_args(**given)  # type: ignore[misc]
         if size_of(self.model) > 1:
-            built["parallelism_config"] = Slices(tp_size=size_of(self.model))
+            built["parallelism_config"] = TensorParallelism(tp_size=size_of(self.model))
         return built
 
     def _own_rows(self, values: Any, use_gather_object: bool = False) -> Any:
@@ -115,14 +116,14 @@ class WholeState:
         found: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                whole = zero.weight(parameter)
+                gathered = zero.weight(parameter)
             elif isinstance(self.model, PeftModel):
                 continue
             else:
                 with deepspeed.zero.GatheredParameters([parameter], enabled=zero.stage == 3):
-                    whole = parameter.detach().cpu().clone()
+                    gathered = parameter.detach().cpu().clone()
             if first:
-                found[name] = whole
+                found[name] = gathered
         return found
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -148,8 +149,8 @@ class WholeState:
         if self.is_deepspeed_enabled and self._zero.stage == 3:
             share_fp32(self._zero.held)
         if resume_from_checkpoint is not None:
-            set_weight = self._zero.set_weight if self.is_deepspeed_enabled else fsdp.set_weight
-            load_weights(self.model, set_weight, Path(resume_from_checkpoint))
+            put = self._zero.set_weight if self.is_deepspeed_enabled else set_weight
+            load_weights(self.model, put, Path(resume_from_checkpoint))
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             if self.is_fsdp_enabled:
                 self._load_scaler(resume_from_checkpoint)  # type: ignore[attr-defined]
@@ -157,7 +158,7 @@ class WholeState:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if size_of(self.model) > 1:
-            load_weights(self.model, load_slice, Path(resume_from_checkpoint))
+            load_weights(self.model, set_weight, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
@@ -201,9 +202,9 @@ def gathered_optimizer(zero: ZeroState) -> dict[str, Any]:
         moments, rest = zero.known(number)
         start = sum(len(group["params"]) for group in groups)
         for place, parameter in enumerate(parameters, start):
-            whole = {key: zero.moment(parameter, key) for key in moments}
+            found = {key: zero.moment(parameter, key) for key in moments}
             if zero.ranks.is_first and moments:
-                state[place] = {**_copied(rest), **whole}
+                state[place] = {**_copied(rest), **found}
         settings = {key: value for key, value in zero.held.param_groups[number].items() if key != "params"}
         groups.append({**settings, "params": list(range(start, start + len(parameters)))})
     return {"state": state, "param_groups": groups}
@@ -265,7 +266,7 @@ def joined_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
     """Return the state of a sliced model's optimizer with its slices put together; every process calls it."""
     state = optimizer.state_dict()
     joined = {
-        place: {key: whole_tensor(value) if isinstance(value, Tensor) else value for key, value in held.items()}
+        place: {key: whole(value) if isinstance(value, Tensor) else value for key, value in held.items()}
         for place, held in state["state"].items()
     }
     kernels = {key: optimizer.defaults[key] for key in KERNELS if key in optimizer.defaults}
@@ -288,7 +289,7 @@ def cut_optimizer(kept: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
         odd = [k for k, v in held.items() if isinstance(v, Tensor) and v.dim() and not _is_moment(v, parameter)]
         if odd:
             raise _unfit(f"the checkpoint's optimizer keeps {sorted(odd)} for a weight")
-        state[place] = {k: slice_like(v.clone(), parameter) if isinstance(v, Tensor) else v for k, v in held.items()}
+        state[place] = {k: laid_out(v.clone(), parameter) if isinstance(v, Tensor) else v for k, v in held.items()}
     own = [{key: group[key] for key in KERNELS if key in group} for group in optimizer.param_groups]
     return {"state": state, "param_groups": [{**k, **o} for k, o in zip(kept["param_groups"], own, strict=True)]}
 
@@ -317,8 +318,8 @@ def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder
         named = get_peft_model_state_dict(model, state_dict=numbers)
         own = {name: parameters[int(number)] for name, number in named.items()}
     missing = set(own)
-    for name, whole in tensors_in(folder, own):
-        put(own[name], whole)
+    for name, tensor in tensors_in(folder, own):
+        put(own[name], tensor)
         missing.discard(name)
     if missing:
         raise _unfit(f"the checkpoint lacks {sorted(missing)[0]}")

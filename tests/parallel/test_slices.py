@@ -14,8 +14,9 @@ from transformers import LlamaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.errors import PipelineError
+from pipeline.models.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.slices import IGNORE, Slices, by_document
+from pipeline.parallel.slices import RowSlices, by_document
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.recipe.schema import Compute
 from pipeline.training.sliced import held_out_batches, mean_by_rows, refuse_unsliceable
@@ -24,7 +25,7 @@ from pipeline.training.sliced import held_out_batches, mean_by_rows, refuse_unsl
 def test_labels_are_shifted_before_they_are_cut() -> None:
     # 5 tokens in 2 slices are padded to 6: tokens 10 11 12 | 13 14 PAD; what follows each: 11 12 13 | 14 - -
     batch = {"input_ids": torch.tensor([[10, 11, 12, 13, 14]]), "labels": torch.tensor([[IGNORE, 11, 12, 13, 14]])}
-    first, second = (Slices(i, 2).batch(batch, pad_id=0) for i in (0, 1))
+    first, second = (RowSlices(i, 2).batch(batch, pad_id=0) for i in (0, 1))
     assert first["input_ids"].tolist() == [[10, 11, 12]]
     assert second["input_ids"].tolist() == [[13, 14, 0]]
     assert first["shift_labels"].tolist() == [[11, 12, 13]]  # the last one is the other slice's first token
@@ -38,7 +39,7 @@ def test_slices_together_are_the_row_and_count_each_label_once(rows: int, tokens
     ids = torch.arange(1, rows * tokens + 1).reshape(rows, tokens)
     labels = ids.clone()
     labels[:, :masked] = IGNORE
-    parts = [Slices(i, count).batch({"input_ids": ids, "labels": labels}, pad_id=0) for i in range(count)]
+    parts = [RowSlices(i, count).batch({"input_ids": ids, "labels": labels}, pad_id=0) for i in range(count)]
     whole = torch.cat([part["input_ids"] for part in parts], dim=1)
     assert whole.shape[1] % count == 0 and whole.shape[1] < tokens + count
     assert torch.equal(whole[:, :tokens], ids) and not whole[:, tokens:].any()
@@ -50,7 +51,7 @@ def test_slices_together_are_the_row_and_count_each_label_once(rows: int, tokens
 def test_places_of_packed_rows_are_kept_and_padding_is_a_document_of_its_own() -> None:
     batch = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]]), "labels": torch.tensor([[IGNORE, 6, 7, IGNORE, 9]])}
     batch["position_ids"] = torch.tensor([[0, 1, 2, 0, 1]])
-    first, second = (Slices(i, 2).batch(batch, pad_id=0) for i in (0, 1))
+    first, second = (RowSlices(i, 2).batch(batch, pad_id=0) for i in (0, 1))
     assert [first["position_ids"].tolist(), second["position_ids"].tolist()] == [[[0, 1, 2]], [[0, 1, 0]]]
 
 
@@ -69,14 +70,14 @@ def test_documents_of_packed_rows_attend_to_themselves_only() -> None:
 
 
 def test_neighbours_are_a_group() -> None:
-    found = [Slices.of(Ranks(i, 6), 3) for i in range(6)]
+    found = [RowSlices.of(Ranks(i, 6), 3) for i in range(6)]
     assert [(one.group, one.index) for one in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert {one.groups for one in found} == {2}
 
 
 @given(rows=st.integers(1, 50), size=st.integers(1, 8), groups=st.integers(1, 4))
 def test_every_held_out_row_counts_once_and_groups_work_as_long(rows: int, size: int, groups: int) -> None:
-    dealt = [list(held_out_batches(rows, size, Slices(0, 2, group, groups))) for group in range(groups)]
+    dealt = [list(held_out_batches(rows, size, RowSlices(0, 2, group, groups))) for group in range(groups)]
     assert len({len(batches) for batches in dealt}) == 1
     counted = [row for batches in dealt for _, batch, weight in batches for row in batch[:weight]]
     assert sorted(counted) == list(range(rows))

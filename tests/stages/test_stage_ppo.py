@@ -160,8 +160,9 @@ def test_what_is_kept_is_best_by_reward_less_the_price_of_divergence(ppo: Run) -
 def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_count(chain: Any, load_plain: Any) -> None:
     from types import SimpleNamespace
 
+    from pipeline.models.labels import IGNORE
     from pipeline.stages.ppo import Config, _language_loss
-    from pipeline.training.encode import IGNORE, encode_conversation
+    from pipeline.training.encode import encode_conversation
 
     model, tokenizer = load_plain(chain["sft"].path)
     demos = [json.loads(line) for line in (chain.recipe.parent / "demos.jsonl").read_text().splitlines()]

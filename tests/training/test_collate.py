@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from pipeline.models.labels import IGNORE
 from pipeline.training.collate import CausalCollator, PairCollator
-from pipeline.training.encode import IGNORE, packed
+from pipeline.training.encode import packed
 
 ROWS = [
     {"input_ids": [7, 8, 9, 10, 11, 1], "labels": [IGNORE, IGNORE, 9, 10, 11, 1]},
