@@ -37,6 +37,9 @@ DIVIDED = ("batch_size", "kl_batch")
 SLICED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
 """Optimizers whose steps were shown to be the same under tensor parallelism."""
 
+SLICING = (5, 23)
+"""First version of transformers that cuts every model and adapter; 5.20 breaks on odd vocabularies and reward heads."""
+
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
 
@@ -92,6 +95,21 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             yield Problem(found, "must be auto or false for ppo", remedy, stage.spec.where, stage.spec.name)
         if here:
             yield from _kernel_problems(stage)
+            yield from _version_problems(stage)
+
+
+def _version_problems(stage: PlannedStage) -> Iterator[Problem]:
+    """Name what the installed transformers is too old for; vLLM keeps it below what is tested with it."""
+    version = installed("transformers")
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= SLICING:
+        return
+    for word in ("tensor_parallel", "fsdp"):
+        value = getattr(stage.spec.compute, word)
+        if value not in (1, False):
+            found = f"compute.{word} is {str(value).lower()}, and transformers is {version}"
+            expected = f"must be {'.'.join(map(str, SLICING))} or later for that"
+            remedy = "pip install -U transformers, in an environment without vllm, or set compute.zero: 3 instead"
+            yield Problem(found, expected, remedy, stage.spec.where, stage.spec.name)
 
 
 def _precision_problems(plan: Plan) -> Iterator[Problem]:

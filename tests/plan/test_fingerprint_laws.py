@@ -142,6 +142,7 @@ def test_how_often_checkpoints_are_saved_counts_when_the_best_is_kept() -> None:
 def test_compute_stays_out_except_a_precision_that_is_asked_for(name: str) -> None:
     info = Compute.model_fields[name]
     special = {"micro_batch": 4, "activation_checkpointing": True, "hardware": "h100-80gb"}
+    special["rendezvous"] = "first:29500"
     value = special[name] if name in special else another(info.annotation, info.default)
     changed = fingerprint(spec_of(WideConfig(), **{name: value}))
     assert (changed != fingerprint(spec_of(WideConfig()))) is (name == "precision")

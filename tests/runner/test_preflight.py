@@ -50,6 +50,18 @@ def test_stages_here_and_on_a_cluster_in_one_run_are_refused_before_it_and_run_i
     preflight.check_plan(finished.plan(*mixed, again[1]), finished.store)  # what is done does not count
 
 
+@pytest.mark.parametrize("asked", ["compute.tensor_parallel=2", "compute.fsdp=true"])
+def test_a_transformers_that_cannot_slice_is_told_from_one_that_can(
+    fresh: Any, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = fresh.plan("compute.processes=2", asked)
+    assert not list(preflight._engine_problems(plan))
+    version = lambda package: "5.20.2" if package == "transformers" else "1"  # noqa: E731
+    monkeypatch.setattr(preflight, "installed", version)
+    problems = list(preflight._engine_problems(plan))
+    assert problems and all("and transformers is 5.20.2, must be 5.23 or later" in str(one) for one in problems)
+
+
 @pytest.mark.parametrize(
     ("asked", "module", "found", "extra"),
     [
