@@ -103,10 +103,10 @@ def _version_problems(stage: PlannedStage) -> Iterator[Problem]:
     version = installed("transformers")
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= SLICING:
         return
-    for word in ("tensor_parallel", "fsdp"):
-        value = getattr(stage.spec.compute, word)
-        if value not in (1, False):
-            found = f"compute.{word} is {str(value).lower()}, and transformers is {version}"
+    compute = stage.spec.compute
+    for word, is_asked in (("tensor_parallel", compute.tensor_parallel > 1), ("fsdp", compute.fsdp)):
+        if is_asked:
+            found = f"compute.{word} is {str(getattr(compute, word)).lower()}, and transformers is {version}"
             expected = f"must be {'.'.join(map(str, SLICING))} or later for that"
             remedy = "pip install -U transformers, in an environment without vllm, or set compute.zero: 3 instead"
             yield Problem(found, expected, remedy, stage.spec.where, stage.spec.name)
