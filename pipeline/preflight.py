@@ -89,10 +89,6 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             found = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
             yield Problem(found, "", remedy, stage.spec.where, stage.spec.name)
-        if stage.spec.kind == "ppo" and compute.activation_checkpointing is True:
-            found = "compute.activation_checkpointing is true"
-            remedy = "lower train.token_budget: PPO keeps the activations of one micro-batch only"
-            yield Problem(found, "must be auto or false for ppo", remedy, stage.spec.where, stage.spec.name)
         if here:
             yield from _kernel_problems(stage)
             yield from _version_problems(stage)

@@ -202,7 +202,7 @@ class Facts:
             processes=compute.processes * compute.nodes,
             zero=3 if compute.fsdp else compute.zero,
             offload=compute.offload,
-            checkpointing=compute.activation_checkpointing is True and kind != "ppo",
+            checkpointing=compute.activation_checkpointing is True,
             half=is_half(compute, device),
             on_gpu=device.is_gpu,
             dropout=kind in DROPPED,

@@ -37,6 +37,7 @@ def build_policy(
     value_gradient: bool = True,
     value: Literal["head", "adapter"] = "head",
     precision: torch.dtype | None = None,
+    recompute: bool = False,
     seed: int = 0,
 ) -> Policy:
     """Return policy, value function and reference.
@@ -54,6 +55,7 @@ def build_policy(
         value_gradient: whether a value head's gradient reaches the trunk.
         value: with an adapter and a shared layout, whether the value function has one of its own beside its head.
         precision: of the computation where it is not that of the weights.
+        recompute: compute activations again in the backward pass, instead of keeping them.
         seed: of the adapters' random halves.
 
     Raises:
@@ -82,7 +84,7 @@ def build_policy(
             torch.manual_seed(seed + 1)
             add_adapter(model, VALUE, model.peft_config[model.active_adapter], trained=True)
     critic.to(model.device)
-    return Policy(model, critic, reference, temperature, cut, value_gradient, own, precision)
+    return Policy(model, critic, reference, temperature, cut, value_gradient, own, precision, recompute)
 
 
 def _half(model: Any) -> int:

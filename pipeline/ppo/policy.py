@@ -19,11 +19,14 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.models.positions import decoder_of, hidden_at, logits_at
 from pipeline.ppo.adapters import REFERENCE, REWARD, VALUE, TrunkReward, is_of, tuned_layers, use_adapter
@@ -94,6 +97,8 @@ class Policy:
         value_gradient: whether a head's gradient reaches the trunk.
         value_adapter: whether the value function has an adapter of its own on the trunk, beside its head.
         precision: of the computation where it is not that of the weights.
+        recompute: compute a layer's activations again in the backward pass, instead of keeping them (Chen et al. 2016,
+            arXiv:1604.06174).
     """
 
     model: Any
@@ -104,6 +109,7 @@ class Policy:
     value_gradient: bool = True
     value_adapter: bool = False
     precision: torch.dtype | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         """Switch dropout off, or the probability ratio would not start at 1, and prepare the halves of a cut model."""
@@ -112,6 +118,7 @@ class Policy:
                 without_dropout(module)
         if self.reference is not None:
             self.reference.requires_grad_(False).eval()
+        self._recomputed = self._recomputing_layers() if self.recompute else []
         self.whole = Whole(self)
         self._through: Any = self.whole
         self.in_step = False
@@ -126,6 +133,30 @@ class Policy:
         """Let every call of a model go through an engine around `whole`, in step with all processes."""
         self._through = engine
         self.in_step = True
+
+    def _recomputing_layers(self) -> list[nn.Module]:
+        """Set the layers of what is trained up to be computed again, which they are while they are in training mode."""
+        parts = [*self.model.modules(), *self.value.modules()]
+        layers: list[nn.Module] = [part for part in parts if isinstance(part, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.gradient_checkpointing = True  # type: ignore[assignment]
+            layer.training = False
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+        return layers
+
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """Put the layers to be computed again into training mode, where there is something to learn.
+
+        What is in them stays as it is; in sampling and scoring a layer in that mode would go without its cache.
+        """
+        for layer in self._recomputed if torch.is_grad_enabled() else ():
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in self._recomputed:
+                layer.training = False
 
     def run(self, work: Callable[[], Any]) -> Any:
         """Do something that calls the models, through the engine."""
@@ -170,7 +201,8 @@ class Policy:
         self, batch: MicroBatch, *, values: bool = True, entropy: bool = False, entropy_gradient: bool = True
     ) -> Outputs:
         """Run policy and value function over a micro-batch."""
-        return Outputs(*self.run(lambda: self._forward(batch, values, entropy, entropy_gradient)))
+        with self._learning():
+            return Outputs(*self.run(lambda: self._forward(batch, values, entropy, entropy_gradient)))
 
     def _forward(
         self, batch: MicroBatch, values: bool, entropy: bool, entropy_gradient: bool

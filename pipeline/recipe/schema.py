@@ -188,7 +188,8 @@ class Compute(BaseModel):
         "auto", description="Liger's fused kernels; `auto` uses them where they are installed on a GPU."
     )
     activation_checkpointing: bool | Literal["auto"] = Field(
-        "auto", description="Recompute activations: less memory, more time; `auto` where they would not fit otherwise."
+        "auto",
+        description="Recompute activations: less memory, more time; `auto`: where they do not fit, in ppo never.",
     )
     hardware: Hardware | Hardwares | None = Field(
         None, description="Device to plan for: hours, cost, and whether it fits; this machine's when not given."

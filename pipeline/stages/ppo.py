@@ -138,6 +138,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         value_gradient=config.train.value_gradient,
         value=config.value,
         precision=_precision(ctx),
+        recompute=ctx.compute.get("activation_checkpointing") is True,
         seed=ctx.seed,
     )
     rewards = load_rewards(

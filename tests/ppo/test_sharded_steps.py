@@ -57,7 +57,9 @@ def stepper_of(kind: str, policy: Any, settings: PPOSettings, ranks: Ranks) -> S
 
 
 def trainer_with(kind: str, case: str, ranks: Ranks) -> Any:
-    policy = policy_of(case if case in ("full", "separate", "lora") else "full", value_gradient=case != "lora")
+    again = kind != "plain" and case in ("separate", "lora")  # in parts and computed again, against neither
+    which = case if case in ("full", "separate", "lora") else "full"
+    policy = policy_of(which, value_gradient=case != "lora", recompute=again)
     # Adam's epsilon keeps it from dividing rounding by rounding where a gradient is zero.
     settings: dict[str, Any] = {"iterations": ITERATIONS, "target_kl": 0.0, "adam_epsilon": 1e-3, "learning_rate": 1e-2}
     settings |= {"max_skipped": 100, **CASES[case]}
