@@ -17,6 +17,8 @@ from pipeline.recipe.document import Node
 from pipeline.recipe.paths import expand, find, find_files
 from pipeline.stage import MODEL_PARALLEL, Runtime, StageConfig, group_of
 
+ADDRESS = re.compile(r"\S+:(?!0*$)([0-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])")
+"""HOST:PORT, of a port from 1 to 65535."""
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 Hardwares = Literal[
@@ -228,7 +230,8 @@ class Compute(BaseModel):
         """Return ``(field, expected, remedy)`` of settings that exclude one another."""
         found = []
         if self.fsdp and self.zero:
-            remedy = "set compute.zero: 0, or leave compute.fsdp out"
+            needs_zero = self.offload != "none" or self.sequence_parallel > 1
+            remedy = "leave compute.fsdp out" if needs_zero else "set compute.zero: 0, or leave compute.fsdp out"
             found.append(("fsdp", "must be false with compute.zero above 0", remedy))
         several = [word for word in MODEL_PARALLEL if getattr(self, word) > 1]
         if len(several) > 1:
@@ -249,7 +252,9 @@ class Compute(BaseModel):
         if self.offload == "all" and 0 < self.zero < 3:
             remedy = "set compute.zero: 3, or compute.offload: optimizer; only ZeRO-3 can keep weights in CPU memory"
             found.append(("offload", "must be optimizer or none below ZeRO-3", remedy))
-        if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
+        if self.rendezvous is not None and not ADDRESS.fullmatch(self.rendezvous):
+            found.append(("rendezvous", "must be HOST:PORT", "write it like compute.rendezvous: first:29500"))
+        elif self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
             remedy = "set compute.rendezvous: HOST:PORT of the first machine"
             found.append(("nodes", "must be 1 without compute.rendezvous", remedy))
         return found

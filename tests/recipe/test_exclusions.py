@@ -1,0 +1,62 @@
+"""What `compute` refuses together: every remedy, done to the letter, leaves nothing to refuse."""
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+
+from pipeline.recipe.schema import Compute
+from pipeline.stage import MODEL_PARALLEL
+
+WORDS: dict[str, list[Any]] = {
+    "zero": [0, 1, 3],
+    "fsdp": [False, True],
+    "offload": ["none", "optimizer", "all"],
+    "pipeline_parallel": [1, 2],
+    "tensor_parallel": [1, 2],
+    "sequence_parallel": [1, 2],
+    "precision": ["auto", "fp16"],
+    "liger": ["auto", "on"],
+    "attention": ["auto", "eager"],
+    "processes": [1, 2, 3],
+    "nodes": [1, 2],
+}
+
+
+def done(settings: dict[str, Any], remedy: str) -> dict[str, Any]:
+    """Do what a remedy says first: all before its first `or`, of values the first one."""
+    text = re.split(r", or |; |: DeepSpeed", remedy)[0].replace("HOST:PORT", "first:29500")
+    sets = re.findall(r"compute\.(\w+): ([\w:]+)", text)
+    leaves = re.findall(r"leave compute\.(\w+) out", text)
+    assert sets or leaves, f"nothing to do: {remedy}"
+    changed = {**settings, **{word: yaml_of(value) for word, value in sets}}
+    return {word: value for word, value in changed.items() if word not in leaves}
+
+
+def yaml_of(text: str) -> Any:
+    return {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
+
+
+def test_a_remedy_leaves_nothing_to_refuse() -> None:
+    """Of every combination: where one thing is wrong, its remedy is enough; where several are, one after another is."""
+    seen = set()
+    for values in itertools.product(*WORDS.values()):
+        settings = dict(zip(WORDS, values, strict=True))
+        found = Compute(**settings).contradictions()
+        seen.update((field, re.sub(r"\d", "", expected)) for field, expected, _ in found)
+        cut = [word for word in MODEL_PARALLEL if settings[word] > 1]
+        rounds = len(found) + 2 * (len(cut) > 1)  # numbers of processes are looked at once one way to cut is left
+        for _ in range(rounds):
+            if left := Compute(**settings).contradictions():
+                settings = done(settings, left[0][2])
+        assert not Compute(**settings).contradictions(), (values, found, settings)
+    assert len(seen) > 15
+
+
+@pytest.mark.parametrize("address", ["first", "", ":29500", "first:", "first:port", "first:70000"])
+def test_a_meeting_place_has_a_host_and_a_port(address: str) -> None:
+    found = Compute(nodes=2, rendezvous=address).contradictions()
+    assert [(field, expected) for field, expected, _ in found] == [("rendezvous", "must be HOST:PORT")]
+    for fine in ("first:29500", "10.0.0.1:29500", "[fd00::1]:29500"):
+        assert not Compute(nodes=2, rendezvous=fine).contradictions()
