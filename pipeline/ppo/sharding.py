@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, Problem
@@ -21,6 +22,7 @@ from pipeline.parallel import dtensors, fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sharded import rebuilt
 from pipeline.parallel.zero import ZeroState, share_fp32
+from pipeline.ppo.adapters import is_of
 from pipeline.ppo.policy import Policy
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.steppers import MOMENTS, check_names, parameter_groups
@@ -95,7 +97,7 @@ class ZeroStepper:
         if self.stage < 3:
             return self.policy.model if self.ranks.is_first else None
         state = self.accelerator.get_state_dict(self.engine)
-        return rebuilt(self.policy.model, _of_policy(state)) if self.ranks.is_first else None
+        return rebuilt(self.policy.model, _of_policy(self.policy.model, state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
         """Forget gradients: there are none between two steps."""
@@ -240,7 +242,7 @@ class FsdpStepper:
         """Return the policy's model with all its weights on the first process."""
         self._in_parts()
         state = {name: dtensors.whole(parameter) for name, parameter in self.policy.whole.state_dict().items()}
-        return rebuilt(self.policy.model, _of_policy(state)) if self.ranks.is_first else None
+        return rebuilt(self.policy.model, _of_policy(self.policy.model, state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
         """Forget gradients."""
@@ -308,6 +310,9 @@ class FsdpStepper:
                 self.optimizer.state[parameter] = {"step": step, **state}
 
 
-def _of_policy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the policy's part of the state of `Policy.whole`."""
-    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+def _of_policy(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the policy's part of the state of `Policy.whole`, without other adapters on its trunk."""
+    own = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    if not isinstance(model, PeftModel):
+        return own
+    return {name: t for name, t in own.items() if ".lora_" not in name or is_of(name, model.active_adapter)}
