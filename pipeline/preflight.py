@@ -89,6 +89,12 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             found = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
             yield Problem(found, "", remedy, stage.spec.where, stage.spec.name)
+        train: Any = getattr(stage.spec.config, "train", None)
+        if stage.spec.kind == "ppo" and train.ema_decay and (compute.zero or compute.fsdp):
+            found = f"train.ema_decay is {train.ema_decay:g} with compute.{'zero' if compute.zero else 'fsdp'}"
+            remedy = "leave one of them out: the average needs whole weights in every process"
+            where = plan.recipe.where("stages", stage.spec.name, "train", "ema_decay")
+            yield Problem(found, "must be 0 there", remedy, where, stage.spec.name)
         if here:
             yield from _kernel_problems(stage)
             yield from _version_problems(stage)

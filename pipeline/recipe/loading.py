@@ -25,6 +25,9 @@ from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")
 
+ROWS_AT_ONCE = {"ppo": "train.token_budget", "kto": "train.kl_batch"}
+"""Kinds that do not go by `compute.micro_batch`, which a recipe may give for its other stages, and what they go by."""
+
 
 class Head(BaseModel):
     """The keys of a recipe that stand for themselves."""
@@ -271,6 +274,11 @@ class _Building:
                 remedy += "; compute.zero: 3 spreads its weights instead"
             where = merged.where(word)
             self.add(found, f"must be 1: only {listed(able, len(able))} can", remedy, where=where, stage=name)
+        kind = str(node.mapping["kind"].value) if "kind" in node.mapping else ""
+        if kind in ROWS_AT_ONCE and "micro_batch" in own.mapping and built.micro_batch != "auto":
+            found = f"compute.micro_batch is {built.micro_batch} for a {kind} stage"
+            remedy = f"leave it out, {ROWS_AT_ONCE[kind]} says how many rows are worked on at once"
+            self.add(found, "must be auto: it has no effect there", remedy, where=own.where("micro_batch"), stage=name)
         self.contradictions(built.model_copy(update=dict.fromkeys(asked, 1)), own, name)
         return built
 

@@ -17,8 +17,6 @@ from pipeline.recipe.document import Node
 from pipeline.recipe.paths import expand, find, find_files
 from pipeline.stage import MODEL_PARALLEL, Runtime, StageConfig, group_of
 
-ADDRESS = re.compile(r"\S+:(?!0*$)([0-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])")
-"""HOST:PORT, of a port from 1 to 65535."""
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 Hardwares = Literal[
@@ -179,7 +177,8 @@ class Compute(BaseModel):
     slurm: Slurm = Field(Slurm(), description="What `launcher: slurm` asks the cluster for.")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="Rows a device works on at once, at most: so many as divide the batch. Cannot change the result.",
+        description="Rows a device works on at once, at most: so many as divide the batch. Cannot change the result. "
+        "`ppo` goes by `train.token_budget` instead, `kto` by `train.kl_batch`.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device to run on; `auto` is a GPU if any.")
@@ -252,9 +251,7 @@ class Compute(BaseModel):
         if self.offload == "all" and 0 < self.zero < 3:
             remedy = "set compute.zero: 3, or compute.offload: optimizer; only ZeRO-3 can keep weights in CPU memory"
             found.append(("offload", "must be optimizer or none below ZeRO-3", remedy))
-        if self.rendezvous is not None and not ADDRESS.fullmatch(self.rendezvous):
-            found.append(("rendezvous", "must be HOST:PORT", "write it like compute.rendezvous: first:29500"))
-        elif self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
+        if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
             remedy = "set compute.rendezvous: HOST:PORT of the first machine"
             found.append(("nodes", "must be 1 without compute.rendezvous", remedy))
         return found

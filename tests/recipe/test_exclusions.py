@@ -4,8 +4,6 @@ import itertools
 import re
 from typing import Any
 
-import pytest
-
 from pipeline.recipe.schema import Compute
 from pipeline.stage import MODEL_PARALLEL
 
@@ -52,11 +50,3 @@ def test_a_remedy_leaves_nothing_to_refuse() -> None:
                 settings = done(settings, left[0][2])
         assert not Compute(**settings).contradictions(), (values, found, settings)
     assert len(seen) > 15
-
-
-@pytest.mark.parametrize("address", ["first", "", ":29500", "first:", "first:port", "first:70000"])
-def test_a_meeting_place_has_a_host_and_a_port(address: str) -> None:
-    found = Compute(nodes=2, rendezvous=address).contradictions()
-    assert [(field, expected) for field, expected, _ in found] == [("rendezvous", "must be HOST:PORT")]
-    for fine in ("first:29500", "10.0.0.1:29500", "[fd00::1]:29500"):
-        assert not Compute(nodes=2, rendezvous=fine).contradictions()

@@ -159,3 +159,32 @@ def test_pretraining_does_not_go_on_from_quantised_weights(fresh: Any) -> None:
     said = "stage more: `small` is kept quantised .4bit., weights that are trained.*name another copy"
     with pytest.raises(PipelineError, match=said):
         preflight.check_plan(fresh.plan(), fresh.store)
+
+
+OWN_WORDS = {
+    "micro-batch of ppo": (
+        "ppo: {kind: ppo, data: asks, model: sft, reward: rm, compute: {micro_batch: 2}}",
+        r"stage ppo: compute.micro_batch is 2 for a ppo stage, must be auto.*train.token_budget",
+    ),
+    "micro-batch of kto": (
+        "kto: {kind: kto, data: pairs, model: sft, compute: {micro_batch: 2}}",
+        r"stage kto: compute.micro_batch is 2 for a kto stage, must be auto.*train.kl_batch",
+    ),
+    "average of weights in parts": (
+        "ppo: {kind: ppo, data: asks, model: sft, reward: rm, train: {ema_decay: 0.9}, compute: {fsdp: true}}",
+        r"stage ppo: train.ema_decay is 0.9 with compute.fsdp, must be 0 there; leave one of them out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN_WORDS)
+def test_words_that_a_kind_does_not_heed_are_refused_where_the_stage_has_them(name: str, fresh: Any) -> None:
+    stage, said = OWN_WORDS[name]
+    before = fresh.recipe.read_text()
+    fresh.recipe.write_text(before.replace("stages:\n", f"stages:\n  {stage}\n", 1))
+    with pytest.raises(PipelineError, match=said) as error:
+        preflight.check_plan(fresh.plan(), fresh.store)
+    assert len(error.value.problems) == 1
+    taken = stage.replace("compute: {micro_batch: 2}", "compute: {}").replace("ema_decay: 0.9", "ema_decay: 0")
+    fresh.recipe.write_text(before.replace("stages:\n", f"stages:\n  {taken}\n", 1))
+    preflight.check_plan(fresh.plan("compute.micro_batch=2"), fresh.store)  # of the recipe, for the stages that heed it
