@@ -126,6 +126,8 @@ def rank_main(job: Job) -> None:
 
         pipeline.stages.load_all()
         own = replace(job, rank=rank, out=job.out if rank == 0 else job.work / "ranks" / f"out-{rank}")
+        if rank:
+            shutil.rmtree(own.out, ignore_errors=True)  # what an attempt left that ended while it wrote
         own.out.mkdir(parents=True, exist_ok=True)
         outcome = execute(own, folder.tell if rank == 0 else _tell_nobody, _stopping(folder, asked))
         if outcome.trace:
