@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
@@ -223,8 +224,22 @@ class SlicedRows(Trainer):  # type: ignore[misc]
         with _named_groups(self.model.config.get_text_config()):
             model, loader = super()._prepare_for_training(*args, **kwargs)
         kernel = self.accelerator.parallelism_config.sp_handler.sp_attn_implementation
+        if int(self.accelerator.state.deepspeed_plugin.zero_stage) == 3:
+            self._announce_head()
         self._exchange = self._tried(model, kernel, slices)
         return model, loader.dl  # the loader deals slices already
+
+    def _announce_head(self) -> None:
+        """Tell DeepSpeed that the model itself reads its output layer's weight, as trl's loss does.
+
+        It finds out by itself when the weight is not there at that moment; after the trial it is, fetched ahead of the
+        layer that read it in the trial, and is gone when its gradient comes.
+        """
+        from deepspeed.runtime.zero import register_external_parameter
+
+        causal = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        for parameter in causal.get_output_embeddings().parameters(recurse=False):
+            register_external_parameter(causal, parameter)
 
     def _tried(self, engine: Any, kernel: str, slices: RowSlices) -> Exchange:
         """Return DeepSpeed's exchange, tried: from slices the model computes what it computes from whole rows.
