@@ -20,6 +20,12 @@ _COLUMNS = (
     Column("tags", style="cyan"),
     Column("summary", shorten=True, style="dim"),
 )
+SPREAD = (
+    *("processes", "nodes", "zero", "offload", "fsdp"),
+    *("pipeline_parallel", "tensor_parallel", "sequence_parallel", "launcher"),
+)
+"""Words of `compute` that say how a stage's processes divide its work."""
+
 _LONGEST_VALUE = 100
 
 
@@ -97,6 +103,7 @@ def print_artifact(artifact: Artifact, tags: Mapping[str, str], *, everything: b
 
 def _print_details(manifest: Manifest) -> None:
     _section("configuration", _flat(manifest.config.get("config", manifest.config)))
+    _section("how it ran", ran_facts(manifest))
     _section("rows", {key: f"{count:,}" for key, count in manifest.rows.items()})
     _section("metrics", {key: figure(value) for key, value in sorted(manifest.metrics.items())})
     _section("best", {key: figure(value) for key, value in sorted(manifest.best.items())})
@@ -136,6 +143,24 @@ def weights_facts(manifest: Manifest) -> dict[str, str]:
     facts |= {} if adapters else {"adapters": "none"}
     facts |= {"written in": str(manifest.lineage["dtype"])} if "dtype" in manifest.lineage else {}
     return facts
+
+
+def ran_facts(manifest: Manifest) -> dict[str, str]:
+    """Return how a stage was spread and computed; what engines were configured with is in the manifest alone."""
+    ran = manifest.runtime.get("ran", {})
+    spread = {word: manifest.runtime.get(word) for word in SPREAD}
+    facts = {
+        word: str(value).lower() for word, value in spread.items() if value not in (None, 0, 1, "none", "local", False)
+    }
+    seen = ran.get("seen", {})
+    facts |= {"engine": str(seen["engine"])} if "engine" in seen else {}
+    for word in ("weights", "optimizer"):
+        if isinstance(seen.get(word), int | float) and seen[word] < 1:
+            facts[f"{word} held"] = f"{seen[word]:.0%} in each process"
+    for word in ("batch", "precision", "attention"):
+        facts |= {word: str(ran[word])} if word in ran else {}
+    facts |= {"liger": "its kernels"} if ran.get("liger") else {}
+    return facts | ({"activations": "computed again"} if seen.get("recomputed") else {})
 
 
 def _inputs(manifest: Manifest) -> dict[str, str]:

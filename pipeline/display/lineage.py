@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact
@@ -63,6 +64,9 @@ def _grow(tree: Tree, node: Node, *, with_data: bool) -> None:
             )
 
 
+_SHA256 = re.compile(r"[0-9a-f]{40,}")
+
+
 def _label(node: Node) -> Any:
     role = f"{node.field}: " if node.field else ""
     name = node.artifact.ref if node.artifact else node.name
@@ -72,7 +76,7 @@ def _label(node: Node) -> Any:
         (role, "dim"),
         (name, "bold"),
         f"  {node.kind}  ",
-        (node.fingerprint if node.kind == "external" else node.fingerprint[:12], "dim"),
+        (_SHA256.sub(lambda found: found[0][:12], node.fingerprint), "dim"),
         (_own_adapters(node), "dim"),
         (again, "dim"),
         (missing, "yellow"),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.display.artifacts import ran_facts
 from pipeline.errors import PipelineError
 from pipeline.plan import make_plan
 from pipeline.preflight import check_plan
@@ -169,9 +170,14 @@ def test_a_run_goes_on_with_and_without_slices(world: Any) -> None:
 
 
 def test_the_manifest_says_what_really_ran(world: Any, sliced: Any) -> None:
-    ran = world.store(sliced[0]).artifacts("a_sft")[-1].manifest.runtime["ran"]
+    manifest = world.store(sliced[0]).artifacts("a_sft")[-1].manifest
+    ran, stage = manifest.runtime["ran"], int(sliced[0].removeprefix("zero-"))
     assert ran["accelerate"]["sp_size"] == 2 and ran["accelerate"]["sp_backend"] == "deepspeed"
     assert ran["batch"].startswith("2 rows × 4 accumulated × 1 process = 8 rows")
+    shown = ran_facts(manifest)  # what `trueup show` prints
+    assert (shown["processes"], shown["sequence_parallel"], shown["engine"]) == ("2", "2", f"ZeRO-{stage}")
+    assert shown.get("weights held", "") == ("50% in each process" if stage == 3 else "")
+    assert ("activations" in shown) is (stage == 2) and "launcher" not in shown
 
 
 @pytest.mark.parametrize(
