@@ -8,7 +8,8 @@ let items = [];
 let choice = null;
 let strength = 1;
 let shownAt = 0;
-let busy = false;
+let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
+let waiting = false;
 
 async function ask(name, body = {}) {
   const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
@@ -41,7 +42,7 @@ function turns(where, list, withRoles) {
 }
 
 function choose(side) {
-  if (busy || at("work").hidden) return;
+  if (at("work").hidden) return;
   const isPreference = side === "left" || side === "right";
   strength = isPreference && side === choice ? (strength % 3) + 1 : 1;
   choice = side;
@@ -75,50 +76,60 @@ function take({ items: next, progress }) {
 }
 
 // The next pair is on the screen while the answer travels; a refusal brings the old one back.
-async function answer(name, body) {
-  if (busy || !items.length) return;
+async function send(name, given) {
   const before = items;
-  const given = { ...body, item: items[0].item, seconds: (performance.now() - shownAt) / 1000 };
   say("");
   items = items.slice(1);
   if (items.length) show();
-  busy = true;
+  const shown = items[0]?.item;
   try {
-    const shown = items[0]?.item;
     take(await ask(name, given));
-    busy = false;
     if (items[0]?.item !== shown || !items.length) show();
   } catch (error) {
-    busy = false;
     items = before;
     show();
     say(error.message, true);
   }
 }
 
-async function undo() {
-  if (busy) return;
-  busy = true;
+async function takeBack() {
   try {
     const told = await ask("undo");
     take(told);
     if (told.undone) items.sort((one, other) => (other.item === told.undone) - (one.item === told.undone));
-    busy = false;
     show();
     say(told.undone ? "Your last answer is taken back." : "There is nothing to undo.");
   } catch (error) {
-    busy = false;
     say(error.message, true);
   }
 }
 
+// Do one thing after another; of what is pressed while something is on its way, the first.
+async function next(act) {
+  if (waiting) return;
+  waiting = true;
+  await pending;
+  waiting = false;
+  pending = act();
+}
+
+function answer(name, body) {
+  const item = items[0]?.item;
+  const given = { ...body, item, seconds: (performance.now() - shownAt) / 1000 };
+  if (item) next(() => (items[0]?.item === item ? send(name, given) : undefined));
+}
+
+const undo = () => next(takeBack);
+
 function leave(name, text) {
-  if (busy || !items.length) return;
+  if (!items.length) return;
   const dialog = at("why");
   dialog.querySelector("label").textContent = text;
   at("reason").value = "";
-  dialog.returnValue = "";
-  dialog.onclose = () => dialog.returnValue && answer(name, { reason: at("reason").value });
+  // Not when it has closed: that is told later, when another key may have opened it again.
+  dialog.querySelector("form").onsubmit = (event) => {
+    if (event.submitter?.value === "ok") answer(name, { reason: at("reason").value });
+  };
   dialog.showModal();
 }
 
