@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.artifacts import Artifact, Manifest
 from pipeline.artifacts.provenance import adapters_of, base_of
 from pipeline.display.evaluations import print_evaluation
+from pipeline.recipe.schema import Compute
 from pipeline.terminal import Column, age, console, duration, figure, print_table, shown_path, size
 
 _COLUMNS = (
@@ -148,10 +149,9 @@ def weights_facts(manifest: Manifest) -> dict[str, str]:
 def ran_facts(manifest: Manifest) -> dict[str, str]:
     """Return how a stage was spread and computed; what engines were configured with is in the manifest alone."""
     ran = manifest.runtime.get("ran", {})
-    spread = {word: manifest.runtime.get(word) for word in SPREAD}
-    facts = {
-        word: str(value).lower() for word, value in spread.items() if value not in (None, 0, 1, "none", "local", False)
-    }
+    usual = Compute().model_dump()
+    asked = {word: manifest.runtime.get(word, usual[word]) for word in SPREAD}
+    facts = {word: str(value).lower() for word, value in asked.items() if value != usual[word]}
     seen = ran.get("seen", {})
     facts |= {"engine": str(seen["engine"])} if "engine" in seen else {}
     for word in ("weights", "optimizer"):

@@ -172,13 +172,10 @@ class _Building:
             self.contradictions(built, node, "")
         return built or Compute()
 
-    def contradictions(self, compute: Compute, node: Node, stage: str, kind: str | None = None) -> None:
-        """Refuse settings that exclude one another; only at the level that asks for them.
-
-        What a kind of stage cannot do at all is told by itself.
-        """
+    def contradictions(self, compute: Compute, node: Node, stage: str) -> None:
+        """Refuse settings that exclude one another; only at the level that asks for them."""
         for name, expected, remedy in compute.contradictions():
-            if node.mapping and (kind is None or kind in MODEL_PARALLEL.get(name, {kind})):
+            if node.mapping:
                 found = f"compute.{name} is {str(getattr(compute, name)).lower()}"
                 self.add(found, expected, remedy, where=node.where(name), stage=stage)
 

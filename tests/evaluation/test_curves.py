@@ -84,7 +84,8 @@ def test_no_loss_no_picture(tmp_path):
     ],
 )
 def test_odd_histories_are_drawn(history, tmp_path):
-    ElementTree.fromstring(write_curve(history, tmp_path, title="odd")[1].read_text(encoding="utf-8"))
+    picture = ElementTree.fromstring(write_curve(history, tmp_path, title="odd")[1].read_text(encoding="utf-8"))
+    assert picture.tag.endswith("svg") and "nan" not in ElementTree.tostring(picture, encoding="unicode")
 
 
 def test_trend_by_hand():

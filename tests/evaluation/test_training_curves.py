@@ -109,4 +109,5 @@ def test_same_numbers_same_bytes(tmp_path):
 )
 def test_odd_numbers_are_drawn(row, tmp_path):
     for count in (1, 60):
-        drawn([{"step": step, **row} for step in range(count)], tmp_path)
+        picture = drawn([{"step": step, **row} for step in range(count)], tmp_path)
+        assert "<path" in picture and "nan" not in picture

@@ -176,6 +176,7 @@ def test_the_manifest_says_what_really_ran(world: Any, sliced: Any) -> None:
     assert ran["batch"].startswith("2 rows × 4 accumulated × 1 process = 8 rows")
     shown = ran_facts(manifest)  # what `trueup show` prints
     assert (shown["processes"], shown["sequence_parallel"], shown["engine"]) == ("2", "2", f"ZeRO-{stage}")
+    assert shown["zero"] == str(stage)
     assert shown.get("weights held", "") == ("50% in each process" if stage == 3 else "")
     assert ("activations" in shown) is (stage == 2) and "launcher" not in shown
 
