@@ -67,24 +67,15 @@ def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Ite
         eased = _eased(forecast)
         if eased.fits:
             continue
+        if eased.fits_host:
+            parts = ", ".join(f"{name} {gib(size)}" for name, size in eased.memory.parts().items())
+            found = f"needs about {gib(eased.memory.peak)} on each process ({parts})"
+            expected = f"at most {gib(eased.room)} of {eased.device.name}"
+        else:
+            found = f"compute.offload keeps about {gib(eased.host * compute.processes)} in the machine's memory"
+            expected = f"at most {gib(eased.device.host_gib * 2**30)}, as the machine has"
         where = plan.recipe.where("stages", eased.stage.spec.name, "compute")
-        if not eased.fits_host:
-            yield Problem(
-                f"compute.offload keeps about {gib(eased.host * compute.processes)} in the machine's memory",
-                f"at most {gib(eased.device.host_gib * 2**30)}, as the machine has",
-                remedy(eased) or _NOTHING,
-                where,
-                eased.stage.spec.name,
-            )
-            continue
-        parts = ", ".join(f"{name} {gib(size)}" for name, size in eased.memory.parts().items())
-        yield Problem(
-            f"needs about {gib(eased.memory.peak)} on each process ({parts})",
-            f"at most {gib(eased.room)} of {eased.device.name}",
-            remedy(eased) or _NOTHING,
-            where,
-            eased.stage.spec.name,
-        )
+        yield Problem(found, expected, remedy(eased) or _NOTHING, where, eased.stage.spec.name)
 
 
 def gib(size: float) -> str:
