@@ -59,8 +59,8 @@ def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Ite
         store: with what they read.
         elsewhere: whether stages of `launcher: slurm` run on another machine than this one; false inside their job.
     """
-    found, _ = forecasts(plan, store)
-    for forecast in found:
+    needs, _ = forecasts(plan, store)
+    for forecast in needs:
         compute = forecast.stage.spec.compute
         if elsewhere and compute.launcher == "slurm" and compute.hardware is None:
             continue  # on a node whose memory is not known here
