@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WRITTEN_OUT = frozenset({"gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "gelu_python_tanh", "quick_gelu"})
+"""Activations of transformers made of several operators; the others are one."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -24,6 +27,7 @@ class Kept:
         dropped_fp32: what dropout adds per token in fp32.
         dropped_half: the same in 16 bits.
         scores: per row and pair of positions where dropout keeps a CPU's attention from being fused.
+        inner_gradients: of the MLP's inner width, that its backward pass holds at once (`inner_gradients`).
     """
 
     fp32: float
@@ -34,6 +38,7 @@ class Kept:
     dropped_fp32: float = 0.0
     dropped_half: float = 0.0
     scores: float = 0.0
+    inner_gradients: int = 3
 
     def per_token(self, *, half: bool, adapter_r: int = 0, dropout: bool = False) -> float:
         """Return the bytes per token of a block."""
@@ -42,6 +47,19 @@ class Kept:
         else:
             found = self.half if half else self.fp32
         return found + (self.dropped_half if half else self.dropped_fp32) * dropout
+
+
+def inner_gradients(*, gated: bool, activation: str) -> int:
+    """Return how many gradients of its inner width an MLP's backward pass holds at once: counted, like what is kept.
+
+    With a gate three: of the product, of the gate, and one on its way. Without one two, on both sides of the
+    activation, or six where it is written out.
+
+    Args:
+        gated: whether the MLP has a gate.
+        activation: as `ACT2FN` of transformers names it.
+    """
+    return 3 if gated else 6 if activation in WRITTEN_OUT else 2
 
 
 def llama_kept(h: int, a: int, k: int, i: int, n: int) -> Kept:
@@ -87,11 +105,13 @@ def gpt2_kept(h: int, i: int, n: int, *, attention_dropout: bool) -> Kept:
         dropped_fp32=8.0 * h - unfused,
         dropped_half=10.0 * h - unfused,
         scores=12.0 * n if attention_dropout else 0.0,
+        inner_gradients=inner_gradients(gated=False, activation="gelu_new"),
     )
 
 
 def gpt_neox_kept(h: int, i: int, n: int) -> Kept:
-    """Return what a block of GPT-NeoX keeps: one GELU, so two values inside the MLP (8i)."""
+    """Return what a block of GPT-NeoX keeps: one fused GELU, so two values inside the MLP (8i)."""
     full = 40.0 * h + 8 * i + 4 * n + 16
     half = 22.0 * h + 4 * i + 4 * n + 16
-    return Kept(fp32=full, half=half, adapted_fp32=full, adapted_half=half, rank=4 * 4.0)
+    gradients = inner_gradients(gated=False, activation="gelu")
+    return Kept(fp32=full, half=half, adapted_fp32=full, adapted_half=half, rank=4 * 4.0, inner_gradients=gradients)

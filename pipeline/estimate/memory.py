@@ -112,11 +112,8 @@ def block_bytes(shape: ModelShape, rows: int, length: int, spread: Spread, *, ad
 
 
 def transient_bytes(shape: ModelShape, tokens: int, spread: Spread) -> float:
-    """Return the bytes a block's backward pass makes beyond what it frees: gradients inside the MLP and its output's.
-
-    At most three of the MLP's inner width are alive at once: those of its product, of the gate, and one on its way.
-    """
-    return tokens * spread.size * (3.0 * shape.inner + shape.hidden)
+    """Return the bytes a block's backward pass makes beyond what is kept: gradients inside the MLP and its output's."""
+    return tokens * spread.size * (float(shape.kept.inner_gradients) * shape.inner + shape.hidden)
 
 
 def activation_bytes(

@@ -15,6 +15,8 @@ from pipeline.estimate.kept import Kept, gpt2_kept, gpt_neox_kept, llama_kept, q
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 FORMULAS = LLAMA_LIKE | {"gpt2", "gpt_neox"}
 """Model types whose parameters are counted by formula."""
+_ACTIVATIONS = {"gpt2": ("activation_function", "gelu_new"), "gpt_neox": ("hidden_act", "gelu")}
+"""What a configuration calls its activation, and the one a formula counts; Llama's is SiLU."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
     """Return the shape a configuration (`config.json`) describes by formula; None where there is none for it."""
     kind = str(config.get("model_type") or config.get("type") or "")
     if kind not in FORMULAS:
+        return None
+    named, usual = _ACTIVATIONS.get(kind, ("hidden_act", "silu"))
+    if config.get(named, usual) != usual:  # it would keep other values
         return None
     try:
         return _gpt2(config) if kind == "gpt2" else _gpt_neox(config) if kind == "gpt_neox" else _llama(kind, config)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.estimate.kept import llama_kept
+from pipeline.estimate.kept import inner_gradients, llama_kept
 from pipeline.estimate.shape import ModelShape
 
 
@@ -49,6 +49,9 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     # Experts pick tokens by what tensors hold, and fake ones hold nothing: they count as one MLP of the width a token
     # meets.
     kept = llama_kept(text.hidden_size, heads * width, width_kv, inner, heads) if experts else count_kept(built)
+    gated = any("gate" in name and "mlp" in name for name in named)
+    activation = getattr(text, "hidden_act", None) or getattr(text, "activation_function", None) or ""
+    kept = replace(kept, inner_gradients=inner_gradients(gated=gated, activation=str(activation)))
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
     positions = sum(p.numel() for name, p in named.items() if name.split(".")[-2] in ("wpe", "embed_positions"))
@@ -62,7 +65,7 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
         kv=width_kv,
         inner=inner,
         vocab=text.vocab_size,
-        gated=any("gate" in name and "mlp" in name for name in named),
+        gated=gated,
         tied=head is None or head.weight is embedding,
         context=int(getattr(text, "max_position_embeddings", None) or 0),
         heads=heads,

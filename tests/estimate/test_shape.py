@@ -37,6 +37,12 @@ def test_what_the_configuration_leaves_open_is_not_guessed() -> None:
     assert shape_of({"model_type": "mamba", **MLP}) is None
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_another_activation_keeps_other_values_so_no_formula_is_used(config: dict[str, object]) -> None:
+    named = "activation_function" if config["model_type"] == "gpt2" else "hidden_act"
+    assert shape_of({**config, named: "relu"}) is None
+
+
 def test_llama_3_8b_has_its_published_parameters() -> None:
     shape = shape_of(
         {

@@ -40,14 +40,18 @@ stages:
   qwen: {{kind: pretrain, data: corpus, tokenizer: tokenizer, model: {{{QWEN}, max_position_embeddings: 4096}},
     train: {{batch_size: 8, max_steps: 3, max_length: 256}}}}
   neox: {{kind: pretrain, data: corpus, tokenizer: tokenizer, model: {{{NEOX}, max_position_embeddings: 4096}},
-    train: {{batch_size: 8, max_steps: 3, max_length: 256}}}}
+    train: {{batch_size: 8, max_steps: 6, max_length: 256}}}}
   gpt2: {{kind: pretrain, data: corpus, tokenizer: tokenizer, model: {{{GPT2}}},
-    train: {{batch_size: 2, max_steps: 3, max_length: 512}}}}
+    train: {{batch_size: 2, max_steps: 6, max_length: 512}}}}
   checkpointed: {{kind: pretrain, data: corpus, tokenizer: tokenizer, model: {{{LARGE}, max_position_embeddings: 4096}},
     train: {{batch_size: 8, max_steps: 2, max_length: 512}}, compute: {{activation_checkpointing: true}}}}
   small-lora: {{kind: sft, data: demos, model: small, adapter: {{r: 8}},
     train: {{batch_size: 1, max_steps: 3, max_length: 8}}}}
   lora: {{kind: sft, data: demos, model: base, adapter: {{r: 8}},
+    train: {{batch_size: 8, max_steps: 3, max_length: 256}}}}
+  lora-again: {{kind: sft, data: demos, model: base, adapter: {{r: 8}}, seed: 1,
+    train: {{batch_size: 8, max_steps: 3, max_length: 256}}}}
+  lora-thrice: {{kind: sft, data: demos, model: base, adapter: {{r: 8}}, seed: 2,
     train: {{batch_size: 8, max_steps: 3, max_length: 256}}}}
   small-dpo: {{kind: dpo, data: pairs, model: small, train: {{batch_size: 1, max_steps: 3}}}}
   dpo: {{kind: dpo, data: pairs, model: base, train: {{batch_size: 8, max_steps: 3}}}}

@@ -1,7 +1,8 @@
 """The estimate of memory against the peak of resident memory of real stages on a CPU, each in its own process.
 
 Measured is what a stage needs beyond the same stage on a minute model: the libraries a process has loaded (485 MiB
-here) are left out on both sides, for they would hide an error.
+here) are left out on both sides, for they would hide an error. The same stage's peak differs from run to run with the
+holes in glibc's heap: by 3 % mostly, beneath adapters by 15 %, so those run three times.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -23,6 +25,7 @@ from pipeline.stages import load_all
 pytestmark = pytest.mark.xdist_group("measured memory")  # one worker: every stage is measured once
 FITTED = {"base": "small", "wide": "small", "long": "small", "qwen": "small", "lora": "small-lora", "dpo": "small-dpo"}
 """What `pipeline.estimate.memory.SLACK` was chosen on, and the minute stage of the same kind."""
+REPEATED = {"lora": ("lora", "lora-again", "lora-thrice")}
 HELD_OUT = {
     "neox": "small",
     "gpt2": "small",
@@ -58,6 +61,6 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
     measured: tuple[dict[str, float], dict[str, float]], name: str, small: str
 ) -> None:
     estimated, peaks = measured
-    needed = peaks[name] - peaks[small]
+    needed = median(peaks[run] for run in REPEATED.get(name, (name,))) - peaks[small]
     assert needed > 250 * 2**20
     assert estimated[name] - estimated[small] == pytest.approx(needed, rel=0.15)

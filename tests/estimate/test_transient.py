@@ -1,0 +1,68 @@
+"""The gradients counted inside an MLP against those autograd holds."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from pipeline.estimate.kept import gpt2_kept, gpt_neox_kept, llama_kept
+
+HIDDEN, INNER, TOKENS = 64, 1024, 512
+
+
+class Alive(TorchDispatchMode):
+    """Count the bytes of the tensors that operators make and nobody has dropped yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def _drop(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.seen:
+                self.seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
+        return made
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "kept"),
+    [
+        (LlamaMLP, {"hidden_size": HIDDEN, "intermediate_size": INNER}, llama_kept(HIDDEN, 64, 64, INNER, 1)),
+        (GPTNeoXMLP, {"hidden_size": HIDDEN, "intermediate_size": INNER}, gpt_neox_kept(HIDDEN, INNER, 1)),
+        (GPT2MLP, {"n_embd": HIDDEN, "resid_pdrop": 0.0}, gpt2_kept(HIDDEN, INNER, 1, attention_dropout=False)),
+    ],
+    ids=["llama", "gpt_neox", "gpt2"],
+)
+def test_an_mlp_goes_backward_with_the_inner_gradients_that_are_counted(
+    build: type[torch.nn.Module], config: dict[str, Any], kept: Any
+) -> None:
+    name = {LlamaMLP: "llama", GPTNeoXMLP: "gpt_neox", GPT2MLP: "gpt2"}[build]
+    described = AutoConfig.for_model(name, **config)
+    mlp = build(INNER, described) if build is GPT2MLP else build(described)
+    for weight in mlp.parameters():
+        weight.grad = torch.zeros_like(weight)
+    out = mlp(torch.randn(TOKENS, HIDDEN, requires_grad=True))
+    gradient = torch.ones_like(out)
+    with Alive() as alive:
+        out.backward(gradient)
+    # beyond them no more than gradients of the input and of one layer's weights: 0.3 of an inner width
+    assert kept.inner_gradients <= alive.peak / (4 * TOKENS * INNER) < kept.inner_gradients + 0.5
