@@ -23,16 +23,13 @@ from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
 from pipeline.models.stored import spread_problem, stored_problem, stored_quantization
 from pipeline.parallel.cutting import cutting_problem, filling_problem
-from pipeline.parallel.division import divide, head_problem
+from pipeline.parallel.division import division_problems, head_problem
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
 from pipeline.training.cpu_formats import cpu_problem
 from pipeline.training.pipelined_fields import unused_problem
-
-DIVIDED = ("batch_size", "kl_batch")
-"""Words of `train` that are numbers of rows all processes of a stage share evenly."""
 
 SLICED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
 """Optimizers whose steps were shown to be the same under tensor parallelism."""
@@ -152,20 +149,12 @@ def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
 
 
 def _division_problems(plan: Plan) -> Iterator[Problem]:
-    """Find batches that do not divide over the processes of their stage."""
+    """Find batches that do not divide over the processes of their stage, or not into its micro-batches."""
     for stage in plan.pending:
-        compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
-        processes = compute.replicas
-        if processes == 1 or not kind_of(stage.spec.kind).parallel:
-            continue
-        for word in DIVIDED:
-            rows = getattr(train, word, None)
-            if rows is None:
-                continue
-            try:
-                divide(rows, "auto", 1, processes, word=word)
-            except PipelineError as error:
-                yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in error.problems)
+        train = getattr(stage.spec.config, "train", None)
+        if train is not None and kind_of(stage.spec.kind).parallel:
+            found = division_problems(train, stage.spec.compute, stage.spec.kind)
+            yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found)
 
 
 def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:

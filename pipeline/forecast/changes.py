@@ -15,6 +15,7 @@ from pipeline.artifacts import Store
 from pipeline.errors import Problem
 from pipeline.forecast.stages import SAMPLED, TRAINED, Forecast, forecasts
 from pipeline.models.adapter_config import Adapter
+from pipeline.parallel.division import division_problems, divisor_up_to
 from pipeline.plan import Plan
 from pipeline.recipe.schema import Compute
 
@@ -118,8 +119,10 @@ def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Ch
                 compute.pipeline_parallel > 1
                 or ((adapter.quantize is not None or bool(forecast.facts.stored)) and not whole)
             )
-            if not compute.contradictions() and not barred:
-                yield chosen, forecast.facts.with_train(setting[2]).forecast(*setting[:2])
+            facts, kind = forecast.facts.with_train(setting[2]), forecast.stage.spec.kind
+            uneven = kind in (*TRAINED, *SAMPLED) and any(division_problems(facts.train, compute, kind))
+            if not compute.contradictions() and not barred and not uneven:
+                yield chosen, facts.forecast(*setting[:2])
 
 
 def _on_compute(words: str, **fields: object) -> Change:
@@ -135,8 +138,11 @@ _CHECKPOINTING = _on_compute("compute.activation_checkpointing: true", activatio
 
 def _micro_batches(forecast: Forecast) -> Iterator[Change]:
     kind, size = forecast.stage.spec.kind, forecast.micro_batch
-    while size > 1 and kind not in ("kto", "ppo"):
-        size //= 2
+    if kind not in (*TRAINED, *SAMPLED) or kind in ("kto", "ppo"):
+        return
+    share = forecast.facts.train.batch_size // forecast.compute.replicas
+    while size > 1:
+        size = divisor_up_to(share, size // 2)
         yield _on_compute(f"compute.micro_batch: {size}", micro_batch=size)
 
 

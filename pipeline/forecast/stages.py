@@ -32,7 +32,7 @@ from pipeline.forecast.machine import this_machine
 from pipeline.forecast.rows import Lengths, RowLengths
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.adapter_config import Adapter
-from pipeline.parallel.division import TOKEN_BUDGET, divide
+from pipeline.parallel.division import divide
 from pipeline.plan import Plan, PlannedStage
 from pipeline.recipe.schema import Compute, Hardware
 from pipeline.stage import kind_of
@@ -230,10 +230,7 @@ class Facts:
         longest = self._longest(train, both=kind in ("dpo", "reward"))
         asked = train.kl_batch if kind == "kto" else compute.micro_batch
         stages = compute.pipeline_parallel
-        if stages > 1:  # as the stage divides it: one micro-batch at least on its way through each part
-            most = max(1, train.batch_size // compute.replicas // stages)
-            asked = min(asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1)), most)
-        micro = _micro_batch(train.batch_size, asked, longest, compute.replicas)
+        micro = _micro_batch(train.batch_size, asked, longest, compute.replicas, passes=stages)
         trained, parts = self._parts(adapter, spread)
         if stages > 1:  # each has its layers and at most one end of the model
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
@@ -389,9 +386,9 @@ def _steps(train: Any, rows: int | None) -> int | None:
     return None if rows is None else max(1, int(train.epochs * rows / train.batch_size))
 
 
-def _micro_batch(batch_size: int, asked: int | str, longest: int, processes: int) -> int:
+def _micro_batch(batch_size: int, asked: int | str, longest: int, processes: int, passes: int = 1) -> int:
     """Return the rows of a forward pass; where the batch does not divide, which is told elsewhere, about as many."""
     try:
-        return divide(batch_size, asked, longest, processes).micro_batch
+        return divide(batch_size, asked, longest, processes, passes=passes).micro_batch
     except PipelineError:
         return max(1, batch_size // processes)

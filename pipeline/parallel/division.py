@@ -6,7 +6,9 @@ on sixty-four; what changes is how the batch is cut.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 
@@ -52,21 +54,23 @@ def divide(
     budget: int = TOKEN_BUDGET,
     group: int = 1,
     word: str = "batch_size",
+    passes: int = 1,
 ) -> Division:
     """Cut a batch.
 
     Args:
         batch_size: rows of an optimizer step over all processes.
-        asked: `compute.micro_batch`: a number, lowered to the nearest that divides the batch, or ``auto``: as many rows
-            as fit ``budget``.
+        asked: `compute.micro_batch`: rows that divide those of a process (more than it has are all it has), or
+            ``auto``: as many as fit ``budget``.
         longest: tokens of the longest row.
         processes: that share the batch.
         budget: tokens of a forward pass that ``auto`` allows.
         group: rows that must stay together in a process.
         word: of `train` that says how many rows.
+        passes: of an optimizer step at least, in each process: a pipeline needs one for each of its parts.
 
     Raises:
-        PipelineError: the batch does not divide over the processes.
+        PipelineError: the batch does not divide over the processes, or not into what is asked for.
     """
     share, rest = divmod(batch_size, processes)
     if rest or share % group:
@@ -76,8 +80,39 @@ def divide(
         together = f", {group} of a prompt together" if group > 1 else ""
         found = f"train.{word} {batch_size} does not divide over {processes} processes{together}"
         raise PipelineError(Problem(found, f"a multiple of {step}", f"use {near}, or another number of processes"))
+    limit = share // passes
+    if isinstance(asked, int) and asked < limit and share % asked:
+        near = f"{divisor_up_to(share, asked)} or {next(n for n in range(asked, share + 1) if share % n == 0)}"
+        of = f"the {share} rows of train.{word}" + (f" that each of {processes} processes has" if processes > 1 else "")
+        fitting = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        found = f"compute.micro_batch {asked} does not divide {of}"
+        raise PipelineError(Problem(found, f"one of {fitting}, or auto", f"use {near}"))
     most = asked if isinstance(asked, int) else max(1, budget // max(longest, 1))
-    return Division(batch_size, max(n for n in range(1, share + 1) if share % n == 0 and n <= max(most, 1)), processes)
+    return Division(batch_size, divisor_up_to(share, min(most, limit)), processes)
+
+
+def divisor_up_to(rows: int, most: int) -> int:
+    """Return the largest divisor of ``rows`` that is at most ``most``; 1 at least."""
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and n <= max(most, 1))
+
+
+def division_problems(train: Any, compute: Any, kind: str) -> Iterator[Problem]:
+    """Find what of a stage's batches does not divide over its processes, or not into its micro-batches.
+
+    Args:
+        train: fields of `train`.
+        compute: of the stage.
+        kind: of stage; `ppo` and `kto` do not go by `compute.micro_batch`.
+    """
+    for word in ("batch_size", "kl_batch"):
+        rows = getattr(train, word, None)
+        if rows is None:
+            continue
+        asked = compute.micro_batch if word == "batch_size" and kind not in ("ppo", "kto") else "auto"
+        try:
+            divide(rows, asked, 1, compute.replicas, word=word, passes=compute.pipeline_parallel)
+        except PipelineError as error:
+            yield from error.problems
 
 
 def head_problem(heads: int, kv_heads: int, size: int) -> Problem | None:

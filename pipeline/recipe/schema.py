@@ -177,7 +177,7 @@ class Compute(BaseModel):
     slurm: Slurm = Field(Slurm(), description="What `launcher: slurm` asks the cluster for.")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="Rows a device works on at once, at most: so many as divide the batch. Cannot change the result. "
+        description="Rows a device works on at once; they divide the rows of its process. Cannot change the result. "
         "`ppo` goes by `train.token_budget` instead, `kto` by `train.kl_batch`.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.cutting import filling_problem
 from pipeline.parallel.deepspeed import deepspeed_config, fit_buckets, width_of
-from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
+from pipeline.parallel.division import Division, divide
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.slices import RowSlices, parallelism
 from pipeline.stage import StageContext
@@ -25,11 +25,9 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         problem = filling_problem(batch_size, ctx.replicas, stages)
         if problem is not None:
             raise PipelineError(problem)
-        most = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
-        asked = min(most, batch_size // ctx.replicas // stages)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     note_slices(ctx)
-    division = divide(batch_size, asked, longest, ctx.replicas, **options)
+    division = divide(batch_size, asked, longest, ctx.replicas, passes=stages, **options)
     sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
         ctx.note(sentence)

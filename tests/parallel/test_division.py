@@ -14,10 +14,9 @@ from pipeline.parallel.division import TOKEN_BUDGET, Division, divide
     ("batch_size", "asked", "longest", "expected"),
     [
         (16, 4, 10, 4),
-        (16, 5, 10, 4),  # the largest divisor of 16 that is at most 5
-        (16, 100, 10, 16),
-        (12, 8, 10, 6),
-        (7, 3, 10, 1),
+        (16, 100, 10, 16),  # more than there are: all of them
+        (12, 6, 10, 6),
+        (7, 1, 10, 1),
         (16, "auto", 1024, 16),  # 16 × 1,024 = 16,384: exactly the budget
         (16, "auto", 1025, 8),
         (16, "auto", 20_000, 1),  # one row is more than the budget: there is no less than one
@@ -30,6 +29,26 @@ def test_micro_batch_divides_the_batch_within_what_is_allowed(
     assert divide(batch_size, asked, longest).micro_batch == expected
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "asked", "processes", "words"),
+    [
+        (16, 5, 1, r"micro_batch 5 does not divide the 16 rows of train.batch_size.*one of 1, 2, 4, 8, 16.*use 4 or 8"),
+        (7, 3, 1, "use 1 or 7"),
+        (48, 8, 4, "does not divide the 12 rows of train.batch_size that each of 4 processes has.*use 6 or 12"),
+    ],
+)
+def test_a_micro_batch_that_does_not_divide_names_the_nearest_that_do(
+    batch_size: int, asked: int, processes: int, words: str
+) -> None:
+    with pytest.raises(PipelineError, match=words):
+        divide(batch_size, asked, 10, processes)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", 2), (8, 2), (4, 2), (2, 2), (1, 1)])
+def test_a_pipeline_has_a_pass_for_each_of_its_parts(asked: int | str, expected: int) -> None:
+    assert divide(16, asked, 10, 2, passes=3).micro_batch == expected  # 8 rows each, in 3 passes at least: 2 rows
+
+
 @given(
     share=st.integers(1, 64),
     processes=st.integers(1, 16),
@@ -39,6 +58,12 @@ def test_micro_batch_divides_the_batch_within_what_is_allowed(
 def test_rows_times_passes_times_processes_is_the_batch(
     share: int, processes: int, asked: int | str, longest: int
 ) -> None:
+    if isinstance(asked, int) and asked < share and share % asked:
+        with pytest.raises(PipelineError) as caught:
+            divide(share * processes, asked, longest, processes)
+        below, above = map(int, str(caught.value.problems[0].remedy).removeprefix("use ").split(" or "))
+        assert below < asked < above and share % below == share % above == 0
+        return
     division = divide(share * processes, asked, longest, processes)
     assert division.micro_batch * division.accumulation * division.processes == share * processes
     if isinstance(asked, int):

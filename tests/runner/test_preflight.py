@@ -149,6 +149,16 @@ def test_ppo_in_fp16_is_refused_before_anything_loads(fresh: Any) -> None:
         preflight.check_plan(fresh.plan(), fresh.store)
 
 
+def test_rows_that_do_not_divide_into_micro_batches_are_refused_before_anything_runs(fresh: Any) -> None:
+    stages = "  kto: {kind: kto, data: pairs, model: sft, train: {batch_size: 8, kl_batch: 8}}"
+    fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n{stages}\n", 1))
+    with pytest.raises(PipelineError, match=r"micro_batch 3 does not divide the 16 rows of train.batch_size") as error:
+        preflight.check_plan(fresh.plan("compute.micro_batch=3"), fresh.store)
+    assert "kto" not in {problem.stage for problem in error.value.problems}  # it goes by `kl_batch`
+    assert {problem.remedy for problem in error.value.problems if problem.stage == "dpo"} == {"use 2 or 4"}
+    preflight.check_plan(fresh.plan("compute.micro_batch=64"), fresh.store)  # at once what there is
+
+
 def test_pretraining_does_not_go_on_from_quantised_weights(fresh: Any) -> None:
     folder = fresh.recipe.parent / "small"
     folder.mkdir()
