@@ -2,7 +2,8 @@
 
 transformers' own plan of an architecture (`base_model_tp_plan`) says which matrices are cut by columns and which by
 rows; its weights then are DTensors on a mesh of processes. Here a model is cut, checked, and put together again. The
-norms and other small weights are whole in every process.
+norms and other small weights are whole in every process. With more processes than slices, groups of neighbours hold one
+model each and share the rows of a batch; processes that hold the same slices average their gradients.
 
 Reference: Shoeybi et al. 2019, arXiv:1909.08053 (columns, then rows: one sum per block and direction).
 """
@@ -10,11 +11,14 @@ Reference: Shoeybi et al. 2019, arXiv:1909.08053 (columns, then rows: one sum pe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import recursively_apply
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -24,9 +28,24 @@ from transformers import DistributedConfig
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.division import head_problem
 from pipeline.parallel.dtensors import set_weight
+from pipeline.parallel.ranks import Ranks
 
 SHARED_NORM = "replicated_with_grad_allreduce"
 """transformers' style of a whole weight that sees only this process's heads: its gradients are summed."""
+
+
+@dataclass
+class Slicing(DistributedConfig):  # type: ignore[misc]
+    """transformers' words for slices in several groups of processes, without its FSDP2 between the groups.
+
+    transformers makes the mesh from `dp_replicate_size`, and shards weights where `dp_size` is above 1. Whole replicas
+    of a sliced model it does not have: their gradients are averaged here (`Copies`).
+    """
+
+    @property
+    def dp_size(self) -> int:
+        """Return 1: nothing is sharded between groups."""
+        return 1
 
 
 class TensorParallelism(ParallelismConfig):  # type: ignore[misc]
@@ -63,7 +82,7 @@ def slicing(config: Any, size: int) -> DistributedConfig:
     if random:
         found = f"compute.tensor_parallel with a model whose {random[0]} is not 0"
         raise PipelineError(Problem(found, "0: processes would drop others than one does", "use compute.zero: 3"))
-    return DistributedConfig(tp_size=size)
+    return Slicing(tp_size=size, dp_replicate_size=Ranks.current().count // size)
 
 
 def slice_model(model: Any, size: int) -> Any:
@@ -147,6 +166,57 @@ def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
             nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
             set_weight(own_a.weight, a.weight)
             own_a.in_features, own_b.out_features = base.in_features, base.out_features
+
+
+class Copies:
+    """The processes that hold the same slices as this one, in other groups: what they learn from is one batch."""
+
+    def __init__(self, model: Any) -> None:
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._group = plain._mesh_manager.get_mesh("dp_replicate").get_group()
+        self.count = dist.get_world_size(self._group)
+
+    def average_gradients(self, model: nn.Module, is_last: Callable[[], bool]) -> None:
+        """Have gradients averaged over the copies when the last backward pass of a step has made them.
+
+        Args:
+            model: whose trained weights' gradients; transformers does the same for adapters beside its FSDP2.
+            is_last: says of the backward pass that goes on whether an optimizer step follows it.
+        """
+
+        def average(parameter: Tensor) -> None:
+            if is_last() and parameter.grad is not None:
+                gradient = parameter.grad
+                own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                dist.all_reduce(own, group=self._group)
+                own.div_(self.count)
+
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
+
+    def gathered(self, values: Any) -> Any:
+        """Return tensors of all copies, one after another, of those in a structure; all have the same shapes."""
+
+        def gather(tensor: Tensor) -> Tensor:
+            own = tensor.reshape(1) if not tensor.dim() else tensor.contiguous()
+            parts = [torch.empty_like(own) for _ in range(self.count)]
+            dist.all_gather(parts, own, group=self._group)
+            return torch.cat(parts)
+
+        return recursively_apply(gather, values) if self.count > 1 else values
+
+    @torch.no_grad()
+    def apart(self, model: nn.Module) -> float:
+        """Return how far the copies' trained weights are from one another: 0 while all take the same steps."""
+        sums = [
+            (p.to_local() if isinstance(p, DTensor) else p).double().sum()
+            for p in model.parameters()
+            if p.requires_grad
+        ]
+        own = torch.stack([torch.stack(sums), -torch.stack(sums)])
+        dist.all_reduce(own, op=dist.ReduceOp.MAX, group=self._group)
+        return float((own[0] + own[1]).max())
 
 
 def size_of(model: Any) -> int:

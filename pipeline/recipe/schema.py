@@ -240,7 +240,7 @@ class Compute(BaseModel):
         if self.pipeline_parallel > 1:
             found += self._pipeline_contradictions()
         if self.tensor_parallel > 1:
-            found += self._tensor_contradictions(alone=len(several) == 1)
+            found += self._tensor_contradictions()
         if self.sequence_parallel > 1:
             found += self._sequence_contradictions()
         if self.offload != "none" and not self.zero:
@@ -255,6 +255,16 @@ class Compute(BaseModel):
             remedy = "set compute.rendezvous: HOST:PORT of the first machine"
             found.append(("nodes", "must be 1 without compute.rendezvous", remedy))
         return found
+
+    def _undivided(self, word: str) -> list[tuple[str, str, str]]:
+        """Return that groups of ``word`` do not come out even, with the nearest size that does."""
+        size = getattr(self, word)
+        if self.ranks % size == 0:
+            return []
+        near = [n for n in range(2, self.ranks + 1) if self.ranks % n == 0]
+        best = min(near, key=lambda n: (abs(n - size), -n), default=0)
+        remedy = f"set compute.{word}: {best}" if best else f"set compute.processes: {size}, or a multiple"
+        return [(word, f"must divide processes × nodes, which is {self.ranks}", remedy)]
 
     def _unsharded(self, word: str) -> list[tuple[str, str, str]]:
         """Return what excludes ``word`` and engines that shard: none of them knows parts of a model."""
@@ -281,12 +291,8 @@ class Compute(BaseModel):
 
     def _sequence_contradictions(self) -> list[tuple[str, str, str]]:
         """Return what excludes sequence parallelism."""
-        found, word, size = [], "sequence_parallel", self.sequence_parallel
-        if self.ranks % size:
-            near = [n for n in range(2, self.ranks + 1) if self.ranks % n == 0]
-            best = min(near, key=lambda n: (abs(n - size), -n), default=0)
-            remedy = f"set compute.{word}: {best}" if best else f"set compute.processes: {size}, or a multiple"
-            found.append((word, f"must divide processes × nodes, which is {self.ranks}", remedy))
+        word = "sequence_parallel"
+        found = self._undivided(word)
         if not self.zero:
             more = ", and leave compute.fsdp out" if self.fsdp else ": DeepSpeed cuts the rows"
             found.append((word, "must be 1 without compute.zero", f"set compute.zero: 1, 2 or 3{more}"))
@@ -295,12 +301,10 @@ class Compute(BaseModel):
             found.append((word, "must be 1 with compute.attention: eager", remedy))
         return found
 
-    def _tensor_contradictions(self, *, alone: bool) -> list[tuple[str, str, str]]:
-        """Return what excludes tensor parallelism; without data parallelism beside it the group is all processes."""
-        found, word, size, everyone = [], "tensor_parallel", self.tensor_parallel, self.ranks
-        if size != everyone and alone:
-            remedy = f"set compute.{word}: {everyone} or 1" if everyone > 1 else f"set compute.processes: {size}"
-            found.append((word, f"must be processes × nodes, which is {everyone}, or 1", remedy))
+    def _tensor_contradictions(self) -> list[tuple[str, str, str]]:
+        """Return what excludes tensor parallelism."""
+        word = "tensor_parallel"
+        found = self._undivided(word)
         found += self._unsharded(word)
         if self.precision == "fp16":
             found.append((word, "must be 1 in fp16", "set compute.precision: bf16 or fp32"))

@@ -107,7 +107,7 @@ def _check_slices(ctx: StageContext, trainer: Any) -> None:
     Raises:
         PipelineError: it does.
     """
-    from pipeline.parallel.tensor import own_share, size_of
+    from pipeline.parallel.tensor import Copies, own_share, size_of
 
     asked, found = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
     share = own_share(trainer.model)
@@ -116,4 +116,8 @@ def _check_slices(ctx: StageContext, trainer: Any) -> None:
         raise PipelineError(Problem(text, "what was asked for", "see `trueup doctor`", stage=ctx.name))
     if asked > 1:
         ctx.facts["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)
-        ctx.facts["tensor_parallel"] = {"size": found, "share_of_parameters": round(share, 4)}
+        ctx.facts["tensor_parallel"] = {
+            "size": found,
+            "copies": Copies(trainer.model).count,
+            "share_of_parameters": round(share, 4),
+        }

@@ -47,7 +47,7 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
     """
     ranks = Ranks.current()
     if not any_rank(kept.is_file()):
-        values = _computed(ctx, model, dataset.to_list(), columns, ranks if ctx.replicas > 1 else Ranks())
+        values = _computed(ctx, model, dataset.to_list(), columns)
         if ranks.is_first:
             part = kept.with_suffix(".part")
             part.write_text(json.dumps(values), encoding="utf-8")
@@ -71,10 +71,15 @@ def unhashed(trainer_class: type) -> Iterator[None]:
 
 
 def _computed(
-    ctx: StageContext, model: Any, rows: list[dict[str, Any]], columns: Mapping[str, str], ranks: Ranks
+    ctx: StageContext, model: Any, rows: list[dict[str, Any]], columns: Mapping[str, str]
 ) -> dict[str, list[float]]:
-    """Return each column's values, in the order of ``rows``; every process gets all of them."""
-    mine = ranks.mine(rows)
+    """Return each column's values, in the order of ``rows``; every process gets all of them.
+
+    Processes that work on the same rows compute the same ones.
+    """
+    ranks = Ranks.current() if ctx.replicas > 1 else Ranks()
+    share = Ranks(ranks.index * ctx.replicas // ranks.count, ctx.replicas)
+    mine = share.mine(rows)
     values = {}
     for i, (column, ids) in enumerate(columns.items()):
 
@@ -93,6 +98,6 @@ def _computed(
             )
         if ranks.count > 1:
             ctx.stop_if_asked()
-        sums = [(place, math.fsum(row)) for place, row in zip(ranks.mine([*range(len(rows))]), tokens, strict=True)]
-        values[column] = [value for _, value in sorted(ranks.gathered(sums))]
+        sums = [(place, math.fsum(row)) for place, row in zip(share.mine([*range(len(rows))]), tokens, strict=True)]
+        values[column] = [value for _, value in sorted(dict(ranks.gathered(sums)).items())]
     return values

@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.parallel import fsdp
 from pipeline.parallel.dtensors import laid_out, set_weight, whole
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.tensor import TensorParallelism, begin_adapter, size_of
+from pipeline.parallel.tensor import Copies, TensorParallelism, begin_adapter, size_of
 from pipeline.parallel.zero import ZeroState, share_fp32
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
@@ -51,11 +51,13 @@ class WholeState:
     def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
         built: dict[str, Any] = super()._build_accelerator_args(**given)  # type: ignore[misc]
         if size_of(self.model) > 1:
-            built["parallelism_config"] = TensorParallelism(tp_size=size_of(self.model))
+            size = size_of(self.model)
+            built["parallelism_config"] = TensorParallelism(tp_size=size, dp_shard_size=Ranks.current().count // size)
         return built
 
     def _own_rows(self, values: Any, use_gather_object: bool = False) -> Any:
-        """Return what accelerate's `gather_for_metrics` does on one process: the last batch without its repeats."""
+        """Return what accelerate's `gather_for_metrics` does, of one process of each group: its rows are the same."""
+        values = Copies(self.model).gathered(values)
         known = self.accelerator.gradient_state
         if not known.end_of_dataloader or known.remainder <= 0:
             return values
@@ -143,6 +145,8 @@ class WholeState:
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """Have DeepSpeed or FSDP begin, then put the checkpoint's state where they hold their own."""
         self.is_fsdp_enabled = self.args.fsdp_plugin_args is not None
+        if size_of(self.model) > 1 and Copies(self.model).count > 1:
+            Copies(self.model).average_gradients(self.model, lambda: bool(self.accelerator.sync_gradients))
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]

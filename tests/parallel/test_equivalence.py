@@ -101,6 +101,7 @@ SPREADS = {
     "zero-3": "zero=3",
     "fsdp": "fsdp=true",
     "slices": "zero=0",
+    "groups": "zero=0",
 }
 SLICED = tuple(name for name in TRAINED if not name.endswith("ppo"))
 
@@ -126,7 +127,8 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
     # A checkpoint after every step: writing one changes nothing, also right after an evaluation.
     often = "compute.checkpoint_every_s=0.001"
     sets = ("compute.micro_batch=2", "compute.processes=2", often, f"compute.{SPREADS[request.param]}")
-    if request.param == "slices":
+    if request.param in ("slices", "groups"):
+        sets += ("compute.processes=4",) if request.param == "groups" else ()  # two groups share the rows
         sets += tuple(f"stages.{name}.compute.tensor_parallel=2" for name in SLICED)
         return request.param, world.train(request.param, SLICED, *sets)
     return request.param, world.train(request.param, TRAINED, *sets)
