@@ -122,6 +122,6 @@ def head_problem(heads: int, kv_heads: int, size: int) -> Problem | None:
             fitting = [n for n in range(1, count + 1) if heads % n == 0 and kv_heads % n == 0]
             near = min(fitting, key=lambda n: (abs(n - size), n))
             found = f"compute.tensor_parallel {size} for a model with {word} {count}"
-            remedy = f"use {near}" + (", on as many processes" if near > 1 else "")
+            remedy = f"use {near}" + (", on as many processes or a multiple" if near > 1 else "")
             return Problem(found, f"one of {', '.join(map(str, fitting))}", remedy)
     return None

@@ -208,15 +208,12 @@ class Copies:
 
     @torch.no_grad()
     def apart(self, model: nn.Module) -> float:
-        """Return how far the copies' trained weights are from one another: 0 while all take the same steps."""
-        sums = [
-            (p.to_local() if isinstance(p, DTensor) else p).double().sum()
-            for p in model.parameters()
-            if p.requires_grad
-        ]
-        own = torch.stack([torch.stack(sums), -torch.stack(sums)])
-        dist.all_reduce(own, op=dist.ReduceOp.MAX, group=self._group)
-        return float((own[0] + own[1]).max())
+        """Return how far apart the copies' sums of gradients are: 0 once they are averaged."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        sums = torch.stack([(g.to_local() if isinstance(g, DTensor) else g).double().sum() for g in gradients])
+        both = torch.stack([sums, -sums])
+        dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self._group)
+        return float((both[0] + both[1]).max())
 
 
 def size_of(model: Any) -> int:

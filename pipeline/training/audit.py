@@ -23,6 +23,7 @@ from pipeline.models.adapter_config import Adapter
 from pipeline.models.first_pass import FirstPass
 from pipeline.parallel.holding import Holding, bucket_of, holding, strangers
 from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.tensor import Copies, size_of
 from pipeline.stage import StageContext, group_of
 from pipeline.training.arguments import device_of
 
@@ -60,6 +61,7 @@ class Audit(TrainerCallback):  # type: ignore[misc]
         if self._first is not None:
             check_first_pass(self.ctx, self._first, str(self.ctx.facts["precision"]))
             self._first = None
+            check_copies(self.ctx, self.trainer.model)
 
 
 def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
@@ -126,6 +128,19 @@ def check_first_pass(ctx: StageContext, seen: FirstPass, precision: str) -> None
         found = "activations are computed twice, compute.activation_checkpointing does not ask for it"
         problems.append(Problem(found, "once", "set compute.activation_checkpointing: true"))
     _refuse(ctx, problems)
+
+
+def check_copies(ctx: StageContext, model: Any) -> None:
+    """Look at the gradients of the first step where groups of processes hold copies of a sliced model.
+
+    Raises:
+        PipelineError: the groups would take different steps.
+    """
+    copies = Copies(model) if size_of(model) > 1 else None
+    if copies is not None and copies.count > 1 and copies.apart(model) > 0:
+        found = f"{copies.count} groups of {size_of(model)} processes train, and their gradients differ"
+        expected, remedy = "gradients averaged over the groups", f"use {size_of(model)} processes"
+        _refuse(ctx, [Problem(found, expected, remedy)])
 
 
 def _refuse(ctx: StageContext, problems: list[Problem]) -> None:

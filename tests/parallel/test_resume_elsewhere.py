@@ -34,6 +34,7 @@ WAYS = {
     "zero-2 offloaded": (2, "zero=2", "offload=optimizer"),
     "zero-3 offloaded": (2, "zero=3", "offload=all"),
     "slices": (2, "tensor_parallel=2"),
+    "slices in groups": (4, "tensor_parallel=2"),
 }
 CASES = {
     "other numbers of processes": ("full", ("one", "two", "one")),
@@ -43,8 +44,8 @@ CASES = {
     "FSDP2 and ZeRO-3": ("full", ("zero-3", "fsdp", "zero-3", "fsdp", "two")),
     "an adapter with FSDP2": ("lora", ("fsdp", "fsdp", "one", "fsdp", "zero-2", "fsdp")),
     "offloaded": ("full", ("one", "zero-3 offloaded", "zero-2 offloaded", "two")),
-    "in slices": ("full", ("slices", "slices", "one", "slices", "two")),
-    "an adapter in slices": ("lora", ("slices", "one", "slices")),
+    "in slices": ("full", ("slices", "slices in groups", "one", "slices in groups", "two")),
+    "an adapter in slices": ("lora", ("slices in groups", "one", "slices")),
     "an adapter": ("lora", ("zero-2", "one", "zero-3", "zero-3", "two")),
 }
 

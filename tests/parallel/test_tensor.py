@@ -55,11 +55,12 @@ def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     return max(float((one[name] - other[name]).norm() / one[name].norm()) for name in one)
 
 
-def test_slices_of_a_new_model_take_the_steps_of_one_process(
-    tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
+@pytest.mark.parametrize("groups", [1, 2])
+def test_slices_of_a_new_model_take_the_steps_of_as_many_processes_as_there_are_groups(
+    groups: int, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     stores = []
-    for compute in ({"processes": 1, "micro_batch": 4}, SLICED):
+    for compute in ({"processes": groups, "micro_batch": 4}, {**SLICED, "processes": 2 * groups}):
         recipe = _recipe(tiny_recipe, compute, "sft", **QWEN)
         store = tmp_path / recipe.stem
         ended = command("run", recipe, "--store", store, cwd=recipe.parent)
@@ -78,8 +79,9 @@ def test_slices_of_a_new_model_take_the_steps_of_one_process(
         for mine, theirs in zip(rows, same, strict=True):
             assert mine == pytest.approx(theirs, rel=1e-4)
         ran = stores[1].artifacts(name)[-1].manifest.runtime["ran"]
-        assert ran["accelerate"] == {"distributed_type": "MULTI_CPU", "num_processes": 2, "tp_size": 2}
-        assert ran["tensor_parallel"]["size"] == 2
+        assert ran["accelerate"] == {"distributed_type": "MULTI_CPU", "num_processes": 2 * groups, "tp_size": 2}
+        assert (ran["tensor_parallel"]["size"], ran["tensor_parallel"]["copies"]) == (2, groups)
+        assert f"{groups} process" in ran["batch"]
         assert ran["tensor_parallel"]["share_of_parameters"] < 0.6
         assert ran["seen"]["engine"].startswith("tensor parallelism")
     assert AutoModelForCausalLM.from_pretrained(stores[1].artifacts("sft")[-1].path).config.tie_word_embeddings
@@ -87,7 +89,11 @@ def test_slices_of_a_new_model_take_the_steps_of_one_process(
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size", "remedy"),
-    [(4, 4, 3, "use 2, on as many processes"), (32, 8, 16, "use 8, on as many processes"), (7, 7, 2, "use 1")],
+    [
+        (4, 4, 3, "use 2, on as many processes or a multiple"),
+        (32, 8, 16, "use 8, on as many processes or a multiple"),
+        (7, 7, 2, "use 1"),
+    ],
 )
 def test_heads_that_do_not_divide_name_the_nearest_number(heads: int, kv_heads: int, size: int, remedy: str) -> None:
     problem = head_problem(heads, kv_heads, size)
@@ -100,7 +106,7 @@ def test_heads_that_divide_are_no_problem(heads: tuple[int, int, int]) -> None:
 
 
 REFUSED = {
-    "must be processes × nodes, which is 4": {"processes": 4, "tensor_parallel": 2},
+    "must divide processes × nodes, which is 3; set compute.tensor_parallel: 3": {"processes": 3, "tensor_parallel": 2},
     "must be 1 with compute.zero or compute.fsdp": {"processes": 2, "tensor_parallel": 2, "zero": 1},
     "above 1; set compute.tensor_parallel: 1": {"processes": 4, "tensor_parallel": 2, "pipeline_parallel": 2},
     "1 with Liger": {"processes": 2, "tensor_parallel": 2, "liger": "on"},

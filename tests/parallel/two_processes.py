@@ -1,4 +1,4 @@
-"""Runs a test's file as two processes of a run, as the launcher would start them."""
+"""Runs a test's file as the processes of a run, as the launcher would start them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def run_two(script: str, *arguments: str, **environment: str) -> None:
-    """Run ``script`` as ranks 0 and 1 with ``arguments``, and assert that both end well."""
+def run_two(script: str, *arguments: str, count: int = 2, **environment: str) -> None:
+    """Run ``script`` as two ranks, or ``count``, with ``arguments``, and assert that all end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     running = []
-    for rank in (0, 1):
-        spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    for rank in range(count):
+        spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         around = {**os.environ, **{name: str(value) for name, value in spread.items()}, **environment}
         around |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         line = [sys.executable, str(Path(script).resolve()), *arguments]
@@ -28,7 +28,7 @@ def run_two(script: str, *arguments: str, **environment: str) -> None:
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(log[-3000:] for log in logs)
+    assert [process.returncode for process in running] == [0] * count, "\n".join(log[-3000:] for log in logs)
 
 
 def be_one(main: Callable[..., None]) -> None:
