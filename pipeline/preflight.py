@@ -28,7 +28,7 @@ from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
-from pipeline.training.cpu_formats import cpu_problem
+from pipeline.training.formats import cpu_problem, ppo_problem
 from pipeline.training.pipelined_fields import unused_problem
 
 SLICED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
@@ -118,10 +118,10 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
         problem = None
         if not kind_of(kind).parallel:
             continue
-        if kind == "ppo" and compute.precision == "fp16":
-            found, expected = "compute.precision is fp16 for a ppo stage", "auto, fp32 or bf16: PPO scales no losses"
-            problem = Problem(found, expected, "set compute.precision: bf16")
-        elif compute.device == "cpu" or (compute.launcher == "local" and compute.hardware is None and has_no_gpu()):
+        if kind == "ppo":
+            problem = ppo_problem(compute.model_dump())
+        is_here = compute.launcher == "local" and compute.hardware is None and has_no_gpu()
+        if problem is None and (is_here or compute.device == "cpu"):
             problem = cpu_problem(compute.precision, 0 if kind == "ppo" else compute.zero)
             if compute.device == "cuda":
                 problem = Problem(

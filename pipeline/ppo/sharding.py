@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel import dtensors, fsdp
@@ -40,6 +41,8 @@ class ZeroStepper:
 
     in_step = True
     may_keep = False
+    scaler = GradScaler(enabled=False)
+    """Never of use: fp16 is refused where weights lie in parts."""
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks, config: dict[str, Any]) -> None:
         """Shard.
@@ -211,6 +214,8 @@ class FsdpStepper:
 
     in_step = True
     may_keep = False
+    scaler = GradScaler(enabled=False)
+    """Never of use: fp16 is refused where weights lie in parts."""
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks) -> None:
         from torch.distributed.device_mesh import init_device_mesh

@@ -66,6 +66,7 @@ def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None
             "kl": asdict(trainer.kl),
             "scale": asdict(trainer.scale),
             "guards": trainer.guards.plain(),
+            "loss_scale": trainer.steps_with.scaler.state_dict(),
             "extra": extra,
         }
         _replace(folder, files, numbers)
@@ -109,5 +110,7 @@ def load_state(trainer: PPOTrainer, folder: Path) -> dict[str, Any]:
     trainer.iteration, trainer.steps = numbers["iteration"], numbers["steps"]
     trainer.kl, trainer.scale = KLController(**numbers["kl"]), ScoreScale(**numbers["scale"])
     trainer.guards = Guards(**numbers["guards"])
+    if numbers.get("loss_scale"):
+        trainer.steps_with.scaler.load_state_dict(numbers["loss_scale"])
     extra: dict[str, Any] = numbers["extra"]
     return extra

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.policy import Policy
@@ -30,12 +31,14 @@ class Stepper(Protocol):
     Attributes:
         policy: whose weights.
         optimizer: with two groups, policy and value.
+        scaler: of the loss in fp16, whose small gradients would be zeros; in other formats it does nothing.
         in_step: whether every process has to run the same number of forward and backward passes.
         may_keep: whether a forward pass of the scoring may be kept for the first optimizer step.
     """
 
     policy: Policy
     optimizer: Any
+    scaler: GradScaler
     in_step: bool
     may_keep: bool
 
@@ -56,7 +59,10 @@ class Stepper(Protocol):
         ...
 
     def norms(self) -> tuple[float, float]:
-        """Return the norms of the summed gradients of policy and value, after the last backward pass."""
+        """Return the norms of the summed gradients of policy and value, after the last backward pass.
+
+        Where the loss was scaled too far they are not finite; `discard` then lowers the scale.
+        """
         ...
 
     def step(self, factors: tuple[float, float], *, policy: bool) -> None:
@@ -116,6 +122,8 @@ class PlainStepper:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self.scaler = GradScaler(policy.device.type, enabled=policy.precision == torch.float16)
+        self._unscaled = False
 
     @property
     def _groups(self) -> list[list[nn.Parameter]]:
@@ -135,13 +143,15 @@ class PlainStepper:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradients of a loss."""
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self.scaler.scale(loss))
         if last:
             for group in self._groups:
                 self.ranks.add_gradients(group)
 
     def norms(self) -> tuple[float, float]:
         """Return the norms of policy and value."""
+        self.scaler.unscale_(self.optimizer)
+        self._unscaled = self.scaler.is_enabled()
         policy, value = (_norm(group) for group in self._groups)
         return policy, value
 
@@ -153,10 +163,18 @@ class PlainStepper:
         for group, factor in zip(self._groups, factors, strict=True):
             _scale_gradients(group, factor)
         self.optimizer.step()
+        self._settle_scale()
 
     def discard(self) -> None:
         """Take no step."""
+        self._settle_scale()
         self.clear()
+
+    def _settle_scale(self) -> None:
+        """Lower the scale of the loss where it was too large, raise it where it was not for long."""
+        if self._unscaled:
+            self.scaler.update()
+        self._unscaled = False
 
     def weights(self) -> dict[str, Tensor]:
         """Return copies of what is trained."""

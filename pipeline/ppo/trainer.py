@@ -254,11 +254,16 @@ class PPOTrainer:
                 chosen = order[number * size : (number + 1) * size]
                 mine = [by_place[place] for place in chosen if place in by_place]
                 if not self._step(mine, sums):
-                    return {**sums.metrics(self.ranks), "epochs_run": epochs_run, "lr": self.rate}
+                    return self._update_metrics(sums, epochs_run)
                 if self.on_step is not None:
                     self.on_step(epoch * s.minibatches + number + 1, total)
             epochs_run += 1
-        return {**sums.metrics(self.ranks), "epochs_run": epochs_run, "lr": self.rate}
+        return self._update_metrics(sums, epochs_run)
+
+    def _update_metrics(self, sums: measures.UpdateSums, epochs_run: int) -> dict[str, float]:
+        scaler = self.steps_with.scaler
+        scale = {"loss_scale": float(scaler.get_scale())} if scaler.is_enabled() else {}
+        return {**sums.metrics(self.ranks), "epochs_run": epochs_run, "lr": self.rate, **scale}
 
     def _step(self, episodes: Sequence[Episode], sums: measures.UpdateSums) -> bool:
         """Take one optimizer step; return False when the new policy is too far from the old to go on."""
@@ -329,10 +334,17 @@ class PPOTrainer:
         return self.policy.forward(pack(group, self.policy.device), entropy=self.settings.entropy_coef > 0)
 
     def _apply(self, episodes: Sequence[Episode], sums: measures.UpdateSums, *, finite: bool) -> None:
-        """Clip and step; a step with a gradient that is not finite is left out on every process."""
-        norms = self.steps_with.norms()
-        if self.ranks.largest(float(not finite or not are_finite(norms))):
+        """Clip and step; a step with a gradient that is not finite is left out on every process.
+
+        In fp16 that may only mean that the loss was scaled too far. The scale halves then and nothing is wrong yet.
+        """
+        norms, scaler = self.steps_with.norms(), self.steps_with.scaler
+        is_lost = bool(self.ranks.largest(float(not finite)))
+        if is_lost or self.ranks.largest(float(not are_finite(norms))):
+            was_scaled = scaler.get_scale() > 1
             self.steps_with.discard()
+            if was_scaled and not is_lost:
+                return
             sums.skipped += 1
             if self.on_skip is not None:
                 self.on_skip(episodes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -205,18 +206,18 @@ def _on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
 
 def _precision(ctx: StageContext) -> Any:
     """Return the format of the computation where it is not that of the weights."""
-    import torch
-
+    from pipeline.models.precision import HALF
     from pipeline.training.arguments import precision_of
+    from pipeline.training.formats import ppo_problem
 
     picked = precision_of(ctx)
-    if picked == "fp16" and ctx.compute.get("precision") == "fp16":
-        found = "compute.precision is fp16"
-        raise PipelineError(Problem(found, "fp32 or bf16: PPO scales no losses", "use bf16", stage=ctx.name))
-    if picked == "fp16":
-        ctx.facts["precision"] = "fp32"
-        ctx.note("this GPU has no bf16: computes in fp32")
-    return torch.bfloat16 if picked == "bf16" else None
+    if picked == "fp16" and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
+        problem = ppo_problem(ctx.compute)
+        if problem is not None:
+            raise PipelineError(replace(problem, stage=ctx.name))
+        ctx.facts["precision"] = picked = "fp32"
+        ctx.note("this GPU has no bf16, and PPO with weights in parts no fp16: computes in fp32")
+    return HALF.get(picked)
 
 
 def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:

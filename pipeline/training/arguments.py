@@ -12,9 +12,9 @@ from pipeline.models.adapter_config import Adapter
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
 from pipeline.stage import StageContext
-from pipeline.training.cpu_formats import cpu_problem
 from pipeline.training.distribution import sharding
 from pipeline.training.fields import CommonTrain
+from pipeline.training.formats import cpu_problem
 
 Arguments = TypeVar("Arguments")
 

@@ -142,11 +142,17 @@ def test_number_formats_that_a_cpu_does_not_train_in_are_refused_before_anything
     preflight.check_plan(fresh.plan(*asked, "compute.device=auto", "compute.hardware=h100-80gb"), fresh.store)
 
 
-def test_ppo_in_fp16_is_refused_before_anything_loads(fresh: Any) -> None:
-    ppo = "  ppo: {kind: ppo, data: asks, model: sft, reward: rm, compute: {precision: fp16, hardware: h100-80gb}}"
-    fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n{ppo}\n", 1))
-    with pytest.raises(PipelineError, match=r"fp16 for a ppo stage.*set compute.precision: bf16"):
+@pytest.mark.parametrize("parts", ["zero: 1", "fsdp: true"])
+def test_ppo_in_fp16_with_weights_in_parts_is_refused_before_anything_loads(parts: str, fresh: Any) -> None:
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    compute = f"{{precision: fp16, hardware: h100-80gb, processes: 2, {parts}}}"
+    ppo = f"  ppo: {{kind: ppo, data: asks, model: sft, reward: rm, compute: {compute}}}"
+    before = fresh.recipe.read_text()
+    fresh.recipe.write_text(before.replace("stages:\n", f"stages:\n{ppo}\n", 1))
+    with pytest.raises(PipelineError, match=r"fp16 for a ppo stage with compute.*or leave compute.(zero|fsdp) out"):
         preflight.check_plan(fresh.plan(), fresh.store)
+    fresh.recipe.write_text(before.replace("stages:\n", f"stages:\n{ppo.replace(', ' + parts, '')}\n", 1))
+    preflight.check_plan(fresh.plan(), fresh.store)
 
 
 def test_rows_that_do_not_divide_into_micro_batches_are_refused_before_anything_runs(fresh: Any) -> None:
