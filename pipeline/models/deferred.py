@@ -89,14 +89,15 @@ class Deferred(TorchDispatchMode):
                 if parameter is None or not self._lacks(parameter):
                     continue
                 if id(parameter) not in made:
-                    made[id(parameter)] = parameter, nn.Parameter(self._made(parameter), parameter.requires_grad)
+                    made[id(parameter)] = parameter, nn.Parameter(self.made(parameter), parameter.requires_grad)
                 inside._parameters[name] = made[id(parameter)][1]
 
     def _lacks(self, parameter: Tensor) -> bool:
         return parameter.is_meta
 
     @torch.no_grad()
-    def _made(self, parameter: Tensor) -> Tensor:
+    def made(self, parameter: Tensor) -> Tensor:
+        """Return a weight that has no memory, with the numbers it would have had."""
         real = torch.empty(parameter.shape, dtype=parameter.dtype)
         noted = self._storages.get(parameter.untyped_storage()._cdata)
         with torch.random.fork_rng(devices=[]):
@@ -129,7 +130,8 @@ class Stored(Deferred):  # type: ignore[no-untyped-call]
         return id(parameter) in self._names
 
     @torch.no_grad()
-    def _made(self, parameter: Tensor) -> Tensor:
+    def made(self, parameter: Tensor) -> Tensor:
+        """Return a weight as its file has it."""
         name, _ = self._names[id(parameter)]
         with safe_open(self.files[name], framework="pt") as tensors:
             return torch.empty(parameter.shape, dtype=parameter.dtype).copy_(tensors.get_tensor(name))  # not the map

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -22,13 +22,16 @@ from accelerate.utils import recursively_apply
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import DistributedConfig
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.division import head_problem
 from pipeline.parallel.dtensors import set_weight
 from pipeline.parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from pipeline.models.deferred import Deferred
 
 SHARED_NORM = "replicated_with_grad_allreduce"
 """transformers' style of a whole weight that sees only this process's heads: its gradients are summed."""
@@ -85,29 +88,40 @@ def slicing(config: Any, size: int) -> DistributedConfig:
     return Slicing(tp_size=size, dp_replicate_size=Ranks.current().count // size)
 
 
-def slice_model(model: Any, size: int) -> Any:
-    """Keep this process's slices of a model that every process has built whole, and alike.
+def slice_model(model: Any, size: int, later: Deferred | None = None) -> Any:
+    """Keep this process's slices of a model that every process has built, and alike.
+
+    Args:
+        model: whole, or without memory for its weights.
+        size: processes of a group.
+        later: gives the weights of one without memory, one whole matrix after another.
 
     Raises:
         PipelineError: see `slicing`.
     """
     config, _, mesh = type(model).prepare_distribute_model(slicing(model.config, size))
     _untie(model)
+    whole = dict(model.named_parameters())
     model = type(model).maybe_distribute_model(model, config, mesh)
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(parameter, DTensor):  # a slice of rows is a view that keeps the whole matrix in memory
-                own = DTensor.from_local(
-                    parameter.to_local().clone(),
-                    parameter.device_mesh,
-                    parameter.placements,
-                    run_check=False,
-                    shape=parameter.shape,
-                    stride=parameter.stride(),
-                )
-                setattr(module, name, nn.Parameter(own, requires_grad=parameter.requires_grad))
+            given = whole[f"{path}.{name}".lstrip(".")]
+            made = later.made(given) if later is not None and given.is_meta else None
+            if isinstance(parameter, DTensor):
+                own = nn.Parameter(_own_slice(parameter, made), requires_grad=parameter.requires_grad)
+                setattr(module, name, own)
+            elif made is not None:
+                setattr(module, name, nn.Parameter(made, requires_grad=parameter.requires_grad))
     model.tie_weights()
     return finish_slicing(model)
+
+
+def _own_slice(parameter: DTensor, made: Tensor | None) -> DTensor:
+    """Return a sliced weight, or ``made`` cut as it is, in memory of its own: a slice of rows is a view."""
+    mesh, placements = parameter.device_mesh, parameter.placements
+    cut = parameter if made is None else distribute_tensor(made, mesh, placements, src_data_rank=None)
+    local, shape, stride = cut.to_local().clone(), parameter.shape, parameter.stride()
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def _untie(model: nn.Module) -> None:

@@ -98,7 +98,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     model, later = _model(ctx, config, tokenizer)
     slices = int(ctx.compute.get("tensor_parallel", 1))
     if slices > 1:
-        model = slice_model(model, slices)
+        model = slice_model(model, slices, later)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
@@ -140,7 +140,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
-    """Build or load the model; for a pipeline without weights, with what gives them to the part that is kept."""
+    """Build or load the model; where a process keeps a part of it without weights, with what gives it them."""
     from pipeline.models.deferred import Deferred
     from pipeline.models.load import load_causal_lm, load_causal_lm_in_parts
     from pipeline.models.scratch import build_causal_lm
@@ -153,7 +153,7 @@ def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any 
             return load_causal_lm_in_parts(source, ctx.trust_remote_code, attention=attention)
         parts = parts_of(ctx)
         return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention, parts=parts), None
-    if not staged:
+    if not staged and int(ctx.compute.get("tensor_parallel", 1)) == 1:
         return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, parts=parts_of(ctx)), None
     with Deferred() as later:
         return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), later

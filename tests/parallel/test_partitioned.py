@@ -1,7 +1,7 @@
 """A model lies in parts on two processes from the start: the weights of one process, in the memory of half a model.
 
-Two real processes make and load models under ZeRO-3. What a process needs at its peak is read from the kernel
-(`VmHWM`), beside what the old way needs: the whole model first, cut by DeepSpeed afterwards. Blocks too small for
+Two real processes make and load models under ZeRO-3, and make one in slices. What a process needs at its peak is read
+from the kernel (`VmHWM`), beside what the old way needs: the whole model first, cut afterwards. Blocks too small for
 glibc to give back are left out of it (`MALLOC_MMAP_THRESHOLD_`).
 """
 
@@ -21,8 +21,10 @@ from two_processes import be_one, run_two
 
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.adapters import attach
+from pipeline.models.deferred import Deferred
 from pipeline.models.load import load_causal_lm, load_reward_model
 from pipeline.models.scoring import score
+from pipeline.parallel import dtensors
 from pipeline.parallel.deepspeed import deepspeed_config
 from pipeline.parallel.joining import join
 from pipeline.parallel.partitioned import (
@@ -33,6 +35,7 @@ from pipeline.parallel.partitioned import (
     whole,
 )
 from pipeline.parallel.sharded import rebuilt
+from pipeline.parallel.tensor import slice_model
 from pipeline.stage import ResolvedInput
 
 pytestmark = pytest.mark.xdist_group("partitioned")  # what its fixtures train is trained once
@@ -136,9 +139,31 @@ def _loaded_and_cut(folder: Path, parts: dict[str, Any]) -> Any:
     return model
 
 
+def _in_slices(model_type: str, fields: dict[str, Any], *, deferred: bool) -> Any:
+    """Make a model and keep a slice of every large matrix."""
+    if not deferred:
+        return slice_model(_made(model_type, fields), 2)
+    with Deferred() as later:
+        model = _made(model_type, fields)
+    return slice_model(model, 2, later)
+
+
+def _sliced(what: str) -> dict[str, int]:
+    """Be one of two processes that hold slices; return what making them took, having seen that they are the same."""
+    join(cpu=True, deepspeed=False)
+    for name in ("llama", "qwen3"):
+        states = [_in_slices(name, SMALL[name], deferred=deferred).state_dict() for deferred in (True, False)]
+        for key in states[1]:
+            assert torch.equal(*(dtensors.whole(state[key]) for state in states)), key
+    return _peak(lambda: _in_slices("llama", LARGE, deferred=what == "sliced"))
+
+
 def main(what: str, folder: str, out: str) -> None:
     """Be one of two processes."""
     torch.set_num_threads(1)
+    if what.startswith("sliced"):
+        Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(_sliced(what)), encoding="utf-8")
+        return
     join(cpu=True, deepspeed=True)
     parts, large = deepspeed_config({"zero": 3, "offload": "none"}, "fp32"), Path(folder) / "large"
     if what != "small":
@@ -198,6 +223,18 @@ def test_a_process_holds_half_a_model_while_it_is_loaded(folder: Path, tmp_path:
             assert found["peak"] <= bar + file
             assert found["kept"] == pytest.approx(size / 2, abs=32 * MIB)
     assert all(found["peak"] > bar for found in measured["cut"])  # the bar tells the two ways apart
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_a_process_holds_half_a_model_while_it_is_made_in_slices(tmp_path: Path) -> None:
+    largest, size = 4 * LARGE["vocab_size"] * LARGE["hidden_size"], 4 * 109.5e6
+    bar = size / 2 + 2 * largest + 32 * MIB  # its slices, and the largest matrix whole, twice: drawn before, and made
+    measured = {what: two(what, tmp_path, tmp_path) for what in ("sliced", "sliced-whole")}
+    print({what: [{k: round(v / MIB) for k, v in one.items()} for one in both] for what, both in measured.items()})
+    for found in measured["sliced"]:
+        assert found["peak"] <= bar
+        assert found["kept"] == pytest.approx(size / 2, abs=32 * MIB)
+    assert all(found["peak"] > bar for found in measured["sliced-whole"])
 
 
 @pytest.mark.parametrize("name", SMALL)
