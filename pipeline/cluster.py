@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.files import locked, write_durably
 from pipeline.artifacts.manifest import SHORT
-from pipeline.errors import Interrupted, PipelineError, Problem, StageFailed
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
 from pipeline.launch import slurm
 from pipeline.plan import FORCED, Plan, PlannedStage
 from pipeline.runner import RunReport, StageDone, StopRequest, View, new_run_dir
@@ -68,6 +68,7 @@ class StageInQueue:
         folder: what the job writes; see the module.
         ending: Slurm is ending it: it may be saving its state.
         ended: since when Slurm says it is over.
+        exit_code: of the stage that failed.
     """
 
     planned: PlannedStage
@@ -80,6 +81,7 @@ class StageInQueue:
     ended: float | None = None
     failed: list[Problem] = field(default_factory=list)
     stopped: bool = False
+    exit_code: ExitCode = ExitCode.FAILED
     artifact: Artifact | None = None
 
     @property
@@ -300,6 +302,7 @@ class _Follower:
         elif line["event"] == "stage_failed":
             texts = [text.removeprefix(f"stage {item.name}: ") for text in line["problems"]]
             item.failed, item.stopped = [Problem(text, stage=item.name) for text in texts], line["stopped"]
+            item.exit_code = ExitCode(line.get("exit_code", ExitCode.FAILED))
         elif line["event"] in ("stage_done", "stage_cached"):
             item.artifact = self._find(item)
 
@@ -359,18 +362,19 @@ class _Follower:
         slurm.cancel([each.job for each in lost])
         log = item.folder / f"{item.name}.log"
         if item.failed and not item.stopped:
-            problems = item.failed
+            problems, code = item.failed, item.exit_code
         else:
             word = "was cancelled" if item.stopped or not item.has_begun else "died"
             problems = [Problem(f"job {item.job} {word}", remedy="run again to resume", stage=item.name)]
+            code = ExitCode.FAILED
         others = [each.name for each in self.queue.values() if each.ended is None and each.artifact is None]
         others = [name for name in others if name not in {each.name for each in lost}]
         notes = [f"log: {log}"] if log.exists() else [f"log: {next(iter(item.folder.glob('*.out')), item.folder)}"]
         notes += [f"cancelled: {', '.join(each.name for each in lost)}"] if lost else []
         notes += [f"still in the queue: {', '.join(others)}"] if others else []
-        self.view.stage_failed(item.planned, tuple(problems))
+        self.view.stage_failed(item.planned, tuple(problems), code)
         first = replace(problems[0], remedy="; ".join(filter(None, [problems[0].remedy, *notes])))
-        raise StageFailed(first, *problems[1:])
+        raise StageFailed(first, *problems[1:], exit_code=code)
 
     def _dependents(self, name: str) -> list[StageInQueue]:
         """Return the jobs that need a stage, directly or not."""

@@ -21,10 +21,6 @@ class ExitCode(IntEnum):
     GATE_FAILED = 4
 
 
-WAITING = "waiting for people"
-"""What the problem of a stage begins with that goes on when people have done their part."""
-
-
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong, in one line.

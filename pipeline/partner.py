@@ -124,7 +124,7 @@ class _Partner:
         self.view.stage_event(planned, Event("phase", "node 0 writes the artifact"))
 
     def _fail(self, planned: PlannedStage, outcome: Outcome) -> None:
-        self.view.stage_failed(planned, outcome.problems)
+        self.view.stage_failed(planned, outcome.problems, outcome.exit_code)
         raise failure_of(planned.spec.name, outcome, stopped=outcome.stopped or self.stop.asked)
 
     def _log(self, stage: str) -> Path:

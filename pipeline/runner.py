@@ -53,7 +53,7 @@ class View(Protocol):
     def stage_done(self, stage: PlannedStage, artifact: Artifact, seconds: float) -> None:
         """Show that a stage was committed."""
 
-    def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...]) -> None:
+    def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...], exit_code: int) -> None:
         """Show that a stage broke or was stopped."""
 
 
@@ -232,8 +232,9 @@ def _run_stage(
 
 def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
     told = [str(problem) for problem in outcome.problems]
-    journal.write("stage_failed", stage=planned.spec.name, problems=told, stopped=outcome.stopped)
-    view.stage_failed(planned, outcome.problems)
+    how = {"problems": told, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
+    journal.write("stage_failed", stage=planned.spec.name, **how)
+    view.stage_failed(planned, outcome.problems, outcome.exit_code)
 
 
 def _stopping(planned: PlannedStage, view: View, stop: StopRequest) -> bool:

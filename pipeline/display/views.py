@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from pipeline.artifacts import Artifact
 from pipeline.display.plans import print_plan
-from pipeline.errors import WAITING, Problem
+from pipeline.errors import ExitCode, Problem
 from pipeline.plan import Plan, PlannedStage
 from pipeline.stage import Event
 from pipeline.terminal import console, duration, figure, metrics
@@ -148,11 +148,11 @@ class Display:
         summary = f": {manifest.summary}" if manifest.summary else ""
         self.line(f"{artifact.ref} in {duration(seconds)}{rate}{summary}", mark="done")
 
-    def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...]) -> None:
+    def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...], exit_code: int) -> None:
         """Show that a stage broke or was stopped; the problems themselves are told when the command ends."""
         spent = f" after {duration(time.monotonic() - self.running.started)}" if self.running else ""
         self.running = None
-        if problems and problems[0].found.startswith(WAITING):
+        if exit_code == ExitCode.WAITING:
             self.line(f"{stage.spec.name} waits{spent}; the run goes on when it is run again")
         else:
             self.line(f"{stage.spec.name} ended early{spent}; what it did is kept", mark="failed")

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline.errors import WAITING, ExitCode, PipelineError, Problem
+from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.stage import Data, Runtime, StageConfig, StageContext, StageResult, stage
 
 FILE = "preferences.jsonl"
@@ -78,7 +78,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     done, full = batch.progress(state)
     if done < full:
         remedy = f"`trueup collect RECIPE {ctx.name}` opens the labelling app; run again when they are there"
-        found_so_far = f"{WAITING}: {done} of {full} labels"
+        found_so_far = f"waiting for people: {done} of {full} labels"
         raise PipelineError(Problem(found_so_far, "", remedy), exit_code=ExitCode.WAITING)
     found, without = exported(items, state)
     if not found:

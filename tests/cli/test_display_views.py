@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.display.views import LiveDisplay, PlainDisplay, Running, display
-from pipeline.errors import Problem
+from pipeline.errors import ExitCode, Problem
 from pipeline.plan import Plan, make_plan
 from pipeline.recipe import load
 from pipeline.stage import Event
@@ -60,7 +60,7 @@ def test_a_plain_run_is_one_line_per_event_and_seldom_progress(plan: Plan, stock
             view.stage_event(stage, Event("progress", step=step, total=50, metrics={"loss": 2.0}))
         view.stage_event(stage, Event("note", text="2 rows left out"))
         view.stage_stopping(stage)
-        view.stage_failed(stage, (Problem("broken"),))
+        view.stage_failed(stage, (Problem("broken"),), ExitCode.FAILED)
         view.stage_started(stage, resumed=False)
         view.stage_done(stage, artifact, 12.0)
     lines = _lines(out.getvalue())

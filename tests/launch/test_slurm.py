@@ -14,7 +14,12 @@ from waiting import until
 
 from pipeline.artifacts import Store
 from pipeline.plan import make_plan
+from pipeline.preferences.desk import Desk
+from pipeline.preferences.items import items_of
+from pipeline.preferences.labels import Batch
+from pipeline.preferences.ledger import Ledger, default_url
 from pipeline.recipe import inspect, load
+from pipeline.records.loading import load as rows_of
 
 pytestmark = pytest.mark.xdist_group("slurm")
 
@@ -116,6 +121,33 @@ def test_jobs_that_need_a_failed_one_are_cancelled_and_the_error_names_it_and_it
     assert "the loss is" in log.read_text()
     after = {name: state for name, (_, state) in cluster.jobs().items()}
     assert {after[f"tiny-{name}"] for name in ("rm", "dpo", "report")} == {"CANCELLED"}
+
+
+def test_a_run_on_the_cluster_waits_for_people_and_then_goes_on(tmp_path: Path, chain: Any, cluster: Any) -> None:
+    rows = [{"prompt": f"ask {n}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(4)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe, store = tmp_path / "people.yaml", tmp_path / "store"
+    recipe.write_text(f"""
+name: people
+data:
+  answers: {{path: answers.jsonl}}
+  pairs: {{artifact: labels, file: preferences.jsonl}}
+stages:
+  labels: {{kind: collect, data: answers}}
+  rm: {{kind: reward, data: pairs, model: {chain["sft"].path}, train: {{max_steps: 1, batch_size: 4}}}}
+""")
+    code, out = cluster.trueup("run", recipe, "--store", store, *SLURM, cwd=tmp_path)
+    assert code == 3, out
+    assert "labels waits after" in out and "Traceback" not in out
+    assert "waiting for people: 0 of 4 labels; `trueup collect RECIPE labels`" in out and "cancelled: rm" in out
+    source = load(recipe).data["answers"]
+    items, _ = items_of(rows_of(source, "preference", seed=0, name="answers").train)
+    desk = Desk(Batch(items), Ledger(default_url(store), "labels"))
+    while handed := desk.next("ada"):
+        desk.label("ada", handed[0]["item"], "left", 2, 1.0)
+    code, out = cluster.trueup("run", recipe, "--store", store, *SLURM, cwd=tmp_path)
+    assert code == 0, out
+    assert "2 made" in out
 
 
 def test_a_job_of_two_nodes_trains_one_stage(tmp_path: Path, tiny_recipe: Path, chain: Any, cluster: Any) -> None:

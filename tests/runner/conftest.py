@@ -46,7 +46,7 @@ class Seen:
     def stage_done(self, stage: Any, artifact: Any, seconds: float) -> None:
         self.calls.append(("done", stage.spec.name))
 
-    def stage_failed(self, stage: Any, problems: tuple[Any, ...]) -> None:
+    def stage_failed(self, stage: Any, problems: tuple[Any, ...], exit_code: int) -> None:
         self.calls.append(("failed", stage.spec.name))
         self.problems = problems
 
