@@ -103,15 +103,19 @@ def slice_model(model: Any, size: int, later: Deferred | None = None) -> Any:
     _untie(model)
     whole = dict(model.named_parameters())
     model = type(model).maybe_distribute_model(model, config, mesh)
+    device = mesh.get_mesh("tp").device_type  # slices are there; what is whole was built on the CPU
     for path, module in model.named_modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = buffer.to(device)
         for name, parameter in list(module.named_parameters(recurse=False)):
             given = whole[f"{path}.{name}".lstrip(".")]
             made = later.made(given) if later is not None and given.is_meta else None
             if isinstance(parameter, DTensor):
                 own = nn.Parameter(_own_slice(parameter, made), requires_grad=parameter.requires_grad)
                 setattr(module, name, own)
-            elif made is not None:
-                setattr(module, name, nn.Parameter(made, requires_grad=parameter.requires_grad))
+            else:
+                kept = (parameter.detach() if made is None else made).to(device)
+                setattr(module, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
     model.tie_weights()
     return finish_slicing(model)
 
@@ -202,8 +206,9 @@ class Copies:
             if is_last() and parameter.grad is not None:
                 gradient = parameter.grad
                 own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-                dist.all_reduce(own, group=self._group)
-                own.div_(self.count)
+                summed = own.contiguous()
+                dist.all_reduce(summed, group=self._group)
+                own.copy_(summed.div_(self.count))
 
         for parameter in model.parameters():
             if parameter.requires_grad:
