@@ -55,6 +55,7 @@ def divide(
     group: int = 1,
     word: str = "batch_size",
     passes: int = 1,
+    together: int = 1,
 ) -> Division:
     """Cut a batch.
 
@@ -68,6 +69,7 @@ def divide(
         group: rows that must stay together in a process.
         word: of `train` that says how many rows.
         passes: of an optimizer step at least, in each process: a pipeline needs one for each of its parts.
+        together: processes that work on the same rows, where each of ``processes`` is a group of them.
 
     Raises:
         PipelineError: the batch does not divide over the processes, or not into what is asked for.
@@ -77,8 +79,9 @@ def divide(
         step = processes * group
         below, above = batch_size // step * step, -(-batch_size // step) * step
         near = f"{below} or {above}" if below else f"{above}"
-        together = f", {group} of a prompt together" if group > 1 else ""
-        found = f"train.{word} {batch_size} does not divide over {processes} processes{together}"
+        groups = f"{processes} processes" if together == 1 else f"{processes} groups of {together} processes"
+        of_a_prompt = f", {group} of a prompt together" if group > 1 else ""
+        found = f"train.{word} {batch_size} does not divide over {groups}{of_a_prompt}"
         raise PipelineError(Problem(found, f"a multiple of {step}", f"use {near}, or another number of processes"))
     limit = share // passes
     if isinstance(asked, int) and asked < limit and share % asked:
@@ -110,7 +113,8 @@ def division_problems(train: Any, compute: Any, kind: str) -> Iterator[Problem]:
             continue
         asked = compute.micro_batch if word == "batch_size" and kind not in ("ppo", "kto") else "auto"
         try:
-            divide(rows, asked, 1, compute.replicas, word=word, passes=compute.pipeline_parallel)
+            options = {"passes": compute.pipeline_parallel, "together": compute.group}
+            divide(rows, asked, 1, compute.replicas, word=word, **options)
         except PipelineError as error:
             yield from error.problems
 

@@ -11,7 +11,7 @@ from pipeline.parallel.deepspeed import deepspeed_config, fit_buckets, width_of
 from pipeline.parallel.division import Division, divide
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.slices import RowSlices, parallelism
-from pipeline.stage import StageContext
+from pipeline.stage import StageContext, group_of
 
 
 def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> Division:
@@ -27,7 +27,9 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
             raise PipelineError(problem)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     note_slices(ctx)
-    division = divide(batch_size, asked, longest, ctx.replicas, passes=stages, **options)
+    division = divide(
+        batch_size, asked, longest, ctx.replicas, passes=stages, together=group_of(ctx.compute), **options
+    )
     sentence = ctx.facts["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
         ctx.note(sentence)

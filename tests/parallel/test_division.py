@@ -81,6 +81,11 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_does(batch_size: in
         divide(batch_size, "auto", 10, processes)
 
 
+def test_groups_of_processes_that_work_on_the_same_rows_are_named() -> None:
+    with pytest.raises(PipelineError, match="9 does not divide over 2 groups of 4 processes.*use 8 or 10"):
+        divide(9, "auto", 10, 2, together=4)
+
+
 def test_rows_of_a_group_stay_together() -> None:
     assert divide(32, "auto", 10, 4, group=8).micro_batch == 8
     with pytest.raises(PipelineError, match=r"over 8 processes, 8 of a prompt together.*a multiple of 64"):
