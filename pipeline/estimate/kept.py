@@ -10,8 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WRITTEN_OUT = frozenset({"gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "gelu_python_tanh", "quick_gelu"})
-"""Activations of transformers made of several operators; the others are one."""
+INNER_GRADIENTS = {
+    **dict.fromkeys(("gelu", "gelu_10", "gelu_pytorch_tanh", "hardswish", "leaky_relu", "mish", "relu6"), 2),
+    **dict.fromkeys(("prelu", "relu", "sigmoid", "silu", "swish", "tanh"), 3),
+    **dict.fromkeys(("quick_gelu", "relu2", "sqrtsoftplus"), 4),
+    "gelu_fast": 5,
+    **dict.fromkeys(("gelu_accurate", "gelu_new", "gelu_python_tanh", "laplace", "xielu"), 6),
+    "gelu_python": 7,
+}
+"""Gradients of its inner width that the backward pass of an MLP holds at once, by its activation: two on both sides of
+one operator, more where it is written out or what it returned is kept. SiLU alone holds two. It has three here, for
+models have it with a gate, which is not always found by its name."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +61,14 @@ class Kept:
 def inner_gradients(*, gated: bool, activation: str) -> int:
     """Return how many gradients of its inner width an MLP's backward pass holds at once: counted, like what is kept.
 
-    With a gate three: of the product, of the gate, and one on its way. Without one two, on both sides of the
-    activation, or six where it is written out.
+    With a gate at least three: of the product, of the gate, and one on its way.
 
     Args:
         gated: whether the MLP has a gate.
-        activation: as `ACT2FN` of transformers names it.
+        activation: as `ACT2FN` of transformers names it; a configuration without one has it written out (Bloom).
     """
-    return 3 if gated else 6 if activation in WRITTEN_OUT else 2
+    made = INNER_GRADIENTS.get(activation, 3 if gated else 6)
+    return max(3, made) if gated else made
 
 
 def llama_kept(h: int, a: int, k: int, i: int, n: int) -> Kept:

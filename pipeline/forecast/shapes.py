@@ -24,7 +24,7 @@ from pipeline.estimate.shape import ModelShape, shape_of
 from pipeline.models.stored import TRAINABLE, stored_quantization
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 
-CACHE_FILE = "model-shapes-2.json"
+CACHE_FILE = "model-shapes-3.json"
 """The number is that of its form."""
 SIZING_S = 120.0
 """Longest time a count on the meta device may take."""

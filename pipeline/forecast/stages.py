@@ -32,7 +32,7 @@ from pipeline.forecast.machine import this_machine
 from pipeline.forecast.rows import Lengths, RowLengths
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.adapter_config import Adapter
-from pipeline.parallel.division import divide
+from pipeline.parallel.division import divide, divisor_up_to
 from pipeline.plan import Plan, PlannedStage
 from pipeline.recipe.schema import Compute, Hardware
 from pipeline.stage import kind_of
@@ -228,7 +228,7 @@ class Facts:
         """Forecast a stage that learns from rows."""
         kind, train, shape = self.stage.spec.kind, self.train, self.shape
         longest = self._longest(train, both=kind in ("dpo", "reward"))
-        asked = train.kl_batch if kind == "kto" else compute.micro_batch
+        asked = max(1, train.kl_batch // compute.replicas) if kind == "kto" else compute.micro_batch
         stages = compute.pipeline_parallel
         micro = _micro_batch(train.batch_size, asked, longest, compute.replicas, passes=stages)
         trained, parts = self._parts(adapter, spread)
@@ -391,4 +391,5 @@ def _micro_batch(batch_size: int, asked: int | str, longest: int, processes: int
     try:
         return divide(batch_size, asked, longest, processes, passes=passes).micro_batch
     except PipelineError:
-        return max(1, batch_size // processes)
+        share = max(1, batch_size // processes)
+        return divisor_up_to(share, asked) if isinstance(asked, int) else share

@@ -51,7 +51,8 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     kept = llama_kept(text.hidden_size, heads * width, width_kv, inner, heads) if experts else count_kept(built)
     gated = any("gate" in name and "mlp" in name for name in named)
     activation = getattr(text, "hidden_act", None) or getattr(text, "activation_function", None) or ""
-    kept = replace(kept, inner_gradients=inner_gradients(gated=gated, activation=str(activation)))
+    if not experts:
+        kept = replace(kept, inner_gradients=inner_gradients(gated=gated, activation=str(activation)))
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
     positions = sum(p.numel() for name, p in named.items() if name.split(".")[-2] in ("wpe", "embed_positions"))

@@ -124,6 +124,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     from pipeline.training.arguments import liger_kernels
     from pipeline.training.reward_sources import load_rewards, load_watched
 
+    precision = _precision(ctx)  # before weights are loaded in it
     model, reference = _start(ctx, config)
     if liger_kernels(ctx):
         apply_liger(model)
@@ -138,7 +139,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         temperature=config.train.temperature,
         value_gradient=config.train.value_gradient,
         value=config.value,
-        precision=_precision(ctx),
+        precision=precision,
         recompute=ctx.compute.get("activation_checkpointing") is True,
         seed=ctx.seed,
     )

@@ -10,11 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig
+from transformers.activations import ACT2FN
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from pipeline.estimate.kept import gpt2_kept, gpt_neox_kept, llama_kept
+from pipeline.estimate.kept import INNER_GRADIENTS, gpt2_kept, gpt_neox_kept, inner_gradients, llama_kept
 
 HIDDEN, INNER, TOKENS = 64, 1024, 512
 
@@ -66,3 +67,21 @@ def test_an_mlp_goes_backward_with_the_inner_gradients_that_are_counted(
         out.backward(gradient)
     # beyond them no more than gradients of the input and of one layer's weights: 0.3 of an inner width
     assert kept.inner_gradients <= alive.peak / (4 * TOKENS * INNER) < kept.inner_gradients + 0.5
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", INNER_GRADIENTS)
+def test_every_activation_is_counted_as_it_goes_backward(activation: str, gated: bool) -> None:
+    if activation in ("silu", "swish") and not gated:
+        pytest.skip("SiLU without a gate is counted with one: no model has it so, and not every gate is found")
+    act = ACT2FN[activation]
+    up, gate, down = (torch.nn.Linear(*size) for size in ((HIDDEN, INNER), (HIDDEN, INNER), (INNER, HIDDEN)))
+    for weight in [p for layer in (up, gate, down) for p in layer.parameters()]:
+        weight.grad = torch.zeros_like(weight)
+    hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
+    out = down(act(gate(hidden)) * up(hidden) if gated else act(up(hidden)))
+    gradient = torch.ones_like(out)
+    with Alive() as alive:
+        out.backward(gradient)
+    counted = inner_gradients(gated=gated, activation=activation)
+    assert counted <= alive.peak / (4 * TOKENS * INNER) < counted + 1

@@ -60,6 +60,22 @@ def test_auto_lowers_the_micro_batch_before_it_is_refused(planned: Any) -> None:
     assert [s.fingerprint for s in eased.stages] == [s.fingerprint for s in made.stages]
 
 
+KTO = "stages.dpo={kind: kto, data: pairs, model: base, train: {batch_size: 72, kl_batch: 8, max_steps: 1}}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows"),
+    [
+        ((KTO, "compute.processes=2"), 4),  # kl_batch over two processes; it does not divide the 36 rows of each
+        ((KTO, "compute.processes=1"), 8),
+        (("stages.dpo.train.batch_size=64", "compute.micro_batch=6"), 4),  # refused elsewhere: about as many
+    ],
+)
+def test_a_forecast_has_the_rows_a_pass_would_have(planned: Any, asked: tuple[str, ...], rows: int) -> None:
+    needs, _ = forecasts(*planned(80_000, *asked, stage="dpo"))
+    assert {need.stage.spec.name: need.micro_batch for need in needs}["dpo"] == rows
+
+
 def test_what_cannot_fit_names_its_parts_and_a_change_that_fits(planned: Any) -> None:
     made, store = planned(250)
     [problem] = [p for p in fitting_problems(made, store) if p.stage == "base"]
