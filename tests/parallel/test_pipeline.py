@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "division": (
         (*_compute(4, 2), "stages.base.train.batch_size=15"),
-        "train.batch_size 15 does not divide over 2 processes",
+        "train.batch_size 15 does not divide over 2 groups of 2 processes",
     ),
     "liger": ((*_compute(2, 2), "compute.liger=on"), "compute.pipeline_parallel is 2, must be 1 with Liger's kernels"),
     "adapter": ((*_compute(2, 2), "stages.sft.adapter.r=4"), "adapter with compute.pipeline_parallel"),
