@@ -75,18 +75,18 @@ def divide(
         PipelineError: the batch does not divide over the processes, or not into what is asked for.
     """
     share, rest = divmod(batch_size, processes)
+    groups = f"{processes} processes" if together == 1 else f"{processes} groups of {together} processes"
     if rest or share % group:
         step = processes * group
         below, above = batch_size // step * step, -(-batch_size // step) * step
         near = f"{below} or {above}" if below else f"{above}"
-        groups = f"{processes} processes" if together == 1 else f"{processes} groups of {together} processes"
         of_a_prompt = f", {group} of a prompt together" if group > 1 else ""
         found = f"train.{word} {batch_size} does not divide over {groups}{of_a_prompt}"
         raise PipelineError(Problem(found, f"a multiple of {step}", f"use {near}, or another number of processes"))
     limit = share // passes
     if isinstance(asked, int) and asked < limit and share % asked:
         near = f"{divisor_up_to(share, asked)} or {next(n for n in range(asked, share + 1) if share % n == 0)}"
-        of = f"the {share} rows of train.{word}" + (f" that each of {processes} processes has" if processes > 1 else "")
+        of = f"the {share} rows of train.{word}" + (f" that each of {groups} has" if processes > 1 else "")
         fitting = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
         found = f"compute.micro_batch {asked} does not divide {of}"
         raise PipelineError(Problem(found, f"one of {fitting}, or auto", f"use {near}"))
