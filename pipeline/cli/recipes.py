@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -24,7 +25,9 @@ from pipeline.cli.options import (
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Store
+    from pipeline.errors import Problem
     from pipeline.plan import Plan
+    from pipeline.preflight import CheckReport
 
 
 @verb(RECIPES)
@@ -41,10 +44,13 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run what a recipe still misses; resumes what was cut off."""
-    made, where = plan_of(recipe, override, only, until, force, store, profile)
     if dry_run:
-        _print_plan(made, where, as_json=as_json)
-    elif not node_rank and any(stage.spec.compute.launcher == "slurm" for stage in made.pending):
+        _print_plan(*plan_of(recipe, override, only, until, force, store, profile), as_json=as_json)
+        return
+    made, where, problems = survey_of(recipe, override, only, until, force, store, profile)
+    if problems:
+        checked(made, where, problems)  # raises them, with what else is wrong
+    if not node_rank and any(stage.spec.compute.launcher == "slurm" for stage in made.pending):
         _submit_and_print(made, where, recipe, override or [], profile, as_json=as_json)
     else:
         run_and_print(made, where, recipe, as_json=as_json, node_rank=node_rank)
@@ -57,10 +63,9 @@ def _submit_and_print(
     from pipeline.cluster import Request, run_on_cluster
     from pipeline.display.ending import print_report, report_data
     from pipeline.display.views import display
-    from pipeline.preflight import check_plan
     from pipeline.terminal import print_json
 
-    check_plan(made, where)
+    checked(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
         report = run_on_cluster(made, where, view, Request(recipe, tuple(override), profile))
     if as_json:
@@ -69,18 +74,30 @@ def _submit_and_print(
         print_report(report, where, recipe)
 
 
+def checked(made: Plan, where: Store, problems: Sequence[Problem] = ()) -> CheckReport:
+    """Check a plan; say on a terminal what is being looked at.
+
+    Raises:
+        PipelineError: ``problems`` and all that are found.
+    """
+    from pipeline.display.checks import check_progress
+    from pipeline.preflight import check_plan
+
+    with check_progress() as progress:
+        return check_plan(made, where, problems=problems, progress=progress)
+
+
 def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool, node_rank: int = 0) -> None:
     """Check and execute a plan before the user's eyes; with JSON, progress goes to standard error."""
     from pipeline.display.ending import print_report, report_data
     from pipeline.display.views import display
     from pipeline.forecast import settled
     from pipeline.partner import take_part
-    from pipeline.preflight import check_plan
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
 
     if not node_rank:  # node 0 checks and settles for all
-        check_plan(made, where)
+        checked(made, where)
         made = settled(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
         report = take_part(made, where, view, node_rank) if node_rank else execute(made, where, view)
@@ -115,26 +132,22 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Validate a recipe and its data; tells every problem at once."""
+    from pipeline.display.checks import check_data, print_check
     from pipeline.errors import PipelineError
-    from pipeline.preflight import check_plan
     from pipeline.terminal import print_json
 
     try:
-        made, where = plan_of(recipe, override, None, None, None, store, profile)
-        check_plan(made, where)
+        made, where, problems = survey_of(recipe, override, None, None, None, store, profile)
+        report = checked(made, where, problems)
     except PipelineError as error:
         if not as_json:
             raise
         print_json({"ok": False, "problems": [vars(problem) | {"text": str(problem)} for problem in error.problems]})
         raise typer.Exit(int(error.exit_code)) from None
     if as_json:
-        print_json({"ok": True, "problems": [], "stages": len(made.stages), "notes": list(made.notes)})
-        return
-    rows = {item.source_name: item.rows for stage in made.stages for item in stage.data.values()}
-    known = f", {sum(rows.values()):,} rows in {len(rows)} data sources" if rows else ""
-    print(f"{recipe}: {len(made.stages)} stages{known}: no problems")
-    for note in made.notes:
-        print(f"note: {note}")
+        print_json({"ok": True, "problems": [], **check_data(made, report)})
+    else:
+        print_check(recipe, made, report)
 
 
 @verb(RECIPES)
@@ -187,6 +200,41 @@ def schema(
     print(f"wrote {out}; begin a recipe with\n  # yaml-language-server: $schema={out}")
 
 
+class Survey(NamedTuple):
+    """A recipe planned as far as its problems allow.
+
+    Attributes:
+        plan: of the stages that can be planned.
+        store: the recipe's, or the one asked for.
+        problems: everything that is wrong with the recipe and its graph.
+    """
+
+    plan: Plan
+    store: Store
+    problems: list[Problem]
+
+
+def survey_of(
+    recipe: Path,
+    override: list[str] | None,
+    only: list[str] | None,
+    until: str | None,
+    force: list[str] | None,
+    store: str | None,
+    profile: str | None,
+) -> Survey:
+    """Read a recipe and plan what can be planned of it."""
+    from pipeline.plan import survey
+    from pipeline.recipe import inspect
+    from pipeline.stages import load_all
+
+    load_all()
+    read, problems = inspect(recipe, overrides=override or (), profile=profile)
+    where = open_store(store, read)
+    made, more = survey(read, where, only=only or (), until=until, force=force or ())
+    return Survey(made, where, [*problems, *more])
+
+
 def plan_of(
     recipe: Path,
     override: list[str] | None,
@@ -196,15 +244,16 @@ def plan_of(
     store: str | None,
     profile: str | None,
 ) -> tuple[Plan, Store]:
-    """Read a recipe and plan it; every problem of both is told at once."""
-    from pipeline.plan import make_plan
-    from pipeline.recipe import inspect
-    from pipeline.stages import load_all
+    """Read a recipe and plan it.
 
-    load_all()
-    read, problems = inspect(recipe, overrides=override or (), profile=profile)
-    where = open_store(store, read)
-    made = make_plan(read, where, only=only or (), until=until, force=force or (), problems=problems)
+    Raises:
+        PipelineError: every problem of both.
+    """
+    from pipeline.errors import PipelineError
+
+    made, where, problems = survey_of(recipe, override, only, until, force, store, profile)
+    if problems:
+        raise PipelineError(*dict.fromkeys(problems))
     return made, where
 
 

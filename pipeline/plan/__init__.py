@@ -5,6 +5,6 @@ Owns what is decided before anything runs; imports no torch. Knows nothing of ho
 
 from pipeline.plan.fingerprint import digest_of
 from pipeline.plan.model import FORCED, Plan, PlannedData, PlannedInput, PlannedStage
-from pipeline.plan.planning import make_plan
+from pipeline.plan.planning import make_plan, survey
 
-__all__ = ["FORCED", "Plan", "PlannedData", "PlannedInput", "PlannedStage", "digest_of", "make_plan"]
+__all__ = ["FORCED", "Plan", "PlannedData", "PlannedInput", "PlannedStage", "digest_of", "make_plan", "survey"]

@@ -50,6 +50,7 @@ class Graph:
         data: stage to field to name of the data source.
         sources: data source to the reference it is, when it is an artifact.
         order: stages, each after what it needs; stages of cycles are left out.
+        unresolved: stages that name something which is not there, or which has problems itself.
         problems: everything that is wrong with it.
     """
 
@@ -57,6 +58,7 @@ class Graph:
     data: dict[str, dict[str, str]] = field(default_factory=dict)
     sources: dict[str, Reference] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+    unresolved: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
 
     def needs(self, stage: str) -> Iterator[str]:
@@ -97,7 +99,12 @@ def build_graph(recipe: Recipe, store: Store) -> Graph:
             if isinstance(marker, Data):
                 graph.data[name][field_name] = names[0]
             else:
-                graph.inputs[name][field_name] = list(resolver.resolve_all(spec, field_name, marker, names))
+                before = len(graph.problems)
+                references = graph.inputs[name][field_name] = list(
+                    resolver.resolve_all(spec, field_name, marker, names)
+                )
+                if len(references) < len(names) or len(graph.problems) > before:
+                    graph.unresolved.add(name)
     graph.order = _ordered(recipe, graph)
     return graph
 

@@ -91,12 +91,14 @@ class Plan:
         stages: what was asked for, each after what it needs, otherwise in the recipe's order.
         notes: what a person should know before running it.
         data_artifacts: payload directories of the artifacts that data sources name and the store has.
+        unplanned: names of stages that cannot be planned because of problems (empty in a plan that runs).
     """
 
     recipe: Recipe
     stages: tuple[PlannedStage, ...]
     notes: tuple[str, ...] = ()
     data_artifacts: Mapping[str, Path] = field(default_factory=dict)
+    unplanned: tuple[str, ...] = ()
 
     @property
     def pending(self) -> tuple[PlannedStage, ...]:

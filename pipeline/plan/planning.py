@@ -44,21 +44,40 @@ def make_plan(
     Raises:
         PipelineError: everything that is wrong.
     """
+    plan, found = survey(recipe, store, only=only, until=until, force=force)
+    if problems or found:
+        raise PipelineError(*dict.fromkeys([*problems, *found]))
+    return plan
+
+
+def survey(
+    recipe: Recipe, store: Store, *, only: Sequence[str] = (), until: str | None = None, force: Sequence[str] = ()
+) -> tuple[Plan, list[Problem]]:
+    """Plan what can be planned, so that a recipe with problems is checked beyond the first of them.
+
+    Args:
+        recipe: from `recipe.inspect`.
+        store: what exists already.
+        only: plan these stages.
+        until: plan this stage and what it needs.
+        force: run these stages even if cached.
+
+    Returns:
+        A plan without the stages that cannot be planned (they are `unplanned`), and everything that is wrong.
+    """
     graph = build_graph(recipe, store)
-    found = [*problems, *graph.problems, *_unknown_stages(recipe, [*only, *([until] if until else []), *force])]
-    if found:
-        raise PipelineError(*found, *_data_problems(recipe, store, graph))
-    wanted = set(only) if only else set(recipe.stages)
-    if until:
+    problems = [*graph.problems, *_unknown_stages(recipe, [*only, *([until] if until else []), *force])]
+    named = [name for name in only if name in recipe.stages]
+    wanted = set(named) if only else set(recipe.stages)
+    if until and until in recipe.stages:
         wanted &= graph.with_ancestors([until])
     planner = _Planner(recipe, store, graph, frozenset(force))
     needed = graph.with_ancestors(list(wanted))
     planned = {name: planner.plan(name) for name in graph.order if name in needed}
     stages = tuple(stage for name in graph.order if name in wanted and (stage := planned[name]) is not None)
-    planner.problems += _not_run(graph, planned, wanted)
-    if planner.problems:
-        raise PipelineError(*dict.fromkeys(planner.problems))
-    return Plan(recipe, stages, _notes(recipe, graph, wanted), planner.data_artifacts)
+    problems += planner.problems + _not_run(graph, planned, wanted)
+    left = tuple(name for name in recipe.stages if name in wanted and planned.get(name) is None)
+    return Plan(recipe, stages, _notes(recipe, graph, wanted), planner.data_artifacts, left), problems
 
 
 class _Planner:
@@ -78,6 +97,8 @@ class _Planner:
     def plan(self, name: str) -> PlannedStage | None:
         """Plan a stage; None if it cannot be, because of problems here or in what it needs."""
         spec = self.recipe.stages[name]
+        if name in self.graph.unresolved:
+            return None
         try:
             inputs = {
                 field: [self.input(reference) for reference in references]
@@ -158,8 +179,10 @@ class _Planner:
 
     def data(self, field: str, source_name: str) -> PlannedData:
         """Return a data source with the digest of its content."""
-        source = self.recipe.data[source_name]
+        source = self.recipe.data.get(source_name)
         reference = self.graph.sources.get(source_name)
+        if source is None or (source.artifact is not None and reference is None):
+            raise _UnplannableError
         if reference is not None:
             item = self.input(reference)
             if item.artifact is not None:
@@ -191,16 +214,6 @@ def _digest(recipe: Recipe, store: Store, source_name: str) -> tuple[tuple[str, 
             Problem(f"data.{source_name}: {p.found}", p.expected, p.remedy, p.where or where) for p in error.problems
         ]
     return (found.digest, found.rows), []
-
-
-def _data_problems(recipe: Recipe, store: Store, graph: Graph) -> list[Problem]:
-    """Read the data sources in use only for what is wrong with them."""
-    used = {source for sources in graph.data.values() for source in sources.values()}
-    found = []
-    for name in recipe.data:
-        if name in used and recipe.data[name].artifact is None:
-            found += _digest(recipe, store, name)[1]
-    return found
 
 
 def _unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
@@ -239,8 +252,8 @@ def _notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
                 if hub_id and not _COMMIT.fullmatch(revision):
                     notes.append(_unpinned("model", hub_id, revision, f"{hub_id}@COMMIT"))
         for source_name in graph.data[name].values():
-            source = recipe.data[source_name]
-            if source.hub and not _COMMIT.fullmatch(source.revision or "main"):
+            source = recipe.data.get(source_name)
+            if source is not None and source.hub and not _COMMIT.fullmatch(source.revision or "main"):
                 notes.append(_unpinned("data set", source.hub, source.revision or "main", "revision: COMMIT"))
     return tuple(dict.fromkeys(notes))
 

@@ -5,7 +5,7 @@ Owns reading it, checking all of it at once, and the types it becomes. Knows not
 
 from pipeline.recipe.code import CodeSource, find_code, load_function
 from pipeline.recipe.json_schema import json_schema
-from pipeline.recipe.loading import inspect, load
+from pipeline.recipe.loading import by_line, inspect, load
 from pipeline.recipe.schema import Compute, DataSource, Recipe, StageSpec
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "DataSource",
     "Recipe",
     "StageSpec",
+    "by_line",
     "find_code",
     "inspect",
     "json_schema",

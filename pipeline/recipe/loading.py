@@ -20,7 +20,7 @@ from pipeline.recipe.merging import merge, override, without_nulls
 from pipeline.recipe.paths import expand, lookup_folders
 from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
-from pipeline.recipe.schema import NAME_PATTERN, Compute, DataSource, Recipe, StageSpec
+from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, DataSource, Recipe, StageSpec
 from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")
@@ -99,6 +99,7 @@ class _Building:
         self.search_dirs = lookup_folders(*reading.files)
         self.problems = list(reading.problems)
         self.recipe_compute = Node({}, self.root.place)
+        self.broken: dict[str, BrokenStage] = {}
 
     def build(self) -> tuple[Recipe, list[Problem]]:
         """Check every part and return the recipe with everything that is wrong."""
@@ -123,9 +124,9 @@ class _Building:
             file=self.file.resolve(),
             search_dirs=self.search_dirs,
             root=Node({k: v for k, v in self.root.value.items() if k != "profiles"}, self.root.place),
-            broken=frozenset(name for name, spec in specs.items() if spec is None),
+            broken={name: self.broken.get(name, BrokenStage(None, {})) for name, spec in specs.items() if spec is None},
         )
-        return recipe, _by_line(self.problems)
+        return recipe, by_line(self.problems)
 
     def add(self, found: str, expected: str = "", remedy: str = "", *, where: str, stage: str = "") -> None:
         """Note a problem."""
@@ -180,7 +181,7 @@ class _Building:
                 self.add(found, expected, remedy, where=node.where(name), stage=stage)
 
     def data(self) -> dict[str, DataSource]:
-        """Check the data sources and find their files."""
+        """Check the data sources and find their files; one with problems is left out."""
         sources = {}
         for name, node in self.section("data").items():
             place = node.place
@@ -195,7 +196,8 @@ class _Building:
             except PipelineError as error:
                 for p in error.problems:
                     self.add(f"data.{name}: {p.found}", p.expected, p.remedy, where=node.where("path"))
-            sources[name] = source
+            else:
+                sources[name] = source
         return sources
 
     def stage(self, name: str, node: Node, head: Head) -> StageSpec | None:
@@ -228,9 +230,11 @@ class _Building:
         if config is not None:
             self.problems += stage_checks(config, body, name)
         self.names(name, config_class, body)
+        seed = stage_head.seed if stage_head is not None and stage_head.seed is not None else head.seed
         if len(self.problems) > before or config is None or stage_head is None:
+            data = {field: str(body.value[field].value) for field in config_class.markers(Data) if field in body.value}
+            self.broken[name] = BrokenStage(StageSpec(name, kind, StageConfig(), seed, compute, node.place), data)
             return None
-        seed = head.seed if stage_head.seed is None else stage_head.seed
         return StageSpec(name, kind, config, seed, compute, node.place)
 
     def kind(self, name: str, node: Node) -> str | None:
@@ -316,7 +320,7 @@ def _texts(node: Node | None) -> list[Node]:
     return [item for item in items if isinstance(item.value, str)]
 
 
-def _by_line(problems: list[Problem]) -> list[Problem]:
+def by_line(problems: list[Problem]) -> list[Problem]:
     """Order problems as the files read; those without a line come last."""
     files = list(dict.fromkeys(problem.where.rpartition(":")[0] for problem in problems))
 

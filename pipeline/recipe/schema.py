@@ -6,9 +6,10 @@ Owns the types other rows are given. Knows nothing of YAML or of single kinds.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
@@ -334,6 +335,18 @@ class StageSpec:
     where: str
 
 
+class BrokenStage(NamedTuple):
+    """A stage whose configuration has problems, as far as it can be read: its compute and its rows are checked too.
+
+    Attributes:
+        spec: with an empty configuration; None when its kind is unknown.
+        data: field to the data source it names, of the fields its kind has.
+    """
+
+    spec: StageSpec | None
+    data: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A recipe as read, checked and resolved.
@@ -351,7 +364,7 @@ class Recipe:
         file: the recipe's file.
         search_dirs: where relative paths and user functions are looked up, in order.
         root: the resolved document.
-        broken: names of stages left out because they have problems (never after `load`).
+        broken: stages left out because they have problems, by name (empty after `load`).
     """
 
     name: str
@@ -366,7 +379,7 @@ class Recipe:
     file: Path
     search_dirs: tuple[Path, ...]
     root: Node = field(repr=False)
-    broken: frozenset[str] = frozenset()
+    broken: Mapping[str, BrokenStage] = field(default_factory=dict)
 
     def where(self, *keys: str | int) -> str:
         """Return ``file:line`` of a key, or of the closest thing around it."""

@@ -6,10 +6,9 @@ were read once without a problem are remembered by their digest, so a second run
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ from pipeline.parallel.cutting import cutting_problem, filling_problem
 from pipeline.parallel.division import division_problems, head_problem
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
-from pipeline.records import load
-from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
+from pipeline.preflight.row_counts import rows_problem
+from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
+from pipeline.recipe import by_line
+from pipeline.stage import MODEL_PARALLEL, Data, kind_of
 from pipeline.training.formats import cpu_problem, ppo_problem
 from pipeline.training.pipelined_fields import unused_problem
 
@@ -40,30 +41,73 @@ SLICING = (5, 23)
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
 
-def check_plan(plan: Plan, store: Store) -> None:
-    """Check everything pending.
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check saw.
+
+    Attributes:
+        sources: what each field of a stage that reads rows gets.
+    """
+
+    sources: Mapping[SourceUse, SourceCount]
+
+
+def check_plan(
+    plan: Plan, store: Store, *, problems: Sequence[Problem] = (), progress: Progress | None = None
+) -> CheckReport:
+    """Check everything pending, and what can be checked of stages that could not be planned.
+
+    Args:
+        plan: of `make_plan`, or of `survey` together with ``problems``.
+        store: remembers what was looked at once.
+        problems: found while reading and planning; told together with what is found here.
+        progress: is told what is being looked at now.
 
     Raises:
         PipelineError: all problems found.
     """
     shapes = ModelShapes(plan, store.root / ".cache")
-    problems = [
+    sources = read_sources(plan, store, progress)
+    everything = replace(plan, stages=(*plan.stages, *_unplanned(plan)))
+    found = [
+        *problems,
         *_launcher_problems(plan),
-        *_engine_problems(plan),
-        *_precision_problems(plan),
-        *_division_problems(plan),
+        *_engine_problems(everything),
+        *_precision_problems(everything),
+        *_division_problems(everything),
         *_slicing_problems(plan, shapes),
         *_cutting_problems(plan, shapes),
-        *_rows_problems(plan, store),
+        *sources.problems,
+        *_count_problems(everything, sources),
         *_length_problems(plan, shapes),
         *_template_problems(plan),
-        *_quantize_problems(plan),
+        *_quantize_problems(everything),
         *_merge_problems(plan),
         *_tensor_problems(plan, shapes),
     ]
-    problems += fitting_problems(plan, store)
-    if problems:
-        raise PipelineError(*dict.fromkeys(problems))
+    found += fitting_problems(plan, store)
+    if found:
+        raise PipelineError(*by_line(found))
+    return CheckReport(sources.counts)
+
+
+def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
+    """Yield the stages that have problems, or need one that has, for the checks that look only at a stage itself."""
+    specs = [plan.recipe.stages[name] for name in plan.unplanned]
+    specs += [broken.spec for broken in plan.recipe.broken.values() if broken.spec is not None]
+    for spec in specs:
+        yield PlannedStage(spec, "", "pending", (), {}, {}, None, False, {})
+
+
+def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
+    """Find stages that get fewer rows than they need."""
+    stages = {stage.spec.name: stage.spec for stage in plan.pending}
+    for use, count in sources.counts.items():
+        spec = stages[use.stage]
+        if use.field == "data":
+            problem = rows_problem(spec.kind, spec.config, count.train, count.held_out, count.shape)
+            if problem is not None:
+                yield replace(problem, where=plan.recipe.where("stages", spec.name, "data"), stage=spec.name)
 
 
 def _launcher_problems(plan: Plan) -> Iterator[Problem]:
@@ -87,7 +131,7 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             remedy = "pip install 'trueup[deepspeed]'"
             yield Problem(found, "", remedy, stage.spec.where, stage.spec.name)
         train: Any = getattr(stage.spec.config, "train", None)
-        if stage.spec.kind == "ppo" and train.ema_decay and (compute.zero or compute.fsdp):
+        if stage.spec.kind == "ppo" and train is not None and train.ema_decay and (compute.zero or compute.fsdp):
             found = f"train.ema_decay is {train.ema_decay:g} with compute.{'zero' if compute.zero else 'fsdp'}"
             remedy = "leave one of them out: the average needs whole weights in every process"
             where = plan.recipe.where("stages", stage.spec.name, "train", "ema_decay")
@@ -188,27 +232,6 @@ def _cutting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
         yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found if one is not None)
 
 
-def _rows_problems(plan: Plan, store: Store) -> Iterator[Problem]:
-    """Read every file a pending stage needs, as the shape it needs; artifacts and hubs are read when they run."""
-    seen = _Remembered(store.root / ".cache" / "checked-rows.json")
-    for stage in plan.pending:
-        markers: dict[str, Data] = type(stage.spec.config).markers(Data)
-        for name, item in stage.data.items():
-            source = plan.recipe.data[item.source_name]
-            if source.path is None:
-                continue
-            key = seen.key(item.digest, markers[name].shape, source.model_dump(mode="json", exclude={"path"}))
-            if key in seen.keys:
-                continue
-            try:
-                load(source, markers[name].shape, seed=stage.spec.seed, name=item.source_name)
-            except PipelineError as error:
-                yield from (_placed(problem, plan, item.source_name, stage) for problem in error.problems)
-            else:
-                seen.keys.add(key)
-    seen.save()
-
-
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
     """Name what quantised weights need and this machine or this recipe lacks."""
     for stage in plan.pending:
@@ -306,11 +329,6 @@ def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             yield Problem(found, "0: processes would drop other numbers than one does", remedy, where, stage.spec.name)
 
 
-def _placed(problem: Problem, plan: Plan, source_name: str, stage: PlannedStage) -> Problem:
-    where = problem.where or plan.recipe.where("data", source_name)
-    return Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage.spec.name)
-
-
 def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Compare `train.max_length` with the context of the model the stage's chain starts from."""
     for stage in plan.pending:
@@ -348,31 +366,3 @@ def _template_problems(plan: Plan) -> Iterator[Problem]:
                         plan.recipe.where("stages", stage.spec.name, item.field),
                         stage.spec.name,
                     )
-
-
-class _Remembered:
-    """Digests of rows that were read without a problem."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.keys: set[str] = set()
-        try:
-            self.keys.update(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            self.keys = set()
-        self._before = len(self.keys)
-
-    @staticmethod
-    def key(digest: str, shape: Shapes, options: dict[str, Any]) -> str:
-        """Return what identifies rows read in one way."""
-        text = json.dumps([digest, shape, options], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def save(self) -> None:
-        """Write the file, if anything was added; a lost write only costs time."""
-        if len(self.keys) == self._before:
-            return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(sorted(self.keys)), encoding="utf-8")
-        part.replace(self.file)

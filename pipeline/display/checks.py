@@ -1,0 +1,88 @@
+"""What a check saw, as a table and as data; and a line that says what it is looking at now."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan import Plan
+from pipeline.preflight import CheckReport
+from pipeline.preflight.sources import Progress, SourceCount
+from pipeline.terminal import Column, console, print_table
+
+COLUMNS = (
+    Column("data"),
+    Column("stages", fold=True),
+    Column("rows are", style="dim"),
+    Column("to learn from", right=True),
+    Column("held out", right=True),
+    Column("bad, left out", right=True),
+)
+
+
+@contextmanager
+def check_progress() -> Iterator[Progress]:
+    """Show on a terminal what a check is looking at; the line goes when it is done."""
+    out = console(sys.stderr)
+    if not out.is_terminal:
+        yield lambda text: None
+        return
+    with out.status("checking") as status:
+        yield lambda text: status.update(text)
+
+
+def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
+    """Print what each stage gets from each data source, the notes, and one line that sums it up."""
+    by_source = _by_source(report)
+    rows = [
+        [count.source, ", ".join(stages), count.shape, f"{count.train:,}", f"{count.held_out:,}", f"{count.rejected:,}"]
+        for count, stages in by_source
+    ]
+    if rows:
+        print_table(COLUMNS, rows)
+        print()
+    for note in dict.fromkeys([*_notes(report), *plan.notes]):
+        print(f"note: {note}")
+    sources = len({count.source for count, _ in by_source})
+    kept = sum({count.source: count.kept for count, _ in by_source}.values())
+    known = f", {kept:,} rows to use in {sources} data source{'' if sources == 1 else 's'}" if sources else ""
+    print(f"{recipe}: {len(plan.stages)} stages{known}: no problems")
+
+
+def check_data(plan: Plan, report: CheckReport) -> dict[str, Any]:
+    """Return what a check saw as plain data for `--json`."""
+    return {
+        "stages": len(plan.stages),
+        "sources": [
+            {
+                "source": use.source_name,
+                "stage": use.stage,
+                "field": use.field,
+                "shape": count.shape,
+                "train": count.train,
+                "held_out": count.held_out,
+                "kept": count.kept,
+                "rejected": count.rejected,
+                "detected": count.detected,
+                "unused": list(count.unused),
+            }
+            for use, count in report.sources.items()
+        ],
+        "notes": list(dict.fromkeys([*_notes(report), *plan.notes])),
+    }
+
+
+def _notes(report: CheckReport) -> Iterator[str]:
+    for count, _ in _by_source(report):
+        yield from count.notes
+
+
+def _by_source(report: CheckReport) -> list[tuple[SourceCount, list[str]]]:
+    """Return each way a source is read, with the stages that read it so."""
+    stages: dict[SourceCount, list[str]] = {}
+    for use, count in report.sources.items():
+        stages.setdefault(count, []).append(use.stage)
+    return [(count, list(dict.fromkeys(names))) for count, names in stages.items()]

@@ -1,0 +1,76 @@
+"""Whether a stage gets enough rows for what it is asked to do: a batch to learn from, prompts to sample for.
+
+Owns how many rows each kind needs. Knows nothing of where the rows come from: the numbers are counted before
+tokenization (`sources.py`) or after it (`tokens.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.errors import Problem
+from pipeline.stage import StageConfig
+
+
+def rows_problem(kind: str, config: StageConfig, train: int, held_out: int, shape: str) -> Problem | None:
+    """Return what is wrong with the number of rows a stage would learn from, None when there are enough.
+
+    Args:
+        kind: of the stage.
+        config: of the stage.
+        train: rows to learn from.
+        held_out: rows held out.
+        shape: of the rows.
+    """
+    needs = NEEDS.get(kind)
+    settings: Any = getattr(config, "train", None)
+    return needs(settings, train, held_out, shape) if needs is not None and settings is not None else None
+
+
+def _batch(settings: Any, train: int, _held_out: int, shape: str) -> Problem | None:
+    what = "pairs" if shape == "preference" else "rows"
+    if train >= settings.batch_size:
+        return None
+    return _too_few(f"there are {train} {what} to train on", f"one batch of {settings.batch_size}", "rows")
+
+
+def _kto_batch(settings: Any, train: int, _held_out: int, shape: str) -> Problem | None:
+    """A pair counts as two rows of a batch: the good response and the bad one."""
+    rows = 2 * train if shape == "preference" else train
+    if rows >= settings.batch_size:
+        return None
+    paired = f" ({train} pairs)" if shape == "preference" else ""
+    return _too_few(f"there are {rows} rows{paired} to train on", f"one batch of {settings.batch_size}", "rows")
+
+
+def _prompt_batch(settings: Any, train: int, _held_out: int, _shape: str) -> Problem | None:
+    needed = settings.responses_at_once // settings.num_generations
+    if train >= needed:
+        return None
+    wanted = f"{needed}, for one batch of {settings.responses_at_once} responses"
+    return _too_few(f"there are {train} prompts to learn from", wanted, "prompts")
+
+
+def _ppo_prompts(_settings: Any, train: int, held_out: int, _shape: str) -> Problem | None:
+    """Without held-out prompts PPO splits some off to evaluate on."""
+    if train >= 1 and train + held_out >= 2:
+        return None
+    found = f"there are {train} prompts to learn from and {held_out} held out"
+    return Problem(found, "at least two prompts, one of them to learn from", "bring more prompts")
+
+
+def _too_few(found: str, needed: str, what: str) -> Problem:
+    return Problem(found, f"at least {needed}", f"lower train.batch_size or bring more {what}")
+
+
+NEEDS: dict[str, Callable[[Any, int, int, str], Problem | None]] = {
+    "sft": _batch,
+    "reward": _batch,
+    "dpo": _batch,
+    "kto": _kto_batch,
+    "grpo": _prompt_batch,
+    "rloo": _prompt_batch,
+    "ppo": _ppo_prompts,
+}
+"""How many rows a kind needs. Pretraining cuts documents into rows, so only their tokens tell."""

@@ -1,0 +1,244 @@
+"""What stages get from the data sources of a recipe: rows read, kept, rejected, held out; and what is wrong with them.
+
+Owns reading every source once for each shape that is asked of it, and remembering what came of it by its digest, so a
+second look reads nothing. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.artifacts import Store
+from pipeline.errors import PipelineError, Problem, listed
+from pipeline.plan import Plan
+from pipeline.recipe import DataSource, StageSpec
+from pipeline.records import digest, load
+from pipeline.stage import Data, Shapes, kind_of
+
+REMEMBERED_FILE = "checked-sources-1.json"
+"""The number is that of its form."""
+
+Progress = Callable[[str], None]
+"""Is told what is being looked at now."""
+
+
+class SourceUse(NamedTuple):
+    """A field of a stage that reads rows.
+
+    Attributes:
+        stage: name of the stage.
+        field: of its configuration.
+        source_name: of the data source in the recipe.
+        shapes: the stage takes one of.
+        seed: of the stage.
+        artifact: payload folder the rows lie in, when the source is an artifact.
+    """
+
+    stage: str
+    field: str
+    source_name: str
+    shapes: Shapes
+    seed: int
+    artifact: Path | None
+
+
+@dataclass(frozen=True)
+class SourceCount:
+    """What a data source gives the stages that read it in one shape.
+
+    Attributes:
+        source: its name in the recipe.
+        shape: of its rows, e.g. ``preference``.
+        train: rows to learn from.
+        held_out: rows held out.
+        rejected: bad rows left out.
+        detected: which row format was taken and why; empty when the recipe names it.
+        unused: columns and keys of turns that nothing reads.
+        unread: files of its folder that hold no rows.
+    """
+
+    source: str
+    shape: str
+    train: int
+    held_out: int
+    rejected: int
+    detected: str = ""
+    unused: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> int:
+        """Rows that can be used."""
+        return self.train + self.held_out
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """What a person should know of the source, a sentence each."""
+        if self.rejected:
+            rows = self.kept + self.rejected
+            yield f"data {self.source}: {self.rejected:,} of {rows:,} rows are bad and are left out"
+        if self.unused:
+            yield f"data {self.source}: nothing reads {listed([f'`{name}`' for name in self.unused])}"
+        if self.unread:
+            yield f"data {self.source}: these files of the folder hold no rows and are not read: {listed(self.unread)}"
+
+
+class SourceReport(NamedTuple):
+    """What came of reading the sources of a plan.
+
+    Attributes:
+        counts: by use.
+        problems: of sources and of stages that would get too few rows.
+    """
+
+    counts: dict[SourceUse, SourceCount]
+    problems: list[Problem]
+
+
+def read_sources(plan: Plan, store: Store, progress: Progress | None = None) -> SourceReport:
+    """Read every source that a pending stage, or one with problems, takes rows from; hubs are read when they run.
+
+    Args:
+        plan: of a recipe, with the stages that could not be planned.
+        store: remembers sources that were read without a problem.
+        progress: is told which source is being read.
+    """
+    remembered = _Remembered(store.root / ".cache" / REMEMBERED_FILE)
+    counts: dict[SourceUse, SourceCount] = {}
+    problems: dict[str, Problem] = {}  # by text: two stages that read one bad row say so once
+    made: dict[str, SourceCount | tuple[Problem, ...]] = {}
+    for use in uses_of(plan):
+        source = plan.recipe.data[use.source_name]
+        where = plan.recipe.where("data", use.source_name)
+        options = json.dumps([use.source_name, str(use.artifact or ""), use.shapes])
+        if options not in made:
+            made[options] = _read(source, use, where, store, remembered, progress)
+        outcome = made[options]
+        if isinstance(outcome, SourceCount):
+            counts[use] = outcome
+        else:
+            problems |= {str(problem): problem for problem in outcome}
+    remembered.save()
+    return SourceReport(counts, list(problems.values()))
+
+
+def uses_of(plan: Plan) -> list[SourceUse]:
+    """Return what reads rows: pending stages, those that cannot be planned, and those with a broken configuration."""
+    recipe = plan.recipe
+    uses = []
+    for stage in plan.pending:
+        markers: dict[str, Data] = type(stage.spec.config).markers(Data)
+        for field, item in stage.data.items():
+            folder = item.input.artifact if item.input is not None else None
+            if item.input is None or folder is not None:
+                uses.append(
+                    SourceUse(stage.spec.name, field, item.source_name, markers[field].shape, stage.spec.seed, folder)
+                )
+    left: dict[str, tuple[StageSpec | None, Mapping[str, str]]] = {
+        name: (recipe.stages[name], _data_of(recipe.stages[name].config)) for name in plan.unplanned
+    }
+    left |= {name: (one.spec, one.data) for name, one in recipe.broken.items()}
+    for name, (spec, data) in left.items():
+        if spec is None:
+            continue
+        markers = kind_of(spec.kind).config.markers(Data)
+        uses += [
+            SourceUse(name, field, source_name, markers[field].shape, spec.seed, None)
+            for field, source_name in data.items()
+            if source_name in recipe.data and recipe.data[source_name].artifact is None
+        ]
+    return [use for use in uses if recipe.data[use.source_name].hub is None]
+
+
+def _data_of(config: Any) -> dict[str, str]:
+    """Return the data sources a configuration names, by field."""
+    return {field: getattr(config, field) for field in type(config).markers(Data) if getattr(config, field)}
+
+
+def _read(
+    source: DataSource,
+    use: SourceUse,
+    where: str,
+    store: Store,
+    remembered: _Remembered,
+    progress: Progress | None,
+) -> SourceCount | tuple[Problem, ...]:
+    """Read a source, or recall what came of reading it; return what it gives, or what is wrong with it."""
+    if progress is not None:
+        progress(f"reading data {use.source_name}")
+    try:
+        content = digest(source, cache=store.root / ".cache", artifact=use.artifact)
+    except PipelineError as error:  # in the words of the plan, which may have said so already
+        named = [replace(problem, found=f"data.{use.source_name}: {problem.found}") for problem in error.problems]
+        return tuple(replace(problem, where=problem.where or where) for problem in named)
+    try:
+        key = remembered.key(content.digest, use.shapes, source.model_dump(mode="json", exclude={"path"}))
+        known = remembered.get(key)
+        if known is None:
+            rows = load(source, use.shapes, seed=use.seed, name=use.source_name, artifact=use.artifact)
+            known = SourceCount(
+                use.source_name,
+                rows.shape,
+                len(rows.train),
+                len(rows.held_out),
+                rows.rejected,
+                getattr(rows, "detected", ""),
+                tuple(getattr(rows, "unused", ())),
+                tuple(getattr(rows, "unread", ())),
+            )
+    except PipelineError as error:
+        # A bad row is a matter of its source, whoever reads it: no stage is named.
+        return tuple(replace(problem, where=problem.where or where, stage="") for problem in error.problems)
+    known = replace(known, source=use.source_name)
+    if source.held_out and not known.held_out:
+        found = f"data {use.source_name}: held_out is {source.held_out:g}, but no row is held out: all have one prompt"
+        return (Problem(found, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
+    remembered.put(key, known)
+    return known
+
+
+class _Remembered:
+    """What sources gave that were read without a problem, by digest, shape and options."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.counts: dict[str, Any] = {}
+        self.is_changed = False
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = None
+        if isinstance(content, dict):
+            self.counts = content
+
+    @staticmethod
+    def key(content: str, shapes: Shapes, options: Mapping[str, Any]) -> str:
+        """Return what identifies rows read in one way."""
+        return hashlib.sha256(json.dumps([content, shapes, options], sort_keys=True).encode()).hexdigest()
+
+    def get(self, key: str) -> SourceCount | None:
+        """Return what is remembered, None when nothing is."""
+        known = self.counts.get(key)
+        if known is None:
+            return None
+        return SourceCount(**{**known, "unused": tuple(known["unused"]), "unread": tuple(known["unread"])})
+
+    def put(self, key: str, count: SourceCount) -> None:
+        """Remember what a source gave."""
+        if key not in self.counts:
+            self.counts[key] = asdict(count)
+            self.is_changed = True
+
+    def save(self) -> None:
+        """Write the file, if anything was added; a lost write only costs time."""
+        if not self.is_changed:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(self.counts, sort_keys=True), encoding="utf-8")
+        part.replace(self.file)
