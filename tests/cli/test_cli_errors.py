@@ -34,7 +34,8 @@ CASES = [
      "fingerprint) or `name:tag`. A name is letters, digits, `_`, `.` and `-`, beginning with a letter or digit"),
     (["tag", "sft"], "no tag given; expected trueup tag sft TAG. `trueup tag` lists tags"),
     (["tag", "--remove", "sft:x"], "no tag `sft:x`"),
-    (["tag", "sft", "no/slash"], "tag `no/slash`; expected letters, digits, `_`, `.` and `-`, beginning with a letter or digit"),
+    (["tag", "sft", "no/slash"], "tag `no/slash`; "
+        "expected letters, digits, `_`, `.` and `-`, beginning with a letter or digit"),
     (["generate", "rm", "hello"], "`rm@v1` is a reward model; it must be a language model. Models here: dpo, sft"),
     (["generate", "./nowhere", "hi"], "no folder `./nowhere`; "
     "expected a ref, a local folder, or a hub id such as owner/name"),

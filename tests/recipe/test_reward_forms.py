@@ -98,7 +98,8 @@ BAD = {
     "neither": ("    reward: {weight: 2}\n", f"r.yaml:10 stage p: reward names nothing; expected {EXPECTED}"),
     "both": (
         "    reward:\n      - rm\n      - {model: rm, function: rewards.py:polite}\n",
-        f"r.yaml:12 stage p: reward names both a model and a function; expected {EXPECTED}. One entry of a list for each",
+        f"r.yaml:12 stage p: reward names both a model and a function; "
+        f"expected {EXPECTED}. One entry of a list for each",
     ),
     "unknown key": (
         "    reward:\n      - {model: rm, wieght: 2}\n",

@@ -42,7 +42,7 @@ def test_a_bad_row_stops_with_file_line_reason_and_remedy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(source(jsonl(GOOD, "", BAD, GOOD))) == [
-        "rows.jsonl:3: row `rejected` is missing, expected text. "
+        "rows.jsonl:3: row `rejected` is missing; expected text. "
         "Mend the data, or set `data.pairs.on_bad_row: skip` to leave bad rows out and keep them in a file"
     ]
 
@@ -50,7 +50,7 @@ def test_a_bad_row_stops_with_file_line_reason_and_remedy(
 def test_many_bad_rows_are_listed_up_to_twenty_with_their_number(jsonl: Write, source: Make) -> None:
     problems = refused(source(jsonl(GOOD, *[BAD] * 25, "broken")))
     assert len(problems) == 21
-    assert problems[19].endswith("rows.jsonl:21: row `rejected` is missing, expected text")
+    assert problems[19].endswith("rows.jsonl:21: row `rejected` is missing; expected text")
     assert problems[20].startswith("data pairs: 26 of 27 rows are bad (the first 20 are listed). Mend the data, or set")
 
 
@@ -60,7 +60,7 @@ def test_skipped_rows_are_counted_and_kept(jsonl: Write, source: Make, tmp_path:
     got = loaded(source(path, on_bad_row="skip"), rejects=rejects)
     assert (len(got.train), got.rejected) == (2, 2)
     assert [json.loads(line) for line in rejects.read_text().splitlines()] == [
-        {"where": "rows.jsonl:2", "reason": "`rejected` is missing, expected text", "row": BAD},
+        {"where": "rows.jsonl:2", "reason": "`rejected` is missing; expected text", "row": BAD},
         {
             "where": "rows.jsonl:3",
             "reason": "is not JSON: Expecting value at column 12",
@@ -127,7 +127,7 @@ def test_columns_are_renamed_old_to_new(jsonl: Write, source: Make) -> None:
     path = jsonl({"question": "Hi", "answer": "Hello.", "id": 1})
     got = loaded(source(path, columns={"question": "prompt", "answer": "completion"}), "messages")
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-    assert got.train == [{"id": 1, "messages": turns}]
+    assert got.train == [{"id": 1, "messages": turns, "plain_text": True}]
 
 
 def test_columns_may_be_swapped(jsonl: Write, source: Make) -> None:
@@ -139,8 +139,8 @@ def test_columns_may_be_swapped(jsonl: Write, source: Make) -> None:
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
-        ({"qestion": "prompt"}, "row has no column `qestion`, expected it by `columns`; it has question, prompt"),
-        ({"question": "prompt"}, "row has a column `prompt` already, expected none as `columns` gives another that"),
+        ({"qestion": "prompt"}, "row has no column `qestion`, which `columns` names; it has question, prompt"),
+        ({"question": "prompt"}, "row has a column `prompt` already; expected none, as `columns` gives another th"),
         ({"question": "text", "prompt": "text"}, "`columns` gives two columns the name `text`"),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_named_format_holds_for_every_row(jsonl: Write, source: Make) -> None:
         (
             {"question": "a"},
             "messages",
-            "data pairs: columns question are of no known format; expected columns chosen + prompt",
+            "data pairs: columns question are of no known format; expected columns chosen + rejected",
         ),
         ({"question": "a"}, "messages", "Rename them with `columns: {theirs: ours}`, or name the `format`"),
     ],
@@ -218,10 +218,10 @@ def test_pairs_and_labelled_rows_do_not_mix(
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "Hi", "completion": "Hello."}, "`label` is missing, expected true or false"),
-        ({**UP, "label": "maybe"}, "`label` is 'maybe', expected true or false (or 1 or 0)"),
-        ({**UP, "completion": ""}, "`completion` is empty, expected text"),
-        ({"prompt": "Hi", "label": True}, "`completion` is missing, expected text"),
+        ({"prompt": "Hi", "completion": "Hello."}, "`label` is missing; expected true or false"),
+        ({**UP, "label": "maybe"}, "`label` is 'maybe'; expected true or false (or 1 or 0)"),
+        ({**UP, "completion": ""}, "`completion` is empty; expected text"),
+        ({"prompt": "Hi", "label": True}, "`completion` is missing; expected text"),
     ],
 )
 def test_a_bad_labelled_row_is_one_line_with_its_place(
@@ -243,7 +243,8 @@ def test_labels_are_read_from_every_sort_of_file(source: Make, tmp_path: Path) -
     turns = [{**row, "completion": [{"role": "assistant", "content": row["completion"]}]} for row in (UP, DOWN)]
     pq.write_table(pa.Table.from_pylist(turns), tmp_path / "turns.parquet")
     read = [loaded(source(path), EITHER).train for path in sorted(tmp_path.iterdir())]
-    assert len(read) == 5 and all(rows == read[0] for rows in read)
+    plain = [[{key: row[key] for key in row if key != "plain_text"} for row in rows] for rows in read]
+    assert len(read) == 5 and all(rows == plain[0] for rows in plain)
     assert [(row["completion"][0]["content"], row["label"]) for row in read[0]] == [("Hello.", True), ("What?", False)]
 
 
