@@ -147,7 +147,7 @@ def test_a_constant_json_does_not_have_spoils_one_row_of_a_list_only(tmp_path: P
         (b'{\n  "a": 1\n}\n', "a.json: file holds one JSON object over many lines"),
         (b"", "a.json: file holds no rows"),
         (b"\n \n", "a.json: file holds no rows"),
-        ('{"a": 1}\n'.encode("utf-16"), "a.json: file is UTF-16, UTF-8; iconv -f UTF-16 -t UTF-8 a.json"),
+        ('{"a": 1}\n'.encode("utf-16"), "a.json: file is UTF-16; expected UTF-8. Run `iconv -f UTF-16 -t UTF-8 a.json"),
     ],
 )
 def test_a_json_file_that_cannot_be_read_says_why(
@@ -163,7 +163,7 @@ def test_a_truncated_file_is_told_as_such(tmp_path: Path, name: str, compression
     whole = COMPRESS[compression](CONTENTS[name] * 1)
     text = problem(tmp_path / (name + compression), whole[: len(whole) * 2 // 3])
     assert f"{name}{compression}: file " in text
-    assert "fetch or write it again" in text
+    assert "Fetch or write it again" in text
 
 
 def test_damaged_gzip_data_is_told_as_such(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_damaged_gzip_data_is_told_as_such(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_an_unknown_type(tmp_path: Path) -> None:
     with pytest.raises(
-        PipelineError, match=r"no\.jsonl: file cannot be read \(No such file or directory\).*check the path"
+        PipelineError, match=r"no\.jsonl: file cannot be read \(No such file or directory\).*Check the path"
     ):
         list(read_rows(tmp_path / "no.jsonl"))
     with pytest.raises(PipelineError, match=r"unknown type of file `a\.xlsx`, \.jsonl, "):
