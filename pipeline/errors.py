@@ -44,7 +44,8 @@ class Problem:
         place = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
         text = ", ".join(part for part in (self.found, self.expected) if part)
         text = f"{text}; {self.remedy}" if self.remedy else text
-        return f"{place}: {text}" if place else text
+        text = f"{place}: {text}" if place else text
+        return text.replace("\n", "\\n").replace("\r", "\\r")  # names are a user's: one line all the same
 
 
 class PipelineError(Exception):
