@@ -45,7 +45,9 @@ class Problem:
         """Render as ``where stage NAME: found; expected that. Do this``."""
         place = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
         text = sentences(self.found, self.expected, self.remedy)
-        return f"{place}: {text}" if place else text
+        text = f"{place}: {text}" if place else text
+        return text.replace("
+", "\n").replace("", "\r")  # names are a user's: one line all the same
 
 
 _CLAUSE = re.compile(

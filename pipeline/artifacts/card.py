@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.artifacts.manifest import InputRecord, Manifest
-from pipeline.artifacts.provenance import adapters_of, base_of
+from pipeline.artifacts.provenance import HUB, adapters_of, base_of
 
+TEMPLATE_FILE = "chat_template.jinja"
 _TIMED = re.compile(r"(seconds|runtime|_s|per_second|_mib|memory)$")
 _PURPOSE = {
     "model": "A causal language model",
@@ -29,7 +30,9 @@ def card(manifest: Manifest, ancestors: Sequence[Manifest], files: Iterable[str]
         ancestors: manifests of what it was made from, directly or not, nearest first.
         files: paths of its payload.
     """
+    files = set(files)
     sections = [
+        _front_matter(manifest, ancestors, set(files)),
         f"# {manifest.name}\n",
         f"{_PURPOSE.get(manifest.makes, 'An artifact')}, made by trueup's `{manifest.kind}` stage"
         f" (fingerprint `{manifest.short}`, seed {manifest.seed}).\n",
@@ -40,6 +43,36 @@ def card(manifest: Manifest, ancestors: Sequence[Manifest], files: Iterable[str]
         f"## Configuration\n\n```json\n{json.dumps(_plain(manifest.config), indent=2, sort_keys=True)}\n```\n",
     ]
     return "\n".join(section for section in sections if section)
+
+
+def _front_matter(manifest: Manifest, ancestors: Sequence[Manifest], files: set[str]) -> str:
+    """Return what the hub reads of a card. No licence: that of the data and the base is for their user to judge."""
+    if "config.json" not in files:
+        return ""
+    tags = ["trueup", manifest.kind, *(["lora"] if manifest.lineage.get("adapters") else [])]
+    entries = [
+        "library_name: transformers",
+        f"pipeline_tag: {'text-classification' if manifest.makes == 'reward' else 'text-generation'}",
+        *_yaml_list("tags", tags),
+        *_yaml_list("datasets", _hub_datasets([manifest, *ancestors])),
+    ]
+    base = str(manifest.lineage.get("base") or "")
+    if base.startswith(HUB):
+        entries += [
+            f"base_model: {json.dumps(base.removeprefix(HUB).partition('@')[0])}",
+            "base_model_relation: finetune",
+        ]
+    return "---\n" + "\n".join(entries) + "\n---\n"
+
+
+def _yaml_list(key: str, items: Iterable[str]) -> list[str]:
+    lines = [f"  - {json.dumps(item)}" for item in items]
+    return [f"{key}:", *lines] if lines else []
+
+
+def _hub_datasets(chain: Iterable[Manifest]) -> list[str]:
+    places = [place for each in chain for record in each.data.values() for place in record.where]
+    return sorted({place.removeprefix(HUB) for place in places if place.startswith(HUB)})
 
 
 def _lineage(manifest: Manifest, ancestors: Sequence[Manifest]) -> str:
@@ -87,19 +120,83 @@ def _metrics(manifest: Manifest) -> str:
 def _usage(manifest: Manifest, files: set[str]) -> str:
     if "config.json" not in files:
         return ""
-    loader = "AutoModelForSequenceClassification" if manifest.makes == "reward" else "AutoModelForCausalLM"
-    text = (
-        "## How to use\n\n```python\n"
-        f"from transformers import {loader}, AutoTokenizer\n\n"
-        'path = "."  # this folder\n'
-        f"model = {loader}.from_pretrained(path)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(path)\n```\n"
-    )
+    code = [*_loading(manifest), *(_scoring(files) if manifest.makes == "reward" else _generating(files))]
+    text = "## How to use\n\n" + _python(code)
     if manifest.makes == "model":
         text += f"\nOr talk to it: `trueup chat {manifest.name}@{manifest.short}`.\n"
     if "adapter/adapter_config.json" in files:
-        text += "\nThe weights here are merged; the LoRA adapter alone is in `adapter/`.\n"
+        text += "\nThe weights here are merged; the LoRA adapter alone is in `adapter/`. " + _adapter(manifest)
     return text
+
+
+def _python(lines: Iterable[str]) -> str:
+    return "```python\n" + "\n".join(lines) + "\n```\n"
+
+
+def _loader(manifest: Manifest) -> str:
+    return "ModelForSequenceClassification" if manifest.makes == "reward" else "ModelForCausalLM"
+
+
+def _loading(manifest: Manifest) -> list[str]:
+    loader = f"Auto{_loader(manifest)}"
+    names = ", ".join(sorted(("AutoTokenizer", loader)))
+    return [
+        f"from transformers import {names}",
+        "",
+        'path = "."  # this folder',
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        f"model = {loader}.from_pretrained(path)",
+    ]
+
+
+def _generating(files: set[str]) -> list[str]:
+    """Return how to have it write: an answer where there is a chat template, else how a text goes on."""
+    if TEMPLATE_FILE in files:
+        code = [
+            'messages = [{"role": "user", "content": "Hello! Who are you?"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+        ]
+    else:
+        code = ['inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)']
+    return [
+        *code,
+        "output = model.generate(**inputs, max_new_tokens=32)",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+
+
+def _scoring(files: set[str]) -> list[str]:
+    """Return how to have it score an answer, or a text where there is no chat template."""
+    if TEMPLATE_FILE in files:
+        code = [
+            'messages = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello, how are you?"}]',
+            'inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")',
+        ]
+    else:
+        code = ['inputs = tokenizer("Hello, how are you?", return_tensors="pt", return_token_type_ids=False)']
+    return [*code, "print(model(**inputs).logits[0, 0].item())"]
+
+
+def _adapter(manifest: Manifest) -> str:
+    """Return how to put the adapter on the weights it was trained on, as far as they can be named."""
+    parent = next((r for r in manifest.inputs if r.fingerprint == manifest.lineage.get("parent")), None)
+    if parent is None:
+        return "\n"
+    if parent.key is None and not parent.fingerprint.startswith(HUB):
+        return (
+            f"It was trained on the folder `{parent.name}`, which is not in this store: load that, then"
+            ' `peft.PeftModel.from_pretrained(model, "adapter")`.\n'
+        )
+    where = "from the hub" if parent.key is None else "the sibling artifact, which `trueup pull` brings along"
+    loader, labels = f"AutoPeft{_loader(manifest)}", ", num_labels=1" if manifest.makes == "reward" else ""
+    code = [
+        f"from peft import {loader}",
+        "",
+        f'adapted = {loader}.from_pretrained("adapter"{labels})  # in this folder',
+    ]
+    return f"It goes on `{parent.name}`, {where}:\n\n" + _python(code)
 
 
 def _plain(value: Any) -> Any:

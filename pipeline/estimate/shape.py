@@ -6,10 +6,12 @@ Owns the closed formulas of architectures whose configuration says everything; o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.errors import Problem
 from pipeline.estimate.kept import Kept, gpt2_kept, gpt_neox_kept, llama_kept, qwen3_kept
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -17,6 +19,40 @@ FORMULAS = LLAMA_LIKE | {"gpt2", "gpt_neox"}
 """Model types whose parameters are counted by formula."""
 _ACTIVATIONS = {"gpt2": ("activation_function", "gelu_new"), "gpt_neox": ("hidden_act", "gelu")}
 """What a configuration calls its activation, and the one a formula counts; Llama's is SiLU."""
+
+
+SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"),
+    *("n_embd", "n_layer", "n_head", "n_positions", "n_ctx", "d_model", "n_layers", "n_heads", "ffn_dim"),
+    *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"),
+)
+"""Fields of a configuration that are whole numbers above 0 in every architecture that has them."""
+OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "n_inner", "sliding_window")
+"""The same, but null stands for what the others give."""
+LARGEST = 2**31
+"""No size of a model comes near it; products of larger ones mean nothing."""
+
+
+def type_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """Return that a `model:` block does not say which architecture it is."""
+    kind = config.get("type")
+    if isinstance(kind, str) and kind:
+        return []
+    found = "model has no `type`" if kind is None else f"model.type is {json.dumps(kind)[:60]}"
+    return [Problem(found, "the name of a causal model of transformers, such as llama, qwen3, gpt2")]
+
+
+def size_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """Return which sizes of a `model:` block are none."""
+    problems = []
+    for key in (*SIZES, *OPTIONAL_SIZES):
+        value = config.get(key)
+        if key not in config or (value is None and key in OPTIONAL_SIZES):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST:
+            shown = "without a value" if value is None else json.dumps(value)[:60]
+            problems.append(Problem(f"model.{key} is {shown}", "must be a whole number above 0 that a model can have"))
+    return problems
 
 
 @dataclass(frozen=True)
@@ -86,6 +122,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
     try:
         return _gpt2(config) if kind == "gpt2" else _gpt_neox(config) if kind == "gpt_neox" else _llama(kind, config)
     except KeyError:  # a size left to the architecture's default
+        return None
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):  # a file of someone's: no size can be read in it
         return None
 
 

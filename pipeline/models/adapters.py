@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import (
@@ -21,6 +21,8 @@ from peft import (
     set_peft_model_state_dict,
 )
 
+from pipeline.artifacts.manifest import SHORT
+from pipeline.artifacts.provenance import HUB
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import ResolvedInput
@@ -111,13 +113,41 @@ def _is_reversible(step: Any) -> bool:
     return True
 
 
-def save_adapter_and_merge(model: PeftModel, folder: Path) -> Any:
+class Base(NamedTuple):
+    """Where the weights an adapter was trained on are found, as its `adapter_config.json` names them.
+
+    Attributes:
+        place: hub id; path of the sibling artifact, seen from the artifact's folder; or `./NAME` of an outside folder.
+        revision: of a hub id.
+    """
+
+    place: str
+    revision: str | None = None
+
+
+def base_of_adapter(source: ResolvedInput) -> Base:
+    """Return what an adapter trained on ``source`` says of its base, the same on every machine.
+
+    An artifact lies at `<store>/<name>/<fingerprint12>`, so another one of its store is `../../<name>/<fingerprint12>`,
+    wherever the store is and whatever it was pushed or pulled through. A path that begins with a dot is never taken
+    for a hub id.
+    """
+    if source.manifest:
+        return Base(f"../../{source.manifest['name']}/{source.fingerprint[:SHORT]}")
+    if source.fingerprint.startswith(HUB):
+        place, _, revision = source.fingerprint.removeprefix(HUB).partition("@")
+        return Base(place, revision or None)
+    return Base(f"./{source.name}")
+
+
+def save_adapter_and_merge(model: PeftModel, folder: Path, base: Base | None = None) -> Any:
     """Write the adapter alone into ``folder`` and return the plain model with it folded in, as `merged` does."""
     for config in model.peft_config.values():
         # Sorted and without the path of this machine: the same adapter gives the same bytes.
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
-        config.base_model_name_or_path = ""
+        config.base_model_name_or_path = base.place if base is not None else ""
+        config.revision = base.revision if base is not None else None
     model.save_pretrained(folder, selected_adapters=[model.active_adapter])
     # The model card of peft is all empty headings, and the artifact has one of its own.
     (folder / "README.md").unlink(missing_ok=True)

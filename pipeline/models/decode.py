@@ -25,6 +25,7 @@ from transformers import GenerationConfig
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import Progress
 from pipeline.models.forward import Forward, cache_for, context_limit, evaluating
+from pipeline.models.generation import only_what_is_given
 from pipeline.models.sampling import Sampling, next_tokens, uniforms
 
 _COMPACT_SHARE = 0.125
@@ -114,7 +115,7 @@ def beam_search(
     )
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     responses: list[list[int]] = [[] for _ in prompts]
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), only_what_is_given(model), torch.inference_mode():
         for rows in _batches(order, batch_size):
             ids_BT, mask_BT = _left_padded([prompts[row] for row in rows], pad_id, model.device)
             found_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
 )
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
@@ -185,6 +186,8 @@ def load_causal_lm_in_parts(
             config = AutoConfig.from_pretrained(source.place)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **extra)
             model.tie_weights()
+            if (Path(source.place) / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(source.place)
         count_what_is_predicted(model)
         if later.knows(model):
             return model, later

@@ -8,26 +8,48 @@ from typing import Any
 from peft import PeftModel
 from transformers import GenerationConfig
 
-from pipeline.models.adapters import save_adapter_and_merge
+from pipeline.models.adapters import Base, save_adapter_and_merge
+from pipeline.models.forward import context_limit
+from pipeline.models.generation import save_settings, settings_of
 from pipeline.models.load import quiet
 
 
-def save_model(model: Any, tokenizer: Any, out: Path) -> None:
+def save_model(model: Any, tokenizer: Any, out: Path, *, base: Base | None = None) -> None:
     """Write full weights, tokenizer and chat template into ``out``; an adapter is written beside its merged weights.
 
     A `peft` model is merged and must not be used afterwards.
+
+    Args:
+        model: what was trained.
+        tokenizer: what it was trained with.
+        out: folder.
+        base: where `peft` finds the weights the adapter was trained on.
     """
     out.mkdir(parents=True, exist_ok=True)
     with quiet():
         if isinstance(model, PeftModel):
-            model = save_adapter_and_merge(model, out / "adapter")
-        _set_generation(model, tokenizer)
+            model = save_adapter_and_merge(model, out / "adapter", base)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        settings = settings_of(model, tokenizer)
+        if settings is not None:
+            model.config.eos_token_id = settings.eos_token_id
+            model.generation_config = GenerationConfig()
         model.save_pretrained(out)
-        save_tokenizer(tokenizer, out)
+        if settings is not None:
+            model.generation_config = settings
+            if model.can_generate():
+                save_settings(settings, out)
+        save_tokenizer(tokenizer, out, context=context_limit(model))
 
 
-def save_tokenizer(tokenizer: Any, out: Path) -> None:
-    """Write the tokenizer and its chat template, without the truncation and padding its last call left switched on."""
+def save_tokenizer(tokenizer: Any, out: Path, *, context: int | None = None) -> None:
+    """Write the tokenizer and its chat template, without the truncation and padding its last call left switched on.
+
+    Args:
+        tokenizer: to write.
+        out: folder.
+        context: longest text of its model, written where the tokenizer names no limit or a larger one.
+    """
     out.mkdir(parents=True, exist_ok=True)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -35,18 +57,7 @@ def save_tokenizer(tokenizer: Any, out: Path) -> None:
         backend.no_padding()
     for where_from in ("is_local", "local_files_only", "name_or_path", "_commit_hash"):
         tokenizer.init_kwargs.pop(where_from, None)
+    if context is not None and tokenizer.model_max_length > context:
+        tokenizer.model_max_length = context
     with quiet():
         tokenizer.save_pretrained(out)
-
-
-def _set_generation(model: Any, tokenizer: Any) -> None:
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if not hasattr(model, "generation_config") or model.generation_config is None:
-        return
-    known = model.generation_config.eos_token_id
-    eos = [known] if isinstance(known, int) else list(known or [])
-    if tokenizer.eos_token_id not in eos:
-        eos = [tokenizer.eos_token_id]
-    kept = {"eos_token_id": eos[0] if len(eos) == 1 else eos, "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, **kept)
-    model.config.eos_token_id = kept["eos_token_id"]

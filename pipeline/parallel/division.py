@@ -6,6 +6,7 @@ on sixty-four; what changes is how the batch is cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -85,9 +86,9 @@ def divide(
         raise PipelineError(Problem(found, f"a multiple of {step}", f"use {near}, or another number of processes"))
     limit = share // passes
     if isinstance(asked, int) and asked < limit and share % asked:
-        near = f"{divisor_up_to(share, asked)} or {next(n for n in range(asked, share + 1) if share % n == 0)}"
+        near = f"{divisor_up_to(share, asked)} or {next(n for n in divisors(share) if n >= asked)}"
         of = f"the {share} rows of train.{word}" + (f" that each of {groups} has" if processes > 1 else "")
-        fitting = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        fitting = ", ".join(map(str, divisors(share)))
         found = f"compute.micro_batch {asked} does not divide {of}"
         raise PipelineError(Problem(found, f"one of {fitting}, or auto", f"use {near}"))
     most = asked if isinstance(asked, int) else max(1, budget // max(longest, 1))
@@ -96,7 +97,13 @@ def divide(
 
 def divisor_up_to(rows: int, most: int) -> int:
     """Return the largest divisor of ``rows`` that is at most ``most``; 1 at least."""
-    return max(n for n in range(1, rows + 1) if rows % n == 0 and n <= max(most, 1))
+    return max(n for n in divisors(rows) if n <= max(most, 1))
+
+
+def divisors(rows: int) -> list[int]:
+    """Return what divides ``rows``, in order; its square root is as far as one has to look."""
+    small = [n for n in range(1, math.isqrt(rows) + 1) if rows % n == 0]
+    return sorted({*small, *(rows // n for n in small)})
 
 
 def division_problems(train: Any, compute: Any, kind: str) -> Iterator[Problem]:

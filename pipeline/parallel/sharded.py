@@ -52,6 +52,8 @@ def rebuilt(model: Any, state: dict[str, torch.Tensor]) -> Any:
         del config.distributed_config  # whole again
     with no_init_weights():  # memory that nobody writes to is not there yet
         made = type(plain)._from_config(config, dtype=dtype)
+    if getattr(plain, "generation_config", None) is not None:
+        made.generation_config = copy.deepcopy(plain.generation_config)
     if isinstance(model, PeftModel):
         made = get_peft_model(made, model.peft_config[model.active_adapter])
     # A tied output layer is in the state once; what is really missing would be an error of ours.

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from pipeline.models.decode import decode
+from pipeline.models.generation import only_what_is_given
 from pipeline.ppo.episodes import Episode, Prompt
 
 EngineName = Literal["batched", "generate", "vllm"]
@@ -105,7 +106,7 @@ class GenerateEngine:
             **({} if greedy else {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}),
         )
         devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(), only_what_is_given(model):
             torch.manual_seed(seed * 1_000_003 + (places[0] if places else 0))
             found = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings

@@ -65,7 +65,7 @@ def validate(
     data = node.plain()
     if not isinstance(data, dict):
         name = label or (f"stage {stage}" if stage else "this")
-        return None, [Problem(f"{name} is {_shown(data)}", "must be a mapping", where=node.place, stage=stage)]
+        return None, [Problem(f"{name} is {shown(data)}", "must be a mapping", where=node.place, stage=stage)]
     try:
         built = _validate_repairing(model, data)
     except ValidationError as error:
@@ -210,7 +210,7 @@ class _Teller:
         value = _at(self.data, path)
         expected = " or ".join(dict.fromkeys(self.expected(detail) for detail in details))
         remedy = next((hint for hint in (self.hint(detail, value) for detail in details) if hint), "")
-        return Problem(f"{self.name(path)} is {_shown(value)}", f"must be {expected}", remedy, where, self.stage)
+        return Problem(f"{self.name(path)} is {shown(value)}", f"must be {expected}", remedy, where, self.stage)
 
     def expected(self, detail: Any) -> str:
         """Say what one branch of a field would have taken."""
@@ -270,7 +270,7 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value as YAML would show it, shortened."""
     if isinstance(value, Mapping):
         return "a mapping"

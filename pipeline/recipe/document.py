@@ -18,6 +18,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from pipeline.errors import Problem
 
 NODE_LIMIT = 100_000
+LARGEST_INT = 2**63
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -188,6 +189,9 @@ class _Reader:
                 number = getattr(self.yaml.constructor, f"construct_yaml_{tag}")(node)
             except ValueError:
                 self.bad(node, f"`{node.value}` is not a number")
+                return None
+            if isinstance(number, int) and abs(number) >= LARGEST_INT:
+                self.bad(node, f"`{str(node.value)[:40]}` is too large", "a whole number of 64 bits at most")
                 return None
             if math.isfinite(number):
                 return number

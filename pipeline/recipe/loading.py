@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
-from pipeline.recipe.checking import stage_checks, validate
+from pipeline.recipe.checking import shown, stage_checks, validate
 from pipeline.recipe.code import find_code
 from pipeline.recipe.document import Node
 from pipeline.recipe.merging import merge, override, without_nulls
@@ -242,8 +242,11 @@ class _Building:
         kind = node.mapping.get("kind")
         if kind is None:
             self.add("`kind` is missing", f"one of {listed(sorted(KINDS), 20)}", where=node.place, stage=name)
+        elif not isinstance(kind.value, str):
+            found = f"`kind` is {shown(kind.plain())}"
+            self.add(found, f"one of {listed(sorted(KINDS), 20)}", where=kind.place, stage=name)
         elif kind.value not in KINDS:
-            hint = nearest(str(kind.value), KINDS)
+            hint = nearest(kind.value, KINDS)
             expected = f"one of {listed(sorted(KINDS), 20)}"
             self.add(f"unknown kind `{kind.value}`", expected, hint, where=kind.place, stage=name)
         else:

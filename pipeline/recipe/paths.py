@@ -62,7 +62,7 @@ def find(path: str, folders: Iterable[Path]) -> Path | None:
     """Return the first existing ``folder/path``, absolute, or None; an absolute path needs no folders."""
     for folder in [*folders, Path.cwd()]:
         candidate = folder / path
-        if candidate.exists():
+        if os.path.exists(candidate):  # noqa: PTH110 -- Path.exists raises for a name that is too long
             return Path(os.path.normpath(candidate))
     return None
 

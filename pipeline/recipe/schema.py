@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from pipeline.errors import PipelineError, Problem
 from pipeline.estimate.devices import DEVICES, Device
 from pipeline.recipe.document import Node
 from pipeline.recipe.paths import expand, find, find_files
@@ -82,7 +83,11 @@ class DataSource(BaseModel):
             PipelineError: a path names nothing, or an environment variable in it is not set.
         """
         patterns = [self.path] if isinstance(self.path, str) else self.path or []
-        files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
+        try:
+            files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
+        except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise PipelineError(Problem(f"`{str(self.path)[:80]}` cannot be looked up: {reason}")) from None
         self._files = tuple(dict.fromkeys(files))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.estimate.shape import size_problems, type_problems
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain
 
@@ -59,6 +60,8 @@ class Config(StageConfig):
                     "both `model` and `init`" if self.model else "neither `model` nor `init`", "exactly one of them"
                 )
             )
+        if self.model is not None:
+            problems += type_problems(self.model) + size_problems(self.model)
         if self.model is not None and self.tokenizer is None:
             problems.append(Problem("no `tokenizer`", "a tokenizer for the new model", "add `tokenizer: NAME`"))
         return problems

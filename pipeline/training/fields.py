@@ -10,6 +10,9 @@ from pydantic import Field
 from pipeline.errors import Problem, listed, nearest
 from pipeline.trainer_fields import TrainFields
 
+MOST_ROWS = 2**31 - 1
+"""No batch has more rows."""
+
 
 class CommonTrain(TrainFields):
     """Shared words of `train:`.
@@ -42,6 +45,8 @@ class CommonTrain(TrainFields):
 
     def check(self) -> list[Problem]:
         """Return contradictions between fields."""
+        if self.batch_size > MOST_ROWS:
+            return [Problem(f"train.batch_size is {self.batch_size:,}", f"must be at most {MOST_ROWS:,}")]
         if self.max_steps is not None and self.warmup_steps >= 1 and self.warmup_steps > self.max_steps:
             return [
                 Problem(

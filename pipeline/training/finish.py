@@ -27,6 +27,7 @@ def save_trained(
         source: what the stage started from.
         adapter: what was trained; None when all weights were.
     """
+    from pipeline.models.adapters import base_of_adapter
     from pipeline.models.load import stored_bits
     from pipeline.models.save import save_model
 
@@ -36,7 +37,7 @@ def save_trained(
         bits = adapter.quantize or stored_bits(source, ctx.trust_remote_code) or None
         lineage["adapters"].append(AppliedAdapter(ctx.name, on, adapter.r, bits).record())
     if model is not None:
-        save_model(model, tokenizer, ctx.out)
+        save_model(model, tokenizer, ctx.out, base=base_of_adapter(source) if adapter is not None else None)
     return lineage
 
 
