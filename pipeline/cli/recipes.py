@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,12 +76,13 @@ def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: boo
     from pipeline.display.views import display
     from pipeline.forecast import settled
     from pipeline.partner import take_part
-    from pipeline.preflight import check_plan
+    from pipeline.preflight import check_plan, evaluation_notes
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
 
     if not node_rank:  # node 0 checks and settles for all
         check_plan(made, where)
+        made = replace(made, notes=(*made.notes, *evaluation_notes(made, where)))
         made = settled(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
         report = take_part(made, where, view, node_rank) if node_rank else execute(made, where, view)
@@ -116,12 +118,13 @@ def check(
 ) -> None:
     """Validate a recipe and its data; tells every problem at once."""
     from pipeline.errors import PipelineError
-    from pipeline.preflight import check_plan
+    from pipeline.preflight import check_plan, evaluation_notes
     from pipeline.terminal import print_json
 
     try:
         made, where = plan_of(recipe, override, None, None, None, store, profile)
         check_plan(made, where)
+        made = replace(made, notes=(*made.notes, *evaluation_notes(made, where)))
     except PipelineError as error:
         if not as_json:
             raise
