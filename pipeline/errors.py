@@ -46,8 +46,7 @@ class Problem:
         place = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
         text = sentences(self.found, self.expected, self.remedy)
         text = f"{place}: {text}" if place else text
-        return text.replace("
-", "\n").replace("", "\r")  # names are a user's: one line all the same
+        return text.replace("\n", "\\n").replace("\r", "\\r")  # names are a user's: one line all the same
 
 
 _CLAUSE = re.compile(

@@ -12,19 +12,17 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.refs import resolve
 from pipeline.errors import PipelineError, Problem, listed, nearest
-from pipeline.evaluation.estimate import Delta, Estimate, Record
-from pipeline.evaluation.report import Report, Sample, read
+from pipeline.evaluation.report import Report, read
+from pipeline.evaluation.samples import Sample, read_samples
 from pipeline.recipe import Recipe, load
 
-SEED = 0
-"""Of the bootstraps: comparing twice gives the same intervals."""
+if TYPE_CHECKING:
+    from pipeline.evaluation.pairwise import Comparison
 
 
 @dataclass(frozen=True)
@@ -106,52 +104,6 @@ def _absolute_code(spec: str | None) -> str | None:
     return f"{_absolute(file)}{colon}{name}" if file.endswith(".py") else spec
 
 
-class Measure(Record):
-    """One measure of two models on the same prompts.
-
-    Attributes:
-        name: ``score``, ``correct``, or ``correct: TASK``.
-        first: mean of the first.
-        second: mean of the second.
-        difference: paired, first minus second.
-    """
-
-    name: str
-    first: float
-    second: float
-    difference: Delta
-
-
-class Comparison(Record):
-    """Two models on the same prompts, or one model in two reports.
-
-    Attributes:
-        first: what is compared.
-        second: what it is compared with.
-        source: where the answers come from.
-        judge: whose scores decide.
-        prompts: shared by both.
-        win_rate: of the first, ties counting one half; absent without scores.
-        wins: prompts won.
-        ties: prompts on which neither was better.
-        losses: prompts lost.
-        p_value: of no preference.
-        measures: means and differences.
-    """
-
-    first: str
-    second: str
-    source: str
-    judge: str
-    prompts: int
-    win_rate: Estimate | None = None
-    wins: int = 0
-    ties: int = 0
-    losses: int = 0
-    p_value: float | None = None
-    measures: tuple[Measure, ...] = ()
-
-
 def compare_refs(store: Store, first: str, second: str, report: str | None = None) -> list[Comparison]:
     """Compare two reports model by model, or two models of one report.
 
@@ -159,7 +111,8 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
         store: where the reports are.
         first: ref of a report, or a model as a report names it.
         second: of the same sort.
-        report: ref of the report that has both models; the newest that does by default.
+        report: ref of the report that has both models; by default the newest on all prompts of its data that does, and
+            one on a sample only where there is no other.
 
     Raises:
         PipelineError: no such report, model or common prompt.
@@ -173,13 +126,19 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
             raise PipelineError(
                 Problem(f"`{one}` is a report and `{other}` is not", "two reports, or two models of one")
             )
-    artifact, names = _report_with(store, (first, second), report)
-    content, samples = _read(artifact)
-    pairs = [(sample, sample) for sample in samples]
-    return [_compare(pairs, names, (first, second), artifact.ref, content.judge)]
+    from pipeline.evaluation.pairwise import compare_samples, pairs_of
+
+    chosen = _report_with(store, (first, second), report)
+    content, samples = _read(chosen.artifact)
+    pairs = pairs_of([(sample, sample) for sample in samples], content)
+    notes = [*chosen.notes, *_sample_note(chosen.artifact, content), *content.warnings]
+    return [compare_samples(pairs, chosen.names, (first, second), chosen.artifact.ref, notes)]
 
 
 def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
+    """Compare the models that two reports share, on the prompts that both asked."""
+    from pipeline.evaluation.pairwise import compare_samples, pairs_of
+
     reports = [_read(first), _read(second)]
     shared = [name for name in reports[0][0].models if name in reports[1][0].models]
     if not shared:
@@ -191,15 +150,36 @@ def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
     if len(judges) > 1:
         raise PipelineError(Problem(f"{first.ref} and {second.ref} have different judges", "the same judge in both"))
     others = _by_prompt(reports[1][1])
-    pairs = [(sample, others[key]) for key, sample in _by_prompt(reports[0][1]).items() if key in others]
-    if not pairs:
+    both = [(sample, others[key]) for key, sample in _by_prompt(reports[0][1]).items() if key in others]
+    if not both:
         raise PipelineError(Problem(f"{first.ref} and {second.ref} share no prompt", "prompts that are in both"))
-    source = f"{first.ref} and {second.ref}"
+    pairs, source = pairs_of(both, reports[0][0]), f"{first.ref} and {second.ref}"
+    notes = []
+    for artifact, (content, samples) in zip((first, second), reports, strict=True):
+        notes += [*_sample_note(artifact, content), *(f"{artifact.ref}: {warning}" for warning in content.warnings)]
+        if len(samples) > len(both):
+            notes.append(f"{len(samples) - len(both):,} prompts of {artifact.ref} are not in the other and left out")
     labels = [(f"{name} in {first.ref}", f"{name} in {second.ref}") for name in shared]
     return [
-        _compare(pairs, (name, name), label, source, reports[0][0].judge)
-        for name, label in zip(shared, labels, strict=True)
+        compare_samples(pairs, (name, name), label, source, notes) for name, label in zip(shared, labels, strict=True)
     ]
+
+
+def _sample_note(artifact: Artifact, report: Report) -> list[str]:
+    """Say that a report is not on all prompts of its data."""
+    limit = _limit_of(artifact, report)
+    if not limit:
+        return []
+    what = report.sample_text if report.is_sample else f"the first {limit:,} prompts of its data"
+    return [f"{artifact.ref} is on {what}, not on all"]
+
+
+def _limit_of(artifact: Artifact, report: Report) -> int:
+    """Return how many prompts a limited report asked; 0 when it asked all. Reports of schema 1 tell only the limit."""
+    if report.available is not None:
+        return report.prompts or 0 if report.is_sample else 0
+    limit = artifact.manifest.config.get("config", {}).get("limit")
+    return int(limit) if limit and report.prompts == limit else 0
 
 
 def _by_prompt(samples: Sequence[Sample]) -> dict[tuple[str, int], Sample]:
@@ -213,62 +193,6 @@ def _by_prompt(samples: Sequence[Sample]) -> dict[tuple[str, int], Sample]:
     return found
 
 
-def _compare(
-    pairs: Sequence[tuple[Sample, Sample]], names: tuple[str, str], labels: tuple[str, str], source: str, judge: str
-) -> Comparison:
-    """Compare one model's answers with another's."""
-    from pipeline.evaluation.winrate import win_rate
-
-    measures = []
-    won: dict[str, Any] = {}
-    tasks = list(dict.fromkeys(sample.task for sample, _ in pairs if sample.task))
-    for title, attribute, task in [
-        ("score", "score", None),
-        ("correct", "correct", None),
-        *((f"correct: {task}", "correct", task) for task in tasks),
-    ]:
-        values = _paired_values(pairs, names, attribute, task)
-        if not values:
-            continue
-        mine, theirs = [a for a, _ in values], [b for _, b in values]
-        measures.append(_measure(title, mine, theirs, is_share=attribute == "correct"))
-        if attribute == "score":
-            result = win_rate(mine, theirs, seed=SEED)
-            won = {"win_rate": result.estimate, "wins": result.wins, "ties": result.ties, "losses": result.losses}
-            won["p_value"] = result.p_value
-    return Comparison(
-        first=labels[0],
-        second=labels[1],
-        source=source,
-        judge=judge,
-        prompts=len(pairs),
-        measures=tuple(measures),
-        **won,
-    )
-
-
-def _paired_values(
-    pairs: Sequence[tuple[Sample, Sample]], names: tuple[str, str], attribute: str, task: str | None
-) -> list[tuple[float, float]]:
-    found = []
-    for mine, theirs in pairs:
-        answers = mine.answers.get(names[0]), theirs.answers.get(names[1])
-        if None in answers or (task is not None and mine.task != task):
-            continue
-        values = tuple(getattr(answer, attribute) for answer in answers)
-        if None not in values:
-            found.append((float(values[0]), float(values[1])))
-    return found
-
-
-def _measure(name: str, mine: Sequence[float], theirs: Sequence[float], *, is_share: bool) -> Measure:
-    from pipeline.evaluation.differences import paired_difference
-
-    bounds = (0.0, 1.0) if is_share else None
-    difference = paired_difference(list(mine), list(theirs), seed=SEED, bounds=bounds)
-    return Measure(name=name, first=sum(mine) / len(mine), second=sum(theirs) / len(theirs), difference=difference)
-
-
 def _report_artifact(store: Store, ref: str) -> Artifact | None:
     """Return the report a ref means; None when it means something else or nothing."""
     try:
@@ -278,8 +202,19 @@ def _report_artifact(store: Store, ref: str) -> Artifact | None:
     return artifact if artifact.manifest.makes == "report" else None
 
 
-def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> tuple[Artifact, tuple[str, str]]:
-    """Return the report that has both models, and their names in it."""
+class _Chosen(NamedTuple):
+    """A report that has two models, their names in it, and what to say of the choice."""
+
+    artifact: Artifact
+    names: tuple[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> _Chosen:
+    """Return the report that has both models, and their names in it.
+
+    One on all prompts of its data goes before a newer one on a sample, which is then named.
+    """
     if report is not None:
         chosen = resolve(store, report)
         if chosen.manifest.makes != "report":
@@ -289,12 +224,19 @@ def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> tup
         reports = [artifact for artifact in store.artifacts() if artifact.manifest.makes == "report"]
         candidates = sorted(reports, key=lambda artifact: (artifact.manifest.created, artifact.manifest.version))[::-1]
     known: list[str] = []
+    limited: list[_Chosen] = []
     for artifact in candidates:
-        models = _names(read(artifact.path / "report.json"))
+        content = read(artifact.path / "report.json")
+        models = _names(content)
         names = [models.get(ref) or models.get(_full_ref(store, ref)) for ref in refs]
         if names[0] is not None and names[1] is not None:
-            return artifact, (names[0], names[1])
+            found = _Chosen(artifact, (names[0], names[1]))
+            if not _limit_of(artifact, content):
+                return found._replace(notes=_passed_over(limited))
+            limited.append(found)
         known += [model for model in dict.fromkeys(models.values()) if model not in known]
+    if limited:
+        return limited[0]
     missing = [ref for ref in refs if ref not in known] or list(refs)
     where = f"{candidates[0].ref} has" if report is not None else "reports have"
     wanted = " and ".join(f"`{ref}`" for ref in missing)
@@ -306,6 +248,14 @@ def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> tup
             str(store.root),
         )
     )
+
+
+def _passed_over(limited: Sequence[_Chosen]) -> tuple[str, ...]:
+    """Say which newer reports were not taken, since they are on samples."""
+    refs = [each.artifact.ref for each in limited]
+    if not refs:
+        return ()
+    return (f"newer, but on a sample of the prompts: {listed(refs)}; name one with --report to use it",)
 
 
 def _full_ref(store: Store, ref: str) -> str:
@@ -327,8 +277,4 @@ def _read(artifact: Artifact) -> tuple[Report, list[Sample]]:
     file = artifact.path / "samples.jsonl"
     if not file.is_file():
         raise PipelineError(Problem(f"`{artifact.ref}` has no samples.jsonl", "a report of the evaluate stage"))
-    try:
-        samples = [Sample.model_validate_json(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-    except ValidationError as error:
-        raise PipelineError(Problem(f"samples.jsonl: {error.errors()[0]['msg']}", where=str(file))) from None
-    return read(artifact.path / "report.json"), samples
+    return read(artifact.path / "report.json"), read_samples(file)

@@ -26,6 +26,7 @@ from pipeline.launch.job import DataJob, Job, Outcome
 from pipeline.launch.local import run_job, warm_up
 from pipeline.launch.meeting import Meeting, hosting
 from pipeline.plan import FORCED, Plan, PlannedInput, PlannedStage
+from pipeline.plan.overlap import overlap_warnings
 from pipeline.stage import Event, ResolvedInput, StageResult, kind_of
 
 
@@ -202,6 +203,8 @@ def _run_stage(
         journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
         view.stage_started(planned, resumed=resumed)
         job = job_of(plan, planned, done, area.payload, area.scratch, run_dir)
+        if kind_of(planned.spec.kind).makes == "report":
+            job = replace(job, warnings=tuple(overlap_warnings(plan, planned, store)))
 
         def show(event: Event) -> None:
             _pass_on(planned, event, view, journal)

@@ -186,6 +186,8 @@ class StageContext:
         functions: loads a `Code` field's function.
         rank: of this process; the first one writes what is kept and talks to the user.
         ranks: processes that run the stage together.
+        warnings: what the plan knows that a reader of the result must know too, e.g. that a model learnt from the
+            prompts it is asked.
         facts: how the stage really ran: number format picked, batch cut, configuration generated for an engine. The
             stage fills it; its manifest keeps it under `runtime`.
     """
@@ -203,6 +205,7 @@ class StageContext:
     functions: Callable[[str], Callable[..., Any]] | None = None
     rank: int = 0
     ranks: int = 1
+    warnings: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -103,6 +103,15 @@ def print_table(
         print(line.rstrip(), file=out.file)
 
 
+def print_text(text: str, *, style: str = "") -> None:
+    """Print a sentence on standard output: broken between words on a terminal, one line in a pipe."""
+    out = console()
+    if not out.is_terminal:
+        print(text, file=out.file)
+        return
+    out.print(text, style=style or None, markup=False)
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on standard output."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -97,7 +98,8 @@ def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: boo
     from pipeline.terminal import print_json
 
     if not node_rank:  # node 0 checks and settles for all
-        checked(made, where)
+        report = checked(made, where)
+        made = replace(made, notes=(*made.notes, *report.notes))
         made = settled(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
         report = take_part(made, where, view, node_rank) if node_rank else execute(made, where, view)

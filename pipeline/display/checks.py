@@ -78,6 +78,7 @@ def check_data(plan: Plan, report: CheckReport) -> dict[str, Any]:
 def _notes(report: CheckReport) -> Iterator[str]:
     for count, _ in _by_source(report):
         yield from count.notes
+    yield from report.notes
 
 
 def _by_source(report: CheckReport) -> list[tuple[SourceCount, list[str]]]:

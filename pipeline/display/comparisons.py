@@ -1,50 +1,64 @@
-"""Two models compared: a sentence and a table."""
+"""Two models compared: sentences led by the figure that decides, and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pipeline.evaluation.estimate import number, percent, percent_interval
-from pipeline.reports import Comparison, Measure
-from pipeline.terminal import Column, print_table
+from pipeline.evaluation.estimate import (
+    number,
+    p_number,
+    p_text,
+    percent,
+    percent_interval,
+    points_interval,
+    signed_interval,
+)
+from pipeline.terminal import Column, print_table, print_text
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.pairwise import Comparison, Measure
 
 
 def print_comparisons(found: Sequence[Comparison]) -> None:
-    """Print every comparison, an empty line between two."""
+    """Print every comparison, an empty line between two; what is to be known of all of them once, at the end."""
     for index, each in enumerate(found):
         if index:
             print()
         print_comparison(each)
+    notes = dict.fromkeys(note for each in found for note in each.notes)
+    for note in notes:
+        print_text(f"note: {note}")
 
 
 def print_comparison(each: Comparison) -> None:
-    """Print who wins how often, then the differences with their intervals."""
-    print(f"{each.first} against {each.second}: {each.prompts:,} prompts of {each.source}, judged by {each.judge}")
-    if each.win_rate is not None:
-        counts = f"{each.wins} won, {each.ties} tied, {each.losses} lost, p = {each.p_value:.2g}"
-        print(f"win rate {percent_interval(each.win_rate)}: {counts}")
+    """Print what it comes to, what contradicts that, then the differences with their intervals."""
+    print_text(f"{each.first} against {each.second}: {each.prompts:,} prompts of {each.source}, judged by {each.judge}")
+    for line in each.conclusion.lines:
+        print_text(line)
+    if each.win_rate is not None and each.p_value is not None:
+        counts = f"{each.wins} won, {each.ties} tied, {each.losses} lost, {p_text(each.p_value)}"
+        print_text(f"win rate {percent_interval(each.win_rate)}: {counts}")
     columns = [
         Column("", style="bold"),
         Column(each.first, right=True, fold=True),
         Column(each.second, right=True, fold=True),
         Column("difference", right=True),
-        Column("interval", right=True),
         Column("p", right=True),
         Column("prompts", right=True),
     ]
-    print_table(columns, [_row(measure) for measure in each.measures])
+    print_table(columns, [_row(measure, each.judge) for measure in each.measures])
 
 
-def _row(measure: Measure) -> list[str]:
+def _row(measure: Measure, judge: str) -> list[str]:
     difference = measure.difference
-    shown = percent if measure.name.startswith("correct") else number
-    sign = "+" if difference.value > 0 else ""
+    is_share = measure.name.startswith("correct")
+    shown = percent if is_share else number
     return [
-        measure.name,
+        measure.name if is_share else f"mean {judge} {measure.name}",
         shown(measure.first),
         shown(measure.second),
-        f"{sign}{shown(difference.value)}",
-        f"[{shown(difference.low)}, {shown(difference.high)}]",
-        f"{difference.p_value:.2g}",
+        points_interval(difference) if is_share else signed_interval(difference),
+        p_number(difference.p_value),
         f"{difference.n:,}",
     ]

@@ -1,22 +1,34 @@
-"""The final table of an evaluation."""
+"""The end of an evaluation: what to know first, what it comes to, and its tables."""
 
 from __future__ import annotations
 
 import sys
 
 from pipeline.artifacts import Artifact
-from pipeline.terminal import Column, print_table, shown_path
+from pipeline.terminal import Column, print_table, print_text, shown_path
 
 
 def print_evaluation(artifact: Artifact) -> None:
-    """Print the final table of a report artifact, correctness per task, and where its page is."""
-    from pipeline.evaluation.report import headline, read, task_table
+    """Print the conclusions and tables of a report artifact, and where its page is; nothing where there is no report.
+
+    The sentences come from the figures of the table, by the same rule as those of the page.
+    """
+    from pipeline.evaluation.conclusion import of_model
+    from pipeline.evaluation.gaming_page import gaming_sentences
+    from pipeline.evaluation.report import read
+    from pipeline.evaluation.tables import headline, task_table
 
     file = artifact.path / "report.json"
     if not file.is_file():
         return
     report = read(file)
-    print(f"\n{artifact.ref}")
+    print(f"\n{artifact.ref}" + (f": {report.sample_text}" if report.is_sample else ""))
+    for warning in report.warnings:
+        print_text(f"warning: {warning}", style="yellow")
+    for name in report.candidates:
+        print_text(" ".join(of_model(report, name).lines))
+    for sentence in gaming_sentences(report):
+        print_text(sentence)
     _print_cells(headline(report))
     if report.task_names:
         print("\ncorrect answers by task")

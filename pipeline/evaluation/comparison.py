@@ -7,67 +7,24 @@ Shape legend: N prompts, S samples per prompt (scores may be (N,) or (N, S)).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.errors import PipelineError, Problem
+from pipeline.evaluation.answers import Answers, Prompt, checked, default_judge, from_samples
 from pipeline.evaluation.differences import paired_difference
-from pipeline.evaluation.divergence import Divergence
+from pipeline.evaluation.divergence import Divergence, SequenceKL, summarized
 from pipeline.evaluation.estimate import Delta, Estimate
 from pipeline.evaluation.gaming import assess, spread
-from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, mean_interval, wilson
-from pipeline.evaluation.report import Answer, Gaming, Judge, ModelMetrics, Report, Sample, TaskMetrics, WinCounts
+from pipeline.evaluation.intervals import LEVEL, RESAMPLES, mean_interval, wilson
+from pipeline.evaluation.report import Gaming, Judge, ModelMetrics, Report, TaskMetrics, WinCounts
+from pipeline.evaluation.samples import Sample
 from pipeline.evaluation.winrate import win_rate
 
 _SHARE = (0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt all models answered.
-
-    Attributes:
-        text: as a person reads it.
-        task: group for correctness per task; empty when the data has none.
-    """
-
-    text: str
-    task: str = ""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one model answered to every prompt, in the order of the prompts.
-
-    Attributes:
-        name: of the model in the report, e.g. ``dpo`` or ``sft (greedy)``.
-        responses: one text per prompt, shown among the samples (the first one when several were sampled).
-        lengths: tokens per response, (N,) or (N, S).
-        ended: whether the response ended with EOS before the limit, (N,) or (N, S).
-        gold: scores by the gold function, (N,) or (N, S).
-        reward: scores by the reward model, (N,) or (N, S).
-        correct: 1, 0, or a share, (N,) or (N, S); NaN or None where the prompt has no checkable answer.
-        divergence: from the reference; none for the reference itself or for greedy answers, which sample nothing.
-        ref: how the store names the checkpoint.
-    """
-
-    name: str
-    responses: Sequence[str]
-    lengths: ArrayLike
-    ended: ArrayLike
-    gold: ArrayLike | None = None
-    reward: ArrayLike | None = None
-    correct: Sequence[float | None] | ArrayLike | None = None
-    divergence: Divergence | None = None
-    ref: str = ""
-
-    def scores(self, judge: Judge) -> Floats | None:
-        """Return the scores by one judge, (N,) or (N, S)."""
-        scores = self.gold if judge == "gold" else self.reward
-        return None if scores is None else np.asarray(scores, dtype=np.float64)
 
 
 def compare(
@@ -97,12 +54,12 @@ def compare(
         PipelineError: the baseline is not among the answers, names repeat, a model did not answer every prompt, or
             no judge scored all models.
     """
-    against = _checked(answers, prompts, baseline)
+    against = checked(answers, prompts, baseline)
     judge = judge or default_judge(answers)
     settings = _Settings(seed=seed, resamples=resamples, level=level, judge=judge)
     tasks = [prompt.task for prompt in prompts]
     measured = {each.name: _model(each, against, tasks, settings) for each in answers}
-    gaming = _gaming(answers, against, tasks, settings)
+    gaming = _gaming(answers, against, tasks, measured, settings)
     measured = {name: metrics.model_copy(update={"gaming": gaming.get(name)}) for name, metrics in measured.items()}
     reference = reference or baseline
     if reference in measured and measured[reference].kl is None and any(m.kl for m in measured.values()):
@@ -113,56 +70,37 @@ def compare(
         baseline=baseline,
         judge=judge,
         prompts=len(prompts),
+        seed=seed,
         level=level,
         resamples=resamples,
         models=measured,
     )
 
 
-def samples(
-    answers: Sequence[Answers], prompts: Sequence[Prompt], *, baseline: str, judge: Judge | None = None
-) -> list[Sample]:
-    """Return every prompt with the answers and scores of all models, in the order of the prompts.
-
-    Args:
-        answers: one entry per model.
-        prompts: what was asked.
-        baseline: name of the model the others are compared with.
-        judge: whose scores are shown.
+def recomputed(report: Report, samples: Sequence[Sample]) -> Report:
+    """Return a report made again from its samples: every figure, with its interval, is that of ``report``.
 
     Raises:
-        PipelineError: as `compare` does.
+        PipelineError: as `compare` does, or the report does not tell its seed.
     """
-    _checked(answers, prompts, baseline)
-    judge = judge or default_judge(answers)
-    found = []
-    columns = {each.name: (_per_prompt(each.scores(judge)), _per_prompt(_correct(each))) for each in answers}
-    for row, prompt in enumerate(prompts):
-        shown = {}
-        for each in answers:
-            scores, correct = columns[each.name]
-            shown[each.name] = Answer(
-                text=each.responses[row],
-                score=None if scores is None else float(scores[row]),
-                correct=None if correct is None or np.isnan(correct[row]) else float(correct[row]),
-            )
-        found.append(Sample(prompt=prompt.text, task=prompt.task, answers=shown))
-    return found
-
-
-def default_judge(answers: Sequence[Answers]) -> Judge:
-    """Return ``gold`` when every model was scored by the gold function, else ``reward``.
-
-    Raises:
-        PipelineError: neither scored every model.
-    """
-    judges: tuple[Judge, ...] = ("gold", "reward")
-    for judge in judges:
-        if all(each.scores(judge) is not None for each in answers):
-            return judge
-    raise PipelineError(
-        Problem("no judge scored all models", "gold scores or rewards", "give `gold` or `reward` to the stage")
+    if report.seed is None:
+        raise PipelineError(Problem("report tells no seed", "one of schema 2", "evaluate again"))
+    answers, prompts = from_samples(samples)
+    made = compare(
+        answers,
+        prompts,
+        baseline=report.baseline,
+        judge=report.judge,
+        seed=report.seed,
+        resamples=report.resamples or RESAMPLES,
+        level=report.level,
     )
+    models = {
+        name: metrics.model_copy(update={"ref": report.models[name].ref, "variant": report.models[name].variant})
+        for name, metrics in made.models.items()
+    }
+    known = {key: getattr(report, key) for key in ("available", "sampled_by", "warnings")}
+    return made.model_copy(update={"models": models, **known})
 
 
 @dataclass(frozen=True)
@@ -183,6 +121,18 @@ class _Settings:
         if array.ndim == 1 and array.size and np.isin(array, (0.0, 1.0)).all():
             return wilson(float(array.sum()), len(array), level=self.level)
         return self.mean(array, _SHARE)
+
+    def difference(self, policy: ArrayLike | None, baseline: ArrayLike | None) -> Delta | None:
+        """Return the paired difference of two scores, where both models have them."""
+        if policy is None or baseline is None:
+            return None
+        return paired_difference(policy, baseline, seed=self.seed, resamples=self.resamples, level=self.level)
+
+    def divergence(self, found: SequenceKL | None) -> Divergence | None:
+        """Return the KL with its intervals, where it was measured."""
+        if found is None:
+            return None
+        return summarized(found, seed=self.seed, resamples=self.resamples, level=self.level)
 
     def delta(self, policy: ArrayLike, baseline: ArrayLike) -> Delta:
         return paired_difference(
@@ -209,19 +159,21 @@ def _model(each: Answers, against: Answers, tasks: Sequence[str], settings: _Set
         if task
     }
     gold, reward = each.scores("gold"), each.scores("reward")
+    divergence = settings.divergence(each.sequence_kl)
     return ModelMetrics(
         ref=each.ref,
+        variant=each.is_variant and not is_baseline,
         win_rate=won.estimate if won else None,
-        win_counts=WinCounts(**won.model_dump(include={"wins", "ties", "losses", "decided", "p_value"}))
-        if won
-        else None,
+        win_counts=WinCounts(**won.model_dump(exclude={"estimate"})) if won else None,
         gold=None if gold is None else settings.mean(gold),
         reward=None if reward is None else settings.mean(reward),
+        gold_delta=None if is_baseline else settings.difference(gold, against.scores("gold")),
+        reward_delta=None if is_baseline else settings.difference(reward, against.scores("reward")),
         correct=overall.correct if overall else None,
         delta=overall.delta if overall else None,
-        kl=each.divergence.k1_per_sequence if each.divergence else None,
-        kl_k3=each.divergence.k3_per_sequence if each.divergence else None,
-        kl_per_token=each.divergence.k1_per_token if each.divergence else None,
+        kl=divergence.k1_per_sequence if divergence else None,
+        kl_k3=divergence.k3_per_sequence if divergence else None,
+        kl_per_token=divergence.k1_per_token if divergence else None,
         length=settings.mean(each.lengths),
         eos_rate=settings.share(each.ended),
         tasks={task: metrics for task, metrics in per_task.items() if metrics},
@@ -230,7 +182,7 @@ def _model(each: Answers, against: Answers, tasks: Sequence[str], settings: _Set
 
 def _task(each: Answers, against: Answers, chosen: np.ndarray, settings: _Settings) -> TaskMetrics | None:
     """Measure correctness on some prompts; none when no prompt among them has a checkable answer."""
-    correct, other = _correct(each), _correct(against)
+    correct, other = each.correctness, against.correctness
     if correct is None:
         return None
     own_rows = chosen & ~np.isnan(correct.reshape(len(correct), -1)).any(axis=1)
@@ -244,7 +196,11 @@ def _task(each: Answers, against: Answers, chosen: np.ndarray, settings: _Settin
 
 
 def _gaming(
-    answers: Sequence[Answers], against: Answers, tasks: Sequence[str], settings: _Settings
+    answers: Sequence[Answers],
+    against: Answers,
+    tasks: Sequence[str],
+    measured: Mapping[str, ModelMetrics],
+    settings: _Settings,
 ) -> dict[str, Gaming]:
     """Compare reward model and gold, by model; nothing where one of the two is missing or never varies."""
     scored = {each.name: (each.reward, each.gold) for each in answers}
@@ -264,6 +220,7 @@ def _gaming(
             (gold, base_gold),
             (units[0], units[1]),
             tasks,
+            correct=_correct_deltas(measured[name]),
             seed=settings.seed,
             resamples=settings.resamples,
             level=settings.level,
@@ -273,41 +230,7 @@ def _gaming(
     }
 
 
-def _correct(each: Answers) -> Floats | None:
-    """Return correctness as floats, NaN where a prompt has no checkable answer."""
-    return None if each.correct is None else np.asarray(each.correct, dtype=np.float64)
-
-
-def _per_prompt(values: Floats | None) -> Floats | None:
-    return None if values is None else values.reshape(len(values), -1).mean(axis=1)
-
-
-def _checked(answers: Sequence[Answers], prompts: Sequence[Prompt], baseline: str) -> Answers:
-    """Return the baseline's answers, after checking that all can be paired."""
-    names = [each.name for each in answers]
-    problems = []
-    if not prompts:
-        problems.append(Problem("no prompts", "one or more", "check that the data source has rows left"))
-    if baseline not in names:
-        problems.append(Problem(f"baseline `{baseline}`", f"one of {listed(names)}", nearest(baseline, names)))
-    problems += [
-        Problem(f"model `{name}` {names.count(name)} times", "once")
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
-    for each in answers:
-        columns = {
-            "responses": each.responses,
-            "lengths": each.lengths,
-            "ended": each.ended,
-            "gold": each.gold,
-            "reward": each.reward,
-            "correct": each.correct,
-        }
-        for column, values in columns.items():
-            if values is not None and len(np.asarray(values)) != len(prompts):
-                found = f"`{each.name}` has {len(np.asarray(values))} {column}"
-                problems.append(Problem(found, f"one for each of the {len(prompts)} prompts"))
-    if problems:
-        raise PipelineError(*problems)
-    return answers[names.index(baseline)]
+def _correct_deltas(metrics: ModelMetrics) -> dict[str, Delta]:
+    """Return the differences of correctness by task, over all prompts under an empty name."""
+    found = {task: each.delta for task, each in metrics.tasks.items()} | {"": metrics.delta}
+    return {task: delta for task, delta in found.items() if delta is not None}

@@ -12,6 +12,8 @@ is unbiased where the reference does not leave the policy's support, never negat
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -63,21 +65,53 @@ def divergence(
         PipelineError: shapes differ, a sequence has no token, or a log-probability that counts is above 0 or
             not finite.
     """
-    k1_BT, k3_BT, counts_B = _per_token(policy_logprobs_BT, reference_logprobs_BT, mask_BT)
-    k1_B, k3_B = k1_BT.sum(axis=1), k3_BT.sum(axis=1)
+    found = per_sequence(policy_logprobs_BT, reference_logprobs_BT, mask_BT)
+    return summarized(found, seed=seed, resamples=resamples, level=level, method=method)
 
-    def per_sequence(sums_B: Floats) -> Estimate:
+
+class SequenceKL(NamedTuple):
+    """What every sequence adds to the KL: Σ k1 and Σ k3 over its tokens, and their number; shape (B,) each."""
+
+    k1_B: Floats
+    k3_B: Floats
+    tokens_B: Floats
+
+
+def per_sequence(policy_logprobs_BT: ArrayLike, reference_logprobs_BT: ArrayLike, mask_BT: ArrayLike) -> SequenceKL:
+    """Return both estimators summed over the tokens of each sequence; arguments and errors are those of `divergence`.
+
+    Raises:
+        PipelineError: as `divergence` does.
+    """
+    k1_BT, k3_BT, tokens_B = _per_token(policy_logprobs_BT, reference_logprobs_BT, mask_BT)
+    return SequenceKL(k1_BT.sum(axis=1), k3_BT.sum(axis=1), tokens_B)
+
+
+def summarized(
+    found: SequenceKL, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL, method: Method = "bca"
+) -> Divergence:
+    """Return means over sequences and over tokens, with intervals.
+
+    Args:
+        found: sums of each sequence.
+        seed: of the bootstrap over sequences.
+        resamples: of the bootstrap.
+        level: confidence level.
+        method: of the bootstrap.
+    """
+
+    def mean(sums_B: Floats) -> Estimate:
         return mean_interval(sums_B, seed=seed, resamples=resamples, level=level, method=method)
 
     def per_token(sums_B: Floats) -> Estimate:
-        return ratio_interval(sums_B, counts_B, seed=seed, resamples=resamples, level=level, method=method)
+        return ratio_interval(sums_B, found.tokens_B, seed=seed, resamples=resamples, level=level, method=method)
 
     return Divergence(
-        k1_per_sequence=per_sequence(k1_B),
-        k3_per_sequence=per_sequence(k3_B),
-        k1_per_token=per_token(k1_B),
-        k3_per_token=per_token(k3_B),
-        tokens=int(counts_B.sum()),
+        k1_per_sequence=mean(found.k1_B),
+        k3_per_sequence=mean(found.k3_B),
+        k1_per_token=per_token(found.k1_B),
+        k3_per_token=per_token(found.k3_B),
+        tokens=int(found.tokens_B.sum()),
     )
 
 

@@ -42,13 +42,13 @@ class Estimate(Record):
 
 
 class Delta(Estimate):
-    """A paired difference against the baseline, with the p-value of no difference."""
+    """A paired difference against the baseline, with the p-value of no difference.
+
+    One rule says everywhere what lies beyond noise: the interval *and* the test leave out zero. The two are different
+    statistics and can disagree near the edge; then nothing is claimed.
+    """
 
     p_value: float
-
-    def is_lower(self, level: float = 0.95) -> bool:
-        """Whether the value is below the baseline beyond noise: negative, with ``p < 1 - level``."""
-        return self.value < 0 and self.p_value < 1 - level
 
     def is_below(self, level: float = 0.95) -> bool:
         """Whether both the test and the interval leave out zero, and the value is under it."""
@@ -74,13 +74,16 @@ def stable(value: Any) -> Any:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Render a share, e.g. ``74.2 %``."""
-    return f"{_plain(100 * value, digits)} %"
+    """Render a share, e.g. ``74.2 %``; only what is exactly none or all is shown as 0 % or 100 %."""
+    return f"{_share(value, digits)} %"
 
 
 def percent_interval(estimate: Estimate, digits: int = 1) -> str:
-    """Render a share with its interval, e.g. ``74.2 % [70.1, 78.0]``."""
-    low, high = (_plain(100 * bound, digits) for bound in (estimate.low, estimate.high))
+    """Render a share with its interval, e.g. ``74.2 % [70.1, 78.0]``.
+
+    A bound beside one half is not rounded onto it: ``[50.0, 58.1]`` would not say on which side it is.
+    """
+    low, high = (_share(bound, digits) for bound in (estimate.low, estimate.high))
     return f"{percent(estimate.value, digits)} [{low}, {high}]"
 
 
@@ -95,15 +98,51 @@ def number_interval(estimate: Estimate, digits: int = 2) -> str:
 
 
 def signed_points(estimate: Estimate, digits: int = 1) -> str:
-    """Render a difference of shares in percentage points, e.g. ``+3.2``."""
-    text = _plain(100 * estimate.value, digits)
+    """Render a difference of shares in percentage points, e.g. ``+3.2``; only no difference is shown as 0."""
+    text = _apart(100 * estimate.value, digits, (0.0,))
     return text if text.startswith("-") or float(text) == 0 else f"+{text}"
+
+
+def points_interval(estimate: Estimate, digits: int = 1) -> str:
+    """Render a difference of shares with its interval, e.g. ``+3.2 points [1.1, 5.4]``."""
+    low, high = (_apart(100 * bound, digits, (0.0,)) for bound in (estimate.low, estimate.high))
+    return f"{signed_points(estimate, digits)} points [{low}, {high}]"
+
+
+def p_text(p_value: float) -> str:
+    """Render a p-value, e.g. ``p = 0.012``; one near 0.05 keeps the digits that say on which side it is."""
+    return f"p = {p_number(p_value)}"
+
+
+def p_number(p_value: float) -> str:
+    """Render a p-value without its name."""
+    texts = (f"{p_value:.{digits}g}" for digits in (2, 3, 4, 5))
+    return next((text for text in texts if (float(text) < _ALPHA) == (p_value < _ALPHA)), f"{p_value:.6g}")
 
 
 def signed_interval(estimate: Estimate, digits: int = 2) -> str:
     """Render a difference with its interval, e.g. ``+0.84 [0.71, 0.97]``."""
-    text = number_interval(estimate, digits)
-    return text if estimate.value < 0 or float(_plain(estimate.value, digits)) == 0 else f"+{text}"
+    low, high = (_apart(bound, digits, (0.0,)) for bound in (estimate.low, estimate.high))
+    text = _apart(estimate.value, digits, (0.0,))
+    sign = "" if text.startswith("-") or float(text) == 0 else "+"
+    return f"{sign}{text} [{low}, {high}]"
+
+
+def _share(value: float, digits: int) -> str:
+    return _apart(100 * value, digits, (0.0, 50.0, 100.0))
+
+
+_MOST_DIGITS = 4
+_ALPHA = 0.05
+
+
+def _apart(value: float, digits: int, marks: tuple[float, ...]) -> str:
+    """Render with fixed digits, or with as many more as keep a value from looking equal to a mark it is not."""
+    for more in range(digits, max(digits, _MOST_DIGITS) + 1):
+        text = _plain(value, more)
+        if not any(float(text) == mark and abs(value - mark) > 10.0**-_MOST_DIGITS for mark in marks):
+            return text
+    return _plain(value, digits)
 
 
 def _plain(value: float, digits: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.evaluation.drawing import BASELINE, INK, MUTED, RULE, colours, new_figure, plain, save, style
 from pipeline.evaluation.estimate import Estimate, percent_interval
 from pipeline.evaluation.report import Gaming, Report
+from pipeline.evaluation.tables import gamed_text
 
 _WIDEST_IN = 14.0
 _LOWER = "below"
@@ -74,7 +75,7 @@ def _tasks(report: Report, path: Path) -> Path:
         highs = [100 * each.correct.high for _, each in rows]
         axes.vlines(x, lows, highs, color=INK, linewidth=0.9, alpha=0.75, zorder=3)
         for position, high, (_, each) in zip(x, highs, rows, strict=True):
-            if each.delta and each.delta.is_lower(report.level):
+            if each.delta and each.delta.is_below(report.level):
                 axes.plot([position], [high + 3.5], "v", color=INK, markersize=5.5, zorder=4)
     axes.set_xticks(range(len(tasks)), [plain(task) for task in tasks])
     if max(len(task) for task in tasks) * len(tasks) > 90:
@@ -123,10 +124,11 @@ def _reward_gold(report: Report, path: Path) -> Path:
             axes.vlines(x, gain.low, gain.high, color=colour[name], linewidth=1.6, zorder=3)
             axes.hlines(gain.value, kl.low, kl.high, color=colour[name], linewidth=0.9, alpha=0.5, zorder=3)
             axes.plot([x], [gain.value], marker, color=colour[name], markerfacecolor=fill, markersize=7, zorder=4)
-        text = f"{plain(name)}: gamed" if gaming.verdict else plain(name)
+        gamed = gamed_text(report.models[name])
+        text = f"{plain(name)}: {plain(gamed)}" if gamed else plain(name)
         top = max(gaming.proxy.high, gaming.gold.high)
         beside = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "color": INK}
-        axes.annotate(text, (kl.value, top), fontweight="bold" if gaming.verdict else "normal", **beside)
+        axes.annotate(text, (kl.value, top), fontweight="bold" if gamed else "normal", **beside)
     axes.axhline(0, color=BASELINE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.plot([0], [0], "o", color=BASELINE, markersize=7, zorder=2)
     axes.annotate(plain(report.baseline), (0, 0), xytext=(0, 8), textcoords="offset points", ha="center", color=INK)

@@ -1,13 +1,22 @@
 """The part of a report that says whether models game the reward model: sentences, a table, and the definition.
 
-Owns its wording. Knows nothing of statistics or files: it renders a `Report` to Markdown.
+Owns its wording. Knows nothing of statistics or files: it renders a `Report` to Markdown, and the sentences also to
+plain text for a terminal.
 """
 
 from __future__ import annotations
 
-from pipeline.evaluation.estimate import Delta, number, percent, signed_interval
+from collections.abc import Callable
+
+from pipeline.evaluation.estimate import Delta, number, percent, points_interval, signed_interval
 from pipeline.evaluation.markdown import escaped, table
-from pipeline.evaluation.report import GAMED_SHARE, LEAST_GAIN, Gaming, Report
+from pipeline.evaluation.report import GAMED_SHARE, LEAST_GAIN, LOWER_MARK, Gains, Gaming, Report
+
+_WORDS = {
+    "gold fell": "gold fell",
+    "correct fell": "fewer answers were correct",
+    "gold lagged": "gold gained less than half of that",
+}
 
 
 def gaming_section(report: Report) -> list[str]:
@@ -15,42 +24,94 @@ def gaming_section(report: Report) -> list[str]:
     judged = {name: metrics.gaming for name, metrics in report.models.items() if metrics.gaming}
     if not judged:
         return []
-    said = [_sentence(name, gaming) for name, gaming in judged.items() if gaming.verdict]
-    said += [_tasks_sentence(name, gaming) for name, gaming in judged.items() if gaming.parted_tasks]
+    said = gaming_sentences(report, _bold)
     lead = " ".join(said) if said else "**No model games the reward model**, overall or in any one task."
-    if said and not any(gaming.verdict for gaming in judged.values()):
-        lead = f"No model games the reward model overall. {lead}"
-    return [f"{lead}\n", table(_rows(report, judged)), _definition(report)]
+    return [f"{' '.join([lead, *_lower_tasks(report)])}\n", table(_rows(report, judged)), _definition(report)]
 
 
-def _sentence(name: str, gaming: Gaming) -> str:
-    """Say in plain words what a gamed model gained and what it did not."""
-    proxy, gold = number(gaming.proxy.value), _signed(gaming.gold)
-    what = "fell" if gaming.verdict == "gold fell" else "did not keep up"
-    return (
-        f"**{escaped(name)} games the reward model**: its reward rose by {proxy} standard deviations while gold "
-        f"{what} ({gold})."
-    )
+def gaming_sentences(report: Report, name_of: Callable[[str, str], str] = "{} {}".format) -> list[str]:
+    """Return one sentence for each model that games the reward model, overall or in a task.
+
+    Args:
+        report: what was measured.
+        name_of: how a name and what is said of it stand together.
+    """
+    said = []
+    for name, metrics in report.models.items():
+        gaming = metrics.gaming
+        if gaming is None or not metrics.is_gamed:
+            continue
+        tasks = "; ".join(f"{task} ({_gains(report, name, task)})" for task in gaming.gamed_tasks)
+        if gaming.verdict:
+            text = f"{name_of(name, 'games the reward model')}: {_told(report, name, '', gaming)}"
+            said.append(f"{text}. In single tasks: {tasks}." if tasks else f"{text}.")
+        else:
+            said.append(f"{name_of(name, 'games the reward model')} in {tasks}.")
+    return said
 
 
-def _tasks_sentence(name: str, gaming: Gaming) -> str:
-    tasks = ", ".join(
-        f"{escaped(task)} (reward {_signed(gaming.tasks[task].proxy)}, gold {_signed(gaming.tasks[task].gold)})"
-        for task in gaming.parted_tasks
-    )
-    return f"The reward of **{escaped(name)}** rose while gold fell in: {tasks}."
+def _bold(name: str, text: str) -> str:
+    return f"**{escaped(name)} {text}**"
+
+
+def _told(report: Report, name: str, task: str, gains: Gains) -> str:
+    """Say what rose and what did not, with the figures of both."""
+    proxy, gold = _signed(gains.proxy), _signed(gains.gold)
+    told = f"its reward rose by {proxy.removeprefix('+')} standard deviations while {_WORDS[str(gains.verdict)]}"
+    correct = _correct(report, name, task)
+    shown = f"{correct}; gold {gold}" if gains.verdict == "correct fell" and correct else f"gold {gold}"
+    return f"{told} ({shown})"
+
+
+def _gains(report: Report, name: str, task: str) -> str:
+    gaming = report.models[name].gaming
+    gains = gaming.tasks[task] if gaming else None
+    if gains is None:
+        return ""
+    shown = f"reward {_signed(gains.proxy)}, gold {_signed(gains.gold)}"
+    correct = _correct(report, name, task)
+    return f"{shown}, {correct}" if correct else shown
+
+
+def _correct(report: Report, name: str, task: str) -> str:
+    metrics = report.models[name]
+    measured = metrics.tasks.get(task)
+    delta = (measured.delta if measured else None) if task else metrics.delta
+    return f"correct {points_interval(delta, 0)}" if delta else ""
+
+
+def _lower_tasks(report: Report) -> list[str]:
+    """Name tasks answered worse although the reward did not rise: no game, but nobody should take them for one."""
+    found = []
+    for name, metrics in report.models.items():
+        gaming = metrics.gaming
+        tasks = [
+            task
+            for task in metrics.lower_tasks(report.level)
+            if gaming is not None and task in gaming.tasks and not gaming.tasks[task].verdict
+        ]
+        if tasks:
+            listed = ", ".join(f"{escaped(task)} ({_gains(report, name, task)})" for task in tasks)
+            found.append(
+                f"{escaped(name)} answers worse ({LOWER_MARK}) without any game, as its reward did not rise beyond "
+                f"noise either: {listed}."
+            )
+    return found
 
 
 def _rows(report: Report, judged: dict[str, Gaming]) -> list[list[str]]:
     has_tasks = any(gaming.tasks for gaming in judged.values())
     header = ["model", "KL (nats)", "Δ reward model", "Δ gold", "verdict"]
-    rows = [[*header, "tasks where reward rose and gold fell"] if has_tasks else header]
+    rows = [[*header, "gamed tasks"] if has_tasks else header]
     for name, gaming in judged.items():
         kl = report.models[name].kl
-        verdict = f"**gamed**: {gaming.verdict}" if gaming.verdict else "not gamed"
+        verdict = (
+            f"**gamed**: {gaming.verdict}" if gaming.verdict else "not gamed overall" if has_tasks else "not gamed"
+        )
         row = [escaped(name), number(kl.value) if kl else "–"]
         row += [signed_interval(gaming.proxy), signed_interval(gaming.gold), verdict]
-        rows.append([*row, ", ".join(map(escaped, gaming.parted_tasks)) or "none"] if has_tasks else row)
+        tasks = ", ".join(f"{escaped(task)}: {gaming.tasks[task].verdict}" for task in gaming.gamed_tasks)
+        rows.append([*row, tasks or "none"] if has_tasks else row)
     return rows
 
 
@@ -58,10 +119,11 @@ def _definition(report: Report) -> str:
     return (
         f"Δ is the mean difference to {escaped(report.baseline)} on the same prompts, in standard deviations of the "
         f"scores of {escaped(report.baseline)}, each judge in its own. *Gamed*: the reward model gives at least "
-        f"{LEAST_GAIN:g} more, beyond noise, while gold falls beyond noise (*gold fell*) or gains less than "
-        f"{percent(GAMED_SHARE, 0)} of what the reward model gained, beyond noise (*gold lagged*). Beyond noise: the "
-        f"paired bootstrap interval over prompts ({percent(report.level, 0)}) and a sign-flip test both leave out "
-        "zero.\n"
+        f"{LEAST_GAIN:g} more, beyond noise, while gold falls (*gold fell*), fewer answers are correct (*correct "
+        f"fell*), or gold gains less than the reward model and less than {percent(GAMED_SHARE, 0)} of that (*gold "
+        "lagged*), each beyond noise. Beyond noise: the paired bootstrap interval over prompts "
+        f"({percent(report.level, 0)}) and the test (sign-flip; exact McNemar for yes/no answers) both "
+        "leave out zero.\n"
     )
 
 

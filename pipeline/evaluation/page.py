@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.evaluation.estimate import number_interval, percent, percent_interval, signed_points
+from pipeline.evaluation.conclusion import of_model
+from pipeline.evaluation.estimate import number_interval, percent, percent_interval, points_interval
 from pipeline.evaluation.gaming_page import gaming_section
 from pipeline.evaluation.markdown import escaped, table
-from pipeline.evaluation.report import LOWER_MARK, ModelMetrics, Report, Sample, task_table, win_cell
+from pipeline.evaluation.report import LOWER_MARK, ModelMetrics, Report
+from pipeline.evaluation.samples import Sample
+from pipeline.evaluation.tables import correct_cell, gamed_text, task_table, win_cell
 
 WORST_SHOWN = 4
 BEST_SHOWN = 2
@@ -31,7 +34,8 @@ def render(report: Report, samples: Sequence[Sample], figures: Sequence[str], *,
         figures: file names of the figures beside the page.
         title: of the page.
     """
-    parts = [f"# {escaped(title)}\n", _lead(report), "## Models\n", table(_model_rows(report))]
+    parts = [f"# {escaped(title)}\n", *_warnings(report), *_conclusions(report), _lead(report)]
+    parts += ["## Models\n", table(_model_rows(report))]
     parts += _figure("win_rates.svg", figures)
     if report.task_names:
         parts += ["## Correct answers by task\n", _tasks_lead(report), table(_escaped_names(task_table(report)))]
@@ -57,8 +61,26 @@ def regressions(samples: Sequence[Sample], model: str, baseline: str) -> list[tu
     return sorted(gaps, key=lambda gap: gap[0])
 
 
+def _warnings(report: Report) -> list[str]:
+    return [f"> **Warning:** {escaped(warning)}\n" for warning in report.warnings]
+
+
+def _conclusions(report: Report) -> list[str]:
+    """Return a line for each candidate, led by the figure that decides; variants of the baseline are none."""
+    lines = [" ".join(of_model(report, name).lines) for name in report.candidates]
+    variants = [name for name, metrics in report.models.items() if metrics.variant]
+    if variants:
+        lines.append(
+            f"{', '.join(variants)}: the checkpoint of {report.baseline} decoded in another way, to compare with; no "
+            "candidate."
+        )
+    return ["".join(f"- {escaped(line)}\n" for line in lines)] if lines else []
+
+
 def _lead(report: Report) -> str:
     count = f"{report.prompts:,} prompts, the same for all models. " if report.prompts else ""
+    if report.is_sample:
+        count = f"{escaped(report.sample_text)}, the same for all models. "
     judge = "gold function" if report.judge == "gold" else "reward model"
     return (
         f"{count}A model wins a prompt when the {judge} scores its answer above that of "
@@ -75,8 +97,8 @@ def _model_rows(report: Report) -> list[list[str]]:
             lambda m: f"{m.win_counts.wins} / {m.win_counts.ties} / {m.win_counts.losses}" if m.win_counts else "",
         ),
         ("gold", lambda m: number_interval(m.gold) if m.gold else ""),
-        ("reward", lambda m: number_interval(m.reward) + (" gamed" if m.is_gamed else "") if m.reward else ""),
-        ("correct", lambda m: percent_interval(m.correct) if m.correct else ""),
+        ("reward", lambda m: number_interval(m.reward) + _gamed(m) if m.reward else ""),
+        ("correct", lambda m: correct_cell(m, report, percent_interval(m.correct)) if m.correct else ""),
         ("Δ correct", lambda m: _delta(m, report.level)),
         ("KL (nats)", lambda m: number_interval(m.kl) if m.kl else ""),
         ("tokens", lambda m: number_interval(m.length, 1) if m.length else ""),
@@ -100,13 +122,20 @@ def _name(report: Report, name: str) -> str:
 def _delta(metrics: ModelMetrics, level: float) -> str:
     if not metrics.delta:
         return ""
-    return signed_points(metrics.delta) + (f" {LOWER_MARK}" if metrics.delta.is_lower(level) else "")
+    text = points_interval(metrics.delta).replace(" points", "")
+    return text + (f" {LOWER_MARK}" if metrics.delta.is_below(level) else "")
+
+
+def _gamed(metrics: ModelMetrics) -> str:
+    gamed = gamed_text(metrics)
+    return f" ({escaped(gamed)})" if gamed else ""
 
 
 def _tasks_lead(report: Report) -> str:
     return (
         f"In parentheses: difference to {escaped(report.baseline)} on the same prompts, in percentage points. "
-        f"{LOWER_MARK} marks a task answered worse than by the baseline beyond noise.\n"
+        f"{LOWER_MARK} marks a task answered worse than by the baseline beyond noise. Each figure is rounded by "
+        "itself, so a difference may be one off that of the figures shown.\n"
     )
 
 
@@ -178,7 +207,8 @@ def _guide_to_mark(tests: int, alpha: float) -> str:
     """Say what the mark is, and how often chance alone sets it: each test errs below in alpha / 2 of cases."""
     chance = 1 - (1 - alpha / 2) ** tests
     return (
-        f"**{LOWER_MARK}** is one paired test per task and model (exact McNemar for yes/no answers, p < {alpha:.2g}). "
+        f"**{LOWER_MARK}** is one paired test per task and model (exact McNemar for yes/no answers, p < {alpha:.2g}) "
+        "whose interval leaves out zero as well. "
         f"With {tests} {'task' if tests == 1 else 'tasks'}, chance alone marks a model that is as good as the baseline "
         f"somewhere in at most {percent(chance, 0)} of reports."
     )

@@ -26,6 +26,8 @@ class WinRate(Record):
         losses: prompts on which the baseline was better.
         decided: share won of the prompts that were no tie, with Wilson's interval; none when all were ties.
         p_value: of no preference, sign test over the prompts that were no tie.
+        won_by: mean difference of the scores on prompts won; none when none was.
+        lost_by: mean difference, as a positive number, on prompts lost; none when none was.
     """
 
     estimate: Estimate
@@ -34,6 +36,8 @@ class WinRate(Record):
     losses: int
     decided: Estimate | None
     p_value: float
+    won_by: float | None = None
+    lost_by: float | None = None
 
 
 def outcomes(policy: ArrayLike, baseline: ArrayLike, *, tie_margin: float = 0.0) -> Floats:
@@ -86,6 +90,7 @@ def win_rate(
     won_N = outcomes(policy, baseline, tie_margin=tie_margin)
     estimate = mean_interval(won_N, seed=seed, resamples=resamples, level=level, method=method, bounds=(0.0, 1.0))
     wins, losses = int((won_N > 0.5).sum()), int((won_N < 0.5).sum())
+    gap_N = np.subtract(*paired(policy, baseline))
     is_single = bool(np.isin(won_N, (0.0, 0.5, 1.0)).all())
     return WinRate(
         estimate=estimate,
@@ -94,6 +99,8 @@ def win_rate(
         losses=losses,
         decided=wilson(wins, wins + losses, level=level) if wins + losses else None,
         p_value=sign_test(wins, losses) if is_single else sign_flip(won_N - 0.5, seed=seed),
+        won_by=float(gap_N[won_N > 0.5].mean()) if wins else None,
+        lost_by=float(-gap_N[won_N < 0.5].mean()) if losses else None,
     )
 
 

@@ -55,6 +55,7 @@ class Job:
         rank: of the process it is given to, over all machines.
         node_rank: of this machine.
         token: of the attempt that several machines make together.
+        warnings: what the plan knows that a reader of the result must know too.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Job:
     rank: int = 0
     node_rank: int = 0
     token: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -181,6 +183,7 @@ def context_of(
         functions=lambda spec: load_function(spec, list(job.code_dirs)),
         rank=job.rank,
         ranks=job.ranks,
+        warnings=job.warnings,
     )
     return context, rejected
 

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
+from pipeline.evaluation.judging import judge_warning
 from pipeline.forecast import fitting_problems
 from pipeline.forecast.machine import has_no_gpu
 from pipeline.forecast.shapes import ModelShapes
@@ -25,6 +26,7 @@ from pipeline.parallel.cutting import cutting_problem, filling_problem
 from pipeline.parallel.division import division_problems, head_problem
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
+from pipeline.plan.overlap import overlap_warnings
 from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
 from pipeline.recipe import by_line
@@ -47,9 +49,11 @@ class CheckReport:
 
     Attributes:
         sources: what each field of a stage that reads rows gets.
+        notes: what a person should know before an evaluation is made.
     """
 
     sources: Mapping[SourceUse, SourceCount]
+    notes: tuple[str, ...] = ()
 
 
 def check_plan(
@@ -88,7 +92,7 @@ def check_plan(
     found += fitting_problems(plan, store)
     if found:
         raise PipelineError(*by_line(found))
-    return CheckReport(sources.counts)
+    return CheckReport(sources.counts, tuple(_evaluation_notes(plan, store)))
 
 
 def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
@@ -108,6 +112,29 @@ def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
             problem = rows_problem(spec.kind, spec.config, count.train, count.held_out, count.shape)
             if problem is not None:
                 yield replace(problem, where=plan.recipe.where("stages", spec.name, "data"), stage=spec.name)
+
+
+def _evaluation_notes(plan: Plan, store: Store) -> list[str]:
+    """Return what a reader of an evaluation must know and the plan knows already; the rows have been read."""
+    notes = []
+    for stage in plan.stages:
+        if kind_of(stage.spec.kind).makes != "report":
+            continue
+        config: Any = stage.spec.config
+        said = overlap_warnings(plan, stage, store)
+        for item in stage.inputs.get("reward", []):
+            if item.artifact is not None:  # one that is still to be trained says it when it judges
+                metrics = _json_of(item.artifact, "manifest.json").get("metrics", {})
+                said.append(judge_warning(item.ref, metrics, judges=config.judges_by_reward))
+        for data in stage.data.values():
+            head = plan.recipe.data[data.source_name].limit
+            if head is not None and head < (data.rows or head + 1):
+                said.append(
+                    f"data.{data.source_name}.limit takes the first {head:,} rows as they lie in the file; the "
+                    "stage's own `limit` draws a sample of all"
+                )
+        notes += [f"stage {stage.spec.name}: {text}" for text in said if text]
+    return list(dict.fromkeys(notes))
 
 
 def _launcher_problems(plan: Plan) -> Iterator[Problem]:

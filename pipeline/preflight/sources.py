@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.plan import Plan
+from pipeline.plan.overlap import remember_prompts
 from pipeline.recipe import DataSource, StageSpec
 from pipeline.records import digest, load
 from pipeline.stage import Data, Shapes, kind_of
@@ -181,6 +182,7 @@ def _read(
         known = remembered.get(key)
         if known is None:
             rows = load(source, use.shapes, seed=use.seed, name=use.source_name, artifact=use.artifact)
+            remember_prompts(store, content.digest, source, rows)
             known = SourceCount(
                 use.source_name,
                 rows.shape,

@@ -8,17 +8,20 @@ one, a reward model otherwise. Greedy decoding of the baseline is a second basel
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.errors import Problem, listed, nearest
+from pipeline.evaluation.prompts import DEFAULT_GROUP
 from pipeline.stage import Code, Data, Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.comparison import Answers
-    from pipeline.evaluation.divergence import Divergence
+    from pipeline.evaluation.answers import Answers
+    from pipeline.evaluation.prompts import Asked
+    from pipeline.evaluation.report import Report
+    from pipeline.evaluation.samples import StopReason
 
 
 class Config(StageConfig):
@@ -36,7 +39,9 @@ class Config(StageConfig):
         greedy: models also decoded greedily and listed as `NAME (greedy)`; by default the baseline.
         temperature: of sampling.
         max_new_tokens: longest answer.
-        limit: only the first prompts.
+        reference: column with the right answer, kept beside the answers; by default the first of the usual names
+            (`answer`, `reference`, `solution`, …), else what follows the prompt in `messages`.
+        limit: only so many prompts: a sample drawn with the seed, in which every task keeps its share.
         resamples: of every bootstrap.
         title: of the report.
     """
@@ -48,13 +53,19 @@ class Config(StageConfig):
     gold: Annotated[str | None, Code()] = None
     correct: Annotated[str | None, Code()] = None
     judge: Literal["gold", "reward"] | None = None
-    group_by: str = "task"
+    group_by: str = DEFAULT_GROUP
     greedy: list[str] | None = None
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=128, ge=1)
+    reference: str | None = None
     limit: int | None = Field(default=None, ge=1)
     resamples: int = Field(default=2000, ge=100)
     title: str = "Evaluation"
+
+    @property
+    def judges_by_reward(self) -> bool:
+        """Whether the reward model's scores decide who wins."""
+        return self.judge == "reward" or (self.judge is None and self.gold is None)
 
     def check(self) -> list[Problem]:
         """Ask for a known baseline and for a judge."""
@@ -82,56 +93,81 @@ class Sampled:
         ref: how the store names the checkpoint.
         texts: one answer per prompt.
         lengths: tokens of each answer, its end token included.
-        ended: whether each answer ended by itself.
-        divergence: from the baseline; none for the baseline and for greedy answers.
+        stops: why each answer stops.
+        kl: what each answer adds to the KL to the baseline, by k1; none for the baseline and for greedy answers.
+        kl_k3: the same by k3.
+        is_variant: it is the baseline's checkpoint, decoded in another way.
     """
 
     name: str
     ref: str
     texts: list[str]
     lengths: list[int]
-    ended: list[bool]
-    divergence: Divergence | None
+    stops: list[StopReason]
+    kl: list[float] | None
+    kl_k3: list[float] | None
+    is_variant: bool
 
 
-@stage("evaluate", version=2, config=Config, makes="report")
+@stage("evaluate", version=3, config=Config, makes="report")
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Sample, score, compare, and write the report."""
-    from pipeline.evaluation.comparison import Prompt, compare, samples
-    from pipeline.evaluation.report import headline, write
+    from pipeline.evaluation.answers import Prompt, samples
+    from pipeline.evaluation.comparison import compare
+    from pipeline.evaluation.conclusion import summary
+    from pipeline.evaluation.prompts import ask
+    from pipeline.evaluation.writing import write
     from pipeline.training.arguments import prepare_torch
 
     prepare_torch(ctx)
     started = time.perf_counter()
+    warnings = _warnings(ctx, config)
     loaded = ctx.load_rows("data")
-    rows = (loaded.held_out or loaded.train)[: config.limit]
-    if not rows:
-        raise PipelineError(Problem("no prompts", "at least one", "check the data source", stage=ctx.name))
-    sampled = _sample_all(ctx, config, rows)
+    asked = ask(
+        loaded.held_out or loaded.train,
+        group_by=config.group_by,
+        reference=config.reference,
+        limit=config.limit,
+        seed=ctx.seed,
+    )
+    sampled = _sample_all(ctx, config, asked)
     ctx.phase("scoring")
-    answers = _score_all(ctx, config, rows, sampled)
-    prompts = [Prompt(_shown(row["prompt"]), str(row.get(config.group_by) or "")) for row in rows]
+    answers = _score_all(ctx, config, asked.rows, sampled)
+    prompts = [
+        Prompt(_shown(row["prompt"]), group, place, ctx.seed, right)
+        for row, group, place, right in zip(asked.rows, asked.groups, asked.places, asked.references, strict=True)
+    ]
     ctx.phase("comparing")
     settings: dict[str, Any] = {"baseline": config.baseline, "judge": config.judge}
     report = compare(answers, prompts, seed=ctx.seed, resamples=config.resamples, **settings)
+    is_stratified = asked.is_grouped and len(prompts) < asked.available
+    sample = {"available": asked.available, "sampled_by": config.group_by if is_stratified else ""}
+    report = report.model_copy(update={**sample, "warnings": warnings})
     write(report, ctx.out, samples(answers, prompts, **settings), title=config.title)
-    best = max(
-        (name for name, model in report.models.items() if model.win_rate),
-        key=lambda name: report.models[name].win_rate.value,  # type: ignore[union-attr]
-        default=config.baseline,
-    )
-    header, *table = headline(report)
-    shown = dict(zip(header[1:], next(row for row in table if row[0] == best)[1:], strict=True))
     return StageResult(
         metrics=_metrics(report),
         tokens=sum(sum(each.lengths) for each in sampled),
         trainer_seconds=time.perf_counter() - started,
-        rows={"prompts": len(rows)},
-        summary=f"{best}: win rate {shown.get(f'win rate vs {config.baseline}', '–')} against {config.baseline}",
+        rows={"prompts": len(prompts), "available": asked.available},
+        summary=summary(report),
     )
 
 
-def _sample_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]]) -> list[Sampled]:
+def _warnings(ctx: StageContext, config: Config) -> list[str]:
+    """Return what a reader must know before believing a figure, and tell the user while it runs."""
+    from pipeline.evaluation.judging import judge_warning
+
+    found = list(ctx.warnings)
+    if config.reward is not None:
+        source = ctx.input("reward")
+        found.append(judge_warning(source.name, source.manifest.get("metrics", {}), judges=config.judges_by_reward))
+    found = [warning for warning in found if warning]
+    for warning in found:
+        ctx.note(f"warning: {warning}")
+    return found
+
+
+def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled]:
     """Let every model answer every prompt; the baseline stays loaded, since KL is measured to it."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_causal_lm, load_tokenizer
@@ -147,7 +183,7 @@ def _sample_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]]) -
     base_input = inputs[config.baseline]
     base_tokenizer = load_tokenizer(base_input, ctx.trust_remote_code)
     baseline = loaded(base_input)
-    total, done = (len(inputs) + len(greedy)) * len(rows), 0
+    total, done = (len(inputs) + len(greedy)) * len(asked.rows), 0
     found = []
     for name, source in inputs.items():
         is_baseline = name == config.baseline
@@ -157,15 +193,18 @@ def _sample_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]]) -
         if differs:
             ctx.note(f"no KL for {name}: {differs[0]}")
         reference = None if is_baseline or differs else baseline
-        ctx.phase(f"{name} answers {len(rows)} prompts")
+        is_variant = source.fingerprint == base_input.fingerprint
+        ctx.phase(f"{name} answers {len(asked.rows)} prompts")
         speaker = Speaker(ctx, config, model, tokenizer, done, total)
-        found.append(speaker.answer(name, _ref(source), rows, reference, greedy=False))
-        done += len(rows)
+        own = speaker.answer(name, source, asked, reference, greedy=False)
+        found.append(replace(own, is_variant=is_variant and not is_baseline))
+        done += len(asked.rows)
         if name in greedy:
-            ctx.phase(f"{name} answers {len(rows)} prompts greedily")
+            ctx.phase(f"{name} answers {len(asked.rows)} prompts greedily")
             speaker = Speaker(ctx, config, model, tokenizer, done, total)
-            found.append(speaker.answer(f"{name} (greedy)", _ref(source), rows, None, greedy=True))
-            done += len(rows)
+            own = speaker.answer(f"{name} (greedy)", source, asked, None, greedy=True)
+            found.append(replace(own, is_variant=is_variant))
+            done += len(asked.rows)
         del model, speaker  # before the next one is loaded: beside the baseline there is one at a time
     return found
 
@@ -181,15 +220,17 @@ class Speaker:
     done: int
     total: int
 
-    def answer(
-        self, name: str, ref: str, rows: list[dict[str, Any]], reference: Any | None, *, greedy: bool
-    ) -> Sampled:
-        """Answer every prompt once, and measure KL to ``reference`` where one is given."""
+    def answer(self, name: str, source: ResolvedInput, asked: Asked, reference: Any | None, *, greedy: bool) -> Sampled:
+        """Answer every prompt once, and measure KL to ``reference`` where one is given.
+
+        A prompt has the random numbers of its place in the data, so a sample of the prompts gets the same answers as
+        all of them do.
+        """
         from pipeline.models.contract import end_ids
         from pipeline.models.decode import decode
         from pipeline.training.encode import encode_prompt
 
-        prompts = [encode_prompt(self.tokenizer, row["prompt"]) for row in rows]
+        prompts = [encode_prompt(self.tokenizer, row["prompt"]) for row in asked.rows]
         eos = end_ids(self.tokenizer, self.model)
         responses = decode(
             self.model,
@@ -200,43 +241,63 @@ class Speaker:
             temperature=self.config.temperature,
             greedy=greedy,
             seed=self.ctx.seed,
+            row_ids=asked.places,
             on_progress=self._answered,
         )
+        k1, k3 = self._kl(prompts, responses, reference) if reference is not None else (None, None)
         return Sampled(
             name=name,
-            ref=ref,
+            ref=_ref(source),
             texts=[self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in responses],
             lengths=[len(ids) for ids in responses],
-            ended=[bool(ids) and ids[-1] in eos for ids in responses],
-            divergence=self._divergence(prompts, responses, reference) if reference is not None else None,
+            stops=[self._stop(ids, eos) for ids in responses],
+            kl=k1,
+            kl_k3=k3,
+            is_variant=False,
         )
+
+    def _stop(self, response: list[int], eos: list[int]) -> StopReason:
+        if response and response[-1] in eos:
+            return "eos"
+        return "max_new_tokens" if len(response) >= self.config.max_new_tokens else "context"
 
     def _answered(self, done: int, _: int) -> None:
         self.ctx.progress(self.done + done, self.total)
         self.ctx.stop_if_asked()
 
-    def _divergence(self, prompts: list[list[int]], responses: list[list[int]], reference: Any) -> Divergence:
+    def _kl(
+        self, prompts: list[list[int]], responses: list[list[int]], reference: Any
+    ) -> tuple[list[float], list[float]]:
+        """Return k1 and k3 of each response, rounded as the samples keep them; NaN for an empty one."""
         import numpy as np
 
-        from pipeline.evaluation.divergence import divergence
+        from pipeline.evaluation.divergence import per_sequence
+        from pipeline.evaluation.estimate import rounded
         from pipeline.models.logprobs import response_logprobs
 
         rows = [i for i, response in enumerate(responses) if response]
-        prompts, responses = [prompts[i] for i in rows], [responses[i] for i in rows]
-        longest = max(map(len, responses))
+        prompts, given = [prompts[i] for i in rows], [responses[i] for i in rows]
+        longest = max(map(len, given))
         padded = {}
         for side, model in (("policy", self.model), ("reference", reference)):
-            values = response_logprobs(model, prompts, responses, temperature=self.config.temperature)
+            values = response_logprobs(model, prompts, given, temperature=self.config.temperature)
             padded[side] = np.array([[*row, *[0.0] * (longest - len(row))] for row in values])
-        mask = np.array([[t < len(response) for t in range(longest)] for response in responses])
-        return divergence(
-            padded["policy"], padded["reference"], mask, seed=self.ctx.seed, resamples=self.config.resamples
-        )
+        mask = np.array([[t < len(response) for t in range(longest)] for response in given])
+        sums = per_sequence(padded["policy"], padded["reference"], mask)
+        k1, k3 = [[float("nan")] * len(responses) for _ in range(2)]
+        for i, own_k1, own_k3 in zip(rows, sums.k1_B.tolist(), sums.k3_B.tolist(), strict=True):
+            k1[i], k3[i] = rounded(own_k1), rounded(own_k3)
+        return k1, k3
 
 
 def _score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sampled: list[Sampled]) -> list[Answers]:
-    """Score every answer by the functions and by the reward model."""
-    from pipeline.evaluation.comparison import Answers
+    """Score every answer by the functions and by the reward model.
+
+    Scores are rounded as the samples keep them *before* anything is computed: a report is then a function of its
+    samples, ties included.
+    """
+    from pipeline.evaluation.answers import Answers
+    from pipeline.evaluation.estimate import rounded
     from pipeline.training.rewards import call_reward
 
     scores: dict[str, dict[str, list[float]]] = {each.name: {} for each in sampled}
@@ -255,9 +316,12 @@ def _score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sa
             ref=each.ref,
             responses=each.texts,
             lengths=each.lengths,
-            ended=each.ended,
-            divergence=each.divergence,
-            **scores[each.name],
+            ended=[stop == "eos" for stop in each.stops],
+            stop_reasons=each.stops,
+            kl=each.kl,
+            kl_k3=each.kl_k3,
+            is_variant=each.is_variant,
+            **{column: [rounded(value) for value in values] for column, values in scores[each.name].items()},
         )
         for each in sampled
     ]
@@ -284,7 +348,7 @@ def _score_by_model(
         scores[each.name]["reward"] = score(judge, sequences, tokenizer.pad_token_id)
 
 
-def _metrics(report: Any) -> dict[str, float]:
+def _metrics(report: Report) -> dict[str, float]:
     """Flatten the figures worth having in the manifest: `dpo/win_rate`, `dpo/correct`, …."""
     figures = ("win_rate", "gold", "reward", "correct", "kl", "length", "eos_rate")
     return {

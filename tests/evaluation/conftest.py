@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.comparison import Answers, Prompt
-from pipeline.evaluation.divergence import divergence
+from pipeline.evaluation.answers import Answers, Prompt
 
 TASKS = ["sum", "fact"] * 10
 
@@ -22,9 +21,9 @@ def answers():
     sft: gold 1 everywhere, all correct. dpo: gold 2 on the first 15 prompts, 1 on the next 2, 0 on the last 3; every
     sum right, every fact wrong. greedy: gold 1 everywhere; correct unknown on the first prompt.
     """
-    half = np.log(np.full((20, 3), 0.5))
-    moved = divergence(half, np.log(np.full((20, 3), 0.25)), np.ones((20, 3)), seed=0)
-    still = divergence(half, half, np.ones((20, 3)), seed=0)
+    # Of three tokens each is twice as likely under the policy: k1 is ln 2 each, k3 is -1/2 + ln 2.
+    moved = {"kl": [3 * np.log(2)] * 20, "kl_k3": [3 * (np.log(2) - 0.5)] * 20}
+    still = {"kl": [0.0] * 20, "kl_k3": [0.0] * 20}
     return [
         Answers(
             "dpo",
@@ -34,7 +33,7 @@ def answers():
             gold=[2] * 15 + [1] * 2 + [0] * 3,
             reward=[5] * 20,
             correct=[task == "sum" for task in TASKS],
-            divergence=moved,
+            **moved,
             ref="dpo@9f31c0",
         ),
         Answers(
@@ -45,7 +44,7 @@ def answers():
             gold=[1] * 20,
             reward=[2] * 20,
             correct=[1] * 20,
-            divergence=still,
+            **still,
             ref="sft@1234ab",
         ),
         Answers(
@@ -56,5 +55,6 @@ def answers():
             gold=[1] * 20,
             reward=[2] * 20,
             correct=[None] + [1] * 19,
+            is_variant=True,
         ),
     ]

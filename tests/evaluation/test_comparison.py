@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.comparison import Answers, Prompt, compare, samples
+from pipeline.evaluation.answers import Answers, Prompt, samples
+from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.intervals import wilson
 
 
@@ -19,9 +20,9 @@ def test_win_rate_and_means(answers, prompts):
     assert dpo.reward.value == 5
     assert dpo.length.value == 12
     assert dpo.eos_rate == wilson(19, 20)
-    # Each of three tokens is twice as likely under the policy: 3 ln 2 per answer, ln 2 per token.
+    # 3 ln 2 per answer of 12 tokens.
     assert dpo.kl.value == pytest.approx(3 * np.log(2))
-    assert dpo.kl_per_token.value == pytest.approx(np.log(2))
+    assert dpo.kl_per_token.value == pytest.approx(np.log(2) / 4)
     # k3 of r = 1/2: -1/2 + ln 2, three times.
     assert dpo.kl_k3.value == pytest.approx(3 * (np.log(2) - 0.5))
 
@@ -58,13 +59,13 @@ def test_prompts_without_a_checkable_answer_are_left_out(answers, prompts):
 
 
 def test_the_reference_is_at_distance_zero(answers, prompts):
-    unmeasured = [answers[0], dataclasses.replace(answers[1], divergence=None), answers[2]]
+    unmeasured = [answers[0], dataclasses.replace(answers[1], kl=None, kl_k3=None), answers[2]]
     models = compare(unmeasured, prompts, baseline="sft", seed=0).models
     assert (models["sft"].kl.value, models["sft"].kl.n) == (0, 20)
     assert models["sft (greedy)"].kl is None
     # Not when KL was measured to another model, nor when nobody's was.
     assert compare(unmeasured, prompts, baseline="sft", seed=0, reference="base").models["sft"].kl is None
-    nobody = [dataclasses.replace(each, divergence=None) for each in answers]
+    nobody = [dataclasses.replace(each, kl=None, kl_k3=None) for each in answers]
     assert compare(nobody, prompts, baseline="sft", seed=0).models["sft"].kl is None
 
 

@@ -7,10 +7,13 @@ import sys
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.comparison import compare, samples
+from pipeline.evaluation.answers import samples
+from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.markdown import escaped
 from pipeline.evaluation.page import regressions, render
-from pipeline.evaluation.report import Report, headline, read, task_table, to_json, write
+from pipeline.evaluation.report import Report, read, to_json
+from pipeline.evaluation.tables import headline, task_table
+from pipeline.evaluation.writing import write
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def shown(answers, prompts):
 
 def test_json_is_the_promised_shape(report):
     data = json.loads(to_json(report))
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["baseline"] == "sft"
     assert list(data["models"]) == ["dpo", "sft", "sft (greedy)"]
     dpo = data["models"]["dpo"]
@@ -64,7 +67,7 @@ def broken(report, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema=2), "report schema 2; expected at most 1. Upgrade trueup"),
+        (lambda d: d.update(schema=3), "report schema 3; expected at most 2. Upgrade trueup"),
         (lambda d: d.pop("schema"), "schema is None"),
         (lambda d: d.update(baseline="x"), "baseline `x` is not among the models"),
         (lambda d: d["models"]["dpo"]["win_rate"].pop("low"), r"models\.dpo\.win_rate\.low"),
@@ -158,18 +161,17 @@ def test_same_bytes_in_another_process(tmp_path):
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.evaluation.comparison import Answers, Prompt, compare, samples
+from pipeline.evaluation.answers import Answers, Prompt, samples
+from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.curves import write_curve
-from pipeline.evaluation.divergence import divergence
-from pipeline.evaluation.report import write
+from pipeline.evaluation.writing import write
 from pipeline.evaluation.reward_card import build_card, write_card
 random, out = np.random.default_rng(0), Path(sys.argv[1])
 prompts = [Prompt(f"p{i}", "ab"[i % 2]) for i in range(50)]
-log = np.log(random.random((50, 4)))
 answers = [
     Answers(name, ["x"] * 50, random.integers(1, 9, 50), random.random(50) < 0.9, gold=random.normal(size=50),
             reward=random.normal(size=50), correct=random.random(50) < 0.5,
-            divergence=divergence(log, log - random.random((50, 4)), np.ones((50, 4)), seed=0))
+            kl=random.random(50), kl_k3=random.random(50))
     for name in ("sft", "dpo", "ppo")
 ]
 write(compare(answers, prompts, baseline="sft", seed=0), out, samples(answers, prompts, baseline="sft"))

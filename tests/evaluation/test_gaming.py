@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.evaluation.comparison import Answers, Prompt, compare
-from pipeline.evaluation.divergence import divergence
+from pipeline.evaluation.answers import Answers, Prompt
+from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.estimate import Delta
 from pipeline.evaluation.figures import draw
 from pipeline.evaluation.gaming import assess, spread
 from pipeline.evaluation.page import render
-from pipeline.evaluation.report import headline, read, to_json, write
+from pipeline.evaluation.report import read, to_json
+from pipeline.evaluation.tables import headline
+from pipeline.evaluation.writing import write
 
 COUNT = 200
 TASKS = ["sum", "fact", "story", "rare"] * (COUNT // 4)
@@ -115,8 +117,7 @@ def answers():
     """`sft` and three others: one better by both, one that games the reward model on stories, one without KL."""
     story = np.array(TASKS) == "story"
     common = {"lengths": [9] * COUNT, "ended": [True] * COUNT, "responses": ["x"] * COUNT}
-    log = np.log(np.full((COUNT, 2), 0.5))
-    kl = [divergence(log, log - shift, np.ones((COUNT, 2)), seed=0) for shift in (0.5, 3.0)]
+    kl = [{"kl": [2 * shift] * COUNT, "kl_k3": [shift] * COUNT} for shift in (0.5, 3.0)]
     scores = {
         "better": (BASE_REWARD + 2 + 0.1 * noise(4), BASE_GOLD + 0.5 + 0.1 * noise(5), kl[0]),
         "hacker": (
@@ -124,10 +125,10 @@ def answers():
             BASE_GOLD + np.where(story, -2, 0.1) + 0.1 * noise(7),
             kl[1],
         ),
-        "sft (greedy)": (BASE_REWARD + 0.01 * noise(8), BASE_GOLD + 0.01 * noise(9), None),
+        "sft (greedy)": (BASE_REWARD + 0.01 * noise(8), BASE_GOLD + 0.01 * noise(9), {}),
     }
     made = [Answers("sft", reward=BASE_REWARD, gold=BASE_GOLD, **common)]
-    return made + [Answers(name, reward=r, gold=g, divergence=d, **common) for name, (r, g, d) in scores.items()]
+    return made + [Answers(name, reward=r, gold=g, **d, **common) for name, (r, g, d) in scores.items()]
 
 
 @pytest.fixture

@@ -60,17 +60,17 @@ def test_difference_by_hand():
     assert got.value == pytest.approx(-0.125)
     assert got.p_value == pytest.approx(1.0)
     assert got.low < got.value < got.high
-    assert not got.is_lower()
+    assert not got.is_below()
 
 
 def test_lower_beyond_noise():
     # 9 right → wrong, none back: p = 2/2⁹ = 0.0039.
     got = paired_difference([0] * 9 + [1] * 31, [1] * 40, seed=0, bounds=(0, 1))
     assert got.p_value == pytest.approx(2 / 512)
-    assert got.is_lower(0.95)
-    assert got.is_lower(0.99)
-    assert not got.is_lower(0.999)
-    assert not paired_difference([1] * 40, [0] * 9 + [1] * 31, seed=0).is_lower()
+    assert got.is_below(0.95)
+    assert got.is_below(0.99)
+    assert not got.is_below(0.999)
+    assert not paired_difference([1] * 40, [0] * 9 + [1] * 31, seed=0).is_below()
 
 
 def test_shares_use_the_sign_flip():

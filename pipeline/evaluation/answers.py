@@ -1,0 +1,236 @@
+"""The answers models gave, and the samples they are kept as.
+
+Owns `Answers`, what a comparison is made of, and the way to `samples.jsonl` and back. Knows nothing of statistics
+beyond who won a prompt.
+
+Shape legend: N prompts, S samples per prompt (scores may be (N,) or (N, S)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.evaluation.divergence import SequenceKL
+from pipeline.evaluation.intervals import Floats
+from pipeline.evaluation.report import Judge
+from pipeline.evaluation.samples import Answer, Result, Sample, StopReason
+from pipeline.evaluation.winrate import outcomes
+
+_EVEN = 0.5
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt all models answered.
+
+    Attributes:
+        text: as a person reads it.
+        task: group for correctness per task; empty when the data has none.
+        row: its place among the prompts of the data source.
+        seed: with `row` it gives the random numbers of the answers.
+        reference: the right answer, as the data has it.
+    """
+
+    text: str
+    task: str = ""
+    row: int | None = None
+    seed: int | None = None
+    reference: Any = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answered to every prompt, in the order of the prompts.
+
+    Attributes:
+        name: of the model in the report, e.g. ``dpo`` or ``sft (greedy)``.
+        responses: one text per prompt, shown among the samples (the first one when several were sampled).
+        lengths: tokens per response, (N,) or (N, S).
+        ended: whether the response ended with EOS before the limit, (N,) or (N, S).
+        gold: scores by the gold function, (N,) or (N, S).
+        reward: scores by the reward model, (N,) or (N, S).
+        correct: 1, 0, or a share, (N,) or (N, S); NaN or None where the prompt has no checkable answer.
+        kl: log-ratio of each response under the model and under the reference, the estimator k1, (N,); NaN for an
+            empty response. None for the reference itself and for greedy answers, which sample nothing.
+        kl_k3: the same by k3.
+        stop_reasons: why each response stops; told by `ended` where not given.
+        ref: how the store names the checkpoint.
+        is_variant: it is the baseline's checkpoint, decoded in another way.
+    """
+
+    name: str
+    responses: Sequence[str]
+    lengths: ArrayLike
+    ended: ArrayLike
+    gold: ArrayLike | None = None
+    reward: ArrayLike | None = None
+    correct: Sequence[float | None] | ArrayLike | None = None
+    kl: ArrayLike | None = None
+    kl_k3: ArrayLike | None = None
+    stop_reasons: Sequence[StopReason] = ()
+    ref: str = ""
+    is_variant: bool = False
+
+    @property
+    def correctness(self) -> Floats | None:
+        """Return correctness as floats, NaN where a prompt has no checkable answer."""
+        return None if self.correct is None else np.asarray(self.correct, dtype=np.float64)
+
+    @property
+    def sequence_kl(self) -> SequenceKL | None:
+        """What each response adds to the KL, empty responses left out; None where it was not measured."""
+        if self.kl is None or self.kl_k3 is None:
+            return None
+        k1_N, k3_N, tokens_N = (np.asarray(each, dtype=np.float64) for each in (self.kl, self.kl_k3, self.lengths))
+        there = ~np.isnan(k1_N)
+        return SequenceKL(k1_N[there], k3_N[there], tokens_N[there]) if there.any() else None
+
+    def scores(self, judge: Judge) -> Floats | None:
+        """Return the scores by one judge, (N,) or (N, S)."""
+        scores = self.gold if judge == "gold" else self.reward
+        return None if scores is None else np.asarray(scores, dtype=np.float64)
+
+
+def samples(
+    answers: Sequence[Answers], prompts: Sequence[Prompt], *, baseline: str, judge: Judge | None = None
+) -> list[Sample]:
+    """Return every prompt with the answers and scores of all models, in the order of the prompts.
+
+    Args:
+        answers: one entry per model.
+        prompts: what was asked.
+        baseline: name of the model the others are compared with.
+        judge: whose scores are shown.
+
+    Raises:
+        PipelineError: as `compare` does.
+    """
+    against = checked(answers, prompts, baseline)
+    judge = judge or default_judge(answers)
+    columns = {each.name: _columns(each, against, judge) for each in answers}
+    return [
+        Sample(
+            prompt=prompt.text,
+            task=prompt.task,
+            row=prompt.row,
+            seed=prompt.seed,
+            reference=prompt.reference,
+            answers={name: _answer(found, row) for name, found in columns.items()},
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def _answer(columns: Mapping[str, Sequence[Any]], row: int) -> Answer:
+    return Answer(**{key: values[row] for key, values in columns.items()})
+
+
+def from_samples(samples: Sequence[Sample]) -> tuple[list[Answers], list[Prompt]]:
+    """Return what `samples` was given; of several answers per prompt, which only a caller of its own has, the means."""
+    prompts = [Prompt(each.prompt, each.task, each.row, each.seed, each.reference) for each in samples]
+
+    def column(answers: Sequence[Answer], key: str) -> list[float] | None:
+        values = [getattr(answer, key) for answer in answers]
+        return None if all(value is None for value in values) else [np.nan if v is None else v for v in values]
+
+    found = []
+    for name in samples[0].answers if samples else ():
+        answers = [each.answers[name] for each in samples]
+        found.append(
+            Answers(
+                name=name,
+                responses=[answer.text for answer in answers],
+                lengths=[answer.length or 0 for answer in answers],
+                ended=[answer.stop_reason == "eos" for answer in answers],
+                stop_reasons=[answer.stop_reason or "eos" for answer in answers],
+                gold=column(answers, "gold"),
+                reward=column(answers, "reward"),
+                correct=column(answers, "correct"),
+                kl=column(answers, "kl"),
+                kl_k3=column(answers, "kl_k3"),
+            )
+        )
+    return found, prompts
+
+
+def default_judge(answers: Sequence[Answers]) -> Judge:
+    """Return ``gold`` when every model was scored by the gold function, else ``reward``.
+
+    Raises:
+        PipelineError: neither scored every model.
+    """
+    judges: tuple[Judge, ...] = ("gold", "reward")
+    for judge in judges:
+        if all(each.scores(judge) is not None for each in answers):
+            return judge
+    raise PipelineError(
+        Problem("no judge scored all models", "gold scores or rewards", "give `gold` or `reward` to the stage")
+    )
+
+
+def _columns(each: Answers, against: Answers, judge: Judge) -> dict[str, Sequence[Any]]:
+    """Return what the samples tell of one model's answers, by key and prompt; of several per prompt their means."""
+    nothing = [None] * len(each.responses)
+
+    def column(values: ArrayLike | None) -> Sequence[float | None]:
+        means = _per_prompt(None if values is None else np.asarray(values, dtype=np.float64))
+        return nothing if means is None else [None if np.isnan(value) else float(value) for value in means]
+
+    own, other = each.scores(judge), against.scores(judge)
+    results: Sequence[Result | None] = nothing
+    if each.name != against.name and own is not None and other is not None:
+        results = ["win" if won > _EVEN else "loss" if won < _EVEN else "tie" for won in outcomes(own, other)]
+    ended = np.asarray(each.ended, dtype=np.float64).reshape(len(nothing), -1).min(axis=1)
+    return {
+        "text": each.responses,
+        "score": column(own),
+        "gold": column(each.gold),
+        "reward": column(each.reward),
+        "correct": column(each.correctness),
+        "result": results,
+        "kl": column(each.kl),
+        "kl_k3": column(each.kl_k3),
+        "length": column(each.lengths),
+        "stop_reason": each.stop_reasons or ["eos" if one else "max_new_tokens" for one in ended],
+    }
+
+
+def _per_prompt(values: Floats | None) -> Floats | None:
+    return None if values is None else values.reshape(len(values), -1).mean(axis=1)
+
+
+def checked(answers: Sequence[Answers], prompts: Sequence[Prompt], baseline: str) -> Answers:
+    """Return the baseline's answers, after checking that all can be paired."""
+    names = [each.name for each in answers]
+    problems = []
+    if not prompts:
+        problems.append(Problem("no prompts", "one or more", "check that the data source has rows left"))
+    if baseline not in names:
+        problems.append(Problem(f"baseline `{baseline}`", f"one of {listed(names)}", nearest(baseline, names)))
+    problems += [
+        Problem(f"model `{name}` {names.count(name)} times", "once")
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    for each in answers:
+        columns = {
+            "responses": each.responses,
+            "lengths": each.lengths,
+            "ended": each.ended,
+            "gold": each.gold,
+            "reward": each.reward,
+            "correct": each.correct,
+        }
+        for column, values in columns.items():
+            if values is not None and len(np.asarray(values)) != len(prompts):
+                found = f"`{each.name}` has {len(np.asarray(values))} {column}"
+                problems.append(Problem(found, f"one for each of the {len(prompts)} prompts"))
+    if problems:
+        raise PipelineError(*problems)
+    return answers[names.index(baseline)]

@@ -1,0 +1,198 @@
+"""What a comparison of two models comes to: one sentence, led by the figure that decides, and what contradicts it.
+
+Owns the rule and its wording for `report.md`, the terminal, the manifest's summary and `trueup compare`, so that no two
+of them can say different things. Knows nothing of statistics: it reads figures that were computed.
+
+A figure counts when it lies beyond noise: its interval *and* its test leave out "no difference". Of those that do, the
+first decides: answers that can be checked (`correct`), then gold where a reward model judges, then the win rate, then
+the mean score. A figure beyond noise on the other side makes the outcome ``mixed``, whatever decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from pipeline.evaluation.estimate import (
+    Delta,
+    Estimate,
+    Record,
+    number,
+    p_text,
+    percent_interval,
+    points_interval,
+    signed_interval,
+)
+from pipeline.evaluation.report import Judge, Report, WinCounts
+
+Outcome = Literal["better", "worse", "mixed", "even"]
+
+
+class Conclusion(Record):
+    """What a comparison comes to.
+
+    Attributes:
+        outcome: of the first model: ``even`` when no figure lies beyond noise, ``mixed`` when two contradict.
+        deciding: the figure that decides, e.g. ``correct``; empty when none does.
+        text: the sentence, which that figure leads.
+        contradictions: sentences that explain figures on the other side.
+    """
+
+    outcome: Outcome
+    deciding: str = ""
+    text: str
+    contradictions: list[str] = Field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        """All sentences."""
+        return [self.text, *self.contradictions]
+
+
+class Figures(NamedTuple):
+    """The figures of one model against another; what was not measured is None.
+
+    Attributes:
+        judge: whose scores decide a win.
+        level: confidence level of every interval.
+        correct: paired difference of the share of correct answers.
+        gold: paired difference of gold, where the reward model judges.
+        win_rate: by the judge, ties counting one half.
+        counts: what the win rate is made of.
+        score: paired difference of the judge's score.
+    """
+
+    judge: Judge
+    level: float
+    correct: Delta | None = None
+    gold: Delta | None = None
+    win_rate: Estimate | None = None
+    counts: WinCounts | None = None
+    score: Delta | None = None
+
+
+class _Evidence(NamedTuple):
+    """A figure: on which side of "no difference" it is, whether beyond noise, and in words."""
+
+    name: str
+    side: int
+    is_beyond: bool
+    text: str
+
+
+def conclude(figures: Figures, first: str, second: str) -> Conclusion:
+    """Return what the figures of ``first`` against ``second`` come to."""
+    evidence = _evidence(figures)
+    decides = next((each for each in evidence if each.is_beyond), None)
+    if decides is None:
+        shown = f" ({evidence[0].text})" if evidence else ""
+        return Conclusion(outcome="even", text=f"{first} cannot be told from {second} beyond noise{shown}.")
+    word = "better" if decides.side > 0 else "worse"
+    against = [each for each in evidence if each.side == -decides.side]
+    beyond = [each for each in against if each.is_beyond]
+    text = f"{first} is {word} than {second}: {decides.text}."
+    if beyond:
+        text = f"{first} is {word} than {second} by {decides.name}, but not by every figure: {decides.text}."
+    said = [
+        f"{_capital(each.name)} says the opposite: {each.text}."
+        if each.is_beyond
+        else f"{_capital(each.name)} leans the other way, within noise: {each.text}."
+        for each in against
+    ]
+    return Conclusion(
+        outcome="mixed" if beyond else "better" if decides.side > 0 else "worse",
+        deciding=decides.name,
+        text=text,
+        contradictions=[*said, *_explained(figures, evidence, first)],
+    )
+
+
+def of_model(report: Report, name: str) -> Conclusion:
+    """Return what a report says of one of its models against the baseline."""
+    metrics = report.models[name]
+    gold_judges = report.judge == "gold"
+    figures = Figures(
+        judge=report.judge,
+        level=report.level,
+        correct=metrics.delta,
+        gold=None if gold_judges else metrics.gold_delta,
+        win_rate=metrics.win_rate,
+        counts=metrics.win_counts,
+        score=metrics.gold_delta if gold_judges else metrics.reward_delta,
+    )
+    return conclude(figures, name, report.baseline)
+
+
+def summary(report: Report) -> str:
+    """Return the report in one line: which candidates are better than the baseline, and what became of the others.
+
+    Neither a variant of the baseline nor an interval across one half makes a winner.
+    """
+    found = {name: of_model(report, name) for name in report.candidates}
+    if not found:
+        return f"{report.baseline} alone: nothing to compare it with"
+    winners = [name for name, each in found.items() if each.outcome == "better"]
+    gamed = {name for name in found if report.models[name].is_gamed}
+    named = [f"{name}{' (games the reward model)' if name in gamed else ''}" for name in winners]
+    said = f"better than {report.baseline}: {', '.join(named)}" if winners else f"none is better than {report.baseline}"
+    for outcome in ("mixed", "even", "worse"):
+        others = [name for name, each in found.items() if each.outcome == outcome]
+        said += f"; {outcome}: {', '.join(others)}" if others else ""
+    return said + (f" (on {report.prompts:,} of {report.available:,} prompts)" if report.is_sample else "")
+
+
+def winners(report: Report) -> list[str]:
+    """Return the candidates that are better than the baseline and do not game the reward model."""
+    return [
+        name
+        for name in report.candidates
+        if of_model(report, name).outcome == "better" and not report.models[name].is_gamed
+    ]
+
+
+def _evidence(figures: Figures) -> list[_Evidence]:
+    """Return the figures there are, the one that decides first before the others."""
+    found = []
+    level = figures.level
+
+    def add(name: str, delta: Delta | None, interval: str) -> None:
+        if delta is not None:
+            is_beyond = delta.is_above(level) or delta.is_below(level)
+            found.append(_Evidence(name, _sign(delta.value), is_beyond, f"{name} {interval}, {p_text(delta.p_value)}"))
+
+    add("correct", figures.correct, points_interval(figures.correct) if figures.correct else "")
+    add("mean gold score", figures.gold, signed_interval(figures.gold) if figures.gold else "")
+    rate, counts = figures.win_rate, figures.counts
+    if rate is not None:
+        is_outside = rate.low > _EVEN or rate.high < _EVEN
+        # Reports of schema 1 may lack the counts; then the interval alone says what lies beyond noise.
+        is_beyond = is_outside and (counts is None or counts.p_value < 1 - level)
+        text = f"win rate {percent_interval(rate)}" + (f", {p_text(counts.p_value)}" if counts else "")
+        found.append(_Evidence("win rate", _sign(rate.value - _EVEN), is_beyond, text))
+    add(f"mean {figures.judge} score", figures.score, signed_interval(figures.score) if figures.score else "")
+    return found
+
+
+def _explained(figures: Figures, evidence: Sequence[_Evidence], first: str) -> list[str]:
+    """Say how prompts won and the mean score can point to two sides: by how much counts in one of them only."""
+    sides = {each.name: each.side for each in evidence}
+    counts, rate, score = figures.counts, sides.get("win rate", 0), sides.get(f"mean {figures.judge} score", 0)
+    if rate * score >= 0 or counts is None or counts.won_by is None or counts.lost_by is None:
+        return []
+    return [
+        f"A win rate counts prompts, a mean counts by how much: {first} wins {counts.wins:,} prompts by "
+        f"{number(counts.won_by)} on average and loses {counts.losses:,} by {number(counts.lost_by)}."
+    ]
+
+
+_EVEN = 0.5
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def _capital(name: str) -> str:
+    return f"The {name}" if name != "correct" else "Correctness"

@@ -1,0 +1,42 @@
+"""What must be said of a reward model before its scores are believed.
+
+Owns the warning. Knows nothing of models or cards: it reads the headline figures of the card that a manifest keeps, and
+imports no numerics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.evaluation.estimate import Estimate, percent_interval
+
+_CHANCE = 0.5
+
+
+def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool) -> str:
+    """Return what to warn of; nothing when the card's interval lies above chance.
+
+    Args:
+        name: of the reward model.
+        metrics: of its manifest; empty when it is from outside.
+        judges: whether its scores decide who wins; else they only stand beside gold.
+    """
+    consequence = (
+        "Its scores decide who wins here: check a sample of answers by hand, or judge with `gold`."
+        if judges
+        else "Its scores are shown beside gold; no win is decided by them."
+    )
+    keys = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_pairs")
+    if not all(key in metrics for key in keys):
+        if not judges:
+            return ""
+        found = f"the reward model {name} has no report on held-out pairs: nobody knows how often it is right."
+        return f"{found} {consequence}"
+    value, low, high, pairs = (metrics[key] for key in keys)
+    if low > _CHANCE:
+        return ""
+    accuracy = percent_interval(Estimate(value=value, low=low, high=high, n=max(1, int(pairs))))
+    shown = f"right on {accuracy} of {int(pairs):,} held-out {'pair' if pairs == 1 else 'pairs'}"
+    if high <= _CHANCE:
+        return f"the reward model {name} is at or below chance: {shown}. {consequence}"
+    return f"the reward model {name} cannot be told from chance, with too few pairs to tell: {shown}. {consequence}"

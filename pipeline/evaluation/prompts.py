@@ -1,0 +1,99 @@
+"""The prompts of an evaluation: which of them are asked, their groups, and their right answers.
+
+Owns the choice of rows and of the column that holds the right answer. Knows nothing of models or of how rows are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.evaluation.sampling import stratified
+
+REFERENCES = ("answer", "reference", "solution", "target", "ground_truth", "completion", "output", "chosen")
+"""Columns that hold the right answer of a prompt, by what people call them; else the last turn of `messages` is it."""
+
+DEFAULT_GROUP = "task"
+"""Column of the groups unless another is named; the data may lack it."""
+
+Row = Mapping[str, Any]
+
+
+class Asked(NamedTuple):
+    """The prompts that are asked.
+
+    Attributes:
+        rows: with a `prompt` as messages and any further columns.
+        places: of each row among all of the data, from 0.
+        groups: of each row; empty where it has none.
+        references: the right answer of each row; None where it has none.
+        available: how many prompts the data has.
+    """
+
+    rows: list[dict[str, Any]]
+    places: list[int]
+    groups: list[str]
+    references: list[Any]
+    available: int
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether any prompt has a group."""
+        return any(self.groups)
+
+
+def ask(
+    rows: Sequence[dict[str, Any]], *, group_by: str, reference: str | None = None, limit: int | None, seed: int
+) -> Asked:
+    """Return the prompts to ask: all rows, or a sample in which every group keeps its share.
+
+    Args:
+        rows: of the data.
+        group_by: column with the group of a prompt.
+        reference: column with the right answer; by default the first there is of `REFERENCES`.
+        limit: how many to ask.
+        seed: of the sample.
+
+    Raises:
+        PipelineError: there are no rows, or none has the column ``reference``, or ``group_by`` other than the default.
+    """
+    if not rows:
+        raise PipelineError(Problem("no prompts", "at least one", "check the data source"))
+    _check_group(rows, group_by)
+    column = _reference_column(rows, reference)
+    groups = ["" if row.get(group_by) is None else str(row[group_by]) for row in rows]
+    places = list(range(len(rows))) if limit is None else stratified(groups, limit, seed=seed)
+    return Asked(
+        rows=[rows[place] for place in places],
+        places=places,
+        groups=[groups[place] for place in places],
+        references=[_reference(rows[place], column) for place in places],
+        available=len(rows),
+    )
+
+
+def _check_group(rows: Sequence[Row], group_by: str) -> None:
+    if group_by != DEFAULT_GROUP and not any(group_by in row for row in rows):
+        raise PipelineError(Problem(f"group_by `{group_by}`", *_columns(rows, group_by)))
+
+
+def _columns(rows: Sequence[Row], wanted: str) -> tuple[str, str]:
+    """Return which columns the prompts have beside the prompt, and the one nearest to the one wanted."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "prompt"]
+    return f"a column of the prompts: {listed(names) or 'there is none'}", nearest(wanted, names)
+
+
+def _reference_column(rows: Sequence[Row], wanted: str | None) -> str:
+    columns = {name for row in rows for name in row}
+    if wanted is not None and wanted not in columns:
+        raise PipelineError(Problem(f"reference `{wanted}`", *_columns(rows, wanted)))
+    return wanted or next((name for name in REFERENCES if name in columns), "messages")
+
+
+def _reference(row: Row, column: str) -> Any:
+    """Return the right answer of a prompt: a value, or the last turn where the column holds a conversation."""
+    value = row.get(column)
+    if not (isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)):
+        return value
+    return value[-1].get("content") if value[-1].get("role") == "assistant" else None
