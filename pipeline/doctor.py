@@ -177,18 +177,20 @@ def _precision() -> Iterator[Check]:
     try:
         import torch
 
-        from pipeline.models.precision import SMALLEST_WIDTH, WORTH, speedup
+        from pipeline.models.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH, has_bf16
+        from pipeline.models.matmul import use_fastest_matmul
+        from pipeline.models.precision import measure
     except ImportError:  # told with torch
         return
     if torch.cuda.is_available():
         yield Check("precision", "ok", f"auto is {'bf16' if torch.cuda.is_bf16_supported() else 'fp16'} on this GPU")
+    elif has_bf16() is False:
+        yield Check("precision", "ok", f"auto is fp32: {NO_INSTRUCTIONS}")
     else:
-        times = speedup(MEASURED_WIDTH)
-        found = f"bf16 is {times:.2g} times as fast as fp32 on a layer of {MEASURED_WIDTH:,} units: "
-        found += (
-            f"auto is {'bf16' if times >= WORTH else 'fp32'} at about that width; below {SMALLEST_WIDTH} it is fp32"
-        )
-        yield Check("precision", "ok", found)
+        use_fastest_matmul()  # as a stage does
+        speed = measure(MEASURED_WIDTH)
+        about = f"auto is {speed.faster} at about that width; below {SMALLEST_WIDTH} it is fp32"
+        yield Check("precision", "ok", f"{speed.words(MEASURED_WIDTH)}: {about}")
 
 
 def _memory() -> Check:

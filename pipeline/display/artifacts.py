@@ -159,6 +159,7 @@ def ran_facts(manifest: Manifest) -> dict[str, str]:
             facts[f"{word} held"] = f"{seen[word]:.0%} in each process"
     for word in ("batch", "precision", "attention"):
         facts |= {word: str(ran[word])} if word in ran else {}
+    facts |= {"why this precision": str(ran["precision_reason"])} if "precision_reason" in ran else {}
     facts |= {"liger": "its kernels"} if ran.get("liger") else {}
     return facts | ({"activations": "computed again"} if seen.get("recomputed") else {})
 

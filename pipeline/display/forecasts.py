@@ -12,7 +12,8 @@ from pipeline.forecast.stages import Forecast
 from pipeline.stage import MODEL_PARALLEL
 from pipeline.terminal import Column, duration, print_table
 
-WORK = ("params", "trained", "tokens", "FLOPs", "time", "cost")
+WORK = ("params", "trained", "format", "tokens", "FLOPs", "time", "cost")
+_OPEN = "fp32/bf16"
 MEMORY = ("weights", "grads", "optim.", "activ.", "logits", "heap", "buff.", "other", "KV", "peak")
 
 
@@ -35,6 +36,8 @@ def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: T
                 )
         for line in dict.fromkeys(_assumed(need) for need in needs):
             print(line, file=out)
+        if any(len(need.formats) > 1 for need in needs):
+            print(f"{_OPEN}: auto is measured when the stage runs; memory is that of the format with more", file=out)
     for need in needs:
         if not need.fits:
             print(f"does not fit: {need.stage.spec.name}; {remedy(need)}", file=out)
@@ -49,6 +52,7 @@ def forecast_data(need: Forecast) -> dict[str, Any]:
         "device": asdict(need.device),
         "processes": need.processes,
         "zero": need.compute.zero,
+        "formats": list(need.formats),
         "parameters": need.shape.parameters,
         "trained": need.trained,
         "tokens": need.tokens,
@@ -70,6 +74,7 @@ def _work(need: Forecast) -> list[str]:
         need.stage.spec.name,
         short(need.shape.parameters),
         short(need.trained) if need.trained else "-",
+        "/".join(need.formats),
         "?" if need.tokens is None else short(need.tokens),
         "?" if need.flops is None else f"{need.flops:.1e}",
         "-" if seconds is None else duration(seconds),

@@ -135,9 +135,18 @@ def activation_bytes(
     return shape.layers * share * block_bytes(shape, rows, length, spread, adapter_r=adapter_r) + outside
 
 
-def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float = 3.0) -> float:
-    """Return the bytes of the head's output: logits, log-probabilities and their gradient, in fp32."""
-    return shape.vocab * tokens * (copies * _FP32 + (2 if spread.half else 0))
+def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float = 3.0, learns: bool = True) -> float:
+    """Return the bytes of the head's output: logits, log-probabilities and their gradient, in fp32.
+
+    Args:
+        shape: of the model.
+        tokens: whose logits are there at once.
+        spread: of the computation.
+        copies: values of each logit, in fp32.
+        learns: whether the model does: then its head is fp32, and autocast keeps a 16-bit copy of it.
+    """
+    head = 2.0 * shape.vocab * shape.hidden if learns and spread.half and not spread.zero else 0.0
+    return shape.vocab * tokens * (copies * _FP32 + (2 if spread.half else 0)) + head
 
 
 def tiled_logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, trained: bool) -> float:

@@ -28,6 +28,7 @@ from pipeline.estimate.memory import (
 )
 from pipeline.estimate.shape import ModelShape
 from pipeline.estimate.work import forward_flops, hours, training_flops
+from pipeline.forecast.formats import formats_of
 from pipeline.forecast.machine import this_machine
 from pipeline.forecast.rows import Lengths, RowLengths
 from pipeline.forecast.shapes import ModelShapes
@@ -63,6 +64,7 @@ class Forecast:
         flops: of all processes; None likewise.
         memory: of one process.
         host: bytes of one process in its machine's memory, where a GPU's state is offloaded.
+        formats: number format of the computation; two where `auto` is not measured yet, and the larger is counted.
     """
 
     facts: Facts
@@ -76,6 +78,7 @@ class Forecast:
     flops: float | None
     memory: Memory
     host: float = 0.0
+    formats: tuple[str, ...] = ("fp32",)
 
     @property
     def stage(self) -> PlannedStage:
@@ -118,7 +121,7 @@ class Forecast:
         """Hours on the device; None where work or peak are not known."""
         if self.flops is None:
             return None
-        return hours(self.flops, self.device, self.processes, half=is_half(self.compute, self.device))
+        return hours(self.flops, self.device, self.processes, half="fp32" not in self.formats)
 
     @property
     def cost(self) -> float | None:
@@ -160,11 +163,6 @@ def device_of(compute: Compute) -> Device:
     return this_machine(gpu=compute.device in ("auto", "cuda"))
 
 
-def is_half(compute: Compute, device: Device) -> bool:
-    """Return whether the computation is in 16 bits; `auto` is on a GPU."""
-    return compute.precision in ("bf16", "fp16") or (compute.precision == "auto" and device.is_gpu)
-
-
 @dataclass(frozen=True)
 class Facts:
     """What is known of a stage, whatever it is computed on.
@@ -197,13 +195,20 @@ class Facts:
 
     def forecast(self, compute: Compute, adapter: Adapter | None) -> Forecast:
         """Return what the stage needs under ``compute``, with or without an adapter."""
-        kind, device = self.stage.spec.kind, device_of(compute)
+        device = device_of(compute)
+        formats = formats_of(self.stage.spec.kind, compute, device, self.shape.hidden)
+        made = [self._computed_in(word, compute, adapter, device) for word in formats]
+        return replace(max(made, key=lambda forecast: forecast.memory.peak), formats=formats)
+
+    def _computed_in(self, word: str, compute: Compute, adapter: Adapter | None, device: Device) -> Forecast:
+        """Return what the stage needs in one number format."""
+        kind = self.stage.spec.kind
         spread = Spread(
             processes=compute.processes * compute.nodes,
             zero=3 if compute.fsdp else compute.zero,
             offload=compute.offload,
             checkpointing=compute.activation_checkpointing is True,
-            half=is_half(compute, device),
+            half=word != "fp32",
             on_gpu=device.is_gpu,
             dropout=kind in DROPPED,
             eager=compute.attention == "eager",
@@ -347,7 +352,7 @@ class Facts:
                 0.0,
             ),
             cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=frozen == 2),
-            logits=logit_bytes(self.shape, 128, spread, copies=2),
+            logits=logit_bytes(self.shape, 128, spread, copies=2, learns=False),
         )
         parts = replace(parts, peak=peak(parts, accumulates=False))
         tokens = float(rows * longest * len(config.models)) if rows else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -40,7 +41,7 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
     """Return `fp32`, `bf16` or `fp16`: what `compute.precision` asks for.
 
     ``auto`` is bf16 on a GPU that has it and fp16 on another; on a CPU it is what computes faster for this width.
-    Decided once for a stage: one that is resumed on another machine goes on as it began.
+    Decided once for a stage, by its first process for all: one that is resumed goes on as it began, on any machine.
 
     Args:
         ctx: of the stage.
@@ -48,15 +49,15 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
     """
     asked = str(ctx.compute.get("precision", "auto"))
     if asked == "auto":
-        asked = ctx.facts.get("precision") or _picked_precision(ctx, width)
+        asked = ctx.facts.get("precision") or _auto_precision(ctx, width)
     ctx.facts["precision"] = asked
     return asked
 
 
-def _picked_precision(ctx: StageContext, width: int) -> str:
+def _auto_precision(ctx: StageContext, width: int) -> str:
     import torch
 
-    from pipeline.models.precision import SMALLEST_WIDTH, fastest_precision
+    from pipeline.models.bf16_speed import SMALLEST_WIDTH
     from pipeline.parallel.ranks import Ranks
 
     if not use_cpu(ctx):
@@ -66,14 +67,28 @@ def _picked_precision(ctx: StageContext, width: int) -> str:
     width = width or _width_of_input(ctx)
     if width < SMALLEST_WIDTH:
         return "fp32"
-    kept = ctx.work / "precision"
-    if ctx.is_first and not kept.is_file():
-        picked = fastest_precision(width)
-        if picked == "bf16":
-            ctx.note("computes in bf16, measured to be faster on this CPU; `compute.precision: fp32` keeps fp32")
-        kept.write_text(picked, encoding="utf-8")
-    Ranks.current().wait()
-    return kept.read_text(encoding="utf-8")
+    mine = _decided_precision(ctx, width) if ctx.is_first else "fp32"
+    return "bf16" if Ranks.current().largest(float(mine == "bf16")) else "fp32"
+
+
+def _decided_precision(ctx: StageContext, width: int) -> str:
+    """Return the format this stage began with; at its beginning, the faster one."""
+    from pipeline.models.bf16_speed import NO_INSTRUCTIONS
+    from pipeline.models.precision import Choice, fastest_precision
+
+    kept = ctx.work / "precision.json"
+    try:
+        choice = Choice(*json.loads(kept.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        choice = fastest_precision(width)
+        part = kept.with_suffix(".part")
+        part.write_text(json.dumps(choice), encoding="utf-8")
+        part.replace(kept)
+        if choice.reason != NO_INSTRUCTIONS:
+            other = "bf16" if choice.precision == "fp32" else "fp32"
+            ctx.note(f"computes in {choice.precision}: {choice.reason}; `compute.precision: {other}` takes the other")
+    ctx.facts["precision_reason"] = choice.reason
+    return choice.precision
 
 
 def _width_of_input(ctx: StageContext) -> int:

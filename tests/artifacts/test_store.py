@@ -288,7 +288,7 @@ def _race(store: Store, tmp_path: Path, jobs: list[str], hold: str = "") -> list
     while len(list(gates.glob("ready*"))) < len(jobs) and time.monotonic() < deadline:
         time.sleep(0.01)
     (gates / "go").touch()
-    outputs = [racer.communicate(timeout=60)[0] for racer in racers]
+    outputs = [racer.communicate(timeout=240)[0] for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * len(racers)
     return outputs
 

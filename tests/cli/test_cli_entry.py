@@ -110,7 +110,7 @@ def test_ctrl_c_says_stopped(stocked: Store, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    waiting.wait(timeout=60)
+    waiting.wait(timeout=240)
     _, told = waiting.communicate()
     assert waiting.returncode == 130
     assert told.strip() == "stopped"

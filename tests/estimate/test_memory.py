@@ -22,6 +22,7 @@ from pipeline.estimate.memory import (
     cache_bytes,
     heap_bytes,
     host_bytes,
+    logit_bytes,
     peak,
     sliced,
     state,
@@ -62,6 +63,32 @@ def test_a_block_keeps_the_activations_autograd_keeps(groups: int) -> None:
     assert shape is not None
     found = _kept(2, num_key_value_heads=groups) - _kept(1, num_key_value_heads=groups)
     assert block_bytes(shape, 2, 128, Spread()) == found
+
+
+def test_autocast_keeps_a_16_bit_copy_of_every_weight_it_multiplies_by() -> None:
+    """Llama of 2 layers with a head of its own: its linear layers and its head, not what is looked up or scales."""
+    config = AutoConfig.for_model("llama", **SIZES, num_hidden_layers=2, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_config(config).train()
+    shape = shape_of({"type": "llama", **SIZES, "num_hidden_layers": 2})
+    assert shape is not None
+    sizes = {p.numel() for p in model.parameters() if p.dim() == 2}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.bfloat16 and tensor.dim() == 2 and tensor.untyped_storage().nbytes() // 2 in sizes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = torch.zeros(2, 13, dtype=torch.long)  # 26 tokens: no activation has the size of a weight
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        output = model(input_ids=ids, labels=ids, use_cache=False)
+    assert output.loss is not None
+    half = Spread(half=True, on_gpu=False)
+    head = logit_bytes(shape, 0, half)
+    counted = state(shape, shape.parameters, half)[0] - state(shape, shape.parameters, replace(half, half=False))[0]
+    assert head == 2 * 101 * 64
+    assert sum(kept.values()) == 2 * 2 * (4 * 64 * 64 + 3 * 64 * 176) + head
+    assert counted + head - sum(kept.values()) == 2 * 5 * 64  # five norms are counted with the linear layers
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

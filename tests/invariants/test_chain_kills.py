@@ -1,7 +1,8 @@
 """The promise of the runner: killed at any instant and run again, a chain ends in the same bytes as one left alone.
 
-Real SIGKILLs of the real command, of its whole process group and of the runner alone, at seeded random instants over
-the whole chain: while libraries load, inside every kind of stage, while artifacts are written.
+Real SIGKILLs of the real command, of its whole process group and of the runner alone, over the whole chain: while
+libraries load, inside every kind of stage, after a checkpoint, while artifacts are written. Each kill waits for what
+the run has done, then for a seeded random moment more; what is asserted holds whichever moment that is.
 """
 
 from __future__ import annotations
@@ -20,10 +21,24 @@ import psutil
 import pytest
 
 from pipeline.artifacts import Store
+from pipeline.training.checkpoints import WHOLE_FILE
 
-KILLS = 20
-SHARE = 0.3
-"""A session works for at most this share of the chain before it is killed: kills fall everywhere."""
+LOADING = "loading"
+MOMENTS = (
+    (LOADING, "group"),
+    ("tokenizer", "runner"),
+    ("base", "group"),
+    ("base", "runner"),
+    ("sft", "runner"),
+    (LOADING, "runner"),
+    ("rm", "group"),
+    ("dpo", "runner"),
+    ("report", "group"),
+    ("report", "runner"),
+)
+"""Where the command is killed, session after session, and whom the signal hits. A stage that trains has got on by a
+checkpoint first; another has just begun."""
+TRAINED = ("base", "sft", "rm", "dpo")
 
 pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.slow]
 
@@ -56,10 +71,20 @@ class Attempt:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def wait_for_work(self) -> None:
-        """Wait until a stage has said something: the libraries are loaded."""
-        while not self.ended() and not any(event["event"] == "stage_note" for event in self.events()):
-            time.sleep(0.02)
+    def wait_for(self, stage: str, rng: random.Random) -> None:
+        """Wait until a stage has begun, and has saved a checkpoint if it trains, or is done; then a moment more."""
+        older = self.checkpoints(stage)
+        while not self.ended() and not self.is_there(stage, older):
+            time.sleep(0.005)
+        self.sleep(rng.uniform(0, 0.1))
+
+    def is_there(self, stage: str, older: set[Path]) -> bool:
+        told = {(event["event"], event.get("stage")) for event in self.events()}
+        begun = bool(self.checkpoints(stage) - older) if stage in TRAINED else ("stage_started", stage) in told
+        return begun or bool({("stage_done", stage), ("stage_cached", stage)} & told)
+
+    def checkpoints(self, stage: str) -> set[Path]:
+        return set(self.store.glob(f".work/{stage}-*/work/checkpoints/checkpoint-*/{WHOLE_FILE}"))
 
     def sleep(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
@@ -108,37 +133,32 @@ def test_a_chain_killed_again_and_again_ends_in_the_same_bytes(
     chain: Any, tmp_path: Path, command: Any, journal: Callable[[Path], list[Any]]
 ) -> None:
     rng = random.Random(2023)
-    work_s = sum(artifact.manifest.seconds for artifact in chain.store.artifacts())
-    killed: Counter[str] = Counter()
-    stores = [Store(tmp_path / "store0")]
+    store, killed = Store(tmp_path / "store"), Counter[str]()
+    often = ("--set", "compute.checkpoint_every_s=0.05")  # changes nothing but where a run can resume
 
     def attempt() -> Attempt:
-        process = command.start("run", chain.recipe, "--store", stores[-1].root, cwd=tmp_path)
-        return Attempt(process, stores[-1].root, journal)
+        process = command.start("run", chain.recipe, "--store", store.root, *often, cwd=tmp_path)
+        return Attempt(process, store.root, journal)
 
-    while killed.total() < KILLS:
+    for stage, whom in MOMENTS:
         running = attempt()
-        if killed.total() % 7 == 6:  # while the recipe is read or the libraries load
+        if stage == LOADING:  # while the recipe is read or the libraries load
             running.sleep(rng.uniform(0, 4))
         else:
-            running.wait_for_work()
-            running.sleep(rng.uniform(0, SHARE * work_s))
-        if running.ended():  # it was quicker: the chain is finished, and the next one begins
+            running.wait_for(stage, rng)
+        if running.ended():
             out, err = running.process.communicate()
             assert running.process.returncode == 0, out + err
         else:
-            running.kill("group" if killed.total() % 2 else "runner")
+            running.kill(whom)
             killed[running.stage()] += 1
-        if _check_visible(stores[-1], chain.digests) == chain.digests:
-            stores.append(Store(tmp_path / f"store{len(stores)}"))
+        _check_visible(store, chain.digests)
     last = attempt()
     out, err = last.process.communicate()
     assert last.process.returncode == 0, out + err
-    for store in stores[:-1] if not stores[-1].root.exists() else stores:
-        assert _check_visible(store, chain.digests) == chain.digests
-        assert not list(store.root.glob(".work/*/lock"))
+    assert _check_visible(store, chain.digests) == chain.digests
+    assert not list(store.root.glob(".work/*/lock"))
     # The kills did what they are for: they hit several stages, and work was resumed in the middle of some.
     assert len(set(killed) - {"before any stage", "between stages"}) >= 3, killed
-    notes = [event["text"] for store in stores for event in journal(store.root) if event["event"] == "stage_note"]
-    resumed = [text for text in notes if text.startswith("resumes at step")]
-    assert len(resumed) >= 3, notes
+    notes = [event["text"] for event in journal(store.root) if event["event"] == "stage_note"]
+    assert len([text for text in notes if text.startswith("resumes at step")]) >= 3, (killed, notes)

@@ -20,8 +20,7 @@ try:
 except SystemExit as ended:
     code = ended.code
 heavy = [name for name in ("torch", "transformers", "datasets", "trl", "numpy", "scipy") if name in sys.modules]
-cpu = psutil.Process().cpu_times()
-found = {"code": code, "heavy": heavy, "children": len(psutil.Process().children()), "cpu_s": cpu.user + cpu.system}
+found = {"code": code, "heavy": heavy, "children": len(psutil.Process().children())}
 print(json.dumps(found), file=sys.stderr)
 """
 
@@ -42,7 +41,6 @@ def test_a_rerun_starts_no_process_and_imports_no_torch(
         check=False,
     )
     found = json.loads(ended.stderr.splitlines()[-1])
-    assert found["cpu_s"] < 2
     assert (found["code"], found["heavy"], found["children"]) == (0, [], 0)
     events = journal(store)
     assert [(event["event"], event.get("stage")) for event in events] == [

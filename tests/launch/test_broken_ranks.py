@@ -30,8 +30,8 @@ from pipeline.launch.ranks import end_as_a_fork_does
 
 pytestmark = pytest.mark.xdist_group("processes")
 
-LIMIT_S = 30
-"""Seconds the other ranks may live on; the issue's figure, not a measure of speed."""
+LIMIT_S = 240
+"""Seconds within which all have ended, on a busy machine too; a rank nobody stops would sleep for 600."""
 TWO = ("--set", "compute.processes=2", "--set", "compute.checkpoint_every_s=0.05")
 LONG = ("--until", "base", "--set", "stages.base.train.max_steps=200", *TWO)
 PRACTICE = """

@@ -48,7 +48,7 @@ def test_the_other_machine_never_starts(
 ) -> None:
     store = tmp_path / "store"
     process = command.start(*_line(tiny_recipe, store, "4"), *node, cwd=tmp_path)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 1, out + err
     last = err.strip().splitlines()[-1]
     assert said in last and remedy in last, err

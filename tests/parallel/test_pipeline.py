@@ -132,16 +132,16 @@ def test_a_stopped_pipeline_resumes_to_the_same_bits_with_dropout(pretrain_world
 
 
 def test_a_pipeline_in_bf16_computes_as_one_process_does(pretrain_world: Any) -> None:
+    """Within three roundings of bf16, of 2^-8 each: processors order the sums inside a product as they like."""
     sets = ("compute.precision=bf16", *HELD_OUT)
     pretrain_world.train("bf16 alone", STAGES, *sets, *_compute(1, 1, 4))
     pretrain_world.train("bf16 spread", STAGES, *sets, *_compute(2, 2, 4))
-    pretrain_world.train("fp32", STAGES, *HELD_OUT, *_compute(1, 1, 4))
-    rows = {name: pretrain_world.history(name, "base") for name in ("bf16 alone", "bf16 spread", "fp32")}
-    assert rows["bf16 alone"] != rows["fp32"]
-    for mine, theirs in zip(rows["bf16 alone"], rows["bf16 spread"], strict=True):
-        assert mine == pytest.approx(theirs, rel=2e-3)
-    first = [rows[name][0]["loss"] for name in rows]
-    assert abs(first[0] - first[1]) < abs(first[0] - first[2]) / 10
+    for name in ("bf16 alone", "bf16 spread"):
+        ran = pretrain_world.store(name).artifacts("base")[-1].manifest.runtime["ran"]
+        assert (ran["precision"], ran["seen"]["dtype"]) == ("bf16", "bfloat16")
+    rows = [pretrain_world.history(name, "base") for name in ("bf16 alone", "bf16 spread")]
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine == pytest.approx(theirs, rel=3 * 2**-8)
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {

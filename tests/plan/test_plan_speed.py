@@ -1,4 +1,4 @@
-"""Planning stays light: no heavy import, little time."""
+"""Planning stays light: no heavy import; `make bench` has its time."""
 
 import json
 import subprocess
@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = """
-import json, sys, time
-started = time.process_time()
+import json, sys
 from pathlib import Path
 from pipeline.artifacts import Store
 from pipeline.plan import make_plan
@@ -19,15 +18,12 @@ for name, config, makes in (("base", conftest.BaseConfig, "model"), ("tune", con
                             ("judge", conftest.JudgeConfig, "report")):
     conftest.stage(name, version=1, config=config, makes=makes)(lambda ctx, config: None)
 heavy = ("torch", "transformers", "trl", "datasets", "numpy", "scipy", "pyarrow", "fsspec")
-imported = time.process_time()
 plan = make_plan(load(Path(sys.argv[1]) / "big.yaml"), Store(Path(sys.argv[1]) / "store"))
-planned = time.process_time()
-print(json.dumps({"stages": len(plan.stages), "plan_s": planned - imported,
-                  "heavy": [name for name in heavy if name in sys.modules]}))
+print(json.dumps({"stages": len(plan.stages), "heavy": [name for name in heavy if name in sys.modules]}))
 """
 
 
-def test_a_recipe_the_size_of_the_quickstart_is_planned_in_150_ms_of_cpu(world: Any) -> None:
+def test_a_recipe_the_size_of_the_quickstart_is_planned_without_a_heavy_import(world: Any) -> None:
     tuned = "".join(
         f"  tune{n}:\n    kind: tune\n    data: pairs\n    model: base\n"
         f"    train: {{beta: 0.{n + 1}, learning_rate: 1.0e-3, max_steps: {n + 1}, lr_scheduler_type: cosine, "
@@ -47,4 +43,3 @@ def test_a_recipe_the_size_of_the_quickstart_is_planned_in_150_ms_of_cpu(world: 
     result = json.loads(done.stdout)
     assert result["stages"] == 12
     assert result["heavy"] == []
-    assert result["plan_s"] < 0.15

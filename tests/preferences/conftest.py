@@ -100,7 +100,7 @@ def _serving(programs: Path, folder: Path, port: int, user: dict[str, Any]) -> I
         yield
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=30)
+        server.wait(timeout=240)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -161,10 +161,10 @@ def open_app(people: Path) -> Iterator[Callable[..., Server]]:
             if line.startswith("listening on "):
                 address = line.split()[2].rstrip(";")
                 break
-        assert address, process.wait(timeout=30)
+        assert address, process.wait(timeout=240)
         return Server(process, address, tokens)
 
     yield start
     for process in running:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=240)

@@ -61,7 +61,7 @@ def test_a_killed_server_loses_no_label_and_an_old_link_still_opens_it(open_app:
     first, second = app.ask("next", "ada")["items"]
     app.ask("label", "ada", item=first["item"], choice="right", strength=3)
     app.process.send_signal(signal.SIGKILL)
-    app.process.wait(timeout=30)
+    app.process.wait(timeout=240)
     again = open_app("ada", url=url)
     assert not again.tokens  # she has a link already
     again.tokens = app.tokens

@@ -62,13 +62,13 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
 ) -> None:
     process, store = training
     (os.kill if to == "the command" else os.killpg)(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "stage base: stopped as asked" in err and "run the same command again to resume" in err
     assert "Traceback" not in out + err
     if to == "the command":  # told of the group's signal itself, the stage may be quicker than the word of it
         assert "saving" in out
-    until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
+    until(lambda: not _members(process.pid), "the end of every process")
     # The checkpoint is the one saved on request, at the very step it stopped at.
     (failed,) = [event for event in journal(store) if event["event"] == "stage_failed"]
     assert failed["stopped"] is True
@@ -92,11 +92,11 @@ def test_ctrl_c_while_the_libraries_load_is_no_traceback(
     until(lambda: [event for event in journal(store) if event["event"] == "stage_started"], "the start of a stage")
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "stopped as asked" in err
     assert "Traceback" not in out + err
-    until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
+    until(lambda: not _members(process.pid), "the end of every process")
     assert not (store / "base").exists()  # the tokenizer may have been quicker than the signal
 
 
@@ -106,7 +106,7 @@ def test_a_killed_stage_is_reported_and_keeps_its_checkpoints(
     """What the kernel does when memory runs out."""
     process, store = training
     _stage_process(process.pid).kill()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "stage base: its process was killed by signal 9. The system may have run out of memory" in err
     assert "run again to resume" in err
@@ -130,6 +130,6 @@ def test_a_stage_that_is_busy_dies_with_its_runner(tmp_path: Path, tiny_recipe: 
         until(marker.exists, "the sleep")
         assert len(_members(process.pid)) >= 3
         os.kill(process.pid, signal.SIGKILL)
-        until(lambda: not _members(process.pid), "the end of every process", timeout_s=5)
+        until(lambda: not _members(process.pid), "the end of every process")
     finally:
         _kill(process)

@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from pipeline.errors import PipelineError
+from pipeline.models import precision
+from pipeline.models.precision import Choice
 from pipeline.stages.sft import Train
 from pipeline.training.arguments import build_arguments, precision_of, starting_weights
 from pipeline.training.fields import CommonTrain
@@ -84,6 +86,25 @@ def test_precision_and_device_are_computes_matter(make_context: Any) -> None:
         assert precision_of(make_context(precision="auto")) == "fp32"
         with pytest.raises(PipelineError, match=r"no CUDA device. Use `compute.device: auto`"):
             _arguments(make_context, compute={"device": "cuda"})
+
+
+def test_auto_is_decided_once_and_a_resumed_stage_goes_on_in_it(
+    make_context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(measured: Choice) -> tuple[str, dict[str, Any], list[str]]:
+        events: list[Any] = []
+        ctx = make_context(events, precision="auto", device="cpu")  # the same work folder each time
+        monkeypatch.setattr(precision, "fastest_precision", lambda width: measured)
+        return precision_of(ctx, 1024), ctx.facts, [event.text for event in events]
+
+    fast, slow = Choice("bf16", "bf16 is 3.5 times as fast"), Choice("fp32", "bf16 is 0.4 times as fast")
+    facts = {"precision": "bf16", "precision_reason": "bf16 is 3.5 times as fast"}
+    note = "computes in bf16: bf16 is 3.5 times as fast; `compute.precision: fp32` takes the other"
+    assert begin(fast) == ("bf16", facts, [note])
+    assert begin(slow) == ("bf16", facts, [])  # resumed, on a machine where fp32 is faster
+    [kept] = (make_context().work).glob("precision*")
+    kept.write_text('["bf')  # as a kill in the middle would leave a file that is written in place
+    assert begin(slow)[0] == "fp32"
 
 
 def test_one_process_drives_one_gpu_however_many_it_sees(make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:

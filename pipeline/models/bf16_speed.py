@@ -1,0 +1,136 @@
+"""How much faster bf16 computes than fp32 on this CPU: as it was measured, remembered for the machine. No torch.
+
+A processor without instructions for bf16 is never measured: it emulates them at half the speed of fp32
+(`docs/log.md`). On one that has them no flag tells what they bring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.environment import cpu_name, installed
+
+SMALLEST_WIDTH = 512
+"""Narrower models stay in fp32: casting costs them what the products gain."""
+
+WIDEST = 2048
+"""Wider models are measured at this width: the gain hardly changes beyond, and a trial there takes seconds."""
+
+WORTH = 1.2
+"""Times bf16 must be faster; a smaller gain is not worth its rounding."""
+
+NO_INSTRUCTIONS = "this processor has no instructions for bf16"
+
+_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+"""Of x86-64 and of arm64, as Linux names them."""
+_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables that keep torch or oneDNN from instructions the processor has: another machine, as far as speed goes."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds that one pass of a linear layer takes in each format, the fastest of several trials.
+
+    Attributes:
+        fp32_ms: in fp32.
+        bf16_ms: in bf16, by autocast.
+    """
+
+    fp32_ms: float
+    bf16_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster bf16 is."""
+        return self.fp32_ms / self.bf16_ms
+
+    @property
+    def faster(self) -> Literal["fp32", "bf16"]:
+        """The format to compute in."""
+        return "bf16" if self.ratio >= WORTH else "fp32"
+
+    def words(self, width: int) -> str:
+        """Return what was measured, for a person."""
+        times = f"{self.fp32_ms:.3g} ms in fp32, {self.bf16_ms:.3g} ms in bf16"
+        return f"bf16 is {self.ratio:.2g} times as fast as fp32 on a layer of {width:,} units ({times})"
+
+
+def has_bf16(info: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Return whether the processor has instructions for bf16; None where the system does not tell."""
+    try:
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), None)
+    return None if flags is None else not _FLAGS.isdisjoint(flags.partition(":")[2].split())
+
+
+def recall(width: int, threads: int, cache: Path | None = None) -> Speed | None:
+    """Return what was measured for a width with so many threads; None before that."""
+    return _speed(_read(cache or cache_file()).get(_key(width, threads)))
+
+
+def remember(width: int, threads: int, speed: Speed, cache: Path | None = None) -> Speed:
+    """Keep what was measured, and return what counts: another process may have measured first."""
+    file = cache or cache_file()
+    known = _read(file)
+    first = _speed(known.get(_key(width, threads)))
+    if first is not None:
+        return first
+    with contextlib.suppress(OSError):  # a home that cannot be written is measured again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        known[_key(width, threads)] = asdict(speed)
+        part.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+        part.replace(file)
+    return speed
+
+
+def possible_formats(width: int, cache: Path | None = None) -> tuple[Literal["fp32", "bf16"], ...]:
+    """Return the formats that `auto` may come to on this CPU: one where it is known, both before it was measured.
+
+    Threads are those of the stage, which may differ from stage to stage: what was measured with any number counts.
+    """
+    if width < SMALLEST_WIDTH or has_bf16() is False:
+        return ("fp32",)
+    known = _read(cache or cache_file())
+    around = _key(width, 0).split("0 threads")
+    speeds = [_speed(value) for key, value in known.items() if key.startswith(around[0]) and key.endswith(around[1])]
+    found = {speed.faster for speed in speeds if speed is not None}
+    return ("fp32", "bf16") if len(found) != 1 else (found.pop(),)
+
+
+def cache_file() -> Path:
+    """Return where measurements are kept for the machine: in the user's cache folder."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a user without a home, as a container may have
+        folder = Path(tempfile.gettempdir())
+    return folder / "trueup" / "precision.json"
+
+
+def _key(width: int, threads: int) -> str:
+    limits = "".join(f", {name}={os.environ[name]}" for name in _LIMITS if name in os.environ)
+    return f"{cpu_name()}, torch {installed('torch')}{limits}, {threads} threads, width {min(width, WIDEST)}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _speed(value: Any) -> Speed | None:
+    """Return a measurement as it was kept; None for anything else."""
+    try:
+        speed = Speed(float(value["fp32_ms"]), float(value["bf16_ms"]))
+    except (TypeError, KeyError, ValueError):
+        return None
+    return speed if speed.fp32_ms > 0 and speed.bf16_ms > 0 else None

@@ -1,0 +1,52 @@
+"""All processes of a stage compute in the format its first one decided, whatever each would have measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from two_processes import be_one, run_two
+
+
+@pytest.mark.parametrize("mine", ["fp32", "bf16"])
+def test_the_first_process_decides_for_all(tmp_path: Path, mine: str) -> None:
+    run_two(__file__, str(tmp_path), mine)
+    assert {file.read_text() for file in tmp_path.glob("picked-*")} == {mine}
+    assert len(list(tmp_path.glob("picked-*"))) == 2
+
+
+def one_of_two(folder: str, mine: str) -> None:
+    """Decide as a rank of a stage, the second of which has a work folder, and would have a format, of its own."""
+    import os
+
+    import torch.distributed as dist
+
+    from pipeline.models import precision
+    from pipeline.stage import StageContext
+    from pipeline.training.arguments import precision_of
+
+    dist.init_process_group("gloo")
+    rank = int(os.environ["RANK"])
+    work = Path(folder) / f"work-{rank}"
+    work.mkdir()
+    other = {"fp32": "bf16", "bf16": "fp32"}[mine]
+    measured = precision.Choice(mine if rank == 0 else other, "as it was measured")
+    precision.fastest_precision = lambda width: measured
+    ctx = StageContext(
+        name="tiny",
+        seed=1,
+        out=work,
+        work=work,
+        inputs={},
+        load_rows=lambda field: None,
+        compute={"device": "cpu"},
+        emit=lambda event: None,
+        stopping=lambda: False,
+        rank=rank,
+        ranks=2,
+    )
+    (Path(folder) / f"picked-{rank}").write_text(precision_of(ctx, 1024))
+
+
+if __name__ == "__main__":
+    be_one(one_of_two)
