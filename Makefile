@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-vllm test-liger check lint types format slurm-quickstart bench bench-memory bench-ppo bench-gpu image docs clean
+.PHONY: help setup setup-dev demo test test-vllm test-liger check lint types format slurm-quickstart bench bench-memory bench-ppo bench-gpu test-bench-gpu image docs clean
 
 help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
 .venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
@@ -42,6 +42,8 @@ image:  ## build the container image with buildah (docs/docker.md)
 benchmarks/wheels/names.txt: constraints.txt ; benchmarks/wheels.sh
 bench-gpu: setup-dev benchmarks/wheels/names.txt  ## measure training on a GPU against plain trl (needs CUDA; at most nine minutes)
 	$(PY) benchmarks/gpu.py
+test-bench-gpu: setup-dev  ## go through every side of the GPU benchmark with a tiny model on a CPU
+	$(PY) -m pytest -n 0 -m whole tests/benchmarks
 docs: setup-dev  ## regenerate docs/cli.md and the JSON schema
 	$(PY) -m pipeline.cli docs docs/cli.md
 clean:  ## remove the environment, caches and builds

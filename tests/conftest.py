@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("MKL_NUM_THREADS", None)  # would count more
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COLOURS = ("red", "blue", "green", "white", "black")
 THINGS = ("cat", "dog", "sun", "sky", "sea", "leaf", "rose", "snow", "coal", "door", "hat", "ship")
 COLOUR_OF = {thing: COLOURS[i % len(COLOURS)] for i, thing in enumerate(THINGS)}
+COMPUTE = {"micro_batch": "auto", "threads": 1, "precision": "fp32", "checkpoint_every_s": 1e9}
+"""How stages compute that run in a test's own process: on any processor in the same format."""
 
 
 @pytest.fixture(autouse=True)
@@ -379,7 +382,7 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
             log=folder / "log",
             inputs=given,
             data={f: DataJob(f, s, None, folder / "payload" / "rejects" / f"{f}.jsonl") for f, s in sources.items()},
-            compute={"micro_batch": "auto", "threads": 1, "checkpoint_every_s": 1e9, **(compute or {})},
+            compute={**COMPUTE, **(compute or {})},
             code_dirs=(tmp_path,),
         )
         events: list[Event] = []

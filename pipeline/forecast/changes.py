@@ -70,7 +70,8 @@ def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Ite
             continue
         if eased.fits_host:
             parts = ", ".join(f"{name} {gib(size)}" for name, size in eased.memory.parts().items())
-            found = f"needs about {gib(eased.memory.peak)} on each process ({parts})"
+            word = " or ".join(eased.formats)
+            found = f"needs about {gib(eased.memory.peak)} on each process in {word} ({parts})"
             expected = f"at most {gib(eased.room)} of {eased.device.name}"
         else:
             found = f"compute.offload keeps about {gib(eased.host * compute.processes)} in the machine's memory"

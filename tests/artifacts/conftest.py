@@ -137,7 +137,7 @@ def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
         )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -89,7 +89,7 @@ def _serving(programs: Path, folder: Path, port: int, user: dict[str, Any]) -> I
         stderr=subprocess.DEVNULL,
         **user,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     try:
         while True:
             with contextlib.suppress(psycopg.OperationalError):
