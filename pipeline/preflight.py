@@ -18,6 +18,7 @@ from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
 from pipeline.forecast import fitting_problems
 from pipeline.forecast.machine import has_no_gpu
+from pipeline.forecast.settings import setting_problems
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
@@ -50,6 +51,7 @@ def check_plan(plan: Plan, store: Store) -> None:
     problems = [
         *_launcher_problems(plan),
         *_engine_problems(plan),
+        *setting_problems(plan, shapes),
         *_precision_problems(plan),
         *_division_problems(plan),
         *_slicing_problems(plan, shapes),

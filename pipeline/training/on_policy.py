@@ -23,6 +23,7 @@ from pipeline.training.arguments import build_arguments
 from pipeline.training.batches import BucketedBatches
 from pipeline.training.distribution import divided
 from pipeline.training.encode import context_length, encode_prompt
+from pipeline.training.learning import RewardWatch
 from pipeline.training.loop import Trained
 from pipeline.training.on_policy_fields import OnPolicyTrain
 from pipeline.training.reward_sources import RewardSources, Sample, Scorer
@@ -180,6 +181,8 @@ class OnPolicy(BucketedBatches):
     """
 
     batches: PromptBatches
+    ctx: StageContext
+    watch: RewardWatch
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
 
@@ -187,6 +190,15 @@ class OnPolicy(BucketedBatches):
         """Sample; with FSDP all weights are gathered once, not for every token."""
         with fsdp.gathered(self.model):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+        """Score responses, and look whether those to learn from teach anything."""
+        rewards_per_func: torch.Tensor = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+        if self.model.training:  # type: ignore[attr-defined]
+            weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)  # type: ignore[attr-defined]
+            rewards = weighted.nansum(dim=1).masked_fill(torch.isnan(rewards_per_func).all(dim=1), torch.nan)
+            self.watch.look(rewards, self.batches.group, self.ctx)
+        return rewards_per_func
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.batches.repeats > self.args.gradient_accumulation_steps:
@@ -262,9 +274,17 @@ def on_policy_arguments(
         per_device_eval_batch_size=at_once // ctx.ranks,
         trust_remote_code=ctx.trust_remote_code,
         model_init_kwargs={"revision": revision} if revision else None,  # of the reference: trl loads it by itself
+        **_best_metric(train.passthrough()),
         **fixed,
     )
     return arguments, batches, steps
+
+
+def _best_metric(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what the best evaluation is found by: the reward, since the loss says nothing of what was learnt."""
+    if not asked.get("load_best_model_at_end") or asked.get("metric_for_best_model"):
+        return {}
+    return {"metric_for_best_model": "reward", "greater_is_better": True}
 
 
 def trl_rewards(sources: RewardSources, prompts: Prompts) -> list[Callable[..., list[float]]]:
@@ -307,6 +327,8 @@ def with_rewards(trained: Trained) -> Trained:
     rows = [row for row in trained.history if key in row]
     top = max(rows, key=lambda row: row[key], default=None)
     best = {key: top[key], "step": top["step"]} if top else {}
+    if trained.keeps_best:
+        best = trained.best
     return replace(trained, metrics={**last, **short}, best=best)
 
 
