@@ -19,7 +19,7 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "smollm3"), _LLAMA
     ),
     "gpt2": ("c_attn", "c_proj", "c_fc", "wte", "wpe", "lm_head"),
-    "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "embed_in", "embed_out"),
+    "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "embed_in", "lm_head"),
     "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "embed_tokens", "embed_positions", "lm_head"),
     "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head"),
 }
@@ -70,7 +70,7 @@ def target_problems(
     if not adapter.targets:
         yield Problem("adapter.targets is empty", "must name at least one layer", "or leave it at `all-linear`")
     made = str(config.get("model_type") or config.get("type") or "")
-    known = layers or frozenset(ARCHITECTURES.get(made, ()))
+    known = layers | frozenset(ARCHITECTURES.get(made, ()))  # files may have an older name than the model
     tied = bool(config.get("tie_word_embeddings", made in TIED))
     for name in adapter.targets:
         last, found = name.rpartition(".")[2], f"adapter.targets names {name}"

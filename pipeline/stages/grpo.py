@@ -74,7 +74,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import prepare_torch, starting_weights
     from pipeline.training.finish import finish, save_trained
-    from pipeline.training.learning import RewardWatch
     from pipeline.training.loop import run_trainer
     from pipeline.training.on_policy import (
         Generated,
@@ -110,11 +109,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         processing_class=tokenizer,
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
-    trainer.train_rows, trainer.batches = prompts.train_rows, batches
-    trainer.ctx, trainer.watch = ctx, RewardWatch()
+    trainer.learn_from(ctx, prompts, batches)
     ctx.phase(f"training on {prompts.train:,} prompts")
-    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter))
-    trainer.watch.check_end()
+    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), trainer.watch)
     lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
     return finish(
         ctx,

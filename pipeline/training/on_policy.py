@@ -186,6 +186,11 @@ class OnPolicy(BucketedBatches):
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
 
+    def learn_from(self, ctx: StageContext, prompts: Prompts, batches: PromptBatches) -> None:
+        """Take prompts and their order, and begin to watch what their rewards teach."""
+        self.train_rows, self.batches = prompts.train_rows, batches
+        self.ctx, self.watch = ctx, RewardWatch()
+
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample; with FSDP all weights are gathered once, not for every token."""
         with fsdp.gathered(self.model):
@@ -315,11 +320,15 @@ def _combined(sources: RewardSources, known: Prompts) -> Callable[..., list[floa
     return combined
 
 
-def with_rewards(trained: Trained) -> Trained:
+def with_rewards(trained: Trained, watch: RewardWatch) -> Trained:
     """Return what a run measured with short names for lengths, and its best reward in place of its lowest loss.
 
     The loss of these objectives is near 0 whatever the policy has learned.
+
+    Raises:
+        PipelineError: no rollout taught anything.
     """
+    watch.check_end()
     last = trained.metrics
     names = {"length": "completions/mean_length", "truncated": "completions/clipped_ratio"}
     short = {name: last[long] for name, long in names.items() if long in last}
