@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.judging import judge_warning
 from pipeline.forecast import fitting_problems
 from pipeline.forecast.machine import has_no_gpu
+from pipeline.forecast.settings import setting_problems
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
@@ -77,6 +78,7 @@ def check_plan(
         *problems,
         *_launcher_problems(plan),
         *_engine_problems(everything),
+        *setting_problems(plan, shapes),
         *_precision_problems(everything),
         *_division_problems(everything),
         *_slicing_problems(plan, shapes),

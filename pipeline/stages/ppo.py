@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.ppo.settings import PPOSettings
 from pipeline.stage import Code, Data, Input, Runtime, StageContext, StageResult, stage
+from pipeline.trainer_fields.trackers import tracker_problems
 from pipeline.training.reward_fields import SHORT, RewardFields
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class Train(PPOSettings):
     """
 
     report_to: Annotated[list[str], Runtime()] = Field(default=[])
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields, and trackers nobody knows."""
+        return [*super().check(), *tracker_problems(self.report_to)]
 
 
 class Config(RewardFields):

@@ -98,9 +98,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         processing_class=tokenizer,
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
-    trainer.train_rows, trainer.batches = prompts.train_rows, batches
+    trainer.learn_from(ctx, prompts, batches)
     ctx.phase(f"training on {prompts.train:,} prompts")
-    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter))
+    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), trainer.watch)
     lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
     return finish(
         ctx,

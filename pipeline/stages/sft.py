@@ -14,7 +14,10 @@ from pydantic import Field
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
-from pipeline.training.fields import CommonTrain
+from pipeline.training.fields import CommonTrain, unknown_word
+
+LOSSES = ("nll", "dft")
+"""Losses of trl's SFTTrainer: of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""
 
 
 class Train(CommonTrain):
@@ -27,6 +30,12 @@ class Train(CommonTrain):
     trainer: ClassVar[str] = "SFTConfig"
     learning_rate: float = Field(default=2e-5, gt=0)
     mode: Literal["rows", "packed"] = "rows"
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields, and a loss trl does not have."""
+        loss = self.passthrough().get("loss_type", LOSSES[0])
+        unknown = [] if loss in LOSSES else [unknown_word("loss_type", loss, LOSSES)]
+        return [*super().check(), *unknown]
 
 
 class Config(StageConfig):

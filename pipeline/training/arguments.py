@@ -253,13 +253,32 @@ def build_arguments(
         "eval_strategy": "steps" if has_held_out else "no",
         "eval_steps": max(logging_steps, -(-steps // 4)),
         "report_to": "none",
+        "run_name": ctx.name,
         "disable_tqdm": True,
         "remove_unused_columns": False,
         **_computing(ctx),
     }
     values.update(train.passthrough())
     values.update(fixed)
-    return _made(arguments_class, values)
+    return _keeping_best(arguments_class, values, has_held_out=has_held_out)
+
+
+def _keeping_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_held_out: bool) -> Arguments:
+    """Return the arguments; where the best evaluation is kept, without transformers' own way to (`best.py` has ours).
+
+    transformers wants a checkpoint of every evaluation, and looks for the best among those that are left.
+    """
+    keeps_best = bool(values.pop("load_best_model_at_end", False))
+    if keeps_best:
+        if not has_held_out:
+            found, remedy = "train.load_best_model_at_end is true", "set `held_out` of the data source"
+            raise PipelineError(Problem(found, "held-out rows to evaluate on", remedy))
+        values["metric_for_best_model"] = values.get("metric_for_best_model") or "loss"
+        if values["save_strategy"] == "best":
+            values["save_strategy"] = "no"
+    made: Any = _made(arguments_class, values)
+    made.load_best_model_at_end = keeps_best
+    return cast(Arguments, made)
 
 
 def _computing(ctx: StageContext) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from pipeline.training.best import KeepsBest
 from pipeline.training.sliced import collator, dealt
 from pipeline.training.sums import KeepsSums
 from pipeline.training.whole_state import WholeState
@@ -105,7 +106,7 @@ class Batches(Sampler[list[int]]):
         return total
 
 
-class BucketedBatches(KeepsSums, WholeState):
+class BucketedBatches(KeepsBest, KeepsSums, WholeState):
     """Mixin for a trainer of transformers or trl: its training batches come from `Batches`.
 
     Set `train_rows` and `batches` on the trainer before `train()`. It also keeps trl from writing a model card with
@@ -126,6 +127,9 @@ class BucketedBatches(KeepsSums, WholeState):
             collate_fn=collator(self),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
         prepared = dealt(self, loader)
         sampler: Any = prepared.batch_sampler

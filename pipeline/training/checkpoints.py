@@ -16,8 +16,13 @@ from pipeline.parallel.ranks import Ranks
 WHOLE_FILE = "whole.json"
 
 
-def mark_whole(folder: Path) -> None:
-    """Declare a checkpoint whole and remove the others; called by every process once its part is written."""
+def mark_whole(folder: Path, keep: Path | None = None) -> None:
+    """Declare a checkpoint whole and remove the others; called by every process once its part is written.
+
+    Args:
+        folder: the checkpoint.
+        keep: another one that stays, the best so far.
+    """
     ranks = Ranks.current()
     ranks.wait()
     if ranks.is_first:
@@ -26,7 +31,7 @@ def mark_whole(folder: Path) -> None:
         part.write_text(json.dumps(sizes, sort_keys=True), encoding="utf-8")
         part.replace(folder / WHOLE_FILE)
         for other in folder.parent.glob("checkpoint-*"):
-            if other != folder:
+            if other not in (folder, keep):
                 shutil.rmtree(other, ignore_errors=True)
     ranks.wait()
 

@@ -9,6 +9,11 @@ from pydantic import Field
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.trainer_fields import TrainFields
+from pipeline.trainer_fields.metrics import metric_problem
+from pipeline.trainer_fields.needs import need_problems
+from pipeline.trainer_fields.table import table
+from pipeline.trainer_fields.trackers import tracker_problems
+from pipeline.trainer_fields.values import words_of
 
 MOST_ROWS = 2**31 - 1
 """No batch has more rows."""
@@ -44,17 +49,32 @@ class CommonTrain(TrainFields):
     optim: str = "adamw_torch_fused"
 
     def check(self) -> list[Problem]:
-        """Return contradictions between fields."""
+        """Return contradictions between fields, words nobody knows, and fields that would be passed over."""
+        problems = [*self._word_problems(), *need_problems(dict(self), self._asked)]
+        problem = metric_problem(self.trainer, self.passthrough().get("metric_for_best_model"))
+        problems += [problem] if problem is not None else []
+        problems += tracker_problems(self.passthrough().get("report_to"))
         if self.batch_size > MOST_ROWS:
-            return [Problem(f"train.batch_size is {self.batch_size:,}", f"must be at most {MOST_ROWS:,}")]
+            problems.append(Problem(f"train.batch_size is {self.batch_size:,}", f"must be at most {MOST_ROWS:,}"))
         if self.max_steps is not None and self.warmup_steps >= 1 and self.warmup_steps > self.max_steps:
-            return [
-                Problem(
-                    f"train.warmup_steps is {self.warmup_steps:g}",
-                    f"must not exceed train.max_steps ({self.max_steps})",
-                )
-            ]
-        return []
+            found = f"train.warmup_steps is {self.warmup_steps:g}"
+            problems.append(Problem(found, f"must not exceed train.max_steps ({self.max_steps})"))
+        return problems
+
+    @property
+    def _asked(self) -> frozenset[str]:
+        """Words the recipe has."""
+        return frozenset(self.model_fields_set)
+
+    def _word_problems(self) -> list[Problem]:
+        """Return problems of own words that are one of a trainer's list."""
+        fields = table()[self.trainer]
+        given = {field: str(getattr(self, field)) for field in ("lr_scheduler_type", "optim")}
+        return [
+            unknown_word(field, word, words_of(field, fields[field]))
+            for field, word in given.items()
+            if word not in words_of(field, fields[field])
+        ]
 
 
 def unknown_word(field: str, word: str, known: Iterable[str]) -> Problem:

@@ -62,5 +62,5 @@ def finish(
         scoring_seconds=scoring_seconds,
         rows=rows,
         lineage=lineage,
-        summary=summary,
+        summary=f"{summary}; weights of step {trained.best['step']:g}" if trained.keeps_best else summary,
     )

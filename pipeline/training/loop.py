@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
 from pipeline.training.audit import Audit
 from pipeline.training.batches import Batches
+from pipeline.training.best import at_step, load_best
 from pipeline.training.checkpoints import newest_checkpoint, step_of
 from pipeline.training.distribution import check_distribution
 from pipeline.training.sums import restore_sums
@@ -38,7 +39,9 @@ class Trained:
         tokens: real tokens trained on, all sessions together.
         seconds: seconds inside the trainer, all sessions together.
         metrics: final values.
-        best: lowest evaluation loss with its step.
+        best: lowest evaluation loss with its step; with `load_best_model_at_end` the metric asked for, its best value
+            and the step whose weights are kept.
+        keeps_best: whether the weights are those of `best`.
     """
 
     history: list[dict[str, float]]
@@ -46,6 +49,7 @@ class Trained:
     seconds: float
     metrics: dict[str, float]
     best: dict[str, float]
+    keeps_best: bool = False
 
 
 class CountsTokens(Protocol):
@@ -92,7 +96,17 @@ def run_trainer(
     seconds = clock.total()
     if trainer.state.global_step < steps:
         raise Interrupted(Problem(f"stopped as asked at step {trainer.state.global_step} of {steps}", stage=ctx.name))
-    return measured(timeless(trainer.state.log_history), batches.tokens(steps), seconds)
+    trained = measured(timeless(trainer.state.log_history), batches.tokens(steps), seconds)
+    best = load_best(trainer)
+    return _with_best(ctx, trained, best) if best else trained
+
+
+def _with_best(ctx: StageContext, trained: Trained, best: dict[str, float]) -> Trained:
+    """Return a run whose weights are those of its best evaluation, with what was measured there; say so."""
+    metric = next(iter(best))
+    ctx.note(f"keeps the weights of step {best['step']}, where {metric} was best: {best[metric]:.4g}")
+    metrics = {**trained.metrics, **at_step(trained.history, best["step"]), "kept_step": best["step"]}
+    return replace(trained, metrics=metrics, best=best, keeps_best=True)
 
 
 def measured(history: list[dict[str, float]], tokens: int, seconds: float) -> Trained:
@@ -154,6 +168,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             self.ctx.progress(state.global_step, state.max_steps, **self.latest)
         if state.global_step >= state.max_steps:
             control.should_log = True  # the final loss is always known, and checked
+            control.should_evaluate |= args.load_best_model_at_end  # the last weights may be the best
         else:
             if self.ctx.stopping():
                 control.should_save = True

@@ -23,6 +23,7 @@ from pipeline.training.arguments import build_arguments
 from pipeline.training.batches import BucketedBatches
 from pipeline.training.distribution import divided
 from pipeline.training.encode import context_length, encode_prompt
+from pipeline.training.learning import RewardWatch
 from pipeline.training.loop import Trained
 from pipeline.training.on_policy_fields import OnPolicyTrain
 from pipeline.training.reward_sources import RewardSources, Sample, Scorer
@@ -180,13 +181,29 @@ class OnPolicy(BucketedBatches):
     """
 
     batches: PromptBatches
+    ctx: StageContext
+    watch: RewardWatch
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
+
+    def learn_from(self, ctx: StageContext, prompts: Prompts, batches: PromptBatches) -> None:
+        """Take prompts and their order, and begin to watch what their rewards teach."""
+        self.train_rows, self.batches = prompts.train_rows, batches
+        self.ctx, self.watch = ctx, RewardWatch()
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample; with FSDP all weights are gathered once, not for every token."""
         with fsdp.gathered(self.model):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+        """Score responses, and look whether those to learn from teach anything."""
+        rewards_per_func: torch.Tensor = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+        if self.model.training:  # type: ignore[attr-defined]
+            weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)  # type: ignore[attr-defined]
+            rewards = weighted.nansum(dim=1).masked_fill(torch.isnan(rewards_per_func).all(dim=1), torch.nan)
+            self.watch.look(rewards, self.batches.group, self.ctx)
+        return rewards_per_func
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.batches.repeats > self.args.gradient_accumulation_steps:
@@ -262,9 +279,17 @@ def on_policy_arguments(
         per_device_eval_batch_size=at_once // ctx.ranks,
         trust_remote_code=ctx.trust_remote_code,
         model_init_kwargs={"revision": revision} if revision else None,  # of the reference: trl loads it by itself
+        **_best_metric(train.passthrough()),
         **fixed,
     )
     return arguments, batches, steps
+
+
+def _best_metric(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what the best evaluation is found by: the reward, since the loss says nothing of what was learnt."""
+    if not asked.get("load_best_model_at_end") or asked.get("metric_for_best_model"):
+        return {}
+    return {"metric_for_best_model": "reward", "greater_is_better": True}
 
 
 def trl_rewards(sources: RewardSources, prompts: Prompts) -> list[Callable[..., list[float]]]:
@@ -295,11 +320,15 @@ def _combined(sources: RewardSources, known: Prompts) -> Callable[..., list[floa
     return combined
 
 
-def with_rewards(trained: Trained) -> Trained:
+def with_rewards(trained: Trained, watch: RewardWatch) -> Trained:
     """Return what a run measured with short names for lengths, and its best reward in place of its lowest loss.
 
     The loss of these objectives is near 0 whatever the policy has learned.
+
+    Raises:
+        PipelineError: no rollout taught anything.
     """
+    watch.check_end()
     last = trained.metrics
     names = {"length": "completions/mean_length", "truncated": "completions/clipped_ratio"}
     short = {name: last[long] for name, long in names.items() if long in last}
@@ -307,6 +336,8 @@ def with_rewards(trained: Trained) -> Trained:
     rows = [row for row in trained.history if key in row]
     top = max(rows, key=lambda row: row[key], default=None)
     best = {key: top[key], "step": top["step"]} if top else {}
+    if trained.keeps_best:
+        best = trained.best
     return replace(trained, metrics={**last, **short}, best=best)
 
 

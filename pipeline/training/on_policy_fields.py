@@ -49,4 +49,9 @@ class OnPolicyTrain(CommonTrain):
             found = f"train.{word} is {self.responses_at_once}"
             expected = f"a multiple of train.num_generations ({self.num_generations})"
             problems.append(Problem(found, expected, f"train.{word} counts responses, not prompts"))
+        each = self.passthrough().get("num_generations_eval")
+        if each and self.responses_at_once % each:
+            found = f"train.num_generations_eval is {each}"
+            expected = f"a divisor of {self.responses_at_once}, the responses sampled at a time"
+            problems.append(Problem(found, expected, "leave it out, or set train.generation_batch_size"))
         return problems

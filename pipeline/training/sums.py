@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.parallel.ranks import Ranks
+from pipeline.training.best import best_checkpoint
 from pipeline.training.checkpoints import mark_whole
 
 SUMS_FILE = "running_sums-{rank}.json"
@@ -29,7 +30,7 @@ class KeepsSums:
         file = folder / SUMS_FILE.format(rank=Ranks.current().index)
         file.write_text(json.dumps(sums_of(self)), encoding="utf-8")
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        mark_whole(folder)
+        mark_whole(folder, keep=best_checkpoint(self))
 
 
 def sums_of(trainer: Any) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def sums_of(trainer: Any) -> dict[str, Any]:
         "last_logged": trainer._globalstep_last_logged,
         "metrics": {name: list(values) for name, values in _metrics(trainer).items()},
         "tokens": getattr(trainer, "_total_train_tokens", 0),
+        "watch": trainer.watch.plain() if hasattr(trainer, "watch") else {},
     }
 
 
@@ -63,6 +65,8 @@ def restore_sums(trainer: Any, checkpoint: Path | None) -> None:
         _metrics(trainer)[name] = list(values)
     if hasattr(trainer, "_total_train_tokens"):
         trainer._total_train_tokens = own["tokens"]
+    if hasattr(trainer, "watch"):
+        trainer.watch = type(trainer.watch)(**own.get("watch", {}))
 
 
 def _metrics(trainer: Any) -> dict[str, list[float]]:

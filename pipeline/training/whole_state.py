@@ -160,6 +160,15 @@ class WholeState:
                 self._load_scaler(resume_from_checkpoint)  # type: ignore[attr-defined]
         return prepared
 
+    def load_weights_of(self, checkpoint: str) -> None:
+        """Put the weights of a checkpoint of this run where this process holds its own; every process calls it."""
+        if self.is_deepspeed_enabled:
+            load_weights(self.model, self._zero.set_weight, Path(checkpoint))
+        elif self.args.fsdp_plugin_args is not None:
+            load_weights(self.model, set_weight, Path(checkpoint))
+        else:
+            self._load_from_checkpoint(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if size_of(self.model) > 1:
             load_weights(self.model, set_weight, Path(resume_from_checkpoint))

@@ -12,6 +12,7 @@ from pipeline.plan.fingerprint import digest_of, payload
 from pipeline.recipe import Compute, StageSpec
 from pipeline.stage import KINDS, Code, Data, Input, Runtime, StageConfig
 from pipeline.trainer_fields import CONTROLLED, RUNTIME_TRAIN_FIELDS, TrainFields
+from pipeline.trainer_fields.values import MAPPINGS, NUMBERS, words_of
 
 COMPLETE: dict[str, dict[str, Any]] = {
     "tokenizer": {"data": "d"},
@@ -126,6 +127,9 @@ def test_every_word_of_train_changes_the_fingerprint(kind: str) -> None:
     assert len(seen) == len(names) + 1
 
 
+NUMBERS_OR_MAPPINGS = {**{key: {"some": 1} for key in MAPPINGS}, **{key: [0.1, 0.2] for key in NUMBERS}}
+
+
 @pytest.mark.parametrize("kind", [kind for kind in TRAINING if kind != "ppo"])  # it passes nothing on: it is ours
 def test_every_field_passed_to_the_trainer_changes_it_unless_it_is_runtime(kind: str) -> None:
     train: type[TrainFields] = KINDS[kind].config.model_fields["train"].annotation  # type: ignore[assignment]
@@ -133,7 +137,9 @@ def test_every_field_passed_to_the_trainer_changes_it_unless_it_is_runtime(kind:
     plain = _fingerprint(kind, COMPLETE[kind])
     checked = 0
     for name, described in train.allowed().items():
-        given = [True, False] if described["type"] == "bool" else [values[described["type"]]]
+        words = words_of(name, described)
+        value = NUMBERS_OR_MAPPINGS.get(name) or (words[-1] if words else values[described["type"]])
+        given = [True, False] if described["type"] == "bool" else [value]
         for value in given:
             changed = _fingerprint(kind, {**COMPLETE[kind], "train": {name: value}}) != plain
             assert changed is (name not in RUNTIME_TRAIN_FIELDS), name

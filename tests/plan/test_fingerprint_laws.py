@@ -15,6 +15,7 @@ from pipeline.plan.fingerprint import config_data, payload
 from pipeline.recipe import Compute, DataSource, StageSpec
 from pipeline.stage import KINDS, Code, Data, Input, Runtime, StageConfig, StageResult, stage
 from pipeline.trainer_fields import CONTROLLED, RUNTIME_TRAIN_FIELDS, TrainFields
+from pipeline.trainer_fields.values import MAPPINGS, NUMBERS, WORDS
 
 NAMED = (Input, Data, Code)
 ORIGIN = {"path", "hub", "revision", "subset", "hub_split", "artifact", "file"}  # they enter through the digest
@@ -123,19 +124,25 @@ def test_runtime_fields_leave_the_fingerprint_alone_every_other_changes_it(
 def test_every_passed_on_field_changes_it_unless_runtime() -> None:
     plain = fingerprint(spec_of(WideConfig()))
     examples = {"int": 7, "float": 0.7, "bool": True, "str": "x", "any": ["x"]}
+    examples |= {**{name: words[-1] for name, words in WORDS.items()}, **{key: {"a": 1} for key in MAPPINGS}}
+    examples |= {key: [0.1, 0.7] for key in NUMBERS}
     for name, info in WideTrain.allowed().items():
-        train = WideTrain.model_validate({name: examples[info["type"]]})
+        value = examples.get(name) or info.get("values", [examples[info["type"]]])[-1]
+        train = WideTrain.model_validate({name: value})
         changed = fingerprint(spec_of(WideConfig(train=train)))
         assert (changed == plain) is (name in RUNTIME_TRAIN_FIELDS), name
     assert not RUNTIME_TRAIN_FIELDS & set(CONTROLLED)
 
 
-def test_how_often_checkpoints_are_saved_counts_when_the_best_is_kept() -> None:
+def test_rows_of_an_evaluation_count_when_its_best_is_kept() -> None:
     def of(**fields: Any) -> str:
         return fingerprint(spec_of(WideConfig(train=WideTrain.model_validate(fields))))
 
+    best = {"load_best_model_at_end": True}
     assert of(save_steps=5) == of()
-    assert of(save_steps=5, load_best_model_at_end=True) != of(load_best_model_at_end=True)
+    assert of(save_steps=5, **best) == of(**best) != of()  # the best is saved whenever it is evaluated
+    assert of(per_device_eval_batch_size=5) == of()
+    assert of(per_device_eval_batch_size=5, **best) != of(**best)
 
 
 @pytest.mark.parametrize("name", Compute.model_fields)

@@ -84,7 +84,9 @@ def test_every_kind_and_every_passed_on_field_is_described(kinds: None) -> None:
     assert schema["$defs"]["stage"]["discriminator"] == {"propertyName": "kind"}
     train = schema["$defs"]["tune.TinyTrain"]["properties"]
     assert train["learning_rate"]["type"] == "number"
-    assert train["ld_alpha"]["type"] == ["number", "null"]
+    assert train["neftune_noise_alpha"]["type"] == ["number", "null"]
+    assert train["eval_strategy"]["enum"] == ["no", "steps", "epoch"]
+    assert "ld_alpha" not in train  # refused
     assert train["beta"]["exclusiveMinimum"] == 0
     assert "output_dir" not in train
     judge = schema["$defs"]["judge.stage"]["properties"]

@@ -204,3 +204,26 @@ def test_words_that_a_kind_does_not_heed_are_refused_where_the_stage_has_them(na
     taken = stage.replace("compute: {micro_batch: 2}", "compute: {}").replace("ema_decay: 0.9", "ema_decay: 0")
     fresh.recipe.write_text(before.replace("stages:\n", f"stages:\n  {taken}\n", 1))
     preflight.check_plan(fresh.plan("compute.micro_batch=2"), fresh.store)  # of the recipe, for the stages that heed it
+
+
+SETTINGS = {
+    "stages.sft.train.report_to=wandb": "train.report_to is wandb, which is not installed",
+    "stages.dpo.train.optim=adamw_torch_8bit": "torchao is not installed",
+    "stages.sft.adapter={targets: [q_prj]}": "adapter.targets names q_prj, and no layer is named so",
+    "stages.base.train.eval_steps=2": "train.eval_steps is 2, and data.corpus holds no rows out to evaluate on",
+    "stages.rm.train.load_best_model_at_end=true": "data.pairs_test holds no rows out",  # it is measured at the end
+    "stages.dpo.train.router_aux_loss_coef=0.1": "the model has no experts",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_would_fail_hours_later_is_refused_before_anything_runs(setting: str, fresh: Any) -> None:
+    """Nothing of the chain is there yet: what the first stages would make is known from the recipe."""
+    with pytest.raises(PipelineError) as error:
+        preflight.check_plan(fresh.plan(setting), fresh.store)
+    (problem,) = error.value.problems
+    assert SETTINGS[setting] in str(problem) and problem.stage == setting.split(".")[1]
+
+
+def test_what_another_machine_has_installed_is_for_it_to_say(fresh: Any) -> None:
+    preflight.check_plan(fresh.plan("stages.sft.train.report_to=wandb", "compute.launcher=slurm"), fresh.store)

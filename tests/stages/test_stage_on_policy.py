@@ -43,6 +43,14 @@ def nan(completions, answer, **kwargs):
     return [float("nan") if colour == "red" else 0.0 for colour in answer]
 
 
+def constant(completions, **kwargs):
+    return [0.7] * len(completions)
+
+
+def nothing(completions, **kwargs):
+    return [None] * len(completions)
+
+
 def short(completions, **kwargs):
     return [0.0]
 """
@@ -296,3 +304,24 @@ def test_prompt_batches_are_those_of_trl() -> None:
     assert list(shuffled) != first
     shuffled.set_epoch(0)
     assert list(shuffled) == first
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("reward", "steps", "why", "when"),
+    [
+        # 20 rollouts without a difference end a run, 3 without any reward; a shorter run fails at its end.
+        ("constant", 25, "the responses to a prompt all got the same reward in 20 rollouts in a row", 20),
+        ("constant", 2, "the responses to a prompt all got the same reward in any rollout", 2),
+        ("nothing", 25, "no response had a reward in 3 rollouts in a row", 3),
+    ],
+)
+def test_rewards_that_teach_nothing_end_the_run_with_the_cause(
+    kind: str, reward: str, steps: int, why: str, when: int, train_on: Callable[..., Any]
+) -> None:
+    train = {**TRAIN, "batch_size": 8, "max_new_tokens": 2, "max_steps": steps, "logging_steps": 1}
+    ran = train_on(kind, reward, {"train": train}, expect="failed")
+    assert why in str(ran.outcome.problems[0])
+    assert sum("nothing is learnt from it" in note for note in ran.notes) == 1  # told once, while it happens
+    steps_seen = max(event.step for event in ran.events if event.kind == "progress" and event.total == steps)
+    assert steps_seen == (when if steps == when else when - 1)

@@ -1,0 +1,5 @@
+"""Writes the table of the installed trainers' fields: `python -m pipeline.trainer_fields`."""
+
+from pipeline.trainer_fields.table import TABLE, build_table, render
+
+TABLE.write_text(render(build_table()), encoding="utf-8")

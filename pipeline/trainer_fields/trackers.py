@@ -1,0 +1,61 @@
+"""The trackers that `train.report_to` names, those of transformers, and the packages they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pipeline.errors import Problem, listed, nearest
+
+TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "azure_ml": (("azureml",), "pip install azureml-core"),
+    "clearml": (("clearml",), "pip install clearml"),
+    "codecarbon": (("codecarbon",), "pip install codecarbon"),
+    "comet_ml": (("comet_ml",), "pip install comet_ml"),
+    "dagshub": (("dagshub", "mlflow"), "pip install dagshub mlflow"),
+    "dvclive": (("dvclive",), "pip install dvclive"),
+    "flyte": (("flytekit",), "pip install flytekit"),
+    "kubeflow": ((), ""),  # inside one of its jobs
+    "mlflow": (("mlflow",), "pip install mlflow"),
+    "neptune": (("neptune",), "pip install neptune"),
+    "swanlab": (("swanlab",), "pip install swanlab"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "pip install tensorboardX"),
+    "trackio": (("trackio",), "pip install trackio"),
+    "wandb": (("wandb",), "pip install wandb"),
+}
+"""Tracker to the modules it is made of, and how to get them."""
+
+ANY_OF = ("tensorboard",)
+"""Trackers of which one of the modules is enough."""
+
+SWITCHES = ("none", "all")
+"""No tracker, or all that are installed."""
+
+
+def asked_for(report_to: Any) -> list[Any]:
+    """Return the trackers a recipe names, however it writes them."""
+    if report_to is None:
+        return []
+    return list(report_to) if isinstance(report_to, list) else [report_to]
+
+
+def tracker_problems(report_to: Any) -> Iterator[Problem]:
+    """Yield trackers nobody knows."""
+    names = asked_for(report_to)
+    for name in names:
+        if name in SWITCHES and len(names) > 1:
+            yield Problem(f"train.report_to has {name} among others", "by itself", "leave it out")
+        elif name not in TRACKERS and name not in SWITCHES:
+            words = [*TRACKERS, *SWITCHES]
+            yield Problem(
+                f"train.report_to: {name} is not supported", f"one of {listed(words, 20)}", nearest(str(name), words)
+            )
+
+
+def missing_trackers(report_to: Any, has: Callable[[str], bool]) -> Iterator[Problem]:
+    """Yield trackers whose package is not installed."""
+    for name in asked_for(report_to):
+        modules, install = TRACKERS.get(name, ((), "")) if isinstance(name, str) else ((), "")
+        found = [has(module) for module in modules]
+        if modules and not (any(found) if name in ANY_OF else all(found)):
+            yield Problem(f"train.report_to is {name}, which is not installed", "", f"{install}, or leave it out")

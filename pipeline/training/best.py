@@ -1,0 +1,84 @@
+"""Keeps the best checkpoint of a run and ends with its weights: `train.load_best_model_at_end`.
+
+The best evaluation is known when it ends; its checkpoint is written at once and kept until a better one is whole.
+transformers would write it only where `save_strategy` falls on the same step, and load an older one where it does not.
+A resumed run reads what was best from its checkpoint, so it ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ExitCode, PipelineError, Problem
+
+
+class KeepsBest:
+    """Mixin for a trainer: the checkpoint of the best evaluation is saved, kept and loaded at the end."""
+
+    args: Any
+    state: Any
+    control: Any
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if not self.args.load_best_model_at_end:
+            return bool(super()._determine_best_metric(metrics, trial))  # type: ignore[misc]
+        value, best = metrics[metric_of(self.args)], self.state.best_metric
+        sign = 1 if self.args.greater_is_better else -1
+        is_better = math.isfinite(value) and (best is None or sign * value > sign * best)
+        if is_better:
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            if self.state.global_step < self.state.max_steps:  # the last weights are at hand
+                self.control.should_save = True
+        return is_better
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        best = best_checkpoint(self)
+        self.state.best_model_checkpoint = str(best) if best is not None else None
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        """Leave the weights alone: `load_best` puts the best back once the trainer is done."""
+
+
+def metric_of(arguments: Any) -> str:
+    """Return the name in the log of the metric that says which evaluation is best."""
+    name = str(arguments.metric_for_best_model or "loss")
+    return name if name.startswith("eval_") else f"eval_{name}"
+
+
+def best_checkpoint(trainer: Any) -> Path | None:
+    """Return the folder of the best evaluation's checkpoint; None where no best is kept, or none was evaluated yet."""
+    if not trainer.args.load_best_model_at_end or not trainer.state.best_global_step:
+        return None
+    return Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.best_global_step}"
+
+
+def load_best(trainer: Any) -> dict[str, float]:
+    """Put the weights of the best evaluation back, on every process; return its metric, value and step.
+
+    Returns:
+        For example ``{"eval_loss": 0.803, "step": 8}``; empty when the recipe asks for no best.
+
+    Raises:
+        PipelineError: no evaluation gave a finite value.
+    """
+    if not trainer.args.load_best_model_at_end:
+        return {}
+    best, metric = best_checkpoint(trainer), metric_of(trainer.args)
+    if best is None:
+        found = f"train.load_best_model_at_end is true, and no evaluation gave a finite {metric}"
+        remedy = "lower train.learning_rate, or set train.eval_steps below the steps of the run"
+        raise PipelineError(Problem(found, "at least one", remedy), exit_code=ExitCode.FAILED)
+    step = int(trainer.state.best_global_step)
+    if step < trainer.state.global_step:
+        trainer.load_weights_of(str(best))
+    return {metric: float(trainer.state.best_metric), "step": step}
+
+
+def at_step(history: list[dict[str, float]], step: float) -> Mapping[str, float]:
+    """Return what was evaluated at a step."""
+    rows = [row for row in history if row.get("step") == step]
+    return {key: value for row in rows for key, value in row.items() if key.startswith("eval_")}

@@ -1,0 +1,113 @@
+"""Watches a run of GRPO or RLOO for rewards that teach nothing, says so, and ends it with the cause after a while.
+
+Both learn from the differences between the rewards of a prompt's responses. Where no group has any, or no response has
+a reward, the gradient is zero, and the run would end like any other with the weights it began with. As in PPO
+(`pipeline/ppo/guards.py`), a notice is told once, and what goes on for several rollouts ends the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.ppo.guards import PATIENCE
+from pipeline.stage import StageContext
+
+IDLE_PATIENCE = 20
+"""Rollouts in a row without a difference that end a run: where success is rare, some are to be expected."""
+ROUNDING = 1e-6
+"""Share of the largest reward below which a difference is rounding."""
+
+_NONE_REMEDY = "return numbers: None says that a reward does not apply to a response"
+_SAME_REMEDY = (
+    "check the reward, raise train.num_generations or train.temperature, or start from a model that succeeds sometimes"
+)
+
+
+@dataclass
+class RewardWatch:
+    """The memory of what rollouts taught.
+
+    Attributes:
+        idle: rollouts in a row that taught nothing.
+        unscored: those in a row in which no response had a reward.
+        taught: rollouts that taught something.
+        told: notices given already.
+    """
+
+    idle: int = 0
+    unscored: int = 0
+    taught: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the memory as JSON."""
+        return asdict(self)
+
+    def look(self, rewards_N: Tensor, group: int, ctx: StageContext) -> None:
+        """Look at the rewards of a rollout, all processes together; NaN is a response without one.
+
+        Args:
+            rewards_N: weighted sums, the responses of a prompt beside one another.
+            group: responses of a prompt.
+            ctx: of the stage.
+
+        Raises:
+            PipelineError: nothing was taught for too many rollouts in a row.
+        """
+        if teaches(rewards_N, group):
+            self.idle = self.unscored = 0
+            self.taught += 1
+            return
+        self.idle += 1
+        is_unscored = bool(torch.isnan(rewards_N).all())
+        self.unscored = self.unscored + 1 if is_unscored else 0
+        self._tell(rewards_N, ctx)
+        if self.unscored >= PATIENCE or self.idle >= IDLE_PATIENCE:
+            raise self._nothing(f"in {self.unscored if is_unscored else self.idle} rollouts in a row")
+
+    def check_end(self) -> None:
+        """Refuse a run in which no rollout taught anything.
+
+        Raises:
+            PipelineError: there was none that did.
+        """
+        if self.idle and not self.taught:
+            raise self._nothing("in any rollout")
+
+    def _tell(self, rewards_N: Tensor, ctx: StageContext) -> None:
+        kind = "unscored" if self.unscored else "same"
+        if kind in self.told:
+            return
+        self.told.append(kind)
+        if kind == "unscored":
+            ctx.note(f"no response of this rollout has a reward: nothing is learnt from it; {_NONE_REMEDY}")
+            return
+        known = rewards_N[~torch.isnan(rewards_N)]
+        low, high = float(known.min()), float(known.max())
+        what = f"{low:.3g}" if high - low <= ROUNDING * max(1.0, abs(high)) else f"{low:.3g} to {high:.3g}"
+        ctx.note(
+            f"the responses to each prompt of this rollout got the same reward ({what}): nothing is learnt from it; "
+            f"{_SAME_REMEDY}"
+        )
+
+    def _nothing(self, when: str) -> PipelineError:
+        if self.unscored:
+            problem = Problem(f"no response had a reward {when}", "a number for some of them", _NONE_REMEDY)
+        else:
+            found = f"the responses to a prompt all got the same reward {when}"
+            problem = Problem(found, "rewards that differ: nothing is learnt without", _SAME_REMEDY)
+        return PipelineError(problem, exit_code=ExitCode.FAILED)
+
+
+def teaches(rewards_N: Tensor, group: int) -> bool:
+    """Say whether the rewards of any prompt's responses differ by more than rounding."""
+    rewards_GR = rewards_N.double().view(-1, group)
+    high = torch.nan_to_num(rewards_GR, nan=-torch.inf).amax(dim=1)
+    low = torch.nan_to_num(rewards_GR, nan=torch.inf).amin(dim=1)
+    scale = torch.nan_to_num(rewards_GR, nan=0.0).abs().amax(dim=1)
+    return bool((high - low > ROUNDING * scale).any())
