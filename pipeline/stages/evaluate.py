@@ -201,6 +201,7 @@ class Speaker:
             greedy=greedy,
             seed=self.ctx.seed,
             on_progress=self._answered,
+            say=self.ctx.note,
         )
         return Sampled(
             name=name,
