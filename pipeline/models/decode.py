@@ -1,7 +1,7 @@
-"""Sampling from a causal language model: a lean batched loop over the model's own key-value cache.
+"""Sampling from a causal language model: a lean batched loop over the model's own cache.
 
-Owns the loop. Knows nothing of text, tokenizers or chat. Any `transformers` causal model works, through its own cache;
-beam search is left to `model.generate`.
+Owns the loop. Knows nothing of text, tokenizers or chat. Any `transformers` causal model works, through its own cache
+where that gives what a pass without one gives (`steps.py`); beam search is left to `model.generate`.
 
 What makes it faster than `model.generate`: prompts are sorted by length, so little is padded; rows that ended leave the
 batch; keys and values are written into buffers with room for the whole response; nothing runs per step that greedy or
@@ -16,6 +16,7 @@ Shapes: B rows in the batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from transformers import GenerationConfig
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import Progress
-from pipeline.models.forward import Forward, cache_for, context_limit, evaluating
+from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.generation import only_what_is_given
 from pipeline.models.sampling import Sampling, next_tokens, uniforms
+from pipeline.models.steps import CacheUse, Say, cache_use, left_padded, steps_for
 
 _COMPACT_SHARE = 0.125
 """Ended rows are dropped once they are this share of the batch: dropping copies the cache."""
@@ -47,6 +49,7 @@ def decode(
     batch_size: int = 128,
     row_ids: Sequence[int] | None = None,
     on_progress: Progress | None = None,
+    say: Say | None = None,
 ) -> list[list[int]]:
     """Sample one response per prompt.
 
@@ -67,6 +70,7 @@ def decode(
         batch_size: rows decoded together.
         row_ids: identity of each row for its random numbers; its position when omitted.
         on_progress: told after each batch.
+        say: told once if the model's cache cannot be used; a line on standard error when omitted.
 
     Returns:
         Response token ids in the order of the prompts, without the prompt. The token of ``eos_ids`` that ended a
@@ -83,12 +87,13 @@ def decode(
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     responses: list[list[int]] = [[] for _ in prompts]
     done = 0
+    use = cache_use(model, prompts, pad_id, say) if prompts else "padded"
     with evaluating(model), torch.inference_mode():
-        for rows in _batches(order, batch_size):
+        for rows in _batches(order, batch_size, prompts, use):
             batch = [prompts[row] for row in rows]
             rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(row)) for row in batch]
             uniforms_BT = None if greedy else uniforms([(seed, ids[row]) for row in rows], max(rooms), model.device)
-            outputs = _decode_batch(model, batch, rooms, eos, pad_id, sampling, uniforms_BT)
+            outputs = _decode_batch(model, batch, rooms, eos, pad_id, sampling, uniforms_BT, use)
             for row, output in zip(rows, outputs, strict=True):
                 responses[row] = output
             done += len(rows)
@@ -106,6 +111,7 @@ def beam_search(
     eos_ids: int | Sequence[int],
     pad_id: int,
     batch_size: int = 16,
+    say: Say | None = None,
 ) -> list[list[int]]:
     """Return the best beam of each prompt, found by `model.generate`; ends with its end token when it has one."""
     _check(prompts, Sampling(greedy=True), max_new_tokens, context_limit(model))
@@ -115,9 +121,13 @@ def beam_search(
     )
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     responses: list[list[int]] = [[] for _ in prompts]
+    use = cache_use(model, prompts, pad_id, say) if prompts else "padded"
+    if use == "none":
+        found = f"this {model.config.model_type} model has no cache that can be searched with {beams} beams"
+        raise PipelineError(Problem(found, "beams: 1", "sample, or decode greedily"))
     with evaluating(model), only_what_is_given(model), torch.inference_mode():
-        for rows in _batches(order, batch_size):
-            ids_BT, mask_BT = _left_padded([prompts[row] for row in rows], pad_id, model.device)
+        for rows in _batches(order, batch_size, prompts, use):
+            ids_BT, mask_BT = left_padded([prompts[row] for row in rows], pad_id, model.device)
             found_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
             for row, tokens in zip(rows, found_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
                 responses[row] = _until_eos(tokens, eos)
@@ -133,6 +143,7 @@ def stream(
     sampling: Sampling,
     seed: int = 0,
     row_id: int = 0,
+    say: Say | None = None,
 ) -> Iterator[int]:
     """Yield the tokens of one response as they are chosen: what `decode` returns for that row, token by token.
 
@@ -143,15 +154,15 @@ def stream(
     _check([prompt], sampling, max_new_tokens, limit)
     steps = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt))
     uniforms_BT = uniforms([(seed, row_id)], steps, model.device)
-    call, cache = Forward(model, padded=False), cache_for(model, len(prompt) + steps)
-    ids_BT = torch.tensor([list(prompt)], device=model.device)
-    mask_BT = torch.ones_like(ids_BT)
+    use = cache_use(model, [prompt], 0, say)
+    state = steps_for(model, [prompt], 0, steps, use)
+    tokens_B: Tensor | None = None
     for step in range(steps):
         # The contexts close before each yield: the caller runs outside of them.
         with evaluating(model), torch.inference_mode():
-            tokens_B = next_tokens(call(ids_BT, mask_BT, cache), sampling, uniforms_BT[:, step])
+            logits_BV = state.begin() if tokens_B is None else state.next(tokens_B)
+            tokens_B = next_tokens(logits_BV, sampling, uniforms_BT[:, step])
             token = int(tokens_B)
-            ids_BT, mask_BT = tokens_B[:, None], torch.cat([mask_BT, mask_BT.new_ones(1, 1)], dim=1)
         yield token
         if token in eos_ids:
             return
@@ -165,16 +176,15 @@ def _decode_batch(
     pad_id: int,
     sampling: Sampling,
     uniforms_BT: Tensor | None,
+    use: CacheUse,
 ) -> list[list[int]]:
     device, steps = model.device, max(rooms)
-    ids_BT, mask_BT = _left_padded(prompts, pad_id, device)
+    state = steps_for(model, prompts, pad_id, steps, use)
     eos_E, rooms_B = torch.tensor(eos_ids, device=device), torch.tensor(rooms, device=device)
     taken_BT = torch.full((len(prompts), steps), pad_id, dtype=torch.long, device=device)
     alive_B = torch.arange(len(prompts), device=device)
     ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    call = Forward(model, padded=not bool(mask_BT.all()))
-    cache = cache_for(model, ids_BT.shape[1] + steps)
-    logits_BV = call(ids_BT, mask_BT, cache)
+    logits_BV = state.begin()
     for step in range(steps):
         tokens_B = next_tokens(logits_BV, sampling, None if uniforms_BT is None else uniforms_BT[alive_B, step])
         taken_BT[alive_B, step] = tokens_B
@@ -184,19 +194,11 @@ def _decode_batch(
             break
         if ended >= max(1.0, _COMPACT_SHARE * len(ended_B)):
             keep = (~ended_B).nonzero()[:, 0]
-            cache.reorder_cache(keep)
-            alive_B, tokens_B, mask_BT, ended_B = alive_B[keep], tokens_B[keep], mask_BT[keep], ended_B[keep]
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
-        logits_BV = call(tokens_B[:, None], mask_BT, cache)
+            state.keep(keep)
+            alive_B, tokens_B, ended_B = alive_B[keep], tokens_B[keep], ended_B[keep]
+        logits_BV = state.next(tokens_B)
     found = taken_BT[:, : step + 1].tolist()
     return [_until_eos(row[:room], eos_ids) for row, room in zip(found, rooms, strict=True)]
-
-
-def _left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids_BT = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids_BT, mask_BT
 
 
 def _until_eos(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
@@ -206,9 +208,14 @@ def _until_eos(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
     return tokens
 
 
-def _batches(order: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def _batches(
+    order: Sequence[int], batch_size: int, prompts: Sequence[Sequence[int]], use: CacheUse
+) -> Iterator[Sequence[int]]:
+    """Yield rows, shortest prompts first; those of one length only, where the model takes no padding."""
+    groups = [list(same) for _, same in groupby(order, key=lambda row: len(prompts[row]) if use == "unpadded" else 0)]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
 
 
 def _check(prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tokens: int, limit: int | None) -> None:

@@ -35,14 +35,23 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
+CACHES = ("past_key_values", "cache_params")
+"""What `transformers` calls the cache of a model: of keys and values, or of recurrent states."""
+
+
 class Forward:
-    """Calls a model for the logits of its last position, with the arguments its class takes."""
+    """Calls a model for the logits of its last position, with the arguments its class takes.
+
+    Attributes:
+        cache_argument: what the model's class calls its cache; None when it takes none that `transformers` fills.
+    """
 
     def __init__(self, model: Any, *, padded: bool) -> None:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         names = inspect.signature(inner.forward).parameters
         self.model = model
         self.padded = padded
+        self.cache_argument = next((name for name in CACHES if name in names), None)
         self.takes_positions = "position_ids" in names
         self.takes_keep = "logits_to_keep" in names
         self.last_position = (context_limit(model) or sys.maxsize) - 1
@@ -55,16 +64,18 @@ class Forward:
             mask_BT: 1 for each real token of the whole sequence, cached ones included.
             cache: filled by the call.
         """
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {str(self.cache_argument): cache}
         if self.takes_positions:
             # A row that ended may still be in the batch and would step past the last position.
             positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp_(min=0, max=self.last_position)
             extra["position_ids"] = positions_BT[:, -ids_BT.shape[1] :]
         if self.takes_keep:
             extra["logits_to_keep"] = 1
-        # Without padding every row attends to all before it: no mask is built.
-        mask = mask_BT if self.padded else None
-        output = self.model(input_ids=ids_BT, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        # Without padding every row attends to all before it: no mask is built. A recurrent state holds no padding once
+        # the prompt is read: its mask is that of the new tokens, and those are real.
+        is_read = self.cache_argument == "cache_params" and ids_BT.shape[1] < mask_BT.shape[1]
+        mask = mask_BT if self.padded and not is_read else None
+        output = self.model(input_ids=ids_BT, attention_mask=mask, use_cache=True, **extra)
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
 

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.models.decode import decode
 from pipeline.models.generation import only_what_is_given
+from pipeline.models.steps import Say, cache_use
 from pipeline.ppo.episodes import Episode, Prompt
 
 EngineName = Literal["batched", "generate", "vllm"]
@@ -53,6 +54,7 @@ class BatchedEngine:
         pad_id: fills the left of shorter prompts.
         temperature: of sampling.
         batch_size: rows decoded together.
+        say: told once if the model's cache cannot be used.
     """
 
     max_new_tokens: int
@@ -60,6 +62,7 @@ class BatchedEngine:
     pad_id: int
     temperature: float = 1.0
     batch_size: int = 128
+    say: Say | None = None
 
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
@@ -76,18 +79,23 @@ class BatchedEngine:
             seed=seed,
             row_ids=list(places),
             batch_size=self.batch_size,
+            say=self.say,
         )
         return Sampled(responses)
 
 
 @dataclass(frozen=True)
 class GenerateEngine:
-    """`model.generate` of transformers: for a GPU. Seeded per rollout, so its rows depend on one another."""
+    """`model.generate` of transformers: for a GPU. Seeded per rollout, so its rows depend on one another.
+
+    A model whose cache is not right for rows padded on the left is sampled by `BatchedEngine`.
+    """
 
     max_new_tokens: int
     eos_ids: tuple[int, ...]
     pad_id: int
     temperature: float = 1.0
+    say: Say | None = None
 
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
@@ -95,6 +103,9 @@ class GenerateEngine:
         """Sample all prompts as one batch, padded on the left."""
         from transformers import GenerationConfig
 
+        if cache_use(model, prompts, self.pad_id, self.say) != "padded":
+            own = BatchedEngine(self.max_new_tokens, self.eos_ids, self.pad_id, self.temperature, say=self.say)
+            return own(model, prompts, seed=seed, places=places, greedy=greedy)
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -243,6 +243,7 @@ class Speaker:
             seed=self.ctx.seed,
             row_ids=asked.places,
             on_progress=self._answered,
+            say=self.ctx.note,
         )
         k1, k3 = self._kl(prompts, responses, reference) if reference is not None else (None, None)
         return Sampled(

@@ -303,7 +303,7 @@ def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids
             raise PipelineError(Problem(f"rollout_engine is vllm, but {missing}", "vLLM", INSTALL["vllm"]))
         return VLLMEngine(policy.model, train.max_new_tokens, eos_ids, longest=longest, temperature=train.temperature)
     engine_class = BatchedEngine if name == "batched" else GenerateEngine
-    return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature)
+    return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature, say=ctx.note)
 
 
 def _score_of(rewards: Any) -> Any:

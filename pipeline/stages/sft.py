@@ -83,6 +83,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length, packed
     from pipeline.training.loop import run_trainer, steps_of
+    from pipeline.training.packing import refuse_unpackable
     from pipeline.training.pipelined import train_through_pipeline
     from pipeline.training.pipelined_fields import refuse_unused
     from pipeline.training.sliced import SlicedRows, refuse_unsliceable
@@ -150,6 +151,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = encoded, batches
+    if train.mode == "packed":
+        refuse_unpackable(ctx, trainer.model, encoded, collate)
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, counts)
 

@@ -1,0 +1,210 @@
+"""How a batch of prompts is read and gone on with, token by token: with the model's cache where that is right.
+
+Which models a cache is right for is measured, once for each model: its logits are compared with those of a pass without
+cache. A model whose states take in the padding on the left decodes rows of one length at a time; one whose cache is of
+its own kind, or wrong, reads all of a row again for every token, padded on the right, where a causal model looks at
+nothing.
+
+Shapes: B rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from pipeline.models.agreement import disagreement, rounding_of
+from pipeline.models.forward import Forward, cache_for, context_limit, evaluating
+from pipeline.models.positions import flat, logits_at
+
+CacheUse = Literal["padded", "unpadded", "none"]
+"""Rows of any lengths together with a cache, rows of one length together with a cache, or no cache."""
+
+Say = Callable[[str], None]
+"""Tells the user one line."""
+
+SLOWER: dict[CacheUse, str] = {
+    "unpadded": "rows are decoded together with rows of their own length only",
+    "none": "every token is decoded without a cache, which is slower",
+}
+
+_SHORT, _LONG, _NEW = 5, 12, 3
+"""Tokens of the two rows a cache is tried on, and how many are then fed one by one."""
+
+_KNOWN: WeakKeyDictionary[Any, CacheUse] = WeakKeyDictionary()
+
+
+class Steps(Protocol):
+    """A batch of rows in the making."""
+
+    def begin(self) -> Tensor:
+        """Read the prompts and return the logits after them, shape (B, V)."""
+        ...
+
+    def next(self, tokens_B: Tensor) -> Tensor:
+        """Add a token to each row and return the logits after it, shape (B, V)."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows."""
+        ...
+
+
+class CachedSteps:
+    """Rows padded on the left, with the model's cache."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: int) -> None:
+        self.ids_BT, self.mask_BT = left_padded(prompts, pad_id, model.device)
+        self.call = Forward(model, padded=not bool(self.mask_BT.all()))
+        self.cache = cache_for(model, self.ids_BT.shape[1] + room)
+
+    def begin(self) -> Tensor:
+        """Read the prompts."""
+        return self.call(self.ids_BT, self.mask_BT, self.cache)
+
+    def next(self, tokens_B: Tensor) -> Tensor:
+        """Add a token to each row."""
+        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.mask_BT), 1)], dim=1)
+        return self.call(tokens_B[:, None], self.mask_BT, self.cache)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows."""
+        self.cache.reorder_cache(rows)
+        self.mask_BT = self.mask_BT[rows]
+
+
+class UncachedSteps:
+    """Rows padded on the right, read again from their start for every token: right for any causal model."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
+        width = max(map(len, prompts))
+        rows = [[*prompt, *[pad_id] * (width - len(prompt))] for prompt in prompts]
+        self.model, self.pad_id = model, pad_id
+        self.ids_BT = torch.tensor(rows, device=model.device)
+        self.lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+
+    def begin(self) -> Tensor:
+        """Read the prompts."""
+        count, width = self.ids_BT.shape
+        ends_B = flat(torch.arange(count, device=self.ids_BT.device), self.lengths_B - 1, width)
+        logits_BV, _ = logits_at(self.model, ends_B, input_ids=self.ids_BT)
+        return logits_BV
+
+    def next(self, tokens_B: Tensor) -> Tensor:
+        """Add a token to each row."""
+        if int(self.lengths_B.max()) == self.ids_BT.shape[1]:
+            self.ids_BT = torch.nn.functional.pad(self.ids_BT, (0, 1), value=self.pad_id)
+        self.ids_BT[torch.arange(len(tokens_B), device=tokens_B.device), self.lengths_B] = tokens_B
+        self.lengths_B = self.lengths_B + 1
+        return self.begin()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows."""
+        self.ids_BT, self.lengths_B = self.ids_BT[rows], self.lengths_B[rows]
+
+
+def steps_for(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: int, use: CacheUse) -> Steps:
+    """Return how a batch is decoded; with ``unpadded`` its prompts have one length.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids of each row.
+        pad_id: fills shorter rows.
+        room: tokens that will come.
+        use: of the model's cache, as `cache_use` found it.
+    """
+    return UncachedSteps(model, prompts, pad_id) if use == "none" else CachedSteps(model, prompts, pad_id, room)
+
+
+def cache_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, say: Say | None = None) -> CacheUse:
+    """Return how far a model's cache can be trusted, measured on its first prompts and remembered for the model.
+
+    Args:
+        model: a causal language model of `transformers` or `peft`.
+        prompts: at least one; what is tried is made of their tokens.
+        pad_id: fills the left of shorter rows.
+        say: told once for a model whose cache cannot be used fully; a line on standard error when omitted.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if inner not in _KNOWN:
+        with evaluating(model), torch.inference_mode():
+            _KNOWN[inner], why = _measured_use(model, prompts, pad_id)
+        if why:
+            kind = getattr(model.config, "model_type", type(inner).__name__)
+            text = f"the cache of this {kind} model cannot be used as it is ({why}): {SLOWER[_KNOWN[inner]]}"
+            say(text) if say is not None else print(text, file=sys.stderr)
+    return _KNOWN[inner]
+
+
+def _measured_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[CacheUse, str]:
+    """Return the first way of decoding that gives what a pass without cache gives, and what was wrong with others."""
+    rows, new = _trial(model, prompts)
+    if Forward(model, padded=False).cache_argument is None:
+        return "none", "it is not one that transformers fills"
+    wanted = [_plain_logits(model, [*row, *more], len(row)) for row, more in zip(rows, new, strict=True)]
+    together = _difference(model, rows, new, wanted, pad_id)
+    if not together:
+        return "padded", ""
+    alike = _difference(model, [rows[1]] * 2, [new[1]] * 2, [wanted[1]] * 2, pad_id)
+    return ("none", alike) if alike else ("unpadded", f"with padding on the left {together}")
+
+
+def _trial(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return two rows of different lengths, and the tokens each goes on with, all from the first prompts."""
+    known = [token for prompt in prompts[:8] for token in prompt]
+    limit = context_limit(model) or _LONG + _NEW
+    new = max(1, min(_NEW, limit - 2))
+    lengths = [max(1, min(length, limit - new)) for length in (_SHORT, _LONG)]
+    text = (known * (_LONG + _NEW))[: _LONG + _NEW]
+    return [text[:length] for length in lengths], [text[length : length + new] for length in lengths]
+
+
+def _plain_logits(model: Any, ids: list[int], read: int) -> Tensor:
+    """Return the logits after ``read`` tokens and after each that follows, by one pass over one row, without cache."""
+    logits_TV: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, read - 1 :]
+    return logits_TV.float()
+
+
+def _difference(model: Any, rows: list[list[int]], new: list[list[int]], wanted: list[Tensor], pad_id: int) -> str:
+    """Say by how much decoding with a cache is off; nothing when by rounding only."""
+    try:
+        found = _stepwise_logits(model, rows, new, pad_id)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a cache of another kind fails in as many ways as there are models
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+    worst, spread = disagreement(found, [b[: len(a)] for a, b in zip(found, wanted, strict=True)])
+    if worst <= rounding_of(model) * spread:
+        return ""
+    return f"its logits differ by {worst:.2g}, of {spread:.2g} between the likeliest and the unlikeliest token"
+
+
+def _stepwise_logits(model: Any, rows: list[list[int]], new: list[list[int]], pad_id: int) -> list[Tensor]:
+    """Return the logits of the last row and of those before it, as new tokens are fed one by one.
+
+    For the last token only the last row is kept: the others have one line less.
+    """
+    alive, count = list(range(len(rows))), len(new[0])
+    steps = CachedSteps(model, rows, pad_id, count)
+    lines: list[list[Tensor]] = [[line] for line in steps.begin()]
+    for step in range(count):
+        if step == count - 1 and len(alive) > 1:
+            steps.keep(torch.tensor(alive[-1:], device=model.device))
+            alive = alive[-1:]
+        logits_BV = steps.next(torch.tensor([new[i][step] for i in alive], device=model.device))
+        for i, line in zip(alive, logits_BV, strict=True):
+            lines[i].append(line)
+    return [torch.stack(each) for each in lines]
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask (1 for real tokens), each (B, T), of rows padded on the left."""
+    width = max(len(row) for row in rows)
+    ids_BT = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids_BT, mask_BT

@@ -1,0 +1,85 @@
+"""Whether conversations packed into one row stay apart: measured on the model that trains, before its first step.
+
+`transformers` keeps packed sequences apart by their positions, where the architecture lets it: masks that are made of
+positions do, learned position offsets, ALiBi and the state of a recurrent layer do not. No list of architectures is
+kept here: the second of two packed conversations must have the logits it has alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.agreement import disagreement, rounding_of
+from pipeline.models.forward import evaluating
+from pipeline.models.precision import computing_in
+from pipeline.parallel.partitioned import computing_alone
+from pipeline.stage import StageContext
+from pipeline.training.arguments import precision_of
+
+_TOKENS = 48
+"""Of each of the two conversations at most so many are compared."""
+
+_FINER = 0.1
+"""Share of the usual rounding that is let pass: packed or alone, the same kernels multiply the same numbers."""
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+
+
+def refuse_unpackable(ctx: StageContext, model: Any, rows: Sequence[dict[str, Any]], collate: Collate) -> None:
+    """Compare a conversation packed behind another with the same conversation alone.
+
+    Args:
+        ctx: of the stage.
+        model: about to train; its weights may lie in parts, then every process calls this.
+        rows: packed, with `seq_lengths`; the first that holds two conversations is looked at.
+        collate: makes the trainer's batches.
+
+    Raises:
+        PipelineError: the conversations see one another.
+    """
+    row = next((row for row in rows if len(row["seq_lengths"]) > 1), None)
+    if row is None:  # no row holds two
+        return
+    length, other = row["seq_lengths"][:2]
+    first, second = row["input_ids"][:length][:_TOKENS], row["input_ids"][length : length + other][:_TOKENS]
+    kind = model.config.model_type
+    with evaluating(model), computing_alone(model), _computing(ctx, model):
+        try:
+            packed = _logits(model, [first, second], collate)[len(first) :]
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise _refusal(ctx, f"this {kind} model takes no packed rows ({reason})") from error
+        alone = _logits(model, [second], collate)
+        tolerance = rounding_of(model)
+    difference, spread = disagreement([packed], [alone])
+    if difference > _FINER * tolerance * spread:
+        raise _refusal(
+            ctx,
+            f"conversations packed into one row see one another in this {kind} model: the logits of the second one "
+            f"differ by {difference:.2g} from those it has alone, of {spread:.2g} between its likeliest token and its "
+            "unlikeliest",
+        )
+
+
+def _refusal(ctx: StageContext, found: str) -> PipelineError:
+    return PipelineError(Problem(found, "no difference beyond rounding", "set train.mode: rows", stage=ctx.name))
+
+
+def _logits(model: Any, conversations: list[list[int]], collate: Collate) -> Tensor:
+    """Return the logits of a packed row, (T, V)."""
+    ids = [token for one in conversations for token in one]
+    batch = collate([{"input_ids": ids, "labels": ids, "seq_lengths": [len(one) for one in conversations]}])
+    inputs = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    del inputs["labels"]
+    logits_TV: Tensor = model(**inputs, use_cache=False).logits[0]
+    return logits_TV
+
+
+def _computing(ctx: StageContext, model: Any) -> Any:
+    """Compute in the format of the weights; FlashAttention has half precision only."""
+    is_flash = "flash" in str(ctx.facts.get("attention", ""))
+    return computing_in(precision_of(ctx) if is_flash else "fp32", model.device)
