@@ -115,26 +115,19 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Validate a recipe and its data; tells every problem at once."""
-    from pipeline.errors import PipelineError
     from pipeline.preflight import check_plan
-    from pipeline.terminal import print_json
+    from pipeline.terminal import print_json, print_line
 
-    try:
-        made, where = plan_of(recipe, override, None, None, None, store, profile)
-        check_plan(made, where)
-    except PipelineError as error:
-        if not as_json:
-            raise
-        print_json({"ok": False, "problems": [vars(problem) | {"text": str(problem)} for problem in error.problems]})
-        raise typer.Exit(int(error.exit_code)) from None
+    made, where = plan_of(recipe, override, None, None, None, store, profile)
+    check_plan(made, where)
     if as_json:
         print_json({"ok": True, "problems": [], "stages": len(made.stages), "notes": list(made.notes)})
         return
     rows = {item.source_name: item.rows for stage in made.stages for item in stage.data.values()}
     known = f", {sum(rows.values()):,} rows in {len(rows)} data sources" if rows else ""
-    print(f"{recipe}: {len(made.stages)} stages{known}: no problems")
+    print_line(f"{recipe}: {len(made.stages)} stages{known}: no problems")
     for note in made.notes:
-        print(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 @verb(RECIPES)
@@ -152,7 +145,7 @@ def new(
 ) -> None:
     """Write a starter recipe, or copy an example with its data."""
     from pipeline.scaffold import write_example, write_starter
-    from pipeline.terminal import print_json
+    from pipeline.terminal import print_command, print_json, print_line
 
     if example is not None:
         written = write_example(example, target or Path(example), overwrite=overwrite)
@@ -165,7 +158,10 @@ def new(
         print(f"wrote {file}")
     print("\nnext:")
     for line in written.next_steps:
-        print(f"  {line}")
+        if line.startswith(("cd ", "trueup ")):
+            print_command(line)
+        else:
+            print_line(f"  {line}")
 
 
 @verb(RECIPES)

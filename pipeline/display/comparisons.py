@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.evaluation.estimate import number, percent, percent_interval
 from pipeline.reports import Comparison, Measure
-from pipeline.terminal import Column, print_table
+from pipeline.terminal import Column, print_line, print_table
 
 
 def print_comparisons(found: Sequence[Comparison]) -> None:
@@ -19,10 +19,10 @@ def print_comparisons(found: Sequence[Comparison]) -> None:
 
 def print_comparison(each: Comparison) -> None:
     """Print who wins how often, then the differences with their intervals."""
-    print(f"{each.first} against {each.second}: {each.prompts:,} prompts of {each.source}, judged by {each.judge}")
+    print_line(f"{each.first} against {each.second}: {each.prompts:,} prompts of {each.source}, judged by {each.judge}")
     if each.win_rate is not None:
         counts = f"{each.wins} won, {each.ties} tied, {each.losses} lost, p = {each.p_value:.2g}"
-        print(f"win rate {percent_interval(each.win_rate)}: {counts}")
+        print_line(f"win rate {percent_interval(each.win_rate)}: {counts}")
     columns = [
         Column("", style="bold"),
         Column(each.first, right=True, fold=True),
