@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     WAITING = 3
     GATE_FAILED = 4
+    STOPPED = 130  # Ctrl-C, as shells have it: 128 + SIGINT
+    TERMINATED = 143  # SIGTERM
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,10 @@ class StopRequest:
             old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
+        except Interrupted as error:
+            if self.signals:  # as shells have it: 130 after Ctrl-C, 143 after SIGTERM
+                error.exit_code = ExitCode(128 + self.signals[0])
+            raise
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)

@@ -16,16 +16,20 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from pipeline import __version__
-from pipeline.errors import ExitCode, PipelineError
+from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.terminal import expect_json, has_printed_json, print_json, print_line
 
 RECIPES, PEOPLE, STORE, MODELS, MACHINE = "Recipes", "Preferences", "Store", "Checkpoints", "Set-up"
-TOPICS = (RECIPES, PEOPLE, STORE, MODELS, MACHINE)
-STOPPED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
-TERMINATED = 128 + signal.SIGTERM
-"""Exit status after SIGTERM outside a run, which saves what it was at and exits 1."""
+VERBS = {
+    RECIPES: ("run", "plan", "check", "new", "schema", "cancel"),
+    MODELS: ("chat", "generate", "evaluate", "compare"),
+    STORE: ("ls", "show", "lineage", "diff", "tag", "push", "pull", "verify", "gc"),
+    PEOPLE: ("collect", "labels"),
+    MACHINE: ("doctor",),
+}
+"""Topic → its verbs, both in the order in which people come to need them."""
 
-_DEBUG = "--debug"
+_DEBUG, _JSON = "--debug", "--json"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -50,21 +54,22 @@ class Verbs(TyperGroup):
     ) -> Any:
         """Run a command line and leave with its exit code."""
         args, debug = without_debug(sys.argv[1:] if args is None else args)
+        expect_json()
 
         def call() -> Any:
             return super(Verbs, self).main(
                 args, prog_name or "trueup", complete_var, standalone_mode=False, windows_expand_args=False, **extra
             )
 
-        sys.exit(guarded(call, debug=debug))
+        sys.exit(guarded(call, debug=debug, as_json=_JSON in before_dashes(args)))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; Ctrl-C says so."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr)
-            raise typer.Exit(STOPPED) from None
+            print(file=sys.stderr)
+            raise typer.Abort from None
         except BrokenPipeError:  # the reader of a pipe, e.g. `head`, had enough
             _forget_output()
             raise typer.Exit from None
@@ -81,7 +86,8 @@ class Verbs(TyperGroup):
         """Return the verbs that are not hidden, in the order they are listed."""
         verbs: list[tuple[str, Any]] = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         shown = [(name, command) for name, command in verbs if command is not None and not command.hidden]
-        return {topic: [each for each in shown if each[1].rich_help_panel == topic] for topic in TOPICS}
+        shown.sort(key=lambda each: VERBS[each[1].rich_help_panel].index(each[0]))
+        return {topic: [each for each in shown if each[1].rich_help_panel == topic] for topic in VERBS}
 
 
 class Verb(TyperCommand):
@@ -99,40 +105,63 @@ def first_line(command: Any) -> str:
 
 def without_debug(args: Sequence[str]) -> tuple[list[str], bool]:
     """Take `--debug` out of the arguments before a `--`; also true when TRUEUP_DEBUG is set."""
-    end = list(args).index("--") if "--" in args else len(args)
-    kept = [arg for arg in args[:end] if arg != _DEBUG]
-    return [*kept, *args[end:]], len(kept) < end or bool(os.environ.get("TRUEUP_DEBUG"))
+    given = before_dashes(args)
+    kept = [arg for arg in given if arg != _DEBUG]
+    return [*kept, *args[len(given) :]], len(kept) < len(given) or bool(os.environ.get("TRUEUP_DEBUG"))
 
 
-def guarded(call: Callable[[], Any], *, debug: bool) -> int:
-    """Call, and return the exit code; whatever goes wrong is told on standard error."""
+def before_dashes(args: Sequence[str]) -> list[str]:
+    """Return the arguments before a `--`: those that may be options."""
+    return list(args)[: list(args).index("--") if "--" in args else len(args)]
+
+
+def guarded(call: Callable[[], Any], *, debug: bool, as_json: bool = False) -> int:
+    """Call, and return the exit code; what goes wrong is told on standard error, with ``as_json`` also as JSON.
+
+    The JSON of an error is left out where a verb has printed its own already: `verify` that found damage.
+    """
+    problems, code = _called(call, debug=debug)
+    for problem in problems:
+        _say(str(problem))
+    if problems and as_json and not has_printed_json():
+        print_json(error_data(problems, code))
+    return code
+
+
+def error_data(problems: Sequence[Problem], code: int) -> dict[str, Any]:
+    """Return what `--json` prints when a verb ends in an error."""
+    return {
+        "ok": False,
+        "error": "\n".join(map(str, problems)),
+        "exit_code": code,
+        "problems": [vars(problem) | {"text": str(problem)} for problem in problems],
+    }
+
+
+def _called(call: Callable[[], Any], *, debug: bool) -> tuple[Sequence[Problem], int]:
+    """Call, and return what went wrong and the exit code."""
     try:
         code = call()
         sys.stdout.flush()
     except PipelineError as error:
         if debug:
             _print_trace(error)
-        for problem in error.problems:
-            _say(str(problem))
-        return int(error.exit_code)
+        return error.problems, int(error.exit_code)
     except TyperException as error:
-        _say(_usage_problem(error))
-        return int(ExitCode.BAD_INPUT)
-    except typer.Abort:
-        _say("stopped")
-        return int(ExitCode.FAILED)
+        return [Problem(_usage_problem(error))], int(ExitCode.BAD_INPUT)
+    except (typer.Abort, KeyboardInterrupt):
+        return [Problem("stopped")], int(ExitCode.STOPPED)
     except Terminated:
-        _say("stopped")
-        return TERMINATED
+        return [Problem("stopped")], int(ExitCode.TERMINATED)
     except BrokenPipeError:
         _forget_output()
-        return int(ExitCode.DONE)
+        return [], int(ExitCode.DONE)
     except Exception as error:  # nothing a user does should end in a traceback
         if debug:
             _print_trace(error)
-        _say(f"{type(error).__name__}: {_one_line(error)}; run with --debug for the traceback")
-        return int(ExitCode.FAILED)
-    return code if isinstance(code, int) else int(ExitCode.DONE)
+        text = f"{type(error).__name__}: {_one_line(error)}"
+        return [Problem(text, remedy="run with --debug for the traceback")], int(ExitCode.FAILED)
+    return [], code if isinstance(code, int) else int(ExitCode.DONE)
 
 
 def _usage_problem(error: TyperException) -> str:
@@ -149,7 +178,11 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    """Print a problem on standard error: in lines that fit on a terminal, one line elsewhere, for programs."""
+    if sys.stderr.isatty():
+        print_line(line, stream=sys.stderr)
+    else:
+        print(line, file=sys.stderr)
 
 
 def _print_trace(error: BaseException) -> None:
@@ -201,7 +234,7 @@ def entry(
 
 
 def _terminate(number: int, frame: Any) -> None:
-    raise Terminated(TERMINATED)
+    raise Terminated(int(ExitCode.TERMINATED))
 
 
 def main() -> None:

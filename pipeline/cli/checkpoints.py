@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import MODELS, verb
-from pipeline.cli.options import JsonOption, ModelArgument, StoreOption, open_store
+from pipeline.cli.options import JsonOption, ModelArgument, StoreOption, existing_store
 from pipeline.errors import PipelineError, Problem
 
 GreedyOption = Annotated[bool, typer.Option("--greedy", help="Always the most likely token.")]
@@ -50,7 +50,7 @@ def generate(
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt:
         raise PipelineError(Problem("the prompt is empty", "some text", "give it as an argument or on standard input"))
-    source = find_checkpoint(open_store(store), ref)
+    source = find_checkpoint(existing_store(store), ref)
 
     from pipeline.models.chat_session import ReplyOptions, complete, reply
     from pipeline.terminal import print_json
@@ -93,7 +93,7 @@ def chat(
     """Talk to a checkpoint; /help inside lists what it understands."""
     from pipeline.chatting import ChatLoop, find_checkpoint, load_checkpoint, typed_lines
 
-    source = find_checkpoint(open_store(store), ref)
+    source = find_checkpoint(existing_store(store), ref)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print(f"loading {ref} …", flush=True)

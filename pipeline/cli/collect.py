@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,6 +71,7 @@ def collect(
     need("sqlalchemy", "starlette", "uvicorn")
     from pipeline.preferences.desk import Desk
     from pipeline.preferences.serving import listen, serve
+    from pipeline.terminal import print_line
 
     found = _collection(recipe, stage, ledger, override, store, profile)
     desk = Desk(found.batch, found.ledger)
@@ -85,11 +87,12 @@ def collect(
     for name in invited:
         print(f"{name}: {address}/#{desk.invite(name)}")
     if invited:
-        print("A link is shown once: hand each to its person.")
+        print_line("A link is shown once: hand each to its person.")
     for name in known:
         if name not in invited:
-            print(f"{name} has a link already (--new-link {name} makes another)")
-    print(f"listening on {address}; Ctrl-C ends it, and no label is lost", flush=True)
+            print_line(f"{name} has a link already (--new-link {name} makes another)")
+    print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
+    sys.stdout.flush()
     serve(desk, stage, found.guidelines, listener)
 
 

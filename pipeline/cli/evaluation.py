@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.app import MODELS, verb
-from pipeline.cli.options import JsonOption, StoreOption, complete_ref, open_store
+from pipeline.cli.options import JsonOption, StoreOption, complete_ref, existing_store, open_store
 
 
 @verb(MODELS)
@@ -70,10 +70,10 @@ def evaluate(
 @verb(MODELS)
 def compare(
     first: Annotated[
-        str, typer.Argument(metavar="REF", help="A report, or a model of a report.", autocompletion=complete_ref)
+        str, typer.Argument(metavar="FIRST", help="A report, or a model of a report.", autocompletion=complete_ref)
     ],
     second: Annotated[
-        str, typer.Argument(metavar="REF", help="The other one, of the same sort.", autocompletion=complete_ref)
+        str, typer.Argument(metavar="SECOND", help="The other one, of the same sort.", autocompletion=complete_ref)
     ],
     report: Annotated[
         str | None,
@@ -95,7 +95,7 @@ def compare(
     from pipeline.reports import compare_refs
     from pipeline.terminal import print_json
 
-    found = compare_refs(open_store(store), first, second, report)
+    found = compare_refs(existing_store(store), first, second, report)
     if as_json:
         print_json([each.model_dump(mode="json") for each in found])
     else:

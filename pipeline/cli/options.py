@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.errors import PipelineError, Problem
+
 if TYPE_CHECKING:
     from pipeline.artifacts import Store
     from pipeline.recipe import Recipe
 
 DEFAULT_STORE = "store"
+_ANOTHER_STORE = "name another with --store or TRUEUP_STORE"
 
 
 def complete_recipe(incomplete: str) -> Iterable[str]:
@@ -108,7 +111,27 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def open_store(given: str | None, recipe: Recipe | None = None) -> Store:
-    """Return the store: `--store` or TRUEUP_STORE, else the recipe's, else `./store`."""
+    """Return the store: `--store` or TRUEUP_STORE, else the recipe's, else `./store`; it need not be there yet.
+
+    Raises:
+        PipelineError: it is a URL or a file.
+    """
     from pipeline.artifacts import Store
 
-    return Store(given or (recipe.store if recipe is not None else None) or DEFAULT_STORE)
+    store = Store(given or (recipe.store if recipe is not None else None) or DEFAULT_STORE)
+    if store.root.is_file():
+        raise PipelineError(Problem(f"store {store.root} is a file; a store is a folder", remedy=_ANOTHER_STORE))
+    return store
+
+
+def existing_store(given: str | None) -> Store:
+    """Return the store to read from; `./store`, which nobody named, need not be there.
+
+    Raises:
+        PipelineError: `--store` or TRUEUP_STORE names a folder that does not exist.
+    """
+    store = open_store(given)
+    if given and not store.root.is_dir():
+        remedy = f"`trueup run RECIPE --store {given}` makes it; {_ANOTHER_STORE}"
+        raise PipelineError(Problem(f"store {store.root} does not exist", remedy=remedy))
+    return store

@@ -135,17 +135,10 @@ def check(
 ) -> None:
     """Validate a recipe and its data; tells every problem at once."""
     from pipeline.display.checks import check_data, print_check
-    from pipeline.errors import PipelineError
     from pipeline.terminal import print_json
 
-    try:
-        made, where, problems = survey_of(recipe, override, None, None, None, store, profile)
-        report = checked(made, where, problems)
-    except PipelineError as error:
-        if not as_json:
-            raise
-        print_json({"ok": False, "problems": [vars(problem) | {"text": str(problem)} for problem in error.problems]})
-        raise typer.Exit(int(error.exit_code)) from None
+    made, where, problems = survey_of(recipe, override, None, None, None, store, profile)
+    report = checked(made, where, problems)
     if as_json:
         print_json({"ok": True, "problems": [], **check_data(made, report)})
     else:
@@ -167,7 +160,7 @@ def new(
 ) -> None:
     """Write a starter recipe, or copy an example with its data."""
     from pipeline.scaffold import write_example, write_starter
-    from pipeline.terminal import print_json
+    from pipeline.terminal import print_command, print_json, print_line
 
     if example is not None:
         written = write_example(example, target or Path(example), overwrite=overwrite)
@@ -180,7 +173,10 @@ def new(
         print(f"wrote {file}")
     print("\nnext:")
     for line in written.next_steps:
-        print(f"  {line}")
+        if line.startswith(("cd ", "trueup ")):
+            print_command(line)
+        else:
+            print_line(f"  {line}")
 
 
 @verb(RECIPES)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.app import STORE, verb
-from pipeline.cli.options import JsonOption, RefArgument, RefsArgument, StoreOption, YesOption, complete_ref, open_store
+from pipeline.cli.options import (
+    JsonOption,
+    RefArgument,
+    RefsArgument,
+    StoreOption,
+    YesOption,
+    complete_ref,
+    existing_store,
+    open_store,
+)
 from pipeline.errors import ExitCode, PipelineError, Problem
 
+UrlArgument = Annotated[str, typer.Argument(help="A folder, s3://bucket/path, or any fsspec URL.", metavar="URL")]
 AncestorsOption = Annotated[
     bool, typer.Option("--ancestors/--no-ancestors", help="Also what the artifacts were made from.")
 ]
-UrlArgument = Annotated[str, typer.Argument(help="A folder, s3://bucket/path, or any fsspec URL.", metavar="URL")]
 
 
 @verb(STORE)
@@ -30,7 +41,7 @@ def ls(
     from pipeline.display.artifacts import artifact_data, artifact_row, artifact_table
     from pipeline.terminal import print_json
 
-    where = open_store(store)
+    where = existing_store(store)
     found = where.artifacts(name)
     if name is not None and not found:
         raise unknown_name(name, name, where.names(), str(where.root))
@@ -56,7 +67,7 @@ def show(
     from pipeline.display.artifacts import artifact_data, print_artifact
     from pipeline.terminal import print_json
 
-    where = open_store(store)
+    where = existing_store(store)
     artifact = resolve(where, ref)
     if path:
         print(artifact.path)
@@ -79,7 +90,7 @@ def lineage(
     from pipeline.display.lineage import node_data, print_tree
     from pipeline.terminal import print_json
 
-    where = open_store(store)
+    where = existing_store(store)
     tree = (descendants if down else ancestors)(where, resolve(where, ref))
     if as_json:
         print_json(node_data(tree))
@@ -89,8 +100,10 @@ def lineage(
 
 @verb(STORE)
 def diff(
-    before: RefArgument,
-    after: RefArgument,
+    before: Annotated[
+        str, typer.Argument(metavar="BEFORE", help="An artifact, e.g. dpo@v1.", autocompletion=complete_ref)
+    ],
+    after: Annotated[str, typer.Argument(metavar="AFTER", help="Another, e.g. dpo@v2.", autocompletion=complete_ref)],
     everything: Annotated[bool, typer.Option("--all", help="Also hashes of files, environment and runtime.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -101,7 +114,7 @@ def diff(
     from pipeline.display.lineage import difference_data, print_difference
     from pipeline.terminal import print_json
 
-    where = open_store(store)
+    where = existing_store(store)
     first, second = resolve(where, before), resolve(where, after)
     difference = compare_manifests(first.manifest, second.manifest)
     if as_json:
@@ -116,7 +129,7 @@ def verify(refs: RefsArgument = None, store: StoreOption = None, as_json: JsonOp
     from pipeline.artifacts.refs import resolve
     from pipeline.terminal import Column, print_json, print_table
 
-    where = open_store(store)
+    where = existing_store(store)
     chosen = [resolve(where, ref) for ref in refs] if refs else where.artifacts()
     found = {artifact.ref: where.verify(artifact) for artifact in chosen}
     if as_json:
@@ -147,7 +160,7 @@ def tag(
     from pipeline.artifacts.refs import tags, untag
     from pipeline.terminal import Column, print_json, print_table
 
-    where = open_store(store)
+    where = existing_store(store)
     if remove and ref is not None:
         full = f"{ref.partition('@')[0]}:{label}" if label else ref
         untag(where, full)
@@ -186,7 +199,7 @@ def gc(
     from pipeline.display.artifacts import artifact_row, artifact_table
     from pipeline.terminal import print_json, size
 
-    where = open_store(store)
+    where = existing_store(store)
     going = collect(where, keep_last=keep_last, dry_run=True)
     nothing = not going.removed and not going.leftovers and not going.bytes
     if not as_json:
@@ -212,8 +225,9 @@ def gc(
 
 @verb(STORE)
 def push(
-    url: UrlArgument,
     refs: RefsArgument = None,
+    *,
+    url: UrlArgument,
     ancestors: AncestorsOption = True,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -225,9 +239,10 @@ def push(
     from pipeline.artifacts.remote import push as send
     from pipeline.display.transfers import Bar, print_transfer
 
-    where = open_store(store)
+    url, chosen = _url_and_refs([*(refs or ()), url], "trueup push [REF]... URL")
+    where = existing_store(store)
     with Bar(sys.stderr, "pushing") as bar:
-        done = send(where, refs or (), url, with_ancestors=ancestors, progress=bar.show)
+        done = send(where, chosen, url, with_ancestors=ancestors, progress=bar.show)
     print_transfer(done, f"to {url}", as_json=as_json)
 
 
@@ -246,10 +261,26 @@ def pull(
     from pipeline.artifacts.remote import pull as receive
     from pipeline.display.transfers import Bar, print_transfer
 
+    url, chosen = _url_and_refs([url, *(refs or ())], "trueup pull URL [REF]...")
     where = open_store(store)
     with Bar(sys.stderr, "pulling") as bar:
-        done = receive(url, refs or (), where, with_ancestors=ancestors, progress=bar.show)
+        done = receive(url, chosen, where, with_ancestors=ancestors, progress=bar.show)
     print_transfer(done, f"from {url}", as_json=as_json)
+
+
+def _url_and_refs(given: Sequence[str], usage: str) -> tuple[str, list[str]]:
+    """Tell the URL from the refs, in whatever order they come: a ref has no slash, and is no folder that exists.
+
+    Raises:
+        PipelineError: there is no URL, or more than one.
+    """
+    urls = [text for text in given if "/" in text or text in (".", "..", "~")]
+    urls = urls or [text for text in given if Path(text).is_dir()]
+    if len(urls) != 1:
+        found = f"{' and '.join(urls)} are both URLs" if urls else f"there is no URL in `{' '.join(given)}`"
+        remedy = f"{usage}, where URL is s3://bucket/path, any fsspec URL, or a folder such as ./{given[-1]}"
+        raise PipelineError(Problem(found, remedy=f"write {remedy}" if not urls else f"name one: {usage}"))
+    return urls[0], [text for text in given if text != urls[0]]
 
 
 def _ask(question: str, otherwise: str) -> None:

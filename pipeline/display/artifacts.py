@@ -10,7 +10,7 @@ from pipeline.artifacts import Artifact, Manifest
 from pipeline.artifacts.provenance import adapters_of, base_of
 from pipeline.display.evaluations import print_evaluation
 from pipeline.recipe.schema import Compute
-from pipeline.terminal import Column, age, console, duration, figure, print_table, shown_path, size
+from pipeline.terminal import Column, age, console, duration, figure, print_line, print_table, shown_path, size
 
 _COLUMNS = (
     Column("artifact", style="bold"),
@@ -19,7 +19,7 @@ _COLUMNS = (
     Column("created"),
     Column("size", right=True),
     Column("tags", style="cyan"),
-    Column("summary", shorten=True, style="dim"),
+    Column("summary", fold=True, style="dim"),
 )
 SPREAD = (
     *("processes", "nodes", "zero", "offload", "fsdp"),
@@ -190,8 +190,9 @@ def _section(title: str, facts: Mapping[str, str]) -> None:
     if not facts:
         return
     if title:
-        console().print(f"\n[bold]{title}[/bold]")
+        console().print(f"\n{title}", style="bold")
     indent = "  " if title else ""
     width = min(32, max(len(key) for key in facts))
     for key, value in facts.items():
-        print(f"{indent}{key:<{width}}  {value}")
+        head = f"{indent}{key:<{width}}  "
+        print_line(f"{head}{value}", indent=" " * len(head))

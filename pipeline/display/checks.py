@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.plan import Plan
 from pipeline.preflight import CheckReport
 from pipeline.preflight.sources import Progress, SourceCount
-from pipeline.terminal import Column, console, print_table
+from pipeline.terminal import Column, console, print_line, print_table
 
 COLUMNS = (
     Column("data"),
@@ -45,11 +45,11 @@ def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
         print_table(COLUMNS, rows)
         print()
     for note in dict.fromkeys([*_notes(report), *plan.notes]):
-        print(f"note: {note}")
+        print_line(f"note: {note}")
     sources = len({count.source for count, _ in by_source})
     kept = sum({count.source: count.kept for count, _ in by_source}.values())
     known = f", {kept:,} rows to use in {sources} data source{'' if sources == 1 else 's'}" if sources else ""
-    print(f"{recipe}: {len(plan.stages)} stages{known}: no problems")
+    print_line(f"{recipe}: {len(plan.stages)} stages{known}: no problems")
 
 
 def check_data(plan: Plan, report: CheckReport) -> dict[str, Any]:

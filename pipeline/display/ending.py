@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Store
 from pipeline.display.evaluations import print_evaluation
-from pipeline.terminal import Column, duration, figure, print_table, shown_path
+from pipeline.terminal import Column, duration, figure, print_command, print_line, print_table, shown_path
 
 if TYPE_CHECKING:
     from pipeline.runner import RunReport, StageDone
@@ -30,9 +30,9 @@ def print_report(report: RunReport, store: Store, recipe: Path | None) -> None:
     print()
     print_table(_COLUMNS, [_row(done) for done in report.stages])
     made = sum(not done.cached for done in report.stages)
-    print(f"\n{made} made, {len(report.stages) - made} from the store, in {duration(report.seconds)}")
+    print_line(f"\n{made} made, {len(report.stages) - made} from the store, in {duration(report.seconds)}")
     if made:
-        print(f"journal and logs: {shown_path(report.run_dir)}")
+        print_line(f"journal and logs: {shown_path(report.run_dir)}")
     for done in report.stages:
         if done.artifact.manifest.makes == "report":
             print_evaluation(done.artifact)
@@ -40,7 +40,7 @@ def print_report(report: RunReport, store: Store, recipe: Path | None) -> None:
     if commands:
         print("\nnext:")
         for command in commands:
-            print(f"  {command}")
+            print_command(command)
 
 
 def next_commands(stages: Sequence[StageDone], store: Store, recipe: Path | None) -> list[str]:

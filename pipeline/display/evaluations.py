@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from pipeline.artifacts import Artifact
-from pipeline.terminal import Column, print_table, print_text, shown_path
+from pipeline.terminal import KEPT_BLANK, Column, print_line, print_table, shown_path
 
 
 def print_evaluation(artifact: Artifact) -> None:
@@ -24,27 +22,26 @@ def print_evaluation(artifact: Artifact) -> None:
     report = read(file)
     print(f"\n{artifact.ref}" + (f": {report.sample_text}" if report.is_sample else ""))
     for warning in report.warnings:
-        print_text(f"warning: {warning}", style="yellow")
+        print_line(f"warning: {warning}")
     for name in report.candidates:
-        print_text(" ".join(of_model(report, name).lines))
+        print_line(" ".join(of_model(report, name).lines))
     for sentence in gaming_sentences(report):
-        print_text(sentence)
+        print_line(sentence)
     _print_cells(headline(report))
     if report.task_names:
         print("\ncorrect answers by task")
         _print_cells(task_table(report))
     page = artifact.path / "report.md"
     if page.is_file():
-        print(f"report: {shown_path(page)}")
+        print_line(f"report: {shown_path(page)}")
 
 
 def _print_cells(cells: list[list[str]]) -> None:
     header, *rows = cells
-    if sys.stdout.isatty():
-        rows = [[_breaking_before_brackets(cell) for cell in row] for row in rows]
+    rows = [[_breaking_before_brackets(cell) for cell in row] for row in rows]
     print_table([Column(header[0], style="bold"), *(Column(title, fold=True) for title in header[1:])], rows)
 
 
 def _breaking_before_brackets(cell: str) -> str:
-    """Let ``74.2 % [70.1, 78.0]`` break before its interval only, where a narrow terminal makes it break."""
-    return cell.replace(", ", ",\u00a0").replace(" %", "\u00a0%")
+    """Let ``74.2 % [70.1, 78.0]`` break before its interval only, where there is little room."""
+    return cell.replace(", ", f",{KEPT_BLANK}").replace(" %", f"{KEPT_BLANK}%")

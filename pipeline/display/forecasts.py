@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from pipeline.forecast.changes import gib, remedy
 from pipeline.forecast.stages import Forecast
 from pipeline.stage import MODEL_PARALLEL
-from pipeline.terminal import Column, duration, print_table
+from pipeline.terminal import Column, duration, print_line, print_table
 
 WORK = ("params", "trained", "format", "tokens", "FLOPs", "time", "cost")
 _OPEN = "fp32/bf16"
@@ -30,19 +30,18 @@ def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: T
         for need in needs:
             if need.host:
                 room = f" of {gib(need.host_room)}" if need.host_room else ", of a size that is not known"
-                print(
-                    f"offloaded: {need.stage.spec.name} keeps {gib(need.host)} a process in the machine's memory{room}",
-                    file=out,
-                )
+                told = f"{need.stage.spec.name} keeps {gib(need.host)} a process in the machine's memory{room}"
+                print_line(f"offloaded: {told}", stream=out)
         for line in dict.fromkeys(_assumed(need) for need in needs):
-            print(line, file=out)
+            print_line(line, stream=out)
         if any(len(need.formats) > 1 for need in needs):
-            print(f"{_OPEN}: auto is measured when the stage runs; memory is that of the format with more", file=out)
+            told = f"{_OPEN}: auto is measured when the stage runs; memory is that of the format with more"
+            print_line(told, stream=out)
     for need in needs:
         if not need.fits:
-            print(f"does not fit: {need.stage.spec.name}; {remedy(need)}", file=out)
+            print_line(f"does not fit: {need.stage.spec.name}; {remedy(need)}", stream=out)
     for note in unknown:
-        print(f"note: {note}", file=out)
+        print_line(f"note: {note}", stream=out)
 
 
 def forecast_data(need: Forecast) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pipeline.evaluation.intervals import wilson
 from pipeline.preferences.agreement import agreement, exported
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import LedgerEvent
-from pipeline.terminal import print_json
+from pipeline.terminal import print_json, print_line
 
 
 def status(batch: Batch, state: State, *, as_json: bool) -> None:
@@ -26,9 +26,9 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         told = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
         print_json({**told, "event": state.number, "head": state.head})
         return
-    print(f"{done} of {full} labels of {len(batch.items)} pairs, event {state.number}")
+    print_line(f"{done} of {full} labels of {len(batch.items)} pairs, event {state.number}")
     for name, counts in sorted(people.items()):
-        print(f"  {name}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
+        print_line(f"  {name}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
 
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
@@ -41,13 +41,13 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
         print_json({**told, "krippendorff_alpha": found.alpha})
         return
     if rate is None:
-        print("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
+        print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
         return
-    print(
+    print_line(
         f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}] of {found.pairs} comparisons agree, on {found.items} pairs"
     )
     alpha = "has no value: all labels are equal" if found.alpha is None else f"{found.alpha:.3f}"
-    print(f"Krippendorff's alpha (nominal): {alpha}")
+    print_line(f"Krippendorff's alpha (nominal): {alpha}")
 
 
 def export(batch: Batch, state: State, out: Path | None) -> None:
@@ -68,7 +68,7 @@ def export(batch: Batch, state: State, out: Path | None) -> None:
                 Problem(f"cannot write {out}: {error.strerror}", "a file in a folder that exists")
             ) from error
     said = "".join(f", {count} {why}" for why, count in sorted(without.items()))
-    print(f"{len(rows)} preferences as of event {state.number}{said}", file=sys.stderr)
+    print_line(f"{len(rows)} preferences as of event {state.number}{said}", stream=sys.stderr)
 
 
 def verified(events: Sequence[LedgerEvent], problems: Sequence[str], *, as_json: bool) -> None:
@@ -77,9 +77,9 @@ def verified(events: Sequence[LedgerEvent], problems: Sequence[str], *, as_json:
         print_json({"events": len(events), "head": events[-1].hash if events else "", "problems": list(problems)})
         return
     for problem in problems:
-        print(problem)
+        print_line(problem)
     if not problems:
-        print(
+        print_line(
             f"{len(events)} events, each follows the one before it"
             + (f"; head {events[-1].hash[:12]}" if events else "")
         )

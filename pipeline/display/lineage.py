@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Artifact
 from pipeline.artifacts.lineage import Change, Difference, Node
 from pipeline.artifacts.provenance import adapters_of, base_of
-from pipeline.terminal import Column, console, figure, print_table
+from pipeline.terminal import Column, console, figure, print_line, print_table
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -124,11 +124,11 @@ def print_difference(before: Artifact, after: Artifact, difference: Difference, 
         )
         print_table(columns, [_row(change) for change in shown])
     else:
-        print(f"{before.ref} and {after.ref} agree in configuration, inputs, data and metrics")
-    print(f"\npayload: {'the same bytes' if difference.same_payload else 'different bytes'}")
+        print_line(f"{before.ref} and {after.ref} agree in configuration, inputs, data and metrics")
+    print_line(f"\npayload: {'the same bytes' if difference.same_payload else 'different bytes'}")
     hidden = len(told) - len(shown)
     if hidden:
-        print(f"{hidden} more differences in files, environment and runtime: --all shows them")
+        print_line(f"{hidden} more differences in files, environment and runtime: --all shows them")
 
 
 def _is_hash(change: Change) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from pipeline.plan import FORCED, Plan, PlannedStage
-from pipeline.terminal import Column, print_table
+from pipeline.terminal import Column, print_line, print_table
 
 COLUMNS = (
     Column("stage"),
@@ -37,8 +37,8 @@ def print_plan(plan: Plan, stream: TextIO | None = None) -> None:
     rows = [[stage.spec.name, stage.spec.kind, status_of(stage), why_of(stage)] for stage in plan.stages]
     print_table(COLUMNS, rows, stream=out)
     for note in plan.notes:
-        print(f"note: {note}", file=out)
-    print(f"\n{summary(plan.stages)}", file=out)
+        print_line(f"note: {note}", stream=out)
+    print_line(f"\n{summary(plan.stages)}", stream=out)
 
 
 def summary(stages: Sequence[PlannedStage]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from pipeline.artifacts.transfer import Progress, Transfer
-from pipeline.terminal import console, print_json, size
+from pipeline.terminal import console, print_json, print_line, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -57,9 +57,9 @@ def print_transfer(done: Transfer, where: str, *, as_json: bool) -> None:
     ):
         _lines(words, refs)
     kept = f", {done.files_kept:,} were there" if done.files_kept else ""
-    print(f"{len(done.moved)} artifacts {where}: {done.files:,} files, {size(done.bytes)}{kept}")
+    print_line(f"{len(done.moved)} artifacts {where}: {done.files:,} files, {size(done.bytes)}{kept}")
 
 
 def _lines(words: str, refs: Sequence[str]) -> None:
     for ref in refs:
-        print(f"{ref} {words}")
+        print_line(f"{ref} {words}")

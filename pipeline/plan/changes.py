@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from typing import Any
 
 from pipeline.artifacts import Manifest
 from pipeline.plan.model import PlannedData, PlannedInput
 
 _ABSENT = object()
+_SHOWN, _BEFORE_CHANGE = 60, 20
+"""Characters shown of a value, and of those before the first that differs."""
 
 
 def reasons(
@@ -42,7 +45,7 @@ def reasons(
     for key, default in (("seed", None), ("precision", "auto"), ("trust_remote_code", False)):
         was, now = old.get(key, default), payload.get(key, default)
         if was != now:
-            found.append(f"{key} {_shown(was)} → {_shown(now)}")
+            found.append(f"{key} {_change(was, now)}")
     return tuple(found) or ("fingerprints are made in another way now",)
 
 
@@ -114,10 +117,28 @@ def _values(was: Any, now: Any, name: str) -> Iterator[str]:
     elif now is _ABSENT:
         yield f"{name} no longer set (was {_shown(was)})"
     elif was != now or type(was) is not type(now):
-        yield f"{name} {_shown(was)} → {_shown(now)}"
+        yield f"{name} {_change(was, now)}"
+
+
+def _change(was: Any, now: Any) -> str:
+    """Return ``before → after``; of long values the part in which they differ."""
+    before, after = _text(was), _text(now)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
+    start = max(0, same - _BEFORE_CHANGE) if max(len(before), len(after)) > _SHOWN else 0
+    return f"{_cut(before, start)} → {_cut(after, start)}"
 
 
 def _shown(value: Any) -> str:
     """Return a value in one short line."""
+    return _cut(_text(value), 0)
+
+
+def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return text.replace("\n", "\\n")
+
+
+def _cut(text: str, start: int) -> str:
+    """Return a text from ``start`` on; dots stand for what is left out."""
+    end = start + _SHOWN
+    return f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}"

@@ -122,7 +122,7 @@ class _Planner:
         except _UnplannableError:
             return None
         forced = self.forced(name)
-        why = forced or (() if artifact else reasons(content, inputs, data, self.newest(name)))
+        why = forced or (() if artifact else self.reasons(name, content, inputs, data))
         stage = PlannedStage(
             spec=spec,
             fingerprint=fingerprint,
@@ -144,10 +144,23 @@ class _Planner:
         needs = [need for need in dict.fromkeys(self.graph.needs(name)) if FORCED in self.planned[need].why]
         return (FORCED, *(f"{need} is forced" for need in needs)) if needs else ()
 
-    def newest(self, name: str) -> Any:
-        """Return the manifest of the newest artifact of a name, or None."""
-        artifacts = self.store.artifacts(name)
-        return max(artifacts, key=lambda artifact: artifact.manifest.version).manifest if artifacts else None
+    def reasons(
+        self,
+        name: str,
+        content: dict[str, Any],
+        inputs: dict[str, list[PlannedInput]],
+        data: dict[str, PlannedData],
+    ) -> tuple[str, ...]:
+        """Return why a stage runs: what changed since the newest artifact of its name that this recipe made.
+
+        Another recipe's stage of that name has nothing to do with it; that there is one is said.
+        """
+        artifacts = sorted(self.store.artifacts(name), key=lambda artifact: artifact.manifest.version)
+        own = [artifact for artifact in artifacts if artifact.manifest.recipe.get("name") == self.recipe.name]
+        if artifacts and not own:
+            other = artifacts[-1]
+            return (f"never run by this recipe ({other.ref} is of `{other.manifest.recipe.get('name', '?')}`)",)
+        return reasons(content, inputs, data, own[-1].manifest if own else None)
 
     def input(self, reference: Reference) -> PlannedInput:
         """Return an input with its fingerprint."""

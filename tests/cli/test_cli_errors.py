@@ -33,6 +33,18 @@ CASES = [
     (["lineage", "../sft"], "ref `../sft`; expected `name`, `name@v3`, `name@9f31c0` (four or more hex digits of the "
      "fingerprint) or `name:tag`. A name is letters, digits, `_`, `.` and `-`, beginning with a letter or digit"),
     (["tag", "sft"], "no tag given; expected trueup tag sft TAG. `trueup tag` lists tags"),
+    *(([*verb, "--store", "nowhere"], "store {tmp}/nowhere does not exist; `trueup run RECIPE --store nowhere` makes "
+       "it. Name another with --store or TRUEUP_STORE") for verb in (
+           ["ls"], ["show", "sft"], ["lineage", "sft"], ["diff", "sft", "dpo"], ["verify"], ["tag"], ["gc"],
+           ["push", "./away"], ["compare", "sft", "dpo"], ["generate", "sft", "hi"], ["chat", "sft"])),
+    *(([*verb, "--store", "one.yaml"], "store {tmp}/one.yaml is a file; expected a folder. "
+       "Name another with --store or TRUEUP_STORE") for verb in (
+           ["ls"], ["plan", "one.yaml"], ["run", "one.yaml"], ["check", "one.yaml"], ["pull", "./away"], ["doctor"])),
+    (["push", "dpo"], "there is no URL in `dpo`; write trueup push [REF]... URL, where URL is s3://bucket/path, "
+     "any fsspec URL, or a folder such as ./dpo"),
+    (["pull", "dpo"], "there is no URL in `dpo`; write trueup pull URL [REF]..., where URL is s3://bucket/path, "
+     "any fsspec URL, or a folder such as ./dpo"),
+    (["push", "./a", "s3://b/c"], "./a and s3://b/c are both URLs; name one: trueup push [REF]... URL"),
     (["tag", "--remove", "sft:x"], "no tag `sft:x`"),
     (["tag", "sft", "no/slash"], "tag `no/slash`; "
         "expected letters, digits, `_`, `.` and `-`, beginning with a letter or digit"),
@@ -63,6 +75,7 @@ def test_bad_input_is_told_in_one_line(
     (tmp_path / "one.yaml").write_text("stages: {}\n")
     (tmp_path / "broken.yaml").write_text("stages: {a: b\n")
     (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "empty").mkdir()
     known = ", ".join(f"v{a.manifest.version} ({a.manifest.short})" for a in stocked.artifacts("sft"))
     result = trueup(*args)
     assert result.exit_code == 2
@@ -99,3 +112,23 @@ def test_check_json_lists_problems(trueup: Callable[..., Result], tmp_path: Path
     assert told["ok"] is False
     assert [(p["where"], p["stage"]) for p in told["problems"]] == [("bad.yaml:2", "tok")]
     assert set(told["problems"][0]) == {"found", "expected", "remedy", "where", "stage", "text"}
+
+
+@pytest.mark.parametrize(("args", "line"), CASES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_json_tells_an_error_as_json_too(
+    trueup: Callable[..., Result], stocked: Store, tmp_path: Path, args: list[str], line: str
+) -> None:
+    import json
+
+    (tmp_path / "one.yaml").write_text("stages: {}\n")
+    (tmp_path / "broken.yaml").write_text("stages: {a: b\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "empty").mkdir()
+    if args[0] in ("chat", "rnu"):  # `chat` has no --json: that is the error then
+        line = "no such"
+    result = trueup(*args, "--json")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["ok"], told["exit_code"]) == (2, False, 2)
+    assert told["error"] == result.stderr.rstrip("\n")
+    assert [problem["text"] for problem in told["problems"]] == [told["error"]]
+    assert line.partition("{")[0].partition("; see")[0][:30] in told["error"]

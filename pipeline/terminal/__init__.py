@@ -1,0 +1,37 @@
+"""What the command writes: figures in words, lines and tables that fit, and JSON.
+
+Knows nothing of recipes, stages or stores. `rich` is imported when a table is printed: `--help` does not pay for it.
+"""
+
+from pipeline.terminal.lines import (
+    KEPT_BLANK,
+    expect_json,
+    has_printed_json,
+    line_width,
+    print_command,
+    print_json,
+    print_line,
+    wrapped,
+)
+from pipeline.terminal.tables import Column, console, print_table
+from pipeline.terminal.words import age, duration, figure, metrics, shown_path, size
+
+__all__ = [
+    "KEPT_BLANK",
+    "Column",
+    "age",
+    "console",
+    "duration",
+    "expect_json",
+    "figure",
+    "has_printed_json",
+    "line_width",
+    "metrics",
+    "print_command",
+    "print_json",
+    "print_line",
+    "print_table",
+    "shown_path",
+    "size",
+    "wrapped",
+]
