@@ -120,7 +120,7 @@ def open_store(given: str | None, recipe: Recipe | None = None) -> Store:
 
     store = Store(given or (recipe.store if recipe is not None else None) or DEFAULT_STORE)
     if store.root.is_file():
-        raise PipelineError(Problem(f"store {store.root} is a file; a store is a folder", remedy=_ANOTHER_STORE))
+        raise PipelineError(Problem(f"store {store.root} is a file", "a folder", _ANOTHER_STORE))
     return store
 
 
@@ -132,6 +132,6 @@ def existing_store(given: str | None) -> Store:
     """
     store = open_store(given)
     if given and not store.root.is_dir():
-        remedy = f"`trueup run RECIPE --store {given}` makes it; {_ANOTHER_STORE}"
+        remedy = f"run `trueup run RECIPE --store {given}` to make it, or {_ANOTHER_STORE}"
         raise PipelineError(Problem(f"store {store.root} does not exist", remedy=remedy))
     return store

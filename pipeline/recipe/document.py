@@ -170,7 +170,7 @@ class _Reader:
                 self.bad(key_node, f"key `{shown}` is not text", remedy="put it in quotes")
                 continue
             if key in own:
-                self.bad(key_node, f"key `{key}` is given twice", f"first at {own[key].place}", "remove one of them")
+                self.bad(key_node, f"key `{key}` is given twice, first at {own[key].place}", "", "remove one of them")
                 continue
             own[key] = self.read(value_node, self.place(key_node))
         return {**inherited, **own}

@@ -33,18 +33,18 @@ CASES = [
     (["lineage", "../sft"], "ref `../sft`; expected `name`, `name@v3`, `name@9f31c0` (four or more hex digits of the "
      "fingerprint) or `name:tag`. A name is letters, digits, `_`, `.` and `-`, beginning with a letter or digit"),
     (["tag", "sft"], "no tag given; expected trueup tag sft TAG. `trueup tag` lists tags"),
-    *(([*verb, "--store", "nowhere"], "store {tmp}/nowhere does not exist; `trueup run RECIPE --store nowhere` makes "
-       "it. Name another with --store or TRUEUP_STORE") for verb in (
+    *(([*verb, "--store", "nowhere"], "store {tmp}/nowhere does not exist. Run `trueup run RECIPE --store nowhere` to "
+       "make it, or name another with --store or TRUEUP_STORE") for verb in (
            ["ls"], ["show", "sft"], ["lineage", "sft"], ["diff", "sft", "dpo"], ["verify"], ["tag"], ["gc"],
            ["push", "./away"], ["compare", "sft", "dpo"], ["generate", "sft", "hi"], ["chat", "sft"])),
     *(([*verb, "--store", "one.yaml"], "store {tmp}/one.yaml is a file; expected a folder. "
        "Name another with --store or TRUEUP_STORE") for verb in (
            ["ls"], ["plan", "one.yaml"], ["run", "one.yaml"], ["check", "one.yaml"], ["pull", "./away"], ["doctor"])),
-    (["push", "dpo"], "there is no URL in `dpo`; write trueup push [REF]... URL, where URL is s3://bucket/path, "
+    (["push", "dpo"], "there is no URL in `dpo`. Write trueup push [REF]... URL, where URL is s3://bucket/path, "
      "any fsspec URL, or a folder such as ./dpo"),
-    (["pull", "dpo"], "there is no URL in `dpo`; write trueup pull URL [REF]..., where URL is s3://bucket/path, "
+    (["pull", "dpo"], "there is no URL in `dpo`. Write trueup pull URL [REF]..., where URL is s3://bucket/path, "
      "any fsspec URL, or a folder such as ./dpo"),
-    (["push", "./a", "s3://b/c"], "./a and s3://b/c are both URLs; name one: trueup push [REF]... URL"),
+    (["push", "./a", "s3://b/c"], "./a and s3://b/c are both URLs. Name one: trueup push [REF]... URL"),
     (["tag", "--remove", "sft:x"], "no tag `sft:x`"),
     (["tag", "sft", "no/slash"], "tag `no/slash`; "
         "expected letters, digits, `_`, `.` and `-`, beginning with a letter or digit"),
