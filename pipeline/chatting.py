@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Store
 from pipeline.artifacts.refs import resolve
-from pipeline.errors import PipelineError, Problem, nearest
+from pipeline.errors import PipelineError, Problem, nearest, sentences
 from pipeline.stage import ResolvedInput
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class ChatLoop:
             self._set(word, rest)
         else:
             known = [*_SIMPLE, *_SETTINGS, "system", "quit"]
-            self.write(f"no command /{word}; {nearest(word, known) or '/help lists them'}\n")
+            self.write(sentences(f"no command /{word}", remedy=nearest(word, known) or "/help lists them") + "\n")
         return True
 
     def _set(self, word: str, rest: str) -> None:

@@ -6,6 +6,7 @@ Owns the one exception family of the package and its exit codes. Knows nothing o
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,12 +24,13 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, in one line.
+    """One thing that is wrong, in one line that reads as sentences.
 
     Attributes:
         found: what is there, e.g. ``beta is -0.1``.
-        expected: what would have been right, e.g. ``must be > 0``; may be empty.
-        remedy: what to do, e.g. ``did you mean `learning_rate`?``; may be empty.
+        expected: what would have been right: a noun (``at least one row``), ``must be > 0``, or a clause that says what
+            there is instead (``the recipe has no `data:` ``); may be empty.
+        remedy: what to do, e.g. ``did you mean `learning_rate`?`` or a command; may be empty.
         where: place, e.g. ``recipes/tiny.yaml:14``; empty when there is none.
         stage: name of the stage concerned, or empty.
     """
@@ -40,11 +42,39 @@ class Problem:
     stage: str = ""
 
     def __str__(self) -> str:
-        """Render as ``where stage NAME: found, expected; remedy``."""
+        """Render as ``where stage NAME: found; expected that. Do this``."""
         place = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
-        text = ", ".join(part for part in (self.found, self.expected) if part)
-        text = f"{text}; {self.remedy}" if self.remedy else text
+        text = sentences(self.found, self.expected, self.remedy)
         return f"{place}: {text}" if place else text
+
+
+_CLAUSE = re.compile(
+    r"(it|this|they|there|nothing|stored|tags|reports have|text rows|the recipe has|this recipe|`[^`]+` has)\b"
+)
+"""How an `expected` begins that is a clause of its own, such as ``tags are a, b``."""
+
+_COMMAND = re.compile(r"(pip install|trueup|iconv|git|gzip|bzip2|xz|zstd) [^;,]+")
+_WORD = re.compile(r"[a-z][a-z']*(?![\w.:=(\[/-])")
+"""A word of prose, not a setting or a path."""
+
+
+def sentences(found: str, expected: str = "", remedy: str = "") -> str:
+    """Join the parts of a message: *X is A; expected B. Do C.* A remedy that is a command alone stands in backticks."""
+    text = f"{found.rstrip('.')}; {_clause(expected)}" if expected else found
+    if not remedy:
+        return text
+    advice = f"Run `{remedy}`" if _COMMAND.fullmatch(remedy) else remedy
+    if _WORD.match(advice):
+        advice = advice[0].upper() + advice[1:]
+    # No full stop at the end: what stands there is often a setting, a path or a command to copy.
+    return f"{text.rstrip('.')}. {advice}"
+
+
+def _clause(expected: str) -> str:
+    """Return what was expected as a clause that follows a semicolon."""
+    if expected.startswith("must "):
+        return f"it {expected}"
+    return expected if _CLAUSE.match(expected) or expected.startswith("expected ") else f"expected {expected}"
 
 
 class PipelineError(Exception):

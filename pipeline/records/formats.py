@@ -1,45 +1,29 @@
-"""Row formats: how people write demonstrations, preferences, prompts and text, and the five shapes stages take.
+"""Row formats: how people write demonstrations, preferences, prompts and text.
 
-Owns the detection of a format, one function per format, and the shapes. Knows nothing of files.
-
-A format function reads a row into `Parsed`; a shape function turns that into the row a stage gets:
-
-    text         {"text": str}
-    messages     {"messages": turns}                  ends with the assistant: a demonstration
-    preference   {"prompt": turns, "chosen": turns, "rejected": turns, "margin": float | None}
-    labelled     {"prompt": turns, "completion": turns, "label": bool}      a demonstration's final turn, good or bad
-    prompt       {"prompt": turns}                    ends with the user
-
-A turn is ``{"role": "system" | "user" | "assistant", "content": str}``. Columns that did not go into the shape stay in
-the row as they are.
+Owns one function per format, which reads a row into `Parsed`. Knows nothing of files, nor how a format is told, nor of
+what a stage gets (`pipeline/records/shapes.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.records.turns import (
-    SHAREGPT_ROLES,
-    TRANSCRIPT_TURN,
-    BadRowError,
-    Turns,
-    check_order,
-    text_of,
-    transcript_turns,
-    turns_of,
-)
+from pipeline.records.comparisons import compared
+from pipeline.records.faults import BadRowError, text_of
+from pipeline.records.turns import Turns, check_order, listed_messages, transcript_turns, turns_of
 from pipeline.stage import Shape
 
 Row = Mapping[str, Any]
 
-LABELS = ("label", "kto_tag", "desirable")
-"""Columns that say whether a completion is good, the first that a row fills: trl's, LLaMA-Factory's, other tools'."""
-
-_LABEL_WORDS = {"true": True, "1": True, "false": False, "0": False}
+NO_INPUT = ("noinput", "no input", "")
+"""What data sets write into the `input` of an instruction that has none."""
+TOOLS = frozenset({"tools", "functions"})
+MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*[\"'](role|from|content|value)[\"']\s*:")
+"""How the text of a list of messages begins, which CSV holds."""
 
 
 @dataclass
@@ -53,6 +37,7 @@ class Parsed:
         rejected: the other continuation.
         margin: by how much the chosen one is better.
         system: system turn from a column of its own.
+        is_plain: every side was text without roles.
     """
 
     turns: Turns = field(default_factory=list)
@@ -61,14 +46,15 @@ class Parsed:
     rejected: Turns = field(default_factory=list)
     margin: float | None = None
     system: str = ""
+    is_plain: bool = False
 
 
 def _parse_text(row: Row) -> Parsed:
-    return Parsed(text=text_of(row.get("text"), "`text`"))
+    return Parsed(text=text_of(row.get("text"), "`text`"), is_plain=True)
 
 
 def _parse_messages(row: Row) -> Parsed:
-    return Parsed(turns_of(row.get("messages"), "messages"))
+    return Parsed(turns_of(row.get("messages"), "messages"), system=_system(row))
 
 
 def _parse_prompt_completion(row: Row) -> Parsed:
@@ -76,29 +62,55 @@ def _parse_prompt_completion(row: Row) -> Parsed:
     completion = _side(row.get("completion"), "completion", role="assistant")
     check_order(prompt, "prompt", last="user")
     check_order(completion, "completion", first="assistant", last="assistant")
-    return Parsed(prompt + completion, system=_system(row))
+    is_plain = is_plain_text(row["prompt"]) and is_plain_text(row["completion"])
+    return Parsed(prompt + completion, system=_system(row), is_plain=is_plain)
 
 
 def _parse_sharegpt(row: Row) -> Parsed:
-    value = row.get("conversations")
-    is_openai = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "role" in value[0]
-    if is_openai:
-        return Parsed(turns_of(value, "conversations"), system=_system(row))
-    turns = turns_of(value, "conversations", role_key="from", content_key="value", roles=SHAREGPT_ROLES)
-    return Parsed(turns, system=_system(row))
+    """Read `conversations`: messages, or the exchanges or the bare texts of a user and an assistant in turn."""
+    value, name = row.get("conversations"), "conversations"
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, str) and not isinstance(value, str):
+        texts = [text_of(text, f"`{name}` turn {number}") for number, text in enumerate(value or [], start=1)]
+        roles = ("user", "assistant")
+        return Parsed([{"role": roles[at % 2], "content": text} for at, text in enumerate(texts)], system=_system(row))
+    if isinstance(first, Mapping) and {"input", "output"} <= first.keys() and isinstance(value, list):
+        turns: Turns = []
+        for number, one in enumerate(value, start=1):
+            here = f"`{name}` exchange {number}"
+            asked, answer = (one.get(key) if isinstance(one, Mapping) else None for key in ("input", "output"))
+            turns += _exchange(text_of(asked, f"{here} `input`"), text_of(answer, f"{here} `output`"))
+        return Parsed(turns, system=_system(row))
+    return Parsed(turns_of(value, name), system=_system(row))
 
 
 def _parse_alpaca(row: Row) -> Parsed:
+    if isinstance(row.get("output"), list):
+        raise BadRowError("`output` is a list", "text", "if the best answer stands first, `columns: {output: ranked}`")
+    asked, answer = instruction_of(row), text_of(row.get("output"), "`output`")
+    return Parsed(_history(row) + _exchange(asked, answer), system=_system(row))
+
+
+def instruction_of(row: Row) -> str:
+    """Return the `instruction` of a row with its `input` below.
+
+    Raises:
+        BadRowError: one of them is no text.
+    """
     asked = text_of(row.get("instruction"), "`instruction`")
-    if row.get("input"):
-        asked = f"{asked}\n\n{text_of(row['input'], '`input`')}"
-    answer = text_of(row.get("output"), "`output`")
+    given = row.get("input")
+    if not given or (isinstance(given, str) and given.strip("<> ").casefold() in NO_INPUT):
+        return asked
+    return f"{asked}\n\n{text_of(given, '`input`')}"
+
+
+def _history(row: Row) -> Turns:
     turns: Turns = []
     for number, exchange in enumerate(row.get("history") or [], start=1):
         if not isinstance(exchange, list) or len(exchange) != 2:
-            raise BadRowError(f"`history` exchange {number} is {exchange!r}"[:80] + ", expected [question, answer]")
+            raise BadRowError(f"`history` exchange {number} is {exchange!r}"[:80], "[question, answer]")
         turns += _exchange(*(text_of(text, f"`history` exchange {number}") for text in exchange))
-    return Parsed(turns + _exchange(asked, answer), system=_system(row))
+    return turns
 
 
 def _exchange(asked: str, answer: str) -> Turns:
@@ -116,18 +128,59 @@ def _parse_hh(row: Row) -> Parsed:
 
 
 def _parse_preference(row: Row) -> Parsed:
-    chosen = _side(row.get("chosen"), "chosen", role="assistant")
-    rejected = _side(row.get("rejected"), "rejected", role="assistant")
-    if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
-        if row.get("prompt") is None:
-            expected = "a `prompt`, or `chosen` and `rejected` as whole conversations that start alike"
-            raise BadRowError(f"`prompt` is missing, expected {expected}")
-        return _pair(_side(row["prompt"], "prompt", role="user"), chosen, rejected, row)
-    prompt, chosen, rejected = _without_shared(chosen, rejected)
+    row = of_openai(row)
+    return pair_of(row.get("chosen"), row.get("rejected"), row)
+
+
+def pair_of(better: object, worse: object, row: Row) -> Parsed:
+    """Return a pair: two answers to the `prompt` (or `instruction`) of a row, or two conversations that start alike.
+
+    Raises:
+        BadRowError: they are none.
+    """
+    chosen = _side(better, "chosen", role="assistant")
+    rejected = _side(worse, "rejected", role="assistant")
     given = row.get("prompt")
+    if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
+        if given is None and row.get("instruction"):
+            asked = [*_history(row), {"role": "user", "content": instruction_of(row)}]
+            return _pair(asked, chosen, rejected, row)
+        if given is None:
+            expected = "a `prompt`, or `chosen` and `rejected` as whole conversations that start alike"
+            raise BadRowError("`prompt` is missing", expected)
+        made = _pair(_side(given, "prompt", role="user"), chosen, rejected, row)
+        made.is_plain = all(map(is_plain_text, (given, better, worse)))
+        return made
+    prompt, chosen, rejected = _without_shared(chosen, rejected)
     if given is not None and not _is_same_prompt(_side(given, "prompt", role="user"), prompt):
-        raise BadRowError("`prompt` differs from the turns `chosen` and `rejected` start with, expected the same")
+        found = "`prompt` differs from the turns `chosen` and `rejected` start with"
+        raise BadRowError(found, "the same")
     return _pair(prompt, chosen, rejected, row)
+
+
+def of_openai(row: Row) -> Row:
+    """Return a row of OpenAI's preference files in our names, any other as it is."""
+    asked = row.get("input")
+    if not (isinstance(asked, Mapping) and row.get("preferred_output") is not None):
+        return row
+    named = {"chosen": row["preferred_output"], "rejected": row.get("non_preferred_output")}
+    return {**row, "prompt": asked.get("messages"), "tools": asked.get("tools"), **named}
+
+
+def parse_comparison(row: Row, *, is_prompt: bool = False) -> Parsed:
+    """Read several answers and a word on which is better; a tie is a prompt too.
+
+    Raises:
+        BadRowError: they are none.
+    """
+    one = compared(row, is_prompt=is_prompt)
+    beside = {name: row[name] for name in ("system", "history") if name in row and name not in one.columns}
+    if one.asked is None:
+        return pair_of(one.better, one.worse, beside)
+    column, asked = one.asked
+    if column == "instruction" and isinstance(asked, str):
+        return pair_of(one.better, one.worse, {**beside, "instruction": asked, "input": row.get("input")})
+    return pair_of(one.better, one.worse, {**beside, "prompt": asked})
 
 
 def _is_same_prompt(given: Turns, prompt: Turns) -> bool:
@@ -142,11 +195,11 @@ def _without_shared(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1
     if same == len(chosen) == len(rejected):
-        raise BadRowError("`chosen` and `rejected` are the same, expected two responses")
+        raise BadRowError("`chosen` and `rejected` are the same", "two responses")
     while same and chosen[same - 1]["role"] != "user":
         same -= 1
     if not same:
-        raise BadRowError("`chosen` and `rejected` share no prompt, expected the same first turns up to a user turn")
+        raise BadRowError("`chosen` and `rejected` share no prompt", "the same first turns up to a user turn")
     return chosen[:same], chosen[same:], rejected[same:]
 
 
@@ -154,8 +207,11 @@ def _pair(prompt: Turns, chosen: Turns, rejected: Turns, row: Row) -> Parsed:
     check_order(prompt, "prompt", last="user")
     check_order(chosen, "chosen", first="assistant", last="assistant")
     check_order(rejected, "rejected", first="assistant", last="assistant")
+    untrained = next((turn for turn in (*chosen, *rejected) if turn.get("train") is False), None)
+    if untrained is not None:
+        raise BadRowError("a response has a turn that is not to be learnt", "responses that count whole")
     if chosen == rejected:
-        raise BadRowError("`chosen` and `rejected` are the same, expected two responses")
+        raise BadRowError("`chosen` and `rejected` are the same", "two responses")
     return Parsed(prompt, chosen=chosen, rejected=rejected, margin=_margin(row.get("margin")), system=_system(row))
 
 
@@ -164,13 +220,16 @@ def _parse_prompt(row: Row) -> Parsed:
     value = row.get("prompt")
     if value is None and isinstance(turns, list) and turns:
         value = turns[0]
-    return Parsed(_side(value, "prompt", role="user"), system=_system(row))
+    if value is None and row.get("instruction"):
+        asked = [*_history(row), {"role": "user", "content": instruction_of(row)}]
+        return Parsed(asked, system=_system(row))
+    return Parsed(_side(value, "prompt", role="user"), system=_system(row), is_plain=is_plain_text(value))
 
 
 def _side(value: object, name: str, *, role: str) -> Turns:
     """Read a column that holds turns, a transcript, or the text of one turn of ``role``."""
-    if isinstance(value, list):
-        return turns_of(value, name)
+    if isinstance(value, list) or (isinstance(value, str) and MESSAGES_AS_TEXT.match(value)):
+        return turns_of(listed_messages(value, name), name)
     text = text_of(value, f"`{name}`")
     if role == "user" and text.startswith("\n\nHuman:"):
         turns = transcript_turns(text.rstrip().removesuffix("\n\nAssistant:"), name)
@@ -179,24 +238,14 @@ def _side(value: object, name: str, *, role: str) -> Turns:
     return [{"role": role, "content": text}]
 
 
+def is_plain_text(value: object) -> bool:
+    """Return whether a side is text without roles."""
+    return isinstance(value, str) and not value.startswith("\n\nHuman:") and not MESSAGES_AS_TEXT.match(value)
+
+
 def _system(row: Row) -> str:
     value = row.get("system")
     return value if isinstance(value, str) and value.strip() else ""
-
-
-def _label(row: Row) -> tuple[str, bool]:
-    """Return the column that holds the label of a row, and whether it says good."""
-    column = next((name for name in LABELS if row.get(name) not in (None, "")), None)
-    if column is None:
-        raise BadRowError("`label` is missing, expected true or false")
-    value = row[column]
-    if isinstance(value, str):  # CSV has text only
-        label = _LABEL_WORDS.get(value.strip().casefold())
-    else:
-        label = bool(value) if isinstance(value, int | float) and value in (0, 1) else None
-    if label is None:
-        raise BadRowError(f"`{column}` is {value!r}"[:60] + ", expected true or false (or 1 or 0)")
-    return column, label
 
 
 def _margin(value: object) -> float | None:
@@ -207,7 +256,7 @@ def _margin(value: object) -> float | None:
     except (ValueError, OverflowError):
         margin = math.nan
     if not math.isfinite(margin):
-        raise BadRowError(f"`margin` is {value!r}"[:60] + ", expected a finite number")
+        raise BadRowError(f"`margin` is {value!r}"[:60], "a finite number")
     return margin
 
 
@@ -228,110 +277,39 @@ class Format:
     asked: tuple[Shape, ...] = ()
 
 
+ALPACA_ASKED = ("instruction", "input", "history")
+OPENAI_PAIR = ("preferred_output", "non_preferred_output")
+CONVERSED: tuple[Shape, ...] = ("messages", "labelled", "prompt")
+PAIRED: tuple[Shape, ...] = ("preference", "prompt")
+
 FORMATS: dict[str, Format] = {
     "text": Format(_parse_text, frozenset({"text"}), ("text", "prompt")),
-    "messages": Format(_parse_messages, frozenset({"messages"}), ("messages", "labelled", "prompt"), ("text",)),
+    "messages": Format(_parse_messages, frozenset({"messages", "system", *TOOLS}), CONVERSED, ("text",)),
     "prompt_completion": Format(
-        _parse_prompt_completion,
-        frozenset({"prompt", "completion", "system"}),
-        ("messages", "labelled", "prompt"),
-        ("text",),
+        _parse_prompt_completion, frozenset({"prompt", "completion", "system", *TOOLS}), CONVERSED, ("text",)
     ),
-    "sharegpt": Format(
-        _parse_sharegpt, frozenset({"conversations", "system"}), ("messages", "labelled", "prompt"), ("text",)
-    ),
+    "sharegpt": Format(_parse_sharegpt, frozenset({"conversations", "system", *TOOLS}), CONVERSED, ("text",)),
     "alpaca": Format(
-        _parse_alpaca,
-        frozenset({"instruction", "input", "output", "history", "system"}),
-        ("messages", "labelled", "prompt"),
-        ("text",),
+        _parse_alpaca, frozenset({"instruction", "input", "output", "history", "system", *TOOLS}), CONVERSED, ("text",)
     ),
-    "hh": Format(
-        _parse_hh,
-        frozenset({"prompt", "chosen", "rejected", "margin"}),
-        ("preference", "prompt"),
-        ("messages", "text"),
-    ),
+    "hh": Format(_parse_hh, frozenset({"prompt", "chosen", "rejected", "margin"}), PAIRED, ("messages", "text")),
     "preference": Format(
         _parse_preference,
-        frozenset({"prompt", "chosen", "rejected", "margin", "system"}),
-        ("preference", "prompt"),
+        frozenset({"prompt", "chosen", "rejected", "margin", "system", *TOOLS, *ALPACA_ASKED, *OPENAI_PAIR}),
+        PAIRED,
         ("messages", "text"),
     ),
-    "prompt": Format(_parse_prompt, frozenset({"prompt", "system"}), ("prompt",), ("text",)),
+    "comparison": Format(parse_comparison, frozenset({"system", *TOOLS}), PAIRED, ("messages", "text")),
+    "prompt": Format(_parse_prompt, frozenset({"prompt", "system", *TOOLS, *ALPACA_ASKED}), ("prompt",), ("text",)),
 }
 
 
-def detect(rows: Iterable[Row], *shapes: Shape) -> str | None:
-    """Return the format most of the rows are in, None when they are in none; they are to be of one of the shapes."""
-    votes = Counter(name for name in (_format_of(row, shapes) for row in rows) if name)
-    return votes.most_common(1)[0][0] if votes else None
-
-
-def _format_of(row: Row, shapes: Collection[Shape]) -> str | None:
-    """Tell a format by its columns; the richer one first, as data sets repeat the same content in several."""
-    has = {name for name, value in row.items() if value is not None}
-    if "text" in shapes and isinstance(row.get("text"), str):
-        return "text"
-    if {"chosen", "rejected"} <= has:
-        return "hh" if _holds_transcripts(row) else "preference"
-    if "preference" in shapes and {"chosen", "rejected"} & has:
-        return "preference"  # half a pair is a bad pair, not a prompt
-    told_by = {
-        "messages": {"messages"},
-        "sharegpt": {"conversations"},
-        "prompt_completion": {"prompt", "completion"},
-        "alpaca": {"instruction", "output"},
-        "prompt": {"prompt"},
-        "text": {"text"},
-    }
-    found = next((name for name, columns in told_by.items() if columns <= has), None)
-    return found or ("prompt" if isinstance(row.get("turns"), list) else None)
-
-
-def _holds_transcripts(row: Row) -> bool:
-    opening = row.get("prompt") if isinstance(row.get("prompt"), str) else row["chosen"]
-    return isinstance(row["chosen"], str) and isinstance(opening, str) and bool(TRANSCRIPT_TURN.match(opening))
-
-
-def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict[str, Any]:
-    """Return the row a stage gets.
-
-    Args:
-        row: columns as read, renamed where the recipe says so.
-        name: of the format.
-        shape: wanted by the stage; one the format can give.
-        system: system turn for a conversation that has none.
-
-    Raises:
-        BadRowError: the row is bad.
-    """
-    parsed = FORMATS[name].parse(row)
-    if shape == "text":
-        # Turns joined by a blank line: raw material for a tokenizer or for pretraining, no chat template.
-        turns = parsed.turns + parsed.chosen
-        made: dict[str, Any] = {"text": parsed.text or "\n\n".join(turn["content"] for turn in turns)}
-    else:
-        made = _conversation(parsed, name, shape, parsed.system or system or "")
-    # A prompt row keeps the columns it does not use: an answer beside the prompt is what a reward function checks.
-    used = frozenset({"prompt"}) if shape == "prompt" else FORMATS[name].columns
-    if shape == "labelled":
-        column, made["label"] = _label(row)
-        used |= {column}
-    return {**{column: value for column, value in row.items() if column not in used}, **made}
-
-
-def _conversation(parsed: Parsed, name: str, shape: Shape, system: str) -> dict[str, Any]:
-    turns = parsed.turns or [{"role": "user", "content": parsed.text}]
-    if system and turns[0]["role"] != "system":
-        turns = [{"role": "system", "content": system}, *turns]
-    if shape in ("messages", "labelled"):
-        turns = turns + parsed.chosen
-        check_order(turns, name, last="assistant")
-        return {"messages": turns} if shape == "messages" else {"prompt": turns[:-1], "completion": turns[-1:]}
-    if shape == "preference":
-        return {"prompt": turns, "chosen": parsed.chosen, "rejected": parsed.rejected, "margin": parsed.margin}
-    if turns[-1]["role"] == "assistant" and "messages" in FORMATS[name].shapes:
-        turns = turns[:-1]
-    check_order(turns, name, last="user")
-    return {"prompt": turns}
+def read_columns(name: str, row: Row) -> frozenset[str]:
+    """Return the columns a format reads of a row: a pair that has a `prompt` needs no `instruction`."""
+    columns = FORMATS[name].columns
+    if name == "comparison":
+        read = compared(row, is_prompt=True).columns
+        return columns | read | ({"history"} if "instruction" in read else set())
+    if row.get("prompt") is not None and name in ("preference", "prompt"):
+        return columns - {*ALPACA_ASKED}
+    return columns

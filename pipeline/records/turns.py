@@ -1,98 +1,158 @@
 """Turns of a conversation: read from what a row holds, and checked.
 
-Owns roles and their order. Raises `BadRowError` with the reason a user reads beside file and line.
+Owns roles, what a turn may hold, and the order of turns. Raises `BadRowError` with the reason a user reads beside file
+and line.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.records.files import is_unicode
+from pipeline.records.calls import TRAIN_KEYS, call_of_text, calls_of, is_trained, tool_result
+from pipeline.records.faults import BadRowError, kind_of_value, text_of
 
-Turns = list[dict[str, str]]
+Turn = dict[str, Any]
+Turns = list[Turn]
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
+    "function_call": "call",
+    "tool_call": "call",
+}
+"""How data sets name a speaker, to our names; a `call` is a turn of the assistant whose text is a call."""
+
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "parts", "text")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+MEDIA_KEYS = ("images", "image", "image_url", "videos", "video", "audio", "audios", "files")
+READ_KEYS = frozenset(
+    {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *TRAIN_KEYS, "tool_calls", "function_call", "tool_call_id", "name"}
+)
+PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
 TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 TRANSCRIPT_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
-class BadRowError(Exception):
-    """Why a row is bad: what was found in it, and what was expected."""
-
-
-def text_of(value: object, name: str) -> str:
-    """Return a text that is there, is not blank, and can be written as UTF-8.
-
-    Raises:
-        BadRowError: it is not.
-    """
-    if not isinstance(value, str):
-        raise BadRowError(f"{name} is {_kind(value)}, expected text")
-    if not value or value.isspace():
-        raise BadRowError(f"{name} is empty, expected text")
-    if not is_unicode(value):
-        raise BadRowError(f"{name} holds half of a surrogate pair, expected Unicode text")
-    return value
-
-
-def turns_of(
-    value: object,
-    name: str,
-    *,
-    role_key: str = "role",
-    content_key: str = "content",
-    roles: Mapping[str, str] = ROLES,
-) -> Turns:
+def turns_of(value: object, name: str) -> Turns:
     """Return the turns of a list of messages, with our names of roles; blank system turns are left out.
 
     Args:
         value: what the column holds: a list, or (from CSV) JSON text of one.
         name: of the column, for messages.
-        role_key: where a message names its speaker.
-        content_key: where a message holds its text.
-        roles: the speaker's name in the data to ours.
 
     Raises:
-        BadRowError: it is no list of messages, a role is unknown, or a text is missing.
+        BadRowError: it is no list of messages, a role is unknown, a text is missing, or a turn has what we cannot use.
     """
     turns: Turns = []
-    for number, message in enumerate(_listed(value, name), start=1):
+    for number, message in enumerate(listed_messages(value, name), start=1):
         here = f"`{name}` turn {number}"
-        if not isinstance(message, Mapping) or role_key not in message or content_key not in message:
-            raise BadRowError(f"{here} is {_kind(message)}, expected an object with `{role_key}` and `{content_key}`")
-        given, content = message[role_key], message[content_key]
-        role = roles.get(given) if isinstance(given, str) else None
-        if role is None:
-            raise BadRowError(f"{here} has unknown role {json.dumps(given)}, expected one of {', '.join(roles)}")
-        if isinstance(content, list):
-            content = _joined_parts(content, here)
-        if role == "system" and isinstance(content, str) and not content.strip():
+        role_key, content_key = _keys_of(message, here)
+        turn = _turn_of(message, role_key, content_key, here)
+        if turn["role"] == "system" and not turn["content"].strip():
             continue
-        turns.append({"role": role, "content": text_of(content, here)})
+        turns.append(turn)
     return turns
 
 
-def _listed(value: object, name: str) -> Sequence[Any]:
+def _keys_of(message: object, here: str) -> tuple[str, str]:
+    """Return which keys of a message name its speaker and hold its text."""
+    if isinstance(message, Mapping):
+        role = next((key for key in ROLE_KEYS if message.get(key) is not None), None)
+        content = next((key for key in CONTENT_KEYS if message.get(key) is not None), None)
+        if content is None:  # `content: null` beside a call
+            content = next((key for key in CONTENT_KEYS if key in message), None)
+        if content is None and any(message.get(key) for key in ("tool_calls", "function_call")):
+            content = "content"
+        if role is not None and content is not None:
+            return role, content
+    expected = "an object with `role` and `content` (or `from` and `value`)"
+    raise BadRowError(f"{here} is {kind_of_value(message)}", expected)
+
+
+def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: str) -> Turn:
+    given = message[role_key]
+    role = ROLES.get(given.casefold()) if isinstance(given, str) else None
+    if role is None:
+        told = json.dumps(given, default=str)[:60]
+        raise BadRowError(f"{here} has unknown role {told}", "one of system, user, assistant, tool")
+    media = next((key for key in MEDIA_KEYS if message.get(key)), None)
+    if media is not None:
+        raise BadRowError(f"{here} has `{media}`", "text only: models here read no pictures, sound or film")
+    content = message.get(content_key)
+    if isinstance(content, list) and not (role == "tool" and not _is_parts(content)):
+        content = _joined_parts(content, here)
+    if role == "call":
+        return {"role": "assistant", "content": "", "tool_calls": call_of_text(content, here)}
+    if role == "tool":
+        named = {key: message[key] for key in ("tool_call_id", "name") if message.get(key) is not None}
+        return {"role": role, "content": tool_result(content, here), **named}
+    if role == "system" and isinstance(content, str) and not content.strip():
+        return {"role": role, "content": ""}
+    return {"role": role, **_said(message, role, content, here)}
+
+
+def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> Turn:
+    """Return what the system, a user or the assistant says."""
+    if role != "assistant":
+        return {"content": text_of(content, here)}
+    calls = calls_of(message, here)
+    is_silent = content is None or (isinstance(content, str) and not content.strip())
+    said: Turn = {"content": "" if calls and is_silent else text_of(content, here)}
+    if calls:
+        said["tool_calls"] = calls
+    thoughts = next((message[key] for key in REASONING_KEYS if message.get(key)), None)
+    if thoughts is not None:
+        said["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
+    if not is_trained(message, here):
+        said["train"] = False
+    return said
+
+
+def unused_keys(message: object) -> Iterable[str]:
+    """Return keys of a message that hold something and that no one reads."""
+    if not isinstance(message, Mapping) or message.keys() <= READ_KEYS or not message.keys() & set(ROLE_KEYS):
+        return ()
+    return [key for key in message if key not in READ_KEYS and message[key] not in (None, "", [], {})]
+
+
+def listed_messages(value: object, name: str) -> Sequence[Any]:
+    """Return the list a column of messages holds, as a list or as its JSON text.
+
+    Raises:
+        BadRowError: it holds none.
+    """
     if isinstance(value, str) and value.lstrip().startswith("["):
+        text = value
         try:
-            value = json.loads(value)
+            value = json.loads(text)
         except ValueError as error:
-            raise BadRowError(f"`{name}` is text that is not JSON ({error}), expected a list of messages") from None
+            if PYTHON_LIST.match(text):
+                found = f"`{name}` is the text of a Python list, as pandas writes one to CSV"
+                raise BadRowError(found, "JSON", "write the table with `to_parquet` or `to_json`") from None
+            raise BadRowError(f"`{name}` is text that is not JSON ({error})", "a list of messages") from None
     if not isinstance(value, list) or not value:
-        raise BadRowError(f"`{name}` is {_kind(value)}, expected a list of messages")
+        raise BadRowError(f"`{name}` is {kind_of_value(value)}", "a list of messages")
     return value
 
 
-def _joined_parts(parts: list[Any], here: str) -> str:
+def _is_parts(content: Sequence[Any]) -> bool:
+    return bool(content) and all(isinstance(part, Mapping) and ("type" in part or "text" in part) for part in content)
+
+
+def _joined_parts(parts: Sequence[Any], here: str) -> str:
     """Join the parts of a message that are written as ``{"type": "text", "text": …}``."""
     texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise BadRowError(f"{here} has a part that is not text, expected text only")
-    return "".join(str(text) for text in texts)
+    for part, text in zip(parts, texts, strict=True):
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            named = f"of type `{kind}`" if isinstance(kind, str) else "that is not text"
+            raise BadRowError(f"{here} has a part {named}", "text only: models here read no pictures, sound or film")
+    return "".join(map(str, texts))
 
 
 def transcript_turns(text: str, name: str) -> Turns:
@@ -103,7 +163,7 @@ def transcript_turns(text: str, name: str) -> Turns:
     """
     pieces = TRANSCRIPT_TURN.split(text)
     if pieces[0].strip() or len(pieces) < 3:
-        raise BadRowError(f"`{name}` does not start with a speaker, expected a transcript `Human: … Assistant: …`")
+        raise BadRowError(f"`{name}` does not start with a speaker", "a transcript `Human: … Assistant: …`")
     turns = []
     for number, (speaker, content) in enumerate(zip(pieces[1::2], pieces[2::2], strict=True), start=1):
         content = text_of(content, f"`{name}` turn {number} ({speaker})").strip()
@@ -111,30 +171,29 @@ def transcript_turns(text: str, name: str) -> Turns:
     return turns
 
 
+FOLLOWS = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant", "user")}
+"""Which speakers may follow one. A call may stand in the text of a turn, so a result may follow any of them."""
+
+
 def check_order(turns: Turns, name: str, *, first: str = "user", last: str) -> None:
-    """Check that roles alternate, from ``first`` (after one system turn) to ``last``.
+    """Check who speaks after whom, from ``first`` (after one system turn) to ``last``.
+
+    A prompt that is to end with the user may also end with a tool's result.
 
     Raises:
         BadRowError: they do not.
     """
     spoken = turns[1:] if turns and turns[0]["role"] == "system" and first == "user" else turns
     if not spoken:
-        raise BadRowError(f"`{name}` has no turn but the system's, expected a turn of the {first}")
+        raise BadRowError(f"`{name}` has no turn but the system's", f"a turn of the {first}")
     skipped = len(turns) - len(spoken)
-    expected = first
+    expected: tuple[str, ...] = (first,)
     for number, turn in enumerate(spoken, start=skipped + 1):
-        if turn["role"] != expected:
-            raise BadRowError(f"`{name}` turn {number} is of role {turn['role']}, expected {expected}")
-        expected = "assistant" if expected == "user" else "user"
-    if spoken[-1]["role"] != last:
-        raise BadRowError(f"`{name}` ends with a turn of the {spoken[-1]['role']}, expected the {last}")
-
-
-def _kind(value: object) -> str:
-    """Name what a column holds instead of what was wanted."""
-    if value is None:
-        return "missing"
-    if isinstance(value, list | dict | str):
-        name = {list: "list", dict: "object", str: "text"}[type(value)]
-        return f"an empty {name}" if not value else f"a{'n' if name == 'object' else ''} {name}"
-    return f"{value!r}"[:40]
+        if turn["role"] not in expected:
+            is_again = number > skipped + 1 and turn["role"] == turns[number - 2]["role"]
+            remedy = "join turns of one speaker" if is_again else ""
+            raise BadRowError(f"`{name}` turn {number} is of role {turn['role']}", " or ".join(expected), remedy)
+        expected = FOLLOWS[turn["role"]]
+    ended = spoken[-1]["role"]
+    if ended != last and not (ended == "tool" and last == "user"):
+        raise BadRowError(f"`{name}` ends with a turn of the {ended}", f"the {last}")

@@ -42,18 +42,18 @@ def test_a_tag_moves_and_goes(store, make):
     tag(store, f"sft@{first.manifest.short}", "old")
     untag(store, "sft:champion")
     assert tags(store) == {"sft:old": first.manifest.fingerprint}
-    with pytest.raises(PipelineError, match=r"no tag `sft:olt`, tags are sft:old; did you mean `sft:old`\?"):
+    with pytest.raises(PipelineError, match=r"no tag `sft:olt`; tags are sft:old. Did you mean `sft:old`\?"):
         untag(store, "sft:olt")
 
 
 @pytest.mark.parametrize(
     ("ref", "message"),
     [
-        ("sfft", r"no artifact `sfft`, stored are dpo, sft; did you mean `sft`\?"),
-        ("sft@v3", r"no artifact `sft@v3`, `sft` has v1 \([0-9a-f]{12}\), v2"),
+        ("sfft", r"no artifact `sfft`; stored are dpo, sft. Did you mean `sft`\?"),
+        ("sft@v3", r"no artifact `sft@v3`; `sft` has v1 \([0-9a-f]{12}\), v2"),
         ("sft@0000", r"no artifact `sft@0000`"),
-        ("sft:best", r"no tag `sft:best`, `sft` has no tags; set it with `trueup tag sft best`"),
-        ("dpo:champoin", r"one of dpo:champion; did you mean `dpo:champion`\?"),
+        ("sft:best", r"no tag `sft:best`; `sft` has no tags. Set it with `trueup tag sft best`"),
+        ("dpo:champoin", r"one of dpo:champion. Did you mean `dpo:champion`\?"),
         ("../sft", r"ref `\.\./sft`"),
         ("sft@abc", "four or more hex digits"),
         ("sft@", "ref `sft@`"),

@@ -225,7 +225,7 @@ def test_ancestors_can_be_left_behind_and_are_then_named(store, other, make, tmp
 def test_a_ref_unknown_at_the_remote_names_the_nearest(store, other, make, tmp_path):
     make(store, "sft")
     push(store, [], str(tmp_path / "remote"))
-    with pytest.raises(PipelineError, match=r"no artifact `sfft`, stored are sft; did you mean `sft`\?"):
+    with pytest.raises(PipelineError, match=r"no artifact `sfft`; stored are sft. Did you mean `sft`\?"):
         pull(str(tmp_path / "remote"), ["sfft"], other)
     with pytest.raises(PipelineError, match="no tag `sft:best`"):
         pull(str(tmp_path / "remote"), ["sft:best"], other)
@@ -314,7 +314,9 @@ def test_a_missing_package_is_one_line_that_names_the_extra(python):
         "try: pull('s3://bucket/x', ['sft'], Store('nowhere'))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    expected = "PipelineError s3://bucket/x: s3:// needs a package that is not installed; pip install 'trueup[s3]'\n"
+    expected = (
+        "PipelineError s3://bucket/x: s3:// needs a package that is not installed. Run `pip install 'trueup[s3]'`\n"
+    )
     assert python(code).stdout == expected
 
 

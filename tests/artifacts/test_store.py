@@ -192,7 +192,7 @@ def test_a_manifest_of_a_newer_schema_says_so(store, make):
     artifact = make(store)
     file = artifact.path / "manifest.json"
     file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 2, "new_field": 3'))
-    with pytest.raises(PipelineError, match="schema version 2, this trueup reads up to 1; upgrade"):
+    with pytest.raises(PipelineError, match=r"schema version 2; this trueup reads up to 1. Upgrade"):
         store.find("sft", artifact.manifest.fingerprint)
 
 

@@ -67,10 +67,10 @@ def test_a_folder_is_a_checkpoint_too(trueup: Trueup, world: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--temperature", "0"], "temperature is 0.0, must be > 0; use greedy decoding for the most likely token"),
-        (["--top-p", "1.5"], "top_p is 1.5, must be > 0 and <= 1; 1 keeps every token"),
-        (["--max-new-tokens", "0"], "max_new_tokens is 0, must be >= 1"),
-        (["--beams", "0"], "beams is 0, must be >= 1; 1 is no beam search"),
+        (["--temperature", "0"], "temperature is 0.0; it must be > 0. Use greedy decoding for the most likely token"),
+        (["--top-p", "1.5"], "top_p is 1.5; it must be > 0 and <= 1. 1 keeps every token"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0; it must be >= 1"),
+        (["--beams", "0"], "beams is 0; it must be >= 1. 1 is no beam search"),
     ],
 )
 def test_bad_options_are_told(trueup: Trueup, world: Path, options: list[str], line: str) -> None:
@@ -86,11 +86,11 @@ def test_chat_answers_and_obeys_commands(trueup: Trueup, world: Path) -> None:
         ("/reset", "forgotten\n"),
         (ASK, answer),
         ("/temperature 0.5", "temperature 0.5, top-p 1, top-k 0, seed 0, at most 256 tokens\n"),
-        ("/temperature -1", "temperature is -1.0, must be > 0; use greedy decoding for the most likely token\n"),
+        ("/temperature -1", "temperature is -1.0; it must be > 0. Use greedy decoding for the most likely token\n"),
         ("/top-p 0.9", "temperature 0.5, top-p 0.9, top-k 0, seed 0, at most 256 tokens\n"),
         ("/top-k x", "/top-k needs a number\n"),
-        ("/max 0", "max is 0, must be >= 1\n"),
-        ("/temprature 1", "no command /temprature; did you mean `temperature`?\n"),
+        ("/max 0", "max is 0; it must be >= 1\n"),
+        ("/temprature 1", "no command /temprature. Did you mean `temperature`?\n"),
         ("/zzz", "no command /zzz; /help lists them\n"),
         ("/quit", ""),
         ("never reached", ""),
@@ -139,7 +139,7 @@ def test_problems_of_an_evaluation_name_no_file_the_user_never_saw(trueup: Trueu
     assert told.exit_code == 2
     assert told.stderr.splitlines() == [
         f"data.prompts: `{tmp_path}/nope.jsonl` does not exist",
-        "stage evaluation: gold: gold.py does not define `goold`; did you mean `gold`?",
+        "stage evaluation: gold: gold.py does not define `goold`. Did you mean `gold`?",
     ]
 
 

@@ -176,7 +176,7 @@ def test_gc_shows_and_asks_before_it_removes(trueup: Trueup, stocked: Store) -> 
     assert json.loads(trueup("gc", "--dry-run", "--json").stdout)["removed"] == ["sft@v1"]
     asked = trueup("gc")
     assert asked.exit_code == 2
-    assert asked.stderr == "nothing was removed: there is no terminal to ask at; give --yes to go on\n"
+    assert asked.stderr == "nothing was removed: there is no terminal to ask at. Give --yes to go on\n"
     assert len(stocked.artifacts("sft")) == 2
     done = trueup("gc", "--yes")
     assert done.exit_code == 0

@@ -96,7 +96,7 @@ def test_docker_stop_saves_and_the_rerun_goes_on(start: Any, tiny_recipe: Path, 
     _stop(process)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "saving a checkpoint" in out and "stage base: stopped as asked; run the same command again" in err
+    assert "saving a checkpoint" in out and "stage base: stopped as asked. Run the same command again" in err
     (checkpoint,) = store.glob(".work/base-*/work/checkpoints/checkpoint-*")
     step = int(checkpoint.name.rpartition("-")[2])
     again = start(*line, cwd=tmp_path)
@@ -163,7 +163,7 @@ def test_a_folder_for_temporary_files_that_no_socket_fits_in_is_known_before_any
     ended = run(LONGEST_TEMPORARY + 1)
     assert ended.returncode == 2
     assert re.fullmatch(
-        r"the folder for temporary files is \S+, 76 bytes long, at most 75: .*TMPDIR.*\n", ended.stderr
+        r"the folder for temporary files is \S+, 76 bytes long; expected at most 75: .*TMPDIR.*\n", ended.stderr
     ), ended.stderr
     assert not list((tmp_path / "store").glob(".runs/*"))
     longest = run(LONGEST_TEMPORARY)

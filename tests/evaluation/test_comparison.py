@@ -113,9 +113,9 @@ def test_all_that_is_wrong_is_said_at_once(answers, prompts):
         compare(broken, prompts, baseline="stf", seed=0)
     text = str(caught.value)
     assert "baseline `stf`" in text
-    assert "did you mean `sft`?" in text
+    assert "Did you mean `sft`?" in text
     assert "`dpo` 2 times" in text
-    assert "2 gold, one for each of the 20 prompts" in text
+    assert "2 gold; expected one for each of the 20 prompts" in text
     assert "1 responses" in text
 
 

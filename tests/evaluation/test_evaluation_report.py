@@ -64,7 +64,7 @@ def broken(report, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema=2), "report schema 2, at most 1; upgrade trueup"),
+        (lambda d: d.update(schema=2), "report schema 2; expected at most 1. Upgrade trueup"),
         (lambda d: d.pop("schema"), "schema is None"),
         (lambda d: d.update(baseline="x"), "baseline `x` is not among the models"),
         (lambda d: d["models"]["dpo"]["win_rate"].pop("low"), r"models\.dpo\.win_rate\.low"),

@@ -181,7 +181,7 @@ def test_a_killed_rank_is_told_of_and_the_rerun_ends_in_the_same_weights(
     os.kill(ranks[rank], signal.SIGKILL)
     _, err = _stopped(started, killed)
     assert started.process.returncode == 1
-    assert f"stage base: rank {rank} was killed by signal 9; the system may have run out of memory" in err
+    assert f"stage base: rank {rank} was killed by signal 9. The system may have run out of memory" in err
     assert "run again to resume" in err
     again = command("run", world, "--store", store, *LONG, cwd=tmp_path)
     assert again.returncode == 0, again.stderr

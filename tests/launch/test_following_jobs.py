@@ -52,6 +52,6 @@ def test_of_jobs_cancelled_together_the_one_that_was_running_is_named_however_lo
     monkeypatch.setattr(cluster.slurm, "states", states)
     monkeypatch.setattr(cluster.slurm, "cancel", lambda jobs: None)
     follower = cluster._Follower(queue, Store(tmp_path / "store"), Silent(), StopRequest())
-    with pytest.raises(StageFailed, match=r"^stage base: job 7 was cancelled; run again to resume"):
+    with pytest.raises(StageFailed, match=r"^stage base: job 7 was cancelled. Run again to resume"):
         follower.follow(queue["base"])
     assert len(asked) >= 20

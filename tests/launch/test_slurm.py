@@ -91,7 +91,7 @@ def test_jobs_outlive_the_command_lose_their_node_and_are_cancelled_and_the_bits
     code, said = cluster.trueup("cancel", tiny_recipe, "--store", store, *long, *SLURM, cwd=tmp_path)
     assert code == 0 and f"cancelled base (job {job})" in said and "cancelled sft" in said, said
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and f"stage base: job {job} was cancelled; run again to resume" in out, out
+    assert process.returncode == 1 and f"stage base: job {job} was cancelled. Run again to resume" in out, out
     assert "Traceback" not in out
     assert not (store / "base").exists()
 
@@ -139,7 +139,7 @@ stages:
     code, out = cluster.trueup("run", recipe, "--store", store, *SLURM, cwd=tmp_path)
     assert code == 3, out
     assert "labels waits after" in out and "Traceback" not in out
-    assert "waiting for people: 0 of 4 labels; `trueup collect RECIPE labels`" in out and "cancelled: rm" in out
+    assert "waiting for people: 0 of 4 labels. `trueup collect RECIPE labels`" in out and "cancelled: rm" in out
     source = load(recipe).data["answers"]
     items, _ = items_of(rows_of(source, "preference", seed=0, name="answers").train)
     desk = Desk(Batch(items), Ledger(default_url(store), "labels"))

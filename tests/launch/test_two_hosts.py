@@ -197,7 +197,7 @@ def test_a_machine_that_is_stopped_while_it_waits_ends_at_once(tmp_path: Path, t
     ("options", "said"),
     [
         (("--node-rank", "1"), "--node-rank 1, but no stage runs on more than 1 machine"),
-        (("--node-rank", "2", *SHARED), "--node-rank 2, but no stage runs on more than 2 machines, at most 1"),
+        (("--node-rank", "2", *SHARED), "--node-rank 2, but no stage runs on more than 2 machines; expected at most 1"),
     ],
 )
 def test_a_machine_too_many_is_one_line(

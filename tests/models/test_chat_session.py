@@ -100,7 +100,7 @@ def test_a_reply_cut_short_stays_in_the_history(llama: Any, tokenizer: Any) -> N
 def test_no_template_points_to_generate(llama: Any, tokenizer: Any) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
-    with pytest.raises(PipelineError, match="no chat template, one, to chat; use `trueup generate`"):
+    with pytest.raises(PipelineError, match=r"no chat template; expected one, to chat. Use `trueup generate`"):
         list(reply(llama, bare, ASK, ReplyOptions()))
 
 
@@ -114,7 +114,7 @@ def test_complete_goes_on_with_the_text(llama: Any, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"beams": 0}, "beams is 0, must be >= 1"),
+        ({"beams": 0}, "beams is 0; it must be >= 1"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     ],

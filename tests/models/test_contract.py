@@ -88,8 +88,9 @@ def test_each_difference_is_named(tokenizer: Any, tmp_path: Path) -> None:
     other = with_template(tokenizer, CHAT_TEMPLATE + " ")
     other.eos_token = "<|user|>"
     assert [str(problem) for problem in disagreements(ours, facts(other, "rm"))] == [
-        "the chat template of `rm` is another one, that of `sft`; start `rm` and `sft` from the same tokenizer",
-        "the end token of `rm` is <|user|>, <|end|> as in `sft`; start `rm` and `sft` from the same tokenizer",
+        "the chat template of `rm` is another one; "
+        "expected that of `sft`. Start `rm` and `sft` from the same tokenizer",
+        "the end token of `rm` is <|user|>, <|end|> as in `sft`. Start `rm` and `sft` from the same tokenizer",
     ]
     # Two tokens swapped: same size, other meaning.
     document = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -197,11 +197,11 @@ def test_no_prompts_no_responses(llama: Any) -> None:
     ("prompts", "options", "says"),
     [
         ([[5], []], {}, "prompt 1 is empty"),
-        ([[5] * 128], {}, "prompt 0 has 128 tokens, less than the model's 128 positions"),
-        ([[5]], {"temperature": 0.0}, "temperature is 0.0, must be > 0; use greedy"),
-        ([[5]], {"top_p": 0.0}, "top_p is 0.0, must be > 0 and <= 1"),
-        ([[5]], {"top_k": -1}, "top_k is -1, must be >= 0"),
-        ([[5]], {"max_new_tokens": 0}, "max_new_tokens is 0, must be >= 1"),
+        ([[5] * 128], {}, "prompt 0 has 128 tokens; expected less than the model's 128 positions"),
+        ([[5]], {"temperature": 0.0}, "temperature is 0.0; it must be > 0. Use greedy"),
+        ([[5]], {"top_p": 0.0}, "top_p is 0.0; it must be > 0 and <= 1"),
+        ([[5]], {"top_k": -1}, "top_k is -1; it must be >= 0"),
+        ([[5]], {"max_new_tokens": 0}, "max_new_tokens is 0; it must be >= 1"),
     ],
 )
 def test_bad_options_are_told(llama: Any, prompts: list[list[int]], options: dict[str, Any], says: str) -> None:

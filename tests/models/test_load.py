@@ -90,7 +90,7 @@ def test_pickled_weights_are_refused(saved: Path, folder_input: Any) -> None:
     torch.save(model.state_dict(), saved / "pytorch_model.bin")
     with pytest.raises(PipelineError) as caught:
         load_causal_lm(folder_input(saved))
-    line = f"{saved} holds only pytorch_model.bin, model.safetensors; convert the weights to safetensors"
+    line = f"{saved} holds only pytorch_model.bin; expected model.safetensors. Convert the weights to safetensors"
     assert str(caught.value) == line
     with pytest.raises(PipelineError, match=r"holds only pytorch_model\.bin"):
         load_reward_model(folder_input(saved), load_tokenizer(folder_input(saved)))

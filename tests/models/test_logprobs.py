@@ -79,7 +79,7 @@ def test_by_hand() -> None:
 def test_bad_rows_are_told(llama: Any) -> None:
     with pytest.raises(PipelineError, match="prompt 1 is empty"):
         response_logprobs(llama, [[5], []], [[6], [7]])
-    with pytest.raises(PipelineError, match="row 0 has 100 \\+ 29 tokens, at most the model's 128 positions"):
+    with pytest.raises(PipelineError, match="row 0 has 100 \\+ 29 tokens; expected at most the model's 128 positions"):
         response_logprobs(llama, [[5] * 100], [[6] * 29])
 
 

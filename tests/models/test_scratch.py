@@ -38,16 +38,16 @@ def test_all_wrong_fields_are_told_at_once(tokenizer: Any) -> None:
     with pytest.raises(PipelineError) as caught:
         build_causal_lm({"type": "llama", "hidden_sise": 32, "num_layer": 2, "vocab_size": 9}, tokenizer, 0)
     assert [str(problem) for problem in caught.value.problems] == [
-        "unknown field model.hidden_sise, a field of the llama configuration; did you mean `hidden_size`?",
-        "unknown field model.num_layer, a field of the llama configuration; did you mean `num_hidden_layers`?",
-        "model.vocab_size is set, it comes from the tokenizer; remove it",
+        "unknown field model.hidden_sise; expected a field of the llama configuration. Did you mean `hidden_size`?",
+        "unknown field model.num_layer; expected a field of the llama configuration. Did you mean `num_hidden_layers`?",
+        "model.vocab_size is set; it comes from the tokenizer. Remove it",
     ]
 
 
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ({"type": "lama"}, "did you mean `llama`?"),
+        ({"type": "lama"}, "Did you mean `llama`?"),
         ({}, "model has no `type`"),
         ({"type": "bert_japanese"}, "model.type is `bert_japanese`, a causal model of transformers"),
         ({"type": "llama", "hidden_size": "wide"}, "expected int, got str"),

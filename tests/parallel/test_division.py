@@ -82,7 +82,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_does(batch_size: in
 
 
 def test_groups_of_processes_that_work_on_the_same_rows_are_named() -> None:
-    with pytest.raises(PipelineError, match=r"9 does not divide over 2 groups of 4 processes.*use 8 or 10"):
+    with pytest.raises(PipelineError, match=r"9 does not divide over 2 groups of 4 processes.*Use 8 or 10"):
         divide(9, "auto", 10, 2, together=4)
 
 

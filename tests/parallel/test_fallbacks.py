@@ -151,7 +151,7 @@ def test_fsdp2_that_is_not_there_is_seen(
     assert (right.engine, right.over, right.optimizer) == ("FSDP2", 2, right.weights)
     assert 0.49 < right.weights < 0.51
     assert problems(tmp_path, right, monkeypatch, fsdp=True) == []
-    assert problems(tmp_path, right, monkeypatch) == ["compute asks for plain, FSDP2 runs"]
+    assert problems(tmp_path, right, monkeypatch) == ["compute asks for plain; expected FSDP2 runs"]
     own = found["accelerate's own"]
     assert own == Holding("plain", 1, 1.0, 1.0)
     assert problems(tmp_path, own, monkeypatch, fsdp=True) == ["compute asks for FSDP2, plain runs"]
@@ -174,7 +174,7 @@ def test_another_zero_stage_is_seen(
         assert held.optimizer == pytest.approx(0.5, abs=0.01)
         for asked in (1, 2, 3):
             told = problems(tmp_path, held, monkeypatch, zero=asked)
-            assert told == ([] if asked == stage else [f"compute asks for ZeRO-{asked}, ZeRO-{stage} runs"])
+            assert told == ([] if asked == stage else [f"compute asks for ZeRO-{asked}; expected ZeRO-{stage} runs"])
         alone = Holding(held.engine, 1, 1.0, 1.0)
         assert problems(tmp_path, alone, monkeypatch, zero=stage)
 

@@ -145,16 +145,16 @@ def test_a_pipeline_in_bf16_computes_as_one_process_does(pretrain_world: Any) ->
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "processes": (_compute(2, 3), "compute.pipeline_parallel is 3, must divide processes × nodes, which is 2"),
+    "processes": (_compute(2, 3), "compute.pipeline_parallel is 3; it must divide processes × nodes, which is 2"),
     "zero": (
         (*_compute(2, 2), "compute.zero=1"),
-        "compute.pipeline_parallel is 2, must be 1 with compute.zero or compute.fsdp",
+        "compute.pipeline_parallel is 2; it must be 1 with compute.zero or compute.fsdp",
     ),
-    "fp16": ((*_compute(2, 2), "compute.precision=fp16"), "compute.pipeline_parallel is 2, must be 1 in fp16"),
-    "layers": (_compute(4, 4), "compute.pipeline_parallel 4 for 3 layers, at most 3"),
+    "fp16": ((*_compute(2, 2), "compute.precision=fp16"), "compute.pipeline_parallel is 2; it must be 1 in fp16"),
+    "layers": (_compute(4, 4), "compute.pipeline_parallel 4 for 3 layers; expected at most 3"),
     "architecture": (
         (*_compute(2, 2), "stages.base.model.type=gemma"),
-        "compute.pipeline_parallel with a gemma model, one of gpt2, gpt_neox, llama",
+        "compute.pipeline_parallel with a gemma model; expected one of gpt2, gpt_neox, llama",
     ),
     "kinds": (
         (
@@ -166,13 +166,16 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "batch": (
         (*_compute(4, 2), "stages.base.train.batch_size=2"),
-        "train.batch_size 2 for 2 pipelines of 2 processes, at least 2 rows for each",
+        "train.batch_size 2 for 2 pipelines of 2 processes; expected at least 2 rows for each",
     ),
     "division": (
         (*_compute(4, 2), "stages.base.train.batch_size=15"),
         "train.batch_size 15 does not divide over 2 groups of 2 processes",
     ),
-    "liger": ((*_compute(2, 2), "compute.liger=on"), "compute.pipeline_parallel is 2, must be 1 with Liger's kernels"),
+    "liger": (
+        (*_compute(2, 2), "compute.liger=on"),
+        "compute.pipeline_parallel is 2; it must be 1 with Liger's kernels",
+    ),
     "adapter": ((*_compute(2, 2), "stages.sft.adapter.r=4"), "adapter with compute.pipeline_parallel"),
     "field": (
         (*_compute(2, 2), "stages.base.train.label_smoothing_factor=0.1"),

@@ -106,9 +106,9 @@ def test_heads_that_divide_are_no_problem(heads: tuple[int, int, int]) -> None:
 
 
 REFUSED = {
-    "must divide processes × nodes, which is 3; set compute.tensor_parallel: 3": {"processes": 3, "tensor_parallel": 2},
+    "must divide processes × nodes, which is 3. Set compute.tensor_parallel: 3": {"processes": 3, "tensor_parallel": 2},
     "must be 1 with compute.zero or compute.fsdp": {"processes": 2, "tensor_parallel": 2, "zero": 1},
-    "above 1; set compute.tensor_parallel: 1": {"processes": 4, "tensor_parallel": 2, "pipeline_parallel": 2},
+    "above 1. Set compute.tensor_parallel: 1": {"processes": 4, "tensor_parallel": 2, "pipeline_parallel": 2},
     "1 with Liger": {"processes": 2, "tensor_parallel": 2, "liger": "on"},
     "1 in fp16": {"processes": 2, "tensor_parallel": 2, "precision": "fp16"},
 }

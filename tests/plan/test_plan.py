@@ -139,14 +139,14 @@ def test_until_and_only_choose_stages(world: Any) -> None:
     with pytest.raises(PipelineError) as caught:
         world.plan(only=["dpo"])
     assert str(caught.value) == (
-        "r.yaml:9 stage dpo: needs `sft`, which is not in the store as the recipe has it; "
-        "run `sft` first, or use `--until dpo`"
+        "r.yaml:9 stage dpo: needs `sft`, which is not in the store as the recipe has it. "
+        "Run `sft` first, or use `--until dpo`"
     )
     world.finish(world.plan(until="sft"))
     assert names(world.plan(only=["dpo"])) == ["dpo"]
     assert names(world.plan(only=["sft", "dpo"])) == ["sft", "dpo"]
     with pytest.raises(
-        PipelineError, match=r"r.yaml:6: no stage `dpp`, one of base, sft, dpo, report; did you mean `dpo`\?"
+        PipelineError, match=r"r.yaml:6: no stage `dpp`; expected one of base, sft, dpo, report. Did you mean `dpo`\?"
     ):
         world.plan(only=["dpp"])
 
@@ -169,11 +169,13 @@ def test_inputs_from_the_store(world: Any) -> None:
     assert (model.name, model.kind, model.external) == ("sft", "tune", False)
     short = artifacts["dpo"].manifest.fingerprint[:6]
     assert world.plan(f"stages.t.model=dpo@{short}").stages[0].inputs["model"][0].name == "dpo"
-    with pytest.raises(PipelineError, match=r"r.yaml:3 stage t: no artifact `sft@v7`, `sft` has v1"):
+    with pytest.raises(PipelineError, match=r"r.yaml:3 stage t: no artifact `sft@v7`; `sft` has v1"):
         world.change("model: sft", "model: sft@v7") or world.plan()
     with pytest.raises(PipelineError) as caught:
         world.change("sft@v7", "report") or world.plan()
-    assert str(caught.value) == "r.yaml:3 stage t: model: `report` is of kind judge, a stage of kind base or tune"
+    assert (
+        str(caught.value) == "r.yaml:3 stage t: model: `report` is of kind judge; expected a stage of kind base or tune"
+    )
 
 
 def test_a_local_folder_is_known_by_its_content(world: Any, tmp_path: Path) -> None:
@@ -239,42 +241,43 @@ def test_data_from_a_stage(world: Any) -> None:
 PROBLEMS = {
     "unknown input": (
         ("model: sft, train", "model: sfft, train"),
-        "r.yaml:9 stage dpo: model: no stage, artifact, folder or hub model `sfft`, one of base, sft, report; "
-        "did you mean `sft`?",
+        "r.yaml:9 stage dpo: model: no stage, artifact, folder or hub model `sfft`; expected one of base, sft, report. "
+        "Did you mean `sft`?",
     ),
     "unknown input that cannot be external": (
         ("[base, sft, dpo]", "[base, sft, dpoo]"),
-        "r.yaml:10 stage report: models: no stage or artifact `dpoo`, one of base, sft, dpo; did you mean `dpo`?",
+        "r.yaml:10 stage report: models: no stage or artifact `dpoo`; "
+        "expected one of base, sft, dpo. Did you mean `dpo`?",
     ),
     "wrong kind": (
         ("gold: gold.py:gold}", "gold: gold.py:gold}\n  late: {kind: tune, data: pairs, model: report}"),
-        "r.yaml:11 stage late: model: `report` is of kind judge, a stage of kind base or tune; "
-        "this recipe has base, sft, dpo",
+        "r.yaml:11 stage late: model: `report` is of kind judge; expected a stage of kind base or tune. "
+        "This recipe has base, sft, dpo",
     ),
     "wrong thing made": (
         ("gold: gold.py:gold}", "gold: gold.py:gold}\n  again: {kind: judge, models: [base, report]}"),
-        "r.yaml:11 stage again: models: `report` is of kind judge, a stage that makes a model; "
-        "this recipe has base, sft, dpo",
+        "r.yaml:11 stage again: models: `report` is of kind judge; expected a stage that makes a model. "
+        "This recipe has base, sft, dpo",
     ),
     "cycle": (
         ("model: base", "model: dpo"),
-        "r.yaml:8 stage sft: stages need each other: sft → dpo → sft, a graph without cycles",
+        "r.yaml:8 stage sft: stages need each other: sft → dpo → sft; expected a graph without cycles",
     ),
     "needs itself": (
         ("model: sft", "model: dpo"),
-        "r.yaml:9 stage dpo: stages need each other: dpo → dpo, a graph without cycles",
+        "r.yaml:9 stage dpo: stages need each other: dpo → dpo; expected a graph without cycles",
     ),
     "file for a folder": (
         ("model: base", "model: gold.py"),
-        "r.yaml:8 stage sft: model: `gold.py` is a file, a folder with a model",
+        "r.yaml:8 stage sft: model: `gold.py` is a file; expected a folder with a model",
     ),
     "unknown ref": (
         ("model: base", "model: 'base:champion'"),
-        "r.yaml:8 stage sft: no artifact `base:champion`, nothing is stored here yet; run a recipe or pull first",
+        "r.yaml:8 stage sft: no artifact `base:champion`; nothing is stored here yet. Run a recipe or pull first",
     ),
     "data of an unknown stage": (
         ("{path: pairs.jsonl}", "{artifact: bse}"),
-        "r.yaml:5: artifact: no stage or artifact `bse`, one of base, sft, dpo, report; did you mean `base`?",
+        "r.yaml:5: artifact: no stage or artifact `bse`; expected one of base, sft, dpo, report. Did you mean `base`?",
     ),
 }
 

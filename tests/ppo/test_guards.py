@@ -87,7 +87,7 @@ def test_responses_that_never_end_are_an_error_only_where_the_template_never_tau
     rare = {**START, "eos_rate": 0.19}
     Guards().check_start(rare, ends_are_taught=True)
     Guards().check_start({**START, "eos_rate": 0.2}, ends_are_taught=False)
-    with pytest.raises(PipelineError, match=r"only 19% of responses end by themselves.*put the end token inside"):
+    with pytest.raises(PipelineError, match=r"only 19% of responses end by themselves.*Put the end token inside"):
         Guards().check_start(rare, ends_are_taught=False)
 
 
@@ -189,7 +189,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
     trainer = trainer_of(epochs=4, max_skipped=3)
     episodes = prepared(trainer)
     _poison(trainer, episodes, float("nan"))
-    with pytest.raises(PipelineError, match=r"3 optimizer steps in a row.*lower train.learning_rate") as raised:
+    with pytest.raises(PipelineError, match=r"3 optimizer steps in a row.*Lower train.learning_rate") as raised:
         trainer.update(episodes)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -280,10 +280,10 @@ def test_settings_that_contradict_each_other_are_named() -> None:
         for problem in PPOSettings(**fields).check()  # type: ignore[arg-type]
     }
     for part in (
-        "train.kl_target is 0, must be > 0",
+        "train.kl_target is 0; it must be > 0",
         "train.kl_coef is 0 with a kl_target",
         "train.rollout_batch 10 does not divide into 4 minibatches",
-        "train.dual_clip is 1.1, above 1 + clip_range (1.2)",
+        "train.dual_clip is 1.1; expected above 1 + clip_range (1.2)",
     ):
         assert any(part in problem for problem in problems), part
     assert PPOSettings().check() == []

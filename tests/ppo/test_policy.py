@@ -227,7 +227,7 @@ def test_scoring_that_disagrees_with_sampling_is_found_before_training(monkeypat
 
 
 def test_layers_that_cannot_be_halved_and_a_missing_start_are_refused() -> None:
-    with pytest.raises(PipelineError, match=r"cannot be run in two halves.*use adapter.layers: all"):
+    with pytest.raises(PipelineError, match=r"cannot be run in two halves.*Use adapter.layers: all"):
         build_policy(language_model(layers=1), adapter=lora(layers="top-half"))
     with pytest.raises(PipelineError, match="no start for the value function"):
         build_policy(language_model(), layout="separate")

@@ -60,7 +60,7 @@ WRONG = {
     "another kind": (("collect", "tokenizer"), "`tokenizer` is a tokenizer stage"),
     "no such stage": (("collect", "nothing"), "no stage `nothing`"),
     "nobody": (("collect", "labels"), "nobody is to label"),
-    "no such word": (("labels", "sing", "labels"), "labels sing, one of status"),
+    "no such word": (("labels", "sing", "labels"), "labels sing; expected one of status"),
 }
 
 

@@ -57,16 +57,19 @@ def test_the_source_counts_and_so_do_files_beside_it_that_it_imports(tmp_path: P
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("gold.py:gld", "gold.py does not define `gld`; did you mean `gold`?"),
-        ("gold.py:zzz", "gold.py does not define `zzz`; it defines gold, Rules, limit"),
+        ("gold.py:gld", "gold.py does not define `gld`. Did you mean `gold`?"),
+        ("gold.py:zzz", "gold.py does not define `zzz`. It defines gold, Rules, limit"),
         (
             "gold.py:loads",
-            "gold.py does not define `loads`; it only imports it from `json`: name the file that defines it",
+            "gold.py does not define `loads`. It only imports it from `json`: name the file that defines it",
         ),
         ("broken.py:gold", "broken.py line 1 is not valid Python: invalid syntax (broken.py, line 1)"),
-        ("no_such_module_x:gold", "there is no module `no_such_module_x`, a module that can be imported from here"),
-        ("math:sqrt", "module `math` has no Python source, a module written in Python"),
-        ("gold.py", "`gold.py` names no function, `module:name` or `path/to/file.py:name`"),
+        (
+            "no_such_module_x:gold",
+            "there is no module `no_such_module_x`; expected a module that can be imported from here",
+        ),
+        ("math:sqrt", "module `math` has no Python source; expected a module written in Python"),
+        ("gold.py", "`gold.py` names no function; expected `module:name` or `path/to/file.py:name`"),
     ],
 )
 def test_what_cannot_be_found_is_told(tmp_path: Path, spec: str, message: str) -> None:
@@ -86,7 +89,7 @@ def test_functions_are_loaded(tmp_path: Path) -> None:
     assert gold(2) == 3
     assert load_function("load_me.py:gold", [tmp_path]) is gold
     assert load_function("pack_y.leaf:Gold", [tmp_path])(5).row == 5
-    with pytest.raises(PipelineError, match=r"^`load_me.py:number` is int, a function$"):
+    with pytest.raises(PipelineError, match=r"^`load_me.py:number` is int; expected a function$"):
         load_function("load_me.py:number", [tmp_path])
 
 
@@ -98,5 +101,5 @@ def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
 
 def test_a_module_hidden_by_another_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "fractions.py", "def gold(): return 1\n")
-    with pytest.raises(PipelineError, match=r"^module `fractions` is .*name the function by its file: `path.py:name`$"):
+    with pytest.raises(PipelineError, match=r"^module `fractions` is .*Name the function by its file: `path.py:name`$"):
         load_function("fractions:gold", [tmp_path])

@@ -131,7 +131,7 @@ def test_extends_merges_files_in_order_and_null_takes_out(write: Write) -> None:
 
 def test_problems_of_an_extended_file_name_that_file(write: Write) -> None:
     write("stages:\n  b:\n    kind: base\n    size: 99\n", "low.yaml")
-    with pytest.raises(PipelineError, match=r"^low.yaml:4 stage b: size is 99, must be <= 64$"):
+    with pytest.raises(PipelineError, match=r"^low.yaml:4 stage b: size is 99; it must be <= 64$"):
         load(write("extends: low.yaml\n"))
 
 
@@ -173,11 +173,14 @@ def test_set_finds_keys_with_dots() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stages.tt.train.beta=1", "--set stages.tt.train.beta=1: no stage `tt`; did you mean `t`?"),
-        ("data.pear.limit=1", "--set data.pear.limit=1: no data source `pear`; did you mean `pairs`?"),
-        ("nonsense", "--set nonsense: cannot be read, key.key=value; for example `--set stages.dpo.train.beta=0.05`"),
-        ("stages.t.train.beta=-1", "--set stages.t.train.beta=-1 stage t: train.beta is -1, must be > 0"),
-        ("stages.t.kind.x=1", "--set stages.t.kind.x=1: `x` is set inside 'tune', a mapping at r.yaml:6"),
+        ("stages.tt.train.beta=1", "--set stages.tt.train.beta=1: no stage `tt`. Did you mean `t`?"),
+        ("data.pear.limit=1", "--set data.pear.limit=1: no data source `pear`. Did you mean `pairs`?"),
+        (
+            "nonsense",
+            "--set nonsense: cannot be read; expected key.key=value. For example `--set stages.dpo.train.beta=0.05`",
+        ),
+        ("stages.t.train.beta=-1", "--set stages.t.train.beta=-1 stage t: train.beta is -1; it must be > 0"),
+        ("stages.t.kind.x=1", "--set stages.t.kind.x=1: `x` is set inside 'tune'; expected a mapping at r.yaml:6"),
         (
             "stages.t.train.beta=[",
             "--set stages.t.train.beta=[: not valid YAML: expected the node content, but found '<stream end>'",
@@ -200,7 +203,7 @@ def test_profiles(write: Write) -> None:
     assert (gpu.stages["t"].compute.precision, gpu.stages["t"].compute.threads) == ("bf16", 2)
     assert list(off.stages) == ["b"]
     assert gpu.profiles == ("gpu", "off")
-    with pytest.raises(PipelineError, match=r"no profile `gpo`, one of gpu, off; did you mean `gpu`\?"):
+    with pytest.raises(PipelineError, match=r"no profile `gpo`; expected one of gpu, off. Did you mean `gpu`\?"):
         load(file, profile="gpo")
 
 

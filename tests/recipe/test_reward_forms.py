@@ -87,35 +87,37 @@ def test_each_form_stands_for_the_same_fields(
 def test_what_is_watched_is_written_alike_without_weights(loaded: Callable[[str], Any]) -> None:
     config = loaded("    reward: rm\n    watch: [rm, {function: rewards.py:polite}]\n")
     assert (config.watch, config.watch_functions) == (["rm"], ["rewards.py:polite"])
-    with pytest.raises(PipelineError, match=r"unknown key `weight` in watch, one of model, function"):
+    with pytest.raises(PipelineError, match=r"unknown key `weight` in watch; expected one of model, function"):
         loaded("    reward: rm\n    watch: {model: rm, weight: 2}\n")
-    with pytest.raises(PipelineError, match=r"watch names nothing, a reward model's name"):
+    with pytest.raises(PipelineError, match=r"watch names nothing; expected a reward model's name"):
         loaded("    reward: rm\n    watch: {}\n")
 
 
 EXPECTED = "a reward model's name, {model: NAME} or {function: FILE.py:NAME}, each with an optional weight"
 BAD = {
-    "neither": ("    reward: {weight: 2}\n", f"r.yaml:10 stage p: reward names nothing, {EXPECTED}"),
+    "neither": ("    reward: {weight: 2}\n", f"r.yaml:10 stage p: reward names nothing; expected {EXPECTED}"),
     "both": (
         "    reward:\n      - rm\n      - {model: rm, function: rewards.py:polite}\n",
-        f"r.yaml:12 stage p: reward names both a model and a function, {EXPECTED}; one entry of a list for each",
+        f"r.yaml:12 stage p: reward names both a model and a function; "
+        f"expected {EXPECTED}. One entry of a list for each",
     ),
     "unknown key": (
         "    reward:\n      - {model: rm, wieght: 2}\n",
-        "r.yaml:11 stage p: unknown key `wieght` in reward, one of model, function, weight; did you mean `weight`?",
+        "r.yaml:11 stage p: unknown key `wieght` in reward; "
+        "expected one of model, function, weight. Did you mean `weight`?",
     ),
-    "number": ("    reward: [rm, 3]\n", f"r.yaml:10 stage p: reward is 3, {EXPECTED}"),
+    "number": ("    reward: [rm, 3]\n", f"r.yaml:10 stage p: reward is 3; expected {EXPECTED}"),
     "weight that is text": ("    reward: {model: rm, weight: much}\n", "r.yaml:10 stage p: reward_weights"),
     "no such function": ("    reward: {function: rewards.py}\n", "r.yaml:10 stage p: reward_functions: `rewards.py`"),
     "no such file": (
         "    reward: {function: rewrads.py:polite}\n",
         "r.yaml:10 stage p: reward_functions: `rewrads.py`",
     ),
-    "none": ("", "stage p: no reward, a reward model's name or {function: FILE.py:NAME}; add `reward:`"),
+    "none": ("", "stage p: no reward; expected a reward model's name or {function: FILE.py:NAME}. Add `reward:`"),
     "empty": ("    reward: []\n", "stage p: no reward"),
     "weights of another number": (
         "    reward: [rm]\n    reward_weights: [1, 2]\n",
-        "stage p: 2 reward_weights for 1 rewards, one for each",
+        "stage p: 2 reward_weights for 1 rewards; expected one for each",
     ),
 }
 

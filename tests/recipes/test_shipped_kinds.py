@@ -63,7 +63,7 @@ def test_no_model_field_lists_kinds_one_by_one() -> None:
     [
         (
             ("model: rloo", "model: rm"),
-            "all.yaml:9 stage kto: model: `rm` is of kind reward, a stage that makes a model",
+            "all.yaml:9 stage kto: model: `rm` is of kind reward; expected a stage that makes a model",
         ),
         (("model: grpo", "model: report"), "all.yaml:8 stage rloo: model: `report` is of kind evaluate"),
         (("reward: rm, train", "reward: kto, train"), "all.yaml:7 stage grpo: reward: `kto` is of kind kto"),
@@ -72,7 +72,7 @@ def test_no_model_field_lists_kinds_one_by_one() -> None:
         (("loss_type: ipo", "loss_type: ippo"), "all.yaml:10 stage dpo: train.loss_type is ippo"),
         (
             ("beta: 0.2", "bta: 0.2"),
-            "unknown key `bta`, a word of this stage or a field of KTOConfig; did you mean `beta`",
+            "unknown key `bta`; expected a word of this stage or a field of KTOConfig. Did you mean `beta`",
         ),
     ],
 )

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.records.formats import FORMATS, detect, shaped
-from pipeline.records.turns import BadRowError
+from pipeline.records.detection import detect
+from pipeline.records.faults import BadRowError
+from pipeline.records.formats import FORMATS
+from pipeline.records.shapes import shaped
 from pipeline.stage import Shape
 
 
@@ -139,7 +141,7 @@ def test_a_row_of_every_format_is_told_and_shaped(
     assert got.pop("id") == 7 and got.pop("margin_of_error") is None  # columns that are not ours stay
     assert {key: got[key] for key in expected} == expected
     if shape != "prompt":
-        assert set(got) == set(expected)  # columns that became the shape do not stay beside it
+        assert set(got) - {"plain_text"} == set(expected)  # columns that became the shape do not stay beside it
 
 
 @pytest.mark.parametrize(
@@ -201,13 +203,14 @@ def test_pairs_and_labelled_rows_are_told_apart(row: dict[str, Any], expected: s
 def test_a_label_is_said_in_words_or_numbers(said: object, label: bool) -> None:
     assert shaped({"prompt": "Hi", "completion": "Hello.", "label": said}, "prompt_completion", "labelled") == {
         **GOOD,
+        "plain_text": True,
         "label": label,
     }
 
 
 def test_only_the_column_that_held_the_label_goes() -> None:
     row = {"prompt": "Hi", "completion": "Hello.", "kto_tag": False, "desirable": "very", "rating": 4}
-    expected = {**GOOD, "label": False, "desirable": "very", "rating": 4}
+    expected = {**GOOD, "plain_text": True, "label": False, "desirable": "very", "rating": 4}
     assert shaped(row, "prompt_completion", "labelled") == expected
 
 
@@ -216,42 +219,52 @@ def test_a_few_odd_rows_do_not_change_the_format() -> None:
 
 
 BAD: list[tuple[str, Shape, dict[str, Any], str]] = [
-    ("text", "text", {}, "`text` is missing, expected text"),
-    ("text", "text", {"text": " \n"}, "`text` is empty, expected text"),
-    ("text", "text", {"text": 3}, "`text` is 3, expected text"),
-    ("text", "text", {"text": "a\ud800"}, "`text` holds half of a surrogate pair, expected Unicode text"),
-    ("messages", "messages", {"messages": []}, "`messages` is an empty list, expected a list of messages"),
-    ("messages", "messages", {"messages": "Hi"}, "`messages` is a text, expected a list of messages"),
-    ("messages", "messages", {"messages": "[{'role': 'user'}]"}, "`messages` is text that is not JSON"),
-    ("messages", "messages", {"messages": ["Hi"]}, "`messages` turn 1 is a text, expected an object with `role`"),
+    ("text", "text", {}, "`text` is missing; expected text"),
+    ("text", "text", {"text": " \n"}, "`text` is empty; expected text"),
+    ("text", "text", {"text": 3}, "`text` is 3; expected text"),
+    ("text", "text", {"text": "a\ud800"}, "`text` holds half of a surrogate pair; expected Unicode text"),
+    ("messages", "messages", {"messages": []}, "`messages` is an empty list; expected a list of messages"),
+    ("messages", "messages", {"messages": "Hi"}, "`messages` is a text; expected a list of messages"),
     (
         "messages",
         "messages",
-        {"messages": [{"role": "bot", "content": "Hi"}]},
-        '`messages` turn 1 has unknown role "bot", expected one of system, user, assistant',
+        {"messages": "[{'role': 'user'}]"},
+        "`messages` is the text of a Python list, as pandas writes one",
     ),
-    ("messages", "messages", {"messages": [user("Hi"), assistant("")]}, "`messages` turn 2 is empty, expected text"),
+    ("messages", "messages", {"messages": ["Hi"]}, "`messages` turn 1 is a text; expected an object with `role`"),
+    (
+        "messages",
+        "messages",
+        {"messages": [{"role": "judge", "content": "Hi"}]},
+        '`messages` turn 1 has unknown role "judge"; expected one of system, user, assistant, tool',
+    ),
+    ("messages", "messages", {"messages": [user("Hi"), assistant("")]}, "`messages` turn 2 is empty; expected text"),
     (
         "messages",
         "messages",
         {"messages": [user("Hi"), {"role": "assistant", "content": None}]},
-        "`messages` turn 2 is missing, expected text",
+        "`messages` turn 2 is missing; expected text",
     ),
-    ("messages", "messages", {"messages": HI[:1]}, "`messages` ends with a turn of the user, expected the assistant"),
-    ("messages", "messages", {"messages": HI[1:]}, "`messages` turn 1 is of role assistant, expected user"),
-    ("messages", "messages", {"messages": [HI[0], *HI]}, "`messages` turn 2 is of role user, expected assistant"),
-    ("messages", "messages", {"messages": [*HI, system("S")]}, "`messages` turn 3 is of role system, expected user"),
+    ("messages", "messages", {"messages": HI[:1]}, "`messages` ends with a turn of the user; expected the assistant"),
+    ("messages", "messages", {"messages": HI[1:]}, "`messages` turn 1 is of role assistant; expected user"),
+    ("messages", "messages", {"messages": [HI[0], *HI]}, "`messages` turn 2 is of role user; expected assistant"),
+    ("messages", "messages", {"messages": [*HI, system("S")]}, "`messages` turn 3 is of role system; expected user"),
     ("messages", "messages", {"messages": [system("S")]}, "`messages` has no turn but the system's"),
     (
         "messages",
         "messages",
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-        "`messages` turn 1 has a part that is not text",
+        "`messages` turn 1 has a part of type `image_url`",
     ),
-    ("prompt_completion", "messages", {"prompt": "Hi"}, "`completion` is missing, expected text"),
+    ("prompt_completion", "messages", {"prompt": "Hi"}, "`completion` is missing; expected text"),
     ("prompt_completion", "messages", {"prompt": HI, "completion": "x"}, "`prompt` ends with a turn of the assistant"),
-    ("sharegpt", "messages", {"conversations": [{"from": "tool", "value": "x"}]}, "`conversations` turn 1 has unknown"),
-    ("alpaca", "messages", {"instruction": "Hi", "output": None}, "`output` is missing, expected text"),
+    (
+        "sharegpt",
+        "messages",
+        {"conversations": [{"from": "judge", "value": "x"}]},
+        "`conversations` turn 1 has unknown",
+    ),
+    ("alpaca", "messages", {"instruction": "Hi", "output": None}, "`output` is missing; expected text"),
     ("alpaca", "messages", {"instruction": "x", "output": "y", "history": ["z"]}, "`history` exchange 1 is 'z'"),
     ("hh", "preference", {"chosen": "Hello", "rejected": "x"}, "`chosen` does not start with a speaker"),
     ("hh", "preference", {"chosen": HH + "A", "rejected": HH + "A"}, "`chosen` and `rejected` are the same"),
@@ -262,8 +275,8 @@ BAD: list[tuple[str, Shape, dict[str, Any], str]] = [
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
         "`chosen` and `rejected` share no prompt",
     ),
-    ("preference", "preference", {"prompt": "Hi", "chosen": "a"}, "`rejected` is missing, expected text"),
-    ("preference", "preference", {"chosen": "a", "rejected": "b"}, "`prompt` is missing, expected a `prompt`, or"),
+    ("preference", "preference", {"prompt": "Hi", "chosen": "a"}, "`rejected` is missing; expected text"),
+    ("preference", "preference", {"chosen": "a", "rejected": "b"}, "`prompt` is missing; expected a `prompt`, or"),
     (
         "preference",
         "preference",
@@ -282,18 +295,18 @@ BAD: list[tuple[str, Shape, dict[str, Any], str]] = [
         {"prompt": HI, "chosen": "a", "rejected": "b"},
         "`prompt` ends with a turn of the assi",
     ),
-    ("prompt_completion", "labelled", {"prompt": "a", "completion": "b"}, "`label` is missing, expected true or false"),
+    ("prompt_completion", "labelled", {"prompt": "a", "completion": "b"}, "`label` is missing; expected true or false"),
     (
         "prompt_completion",
         "labelled",
         {"prompt": "a", "completion": "b", "label": ""},
-        "`label` is missing, expected true or false",
+        "`label` is missing; expected true or false",
     ),
     (
         "prompt_completion",
         "labelled",
-        {"prompt": "a", "completion": "b", "kto_tag": "good"},
-        "`kto_tag` is 'good', expected true or false (or 1 or 0)",
+        {"prompt": "a", "completion": "b", "kto_tag": "so-so"},
+        "`kto_tag` is 'so-so'; expected true or false (or 1 or 0)",
     ),
     *(
         ("prompt_completion", "labelled", {"prompt": "a", "completion": "b", "label": label}, "`label` is ")
@@ -303,16 +316,16 @@ BAD: list[tuple[str, Shape, dict[str, Any], str]] = [
         "prompt_completion",
         "labelled",
         {"prompt": "a", "completion": " ", "label": 1},
-        "`completion` is empty, expected text",
+        "`completion` is empty; expected text",
     ),
     ("messages", "labelled", {"messages": [user("Hi"), assistant("")], "label": 1}, "`messages` turn 2 is empty"),
-    ("messages", "labelled", {"messages": LONG[:3], "label": 1}, "`messages` ends with a turn of the user, expected"),
+    ("messages", "labelled", {"messages": LONG[:3], "label": 1}, "`messages` ends with a turn of the user; expected"),
     *(
         ("preference", "preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": margin}, "`margin` is ")
         for margin in (float("nan"), "much", True, [1], 10**400)
     ),
-    ("prompt", "prompt", {"prompt": HI}, "`prompt` ends with a turn of the assistant, expected the user"),
-    ("prompt", "prompt", {"prompt": None}, "`prompt` is missing, expected text"),
+    ("prompt", "prompt", {"prompt": HI}, "`prompt` ends with a turn of the assistant; expected the user"),
+    ("prompt", "prompt", {"prompt": None}, "`prompt` is missing; expected text"),
 ]
 
 
@@ -321,7 +334,7 @@ def test_a_bad_row_says_what_was_found_and_expected(name: str, shape: Shape, row
     with pytest.raises(BadRowError) as caught:
         shaped(row, name, shape)
     assert str(caught.value).startswith(reason)
-    assert ", expected " in str(caught.value)
+    assert "; expected " in str(caught.value)
 
 
 def test_parts_of_text_are_joined() -> None:

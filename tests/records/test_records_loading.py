@@ -42,16 +42,16 @@ def test_a_bad_row_stops_with_file_line_reason_and_remedy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(source(jsonl(GOOD, "", BAD, GOOD))) == [
-        "rows.jsonl:3: row `rejected` is missing, expected text; "
-        "mend the data, or set `data.pairs.on_bad_row: skip` to leave bad rows out and keep them in a file"
+        "rows.jsonl:3: row `rejected` is missing; expected text. "
+        "Mend the data, or set `data.pairs.on_bad_row: skip` to leave bad rows out and keep them in a file"
     ]
 
 
 def test_many_bad_rows_are_listed_up_to_twenty_with_their_number(jsonl: Write, source: Make) -> None:
     problems = refused(source(jsonl(GOOD, *[BAD] * 25, "broken")))
     assert len(problems) == 21
-    assert problems[19].endswith("rows.jsonl:21: row `rejected` is missing, expected text")
-    assert problems[20].startswith("data pairs: 26 of 27 rows are bad (the first 20 are listed); mend the data, or set")
+    assert problems[19].endswith("rows.jsonl:21: row `rejected` is missing; expected text")
+    assert problems[20].startswith("data pairs: 26 of 27 rows are bad (the first 20 are listed). Mend the data, or set")
 
 
 def test_skipped_rows_are_counted_and_kept(jsonl: Write, source: Make, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_skipped_rows_are_counted_and_kept(jsonl: Write, source: Make, tmp_path:
     got = loaded(source(path, on_bad_row="skip"), rejects=rejects)
     assert (len(got.train), got.rejected) == (2, 2)
     assert [json.loads(line) for line in rejects.read_text().splitlines()] == [
-        {"where": "rows.jsonl:2", "reason": "`rejected` is missing, expected text", "row": BAD},
+        {"where": "rows.jsonl:2", "reason": "`rejected` is missing; expected text", "row": BAD},
         {
             "where": "rows.jsonl:3",
             "reason": "is not JSON: Expecting value at column 12",
@@ -86,7 +86,7 @@ def test_rejects_say_the_same_wherever_the_data_lies(jsonl: Write, source: Make,
 
 def test_when_every_row_is_bad_skipping_is_no_way_out(jsonl: Write, source: Make) -> None:
     problems = refused(source(jsonl("broken", "also"), on_bad_row="skip"))
-    assert problems[-1] == "data pairs: 2 of 2 rows are bad; mend the data"
+    assert problems[-1] == "data pairs: 2 of 2 rows are bad. Mend the data"
 
 
 def test_files_are_in_the_order_of_their_content(jsonl: Write, source: Make) -> None:
@@ -127,7 +127,7 @@ def test_columns_are_renamed_old_to_new(jsonl: Write, source: Make) -> None:
     path = jsonl({"question": "Hi", "answer": "Hello.", "id": 1})
     got = loaded(source(path, columns={"question": "prompt", "answer": "completion"}), "messages")
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-    assert got.train == [{"id": 1, "messages": turns}]
+    assert got.train == [{"id": 1, "messages": turns, "plain_text": True}]
 
 
 def test_columns_may_be_swapped(jsonl: Write, source: Make) -> None:
@@ -139,8 +139,8 @@ def test_columns_may_be_swapped(jsonl: Write, source: Make) -> None:
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
-        ({"qestion": "prompt"}, "row has no column `qestion`, expected it by `columns`; it has question, prompt"),
-        ({"question": "prompt"}, "row has a column `prompt` already, expected none as `columns` gives another that"),
+        ({"qestion": "prompt"}, "row has no column `qestion`, which `columns` names; it has question, prompt"),
+        ({"question": "prompt"}, "row has a column `prompt` already; expected none, as `columns` gives another th"),
         ({"question": "text", "prompt": "text"}, "`columns` gives two columns the name `text`"),
     ],
 )
@@ -165,11 +165,23 @@ def test_a_named_format_holds_for_every_row(jsonl: Write, source: Make) -> None:
 @pytest.mark.parametrize(
     ("row", "shape", "expected"),
     [
-        (GOOD, "messages", "data pairs: rows are of format preference, messages rows (format messages or"),
-        (GOOD, "messages", "; set `format: preference` to use them so"),
-        ({"text": "a"}, "preference", "preference rows (format hh or preference); name another data source"),
-        ({"question": "a"}, "messages", "data pairs: columns question are of no known format, columns chosen + prompt"),
-        ({"question": "a"}, "messages", "rename them with `columns: {theirs: ours}`, or name the `format`"),
+        (
+            GOOD,
+            "messages",
+            "rows are of format preference (1 of 1 rows have `chosen` and `rejected`); expected mess",
+        ),
+        (GOOD, "messages", ". Set `format: preference` to use them so"),
+        (
+            {"text": "a"},
+            "preference",
+            "preference rows (format hh or preference or comparison). Name another data source",
+        ),
+        (
+            {"question": "a"},
+            "messages",
+            "data pairs: columns question are of no known format; expected messages rows (format messages",
+        ),
+        ({"question": "a"}, "messages", ". Write rows in one of the formats that `docs/data.md` lists"),
     ],
 )
 def test_rows_of_the_wrong_or_of_no_format(
@@ -192,8 +204,8 @@ def test_a_field_of_several_shapes_gets_the_one_its_rows_are_in(jsonl: Write, so
 
 def test_a_field_of_several_shapes_says_which(jsonl: Write, source: Make) -> None:
     (problem,) = refused(source(jsonl({"text": "a"})), EITHER)
-    assert "rows are of format text, preference rows (format hh or preference) or labelled rows (format" in problem
-    assert problem.endswith("sharegpt or alpaca, and a label); name another data source")
+    assert "rows are of format text (1 of 1 rows have `text`); expected preference rows (format hh or" in problem
+    assert problem.endswith("sharegpt or alpaca, and a label). Name another data source")
 
 
 def test_pairs_and_labelled_rows_do_not_mix(
@@ -203,7 +215,7 @@ def test_pairs_and_labelled_rows_do_not_mix(
     files = [jsonl(GOOD, name="a.jsonl"), jsonl(UP, DOWN, name="b.jsonl"), jsonl("broken", name="c.jsonl")]
     (problem,) = refused(source(*files), EITHER)
     assert sorted(word for word in problem.split() if word.startswith(("a.", "b."))) == ["a.jsonl", "b.jsonl:"]
-    assert problem.endswith("one of the two; make them two data sources")
+    assert problem.endswith("one of the two. Make them two data sources")
     # A file in which nothing can be read has no shape: its rows are bad, and that is what is said.
     assert refused(source(files[1], files[2]), EITHER)[0].startswith("c.jsonl:1: row is not JSON")
 
@@ -211,10 +223,10 @@ def test_pairs_and_labelled_rows_do_not_mix(
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "Hi", "completion": "Hello."}, "`label` is missing, expected true or false"),
-        ({**UP, "label": "maybe"}, "`label` is 'maybe', expected true or false (or 1 or 0)"),
-        ({**UP, "completion": ""}, "`completion` is empty, expected text"),
-        ({"prompt": "Hi", "label": True}, "`completion` is missing, expected text"),
+        ({"prompt": "Hi", "completion": "Hello."}, "`label` is missing; expected true or false"),
+        ({**UP, "label": "maybe"}, "`label` is 'maybe'; expected true or false (or 1 or 0)"),
+        ({**UP, "completion": ""}, "`completion` is empty; expected text"),
+        ({"prompt": "Hi", "label": True}, "`completion` is missing; expected text"),
     ],
 )
 def test_a_bad_labelled_row_is_one_line_with_its_place(
@@ -222,7 +234,7 @@ def test_a_bad_labelled_row_is_one_line_with_its_place(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (problem,) = refused(source(jsonl(UP, DOWN, row)), EITHER)
-    assert problem.startswith(f"rows.jsonl:3: row {reason}; mend the data, or set `data.pairs.on_bad_row: skip`")
+    assert problem.startswith(f"rows.jsonl:3: row {reason}. Mend the data, or set `data.pairs.on_bad_row: skip`")
 
 
 def test_labels_are_read_from_every_sort_of_file(source: Make, tmp_path: Path) -> None:
@@ -236,15 +248,21 @@ def test_labels_are_read_from_every_sort_of_file(source: Make, tmp_path: Path) -
     turns = [{**row, "completion": [{"role": "assistant", "content": row["completion"]}]} for row in (UP, DOWN)]
     pq.write_table(pa.Table.from_pylist(turns), tmp_path / "turns.parquet")
     read = [loaded(source(path), EITHER).train for path in sorted(tmp_path.iterdir())]
-    assert len(read) == 5 and all(rows == read[0] for rows in read)
+    plain = [[{key: row[key] for key in row if key != "plain_text"} for row in rows] for rows in read]
+    assert len(read) == 5 and all(rows == plain[0] for rows in plain)
     assert [(row["completion"][0]["content"], row["label"]) for row in read[0]] == [("Hello.", True), ("What?", False)]
 
 
 def test_rows_of_one_label_are_refused(jsonl: Write, source: Make) -> None:
     (problem,) = refused(source(jsonl(UP, {**UP, "prompt": "Bye"})), EITHER)
-    expected = "the label of all 2 rows to learn from is true, good rows and bad rows; add rows whose label is false"
+    expected = (
+        "the label of all 2 rows to learn from is true; expected good rows and bad rows. Add rows whose label is false"
+    )
     assert problem == f"data pairs: {expected}"
-    assert "is false, good rows and bad rows; add rows whose label is true" in refused(source(jsonl(DOWN)), EITHER)[0]
+    assert (
+        "is false; expected good rows and bad rows. Add rows whose label is true"
+        in refused(source(jsonl(DOWN)), EITHER)[0]
+    )
 
 
 def test_labelled_rows_are_held_out_by_prompt(jsonl: Write, source: Make) -> None:
@@ -285,7 +303,7 @@ def test_an_artifacts_only_data_file_needs_no_name(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("none.jsonl", "artifact `collect` has no file `none.jsonl`, it has data/pairs.jsonl; correct `file`"),
+        ("none.jsonl", "artifact `collect` has no file `none.jsonl`; it has data/pairs.jsonl. Correct `file`"),
         ("../outside.jsonl", "file `../outside.jsonl` lies outside of artifact `collect`"),
         ("/etc/hostname", "file `/etc/hostname` lies outside of artifact `collect`"),
         ("link.jsonl", "file `link.jsonl` lies outside of artifact `collect`"),
@@ -299,7 +317,7 @@ def test_an_artifacts_file_must_lie_in_it(artifact: Path, file: str, expected: s
 
 def test_an_artifact_with_several_files_asks_which(artifact: Path) -> None:
     (artifact / "more.csv").write_text("text\na\n")
-    expected = "artifact `collect` has data/pairs.jsonl, more.csv, one file; name it with `file:`"
+    expected = "artifact `collect` has data/pairs.jsonl, more.csv; expected one file. Name it with `file:`"
     assert refused(DataSource(artifact="collect"), artifact=artifact) == [expected]
     assert "is not made yet" in refused(DataSource(artifact="collect"))[0]
 
@@ -308,7 +326,7 @@ def test_an_artifact_with_several_files_asks_which(artifact: Path) -> None:
     ("hub", "expected"),
     [
         ("owner/no-such-data", "hub:owner/no-such-data (train): cannot load data set: "),
-        ("../rows.jsonl", "hub id `../rows.jsonl` is not an id, `owner/name`; use `path:` for files"),
+        ("../rows.jsonl", "hub id `../rows.jsonl` is not an id; expected `owner/name`. Use `path:` for files"),
         ("pipeline", "hub id `pipeline` is a local path"),
     ],
 )
@@ -377,7 +395,9 @@ def test_a_hub_data_set_is_loaded_from_the_local_cache(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     newest, same, other, rejected = done.stdout.splitlines()[:4]
     assert json.loads(newest) == json.loads(same) == [[1, 3], 1, True]
-    assert other.startswith(f"hub:owner/pairs@{'b' * 40} (train): the local copy is of commit {COMMIT}, commit bbb")
+    assert other.startswith(
+        f"hub:owner/pairs@{'b' * 40} (train): the local copy is of commit {COMMIT}; expected commit bbb"
+    )
     assert json.loads(rejected)["where"] == f"hub:owner/pairs@{COMMIT} (train) row 2"
 
 

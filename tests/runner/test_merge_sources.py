@@ -166,8 +166,8 @@ def test_lineage_and_show_say_how_each_adapter_was_quantised(tmp_path: Path, cha
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ("{model: sft, adapters: [rm]}", "adapters: `rm` is of kind reward, a stage that makes a model"),
-        ("{model: rm, adapters: [tuned]}", "model: `rm` is of kind reward, a stage that makes a model"),
+        ("{model: sft, adapters: [rm]}", "adapters: `rm` is of kind reward; expected a stage that makes a model"),
+        ("{model: rm, adapters: [tuned]}", "model: `rm` is of kind reward; expected a stage that makes a model"),
         ("{model: reward, adapters: [tuned]}", "model: `reward` is a reward model, a language model"),
         ("{model: sft, adapters: [reward/adapter]}", "adapters: `reward/adapter` is the adapter of a reward model"),
         ("{model: base, adapters: [sft]}", "adapters: `sft` holds no adapter: all its weights were trained"),

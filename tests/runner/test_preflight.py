@@ -59,7 +59,7 @@ def test_a_transformers_that_cannot_slice_is_told_from_one_that_can(
     version = lambda package: "5.20.2" if package == "transformers" else "1"  # noqa: E731
     monkeypatch.setattr(preflight, "installed", version)
     problems = list(preflight._engine_problems(plan))
-    assert problems and all("and transformers is 5.20.2, must be 5.23 or later" in str(one) for one in problems)
+    assert problems and all("and transformers is 5.20.2; it must be 5.23 or later" in str(one) for one in problems)
 
 
 @pytest.mark.parametrize(
@@ -118,15 +118,15 @@ def test_quantised_weights_do_not_go_with_zero_3(fresh: Any) -> None:
     assert (problem.stage, problem.found) == ("dpo", "adapter.quantize is 4bit and compute.zero is 3")
     assert problem.remedy == "set compute.zero: 2 or less for this stage"
     assert problem.where == f"--set {asked[0]}"
-    with pytest.raises(PipelineError, match=r"4bit and compute\.fsdp is true.*; set compute\.fsdp: false"):
+    with pytest.raises(PipelineError, match=r"4bit and compute\.fsdp is true.*. Set compute\.fsdp: false"):
         preflight.check_plan(fresh.plan(*asked, "compute.fsdp=true"), fresh.store)
 
 
 FORMATS = {
-    "fp16 on a CPU": (("compute.precision=fp16", "compute.device=cpu"), "fp16 on a CPU, .*set compute.precision: auto"),
+    "fp16 on a CPU": (("compute.precision=fp16", "compute.device=cpu"), "fp16 on a CPU; .*Set compute.precision: auto"),
     "bf16 by DeepSpeed on a CPU": (
         ("compute.precision=bf16", "compute.device=cpu", "compute.zero=1"),
-        "bf16 with compute.zero 1 on a CPU, auto or fp32; set compute.precision: fp32",
+        "bf16 with compute.zero 1 on a CPU; expected auto or fp32. Set compute.precision: fp32",
     ),
 }
 
@@ -172,7 +172,7 @@ def test_pretraining_does_not_go_on_from_quantised_weights(fresh: Any) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": quantised}))
     more = "  more: {kind: pretrain, data: corpus, init: small}"
     fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n{more}\n", 1))
-    said = "stage more: `small` is kept quantised .4bit., weights that are trained.*name another copy"
+    said = "stage more: `small` is kept quantised .4bit.; expected weights that are trained.*Name another copy"
     with pytest.raises(PipelineError, match=said):
         preflight.check_plan(fresh.plan(), fresh.store)
 
@@ -180,15 +180,15 @@ def test_pretraining_does_not_go_on_from_quantised_weights(fresh: Any) -> None:
 OWN_WORDS = {
     "micro-batch of ppo": (
         "ppo: {kind: ppo, data: asks, model: sft, reward: rm, compute: {micro_batch: 2}}",
-        r"stage ppo: compute.micro_batch is 2 for a ppo stage, must be auto.*train.token_budget",
+        r"stage ppo: compute.micro_batch is 2 for a ppo stage; it must be auto.*train.token_budget",
     ),
     "micro-batch of kto": (
         "kto: {kind: kto, data: pairs, model: sft, compute: {micro_batch: 2}}",
-        r"stage kto: compute.micro_batch is 2 for a kto stage, must be auto.*train.kl_batch",
+        r"stage kto: compute.micro_batch is 2 for a kto stage; it must be auto.*train.kl_batch",
     ),
     "average of weights in parts": (
         "ppo: {kind: ppo, data: asks, model: sft, reward: rm, train: {ema_decay: 0.9}, compute: {fsdp: true}}",
-        r"stage ppo: train.ema_decay is 0.9 with compute.fsdp, must be 0 there; leave one of them out",
+        r"stage ppo: train.ema_decay is 0.9 with compute.fsdp; it must be 0 there. Leave one of them out",
     ),
 }
 

@@ -108,7 +108,7 @@ def test_a_killed_stage_is_reported_and_keeps_its_checkpoints(
     _stage_process(process.pid).kill()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "stage base: its process was killed by signal 9; the system may have run out of memory" in err
+    assert "stage base: its process was killed by signal 9. The system may have run out of memory" in err
     assert "run again to resume" in err
     assert "Traceback" not in out + err
     assert list(store.glob(".work/base-*/work/checkpoints/checkpoint-*/trainer_state.json"))

@@ -210,9 +210,12 @@ def test_the_losses_are_those_of_trl() -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"loss_type": "ippo"}, "train.loss_type is ippo, one of .*ipo"),
-        ({"loss_type": ["sigmoid", "hing"]}, "train.loss_type is hing, one of .*hinge"),
-        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}, "1 train.loss_weights for 2 losses, one for each"),
+        ({"loss_type": "ippo"}, "train.loss_type is ippo; expected one of .*ipo"),
+        ({"loss_type": ["sigmoid", "hing"]}, "train.loss_type is hing; expected one of .*hinge"),
+        (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1]},
+            "1 train.loss_weights for 2 losses; expected one for each",
+        ),
     ],
 )
 def test_a_loss_trl_does_not_have_is_refused_with_the_recipe(train: dict[str, Any], message: str) -> None:

@@ -157,7 +157,7 @@ def test_a_function_that_breaks_is_named(
         inputs={"models": [as_input(chain["sft"])]},
         expect="failed",
     )
-    assert str(ran.outcome.problems[0]) == "reward function mine.py:score returned 1 values, one per row (24)"
+    assert str(ran.outcome.problems[0]) == "reward function mine.py:score returned 1 values; expected one per row (24)"
 
 
 def test_stops_between_batches_of_answers_when_asked(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> None:
@@ -175,13 +175,13 @@ def test_stops_between_batches_of_answers_when_asked(chain: Any, as_input: Any, 
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"baseline": "sf", "gold": "g.py:g"}, "baseline `sf`, one of models: sft, dpo; did you mean `sft`?"),
-        ({"baseline": "sft"}, "no judge, `gold` or `reward`; name a reward model or a Python function"),
+        ({"baseline": "sf", "gold": "g.py:g"}, "baseline `sf`; expected one of models: sft, dpo. Did you mean `sft`?"),
+        ({"baseline": "sft"}, "no judge; expected `gold` or `reward`. Name a reward model or a Python function"),
         (
             {"baseline": "sft", "gold": "g.py:g", "judge": "reward"},
-            "judge is reward, a `reward` to judge with; add `reward:`",
+            "judge is reward; expected a `reward` to judge with. Add `reward:`",
         ),
-        ({"baseline": "sft", "gold": "g.py:g", "greedy": ["x"]}, "greedy `x`, one of models: sft, dpo"),
+        ({"baseline": "sft", "gold": "g.py:g", "greedy": ["x"]}, "greedy `x`; expected one of models: sft, dpo"),
     ],
 )
 def test_contradictions_are_named(fields: dict[str, Any], problem: str) -> None:

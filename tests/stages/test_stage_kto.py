@@ -203,10 +203,10 @@ def test_rows_of_one_label_are_refused_before_training(
 @pytest.mark.parametrize(
     ("labels", "is_paired", "message"),
     [
-        ([], True, "no pair fits, pairs of at most 9 tokens; raise train.max_length"),
-        ([], False, "no row fits, rows of at most 9 tokens; raise train.max_length"),
-        ([True], False, "no bad row fits, bad rows of at most 9 tokens; raise train.max_length"),
-        ([False, False], False, "no good row fits, good rows of at most 9 tokens; raise train.max_length"),
+        ([], True, "no pair fits; expected pairs of at most 9 tokens. Raise train.max_length"),
+        ([], False, "no row fits; expected rows of at most 9 tokens. Raise train.max_length"),
+        ([True], False, "no bad row fits, bad rows of at most 9 tokens. Raise train.max_length"),
+        ([False, False], False, "no good row fits, good rows of at most 9 tokens. Raise train.max_length"),
     ],
 )
 def test_both_labels_must_fit(labels: list[bool], is_paired: bool, message: str) -> None:
@@ -367,14 +367,14 @@ def test_pairs_of_one_prompt_are_refused(
     data = {"data": write_jsonl(tmp_path / "p.jsonl", [row] * 16)}
     inputs = {"model": as_input(chain["sft"])}
     ran = run_stage("kto", {"train": TRAIN}, data=data, inputs=inputs, expect="failed")
-    assert str(ran.outcome.problems[0]).startswith("all rows have the same prompt, at least two")
+    assert str(ran.outcome.problems[0]).startswith("all rows have the same prompt; expected at least two")
 
 
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"loss_type": "apo_zero_unpared"}, "train.loss_type is apo_zero_unpared, one of .*apo_zero_unpaired"),
-        ({"kl_batch": 12}, r"train.batch_size is 16, a multiple of train.kl_batch \(12\)"),
+        ({"loss_type": "apo_zero_unpared"}, "train.loss_type is apo_zero_unpared; expected one of .*apo_zero_unpaired"),
+        ({"kl_batch": 12}, r"train.batch_size is 16; expected a multiple of train.kl_batch \(12\)"),
     ],
 )
 def test_what_trl_would_not_take_is_refused_with_the_recipe(train: dict[str, Any], message: str) -> None:

@@ -188,8 +188,8 @@ def test_a_reward_model_and_a_function_add_up(
     ("reward", "message"),
     [
         ("raises", r"rewards.py:raises raised ZeroDivisionError: division by zero for row \d+ \(.*\?\)"),
-        ("nan", r"rewards.py:nan returned nan for row \d+ \(.*\?\), a finite number"),
-        ("short", r"rewards.py:short returned 1 values, one per row \(32\)"),
+        ("nan", r"rewards.py:nan returned nan for row \d+ \(.*\?\); expected a finite number"),
+        ("short", r"rewards.py:short returned 1 values; expected one per row \(32\)"),
     ],
 )
 @KINDS
@@ -206,13 +206,14 @@ def test_a_bad_reward_is_one_line_and_nothing_is_kept(
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"max_new_tokens": 64}, "train.max_new_tokens is 64, less than the 64 tokens of prompt and response"),
+        ({"max_new_tokens": 64}, "train.max_new_tokens is 64; expected less than the 64 tokens of prompt and response"),
         (
             {"max_new_tokens": 56},
-            "asks.jsonl:1 stage .*: the prompt is [0-9]+ tokens long, as are 23 more, at most 8: the model's context",
+            "asks.jsonl:1 stage .*: the prompt is [0-9]+ tokens long, as are 23 more; "
+            "expected at most 8: the model's context",
         ),
-        ({"max_new_tokens": 56, "max_length": 64}, "none of 24 prompts fits, prompts of at most 8 tokens"),
-        ({"batch_size": 256}, "24 prompts to learn from, at least 32, for one batch of 256 responses"),
+        ({"max_new_tokens": 56, "max_length": 64}, "none of 24 prompts fits; expected prompts of at most 8 tokens"),
+        ({"batch_size": 256}, "24 prompts to learn from; expected at least 32, for one batch of 256 responses"),
     ],
 )
 def test_prompts_that_cannot_be_learned_from_are_refused_before_training(
@@ -247,8 +248,8 @@ def test_held_out_prompts_are_answered_and_measured(chain: Any, train_on: Callab
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"batch_size": 30}, "train.batch_size is 30, a multiple of train.num_generations"),
-        ({"generation_batch_size": 48}, "train.generation_batch_size is 48, a multiple of train.batch_size"),
+        ({"batch_size": 30}, "train.batch_size is 30; expected a multiple of train.num_generations"),
+        ({"generation_batch_size": 48}, "train.generation_batch_size is 48; expected a multiple of train.batch_size"),
     ],
 )
 @KINDS
@@ -264,7 +265,7 @@ def test_a_loss_trl_does_not_have_is_refused_with_the_recipe() -> None:
         {"data": "a", "model": "m", "reward": ["rm"], "train": {"loss_type": "drgrpo"}}
     )
     (problem,) = config.check()
-    assert re.match("train.loss_type is drgrpo, one of .*dr_grpo", str(problem))
+    assert re.match("train.loss_type is drgrpo; expected one of .*dr_grpo", str(problem))
 
 
 def test_the_losses_are_those_of_trl() -> None:

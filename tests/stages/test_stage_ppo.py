@@ -423,7 +423,7 @@ def test_an_empty_set_of_prompts_is_refused(ppo: Run, tmp_path: Path) -> None:
     [
         ("raises", "raised RuntimeError: no judge today for row 0 ("),
         ("not_a_number", "returned nan for row 0 ("),
-        ("too_few", "returned 2 values, one per row (3)"),
+        ("too_few", "returned 2 values; expected one per row (3)"),
     ],
 )
 def test_a_wrong_reward_function_is_found_before_the_first_update(
@@ -482,10 +482,10 @@ stages:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("kl_target: 0", "tiny.yaml:10 stage ppo: train.kl_target is 0, must be > 0"),
+        ("kl_target: 0", "tiny.yaml:10 stage ppo: train.kl_target is 0; it must be > 0"),
         ("rollout_batch: 8, minibatches: 3", "train.rollout_batch 8 does not divide into 3 minibatches"),
-        ("ptx_coef: 1.0", "train.ptx_coef without ptx_data, both or neither"),
-        ("temperature: 0", "tiny.yaml:10 stage ppo: train.temperature is 0, must be > 0"),
+        ("ptx_coef: 1.0", "train.ptx_coef without ptx_data; expected both or neither"),
+        ("temperature: 0", "tiny.yaml:10 stage ppo: train.temperature is 0; it must be > 0"),
     ],
 )
 def test_contradictions_are_told_by_file_and_line_before_anything_runs(

@@ -113,9 +113,12 @@ def test_a_field_the_architecture_does_not_have_is_bad_input(
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"model": {"type": "llama"}, "init": "x", "tokenizer": "t"}, "both `model` and `init`, exactly one of them"),
-        ({"tokenizer": "t"}, "neither `model` nor `init`, exactly one of them"),
-        ({"model": {"type": "llama"}}, "no `tokenizer`, a tokenizer for the new model; add `tokenizer: NAME`"),
+        (
+            {"model": {"type": "llama"}, "init": "x", "tokenizer": "t"},
+            "both `model` and `init`; expected exactly one of them",
+        ),
+        ({"tokenizer": "t"}, "neither `model` nor `init`; expected exactly one of them"),
+        ({"model": {"type": "llama"}}, "no `tokenizer`; expected a tokenizer for the new model. Add `tokenizer: NAME`"),
     ],
 )
 def test_contradictions_are_named(fields: dict[str, Any], problem: str) -> None:

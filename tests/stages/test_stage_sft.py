@@ -111,7 +111,7 @@ def test_nothing_that_fits_is_bad_input(
         expect="failed",
     )
     assert ran.outcome.bad_input
-    assert str(ran.outcome.problems[0]) == "no row fits, rows of at most 8 tokens; raise train.max_length"
+    assert str(ran.outcome.problems[0]) == "no row fits; expected rows of at most 8 tokens. Raise train.max_length"
 
 
 def test_a_template_whose_answers_do_not_end_is_refused(

@@ -82,7 +82,7 @@ def test_precision_and_device_are_computes_matter(make_context: Any) -> None:
     assert _arguments(make_context, compute={"activation_checkpointing": True}).gradient_checkpointing is True
     if not torch.cuda.is_available():
         assert precision_of(make_context(precision="auto")) == "fp32"
-        with pytest.raises(PipelineError, match=r"no CUDA device; use `compute.device: auto`"):
+        with pytest.raises(PipelineError, match=r"no CUDA device. Use `compute.device: auto`"):
             _arguments(make_context, compute={"device": "cuda"})
 
 

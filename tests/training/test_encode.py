@@ -102,5 +102,7 @@ def test_rows_are_at_most_as_long_as_the_context() -> None:
     assert context_length(_model(max_position_embeddings=131_072), None) == 2048
     assert context_length(_model(max_position_embeddings=131_072), 4096) == 4096
     assert context_length(_model(), None) == 2048
-    with pytest.raises(PipelineError, match=r"train.max_length is 65, at most the model's context of 64 tokens"):
+    with pytest.raises(
+        PipelineError, match=r"train.max_length is 65; expected at most the model's context of 64 tokens"
+    ):
         context_length(_model(max_position_embeddings=64), 65)

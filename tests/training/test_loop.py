@@ -74,7 +74,7 @@ def test_progress_is_told_with_the_latest_metrics(make_context: Any, tmp_path: P
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_lost_loss_ends_the_stage(make_context: Any, tmp_path: Path, loss: float) -> None:
     watched = Watched(make_context, tmp_path, every_s=1e9)
-    with pytest.raises(PipelineError, match=f"the loss is {loss} at step 7, a finite number; lower") as error:
+    with pytest.raises(PipelineError, match=f"the loss is {loss} at step 7; expected a finite number. Lower") as error:
         watched.watcher.on_log(watched.args, TrainerState(global_step=7), TrainerControl(), {"loss": loss})
     assert error.value.exit_code == ExitCode.FAILED  # the recipe is well-formed: not a matter of bad input
 
@@ -110,7 +110,9 @@ def test_steps_of_a_run_by_hand() -> None:
     assert steps_of(batches, 2.5, None) == 8  # 7.5, to the even neighbour
     assert steps_of(batches, 0.1, None) == 1
     assert steps_of(batches, 1.0, 50) == 50
-    with pytest.raises(PipelineError, match=r"4 rows to train on, at least one batch of 10; lower train.batch_size"):
+    with pytest.raises(
+        PipelineError, match=r"4 rows to train on; expected at least one batch of 10. Lower train.batch_size"
+    ):
         steps_of(Batches([1] * 4, 10, 5, seed=0), 1.0, None)
 
 

@@ -36,14 +36,17 @@ def test_columns_come_as_lists_beside_prompts_and_completions() -> None:
     [
         (
             lambda **c: 1 / 0,
-            r"reward function f raised ZeroDivisionError: division by zero for row 0 \(a\); correct the function",
+            r"reward function f raised ZeroDivisionError: division by zero for row 0 \(a\). Correct the function",
         ),
-        (lambda **c: [1.0], r"reward function f returned 1 values, one per row \(2\)"),
-        (lambda **c: [1.0, None], r"reward function f returned None for row 1 \(b\), a finite number for every row"),
-        (lambda **c: [float("nan"), 1.0], r"reward function f returned nan for row 0 \(a\), a finite number"),
-        (lambda **c: [1.0, float("inf")], r"reward function f returned inf for row 1 \(b\), a finite number"),
-        (lambda **c: ["good", 1.0], r"reward function f returned good for row 0 \(a\), a finite number"),
-        (lambda **c: 3.0, "reward function f returned float 3.0, one number per row in a list"),
+        (lambda **c: [1.0], r"reward function f returned 1 values; expected one per row \(2\)"),
+        (
+            lambda **c: [1.0, None],
+            r"reward function f returned None for row 1 \(b\); expected a finite number for every row",
+        ),
+        (lambda **c: [float("nan"), 1.0], r"reward function f returned nan for row 0 \(a\); expected a finite number"),
+        (lambda **c: [1.0, float("inf")], r"reward function f returned inf for row 1 \(b\); expected a finite number"),
+        (lambda **c: ["good", 1.0], r"reward function f returned good for row 0 \(a\); expected a finite number"),
+        (lambda **c: 3.0, "reward function f returned float 3.0; expected one number per row in a list"),
     ],
 )
 def test_what_cannot_be_a_reward_is_an_error_that_names_the_function(function: Any, message: str) -> None:

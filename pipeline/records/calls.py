@@ -1,0 +1,150 @@
+"""Tools of a conversation: what the assistant may call, its calls, and what they gave; and which turns are learnt.
+
+Owns the one form of each, whatever form a file has: arguments are objects, calls and tools have their `function`.
+Fields that hold nothing are taken out, for Arrow fills every call with the fields of all others; arguments that a file
+holds as JSON text are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.records.faults import BadRowError, kind_of_value
+from pipeline.records.opening import is_unicode
+
+TRAIN_KEYS = ("train", "weight", "loss_mask", "loss_weight", "training", "loss", "trainable")
+"""How data sets say whether a turn of the assistant is learnt: true or 1, false or 0."""
+
+
+def is_trained(message: Mapping[str, Any], here: str) -> bool:
+    """Return whether a turn is learnt: yes unless it says no.
+
+    Raises:
+        BadRowError: it says something between the two.
+    """
+    trained = True
+    for key in TRAIN_KEYS:
+        value = message.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise BadRowError(f"{here} has {key} {value!r}"[:80], "0 or 1")
+        trained = trained and bool(value)
+    return trained
+
+
+def calls_of(message: Mapping[str, Any], here: str) -> list[dict[str, Any]]:
+    """Return the calls of a turn of the assistant, from `tool_calls` or the older `function_call`.
+
+    Raises:
+        BadRowError: they are no calls.
+    """
+    value = _parsed(message.get("tool_calls"), f"{here} `tool_calls`") or []
+    older = filled(_parsed(message.get("function_call"), f"{here} `function_call`"))
+    if older:
+        value = [{"function": older}]
+    if not isinstance(value, list):
+        raise BadRowError(f"{here} `tool_calls` is {kind_of_value(value)}", "a list of calls")
+    return [_call(call, f"{here} call {number}") for number, call in enumerate(value, start=1)]
+
+
+def call_of_text(value: object, here: str) -> list[dict[str, Any]]:
+    """Return the calls of a turn whose text is one call, or a list of them, as JSON.
+
+    Raises:
+        BadRowError: it is none.
+    """
+    parsed = _parsed(value, here)
+    calls = parsed if isinstance(parsed, list) else [parsed]
+    return [_call(call, f"{here} call {number}") for number, call in enumerate(calls, start=1)]
+
+
+def _call(value: object, here: str) -> dict[str, Any]:
+    value = _parsed(value, here)
+    function = _parsed(value.get("function"), here) if isinstance(value, Mapping) else None
+    inner = function if isinstance(function, Mapping) else value
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
+        raise BadRowError(f"{here} is {kind_of_value(value)}", "a call with the `name` of a function")
+    given = inner.get("arguments", inner.get("parameters"))
+    arguments = _parsed(given, f"{here} arguments") if given not in (None, "") else {}
+    if not isinstance(arguments, Mapping):
+        raise BadRowError(f"{here} has arguments that are {kind_of_value(arguments)}", "an object")
+    if not isinstance(given, str):
+        arguments = filled(arguments)
+    made: dict[str, Any] = {"type": "function"}
+    if isinstance(value, Mapping) and isinstance(value.get("id"), str) and value["id"]:
+        made["id"] = value["id"]
+    return {**made, "function": {"name": inner["name"], "arguments": _checked(dict(arguments), here)}}
+
+
+def tool_result(value: object, here: str) -> str:
+    """Return what a tool gave as text: as it is, or the JSON of what is no text.
+
+    Raises:
+        BadRowError: it cannot be written as UTF-8.
+    """
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(filled(value), ensure_ascii=False)
+    if not is_unicode(text):
+        raise BadRowError(f"{here} holds half of a surrogate pair", "Unicode text")
+    return text
+
+
+def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the tools a row offers the assistant, each with its `function`; none where it offers none.
+
+    Raises:
+        BadRowError: the column holds something else.
+    """
+    column = next((name for name in ("tools", "functions") if row.get(name)), None)
+    if column is None:
+        return []
+    value = _parsed(row[column], f"`{column}`") or []
+    if not isinstance(value, list):
+        raise BadRowError(f"`{column}` is {kind_of_value(value)}", "a list of tools")
+    tools = []
+    for number, tool in enumerate(value, start=1):
+        here = f"`{column}` tool {number}"
+        parsed = _parsed(tool, here)
+        named = parsed.get("function", parsed) if isinstance(parsed, Mapping) else None
+        if not isinstance(parsed, Mapping) or not isinstance(named, Mapping) or not named.get("name"):
+            raise BadRowError(f"{here} is {kind_of_value(parsed)}", "an object with the `name` of a function")
+        kept = parsed if isinstance(tool, str) or isinstance(row[column], str) else filled(parsed)
+        whole = kept if isinstance(kept.get("function"), Mapping) else {"type": "function", "function": kept}
+        tools.append(_checked(dict(whole), here))
+    return tools
+
+
+def filled(value: Any) -> Any:
+    """Return a value without the fields that hold nothing, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: filled(one) for key, one in value.items() if one is not None}
+    return [filled(one) for one in value] if isinstance(value, list) else value
+
+
+def _checked(value: dict[str, Any], here: str) -> dict[str, Any]:
+    """Return what a template can write.
+
+    Raises:
+        BadRowError: JSON has no form for it.
+    """
+    try:
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadRowError(f"{here} cannot be written as JSON ({error})", "texts, numbers, lists and objects") from None
+    if not is_unicode(written):
+        raise BadRowError(f"{here} holds half of a surrogate pair", "Unicode text")
+    return value
+
+
+def _parsed(value: Any, here: str) -> Any:
+    """Return a value, or what its JSON text says."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise BadRowError(f"{here} is text that is not JSON ({error})", "JSON") from None

@@ -1,0 +1,104 @@
+"""Which format rows are in: told by all columns of all rows, and by what the columns hold.
+
+A row that holds half of what its format needs (a pair with one answer) speaks only where no whole row does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pipeline.records.comparisons import is_comparison, read_by
+from pipeline.records.formats import OPENAI_PAIR
+from pipeline.records.turns import TRANSCRIPT_TURN
+from pipeline.stage import Shape
+
+Row = Mapping[str, Any]
+
+TOLD_BY: dict[str, frozenset[str]] = {
+    "messages": frozenset({"messages"}),
+    "sharegpt": frozenset({"conversations"}),
+    "prompt_completion": frozenset({"prompt", "completion"}),
+    "alpaca": frozenset({"instruction", "output"}),
+    "prompt": frozenset({"prompt"}),
+    "text": frozenset({"text"}),
+}
+"""Columns that tell a format, the richer one first, as data sets repeat the same content in several."""
+
+
+class Detected(NamedTuple):
+    """The format of rows, and why it was taken, as a sentence goes on after ``format NAME:``."""
+
+    format: str
+    why: str
+
+
+class _Told(NamedTuple):
+    format: str
+    columns: tuple[str, ...]
+    is_whole: bool = True
+
+
+def detect(rows: Iterable[Row], *shapes: Shape) -> str | None:
+    """Return the format most of the rows are in, None when they are in none; they are to be of one of the shapes."""
+    detected = detected_format(rows, shapes)
+    return detected.format if detected else None
+
+
+def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected | None:
+    """Return the format most of the rows are in and why, None when they are in none.
+
+    Args:
+        rows: all that could be read, renamed where the recipe says so.
+        shapes: one of which they are to be of.
+    """
+    votes = Counter(_told(row, shapes) for row in rows)
+    count = sum(votes.values())
+    votes.pop(None, None)
+    told: Counter[str] = Counter()
+    for is_whole in (True, False):
+        for vote, number in votes.items():
+            if vote is not None and vote.is_whole == is_whole:
+                told[vote.format] += number
+        if told:
+            break
+    if not told:
+        return None
+    taken, number = told.most_common(1)[0]
+    columns = next(vote.columns for vote, _ in votes.most_common() if vote is not None and vote.format == taken)
+    others = ", ".join(f"{more} of format {name}" for name, more in told.items() if name != taken)
+    why = f"{number} of {count} rows have {' and '.join(f'`{one}`' for one in columns)}"
+    return Detected(taken, f"{why}; {others}" if others else why)
+
+
+def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
+    """Tell the format of one row by its columns."""
+    has = {name for name, value in row.items() if value is not None and value != ""}
+    if "text" in shapes and isinstance(row.get("text"), str):
+        return _Told("text", ("text",))
+    if {"chosen", "rejected"} <= has:
+        return _Told("hh" if _holds_transcripts(row) else "preference", ("chosen", "rejected"))
+    if has.issuperset(OPENAI_PAIR):
+        return _Told("preference", OPENAI_PAIR)
+    if is_comparison(row):
+        return _Told("comparison", read_by(row))
+    if "preference" in shapes and {"chosen", "rejected"} & has:  # half a pair is a bad pair, not a prompt
+        told = "hh" if _holds_transcripts(row) else "preference"
+        return _Told(told, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
+    found = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
+    if found:
+        return _Told(found, tuple(sorted(TOLD_BY[found], reverse=found == "prompt_completion")))
+    if "prompt" in shapes and "instruction" in has:
+        return _Told("prompt", ("instruction",))
+    return _Told("prompt", ("turns",)) if isinstance(row.get("turns"), list) else None
+
+
+def _holds_transcripts(row: Row) -> bool:
+    sides = [row[name] for name in ("chosen", "rejected") if row.get(name)]
+    opening = row.get("prompt") if isinstance(row.get("prompt"), str) else sides[0]
+    return (
+        all(isinstance(side, str) for side in sides)
+        and isinstance(opening, str)
+        and bool(TRANSCRIPT_TURN.match(opening))
+    )

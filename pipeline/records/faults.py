@@ -1,0 +1,38 @@
+"""Why a row is bad, in the words a user reads beside file and line; and texts, checked."""
+
+from __future__ import annotations
+
+from pipeline.errors import sentences
+from pipeline.records.opening import is_unicode
+
+
+class BadRowError(Exception):
+    """Why a row is bad: what was found in it, what was expected, and what to do where there is more than one way."""
+
+    def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
+        super().__init__(sentences(found, expected, remedy))
+
+
+def text_of(value: object, name: str) -> str:
+    """Return a text that is there, is not blank, and can be written as UTF-8; it is not changed.
+
+    Raises:
+        BadRowError: it is not.
+    """
+    if not isinstance(value, str):
+        raise BadRowError(f"{name} is {kind_of_value(value)}", "text")
+    if not value or value.isspace():
+        raise BadRowError(f"{name} is empty", "text")
+    if not is_unicode(value):
+        raise BadRowError(f"{name} holds half of a surrogate pair", "Unicode text")
+    return value
+
+
+def kind_of_value(value: object) -> str:
+    """Name what a column holds instead of what was wanted."""
+    if value is None:
+        return "missing"
+    if isinstance(value, list | dict | str):
+        name = {list: "list", dict: "object", str: "text"}[type(value)]
+        return f"an empty {name}" if not value else f"a{'n' if name == 'object' else ''} {name}"
+    return f"{value!r}"[:40]

@@ -1,0 +1,131 @@
+"""The five shapes a stage takes rows in, made from what a format read.
+
+    text         {"text": str}
+    messages     {"messages": turns}                  ends with the assistant: a demonstration
+    preference   {"prompt": turns, "chosen": turns, "rejected": turns, "margin": float | None}
+    labelled     {"prompt": turns, "completion": turns, "label": bool}      a demonstration's final turn, good or bad
+    prompt       {"prompt": turns}                    ends with the user
+
+A turn has `role` (system, user, assistant, tool) and `content`; one of the assistant may have `tool_calls`,
+`reasoning_content` and `train: False`, one of a tool `tool_call_id` and `name`. Beside a shape may stand `tools`, what
+the assistant may call, and `plain_text: True`: the row was plain text on every side, so it can be continued as text.
+Columns that did not go into the shape stay in the row as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.records.calls import tools_of
+from pipeline.records.faults import BadRowError
+from pipeline.records.formats import FORMATS, Parsed, Row, of_openai, parse_comparison, read_columns
+from pipeline.records.turns import ROLES, Turns, check_order
+from pipeline.stage import Shape
+
+LABELS = ("label", "kto_tag", "desirable")
+"""Columns that say whether a completion is good, the first that a row fills: trl's, LLaMA-Factory's, other tools'."""
+
+_LABEL_WORDS = {
+    **dict.fromkeys(("true", "1", "yes", "good", "desirable", "chosen", "positive"), True),
+    **dict.fromkeys(("false", "0", "no", "bad", "undesirable", "rejected", "negative"), False),
+}
+
+
+def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict[str, Any]:
+    """Return the row a stage gets.
+
+    Args:
+        row: columns as read, renamed where the recipe says so.
+        name: of the format.
+        shape: wanted by the stage; one the format can give.
+        system: system turn for a conversation that has none.
+
+    Raises:
+        BadRowError: the row is bad.
+    """
+    if shape == "prompt" and name == "text":
+        _check_speaker(row)
+    is_asked_only = shape == "prompt" and name == "comparison"
+    parsed = parse_comparison(row, is_prompt=True) if is_asked_only else FORMATS[name].parse(row)
+    if shape == "text":
+        # Turns joined by a blank line: raw material for a tokenizer or for pretraining, no chat template.
+        turns = parsed.turns + parsed.chosen
+        made: dict[str, Any] = {"text": parsed.text or "\n\n".join(filter(None, map(_said, turns)))}
+    else:
+        made = _conversation(parsed, name, shape, parsed.system or system or "")
+        tools = tools_of(of_openai(row))
+        if tools:
+            made["tools"] = tools
+        if parsed.is_plain and not parsed.system and not system and not tools:
+            made["plain_text"] = True
+    # A prompt row keeps the columns it does not use: an answer beside the prompt is what a reward function checks.
+    used = frozenset({"prompt"}) if shape == "prompt" else read_columns(name, row)
+    if shape == "labelled":
+        column, made["label"] = _label(row)
+        used |= {column}
+    return {**{column: value for column, value in row.items() if column not in used}, **made}
+
+
+def _check_speaker(row: Row) -> None:
+    """Refuse a message as a prompt that the row itself calls another's, or the middle of a conversation.
+
+    Raises:
+        BadRowError: it is one.
+    """
+    said = row.get("role")
+    role = ROLES.get(said.casefold()) if isinstance(said, str) else None
+    if role not in (None, "user"):
+        raise BadRowError(f"`role` is {said}, so `text` is no prompt", "a message of the user")
+    if role == "user" and row.get("parent_id"):
+        raise BadRowError("`parent_id` is set, so `text` is the middle of a conversation", "its first message")
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """Return all a turn says, as text."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
+    return "\n".join(filter(None, (turn.get("reasoning_content", ""), turn["content"], *calls)))
+
+
+def _conversation(parsed: Parsed, row_format: str, shape: Shape, system: str) -> dict[str, Any]:
+    name = "conversations" if row_format == "sharegpt" else row_format  # as the column is called
+    turns = parsed.turns or [{"role": "user", "content": parsed.text}]
+    if system and turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": system}, *turns]
+    if shape in ("messages", "labelled"):
+        turns = turns + parsed.chosen
+        check_order(turns, name, last="assistant")
+        _check_learnt(turns if shape == "messages" else turns[-1:])
+        return {"messages": turns} if shape == "messages" else {"prompt": turns[:-1], "completion": turns[-1:]}
+    if shape == "preference":
+        return {"prompt": turns, "chosen": parsed.chosen, "rejected": parsed.rejected, "margin": parsed.margin}
+    if turns[-1]["role"] == "assistant" and "messages" in FORMATS[row_format].shapes:
+        turns = turns[:-1]
+    check_order(turns, name, last="user")
+    return {"prompt": turns}
+
+
+def _check_learnt(turns: Turns) -> None:
+    """Refuse a row of which nothing is learnt.
+
+    Raises:
+        BadRowError: every turn of the assistant says that it is not to be learnt.
+    """
+    if all(turn.get("train") is False for turn in turns if turn["role"] == "assistant"):
+        raise BadRowError("no turn of the assistant is to be learnt", "one without `weight: 0` or `train: false`")
+
+
+def _label(row: Row) -> tuple[str, bool]:
+    """Return the column that holds the label of a row, and whether it says good."""
+    column = next((name for name in LABELS if row.get(name) not in (None, "")), None)
+    if column is None:
+        raise BadRowError("`label` is missing", "true or false")
+    value = row[column]
+    if isinstance(value, str):  # CSV has text only
+        label = _LABEL_WORDS.get(value.strip().casefold())
+    else:
+        label = bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+    if label is None:
+        raise BadRowError(f"`{column}` is {value!r}"[:60], "true or false (or 1 or 0)")
+    return column, label

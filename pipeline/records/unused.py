@@ -1,0 +1,103 @@
+"""What rows hold and no one reads: columns, and keys of turns; and which of them a prompt lacks.
+
+A column that the format could have used (`input` beside `prompt`) is a problem, unless its text stands in the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import Problem, listed
+from pipeline.records.formats import Row, read_columns
+from pipeline.records.shapes import LABELS
+from pipeline.records.turns import MEDIA_KEYS, unused_keys
+from pipeline.stage import Shape
+
+ASKED = ("input", "instruction", "context", "history", "system", "system_prompt", "tools", "functions")
+"""Columns that data sets use for parts of what is asked."""
+
+REMEDIES = {
+    "input": "name the column above it `instruction`: the two are joined",
+    "instruction": "name it `prompt` if it is the prompt",
+    "context": "name the question `instruction` and this `input`: the two are joined",
+    "system": "name the format that reads it",
+    "system_prompt": "rename it `system`",
+}
+TURN_COLUMNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+
+
+class Unused:
+    """Collects, over the good rows of a source, what is not read."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self._columns: dict[str, None] = {}
+        self._keys: dict[str, None] = {}
+        self._lost: dict[str, str] = {}  # column to the format that could have read it
+
+    def look(self, row: Row, row_format: str, made: Mapping[str, Any]) -> None:
+        """Note what of a row no one reads.
+
+        Args:
+            row: columns, renamed where the recipe says so.
+            row_format: it was read as.
+            made: the shape it became.
+        """
+        read = read_columns(row_format, row)
+        for column in row.keys() - read:
+            value = row[column]
+            if value is None or value == "" or value == [] or (self.shape == "labelled" and column in LABELS):
+                continue
+            if column not in self._lost and self._is_lost(column, value, row_format, made):
+                self._lost[column] = row_format
+            self._columns[column] = None
+        for column in TURN_COLUMNS:
+            value = row.get(column)
+            if column in read and isinstance(value, list):
+                for message in value:
+                    self._keys.update(dict.fromkeys(f"{column}[].{key}" for key in unused_keys(message)))
+
+    def _is_lost(self, column: str, value: object, row_format: str, made: Mapping[str, Any]) -> bool:
+        """Return whether what a column asks is missing in the prompt."""
+        if self.shape == "text":
+            return False
+        if column in MEDIA_KEYS:
+            return True
+        holds_all = row_format in ("messages", "sharegpt", "hh")  # a conversation is whole without them
+        if column not in ASKED or (holds_all and column != "system_prompt"):
+            return False
+        asked = made.get("prompt") or made.get("messages") or []
+        return not (isinstance(value, str) and any(value in turn["content"] for turn in asked))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the columns and the keys of turns that no one reads, sorted."""
+        columns = () if self.shape == "prompt" else sorted(self._columns)
+        return (*columns, *sorted(self._keys))
+
+    def problem(self, name: str, columns: Mapping[str, str]) -> Problem | None:
+        """Return what is lost, with the way to use it; None if nothing is.
+
+        Args:
+            name: of the source.
+            columns: how the recipe renames columns.
+        """
+        if not self._lost:
+            return None
+        lost = sorted(self._lost)
+        first = lost[0]
+        named = listed(f"`{column}`" for column in lost)
+        found = f"data {name}: column{'s' if len(lost) > 1 else ''} {named} would not reach the model"
+        if first in MEDIA_KEYS:
+            return Problem(found, "text only: models here read no pictures, sound or film", "use rows without them")
+        theirs = {ours: old for old, ours in columns.items()}.get("prompt", "prompt")
+        remedy = REMEDIES.get(first, "put it into the messages of a conversation")
+        if first in ("input", "context"):
+            pairs = {} if theirs == "instruction" else {theirs: "instruction"}
+            pairs |= {} if first == "input" else {first: "input"}
+            kept = ", ".join(f"{old}: {new}" for old, new in pairs.items())
+            drop = " (leave `instruction` as it is)" if theirs == "instruction" else ""
+            remedy = f"set `columns: {{{kept}}}`{drop}, which joins the two" if kept else f"do not rename `{theirs}`"
+        return Problem(
+            found, "", f"{remedy}; or, if it is no part of the prompt, rename it `columns: {{{first}: note}}`"
+        )
