@@ -16,10 +16,10 @@ A kind is one file in `pipeline/stages/`:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -130,6 +130,20 @@ class Event:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+class Rejected(NamedTuple):
+    """A row that a stage cannot use.
+
+    Attributes:
+        where: its ``file:line``.
+        reason: what is wrong with it.
+        row: as the stage was given it.
+    """
+
+    where: str
+    reason: str
+    row: Mapping[str, Any]
+
+
 class Rows(Protocol):
     """Rows of a data source in one shape, already checked: what `records.load` returns."""
 
@@ -190,6 +204,8 @@ class StageContext:
             prompts it is asked.
         facts: how the stage really ran: number format picked, batch cut, configuration generated for an engine. The
             stage fills it; its manifest keeps it under `runtime`.
+        set_aside: keeps rows of a field's source that cannot be rendered with its rejects, and returns true; false
+            where the source stops at bad rows.
     """
 
     name: str
@@ -207,6 +223,7 @@ class StageContext:
     ranks: int = 1
     warnings: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    set_aside: Callable[[str, Sequence[Rejected]], bool] | None = None
 
     @property
     def is_first(self) -> bool:

@@ -6,6 +6,7 @@ Owns the crossing between the runner's process (no torch) and the process a stag
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import multiprocessing.process
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.recipe import DataSource, load_function
 from pipeline.records import load
-from pipeline.stage import Data, Event, ResolvedInput, Rows, StageContext, StageResult, kind_of
+from pipeline.stage import Data, Event, Rejected, ResolvedInput, Rows, StageContext, StageResult, kind_of
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
@@ -169,6 +170,21 @@ def context_of(
             send(Event("note", text=f"{rows.rejected} bad rows of {data.name} skipped, kept in {data.rejects.name}"))
         return rows
 
+    def set_aside(field_name: str, rows: Sequence[Rejected]) -> bool:
+        data = job.data[field_name]
+        if data.source.on_bad_row == "stop":
+            return False
+        others = rejected.get(data.name, 0)
+        rejected[data.name] = others + len(rows)
+        if job.rank == 0:
+            data.rejects.parent.mkdir(parents=True, exist_ok=True)
+            with data.rejects.open("a" if others else "w", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps(row._asdict(), default=str) + "\n")
+        text = f"{len(rows)} rows of {data.name} cannot be rendered and were skipped, kept in {data.rejects.name}"
+        send(Event("note", text=text))
+        return True
+
     context = StageContext(
         name=job.name,
         seed=job.seed,
@@ -184,6 +200,7 @@ def context_of(
         rank=job.rank,
         ranks=job.ranks,
         warnings=job.warnings,
+        set_aside=set_aside,
     )
     return context, rejected
 

@@ -15,6 +15,8 @@ from pipeline.models.contract import end_ids
 from pipeline.models.decode import beam_search, stream
 from pipeline.models.forward import context_limit
 from pipeline.models.sampling import Sampling
+from pipeline.models.template import ChatTemplate, TemplateFaultError
+from pipeline.models.tokens import TextEncoder
 
 Message = dict[str, str]
 
@@ -68,12 +70,13 @@ def reply(model: Any, tokenizer: Any, messages: Sequence[Message], options: Repl
 def complete(model: Any, tokenizer: Any, text: str, options: ReplyOptions) -> Iterator[str]:
     """Yield how the model goes on with ``text``, without any chat template, as pieces of text.
 
+    What spells a control token in it is text.
+
     Raises:
         PipelineError: the text is empty or does not fit, or an option is out of range.
     """
-    ids = list(tokenizer(text)["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
-        ids.pop()  # Some tokenizers close every text: the model would have nothing to add.
+    encoder = TextEncoder(tokenizer)
+    ids = [*encoder.prefix, *encoder.encode_one(encoder.content(text)).ids] if text else []
     yield from _answer(model, tokenizer, ids, options, turn=0)
 
 
@@ -141,10 +144,12 @@ def _prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     if not tokenizer.chat_template:
         remedy = "use `trueup generate`, or a checkpoint of an sft stage"
         raise PipelineError(Problem("this checkpoint's tokenizer has no chat template", "one, to chat", remedy))
-    rendered = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, return_dict=True, add_generation_prompt=True
-    )
-    return list(rendered["input_ids"])
+    template = ChatTemplate(TextEncoder(tokenizer))
+    try:
+        text = template.text(template.chat(messages), opens_answer=True)
+    except TemplateFaultError as fault:
+        raise PipelineError(Problem(f"the conversation {fault}")) from fault
+    return template.encoder.encode_one(text).ids
 
 
 def _answer(model: Any, tokenizer: Any, prompt: list[int], options: ReplyOptions, *, turn: int) -> Iterator[str]:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Problem
-
-Messages = Sequence[dict[str, Any]]
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+from pipeline.models.template import ChatTemplate, Messages, TemplateFaultError, no_template
+from pipeline.models.tokens import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def disagreements(earlier: TokenizerFacts, later: TokenizerFacts) -> list[Proble
         found = f"the chat template of `{later.name}` is {'another one' if later.template else 'missing'}"
         expected = f"that of `{earlier.name}`" if earlier.template else f"none, as in `{earlier.name}`"
         problems.append(Problem(found, expected, remedy))
-    for key, label in (("eos", "end"), ("pad", "padding"), ("bos", "start")):
+    for key, label in (("eos", "end"), ("bos", "start")):  # padding is never read
         if earlier.special[key] != later.special[key]:
             found = f"the {label} token of `{later.name}` is {later.special[key] or 'unset'}"
             expected = f"{earlier.special[key] or 'unset'} as in `{earlier.name}`"
@@ -86,23 +82,34 @@ def disagreements(earlier: TokenizerFacts, later: TokenizerFacts) -> list[Proble
 
 
 def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
-    """Return the token ids that end a response: the tokenizer's end token and those the model's settings add."""
+    """Return the token ids that end a response.
+
+    They are the tokenizer's end token, the one with which the chat template ends a turn, and those of the model's
+    settings.
+    """
     ids = [int(tokenizer.eos_token_id)]
+    turn = ChatTemplate(TextEncoder(tokenizer)).end_token() if tokenizer.chat_template else None
     more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    for token in [more] if isinstance(more, int) else list(more or []):
+    for token in [*([] if turn is None else [turn]), *([more] if isinstance(more, int) else list(more or []))]:
         if token not in ids:
             ids.append(int(token))
     return ids
 
 
 def eos_is_learned(tokenizer: Any, messages: Messages) -> bool:
-    """Whether each assistant turn, as the template renders it, trains the end token as its last visible token.
+    """Whether each assistant turn, as the template renders it, trains a token that ends it as its last visible token.
 
-    White space a template puts after the end token does not count.
+    White space a template puts after the end token does not count. A template that ends turns with no such token has
+    the tokenizer's own one added to the last.
     """
-    spoken = [span for span in _assistant_spans(tokenizer, messages) if span]
-    eos = tokenizer.eos_token_id
-    return bool(spoken) and all(eos in span and not _text_after(tokenizer, span, eos) for span in spoken)
+    template = ChatTemplate(TextEncoder(tokenizer))
+    try:
+        made = template.rendered(messages)
+    except TemplateFaultError:
+        return False
+    control = tuple(template.encoder.control)
+    spoken = [(one, one.text.text[span.start : span.end]) for one in made for span in one.answers if span.end]
+    return bool(spoken) and all(said.rstrip().endswith(control) or one.adds_end for one, said in spoken)
 
 
 def conversation_problems(tokenizer: Any, messages: Messages) -> list[Problem]:
@@ -113,60 +120,32 @@ def conversation_problems(tokenizer: Any, messages: Messages) -> list[Problem]:
         messages: a conversation that ends with the assistant.
     """
     if not tokenizer.chat_template:
-        remedy = "give the tokenizer stage a `chat_template`"
-        return [Problem("the tokenizer has no chat template", "one, to render conversations", remedy)]
+        return [no_template()]
+    template = ChatTemplate(TextEncoder(tokenizer))
+    chat = template.chat(messages)
+    try:
+        whole = template.text(chat)
+        prompt = template.text(chat, len(messages) - 1, opens_answer=True)
+    except TemplateFaultError as fault:
+        return [Problem(f"a conversation {fault}")]
     problems = []
-    ids = _render(tokenizer, messages)
     if not eos_is_learned(tokenizer, messages):
         found = f"the chat template does not end the assistant's turn with {tokenizer.eos_token}"
         expected = "the tokenizer's end token as part of what is trained, or no response would ever end"
         remedy = "set the tokenizer's eos_token to the template's, or put it inside {% generation %}"
         problems.append(Problem(found, expected, remedy))
+    ids = template.encoder.encode_one(whole).ids
     for token_id, label in ((tokenizer.eos_token_id, "end"), (tokenizer.bos_token_id, "start")):
         if token_id is not None and any(a == b == token_id for a, b in pairwise(ids)):
             token = tokenizer.convert_ids_to_tokens(token_id)
             found, remedy = f"the {label} token {token} comes twice in a row", "write it once in the template"
             problems.append(Problem(found, "once", remedy))
-    prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
-    if ids[: len(prompt)] != prompt:
+    if not whole.text.startswith(prompt.text):
         found = "the chat template renders a prompt differently once the answer follows"
         problems.append(
             Problem(found, "the prompt as a prefix of the conversation", "use a template without rewriting")
         )
     return problems
-
-
-def _assistant_spans(tokenizer: Any, messages: Messages) -> list[list[int]]:
-    """Return the token ids of each assistant turn, by the template's markers or by what a turn adds to its prompt."""
-    if _GENERATION.search(tokenizer.chat_template or ""):
-        rendered = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        spans: list[list[int]] = [[]]
-        for token, spoken in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True):
-            if spoken:
-                spans[-1].append(token)
-            elif spans[-1]:
-                spans.append([])
-        return spans
-    spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = _render(tokenizer, messages[:turn], add_generation_prompt=True)
-            spans.append(_render(tokenizer, messages[: turn + 1])[len(before) :])
-    return spans
-
-
-def _text_after(tokenizer: Any, span: Sequence[int], eos_id: int) -> str:
-    last = max(position for position, token in enumerate(span) if token == eos_id)
-    return str(tokenizer.decode(list(span[last + 1 :]))).strip()
-
-
-def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool = False) -> list[int]:
-    rendered = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
-    )
-    return list(rendered["input_ids"])
 
 
 def _vocabulary(document: dict[str, Any]) -> tuple[str, int]:

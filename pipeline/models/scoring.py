@@ -59,15 +59,10 @@ def _scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> list
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in sequences]
         logits_B1 = model(input_ids=ids_BT, attention_mask=torch.tensor(mask, device=model.device)).logits
     else:  # under causal attention nothing is needed of what stands behind a row's last token
-        ends = [row * width + last_token(sequence, pad_id) for row, sequence in enumerate(sequences)]
+        ends = [row * width + len(sequence) - 1 for row, sequence in enumerate(sequences)]
         hidden_BH = hidden_at(decoder, torch.tensor(ends, device=model.device), input_ids=ids_BT)
         weight = next(head.parameters())
         with torch.autocast(weight.device.type, enabled=False):  # its own precision: one number is soon a coarse one
             logits_B1 = head(hidden_BH.to(weight.dtype))
     values: list[float] = logits_B1[:, 0].float().tolist()
     return values
-
-
-def last_token(sequence: Sequence[int], pad_id: int) -> int:
-    """Return where `transformers` reads the score: at the last token that is not the padding id."""
-    return next((i for i in reversed(range(len(sequence))) if sequence[i] != pad_id), 0)

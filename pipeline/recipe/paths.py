@@ -13,7 +13,10 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError, Problem, nearest
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+"""What rows are read from, each also compressed, in any case: the one list for folders, globs and readers."""
+
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -81,7 +84,10 @@ def find_files(pattern: str, folders: Iterable[Path]) -> tuple[Path, ...]:
         if exact.is_dir():
             hits = [p for p in exact.iterdir() if p.is_file() and is_data_file(p)]
             if not hits:
-                raise PipelineError(Problem(f"folder `{pattern}` holds no data files", f"{', '.join(DATA_SUFFIXES)}"))
+                expected = f"{', '.join(FILE_TYPES)}, also with {', '.join(COMPRESSIONS)}"
+                below = any(is_data_file(p) for p in exact.rglob("*"))
+                remedy = f"name those in its folders: `{pattern.rstrip('/')}/**/*`" if below else ""
+                raise PipelineError(Problem(f"folder `{pattern}` holds no data files", expected, remedy))
         elif glob.has_magic(pattern):
             hits = [Path(p) for p in glob.glob(str(exact), recursive=True) if Path(p).is_file()]  # noqa: PTH207
         else:
@@ -99,7 +105,27 @@ def find_files(pattern: str, folders: Iterable[Path]) -> tuple[Path, ...]:
 
 def is_data_file(path: Path) -> bool:
     """Say whether a file's name is one of a format rows are read from, compressed or not."""
-    return path.name.removesuffix(".gz").endswith(DATA_SUFFIXES) and not path.name.startswith(".")
+    return suffix_of(path.name) in FILE_TYPES and not path.name.startswith(".")
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix that names the type of a file, in small letters, with those of compressions taken off."""
+    name = name.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return Path(name).suffix
+
+
+def unread_files(pattern: str, folders: Iterable[Path]) -> tuple[str, ...]:
+    """Return what else lies in the folder that a path names and is not read, sorted; a folder ends with ``/``."""
+    for folder in folders:
+        exact = folder / pattern
+        if exact.is_dir():
+            left = [p for p in exact.iterdir() if not (p.is_file() and is_data_file(p))]
+            return tuple(sorted(f"{p.name}/" if p.is_dir() else p.name for p in left))
+        if exact.exists():
+            break
+    return ()
 
 
 def _near(pattern: str, folders: tuple[Path, ...]) -> str:

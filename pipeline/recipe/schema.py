@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 from pipeline.errors import PipelineError, Problem
 from pipeline.estimate.devices import DEVICES, Device
 from pipeline.recipe.document import Node
-from pipeline.recipe.paths import expand, find, find_files
+from pipeline.recipe.paths import expand, find, find_files, unread_files
 from pipeline.stage import MODEL_PARALLEL, Runtime, StageConfig, group_of
 
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
@@ -32,7 +32,9 @@ Hardwares = Literal[
     "mi300x-192gb",
 ]
 """Names of `pipeline/estimate/devices.py`; a test holds both equal."""
-Format = Literal["auto", "text", "messages", "prompt_completion", "sharegpt", "alpaca", "hh", "preference", "prompt"]
+Format = Literal[
+    "auto", "text", "messages", "prompt_completion", "sharegpt", "alpaca", "hh", "preference", "comparison", "prompt"
+]
 
 
 class DataSource(BaseModel):
@@ -57,6 +59,7 @@ class DataSource(BaseModel):
     system: str | None = Field(None, description="System message of conversations that have none.")
 
     _files: tuple[Path, ...] | None = PrivateAttr(None)
+    _unread: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -76,6 +79,11 @@ class DataSource(BaseModel):
             self.place([Path.cwd()])
         return self._files or ()
 
+    @property
+    def unread_files(self) -> tuple[str, ...]:
+        """What lies in the folders of `path` and is not read."""
+        return self._unread
+
     def place(self, folders: list[Path] | tuple[Path, ...]) -> None:
         """Find the files of `path` in ``folders``.
 
@@ -85,6 +93,7 @@ class DataSource(BaseModel):
         patterns = [self.path] if isinstance(self.path, str) else self.path or []
         try:
             files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
+            self._unread = tuple(name for pattern in patterns for name in unread_files(expand(pattern), folders))
         except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise PipelineError(Problem(f"`{str(self.path)[:80]}` cannot be looked up: {reason}")) from None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.records.faults import BadRowError, kind_of_value
-from pipeline.records.files import is_unicode
+from pipeline.records.opening import is_unicode
 
 TRAIN_KEYS = ("train", "weight", "loss_mask", "loss_weight", "training", "loss", "trainable")
 """How data sets say whether a turn of the assistant is learnt: true or 1, false or 0."""

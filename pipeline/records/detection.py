@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.records.comparisons import is_comparison, read_by
 from pipeline.records.formats import OPENAI_PAIR
 from pipeline.records.turns import TRANSCRIPT_TURN
 from pipeline.stage import Shape
@@ -80,12 +81,16 @@ def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
         return _Told("hh" if _holds_transcripts(row) else "preference", ("chosen", "rejected"))
     if has.issuperset(OPENAI_PAIR):
         return _Told("preference", OPENAI_PAIR)
+    if is_comparison(row):
+        return _Told("comparison", read_by(row))
     if "preference" in shapes and {"chosen", "rejected"} & has:  # half a pair is a bad pair, not a prompt
         told = "hh" if _holds_transcripts(row) else "preference"
         return _Told(told, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
     found = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
     if found:
         return _Told(found, tuple(sorted(TOLD_BY[found], reverse=found == "prompt_completion")))
+    if "prompt" in shapes and "instruction" in has:
+        return _Told("prompt", ("instruction",))
     return _Told("prompt", ("turns",)) if isinstance(row.get("turns"), list) else None
 
 

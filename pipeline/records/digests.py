@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.records.files import RawRow, read_rows
+from pipeline.records.files import read_rows
+from pipeline.records.opening import RawRow
 from pipeline.records.sources import Source, files_of, hub_place
 
 VERSION = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import sentences
-from pipeline.records.files import is_unicode
+from pipeline.records.opening import is_unicode
 
 
 class BadRowError(Exception):

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.records.comparisons import compared
 from pipeline.records.faults import BadRowError, text_of
 from pipeline.records.turns import Turns, check_order, listed_messages, transcript_turns, turns_of
 from pipeline.stage import Shape
 
 Row = Mapping[str, Any]
 
+NO_INPUT = ("noinput", "no input", "")
+"""What data sets write into the `input` of an instruction that has none."""
 TOOLS = frozenset({"tools", "functions"})
 MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*[\"'](role|from|content|value)[\"']\s*:")
 """How the text of a list of messages begins, which CSV holds."""
@@ -82,6 +85,8 @@ def _parse_sharegpt(row: Row) -> Parsed:
 
 
 def _parse_alpaca(row: Row) -> Parsed:
+    if isinstance(row.get("output"), list):
+        raise BadRowError("`output` is a list", "text", "if the best answer stands first, `columns: {output: ranked}`")
     asked, answer = instruction_of(row), text_of(row.get("output"), "`output`")
     return Parsed(_history(row) + _exchange(asked, answer), system=_system(row))
 
@@ -93,7 +98,10 @@ def instruction_of(row: Row) -> str:
         BadRowError: one of them is no text.
     """
     asked = text_of(row.get("instruction"), "`instruction`")
-    return f"{asked}\n\n{text_of(row['input'], '`input`')}" if row.get("input") else asked
+    given = row.get("input")
+    if not given or (isinstance(given, str) and given.strip("<> ").casefold() in NO_INPUT):
+        return asked
+    return f"{asked}\n\n{text_of(given, '`input`')}"
 
 
 def _history(row: Row) -> Turns:
@@ -159,6 +167,22 @@ def of_openai(row: Row) -> Row:
     return {**row, "prompt": asked.get("messages"), "tools": asked.get("tools"), **named}
 
 
+def parse_comparison(row: Row, *, is_prompt: bool = False) -> Parsed:
+    """Read several answers and a word on which is better; a tie is a prompt too.
+
+    Raises:
+        BadRowError: they are none.
+    """
+    one = compared(row, is_prompt=is_prompt)
+    beside = {name: row[name] for name in ("system", "history") if name in row and name not in one.columns}
+    if one.asked is None:
+        return pair_of(one.better, one.worse, beside)
+    column, asked = one.asked
+    if column == "instruction" and isinstance(asked, str):
+        return pair_of(one.better, one.worse, {**beside, "instruction": asked, "input": row.get("input")})
+    return pair_of(one.better, one.worse, {**beside, "prompt": asked})
+
+
 def _is_same_prompt(given: Turns, prompt: Turns) -> bool:
     """Data sets that repeat the prompt as text repeat its first or its last user turn."""
     asked = [turn for turn in prompt if turn["role"] == "user"]
@@ -196,6 +220,9 @@ def _parse_prompt(row: Row) -> Parsed:
     value = row.get("prompt")
     if value is None and isinstance(turns, list) and turns:
         value = turns[0]
+    if value is None and row.get("instruction"):
+        asked = [*_history(row), {"role": "user", "content": instruction_of(row)}]
+        return Parsed(asked, system=_system(row))
     return Parsed(_side(value, "prompt", role="user"), system=_system(row), is_plain=is_plain_text(value))
 
 
@@ -272,13 +299,17 @@ FORMATS: dict[str, Format] = {
         PAIRED,
         ("messages", "text"),
     ),
-    "prompt": Format(_parse_prompt, frozenset({"prompt", "system", *TOOLS}), ("prompt",), ("text",)),
+    "comparison": Format(parse_comparison, frozenset({"system", *TOOLS}), PAIRED, ("messages", "text")),
+    "prompt": Format(_parse_prompt, frozenset({"prompt", "system", *TOOLS, *ALPACA_ASKED}), ("prompt",), ("text",)),
 }
 
 
 def read_columns(name: str, row: Row) -> frozenset[str]:
     """Return the columns a format reads of a row: a pair that has a `prompt` needs no `instruction`."""
     columns = FORMATS[name].columns
-    if row.get("prompt") is not None and "chosen" in columns:
+    if name == "comparison":
+        read = compared(row, is_prompt=True).columns
+        return columns | read | ({"history"} if "instruction" in read else set())
+    if row.get("prompt") is not None and name in ("preference", "prompt"):
         return columns - {*ALPACA_ASKED}
     return columns

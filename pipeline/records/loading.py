@@ -9,16 +9,19 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed
-from pipeline.records.detection import TOLD_BY, detected_format
+from pipeline.records.comparisons import votes_problem
+from pipeline.records.detection import detected_format
 from pipeline.records.digests import combined, digest_of, hub_digest
 from pipeline.records.faults import BadRowError
-from pipeline.records.files import RawRow, place, read_rows, shown
-from pipeline.records.formats import FORMATS
+from pipeline.records.files import read_rows
+from pipeline.records.formats import FORMATS, Row
+from pipeline.records.opening import RawRow, place, shown
+from pipeline.records.renaming import hidden_vote_problem, remedy_of, renamed, renamed_where_possible, suggested
 from pipeline.records.shapes import shaped
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
 from pipeline.records.split import split
@@ -118,7 +121,9 @@ def load(
         numbers = _take(batch, source, layout.format, shape, good, bad, unused)
         places |= {id(row): (batch.name, number) for row, number in zip(good[start:], numbers, strict=True)}
     if bad and (source.on_bad_row == "stop" or not good):
-        raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, can_skip=bool(good)))
+        columns = {} if good or source.columns else suggested([one.row.value for one in bad if one.row.value], shapes)
+        advice = remedy_of(columns) if columns else ""
+        raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, advice, can_skip=bool(good)))
     problem = unused.problem(name, source.columns)
     if problem is not None:
         raise PipelineError(problem)
@@ -173,7 +178,7 @@ def _take(
         try:
             if row.value is None:
                 raise BadRowError(row.fault)
-            columns = _renamed(row.value, source.columns) if source.columns else row.value
+            columns = renamed(row.value, source.columns) if source.columns else row.value
             good.append(shaped(columns, row_format, shape, source.system))
             unused.look(columns, row_format, good[-1])
             numbers.append(row.number)
@@ -183,21 +188,6 @@ def _take(
     return numbers
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Rename the columns of a row.
-
-    Raises:
-        BadRowError: a column is missing, or the new name is taken by a column that keeps it.
-    """
-    missing = [old for old in columns if old not in row]
-    if missing:
-        raise BadRowError(f"has no column `{missing[0]}`, which `columns` names", f"it has {listed(row)}")
-    taken = [new for old, new in columns.items() if new in row and new not in columns and new != old]
-    if taken:
-        raise BadRowError(f"has a column `{taken[0]}` already", "none, as `columns` gives another that name")
-    return {columns.get(name, name): value for name, value in row.items()}
-
-
 def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str) -> _Layout:
     """Return the format of a batch's rows, named by the recipe or told by the first rows, and the shape it gives.
 
@@ -205,24 +195,37 @@ def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str
         PipelineError: it is none, or one that can give none of the shapes.
     """
     chosen, why = source.format, f"format {source.format}: the recipe names it"
+    raw = [row.value for row in batch.rows if row.value is not None]
+    readable = [renamed_where_possible(row, source.columns) for row in raw] if source.columns else raw
     if chosen == "auto":
-        readable = [row.value for row in batch.rows if row.value is not None]
-        if source.columns:
-            readable = [_renamed_where_possible(row, source.columns) for row in readable]
         if not readable:
             return _Layout("", None)  # every row is bad whatever the format
         detected = detected_format(readable, shapes)
         if detected is None:
-            raise PipelineError(_no_format(batch, readable[0], name))
+            raise PipelineError(_no_format(batch, raw, source, shapes, name))
         chosen, why = detected.format, f"format {detected.format}: {detected.why}"
     known = FORMATS[chosen]
     gives = (*known.shapes, *known.asked) if source.format != "auto" else known.shapes
     shape = next((shape for shape in shapes if shape in gives), None)
-    if shape is not None:
-        return _Layout(chosen, shape, why)
-    found = f"data {name}: rows are of format {chosen}"
-    remedy = f"set `format: {chosen}` to use them so" if set(shapes) & set(known.asked) else "name another data source"
-    raise PipelineError(Problem(found, " or ".join(map(_rows_of, shapes)), remedy, batch.name))
+    if shape is None:
+        raise PipelineError(_wrong_format(batch, raw, source, shapes, name, why))
+    hidden = hidden_vote_problem(raw, source.columns, name) if source.columns else None
+    unclear = votes_problem(readable, name) if chosen == "comparison" else None
+    if hidden or unclear:
+        raise PipelineError(*(replace(one, where=batch.name) for one in (hidden, unclear) if one))
+    return _Layout(chosen, shape, why)
+
+
+def _wrong_format(
+    batch: _Batch, rows: Sequence[Row], source: Source, shapes: Sequence[Shape], name: str, why: str
+) -> Problem:
+    """Return that rows are of a format which gives none of the shapes, and the way to use them if there is one."""
+    chosen = why.removeprefix("format ").partition(":")[0]
+    remedy = f"set `format: {chosen}` to use them so" if set(shapes) & set(FORMATS[chosen].asked) else ""
+    columns = {} if remedy or source.columns else suggested(rows, shapes)
+    remedy = remedy or (remedy_of(columns) if columns else "name another data source")
+    found = f"data {name}: rows are of {why.replace(':', ' (', 1).replace('( ', '(')})"
+    return Problem(found, " or ".join(map(_rows_of, shapes)), remedy, batch.name)
 
 
 def _rows_of(shape: Shape) -> str:
@@ -258,19 +261,22 @@ def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
         raise PipelineError(Problem(found, "good rows and bad rows", f"add rows whose label is {missing}"))
 
 
-def _renamed_where_possible(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    return {columns.get(name, name): value for name, value in row.items()}
+def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Sequence[Shape], name: str) -> Problem:
+    """Return that rows are in no known format, and how to rename their columns where that would do."""
+    found = f"data {name}: columns {listed(rows[0]) or '(none)'} are of no known format"
+    expected = " or ".join(map(_rows_of, shapes))
+    columns = {} if source.columns else suggested(rows, shapes)
+    if columns:
+        return Problem(found, expected, remedy_of(columns), batch.name)
+    remedy = "write rows in one of the formats that `docs/data.md` lists"
+    first = next((row for row in rows if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]), None)
+    if first is not None or "replies" in rows[0]:
+        remedy = 'write each path of the tree as one row: `{"messages": [{"role": …, "content": …}, …]}`'
+    return Problem(found, expected, remedy, batch.name)
 
 
-def _no_format(batch: _Batch, row: Mapping[str, Any], name: str) -> Problem:
-    known = "; ".join(sorted({" + ".join(sorted(columns)) for columns in TOLD_BY.values()} | {"chosen + rejected"}))
-    found = f"data {name}: columns {listed(row) or '(none)'} are of no known format"
-    remedy = "rename them with `columns: {theirs: ours}`, or name the `format`"
-    return Problem(found, f"columns {known}", remedy, batch.name)
-
-
-def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, *, can_skip: bool) -> list[Problem]:
-    remedy = "mend the data"
+def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, advice: str, *, can_skip: bool) -> list[Problem]:
+    remedy = advice or "mend the data"
     if can_skip:
         remedy += f", or set `data.{name}.on_bad_row: skip` to leave bad rows out and keep them in a file"
     if len(bad) == 1:

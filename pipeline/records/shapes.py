@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.records.calls import tools_of
 from pipeline.records.faults import BadRowError
-from pipeline.records.formats import FORMATS, Parsed, Row, of_openai, read_columns
+from pipeline.records.formats import FORMATS, Parsed, Row, of_openai, parse_comparison, read_columns
 from pipeline.records.turns import ROLES, Turns, check_order
 from pipeline.stage import Shape
 
@@ -47,7 +47,8 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict
     """
     if shape == "prompt" and name == "text":
         _check_speaker(row)
-    parsed = FORMATS[name].parse(row)
+    is_asked_only = shape == "prompt" and name == "comparison"
+    parsed = parse_comparison(row, is_prompt=True) if is_asked_only else FORMATS[name].parse(row)
     if shape == "text":
         # Turns joined by a blank line: raw material for a tokenizer or for pretraining, no chat template.
         turns = parsed.turns + parsed.chosen

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pipeline.errors import PipelineError, Problem, listed
-from pipeline.records.files import COMPRESSIONS, FILE_TYPES, RawRow
+from pipeline.recipe.paths import is_data_file, suffix_of
+from pipeline.records.opening import RawRow
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -104,11 +105,8 @@ def _artifact_file(source: Source, folder: Path | None) -> Path:
 
 
 def _is_data_file(path: Path) -> bool:
-    name = path.name.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
     # JSON and text in an artifact are manifests, configurations and merges, not rows.
-    return path.is_file() and Path(name).suffix in FILE_TYPES and Path(name).suffix not in (".json", ".txt")
+    return path.is_file() and is_data_file(path) and suffix_of(path.name) not in (".json", ".txt")
 
 
 def hub_place(source: Source) -> str:

@@ -115,7 +115,7 @@ def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> 
 
 def unused_keys(message: object) -> Iterable[str]:
     """Return keys of a message that hold something and that no one reads."""
-    if not isinstance(message, Mapping) or message.keys() <= READ_KEYS:
+    if not isinstance(message, Mapping) or message.keys() <= READ_KEYS or not message.keys() & set(ROLE_KEYS):
         return ()
     return [key for key in message if key not in READ_KEYS and message[key] not in (None, "", [], {})]
 
@@ -190,7 +190,9 @@ def check_order(turns: Turns, name: str, *, first: str = "user", last: str) -> N
     expected: tuple[str, ...] = (first,)
     for number, turn in enumerate(spoken, start=skipped + 1):
         if turn["role"] not in expected:
-            raise BadRowError(f"`{name}` turn {number} is of role {turn['role']}", " or ".join(expected))
+            is_again = number > skipped + 1 and turn["role"] == turns[number - 2]["role"]
+            remedy = "join turns of one speaker" if is_again else ""
+            raise BadRowError(f"`{name}` turn {number} is of role {turn['role']}", " or ".join(expected), remedy)
         expected = FOLLOWS[turn["role"]]
     ended = spoken[-1]["role"]
     if ended != last and not (ended == "tool" and last == "user"):

@@ -67,8 +67,6 @@ class Unused:
         holds_all = row_format in ("messages", "sharegpt", "hh")  # a conversation is whole without them
         if column not in ASKED or (holds_all and column != "system_prompt"):
             return False
-        if self.shape == "prompt" and column == "context":  # what a reward function compares with, maybe
-            return False
         asked = made.get("prompt") or made.get("messages") or []
         return not (isinstance(value, str) and any(value in turn["content"] for turn in asked))
 

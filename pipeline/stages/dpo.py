@@ -9,6 +9,7 @@ computed once, length-bucketed, kept across a kill, and its weights are not held
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Annotated, Any, ClassVar
 
@@ -98,7 +99,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.distribution import divided
-    from pipeline.training.encode import context_length
+    from pipeline.training.encode import context_length, encode_pairs
+    from pipeline.training.encoded import encode_source
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.reference import OwnReference, unhashed, with_reference
@@ -121,12 +123,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
-    ctx.phase("tokenizing")
-    encoded = _encode(tokenizer, rows.train, max_length)
-    held_out = _encode(tokenizer, rows.held_out, max_length)
+    encode = functools.partial(encode_pairs, tokenizer, max_length=max_length)
+    made = encode_source(ctx, "data", rows, encode, what="pairs")
+    encoded, held_out = made.train.rows, made.held_out.rows
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
-    dropped = len(rows.train) - len(encoded)
+    dropped = len(made.train.too_long)
     if dropped:
         ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
     lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
@@ -166,21 +168,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx,
         trained,
         metrics={},
-        rows={"train": len(rows.train), "held_out": len(rows.held_out), "dropped": dropped},
+        rows={**made.counts, "dropped": dropped},
         lineage=lineage,
         summary=f"implicit reward prefers the chosen response in {accuracy:.1%} of pairs",
         scoring_seconds=scoring_s,
     )
-
-
-def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> list[dict[str, list[int]]]:
-    """Tokenize pairs; leave out those with a side longer than ``max_length``."""
-    from pipeline.training.encode import encode_pair
-
-    encoded = []
-    for row in rows:
-        prompt, chosen = encode_pair(tokenizer, row["prompt"], row["chosen"])
-        _, rejected = encode_pair(tokenizer, row["prompt"], row["rejected"])
-        if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
-            encoded.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
-    return encoded

@@ -228,9 +228,12 @@ class Speaker:
         """
         from pipeline.models.contract import end_ids
         from pipeline.models.decode import decode
-        from pipeline.training.encode import encode_prompt
+        from pipeline.training.encode import encode_prompts
 
-        prompts = [encode_prompt(self.tokenizer, row["prompt"]) for row in asked.rows]
+        made = encode_prompts(self.tokenizer, asked.rows)
+        if made.faults:
+            raise PipelineError(*(Problem(f"prompt {fault.index + 1} {fault.reason}") for fault in made.faults))
+        prompts = [row["prompt_ids"] for row in made.rows]
         eos = end_ids(self.tokenizer, self.model)
         responses = decode(
             self.model,
@@ -335,7 +338,7 @@ def _score_by_model(
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
     from pipeline.training.arguments import frozen_weights
-    from pipeline.training.encode import render
+    from pipeline.training.encode import encode_answers
 
     source = ctx.input("reward")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
@@ -344,8 +347,7 @@ def _score_by_model(
         where
     )
     for each in sampled:
-        spoken = [{"role": "assistant", "content": text} for text in each.texts]
-        sequences = [render(tokenizer, [*row["prompt"], message]) for row, message in zip(rows, spoken, strict=True)]
+        sequences = encode_answers(tokenizer, rows, each.texts)
         scores[each.name]["reward"] = score(judge, sequences, tokenizer.pad_token_id)
 
 

@@ -13,6 +13,7 @@ of the recipe, and `compute.micro_batch` does not apply.
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -95,7 +96,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
-    from pipeline.training.encode import context_length
+    from pipeline.training.encode import context_length, encode_labelled, encode_pairs
+    from pipeline.training.encoded import encode_source
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.reference import OwnReference, unhashed, with_reference
@@ -125,13 +127,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     rows = ctx.load_rows("data")
     is_paired = rows.shape == "preference"
     together = 2 if is_paired else 1  # rows that stay in one batch
-    ctx.phase("tokenizing")
-    encoded = _encode(tokenizer, rows.train, max_length, is_paired=is_paired)
-    held_out = _encode(tokenizer, rows.held_out, max_length, is_paired=is_paired)
+    what = "pairs" if is_paired else "rows"
+    encode = functools.partial(encode_pairs if is_paired else encode_labelled, tokenizer, max_length=max_length)
+    given = encode_source(ctx, "data", rows, encode, what=what)
+    encoded, held_out = (_labelled(part.rows) if is_paired else part.rows for part in (given.train, given.held_out))
     _check_fitting(encoded, max_length, is_paired=is_paired)
-    dropped = len(rows.train) - len(encoded) // together
+    dropped = len(given.train.too_long)
     if dropped:
-        what = "pairs" if is_paired else "rows"
         ctx.note(f"{dropped} of {len(rows.train)} {what} are longer than {max_length} tokens and were left out")
     held_out = _matched(held_out, encoded, max_length, ctx.seed)
     encoded = _matched(encoded, encoded, max_length, ctx.seed)
@@ -188,8 +190,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         trained,
         metrics={},
         rows={
-            "train": len(rows.train),
-            "held_out": len(rows.held_out),
+            **given.counts,
             "dropped": dropped,
             **({} if is_paired else {"good": good, "bad": bad}),
         },
@@ -222,20 +223,14 @@ def _ungrouped(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any
     return lambda rows: collate([part for row in rows for part in row.get("rows", (row,))])
 
 
-def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int, *, is_paired: bool) -> list[dict[str, Any]]:
-    """Tokenize rows, of a pair the good one and then the bad one; leave out rows and pairs that do not fit."""
-    from pipeline.training.encode import encode_pair
-
-    encoded = []
-    for row in rows:
-        said = [(row["chosen"], True), (row["rejected"], False)] if is_paired else [(row["completion"], row["label"])]
-        made: list[dict[str, Any]] = []
-        for response, label in said:
-            prompt, ids = encode_pair(tokenizer, row["prompt"], response)
-            made.append({"prompt_ids": prompt, "completion_ids": ids, "label": label})
-        if all(len(one["prompt_ids"]) + len(one["completion_ids"]) <= max_length for one in made):
-            encoded += made
-    return encoded
+def _labelled(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the good row and the bad row of each pair."""
+    sides = (("chosen_ids", True), ("rejected_ids", False))
+    return [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[side], "label": label}
+        for pair in pairs
+        for side, label in sides
+    ]
 
 
 def _check_fitting(encoded: Sequence[dict[str, Any]], max_length: int, *, is_paired: bool) -> None:

@@ -173,9 +173,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         language_loss=_language_loss(ctx, config, tokenizer),
         stepper=stepper,
         watch=_score_of(watched) if watched.names else None,
-        ends_are_taught=eos_is_learned(
-            tokenizer, [*prompts[0].row["prompt"], {"role": "assistant", "content": "Yes."}]
-        ),
+        ends_are_taught=not tokenizer.chat_template or eos_is_learned(tokenizer, [*prompts[0].row["prompt"], ANSWER]),
     )
 
 
@@ -253,13 +251,18 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
 
     from pipeline.models.forward import context_limit
     from pipeline.ppo.episodes import Prompt
-    from pipeline.training.encode import encode_prompt
+    from pipeline.training.encode import encode_prompts
+    from pipeline.training.encoded import encode_source
 
     rows = ctx.load_rows("data")
-    ctx.phase("tokenizing")
     limit, room = context_limit(model), config.train.max_new_tokens
-    found = [Prompt(row, tuple(encode_prompt(tokenizer, row["prompt"]))) for row in (*rows.train, *rows.held_out)]
-    for prompt, place in zip(found, rows.places, strict=True):
+    made = encode_source(ctx, "data", rows, functools.partial(encode_prompts, tokenizer), what="prompts")
+    train, held_out = (
+        [Prompt(given[i], tuple(one["prompt_ids"])) for i, one in zip(part.kept, part.rows, strict=True)]
+        for given, part in ((rows.train, made.train), (rows.held_out, made.held_out))
+    )
+    kept = [*made.train.kept, *(len(rows.train) + i for i in made.held_out.kept)]
+    for prompt, place in zip([*train, *held_out], [rows.places[i] for i in kept], strict=True):
         if limit is not None and len(prompt.ids) + room > limit:
             raise PipelineError(
                 Problem(
@@ -270,7 +273,6 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
                     ctx.name,
                 )
             )
-    train, held_out = found[: len(rows.train)], found[len(rows.train) :]
     if not held_out and len(train) > 1:
         count = min(config.train.eval_prompts, max(1, len(train) // 10))
         random.Random(f"{ctx.seed}/held out").shuffle(train)
@@ -340,18 +342,22 @@ def _language_loss(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
 
     from pipeline.models.labels import IGNORE
     from pipeline.ppo.rollout import prompt_order
-    from pipeline.training.encode import encode_conversation
+    from pipeline.training.encode import encode_messages
+    from pipeline.training.encoded import encode_source
 
-    rows = [encode_conversation(tokenizer, row["messages"]) for row in ctx.load_rows("ptx_data").train]
+    encode = functools.partial(encode_messages, tokenizer)
+    rows = encode_source(ctx, "ptx_data", ctx.load_rows("ptx_data"), encode, what="conversations").train.rows
     size = min(config.train.ptx_batch, len(rows))
 
     def loss(model: Any, step: int) -> Any:
         chosen = [rows[i] for i in prompt_order(len(rows), step * size, size, ctx.seed)]
-        width = max(len(row.ids) for row in chosen)
-        ids = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in chosen], device=model.device)
-        labels = torch.tensor(
-            [[*row.labels, *[IGNORE] * (width - len(row.labels))] for row in chosen], device=model.device
-        )
+        width = max(len(row["input_ids"]) for row in chosen)
+
+        def padded(column: str, filler: int) -> Any:
+            rows = [[*row[column], *[filler] * (width - len(row[column]))] for row in chosen]
+            return torch.tensor(rows, device=model.device)
+
+        ids, labels = padded("input_ids", 0), padded("labels", IGNORE)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 

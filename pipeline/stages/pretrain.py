@@ -7,6 +7,7 @@ between documents; fastest on a CPU), `packed` joins documents into full rows (b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -107,8 +108,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     ctx.phase("tokenizing")
-    documents = _documents(tokenizer, [row["text"] for row in rows.train], max_length, train.mode)
-    held_out = _documents(tokenizer, [row["text"] for row in rows.held_out], max_length, train.mode)
+    total = len(rows.train) + len(rows.held_out)
+    texts, held_texts = ([row["text"] for row in part] for part in (rows.train, rows.held_out))
+    documents = _documents(tokenizer, texts, max_length, train.mode, lambda done: ctx.progress(done, total))
+    held_out = _documents(tokenizer, held_texts, max_length, train.mode)
     if not documents:
         raise PipelineError(
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
@@ -193,12 +196,19 @@ def _finished(
     )
 
 
-def _documents(tokenizer: Any, texts: list[str], max_length: int, mode: str) -> list[dict[str, list[int]]]:
-    """Tokenize texts, end each with the end token, and cut them into rows of at most ``max_length`` tokens."""
+def _documents(
+    tokenizer: Any, texts: list[str], max_length: int, mode: str, progress: Callable[[int], None] | None = None
+) -> list[dict[str, list[int]]]:
+    """Tokenize texts, end each with the end token, and cut them into rows of at most ``max_length`` tokens.
+
+    What spells a control token in them stays text.
+    """
     if not texts:
         return []
+    from pipeline.training.encode import encode_texts
+
     eos = tokenizer.eos_token_id
-    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = encode_texts(tokenizer, texts, progress=progress)
     streams = [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
     if mode == "packed":
         streams = [[token for ids in streams for token in ids]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,9 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain
+
+if TYPE_CHECKING:
+    from pipeline.training.encode import EncodedRows
 
 
 class Train(CommonTrain):
@@ -70,7 +73,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import PairCollator
     from pipeline.training.distribution import divided
-    from pipeline.training.encode import context_length
+    from pipeline.training.encode import context_length, encode_pairs
+    from pipeline.training.encoded import encode_source
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.loop import run_trainer, steps_of
 
@@ -85,13 +89,19 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     model = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
-    test_rows = ctx.load_rows("test").train if config.test else rows.held_out
-    ctx.phase("tokenizing")
-    encoded = _encode(tokenizer, rows.train, max_length, use_margin=train.use_margin)
-    held_out = _encode(tokenizer, test_rows, max_length, use_margin=False)
+    encode = functools.partial(encode_pairs, tokenizer, max_length=max_length, scored=True)
+    made = encode_source(ctx, "data", rows, encode, what="pairs")
+    encoded = _sequences(made.train, rows.train, use_margin=train.use_margin)
+    held_out, test_rows = _sequences(made.held_out, rows.held_out, use_margin=False), rows.held_out
+    if config.test:
+        tests = ctx.load_rows("test")
+        test_rows = tests.train
+        held_out = _sequences(
+            encode_source(ctx, "test", tests, encode, what="held-out pairs").train, test_rows, use_margin=False
+        )
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
-    dropped = len(rows.train) - len(encoded)
+    dropped = len(made.train.too_long)
     if dropped:
         ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
@@ -134,25 +144,20 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx,
         trained,
         metrics=metrics,
-        rows={"train": len(rows.train), "held_out": len(test_rows), "dropped": dropped},
+        rows={**made.counts, "held_out": len(test_rows), "dropped": dropped},
         lineage=lineage,
         summary=shown,
         scoring_seconds=scoring_s,
     )
 
 
-def _encode(tokenizer: Any, rows: list[dict[str, Any]], max_length: int, *, use_margin: bool) -> list[dict[str, Any]]:
-    """Tokenize pairs; leave out those with a side longer than ``max_length`` (a cut response has no honest score)."""
-    from pipeline.training.encode import encode_prompt, render
-
+def _sequences(made: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
+    """Return whole sequences of encoded pairs (a cut response has no honest score), each with its row."""
     encoded = []
-    for row in rows:
-        chosen = render(tokenizer, [*row["prompt"], *row["chosen"]])
-        rejected = render(tokenizer, [*row["prompt"], *row["rejected"]])
-        if max(len(chosen), len(rejected)) > max_length:
-            continue
-        before = len(encode_prompt(tokenizer, row["prompt"]))
-        pair: dict[str, Any] = {"chosen_ids": chosen, "rejected_ids": rejected, "row": row, "prompt_tokens": before}
+    for i, one in zip(made.kept, made.rows, strict=True):
+        prompt, row = one["prompt_ids"], rows[i]
+        pair: dict[str, Any] = {f"{side}_ids": [*prompt, *one[f"{side}_ids"]] for side in SIDES}
+        pair |= {"row": row, "prompt_tokens": len(prompt)}
         if use_margin and row.get("margin") is not None:
             pair["margin"] = float(row["margin"])
         encoded.append(pair)

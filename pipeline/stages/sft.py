@@ -7,17 +7,22 @@ full ones whose conversations do not see one another (best on a GPU: every step 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Data, Input, Rows, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain, unknown_word
 
 LOSSES = ("nll", "dft")
 """Losses of trl's SFTTrainer: of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""
+
+if TYPE_CHECKING:
+    from pipeline.training.encoded import EncodedSource
 
 
 class Train(CommonTrain):
@@ -108,9 +113,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
-    ctx.phase("tokenizing")
-    encoded, counts = _encode(ctx, tokenizer, rows.train, max_length)
-    held_out, _ = _encode(ctx, tokenizer, rows.held_out, max_length)
+    source_rows = _encode(ctx, tokenizer, rows, max_length)
+    encoded, held_out, counts = source_rows.train.rows, source_rows.held_out.rows, source_rows.counts
     if not encoded:
         raise PipelineError(Problem("no row fits", f"rows of at most {max_length} tokens", "raise train.max_length"))
     conversations = len(encoded)
@@ -140,7 +144,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         trained, whole = train_through_pipeline(
             ctx, model, later, arguments, batches, steps, encoded, held_out, collate
         )
-        return _finished(ctx, config, trained, whole, tokenizer, rows, counts)
+        return _finished(ctx, config, trained, whole, tokenizer, counts)
     trainer = BucketedSFTTrainer(
         model=model,
         args=arguments,
@@ -154,7 +158,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if train.mode == "packed":
         refuse_unpackable(ctx, trainer.model, encoded, collate)
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, counts)
+    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, counts)
 
 
 def _finished(
@@ -163,7 +167,6 @@ def _finished(
     trained: Any,
     whole: Any | None,
     tokenizer: Any,
-    rows: Any,
     counts: dict[str, int],
 ) -> StageResult:
     """Write the model, and return what the manifest says of it."""
@@ -174,38 +177,36 @@ def _finished(
         ctx,
         trained,
         metrics={},
-        rows={"train": len(rows.train), "held_out": len(rows.held_out), **counts},
+        rows=counts,
         lineage=lineage,
         summary=f"loss {trained.metrics.get('loss', float('nan')):.3f} on the assistant's tokens",
     )
 
 
-def _encode(
-    ctx: StageContext, tokenizer: Any, rows: list[dict[str, Any]], max_length: int
-) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> EncodedSource:
     """Tokenize conversations; cut the end of rows that are too long and leave out those with nothing left to learn.
 
     Raises:
         PipelineError: there is no chat template, or the end token is not among what is learnt.
     """
     from pipeline.models.contract import conversation_problems
-    from pipeline.models.labels import IGNORE
-    from pipeline.training.encode import encode_conversation
+    from pipeline.training.encode import encode_messages
+    from pipeline.training.encoded import encode_source
 
-    problems = conversation_problems(tokenizer, rows[0]["messages"]) if rows else []
-    if problems:
-        raise PipelineError(*problems)
-    encoded, cut, empty = [], 0, 0
-    for row in rows:
-        conversation = encode_conversation(tokenizer, row["messages"])
-        ids, labels = conversation.ids[:max_length], conversation.labels[:max_length]
-        cut += len(conversation.ids) > max_length
-        if all(label == IGNORE for label in labels):
-            empty += 1
-            continue
-        encoded.append({"input_ids": ids, "labels": labels})
-    if cut:
-        ctx.note(f"{cut} of {len(rows)} conversations are longer than {max_length} tokens and were cut at the end")
+    encode = functools.partial(encode_messages, tokenizer, max_length=max_length)
+    made = encode_source(ctx, "data", rows, encode, what="conversations")
+    train = made.train
+    if train.kept and tokenizer.chat_template:
+        first = rows.train[train.kept[0]]
+        problems = [] if first.get("tools") else conversation_problems(tokenizer, first["messages"])
+        if problems:
+            raise PipelineError(*problems)
+    empty = len(rows.train) - len({*train.kept, *(fault.index for fault in train.faults)})
+    if train.too_long:
+        ctx.note(
+            f"{len(train.too_long)} of {len(rows.train)} conversations are longer than {max_length} tokens and were "
+            "cut at the end"
+        )
     if empty:
         ctx.note(f"{empty} of them had no assistant turn left and were dropped")
-    return encoded, {"cut": cut, "dropped": empty}
+    return dataclasses.replace(made, counts={**made.counts, "cut": len(train.too_long), "dropped": empty})

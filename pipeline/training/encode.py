@@ -1,18 +1,365 @@
-"""Rows to token ids: conversations through the tokenizer's chat template, with a mask of what the assistant said."""
+"""Rows to token ids: conversations through the chat template, plain text as it is, and which tokens are learnt.
+
+Owns one function for each shape of rows; stages and `trueup check` call them. No row is lost without a word:
+`EncodedRows` says which are kept, which cannot be rendered and why, which are too long, whose sides are the same.
+Knows nothing of models. Torch-free.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.labels import IGNORE
+from pipeline.models.template import ChatTemplate, Messages, Rendered, Span, TemplateFaultError, no_template
+from pipeline.models.tokens import Text, TextEncoder, Tokens, own_letters
 
-Messages = Sequence[dict[str, str]]
+Row = Mapping[str, Any]
+Progress = Callable[[int], None]
+"""Told how many rows are done."""
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_BATCH = 256
+"""Rows encoded together, and between two words of progress."""
+
+
+@dataclass(frozen=True)
+class RowFault:
+    """A row that cannot be encoded.
+
+    Attributes:
+        index: of the row.
+        reason: why, as the message of a bad row says it.
+    """
+
+    index: int
+    reason: str
+
+
+class EncodedRows(NamedTuple):
+    """Rows as tokens.
+
+    Attributes:
+        rows: what is trained on.
+        kept: the row that each of them comes from; one that needs several texts comes several times.
+        faults: rows that cannot be rendered.
+        too_long: rows above the length limit; a conversation is cut at its end, others are left out.
+        same: pairs whose sides are the same tokens; they are left out.
+        spelled: rows whose content spells a control token; it stays text.
+    """
+
+    rows: list[dict[str, Any]]
+    kept: list[int]
+    faults: list[RowFault]
+    too_long: list[int]
+    same: list[int]
+    spelled: list[int]
+
+
+class _Piece(NamedTuple):
+    """A text to be encoded, and how its tokens begin and end."""
+
+    text: Text
+    answers: list[Span]
+    prefix: list[int]
+    suffix: list[int]
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """A tokenizer with its chat template, or without one for plain text; neither may change meanwhile."""
+
+    text: TextEncoder
+    template: ChatTemplate
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> RowEncoder:
+        """Make one."""
+        text = TextEncoder(tokenizer)
+        return cls(text, ChatTemplate(text))
+
+    @property
+    def end(self) -> list[int]:
+        """The tokenizer's end token, where a template writes none."""
+        return [int(self.text.tokenizer.eos_token_id)]
+
+    def continues(self, row: Row) -> bool:
+        """Whether a row is plain text that is to be continued, for there is no chat template.
+
+        Raises:
+            PipelineError: it is a conversation, and there is none.
+        """
+        if self.text.tokenizer.chat_template:
+            return False
+        if not row.get("plain_text"):
+            raise PipelineError(no_template())
+        return True
+
+    def conversation(self, row: Row) -> list[_Piece]:
+        """Return the texts of a conversation."""
+        if not self.continues(row):
+            made = self.template.rendered(row["messages"], row.get("tools"))
+            return [self._piece(one) for one in made]
+        letters = own_letters("".join(turn["content"] for turn in row["messages"]))
+        text, answers = "", []
+        for turn in row["messages"]:
+            before, text = len(text), text + self.text.shield(turn["content"], letters)
+            if turn["role"] == "assistant" and turn.get("train", True):
+                answers.append(Span(before, len(text)))
+        return [_Piece(Text(text, letters), answers, self.text.prefix, self.end)]
+
+    def prompt(self, row: Row) -> list[_Piece]:
+        """Return the text of a prompt up to where the answer begins."""
+        if self.continues(row):
+            return [self._continued(row["prompt"])]
+        chat = self.template.chat(row["prompt"], row.get("tools"))
+        text = self.template.text(chat, opens_answer=True)
+        return [_Piece(text, [], [], [])]
+
+    def replies(self, row: Row, *responses: Messages, scored: bool = False) -> list[_Piece]:
+        """Return the text of a prompt, and that of the prompt with each response.
+
+        Turns that all responses begin with, up to a tool's result, belong to the prompt.
+        """
+        shared = 0 if scored else _shared_turns(responses)
+        prompt, rests = [*row["prompt"], *responses[0][:shared]], [response[shared:] for response in responses]
+        if not scored and any(turn["role"] != "assistant" for rest in rests for turn in rest):
+            raise TemplateFaultError(
+                "has a response with a turn that is not the assistant's, expected the assistant's turns alone, for all "
+                "of a response is learnt; move what comes before its last turn to the prompt"
+            )
+        made: list[_Piece] = []
+        for rest in rests:
+            if self.continues(row):
+                whole = self._continued(prompt, rest)
+                before = _Piece(whole.text.part(0, whole.answers[0].start), [], whole.prefix, [])
+            else:
+                text, rendered = self.template.reply(prompt, rest, row.get("tools"))
+                before, whole = _Piece(text, [], [], []), self._piece(rendered)
+            made += [whole] if made else [before, whole]
+        return made
+
+    def _continued(self, prompt: Messages, response: Messages = ()) -> _Piece:
+        sides = ["".join(turn["content"] for turn in side) for side in (prompt, response)]
+        letters = own_letters("".join(sides))
+        before, after = (self.text.shield(side, letters) for side in sides)
+        answers = [Span(len(before), len(before) + len(after))] if response else []
+        return _Piece(Text(before + after, letters), answers, self.text.prefix, self.end if response else [])
+
+    def _piece(self, rendered: Rendered) -> _Piece:
+        end = rendered.answers[-1].end
+        text = rendered.text.part(0, end)  # what stands behind is neither learnt nor seen by anything
+        return _Piece(text, rendered.answers, [], self.end if rendered.adds_end else [])
+
+    def response(self, before: list[int], piece: _Piece, tokens: Tokens) -> list[int]:
+        """Return the ids of a response, as they follow those of its prompt."""
+        ids = [*piece.prefix, *tokens.ids]
+        if ids[: len(before)] != before:  # a token across the two: encode the response by itself
+            start = piece.answers[0].start
+            tokens = self.text.encode_one(piece.text, [start])
+            return [*tokens.ids[tokens.until(start) :], *piece.suffix]
+        return [*ids[len(before) :], *piece.suffix]
+
+
+def encode_messages(
+    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+) -> EncodedRows:
+    """Encode conversations for training on the assistant's tokens only, its end token included.
+
+    What is learnt: the assistant's text, calls and thoughts, in turns without ``train: False``. A conversation longer
+    than ``max_length`` is cut at its end, and left out if nothing to learn is left.
+
+    Returns:
+        Rows with `input_ids` and `labels` (`IGNORE` where nothing is learnt).
+
+    Raises:
+        PipelineError: there is no chat template for a conversation.
+    """
+    encoder = RowEncoder.of(tokenizer)
+
+    def finish(made: EncodedRows, i: int, pieces: list[_Piece], tokens: list[Tokens]) -> None:
+        for piece, found in zip(pieces, tokens, strict=True):
+            ids, labels = _labelled(piece, found)
+            if max_length is not None and len(ids) > max_length:
+                ids, labels = ids[:max_length], labels[:max_length]
+                if i not in made.too_long[-1:]:
+                    made.too_long.append(i)
+            if any(label != IGNORE for label in labels):
+                made.rows.append({"input_ids": ids, "labels": labels})
+                made.kept.append(i)
+
+    return _encode(encoder, rows, encoder.conversation, finish, progress, with_cuts=True)
+
+
+def encode_pairs(
+    tokenizer: Any,
+    rows: Sequence[Row],
+    max_length: int | None = None,
+    *,
+    progress: Progress | None = None,
+    scored: bool = False,
+) -> EncodedRows:
+    """Encode preference pairs; those with a side above ``max_length`` or with equal sides are left out.
+
+    Args:
+        tokenizer: of the model.
+        rows: pairs.
+        max_length: tokens of prompt and response together.
+        progress: told how many rows are done.
+        scored: whether responses are scored as a whole, and so may hold a tool's results; else all of them is learnt.
+
+    Returns:
+        Rows with `prompt_ids`, `chosen_ids` and `rejected_ids`; the responses end with their end token.
+
+    Raises:
+        PipelineError: there is no chat template for a conversation.
+    """
+    encoder = RowEncoder.of(tokenizer)
+
+    def sides(row: Row) -> list[_Piece]:
+        return encoder.replies(row, row["chosen"], row["rejected"], scored=scored)
+
+    def finish(made: EncodedRows, i: int, pieces: list[_Piece], tokens: list[Tokens]) -> None:
+        prompt = [*pieces[0].prefix, *tokens[0].ids]
+        chosen = encoder.response(prompt, pieces[1], tokens[1])
+        rejected = encoder.response(prompt, pieces[2], tokens[2])
+        if max_length is not None and len(prompt) + max(len(chosen), len(rejected)) > max_length:
+            made.too_long.append(i)
+        elif chosen == rejected:
+            made.same.append(i)
+        else:
+            made.rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+            made.kept.append(i)
+
+    return _encode(encoder, rows, sides, finish, progress)
+
+
+def encode_labelled(
+    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+) -> EncodedRows:
+    """Encode responses that are good or bad by themselves; those above ``max_length`` are left out.
+
+    Returns:
+        Rows with `prompt_ids`, `completion_ids` and `label`.
+
+    Raises:
+        PipelineError: there is no chat template for a conversation.
+    """
+    encoder = RowEncoder.of(tokenizer)
+
+    def finish(made: EncodedRows, i: int, pieces: list[_Piece], tokens: list[Tokens]) -> None:
+        prompt = [*pieces[0].prefix, *tokens[0].ids]
+        ids = encoder.response(prompt, pieces[1], tokens[1])
+        if max_length is not None and len(prompt) + len(ids) > max_length:
+            made.too_long.append(i)
+        else:
+            made.rows.append({"prompt_ids": prompt, "completion_ids": ids, "label": rows[i]["label"]})
+            made.kept.append(i)
+
+    return _encode(encoder, rows, lambda row: encoder.replies(row, row["completion"]), finish, progress)
+
+
+def encode_prompts(
+    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+) -> EncodedRows:
+    """Encode prompts up to where the answer begins; those above ``max_length`` are left out.
+
+    Returns:
+        Rows with `prompt_ids`.
+
+    Raises:
+        PipelineError: there is no chat template for a conversation.
+    """
+    encoder = RowEncoder.of(tokenizer)
+
+    def finish(made: EncodedRows, i: int, pieces: list[_Piece], tokens: list[Tokens]) -> None:
+        ids = [*pieces[0].prefix, *tokens[0].ids]
+        if max_length is not None and len(ids) > max_length:
+            made.too_long.append(i)
+        else:
+            made.rows.append({"prompt_ids": ids})
+            made.kept.append(i)
+
+    return _encode(encoder, rows, encoder.prompt, finish, progress)
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], *, progress: Progress | None = None) -> list[list[int]]:
+    """Encode plain texts without start and end tokens; what spells a control token stays text."""
+    encoder = TextEncoder(tokenizer)
+    made: list[list[int]] = []
+    for first in range(0, len(texts), _BATCH):
+        batch = [encoder.content(text) for text in texts[first : first + _BATCH]]
+        made += [tokens.ids for tokens in encoder.encode(batch)]
+        if progress is not None:
+            progress(len(made))
+    return made
+
+
+def encode_answers(tokenizer: Any, rows: Sequence[Row], answers: Sequence[str]) -> list[list[int]]:
+    """Encode each prompt together with an answer given as text.
+
+    Raises:
+        PipelineError: the chat template refuses one of them.
+    """
+    asked = [
+        {**row, "completion": [{"role": "assistant", "content": answer}], "label": True}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    made = encode_labelled(tokenizer, asked)
+    if made.faults:
+        raise PipelineError(Problem(f"prompt {made.faults[0].index + 1} with its answer {made.faults[0].reason}"))
+    return [[*row["prompt_ids"], *row["completion_ids"]] for row in made.rows]
+
+
+def _encode(
+    encoder: RowEncoder,
+    rows: Sequence[Row],
+    pieces_of: Callable[[Row], list[_Piece]],
+    finish: Callable[[EncodedRows, int, list[_Piece], list[Tokens]], None],
+    progress: Progress | None,
+    *,
+    with_cuts: bool = False,
+) -> EncodedRows:
+    """Render and encode rows batch by batch, and have ``finish`` put the tokens of each row where they belong."""
+    made = EncodedRows([], [], [], [], [], [])
+    for first in range(0, len(rows), _BATCH):
+        rendered: list[tuple[int, list[_Piece]]] = []
+        for i, row in enumerate(rows[first : first + _BATCH], first):
+            try:
+                rendered.append((i, pieces_of(row)))
+            except TemplateFaultError as fault:
+                made.faults.append(RowFault(i, str(fault)))
+        pieces = [piece for _, parts in rendered for piece in parts]
+        cuts = [[place for span in piece.answers for place in span] for piece in pieces] if with_cuts else ()
+        tokens = iter(encoder.text.encode([piece.text for piece in pieces], cuts))
+        for i, parts in rendered:
+            if any(piece.text.has_spelled for piece in parts):
+                made.spelled.append(i)
+            finish(made, i, parts, [next(tokens) for _ in parts])
+        if progress is not None:
+            progress(min(first + _BATCH, len(rows)))
+    return made
+
+
+def _shared_turns(responses: Sequence[Messages]) -> int:
+    """Return how many turns all responses begin with, up to and with the last that is not the assistant's."""
+    turns = 0
+    for turn, same in enumerate(zip(*responses, strict=False)):
+        if any(one != same[0] for one in same) or len(responses) == 1:
+            break
+        if same[0]["role"] != "assistant" and all(len(response) > turn + 1 for response in responses):
+            turns = turn + 1
+    return turns
+
+
+def _labelled(piece: _Piece, tokens: Tokens) -> tuple[list[int], list[int]]:
+    labels = [IGNORE] * len(tokens.ids)
+    for start, end in piece.answers:
+        first, last = tokens.until(start), tokens.until(end)
+        labels[first:last] = tokens.ids[first:last]
+    ids = [*piece.prefix, *tokens.ids, *piece.suffix]
+    return ids, [*[IGNORE] * len(piece.prefix), *labels, *piece.suffix]
 
 
 @dataclass(frozen=True)
@@ -28,74 +375,40 @@ class Conversation:
     labels: list[int]
 
 
-def encode_conversation(tokenizer: Any, messages: Messages) -> Conversation:
-    """Encode a conversation for training on the assistant's tokens only.
-
-    The mask comes from the template's ``{% generation %}`` markers; a template without them is rendered turn by turn,
-    and what each assistant turn adds to its prompt is what it said.
+def encode_conversation(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> Conversation:
+    """Encode one conversation; one whose template rewrites earlier turns gives the text of its last answer.
 
     Raises:
-        PipelineError: the template cannot be masked because a turn changes the text before it.
+        PipelineError: it cannot be rendered.
     """
-    if _GENERATION.search(tokenizer.chat_template or ""):
-        out = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, mask = list(out["input_ids"]), list(out["assistant_masks"])
-        return Conversation(ids, [token if on else IGNORE for token, on in zip(ids, mask, strict=True)])
-    return _encode_by_turns(tokenizer, messages)
+    (*_, last) = _one(encode_messages(tokenizer, [{"messages": messages, "tools": tools}]))
+    return Conversation(last["input_ids"], last["labels"])
 
 
-def _encode_by_turns(tokenizer: Any, messages: Messages) -> Conversation:
-    ids = render(tokenizer, messages)
-    labels = [IGNORE] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = render(tokenizer, messages[:turn], add_generation_prompt=True)
-        after = render(tokenizer, messages[: turn + 1])
-        if ids[: len(before)] != before or ids[: len(after)] != after:
-            raise PipelineError(
-                Problem(
-                    "the chat template rewrites earlier turns, so the assistant's tokens cannot be found",
-                    "a template with {% generation %} markers",
-                    "give the tokenizer stage (or the model's folder) a chat template that has them",
-                )
-            )
-        labels[len(before) : len(after)] = ids[len(before) : len(after)]
-    return Conversation(ids, labels)
+def encode_prompt(tokenizer: Any, prompt: Messages, tools: Sequence[Any] | None = None) -> list[int]:
+    """Return the ids of a prompt up to where the assistant's answer begins.
 
-
-def render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool = False) -> list[int]:
-    """Return the token ids of ``messages`` through the chat template."""
-    out = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
-    )
-    return list(out["input_ids"])
-
-
-def encode_prompt(tokenizer: Any, prompt: Messages) -> list[int]:
-    """Return the ids of a prompt up to where the assistant's answer begins."""
-    return render(tokenizer, prompt, add_generation_prompt=True)
+    Raises:
+        PipelineError: it cannot be rendered.
+    """
+    (made,) = _one(encode_prompts(tokenizer, [{"prompt": prompt, "tools": tools}]))
+    return list(made["prompt_ids"])
 
 
 def encode_pair(tokenizer: Any, prompt: Messages, response: Messages) -> tuple[list[int], list[int]]:
     """Return ``(prompt ids, response ids)``; the response ends with the end-of-turn token.
 
     Raises:
-        PipelineError: the rendered prompt is not a prefix of prompt and response.
+        PipelineError: it cannot be rendered.
     """
-    before = encode_prompt(tokenizer, prompt)
-    whole = render(tokenizer, [*prompt, *response])
-    if whole[: len(before)] != before:
-        raise PipelineError(
-            Problem(
-                "the chat template renders a prompt differently once the response follows",
-                "the prompt to be a prefix of prompt and response",
-                "give the model a chat template without such rewriting",
-            )
-        )
-    return before, whole[len(before) :]
+    (made,) = _one(encode_labelled(tokenizer, [{"prompt": prompt, "completion": response, "label": True}]))
+    return made["prompt_ids"], made["completion_ids"]
+
+
+def _one(made: EncodedRows) -> list[dict[str, Any]]:
+    if made.faults:
+        raise PipelineError(Problem(f"the conversation {made.faults[0].reason}"))
+    return made.rows
 
 
 def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, list[int]]]:

@@ -6,6 +6,7 @@ objectives are trl's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import build_arguments
 from pipeline.training.batches import BucketedBatches
 from pipeline.training.distribution import divided
-from pipeline.training.encode import context_length, encode_prompt
+from pipeline.training.encode import context_length, encode_prompts
+from pipeline.training.encoded import encode_source
 from pipeline.training.learning import RewardWatch
 from pipeline.training.loop import Trained
 from pipeline.training.on_policy_fields import OnPolicyTrain
@@ -69,16 +71,18 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
             the recipe says nothing of leaving prompts out.
     """
     rows = ctx.load_rows("data")
-    ctx.phase("tokenizing")
     context = context_length(model, None) if train.max_length is None else context_length(model, train.max_length)
     room = context - train.max_new_tokens
     if room < 1:
         found = f"train.max_new_tokens is {train.max_new_tokens}"
         raise PipelineError(Problem(found, f"less than the {context} tokens of prompt and response", "lower it"))
     given = [*rows.train, *rows.held_out]
-    ids = [encode_prompt(tokenizer, row["prompt"]) for row in given]
-    fits = [i for i, tokens in enumerate(ids) if len(tokens) <= room]
-    too_long = [(rows.places[i], len(tokens)) for i, tokens in enumerate(ids) if len(tokens) > room]
+    made = encode_source(ctx, "data", rows, functools.partial(encode_prompts, tokenizer), what="prompts")
+    first = len(rows.train)
+    kept = [*made.train.kept, *(first + i for i in made.held_out.kept)]
+    ids = dict(zip(kept, [one["prompt_ids"] for one in (*made.train.rows, *made.held_out.rows)], strict=True))
+    fits = [i for i, tokens in ids.items() if len(tokens) <= room]
+    too_long = [(rows.places[i], len(tokens)) for i, tokens in ids.items() if len(tokens) > room]
     if too_long and train.max_length is None:
         _refuse_long(ctx, too_long, room, context, train)
     learned = sum(i < len(rows.train) for i in fits)
@@ -87,7 +91,7 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
         raise PipelineError(Problem(found, f"prompts of at most {room} tokens", "raise train.max_length or bring more"))
     if too_long:
         ctx.note(f"{len(too_long)} of {len(given)} prompts are longer than {room} tokens and were left out")
-    counts = {"train": len(rows.train), "held_out": len(rows.held_out), "dropped": len(too_long)}
+    counts = {**made.counts, "dropped": len(too_long)}
     return Prompts([given[i] for i in fits], [ids[i] for i in fits], learned, counts)
 
 

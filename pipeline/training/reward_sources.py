@@ -155,7 +155,7 @@ def _model_scorer(
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
     from pipeline.training.arguments import frozen_weights, parts_of
-    from pipeline.training.encode import render
+    from pipeline.training.encode import encode_answers
 
     own = load_tokenizer(source, ctx.trust_remote_code)
     same = not disagreements(facts(tokenizer, "policy"), facts(own, source.name))
@@ -180,10 +180,7 @@ def _model_scorer(
         if same:
             sequences = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
         else:
-            sequences = [
-                render(own, [*sample.row["prompt"], {"role": "assistant", "content": sample.text}])
-                for sample in samples
-            ]
+            sequences = encode_answers(own, [sample.row for sample in samples], [sample.text for sample in samples])
         return score(model, sequences, own.pad_token_id)
 
     return scores

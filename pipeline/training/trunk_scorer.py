@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from pipeline.models.batching import length_batches
-from pipeline.models.scoring import last_token
 from pipeline.parallel.ranks import Ranks
 from pipeline.ppo.adapters import TrunkReward
 from pipeline.ppo.policy import Policy
@@ -21,7 +20,7 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
     Args:
         policy: whose trunk it is.
         reward: adapter and head.
-        pad_id: of the reward model; its score stands at the last token that is not this one.
+        pad_id: fills up shorter rows; the score stands at a row's last token, whatever it is.
         token_budget: padded tokens of a forward pass.
     """
 
@@ -34,7 +33,7 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
         for batch in batches:
             width = max(len(rows[row]) for row in batch)
             ids = torch.tensor([[*rows[row], *[pad_id] * (width - len(rows[row]))] for row in batch])
-            ends = torch.tensor([i * width + last_token(rows[row], pad_id) for i, row in enumerate(batch)])
+            ends = torch.tensor([i * width + len(rows[row]) - 1 for i, row in enumerate(batch)])
             values = policy.scores(reward, ids.to(policy.device), ends.to(policy.device)).tolist()
             for row, value in zip(batch, values, strict=True):
                 found[row] = value

@@ -201,7 +201,7 @@ def test_bad_labelled_rows_are_found_before_anything_runs(trueup: Trueup, rated:
     ("labels", "rows", "expected"),
     [
         (["1", "true"], (), "tiny.yaml:9 stage kto: data rated: the label of all 2 rows to learn from is true"),
-        ([], ('{"text": "a"}',), "rows are of format text; expected preference rows (format"),
+        ([], ('{"text": "a"}',), "rows are of format text (1 of"),
     ],
 )
 def test_rows_kto_cannot_learn_from_are_one_line(

@@ -165,15 +165,23 @@ def test_a_named_format_holds_for_every_row(jsonl: Write, source: Make) -> None:
 @pytest.mark.parametrize(
     ("row", "shape", "expected"),
     [
-        (GOOD, "messages", "data pairs: rows are of format preference; expected messages rows (format messages or"),
+        (
+            GOOD,
+            "messages",
+            "rows are of format preference (1 of 1 rows have `chosen` and `rejected`); expected mess",
+        ),
         (GOOD, "messages", ". Set `format: preference` to use them so"),
-        ({"text": "a"}, "preference", "preference rows (format hh or preference). Name another data source"),
+        (
+            {"text": "a"},
+            "preference",
+            "preference rows (format hh or preference or comparison). Name another data source",
+        ),
         (
             {"question": "a"},
             "messages",
-            "data pairs: columns question are of no known format; expected columns chosen + rejected",
+            "data pairs: columns question are of no known format; expected messages rows (format messages",
         ),
-        ({"question": "a"}, "messages", "Rename them with `columns: {theirs: ours}`, or name the `format`"),
+        ({"question": "a"}, "messages", ". Write rows in one of the formats that `docs/data.md` lists"),
     ],
 )
 def test_rows_of_the_wrong_or_of_no_format(
@@ -196,10 +204,7 @@ def test_a_field_of_several_shapes_gets_the_one_its_rows_are_in(jsonl: Write, so
 
 def test_a_field_of_several_shapes_says_which(jsonl: Write, source: Make) -> None:
     (problem,) = refused(source(jsonl({"text": "a"})), EITHER)
-    assert (
-        "rows are of format text; expected preference rows (format hh or preference) or labelled rows (format"
-        in problem
-    )
+    assert "rows are of format text (1 of 1 rows have `text`); expected preference rows (format hh or" in problem
     assert problem.endswith("sharegpt or alpaca, and a label). Name another data source")
 
 

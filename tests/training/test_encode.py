@@ -15,7 +15,6 @@ from pipeline.training.encode import (
     encode_conversation,
     encode_pair,
     encode_prompt,
-    render,
 )
 
 TALK = [
@@ -86,7 +85,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_without_markers(tiny_
 def test_a_pair_is_its_prompt_and_a_response_that_ends(tiny_tokenizer: Any) -> None:
     prompt, response = encode_pair(tiny_tokenizer, TALK[:2], TALK[2:3])
     assert prompt == encode_prompt(tiny_tokenizer, TALK[:2])
-    assert prompt + response == render(tiny_tokenizer, TALK[:3])
+    whole = tiny_tokenizer.apply_chat_template(TALK[:3], tokenize=True, return_dict=True)["input_ids"]
+    assert prompt + response == list(whole)
     assert tiny_tokenizer.decode(prompt).endswith("<|assistant|>")
     assert tiny_tokenizer.decode(response) == "it is red .<|end|>"
 

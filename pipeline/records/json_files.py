@@ -1,0 +1,253 @@
+"""Rows of JSON files: one object per line, objects one after another, a list, or an object around one list.
+
+Owns JSON to rows. A row with two equal keys is a bad row: which of the two is meant cannot be known.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError, Problem, listed
+from pipeline.records.opening import (
+    MAX_ROW_BYTES,
+    RawRow,
+    encoding_hint,
+    open_bytes,
+    oversized,
+    piped,
+    shown,
+    skip_bom,
+    unpacked_name,
+)
+
+SPACE = re.compile(r"[ \t\r\n\x1e]*")
+WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples", "dataset")
+"""Keys under which an object holds the rows of a file."""
+
+
+class RowDecoder:
+    """Decodes JSON rows and notes equal keys, and the constants that JSON does not have (NaN, Infinity)."""
+
+    def __init__(self) -> None:
+        self._odd: list[str] = []
+        self._twice: list[str] = []
+        self._decoder = json.JSONDecoder(parse_constant=self._odd.append, object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            keys = [key for key, _ in pairs]
+            self._twice.append(next(key for at, key in enumerate(keys) if key in keys[:at]))
+        return made
+
+    def decode(self, text: str, start: int, number: int) -> tuple[RawRow, int]:
+        """Return the row that starts at ``text[start]`` and where it ends.
+
+        Raises:
+            ValueError: there is no JSON value at ``start`` (a `json.JSONDecodeError`), or it is nested too deeply.
+        """
+        self._odd.clear()
+        self._twice.clear()
+        try:
+            value, end = self._decoder.raw_decode(text, start)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        if self._odd:
+            fault = f"has {self._odd[0]}, which JSON does not have; write null"
+        elif self._twice:
+            fault = f"has the key `{self._twice[0]}` twice in one object; expected once"
+        elif not isinstance(value, dict):
+            fault = f"is a {_JSON_NAMES[type(value)]}; expected an object with columns"
+        else:
+            return RawRow(number, value), end
+        return RawRow(number, None, fault, text[start:end]), end
+
+
+_JSON_NAMES = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+
+
+def json_rows(path: Path) -> Iterator[RawRow]:
+    """Yield the rows of a JSON or JSON Lines file.
+
+    Raises:
+        PipelineError: it cannot be read.
+    """
+    with open_bytes(path) as handle:
+        if skip_bom(path, handle).lstrip()[:1] == b"[":
+            text = _decoded(path, handle.read())
+            yield from _list_rows(path, text, text.index("["))
+        else:
+            yield from _json_lines(path, handle)
+
+
+def _json_lines(path: Path, handle: io.BufferedReader) -> Iterator[RawRow]:
+    decoder = RowDecoder()
+    number = 0
+    is_first = True
+    while line := handle.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            yield oversized(number, line, _rest_of_line(line, handle))
+        elif not line.isspace():
+            row = _json_line(path, decoder, line, number)
+            if is_first and _may_go_on(row, line, handle):
+                line += handle.read()
+                found = _objects(path, line)
+                if found is not None:
+                    yield from found
+                    return
+                handle = _reader_of(line)
+                handle.readline()
+            is_first = False
+            yield row
+
+
+def _may_go_on(row: RawRow, line: bytes, handle: io.BufferedReader) -> bool:
+    """Return whether what begins in the first line may be something else than one row a line."""
+    if row.fault.startswith("is not JSON"):
+        return line.lstrip()[:1] == b"{"
+    if row.fault.startswith("has more text"):
+        return b"\r" in line.rstrip()
+    is_wrapper = row.value is not None and any(_is_rows(row.value[key]) for key in row.value if key in WRAPPERS)
+    return is_wrapper and not handle.peek(1).strip()
+
+
+def _reader_of(content: bytes) -> io.BufferedReader:
+    """Return a reader of bytes that are in memory."""
+    return io.BufferedReader(io.BytesIO(content))
+
+
+def _is_rows(value: object) -> bool:
+    """Return whether a value is a list of rows, not of turns."""
+    is_list = isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    return is_list and not any({"role", "from"} & set(one) for one in value)  # type: ignore[attr-defined]
+
+
+def _objects(path: Path, content: bytes) -> Iterator[RawRow] | None:
+    """Return the rows of objects that stand one after another, or in one object's list; None if it is neither."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    decoder, at, rows = RowDecoder(), _after_space(text, 0), []
+    ends = "\n" if "\n" in text else "\r"
+    number, counted = 1, 0
+    while at < len(text):
+        number += text.count(ends, counted, at)
+        counted = at
+        try:
+            row, end = decoder.decode(text, at, number)
+        except ValueError:
+            return None
+        rows.append(row)
+        at = _after_space(text, end)
+    if len(rows) == 1 and rows[0].value is not None:
+        return _wrapped(path, text, rows[0].value) or iter(rows)
+    return iter(rows)
+
+
+def _wrapped(path: Path, text: str, value: dict[str, Any]) -> Iterator[RawRow] | None:
+    """Return the rows of the list an object holds, None if it holds none.
+
+    Raises:
+        PipelineError: it holds several lists, or one under a name that does not say that it is the data.
+    """
+    lists = [key for key in value if _is_rows(value[key])]
+    if not lists:
+        return None
+    if len(lists) == 1 and lists[0] in WRAPPERS:
+        return _list_rows(path, text, _start_of(text, lists[0]))
+    key = lists[0]
+    quoted = f".{key}[]" if re.fullmatch(r"[A-Za-z_]\w*", key) else f'.["{key}"][]'
+    stem = unpacked_name(path).rpartition(".")[0]
+    command = piped(path, f"jq -c {shlex.quote(quoted)}")
+    remedy = f"write one list as a file: `{command} > {shlex.quote(f'{stem}.{key}.jsonl')}`"
+    found = f"file is one object with the lists {listed(lists)}"
+    raise PipelineError(Problem(found, "a list of rows, or one row per line", remedy, shown(path)))
+
+
+def _start_of(text: str, key: str) -> int:
+    """Return where the value of a key of the outermost object starts."""
+    decoder = json.JSONDecoder()
+    at = _after_space(text, text.index("{") + 1)
+    while True:
+        name, end = decoder.raw_decode(text, at)
+        at = _after_space(text, _after_space(text, end) + 1)  # past the colon
+        if name == key:
+            return at
+        _, end = decoder.raw_decode(text, at)
+        at = _after_space(text, _after_space(text, end) + 1)  # past the comma
+
+
+def _json_line(path: Path, decoder: RowDecoder, line: bytes, number: int) -> RawRow:
+    try:
+        text = line.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        hint = encoding_hint(path, line)
+        fault = f"is not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}{hint}"
+        return RawRow(number, None, fault, line.decode("utf-8", "backslashreplace").strip())
+    try:
+        row, end = decoder.decode(text, 0, number)
+    except json.JSONDecodeError as error:
+        return RawRow(number, None, f"is not JSON: {error.msg} at column {error.pos + 1}", text)
+    except ValueError as error:
+        return RawRow(number, None, f"is not JSON: {error}", text)
+    if end != len(text):
+        return RawRow(number, None, f"has more text after its JSON object, at column {end + 1}", text)
+    return row
+
+
+def _rest_of_line(line: bytes, handle: io.BufferedReader) -> Iterator[bytes]:
+    while not line.endswith(b"\n") and (line := handle.readline(2**20)):
+        yield line
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        where = f"{shown(path)}:{line}"
+        remedy = encoding_hint(path, content).removeprefix(". ")
+        found = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise PipelineError(Problem(found, "UTF-8", remedy, where)) from error
+
+
+def _list_rows(path: Path, text: str, start: int) -> Iterator[RawRow]:
+    """Yield the rows of the list that starts at ``text[start]``."""
+    decoder = RowDecoder()
+    number, counted = 1, 0
+    at = _after_space(text, start + 1)
+    more = text[at : at + 1] != "]"
+    while more:
+        number += text.count("\n", counted, at)
+        counted = at
+        try:
+            row, end = decoder.decode(text, at, number)
+        except ValueError as error:
+            raise _broken_list(path, text, getattr(error, "pos", at), getattr(error, "msg", str(error))) from error
+        yield row
+        at = _after_space(text, end)
+        if text[at : at + 1] not in (",", "]"):
+            raise _broken_list(path, text, at, "Expecting ',' or ']'")
+        more = text[at] == ","
+        at = _after_space(text, at + 1) if more else at
+    if not text[:start].strip() and _after_space(text, at + 1) != len(text):
+        raise _broken_list(path, text, at + 1, "more text after the list; a file of lists is no data file")
+
+
+def _after_space(text: str, at: int) -> int:
+    found = SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _broken_list(path: Path, text: str, at: int, why: str) -> PipelineError:
+    where = f"{shown(path)}:{text.count(chr(10), 0, at) + 1}"
+    found = "the JSON list ends in the middle: the file is truncated" if at >= len(text) else f"broken JSON list: {why}"
+    return PipelineError(Problem(found, "[{…}, {…}, …]", "mend it, or write one object per line", where))

@@ -1,0 +1,164 @@
+"""Opens a data file: decompressed, past its byte order mark, told what it is when it is no data.
+
+Owns compression, text encodings, and the row as it stands in its file. Compression is told by the first bytes.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.recipe.paths import COMPRESSIONS
+
+MAX_ROW_BYTES = 64 * 2**20
+"""A longer line or field is a bad row: such a file is hardly ever what its name says."""
+
+SHOWN_OF_LONG_ROW = 200
+LFS = b"version https://git-lfs.github.com/spec/"
+UNPACK = {".gz": "gzip -dc", ".bz2": "bzip2 -dc", ".xz": "xz -dc", ".zst": "zstd -dc"}
+
+
+class RawRow(NamedTuple):
+    """One row as it stands in its file.
+
+    Attributes:
+        number: 1-based line the row starts at; for Parquet and hub data the 1-based row.
+        value: the columns, or None when the row cannot be read.
+        fault: why it cannot be read, e.g. ``is not JSON: …``; empty for a good row.
+        raw: text of a row that cannot be read.
+    """
+
+    number: int
+    value: dict[str, Any] | None
+    fault: str = ""
+    raw: str = ""
+
+
+def shown(path: Path) -> str:
+    """Return a path as messages show it: relative to the current directory when it lies in it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def place(name: str, number: int) -> str:
+    """Return ``file:line``, or ``file row N`` where rows have no lines."""
+    by_row = name.startswith("hub:") or ".parquet" in Path(name).name
+    return f"{name} row {number}" if by_row else f"{name}:{number}"
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """Open a file for reading, decompressed; the reader can peek."""
+    with path.open("rb") as handle:
+        start = handle.read(6)
+    opened: Any
+    if start.startswith(b"\x1f\x8b"):
+        opened = gzip.GzipFile(path)
+    elif start.startswith(b"BZh"):
+        opened = bz2.BZ2File(path)
+    elif start == b"\xfd7zXZ\x00":
+        opened = lzma.LZMAFile(path)  # noqa: SIM115
+    elif start.startswith(b"\x28\xb5\x2f\xfd"):
+        import pyarrow as pa
+
+        with pa.input_stream(str(path), compression="zstd") as stream:
+            opened = io.BufferedReader(io.BytesIO(stream.read()))
+    else:
+        opened = path.open("rb")
+    return cast(io.BufferedReader, opened)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file that only stands for the data, or a page that was saved in its place.
+
+    Raises:
+        PipelineError: it is a Git LFS pointer or a web page.
+    """
+    with path.open("rb") as handle:
+        start = handle.read(200).lstrip()
+    if start.startswith(LFS):
+        raise PipelineError(Problem("file is a Git LFS pointer", "the data itself", "git lfs pull", shown(path)))
+    if start[:15].lower().startswith((b"<!doctype html", b"<html")):
+        raise PipelineError(Problem("file is a web page", "the data itself", "fetch the file again", shown(path)))
+
+
+def skip_bom(path: Path, handle: io.BufferedReader) -> bytes:
+    """Skip a UTF-8 byte order mark; return the bytes that follow, without consuming them.
+
+    Raises:
+        PipelineError: the file is UTF-16.
+    """
+    ahead = handle.peek(4)
+    if ahead[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise PipelineError(Problem("file is UTF-16", "UTF-8", converted(path, "UTF-16"), shown(path)))
+    zeros = tuple(byte == 0 for byte in ahead[:2])
+    if len(zeros) == 2 and any(zeros) and not all(zeros):
+        remedy = converted(path, "UTF-16BE" if zeros[0] else "UTF-16LE")
+        raise PipelineError(Problem("file is UTF-16", "UTF-8", remedy, shown(path)))
+    if ahead.startswith(b"\xef\xbb\xbf"):
+        handle.read(3)
+        ahead = handle.peek(1)
+    return ahead
+
+
+def converted(path: Path, encoding: str) -> str:
+    """Return the command that writes a file as UTF-8 beside it."""
+    stem, _, suffix = unpacked_name(path).rpartition(".")
+    return f"{piped(path, f'iconv -f {encoding} -t UTF-8')} > {shlex.quote(f'{stem}.utf8.{suffix}')}"
+
+
+def unpacked_name(path: Path) -> str:
+    """Return the name of a file without the suffix of a compression."""
+    packed = next((one for one in COMPRESSIONS if path.name.lower().endswith(one)), "")
+    return path.name[: len(path.name) - len(packed)]
+
+
+def piped(path: Path, command: str) -> str:
+    """Return a shell command that reads a file, unpacked where it is compressed."""
+    packed = path.name[len(unpacked_name(path)) :].lower()
+    name = shlex.quote(path.name)
+    return f"{UNPACK[packed]} {name} | {command}" if packed else f"{command} {name}"
+
+
+def encoding_hint(path: Path, content: bytes) -> str:
+    """Return the advice to convert a file, where a line that is not UTF-8 reads as another encoding."""
+    for encoding in ("GB18030", "CP1252"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding == "CP1252" or any("\u4e00" <= letter <= "\u9fff" for letter in text):
+            return f". If the file is {encoding}: `{converted(path, encoding)}`"
+    return ""
+
+
+def oversized(number: int, start: bytes, rest: Iterable[bytes]) -> RawRow:
+    """Pass over a row too long to hold; what is kept of it still tells its content apart."""
+    content = hashlib.sha256(start)
+    size_bytes = len(start)
+    for more in rest:
+        content.update(more)
+        size_bytes += len(more)
+    fault = f"is {size_bytes / 2**20:,.0f} MiB long; expected at most {MAX_ROW_BYTES / 2**20:,.0f} MiB"
+    head = start[:SHOWN_OF_LONG_ROW].decode("utf-8", "backslashreplace")
+    return RawRow(number, None, fault, f"{head}… ({size_bytes} bytes, sha256 {content.hexdigest()})")
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: it holds no half of a surrogate pair."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,194 @@
+"""`columns` of a data source: columns by other names; and what renaming would hide or could mend.
+
+A name may reach into an object: ``{info.post: prompt}``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import Problem, listed
+from pipeline.records.comparisons import is_comparison
+from pipeline.records.detection import detected_format
+from pipeline.records.faults import BadRowError
+from pipeline.records.formats import FORMATS, Row
+from pipeline.records.shapes import shaped
+from pipeline.records.unused import Unused
+from pipeline.records.votes import ANNOTATOR, NAMES, ONE_HOT, WEAK
+from pipeline.stage import Shape
+
+ROWS_TRIED = 20
+SCORE = re.compile(r"(score|rating|reward)s?[ _-]?(a|b|0|1|2)$", re.IGNORECASE)
+SIDE_WORDS = ("a", "b", "0", "1", "2", "true", "false", "tie", "first", "second")
+
+TALKS = ("conversation", "conversations", "messages", "contents", "data", "dialogue", "dialog", "chat", "turns")
+ASKED = ("prompt", "question", "query", "problem", "instruction", "input", "ask", "request", "user")
+ANSWERS = ("completion", "answer", "response", "output", "solution", "reply", "target", "assistant")
+TEXTS = ("content", "contents", "document", "body", "raw_text", "article", "story")
+PAIRS = (("preferred", "dispreferred"), ("good", "bad"), ("better", "worse"), ("positive", "negative"), ("win", "lose"))
+SYSTEM = {"system_prompt": "system", "system_message": "system"}
+
+
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Rename the columns of a row.
+
+    Raises:
+        BadRowError: a column is missing, or the new name is taken by a column that keeps it.
+    """
+    inner = {old: _inside(row, old) for old in columns if old not in row}
+    missing = [old for old, value in inner.items() if value is _NOTHING]
+    if missing:
+        raise BadRowError(f"has no column `{missing[0]}`, which `columns` names", f"it has {listed(row)}")
+    opened = {old.partition(".")[0] for old in inner}
+    taken = [new for old, new in columns.items() if new in row and new not in {*columns, *opened} and new != old]
+    if taken:
+        raise BadRowError(f"has a column `{taken[0]}` already", "none, as `columns` gives another that name")
+    made = {columns.get(name, name): value for name, value in row.items()}
+    return {**made, **{columns[old]: value for old, value in inner.items()}}
+
+
+def renamed_where_possible(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row renamed as far as it has the columns."""
+    inner = {columns[old]: _inside(row, old) for old in columns if old not in row}
+    made = {columns.get(name, name): value for name, value in row.items()}
+    return {**made, **{new: value for new, value in inner.items() if value is not _NOTHING}}
+
+
+_NOTHING = object()
+
+
+def _inside(row: Mapping[str, Any], path: str) -> Any:
+    value: Any = row
+    for key in path.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return _NOTHING
+        value = value[key]
+    return value
+
+
+def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: str) -> Problem | None:
+    """Return that `columns` makes one of two answers the better one while another column votes; None if it does not.
+
+    Args:
+        rows: as the file has them.
+        columns: how the recipe renames them.
+        name: of the source.
+    """
+    theirs = {new: old for old, new in columns.items()}
+    sides = tuple(theirs.get(side, "") for side in ("chosen", "rejected"))
+    if not all(sides) or set(sides) == {"chosen", "rejected"}:
+        return None
+    names = dict.fromkeys(column for row in rows for column in row if column not in columns)
+    votes = [column for column in names if _is_vote(column, [row.get(column) for row in rows])]
+    if not votes:
+        return None
+    rest = {old: new for old, new in columns.items() if new not in ("chosen", "rejected")}
+    found = f"data {name}: `columns` makes `{sides[0]}` the better answer in every row, and `{votes[0]}` says which is"
+    is_read = any(is_comparison(renamed_where_possible(row, rest)) for row in rows[:ROWS_TRIED])
+    if not is_read:
+        rest |= {sides[0]: "response_a", sides[1]: "response_b"}
+        rest |= {} if votes[0] in NAMES else {votes[0]: "winner"}
+    use = f"set `columns: {written(rest)}`" if rest else "leave `columns` out"
+    remedy = f"{use}, which reads the vote; or, if it is no vote, rename it too: `{votes[0]}: note`"
+    return Problem(found, "answers in the order of the vote", remedy)
+
+
+def _is_vote(column: str, values: Sequence[object]) -> bool:
+    known = column.casefold()
+    given = [value for value in values if value is not None and value != ""]
+    if not given:
+        return False
+    if known in NAMES or ONE_HOT.match(column) or ANNOTATOR.match(column) or SCORE.match(column):
+        return True
+    if known not in WEAK and not known.startswith("is_"):
+        return False
+    words = {str(value).casefold().removesuffix(".0") for value in given}
+    return len(words) > 1 and words <= {*SIDE_WORDS, "-1", "model_a", "model_b"}
+
+
+def written(columns: Mapping[str, str]) -> str:
+    """Return `columns` as a recipe has it."""
+    return "{" + ", ".join(f"{_quoted(old)}: {new}" for old, new in columns.items()) + "}"
+
+
+def remedy_of(columns: Mapping[str, str]) -> str:
+    """Return the advice to rename columns so."""
+    sure = ", if the best answer stands first in it" if "ranked" in columns.values() else ""
+    return f"set `columns: {written(columns)}`{sure}"
+
+
+def _quoted(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z_][\w.-]*", name) else f'"{name}"'
+
+
+def suggested(rows: Sequence[Row], shapes: Iterable[Shape]) -> dict[str, str]:
+    """Return `columns` with which most of the first rows can be used, empty where none is known: each one is tried.
+
+    Args:
+        rows: as the file has them.
+        shapes: of which the stage takes one.
+    """
+    tried = rows[:ROWS_TRIED]
+    for shape in shapes:
+        for columns in _candidates(tried[0] if tried else {}, shape):
+            if _works(tried, columns, shape):
+                return columns
+    return {}
+
+
+def _candidates(row: Row, shape: Shape) -> Iterator[dict[str, str]]:
+    system = {old: new for old, new in SYSTEM.items() if old in row and new not in row}
+    asked = [name for name in ASKED if name in row]
+    nested = [f"{column}.{key}" for column, value in row.items() if isinstance(value, Mapping) for key in value]
+    inner = [path for path in nested if path.rpartition(".")[2] in (*ASKED, "text", "full_text", "post")]
+    if shape == "text":
+        yield from ({name: "text"} for name in TEXTS if name in row)
+        return
+    if shape in ("messages", "labelled", "prompt"):
+        yield from ({**system, name: "conversations"} for name in TALKS if name in row)
+        yield from ({**system, path: "messages"} for path in nested if path.endswith(".messages"))
+    if shape in ("messages", "labelled"):
+        for answer in (name for name in ANSWERS if name in row):
+            if "instruction" in row:
+                context = {"context": "input"} if "context" in row else {}
+                yield {**system, **context, **({} if answer == "output" else {answer: "output"})}
+            yield from (
+                {**system, **_unless(name, "prompt"), **_unless(answer, "completion")}
+                for name in (*asked, *inner)
+                if name != answer
+            )
+    if shape == "preference":
+        yield from ({name: "ranked"} for name in ("output", "outputs", "responses") if isinstance(row.get(name), list))
+        pairs = [{}, *({a: "chosen", b: "rejected"} for a, b in PAIRS if a in row and b in row)]
+        yield from ({**system, **_unless(name, "prompt"), **pair} for pair in pairs for name in (*asked, *inner))
+    if shape == "prompt":
+        if "instruction" in row and "context" in row:
+            yield {**system, "context": "input"}
+        yield from ({**system, **_unless(name, "prompt")} for name in (*asked, *inner))
+
+
+def _unless(name: str, ours: str) -> dict[str, str]:
+    return {} if name == ours else {name: ours}
+
+
+def _works(rows: Sequence[Row], columns: Mapping[str, str], shape: Shape) -> bool:
+    """Return whether more than half of the rows become the shape, and no part of a prompt is lost."""
+    if not columns:
+        return False
+    tried = [renamed_where_possible(row, columns) for row in rows]
+    detected = detected_format(tried, (shape,))
+    if detected is None or shape not in FORMATS[detected.format].shapes:
+        return False
+    unused, count = Unused(shape), 0
+    for row, plain in zip(rows, tried, strict=True):
+        try:
+            renamed(row, columns)
+            unused.look(plain, detected.format, shaped(plain, detected.format, shape))
+            count += 1
+        except BadRowError:
+            continue
+    return (
+        count * 2 > len(rows) and unused.problem("", columns) is None and hidden_vote_problem(rows, columns, "") is None
+    )

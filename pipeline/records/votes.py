@@ -1,0 +1,237 @@
+"""Which of two answers is better, as data sets say it: by a name, a number, a sign, two scores or several people.
+
+Owns what a vote means. A number whose meaning a file does not show (0 and 1 beside answers `a` and `b`) is refused with
+the names that say it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from pipeline.errors import Problem
+from pipeline.records.faults import BadRowError
+
+Row = Mapping[str, Any]
+
+FIRST, SECOND, TIE = "first", "second", "tie"
+NAMES = [
+    "winner",
+    "better",
+    "preferred",
+    "preference",
+    "choice",
+    "vote",
+    "verdict",
+    "judgement",
+    "judgment",
+    "selected",
+    "best",
+    "better_index",
+    "better_response",
+    "better_response_id",
+    "preferred_response",
+    "preferred_answer",
+    "preferred_output",
+    "human_preference",
+    "overall_preference",
+    "preference_strength",
+    "first_is_better",
+]
+"""Columns that are votes, the first of them that a row has."""
+
+WEAK = ("label", "labels", "chosen", "safer_response_id")
+"""Columns that are votes where there are no scores."""
+
+SIGNED = ("overall_preference", "preference_strength")
+"""Below 0 the first is better, above 0 the second (HelpSteer2 and 3)."""
+
+ONE_HOT = re.compile(r"winner_(model_|response_)?(?P<side>a|b|1|2|tie)$", re.IGNORECASE)
+ANNOTATOR = re.compile(r"annotator_?\d+$", re.IGNORECASE)
+SCORES = ("score", "rating", "reward", "overall_score")
+TIES = frozenset(
+    [
+        *(
+            "tie",
+            "tied",
+            "tie (bothbad)",
+            "tie (both bad)",
+            "both bad",
+            "bothbad",
+            "both_bad",
+            "both good",
+            "both_good",
+        ),
+        *("both", "neither", "equal", "same", "draw", "none", "c", "a=b"),
+    ]
+)
+WORD = re.compile(r"(?:model|response|answer|output|option|assistant|conversation|completion|summary)?[ _-]?(\w+)$")
+
+
+class Sides(NamedTuple):
+    """Two answers of a row.
+
+    Attributes:
+        columns: that hold them; one twice where it holds both.
+        suffixes: that tell them apart, such as ``a`` and ``b``.
+    """
+
+    columns: tuple[str, str]
+    suffixes: tuple[str, str]
+
+
+@lru_cache(maxsize=256)
+def vote_columns(names: tuple[str, ...], sides: Sides) -> tuple[str, ...]:
+    """Return the columns that say which side is better, none if there are none.
+
+    Args:
+        names: of all columns of a row, in their order.
+        sides: the answers.
+    """
+    by_name = {name.casefold(): name for name in names}
+    for known in NAMES:
+        if known in by_name:
+            return (by_name[known],)
+    hot = tuple(name for name in names if ONE_HOT.match(name))
+    if hot:
+        return hot
+    for word in SCORES:
+        scores = [by_name.get(f"{word}_{suffix}", by_name.get(f"{word}{suffix}")) for suffix in sides.suffixes]
+        scores = [
+            found or by_name.get(f"{column.casefold()}_{word}")
+            for found, column in zip(scores, sides.columns, strict=True)
+        ]
+        if all(scores):
+            return tuple(filter(None, scores))
+    people = tuple(name for name in names if ANNOTATOR.match(name))
+    return people or next(((by_name[known],) for known in WEAK if known in by_name and known not in sides.columns), ())
+
+
+def better_side(row: Row, sides: Sides, votes: tuple[str, ...]) -> str:
+    """Return which side a row calls better: ``first`` or ``second``.
+
+    Raises:
+        BadRowError: it calls neither better, or what it says is no vote.
+    """
+    if ONE_HOT.match(votes[0]):
+        side = _one_hot(row, votes)
+    elif len(votes) == 2 and not ANNOTATOR.match(votes[0]):
+        first, second = (_number(row[name], name) for name in votes)
+        side = FIRST if first > second else SECOND if second > first else TIE
+    else:
+        counted = Counter(_side(row, name, sides) for name in votes)
+        side = max((FIRST, SECOND), key=lambda one: counted[one])
+        side = TIE if counted[FIRST] == counted[SECOND] or counted[TIE] > len(votes) / 2 else side
+    if side == TIE:
+        said = " and ".join(f"`{name}` {row[name]!r}"[:60] for name in votes[:3])
+        raise BadRowError(f"is a tie ({said})", "one answer that is better")
+    return side
+
+
+def _one_hot(row: Row, votes: tuple[str, ...]) -> str:
+    flagged = [name for name in votes if _number(row[name], name) == 1]
+    if len(flagged) != 1:
+        raise BadRowError(f"{' and '.join(f'`{name}`' for name in votes)} name {len(flagged)} winners", "one")
+    match = ONE_HOT.match(flagged[0])
+    return {"a": FIRST, "1": FIRST, "b": SECOND, "2": SECOND}.get(match["side"].casefold() if match else "", TIE)
+
+
+def _side(row: Row, column: str, sides: Sides) -> str:
+    value, known = row[column], column.casefold()
+    number = _as_number(value)
+    if known == "first_is_better":
+        side = _IS_FIRST.get(number) if number is not None else _BOOLEANS.get(str(value).casefold())
+    elif known in SIGNED and number is not None:
+        side = FIRST if number < 0 else SECOND if number > 0 else TIE
+    elif number is not None:
+        numbers = _FROM_ZERO if is_from_zero(known, sides) else _FROM_ONE
+        side = numbers.get(number)
+    else:
+        side = _side_of_word(value, row, sides)
+    if side is None:
+        shown = "missing" if value is None or value == "" else repr(value)[:40]
+        expected = f"{' or '.join(sides.suffixes)}, the name of an answer, or tie"
+        raise BadRowError(f"`{column}` is {shown}", expected)
+    return side
+
+
+_FROM_ZERO = {0.0: FIRST, 1.0: SECOND, -1.0: TIE}
+_FROM_ONE = {1.0: FIRST, 2.0: SECOND, 0.0: TIE}
+_IS_FIRST = {1.0: FIRST, 0.0: SECOND}
+_BOOLEANS = {"true": FIRST, "false": SECOND}
+
+
+def is_from_zero(column: str, sides: Sides) -> bool:
+    """Return whether a number counts the answers from 0."""
+    return column.casefold() == "better_index" or sides.suffixes == ("0", "1")
+
+
+def _side_of_word(value: object, row: Row, sides: Sides) -> str | None:
+    if not isinstance(value, str) or not value.strip():
+        return None
+    word = value.strip().strip("[]").casefold()
+    if word in TIES:
+        return TIE
+    plain = re.sub(r"(.)>+(.)$", r"\1", word)  # A>B, A>>B
+    for at, side in enumerate((FIRST, SECOND)):
+        names = {sides.columns[at].casefold() if sides.columns[0] != sides.columns[1] else "", sides.suffixes[at]}
+        names |= {str(row.get(f"model_{sides.suffixes[at]}", "")).casefold(), ("first", "second")[at], side}
+        match = WORD.match(plain)
+        if plain in names - {""} or (match and match[1] == sides.suffixes[at]):
+            return side
+        if word == str(row.get(sides.columns[at])).strip().casefold():  # the better answer itself
+            return side
+    return None
+
+
+def _as_number(value: object) -> float | None:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    is_number = isinstance(value, int | float) and (isinstance(value, bool) or math.isfinite(value))
+    return float(value) if is_number and isinstance(value, int | float) else None
+
+
+def _number(value: object, column: str) -> float:
+    number = _as_number(value)
+    if number is None:
+        raise BadRowError(f"`{column}` is {'missing' if value is None else repr(value)[:40]}", "a number")
+    return number
+
+
+def meaning_problem(values: Collection[object], column: str, sides: Sides, name: str) -> Problem | None:
+    """Return why the numbers of a vote's column cannot be understood; None if they can.
+
+    Args:
+        values: all that the column holds.
+        column: that votes.
+        sides: the answers.
+        name: of the source.
+    """
+    known = column.casefold()
+    numbers = {number for number in map(_as_number, values) if number is not None}
+    if not numbers or known in ("first_is_better", "better_index", *SIGNED):
+        return None
+    is_word = any(isinstance(value, bool) for value in values)
+    if not is_word and is_from_zero(known, sides):
+        return None
+    if not is_word and 2 in numbers and numbers <= {0, 1, 2}:
+        return None
+    if not is_word and numbers == {1} and sides.suffixes == ("1", "2"):
+        return None
+    said = ", ".join(f"{number:g}" for number in sorted(numbers)[:5])
+    answers = " and ".join(f"`{one}`" for one in sides.columns)
+    remedy = (
+        f"say it by its name: `columns: {{{column}: first_is_better}}` if 1 means the first, "
+        f"`columns: {{{column}: better_index}}` if 0 means the first"
+    )
+    if any(number < 0 for number in numbers):
+        remedy = f"set `columns: {{{column}: preference_strength}}` if below 0 means the first"
+    found = f"data {name}: `{column}` is {said} beside {answers}"
+    return Problem(found, "a vote whose numbers say which answer they mean", remedy)

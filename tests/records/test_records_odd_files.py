@@ -1,0 +1,193 @@
+"""Files as people find them: other encodings, separators, line ends, wrappers, pointers; and equal keys."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.recipe.schema import DataSource
+from pipeline.records import load
+from pipeline.records.files import read_rows
+
+ROWS: list[dict[str, Any]] = [{"prompt": "hé?", "completion": "ja"}, {"prompt": "wat?", "completion": "né"}]
+
+
+def values(path: Path, content: bytes) -> list[dict[str, Any] | None]:
+    path.write_bytes(content)
+    return [row.value for row in read_rows(path)]
+
+
+def refusal(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(PipelineError) as caught:
+        list(read_rows(path))
+    return str(caught.value)
+
+
+def run_remedy(message: str, folder: Path, made: str) -> list[dict[str, Any] | None]:
+    """Run the command that stands in backticks in a message, and read the file it makes."""
+    command = message.split("`")[-2]
+    if shutil.which(command.split()[0]) is None:
+        pytest.skip(f"{command.split()[0]} is not installed")
+    subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=folder, check=True)
+    return [row.value for row in read_rows(folder / made)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps({"data": ROWS}),
+        json.dumps({"version": 1, "data": ROWS}, indent=2),
+        json.dumps({"version": {"data": [1]}, "rows": ROWS}, ensure_ascii=False),
+        "".join(json.dumps(row, indent=1) + "\n" for row in ROWS),
+        "\r".join(json.dumps(row) for row in ROWS) + "\r",
+        "\r\n".join(json.dumps(row) for row in ROWS),
+        "\ufeff" + json.dumps(ROWS),
+    ],
+)
+def test_rows_are_found_in_one_object_over_lines_and_with_any_line_end(tmp_path: Path, content: str) -> None:
+    assert values(tmp_path / "a.json", content.encode()) == ROWS
+
+
+def test_rows_over_lines_have_the_line_they_start_at(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"v": 1, "data": ROWS}, indent=1))
+    assert [row.number for row in read_rows(path)] == [4, 8]
+    path.write_text("\r".join(json.dumps(row) for row in ROWS))
+    assert [row.number for row in read_rows(path)] == [1, 2]
+
+
+def test_a_conversation_alone_in_its_file_is_no_wrapper(tmp_path: Path) -> None:
+    row = {"data": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    assert values(tmp_path / "a.jsonl", json.dumps(row).encode()) == [row]
+    assert values(tmp_path / "b.jsonl", (json.dumps({"data": ROWS}) + "\n").encode() * 2) == [{"data": ROWS}] * 2
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
+def test_one_object_with_several_lists_names_the_command_that_takes_one(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    content = json.dumps({"train": ROWS, "dev set": ROWS[:1]}, indent=1)
+    said = refusal(tmp_path / f"a.json{suffix}", pack(content.encode()))
+    assert "a.json" in said and "file is one object with the lists train, dev set; expected a list of rows" in said
+    assert run_remedy(said, tmp_path, "a.train.jsonl") == ROWS
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress)])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_refused_with_a_command_that_mends_it(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes], encoding: str
+) -> None:
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode(encoding)
+    said = refusal(tmp_path / f"a.jsonl{suffix}", pack(content))
+    assert "file is UTF-16; expected UTF-8. Run `" in said
+    assert run_remedy(said, tmp_path, "a.utf8.jsonl") == ROWS
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("cp1252", "où été?"), ("gb18030", "你好吗？我很好。")])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_another_encoding_is_a_bad_row_with_the_command_that_mends_it(
+    tmp_path: Path, encoding: str, text: str, name: str
+) -> None:
+    lines = {"a.jsonl": json.dumps({"text": text}, ensure_ascii=False), "a.csv": f"text\n{text}", "a.txt": text}
+    path = tmp_path / name
+    path.write_bytes(lines[name].encode(encoding))
+    (row,) = read_rows(path)
+    assert row.value is None and f"If the file is {encoding.upper()}: `iconv" in row.fault
+    assert run_remedy(row.fault, tmp_path, name.replace(".", ".utf8.")) == [{"text": text}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv", "a.txt"])
+def test_what_stands_for_the_data_is_not_read(tmp_path: Path, name: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n"
+    assert refusal(tmp_path / name, pointer).endswith(
+        f"{name}: file is a Git LFS pointer; expected the data itself. Run `git lfs pull`"
+    )
+    page = b"<!DOCTYPE html>\n<html><body>Sign in</body></html>"
+    assert refusal(tmp_path / name, page).endswith("file is a web page; expected the data itself. Fetch the file again")
+
+
+CSV = [{"prompt": "a, b", "completion": "c"}, {"prompt": "d", "completion": "e"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "prompt;completion\na, b;c\nd;e\n"),
+        ("a.csv", '"prompt";"completion"\n"a, b";"c"\nd;e\n'),
+        ("a.csv", "prompt\tcompletion\na, b\tc\nd\te\n"),
+        ("a.csv", "prompt|completion\na, b|c\nd|e\n"),
+        ("a.tsv", 'prompt,completion\n"a, b",c\nd,e\n'),
+        ("a.csv", 'prompt,completion\r"a, b",c\rd,e\r'),
+        ("a.csv", '\ufeffprompt,completion\r\n"a, b",c\r\nd,e\r\n'),
+    ],
+)
+def test_csv_is_divided_by_what_its_first_line_shows(tmp_path: Path, name: str, content: str) -> None:
+    assert values(tmp_path / name, content.encode()) == CSV
+    assert [row.number for row in read_rows(tmp_path / name)] == [2, 3]
+
+
+def test_the_index_that_pandas_writes_is_a_column_no_one_reads(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(',prompt,completion\n0,"a, b",c\n1,d,e\n')
+    assert [row.value for row in read_rows(path)] == [{"Unnamed: 0": str(n), **row} for n, row in enumerate(CSV)]
+    assert load(DataSource(path=[str(path)]), "messages", seed=0, name="d").unused == ("Unnamed: 0",)
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"text": "a", "text": "b"}', "text"),
+        ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
+        ('{"a" :1, "a":1}', "a"),
+        ('{"a": {"b": [{"c": null, "\\u0063": null}]}}', "c"),
+    ],
+)
+def test_two_equal_keys_make_a_bad_row(tmp_path: Path, line: str, key: str) -> None:
+    for name, content in (("a.jsonl", f"{line}\n{{}}\n"), ("a.json", f"[{line}, {{}}]")):
+        path = tmp_path / name
+        path.write_text(content)
+        bad, good = read_rows(path)
+        assert bad.value is None and bad.fault == f"has the key `{key}` twice in one object; expected once"
+        assert good.value == {}  # what was seen in one row is forgotten in the next
+
+
+FOLDER = ("a.jsonl", "b.jsonl.bz2", "c.ndjson", "D.JSONL.XZ", "e.Jsonl.zst", "f.CSV")
+
+
+def test_a_folder_is_read_whole_and_what_is_not_read_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    pack = {"bz2": bz2.compress, "xz": lzma.compress, "zst": lambda c: pa.compress(c, codec="zstd", asbytes=True)}
+    folder = tmp_path / "rows"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(FOLDER):
+        content = f"text\n{number}\n" if name.endswith("CSV") else f'{{"text": "{number}"}}\n'
+        (folder / name).write_bytes(bytes(pack.get(name.rpartition(".")[2].lower(), bytes)(content.encode())))
+    for name in ("README.md", ".hidden.jsonl", "old.jsonl.bak"):
+        (folder / name).write_text("x")
+    source = DataSource(path=str(folder))
+    assert [path.name for path in source.files] == sorted(FOLDER)
+    assert source.unread_files == (".hidden.jsonl", "README.md", "more/", "old.jsonl.bak")
+    assert sorted(row["text"] for row in load(source, "text", seed=0, name="d").train) == list("012345")
+    by_glob = DataSource(path=str(folder / "[a-fD]*"))
+    assert by_glob.files == source.files and by_glob.unread_files == ()
+
+
+def test_a_folder_of_folders_says_how_to_read_them(tmp_path: Path) -> None:
+    (tmp_path / "rows/more").mkdir(parents=True)
+    (tmp_path / "rows/more/a.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(PipelineError) as caught:
+        DataSource(path=str(tmp_path / "rows")).files  # noqa: B018
+    pattern = str(caught.value).split("`")[-2]
+    assert [path.name for path in DataSource(path=pattern).files] == ["a.jsonl"]
