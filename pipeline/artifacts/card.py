@@ -171,7 +171,7 @@ def _scoring(files: set[str]) -> list[str]:
     """Return how to have it score an answer, or a text where there is no chat template."""
     if TEMPLATE_FILE in files:
         code = [
-            'messages = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello, how are you?"}]',
+            'messages = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "How are you?"}]',
             'inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")',
         ]
     else:

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.plan import Plan
 from pipeline.preflight import CheckReport
 from pipeline.preflight.sources import Progress, SourceCount
+from pipeline.preflight.tokens import StageTokens
 from pipeline.terminal import Column, console, print_line, print_table
 
 COLUMNS = (
@@ -20,6 +21,16 @@ COLUMNS = (
     Column("to learn from", right=True),
     Column("held out", right=True),
     Column("bad, left out", right=True),
+)
+
+TOKEN_COLUMNS = (
+    Column("stage"),
+    Column("tokenizer of", fold=True),
+    Column("at most", right=True),
+    Column("fit", right=True),
+    Column("longer", right=True),
+    Column("equal sides", right=True),
+    Column("not rendered", right=True),
 )
 
 
@@ -44,12 +55,27 @@ def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
     if rows:
         print_table(COLUMNS, rows)
         print()
+    if report.tokens:
+        print_table(TOKEN_COLUMNS, [_token_row(tokens) for tokens in report.tokens])
+        print()
     for note in dict.fromkeys([*_notes(report), *plan.notes]):
         print_line(f"note: {note}")
     sources = len({count.source for count, _ in by_source})
     kept = sum({count.source: count.kept for count, _ in by_source}.values())
     known = f", {kept:,} rows to use in {sources} data source{'' if sources == 1 else 's'}" if sources else ""
     print_line(f"{recipe}: {len(plan.stages)} stages{known}: no problems")
+
+
+def _token_row(tokens: StageTokens) -> list[str]:
+    count = tokens.count
+    longest = f"{tokens.max_length:,} tokens" if tokens.max_length else "not known"
+    numbers = (
+        count.rows - count.too_long - count.same - count.unrendered,
+        count.too_long,
+        count.same,
+        count.unrendered,
+    )
+    return [tokens.use.stage, tokens.tokenizer, longest, *(f"{number:,}" for number in numbers)]
 
 
 def check_data(plan: Plan, report: CheckReport) -> dict[str, Any]:
@@ -71,6 +97,16 @@ def check_data(plan: Plan, report: CheckReport) -> dict[str, Any]:
             }
             for use, count in report.sources.items()
         ],
+        "tokens": [
+            {
+                "stage": tokens.use.stage,
+                "source": tokens.use.source_name,
+                "tokenizer": tokens.tokenizer,
+                "max_length": tokens.max_length,
+                **tokens.count.model_dump(exclude={"problems", "faults", "first_too_long"}),
+            }
+            for tokens in report.tokens
+        ],
         "notes": list(dict.fromkeys([*_notes(report), *plan.notes])),
     }
 
@@ -78,6 +114,8 @@ def check_data(plan: Plan, report: CheckReport) -> dict[str, Any]:
 def _notes(report: CheckReport) -> Iterator[str]:
     for count, _ in _by_source(report):
         yield from count.notes
+    for tokens in report.tokens:
+        yield from tokens.notes
     yield from report.notes
 
 

@@ -30,6 +30,7 @@ from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.overlap import overlap_warnings
 from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
+from pipeline.preflight.tokens import StageTokens, count_stage_tokens
 from pipeline.recipe import by_line
 from pipeline.stage import MODEL_PARALLEL, Data, kind_of
 from pipeline.training.formats import cpu_problem, ppo_problem
@@ -50,10 +51,12 @@ class CheckReport:
 
     Attributes:
         sources: what each field of a stage that reads rows gets.
+        tokens: what each stage gets once its rows are tokens, where its tokenizer is on this machine.
         notes: what a person should know before an evaluation is made.
     """
 
     sources: Mapping[SourceUse, SourceCount]
+    tokens: Sequence[StageTokens] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -73,6 +76,8 @@ def check_plan(
     """
     shapes = ModelShapes(plan, store.root / ".cache")
     sources = read_sources(plan, store, progress)
+    few = list(_count_problems(plan, sources))
+    tokens = count_stage_tokens(plan, store, shapes, sources, {one.stage for one in few}, progress)
     everything = replace(plan, stages=(*plan.stages, *_unplanned(plan)))
     found = [
         *problems,
@@ -84,7 +89,8 @@ def check_plan(
         *_slicing_problems(plan, shapes),
         *_cutting_problems(plan, shapes),
         *sources.problems,
-        *_count_problems(everything, sources),
+        *few,
+        *tokens.problems,
         *_length_problems(plan, shapes),
         *_template_problems(plan),
         *_quantize_problems(everything),
@@ -94,7 +100,7 @@ def check_plan(
     found += fitting_problems(plan, store)
     if found:
         raise PipelineError(*by_line(found))
-    return CheckReport(sources.counts, tuple(_evaluation_notes(plan, store)))
+    return CheckReport(sources.counts, tokens.stages, tuple(_evaluation_notes(plan, store)))
 
 
 def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
@@ -107,10 +113,11 @@ def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
 
 def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
     """Find stages that get fewer rows than they need."""
-    stages = {stage.spec.name: stage.spec for stage in plan.pending}
+    stages = {name: plan.recipe.stages[name] for name in plan.unplanned}
+    stages |= {stage.spec.name: stage.spec for stage in plan.pending}
     for use, count in sources.counts.items():
-        spec = stages[use.stage]
-        if use.field == "data":
+        spec = stages.get(use.stage)
+        if spec is not None and use.field == "data":
             problem = rows_problem(spec.kind, spec.config, count.train, count.held_out, count.shape)
             if problem is not None:
                 yield replace(problem, where=plan.recipe.where("stages", spec.name, "data"), stage=spec.name)

@@ -1,0 +1,361 @@
+"""Rows, tokenizer and chat template meet before anything runs: which rows fit the context, which cannot be rendered.
+
+Owns which tokenizer a stage will have, where that is on this machine already, and what it means for the stage that rows
+are left out. The encoding itself is the stages' own, done by `pipeline/training/token_counts.py` in another process
+and remembered by the content of rows and tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.artifacts import Store
+from pipeline.errors import PipelineError, Problem
+from pipeline.forecast.shapes import ModelShapes
+from pipeline.plan import Plan, PlannedInput, PlannedStage
+from pipeline.preflight.row_counts import rows_problem
+from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse
+from pipeline.stage import ResolvedInput
+
+if TYPE_CHECKING:
+    from pipeline.training.token_counts import TokenCount, TokenRequest
+
+REMEMBERED_FILE = "checked-tokens-1.json"
+"""The number is that of its form, and of how rows are encoded."""
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
+LONGEST_BY_DEFAULT = 2048
+"""Tokens of the longest row where a recipe says nothing, as `training/encode.py` has it."""
+
+PROMPTS: dict[str, str] = {"prompt": "prompts"}
+ENCODINGS: dict[str, dict[str, str]] = {
+    "sft": {"messages": "messages"},
+    "reward": {"preference": "scored_pairs"},
+    "dpo": {"preference": "pairs"},
+    "kto": {"preference": "pairs", "labelled": "labelled"},
+    "ppo": PROMPTS,
+    "grpo": PROMPTS,
+    "rloo": PROMPTS,
+    "evaluate": PROMPTS,
+}
+"""How each kind encodes the rows of its field `data`, by their shape."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+
+class TokenizerPlace(NamedTuple):
+    """A tokenizer that is on this machine.
+
+    Attributes:
+        name: of the stage, folder or hub model it comes from.
+        item: as a stage's input.
+        folder: its files are in.
+        chat_template: a stage puts in place of its own, None where none does.
+    """
+
+    name: str
+    item: ResolvedInput
+    folder: Path
+    chat_template: str | None
+
+
+class StageTokens(NamedTuple):
+    """What a stage gets once its rows are tokens.
+
+    Attributes:
+        use: of the source by the stage.
+        tokenizer: name of where it comes from.
+        max_length: longest row in tokens, None where that is not known.
+        count: of the rows.
+    """
+
+    use: SourceUse
+    tokenizer: str
+    max_length: int | None
+    count: TokenCount
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """What a person should know, a sentence each."""
+        head, count, rows = f"stage {self.use.stage}:", self.count, self.use.source_name
+        if count.too_long:
+            fate = "cut at their end" if self.use.shapes == "messages" else "left out"
+            what = f"{count.too_long:,} of {count.rows:,} rows of {rows} are longer than {self.max_length} tokens"
+            yield f"{head} {what} and are {fate}"
+        if count.same:
+            yield f"{head} {count.same:,} pairs of {rows} have two sides of the same tokens and are left out"
+        if count.unrendered:
+            yield f"{head} {count.unrendered:,} rows of {rows} cannot be rendered and are left out"
+
+
+class TokenReport(NamedTuple):
+    """What came of encoding the rows of a plan: counts by stage, and problems."""
+
+    stages: list[StageTokens]
+    problems: list[Problem]
+
+
+def count_stage_tokens(
+    plan: Plan,
+    store: Store,
+    shapes: ModelShapes,
+    sources: SourceReport,
+    refused: Collection[str] = (),
+    progress: Progress | None = None,
+) -> TokenReport:
+    """Encode the rows of every pending stage whose tokenizer is on this machine.
+
+    Args:
+        plan: of a recipe.
+        store: remembers what was encoded once.
+        shapes: of the models, for their contexts.
+        sources: the rows.
+        refused: stages that get too few rows as it is.
+        progress: is told how far it is.
+    """
+    asked: list[tuple[SourceUse, TokenizerPlace, TokenRequest]] = []
+    for use, stage, place in _encoded_uses(plan, sources):
+        if use.stage in refused:
+            continue
+        asked.append((use, place, _request(plan, use, stage, place, shapes)))
+    counts = _counts([request for _, _, request in asked], store, progress)
+    stages = [
+        StageTokens(use, place.name, request.max_length, count)
+        for (use, place, request), count in zip(asked, counts, strict=True)
+    ]
+    problems: dict[str, Problem] = {}
+    for told in stages:
+        for problem in _problems(plan, told, sources.counts[told.use]):
+            problems.setdefault(f"{problem.where} {problem.found}", problem)
+    return TokenReport(stages, list(problems.values()))
+
+
+def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse, PlannedStage, TokenizerPlace]]:
+    """Yield the uses of rows that can be encoded now, with the tokenizer that will encode them."""
+    stages = {stage.spec.name: stage for stage in plan.stages}
+    for use in sources.counts:
+        stage = stages.get(use.stage)
+        if stage is None or use.field != "data" or stage.spec.kind not in ENCODINGS:
+            continue
+        items = stage.inputs.get("model") or stage.inputs.get("models") or []
+        places = (_tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
+        seen: set[tuple[Path, str | None]] = set()
+        for place in places:
+            if place is not None and (place.folder, place.chat_template) not in seen:
+                seen.add((place.folder, place.chat_template))
+                yield use, stage, place
+
+
+def _tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> TokenizerPlace | None:
+    """Return the tokenizer that a model will have: its own, or that of what it will be made from."""
+    if item.artifact is not None or item.external:
+        folder = item.artifact or _hub_folder(item.ref)
+        if folder is None or not (folder / "tokenizer.json").is_file():
+            return None
+        path = str(item.artifact or item.ref)
+        given = ResolvedInput(ref=item.ref, name=item.name, kind=item.kind, fingerprint=item.fingerprint, path=path)
+        return TokenizerPlace(item.name, given, folder, template)
+    stage = next((one for one in plan.stages if one.spec.name == item.ref), None)
+    if stage is None:
+        return None
+    own = getattr(stage.spec.config, "chat_template", None)
+    for field in ("tokenizer", "model", "init"):
+        for below in stage.inputs.get(field, []):
+            return _tokenizer_of(plan, below, template or own)
+    return None
+
+
+def _hub_folder(ref: str) -> Path | None:
+    """Return where this machine keeps the tokenizer of a hub model, None where it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = ref.partition("@")
+    place = try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
+    return Path(place).parent if isinstance(place, str) else None
+
+
+def _request(
+    plan: Plan, use: SourceUse, stage: PlannedStage, place: TokenizerPlace, shapes: ModelShapes
+) -> TokenRequest:
+    from pipeline.training.token_counts import TokenRequest
+
+    source = plan.recipe.data[use.source_name]
+    if source.path is not None:
+        source = source.model_copy(update={"path": [str(file) for file in source.files]})
+    return TokenRequest.model_validate(
+        {
+            "tokenizer": place.item,
+            "chat_template": place.chat_template,
+            "trust_remote_code": plan.recipe.trust_remote_code,
+            "encodings": ENCODINGS[stage.spec.kind],
+            "source": source.model_dump(mode="json"),
+            "source_name": use.source_name,
+            "artifact": use.artifact,
+            "shapes": (use.shapes,) if isinstance(use.shapes, str) else use.shapes,
+            "seed": use.seed,
+            "max_length": _max_length(stage, shapes),
+        }
+    )
+
+
+def _max_length(stage: PlannedStage, shapes: ModelShapes) -> int | None:
+    """Return the longest row that fits a stage: for prompts what is left beside the response."""
+    config: Any = stage.spec.config
+    train = getattr(config, "train", None)
+    asked = getattr(train, "max_length", None)
+    fields = shapes.config_of(stage) or {}
+    context = next((int(fields[key]) for key in CONTEXT_KEYS if isinstance(fields.get(key), int)), None)
+    if ENCODINGS[stage.spec.kind] is not PROMPTS:
+        return asked or (min(context, LONGEST_BY_DEFAULT) if context else None)
+    if stage.spec.kind in ("grpo", "rloo") and context:
+        context = min(context, asked or LONGEST_BY_DEFAULT)
+    response = getattr(train, "max_new_tokens", None) or getattr(config, "max_new_tokens", None) or 0
+    return max(context - response, 1) if context else None
+
+
+def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Problem]:
+    """Say what would stop the stage, in the words of the stage."""
+    use, count = told.use, told.count
+    stage = next(one for one in plan.stages if one.spec.name == use.stage)
+    where = plan.recipe.where("stages", use.stage, "data")
+    for problem in count.problems:
+        yield Problem(**{**problem, "where": problem["where"] or where}, stage=use.stage)
+    if count.problems:
+        return
+    options = plan.recipe.data[use.source_name]
+    if count.faults and (options.on_bad_row == "stop" or count.unrendered == count.rows):
+        yield from _fault_problems(use, told, where, can_skip=count.unrendered < count.rows)
+        return
+    leaves_out = getattr(getattr(stage.spec.config, "train", None), "max_length", None) is not None
+    if source.shape == "prompt" and count.too_long and not (stage.spec.kind in ("grpo", "rloo") and leaves_out):
+        found = f"{count.too_long} of {count.rows} prompts are longer than {told.max_length} tokens"
+        expected = "prompts that leave room for the response in the model's context"
+        remedy = "shorten or drop them, or lower max_new_tokens"
+        yield Problem(found, expected, remedy, count.first_too_long, use.stage)
+        return
+    if not count.train and source.train:
+        what = "pair" if source.shape == "preference" else "prompt" if source.shape == "prompt" else "row"
+        yield Problem(
+            f"no {what} fits", f"{what}s of at most {told.max_length} tokens", "raise train.max_length", where
+        )
+        return
+    if len(count.labels) == 1:
+        missing = "bad row" if count.labels[0] else "good row"
+        expected = f"{missing}s of at most {told.max_length} tokens"
+        yield Problem(f"no {missing} fits", expected, "raise train.max_length", where, use.stage)
+    few = rows_problem(stage.spec.kind, stage.spec.config, count.train, count.held_out, source.shape)
+    if few is not None:
+        found = few.found
+        if count.too_long and source.shape != "messages":
+            found += f", for {count.too_long:,} of {count.rows:,} are longer than {told.max_length} tokens"
+        yield Problem(found, few.expected, few.remedy, where, use.stage)
+
+
+def _fault_problems(use: SourceUse, told: StageTokens, where: str, *, can_skip: bool) -> Iterator[Problem]:
+    count = told.count
+    remedy = "mend the data or the template"
+    if can_skip:
+        remedy += f", or set `data.{use.source_name}.on_bad_row: skip` to leave such rows out and keep them in a file"
+    if count.unrendered == 1:
+        yield Problem(f"row {count.faults[0].reason}", "", remedy, count.faults[0].where, use.stage)
+        return
+    for fault in count.faults:
+        yield Problem(f"row {fault.reason}", where=fault.where, stage=use.stage)
+    more = f" (the first {len(count.faults)} are listed)" if count.unrendered > len(count.faults) else ""
+    found = f"{count.unrendered} of {count.rows} rows cannot be rendered with the tokenizer of {told.tokenizer}{more}"
+    yield Problem(found, "", remedy, where, use.stage)
+
+
+def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress | None) -> list[TokenCount]:
+    """Return the counts of requests, remembered or made."""
+    from pipeline.training.token_counts import TokenCount
+
+    file = store.root / ".cache" / REMEMBERED_FILE
+    try:
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    keys = [_key(request, store) for request in requests]
+    missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+    if missing:
+        made = _made(list(missing.values()), progress)
+        fresh = dict(zip(missing, (count.model_dump() for count in made), strict=True))
+        known |= fresh
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(known, sort_keys=True), encoding="utf-8")
+        part.replace(file)
+    return [TokenCount.model_validate(known[key]) for key in keys]
+
+
+def _key(request: TokenRequest, store: Store) -> str:
+    """Return what identifies an answer: the content of rows and tokenizer, and how one is read with the other."""
+    from pipeline.records import digest
+
+    rows = digest(request.source, cache=store.root / ".cache", artifact=request.artifact).digest
+    folder = Path(request.tokenizer.path)
+    folder = folder if folder.is_dir() else _hub_folder(request.tokenizer.path) or folder
+    content = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        content.update((folder / name).read_bytes() if (folder / name).is_file() else b"-")
+    options = request.model_dump(mode="json", exclude={"tokenizer": True, "source": {"path"}, "artifact": True})
+    # Where rows lie is part of the answer: it names the first that are too long or cannot be rendered.
+    places = [str(file) for file in request.source.files] if request.source.path else str(request.artifact)
+    text = json.dumps([rows, content.hexdigest(), options, places], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:
+    """Encode in this process where transformers is loaded already, else in one of its own."""
+    from pipeline.training.token_counts import count_tokens
+
+    def say(i: int, done: int, total: int) -> None:
+        if progress is not None:
+            name = requests[i].source_name
+            tokenizer = requests[i].tokenizer.name
+            progress(f"data {name}: {done:,} of {total:,} rows rendered with the tokenizer of {tokenizer}")
+
+    if "torch" in sys.modules and "transformers" in sys.modules:
+        return [count_tokens(one, lambda done, total, i=i: say(i, done, total)) for i, one in enumerate(requests)]
+    if progress is not None:
+        progress("loading the tokenizers")
+    return _made_elsewhere(requests, say)
+
+
+def _made_elsewhere(requests: Sequence[TokenRequest], say: Callable[[int, int, int], None]) -> list[TokenCount]:
+    """Encode in a process of its own, which imports transformers so that this one need not.
+
+    Raises:
+        PipelineError: the process ended before it had answered.
+    """
+    from pipeline.training.token_counts import TokenCount
+
+    line = [sys.executable, "-m", "pipeline.training.token_counts"]
+    counts: list[TokenCount] = []
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+    ):
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(json.dumps([one.model_dump(mode="json") for one in requests]))
+        child.stdin.close()
+        for text in child.stdout:
+            told = json.loads(text)
+            if "count" in told:
+                counts.append(TokenCount.model_validate(told["count"]))
+            else:
+                say(len(counts), told["done"], told["of"])
+        child.wait()
+        errors.seek(0)
+        reason = (errors.read().strip().splitlines() or [f"it ended with status {child.returncode}"])[-1]
+    if len(counts) < len(requests):
+        name = requests[len(counts)].source_name
+        raise PipelineError(Problem(f"data {name}: its rows could not be encoded ({reason})"))
+    return counts

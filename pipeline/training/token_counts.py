@@ -1,0 +1,165 @@
+"""Rows through the tokenizer that a stage will use, before the stage runs: how many fit, and which cannot be rendered.
+
+A program of its own, so that `trueup check` need not import transformers: requests on standard input and a line of JSON
+for each on standard output, lines of progress between them. The rows are encoded by the functions the stages call.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.recipe import DataSource
+from pipeline.records import load
+from pipeline.stage import ResolvedInput, Rows, Shape
+from pipeline.training.encode import EncodedRows, encode_labelled, encode_messages, encode_pairs, encode_prompts
+
+LISTED_FAULTS = 20
+
+Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts"]
+"""How the rows become tokens, one word for each function of `pipeline/training/encode.py`."""
+
+
+class TokenRequest(BaseModel):
+    """Rows and the tokenizer they are to be encoded with.
+
+    Attributes:
+        tokenizer: where it is, as a stage's input.
+        chat_template: takes the place of its own.
+        trust_remote_code: whether its repository may run its own Python.
+        encodings: by the shape the rows turn out to have.
+        source: of the rows.
+        source_name: in the recipe.
+        artifact: payload folder, when the source names an artifact.
+        shapes: the stage takes one of.
+        seed: of the stage.
+        max_length: longest row in tokens, None where the model's context is not known.
+    """
+
+    tokenizer: ResolvedInput
+    chat_template: str | None
+    trust_remote_code: bool
+    encodings: dict[Shape, Encoding]
+    source: DataSource
+    source_name: str
+    artifact: Path | None
+    shapes: tuple[Shape, ...]
+    seed: int
+    max_length: int | None
+
+
+class TokenFault(BaseModel):
+    """A row that cannot be rendered: where it is, and why."""
+
+    where: str
+    reason: str
+
+
+class TokenCount(BaseModel):
+    """What became of the rows of a request.
+
+    Attributes:
+        rows: of the source, those to learn from and held-out ones.
+        train: rows to learn from that are kept.
+        held_out: held-out rows that are kept.
+        too_long: rows above `max_length`: conversations are cut at their end, other rows are left out.
+        first_too_long: where the first of them is.
+        same: pairs whose sides are the same tokens.
+        unrendered: rows that cannot be rendered.
+        faults: the first of those.
+        labels: of the kept rows to learn from, where rows have labels.
+        problems: what stopped the whole request; then all numbers are 0.
+    """
+
+    rows: int = 0
+    train: int = 0
+    held_out: int = 0
+    too_long: int = 0
+    first_too_long: str = ""
+    same: int = 0
+    unrendered: int = 0
+    faults: list[TokenFault] = []
+    labels: list[bool] = []
+    problems: list[dict[str, str]] = []
+
+
+def count_tokens(request: TokenRequest, progress: Callable[[int, int], None]) -> TokenCount:
+    """Encode the rows of a request and count what became of them.
+
+    Args:
+        request: rows and tokenizer.
+        progress: told how many rows of how many are done.
+    """
+    from pipeline.models.load import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(request.tokenizer, request.trust_remote_code)
+        if request.chat_template is not None:
+            tokenizer.chat_template = request.chat_template
+        rows = load(
+            request.source, request.shapes, seed=request.seed, name=request.source_name, artifact=request.artifact
+        )
+        encode = encoder(request.encodings[rows.shape], tokenizer, request.max_length)
+        total = len(rows.train) + len(rows.held_out)
+        train = encode(rows.train, progress=lambda done: progress(done, total))
+        held_out = encode(rows.held_out, progress=lambda done: progress(len(rows.train) + done, total))
+    except PipelineError as error:
+        return TokenCount(problems=[_plain(problem) for problem in error.problems])
+    return _counted(rows, train, held_out)
+
+
+def encoder(encoding: Encoding, tokenizer: Any, max_length: int | None) -> Callable[..., EncodedRows]:
+    """Return the function that encodes rows as a stage does."""
+    encode: Callable[..., EncodedRows]
+    match encoding:
+        case "messages":
+            encode = encode_messages
+        case "pairs":
+            encode = encode_pairs
+        case "scored_pairs":
+            encode = partial(encode_pairs, scored=True)
+        case "labelled":
+            encode = encode_labelled
+        case "prompts":
+            encode = encode_prompts
+    return partial(encode, tokenizer, max_length=max_length)
+
+
+def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows) -> TokenCount:
+    first = len(rows.train)
+    too_long = [*train.too_long, *(first + i for i in held_out.too_long)]
+    faults = [*train.faults, *(fault._replace(index=first + fault.index) for fault in held_out.faults)]
+    return TokenCount(
+        rows=first + len(rows.held_out),
+        train=len(set(train.kept)),
+        held_out=len(set(held_out.kept)),
+        too_long=len(too_long),
+        first_too_long=rows.places[too_long[0]] if too_long else "",
+        same=len(train.same) + len(held_out.same),
+        unrendered=len(faults),
+        faults=[TokenFault(where=rows.places[one.index], reason=one.reason) for one in faults[:LISTED_FAULTS]],
+        labels=sorted({bool(row["label"]) for row in train.rows if "label" in row}),
+    )
+
+
+def _plain(problem: Problem) -> dict[str, str]:
+    return {name: getattr(problem, name) for name in ("found", "expected", "remedy", "where")}
+
+
+def answer(requests: Sequence[TokenRequest], write: Callable[[str], None]) -> None:
+    """Answer requests in turn, with lines of progress: ``{"done": …, "of": …}`` before each ``{"count": …}``."""
+    for request in requests:
+        count = count_tokens(request, lambda done, total: write(json.dumps({"done": done, "of": total})))
+        write(json.dumps({"count": count.model_dump()}))
+
+
+if __name__ == "__main__":
+    given = [TokenRequest.model_validate(item) for item in json.load(sys.stdin)]
+    answer(given, lambda line: print(line, flush=True))

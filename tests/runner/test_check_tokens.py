@@ -1,0 +1,139 @@
+"""Rows, tokenizer and template meet in `check`: what fits, what cannot be rendered, in the words and counts of the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.plan import survey
+from pipeline.preflight import CheckReport, check_plan, tokens
+from pipeline.preflight.tokens import StageTokens
+from pipeline.recipe import inspect
+from pipeline.training.token_counts import TokenCount
+
+REFUSES_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ m['role'] }}: {{ m['content'] }}{{ eos_token if m['role'] == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def check(world: Any, *overrides: str) -> CheckReport:
+    recipe, problems = inspect(world.recipe, overrides=overrides)
+    plan, more = survey(recipe, world.store)
+    return check_plan(plan, world.store, problems=[*problems, *more])
+
+
+def problems_of(world: Any, *overrides: str) -> tuple[Problem, ...]:
+    with pytest.raises(PipelineError) as error:
+        check(world, *overrides)
+    return error.value.problems
+
+
+def of_stage(report: CheckReport, stage: str) -> StageTokens:
+    (found,) = [one for one in report.tokens if one.use.stage == stage]
+    return found
+
+
+@pytest.fixture
+def world(finished: Any) -> Any:
+    """A recipe whose stages start from a finished model; ten of its conversations have a system turn."""
+    folder = finished.recipe.parent
+    rows = [json.loads(line) for line in (folder / "demos.jsonl").read_text().splitlines()]
+    system = {"role": "system", "content": "Be kind."}
+    mixed = [{"messages": [system, *row["messages"]]} if i % 24 == 0 else row for i, row in enumerate(rows)]
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    text = finished.recipe.read_text().replace("data:\n", "data:\n  mixed: {path: mixed.jsonl}\n", 1)
+    more = """stages:
+  tune: {kind: sft, data: mixed, model: sft, train: {max_steps: 1, batch_size: 4}}
+  prefer: {kind: dpo, data: pairs, model: sft, train: {max_steps: 1, batch_size: 4, max_length: 24}}
+  judge: {kind: kto, data: pairs, model: sft, train: {max_steps: 1, batch_size: 4, kl_batch: 4, max_length: 24}}
+"""
+    finished.recipe.write_text(text.replace("stages:\n", more, 1))
+    return finished
+
+
+def test_what_does_not_fit_is_counted_as_the_run_counts_it(world: Any) -> None:
+    report = check(world)
+    prefer = of_stage(report, "prefer")
+    assert prefer.max_length == 24 and 0 < prefer.count.too_long < prefer.count.rows
+    assert prefer.count.train + prefer.count.held_out == prefer.count.rows - prefer.count.too_long
+    assert any(f"{prefer.count.too_long} of {prefer.count.rows} rows of pairs" in note for note in prefer.notes)
+    world("stages.judge.train.max_length=24", only=["prefer"])
+    made = world.store.artifacts("prefer")[0].manifest.rows
+    assert made["train"] - made["dropped"] == prefer.count.train
+
+
+def test_no_pair_that_fits_is_refused_with_the_words_of_the_run(world: Any) -> None:
+    (problem,) = [one for one in problems_of(world, "stages.prefer.train.max_length=4") if one.stage == "prefer"]
+    assert problem.found == "no pair fits" and problem.expected == "pairs of at most 4 tokens"
+
+
+def test_too_few_that_fit_say_how_many_do_not(world: Any) -> None:
+    fit = of_stage(check(world), "prefer").count.train
+    asked = ("stages.prefer.train.batch_size=" + str(fit + 1),)
+    (problem,) = [one for one in problems_of(world, *asked) if one.stage == "prefer"]
+    assert problem.found.startswith(f"there are {fit} pairs to train on, for ")
+    assert "are longer than 24 tokens" in problem.found
+
+
+def test_rows_that_a_template_refuses_are_named_by_line_and_can_be_skipped(world: Any) -> None:
+    asked = ("stages.tune.chat_template=" + json.dumps(REFUSES_SYSTEM),)
+    problems = [one for one in problems_of(world, *asked) if one.stage == "tune"]
+    lines = [one.where.rpartition(":")[2] for one in problems[:10]]
+    assert lines == [str(1 + 24 * i) for i in range(10)] and len(problems) == 11
+    assert "System role not supported" in problems[0].found
+    assert problems[-1].found.startswith("10 of 240 rows cannot be rendered")
+    report = check(world, *asked, "data.mixed.on_bad_row=skip")
+    assert (of_stage(report, "tune").count.unrendered, of_stage(report, "tune").count.train) == (10, 230)
+    world(*asked, "data.mixed.on_bad_row=skip", only=["tune"])
+    manifest = world.store.artifacts("tune")[0].manifest
+    assert manifest.data["data"].rejected == 10
+
+
+def test_a_stage_is_checked_with_the_tokenizer_that_its_chain_starts_from(world: Any) -> None:
+    text = world.recipe.read_text()
+    later = "  later: {kind: dpo, data: pairs, model: tune, train: {max_steps: 1, batch_size: 4}}\n"
+    world.recipe.write_text(text.replace("stages:\n", f"stages:\n{later}", 1))
+    assert of_stage(check(world), "later").tokenizer == "sft"  # `tune` is to be made from it
+
+
+def test_what_was_encoded_is_remembered_and_a_change_is_seen(world: Any) -> None:
+    first = check(world)
+    file = world.store.root / ".cache" / tokens.REMEMBERED_FILE
+    content = file.read_text()
+    assert check(world).tokens == first.tokens and file.read_text() == content
+    check(world, "stages.prefer.train.max_length=25")
+    assert len(json.loads(file.read_text())) == len(json.loads(content)) + 1
+
+
+def test_another_process_counts_the_same(world: Any) -> None:
+    recipe, _ = inspect(world.recipe)
+    plan, _ = survey(recipe, world.store)
+    here = check(world)
+    shutil.rmtree(world.store.root / ".cache")
+    line = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "check",
+        str(world.recipe),
+        "--store",
+        str(world.store.root),
+        "--json",
+    ]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    told = {one["stage"]: one for one in json.loads(done.stdout)["tokens"]}
+    for one in here.tokens:
+        count: TokenCount = one.count
+        mine = (count.rows, count.train, count.held_out, count.too_long)
+        theirs = told[one.use.stage]
+        assert mine == (theirs["rows"], theirs["train"], theirs["held_out"], theirs["too_long"])
