@@ -67,6 +67,7 @@ def sentences(found: str, expected: str = "", remedy: str = "") -> str:
     if not remedy:
         return text
     advice = f"Run `{remedy}`" if _COMMAND.fullmatch(remedy) else remedy
+    advice = f"Run {advice}" if _COMMAND.match(advice) else advice
     if _WORD.match(advice):
         advice = advice[0].upper() + advice[1:]
     # No full stop at the end: what stands there is often a setting, a path or a command to copy.

@@ -98,8 +98,7 @@ def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: boo
     from pipeline.terminal import print_json
 
     if not node_rank:  # node 0 checks and settles for all
-        report = checked(made, where)
-        made = replace(made, notes=(*made.notes, *report.notes))
+        made = replace(made, notes=(*made.notes, *checked(made, where).notes))
         made = settled(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
         report = take_part(made, where, view, node_rank) if node_rank else execute(made, where, view)

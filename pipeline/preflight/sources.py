@@ -189,14 +189,13 @@ def _read(
                 len(rows.train),
                 len(rows.held_out),
                 rows.rejected,
-                getattr(rows, "detected", ""),
-                tuple(getattr(rows, "unused", ())),
-                tuple(getattr(rows, "unread", ())),
+                rows.detected,
+                rows.unused,
             )
     except PipelineError as error:
         # A bad row is a matter of its source, whoever reads it: no stage is named.
         return tuple(replace(problem, where=problem.where or where, stage="") for problem in error.problems)
-    known = replace(known, source=use.source_name)
+    known = replace(known, source=use.source_name, unread=source.unread_files)
     if source.held_out and not known.held_out:
         found = f"data {use.source_name}: held_out is {source.held_out:g}, but no row is held out: all have one prompt"
         return (Problem(found, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
@@ -228,7 +227,7 @@ class _Remembered:
         known = self.counts.get(key)
         if known is None:
             return None
-        return SourceCount(**{**known, "unused": tuple(known["unused"]), "unread": tuple(known["unread"])})
+        return SourceCount(**{**known, "unused": tuple(known["unused"]), "unread": ()})
 
     def put(self, key: str, count: SourceCount) -> None:
         """Remember what a source gave."""

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +68,8 @@ class TokenizerPlace(NamedTuple):
     chat_template: str | None
 
 
-class StageTokens(NamedTuple):
+@dataclass(frozen=True)
+class StageTokens:
     """What a stage gets once its rows are tokens.
 
     Attributes:
@@ -323,7 +326,7 @@ def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[T
             progress(f"data {name}: {done:,} of {total:,} rows rendered with the tokenizer of {tokenizer}")
 
     if "torch" in sys.modules and "transformers" in sys.modules:
-        return [count_tokens(one, lambda done, total, i=i: say(i, done, total)) for i, one in enumerate(requests)]
+        return [count_tokens(one, partial(say, i)) for i, one in enumerate(requests)]
     if progress is not None:
         progress("loading the tokenizers")
     return _made_elsewhere(requests, say)

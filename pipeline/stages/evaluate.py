@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import Problem, listed, nearest
+from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP
 from pipeline.stage import Code, Data, Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -135,7 +136,7 @@ def encoder(encoding: Encoding, tokenizer: Any, max_length: int | None) -> Calla
 def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows) -> TokenCount:
     first = len(rows.train)
     too_long = [*train.too_long, *(first + i for i in held_out.too_long)]
-    faults = [*train.faults, *(fault._replace(index=first + fault.index) for fault in held_out.faults)]
+    faults = [*train.faults, *(replace(fault, index=first + fault.index) for fault in held_out.faults)]
     return TokenCount(
         rows=first + len(rows.held_out),
         train=len(set(train.kept)),

@@ -1,4 +1,4 @@
-"""Rows, tokenizer and template meet in `check`: what fits, what cannot be rendered, in the words and counts of the run."""
+"""Rows, tokenizer and template meet in `check`: what fits and what cannot be rendered, as the run counts it."""
 
 from __future__ import annotations
 
@@ -115,20 +115,10 @@ def test_what_was_encoded_is_remembered_and_a_change_is_seen(world: Any) -> None
 
 
 def test_another_process_counts_the_same(world: Any) -> None:
-    recipe, _ = inspect(world.recipe)
-    plan, _ = survey(recipe, world.store)
     here = check(world)
     shutil.rmtree(world.store.root / ".cache")
-    line = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "check",
-        str(world.recipe),
-        "--store",
-        str(world.store.root),
-        "--json",
-    ]
+    asked = ["check", str(world.recipe), "--store", str(world.store.root), "--json"]
+    line = [sys.executable, "-m", "pipeline.cli", *asked]
     done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 0, done.stderr
     told = {one["stage"]: one for one in json.loads(done.stdout)["tokens"]}
