@@ -151,7 +151,7 @@ def _start_daemons(cluster: Cluster, key: Path) -> None:
         with (folder / f"{line[0]}.out").open("ab") as out:
             cluster.daemons.append(subprocess.Popen(line, env=cluster.environment, stdout=out, stderr=out))
         if line is munge:
-            until((folder / "munge.socket").exists, "munge's socket", 20)
+            until((folder / "munge.socket").exists, "munge's socket")
 
     def idle() -> bool:
         line = ["sinfo", "--noheader", "--format=%T"]
@@ -159,7 +159,7 @@ def _start_daemons(cluster: Cluster, key: Path) -> None:
         return set(ended.stdout.split()) == {"idle"}
 
     try:
-        until(idle, "idle nodes", 60)
+        until(idle, "idle nodes")
     except AssertionError:
         logs = "\n".join(file.read_text(errors="replace")[-1500:] for file in sorted(folder.glob("*.log")))
         raise AssertionError(f"Slurm did not start:\n{logs}") from None
@@ -170,7 +170,7 @@ def _end_daemons(cluster: Cluster, user: str) -> None:
     if len(cluster.daemons) > 1:
         subprocess.run(["scancel", "--user", user], env=cluster.environment, check=False, timeout=300)
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            until(lambda: not cluster.active(""), "the end of the jobs", 90)
+            until(lambda: not cluster.active(""), "the end of the jobs")
     for daemon in reversed(cluster.daemons):
         daemon.terminate()
         try:

@@ -79,10 +79,10 @@ def test_jobs_outlive_the_command_lose_their_node_and_are_cancelled_and_the_bits
     for sent in ("TERM", "USR2"):
         before = _steps(store)[-1]
         cluster("scancel", f"--signal={sent}", job)
-        until(_requeued(cluster, job), f"the requeue after {sent}", 60)
+        until(_requeued(cluster, job), f"the requeue after {sent}")
         saved = _steps(store)[-1]
         assert saved >= before
-        until(_is_training(store, after=saved), "training again", 120)
+        until(_is_training(store, after=saved), "training again")
 
     # The same command finds the job; cancelled, it is an error, and what it did is kept.
     process = cluster.start(*line, cwd=tmp_path)

@@ -66,7 +66,7 @@ def _cancel_in(stage: str, line: tuple[Any, ...], store: Path, cluster: Any, min
     assert code == 0 and f"cancelled {stage} (job " in said and "cancelled report" in said, said
     assert process.returncode == 1 and f"stage {stage}: job " in out and "was cancelled. Run again" in out, out
     assert "Traceback" not in out
-    until(lambda: not cluster.active("quickstart-"), "an empty queue", 60)
+    until(lambda: not cluster.active("quickstart-"), "an empty queue")
     made = _artifacts(store)
     assert set(made) <= set(STAGES[: STAGES.index(stage)]), made
 

@@ -133,7 +133,7 @@ class Server:
         headers = {"Authorization": f"Bearer {self.tokens.get(who, who)}", "Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.address}/api/{name}", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
+            with urllib.request.urlopen(request, timeout=240) as reply:
                 code, text = reply.status, reply.read()
         except urllib.error.HTTPError as error:
             code, text = error.code, error.read()

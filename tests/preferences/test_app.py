@@ -117,9 +117,9 @@ def test_what_cannot_be_is_refused_in_one_line(open_app: Start, tmp_path: Path) 
     assert "ask for a new one" in app.ask("next", "wrong-token", 401)["error"]
     for path, status in (("nothing", 404), ("page/index.html", 404), ("../people.yaml", 404)):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{app.address}/{path}", timeout=30)
+            urllib.request.urlopen(f"{app.address}/{path}", timeout=240)
         assert refused.value.code == status and b"Traceback" not in refused.value.read()
-    with urllib.request.urlopen(f"{app.address}/healthz", timeout=30) as reply:
+    with urllib.request.urlopen(f"{app.address}/healthz", timeout=240) as reply:
         assert reply.read() == b"ok\n"
 
 

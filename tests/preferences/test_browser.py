@@ -38,7 +38,7 @@ class Page:
         width, height = SIZES[size]
         self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(120_000)
         self.wrong: list[str] = []
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
@@ -53,7 +53,7 @@ class Page:
 
     def wait(self, done: int) -> None:
         """Wait until the server counts so many labels."""
-        sync_api.expect(self.page.locator("#progress")).to_have_text(re.compile(f"^{done} of "), timeout=20_000)
+        sync_api.expect(self.page.locator("#progress")).to_have_text(re.compile(f"^{done} of "), timeout=120_000)
 
     def read(self, part: str) -> str:
         return str(self.page.inner_text(part))
@@ -89,7 +89,7 @@ def test_a_person_labels_undoes_and_ends_with_keys_alone(
     shown.press("3", "Enter")
     shown.wait(4)
     shown.press("5", "Enter")
-    sync_api.expect(shown.page.locator("#work")).to_be_hidden(timeout=20_000)
+    sync_api.expect(shown.page.locator("#work")).to_be_hidden(timeout=120_000)
     assert "Nothing is left" in shown.read("#message")
     assert shown.wrong == []
     shown.context.close()
