@@ -199,7 +199,7 @@ class OnPolicy(BucketedBatches):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
         """Score responses, and look whether those to learn from teach anything."""
         rewards_per_func: torch.Tensor = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
-        if self.model.training:  # type: ignore[attr-defined]
+        if self.model.training:
             weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)  # type: ignore[attr-defined]
             rewards = weighted.nansum(dim=1).masked_fill(torch.isnan(rewards_per_func).all(dim=1), torch.nan)
             self.watch.look(rewards, self.batches.group, self.ctx)

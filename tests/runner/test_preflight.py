@@ -233,5 +233,5 @@ def test_what_another_machine_has_installed_is_for_it_to_say(fresh: Any) -> None
 def test_transformers_saves_no_weights_that_tensor_parallelism_cuts(fresh: Any) -> None:
     cut = ("stages.dpo.compute.tensor_parallel=2", "stages.dpo.compute.processes=2")
     plan = fresh.plan(*cut, "stages.dpo.train.save_strategy=epoch", until="dpo")
-    with pytest.raises(PipelineError, match="train.save_strategy is epoch with compute.tensor_parallel"):
+    with pytest.raises(PipelineError, match=r"train\.save_strategy is epoch with compute\.tensor_parallel"):
         preflight.check_plan(plan, fresh.store)
