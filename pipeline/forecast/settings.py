@@ -10,12 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import Problem
+from pipeline.forecast.machine import has_no_gpu
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.adapter_targets import layers_in, target_problems
+from pipeline.models.kernels import has
 from pipeline.plan import Plan, PlannedStage
 from pipeline.stage import Data
 from pipeline.trainer_fields import TrainFields
 from pipeline.training.packages import evaluation_problems, package_problems
+
+LEDGER = ("sqlalchemy",)
+"""What a stage that reads people's labels needs."""
 
 
 def setting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
@@ -32,6 +37,18 @@ def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[
     train, adapter = getattr(config, "train", None), getattr(config, "adapter", None)
     if stage.spec.compute.launcher == "local":  # what another machine has is for it to say
         yield from package_problems(train)
+    if stage.spec.kind == "collect" and (missing := [name for name in LEDGER if not has(name)]):
+        found = f"kind is collect, and {', '.join(missing)} is not installed"
+        yield Problem(found, "", "pip install 'trueup[collect]'")
+    compute, fields = stage.spec.compute, train.passthrough() if isinstance(train, TrainFields) else {}
+    on_cpu = compute.device == "cpu" or (compute.launcher == "local" and compute.hardware is None and has_no_gpu())
+    if fields.get("activation_offloading") and on_cpu:
+        found = "train.activation_offloading is true, and there is no GPU to move activations from"
+        yield Problem(found, "", "leave it out")
+    saves = fields.get("save_strategy", "no") != "no" and not fields.get("load_best_model_at_end")
+    if saves and compute.tensor_parallel > 1:
+        found = f"train.save_strategy is {fields['save_strategy']} with compute.tensor_parallel"
+        yield Problem(found, "", "leave it out: checkpoints are written by the clock (compute.checkpoint_every_s)")
     if isinstance(train, TrainFields) and (source := _held_nothing_out(plan, config)):
         yield from evaluation_problems(train, source)
     if adapter is not None:
@@ -39,8 +56,8 @@ def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[
         folder = items[0].artifact if items else None
         layers = layers_in(folder) if folder is not None else frozenset()
         yield from target_problems(adapter, stage.spec.kind, layers, shapes.config_of(stage) or {})
-    coef = train.passthrough().get("router_aux_loss_coef") if isinstance(train, TrainFields) else None
-    if coef and (fields := shapes.config_of(stage)) and not any("expert" in key or "router" in key for key in fields):
+    coef, model = fields.get("router_aux_loss_coef"), shapes.config_of(stage)
+    if coef and model and not any("expert" in key or "router" in key for key in model):
         found = f"train.router_aux_loss_coef is {coef:g}, and the model has no experts"
         yield Problem(found, "", "leave it out")
 

@@ -274,8 +274,7 @@ def _keeping_best(arguments_class: type[Arguments], values: dict[str, Any], *, h
             found, remedy = "train.load_best_model_at_end is true", "set `held_out` of the data source"
             raise PipelineError(Problem(found, "held-out rows to evaluate on", remedy))
         values["metric_for_best_model"] = values.get("metric_for_best_model") or "loss"
-        if values["save_strategy"] == "best":
-            values["save_strategy"] = "no"
+        values["save_strategy"] = "no"  # each new best is saved, and the newest checkpoint by the clock
     made: Any = _made(arguments_class, values)
     made.load_best_model_at_end = keeps_best
     return cast(Arguments, made)

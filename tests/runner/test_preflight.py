@@ -212,6 +212,7 @@ SETTINGS = {
     "stages.sft.adapter={targets: [q_prj]}": "adapter.targets names q_prj, and no layer is named so",
     "stages.base.train.eval_steps=2": "train.eval_steps is 2, and data.corpus holds no rows out to evaluate on",
     "stages.rm.train.load_best_model_at_end=true": "data.pairs_test holds no rows out",  # it is measured at the end
+    "stages.sft.train.activation_offloading=true": "there is no GPU to move activations from",
     "stages.dpo.train.router_aux_loss_coef=0.1": "the model has no experts",
 }
 
@@ -227,3 +228,10 @@ def test_what_would_fail_hours_later_is_refused_before_anything_runs(setting: st
 
 def test_what_another_machine_has_installed_is_for_it_to_say(fresh: Any) -> None:
     preflight.check_plan(fresh.plan("stages.sft.train.report_to=wandb", "compute.launcher=slurm"), fresh.store)
+
+
+def test_transformers_saves_no_weights_that_tensor_parallelism_cuts(fresh: Any) -> None:
+    cut = ("stages.dpo.compute.tensor_parallel=2", "stages.dpo.compute.processes=2")
+    plan = fresh.plan(*cut, "stages.dpo.train.save_strategy=epoch", until="dpo")
+    with pytest.raises(PipelineError, match=r"train\.save_strategy is epoch with compute\.tensor_parallel"):
+        preflight.check_plan(plan, fresh.store)
