@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.evaluation.estimate import number, percent, percent_interval
 from pipeline.reports import Comparison, Measure
-from pipeline.terminal import Column, print_line, print_table
+from pipeline.terminal import KEPT_BLANK, Column, print_line, print_table
 
 
 def print_comparisons(found: Sequence[Comparison]) -> None:
@@ -39,12 +39,13 @@ def _row(measure: Measure) -> list[str]:
     difference = measure.difference
     shown = percent if measure.name.startswith("correct") else number
     sign = "+" if difference.value > 0 else ""
-    return [
+    cells = [
         measure.name,
         shown(measure.first),
         shown(measure.second),
         f"{sign}{shown(difference.value)}",
-        f"[{shown(difference.low)}, {shown(difference.high)}]",
+        "[" + ", ".join(shown(end).removesuffix(" %") for end in (difference.low, difference.high)) + "]",
         f"{difference.p_value:.2g}",
         f"{difference.n:,}",
     ]
+    return [cell.replace(" %", f"{KEPT_BLANK}%") for cell in cells]
