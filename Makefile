@@ -9,7 +9,7 @@ help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):
 .venv/.installed-dev: .venv/.installed ; $(PY) -m pip install -q -c constraints.txt -e '.[test,lint,s3,deepspeed,quantize,slurm,collect]' && touch $@
 setup: .venv/.installed  ## make .venv with the locked dependencies
 setup-dev: .venv/.installed-dev  ## the same with the test and lint tools
-demo: setup  ## train the whole quickstart chain (about three minutes on two cores)
+demo: setup  ## train the whole quickstart chain
 	.venv/bin/trueup run recipes/quickstart.yaml
 test: setup-dev  ## run the whole test suite
 	$(PY) -m pytest -n 2 --dist loadgroup
