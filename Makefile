@@ -40,7 +40,7 @@ image:  ## build the container image with buildah (docs/docker.md)
 benchmarks/wheels/names.txt: constraints.txt ; benchmarks/wheels.sh
 bench-gpu: setup-dev benchmarks/wheels/names.txt  ## measure training on a GPU against plain trl (needs CUDA; at most nine minutes)
 	$(PY) benchmarks/gpu.py
-docs: setup-dev  ## regenerate docs/cli.md and the JSON schema
+docs: setup-dev  ## regenerate docs/cli.md
 	$(PY) -m pipeline.cli docs docs/cli.md
 clean:  ## remove the environment, caches and builds
 	rm -rf .venv .venv-peer .venv-vllm .venv-liger build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
