@@ -9,7 +9,7 @@ help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):
 .venv/.installed-dev: .venv/.installed ; $(PY) -m pip install -q -c constraints.txt -e '.[test,lint,s3,deepspeed,quantize,slurm,collect]' && touch $@
 setup: .venv/.installed  ## make .venv with the locked dependencies
 setup-dev: .venv/.installed-dev  ## the same with the test and lint tools
-demo: setup  ## train the whole quickstart chain (about three minutes on two cores)
+demo: setup  ## train the whole quickstart chain
 	.venv/bin/trueup run recipes/quickstart.yaml
 test: setup-dev  ## run the whole test suite
 	$(PY) -m pytest -n 2 --dist loadgroup
@@ -44,7 +44,7 @@ bench-gpu: setup-dev benchmarks/wheels/names.txt  ## measure training on a GPU a
 	$(PY) benchmarks/gpu.py
 test-bench-gpu: setup-dev  ## go through every side of the GPU benchmark with a tiny model on a CPU
 	$(PY) -m pytest -n 0 -m whole tests/benchmarks
-docs: setup-dev  ## regenerate docs/cli.md and the JSON schema
+docs: setup-dev  ## regenerate docs/cli.md
 	$(PY) -m pipeline.cli docs docs/cli.md
 clean:  ## remove the environment, caches and builds
 	rm -rf .venv .venv-peer .venv-vllm .venv-liger build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -146,7 +146,7 @@ def _called(call: Callable[[], Any], *, debug: bool) -> tuple[Sequence[Problem],
     except PipelineError as error:
         if debug:
             _print_trace(error)
-        return error.problems, int(error.exit_code)
+        return tuple(dict.fromkeys(error.problems)), int(error.exit_code)
     except TyperException as error:
         return [Problem(_usage_problem(error))], int(ExitCode.BAD_INPUT)
     except (typer.Abort, KeyboardInterrupt):

@@ -263,7 +263,8 @@ def _print_plan(made: Plan, where: Store, *, as_json: bool) -> None:
     needs, unknown = forecasts(settled(made, where), where)
     if as_json:
         data: dict[str, Any] = plan_data(made)
-        print_json({**data, "needs": [forecast_data(need) for need in needs], "store": str(where.root)})
+        found = [forecast_data(need) for need in needs]
+        print_json({**data, "needs": found, "needs_notes": unknown, "store": str(where.root)})
     else:
         print_plan(made)
         print_forecasts(needs, unknown)

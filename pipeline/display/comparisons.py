@@ -14,7 +14,7 @@ from pipeline.evaluation.estimate import (
     points_interval,
     signed_interval,
 )
-from pipeline.terminal import Column, print_line, print_table
+from pipeline.terminal import KEPT_BLANK, Column, print_line, print_table
 
 if TYPE_CHECKING:
     from pipeline.evaluation.pairwise import Comparison, Measure
@@ -54,7 +54,7 @@ def _row(measure: Measure, judge: str) -> list[str]:
     difference = measure.difference
     is_share = measure.name.startswith("correct")
     shown = percent if is_share else number
-    return [
+    cells = [
         measure.name if is_share else f"mean {judge} {measure.name}",
         shown(measure.first),
         shown(measure.second),
@@ -62,3 +62,4 @@ def _row(measure: Measure, judge: str) -> list[str]:
         p_number(difference.p_value),
         f"{difference.n:,}",
     ]
+    return [cell.replace(" %", f"{KEPT_BLANK}%") for cell in cells]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from pipeline.forecast.changes import gib, remedy
+from pipeline.forecast.changes import advice, gib, remedy
 from pipeline.forecast.stages import Forecast
 from pipeline.stage import MODEL_PARALLEL
 from pipeline.terminal import Column, duration, print_line, print_table
@@ -39,7 +39,7 @@ def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: T
             print_line(told, stream=out)
     for need in needs:
         if not need.fits:
-            print_line(f"does not fit: {need.stage.spec.name}; {remedy(need)}", stream=out)
+            print_line(f"does not fit: {need.stage.spec.name}; {advice(need)}", stream=out)
     for note in unknown:
         print_line(f"note: {note}", stream=out)
 

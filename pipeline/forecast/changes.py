@@ -20,6 +20,7 @@ from pipeline.plan import Plan
 from pipeline.recipe.schema import Compute
 
 _NOTHING = "no setting that we know makes it fit: a smaller model, or a device with more memory"
+_ANOTHER_MACHINE = "where it will run on another machine, name that: compute.hardware"
 SHARDED = (2, 4, 8, 16, 32, 64)
 Setting = tuple[Compute, Adapter | None, dict[str, int]]
 """Computation, adapter, and fields of `train` that are changed."""
@@ -77,7 +78,7 @@ def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Ite
             found = f"compute.offload keeps about {gib(eased.host * compute.processes)} in the machine's memory"
             expected = f"at most {gib(eased.device.host_gib * 2**30)}, as the machine has"
         where = plan.recipe.where("stages", eased.stage.spec.name, "compute")
-        yield Problem(found, expected, remedy(eased) or _NOTHING, where, eased.stage.spec.name)
+        yield Problem(found, expected, advice(eased), where, eased.stage.spec.name)
 
 
 def gib(size: float) -> str:
@@ -106,6 +107,12 @@ def remedy(forecast: Forecast) -> str:
             if made.fits:
                 return "cheapest change that fits: " + " and ".join(change.words for change in chosen)
     return ""
+
+
+def advice(forecast: Forecast) -> str:
+    """Return what to do about a stage that does not fit."""
+    elsewhere = "" if forecast.compute.hardware is not None else f"; {_ANOTHER_MACHINE}"
+    return f"{remedy(forecast) or _NOTHING}{elsewhere}"
 
 
 def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Change, ...], Forecast]]:

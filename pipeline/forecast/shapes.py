@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from pipeline.estimate.kept import Kept
+from pipeline.estimate.published import published_config
 from pipeline.estimate.shape import ModelShape, shape_of
 from pipeline.models.stored import TRAINABLE, stored_quantization
 from pipeline.plan import Plan, PlannedInput, PlannedStage
@@ -134,7 +135,7 @@ class ModelShapes:
         return None
 
     def _of_hub(self, ref: str) -> dict[str, Any] | None:
-        """Return a hub model's configuration from the cache of this machine, else from the hub: one small file."""
+        """Return a hub model's configuration: of this machine's cache, else as shipped, else of the hub (one file)."""
         if ref in self._hub:
             return self._hub[ref]
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -145,9 +146,11 @@ class ModelShapes:
         reason = "it does not answer"
         try:
             place = try_to_load_from_cache(name, file, revision=at)
-            if not isinstance(place, str) and _hub_answers():  # else its library tries again and again for a minute
+            if not isinstance(place, str) and (found := published_config(name)) is not None:
+                self.notes.append(f"{name} is sized from the configuration that trueup ships, not from its files")
+            elif not isinstance(place, str) and _hub_answers():  # else its library tries for a minute
                 place = hf_hub_download(name, file, revision=at, etag_timeout=3)
-            found = _json(Path(place)) if isinstance(place, str) else None
+            found = _json(Path(place)) if isinstance(place, str) else found
         except Exception as error:  # offline, gated, unknown: many classes, one meaning
             reason = type(error).__name__
         if found is None:

@@ -156,10 +156,11 @@ class _Planner:
         Another recipe's stage of that name has nothing to do with it; that there is one is said.
         """
         artifacts = sorted(self.store.artifacts(name), key=lambda artifact: artifact.manifest.version)
-        own = [artifact for artifact in artifacts if artifact.manifest.recipe.get("name") == self.recipe.name]
+        mine = self.recipe.name
+        own = [artifact for artifact in artifacts if artifact.manifest.recipe.get("name", mine) == mine]
         if artifacts and not own:
             other = artifacts[-1]
-            return (f"never run by this recipe ({other.ref} is of `{other.manifest.recipe.get('name', '?')}`)",)
+            return (f"never run by this recipe ({other.ref} is of `{other.manifest.recipe['name']}`)",)
         return reasons(content, inputs, data, own[-1].manifest if own else None)
 
     def input(self, reference: Reference) -> PlannedInput:

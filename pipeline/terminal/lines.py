@@ -21,6 +21,7 @@ _PIECE = re.compile(r"[ \t]*(?:[^ \t/,=]+[/,=]?|[/,=])")
 """A word, or what is left of one when it may also break after `/`, `,` and `=`: a path, a list, a setting."""
 
 INDENT = "  "
+_BLANKS = f" \t{KEPT_BLANK}"
 _json: list[bool] = []
 
 
@@ -44,7 +45,7 @@ def width_of(text: str) -> int:
 
 def widest(text: str, *, fine: bool = False) -> int:
     """Return the columns of the widest word; with ``fine``, of what is left of words that break after `/`, `,`, `=`."""
-    return max((width_of(unit.lstrip(" \t")) for unit in (_PIECE if fine else _WORD).findall(text)), default=0)
+    return max((width_of(unit.lstrip(_BLANKS)) for unit in (_PIECE if fine else _WORD).findall(text)), default=0)
 
 
 def wrapped(text: str, width: int | None, indent: str = "", *, fine: bool = False) -> list[str]:
@@ -64,7 +65,7 @@ def wrapped(text: str, width: int | None, indent: str = "", *, fine: bool = Fals
             for unit in (_PIECE if fine else _WORD).findall(whole):
                 if line.strip() and width_of(line + unit) > width:
                     lines.append(line)
-                    line = indent + unit.lstrip(" \t")
+                    line = indent + unit.lstrip(_BLANKS)
                 else:
                     line += unit
         lines.append(line)

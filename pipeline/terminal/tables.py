@@ -1,7 +1,7 @@
 """Tables that fit: whole words, nothing cut, on a terminal of any width and in a pipe.
 
-A table that is too wide first breaks the columns that may break; then its last column goes beneath each row; at last
-each row becomes a list of its cells. `rich` draws it, and is imported when a table is printed.
+A table that is too wide first breaks the columns that may break; then its last column goes beneath each row; one of
+figures is turned; at last each row becomes a list of its cells. `rich` is imported when a table is printed.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, str
     out, width = console(stream), line_width(stream)
     beneath = None
     layout = _layout(columns, rows, width)
+    if layout is None and not any(column.fold for column in columns):  # figures: as columns, if that fits
+        turned = _turned(columns, rows)
+        layout = _layout(*turned, width)
+        columns, rows = turned if layout is not None else (columns, rows)
     if columns[-1].fold and not (layout is not None and _is_readable(rows, layout)):
         layout = _layout(columns[:-1], [row[:-1] for row in rows], width)
         beneath = width
@@ -121,6 +125,13 @@ def _levelled(least: Sequence[int], most: Sequence[int], spare: int) -> list[int
             break
         widths[min(wanting, key=lambda index: widths[index])] += 1
     return widths
+
+
+def _turned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> tuple[list[Column], list[list[str]]]:
+    """Return a table with its rows as columns, named by their first cells."""
+    named = [Column(row[0], right=columns[-1].right) for row in rows]
+    cells = [[column.title, *(row[index] for row in rows)] for index, column in enumerate(columns)]
+    return [Column(columns[0].title, style=columns[0].style), *named], cells[1:]
 
 
 def _is_readable(rows: Sequence[Sequence[str]], layout: _Layout) -> bool:

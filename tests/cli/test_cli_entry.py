@@ -116,6 +116,23 @@ def test_ctrl_c_says_stopped(stocked: Store, tmp_path: Path) -> None:
     assert told.strip() == "stopped"
 
 
+def test_help_lists_verbs_as_people_come_to_need_them(tmp_path: Path) -> None:
+    from pipeline.cli.app import VERBS
+
+    shown = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "--help"],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    verbs = [line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line[2].isalpha()]
+    expected = [verb for topic in VERBS.values() for verb in topic]
+    assert [verb for verb in verbs if verb in expected] == expected
+    assert expected[:3] == ["run", "plan", "check"]
+
+
 def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(
     trueup: Callable[..., Result], tmp_path: Path
 ) -> None:

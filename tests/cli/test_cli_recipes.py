@@ -212,6 +212,37 @@ def test_rows_kto_cannot_learn_from_are_one_line(
     assert [expected in line for line in result.stderr.splitlines()].count(True) == 1
 
 
+def test_cancel_says_that_a_local_recipe_has_no_jobs(trueup: Trueup, tiny_recipe: Path) -> None:
+    result = trueup("cancel", tiny_recipe)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"no stage of {tiny_recipe} has a Slurm job or `compute.launcher: slurm`; Ctrl-C stops a local run; "
+        "give the same --set and --profile as the run had\n"
+    )
+
+
+def test_a_published_model_is_sized_without_a_connection(
+    trueup: Trueup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "data: {demos: {path: demos.jsonl}}\n"
+        "stages:\n"
+        "  sft: {kind: sft, data: demos, model: Qwen/Qwen2.5-0.5B, adapter: {r: 16}}\n"
+    )
+    told = trueup("plan", recipe)
+    assert told.exit_code == 0, told.stderr
+    assert "sft       494M" in told.stdout
+    note = "Qwen/Qwen2.5-0.5B is sized from the configuration that trueup ships, not from its files"
+    assert f"note: {note}" in told.stdout
+    data = json.loads(trueup("plan", recipe, "--json").stdout)
+    assert (data["needs"][0]["parameters"], data["needs_notes"]) == (494_032_768, [note])
+
+
 def test_schema_is_that_of_the_registered_kinds(trueup: Trueup, tmp_path: Path) -> None:
     assert json.loads(trueup("schema").stdout) == json_schema()
     told = trueup("schema", "--out", "recipe.json").stdout

@@ -112,10 +112,24 @@ def test_a_last_column_without_room_goes_beneath_its_row(monkeypatch: pytest.Mon
     ]
 
 
+def test_a_table_of_figures_without_room_is_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    out = io.StringIO()
+    columns = (Column("MiB"), *(Column(title, right=True) for title in ("weights", "activ.", "logits", "peak")))
+    print_table(columns, [["sft", "1,918", "4,304", "20", "8"], ["dpo", "1", "2", "3", "4"]], stream=out)
+    assert out.getvalue().splitlines() == [
+        "MiB        sft  dpo",
+        "weights  1,918    1",
+        "activ.   4,304    2",
+        "logits      20    3",
+        "peak         8    4",
+    ]
+
+
 def test_a_table_without_room_for_its_columns_is_a_list_of_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     out = io.StringIO()
-    columns = (Column("artifact"), Column("fingerprint"), Column("n", right=True))
+    columns = (Column("artifact"), Column("fingerprint", fold=True), Column("n", right=True))
     print_table(columns, [["base@v1", "0123456789ab", "7"], ["sft@v1", "ba9876543210", "8"]], stream=out)
     assert out.getvalue().splitlines() == [
         "artifact     base@v1",

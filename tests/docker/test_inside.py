@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.cli.app import TERMINATED
+from pipeline.errors import ExitCode
 from pipeline.launch.local import LONGEST_TEMPORARY
 
 pytestmark = pytest.mark.xdist_group("kill")
@@ -95,7 +95,7 @@ def test_docker_stop_saves_and_the_rerun_goes_on(start: Any, tiny_recipe: Path, 
     _until(lambda: list(store.glob(".work/base-*/work/seconds.json")), process)
     _stop(process)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 1
+    assert process.returncode == ExitCode.TERMINATED
     assert "saving a checkpoint" in out and "stage base: stopped as asked. Run the same command again" in err
     (checkpoint,) = store.glob(".work/base-*/work/checkpoints/checkpoint-*")
     step = int(checkpoint.name.rpartition("-")[2])
@@ -121,7 +121,7 @@ def test_docker_stop_before_anything_runs_ends_at_once(start: Any, tmp_path: Pat
     _stop(process)
     _, err = process.communicate(timeout=240)
     os.close(writers[0])
-    assert process.returncode == TERMINATED == 143
+    assert process.returncode == ExitCode.TERMINATED == 143
     assert err.strip() == "stopped"
 
 

@@ -66,6 +66,22 @@ def test_a_change_reruns_what_stands_on_it_and_says_why(world: Any) -> None:
     assert world.why("stages.dpo.train.log_every=3", "stages.dpo.adapter.note=x", "compute.threads=1") == {}
 
 
+def test_a_stage_is_compared_with_those_of_its_own_recipe(world: Any) -> None:
+    world.finish(world.plan())
+    assert world.why("name=other", "stages.dpo.train.beta=0.05") == {
+        "dpo": ("never run by this recipe (dpo@v1 is of `r`)",),
+        "report": ("never run by this recipe (report@v1 is of `r`)",),
+    }
+
+
+def test_of_long_values_the_part_that_differs_is_told(world: Any) -> None:
+    world.finish(world.plan("stages.dpo.train.run_name=" + "a" * 100 + "one" + "z" * 100))
+    (why,) = world.why("stages.dpo.train.run_name=" + "a" * 100 + "two" + "z" * 100)["dpo"]
+    # 20 characters before the first that differs, 60 in all.
+    a, z = "a" * 20, "z" * 37
+    assert why == f"train.run_name …{a}one{z}… → …{a}two{z}…"
+
+
 def test_removing_a_trainer_field_is_told(world: Any) -> None:
     world.finish(world.plan("stages.dpo.train.label_smoothing=0.1"))
     assert world.why()["dpo"] == ("train.label_smoothing no longer set (was 0.1)",)

@@ -63,7 +63,7 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
     process, store = training
     (os.kill if to == "the command" else os.killpg)(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 1
+    assert process.returncode == 143
     assert "stage base: stopped as asked" in err and "run the same command again to resume" in err
     assert "Traceback" not in out + err
     if to == "the command":  # told of the group's signal itself, the stage may be quicker than the word of it
@@ -93,11 +93,31 @@ def test_ctrl_c_while_the_libraries_load_is_no_traceback(
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "stopped as asked" in err
     assert "Traceback" not in out + err
     until(lambda: not _members(process.pid), "the end of every process")
     assert not (store / "base").exists()  # the tokenizer may have been quicker than the signal
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_on_a_stage_of_two_processes_ends_in_130_and_leaves_none(
+    presses: int, tmp_path: Path, tiny_recipe: Path, command: Any, request: pytest.FixtureRequest
+) -> None:
+    """Pressed once it saves first; pressed twice it stops at once."""
+    store = tmp_path / "store"
+    process = command.start("run", tiny_recipe, "--store", store, *LONG, "--set", "compute.processes=2", cwd=tmp_path)
+    request.addfinalizer(lambda: _kill(process))
+    until(lambda: list(store.glob(".work/base-*/work/seconds.json")), "a checkpoint")
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped" in err
+    assert "Traceback" not in out + err
+    until(lambda: not _members(process.pid), "the end of every process", timeout_s=10)
+    assert not (store / "base").exists()
 
 
 def test_a_killed_stage_is_reported_and_keeps_its_checkpoints(
