@@ -46,19 +46,22 @@ def print_comparison(each: Comparison) -> None:
         Column("difference", right=True),
         Column("p", right=True),
         Column("prompts", right=True),
+        Column("beyond noise"),
     ]
-    print_table(columns, [_row(measure, each.judge) for measure in each.measures])
+    print_table(columns, [_row(measure, each) for measure in each.measures])
+    print_text("beyond noise: interval and test both leave out no difference")
 
 
-def _row(measure: Measure, judge: str) -> list[str]:
+def _row(measure: Measure, each: Comparison) -> list[str]:
     difference = measure.difference
     is_share = measure.name.startswith("correct")
     shown = percent if is_share else number
     return [
-        measure.name if is_share else f"mean {judge} {measure.name}",
+        measure.name if is_share else f"mean {each.judge} {measure.name}",
         shown(measure.first),
         shown(measure.second),
         points_interval(difference) if is_share else signed_interval(difference),
         p_number(difference.p_value),
         f"{difference.n:,}",
+        "yes" if difference.is_above(each.level) or difference.is_below(each.level) else "no",
     ]

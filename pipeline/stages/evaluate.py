@@ -148,7 +148,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         metrics=_metrics(report),
         tokens=sum(sum(each.lengths) for each in sampled),
         trainer_seconds=time.perf_counter() - started,
-        rows={"prompts": len(prompts), "available": asked.available},
+        rows={"prompts": len(prompts)},
         summary=summary(report),
     )
 
