@@ -16,7 +16,6 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
-from pipeline.evaluation.judging import judge_warning
 from pipeline.forecast import fitting_problems
 from pipeline.forecast.machine import has_no_gpu
 from pipeline.forecast.shapes import ModelShapes
@@ -27,7 +26,7 @@ from pipeline.parallel.cutting import cutting_problem, filling_problem
 from pipeline.parallel.division import division_problems, head_problem
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
-from pipeline.plan.overlap import overlap_warnings, remember_prompts
+from pipeline.plan.overlap import remember_prompts
 from pipeline.records import load
 from pipeline.stage import MODEL_PARALLEL, Data, Shapes, kind_of
 from pipeline.training.formats import cpu_problem, ppo_problem
@@ -66,29 +65,6 @@ def check_plan(plan: Plan, store: Store) -> None:
     problems += fitting_problems(plan, store)
     if problems:
         raise PipelineError(*dict.fromkeys(problems))
-
-
-def evaluation_notes(plan: Plan, store: Store) -> list[str]:
-    """Return what a reader of an evaluation must know and the plan knows already; call after `check_plan`."""
-    notes = []
-    for stage in plan.stages:
-        if kind_of(stage.spec.kind).makes != "report":
-            continue
-        config: Any = stage.spec.config
-        said = overlap_warnings(plan, stage, store)
-        for item in stage.inputs.get("reward", []):
-            if item.artifact is not None:  # one that is still to be trained says it when it judges
-                metrics = _json_of(item.artifact, "manifest.json").get("metrics", {})
-                said.append(judge_warning(item.ref, metrics, judges=config.judges_by_reward))
-        for data in stage.data.values():
-            head = plan.recipe.data[data.source_name].limit
-            if head is not None and head < (data.rows or head + 1):
-                said.append(
-                    f"data.{data.source_name}.limit takes the first {head:,} rows as they lie in the file; the "
-                    "stage's own `limit` draws a sample of all"
-                )
-        notes += [f"stage {stage.spec.name}: {text}" for text in said if text]
-    return list(dict.fromkeys(notes))
 
 
 def _launcher_problems(plan: Plan) -> Iterator[Problem]:

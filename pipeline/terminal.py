@@ -109,7 +109,9 @@ def print_text(text: str, *, style: str = "") -> None:
     if not out.is_terminal:
         print(text, file=out.file)
         return
-    out.print(text, style=style or None, markup=False)
+    # Figures stay whole: no break inside `p = 0.01` or `48.0 %`.
+    kept = text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
+    out.print(kept, style=style or None, markup=False)
 
 
 def print_json(value: Any) -> None:

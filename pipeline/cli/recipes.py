@@ -76,7 +76,8 @@ def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: boo
     from pipeline.display.views import display
     from pipeline.forecast import settled
     from pipeline.partner import take_part
-    from pipeline.preflight import check_plan, evaluation_notes
+    from pipeline.plan.evaluation_notes import evaluation_notes
+    from pipeline.preflight import check_plan
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
 
@@ -118,7 +119,8 @@ def check(
 ) -> None:
     """Validate a recipe and its data; tells every problem at once."""
     from pipeline.errors import PipelineError
-    from pipeline.preflight import check_plan, evaluation_notes
+    from pipeline.plan.evaluation_notes import evaluation_notes
+    from pipeline.preflight import check_plan
     from pipeline.terminal import print_json
 
     try:

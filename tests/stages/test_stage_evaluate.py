@@ -162,7 +162,9 @@ class _Row:
     def win_rate(self) -> str:
         points = {"win": 1.0, "tie": 0.5, "loss": 0.0}
         won = [points[answer["result"]] for answer in self.mine]
-        assert won == [(a["gold"] > b["gold"]) + 0.5 * (a["gold"] == b["gold"]) for a, b in zip(self.mine, self.base)]
+        assert won == [
+            (a["gold"] > b["gold"]) + 0.5 * (a["gold"] == b["gold"]) for a, b in zip(self.mine, self.base, strict=True)
+        ]
         found = mean_interval(won, bounds=(0, 1), **self.options)
         return f"{100 * _mean(won):.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
