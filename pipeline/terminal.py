@@ -103,7 +103,7 @@ def print_table(
         print(line.rstrip(), file=out.file)
 
 
-def print_text(text: str, *, style: str = "") -> None:
+def print_line(text: str) -> None:
     """Print a sentence on standard output: broken between words on a terminal, one line in a pipe."""
     out = console()
     if not out.is_terminal:
@@ -111,7 +111,7 @@ def print_text(text: str, *, style: str = "") -> None:
         return
     # Figures stay whole: no break inside `p = 0.01` or `48.0 %`.
     kept = text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
-    out.print(kept, style=style or None, markup=False)
+    out.print(kept, markup=False)
 
 
 def print_json(value: Any) -> None:

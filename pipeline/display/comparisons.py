@@ -14,7 +14,7 @@ from pipeline.evaluation.estimate import (
     points_interval,
     signed_interval,
 )
-from pipeline.terminal import Column, print_table, print_text
+from pipeline.terminal import Column, print_table, print_line
 
 if TYPE_CHECKING:
     from pipeline.evaluation.pairwise import Comparison, Measure
@@ -31,17 +31,17 @@ def print_comparisons(found: Sequence[Comparison]) -> None:
         print_comparison(each)
     notes = dict.fromkeys(note for each in found for note in each.notes)
     for note in notes:
-        print_text(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 def print_comparison(each: Comparison) -> None:
     """Print what it comes to, what contradicts that, then the differences with their intervals."""
-    print_text(f"{each.first} against {each.second}: {each.prompts:,} prompts of {each.source}, judged by {each.judge}")
+    print_line(f"{each.first} against {each.second}: {each.prompts:,} prompts of {each.source}, judged by {each.judge}")
     for line in each.conclusion.lines:
-        print_text(line)
+        print_line(line)
     if each.win_rate is not None and each.p_value is not None:
         counts = f"{each.wins} won, {each.ties} tied, {each.losses} lost, {p_text(each.p_value)}"
-        print_text(f"win rate {percent_interval(each.win_rate)}: {counts}")
+        print_line(f"win rate {percent_interval(each.win_rate)}: {counts}")
     columns = [
         Column("", style="bold"),
         Column(each.first, right=True, fold=True),
@@ -51,7 +51,7 @@ def print_comparison(each: Comparison) -> None:
         Column("prompts", right=True),
     ]
     print_table(columns, [_row(measure, each) for measure in each.measures])
-    print_text(f"{_MARK} beyond noise: interval and test both leave out zero; correct in percentage points")
+    print_line(f"{_MARK} beyond noise: interval and test both leave out zero; correct in percentage points")
 
 
 def _row(measure: Measure, each: Comparison) -> list[str]:

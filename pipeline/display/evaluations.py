@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from pipeline.artifacts import Artifact
-from pipeline.terminal import Column, print_table, print_text, shown_path
+from pipeline.terminal import Column, print_table, print_line, shown_path
 
 
 def print_evaluation(artifact: Artifact) -> None:
@@ -24,11 +24,11 @@ def print_evaluation(artifact: Artifact) -> None:
     report = read(file)
     print(f"\n{artifact.ref}" + (f": {report.sample_text}" if report.is_sample else ""))
     for warning in report.warnings:
-        print_text(f"warning: {warning}", style="yellow")
+        print_line(f"warning: {warning}")
     for name in report.candidates:
-        print_text(" ".join(of_model(report, name).lines))
+        print_line(" ".join(of_model(report, name).lines))
     for sentence in gaming_sentences(report):
-        print_text(sentence)
+        print_line(sentence)
     _print_cells(headline(report))
     if report.task_names:
         print("\ncorrect answers by task")
