@@ -14,7 +14,7 @@ from pipeline.evaluation.estimate import (
     points_interval,
     signed_interval,
 )
-from pipeline.terminal import Column, print_table, print_line
+from pipeline.terminal import Column, print_line, print_table
 
 if TYPE_CHECKING:
     from pipeline.evaluation.pairwise import Comparison, Measure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from pipeline.artifacts import Artifact
-from pipeline.terminal import Column, print_table, print_line, shown_path
+from pipeline.terminal import Column, print_line, print_table, shown_path
 
 
 def print_evaluation(artifact: Artifact) -> None:
