@@ -180,6 +180,8 @@ def _sample(gap: float, sample: Sample, model: str, baseline: str) -> str:
         rows.append([escaped(name), score, correct, escaped(answer.text, _LONGEST_TEXT) or "*(empty)*"])
     task = f" · {escaped(sample.task)}" if sample.task else ""
     lead = f"**{gap:+.2f}**{task}: {escaped(sample.prompt, _LONGEST_TEXT)}\n"
+    if sample.reference is not None:
+        lead += f"\nRight answer: {escaped(str(sample.reference), _LONGEST_TEXT)}\n"
     return f"{lead}\n{table(rows, numbers_from=len(rows[0]))}"
 
 

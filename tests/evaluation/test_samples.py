@@ -79,6 +79,10 @@ def test_what_a_row_holds(made):
     assert "kl" not in first["answers"]["dpo"]  # an empty answer has none
 
 
+def test_the_page_shows_the_right_answer_beside_the_two(made):
+    assert "Right answer: {'is': " in (made / "report.md").read_text(encoding="utf-8")
+
+
 def test_there_and_back(made):
     found = read_samples(made / "samples.jsonl")
     answers, prompts = from_samples(found)
