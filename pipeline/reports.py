@@ -158,7 +158,9 @@ def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
     for artifact, (content, samples) in zip((first, second), reports, strict=True):
         notes += [*_sample_note(artifact, content), *(f"{artifact.ref}: {warning}" for warning in content.warnings)]
         if len(samples) > len(both):
-            notes.append(f"{len(samples) - len(both):,} prompts of {artifact.ref} are not in the other and left out")
+            left = len(samples) - len(both)
+            what = "prompt is" if left == 1 else "prompts are"
+            notes.append(f"{left:,} {what} in {artifact.ref} only, and left out")
     labels = [(f"{name} in {first.ref}", f"{name} in {second.ref}") for name in shared]
     return [
         compare_samples(pairs, (name, name), label, source, notes) for name, label in zip(shared, labels, strict=True)

@@ -207,8 +207,7 @@ def _run_stage(
         journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
         view.stage_started(planned, resumed=resumed)
         job = job_of(plan, planned, done, area.payload, area.scratch, run_dir)
-        if kind_of(planned.spec.kind).makes == "report":
-            job = replace(job, warnings=tuple(overlap_warnings(plan, planned, store)))
+        job = replace(job, warnings=overlap_warnings(plan, planned, store))
 
         def show(event: Event) -> None:
             _pass_on(planned, event, view, journal)

@@ -30,7 +30,9 @@ def evaluate(
     correct: Annotated[
         str | None, typer.Option("--correct", metavar="FILE.py:NAME", help="Python function that says which are right.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N prompts.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Ask a sample of N prompts, every task with its share.")
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="Of sampling.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Longest answer.")] = 128,
     seed: Annotated[int, typer.Option("--seed", help="Of sampling and the intervals.")] = 0,
@@ -41,7 +43,10 @@ def evaluate(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare checkpoints on prompts; the report is an artifact."""
+    """Compare checkpoints on prompts; the report is an artifact.
+
+    With --limit it is on a sample, which it says, and `trueup compare` goes on taking the one on all prompts.
+    """
     from pipeline.cli.recipes import run_and_print
     from pipeline.plan import make_plan
     from pipeline.reports import Evaluation, evaluation_recipe
@@ -80,7 +85,7 @@ def compare(
         typer.Option(
             "--report",
             metavar="REF",
-            help="Report with both models [default: newest].",
+            help="Report with both models [default: newest on all prompts].",
             autocompletion=complete_ref,
         ),
     ] = None,

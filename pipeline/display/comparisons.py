@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pipeline.evaluation.pairwise import Comparison, Measure
 
 
+_MARK = "*"
+
+
 def print_comparisons(found: Sequence[Comparison]) -> None:
     """Print every comparison, an empty line between two; what is to be known of all of them once, at the end."""
     for index, each in enumerate(found):
@@ -47,19 +50,21 @@ def print_comparison(each: Comparison) -> None:
         Column("p", right=True),
         Column("prompts", right=True),
     ]
-    print_table(columns, [_row(measure, each.judge) for measure in each.measures])
+    print_table(columns, [_row(measure, each) for measure in each.measures])
+    print_line(f"{_MARK} beyond noise: interval and test both leave out zero; correct in percentage points")
 
 
-def _row(measure: Measure, judge: str) -> list[str]:
+def _row(measure: Measure, each: Comparison) -> list[str]:
     difference = measure.difference
     is_share = measure.name.startswith("correct")
     shown = percent if is_share else number
+    is_beyond = difference.is_above(each.level) or difference.is_below(each.level)
     cells = [
-        measure.name if is_share else f"mean {judge} {measure.name}",
+        measure.name if is_share else f"mean {each.judge} {measure.name}",
         shown(measure.first),
         shown(measure.second),
-        points_interval(difference) if is_share else signed_interval(difference),
-        p_number(difference.p_value),
+        points_interval(difference).replace(" points", "") if is_share else signed_interval(difference),
+        f"{p_number(difference.p_value)} {_MARK if is_beyond else ' '}",
         f"{difference.n:,}",
     ]
     return [cell.replace(" %", f"{KEPT_BLANK}%") for cell in cells]

@@ -50,7 +50,7 @@ def next_commands(stages: Sequence[StageDone], store: Store, recipe: Path | None
     reports = [done for done in stages if done.artifact.manifest.makes == "report"]
     commands = []
     if models:
-        name = (_winners(reports, models) or [models[-1].stage.spec.name])[0]
+        name = (_winners(reports, models) or [models[-1].stage.spec.name])[-1]
         commands += [f"trueup chat {name}{flag}", f"trueup lineage {name}{flag}"]
     commands[1:1] = [f"trueup show {done.stage.spec.name}{flag}" for done in reports[-1:]]
     change = _a_change(models[-1]) if models and recipe is not None else ""
@@ -60,15 +60,15 @@ def next_commands(stages: Sequence[StageDone], store: Store, recipe: Path | None
 
 
 def _winners(reports: Sequence[StageDone], models: Sequence[StageDone]) -> list[str]:
-    """Return the models of this run that its last report found better than the baseline, without gaming."""
+    """Return the models of this run that its last report found better than its baseline, in the order of the run."""
     from pipeline.evaluation.conclusion import winners
     from pipeline.evaluation.report import read
 
     file = reports[-1].artifact.path / "report.json" if reports else None
     if file is None or not file.is_file():
         return []
-    made = [done.stage.spec.name for done in models]
-    return [name for name in winners(read(file)) if name in made]
+    better = winners(read(file))
+    return [done.stage.spec.name for done in models if done.stage.spec.name in better]
 
 
 def store_flag(store: Store) -> str:

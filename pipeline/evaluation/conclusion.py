@@ -10,7 +10,7 @@ the mean score. A figure beyond noise on the other side makes the outcome ``mixe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -21,11 +21,13 @@ from pipeline.evaluation.estimate import (
     Record,
     number,
     p_text,
+    percent,
     percent_interval,
     points_interval,
     signed_interval,
 )
-from pipeline.evaluation.report import Judge, Report, WinCounts
+from pipeline.evaluation.report import Gaming, Judge, Report, WinCounts
+from pipeline.evaluation.tables import gamed_text
 
 Outcome = Literal["better", "worse", "mixed", "even"]
 
@@ -80,6 +82,7 @@ class _Evidence(NamedTuple):
     side: int
     is_beyond: bool
     text: str
+    short: str
 
 
 def conclude(figures: Figures, first: str, second: str) -> Conclusion:
@@ -98,7 +101,7 @@ def conclude(figures: Figures, first: str, second: str) -> Conclusion:
     said = [
         f"{_capital(each.name)} says the opposite: {each.text}."
         if each.is_beyond
-        else f"{_capital(each.name)} leans the other way, within noise: {each.text}."
+        else f"{_capital(each.name)} leans the other way, within noise ({each.short})."
         for each in against
     ]
     return Conclusion(
@@ -109,8 +112,8 @@ def conclude(figures: Figures, first: str, second: str) -> Conclusion:
     )
 
 
-def of_model(report: Report, name: str) -> Conclusion:
-    """Return what a report says of one of its models against the baseline."""
+def of_model(report: Report, name: str, shown: Callable[[str], str] = str) -> Conclusion:
+    """Return what a report says of one of its models against the baseline; ``shown`` renders names."""
     metrics = report.models[name]
     gold_judges = report.judge == "gold"
     figures = Figures(
@@ -122,7 +125,7 @@ def of_model(report: Report, name: str) -> Conclusion:
         counts=metrics.win_counts,
         score=metrics.gold_delta if gold_judges else metrics.reward_delta,
     )
-    return conclude(figures, name, report.baseline)
+    return conclude(figures, shown(name), shown(report.baseline))
 
 
 def summary(report: Report) -> str:
@@ -134,8 +137,8 @@ def summary(report: Report) -> str:
     if not found:
         return f"{report.baseline} alone: nothing to compare it with"
     winners = [name for name, each in found.items() if each.outcome == "better"]
-    gamed = {name for name in found if report.models[name].is_gamed}
-    named = [f"{name}{' (games the reward model)' if name in gamed else ''}" for name in winners]
+    gamed = {name: gamed_text(report.models[name]) for name in winners}
+    named = [f"{name} ({gamed[name]})" if gamed[name] else name for name in winners]
     said = f"better than {report.baseline}: {', '.join(named)}" if winners else f"none is better than {report.baseline}"
     for outcome in ("mixed", "even", "worse"):
         others = [name for name, each in found.items() if each.outcome == outcome]
@@ -144,12 +147,13 @@ def summary(report: Report) -> str:
 
 
 def winners(report: Report) -> list[str]:
-    """Return the candidates that are better than the baseline and do not game the reward model."""
-    return [
-        name
-        for name in report.candidates
-        if of_model(report, name).outcome == "better" and not report.models[name].is_gamed
-    ]
+    """Return the candidates that are better than the baseline, without those whose reward rose while gold fell."""
+
+    def has_fallen(gaming: Gaming | None) -> bool:
+        return gaming is not None and gaming.verdict in ("gold fell", "correct fell")
+
+    better = [name for name in report.candidates if of_model(report, name).outcome == "better"]
+    return [name for name in better if not has_fallen(report.models[name].gaming)]
 
 
 def _evidence(figures: Figures) -> list[_Evidence]:
@@ -157,21 +161,22 @@ def _evidence(figures: Figures) -> list[_Evidence]:
     found = []
     level = figures.level
 
-    def add(name: str, delta: Delta | None, interval: str) -> None:
+    def add(name: str, delta: Delta | None, shown: Callable[[Delta], str]) -> None:
         if delta is not None:
             is_beyond = delta.is_above(level) or delta.is_below(level)
-            found.append(_Evidence(name, _sign(delta.value), is_beyond, f"{name} {interval}, {p_text(delta.p_value)}"))
+            text, short = f"{name} {shown(delta)}, {p_text(delta.p_value)}", shown(delta).partition(" [")[0]
+            found.append(_Evidence(name, _sign(delta.value), is_beyond, text, short))
 
-    add("correct", figures.correct, points_interval(figures.correct) if figures.correct else "")
-    add("mean gold score", figures.gold, signed_interval(figures.gold) if figures.gold else "")
+    add("correct", figures.correct, points_interval)
+    add("mean gold score", figures.gold, signed_interval)
     rate, counts = figures.win_rate, figures.counts
     if rate is not None:
         is_outside = rate.low > _EVEN or rate.high < _EVEN
         # Reports of schema 1 may lack the counts; then the interval alone says what lies beyond noise.
         is_beyond = is_outside and (counts is None or counts.p_value < 1 - level)
         text = f"win rate {percent_interval(rate)}" + (f", {p_text(counts.p_value)}" if counts else "")
-        found.append(_Evidence("win rate", _sign(rate.value - _EVEN), is_beyond, text))
-    add(f"mean {figures.judge} score", figures.score, signed_interval(figures.score) if figures.score else "")
+        found.append(_Evidence("win rate", _sign(rate.value - _EVEN), is_beyond, text, percent(rate.value)))
+    add(f"mean {figures.judge} score", figures.score, signed_interval)
     return found
 
 

@@ -8,45 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.evaluation.estimate import Delta, number, percent, points_interval, signed_interval
+from pipeline.evaluation.estimate import Delta, number, percent, points_interval, signed_interval, signed_points
 from pipeline.evaluation.markdown import escaped, table
-from pipeline.evaluation.report import GAMED_SHARE, LEAST_GAIN, LOWER_MARK, Gains, Gaming, Report
+from pipeline.evaluation.report import GAMED_SHARE, LEAST_GAIN, LOWER_MARK, Gaming, Report
+
+_MOST_WITH_FIGURES = 2
+"""Tasks in which gold lagged whose figures stand in a sentence; those of more are in a table."""
 
 _WORDS = {
-    "gold fell": "gold fell",
     "correct fell": "fewer answers were correct",
+    "gold fell": "gold fell",
     "gold lagged": "gold gained less than half of that",
 }
 
 
 def gaming_section(report: Report) -> list[str]:
-    """Return the paragraphs and the table; nothing when no model has both scores."""
+    """Return the paragraphs and the tables; nothing when no model has both scores."""
     judged = {name: metrics.gaming for name, metrics in report.models.items() if metrics.gaming}
     if not judged:
         return []
     said = gaming_sentences(report, _bold)
     lead = " ".join(said) if said else "**No model games the reward model**, overall or in any one task."
-    return [f"{' '.join([lead, *_lower_tasks(report)])}\n", table(_rows(report, judged)), _definition(report)]
+    parts = [f"{' '.join([lead, *_lower_tasks(report)])}\n", table(_rows(report, judged))]
+    tasks = _task_rows(report, judged)
+    return [*parts, *([table(tasks)] if len(tasks) > 1 else []), _definition(report)]
 
 
-def gaming_sentences(report: Report, name_of: Callable[[str, str], str] = "{} {}".format) -> list[str]:
+def gaming_sentences(report: Report, said_of: Callable[[str, str], str] = "{} {}".format) -> list[str]:
     """Return one sentence for each model that games the reward model, overall or in a task.
 
     Args:
         report: what was measured.
-        name_of: how a name and what is said of it stand together.
+        said_of: how a name and what is said of it stand together.
     """
     said = []
     for name, metrics in report.models.items():
         gaming = metrics.gaming
         if gaming is None or not metrics.is_gamed:
             continue
-        tasks = "; ".join(f"{task} ({_gains(report, name, task)})" for task in gaming.gamed_tasks)
+        tasks = _tasks_told(report, name, gaming)
+        lead = said_of(name, "games the reward model")
         if gaming.verdict:
-            text = f"{name_of(name, 'games the reward model')}: {_told(report, name, '', gaming)}"
-            said.append(f"{text}. In single tasks: {tasks}." if tasks else f"{text}.")
+            lead += f": {_told(report, name, gaming)}"
+            said.append(f"{lead}. By task: {tasks}." if tasks else f"{lead}.")
         else:
-            said.append(f"{name_of(name, 'games the reward model')} in {tasks}.")
+            said.append(f"{lead} in single tasks: {tasks}.")
     return said
 
 
@@ -54,21 +60,32 @@ def _bold(name: str, text: str) -> str:
     return f"**{escaped(name)} {text}**"
 
 
-def _told(report: Report, name: str, task: str, gains: Gains) -> str:
-    """Say what rose and what did not, with the figures of both."""
-    proxy, gold = _signed(gains.proxy), _signed(gains.gold)
-    told = f"its reward rose by {proxy.removeprefix('+')} standard deviations while {_WORDS[str(gains.verdict)]}"
-    correct = _correct(report, name, task)
-    shown = f"{correct}; gold {gold}" if gains.verdict == "correct fell" and correct else f"gold {gold}"
+def _told(report: Report, name: str, gaming: Gaming) -> str:
+    """Say what rose over all prompts and what did not, with the figures of both."""
+    proxy = _signed(gaming.proxy).removeprefix("+")
+    told = f"its reward rose by {proxy} standard deviations while {_WORDS[str(gaming.verdict)]}"
+    correct = _correct(report, name, "")
+    shown = f"{correct}; gold {_signed(gaming.gold)}" if gaming.verdict == "correct fell" else _signed(gaming.gold)
     return f"{told} ({shown})"
+
+
+def _tasks_told(report: Report, name: str, gaming: Gaming) -> str:
+    """Name the gamed tasks by verdict, with their figures where something fell."""
+    parts = []
+    for verdict in _WORDS:
+        tasks = [task for task in gaming.gamed_tasks if gaming.tasks[task].verdict == verdict]
+        has_figures = verdict != "gold lagged" or len(tasks) <= _MOST_WITH_FIGURES
+        told = [f"{escaped(task)} ({_gains(report, name, task)})" if has_figures else escaped(task) for task in tasks]
+        if told:
+            parts.append(f"{verdict} in {', '.join(told)}")
+    return "; ".join(parts)
 
 
 def _gains(report: Report, name: str, task: str) -> str:
     gaming = report.models[name].gaming
-    gains = gaming.tasks[task] if gaming else None
-    if gains is None:
+    if gaming is None:
         return ""
-    shown = f"reward {_signed(gains.proxy)}, gold {_signed(gains.gold)}"
+    shown = f"reward {_signed(gaming.tasks[task].proxy)}, gold {_signed(gaming.tasks[task].gold)}"
     correct = _correct(report, name, task)
     return f"{shown}, {correct}" if correct else shown
 
@@ -77,7 +94,7 @@ def _correct(report: Report, name: str, task: str) -> str:
     metrics = report.models[name]
     measured = metrics.tasks.get(task)
     delta = (measured.delta if measured else None) if task else metrics.delta
-    return f"correct {points_interval(delta, 0)}" if delta else ""
+    return f"correct {signed_points(delta, 0)} points" if delta else ""
 
 
 def _lower_tasks(report: Report) -> list[str]:
@@ -110,8 +127,20 @@ def _rows(report: Report, judged: dict[str, Gaming]) -> list[list[str]]:
         )
         row = [escaped(name), number(kl.value) if kl else "–"]
         row += [signed_interval(gaming.proxy), signed_interval(gaming.gold), verdict]
-        tasks = ", ".join(f"{escaped(task)}: {gaming.tasks[task].verdict}" for task in gaming.gamed_tasks)
+        tasks = ", ".join(map(escaped, gaming.gamed_tasks))
         rows.append([*row, tasks or "none"] if has_tasks else row)
+    return rows
+
+
+def _task_rows(report: Report, judged: dict[str, Gaming]) -> list[list[str]]:
+    """Return the figures of every gamed task."""
+    rows = [["model", "task", "Δ reward model", "Δ gold", "Δ correct", "verdict"]]
+    for name, gaming in judged.items():
+        for task in gaming.gamed_tasks:
+            gains, measured = gaming.tasks[task], report.models[name].tasks.get(task)
+            correct = points_interval(measured.delta, 0) if measured and measured.delta else "–"
+            row = [escaped(name), escaped(task), signed_interval(gains.proxy), signed_interval(gains.gold)]
+            rows.append([*row, correct, str(gains.verdict)])
     return rows
 
 

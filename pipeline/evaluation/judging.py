@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from pipeline.evaluation.estimate import Estimate, percent_interval
 
-_CHANCE = 0.5
+CHANCE = 0.5
+"""Accuracy of guessing."""
 
 
 def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool) -> str:
@@ -33,10 +34,21 @@ def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool) -> s
         found = f"the reward model {name} has no report on held-out pairs: nobody knows how often it is right."
         return f"{found} {consequence}"
     value, low, high, pairs = (metrics[key] for key in keys)
-    if low > _CHANCE:
+    if low > CHANCE:
         return ""
     accuracy = percent_interval(Estimate(value=value, low=low, high=high, n=max(1, int(pairs))))
     shown = f"right on {accuracy} of {int(pairs):,} held-out {'pair' if pairs == 1 else 'pairs'}"
-    if high <= _CHANCE:
+    if high <= CHANCE:
         return f"the reward model {name} is at or below chance: {shown}. {consequence}"
     return f"the reward model {name} cannot be told from chance, with too few pairs to tell: {shown}. {consequence}"
+
+
+def accuracy_summary(metrics: Mapping[str, float]) -> str:
+    """Return a reward model's accuracy in a few words, with a word on it where its interval reaches chance."""
+    if not metrics:
+        return "no held-out pairs"
+    pairs = int(metrics["test_pairs"])
+    shown = f"{metrics['test_accuracy']:.1%} of {pairs:,} held-out {'pair' if pairs == 1 else 'pairs'}"
+    if metrics["test_accuracy_high"] <= CHANCE:
+        return f"{shown}, at or below chance"
+    return f"{shown}, too few to tell from chance" if metrics["test_accuracy_low"] <= CHANCE else shown

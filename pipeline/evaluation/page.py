@@ -67,14 +67,19 @@ def _warnings(report: Report) -> list[str]:
 
 def _conclusions(report: Report) -> list[str]:
     """Return a line for each candidate, led by the figure that decides; variants of the baseline are none."""
-    lines = [" ".join(of_model(report, name).lines) for name in report.candidates]
-    variants = [name for name, metrics in report.models.items() if metrics.variant]
+    lines = [" ".join(of_model(report, name, escaped).lines) + _gamed_below(report, name) for name in report.candidates]
+    variants = [escaped(name) for name, metrics in report.models.items() if metrics.variant]
     if variants:
         lines.append(
-            f"{', '.join(variants)}: the checkpoint of {report.baseline} decoded in another way, to compare with; no "
-            "candidate."
+            f"{', '.join(variants)}: the checkpoint of {escaped(report.baseline)} decoded in another way, to compare "
+            "with; no candidate."
         )
-    return ["".join(f"- {escaped(line)}\n" for line in lines)] if lines else []
+    return ["".join(f"- {line}\n" for line in lines)] if lines else []
+
+
+def _gamed_below(report: Report, name: str) -> str:
+    gamed = gamed_text(report.models[name])
+    return f" Its reward is not to be believed ({escaped(gamed)}, see below)." if gamed else ""
 
 
 def _lead(report: Report) -> str:
@@ -175,6 +180,8 @@ def _sample(gap: float, sample: Sample, model: str, baseline: str) -> str:
         rows.append([escaped(name), score, correct, escaped(answer.text, _LONGEST_TEXT) or "*(empty)*"])
     task = f" · {escaped(sample.task)}" if sample.task else ""
     lead = f"**{gap:+.2f}**{task}: {escaped(sample.prompt, _LONGEST_TEXT)}\n"
+    if sample.reference is not None:
+        lead += f"\nRight answer: {escaped(str(sample.reference), _LONGEST_TEXT)}\n"
     return f"{lead}\n{table(rows, numbers_from=len(rows[0]))}"
 
 

@@ -46,6 +46,7 @@ class Comparison(Record):
         source: where the answers come from.
         judge: whose scores decide.
         prompts: shared by both.
+        level: confidence level of every interval.
         conclusion: what the figures come to, led by the one that decides.
         notes: what a reader must know, e.g. that the report is on a sample.
         win_rate: of the first, ties counting one half; absent without scores.
@@ -63,6 +64,7 @@ class Comparison(Record):
     source: str
     judge: str
     prompts: int
+    level: float
     conclusion: Conclusion
     notes: tuple[str, ...] = ()
     win_rate: Estimate | None = None
@@ -144,6 +146,7 @@ def compare_samples(
         source=source,
         judge=pairs.judge,
         prompts=len(pairs.samples),
+        level=pairs.settings["level"],
         conclusion=conclude(figures, *labels),
         notes=tuple(notes),
         measures=tuple(measures.values()),

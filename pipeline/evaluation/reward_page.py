@@ -77,6 +77,8 @@ def draw(card: RewardCard, folder: Path) -> list[Path]:
 
 def _verdict(card: RewardCard) -> str:
     """Say whether the model beats chance and length, by intervals."""
+    if card.accuracy.high <= _CHANCE:
+        return "**It is at or below chance**: it does not tell chosen from rejected."
     if card.accuracy.low <= _CHANCE:
         return "**It cannot be told from guessing** with this many pairs."
     if card.length.gain.low <= 0:

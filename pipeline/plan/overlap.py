@@ -58,11 +58,11 @@ class _Source:
         return float(self.options.get("held_out", 0.0))
 
 
-def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> list[str]:
-    """Return a sentence for each source that an input of a stage, or what it stands on, has learnt the prompts of."""
+def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> tuple[str, ...]:
+    """Return a sentence for each source that an input of an evaluation, or what it stands on, learnt the prompts of."""
     asked = _planned_source(plan, planned, "data")
-    if asked is None:
-        return []
+    if asked is None or KINDS[planned.spec.kind].makes != "report":
+        return ()
     users: dict[_Source, list[str]] = {}
     for item in (item for items in planned.inputs.values() for item in items):
         for learnt in dict.fromkeys(_learnt(plan, store, item, set())):
@@ -70,7 +70,7 @@ def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> list[st
             users[learnt] += [item.ref] if item.ref not in users[learnt] else []
     index = PromptIndex(store)
     shared = {learnt: _shared(asked, learnt, index) for learnt in users}
-    return [_sentence(asked, learnt, found, users[learnt]) for learnt, found in shared.items() if found]
+    return tuple(_sentence(asked, learnt, found, users[learnt]) for learnt, found in shared.items() if found)
 
 
 def remember_prompts(store: Store, digest: str, source: DataSource, rows: LoadedRows) -> None:
@@ -185,9 +185,10 @@ def _shared(asked: _Source, learnt: _Source, index: PromptIndex) -> tuple[int, i
 def _sentence(asked: _Source, learnt: _Source, shared: tuple[int, int], users: Sequence[str]) -> str:
     count, of = shared
     what = f"{count:,} of {of:,} prompts" if of else "the prompts"
-    whose = "" if users == [learnt.stage] else f", which {listed(users)} {'stands' if len(users) == 1 else 'stand'} on"
+    others = [user for user in users if user.partition("@")[0] != learnt.stage]
+    whose = f"; {listed(others)} {'stands' if len(others) == 1 else 'stand'} on it" if others else ""
     named = "the same source" if asked.name == learnt.name else f"its source {learnt.name}"
     return (
-        f"{what} of {asked.name} are ones that {learnt.stage} learnt from ({named}){whose}: figures on them say what "
+        f"{what} of {asked.name} are ones that {learnt.stage} learnt from ({named}){whose}. Figures on them say what "
         f"was remembered. Ask prompts held out from training: `held_out` in both, or another file."
     )

@@ -15,7 +15,6 @@ from typing import Any
 from pipeline.artifacts import Store
 from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem
-from pipeline.evaluation.judging import judge_warning
 from pipeline.forecast import fitting_problems
 from pipeline.forecast.machine import has_no_gpu
 from pipeline.forecast.settings import setting_problems
@@ -27,7 +26,7 @@ from pipeline.parallel.cutting import cutting_problem, filling_problem
 from pipeline.parallel.division import division_problems, head_problem
 from pipeline.parallel.slicing import slicing_problems
 from pipeline.plan import Plan, PlannedStage
-from pipeline.plan.overlap import overlap_warnings
+from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
 from pipeline.preflight.tokens import StageTokens, count_stage_tokens
@@ -100,7 +99,7 @@ def check_plan(
     found += fitting_problems(plan, store)
     if found:
         raise PipelineError(*by_line(found))
-    return CheckReport(sources.counts, tokens.stages, tuple(_evaluation_notes(plan, store)))
+    return CheckReport(sources.counts, tokens.stages, tuple(evaluation_notes(plan, store)))
 
 
 def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
@@ -121,29 +120,6 @@ def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
             problem = rows_problem(spec.kind, spec.config, count.train, count.held_out, count.shape)
             if problem is not None:
                 yield replace(problem, where=plan.recipe.where("stages", spec.name, "data"), stage=spec.name)
-
-
-def _evaluation_notes(plan: Plan, store: Store) -> list[str]:
-    """Return what a reader of an evaluation must know and the plan knows already; the rows have been read."""
-    notes = []
-    for stage in plan.stages:
-        if kind_of(stage.spec.kind).makes != "report":
-            continue
-        config: Any = stage.spec.config
-        said = overlap_warnings(plan, stage, store)
-        for item in stage.inputs.get("reward", []):
-            if item.artifact is not None:  # one that is still to be trained says it when it judges
-                metrics = _json_of(item.artifact, "manifest.json").get("metrics", {})
-                said.append(judge_warning(item.ref, metrics, judges=config.judges_by_reward))
-        for data in stage.data.values():
-            head = plan.recipe.data[data.source_name].limit
-            if head is not None and head < (data.rows or head + 1):
-                said.append(
-                    f"data.{data.source_name}.limit takes the first {head:,} rows as they lie in the file; the "
-                    "stage's own `limit` draws a sample of all"
-                )
-        notes += [f"stage {stage.spec.name}: {text}" for text in said if text]
-    return list(dict.fromkeys(notes))
 
 
 def _launcher_problems(plan: Plan) -> Iterator[Problem]:

@@ -148,23 +148,22 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         metrics=_metrics(report),
         tokens=sum(sum(each.lengths) for each in sampled),
         trainer_seconds=time.perf_counter() - started,
-        rows={"prompts": len(prompts), "available": asked.available},
+        rows={"prompts": len(prompts)},
         summary=summary(report),
     )
 
 
 def _warnings(ctx: StageContext, config: Config) -> list[str]:
-    """Return what a reader must know before believing a figure, and tell the user while it runs."""
+    """Return what a reader must know before believing a figure; what the plan did not know is told while it runs."""
     from pipeline.evaluation.judging import judge_warning
 
-    found = list(ctx.warnings)
-    if config.reward is not None:
-        source = ctx.input("reward")
-        found.append(judge_warning(source.name, source.manifest.get("metrics", {}), judges=config.judges_by_reward))
-    found = [warning for warning in found if warning]
-    for warning in found:
+    if config.reward is None:
+        return list(ctx.warnings)
+    source = ctx.input("reward")
+    warning = judge_warning(source.name, source.manifest.get("metrics", {}), judges=config.judges_by_reward)
+    if warning:
         ctx.note(f"warning: {warning}")
-    return found
+    return [*ctx.warnings, *([warning] if warning else [])]
 
 
 def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled]:

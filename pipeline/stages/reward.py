@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.evaluation.judging import accuracy_summary
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain
@@ -137,7 +138,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     started = time.perf_counter()
     metrics = _report(ctx, config, whole, tokenizer, held_out) if held_out and whole is not None else {}
     scoring_s = time.perf_counter() - started
-    shown = f"{metrics['test_accuracy']:.1%} of held-out pairs" if metrics else "no held-out pairs"
+    shown = accuracy_summary(metrics)
     if "gold_agreement" in metrics:
         shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
     return finish(

@@ -73,9 +73,13 @@ def wrapped(text: str, width: int | None, indent: str = "", *, fine: bool = Fals
 
 
 def print_line(text: str = "", *, indent: str = INDENT, stream: TextIO | None = None) -> None:
-    """Print a text, on standard output by default, in lines that fit; those after the first are indented."""
+    """Print a text, on standard output by default, in lines that fit; those after the first are indented.
+
+    A figure stays whole: no line breaks inside ``p = 0.01`` or ``48.0 %``.
+    """
     out = stream or sys.stdout
-    print("\n".join(wrapped(text, line_width(out), indent)), file=out)
+    kept = text.replace(" = ", f"{KEPT_BLANK}={KEPT_BLANK}").replace(" %", f"{KEPT_BLANK}%")
+    print("\n".join(wrapped(kept, line_width(out), indent)), file=out)
 
 
 def print_command(command: str) -> None:

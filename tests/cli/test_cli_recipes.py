@@ -106,9 +106,14 @@ def test_a_run_with_nothing_to_do_ends_in_the_table_the_report_and_the_next_comm
         ["report", "report@v1", "evaluate", "cached"],
     ]
     assert any(line.startswith("0 made, 6 from the store, in ") for line in lines)
-    header = lines[lines.index("report@v1") + 1]
-    assert "win rate vs sft" in header
-    rows = [line.split("  ")[0] for line in lines[lines.index("report@v1") + 2 :][:4]]
+    # What must be known first, what it comes to, then the table.
+    told = lines[lines.index("report@v1") + 1 :]
+    assert told[0].startswith("warning: 18 of 24 prompts of asks are ones that sft learnt from (its source demos)")
+    header = next(i for i, line in enumerate(told) if line.startswith("model "))
+    assert "win rate vs sft" in told[header]
+    assert [line.split()[0] for line in told[1:3]] == ["base", "dpo"]
+    assert all(" is " in line or " cannot be told from " in line for line in told[1:3])
+    rows = [line.split("  ")[0] for line in told[header + 1 :][:4]]
     assert rows == ["base", "sft", "sft (greedy)", "dpo"]
     assert lines[lines.index("next:") + 1 :] == [
         "  trueup chat dpo",
@@ -141,7 +146,10 @@ def test_a_dry_run_writes_nothing_into_the_store(trueup: Trueup, tiny_recipe: Pa
 def test_check_counts_what_it_read(trueup: Trueup, tiny_recipe: Path) -> None:
     # 240 texts, 240 demonstrations, 160 + 60 pairs, 24 prompts.
     told = trueup("check", tiny_recipe)
-    assert told.stdout == f"{tiny_recipe}: 6 stages, 724 rows in 5 data sources: no problems\n"
+    lines = told.stdout.splitlines()
+    assert lines[0] == f"{tiny_recipe}: 6 stages, 724 rows in 5 data sources: no problems"
+    # Its prompts are made as its demonstrations are, from twenty things.
+    assert [line[:65] for line in lines[1:]] == ["note: stage report: 18 of 24 prompts of asks are ones that sft le"]
     assert json.loads(trueup("check", tiny_recipe, "--json").stdout) == {
         "ok": True,
         "problems": [],
@@ -181,7 +189,8 @@ def rated(tiny_recipe: Path) -> Callable[..., Path]:
 
 def test_labelled_rows_are_checked_for_kto(trueup: Trueup, rated: Callable[..., Path]) -> None:
     recipe = rated(*RATED)
-    assert trueup("check", recipe).stdout == f"{recipe}: 7 stages, 728 rows in 6 data sources: no problems\n"
+    told = trueup("check", recipe).stdout.splitlines()
+    assert told[0] == f"{recipe}: 7 stages, 728 rows in 6 data sources: no problems"
 
 
 def test_bad_labelled_rows_are_found_before_anything_runs(trueup: Trueup, rated: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,9 +222,72 @@ def test_compare_pairs_the_answers_of_two_models(trueup: Trueup, stocked: Store)
 def test_compare_prints_the_difference_with_its_sign(trueup: Trueup, stocked: Store) -> None:
     lines = trueup("compare", "dpo@v1", "sft", "--report", "report").stdout.splitlines()
     assert lines[0] == "dpo@v1 against sft: 4 prompts of report@v1, judged by gold"
-    assert lines[1].startswith("win rate 62.5 % [")
-    assert lines[1].endswith("]: 2 won, 1 tied, 1 lost, p = 1")
-    assert [line.split()[:4] for line in lines if line.startswith("score")] == [["score", "1.00", "0.75", "+0.25"]]
+    # Four prompts decide nothing, and no figure is said to.
+    assert lines[1].startswith("dpo@v1 cannot be told from sft beyond noise (correct 0.0 points [")
+    assert lines[2].startswith("win rate 62.5 % [")
+    assert lines[2].endswith("]: 2 won, 1 tied, 1 lost, p = 1")
+    row = next(line for line in lines if line.startswith("mean gold score"))
+    assert row.split()[3:6] == ["1.00", "0.75", "+0.25"]
+    assert "*" not in row
+
+
+def _limited(stocked: Store, commit: Callable[..., Artifact], name: str) -> Artifact:
+    """Commit a newer report on the last three of the four prompts."""
+    old = stocked.artifacts("report")[0].path
+    report = json.loads((old / "report.json").read_text())
+    report |= {"schema": 2, "prompts": 3, "available": 4, "sampled_by": "task", "seed": 7}
+    rows = (old / "samples.jsonl").read_text().splitlines(keepends=True)
+    files = {"report.json": json.dumps(report), "samples.jsonl": "".join(rows[1:])}
+    return commit(stocked, name, "limited", files, kind="evaluate", makes="report")
+
+
+def test_compare_does_not_take_a_sample_for_the_whole(
+    trueup: Trueup, stocked: Store, commit: Callable[..., Artifact]
+) -> None:
+    _limited(stocked, commit, "report")
+    assert "4 prompts of report@v1" in trueup("compare", "dpo", "sft").stdout.splitlines()[0]
+    lines = trueup("compare", "dpo", "sft").stdout.splitlines()
+    assert lines[-1] == "note: newer, but on a sample of the prompts: report@v2; name one with --report to use it"
+    lines = trueup("compare", "dpo", "sft", "--report", "report").stdout.splitlines()
+    assert "3 prompts of report@v2" in lines[0]
+    whole = "note: report@v2 is on 3 of 4 prompts, a sample stratified by task (seed 7), not on all"
+    assert lines[-1] == whole
+    both = trueup("compare", "report@v2", "report@v1").stdout.splitlines()
+    assert both[-2:] == [whole, "note: 1 prompt is in report@v1 only, and left out"]
+
+
+def test_a_limited_report_of_schema_1_is_known_by_its_configuration(
+    trueup: Trueup, stocked: Store, commit: Callable[..., Artifact]
+) -> None:
+    old = stocked.artifacts("report")[0].path
+    report = {**json.loads((old / "report.json").read_text()), "prompts": 4}
+    files = {"report.json": json.dumps(report), "samples.jsonl": (old / "samples.jsonl").read_text()}
+    commit(stocked, "part", "one", files, kind="evaluate", makes="report", config={"config": {"limit": 4}})
+    assert "4 prompts of report@v1" in trueup("compare", "dpo", "sft").stdout.splitlines()[0]
+    lines = trueup("compare", "dpo", "sft", "--report", "part").stdout.splitlines()
+    assert lines[-1] == "note: part@v1 is on the first 4 prompts of its data, not on all"
+
+
+def test_where_there_is_only_a_sample_it_is_taken_and_named(
+    trueup: Trueup, stocked: Store, commit: Callable[..., Artifact]
+) -> None:
+    sample = _limited(stocked, commit, "part")
+    shutil.rmtree(stocked.artifacts("report")[0].path)
+    lines = trueup("compare", "dpo", "sft").stdout.splitlines()
+    assert f"3 prompts of {sample.ref}" in lines[0]
+    assert lines[-1].startswith("note: part@v1 is on 3 of 4 prompts")
+
+
+def test_compare_has_the_intervals_of_the_report(
+    trueup: Trueup, stocked: Store, commit: Callable[..., Artifact]
+) -> None:
+    from pipeline.evaluation.intervals import mean_interval
+
+    limited = _limited(stocked, commit, "part")
+    found = json.loads(trueup("compare", "dpo", "sft", "--report", limited.ref, "--json").stdout)[0]
+    # One tie, one loss, one win of the last three prompts, with the report's seed.
+    expected = mean_interval([0.5, 0.0, 1.0], seed=7, bounds=(0, 1))
+    assert found["win_rate"] == expected.model_dump()
 
 
 def test_compare_two_reports_pairs_shared_prompts(

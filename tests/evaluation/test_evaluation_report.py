@@ -101,7 +101,8 @@ def test_final_table(report):
     assert dpo[0] == "dpo"
     assert dpo[1].startswith("80.0 % [")
     # 50 % correct against 100 %: ten of twenty lost, none won, marked.
-    assert dpo[3:] == ["5.00", "50.0 % ▼", "2.08", "12.0", "95 %", "▼ fact"]
+    # Reward rose from 2 to 5 while those ten fell: the reward model is gamed.
+    assert dpo[3:] == ["5.00 (gamed)", "50.0 % ▼", "2.08", "12.0", "95 %", "▼ fact"]
     assert sft == ["sft", "baseline", "1.00 [1.00, 1.00]", "2.00", "100.0 %", "0.00", "10.0", "100 %", "–"]
     assert greedy[5] == "–"
     assert greedy[-1] == "none"
@@ -116,7 +117,7 @@ def test_columns_without_values_are_left_out(report):
 def test_task_table(report):
     assert task_table(report) == [
         ["task", "prompts", "sft", "dpo", "sft (greedy)"],
-        ["sum", "10", "100 %", "100 % (0)", "100 % (0)"],
+        ["sum", "10", "100 %", "100 % (0)", "100 % of 9 (0)"],  # one has no checkable answer of the greedy model
         ["fact", "10", "100 %", "0 % (-100) ▼", "100 % (0)"],
     ]
 

@@ -31,7 +31,7 @@ def test_each_figure_says_its_values(report, tmp_path):
     tasks = text_of(tmp_path / "tasks.svg")
     assert {"sum", "fact", "dpo", "sft", "sft (greedy)", "below sft beyond noise"} <= set(tasks)
     both = text_of(tmp_path / "reward_gold.svg")
-    assert {"dpo", "sft", "reward model", "gold", "gain over sft"} <= set(both)
+    assert {"dpo: gamed", "sft", "reward model", "gold", "gain over sft"} <= set(both)
     assert not any("greedy" in text for text in both)  # it has no KL
 
 

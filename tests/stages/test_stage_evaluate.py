@@ -11,6 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from pipeline.evaluation.comparison import recomputed
+from pipeline.evaluation.differences import paired_difference
+from pipeline.evaluation.intervals import mean_interval, wilson
+from pipeline.evaluation.report import read, to_json
+from pipeline.evaluation.samples import read_samples
 from pipeline.stages.evaluate import Config
 from pipeline.training.encode import encode_prompt, render
 
@@ -37,7 +42,7 @@ def test_win_rates_gold_and_correctness_by_hand(
     asks = read_rows(chain.recipe.parent / "asks.jsonl")
     assert [row["prompt"] for row in samples] == [row["prompt"] for row in asks]
     assert list(report["models"]) == ["base", "sft", "sft (greedy)", "dpo"]
-    assert (report["schema"], report["baseline"]) == (1, "sft")
+    assert (report["schema"], report["baseline"]) == (2, "sft")
 
     def judged(name: str) -> list[tuple[float, float]]:
         """Score by the tiny world's gold function, written out again."""
@@ -129,6 +134,157 @@ def test_a_model_against_itself_is_even_at_no_divergence(
     assert made["win_rate"]["low"] + made["win_rate"]["high"] == pytest.approx(1)
     assert made["kl"]["value"] == pytest.approx(0, abs=1e-5)
     assert (made["win_counts"]["wins"], made["win_counts"]["ties"]) == (0, 24)
+
+
+def _cells(page: str, heading: str) -> dict[str, dict[str, str]]:
+    """Return a table of the page as rows by their first cell."""
+    section = page[page.index(heading) :]
+    lines = section[section.index("| ") :].split("\n\n")[0].splitlines()
+    header, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
+    return {row[0].replace("*", "").split(" (base")[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+class _Row:
+    """What the samples alone say of one model, next to the baseline's."""
+
+    def __init__(self, rows: list[dict[str, Any]], name: str, *, seed: int) -> None:
+        self.mine = [row["answers"][name] for row in rows]
+        self.base = [row["answers"]["sft"] for row in rows]
+        self.options: dict[str, Any] = {"seed": seed, "resamples": 200}
+
+    def column(self, key: str) -> list[float]:
+        return [float(answer[key]) for answer in self.mine]
+
+    def mean(self, key: str, digits: int = 2) -> str:
+        found = mean_interval(self.column(key), **self.options)
+        return f"{_mean(self.column(key)):.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+    def win_rate(self) -> str:
+        points = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+        won = [points[answer["result"]] for answer in self.mine]
+        assert won == [
+            (a["gold"] > b["gold"]) + 0.5 * (a["gold"] == b["gold"]) for a, b in zip(self.mine, self.base, strict=True)
+        ]
+        found = mean_interval(won, bounds=(0, 1), **self.options)
+        return f"{100 * _mean(won):.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+    def counts(self) -> str:
+        results = [answer["result"] for answer in self.mine]
+        return " / ".join(str(results.count(word)) for word in ("win", "tie", "loss"))
+
+    def correct(self) -> str:
+        right = self.column("correct")
+        found = wilson(sum(right), len(right))
+        return f"{100 * _mean(right):.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+    def delta(self) -> tuple[float, Any]:
+        theirs = [float(answer["correct"]) for answer in self.base]
+        found = paired_difference(self.column("correct"), theirs, bounds=(0, 1), **self.options)
+        return 100 * (_mean(self.column("correct")) - _mean(theirs)), found
+
+
+def test_every_figure_of_the_page_is_computed_again_from_the_samples(
+    chain: Any, report: dict[str, Any], samples: list[dict[str, Any]]
+) -> None:
+    page = (chain["report"].path / "report.md").read_text(encoding="utf-8")
+    models, tasks = _cells(page, "## Models"), _cells(page, "## Correct answers by task")
+    seed = samples[0]["seed"]
+    assert report["seed"] == seed == chain["report"].manifest.seed
+    assert list(models) == list(report["models"]) == list(samples[0]["answers"])
+    for name, cells in models.items():
+        row = _Row(samples, name, seed=seed)
+        expected = {
+            "gold": row.mean("gold"),
+            "reward": row.mean("reward"),
+            "correct": row.correct(),
+            "tokens": row.mean("length", 1),
+            "ended": f"{100 * _mean([answer['stop_reason'] == 'eos' for answer in row.mine]):.1f} %",
+        }
+        if name == "sft":
+            assert all(row.get("result") is None for row in row.mine)
+        else:
+            value, found = row.delta()
+            sign = "+" if value > 0 else ""
+            mark = " ▼" if found.high < 0 and found.p_value < 0.05 else ""
+            expected["won / tied / lost"], expected["win rate vs sft"] = row.counts(), row.win_rate()
+            expected["Δ correct"] = f"{sign}{value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]{mark}"
+        if "kl" in row.mine[0]:
+            expected["KL (nats)"] = row.mean("kl")
+            per_token = sum(row.column("kl")) / sum(row.column("length"))
+            assert report["models"][name]["kl_per_token"]["value"] == pytest.approx(per_token, rel=1e-6)
+            assert report["models"][name]["kl_k3"]["value"] == pytest.approx(_mean(row.column("kl_k3")), rel=1e-6)
+        shown = {title: cells[title].partition(" (gamed")[0].replace("-0.00", "0.00") for title in expected}
+        assert shown == {title: text.replace("-0.00", "0.00") for title, text in expected.items()}, name
+        for task, counts in tasks.items():
+            own = [one for one in samples if one["task"] == task]
+            part = _Row(own, name, seed=seed)
+            assert counts["prompts"] == str(len(own))
+            assert counts[name].startswith(f"{100 * _mean(part.column('correct')):.0f} %")
+
+
+def test_the_whole_report_is_made_again_from_the_samples(chain: Any) -> None:
+    folder = chain["report"].path
+    again = recomputed(read(folder / "report.json"), read_samples(folder / "samples.jsonl"))
+    assert to_json(again) == (folder / "report.json").read_text(encoding="utf-8")
+
+
+def test_a_limit_is_a_sample_with_the_answers_of_the_whole(
+    chain: Any,
+    samples: list[dict[str, Any]],
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    write_jsonl: Any,
+    tmp_path: Path,
+) -> None:
+    # The prompts of the tiny world sorted by task: twelve `colour`, then twelve `hue`.
+    rows = [json.loads(line) for line in (chain.recipe.parent / "asks.jsonl").read_text().splitlines()]
+    rows.sort(key=lambda row: str(row["task"]))
+    data = write_jsonl(tmp_path / "sorted.jsonl", rows)
+    config = {"models": ["sft"], "baseline": "sft", "gold": f"{chain.recipe.parent}/gold.py:gold", "max_new_tokens": 16}
+    runs = [
+        run_stage(
+            "evaluate", {**config, "limit": limit}, data={"data": data}, inputs={"models": [as_input(chain["sft"])]}
+        )
+        for limit in (6, 24)
+    ]
+    made = [[json.loads(line) for line in (ran.out / "samples.jsonl").read_text().splitlines()] for ran in runs]
+    asked = [row["row"] for row in made[0]]
+    assert [rows[place]["task"] for place in asked] == ["colour"] * 3 + ["hue"] * 3
+    assert asked != [0, 1, 2, 12, 13, 14]
+    # A prompt is answered as in the whole report, and its right answer is beside it.
+    assert made[0] == [made[1][place] for place in asked]
+    assert [row["reference"] for row in made[0]] == [rows[place]["answer"] for place in asked]
+    part, whole = (json.loads((ran.out / "report.json").read_text()) for ran in runs)
+    assert (part["prompts"], part["available"], part["sampled_by"]) == (6, 24, "task")
+    assert (whole["prompts"], whole["available"], whole["sampled_by"]) == (24, 24, "")
+    assert "6 of 24 prompts, a sample stratified by task (seed 7)" in (runs[0].out / "report.md").read_text()
+    assert runs[0].outcome.result.summary == "sft alone: nothing to compare it with"
+
+
+def test_stop_reasons_and_lengths(chain: Any, samples: list[dict[str, Any]]) -> None:
+    for row in samples:
+        for answer in row["answers"].values():
+            assert answer["stop_reason"] == ("eos" if answer["length"] < 16 else answer["stop_reason"])
+            assert 1 <= answer["length"] <= 16
+            assert answer["stop_reason"] in ("eos", "max_new_tokens")
+
+
+def test_a_judge_at_chance_is_told_in_report_and_on_the_terminal(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any]
+) -> None:
+    judge = as_input(chain["rm"])
+    card = {"test_accuracy": 0.0, "test_accuracy_low": 0.0, "test_accuracy_high": 0.354, "test_pairs": 7.0}
+    judge = judge.model_copy(update={"manifest": {**judge.manifest, "metrics": card}})
+    ran = run_stage(
+        "evaluate",
+        {"models": ["sft"], "baseline": "sft", "greedy": [], "limit": 4, "max_new_tokens": 4},
+        data={"data": chain.recipe.parent / "asks.jsonl"},
+        inputs={"models": [as_input(chain["sft"])], "reward": judge},
+    )
+    text = "the reward model rm is at or below chance: right on 0.0 % [0.0, 35.4] of 7 held-out pairs."
+    assert any(note.startswith(f"warning: {text}") for note in ran.notes)
+    assert json.loads((ran.out / "report.json").read_text())["warnings"][0].startswith(text)
+    assert text in (ran.out / "report.md").read_text().replace("\\", "")
 
 
 def test_without_gold_the_reward_model_judges(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> None:

@@ -1,0 +1,43 @@
+"""A reward model that guesses does not judge without a warning."""
+
+import pytest
+
+from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.judging import accuracy_summary, judge_warning
+from pipeline.evaluation.reward_card import build_card, headline
+from pipeline.evaluation.reward_page import render
+
+
+def card(right, pairs):
+    """Score pairs so that ``right`` of them are ranked right."""
+    chosen = [1.0] * right + [-1.0] * (pairs - right)
+    return build_card(
+        chosen=chosen, rejected=[0.0] * pairs, chosen_lengths=[5] * pairs, rejected_lengths=[5] * pairs, seed=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "pairs", "warning", "summary", "page"),
+    [
+        # Wilson: 0 of 7 is [0, 35.4]; 5 of 7 is [35.9, 91.8]; 70 of 100 is [60.4, 78.1].
+        (0, 7, "is at or below chance: right on 0.0 % [0.0, 35.4] of 7 held-out pairs.", "at or below", "at or below"),
+        (5, 7, "cannot be told from chance, with too few pairs to tell: right on 71.4 %", "too few", "cannot be told"),
+        (70, 100, "", "", "beats guessing"),
+    ],
+)
+def test_by_its_cards_interval(right, pairs, warning, summary, page):
+    made = card(right, pairs)
+    assert made.accuracy == wilson(right, pairs)
+    metrics = headline(made)
+    for judges, consequence in ((True, "Its scores decide who wins here"), (False, "no win is decided by them")):
+        found = judge_warning("rm", metrics, judges=judges)
+        assert (warning in found and consequence in found) if warning else found == ""
+    assert summary in accuracy_summary(metrics)
+    assert ("chance" in accuracy_summary(metrics)) == bool(summary)
+    assert page in render(made)
+
+
+def test_one_without_a_report():
+    assert "the reward model x/y has no report on held-out pairs" in judge_warning("x/y", {}, judges=True)
+    assert judge_warning("x/y", {}, judges=False) == ""
+    assert accuracy_summary({}) == "no held-out pairs"

@@ -1,0 +1,102 @@
+"""A report can be computed again from its samples alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.answers import Answers, Prompt, from_samples, samples
+from pipeline.evaluation.comparison import compare, recomputed
+from pipeline.evaluation.estimate import rounded
+from pipeline.evaluation.report import read, to_json
+from pipeline.evaluation.samples import read_samples
+from pipeline.evaluation.writing import write
+
+COUNT = 40
+
+
+def values(random, shape=COUNT):
+    return [rounded(value) for value in random.normal(size=shape).tolist()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A report on three models of random figures, written into a folder."""
+    random = np.random.default_rng(3)
+    prompts = [Prompt(f"p{i}", "ab"[i % 2], i * 2, 7, {"is": i}) for i in range(COUNT)]
+    answers = [
+        Answers(
+            name,
+            [f"{name} says {i}\u2028" for i in range(COUNT)],
+            lengths=random.integers(1, 9, COUNT).tolist(),
+            ended=[stop == "eos" for stop in stops],
+            stop_reasons=stops,
+            gold=values(random),
+            reward=values(random),
+            correct=[None if i == 3 else float(random.random() < 0.5) for i in range(COUNT)],
+            kl=None if name == "sft" else [float("nan"), *values(random, COUNT - 1)],
+            kl_k3=None if name == "sft" else [float("nan"), *map(abs, values(random, COUNT - 1))],
+        )
+        for name in ("sft", "dpo", "ppo")
+        for stops in [random.choice(["eos", "max_new_tokens", "context"], COUNT).tolist()]
+    ]
+    report = compare(answers, prompts, baseline="sft", seed=7, resamples=300)
+    report = report.model_copy(update={"available": 80, "sampled_by": "task", "warnings": ["w"]})
+    folder = tmp_path_factory.mktemp("report")
+    write(report, folder, samples(answers, prompts, baseline="sft"))
+    return folder
+
+
+def test_every_figure_and_interval_comes_back(made):
+    report = read(made / "report.json")
+    again = recomputed(report, read_samples(made / "samples.jsonl"))
+    assert to_json(again) == (made / "report.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["gold", "reward", "correct", "kl", "kl_k3", "length", "stop_reason"])
+def test_no_figure_stands_on_anything_else(made, key):
+    # Each column of the samples moves a figure; were one of them ignored, this would not fail.
+    found = read_samples(made / "samples.jsonl")
+    other = {"stop_reason": "eos" if found[5].answers["dpo"].stop_reason != "eos" else "context"}
+    value = other.get(key) or (getattr(found[5].answers["dpo"], key) or 0) + 1
+    changed = found[5].answers["dpo"].model_copy(update={key: value})
+    found[5] = found[5].model_copy(update={"answers": {**found[5].answers, "dpo": changed}})
+    report = read(made / "report.json")
+    assert to_json(recomputed(report, found)) != to_json(report)
+
+
+def test_what_a_row_holds(made):
+    row = json.loads((made / "samples.jsonl").read_text(encoding="utf-8").split("\n")[4])
+    assert (row["prompt"], row["task"], row["row"], row["seed"], row["reference"]) == ("p4", "a", 8, 7, {"is": 4})
+    assert set(row["answers"]["dpo"]) == {
+        *("text", "score", "gold", "reward", "correct", "result", "kl", "kl_k3", "length", "stop_reason"),
+    }
+    mine, theirs = row["answers"]["dpo"]["gold"], row["answers"]["sft"]["gold"]
+    assert row["answers"]["dpo"]["result"] == ("win" if mine > theirs else "loss")
+    assert "result" not in row["answers"]["sft"]
+    first = json.loads((made / "samples.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert "kl" not in first["answers"]["dpo"]  # an empty answer has none
+
+
+def test_the_page_shows_the_right_answer_beside_the_two(made):
+    assert "Right answer: {'is': " in (made / "report.md").read_text(encoding="utf-8")
+
+
+def test_there_and_back(made):
+    found = read_samples(made / "samples.jsonl")
+    answers, prompts = from_samples(found)
+    assert samples(answers, prompts, baseline="sft", judge="gold") == found
+
+
+def test_a_broken_line_is_named(made, tmp_path):
+    file = tmp_path / "samples.jsonl"
+    file.write_text((made / "samples.jsonl").read_text(encoding="utf-8") + '{"prompt": 3}\n', encoding="utf-8")
+    with pytest.raises(PipelineError, match=rf"{file}:41: not a sample"):
+        read_samples(file)
+
+
+def test_reports_of_schema_1_tell_no_seed(made):
+    report = read(made / "report.json").model_copy(update={"seed": None})
+    with pytest.raises(PipelineError, match="report tells no seed"):
+        recomputed(report, read_samples(made / "samples.jsonl"))
