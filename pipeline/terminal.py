@@ -7,6 +7,7 @@ a table is printed, so that `--help` does not pay for it.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ def print_json(value: Any) -> None:
 
 def duration(seconds: float) -> str:
     """Return ``0.8 s``, ``12 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    if not math.isfinite(seconds):
+        return "∞ h"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
