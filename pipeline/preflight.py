@@ -6,6 +6,7 @@ were read once without a problem are remembered by their digest, so a second run
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -372,7 +373,8 @@ class _Remembered:
         """Write the file, if anything was added; a lost write only costs time."""
         if len(self.keys) == self._before:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(sorted(self.keys)), encoding="utf-8")
-        part.replace(self.file)
+        with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(sorted(self.keys)), encoding="utf-8")
+            part.replace(self.file)

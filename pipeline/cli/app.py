@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -16,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from pipeline import __version__
+from pipeline.disk import disk_problem, exit_code_of
 from pipeline.errors import ExitCode, PipelineError
 
 RECIPES, PEOPLE, STORE, MODELS, MACHINE = "Recipes", "Preferences", "Store", "Checkpoints", "Set-up"
@@ -130,6 +132,10 @@ def guarded(call: Callable[[], Any], *, debug: bool) -> int:
     except Exception as error:  # nothing a user does should end in a traceback
         if debug:
             _print_trace(error)
+        refused = disk_problem(error, Path.cwd())
+        if refused is not None:
+            _say(str(refused))
+            return int(exit_code_of(error, Path.cwd()))
         _say(f"{type(error).__name__}: {_one_line(error)}; run with --debug for the traceback")
         return int(ExitCode.FAILED)
     return code if isinstance(code, int) else int(ExitCode.DONE)

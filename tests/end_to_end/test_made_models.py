@@ -23,6 +23,7 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.remote import pull, push
 
 RECIPE = """\
 name: made
@@ -146,11 +147,10 @@ def test_an_adapter_finds_its_base_in_the_store(made: Callable[[str], Artifact],
 
 
 def test_an_adapter_finds_its_base_in_another_store(
-    made: Callable[[str], Artifact], command: Any, tmp_path: Path, monkeypatch: Any
+    made: Callable[[str], Artifact], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    store = made("lora").path.parents[1]
-    assert command("push", "lora", tmp_path / "remote", "--store", store, cwd=tmp_path).returncode == 0
-    assert command("pull", "lora", tmp_path / "remote", "--store", tmp_path / "other", cwd=tmp_path).returncode == 0
+    push(Store(made("lora").path.parents[1]), ["lora"], str(tmp_path / "remote"))
+    pull(str(tmp_path / "remote"), ["lora"], Store(tmp_path / "other"))
     pulled = Store(tmp_path / "other").artifacts("lora")[-1]
     assert pulled.manifest.digest == made("lora").manifest.digest
     monkeypatch.chdir(pulled.path)
