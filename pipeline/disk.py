@@ -72,10 +72,9 @@ def disk_problem(error: BaseException, at: Path | str, *, needed: int | None = N
         return None
     path = cause.path or str(at)
     said, remedy = _SAID[cause.number]
-    expected = ""
-    if cause.number in (errno.ENOSPC, errno.EDQUOT):
-        expected = _room(Path(path), needed)
-    return Problem(said.format(path=path if len(path) <= 160 else f"{path[:157]}…"), expected, remedy)
+    found = said.format(path=path if len(path) <= 160 else f"{path[:157]}…")
+    room = _room(Path(path), needed) if cause.number in (errno.ENOSPC, errno.EDQUOT) else ""
+    return Problem(f"{found}: {room}" if room else found, remedy=remedy)
 
 
 def exit_code_of(error: BaseException, at: Path | str) -> ExitCode:
