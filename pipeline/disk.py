@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import ExitCode, PipelineError, Problem
 
-GIVEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
+GIVEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOENT)
 """The place itself is wrong, and will be the next time: bad input. The others are failures of the moment."""
 
 _FREE = "free some room and run the same command again"
@@ -33,6 +33,7 @@ _SAID: dict[int, tuple[str, str]] = {
     errno.ESTALE: ("the file system of {path} is gone", "mount it again and run the same command again"),
     errno.ENOTCONN: ("the file system of {path} is gone", "mount it again and run the same command again"),
     errno.ENODEV: ("the file system of {path} is gone", "mount it again and run the same command again"),
+    errno.ENOENT: ("{path} is not there and cannot be made, or is there no more", "mount it, or name another place"),
     errno.EIO: ("the disk of {path} has an input/output error", "look into the system's log, then run again"),
     errno.EMFILE: ("this process may not open more files ({path})", "raise `ulimit -n`"),
 }
@@ -107,7 +108,9 @@ def _cause(error: BaseException, at: Path) -> _Cause | None:
     while current is not None and current not in seen:
         seen.append(current)
         number = current.errno if isinstance(current, OSError) else _told_number(str(current))
-        if number in _SAID and number is not None:
+        if number == errno.ENOENT and not at.is_dir():
+            return _Cause(number, str(at))
+        if number in _SAID and number is not None and number != errno.ENOENT:
             name: Any = getattr(current, "filename2", None) or getattr(current, "filename", None)
             return _Cause(number, os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else "")
         current = current.__cause__ or current.__context__

@@ -373,7 +373,7 @@ class _Remembered:
         """Write the file, if anything was added; a lost write only costs time."""
         if len(self.keys) == self._before:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a store that cannot be written: whoever writes artifacts will say so
             self.file.parent.mkdir(parents=True, exist_ok=True)
             part = self.file.with_suffix(".part")
             part.write_text(json.dumps(sorted(self.keys)), encoding="utf-8")

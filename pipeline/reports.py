@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.refs import resolve
+from pipeline.disk import writing
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.evaluation.estimate import Delta, Estimate, Record
 from pipeline.evaluation.report import Report, Sample, read
@@ -75,7 +76,8 @@ def evaluation_recipe(asked: Evaluation) -> Iterator[Recipe]:
         # Two levels, since a relative path is also looked up in the parent of the recipe's folder.
         file = Path(outer) / "recipe" / "evaluate.yaml"
         file.parent.mkdir()
-        file.write_text(json.dumps(recipe, indent=2), encoding="utf-8")  # JSON is YAML
+        with writing(file):
+            file.write_text(json.dumps(recipe, indent=2), encoding="utf-8")  # JSON is YAML
         with _without_places(str(file)):
             yield load(file)
 
