@@ -123,11 +123,11 @@ def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> Ru
         PipelineError: a stage met bad input.
     """
     started = time.perf_counter()
-    if plan.pending:
-        warm_up()
-    with writing(store.root):
+    with writing(store.root):  # before the libraries are loaded: a store that cannot be written is told at once
         run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
         journal = Journal(run_dir)
+    if plan.pending:
+        warm_up()
     journal.write(
         "run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending]
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fuzzing import case_of, fuzz, report
 from recipe_cases import RecipeCases
+from row_cases import RowCases
 
 from pipeline.errors import PipelineError
 from pipeline.recipe import load
@@ -55,6 +58,13 @@ def test_mutated_recipes_are_accepted_or_refused_in_words(recipes: RecipeCases) 
     assert outcomes.findings == [], report(outcomes, "python tests/fuzz recipes --seed 5 --only {number}")
     assert outcomes.counts["accepted"] > 5  # the mutations are not all of one sort
     assert outcomes.counts["refused"] > 50
+
+
+def test_mutated_rows_are_read_or_refused_in_words_and_none_is_lost(tmp_path: Path) -> None:
+    outcomes = fuzz(RowCases(tmp_path), 5, range(400))
+    assert outcomes.findings == [], report(outcomes, "python tests/fuzz rows --seed 5 --only {number}")
+    assert outcomes.counts["accepted"] > 50
+    assert outcomes.counts["refused"] > 100
 
 
 def test_a_case_hangs_on_seed_and_number_alone(recipes: RecipeCases) -> None:

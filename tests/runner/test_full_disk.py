@@ -1,4 +1,4 @@
-"""A run on a disk that fills up, that is read-only, or that is gone: one sentence, and afterwards the same artifacts."""
+"""A run on a disk that fills up, that is read-only or gone: one sentence, and afterwards the same artifacts."""
 
 from __future__ import annotations
 
