@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-vllm test-liger check lint types format slurm-quickstart bench bench-memory bench-ppo bench-gpu test-bench-gpu image docs clean
+.PHONY: help setup setup-dev demo test test-vllm test-liger check lint types format slurm-quickstart fuzz bench bench-memory bench-ppo bench-gpu test-bench-gpu image docs clean
 
 help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
 .venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
@@ -23,6 +23,8 @@ types: setup-dev  ## mypy --strict on the package
 	$(PY) -m mypy
 format: setup-dev  ## rewrite the code in the house format
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+fuzz: setup-dev  ## mutate every recipe, and rows of every shape, ten thousand times each: no bare exception
+	set -e; for what in recipes rows; do $(PY) tests/fuzz $$what --count 10000; done
 bench: setup-dev  ## measure; one JSON line per figure
 	$(PY) benchmarks/run.py
 bench-memory: setup-dev  ## measure the forecast of memory against real stages on this processor

@@ -21,9 +21,10 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.files import locked, write_durably
 from pipeline.artifacts.manifest import SHORT
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
+from pipeline.journal import new_run_dir
 from pipeline.launch import slurm
 from pipeline.plan import FORCED, Plan, PlannedStage
-from pipeline.runner import RunReport, StageDone, StopRequest, View, new_run_dir
+from pipeline.runner import RunReport, StageDone, StopRequest, View
 from pipeline.stage import Event, kind_of
 
 LOOK_S = 0.5

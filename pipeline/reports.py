@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.refs import resolve
+from pipeline.disk import writing
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.evaluation.report import Report, read
 from pipeline.evaluation.samples import Sample, read_samples
@@ -73,7 +74,8 @@ def evaluation_recipe(asked: Evaluation) -> Iterator[Recipe]:
         # Two levels, since a relative path is also looked up in the parent of the recipe's folder.
         file = Path(outer) / "recipe" / "evaluate.yaml"
         file.parent.mkdir()
-        file.write_text(json.dumps(recipe, indent=2), encoding="utf-8")  # JSON is YAML
+        with writing(file):
+            file.write_text(json.dumps(recipe, indent=2), encoding="utf-8")  # JSON is YAML
         with _without_places(str(file)):
             yield load(file)
 

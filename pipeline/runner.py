@@ -7,21 +7,21 @@ and prints nothing: a `View` shows what happens.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.manifest import DataRecord, InputRecord
+from pipeline.disk import CannotWrite, writing
 from pipeline.environment import environment
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
+from pipeline.journal import Journal, new_run_dir
 from pipeline.launch.job import DataJob, Job, Outcome
 from pipeline.launch.local import run_job, warm_up
 from pipeline.launch.meeting import Meeting, hosting
@@ -119,23 +119,6 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-class Journal:
-    """Append-only record of a run: one JSON object per line, flushed as it happens."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._file = (run_dir / "journal.jsonl").open("a", encoding="utf-8")
-
-    def write(self, event: str, **fields: Any) -> None:
-        """Append one event with the time."""
-        row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-        self._file.write(json.dumps(row, default=str) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> RunReport:
     """Execute what is pending in ``plan``; journal and logs go to ``run_dir``, by default one of its own.
 
@@ -145,10 +128,11 @@ def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> Ru
         PipelineError: a stage met bad input.
     """
     started = time.perf_counter()
+    with writing(store.root):  # before the libraries are loaded: a store that cannot be written is told at once
+        run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
+        journal = Journal(run_dir)
     if plan.pending:
         warm_up()
-    run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
-    journal = Journal(run_dir)
     journal.write(
         "run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending]
     )
@@ -157,22 +141,13 @@ def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> Ru
     try:
         with StopRequest().listening() as stop, hosting(plan, store.root, run_dir, stop.is_asked) as meeting:
             for planned in plan.stages:
-                done[planned.spec.name] = _run_stage(plan, planned, done, store, view, journal, run_dir, stop, meeting)
+                with writing(store.root):
+                    made = _run_stage(plan, planned, done, store, view, journal, run_dir, stop, meeting)
+                done[planned.spec.name] = made
     finally:
         journal.write("run_ended", seconds=round(time.perf_counter() - started, 3), finished=list(done))
         journal.close()
     return RunReport(run_dir, tuple(done.values()), time.perf_counter() - started)
-
-
-def new_run_dir(runs: Path, recipe: str) -> Path:
-    """Make the folder of this run and no other: in containers, two processes of one second may have one number."""
-    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe}-{os.getpid()}"
-    for number in itertools.count(1):
-        folder = runs / (stem if number == 1 else f"{stem}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            break
-    return folder
 
 
 def _run_stage(
@@ -223,9 +198,11 @@ def _run_stage(
             raise failure_of(name, outcome, stopped=outcome.stopped or stop.asked)
         fields = _manifest_fields(plan, planned, job, outcome, outcome.result)
         try:
-            artifact = area.commit(replace=FORCED in planned.why, **fields)
+            with writing(area.folder):
+                artifact = area.commit(replace=FORCED in planned.why, **fields)
         except PipelineError as error:
-            refused = Outcome(problems=error.problems)
+            code = error.exit_code if isinstance(error, CannotWrite) else ExitCode.FAILED
+            refused = Outcome(problems=error.problems, exit_code=int(code))
             _tell_failure(planned, refused, view, journal)
             raise failure_of(name, refused, stopped=False) from None
     if meeting is not None and job.nodes > 1:

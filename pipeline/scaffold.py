@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.disk import writing
 from pipeline.errors import PipelineError, Problem, listed, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -62,7 +63,8 @@ def write_starter(file: Path, kind: str, *, overwrite: bool = False) -> Written:
     _refuse_existing([file], overwrite=overwrite)
     file.parent.mkdir(parents=True, exist_ok=True)
     text = (_STARTERS / f"{kind}.yaml").read_text(encoding="utf-8")
-    file.write_text(text.replace("THIS_FILE", str(file)), encoding="utf-8")
+    with writing(file):
+        file.write_text(text.replace("THIS_FILE", str(file)), encoding="utf-8")
     steps = ("put your rows where `data:` says, or change the paths", f"trueup check {file}", f"trueup run {file}")
     return Written((file,), file, steps)
 

@@ -22,7 +22,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
         "cli display terminal scaffold doctor chatting reports preflight forecast",
-        "runner partner cluster",
+        "runner partner cluster journal",
         "launch",
         "stages",
         "training",
@@ -36,6 +36,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "artifacts",
         "stage",
         "estimate",
+        "disk",
         "errors environment limits",
     )
 )

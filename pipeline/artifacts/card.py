@@ -30,16 +30,16 @@ def card(manifest: Manifest, ancestors: Sequence[Manifest], files: Iterable[str]
         ancestors: manifests of what it was made from, directly or not, nearest first.
         files: paths of its payload.
     """
-    files = set(files)
+    paths = set(files)
     sections = [
-        _front_matter(manifest, ancestors, set(files)),
+        _front_matter(manifest, ancestors, paths),
         f"# {manifest.name}\n",
         f"{_PURPOSE.get(manifest.makes, 'An artifact')}, made by trueup's `{manifest.kind}` stage"
         f" (fingerprint `{manifest.short}`, seed {manifest.seed}).\n",
         _lineage(manifest, ancestors),
         _data(manifest),
         _metrics(manifest),
-        _usage(manifest, set(files)),
+        _usage(manifest, paths),
         f"## Configuration\n\n```json\n{json.dumps(_plain(manifest.config), indent=2, sort_keys=True)}\n```\n",
     ]
     return "\n".join(section for section in sections if section)
@@ -171,7 +171,10 @@ def _scoring(files: set[str]) -> list[str]:
     """Return how to have it score an answer, or a text where there is no chat template."""
     if TEMPLATE_FILE in files:
         code = [
-            'messages = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "How are you?"}]',
+            "messages = [",
+            '    {"role": "user", "content": "Hello!"},',
+            '    {"role": "assistant", "content": "Hello, how are you?"},',
+            "]",
             'inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")',
         ]
     else:

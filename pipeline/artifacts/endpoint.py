@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import CannotWrite, disk_problem, exit_code_of
 from pipeline.errors import ExitCode, PipelineError, Problem
 
 BLOCK_BYTES = 8 * 2**20
@@ -140,6 +141,8 @@ class Endpoint:
         except PipelineError:
             raise
         except Exception as error:
+            if "file" in self._protocols and (problem := disk_problem(error, f"{self._root}/{path}")) is not None:
+                raise CannotWrite(problem, exit_code=exit_code_of(error, self._root)) from error
             raise PipelineError(_unreachable(error, f"{self.url}/{path}"), exit_code=ExitCode.FAILED) from error
 
 

@@ -9,11 +9,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from pipeline.disk import writing
 
 POLL_S = 0.05
 """How often a waiting process looks whether the lock is free."""
@@ -98,15 +101,30 @@ def flush_tree(root: Path) -> None:
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a file in one step: readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        flush(path.parent)
+
+
+def open_as_usual(root: Path, like: Path) -> None:
+    """Give everything below ``root`` the permissions of a file made as usual, which the user's umask decides.
+
+    Libraries write through temporary files that nobody else may read. Folders may be entered by whoever may read; what
+    else their mode says (a group that is handed down) stays.
+    """
+    mode = stat.S_IMODE(like.stat().st_mode) & 0o666
+    for folder, _, names in os.walk(root):
+        special = stat.S_IMODE(Path(folder).stat().st_mode) & ~0o777
+        Path(folder).chmod(special | mode | (mode & 0o444) >> 2)
+        for name in names:
+            Path(folder, name).chmod(mode)
 
 
 def move(source: Path, target: Path) -> None:

@@ -27,6 +27,7 @@ from pipeline.artifacts.payload import refuse_pickles
 from pipeline.artifacts.refs import Ref, choose, parse_ref, resolve, tag, unknown_name
 from pipeline.artifacts.store import Artifact, Store, WorkArea
 from pipeline.artifacts.transfer import Progress, Tally, Transfer
+from pipeline.disk import writing
 from pipeline.errors import ExitCode, PipelineError, Problem
 
 WORKERS = 4
@@ -136,7 +137,8 @@ def pull(
     manifests, missing = _with_ancestors(chosen, find)
     tally = Tally(sum(m.payload_bytes for m in manifests), progress, missing)
     for manifest in manifests:
-        _pull_one(manifest, endpoint, store, tally, workers)
+        with writing(store.root):
+            _pull_one(manifest, endpoint, store, tally, workers)
     for ref, manifest in zip(wanted, chosen, strict=False):
         if ref.tag is not None:
             tag(store, f"{manifest.name}@{manifest.fingerprint}", ref.tag)

@@ -31,6 +31,7 @@ from pipeline.artifacts.files import (
     is_locked,
     locked,
     move,
+    open_as_usual,
     payload_files,
     write_durably,
 )
@@ -144,6 +145,7 @@ class WorkArea:
                 manifest = manifest.model_copy(update={"version": store.next_version(self.name, taken)})
             text = manifest.to_json()
             write_durably(payload / MANIFEST_FILE, text)
+            open_as_usual(payload, payload / MANIFEST_FILE)
             if not final.parent.exists():
                 final.parent.mkdir()
                 flush(store.root)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -16,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from pipeline import __version__
+from pipeline.disk import disk_problem, exit_code_of
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.terminal import expect_json, has_printed_json, print_json, print_line
 
@@ -159,6 +161,9 @@ def _called(call: Callable[[], Any], *, debug: bool) -> tuple[Sequence[Problem],
     except Exception as error:  # nothing a user does should end in a traceback
         if debug:
             _print_trace(error)
+        refused = disk_problem(error, Path.cwd())
+        if refused is not None:
+            return [refused], int(exit_code_of(error, Path.cwd()))
         text = f"{type(error).__name__}: {_one_line(error)}"
         return [Problem(text, remedy="run with --debug for the traceback")], int(ExitCode.FAILED)
     return [], code if isinstance(code, int) else int(ExitCode.DONE)

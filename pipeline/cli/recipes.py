@@ -185,6 +185,7 @@ def schema(
     """Print the JSON schema of recipes, for editors."""
     import json
 
+    from pipeline.disk import writing
     from pipeline.recipe import json_schema
     from pipeline.stages import load_all
 
@@ -193,7 +194,8 @@ def schema(
     if out is None:
         print(text)
         return
-    out.write_text(text + "\n", encoding="utf-8")
+    with writing(out):
+        out.write_text(text + "\n", encoding="utf-8")
     print(f"wrote {out}; begin a recipe with\n  # yaml-language-server: $schema={out}")
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.disk import writing
 from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.intervals import wilson
 from pipeline.preferences.agreement import agreement, exported
@@ -62,7 +63,8 @@ def export(batch: Batch, state: State, out: Path | None) -> None:
         sys.stdout.writelines(lines)
     else:
         try:
-            out.write_text("".join(lines), encoding="utf-8")
+            with writing(out):
+                out.write_text("".join(lines), encoding="utf-8")
         except OSError as error:
             raise PipelineError(
                 Problem(f"cannot write {out}: {error.strerror}", "a file in a folder that exists")

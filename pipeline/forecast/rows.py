@@ -6,6 +6,7 @@ in the store by the digest of the rows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,10 +85,11 @@ class RowLengths:
         return Lengths(**self._known[key])
 
     def _save(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self._known), encoding="utf-8")
-        part.replace(self.file)
+        with contextlib.suppress(OSError):  # a store that cannot be written only costs the time to read again
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(self._known), encoding="utf-8")
+            part.replace(self.file)
 
 
 def _size(row: dict[str, Any]) -> tuple[int, int]:

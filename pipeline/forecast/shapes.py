@@ -6,6 +6,7 @@ digest of their configuration.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -121,10 +122,11 @@ class ModelShapes:
             self.notes.append(f"a model of type {kind} could not be sized from its configuration")
             return
         self._known[key] = json.loads(done.stdout.splitlines()[-1])
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self._known), encoding="utf-8")
-        part.replace(self.file)
+        with contextlib.suppress(OSError):  # a store that cannot be written only costs the time to count again
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(self._known), encoding="utf-8")
+            part.replace(self.file)
 
     def _config(self, item: PlannedInput) -> dict[str, Any] | None:
         """Return the configuration of a model that is there already, or that a hub has."""

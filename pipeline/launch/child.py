@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 
 from pipeline.launch.job import STOP_SIGNALS, Channel, Job, die_with_parent, execute
+from pipeline.launch.logs import forget_output, opened_log, write_trace
 
 
 def child_main(job: Job, channel: Channel) -> None:
@@ -20,8 +20,7 @@ def child_main(job: Job, channel: Channel) -> None:
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("a", buffering=1) as log:
+    with opened_log(job.log) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         # Event files of a tracker stay beside the run's log; a stage's scratch folder goes with the stage.
@@ -35,7 +34,7 @@ def child_main(job: Job, channel: Channel) -> None:
             outcome = run_ranks(job, channel, lambda: bool(asked))
         else:
             outcome = execute(job, channel.send, lambda: bool(asked))
-        if outcome.trace:
-            print(outcome.trace, file=sys.stderr)
         with contextlib.suppress(BrokenPipeError):
             channel.send(outcome)
+        write_trace(outcome)
+    forget_output()

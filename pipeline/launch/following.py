@@ -33,6 +33,10 @@ def _text(adapter: TypeAdapter[Any], value: Any) -> bytes:
     return json.dumps(adapter.dump_python(value, mode="json")).encode()  # Python's JSON keeps NaN and infinity
 
 
+RESERVED_BYTES = 1 << 16
+"""What an outcome takes at most: a traceback and some figures."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """The files the ranks of one machine share with their agent; ranks are counted on this machine."""
@@ -58,11 +62,17 @@ class Folder:
         with self.events.open("ab") as file:
             file.write(_text(_EVENT, event) + b"\n")
 
+    def reserve(self, rank: int) -> None:
+        """Take the room for how a rank ends while there is some: a full disk may be how."""
+        (self.path / f"outcome-{rank}.part").write_bytes(bytes(RESERVED_BYTES))
+
     def leave(self, rank: int, outcome: Outcome) -> None:
-        """Write how a rank ended, whole or not at all."""
-        file = self.path / f"outcome-{rank}.json"
-        file.with_suffix(".part").write_bytes(_text(_OUTCOME, outcome))
-        file.with_suffix(".part").replace(file)
+        """Write how a rank ended, whole or not at all, into the room that was reserved."""
+        part = self.path / f"outcome-{rank}.part"
+        with part.open("r+b" if part.is_file() else "wb") as file:
+            file.write(_text(_OUTCOME, outcome))
+            file.truncate()
+        part.replace(self.path / f"outcome-{rank}.json")
 
     def read(self, rank: int) -> Outcome | None:
         """Return how a rank ended; None when it died without a word."""

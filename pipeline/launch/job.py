@@ -17,10 +17,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.artifacts.files import has_files, payload_bytes
+from pipeline.disk import disk_problem, exit_code_of
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.recipe import DataSource, load_function
 from pipeline.records import load
@@ -225,10 +227,8 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
             trace=traceback.format_exc(),
         )
     except Exception as error:  # a stage may break in any way; the user gets one line, the log the rest
-        outcome.update(
-            problems=(Problem(f"{type(error).__name__}: {_first_line(error)}", remedy=f"details in {job.log}"),),
-            trace=traceback.format_exc(),
-        )
+        ended = broken(job, error)
+        outcome.update(problems=ended.problems, exit_code=ended.exit_code, trace=traceback.format_exc())
     return Outcome(
         seconds=time.perf_counter() - started,
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -237,6 +237,24 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
         ended=time.time(),
         **outcome,
     )
+
+
+def broken(job: Job, error: Exception) -> Outcome:
+    """Return how a job ended with an error that nobody expected, a disk's among them."""
+    problem = disk_problem(error, job.work, needed=_checkpoint_bytes(job.work))
+    if problem is None:
+        problem = Problem(f"{type(error).__name__}: {_first_line(error)}", remedy=f"details in {job.log}")
+        return Outcome(problems=(problem,))
+    kept = "; it goes on from the last whole checkpoint" if has_files(job.work) else ""
+    problem = replace(problem, remedy=problem.remedy + kept)
+    return Outcome(problems=(problem,), exit_code=int(exit_code_of(error, job.work)))
+
+
+def _checkpoint_bytes(work: Path) -> int | None:
+    """Return the size of the largest checkpoint so far: what the next one needs."""
+    with contextlib.suppress(OSError):
+        return max((payload_bytes(folder) for folder in work.rglob("checkpoint-*") if folder.is_dir()), default=None)
+    return None
 
 
 def die_with_parent() -> None:

@@ -27,7 +27,8 @@ from typing import Any
 from pipeline.errors import Problem
 from pipeline.launch.following import SHUTDOWN_S, Deaths, Folder, Follower
 from pipeline.launch.heartbeat import CONNECT_S, Heartbeat, interface_towards
-from pipeline.launch.job import STOP_SIGNALS, Channel, Job, Outcome, die_with_parent, execute
+from pipeline.launch.job import STOP_SIGNALS, Channel, Job, Outcome, broken, die_with_parent, execute
+from pipeline.launch.logs import opened_log, write_trace
 from pipeline.parallel.ranks import any_rank
 from pipeline.stage import Event
 
@@ -48,7 +49,10 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
     started = time.perf_counter()
     folder = Folder(job.work / "ranks" / str(job.node_rank))
     shutil.rmtree(folder.path, ignore_errors=True)
-    folder.path.mkdir(parents=True)
+    try:
+        folder.path.mkdir(parents=True)
+    except OSError as error:
+        return broken(job, error)
     follower = Follower(folder, channel.send, asked)
     follower.start()
     heartbeat = _heartbeat(job, folder, channel) if job.nodes > 1 else None
@@ -114,12 +118,13 @@ def rank_main(job: Job) -> None:
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     folder = Folder(job.work / "ranks" / str(job.node_rank))
     folder.pid(local).write_text(str(os.getpid()), encoding="utf-8")
+    folder.reserve(local)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     log = job.log if rank == 0 else job.log.with_suffix(f".rank{rank}.log")
-    with log.open("a", buffering=1) as file:
+    with opened_log(log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         import pipeline.stages
@@ -130,9 +135,8 @@ def rank_main(job: Job) -> None:
             shutil.rmtree(own.out, ignore_errors=True)  # what an attempt left that ended while it wrote
         own.out.mkdir(parents=True, exist_ok=True)
         outcome = execute(own, folder.tell if rank == 0 else _tell_nobody, _stopping(folder, asked))
-        if outcome.trace:
-            print(outcome.trace, file=sys.stderr, flush=True)
         folder.leave(local, outcome)
+        write_trace(outcome)
         if outcome.is_broken:
             os._exit(1)  # at once: the others may be waiting in a collective, and so might a destructor here
     end_as_a_fork_does()

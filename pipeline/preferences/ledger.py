@@ -21,6 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from pipeline.disk import CannotWrite, disk_problem, exit_code_of
 from pipeline.errors import PipelineError, Problem
 
 GENESIS = "0" * 64
@@ -203,6 +204,9 @@ def _told(url: str) -> Iterator[None]:
         shown = url
         if not isinstance(error, sa.exc.ArgumentError):
             shown = sa.make_url(url).render_as_string(hide_password=True)
+        refused = disk_problem(error, Path(sa.make_url(url).database or ".").parent) if "sqlite" in url[:6] else None
+        if refused is not None:
+            raise CannotWrite(refused, exit_code=exit_code_of(error, ".")) from error
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
         remedy = "see --ledger and TRUEUP_LEDGER"
         if isinstance(error, ModuleNotFoundError):

@@ -6,6 +6,7 @@ second look reads nothing. Knows nothing of tokens.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -239,7 +240,8 @@ class _Remembered:
         """Write the file, if anything was added; a lost write only costs time."""
         if not self.is_changed:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.counts, sort_keys=True), encoding="utf-8")
-        part.replace(self.file)
+        with contextlib.suppress(OSError):  # a store that cannot be written: whoever writes artifacts will say so
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(self.counts, sort_keys=True), encoding="utf-8")
+            part.replace(self.file)

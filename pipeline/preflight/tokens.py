@@ -7,6 +7,7 @@ and remembered by the content of rows and tokenizer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -291,10 +292,11 @@ def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress |
         made = _made(list(missing.values()), progress)
         fresh = dict(zip(missing, (count.model_dump() for count in made), strict=True))
         known |= fresh
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(known, sort_keys=True), encoding="utf-8")
-        part.replace(file)
+        with contextlib.suppress(OSError):  # a store that cannot be written: whoever writes artifacts will say so
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(known, sort_keys=True), encoding="utf-8")
+            part.replace(file)
     return [TokenCount.model_validate(known[key]) for key in keys]
 
 

@@ -278,8 +278,9 @@ class _Building:
                 remedy += "; compute.zero: 3 spreads its weights instead"
             where = merged.where(word)
             self.add(found, f"must be 1: only {listed(able, len(able))} can", remedy, where=where, stage=name)
-        kind = str(node.mapping["kind"].value) if "kind" in node.mapping else ""
-        if kind in ROWS_AT_ONCE and "micro_batch" in own.mapping and built.micro_batch != "auto":
+        kind = node.mapping["kind"].value if "kind" in node.mapping else ""
+        by_rows = isinstance(kind, str) and kind in ROWS_AT_ONCE
+        if by_rows and "micro_batch" in own.mapping and built.micro_batch != "auto":
             found = f"compute.micro_batch is {built.micro_batch} for a {kind} stage"
             remedy = f"leave it out, {ROWS_AT_ONCE[kind]} says how many rows are worked on at once"
             self.add(found, "must be auto: it has no effect there", remedy, where=own.where("micro_batch"), stage=name)

@@ -78,7 +78,7 @@ def _with(node: Node, keys: list[str], fresh: Node, place: str) -> tuple[Node, l
         items[int(key)], problems = _with(items[int(key)], rest, fresh, place)
         return Node(items, node.place), problems
     if not isinstance(node.value, dict) and node.value is not None:
-        return node, [Problem(f"`{key}` is set inside {node.value!r}", f"a mapping at {node.place}", where=place)]
+        return node, [Problem(f"`{key}` is set inside {node.plain()!r}", f"a mapping at {node.place}", where=place)]
     below = node.mapping.get(key, Node({} if rest else None, place))
     child, problems = _with(below, rest, fresh, place)
     return Node({**node.mapping, key: child}, node.place), problems

@@ -14,6 +14,7 @@ without weights.
 from __future__ import annotations
 
 from pipeline.errors import Problem, listed, nearest
+from pipeline.recipe.checking import shown
 from pipeline.recipe.document import Node
 
 KEYS = ("model", "function", "weight")
@@ -54,7 +55,7 @@ def _problems_of(entry: Node, stage: str, key: str) -> list[Problem]:
     expected += ", each with an optional weight" if key == "reward" else ""
     keys = KEYS if key == "reward" else KEYS[:2]
     if not isinstance(entry.value, dict):
-        return [Problem(f"{key} is {entry.value!r}", expected, where=entry.place, stage=stage)]
+        return [Problem(f"{key} is {shown(entry.plain())}", expected, where=entry.place, stage=stage)]
     problems = [
         Problem(
             f"unknown key `{name}` in {key}", f"one of {listed(keys)}", nearest(str(name), keys), child.place, stage

@@ -68,7 +68,7 @@ class Config(StageConfig):
         return problems
 
 
-@stage("pretrain", version=1, config=Config, makes="model", parallel=True)
+@stage("pretrain", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, save it with its tokenizer."""
     from transformers import TrainingArguments, set_seed

@@ -60,7 +60,7 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("reward", version=1, config=Config, makes="reward", parallel=True)
+@stage("reward", version=2, config=Config, makes="reward", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the reward model and write its report on held-out pairs."""
     from datasets import Dataset

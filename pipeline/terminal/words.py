@@ -5,6 +5,7 @@ Owns how a figure looks. Knows nothing of where it is printed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 
 def duration(seconds: float) -> str:
     """Return ``0.8 s``, ``12 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    if not math.isfinite(seconds):
+        return "∞ h"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

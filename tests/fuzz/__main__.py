@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fuzzing import case_of, fuzz, report
 from recipe_cases import RecipeCases
+from row_cases import RowCases
 
-TARGETS = {"recipes": RecipeCases}
+TARGETS = {"recipes": RecipeCases, "rows": RowCases}
 
 
 def main() -> int:

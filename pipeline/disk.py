@@ -1,0 +1,163 @@
+"""What a disk says no with, in one sentence: full, a quota, read-only, no permission, gone.
+
+Owns the translation of errors of writing, however deep a library has wrapped them, into a problem with the path and
+the room that is missing. Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import ExitCode, PipelineError, Problem
+
+GIVEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOENT)
+"""The place itself is wrong, and will be the next time: bad input. The others are failures of the moment."""
+
+_FREE = "free some room and run the same command again"
+_SAID: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("the disk of {path} is full", _FREE),
+    errno.EDQUOT: ("the quota on the disk of {path} is used up", _FREE),
+    errno.EFBIG: ("a file in {path} is larger than this process may write", "raise `ulimit -f`"),
+    errno.EROFS: ("{path} is on a read-only file system", "mount it to be written, or name another place"),
+    errno.EACCES: ("this user may not write {path}", "ask for the permission, or name another place"),
+    errno.EPERM: ("this user may not write {path}", "ask for the permission, or name another place"),
+    errno.ENAMETOOLONG: ("the name {path} is too long for its file system", "give a shorter one"),
+    errno.ENOTDIR: ("a part of {path} is a file, not a folder", "name another place"),
+    errno.ESTALE: ("the file system of {path} is gone", "mount it again and run the same command again"),
+    errno.ENOTCONN: ("the file system of {path} is gone", "mount it again and run the same command again"),
+    errno.ENODEV: ("the file system of {path} is gone", "mount it again and run the same command again"),
+    errno.ENOENT: ("{path} is not there and cannot be made, or is there no more", "mount it, or name another place"),
+    errno.EIO: ("the disk of {path} has an input/output error", "look into the system's log, then run again"),
+    errno.EMFILE: ("this process may not open more files ({path})", "raise `ulimit -n`"),
+}
+_NUMBER = re.compile(r"(?:os error |\[Errno )(\d+)")
+_WORDS = {
+    "No space left on device": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "readonly database": errno.EROFS,
+    "disk I/O error": errno.EIO,
+}
+"""What libraries that are not Python say without a number."""
+_TORCH = ("PytorchStreamWriter failed", "inline_container")
+"""What torch says when a checkpoint cannot be written; it does not say why."""
+PROBE_BYTES = 1 << 20
+
+
+class _Cause(NamedTuple):
+    number: int
+    path: str
+
+
+class CannotWrite(PipelineError):  # noqa: N818 -- says what happened to a file
+    """A disk refused."""
+
+
+def disk_problem(error: BaseException, at: Path | str, *, needed: int | None = None) -> Problem | None:
+    """Return what a disk said, in words; None when the error is not a disk's.
+
+    Args:
+        error: whatever was raised; what it was raised from counts too.
+        at: folder that was written to, where the error names no file.
+        needed: bytes that were to be written, if known.
+    """
+    cause = _cause(error, Path(at))
+    if cause is None:
+        return None
+    path = cause.path or str(at)
+    said, remedy = _SAID[cause.number]
+    found = said.format(path=path if len(path) <= 160 else f"{path[:157]}…")
+    room = _room(Path(path), needed) if cause.number in (errno.ENOSPC, errno.EDQUOT) else ""
+    return Problem(f"{found}: {room}" if room else found, remedy=remedy)
+
+
+def exit_code_of(error: BaseException, at: Path | str) -> ExitCode:
+    """Return what a command ends with after an error of a disk."""
+    cause = _cause(error, Path(at))
+    return ExitCode.BAD_INPUT if cause is not None and cause.number in GIVEN else ExitCode.FAILED
+
+
+@contextlib.contextmanager
+def writing(at: Path | str) -> Iterator[None]:
+    """Turn what a disk says while ``at`` is written into one sentence; every other error passes.
+
+    Raises:
+        CannotWrite: the disk refused.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        problem = disk_problem(error, at)
+        if problem is None:
+            raise
+        raise CannotWrite(problem, exit_code=exit_code_of(error, at)) from error
+
+
+def _cause(error: BaseException, at: Path) -> _Cause | None:
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        number = current.errno if isinstance(current, OSError) else _told_number(str(current))
+        if number == errno.ENOENT and not at.is_dir():
+            return _Cause(number, str(at))
+        if number in _SAID and number is not None and number != errno.ENOENT:
+            name: Any = getattr(current, "filename2", None) or getattr(current, "filename", None)
+            return _Cause(number, os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else "")
+        current = current.__cause__ or current.__context__
+    if any(word in str(one) for one in seen for word in _TORCH):
+        return _Cause(_tried(at), "")
+    return None
+
+
+def _told_number(text: str) -> int | None:
+    match = _NUMBER.search(text)
+    if match:
+        return int(match[1])
+    return next((number for words, number in _WORDS.items() if words in text), None)
+
+
+def _tried(at: Path) -> int:
+    """Write a file of a megabyte to learn why another could not be; a full disk when this one can."""
+    probe = _standing(at) / f".probe-{os.getpid()}"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno if error.errno in _SAID else errno.ENOSPC
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return errno.ENOSPC
+
+
+def _standing(path: Path) -> Path:
+    """Return the nearest folder above that exists."""
+    return next((each for each in (path, *path.parents) if each.is_dir()), Path("/"))
+
+
+def _room(path: Path, needed: int | None) -> str:
+    """Say how much is free, and how much is needed where that is known."""
+    with contextlib.suppress(OSError):
+        usage = shutil.disk_usage(_standing(path))
+        has = f"{_size(usage.free)} of {_size(usage.total)} are free"
+        return has + (f" and about {_size(needed)} are needed" if needed else "")
+    return f"about {_size(needed)} are needed" if needed else ""
+
+
+def _size(count: int) -> str:
+    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count} B"
