@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from pipeline.models.adapters import save_adapter_and_merge
+from pipeline.models.contract import end_ids
 from pipeline.models.load import quiet
 
 
@@ -47,6 +48,7 @@ def _set_generation(model: Any, tokenizer: Any) -> None:
     eos = [known] if isinstance(known, int) else list(known or [])
     if tokenizer.eos_token_id not in eos:
         eos = [tokenizer.eos_token_id]
+    eos += [token for token in end_ids(tokenizer) if token not in eos]
     kept = {"eos_token_id": eos[0] if len(eos) == 1 else eos, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, **kept)
     model.config.eos_token_id = kept["eos_token_id"]

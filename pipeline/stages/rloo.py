@@ -63,6 +63,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import prepare_torch, starting_weights
     from pipeline.training.finish import finish, save_trained
+    from pipeline.training.fitting import fit
     from pipeline.training.loop import run_trainer
     from pipeline.training.on_policy import (
         Generated,
@@ -84,6 +85,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+    fit(ctx, model, tokenizer, weights)
     prompts = fitting_prompts(ctx, train, model, tokenizer)
     ctx.phase("loading the rewards")
     sources = load_rewards(ctx, config, tokenizer)
@@ -98,7 +100,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         processing_class=tokenizer,
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
-    trainer.train_rows, trainer.batches = prompts.train_rows, batches
+    trainer.train_rows, trainer.batches, trainer.prompts = prompts.train_rows, batches, prompts
     ctx.phase(f"training on {prompts.train:,} prompts")
     trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter))
     lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
