@@ -16,6 +16,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import GenerationConfig
 
+from pipeline.models.contract import end_ids
+
 SETTINGS_FILE = "generation_config.json"
 
 
@@ -33,6 +35,7 @@ def settings_of(model: Any, tokenizer: Any) -> GenerationConfig | None:
     if tokenizer.eos_token_id not in eos:
         special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
         eos = [tokenizer.eos_token_id, *(token for token in eos if token in special)]
+    eos += [token for token in end_ids(tokenizer) if token not in eos]  # the template's end of a turn
     settings.eos_token_id = eos[0] if len(eos) == 1 else eos
     settings.pad_token_id = tokenizer.pad_token_id
     settings.bos_token_id = tokenizer.bos_token_id

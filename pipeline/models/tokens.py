@@ -96,6 +96,10 @@ class TextEncoder:
         begun = {token[:end] for token in self.control for end in range(1, len(token))}
         self._begun = tuple(sorted(begun, key=len, reverse=True))
 
+    def names(self, text: str) -> bool:
+        """Whether a text spells a control token."""
+        return self._control is not None and self._control.search(text) is not None
+
     def spells(self, text: str) -> bool:
         """Whether a text spells a control token, or ends with the beginning of one."""
         if self._control is None:

@@ -102,6 +102,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length, encode_pairs
     from pipeline.training.encoded import encode_source
     from pipeline.training.finish import finish, save_trained
+    from pipeline.training.fitting import fit
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.reference import OwnReference, unhashed, with_reference
 
@@ -121,6 +122,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+    fit(ctx, model, tokenizer, weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     encode = functools.partial(encode_pairs, tokenizer, max_length=max_length)

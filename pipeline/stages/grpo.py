@@ -74,6 +74,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import prepare_torch, starting_weights
     from pipeline.training.finish import finish, save_trained
+    from pipeline.training.fitting import fit
     from pipeline.training.loop import run_trainer
     from pipeline.training.on_policy import (
         Generated,
@@ -95,6 +96,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     weights = starting_weights(ctx, config.adapter)
     model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+    fit(ctx, model, tokenizer, weights)
     prompts = fitting_prompts(ctx, train, model, tokenizer)
     ctx.phase("loading the rewards")
     sources = load_rewards(ctx, config, tokenizer)

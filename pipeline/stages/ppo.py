@@ -130,7 +130,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     from pipeline.training.reward_sources import load_rewards, load_watched
 
     precision = _precision(ctx)  # before weights are loaded in it
-    model, reference = _start(ctx, config)
+    model, reference = _start(ctx, config, tokenizer)
     if liger_kernels(ctx):
         apply_liger(model)
     eos_ids = end_ids(tokenizer, model)
@@ -177,14 +177,16 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     )
 
 
-def _start(ctx: StageContext, config: Config) -> tuple[Any, Any | None]:
+def _start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
     """Return the policy's start, and where that cannot be copied, for it lies in parts, once more as the reference."""
     from pipeline.models.load import load_causal_lm
     from pipeline.training.arguments import device_of, starting_weights
+    from pipeline.training.fitting import fit
 
     weights = starting_weights(ctx, config.adapter)
     load = functools.partial(load_causal_lm, ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
     model = load()
+    fit(ctx, model, tokenizer, weights)
     if weights.get("parts") is not None:
         return model, load() if config.adapter is None else None
     if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already

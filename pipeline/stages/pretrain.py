@@ -43,6 +43,8 @@ class Config(StageConfig):
         tokenizer: a tokenizer stage, a folder, or a hub id.
         model: architecture: `type` of transformers (llama, qwen3, gpt2, …) and any field of its config.
         init: weights to go on from, instead of `model`.
+        control_tokens: what the name of a control token, as `<|user|>`, is in a text: `text` as any other, or `parsed`
+            to the token, for texts that are conversations rendered beforehand.
         train: how to train.
     """
 
@@ -50,6 +52,7 @@ class Config(StageConfig):
     tokenizer: Annotated[str | None, Input("tokenizer", external=True)] = None
     model: dict[str, Any] | None = None
     init: Annotated[str | None, Input(external=True)] = None
+    control_tokens: Literal["text", "parsed"] = "text"
     train: Train = Train()
 
     def check(self) -> list[Problem]:
@@ -110,8 +113,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase("tokenizing")
     total = len(rows.train) + len(rows.held_out)
     texts, held_texts = ([row["text"] for row in part] for part in (rows.train, rows.held_out))
-    documents = _documents(tokenizer, texts, max_length, train.mode, lambda done: ctx.progress(done, total))
-    held_out = _documents(tokenizer, held_texts, max_length, train.mode)
+    how: dict[str, Any] = {"max_length": max_length, "mode": train.mode, "parsed": config.control_tokens == "parsed"}
+    documents = _documents(tokenizer, texts, **how, progress=lambda done: ctx.progress(done, total))
+    held_out = _documents(tokenizer, held_texts, **how)
+    _say_spelled(ctx, tokenizer, texts, parsed=how["parsed"])
     if not documents:
         raise PipelineError(
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
@@ -196,19 +201,35 @@ def _finished(
     )
 
 
-def _documents(
-    tokenizer: Any, texts: list[str], max_length: int, mode: str, progress: Callable[[int], None] | None = None
-) -> list[dict[str, list[int]]]:
-    """Tokenize texts, end each with the end token, and cut them into rows of at most ``max_length`` tokens.
+def _say_spelled(ctx: StageContext, tokenizer: Any, texts: list[str], *, parsed: bool) -> None:
+    """Say how many texts spell a control token, where they are not meant to."""
+    from pipeline.models.tokens import TextEncoder
 
-    What spells a control token in them stays text.
-    """
+    spells = TextEncoder(tokenizer).names
+    spelled = 0 if parsed else sum(map(spells, texts))
+    if spelled:
+        ctx.note(
+            f"{spelled} of {len(texts)} texts spell a control token; there it is text. If they are conversations "
+            "rendered beforehand, set `control_tokens: parsed`"
+        )
+
+
+def _documents(
+    tokenizer: Any,
+    texts: list[str],
+    max_length: int,
+    mode: str,
+    *,
+    parsed: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, list[int]]]:
+    """Tokenize texts, end each with the end token, and cut them into rows of at most ``max_length`` tokens."""
     if not texts:
         return []
     from pipeline.training.encode import encode_texts
 
     eos = tokenizer.eos_token_id
-    encoded = encode_texts(tokenizer, texts, progress=progress)
+    encoded = encode_texts(tokenizer, texts, parsed=parsed, progress=progress)
     streams = [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
     if mode == "packed":
         streams = [[token for ids in streams for token in ids]]

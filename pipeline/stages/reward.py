@@ -68,6 +68,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from trl import RewardConfig, RewardTrainer
 
     from pipeline.models.adapters import lora_config
+    from pipeline.models.contract import end_ids
+    from pipeline.models.fitting import separate_padding
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.parallel.sharded import whole_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
@@ -77,6 +79,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.encode import context_length, encode_pairs
     from pipeline.training.encoded import encode_source
     from pipeline.training.finish import finish, save_trained
+    from pipeline.training.fitting import fit
     from pipeline.training.loop import run_trainer, steps_of
 
     class BucketedRewardTrainer(BucketedBatches, RewardTrainer):  # type: ignore[misc]
@@ -86,8 +89,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train, source = config.train, ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    note = separate_padding(tokenizer, end_ids(tokenizer))
+    if note:
+        ctx.note(note)
     weights = starting_weights(ctx, config.adapter)
     model = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
+    fit(ctx, model, tokenizer, weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     encode = functools.partial(encode_pairs, tokenizer, max_length=max_length, scored=True)

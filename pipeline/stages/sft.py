@@ -87,6 +87,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.collate import CausalCollator
     from pipeline.training.distribution import divided
     from pipeline.training.encode import context_length, packed
+    from pipeline.training.fitting import fit
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.packing import refuse_unpackable
     from pipeline.training.pipelined import train_through_pipeline
@@ -111,6 +112,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     else:
         weights = starting_weights(ctx, config.adapter)
         model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+    fit(ctx, model, tokenizer, {"parts": in_parts} if in_parts else weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     source_rows = _encode(ctx, tokenizer, rows, max_length)

@@ -284,12 +284,22 @@ def encode_prompts(
     return _encode(encoder, rows, encoder.prompt, finish, progress)
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str], *, progress: Progress | None = None) -> list[list[int]]:
-    """Encode plain texts without start and end tokens; what spells a control token stays text."""
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], *, parsed: bool = False, progress: Progress | None = None
+) -> list[list[int]]:
+    """Encode plain texts without start and end tokens.
+
+    Args:
+        tokenizer: of the model.
+        texts: what to encode.
+        parsed: whether the name of a control token becomes that token; else it stays text.
+        progress: told how many texts are done.
+    """
     encoder = TextEncoder(tokenizer)
     made: list[list[int]] = []
     for first in range(0, len(texts), _BATCH):
-        batch = [encoder.content(text) for text in texts[first : first + _BATCH]]
+        part = texts[first : first + _BATCH]
+        batch = [Text(text) for text in part] if parsed else [encoder.content(text) for text in part]
         made += [tokens.ids for tokens in encoder.encode(batch)]
         if progress is not None:
             progress(len(made))

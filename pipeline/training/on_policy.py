@@ -7,8 +7,10 @@ objectives are trl's.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +54,11 @@ class Prompts:
     train: int
     counts: dict[str, int]
 
+    @cached_property
+    def ids_of(self) -> dict[str, list[int]]:
+        """Tokens of each prompt by its turns as text."""
+        return {_key(row["prompt"]): ids for row, ids in zip(self.rows, self.prompt_ids, strict=True)}
+
     @property
     def train_rows(self) -> list[dict[str, Any]]:
         """Rows as the trainer reads them; all other columns are found again by the row's number."""
@@ -61,6 +68,11 @@ class Prompts:
     def held_out_rows(self) -> list[dict[str, Any]]:
         """Held-out rows as the trainer reads them."""
         return [{"prompt": row["prompt"], "row": i} for i, row in enumerate(self.rows) if i >= self.train]
+
+
+def _key(prompt: Any) -> str:
+    turns = [{name: value for name, value in turn.items() if value is not None} for turn in prompt]  # as Arrow fills
+    return json.dumps(turns, sort_keys=True, default=str)
 
 
 def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokenizer: Any) -> Prompts:
@@ -187,13 +199,21 @@ class OnPolicy(BucketedBatches):
     batches: PromptBatches
     ctx: StageContext
     watch: RewardWatch
+    prompts: Prompts
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
 
     def learn_from(self, ctx: StageContext, prompts: Prompts, batches: PromptBatches) -> None:
         """Take prompts and their order, and begin to watch what their rewards teach."""
-        self.train_rows, self.batches = prompts.train_rows, batches
+        self.train_rows, self.batches, self.prompts = prompts.train_rows, batches, prompts
         self.ctx, self.watch = ctx, RewardWatch()
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """Return the tokens of prompts as they were encoded: trl's would parse control tokens that content spells."""
+        known = self.prompts.ids_of
+        if all(_key(prompt) in known for prompt in prompts):
+            return [list(known[_key(prompt)]) for prompt in prompts], None, {}
+        return super()._tokenize_prompts(prompts)  # type: ignore[misc]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample; with FSDP all weights are gathered once, not for every token."""

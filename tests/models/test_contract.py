@@ -19,6 +19,7 @@ from pipeline.models.contract import (
     facts_of_folder,
 )
 from pipeline.models.save import save_tokenizer
+from pipeline.training.encode import encode_conversation
 
 TALK = [
     {"role": "system", "content": "be kind"},
@@ -127,11 +128,12 @@ def test_end_outside_the_mask_is_not_learned(tokenizer: Any) -> None:
     assert problem.found == "the chat template does not end the assistant's turn with <|end|>"
 
 
-def test_other_end_token_than_the_tokenizers_is_not_learned(tokenizer: Any) -> None:
+def test_a_template_may_end_turns_with_another_token_than_the_tokenizers(tokenizer: Any) -> None:
     # The trap of base models: the template closes turns with one token, the tokenizer's eos is another.
     changed = copy.deepcopy(tokenizer)
     changed.eos_token = "<|pad|>"
-    assert not eos_is_learned(changed, TALK)
+    assert eos_is_learned(changed, TALK)
+    assert end_ids(changed) == [0, 1]  # generation stops at both
 
 
 def test_template_without_markers_is_judged_by_what_a_turn_adds(tokenizer: Any) -> None:
@@ -141,8 +143,11 @@ def test_template_without_markers_is_judged_by_what_a_turn_adds(tokenizer: Any) 
     newline = bare.replace("message['content'] + '<|end|>' -}}{%- else", "message['content'] + '<|end|>\n' -}}{%- else")
     assert newline != bare
     assert eos_is_learned(with_template(tokenizer, newline), TALK)
-    text_after = newline.replace("<|end|>\n", "<|end|>bye")
-    assert not eos_is_learned(with_template(tokenizer, text_after), TALK)
+    # Text after it is what ends the turn: then the tokenizer's own end token is added and learnt.
+    text_after = with_template(tokenizer, newline.replace("<|end|>\n", "<|end|>bye"))
+    last = encode_conversation(text_after, TALK)
+    assert tokenizer.decode(last.ids[-5:]).endswith("bye<|end|>")
+    assert last.labels[-1] == 1
 
 
 def test_double_end_and_double_start_are_told(tokenizer: Any) -> None:

@@ -76,9 +76,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_without_markers(tiny_
         "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
     )
     other = _with_template(tiny_tokenizer, template)
-    with pytest.raises(PipelineError, match="rewrites earlier turns"):
+    with pytest.raises(PipelineError, match=r"cannot be masked: the chat template begins an answer otherwise"):
         encode_conversation(other, TALK)
-    with pytest.raises(PipelineError, match="renders a prompt differently"):
+    with pytest.raises(PipelineError, match="is rendered otherwise once the answer follows"):
         encode_pair(other, TALK[:2], TALK[2:3])
 
 

@@ -1,0 +1,75 @@
+"""Model and tokenizer made to fit one another: a row of the embedding for every token, a padding token of its own.
+
+Owns those two changes and the sentences that say them. Knows nothing of files or stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.tokens import control_tokens
+
+
+def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
+    """Give a tokenizer whose padding is an end token another one, for `transformers` reads a score before the padding.
+
+    A reward model of `transformers` reads its score at the last token that is not padding: before the end, where the
+    two are one token, so that ended and cut answers score alike.
+
+    Args:
+        tokenizer: of the reward model; changed.
+        ends: tokens that end a response.
+
+    Returns:
+        What was changed, to be said; nothing where padding is a token of its own.
+
+    Raises:
+        PipelineError: every control token of the tokenizer ends responses.
+    """
+    taken = set(ends)
+    if tokenizer.pad_token_id not in taken:
+        return ""
+    control = sorted(control_tokens(tokenizer).items(), key=lambda item: (item[0] != tokenizer.unk_token, item[1]))
+    token = next((token for token, number in control if number not in taken), None)
+    if token is None:
+        found = f"the padding token {tokenizer.pad_token} also ends responses"
+        remedy = "add a padding token to the model's tokenizer and set it as pad_token"
+        raise PipelineError(Problem(found, "a token of its own, for the score is read before the padding", remedy))
+    old, tokenizer.pad_token = tokenizer.pad_token, token
+    return f"pads with {token}: {old} ends responses, and the score is read at the last token that is not padding"
+
+
+def fit_embedding(model: Any, tokenizer: Any, *, can_grow: bool = True) -> str:
+    """Give a model a row of its embedding for every token; new rows are the mean of the others.
+
+    Args:
+        model: whole, in full precision.
+        tokenizer: that may have more tokens.
+        can_grow: whether its weights may change their size; not where they lie in parts or are quantised.
+
+    Returns:
+        What was changed, to be said; nothing where all tokens have a row.
+
+    Raises:
+        PipelineError: they have none, and it cannot grow.
+
+    Reference: Hewitt 2021, "Initializing new word embeddings for pretrained language models".
+    """
+    known = int(model.get_input_embeddings().weight.shape[0])
+    if known in (0, len(tokenizer)) or known > len(tokenizer):
+        return ""
+    if not can_grow:
+        remedy = "run an sft stage with `compute` of one process and without `quantize` first, which adds the rows"
+        found = f"the tokenizer has {len(tokenizer)} tokens and the model's embedding {known} rows"
+        raise PipelineError(Problem(found, "a row for every token", remedy))
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
+        with torch.no_grad():
+            layer.weight[known:] = layer.weight[:known].mean(dim=0)
+            if getattr(layer, "bias", None) is not None:
+                layer.bias[known:] = layer.bias[:known].mean()
+    return f"the embedding grew from {known} rows to {len(tokenizer)}, one for each token; the new ones are the mean"
