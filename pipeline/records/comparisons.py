@@ -62,7 +62,9 @@ def sides_of(names: tuple[str, ...]) -> Sides | None:
 
 def flat(row: Row) -> Row:
     """Return the row of an Argilla export with its fields and answers as columns, any other as it is."""
-    fields, answers = row.get("fields"), row.get("responses")
+    if "fields" not in row:
+        return row
+    fields, answers = row["fields"], row.get("responses")
     if not isinstance(fields, Mapping) or not isinstance(answers, Mapping):
         return row
     votes: dict[str, Any] = {}
@@ -170,7 +172,9 @@ def _unpacked(value: object) -> object:
 def _listed_answers(row: Row) -> tuple[str, str] | None:
     """Return the column that lists the answers and what ranks them: a column, a key of each, or nothing."""
     for column in LISTS:
-        answers = row.get(column)
+        if column not in row:
+            continue
+        answers = row[column]
         if not isinstance(answers, list) or len(answers) < 2:
             continue
         if column == "ranked":
