@@ -28,7 +28,7 @@ ROLES = {
 }
 """How data sets name a speaker, to our names; a `call` is a turn of the assistant whose text is a call."""
 
-PLAIN_ROLES = {role: role for role in ("system", "user", "assistant")}
+PLAIN_ROLES = ("system", "user", "assistant")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "parts", "text")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 MEDIA_KEYS = ("images", "image", "image_url", "videos", "video", "audio", "audios", "files")
@@ -53,8 +53,14 @@ def turns_of(value: object, name: str) -> Turns:
     turns: Turns = []
     for number, message in enumerate(listed_messages(value, name), start=1):
         if isinstance(message, dict) and len(message) == 2:  # most of all turns, fast
-            role, content = PLAIN_ROLES.get(message.get("role", "")), message.get("content")
-            if role and isinstance(content, str) and content and not content.isspace() and is_unicode(content):
+            role, content = message.get("role"), message.get("content")
+            if (
+                role in PLAIN_ROLES
+                and isinstance(content, str)
+                and content
+                and not content.isspace()
+                and is_unicode(content)
+            ):
                 turns.append({"role": role, "content": content})
                 continue
         here = f"`{name}` turn {number}"
@@ -96,7 +102,8 @@ def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: 
     if role == "call":
         return {"role": "assistant", "content": "", "tool_calls": call_of_text(content, here)}
     if role == "tool":
-        named = {key: message[key] for key in ("tool_call_id", "name") if message.get(key) is not None}
+        given_names = {key: message[key] for key in ("tool_call_id", "name") if message.get(key) not in (None, "")}
+        named = {key: text_of(value, f"{here} `{key}`") for key, value in given_names.items()}
         return {"role": role, "content": tool_result(content, here), **named}
     if role == "system" and isinstance(content, str) and not content.strip():
         return {"role": role, "content": ""}
