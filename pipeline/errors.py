@@ -52,7 +52,7 @@ class Problem:
 
 
 _CLAUSE = re.compile(
-    r"(it|this|they|there|nothing|stored|tags|reports have|text rows|the recipe has|this recipe|`[^`]+` has)\b"
+    r"(it|this|they|there|nothing|stored|tags|reports have|text rows have|the recipe has|this recipe|`[^`]+` has)\b"
 )
 """How an `expected` begins that is a clause of its own, such as ``tags are a, b``."""
 

@@ -25,6 +25,8 @@ LISTS = ("responses", "completions", "generations", "outputs", "answers", "candi
 RANKS = ("ranks", "rank", "ranking")
 POINTS = ("scores", "score", "ratings", "rating", "rewards", "overall_score", "overall_scores")
 TEXTS = ("response", "answer", "text", "content", "output", "completion", "generated_text", "generation")
+LARGEST = 1e300
+"""A rank or a score beyond, or one that is no number, orders nothing."""
 ASKED = ("prompt", "instruction", "question", "query", "input", "history", "context")
 """Columns that hold the prompt, the first that a row fills."""
 
@@ -62,7 +64,9 @@ def sides_of(names: tuple[str, ...]) -> Sides | None:
 
 def flat(row: Row) -> Row:
     """Return the row of an Argilla export with its fields and answers as columns, any other as it is."""
-    fields, answers = row.get("fields"), row.get("responses")
+    if "fields" not in row:
+        return row
+    fields, answers = row["fields"], row.get("responses")
     if not isinstance(fields, Mapping) or not isinstance(answers, Mapping):
         return row
     votes: dict[str, Any] = {}
@@ -170,7 +174,9 @@ def _unpacked(value: object) -> object:
 def _listed_answers(row: Row) -> tuple[str, str] | None:
     """Return the column that lists the answers and what ranks them: a column, a key of each, or nothing."""
     for column in LISTS:
-        answers = row.get(column)
+        if column not in row:
+            continue
+        answers = row[column]
         if not isinstance(answers, list) or len(answers) < 2:
             continue
         if column == "ranked":
@@ -194,10 +200,10 @@ def _of_list(row: Row, column: str, by: str, *, is_prompt: bool) -> tuple[object
             raise BadRowError(f"`choice` is {at!r} of {len(answers)} `{column}`"[:80], "0 or 1 of two")
         return answers[int(at)], answers[1 - int(at)], {column, by}
     inside = isinstance(row[column][0], Mapping) and by not in row
-    values = [one.get(by) for one in row[column]] if inside or by not in row else row[by]
+    values = [one.get(by) if isinstance(one, Mapping) else None for one in row[column]] if inside else row.get(by)
     if not isinstance(values, list) or len(values) != len(answers):
         raise BadRowError(f"`{by}` is {kind_of_value(values)}", f"{len(answers)} numbers, one for each answer")
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < LARGEST for one in values):
         raise BadRowError(f"`{by}` holds something else than numbers", "one number for each answer")
     order = sorted(range(len(answers)), key=lambda at: values[at], reverse=by in POINTS)
     best, worst = order[0], order[-1]

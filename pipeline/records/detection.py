@@ -74,7 +74,7 @@ def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected 
 
 def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
     """Tell the format of one row by its columns."""
-    has = {name for name, value in row.items() if value is not None and value != ""}
+    has = {name for name, value in row.items() if value is not None and value != "" and value != []}
     if "text" in shapes and isinstance(row.get("text"), str):
         return _Told("text", ("text",))
     if {"chosen", "rejected"} <= has:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.records.comparisons import compared
-from pipeline.records.faults import BadRowError, text_of
+from pipeline.records.faults import BadRowError, kind_of_value, text_of
 from pipeline.records.turns import Turns, check_order, listed_messages, transcript_turns, turns_of
 from pipeline.stage import Shape
 
@@ -106,7 +106,10 @@ def instruction_of(row: Row) -> str:
 
 def _history(row: Row) -> Turns:
     turns: Turns = []
-    for number, exchange in enumerate(row.get("history") or [], start=1):
+    given = row.get("history") or []
+    if not isinstance(given, list):
+        raise BadRowError(f"`history` is {kind_of_value(given)}", "a list of [question, answer]")
+    for number, exchange in enumerate(given, start=1):
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRowError(f"`history` exchange {number} is {exchange!r}"[:80], "[question, answer]")
         turns += _exchange(*(text_of(text, f"`history` exchange {number}") for text in exchange))

@@ -11,16 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed
+from pipeline.recipe.paths import suffix_of
 from pipeline.records.comparisons import votes_problem
 from pipeline.records.detection import detected_format
 from pipeline.records.digests import combined, digest_of, hub_digest
 from pipeline.records.faults import BadRowError
 from pipeline.records.files import read_rows
 from pipeline.records.formats import FORMATS, Row
-from pipeline.records.opening import RawRow, place, shown
+from pipeline.records.opening import RawRow, piped, place, shown, unpacked_name
 from pipeline.records.renaming import hidden_vote_problem, remedy_of, renamed, renamed_where_possible, suggested
 from pipeline.records.shapes import shaped
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
@@ -29,6 +31,7 @@ from pipeline.records.unused import Unused
 from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
+LINES_TO_PROMPTS = "jq -cR 'select(. != \"\") | {prompt: .}'"
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,11 @@ def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str
         raise PipelineError(_wrong_format(batch, raw, source, shapes, name, why))
     hidden = hidden_vote_problem(raw, source.columns, name) if source.columns else None
     unclear = votes_problem(readable, name) if chosen == "comparison" else None
+    if shape == "prompt" and suffix_of(batch.name) == ".txt" and any("\n" in row["text"].strip() for row in raw):
+        path = Path(batch.name)
+        command = f"{piped(path, LINES_TO_PROMPTS)} > {quote(unpacked_name(path).rpartition('.')[0] + '.jsonl')}"
+        found = "file is one document of several lines"
+        raise PipelineError(Problem(found, "prompts", f"write one row per line: `{command}`", batch.name))
     if hidden or unclear:
         raise PipelineError(*(replace(one, where=batch.name) for one in (hidden, unclear) if one))
     return _Layout(chosen, shape, why)

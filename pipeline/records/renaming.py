@@ -15,7 +15,7 @@ from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import FORMATS, Row
 from pipeline.records.shapes import shaped
-from pipeline.records.unused import Unused
+from pipeline.records.unused import Unused, written
 from pipeline.records.votes import ANNOTATOR, NAMES, ONE_HOT, WEAK
 from pipeline.stage import Shape
 
@@ -108,19 +108,10 @@ def _is_vote(column: str, values: Sequence[object]) -> bool:
     return len(words) > 1 and words <= {*SIDE_WORDS, "-1", "model_a", "model_b"}
 
 
-def written(columns: Mapping[str, str]) -> str:
-    """Return `columns` as a recipe has it."""
-    return "{" + ", ".join(f"{_quoted(old)}: {new}" for old, new in columns.items()) + "}"
-
-
 def remedy_of(columns: Mapping[str, str]) -> str:
     """Return the advice to rename columns so."""
     sure = ", if the best answer stands first in it" if "ranked" in columns.values() else ""
     return f"set `columns: {written(columns)}`{sure}"
-
-
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z_][\w.-]*", name) else f'"{name}"'
 
 
 def suggested(rows: Sequence[Row], shapes: Iterable[Shape]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.records.calls import TRAIN_KEYS, call_of_text, calls_of, is_trained, tool_result
 from pipeline.records.faults import BadRowError, kind_of_value, text_of
+from pipeline.records.opening import is_unicode
 
 Turn = dict[str, Any]
 Turns = list[Turn]
@@ -27,6 +28,7 @@ ROLES = {
 }
 """How data sets name a speaker, to our names; a `call` is a turn of the assistant whose text is a call."""
 
+PLAIN_ROLES = ("system", "user", "assistant")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "parts", "text")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 MEDIA_KEYS = ("images", "image", "image_url", "videos", "video", "audio", "audios", "files")
@@ -50,6 +52,17 @@ def turns_of(value: object, name: str) -> Turns:
     """
     turns: Turns = []
     for number, message in enumerate(listed_messages(value, name), start=1):
+        if isinstance(message, dict) and len(message) == 2:  # most of all turns, fast
+            role, content = message.get("role"), message.get("content")
+            if (
+                role in PLAIN_ROLES
+                and isinstance(content, str)
+                and content
+                and not content.isspace()
+                and is_unicode(content)
+            ):
+                turns.append({"role": role, "content": content})
+                continue
         here = f"`{name}` turn {number}"
         role_key, content_key = _keys_of(message, here)
         turn = _turn_of(message, role_key, content_key, here)
@@ -89,7 +102,8 @@ def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: 
     if role == "call":
         return {"role": "assistant", "content": "", "tool_calls": call_of_text(content, here)}
     if role == "tool":
-        named = {key: message[key] for key in ("tool_call_id", "name") if message.get(key) is not None}
+        given_names = {key: message[key] for key in ("tool_call_id", "name") if message.get(key) not in (None, "")}
+        named = {key: text_of(value, f"{here} `{key}`") for key, value in given_names.items()}
         return {"role": role, "content": tool_result(content, here), **named}
     if role == "system" and isinstance(content, str) and not content.strip():
         return {"role": role, "content": ""}

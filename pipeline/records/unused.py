@@ -5,6 +5,7 @@ A column that the format could have used (`input` beside `prompt`) is a problem,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +18,6 @@ from pipeline.stage import Shape
 ASKED = ("input", "instruction", "context", "history", "system", "system_prompt", "tools", "functions")
 """Columns that data sets use for parts of what is asked."""
 
-REMEDIES = {
-    "input": "name the column above it `instruction`: the two are joined",
-    "instruction": "name it `prompt` if it is the prompt",
-    "context": "name the question `instruction` and this `input`: the two are joined",
-    "system": "name the format that reads it",
-    "system_prompt": "rename it `system`",
-}
 TURN_COLUMNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 
 
@@ -34,6 +28,7 @@ class Unused:
         self.shape = shape
         self._columns: dict[str, None] = {}
         self._keys: dict[str, None] = {}
+        self._seen: set[str] = set()  # columns of rows in which a part of the prompt is lost, under the file's names
         self._lost: dict[str, str] = {}  # column to the format that could have read it
 
     def look(self, row: Row, row_format: str, made: Mapping[str, Any]) -> None:
@@ -45,18 +40,20 @@ class Unused:
             made: the shape it became.
         """
         read = read_columns(row_format, row)
-        for column in row.keys() - read:
+        for column in row.keys() - read if not row.keys() <= read else ():
             value = row[column]
             if value is None or value == "" or value == [] or (self.shape == "labelled" and column in LABELS):
                 continue
             if column not in self._lost and self._is_lost(column, value, row_format, made):
                 self._lost[column] = row_format
+                self._seen |= row.keys()
             self._columns[column] = None
         for column in TURN_COLUMNS:
             value = row.get(column)
-            if column in read and isinstance(value, list):
+            if isinstance(value, list) and column in read:
                 for message in value:
-                    self._keys.update(dict.fromkeys(f"{column}[].{key}" for key in unused_keys(message)))
+                    for key in unused_keys(message):
+                        self._keys[f"{column}[].{key}"] = None
 
     def _is_lost(self, column: str, value: object, row_format: str, made: Mapping[str, Any]) -> bool:
         """Return whether what a column asks is missing in the prompt."""
@@ -90,14 +87,25 @@ class Unused:
         found = f"data {name}: column{'s' if len(lost) > 1 else ''} {named} would not reach the model"
         if first in MEDIA_KEYS:
             return Problem(found, "text only: models here read no pictures, sound or film", "use rows without them")
-        theirs = {ours: old for old, ours in columns.items()}.get("prompt", "prompt")
-        remedy = REMEDIES.get(first, "put it into the messages of a conversation")
         if first in ("input", "context"):
-            pairs = {} if theirs == "instruction" else {theirs: "instruction"}
-            pairs |= {} if first == "input" else {first: "input"}
-            kept = ", ".join(f"{old}: {new}" for old, new in pairs.items())
-            drop = " (leave `instruction` as it is)" if theirs == "instruction" else ""
-            remedy = f"set `columns: {{{kept}}}`{drop}, which joins the two" if kept else f"do not rename `{theirs}`"
-        return Problem(
-            found, "", f"{remedy}; or, if it is no part of the prompt, rename it `columns: {{{first}: note}}`"
-        )
+            joined = {"prompt": "instruction", "completion": "output"}
+            kept = {one: one for one in joined if one in self._seen and one not in columns.values()}
+            new = {old: joined.get(ours, ours) for old, ours in {**kept, **columns, first: "input"}.items()}
+            new = {old: ours for old, ours in new.items() if old != ours}
+            use = f"set `columns: {written(new)}`" if new else "leave `columns` out"
+            remedy = f"{use}, which joins the two"
+        elif first == "system_prompt":
+            remedy = f"set `columns: {written({**columns, first: 'system'})}`"
+        else:
+            remedy = "put it into the messages of a conversation"
+        keep = f"or, if it is no part of the prompt, set `columns: {written({**columns, first: 'note'})}`"
+        return Problem(found, "", f"{remedy}; {keep}")
+
+
+def written(columns: Mapping[str, str]) -> str:
+    """Return `columns` as a recipe has it."""
+    return "{" + ", ".join(f"{_quoted(old)}: {new}" for old, new in columns.items()) + "}"
+
+
+def _quoted(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z_][\w.-]*", name) else f'"{name}"'

@@ -189,13 +189,14 @@ def _side_of_word(value: object, row: Row, sides: Sides) -> str | None:
 
 
 def _as_number(value: object) -> float | None:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    is_number = isinstance(value, int | float) and (isinstance(value, bool) or math.isfinite(value))
-    return float(value) if is_number and isinstance(value, int | float) else None
+    """Return a finite number, or the one that a text holds; None if it is none."""
+    if not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _number(value: object, column: str) -> float:

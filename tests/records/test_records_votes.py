@@ -1,0 +1,219 @@
+"""Two answers and a vote: read as the vote says, in the schemas people use, and never as the first is better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import PipelineError
+from pipeline.recipe.schema import DataSource
+from pipeline.records import LoadedRows, load
+from pipeline.records.detection import detect
+from pipeline.records.faults import BadRowError
+from pipeline.records.shapes import shaped
+from pipeline.stage import Shape
+
+Write = Callable[..., Path]
+ASK = {"role": "user", "content": "Q?"}
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+AB = {"prompt": "Q?", "response_a": "A", "response_b": "B"}
+TWO = {"instruction": "Q?", "input": "", "response1": "A", "response2": "B"}
+LLMBAR = {"input": "Q?", "output_1": "A", "output_2": "B"}
+PKU = {"prompt": "Q?", "response_0": "A", "response_1": "B", "is_response_0_safe": True, "is_response_1_safe": False}
+SHP = {"history": "Q?", "human_ref_A": "A", "human_ref_B": "B"}
+ARENA = {"conversation_a": [ASK, said("A")], "conversation_b": [ASK, said("B")]}
+HELPSTEER3 = {"context": [ASK], "response1": "A", "response2": "B"}
+ARGILLA = {"fields": {"prompt": "Q?", "response-1": "A", "response-2": "B"}}
+
+
+def argilla(*values: str) -> dict[str, Any]:
+    return {**ARGILLA, "responses": {"preference": [{"value": value, "user_id": "u"} for value in values]}}
+
+
+FIRST = [
+    *({**AB, "winner": word} for word in ("a", "A", "model_a", "response_a", "[[A]]", "first", "A>B", "A>>B", "A")),
+    {**AB, "winner": "gpt-x", "model_a": "gpt-x", "model_b": "other"},
+    {**AB, "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
+    {**AB, "score_a": 0.5, "score_b": -0.5},
+    {**AB, "response_a_score": "9", "response_b_score": "7"},
+    {**AB, "label": 0.5, "score_a": 2, "score_b": 1},
+    {**AB, "first_is_better": True},
+    {**AB, "better_index": 0},
+    {**AB, "preference_strength": -1},
+    {**TWO, "preference": 1},
+    {**TWO, "annotator1": 1, "annotator2": 2, "annotator3": 1},
+    {**LLMBAR, "label": 1},
+    {**LLMBAR, "label": "1"},
+    {**PKU, "better_response_id": 0, "safer_response_id": 1},
+    {**SHP, "labels": 1, "score_A": 52, "score_B": 8},
+    {**HELPSTEER3, "overall_preference": -3},
+    {"question": {"full_text": "Q?"}, "answer_0": "A", "answer_1": "B", "score_0": 1.0, "score_1": -1.0},
+    {**ARENA, "winner": "model_a"},
+    argilla("response-1"),
+    argilla("response-1", "response-2", "response-1"),
+    {"info": {"post": "Q?"}, "summaries": [{"text": "A"}, {"text": "B"}], "choice": 0},
+    {"prompt": "Q?", "responses": ["C", "A", "B"], "ranks": [2, 1, 3]},
+    {"prompt": "Q?", "generations": ["C", "A", "B"], "rating": [3, 5, 1]},
+    {
+        "instruction": "Q?",
+        "completions": [{"response": "B", "overall_score": 1}, {"response": "A", "overall_score": 9}],
+    },
+    {"prompt": "Q?", "answers": [{"answer": "A", "rank": 1}, {"answer": "C", "rank": 2}, {"answer": "B", "rank": 7}]},
+    {"prompt": "Q?", "ranked": ["A", "C", "B"]},
+    {**AB, "prompt": '["Q?"]', "response_a": '["A"]', "response_b": '["B"]', "winner": "a"},
+]
+PAIR = {"prompt": [ASK], "chosen": [said("A")], "rejected": [said("B")], "margin": None}
+OTHER = {**PAIR, "chosen": [said("B")], "rejected": [said("A")]}
+SECOND = [
+    *({**AB, "winner": word} for word in ("b", "model_b", "response_b", "[[B]]", "second", "B>A", "B")),
+    {**AB, "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0},
+    {**AB, "score_a": 0.5, "score_b": 0.75},
+    {**AB, "first_is_better": "false"},
+    {**AB, "better_index": 1},
+    {**TWO, "preference": 2},
+    {**TWO, "annotator1": 1, "annotator2": 2, "annotator3": 2},
+    {**LLMBAR, "label": 2},
+    {**PKU, "better_response_id": 1, "safer_response_id": 0},
+    {**SHP, "labels": 0, "score_A": 5, "score_B": 8},
+    {**HELPSTEER3, "overall_preference": 2},
+    {**ARENA, "winner": "model_b"},
+    argilla("response-2"),
+    {"info": {"post": "Q?"}, "summaries": [{"text": "A"}, {"text": "B"}], "choice": 1},
+    {"prompt": "Q?", "responses": ["B", "A"], "ranks": [1, 2]},
+    {"prompt": "Q?", "ranked": ["B", "A"]},
+]
+
+
+@pytest.mark.parametrize(("row", "pair"), [*((row, PAIR) for row in FIRST), *((row, OTHER) for row in SECOND)])
+def test_the_vote_decides(row: dict[str, Any], pair: dict[str, Any]) -> None:
+    assert detect([row], "preference") == "comparison"
+    made = shaped(row, "comparison", "preference")
+    assert {key: made[key] for key in pair} == pair
+    assert shaped(row, "comparison", "prompt")["prompt"] == [ASK]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        *(({**AB, "winner": word}, "is a tie (`winner` ") for word in ("tie", "tie (bothbad)", "both bad", "C", "A=B")),
+        ({**AB, "winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}, "is a tie"),
+        ({**AB, "score_a": 1, "score_b": 1.0}, "is a tie (`score_a` 1 and `score_b` 1.0)"),
+        ({**TWO, "annotator1": 1, "annotator2": 2, "annotator3": 0}, "is a tie"),
+        ({**HELPSTEER3, "overall_preference": 0}, "is a tie"),
+        ({"prompt": "Q?", "responses": ["A", "B"], "scores": [1, 1]}, "is a tie (`scores` is 1 for all)"),
+        ({**AB, "winner": "who knows"}, "`winner` is 'who knows'; expected a or b, the name of an answer, or tie"),
+        ({**AB, "winner": None}, "`winner` is missing"),
+        ({**LLMBAR, "label": 3}, "`label` is 3"),
+        ({**AB, "score_a": None, "score_b": 1}, "`score_a` is missing; expected a number"),
+        ({"prompt": "Q?", "responses": ["A", "B"], "ranks": [1]}, "`ranks` is a list; expected 2 numbers"),
+        ({**AB, "winner": "a", "response_b": "A"}, "`chosen` and `rejected` are the same"),
+    ],
+)
+def test_a_tie_or_no_vote_is_a_bad_row_but_a_good_prompt(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRowError) as caught:
+        shaped(row, "comparison", "preference")
+    assert str(caught.value).startswith(reason)
+    if "tie" in reason:
+        assert shaped(row, "comparison", "prompt")["prompt"] == [ASK]
+
+
+def loaded(rows: list[dict[str, Any]], jsonl: Write, shape: Shape = "preference", **fields: Any) -> LoadedRows:
+    return load(DataSource(path=[str(jsonl(*rows))], **fields), shape, seed=0, name="d")
+
+
+def mended(rows: list[dict[str, Any]], jsonl: Write, **fields: Any) -> LoadedRows:
+    """Load rows as the remedies of the messages say, one after another, the first of several."""
+    for _ in range(3):
+        try:
+            return loaded(rows, jsonl, **fields)
+        except PipelineError as error:
+            remedy = str(error).partition("columns: ")[2]
+            fields = {**fields, "columns": yaml.safe_load(remedy[: remedy.index("}") + 1]) if remedy else {}}
+    raise AssertionError("three remedies did not do")
+
+
+@pytest.mark.parametrize("votes", [[0, 1], [1, 1], [True, False], [0]])
+@pytest.mark.parametrize("base", [AB, TWO])
+def test_numbers_that_could_mean_either_are_refused(jsonl: Write, base: dict[str, Any], votes: list[Any]) -> None:
+    if base is TWO and votes == [1, 1]:
+        pytest.skip("1 beside answers 1 and 2 is the first")
+    with pytest.raises(PipelineError, match=r"expected a vote whose numbers say which answer they mean. Say it by its"):
+        loaded([{**base, "label": vote} for vote in votes], jsonl)
+
+
+def test_the_names_that_say_what_a_number_means_work(jsonl: Write) -> None:
+    rows = [{**AB, "label": 1}, {**AB, "label": 0}]
+    by_first = loaded(rows, jsonl, columns={"label": "first_is_better"}).train
+    by_index = loaded(rows, jsonl, columns={"label": "better_index"}).train
+    assert [row["chosen"][0]["content"] for row in by_first] == ["A", "B"]
+    assert [row["chosen"][0]["content"] for row in by_index] == ["B", "A"]
+    assert mended(rows, jsonl).train == by_first
+    signed = [{**AB, "label": -1}, {**AB, "label": 2}]
+    assert [row["chosen"][0]["content"] for row in mended(signed, jsonl).train] == ["A", "B"]
+
+
+HIDDEN = [
+    (
+        [{**LLMBAR, "label": 1}, {**LLMBAR, "label": 2}],
+        {"input": "prompt", "output_1": "chosen", "output_2": "rejected"},
+    ),
+    (
+        [{**TWO, "annotator1": 1}, {**TWO, "annotator1": 2}],
+        {"instruction": "prompt", "response1": "chosen", "response2": "rejected"},
+    ),
+    (
+        [
+            {"q": "Q?", "gpt": "A", "claude": "B", "is_first": True},
+            {"q": "Q?", "gpt": "A", "claude": "B", "is_first": False},
+        ],
+        {"q": "prompt", "gpt": "chosen", "claude": "rejected"},
+    ),
+    (
+        [{"q": "Q?", "x": "A", "y": "B", "winner": "a"}, {"q": "Q?", "x": "A", "y": "B", "winner": "b"}],
+        {"q": "prompt", "x": "chosen", "y": "rejected"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("rows", "columns"), HIDDEN)
+def test_renaming_never_hides_a_vote_and_the_remedy_reads_it(
+    jsonl: Write, rows: list[dict[str, Any]], columns: dict[str, str]
+) -> None:
+    with pytest.raises(PipelineError, match=r"the better answer in every row, and `.*` says which"):
+        loaded(rows, jsonl, columns=columns)
+    if "is_first" in rows[0]:
+        said_so = {"q": "prompt", "gpt": "response_a", "claude": "response_b", "is_first": "first_is_better"}
+        got = loaded(rows, jsonl, columns=said_so)
+    else:
+        got = mended(rows, jsonl, columns=columns)
+    assert [row["chosen"][0]["content"] for row in got.train] == ["A", "B"]
+    vote = next(name for name in ("label", "annotator1", "is_first", "winner") if name in rows[0])
+    with_note = loaded(rows, jsonl, columns={**columns, vote: "note"})  # "if it is no vote, rename it too"
+    assert [row["chosen"][0]["content"] for row in with_note.train] == ["A", "A"] and with_note.unused[-1:]
+
+
+def test_renaming_two_columns_without_a_vote_is_as_before(jsonl: Write) -> None:
+    rows = [
+        {"q": "Q?", "good": "A", "bad": "B", "label": 1, "lang": "en"},
+        {"q": "Q?", "good": "A", "bad": "B", "label": 1},
+    ]
+    got = loaded(rows, jsonl, columns={"q": "prompt", "good": "chosen", "bad": "rejected"})
+    assert len(got.train) == 2 and got.unused == ("label", "lang")
+
+
+def test_ties_are_counted_and_kept_with_their_reason(jsonl: Write, tmp_path: Path) -> None:
+    path, kept = jsonl({**AB, "winner": "tie"}, {**AB, "winner": "b"}), tmp_path / "rejects.jsonl"
+    source = DataSource(path=[str(path)], on_bad_row="skip")
+    got = load(source, "preference", seed=0, name="d", rejects=kept)
+    assert (len(got.train), got.rejected) == (1, 1)
+    assert json.loads(kept.read_text())["reason"] == "is a tie (`winner` 'tie'); expected one answer that is better"
