@@ -148,16 +148,11 @@ def run_on_cluster(plan: Plan, store: Store, view: View, request: Request) -> Ru
 
 
 def cancel_jobs(plan: Plan, store: Store) -> dict[str, str]:
-    """Cancel the jobs of a plan's stages; return those that were in the queue, by stage.
-
-    Raises:
-        PipelineError: no stage runs on a cluster or has a job, or Slurm is not here.
-    """
+    """Cancel the jobs of a plan's stages, if they have any; return those that were in the queue, by stage."""
     records = {stage.spec.name: record for stage in plan.stages if (record := _record(store, stage)) is not None}
     if not records and all(stage.spec.compute.launcher != "slurm" for stage in plan.stages):
-        found = f"no stage of {plan.recipe.file} has a Slurm job or `compute.launcher: slurm`"
         remedy = "Ctrl-C stops a local run; give the same --set and --profile as the run had"
-        raise PipelineError(Problem(found, remedy=remedy))
+        raise PipelineError(Problem(f"no stage of {plan.recipe.file} has a Slurm job", remedy=remedy))
     slurm.check_tools()
     states = slurm.states([record["job"] for record in records.values()])
     active = {name: record["job"] for name, record in records.items() if states[record["job"]].is_active}

@@ -182,7 +182,8 @@ def _run_stage(
         journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
         view.stage_started(planned, resumed=resumed)
         job = job_of(plan, planned, done, area.payload, area.scratch, run_dir)
-        job = replace(job, warnings=overlap_warnings(plan, planned, store))
+        if kind_of(planned.spec.kind).makes == "report":
+            job = replace(job, warnings=overlap_warnings(plan, planned, store))
 
         def show(event: Event) -> None:
             _pass_on(planned, event, view, journal)
@@ -201,16 +202,21 @@ def _run_stage(
             with writing(area.folder):
                 artifact = area.commit(replace=FORCED in planned.why, **fields)
         except PipelineError as error:
-            code = error.exit_code if isinstance(error, CannotWrite) else ExitCode.FAILED
-            refused = Outcome(problems=error.problems, exit_code=int(code))
-            _tell_failure(planned, refused, view, journal)
-            raise failure_of(name, refused, stopped=False) from None
+            raise _refused_commit(planned, error, view, journal) from None
     if meeting is not None and job.nodes > 1:
         meeting.done(name)
     seconds = time.perf_counter() - started
     journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
     view.stage_done(planned, artifact, seconds)
     return StageDone(planned, artifact, cached=False, seconds=seconds)
+
+
+def _refused_commit(planned: PlannedStage, error: PipelineError, view: View, journal: Journal) -> PipelineError:
+    """Tell that what a stage made could not be put into the store, and return how the run ends."""
+    code = error.exit_code if isinstance(error, CannotWrite) else ExitCode.FAILED
+    refused = Outcome(problems=error.problems, exit_code=int(code))
+    _tell_failure(planned, refused, view, journal)
+    return failure_of(planned.spec.name, refused, stopped=False)
 
 
 def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:

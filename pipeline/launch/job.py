@@ -179,10 +179,7 @@ def context_of(
         others = rejected.get(data.name, 0)
         rejected[data.name] = others + len(rows)
         if job.rank == 0:
-            data.rejects.parent.mkdir(parents=True, exist_ok=True)
-            with data.rejects.open("a" if others else "w", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps(row._asdict(), default=str) + "\n")
+            _keep_rejected(rows, data.rejects, is_first=not others)
         text = f"{len(rows)} rows of {data.name} cannot be rendered and were skipped, kept in {data.rejects.name}"
         send(Event("note", text=text))
         return True
@@ -205,6 +202,13 @@ def context_of(
         set_aside=set_aside,
     )
     return context, rejected
+
+
+def _keep_rejected(rows: Sequence[Rejected], file: Path, *, is_first: bool) -> None:
+    """Write rows that a stage cannot use behind the bad rows of their source."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w" if is_first else "a", encoding="utf-8") as out:
+        out.writelines(json.dumps(row._asdict(), default=str) + "\n" for row in rows)
 
 
 def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:

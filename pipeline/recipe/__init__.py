@@ -4,9 +4,10 @@ Owns reading it, checking all of it at once, and the types it becomes. Knows not
 """
 
 from pipeline.recipe.code import CodeSource, find_code, load_function
+from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.json_schema import json_schema
 from pipeline.recipe.loading import by_line, inspect, load
-from pipeline.recipe.schema import Compute, DataSource, Recipe, StageSpec
+from pipeline.recipe.schema import Compute, Recipe, StageSpec
 
 __all__ = [
     "CodeSource",

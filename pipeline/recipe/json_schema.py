@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from pipeline.recipe import docstrings
 from pipeline.recipe.checking import models_of
+from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.loading import Head, StageHead
-from pipeline.recipe.schema import NAME_PATTERN, Compute, DataSource
+from pipeline.recipe.schema import NAME_PATTERN, Compute
 from pipeline.stage import KINDS, Kind
 
 Schema = dict[str, Any]

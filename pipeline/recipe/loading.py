@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.recipe.checking import shown, stage_checks, validate
 from pipeline.recipe.code import find_code
+from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
 from pipeline.recipe.merging import merge, override, without_nulls
 from pipeline.recipe.paths import expand, lookup_folders
 from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
-from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, DataSource, Recipe, StageSpec
+from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, Recipe, StageSpec
 from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")

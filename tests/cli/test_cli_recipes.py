@@ -225,7 +225,7 @@ def test_cancel_says_that_a_local_recipe_has_no_jobs(trueup: Trueup, tiny_recipe
     result = trueup("cancel", tiny_recipe)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"no stage of {tiny_recipe} has a Slurm job or `compute.launcher: slurm`; Ctrl-C stops a local run; "
+        f"no stage of {tiny_recipe} has a Slurm job. Ctrl-C stops a local run; "
         "give the same --set and --profile as the run had\n"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe.schema import DataSource
+from pipeline.recipe import DataSource
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
-from pipeline.recipe.schema import DataSource
+from pipeline.recipe import DataSource
 from pipeline.records import DataDigest, digest, digests
 from pipeline.records.digests import SETTLED_S
 

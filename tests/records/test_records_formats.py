@@ -408,6 +408,6 @@ def test_a_pair_is_the_same_however_it_is_written(asked: list[str], one: str, tw
 def test_the_formats_are_those_a_recipe_may_name() -> None:
     from typing import get_args
 
-    from pipeline.recipe.schema import Format
+    from pipeline.recipe.data_source import Format
 
     assert {"auto", *FORMATS} == set(get_args(Format))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.recipe.schema import DataSource
+from pipeline.recipe import DataSource
 from pipeline.records import LoadedRows, digest, load
 from pipeline.stage import Shape, Shapes
 
@@ -335,7 +335,7 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tmp_path: Path, hub: str,
     (tmp_path / "pipeline").mkdir()
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from pipeline.errors import PipelineError\n"
-        "from pipeline.recipe.schema import DataSource; from pipeline.records import load\n"
+        "from pipeline.recipe import DataSource; from pipeline.records import load\n"
         "try: load(DataSource(hub=sys.argv[2]), 'text', seed=0, name='x')\n"
         "except PipelineError as error: print(error)\n"
     )
@@ -355,7 +355,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import datasets
 from pipeline.errors import PipelineError
-from pipeline.recipe.schema import DataSource
+from pipeline.recipe import DataSource
 from pipeline.records import digest, load
 
 # What a download of the hub's owner/pairs at a commit leaves in the cache of `datasets`.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.recipe.schema import DataSource
+from pipeline.recipe import DataSource
 from pipeline.records import load
 from pipeline.records.files import read_rows
 

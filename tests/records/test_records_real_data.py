@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe.schema import DataSource
+from pipeline.recipe import DataSource
 from pipeline.records import digest, load
 from pipeline.stage import Shape
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.recipe.schema import DataSource
+from pipeline.recipe import DataSource
 from pipeline.records import LoadedRows, load
 from pipeline.stage import Shape
 

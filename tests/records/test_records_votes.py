@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.recipe.schema import DataSource
+from pipeline.recipe import DataSource
 from pipeline.records import LoadedRows, load
 from pipeline.records.detection import detect
 from pipeline.records.faults import BadRowError

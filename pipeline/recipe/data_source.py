@@ -1,0 +1,82 @@
+"""A data source of a recipe: where its rows are, and how they are to be taken.
+
+Owns the fields and the finding of files. Knows nothing of what is in a row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.recipe.paths import expand, find_files, unread_files
+from pipeline.stage import Runtime
+
+Format = Literal[
+    "auto", "text", "messages", "prompt_completion", "sharegpt", "alpaca", "hh", "preference", "comparison", "prompt"
+]
+
+
+class DataSource(BaseModel):
+    """Rows from files, from a hub data set, or from an artifact: exactly one of `path`, `hub`, `artifact`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | list[str] | None = Field(None, description="A file, a folder, a glob, or a list of them.")
+    hub: str | None = Field(None, description="Id of a hub data set, `owner/name`.")
+    revision: str | None = Field(None, description="Commit or tag of the hub data set.")
+    subset: str | None = Field(None, description="Configuration of the hub data set.")
+    hub_split: str = Field("train", description="Split of the hub data set.")
+    artifact: str | None = Field(None, description="A stage of this recipe, or a ref of the store.")
+    file: str | None = Field(None, description="Which file of the artifact.")
+    format: Format = Field("auto", description="Layout of the rows; found out when `auto`.")
+    columns: dict[str, str] = Field({}, description="Columns to rename: old name to new name.")
+    on_bad_row: Annotated[Literal["stop", "skip"], Runtime()] = Field(
+        "stop", description="Stop at a bad row, or keep it in a rejects file and go on."
+    )
+    held_out: float = Field(0.0, ge=0, lt=1, description="Share of the prompts split off for evaluation.")
+    limit: int | None = Field(None, gt=0, description="Use only the first rows.")
+    system: str | None = Field(None, description="System message of conversations that have none.")
+
+    _files: tuple[Path, ...] | None = PrivateAttr(None)
+    _unread: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [name for name in ("path", "hub", "artifact") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"has both `{given[0]}` and `{given[1]}`" if given else "says nowhere to read from"
+            raise ValueError(f"{found}|exactly one of `path`, `hub`, `artifact`")
+        for name, origin in (("revision", "hub"), ("subset", "hub"), ("file", "artifact")):
+            if getattr(self, name) is not None and given[0] != origin:
+                raise ValueError(f"`{name}` is given with `{given[0]}`|only with `{origin}`")
+        return self
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Absolute paths of the files; looked up from the current folder unless a recipe has placed them."""
+        if self._files is None:
+            self.place([Path.cwd()])
+        return self._files or ()
+
+    @property
+    def unread_files(self) -> tuple[str, ...]:
+        """What lies in the folders of `path` and is not read."""
+        return self._unread
+
+    def place(self, folders: list[Path] | tuple[Path, ...]) -> None:
+        """Find the files of `path` in ``folders``.
+
+        Raises:
+            PipelineError: a path names nothing, or an environment variable in it is not set.
+        """
+        patterns = [self.path] if isinstance(self.path, str) else self.path or []
+        try:
+            files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
+            self._unread = tuple(name for pattern in patterns for name in unread_files(expand(pattern), folders))
+        except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise PipelineError(Problem(f"`{str(self.path)[:80]}` cannot be looked up: {reason}")) from None
+        self._files = tuple(dict.fromkeys(files))
