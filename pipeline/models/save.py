@@ -1,7 +1,11 @@
-"""A model and its tokenizer written as an artifact keeps them: whole weights in safetensors, an adapter beside them."""
+"""A model and its tokenizer written as an artifact keeps them: whole weights in safetensors, an adapter beside them.
+
+What was written is read again and compared with the model that was given (`written.py`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +14,32 @@ from transformers import GenerationConfig
 
 from pipeline.models.adapters import save_adapter_and_merge
 from pipeline.models.load import quiet
+from pipeline.models.written import compare_written, witness
 
 
-def save_model(model: Any, tokenizer: Any, out: Path) -> None:
+def save_model(model: Any, tokenizer: Any, out: Path, rows: Sequence[Sequence[int]] = ()) -> None:
     """Write full weights, tokenizer and chat template into ``out``; an adapter is written beside its merged weights.
 
     A `peft` model is merged and must not be used afterwards.
+
+    Args:
+        model: with all its weights.
+        tokenizer: saved beside it.
+        out: folder that is written.
+        rows: token ids of some of the rows it was trained on, for the comparison.
+
+    Raises:
+        PipelineError: what was written is not what was trained.
     """
     out.mkdir(parents=True, exist_ok=True)
+    trained = witness(model, rows)
     with quiet():
         if isinstance(model, PeftModel):
             model = save_adapter_and_merge(model, out / "adapter")
         _set_generation(model, tokenizer)
         model.save_pretrained(out)
         save_tokenizer(tokenizer, out)
+    compare_written(out, model, trained)
 
 
 def save_tokenizer(tokenizer: Any, out: Path) -> None:

@@ -110,9 +110,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = prompts.train_rows, batches
+    trainer.with_positions = prompts.with_positions
     ctx.phase(f"training on {prompts.train:,} prompts")
     trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter))
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter, prompts.prompt_ids)
     return finish(
         ctx,
         trained,

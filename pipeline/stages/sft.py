@@ -104,7 +104,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     held_out, _ = _encode(ctx, tokenizer, rows.held_out, max_length)
     if not encoded:
         raise PipelineError(Problem("no row fits", f"rows of at most {max_length} tokens", "raise train.max_length"))
-    conversations = len(encoded)
+    conversations, seen = len(encoded), [row["input_ids"] for row in encoded[:3]]
     if train.mode == "packed":
         encoded = packed(encoded, max_length)
     else:
@@ -131,7 +131,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         trained, whole = train_through_pipeline(
             ctx, model, later, arguments, batches, steps, encoded, held_out, collate
         )
-        return _finished(ctx, config, trained, whole, tokenizer, rows, counts)
+        return _finished(ctx, config, trained, whole, tokenizer, rows, counts, seen)
     trainer = BucketedSFTTrainer(
         model=model,
         args=arguments,
@@ -145,7 +145,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if train.mode == "packed":
         refuse_unpackable(ctx, trainer.model, encoded, collate)
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, counts)
+    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, counts, seen)
 
 
 def _finished(
@@ -156,11 +156,12 @@ def _finished(
     tokenizer: Any,
     rows: Any,
     counts: dict[str, int],
+    seen: list[list[int]],
 ) -> StageResult:
     """Write the model, and return what the manifest says of it."""
     from pipeline.training.finish import finish, save_trained
 
-    lineage = save_trained(ctx, whole, tokenizer, ctx.input("model"), config.adapter)
+    lineage = save_trained(ctx, whole, tokenizer, ctx.input("model"), config.adapter, seen)
     return finish(
         ctx,
         trained,

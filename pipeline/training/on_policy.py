@@ -7,6 +7,7 @@ objectives are trl's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from pipeline.training.distribution import divided
 from pipeline.training.encode import context_length, encode_prompt
 from pipeline.training.loop import Trained
 from pipeline.training.on_policy_fields import OnPolicyTrain
+from pipeline.training.padding import needs_positions, told_positions
 from pipeline.training.reward_sources import RewardSources, Sample, Scorer
 
 Arguments = TypeVar("Arguments")
@@ -42,12 +44,14 @@ class Prompts:
         prompt_ids: their tokens up to where the answer begins.
         train: how many are learned from.
         counts: prompts that were read, and how many of them left too little room.
+        with_positions: whether the model has to be told positions where rows are padded on the left.
     """
 
     rows: list[dict[str, Any]]
     prompt_ids: list[list[int]]
     train: int
     counts: dict[str, int]
+    with_positions: bool = False
 
     @property
     def train_rows(self) -> list[dict[str, Any]]:
@@ -87,7 +91,9 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
     if too_long:
         ctx.note(f"{len(too_long)} of {len(given)} prompts are longer than {room} tokens and were left out")
     counts = {"train": len(rows.train), "held_out": len(rows.held_out), "dropped": len(too_long)}
-    return Prompts([given[i] for i in fits], [ids[i] for i in fits], learned, counts)
+    fitting = [ids[i] for i in fits]
+    with_positions = needs_positions(ctx, model, fitting, tokenizer.pad_token_id)
+    return Prompts([given[i] for i in fits], fitting, learned, counts, with_positions)
 
 
 def _refuse_long(
@@ -180,8 +186,14 @@ class OnPolicy(BucketedBatches):
     """
 
     batches: PromptBatches
+    with_positions = False
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Score responses, at the positions that they were sampled at."""
+        with told_positions(model) if self.with_positions else nullcontext():
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)  # type: ignore[misc]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample; with FSDP all weights are gathered once, not for every token."""
