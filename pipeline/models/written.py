@@ -129,9 +129,23 @@ def _affordable(model: Any, rows: list[list[int]]) -> list[list[int]]:
 
 
 def _logits(model: Any, rows: list[list[int]]) -> list[Tensor]:
-    with evaluating(model), torch.inference_mode(), _without_flash(plain_of(model)):
+    with evaluating(model), torch.inference_mode(), _without_flash(plain_of(model)), _without_autocast(model):
         found = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
     return [logits[0].float().cpu() for logits in found]
+
+
+@contextmanager
+def _without_autocast(model: Any) -> Iterator[None]:
+    """Compute in the format of the weights: accelerate puts autocast into the forward pass of a model it prepares."""
+    prepared, plain = vars(model).get("forward"), vars(model).get("_original_forward")
+    if plain is not None:
+        model.forward = plain
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        if plain is not None:
+            model.forward = prepared
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("dpo", version=1, config=Config, makes="model", parallel=True)
+@stage("dpo", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on preference pairs."""
     from datasets import Dataset

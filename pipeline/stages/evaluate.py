@@ -94,7 +94,7 @@ class Sampled:
     divergence: Divergence | None
 
 
-@stage("evaluate", version=2, config=Config, makes="report")
+@stage("evaluate", version=3, config=Config, makes="report")
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Sample, score, compare, and write the report."""
     from pipeline.evaluation.comparison import Prompt, compare, samples

@@ -62,7 +62,7 @@ class Config(RewardFields):
         return [*self.reward_problems(), *self.train.check()]
 
 
-@stage("grpo", version=1, config=Config, makes="model", parallel=True)
+@stage("grpo", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on its own responses."""
     from datasets import Dataset

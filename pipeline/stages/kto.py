@@ -83,7 +83,7 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("kto", version=1, config=Config, makes="model", parallel=True)
+@stage("kto", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on good and bad rows."""
     from datasets import Dataset

@@ -40,7 +40,7 @@ class Config(StageConfig):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
-@stage("merge", version=1, config=Config, makes="model")
+@stage("merge", version=2, config=Config, makes="model")
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Fold the adapters in and write full weights with tokenizer and chat template."""
     import torch

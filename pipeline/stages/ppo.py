@@ -81,7 +81,7 @@ class Config(RewardFields):
         return problems
 
 
-@stage("ppo", version=1, config=Config, makes="model", parallel=True)
+@stage("ppo", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the policy and keep its best state."""
     from pipeline.models.load import load_tokenizer

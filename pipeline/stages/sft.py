@@ -52,7 +52,7 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("sft", version=1, config=Config, makes="model", parallel=True)
+@stage("sft", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Tune the model on demonstrations."""
     from datasets import Dataset
