@@ -20,11 +20,15 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch.distributed.tensor import DTensor
 
 from pipeline.artifacts.manifest import SHORT
 from pipeline.artifacts.provenance import HUB
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
+from pipeline.models.written import refuse_other, witness
+from pipeline.parallel.partitioned import is_partitioned
 from pipeline.stage import ResolvedInput
 
 Task = Literal["causal", "reward"]
@@ -34,7 +38,10 @@ _TASKS = {"causal": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
 
 
 def lora_config(adapter: Adapter, task: Task, model: Any) -> LoraConfig:
-    """Return the `peft` configuration of an adapter on ``model``; a reward model's head is trained beside it."""
+    """Return the `peft` configuration of an adapter on ``model``; a reward model's head is trained beside it.
+
+    A weight that an adapter of this configuration would change for a second layer too is untied (`untie`).
+    """
     targets, upper = adapter.targets, None
     if adapter.layers == "top-half":
         count = int(model.config.get_text_config().num_hidden_layers)
@@ -43,7 +50,7 @@ def lora_config(adapter: Adapter, task: Task, model: Any) -> LoraConfig:
             head = model.get_output_embeddings() if task == "causal" else getattr(model, "score", None)
             linear = [name for name, part in model.named_modules() if _is_linear(part) and part is not head]
             targets = sorted({name.rpartition(".")[2] for name in linear})
-    return LoraConfig(
+    config = LoraConfig(
         task_type=_TASKS[task],
         r=adapter.r,
         lora_alpha=adapter.scale_alpha,
@@ -53,6 +60,48 @@ def lora_config(adapter: Adapter, task: Task, model: Any) -> LoraConfig:
         bias="none",
         modules_to_save=["score"] if task == "reward" else None,
     )
+    if model is not None:
+        untie(model, config)
+    return config
+
+
+def untie(model: Any, config: PeftConfig) -> bool:
+    """Give the output layer weights of its own if it shares those of an embedding that gets an adapter, or the reverse.
+
+    An adapter is put on one of the two layers; folded into a weight that both share it would change both.
+
+    Returns:
+        Whether it did.
+
+    Raises:
+        PipelineError: another weight is shared, or these lie in parts on the processes.
+    """
+    sharing: dict[int, list[tuple[str, str]]] = {}
+    for name, part in model.named_modules():
+        for own, weight in part.named_parameters(recurse=False):
+            sharing.setdefault(id(weight), []).append((name, own))
+    untied = False
+    for users in (users for users in sharing.values() if len(users) > 1):
+        if any(check_target_module_exists(config, name) for name, _ in users):
+            _untie(model, [name for name, _ in users])
+            untied = True
+    return untied
+
+
+def _untie(model: Any, names: list[str]) -> None:
+    """Give the output layer a copy of the input embedding's weight."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = embedding.weight
+    is_known = head is not None and {id(model.get_submodule(name)) for name in names} == {id(embedding), id(head)}
+    if not is_known or isinstance(weight, DTensor) or is_partitioned(model):
+        found = f"adapter.targets names a layer that shares its weight ({' = '.join(names)})"
+        why = "" if not is_known else ", and these lie in parts on the processes"
+        expected = f"a layer with weights of its own{why}"
+        raise PipelineError(Problem(found, expected, "leave it out of adapter.targets"))
+    head.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+    for settings in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+        settings.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def attach(model: Any, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
@@ -166,9 +215,10 @@ def fold_in(model: Any, adapter: ResolvedInput) -> Any:
         adapter: an artifact with an adapter beside its weights, a folder of an adapter alone, or a hub id.
 
     Raises:
-        PipelineError: there is no adapter, or it does not fit the model.
+        PipelineError: there is no adapter, it does not fit the model, or the sum is not what the two give together.
     """
     place, revision = _place_of(adapter)
+    untie(model, config_of(adapter))
     try:
         put_on = PeftModel.from_pretrained(model, place, revision=revision, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -176,7 +226,10 @@ def fold_in(model: Any, adapter: ResolvedInput) -> Any:
         raise PipelineError(
             Problem(f"the adapter {adapter.ref} does not fit: {reason}", "one of this model")
         ) from error
-    return merged(put_on)
+    together = witness(put_on)
+    plain = merged(put_on)
+    refuse_other(plain, together, f"the model with {adapter.ref} folded in", "report it with the model's type")
+    return plain
 
 
 def config_of(adapter: ResolvedInput) -> PeftConfig:

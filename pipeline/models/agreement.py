@@ -1,6 +1,7 @@
 """Whether two ways of computing the same logits agree: by how much they may differ through rounding alone.
 
-A measure is relative to the spread of the logits, the distance of the likeliest token from the unlikeliest.
+A measure is relative to the spread of the logits, the distance of the likeliest token from the unlikeliest; of scores,
+one number for each sequence, to the largest, or to 1.
 """
 
 from __future__ import annotations
@@ -32,8 +33,17 @@ def rounding_of(model: Any) -> float:
 def disagreement(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[float, float]:
     """Return the largest difference between logits of the same shapes, and the spread of those wanted.
 
-    Something that is not a number anywhere makes the difference infinite.
+    Something that is not a number on one side makes the difference infinite; a token that both rule out (minus
+    infinity) makes none.
     """
-    worst = max(float((a.float().cpu() - b.float().cpu()).abs().max()) for a, b in zip(found, wanted, strict=True))
-    spread = max(float(b.max()) - float(b.min()) for b in wanted)
-    return (worst if worst == worst else float("inf")), spread
+    worst = spread = 0.0
+    for a, b in zip(found, wanted, strict=True):
+        a, b = a.float().cpu(), b.float().cpu()
+        off = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+        worst = max(worst, float(off.nan_to_num(nan=float("inf")).max()))
+        known = b[b.isfinite()]
+        if b.shape[-1] == 1:  # a score: one unit of it is what a preference is told by
+            spread = max(spread, 1.0, float(known.abs().max()) if known.numel() else 0.0)
+        elif known.numel():
+            spread = max(spread, float(known.max() - known.min()))
+    return worst, spread

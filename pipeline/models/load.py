@@ -100,6 +100,12 @@ def hidden_size(model_input: ResolvedInput, trust_remote_code: bool = False) -> 
     return int(getattr(config.get_text_config(), "hidden_size", 0))
 
 
+def is_tied(model_input: ResolvedInput, trust_remote_code: bool = False) -> bool:
+    """Return whether a model's output layer shares the weight of its embedding, from its configuration alone."""
+    config = _config(source_of(model_input), trust_remote_code)
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
 def _config(source: Source, trust_remote_code: bool) -> Any:
     with quiet(), _explained(source, "configuration"):
         return AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)

@@ -1,7 +1,11 @@
-"""A model and its tokenizer written as an artifact keeps them: whole weights in safetensors, an adapter beside them."""
+"""A model and its tokenizer written as an artifact keeps them: whole weights in safetensors, an adapter beside them.
+
+What was written is read again and compared with the model that was given (`written.py`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +16,28 @@ from pipeline.models.adapters import Base, save_adapter_and_merge
 from pipeline.models.forward import context_limit
 from pipeline.models.generation import save_settings, settings_of
 from pipeline.models.load import quiet
+from pipeline.models.written import compare_written, witness
 
 
-def save_model(model: Any, tokenizer: Any, out: Path, *, base: Base | None = None) -> None:
+def save_model(
+    model: Any, tokenizer: Any, out: Path, rows: Sequence[Sequence[int]] = (), *, base: Base | None = None
+) -> None:
     """Write full weights, tokenizer and chat template into ``out``; an adapter is written beside its merged weights.
 
     A `peft` model is merged and must not be used afterwards.
 
     Args:
-        model: what was trained.
+        model: what was trained, with all its weights.
         tokenizer: what it was trained with.
         out: folder.
+        rows: token ids of some of the rows it was trained on, for the comparison.
         base: where `peft` finds the weights the adapter was trained on.
+
+    Raises:
+        PipelineError: what was written is not what was trained.
     """
     out.mkdir(parents=True, exist_ok=True)
+    trained = witness(model, rows)
     with quiet():
         if isinstance(model, PeftModel):
             model = save_adapter_and_merge(model, out / "adapter", base)
@@ -40,6 +52,7 @@ def save_model(model: Any, tokenizer: Any, out: Path, *, base: Base | None = Non
             if model.can_generate():
                 save_settings(settings, out)
         save_tokenizer(tokenizer, out, context=context_limit(model))
+    compare_written(out, model, trained)
 
 
 def save_tokenizer(tokenizer: Any, out: Path, *, context: int | None = None) -> None:

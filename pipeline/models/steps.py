@@ -143,10 +143,10 @@ def cache_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, say: Sa
 
 def _measured_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[CacheUse, str]:
     """Return the first way of decoding that gives what a pass without cache gives, and what was wrong with others."""
-    rows, new = _trial(model, prompts)
+    rows, new = trial_rows(model, prompts)
     if Forward(model, padded=False).cache_argument is None:
         return "none", "it is not one that transformers fills"
-    wanted = [_plain_logits(model, [*row, *more], len(row)) for row, more in zip(rows, new, strict=True)]
+    wanted = [plain_logits(model, [*row, *more], len(row)) for row, more in zip(rows, new, strict=True)]
     together = _difference(model, rows, new, wanted, pad_id)
     if not together:
         return "padded", ""
@@ -154,7 +154,7 @@ def _measured_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> 
     return ("none", alike) if alike else ("unpadded", f"with padding on the left {together}")
 
 
-def _trial(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+def trial_rows(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
     """Return two rows of different lengths, and the tokens each goes on with, all from the first prompts."""
     known = [token for prompt in prompts[:8] for token in prompt]
     limit = context_limit(model) or _LONG + _NEW
@@ -164,7 +164,7 @@ def _trial(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]
     return [text[:length] for length in lengths], [text[length : length + new] for length in lengths]
 
 
-def _plain_logits(model: Any, ids: list[int], read: int) -> Tensor:
+def plain_logits(model: Any, ids: list[int], read: int) -> Tensor:
     """Return the logits after ``read`` tokens and after each that follows, by one pass over one row, without cache."""
     logits_TV: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, read - 1 :]
     return logits_TV.float()

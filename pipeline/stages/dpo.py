@@ -164,7 +164,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), batches
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
+    seen = [[*row["prompt_ids"], *row["chosen_ids"]] for row in encoded[:3]]
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter, seen)
     accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
     return finish(
         ctx,

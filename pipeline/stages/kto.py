@@ -184,7 +184,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.batches, trainer.data_collator = batches, _ungrouped(trainer.data_collator)
     ctx.phase(f"training on {len(encoded):,} rows")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
+    seen = [[*row["prompt_ids"], *row["completion_ids"]] for row in encoded[:3]]
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter, seen)
     last = trained.metrics
     margin = last.get("eval_rewards/margins", last.get("rewards/margins", 0.0))
     return finish(

@@ -115,7 +115,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
     log.take_best()
     value = log.value_weights()
-    lineage = save_trained(ctx, trainer.steps_with.whole_model(), tokenizer, source, config.adapter)
+    whole, seen = trainer.steps_with.whole_model(), [prompt.ids for prompt in trainer.prompts[:3]]
+    lineage = save_trained(ctx, whole, tokenizer, source, config.adapter, seen)
     return log.finish(lineage, value)
 
 

@@ -137,7 +137,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         trained, whole = train_through_pipeline(
             ctx, model, later, arguments, batches, steps, documents, held_out, collate
         )
-        return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, len(documents))
+        return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, documents)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -147,7 +147,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     trainer.train_rows, trainer.batches = documents, batches
     trained = run_trainer(ctx, trainer, batches, steps)
-    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, parameters, len(documents))
+    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, parameters, documents)
 
 
 def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
@@ -178,7 +178,7 @@ def _finished(
     tokenizer: Any,
     rows: Any,
     parameters: int,
-    sequences: int,
+    documents: list[dict[str, list[int]]],
 ) -> StageResult:
     """Write the model, and return what the manifest says of it."""
     from pipeline.artifacts.provenance import descended
@@ -186,7 +186,7 @@ def _finished(
     from pipeline.training.finish import finish
 
     if whole is not None:
-        save_model(whole, tokenizer, ctx.out)
+        save_model(whole, tokenizer, ctx.out, [row["input_ids"] for row in documents[:3]])
     lineage: dict[str, Any] = {"base": "scratch", "adapters": []}
     if config.model is None:
         init = ctx.input("init")
@@ -195,7 +195,7 @@ def _finished(
         ctx,
         trained,
         metrics={"parameters": float(parameters)},
-        rows={"train": len(rows.train), "held_out": len(rows.held_out), "sequences": sequences},
+        rows={"train": len(rows.train), "held_out": len(rows.held_out), "sequences": len(documents)},
         lineage=lineage,
         summary=f"{parameters / 1e6:.2f} M parameters, loss {trained.metrics.get('loss', float('nan')):.3f}",
     )

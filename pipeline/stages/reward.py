@@ -141,7 +141,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     whole = whole_model(trainer)
-    lineage = save_trained(ctx, whole, tokenizer, source, config.adapter)
+    lineage = save_trained(ctx, whole, tokenizer, source, config.adapter, [row["chosen_ids"] for row in encoded[:3]])
     started = time.perf_counter()
     metrics = _report(ctx, config, whole, tokenizer, held_out) if held_out and whole is not None else {}
     scoring_s = time.perf_counter() - started

@@ -103,7 +103,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.learn_from(ctx, prompts, batches)
     ctx.phase(f"training on {prompts.train:,} prompts")
     trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), trainer.watch)
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter)
+    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter, prompts.prompt_ids)
     return finish(
         ctx,
         trained,

@@ -119,7 +119,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     encoded, held_out, counts = source_rows.train.rows, source_rows.held_out.rows, source_rows.counts
     if not encoded:
         raise PipelineError(Problem("no row fits", f"rows of at most {max_length} tokens", "raise train.max_length"))
-    conversations = len(encoded)
+    conversations, seen = len(encoded), [row["input_ids"] for row in encoded[:3]]
     if train.mode == "packed":
         encoded = packed(encoded, max_length)
     else:
@@ -146,7 +146,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         trained, whole = train_through_pipeline(
             ctx, model, later, arguments, batches, steps, encoded, held_out, collate
         )
-        return _finished(ctx, config, trained, whole, tokenizer, counts)
+        return _finished(ctx, config, trained, whole, tokenizer, counts, seen)
     trainer = BucketedSFTTrainer(
         model=model,
         args=arguments,
@@ -160,7 +160,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if train.mode == "packed":
         refuse_unpackable(ctx, trainer.model, encoded, collate)
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, counts)
+    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, counts, seen)
 
 
 def _finished(
@@ -170,11 +170,12 @@ def _finished(
     whole: Any | None,
     tokenizer: Any,
     counts: dict[str, int],
+    seen: list[list[int]],
 ) -> StageResult:
     """Write the model, and return what the manifest says of it."""
     from pipeline.training.finish import finish, save_trained
 
-    lineage = save_trained(ctx, whole, tokenizer, ctx.input("model"), config.adapter)
+    lineage = save_trained(ctx, whole, tokenizer, ctx.input("model"), config.adapter, seen)
     return finish(
         ctx,
         trained,

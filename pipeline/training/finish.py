@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts.provenance import AppliedAdapter, descended, label
@@ -13,9 +13,16 @@ from pipeline.training.loop import Trained
 
 
 def save_trained(
-    ctx: StageContext, model: Any | None, tokenizer: Any, source: ResolvedInput, adapter: Adapter | None
+    ctx: StageContext,
+    model: Any | None,
+    tokenizer: Any,
+    source: ResolvedInput,
+    adapter: Adapter | None,
+    rows: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """Save a trained model, an adapter merged into its weights and also beside them; return its lineage.
+
+    What was written is compared with what was trained; a difference fails the stage.
 
     The artifact of an adapter holds whole weights, so the next stage reads it like any other, and the adapter alone
     in `adapter/`. Its parent's adapters are in the base already: none is lost, none is applied twice.
@@ -26,6 +33,10 @@ def save_trained(
         tokenizer: saved beside it.
         source: what the stage started from.
         adapter: what was trained; None when all weights were.
+        rows: token ids of some of the rows it was trained on, for the comparison.
+
+    Raises:
+        PipelineError: what was written is not what was trained.
     """
     from pipeline.models.adapters import base_of_adapter
     from pipeline.models.load import stored_bits
@@ -37,8 +48,19 @@ def save_trained(
         bits = adapter.quantize or stored_bits(source, ctx.trust_remote_code) or None
         lineage["adapters"].append(AppliedAdapter(ctx.name, on, adapter.r, bits).record())
     if model is not None:
-        save_model(model, tokenizer, ctx.out, base=base_of_adapter(source) if adapter is not None else None)
+        ctx.phase("writing the model and comparing it with what was trained")
+        save_model(model, tokenizer, ctx.out, rows, base=base_of_adapter(source) if adapter is not None else None)
+        if adapter is not None and adapter.targets != "all-linear" and _was_untied(ctx, source):
+            ctx.note("the adapter is on a weight that two layers shared: the output layer has its own from here on")
     return lineage
+
+
+def _was_untied(ctx: StageContext, source: ResolvedInput) -> bool:
+    """Whether the model that was written keeps two weights where the one it started from shares one."""
+    from pipeline.models.load import is_tied
+
+    written = source.model_copy(update={"path": str(ctx.out)})
+    return is_tied(source, ctx.trust_remote_code) and not is_tied(written, ctx.trust_remote_code)
 
 
 def finish(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from pipeline.training.encoded import encode_source
 from pipeline.training.learning import RewardWatch
 from pipeline.training.loop import Trained
 from pipeline.training.on_policy_fields import OnPolicyTrain
+from pipeline.training.padding import needs_positions, told_positions
 from pipeline.training.reward_sources import RewardSources, Sample, Scorer
 
 Arguments = TypeVar("Arguments")
@@ -47,12 +49,14 @@ class Prompts:
         prompt_ids: their tokens up to where the answer begins.
         train: how many are learned from.
         counts: prompts that were read, and how many of them left too little room.
+        with_positions: whether the model has to be told positions where rows are padded on the left.
     """
 
     rows: list[dict[str, Any]]
     prompt_ids: list[list[int]]
     train: int
     counts: dict[str, int]
+    with_positions: bool = False
 
     @cached_property
     def ids_of(self) -> dict[str, list[int]]:
@@ -104,7 +108,9 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
     if too_long:
         ctx.note(f"{len(too_long)} of {len(given)} prompts are longer than {room} tokens and were left out")
     counts = {**made.counts, "dropped": len(too_long)}
-    return Prompts([given[i] for i in fits], [ids[i] for i in fits], learned, counts)
+    fitting = [ids[i] for i in fits]
+    with_positions = needs_positions(ctx, model, fitting, tokenizer.pad_token_id)
+    return Prompts([given[i] for i in fits], fitting, learned, counts, with_positions)
 
 
 def _refuse_long(
@@ -200,6 +206,7 @@ class OnPolicy(BucketedBatches):
     ctx: StageContext
     watch: RewardWatch
     prompts: Prompts
+    with_positions: bool
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
 
@@ -207,6 +214,7 @@ class OnPolicy(BucketedBatches):
         """Take prompts and their order, and begin to watch what their rewards teach."""
         self.train_rows, self.batches, self.prompts = prompts.train_rows, batches, prompts
         self.ctx, self.watch = ctx, RewardWatch()
+        self.with_positions = prompts.with_positions
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """Return the tokens of prompts as they were encoded: trl's would parse control tokens that content spells."""
@@ -214,6 +222,11 @@ class OnPolicy(BucketedBatches):
         if all(_key(prompt) in known for prompt in prompts):
             return [list(known[_key(prompt)]) for prompt in prompts], None, {}
         return super()._tokenize_prompts(prompts)  # type: ignore[misc]
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Score responses, at the positions that they were sampled at."""
+        with told_positions(model) if self.with_positions else nullcontext():
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)  # type: ignore[misc]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample; with FSDP all weights are gathered once, not for every token."""

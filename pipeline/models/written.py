@@ -1,0 +1,171 @@
+"""What was written is what was trained: the files of a model, read again, against the model as it trained.
+
+Two things are compared. Every tensor of the files equals the one that was saved, bit for bit. And the logits of a few
+rows are those that the model gave before its adapter was folded in and anything was written; a wrong merge, a lost tie,
+a configuration that says something else show there.
+
+Memory does not double: on a CPU the files are mapped, not read, so their pages are the system's to drop. On a GPU they
+are copied only where they leave half of what is free; else the tensors are compared, and of the logits those of the
+model after the merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.models.agreement import disagreement, rounding_of
+from pipeline.models.forward import context_limit, evaluating
+from pipeline.models.load import quiet
+
+_ROWS, _TOKENS = 2, 32
+"""Rows of the training data that are looked at, and how many tokens of each at most."""
+
+_WORK = 2e10
+"""Weights times tokens of a pass, where the model is large: a few seconds of one core."""
+
+KEPT = "the last checkpoint is kept; run it again, and report it with the model's type if it comes back"
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What a model says of some rows.
+
+    Attributes:
+        rows: token ids.
+        logits: of each row by itself, on the CPU.
+        rounding: share of their spread that is rounding, in the format they were computed in.
+    """
+
+    rows: list[list[int]]
+    logits: list[Tensor]
+    rounding: float
+
+
+def witness(model: Any, rows: Sequence[Sequence[int]] = ()) -> Witness:
+    """Return what a model says of some rows, and of one row of tokens from all over its vocabulary.
+
+    Args:
+        model: a causal language model or one that scores sequences, with or without an adapter.
+        rows: token ids, of which the first few are taken.
+    """
+    vocabulary = plain_of(model).get_input_embeddings().weight.shape[0]
+    longest = min(_TOKENS, context_limit(model) or _TOKENS)
+    spread = [vocabulary * i // longest for i in range(longest)]
+    taken = _affordable(model, [spread, *([int(token) for token in row[:longest]] for row in rows if len(row))])
+    return Witness(taken, _logits(model, taken), rounding_of(model))
+
+
+def refuse_other(model: Any, trained: Witness, what: str, remedy: str = KEPT) -> None:
+    """Compare what a model says with what it should say.
+
+    Raises:
+        PipelineError: the difference is more than rounding.
+    """
+    difference, spread = disagreement(_logits(model, trained.rows), trained.logits)
+    if difference > max(trained.rounding, rounding_of(model)) * spread:
+        found = f"the logits of {what} differ by {difference:.2g} from those of the trained model"
+        expected = f"at most rounding, of a spread of {spread:.2g}"
+        raise PipelineError(Problem(found, expected, remedy), exit_code=ExitCode.FAILED)
+
+
+def compare_written(folder: Path, model: Any, trained: Witness) -> None:
+    """Read a model's files again and compare them with what trained.
+
+    Args:
+        folder: that was written.
+        model: as it was saved, an adapter folded in.
+        trained: what it said before it was saved.
+
+    Raises:
+        PipelineError: they differ.
+    """
+    with quiet():
+        read, info = type(model).from_pretrained(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
+    if info["missing_keys"]:
+        found = f"the written weights lack {sorted(info['missing_keys'])[0]}"
+        raise PipelineError(Problem(found, "all that was trained", KEPT), exit_code=ExitCode.FAILED)
+    _refuse_other_tensors(read.state_dict(), model.state_dict())
+    if _has_room(model, read):
+        refuse_other(read.to(model.device), trained, "what was written")
+    else:
+        refuse_other(model, trained, "the weights with the adapter folded in")
+
+
+def _refuse_other_tensors(read: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    for name, tensor in saved.items():
+        if name in read and not _is_same(read[name], tensor):
+            found = f"{name} in the written files is not what was trained"
+            raise PipelineError(Problem(found, "the same numbers", KEPT), exit_code=ExitCode.FAILED)
+
+
+def _is_same(read: Tensor, saved: Tensor) -> bool:
+    """Whether two tensors hold the same bits; a number that is none equals itself."""
+    if read.shape != saved.shape:
+        return False
+    saved = saved.detach().to("cpu", read.dtype)
+    return bool(torch.equal(read, saved)) or bool(((read == saved) | (read.isnan() & saved.isnan())).all())
+
+
+def plain_of(model: Any) -> Any:
+    """Return the model beneath an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _affordable(model: Any, rows: list[list[int]]) -> list[list[int]]:
+    """Return fewer tokens of the first rows for a model that takes long over each."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    kept = rows[: _ROWS + 1]
+    most = max(8, int(_WORK / max(1, weights)) // len(kept))
+    return [row[:most] for row in kept]
+
+
+def _logits(model: Any, rows: list[list[int]]) -> list[Tensor]:
+    with evaluating(model), torch.inference_mode(), _without_flash(plain_of(model)), _without_autocast(model):
+        found = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
+    return [logits[0].float().cpu() for logits in found]
+
+
+@contextmanager
+def _without_autocast(model: Any) -> Iterator[None]:
+    """Compute in the format of the weights: accelerate puts autocast into the forward pass of a model it prepares."""
+    prepared, plain = vars(model).get("forward"), vars(model).get("_original_forward")
+    if plain is not None:
+        model.forward = plain
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        if plain is not None:
+            model.forward = prepared
+
+
+@contextmanager
+def _without_flash(model: Any) -> Iterator[None]:
+    """Attend by torch's own kernel for a while: FlashAttention takes neither fp32 nor a CPU."""
+    kernel = str(model.config.get_text_config()._attn_implementation)
+    if "flash" not in kernel:
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(kernel)
+
+
+def _has_room(model: Any, read: Any) -> bool:
+    """Whether a second model may lie beside the first for a moment: on a CPU it is mapped."""
+    if model.device.type != "cuda":
+        return True
+    need = sum(tensor.numel() * tensor.element_size() for tensor in read.state_dict().values())
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return bool(2 * need <= free)

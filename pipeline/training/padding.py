@@ -1,0 +1,75 @@
+"""Whether a model computes rows padded on the left as it computes them alone: how trl scores what it has sampled.
+
+trl gives such rows a mask and no positions. Architectures with relative positions lose nothing by it; those that count
+positions from the first column, padding included, score a response at other places than it was sampled at, so they are
+told the positions. A recurrent state that takes the padding in cannot be helped.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.agreement import disagreement, rounding_of
+from pipeline.models.forward import evaluating
+from pipeline.models.steps import left_padded, plain_logits, trial_rows
+from pipeline.parallel.partitioned import computing_alone
+from pipeline.stage import StageContext
+
+
+def needs_positions(ctx: StageContext, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> bool:
+    """Return whether a model has to be told positions where rows are padded on the left, measured on two rows.
+
+    Args:
+        ctx: of the stage.
+        model: about to train; its weights may lie in parts, then every process calls this.
+        prompts: the rows are made of their tokens.
+        pad_id: fills the left.
+
+    Raises:
+        PipelineError: padding changes what the model computes, whatever it is told.
+    """
+    read, new = trial_rows(model, prompts)
+    rows = [[*row, *more] for row, more in zip(read, new, strict=True)]
+    ids_BT, mask_BT = left_padded(rows, pad_id, model.device)
+    with evaluating(model), computing_alone(model):
+        alone = [plain_logits(model, row, 1) for row in rows]
+        ways: list[dict[str, Tensor]] = [{}]
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            ways.append({"position_ids": positions_of(mask_BT)})
+        for extra in ways:
+            logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra).logits
+            padded = [line[-len(row) :] for line, row in zip(logits, rows, strict=True)]
+            difference, spread = disagreement(padded, alone)
+            if difference <= rounding_of(model) * spread:
+                return bool(extra)
+    found = f"padding on the left changes what this {model.config.model_type} model computes: its logits differ by "
+    found += (
+        f"{difference:.2g} from those of a row alone, of {spread:.2g} between its likeliest token and its unlikeliest"
+    )
+    remedy = "use a stage of kind ppo, which pads on the right, or another architecture"
+    raise PipelineError(Problem(found, "no difference beyond rounding", remedy, stage=ctx.name))
+
+
+def positions_of(mask_BT: Tensor) -> Tensor:
+    """Return the position of each token in its own row, 0 for padding on its left."""
+    return (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+
+
+@contextmanager
+def told_positions(model: Any) -> Iterator[None]:
+    """Give each pass of a model, however it is wrapped, the positions that its mask says."""
+
+    def tell(_: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return arguments, {"position_ids": positions_of(given["attention_mask"]), **given}
+
+    handle = model.register_forward_pre_hook(tell, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

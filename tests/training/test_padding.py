@@ -1,0 +1,74 @@
+"""Rows padded on the left, as trl scores them, against each row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from architectures import tiny_causal_lm
+
+from pipeline.errors import PipelineError
+from pipeline.models.steps import left_padded
+from pipeline.stage import StageContext
+from pipeline.training.on_policy import OnPolicy
+from pipeline.training.padding import needs_positions, told_positions
+
+PROMPTS = [[5, 9, 33, 17, 40], [7, 8, 50, 3, 21, 30, 11, 62, 4]]
+AS_THEY_ARE = (
+    "llama",
+    "qwen3",
+    "gemma2",
+    "gpt_neox",
+    "opt",
+    "bloom",
+    "falcon",
+    "mamba",
+    "mamba2",
+    "bamba",
+    "qwen3_next",
+)
+"""Relative positions, positions taken from the mask, or states that the mask keeps padding from."""
+WITH_POSITIONS = ("gpt2", "gpt_neo", "gpt_bigcode", "xglm", "biogpt", "ctrl", "recurrent_gemma")
+"""Positions counted from the first column."""
+
+
+@pytest.mark.parametrize("kind", [*AS_THEY_ARE, *WITH_POSITIONS])
+def test_whether_a_model_is_told_positions(kind: str, make_context: Callable[..., StageContext]) -> None:
+    assert needs_positions(make_context(), tiny_causal_lm(kind), PROMPTS, 0) is (kind in WITH_POSITIONS)
+
+
+def test_a_state_that_takes_padding_in_is_refused(make_context: Callable[..., StageContext]) -> None:
+    with pytest.raises(PipelineError, match="padding on the left changes what this rwkv model computes"):
+        needs_positions(make_context(), tiny_causal_lm("rwkv"), PROMPTS, 0)
+
+
+class Scores:
+    """Stands where a trainer of trl does: it gives rows a mask, and no positions."""
+
+    def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, mask: Any) -> Any:
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+
+class Trainer(OnPolicy, Scores):
+    """What a stage makes of it."""
+
+
+@pytest.mark.parametrize("kind", WITH_POSITIONS)
+def test_a_model_that_is_told_positions_scores_a_padded_row_as_it_does_alone(kind: str) -> None:
+    model = tiny_causal_lm(kind)
+    ids, mask = left_padded(PROMPTS, 0, torch.device("cpu"))
+    trainer = Trainer.__new__(Trainer)
+    alone = model(input_ids=torch.tensor(PROMPTS[:1]), use_cache=False).logits[0]
+
+    def off() -> float:
+        return float((trainer._get_per_token_logps_and_entropies(model, ids, mask)[0, -5:] - alone).abs().max())
+
+    assert off() > 0.1
+    trainer.with_positions = True
+    assert off() < 1e-4
+    with told_positions(model):
+        pass
+    trainer.with_positions = False
+    assert off() > 0.1  # no hook is left behind
