@@ -60,9 +60,6 @@ ALLOWED_IMPORTS: dict[tuple[str, str], str] = {}
 
 _WRITES = "a record's `write` loads the renderer that draws it, only when there is something to write"
 ALLOWED_CYCLES: dict[frozenset[str], str] = {
-    frozenset({"pipeline.evaluation.report", "pipeline.evaluation.figures"}): _WRITES,
-    frozenset({"pipeline.evaluation.report", "pipeline.evaluation.page"}): _WRITES,
-    frozenset({"pipeline.evaluation.report", "pipeline.evaluation.page", "pipeline.evaluation.gaming_page"}): _WRITES,
     frozenset({"pipeline.evaluation.reward_card", "pipeline.evaluation.reward_page"}): _WRITES,
 }
 """Modules that import one another: why."""

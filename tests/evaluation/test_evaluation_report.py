@@ -84,6 +84,29 @@ def test_reader_names_what_is_wrong(report, tmp_path, change, message):
     assert str(path) in str(caught.value)
 
 
+def test_reports_of_schema_1_are_read(report, tmp_path):
+    # They told of a task only that gold fell in it, and did not know variants of the baseline.
+    data = json.loads(to_json(report)) | {"schema": 1}
+    del data["seed"]
+    for name, model in data["models"].items():
+        model.pop("variant", None)
+        for key in ("gold_delta", "reward_delta"):
+            model.pop(key, None)
+        if "gaming" in model:
+            gaming = model["gaming"]
+            gaming["surplus"] = gaming.pop("lag")
+            gaming.pop("verdict", None)
+            gaming["parted_tasks"] = ["fact"] if name == "dpo" else []
+            for gains in gaming["tasks"].values():
+                gains.pop("lag")
+                gains.pop("verdict", None)
+    (tmp_path / "report.json").write_text(json.dumps(data), encoding="utf-8")
+    found = read(tmp_path / "report.json")
+    assert found.models["dpo"].gaming.gamed_tasks == ["fact"]
+    assert (found.candidates, found.seed, found.is_sample) == (["dpo"], None, False)
+    assert "dpo" in render(found, [], [])
+
+
 def test_reader_refuses_other_files(tmp_path):
     with pytest.raises(PipelineError, match="no report here"):
         read(tmp_path / "report.json")

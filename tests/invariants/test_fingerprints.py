@@ -37,6 +37,7 @@ OTHER_VALUES: dict[str, Any] = {
     "adapter": {"r": 3},
     "group_by": "kind",
     "judge": "reward",
+    "reference": "solution",
     "greedy": ["n"],
     "baseline": "n",
     "limit": 5,
