@@ -147,11 +147,7 @@ def run_on_cluster(plan: Plan, store: Store, view: View, request: Request) -> Ru
 
 
 def cancel_jobs(plan: Plan, store: Store) -> dict[str, str]:
-    """Cancel the jobs of a plan's stages; return those that were in the queue, by stage.
-
-    Raises:
-        PipelineError: no stage runs on a cluster or has a job, or Slurm is not here.
-    """
+    """Cancel the jobs of a plan's stages; return those that were in the queue, by stage."""
     records = {stage.spec.name: record for stage in plan.stages if (record := _record(store, stage)) is not None}
     if not records and all(stage.spec.compute.launcher != "slurm" for stage in plan.stages):
         found = f"no stage of {plan.recipe.file} has a Slurm job or `compute.launcher: slurm`"
