@@ -110,9 +110,8 @@ class StopRequest:
             old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
-        except Interrupted as error:
-            if self.signals:  # as shells have it: 130 after Ctrl-C, 143 after SIGTERM
-                error.exit_code = ExitCode(128 + self.signals[0])
+        except Interrupted as error:  # as shells have it: 130 after Ctrl-C, 143 after SIGTERM
+            error.exit_code = ExitCode(128 + self.signals[0]) if self.signals else error.exit_code
             raise
         finally:
             for number, handler in old.items():
@@ -220,8 +219,11 @@ def _refused_commit(planned: PlannedStage, error: PipelineError, view: View, jou
 
 
 def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
-    told = [str(problem) for problem in outcome.problems]
-    how = {"problems": told, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
+    how = {
+        "problems": list(map(str, outcome.problems)),
+        "stopped": outcome.stopped,
+        "exit_code": int(outcome.exit_code),
+    }
     journal.write("stage_failed", stage=planned.spec.name, **how)
     view.stage_failed(planned, outcome.problems, outcome.exit_code)
 

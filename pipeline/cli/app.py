@@ -66,12 +66,9 @@ class Verbs(TyperGroup):
         sys.exit(guarded(call, debug=debug, as_json=_JSON in before_dashes(args)))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a verb; Ctrl-C says so."""
+        """Run a verb."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            raise typer.Abort from None
         except BrokenPipeError:  # the reader of a pipe, e.g. `head`, had enough
             _forget_output()
             raise typer.Exit from None
@@ -152,7 +149,7 @@ def _called(call: Callable[[], Any], *, debug: bool) -> tuple[Sequence[Problem],
     except TyperException as error:
         return [Problem(_usage_problem(error))], int(ExitCode.BAD_INPUT)
     except (typer.Abort, KeyboardInterrupt):
-        return [Problem("stopped")], int(ExitCode.STOPPED)
+        code = ExitCode.STOPPED
     except Terminated:
         return [Problem("stopped")], int(ExitCode.TERMINATED)
     except BrokenPipeError:
@@ -166,6 +163,10 @@ def _called(call: Callable[[], Any], *, debug: bool) -> tuple[Sequence[Problem],
             return [refused], int(exit_code_of(error, Path.cwd()))
         text = f"{type(error).__name__}: {_one_line(error)}"
         return [Problem(text, remedy="run with --debug for the traceback")], int(ExitCode.FAILED)
+    if code == ExitCode.STOPPED:  # typer, too, makes this of Ctrl-C
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # after the terminal's own `^C`
+        return [Problem("stopped")], int(code)
     return [], code if isinstance(code, int) else int(ExitCode.DONE)
 
 

@@ -72,7 +72,7 @@ def test_version_and_help(tmp_path: Path) -> None:
     shown = _process("--help", cwd=tmp_path)
     assert shown.returncode == 0
     topics = [line for line in shown.stdout.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert topics == ["Options:", "Recipes:", "Preferences:", "Store:", "Checkpoints:", "Set-up:"]
+    assert topics == ["Options:", "Recipes:", "Checkpoints:", "Store:", "Preferences:", "Set-up:"]
     assert _process(cwd=tmp_path).stdout == shown.stdout
 
 

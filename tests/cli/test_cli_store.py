@@ -61,6 +61,7 @@ def test_the_store_is_the_option_or_the_variable(trueup: Trueup, stocked: Store,
 
 
 def test_the_option_wins_over_the_variable(trueup: Trueup, stocked: Store, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
     result = trueup("ls", "--store", "none", env={"TRUEUP_STORE": str(stocked.root)})
     assert result.stdout == f"no artifacts in {tmp_path / 'none'}\n"
 
