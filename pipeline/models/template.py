@@ -28,6 +28,9 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SAMPLE = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
 """Rendered to see how a template ends the assistant's turn."""
 
+_UNSET = {"bos_token": "", "eos_token": ""}
+"""What a template adds up where the tokenizer has no such token."""
+
 _OWN_KEYS = ("train",)  # of a turn: for the training, not for the template
 
 
@@ -134,7 +137,7 @@ class ChatTemplate:
                 chat_template=source,
                 add_generation_prompt=opens_answer,
                 return_assistant_tokens_mask=marks,
-                **self.tokenizer.special_tokens_map,
+                **{**_UNSET, **self.tokenizer.special_tokens_map},
             )
         except Exception as error:  # a template is a program of others: it may raise anything
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -91,7 +91,7 @@ def test_each_difference_is_named(tokenizer: Any, tmp_path: Path) -> None:
     assert [str(problem) for problem in disagreements(ours, facts(other, "rm"))] == [
         "the chat template of `rm` is another one; "
         "expected that of `sft`. Start `rm` and `sft` from the same tokenizer",
-        "the end token of `rm` is <|user|>, <|end|> as in `sft`. Start `rm` and `sft` from the same tokenizer",
+        "the end token of `rm` is <|user|>; expected <|end|> as in `sft`. Start `rm` and `sft` from the same tokenizer",
     ]
     # Two tokens swapped: same size, other meaning.
     document = json.loads(tokenizer.backend_tokenizer.to_str())
