@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.artifacts import Store
 from pipeline.environment import installed
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, listed
 from pipeline.forecast import fitting_problems
 from pipeline.forecast.machine import has_no_gpu
 from pipeline.forecast.settings import setting_problems
@@ -51,7 +51,7 @@ class CheckReport:
     Attributes:
         sources: what each field of a stage that reads rows gets.
         tokens: what each stage gets once its rows are tokens, where its tokenizer is on this machine.
-        notes: what a person should know before an evaluation is made.
+        notes: columns that nothing reads, and what a person should know before an evaluation is made.
     """
 
     sources: Mapping[SourceUse, SourceCount]
@@ -99,7 +99,11 @@ def check_plan(
     found += fitting_problems(plan, store)
     if found:
         raise PipelineError(*by_line(found))
-    return CheckReport(sources.counts, tokens.stages, tuple(evaluation_notes(plan, store)))
+    unused = [
+        f"data {source}: nothing reads {listed([f'`{name}`' for name in names])}"
+        for source, names in sources.unused(plan).items()
+    ]
+    return CheckReport(sources.counts, tokens.stages, (*unused, *evaluation_notes(plan, store)))
 
 
 def _unplanned(plan: Plan) -> Iterator[PlannedStage]:

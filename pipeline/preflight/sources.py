@@ -25,6 +25,9 @@ from pipeline.stage import Data, Shapes, kind_of
 REMEMBERED_FILE = "checked-sources-1.json"
 """The number is that of its form."""
 
+GOLD_COLUMNS = frozenset({"gold_chosen", "gold_rejected"})
+"""True scores of both sides, which the card of a reward model is held against."""
+
 Progress = Callable[[str], None]
 """Is told what is being looked at now."""
 
@@ -84,8 +87,6 @@ class SourceCount:
         if self.rejected:
             rows = self.kept + self.rejected
             yield f"data {self.source}: {self.rejected:,} of {rows:,} rows are bad and are left out"
-        if self.unused:
-            yield f"data {self.source}: nothing reads {listed([f'`{name}`' for name in self.unused])}"
         if self.unread:
             yield f"data {self.source}: these files of the folder hold no rows and are not read: {listed(self.unread)}"
 
@@ -100,6 +101,17 @@ class SourceReport(NamedTuple):
 
     counts: dict[SourceUse, SourceCount]
     problems: list[Problem]
+
+    def unused(self, plan: Plan) -> dict[str, list[str]]:
+        """Return the columns and keys of turns that no stage reads, by source."""
+        stages = {stage.spec.name: stage.spec for stage in plan.stages}
+        left: dict[str, list[str]] = {}
+        for use, count in self.counts.items():
+            read = _columns_of(stages[use.stage]) if use.stage in stages else frozenset[str]()
+            names = [name for name in count.unused if name not in read]
+            before = left.get(use.source_name, names)
+            left[use.source_name] = [name for name in before if name in names]
+        return {source: names for source, names in left.items() if names}
 
 
 def read_sources(plan: Plan, store: Store, progress: Progress | None = None) -> SourceReport:
@@ -155,6 +167,13 @@ def uses_of(plan: Plan) -> list[SourceUse]:
             if source_name in recipe.data and recipe.data[source_name].artifact is None
         ]
     return [use for use in uses if recipe.data[use.source_name].hub is None]
+
+
+def _columns_of(spec: StageSpec) -> frozenset[str]:
+    """Return the columns that a stage reads beside those of the row format."""
+    named = getattr(spec.config, "group_by", None)
+    gold = GOLD_COLUMNS if spec.kind == "reward" else frozenset[str]()
+    return gold | ({named} if named else set())
 
 
 def _data_of(config: Any) -> dict[str, str]:

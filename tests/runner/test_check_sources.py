@@ -54,6 +54,15 @@ def test_it_says_for_each_stage_and_source_what_is_kept_rejected_and_held_out(fr
     assert list(pairs.notes) == ["data pairs: 60 of 160 rows are bad and are left out"]
 
 
+def test_columns_that_nothing_reads_are_named_once_for_each_source(fresh: Any) -> None:
+    """The card of `rm` goes by `task` and gold; `mood` is nobody's, and a prompt's columns are Python's."""
+    for file in ("pairs.jsonl", "asks.jsonl"):
+        change_rows(fresh.recipe.parent / file, lambda rows: [{**row, "mood": "good"} for row in rows])
+    notes = [note for note in check(fresh).notes if "nothing reads" in note]
+    assert "data pairs: nothing reads `mood`" in notes
+    assert not any(note.startswith("data asks") for note in notes)
+
+
 def test_a_limit_counts_usable_rows(fresh: Any) -> None:
     change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: without_answers(rows[::-1], kept=40))
     assert counts(check(fresh, "data.pairs.limit=32"))["dpo.data"].kept == 32  # the first 40 are good
