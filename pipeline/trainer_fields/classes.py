@@ -15,7 +15,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     ),
     "the learning rate over time": ("lr_scheduler_kwargs", "lr_scheduler_type", "max_steps", "warmup_steps"),
     "evaluations, and which weights are kept": (
-        *("eval_delay", "eval_on_start", "eval_steps", "eval_strategy"),
+        *("eval_delay", "eval_steps", "eval_strategy"),
         *("greater_is_better", "load_best_model_at_end", "metric_for_best_model"),
     ),
     "what is computed": (
@@ -131,6 +131,7 @@ CONTROLLED: Mapping[str, str] = {
     "eos_token": _TOKENS,
     "eval_accumulation_steps": _METRICS,
     "eval_do_concat_batches": _METRICS,
+    "eval_on_start": "a resumed run would evaluate again; name the start among `models` of an `evaluate` stage",
     "eval_packing": _LAYOUT,
     "eval_use_gather_object": _METRICS,
     "fp16": _PRECISION,

@@ -51,9 +51,7 @@ def evaluation_problems(train: Any, source: str) -> Iterator[Problem]:
         source: name of the data source.
     """
     given: dict[str, Any] = train.passthrough()
-    asked = [
-        word for word in ("load_best_model_at_end", "eval_on_start", "eval_steps", "eval_delay") if given.get(word)
-    ]
+    asked = [word for word in ("load_best_model_at_end", "eval_steps", "eval_delay") if given.get(word)]
     if given.get("eval_strategy", "no") != "no":
         asked.append("eval_strategy")
     if getattr(train, "lr_scheduler_type", "") in ("reduce_lr_on_plateau", "greedy"):
