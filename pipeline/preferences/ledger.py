@@ -204,11 +204,14 @@ def _told(url: str) -> Iterator[None]:
         shown = url
         if not isinstance(error, sa.exc.ArgumentError):
             shown = sa.make_url(url).render_as_string(hide_password=True)
-        refused = disk_problem(error, Path(sa.make_url(url).database or ".").parent) if "sqlite" in url[:6] else None
-        if refused is not None:
-            raise CannotWrite(refused, exit_code=exit_code_of(error, ".")) from error
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
         remedy = "see --ledger and TRUEUP_LEDGER"
+        is_file = not isinstance(error, sa.exc.ArgumentError) and sa.make_url(url).get_backend_name() == "sqlite"
+        folder = Path(sa.make_url(url).database or ".").parent if is_file else None
+        refused = disk_problem(error, folder) if folder is not None else None
+        if refused is not None:
+            told = Problem(f"the ledger {shown} cannot be used: {refused.found}", "", f"{refused.remedy}; {remedy}")
+            raise CannotWrite(told, exit_code=exit_code_of(error, folder or ".")) from error
         if isinstance(error, ModuleNotFoundError):
             remedy = "pip install 'trueup[collect]'"
         expected = "a database that can be written, sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
