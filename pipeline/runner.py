@@ -126,8 +126,7 @@ class Journal:
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the time."""
         row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-        self._file.write(json.dumps(row, default=str) + "\n")
-        self._file.flush()
+        print(json.dumps(row, default=str), file=self._file, flush=True)
 
     def close(self) -> None:
         """Close the file."""
@@ -234,11 +233,8 @@ def _run_stage(
 
 
 def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
-    how = {
-        "problems": list(map(str, outcome.problems)),
-        "stopped": outcome.stopped,
-        "exit_code": int(outcome.exit_code),
-    }
+    told = [str(problem) for problem in outcome.problems]
+    how = {"problems": told, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
     journal.write("stage_failed", stage=planned.spec.name, **how)
     view.stage_failed(planned, outcome.problems, outcome.exit_code)
 
