@@ -219,11 +219,8 @@ def _refused_commit(planned: PlannedStage, error: PipelineError, view: View, jou
 
 
 def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
-    how = {
-        "problems": list(map(str, outcome.problems)),
-        "stopped": outcome.stopped,
-        "exit_code": int(outcome.exit_code),
-    }
+    told = [str(problem) for problem in outcome.problems]
+    how = {"problems": told, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
     journal.write("stage_failed", stage=planned.spec.name, **how)
     view.stage_failed(planned, outcome.problems, outcome.exit_code)
 

@@ -249,4 +249,8 @@ def main() -> None:
     SIGTERM has a handler from the start: the first process of a container is deaf to a signal it has none for.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before a verb began
+        _say("stopped")
+        sys.exit(int(ExitCode.STOPPED))
