@@ -192,7 +192,9 @@ def test_calls_and_thoughts_are_in_the_text_of_a_conversation() -> None:
     assert text == '1 plus 2?\n\nI add.\n{"name": "add", "arguments": {"a": 1}}\n\n3\n\n3'
 
 
-@pytest.mark.parametrize("value", [{"role": ["x"], "content": {}}, {"role": "tool", "content": "1", "name": 3}, 7, None])
+@pytest.mark.parametrize(
+    "value", [{"role": ["x"], "content": {}}, {"role": "tool", "content": "1", "name": 3}, 7, None]
+)
 def test_what_is_no_turn_is_a_bad_row_and_never_an_exception(value: object) -> None:
     with pytest.raises(BadRowError):
         turns_of([ASKED, value], "m")
