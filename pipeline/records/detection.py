@@ -95,7 +95,7 @@ def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
 
 
 def _holds_transcripts(row: Row) -> bool:
-    sides = [row[name] for name in ("chosen", "rejected") if row.get(name)]
+    sides = [row[name] for name in ("chosen", "rejected") if row.get(name) not in (None, "", [])]
     opening = row.get("prompt") if isinstance(row.get("prompt"), str) else sides[0]
     return (
         all(isinstance(side, str) for side in sides)

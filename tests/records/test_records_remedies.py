@@ -230,3 +230,8 @@ def test_every_public_schema_is_read_or_its_remedy_works(path: Path, tmp_path: P
         assert any(turn["content"].startswith("What is 0 plus 1?") for turn in got.train[0]["messages"])
     assert len(got.train) + got.rejected == (12 if path.suffix == ".jsonl" else 1)
     assert len(got.train) >= 6 or path.suffix == ".txt"
+
+
+def test_an_answer_of_another_type_is_a_bad_row(jsonl: Write) -> None:
+    said = refused(jsonl({"prompt": "Q?", "rejected": 0}), "preference")[0]
+    assert "row `chosen` is missing; expected text" in said
