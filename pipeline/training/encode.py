@@ -7,16 +7,16 @@ Knows nothing of models. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.labels import IGNORE
-from pipeline.models.template import ChatTemplate, Messages, Rendered, Span, TemplateFaultError, no_template
-from pipeline.models.tokens import Text, TextEncoder, Tokens, own_letters
+from pipeline.models.template import Messages, TemplateFaultError
+from pipeline.models.tokens import Text, TextEncoder, Tokens
+from pipeline.training.row_text import Piece, Row, RowEncoder
 
-Row = Mapping[str, Any]
 Progress = Callable[[int], None]
 """Told how many rows are done."""
 
@@ -57,111 +57,6 @@ class EncodedRows(NamedTuple):
     spelled: list[int]
 
 
-class _Piece(NamedTuple):
-    """A text to be encoded, and how its tokens begin and end."""
-
-    text: Text
-    answers: list[Span]
-    prefix: list[int]
-    suffix: list[int]
-
-
-@dataclass(frozen=True)
-class RowEncoder:
-    """A tokenizer with its chat template, or without one for plain text; neither may change meanwhile."""
-
-    text: TextEncoder
-    template: ChatTemplate
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> RowEncoder:
-        """Make one."""
-        text = TextEncoder(tokenizer)
-        return cls(text, ChatTemplate(text))
-
-    @property
-    def end(self) -> list[int]:
-        """The tokenizer's end token, where a template writes none."""
-        return [int(self.text.tokenizer.eos_token_id)]
-
-    def continues(self, row: Row) -> bool:
-        """Whether a row is plain text that is to be continued, for there is no chat template.
-
-        Raises:
-            PipelineError: it is a conversation, and there is none.
-        """
-        if self.text.tokenizer.chat_template:
-            return False
-        if not row.get("plain_text"):
-            raise PipelineError(no_template())
-        return True
-
-    def conversation(self, row: Row) -> list[_Piece]:
-        """Return the texts of a conversation."""
-        if not self.continues(row):
-            made = self.template.rendered(row["messages"], row.get("tools"))
-            return [self._piece(one) for one in made]
-        letters = own_letters("".join(turn["content"] for turn in row["messages"]))
-        text, answers = "", []
-        for turn in row["messages"]:
-            before, text = len(text), text + self.text.shield(turn["content"], letters)
-            if turn["role"] == "assistant" and turn.get("train", True):
-                answers.append(Span(before, len(text)))
-        return [_Piece(Text(text, letters), answers, self.text.prefix, self.end)]
-
-    def prompt(self, row: Row) -> list[_Piece]:
-        """Return the text of a prompt up to where the answer begins."""
-        if self.continues(row):
-            return [self._continued(row["prompt"])]
-        chat = self.template.chat(row["prompt"], row.get("tools"))
-        text = self.template.text(chat, opens_answer=True)
-        return [_Piece(text, [], [], [])]
-
-    def replies(self, row: Row, *responses: Messages, scored: bool = False) -> list[_Piece]:
-        """Return the text of a prompt, and that of the prompt with each response.
-
-        Turns that all responses begin with, up to a tool's result, belong to the prompt.
-        """
-        shared = 0 if scored else _shared_turns(responses)
-        prompt, rests = [*row["prompt"], *responses[0][:shared]], [response[shared:] for response in responses]
-        if not scored and any(turn["role"] != "assistant" for rest in rests for turn in rest):
-            raise TemplateFaultError(
-                "has a response with a turn that is not the assistant's, expected the assistant's turns alone, for all "
-                "of a response is learnt; move what comes before its last turn to the prompt"
-            )
-        made: list[_Piece] = []
-        for rest in rests:
-            if self.continues(row):
-                whole = self._continued(prompt, rest)
-                before = _Piece(whole.text.part(0, whole.answers[0].start), [], whole.prefix, [])
-            else:
-                text, rendered = self.template.reply(prompt, rest, row.get("tools"))
-                before, whole = _Piece(text, [], [], []), self._piece(rendered)
-            made += [whole] if made else [before, whole]
-        return made
-
-    def _continued(self, prompt: Messages, response: Messages = ()) -> _Piece:
-        sides = ["".join(turn["content"] for turn in side) for side in (prompt, response)]
-        letters = own_letters("".join(sides))
-        before, after = (self.text.shield(side, letters) for side in sides)
-        answers = [Span(len(before), len(before) + len(after))] if response else []
-        return _Piece(Text(before + after, letters), answers, self.text.prefix, self.end if response else [])
-
-    def _piece(self, rendered: Rendered) -> _Piece:
-        end = rendered.answers[-1].end
-        text = rendered.text.part(0, end)  # what stands behind is neither learnt nor seen by anything
-        return _Piece(text, rendered.answers, [], self.end if rendered.adds_end else [])
-
-    def response(self, before: list[int], piece: _Piece, tokens: Tokens) -> list[int]:
-        """Return the ids of a response, as they follow those of its prompt."""
-        ids = [*piece.prefix, *tokens.ids]
-        if ids[: len(before)] != before:  # a token across the two: encode the response by itself
-            start = piece.answers[0].start
-            tokens = self.text.encode_one(piece.text, [start])
-            return [*tokens.ids[tokens.until(start) :], *piece.suffix]
-        return [*ids[len(before) :], *piece.suffix]
-
-
 def encode_messages(
     tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
 ) -> EncodedRows:
@@ -178,7 +73,7 @@ def encode_messages(
     """
     encoder = RowEncoder.of(tokenizer)
 
-    def finish(made: EncodedRows, i: int, pieces: list[_Piece], tokens: list[Tokens]) -> None:
+    def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
         for piece, found in zip(pieces, tokens, strict=True):
             ids, labels = _labelled(piece, found)
             if max_length is not None and len(ids) > max_length:
@@ -217,10 +112,10 @@ def encode_pairs(
     """
     encoder = RowEncoder.of(tokenizer)
 
-    def sides(row: Row) -> list[_Piece]:
+    def sides(row: Row) -> list[Piece]:
         return encoder.replies(row, row["chosen"], row["rejected"], scored=scored)
 
-    def finish(made: EncodedRows, i: int, pieces: list[_Piece], tokens: list[Tokens]) -> None:
+    def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
         prompt = [*pieces[0].prefix, *tokens[0].ids]
         chosen = encoder.response(prompt, pieces[1], tokens[1])
         rejected = encoder.response(prompt, pieces[2], tokens[2])
@@ -248,7 +143,7 @@ def encode_labelled(
     """
     encoder = RowEncoder.of(tokenizer)
 
-    def finish(made: EncodedRows, i: int, pieces: list[_Piece], tokens: list[Tokens]) -> None:
+    def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
         prompt = [*pieces[0].prefix, *tokens[0].ids]
         ids = encoder.response(prompt, pieces[1], tokens[1])
         if max_length is not None and len(prompt) + len(ids) > max_length:
@@ -273,7 +168,7 @@ def encode_prompts(
     """
     encoder = RowEncoder.of(tokenizer)
 
-    def finish(made: EncodedRows, i: int, pieces: list[_Piece], tokens: list[Tokens]) -> None:
+    def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
         ids = [*pieces[0].prefix, *tokens[0].ids]
         if max_length is not None and len(ids) > max_length:
             made.too_long.append(i)
@@ -325,8 +220,8 @@ def encode_answers(tokenizer: Any, rows: Sequence[Row], answers: Sequence[str]) 
 def _encode(
     encoder: RowEncoder,
     rows: Sequence[Row],
-    pieces_of: Callable[[Row], list[_Piece]],
-    finish: Callable[[EncodedRows, int, list[_Piece], list[Tokens]], None],
+    pieces_of: Callable[[Row], list[Piece]],
+    finish: Callable[[EncodedRows, int, list[Piece], list[Tokens]], None],
     progress: Progress | None,
     *,
     with_cuts: bool = False,
@@ -334,7 +229,7 @@ def _encode(
     """Render and encode rows batch by batch, and have ``finish`` put the tokens of each row where they belong."""
     made = EncodedRows([], [], [], [], [], [])
     for first in range(0, len(rows), _BATCH):
-        rendered: list[tuple[int, list[_Piece]]] = []
+        rendered: list[tuple[int, list[Piece]]] = []
         for i, row in enumerate(rows[first : first + _BATCH], first):
             try:
                 rendered.append((i, pieces_of(row)))
@@ -352,18 +247,7 @@ def _encode(
     return made
 
 
-def _shared_turns(responses: Sequence[Messages]) -> int:
-    """Return how many turns all responses begin with, up to and with the last that is not the assistant's."""
-    turns = 0
-    for turn, same in enumerate(zip(*responses, strict=False)):
-        if any(one != same[0] for one in same) or len(responses) == 1:
-            break
-        if same[0]["role"] != "assistant" and all(len(response) > turn + 1 for response in responses):
-            turns = turn + 1
-    return turns
-
-
-def _labelled(piece: _Piece, tokens: Tokens) -> tuple[list[int], list[int]]:
+def _labelled(piece: Piece, tokens: Tokens) -> tuple[list[int], list[int]]:
     labels = [IGNORE] * len(tokens.ids)
     for start, end in piece.answers:
         first, last = tokens.until(start), tokens.until(end)

@@ -302,3 +302,17 @@ def test_text_is_continued_where_there_is_no_template() -> None:
     assert [label for label in told["labels"] if label != IGNORE] == made["completion_ids"]
     with pytest.raises(PipelineError, match="the tokenizer has no chat template"):
         encode_prompts(tokenizer, [{"prompt": row["prompt"]}])
+
+
+def test_trls_training_variant_helps_where_an_answer_begins_otherwise_than_its_prompt() -> None:
+    """DeepSeek's generation prompt opens a thought that its conversations do not hold; the variant marks the answer."""
+    import trl
+
+    tokenizer = copy.copy(loaded("smollm2-135m-instruct"))
+    folder = Path(trl.__file__).parent / "chat_templates"
+    tokenizer.chat_template = (folder / "deepseek_r1_distill.jinja").read_text(encoding="utf-8")
+    (row,) = encode_messages(tokenizer, [{"messages": TALK}]).rows
+    end = "<｜end▁of▁sentence｜>"
+    assert learnt(tokenizer, row) == [f"<｜Assistant｜>It is four.{end}", f"<｜Assistant｜>That is five.{end}"]
+    thinking = [TALK[0], {"role": "assistant", "content": "<think>\ntwo and two\n</think>\n\nfour"}]
+    assert "cannot be masked" in encode_messages(tokenizer, [{"messages": thinking}]).faults[0].reason
