@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.labels import IGNORE
 from pipeline.models.template import Messages, TemplateFaultError
 from pipeline.models.tokens import Text, TextEncoder, Tokens
-from pipeline.training.row_encoder import Piece, Row, RowEncoder
+from pipeline.training.row_text import Piece, Row, RowEncoder
 
 Progress = Callable[[int], None]
 """Told how many rows are done."""

@@ -172,7 +172,9 @@ def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_coun
     config = Config.model_validate(
         {"data": "a", "model": "m", "reward": ["r"], "ptx_data": "d", "train": {"ptx_coef": 1.0, "ptx_batch": 2}}
     )
-    context: Any = SimpleNamespace(seed=3, load_rows=lambda name: SimpleNamespace(train=distinct))
+    rows = SimpleNamespace(train=distinct, held_out=[], places=[""] * len(distinct))
+    silent = dict.fromkeys(("phase", "progress", "note"), lambda *told: None)
+    context: Any = SimpleNamespace(seed=3, load_rows=lambda name: rows, **silent)
     loss = _language_loss(context, config, tokenizer)
     places: list[list[int]] = []
 

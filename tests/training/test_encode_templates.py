@@ -91,14 +91,10 @@ def test_each_answer_is_learnt_with_its_end_and_nothing_of_the_user_is(name: str
     bos = tokenizer.bos_token_id
     assert all(not (a == b == bos) for row in made.rows for a, b in pairwise(row["input_ids"]) if bos is not None)
     # The last text is the one the template renders, up to the end of the answer.
-    rendered = tokenizer.apply_chat_template(
-        TALK, tokenize=True, return_dict=True, bos_token=tokenizer.bos_token or ""
-    )["input_ids"]
-    whole = made.rows[-1]["input_ids"]
-    same = next(
-        (i for i, (a, b) in enumerate(zip(whole, rendered, strict=False)) if a != b), min(len(whole), len(rendered))
-    )
-    assert same >= len(whole) - 1  # at most the tokenizer's end token is added
+    text = tokenizer.apply_chat_template(TALK, tokenize=False, bos_token=tokenizer.bos_token or "")
+    whole = tokenizer.decode(made.rows[-1]["input_ids"])
+    rendered = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert rendered.startswith(whole) or rendered.startswith(whole.removesuffix(tokenizer.eos_token))
 
 
 @pytest.mark.parametrize(("name", "template"), PAIRS)
@@ -306,3 +302,17 @@ def test_text_is_continued_where_there_is_no_template() -> None:
     assert [label for label in told["labels"] if label != IGNORE] == made["completion_ids"]
     with pytest.raises(PipelineError, match="the tokenizer has no chat template"):
         encode_prompts(tokenizer, [{"prompt": row["prompt"]}])
+
+
+def test_trls_training_variant_helps_where_an_answer_begins_otherwise_than_its_prompt() -> None:
+    """DeepSeek's generation prompt opens a thought that its conversations do not hold; the variant marks the answer."""
+    import trl
+
+    tokenizer = copy.copy(loaded("smollm2-135m-instruct"))
+    folder = Path(trl.__file__).parent / "chat_templates"
+    tokenizer.chat_template = (folder / "deepseek_r1_distill.jinja").read_text(encoding="utf-8")
+    (row,) = encode_messages(tokenizer, [{"messages": TALK}]).rows
+    end = "<｜end▁of▁sentence｜>"
+    assert learnt(tokenizer, row) == [f"<｜Assistant｜>It is four.{end}", f"<｜Assistant｜>That is five.{end}"]
+    thinking = [TALK[0], {"role": "assistant", "content": "<think>\ntwo and two\n</think>\n\nfour"}]
+    assert "cannot be masked" in encode_messages(tokenizer, [{"messages": thinking}]).faults[0].reason

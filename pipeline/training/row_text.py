@@ -1,7 +1,7 @@
-"""Rows to the texts that are encoded: through the chat template, or plain text that goes on as it is.
+"""Rows to texts: through the chat template, or as they are where a base model goes on with plain text.
 
-Owns which pieces of text a row of each shape gives, and where the assistant's answers lie in them. Knows nothing of
-length limits, batches or objectives. Torch-free.
+Owns what of a row stands in which text, and how the tokens of a text begin and end. Knows nothing of batches, lengths
+or losses. Torch-free.
 """
 
 from __future__ import annotations

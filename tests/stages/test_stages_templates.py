@@ -1,0 +1,112 @@
+"""Real tokenizers and templates through the stages that train: small random models, one step each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.stage import ResolvedInput
+
+FOLDER = Path(os.environ.get("TRUEUP_REAL_MODELS") or Path(__file__).parents[3] / "shared" / "models")
+TALKING = [
+    ("smollm2-135m-instruct", ""),  # pads with its end of turn
+    ("mistral-7b-instruct-v0.2", ""),  # no padding token
+    ("qwen3", ""),  # no start token; earlier thoughts are taken out
+    ("smollm2-135m-instruct", "falcon-instruct"),  # ends turns with nothing
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (FOLDER / "qwen3").is_dir(), reason=f"no models at {FOLDER}: set TRUEUP_REAL_MODELS"),
+]
+
+
+def _demonstration(i: int) -> dict[str, Any]:
+    asked, said = f"What is {i} plus 2?", f"\n\nIt is {i + 2}."
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+
+
+DEMOS = [_demonstration(i) for i in range(4)]
+PAIRS = [{"prompt": f"Say {i} <|im_end|></s>", "chosen": f"Well, {i}.", "rejected": "No."} for i in range(4)]
+KTO = [{"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2 == 0} for i, row in enumerate(PAIRS)]
+ASKS = [{"prompt": row["prompt"]} for row in PAIRS]
+TRAIN = {"max_steps": 1, "batch_size": 4, "learning_rate": 1e-3}
+
+
+def as_source(folder: Path) -> ResolvedInput:
+    return ResolvedInput(ref="base", name="base", kind="external", fingerprint="f" * 64, path=str(folder))
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], ResolvedInput]:
+    """Make a random model with a real tokenizer and template."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    def make(name: str, template: str) -> ResolvedInput:
+        folder = tmp_path_factory.mktemp("small")
+        tokenizer = AutoTokenizer.from_pretrained(FOLDER / name)
+        if template:
+            tokenizer.chat_template = (FOLDER / "chat_templates" / f"{template}.jinja").read_text().strip()
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+            num_key_value_heads=1, max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return as_source(folder)
+
+    return make
+
+
+def through_all_stages(
+    run_stage: Any, write_jsonl: Any, tmp_path: Path, model: ResolvedInput, rows: dict[str, Any]
+) -> Any:
+    """Run every stage that trains for a step; return the reward model's run."""
+    files = {name: write_jsonl(tmp_path / f"{name}.jsonl", each) for name, each in rows.items()}
+    run_stage("sft", {"train": TRAIN}, data={"data": files["demos"]}, inputs={"model": model})
+    reward = run_stage("reward", {"train": TRAIN}, data={"data": files["pairs"]}, inputs={"model": model})
+    run_stage("dpo", {"train": TRAIN}, data={"data": files["pairs"]}, inputs={"model": model})
+    run_stage("kto", {"train": {**TRAIN, "kl_batch": 4}}, data={"data": files["kto"]}, inputs={"model": model})
+    ppo = {"iterations": 1, "batch_size": 3, "max_new_tokens": 4}
+    inputs = {"model": model, "reward": [reward.source]}
+    config = {"reward": ["made"], "weights": [1.0], "train": ppo}
+    run_stage("ppo", config, data={"data": files["asks"]}, inputs=inputs)
+    return reward
+
+
+@pytest.mark.parametrize(("name", "template"), TALKING)
+def test_a_tokenizer_and_its_template_go_through_every_stage(
+    run_stage: Any, write_jsonl: Any, tmp_path: Path, small_model: Any, name: str, template: str
+) -> None:
+    rows = {"demos": DEMOS, "pairs": PAIRS, "kto": KTO, "asks": ASKS}
+    reward = through_all_stages(run_stage, write_jsonl, tmp_path, small_model(name, template), rows)
+    assert_score_is_read_at_the_end(reward.out)
+
+
+def test_a_base_model_without_a_template_goes_on_with_plain_text(
+    run_stage: Any, write_jsonl: Any, tmp_path: Path
+) -> None:
+    demos = [{"prompt": f"Once upon {i} times,", "completion": " there was a cat."} for i in range(4)]
+    rows = {"demos": demos, "pairs": PAIRS, "kto": KTO, "asks": ASKS}
+    through_all_stages(run_stage, write_jsonl, tmp_path, as_source(FOLDER / "stories260K"), rows)
+
+
+def assert_score_is_read_at_the_end(folder: Path) -> None:
+    """transformers alone, on padded rows, gives the score of the last token, also where that is the end token."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from pipeline.models.scoring import score
+
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ended, cut = [5, 6, 7, tokenizer.eos_token_id], [5, 6, 7]
+    padded = torch.tensor([ended, [*cut, tokenizer.pad_token_id]])
+    theirs = model(input_ids=padded).logits[:, 0].tolist()
+    ours = score(model, [ended, cut], tokenizer.pad_token_id)
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert abs(ours[0] - ours[1]) > 1e-6
