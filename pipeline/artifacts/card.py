@@ -16,6 +16,13 @@ from pipeline.artifacts.provenance import HUB, adapters_of, base_of
 
 TEMPLATE_FILE = "chat_template.jinja"
 _TIMED = re.compile(r"(seconds|runtime|_s|per_second|_mib|memory)$")
+_ROW_FATES = {
+    "cut": "are longer than the context and were cut at their end",
+    "dropped": "do not fit the context and were left out",
+    "same": "have two sides of the same tokens and were left out",
+    "unrendered": "cannot be rendered by the chat template and were left out",
+}
+"""What became of rows, by the manifest's name for their number."""
 _PURPOSE = {
     "model": "A causal language model",
     "reward": "A reward model: it gives a conversation one number, higher is better",
@@ -105,6 +112,10 @@ def _data(manifest: Manifest) -> str:
         f"| {field} | {record.rows:,} | {record.rejected:,} | `{record.digest[:12]}` |"
         for field, record in manifest.data.items()
     ]
+    told = [f"- {count:,} {_ROW_FATES[name]}" for name, count in manifest.rows.items() if count and name in _ROW_FATES]
+    if told:
+        learnt = f"Of {manifest.rows['train']:,} rows to learn from:" if "train" in manifest.rows else "Of the rows:"
+        lines += ["", learnt, "", *told]
     return "\n".join(lines) + "\n"
 
 

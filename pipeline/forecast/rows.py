@@ -17,7 +17,8 @@ from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import Data
 
-CACHE_FILE = "row-lengths.json"
+CACHE_FILE = "row-lengths-2.json"
+"""The number is that of how rows are read."""
 TURN = 5
 """Tokens a chat template adds to a turn."""
 

@@ -11,6 +11,10 @@ from typing import Any
 from pipeline.errors import PipelineError, Problem
 
 
+PLAIN_TEXT = "plain_text"
+"""What `records` says of a row; no column of the file."""
+
+
 def call_reward(
     function: Callable[..., Any],
     name: str,
@@ -36,7 +40,7 @@ def call_reward(
     Raises:
         PipelineError: the function raises, returns another number of values, or a value that is not finite.
     """
-    columns = {key for row in rows for key in row} - set(skip)
+    columns = {key for row in rows for key in row} - {*skip, PLAIN_TEXT}
     taken = _taken(function, [*sorted(columns), *sorted(set(extra or {}) - columns)])
 
     def call(indices: Sequence[int]) -> Any:

@@ -56,3 +56,13 @@ def test_time_and_place_do_not_change_the_digest(tmp_path, make):
 
 def test_a_report_has_no_card(store, make):
     assert not (make(store).path / "README.md").exists()
+
+
+def test_it_says_what_became_of_the_rows_that_were_not_learnt_from(store, make):
+    data = {"data": DataRecord(source="pairs", digest="0123456789abcdef", rows=2299, rejected=0)}
+    rows = {"train": 2299, "held_out": 0, "dropped": 1201, "same": 3}
+    text = (model(make, store, "dpo", data=data, rows=rows).path / "README.md").read_text()
+    assert "Of 2,299 rows to learn from:" in text
+    assert "- 1,201 do not fit the context and were left out" in text
+    assert "- 3 have two sides of the same tokens and were left out" in text
+    assert "cannot be rendered" not in text
