@@ -10,7 +10,6 @@ from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 
-
 PLAIN_TEXT = "plain_text"
 """What `records` says of a row; no column of the file."""
 
