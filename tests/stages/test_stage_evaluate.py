@@ -75,7 +75,8 @@ def test_rewards_are_the_reward_models_scores_of_the_texts(
         scores = []
         for row in samples:
             said = {"role": "assistant", "content": row["answers"][name]["text"]}
-            ids = sum(encode_pair(tokenizer, [{"role": "user", "content": row["prompt"]}], [said]), [])
+            before, after = encode_pair(tokenizer, [{"role": "user", "content": row["prompt"]}], [said])
+            ids = before + after
             with torch.no_grad():
                 scores.append(model(input_ids=torch.tensor([ids])).logits.item())
         assert report["models"][name]["reward"]["value"] == pytest.approx(_mean(scores), abs=1e-4)
