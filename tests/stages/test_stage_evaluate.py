@@ -17,7 +17,7 @@ from pipeline.evaluation.intervals import mean_interval, wilson
 from pipeline.evaluation.report import read, to_json
 from pipeline.evaluation.samples import read_samples
 from pipeline.stages.evaluate import Config
-from pipeline.training.encode import encode_prompt, render
+from pipeline.training.encode import encode_pair, encode_prompt
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,8 @@ def test_rewards_are_the_reward_models_scores_of_the_texts(
         scores = []
         for row in samples:
             said = {"role": "assistant", "content": row["answers"][name]["text"]}
-            ids = render(tokenizer, [{"role": "user", "content": row["prompt"]}, said])
+            before, after = encode_pair(tokenizer, [{"role": "user", "content": row["prompt"]}], [said])
+            ids = before + after
             with torch.no_grad():
                 scores.append(model(input_ids=torch.tensor([ids])).logits.item())
         assert report["models"][name]["reward"]["value"] == pytest.approx(_mean(scores), abs=1e-4)

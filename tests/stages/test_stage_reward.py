@@ -15,7 +15,7 @@ from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.models.load import load_reward_model
-from pipeline.training.encode import encode_prompt, render
+from pipeline.training.encode import encode_pair
 
 TRAIN = {"max_steps": 20, "batch_size": 16, "learning_rate": 5e-3}
 
@@ -24,7 +24,8 @@ def _scores(model: Any, tokenizer: Any, rows: list[dict[str, Any]], side: str) -
     """Score by one plain forward pass per row, without padding."""
     found = []
     for row in rows:
-        ids = render(tokenizer, [*row["prompt"], *row[side]])
+        before, after = encode_pair(tokenizer, row["prompt"], row[side])
+        ids = before + after
         with torch.no_grad():
             found.append(model(input_ids=torch.tensor([ids])).logits.item())
     return found
@@ -73,10 +74,7 @@ def test_report_figures_by_hand_from_the_scores_it_keeps(chain: Any, read_rows: 
 
     tokenizer = AutoTokenizer.from_pretrained(artifact.path)
     lengths = {
-        side: [
-            len(render(tokenizer, [*row["prompt"], *row[side]])) - len(encode_prompt(tokenizer, row["prompt"]))
-            for row in rows
-        ]
+        side: [len(encode_pair(tokenizer, row["prompt"], row[side])[1]) for row in rows]
         for side in ("chosen", "rejected")
     }
     longer = [(a > b) + 0.5 * (a == b) for a, b in zip(lengths["chosen"], lengths["rejected"], strict=True)]

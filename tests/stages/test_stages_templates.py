@@ -72,9 +72,9 @@ def through_all_stages(
     reward = run_stage("reward", {"train": TRAIN}, data={"data": files["pairs"]}, inputs={"model": model})
     run_stage("dpo", {"train": TRAIN}, data={"data": files["pairs"]}, inputs={"model": model})
     run_stage("kto", {"train": {**TRAIN, "kl_batch": 4}}, data={"data": files["kto"]}, inputs={"model": model})
-    ppo = {"iterations": 1, "batch_size": 3, "max_new_tokens": 4}
+    ppo = {"iterations": 1, "rollout_batch": 3, "max_new_tokens": 4}
     inputs = {"model": model, "reward": [reward.source]}
-    config = {"reward": ["made"], "weights": [1.0], "train": ppo}
+    config = {"reward": ["made"], "train": ppo}
     run_stage("ppo", config, data={"data": files["asks"]}, inputs=inputs)
     return reward
 
