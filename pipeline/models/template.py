@@ -300,7 +300,7 @@ def _learnt(messages: Messages) -> list[int]:
 
 def _left_out(what: str, words: str) -> str:
     return (
-        f"loses {what}: the chat template leaves it out, expected a template that renders {words} "
+        f"loses {what}: the chat template leaves it out; expected a template that renders {words} "
         "(`chat_template` of the sft stage, or that of the model's folder)"
     )
 

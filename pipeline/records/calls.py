@@ -43,7 +43,9 @@ def calls_of(message: Mapping[str, Any], here: str) -> list[dict[str, Any]]:
     """
     value = _parsed(message.get("tool_calls"), f"{here} `tool_calls`") or []
     older = filled(_parsed(message.get("function_call"), f"{here} `function_call`"))
-    if older:
+    if older and value and _call(older, here)["function"] not in [_call(one, here)["function"] for one in value]:
+        raise BadRowError(f"{here} has `tool_calls` and another call in `function_call`", "all calls in `tool_calls`")
+    if older and not value:
         value = [{"function": older}]
     if not isinstance(value, list):
         raise BadRowError(f"{here} `tool_calls` is {kind_of_value(value)}", "a list of calls")

@@ -66,7 +66,11 @@ def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected 
     if not told:
         return None
     taken, number = told.most_common(1)[0]
-    columns = next(vote.columns for vote, _ in votes.most_common() if vote is not None and vote.format == taken)
+    columns = next(
+        vote.columns
+        for vote, _ in votes.most_common()
+        if vote is not None and vote.format == taken and vote.is_whole == is_whole
+    )
     others = ", ".join(f"{more} of format {name}" for name, more in told.items() if name != taken)
     why = f"{number} of {count} rows have {' and '.join(f'`{one}`' for one in columns)}"
     return Detected(taken, f"{why}; {others}" if others else why)
@@ -87,6 +91,10 @@ def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
         told = "hh" if _holds_transcripts(row) else "preference"
         return _Told(told, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
     found = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
+    if found in (None, "prompt") and "messages" in shapes and "prompt" not in shapes:  # half a pair is a bad pair
+        for name in ("prompt_completion", "alpaca"):
+            if TOLD_BY[name] <= row.keys() and TOLD_BY[name] & has:
+                return _Told(name, tuple(sorted(TOLD_BY[name] & has)), is_whole=False)
     if found:
         return _Told(found, tuple(sorted(TOLD_BY[found], reverse=found == "prompt_completion")))
     if "prompt" in shapes and "instruction" in has:

@@ -248,7 +248,11 @@ def is_plain_text(value: object) -> bool:
 
 def _system(row: Row) -> str:
     value = row.get("system")
-    return value if isinstance(value, str) and value.strip() else ""
+    if value and not isinstance(value, str):
+        raise BadRowError(
+            f"`system` is {kind_of_value(value)}", "text", "if it is no system turn, `columns: {system: note}`"
+        )
+    return value if value and value.strip() else ""
 
 
 def _margin(value: object) -> float | None:

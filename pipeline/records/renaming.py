@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import Problem, listed
-from pipeline.records.comparisons import is_comparison
+from pipeline.records.comparisons import is_comparison, sides_of
 from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import FORMATS, Row
@@ -21,6 +21,12 @@ from pipeline.stage import Shape
 
 ROWS_TRIED = 20
 SCORE = re.compile(r"(score|rating|reward)s?[ _-]?(a|b|0|1|2)$", re.IGNORECASE)
+VOTE_WORDS = re.compile(
+    r"(winner|winning|won|better|best|preferred|preference|pref|votes?|voted|verdict|judg[e]?ment|choice|chosen|selected)",
+    re.IGNORECASE,
+)
+"""Words in the name of a column that votes, whatever else stands in it: `human_vote`, `winner_model`."""
+POINT_WORDS = re.compile(r"(score|rating|reward|vote|point|like)s?", re.IGNORECASE)
 SIDE_WORDS = ("a", "b", "0", "1", "2", "true", "false", "tie", "first", "second")
 
 TALKS = ("conversation", "conversations", "messages", "contents", "data", "dialogue", "dialog", "chat", "turns")
@@ -81,7 +87,9 @@ def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: s
     if not all(sides) or set(sides) == {"chosen", "rejected"}:
         return None
     names = dict.fromkeys(column for row in rows for column in row if column not in columns)
-    votes = [column for column in names if _is_vote(column, [row.get(column) for row in rows])]
+    values = {column: [row.get(column) for row in rows] for column in names}
+    points = _points_of(sides, values)
+    votes = [column for column in names if _is_vote(column, values[column]) or _tells(column, rows, sides)] or [*points]
     if not votes:
         return None
     rest = {old: new for old, new in columns.items() if new not in ("chosen", "rejected")}
@@ -89,10 +97,45 @@ def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: s
     is_read = any(is_comparison(renamed_where_possible(row, rest)) for row in rows[:ROWS_TRIED])
     if not is_read:
         rest |= {sides[0]: "response_a", sides[1]: "response_b"}
-        rest |= {} if votes[0] in NAMES else {votes[0]: "winner"}
+        rest |= points or ({} if votes[0] in NAMES else {votes[0]: "winner"})
     use = f"set `columns: {written(rest)}`" if rest else "leave `columns` out"
-    remedy = f"{use}, which reads the vote; or, if it is no vote, rename it too: `{votes[0]}: note`"
+    use += ", which reads the vote"
+    named = {str(row.get(votes[0])).casefold() for row in rows}
+    if {side.casefold() for side in sides} & named:  # the new names of the answers hide which one is meant
+        use += f", and write `{votes[0]}` as a or b"
+    remedy = f"{use}; or, if it is no vote, rename it too: `{votes[0]}: note`"
     return Problem(found, "answers in the order of the vote", remedy)
+
+
+def _tells(column: str, rows: Sequence[Row], sides: tuple[str, ...]) -> bool:
+    """Return whether a column whose name speaks of a vote, or whose values name both answers, says which is better."""
+    told: set[str] = set()
+    for row in rows:
+        value = row.get(column)
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str | int | float):
+            return False
+        told.add(str(value).casefold())
+    answers = {side.casefold() for side in sides}
+    if answers <= told <= {*answers, *SIDE_WORDS}:
+        return True
+    models = {str(row[name]).casefold() for row in rows for name in ("model_a", "model_b") if row.get(name)}
+    is_told = len(told) > 1 and told <= {*answers, *SIDE_WORDS, "-1", "model_a", "model_b", *models}
+    return is_told and VOTE_WORDS.search(column) is not None
+
+
+def _points_of(sides: tuple[str, ...], values: Mapping[str, Sequence[object]]) -> dict[str, str]:
+    """Return two columns of points, named after the answers or `a` and `b`, that do not always favour the first."""
+    for first in filter(POINT_WORDS.search, values):
+        for one, other in (sides, ("_a", "_b"), ("_1", "_2"), ("a_", "b_")):
+            second = first.replace(one, other, 1)
+            if one not in first or second not in values:
+                continue
+            pairs = zip(values[first], values[second], strict=True)
+            if any(isinstance(a, int | float) and isinstance(b, int | float) and b > a for a, b in pairs):
+                return {first: "score_a", second: "score_b"}
+    return {}
 
 
 def _is_vote(column: str, values: Sequence[object]) -> bool:
@@ -152,6 +195,9 @@ def _candidates(row: Row, shape: Shape) -> Iterator[dict[str, str]]:
             )
     if shape == "preference":
         yield from ({name: "ranked"} for name in ("output", "outputs", "responses") if isinstance(row.get(name), list))
+        words = (str, int)  # a vote under a name that is not known: `human_vote`
+        votes = [name for name, one in row.items() if isinstance(one, words) and VOTE_WORDS.search(name)]
+        yield from ({**system, name: "winner"} for name in votes if sides_of(tuple(row)) is not None)
         pairs = [{}, *({a: "chosen", b: "rejected"} for a, b in PAIRS if a in row and b in row)]
         yield from ({**system, **_unless(name, "prompt"), **pair} for pair in pairs for name in (*asked, *inner))
     if shape == "prompt":

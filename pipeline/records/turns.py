@@ -32,9 +32,14 @@ PLAIN_ROLES = ("system", "user", "assistant")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "parts", "text")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 MEDIA_KEYS = ("images", "image", "image_url", "videos", "video", "audio", "audios", "files")
-READ_KEYS = frozenset(
-    {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *TRAIN_KEYS, "tool_calls", "function_call", "tool_call_id", "name"}
-)
+CALL_KEYS = ("tool_calls", "function_call")
+PLAIN_KEYS = (frozenset({"role", "content"}), frozenset({"from", "value"}))
+PARTS_ELSEWHERE = {
+    "thinking": "thoughts in `reasoning_content` of the turn",
+    "tool_use": "calls in `tool_calls` of the turn",
+    "tool_result": "what a tool gave as a turn of role tool",
+}
+"""Parts of Anthropic's messages, and where we read what they hold."""
 PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
 TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 TRANSCRIPT_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -79,7 +84,7 @@ def _keys_of(message: object, here: str) -> tuple[str, str]:
         content = next((key for key in CONTENT_KEYS if message.get(key) is not None), None)
         if content is None:  # `content: null` beside a call
             content = next((key for key in CONTENT_KEYS if key in message), None)
-        if content is None and any(message.get(key) for key in ("tool_calls", "function_call")):
+        if content is None and any(message.get(key) for key in CALL_KEYS):
             content = "content"
         if role is not None and content is not None:
             return role, content
@@ -128,10 +133,19 @@ def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> 
 
 
 def unused_keys(message: object) -> Iterable[str]:
-    """Return keys of a message that hold something and that no one reads."""
-    if not isinstance(message, Mapping) or message.keys() <= READ_KEYS or not message.keys() & set(ROLE_KEYS):
+    """Return keys of a message that hold something and that no one reads; which are read depends on its speaker."""
+    if not isinstance(message, Mapping) or message.keys() in PLAIN_KEYS or not message.keys() & set(ROLE_KEYS):
         return ()
-    return [key for key in message if key not in READ_KEYS and message[key] not in (None, "", [], {})]
+    given = {key: value for key, value in message.items() if value not in (None, "", [], {})}
+    read = {next((key for key in keys if message.get(key) is not None), "") for keys in (ROLE_KEYS, CONTENT_KEYS)}
+    said = message.get(next(iter(read & set(ROLE_KEYS)), ""))
+    role = ROLES.get(said.casefold()) if isinstance(said, str) else None
+    if role == "assistant":
+        read |= {*CALL_KEYS, *TRAIN_KEYS, next((key for key in REASONING_KEYS if key in given), "")}
+    elif role == "tool":
+        read |= {"tool_call_id", "name"}
+    # Only the assistant is learnt: a turn of another that says it is not says nothing new.
+    return [key for key in given if key not in read and not (key in TRAIN_KEYS and given[key] == 0)]
 
 
 def listed_messages(value: object, name: str) -> Sequence[Any]:
@@ -165,6 +179,8 @@ def _joined_parts(parts: Sequence[Any], here: str) -> str:
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else None
             named = f"of type `{kind}`" if isinstance(kind, str) else "that is not text"
+            if kind in PARTS_ELSEWHERE:
+                raise BadRowError(f"{here} has a part {named}", PARTS_ELSEWHERE[kind])
             raise BadRowError(f"{here} has a part {named}", "text only: models here read no pictures, sound or film")
     return "".join(map(str, texts))
 

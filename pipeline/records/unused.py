@@ -42,18 +42,26 @@ class Unused:
         read = read_columns(row_format, row)
         for column in row.keys() - read if not row.keys() <= read else ():
             value = row[column]
-            if value is None or value == "" or value == [] or (self.shape == "labelled" and column in LABELS):
+            if value is None or value == "" or value == [] or (self.shape == "labelled" and column == _label_of(row)):
                 continue
             if column not in self._lost and self._is_lost(column, value, row_format, made):
                 self._lost[column] = row_format
                 self._seen |= row.keys()
             self._columns[column] = None
+        self._look_at_system(row, read, made)
         for column in TURN_COLUMNS:
             value = row.get(column)
             if isinstance(value, list) and column in read:
                 for message in value:
                     for key in unused_keys(message):
                         self._keys[f"{column}[].{key}"] = None
+
+    def _look_at_system(self, row: Row, read: frozenset[str], made: Mapping[str, Any]) -> None:
+        """Note a column `system` beside a conversation that has another system turn of its own."""
+        system, turns = row.get("system"), made.get("messages") or made.get("prompt")
+        if "system" in read and isinstance(system, str) and system.strip() and turns and self.shape != "text":
+            if turns[0]["content"].strip() != system.strip():
+                self._columns["system"] = None
 
     def _is_lost(self, column: str, value: object, row_format: str, made: Mapping[str, Any]) -> bool:
         """Return whether what a column asks is missing in the prompt."""
@@ -82,12 +90,13 @@ class Unused:
         if not self._lost:
             return None
         lost = sorted(self._lost)
-        first = lost[0]
+        first = "input" if "input" in lost else lost[0]
         named = listed(f"`{column}`" for column in lost)
         found = f"data {name}: column{'s' if len(lost) > 1 else ''} {named} would not reach the model"
         if first in MEDIA_KEYS:
             return Problem(found, "text only: models here read no pictures, sound or film", "use rows without them")
-        if first in ("input", "context"):
+        has_input = "input" in self._seen or "input" in columns.values()
+        if first == "input" or (first == "context" and not has_input):
             joined = {"prompt": "instruction", "completion": "output"}
             kept = {one: one for one in joined if one in self._seen and one not in columns.values()}
             new = {old: joined.get(ours, ours) for old, ours in {**kept, **columns, first: "input"}.items()}
@@ -100,6 +109,11 @@ class Unused:
             remedy = "put it into the messages of a conversation"
         keep = f"or, if it is no part of the prompt, set `columns: {written({**columns, first: 'note'})}`"
         return Problem(found, "", f"{remedy}; {keep}")
+
+
+def _label_of(row: Row) -> str | None:
+    """Return the column that is read as the label."""
+    return next((name for name in LABELS if row.get(name) not in (None, "")), None)
 
 
 def written(columns: Mapping[str, str]) -> str:

@@ -407,3 +407,44 @@ def test_records_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def _of(path: Path, **fields: Any) -> DataSource:
+    return DataSource(path=[str(path)], **fields)
+
+
+def test_a_system_column_beside_another_system_turn_is_named(jsonl: Write) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    own = [{"role": "system", "content": "Own."}, *turns]
+    assert loaded(_of(jsonl({"messages": own, "system": "Other."})), "messages").unused == ("system",)
+    assert loaded(_of(jsonl({"messages": own, "system": "Own. "})), "messages").unused == ()
+    assert loaded(_of(jsonl({"messages": turns, "system": "Other."})), "messages").unused == ()
+
+
+def test_a_system_column_that_is_no_text_is_refused_with_a_remedy_that_works(jsonl: Write) -> None:
+    path = jsonl({"prompt": "q", "completion": "a", "system": ["Be kind."]})
+    said = refused(_of(path), "messages")[0]
+    assert "row `system` is a list; expected text. If it is no system turn, `columns: {system: note}`" in said
+    assert loaded(_of(path, columns={"system": "note"}), "messages").unused == ("note",)
+
+
+def test_a_second_label_is_named(jsonl: Write) -> None:
+    rows = loaded(_of(jsonl({**UP, "kto_tag": False}, DOWN)), "labelled")
+    assert rows.unused == ("kto_tag",) and [row["label"] for row in rows.train] == [True, False]
+
+
+def test_pairs_without_an_answer_do_not_outvote_whole_ones(jsonl: Write) -> None:
+    whole, half = {"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ""}
+    rows = loaded(_of(jsonl(half, half, whole), on_bad_row="skip"), "messages")
+    assert (len(rows.train), rows.rejected) == (1, 2)
+    assert rows.detected == "format prompt_completion: 1 of 3 rows have `prompt` and `completion`"
+    assert "row `completion` is empty; expected text" in refused(_of(jsonl(half, half)), "messages")[0]
+
+
+def test_the_column_that_joins_is_named_where_two_are_lost(jsonl: Write) -> None:
+    path = jsonl({"prompt": "q", "completion": "a", "input": "one", "context": "two"})
+    assert "Set `columns: {prompt: instruction, completion: output}`, which joins" in refused(_of(path), "messages")[0]
+    named = {"prompt": "instruction", "completion": "output"}
+    said = refused(_of(path, columns=named), "messages")[0]
+    assert "column `context` would not reach the model. Put it into the messages" in said and "context: note}" in said
+    assert len(loaded(_of(path, columns={**named, "context": "note"}), "messages").train) == 1

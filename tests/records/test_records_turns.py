@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes import shaped
-from pipeline.records.turns import turns_of
+from pipeline.records.turns import turns_of, unused_keys
 
 ASKED = {"role": "user", "content": "1 plus 2?"}
 ANSWER = {"role": "assistant", "content": "3"}
@@ -198,3 +198,33 @@ def test_calls_and_thoughts_are_in_the_text_of_a_conversation() -> None:
 def test_what_is_no_turn_is_a_bad_row_and_never_an_exception(value: object) -> None:
     with pytest.raises(BadRowError):
         turns_of([ASKED, value], "m")
+
+
+def test_keys_that_only_another_speaker_uses_are_named() -> None:
+    call = {"name": "f", "arguments": {}}
+    assert list(unused_keys({"role": "user", "content": "q", "tool_calls": [call], "thinking": "t"})) == [
+        "tool_calls",
+        "thinking",
+    ]
+    assert list(unused_keys({"role": "user", "content": "q", "train": True})) == ["train"]
+    assert list(unused_keys({"role": "user", "content": "q", "weight": 0, "name": "bob"})) == ["name"]
+    assert list(unused_keys({"role": "assistant", "content": "a", "tool_calls": [call], "weight": 1})) == []
+    assert list(unused_keys({"role": "assistant", "content": "a", "reasoning": "r", "thinking": "s"})) == ["thinking"]
+    assert list(unused_keys({"role": "tool", "content": "4", "tool_call_id": "1", "name": "f"})) == []
+    assert list(unused_keys({"from": "gpt", "value": "a", "text": "b"})) == ["text"]
+
+
+def test_a_call_beside_other_calls_is_not_dropped() -> None:
+    call, other = {"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": "{}"}
+    asked = {"role": "user", "content": "q"}
+    with pytest.raises(BadRowError, match="another call in `function_call`; expected all calls in `tool_calls`"):
+        turns_of([asked, {"role": "assistant", "content": None, "tool_calls": [call], "function_call": other}], "m")
+    same = turns_of([asked, {"role": "assistant", "tool_calls": [call], "function_call": call}], "m")
+    assert [one["function"]["name"] for one in same[1]["tool_calls"]] == ["f"]
+
+
+@pytest.mark.parametrize(("kind", "words"), [("thinking", "reasoning_content"), ("tool_use", "tool_calls")])
+def test_a_part_that_belongs_elsewhere_is_refused_with_its_place(kind: str, words: str) -> None:
+    parts = [{"type": kind, kind: "x"}, {"type": "text", "text": "a"}]
+    with pytest.raises(BadRowError, match=f"part of type `{kind}`; expected .*`{words}`"):
+        turns_of([{"role": "assistant", "content": parts}], "m")

@@ -217,3 +217,50 @@ def test_ties_are_counted_and_kept_with_their_reason(jsonl: Write, tmp_path: Pat
     got = load(source, "preference", seed=0, name="d", rejects=kept)
     assert (len(got.train), got.rejected) == (1, 1)
     assert json.loads(kept.read_text())["reason"] == "is a tie (`winner` 'tie'); expected one answer that is better"
+
+
+NAMED = {"q": "prompt", "x1": "chosen", "x2": "rejected"}
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [
+        [{"human_vote": "a"}, {"human_vote": "b"}],
+        [{"winner_model": "m", "model_a": "m", "model_b": "n"}, {"winner_model": "n", "model_a": "m", "model_b": "n"}],
+        [{"votes_a": 3, "votes_b": 1}, {"votes_a": 1, "votes_b": 3}],
+        [{"x1_score": 0.5, "x2_score": 0.1}, {"x1_score": 0.1, "x2_score": 0.5}],
+    ],
+)
+def test_a_vote_under_a_name_that_is_not_known_is_noticed(votes: list[dict[str, Any]], jsonl: Write) -> None:
+    rows = [{"q": "Q?", "x1": "A", "x2": "B", **vote} for vote in votes]
+    with pytest.raises(PipelineError, match=f"the better answer in every row, and `{next(iter(votes[0]))}` says which"):
+        loaded(rows, jsonl, columns=NAMED)
+    assert [row["chosen"][0]["content"] for row in mended(rows, jsonl, columns=NAMED).train] == ["A", "B"]
+
+
+def test_a_vote_by_the_names_of_renamed_answers_is_to_be_written_anew(jsonl: Write) -> None:
+    rows = [{"q": "Q?", "x1": "A", "x2": "B", "pref": side} for side in ("x1", "x2")]
+    with pytest.raises(PipelineError, match="and write `pref` as a or b"):
+        loaded(rows, jsonl, columns=NAMED)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"preference_reason": ["it is longer", "it is right"]},
+        {"x1_score": [3, 2], "x2_score": [1, 1]},
+        {"is_english": [True, False]},
+        {"level": ["1", "2"]},
+    ],
+)
+def test_what_does_not_vote_against_the_first_is_no_vote(beside: dict[str, list[Any]], jsonl: Write) -> None:
+    rows = [{"q": "Q?", "x1": "A", "x2": "B", **{name: values[at] for name, values in beside.items()}} for at in (0, 1)]
+    if "is_english" in beside:  # true and false could be a vote: the remedy says what to do if it is none
+        assert len(loaded(rows, jsonl, columns={**NAMED, "is_english": "note"}).train) == 2
+        return
+    assert len(loaded(rows, jsonl, columns=NAMED).train) == 2
+
+
+def test_two_answers_beside_an_unknown_vote_are_refused_with_the_renaming_that_works(jsonl: Write) -> None:
+    rows = [{**AB, "human_vote": "a"}, {**AB, "human_vote": "b"}]
+    assert [row["chosen"][0]["content"] for row in mended(rows, jsonl).train] == ["A", "B"]
