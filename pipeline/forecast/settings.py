@@ -49,6 +49,9 @@ def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[
     if saves and compute.tensor_parallel > 1:
         found = f"train.save_strategy is {fields['save_strategy']} with compute.tensor_parallel"
         yield Problem(found, "", "leave it out: checkpoints are written by the clock (compute.checkpoint_every_s)")
+    if fields.get("sync_ref_model") and (beside := _keeps_no_reference(adapter, compute)):
+        found = f"train.sync_ref_model is true with {beside}"
+        yield Problem(found, "a reference that each process holds whole", "leave one of the two out")
     if isinstance(train, TrainFields) and (source := _held_nothing_out(plan, config)):
         yield from evaluation_problems(train, source)
     if adapter is not None:
@@ -60,6 +63,15 @@ def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[
     if coef and model and not any("expert" in key or "router" in key for key in model):
         found = f"train.router_aux_loss_coef is {coef:g}, and the model has no experts"
         yield Problem(found, "", "leave it out")
+
+
+def _keeps_no_reference(adapter: Any, compute: Any) -> str:
+    """Return the word beside which there is no reference to follow the policy, or one that no checkpoint can keep."""
+    if adapter is not None:
+        return "adapter"  # the reference is the model without it
+    in_parts = {"compute.zero: 3": compute.zero == 3, "compute.fsdp": compute.fsdp}
+    in_parts["compute.tensor_parallel"] = compute.tensor_parallel > 1
+    return next((word for word, is_asked in in_parts.items() if is_asked), "")
 
 
 def _held_nothing_out(plan: Plan, config: Any) -> str:

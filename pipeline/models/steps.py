@@ -87,6 +87,7 @@ class UncachedSteps:
         self.model, self.pad_id = model, pad_id
         self.ids_BT = torch.tensor(rows, device=model.device)
         self.lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        self.last_position = (context_limit(model) or sys.maxsize) - 1
 
     def begin(self) -> Tensor:
         """Read the prompts."""
@@ -97,10 +98,12 @@ class UncachedSteps:
 
     def next(self, tokens_B: Tensor) -> Tensor:
         """Add a token to each row."""
-        if int(self.lengths_B.max()) == self.ids_BT.shape[1]:
+        # A row that ended may still be in the batch and would step past the last position.
+        ends_B = self.lengths_B.clamp(max=self.last_position)
+        if int(ends_B.max()) == self.ids_BT.shape[1]:
             self.ids_BT = torch.nn.functional.pad(self.ids_BT, (0, 1), value=self.pad_id)
-        self.ids_BT[torch.arange(len(tokens_B), device=tokens_B.device), self.lengths_B] = tokens_B
-        self.lengths_B = self.lengths_B + 1
+        self.ids_BT[torch.arange(len(tokens_B), device=tokens_B.device), ends_B] = tokens_B
+        self.lengths_B = ends_B + 1
         return self.begin()
 
     def keep(self, rows: Tensor) -> None:

@@ -80,7 +80,7 @@ def remember_prompts(store: Store, digest: str, source: DataSource, rows: Loaded
 
 
 class PromptIndex:
-    """The prompts of sources as sorted hashes of 8 bytes, in files of the store's cache named by content."""
+    """The prompts of sources as hashes of 8 bytes, in files of the store's cache named by content."""
 
     def __init__(self, store: Store) -> None:
         self._folder = store.root / ".cache" / "prompts"
@@ -88,7 +88,7 @@ class PromptIndex:
     def prompts(self, asked: _Source) -> tuple[Sequence[int], Sequence[int]] | None:
         """Return the prompts learnt from and those held out, one per row; None when nobody here has read them."""
         for shape in [asked.shape] if isinstance(asked.shape, str) else asked.shape:
-            with contextlib.suppress(OSError, EOFError, ValueError):
+            with contextlib.suppress(OSError, EOFError, ValueError, IndexError):
                 content = array("Q", self._file(asked.digest, asked.options, shape).read_bytes())
                 return content[1 : 1 + content[0]], content[1 + content[0] :]
         if asked.source is None or asked.source.path is None or asked.shape == "text":

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from pipeline.evaluation.samples import StopReason
 
 
+MOST_SHOWN = 10
+"""Prompts that are named at most when some cannot be asked."""
+
+
 class Config(StageConfig):
     """Configuration of an evaluation.
 
@@ -130,6 +134,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         limit=config.limit,
         seed=ctx.seed,
     )
+    first = len(loaded.train) if loaded.held_out else 0
+    asked = asked._replace(where=[loaded.places[first + place] for place in asked.places])
     sampled = _sample_all(ctx, config, asked)
     ctx.phase("scoring")
     answers = _score_all(ctx, config, asked.rows, sampled)
@@ -231,7 +237,10 @@ class Speaker:
 
         made = encode_prompts(self.tokenizer, asked.rows)
         if made.faults:
-            raise PipelineError(*(Problem(f"prompt {fault.index + 1} {fault.reason}") for fault in made.faults))
+            shown = [(fault, asked.where[fault.index]) for fault in made.faults[:MOST_SHOWN]]
+            raise PipelineError(
+                *(Problem(f"prompt {fault.reason}", where=where, stage=self.ctx.name) for fault, where in shown)
+            )
         prompts = [row["prompt_ids"] for row in made.rows]
         eos = end_ids(self.tokenizer, self.model)
         responses = decode(

@@ -9,7 +9,7 @@ was cut off ends in the same bits.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -100,7 +100,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     prompts = fitting_prompts(ctx, train, model, tokenizer)
     ctx.phase("loading the rewards")
     sources = load_rewards(ctx, config, tokenizer)
-    arguments, batches, steps = on_policy_arguments(GRPOConfig, ctx, train, prompts, sources, source, beta=train.beta)
+    own: dict[str, Any] = {"beta": train.beta, "loss_type": train.loss_type}
+    arguments, batches, steps = on_policy_arguments(GRPOConfig, ctx, train, prompts, sources, source, **own)
     held_out = prompts.held_out_rows
     trainer = Trainer(
         model=model,

@@ -38,6 +38,10 @@ Arguments = TypeVar("Arguments")
 
 ROLLOUTS_FILE = "rollouts-{rank}-of-{count}.pt"
 """Responses sampled and not yet learned from, in a checkpoint."""
+REFERENCE_FILE = "reference.pt"
+"""Weights of a reference that follows the policy (`sync_ref_model`), in a checkpoint."""
+ENTROPY_FILE = "entropy_ctrl_state.json"
+"""trl's name for what its adaptive entropy has come to, in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -243,10 +247,12 @@ class OnPolicy(BucketedBatches):
         return rewards_per_func
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
         if self.batches.repeats > self.args.gradient_accumulation_steps:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
             torch.save(self._buffered_inputs, folder / _rollouts_file())
+        if self.args.sync_ref_model and Ranks.current().is_first:
+            torch.save(self._reference().state_dict(), folder / REFERENCE_FILE)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -257,6 +263,16 @@ class OnPolicy(BucketedBatches):
         kept = Path(checkpoint) / _rollouts_file()  # another number of processes samples anew
         if kept.is_file():
             self._buffered_inputs = torch.load(kept, map_location=self.args.device, weights_only=True)
+        if self.args.sync_ref_model:
+            weights = torch.load(Path(checkpoint) / REFERENCE_FILE, map_location="cpu", weights_only=True)
+            self._reference().load_state_dict(weights)
+        if getattr(self, "use_adaptive_entropy", False):  # with FSDP trl's own reading of it is passed by
+            known = json.loads((Path(checkpoint) / ENTROPY_FILE).read_text(encoding="utf-8"))
+            self.entropy_coef, self._last_world_entropy = known["entropy_coef"], known["last_world_entropy"]
+
+    def _reference(self) -> Any:
+        """Return the reference that follows the policy; it is whole on every process."""
+        return self.accelerator.unwrap_model(self.ref_model)  # type: ignore[attr-defined]
 
 
 def _rollouts_file() -> str:
@@ -326,7 +342,7 @@ def _best_metric(asked: dict[str, Any]) -> dict[str, Any]:
     """Return what the best evaluation is found by: the reward, since the loss says nothing of what was learnt."""
     if not asked.get("load_best_model_at_end") or asked.get("metric_for_best_model"):
         return {}
-    return {"metric_for_best_model": "reward", "greater_is_better": True}
+    return {"metric_for_best_model": "reward", "greater_is_better": asked.get("greater_is_better", True)}
 
 
 def trl_rewards(sources: RewardSources, prompts: Prompts) -> list[Callable[..., list[float]]]:

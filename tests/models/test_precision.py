@@ -159,3 +159,10 @@ def test_the_fastest_of_alternating_trials_counts(monkeypatch: pytest.MonkeyPatc
 def test_both_formats_are_timed() -> None:
     found = measure(64)
     assert found.fp32_ms > 0 and found.bf16_ms > 0
+
+
+def test_measuring_takes_none_of_a_stages_random_numbers() -> None:
+    """Else the run that measures and the next one, which remembers, would begin with other adapters."""
+    before = torch.get_rng_state()
+    measure(8)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -11,7 +11,7 @@ from architectures import tiny_causal_lm
 from pipeline.errors import PipelineError
 from pipeline.models.decode import beam_search, decode, stream
 from pipeline.models.sampling import Sampling
-from pipeline.models.steps import cache_use
+from pipeline.models.steps import UncachedSteps, cache_use
 
 PROMPTS = [[5, 9, 33, 17, 40], [7, 8, 50, 3, 21, 30, 11, 62, 4], [12, 13, 14, 15, 16, 3, 44, 45, 46, 20, 21, 60, 33]]
 EOS, NEW = [63, 10, 11, 12, 13, 14, 15, 16], 10
@@ -92,3 +92,15 @@ def test_beams_of_a_recurrent_model_do_not_depend_on_the_other_prompts() -> None
     model, options = tiny_causal_lm("mamba"), {"beams": 3, "max_new_tokens": 6, "eos_ids": EOS, "pad_id": 0}
     alone = [beam_search(model, [prompt], **options)[0] for prompt in PROMPTS]
     assert beam_search(model, PROMPTS, **options) == alone
+
+
+def test_a_row_that_ended_does_not_step_past_the_last_position() -> None:
+    """One of nine rows that ends stays in the batch for a while; 64 positions are all there are."""
+    model = tiny_causal_lm("gpt2")
+    model.config.max_position_embeddings = 64  # what gpt2 calls n_positions
+    steps = UncachedSteps(model, [[5] * 62, [6, 7]], 0)
+    steps.begin()
+    for _ in range(4):
+        logits_BV = steps.next(torch.tensor([9, 9]))
+    wanted = model(torch.tensor([[6, 7, 9, 9, 9, 9]])).logits[0, -1]
+    torch.testing.assert_close(logits_BV[1], wanted, atol=1e-5, rtol=1e-5)

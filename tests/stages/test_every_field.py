@@ -1,6 +1,8 @@
 """Every field of a trainer that `train:` passes on has an effect: another value gives other weights or another log.
 
 One run for each field, on the smallest model there is. What cannot be seen here is named in `UNSEEN` with the reason.
+The suite runs those of `CORE`, where code of ours stands between the field and what reads it, and sees of all others
+that they reach the trainer; `make test-fields` runs all.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import pytest
 from pipeline.recipe import DataSource
 from pipeline.stage import KINDS
 from pipeline.trainer_fields.classes import ALL_CHANGES, RUNTIME_TRAIN_FIELDS
+from pipeline.trainer_fields.table import table
 
 QUICK = {"max_steps": 3, "batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "eval_steps": 3}
 SAMPLED = {**QUICK, "num_generations": 4, "max_new_tokens": 6}
 DATA = {"pretrain": "corpus", "sft": "demos", "reward": "pairs", "dpo": "pairs", "kto": "pairs"}
 TWICE = {"num_iterations": 3, "learning_rate": 0.05}  # an old policy that differs from the one that learns
+NEAR = {"num_iterations": 3, "learning_rate": 2e-3}  # so near that no response becomes all but certain or impossible
 
 CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "pretrain": [
@@ -33,6 +37,7 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({}, {"eval_steps": 1}),
         ({}, {"eval_strategy": "no", "eval_steps": None}),
         ({}, {"label_smoothing_factor": 0.3}),
+        ({"eval_steps": 1, "learning_rate": 0.5}, {"load_best_model_at_end": True}),
         ({"load_best_model_at_end": True, "eval_steps": 1}, {"greater_is_better": True}),
         ({}, {"neftune_noise_alpha": 50.0}),
     ],
@@ -56,19 +61,30 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         (TWICE, {"epsilon_high": 0.5}),
         (TWICE, {"importance_sampling_level": "sequence"}),
         (TWICE, {"off_policy_mask_threshold": 1e-6}),
+        (TWICE, {"loss_type": "cispo"}),
+        ({**TWICE, "beta": 0.5}, {"use_bias_correction_kl": False}),
+        ({**NEAR, "loss_type": "sapo"}, {"sapo_temperature_neg": 5.0}),
+        ({**NEAR, "loss_type": "sapo"}, {"sapo_temperature_pos": 5.0}),
+        ({**NEAR, "loss_type": "vespo"}, {"vespo_k_neg": 0.5}),
+        ({**NEAR, "loss_type": "vespo"}, {"vespo_k_pos": 0.5}),
+        ({**NEAR, "loss_type": "vespo"}, {"vespo_lambda_neg": 0.5}),
+        ({**NEAR, "loss_type": "vespo"}, {"vespo_lambda_pos": 0.5}),
         ({}, {"entropy_coef": 0.5}),
         ({}, {"use_adaptive_entropy": True}),
         ({"use_adaptive_entropy": True, "entropy_target": 9.0}, {"entropy_coef_delta": 0.2}),
         ({"use_adaptive_entropy": True, "entropy_target": 9.0}, {"entropy_coef_max": 0.001}),
         ({"use_adaptive_entropy": True}, {"entropy_target": 9.0}),
+        ({"use_adaptive_entropy": True, "entropy_target": 0.0}, {"entropy_coef_min": 0.01}),
         ({}, {"mask_truncated_completions": True}),
         ({}, {"multi_objective_aggregation": "normalize_then_sum"}),
         ({}, {"scale_rewards": "none"}),
         ({}, {"top_entropy_quantile": 0.3}),
+        ({"beta": 0.5}, {"sync_ref_model": True, "ref_model_sync_steps": 1}),
         ({"beta": 0.5, "sync_ref_model": True}, {"ref_model_sync_steps": 1}),
         ({"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 1}, {"ref_model_mixup_alpha": 0.1}),
         ({}, {"min_p": 0.5}),
         ({}, {"top_k": 2}),
+        ({}, {"top_p": 0.8}),
         ({}, {"repetition_penalty": 5.0}),
         ({}, {"generation_kwargs": {"top_k": 2}}),
         ({}, {"num_generations_eval": 2}),
@@ -78,19 +94,7 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
 }
 """Kind to pairs of what the plain run has and what is changed."""
 
-_READ = "no difference in three steps of the tiny model; its use is read in the trainer"
 UNSEEN = {
-    "entropy_coef_min": _READ,
-    "load_best_model_at_end": _READ,
-    "sapo_temperature_neg": _READ,
-    "sapo_temperature_pos": _READ,
-    "sync_ref_model": _READ,
-    "top_p": _READ,
-    "use_bias_correction_kl": _READ,
-    "vespo_k_neg": _READ,
-    "vespo_k_pos": _READ,
-    "vespo_lambda_neg": _READ,
-    "vespo_lambda_pos": _READ,
     "cache_implementation": "how keys and values lie in memory; the samples are the same but for rounding",
     "cast_lm_head_to_fp32": "the output layer is fp32 unless the computation is in half precision",
     "disable_dropout": "the tiny models have no dropout",
@@ -103,6 +107,38 @@ UNSEEN = {
     "use_transformers_continuous_batching": "for a GPU",
     "use_vllm": "vLLM is not installed",
 }
+
+CORE = {
+    "pretrain": {"lr_scheduler_kwargs", "eval_delay", "optim_args"},
+    "sft": {"loss_type", "metric_for_best_model"},
+    "reward": {"center_rewards_coefficient"},
+    "dpo": {"loss_weights"},
+    "kto": {"desirable_weight"},
+    "grpo": {"delta", "loss_type", "num_generations_eval", "ref_model_sync_steps", "shuffle_dataset", "top_k"},
+    "rloo": {"reward_clip_range"},
+}
+"""Cases that the suite runs, by kind."""
+
+OWN: dict[str, Any] = {
+    "max_steps": 5,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "polynomial",
+    "warmup_steps": 2,
+    "weight_decay": 0.03,
+    "max_grad_norm": 0.7,
+    "optim": "adamw_torch",
+    "beta": 0.3,
+    "num_generations": 2,
+    "generation_batch_size": 16,
+    "num_iterations": 2,
+    "temperature": 0.9,
+    "epsilon": 0.1,
+    "disable_dropout": False,
+}
+LOSS = {"dpo": "ipo", "kto": "apo_zero_unpaired", "grpo": "vespo"}
+"""Words of a kind's own that are a field of its trainer too, none at its default."""
+CUT_HERE = {"max_length"}
+"""Words of a trainer that the stage does itself."""
 
 REWARDS = """\
 def varied(completion_ids, **kwargs):
@@ -117,30 +153,117 @@ def plain_runs() -> dict[str, str]:
 
 
 @pytest.fixture
-def digest_of(tmp_path: Path, chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> Callable[..., str]:
-    """Run a kind with some fields and return a digest of its weights and its log."""
+def run_with(tmp_path: Path, chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a kind with some fields of `train`."""
     (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
     folder = chain.recipe.parent
 
-    def run(kind: str, fields: dict[str, Any]) -> str:
-        config: dict[str, Any] = {"train": {**(SAMPLED if kind in ("grpo", "rloo") else QUICK), **fields}}
+    def run(kind: str, fields: dict[str, Any], **options: Any) -> Any:
         inputs, field = {"model": as_input(chain["sft"])}, "model"
         if kind == "pretrain":
             inputs, field = {"init": as_input(chain["base"])}, "init"
-        if kind in ("grpo", "rloo"):
-            config["reward_functions"] = ["rewards.py:varied"]
+        config = config_of(kind, fields)
         source = DataSource(path=str(folder / f"{DATA.get(kind, 'asks')}.jsonl"), held_out=0.1)
         assert KINDS[kind].config.model_validate({**config, "data": "d", field: "m"}).check() == []
-        ran = run_stage(kind, config, data={"data": source}, inputs=inputs)
+        return run_stage(kind, config, data={"data": source}, inputs=inputs, **options)
+
+    return run
+
+
+def config_of(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a quick stage."""
+    if kind not in ("grpo", "rloo"):
+        return {"train": {**QUICK, **fields}}
+    return {"train": {**SAMPLED, **fields}, "reward_functions": ["rewards.py:varied"]}
+
+
+@pytest.fixture
+def digest_of(run_with: Callable[..., Any]) -> Callable[..., str]:
+    """Run a kind with some fields and return a digest of its weights and its log."""
+
+    def run(kind: str, fields: dict[str, Any]) -> str:
+        ran = run_with(kind, fields)
         log = json.dumps([ran.history, dict(ran.outcome.result.best)], sort_keys=True).encode()
         return hashlib.sha256((ran.out / "model.safetensors").read_bytes() + log).hexdigest()
 
     return run
 
 
+class Reached(Exception):  # noqa: N818 -- no error: a stage came to where it trains
+    """The trainer is made."""
+
+
+@pytest.fixture
+def arguments_of(run_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a kind with some fields up to its first step and return the arguments its trainer has."""
+    made: list[Any] = []
+
+    def take(ctx: Any, trainer: Any, *rest: Any, **named: Any) -> None:
+        made.append(trainer.args)
+        raise Reached
+
+    def run(kind: str, fields: dict[str, Any]) -> Any:
+        monkeypatch.setattr("pipeline.training.loop.run_trainer", take)
+        ran = run_with(kind, fields, expect="failed")
+        assert str(ran.outcome.problems[0]).startswith("Reached"), ran.outcome
+        return made[-1]
+
+    return run
+
+
+def together(kind: str) -> list[dict[str, Any]]:
+    """All cases of a kind in as few configurations as they fit into."""
+    groups: list[dict[str, Any]] = []
+    for plain, changed in CASES[kind]:
+        case = {**plain, **changed}
+        for group in groups:
+            clashes = any(group.get(name, value) != value for name, value in case.items())
+            config = {**config_of(kind, {**group, **case}), "data": "d", "init" if kind == "pretrain" else "model": "m"}
+            if not clashes and KINDS[kind].config.model_validate(config).check() == []:
+                group.update(case)
+                break
+        else:
+            groups.append(dict(case))
+    return groups
+
+
+def lost(made: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that a trainer has other values of than were asked for, with those; DPO's makes a list of one loss."""
+    found = {name: getattr(made, name) for name in fields}
+    return {name: value for name, value in found.items() if fields[name] != value and [fields[name]] != value}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_field_reaches_the_trainer(kind: str, arguments_of: Callable[..., Any]) -> None:
+    for fields in together(kind):
+        made = arguments_of(kind, fields)
+        assert lost(made, fields) == {}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_word_of_a_kind_that_is_a_field_of_its_trainer_reaches_it(
+    kind: str, arguments_of: Callable[..., Any]
+) -> None:
+    train: Any = KINDS[kind].config.model_fields["train"].annotation
+    words = set(train.model_fields) & set(table()[train.trainer]) - CUT_HERE
+    fields = {word: LOSS[kind] if word == "loss_type" else OWN[word] for word in words}
+    assert all(train.model_fields[word].default != value for word, value in fields.items())
+    made = arguments_of(kind, fields)
+    assert lost(made, fields) == {}
+
+
 @pytest.mark.parametrize(
     ("kind", "plain", "changed"),
-    [pytest.param(kind, *case, id=f"{kind}-{next(iter(case[1]))}") for kind, cases in CASES.items() for case in cases],
+    [
+        pytest.param(
+            kind,
+            *case,
+            id=f"{kind}-{next(iter(case[1]))}",
+            marks=() if CORE[kind] & set(case[1]) else pytest.mark.whole,
+        )
+        for kind, cases in CASES.items()
+        for case in cases
+    ],
 )
 def test_another_value_gives_another_result(
     kind: str,

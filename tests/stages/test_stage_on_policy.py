@@ -56,6 +56,8 @@ def short(completions, **kwargs):
 """
 TRAIN = {"batch_size": 32, "num_generations": 8, "max_new_tokens": 12, "max_steps": 24, "learning_rate": 3e-3}
 LORA = {"adapter": {"r": 4}, "train": {**TRAIN, "learning_rate": 1e-2}}
+FOLLOWED = {"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
+"""A reference that follows the policy."""
 KINDS = pytest.mark.parametrize("kind", ["grpo", "rloo"])
 
 
@@ -134,8 +136,8 @@ def test_the_reference_is_the_start(kind: str, adapter: Any, train_on: Callable[
 @KINDS
 @pytest.mark.parametrize(
     "more",
-    [{}, {"num_iterations": 2}, {"generation_batch_size": 32}],
-    ids=["epochs", "iterations", "generations"],
+    [{}, {"num_iterations": 2}, {"generation_batch_size": 32}, FOLLOWED],
+    ids=["epochs", "iterations", "generations", "followed"],
 )
 def test_a_run_cut_off_ends_in_the_same_bits(kind: str, more: dict[str, Any], train_on: Callable[..., Any]) -> None:
     """24 prompts make 6 batches of 4 (or 3 of 8): 8 steps cross an epoch, and stops fall inside what was sampled."""
