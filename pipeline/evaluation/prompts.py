@@ -29,7 +29,6 @@ class Asked(NamedTuple):
         groups: of each row; empty where it has none.
         references: the right answer of each row; None where it has none.
         available: how many prompts the data has.
-        where: ``file:line`` of each row.
     """
 
     rows: list[dict[str, Any]]
@@ -37,7 +36,6 @@ class Asked(NamedTuple):
     groups: list[str]
     references: list[Any]
     available: int
-    where: Sequence[str] = ()
 
     @property
     def is_grouped(self) -> bool:

@@ -146,7 +146,7 @@ def _prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         raise PipelineError(Problem("this checkpoint's tokenizer has no chat template", "one, to chat", remedy))
     template = ChatTemplate(TextEncoder(tokenizer))
     try:
-        text = template.text(template.chat(messages), opens_answer=True)
+        text = template.prompt(messages)
     except TemplateFaultError as fault:
         raise PipelineError(Problem(f"the conversation {fault}")) from fault
     return template.encoder.encode_one(text).ids

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Problem
-from pipeline.models.template import ChatTemplate, Messages, TemplateFaultError, no_template
+from pipeline.models.template import ChatTemplate, Messages, TemplateFaultError, no_template, training_variant
 from pipeline.models.tokens import TextEncoder
 
 
@@ -112,6 +112,16 @@ def eos_is_learned(tokenizer: Any, messages: Messages) -> bool:
     return bool(spoken) and all(said.rstrip().endswith(control) or one.adds_end for one, said in spoken)
 
 
+def unseen_opening(tokenizer: Any, messages: Messages) -> str:
+    """Return how a generated answer is begun where the conversation's own answer begins otherwise, else nothing."""
+    template = ChatTemplate(TextEncoder(tokenizer))
+    chat, last = template.chat(messages), len(messages) - 1
+    begun = template.text(chat, last, opens_answer=True).text
+    if template.text(chat).text.startswith(begun):
+        return ""
+    return begun.removeprefix(template.text(chat, last).text)
+
+
 def conversation_problems(tokenizer: Any, messages: Messages) -> list[Problem]:
     """Return what is wrong with how a conversation is rendered: no template, end not learned, doubled tokens.
 
@@ -140,7 +150,8 @@ def conversation_problems(tokenizer: Any, messages: Messages) -> list[Problem]:
             token = tokenizer.convert_ids_to_tokens(token_id)
             found, remedy = f"the {label} token {token} comes twice in a row", "write it once in the template"
             problems.append(Problem(found, "once", remedy))
-    if not whole.text.startswith(prompt.text):
+    # Where trl ships a variant for training, what is learnt is known all the same: `sft` says what it is not.
+    if not whole.text.startswith(prompt.text) and training_variant(template.source()) is None:
         found = "the chat template renders a prompt differently once the answer follows"
         problems.append(
             Problem(found, "the prompt as a prefix of the conversation", "use a template without rewriting")

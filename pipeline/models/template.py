@@ -124,6 +124,17 @@ class ChatTemplate:
         """
         return Text(self._rendered(chat, until, opens_answer, source, marks=False)[0], chat.spelled)
 
+    def prompt(self, messages: Messages, tools: Sequence[Any] | None = None) -> Text:
+        """Render a prompt up to where the answer begins.
+
+        Raises:
+            TemplateFaultError: the template refuses it, or leaves something out.
+        """
+        chat = self.chat(messages, tools)
+        text = self.text(chat, opens_answer=True)
+        self._refuse_left_out(chat, messages, [], [Rendered(text, [], adds_end=False)])
+        return text
+
     def _rendered(
         self, chat: Chat, until: int | None, opens_answer: bool, source: str, *, marks: bool
     ) -> tuple[str, list[Any]]:
@@ -235,10 +246,14 @@ class ChatTemplate:
     def _refuse_left_out(
         self, chat: Chat, messages: Messages, learnt: list[int], found: list[Rendered], *, whole: bool = False
     ) -> None:
-        """Refuse a conversation of which the template drops tools, calls, results or thoughts without a word."""
+        """Refuse a conversation of which the template drops text, tools, calls or thoughts without a word."""
+        plain = "".join(one.text.text for one in found)
+        for i, turn in enumerate(chat.messages):
+            if turn["role"] != "tool" and not _holds(plain, turn.get("content")):
+                raise TemplateFaultError(_left_out(f"the text of turn {i + 1}", "contents that are plain text"))
         if not chat.tools and all(turn["role"] != "tool" and len(turn) == 2 for turn in chat.messages):
             return
-        text = _squeezed("".join(one.text.text for one in found))
+        text = _squeezed(plain)
         for tool in chat.tools or ():
             name = _name_of(tool)
             if name and _squeezed(name) not in text:
@@ -308,6 +323,13 @@ def _left_out(what: str, words: str) -> str:
 def _name_of(tool: Any) -> str:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
     return str(function.get("name", "")) if isinstance(function, Mapping) else ""
+
+
+def _holds(text: str, content: Any) -> bool:
+    """Whether a text holds a turn's content; a template may trim it and take the thought before an answer out."""
+    if not isinstance(content, str) or content.strip() in text:
+        return True
+    return _longest_word(content.rpartition("</think>")[2]) in text
 
 
 def _squeezed(text: str) -> str:

@@ -30,7 +30,7 @@ from pipeline.stage import ResolvedInput
 if TYPE_CHECKING:
     from pipeline.training.token_counts import TokenCount, TokenRequest
 
-REMEMBERED_FILE = "checked-tokens-1.json"
+REMEMBERED_FILE = "checked-tokens-2.json"
 """The number is that of its form, and of how rows are encoded."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")

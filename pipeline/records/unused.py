@@ -59,9 +59,10 @@ class Unused:
     def _look_at_system(self, row: Row, read: frozenset[str], made: Mapping[str, Any]) -> None:
         """Note a column `system` beside a conversation that has another system turn of its own."""
         system, turns = row.get("system"), made.get("messages") or made.get("prompt")
-        if "system" in read and isinstance(system, str) and system.strip() and turns and self.shape != "text":
-            if turns[0]["content"].strip() != system.strip():
-                self._columns["system"] = None
+        if not turns or self.shape == "text" or "system" not in read or not isinstance(system, str):
+            return
+        if system.strip() and turns[0]["content"].strip() != system.strip():
+            self._columns["system"] = None
 
     def _is_lost(self, column: str, value: object, row_format: str, made: Mapping[str, Any]) -> bool:
         """Return whether what a column asks is missing in the prompt."""

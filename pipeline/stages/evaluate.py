@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP
 from pipeline.stage import Code, Data, Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.samples import StopReason
 
 
-MOST_SHOWN = 10
-"""Prompts that are named at most when some cannot be asked."""
+ANSWER = {"role": "assistant", "content": "Yes."}
+"""Rendered behind each prompt, to see whether the judge's chat template takes it."""
 
 
 class Config(StageConfig):
@@ -126,16 +126,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     prepare_torch(ctx)
     started = time.perf_counter()
     warnings = _warnings(ctx, config)
-    loaded = ctx.load_rows("data")
     asked = ask(
-        loaded.held_out or loaded.train,
+        _prompts(ctx),
         group_by=config.group_by,
         reference=config.reference,
         limit=config.limit,
         seed=ctx.seed,
     )
-    first = len(loaded.train) if loaded.held_out else 0
-    asked = asked._replace(where=[loaded.places[first + place] for place in asked.places])
     sampled = _sample_all(ctx, config, asked)
     ctx.phase("scoring")
     answers = _score_all(ctx, config, asked.rows, sampled)
@@ -170,6 +167,32 @@ def _warnings(ctx: StageContext, config: Config) -> list[str]:
     if warning:
         ctx.note(f"warning: {warning}")
     return [*ctx.warnings, *([warning] if warning else [])]
+
+
+def _prompts(ctx: StageContext) -> list[dict[str, Any]]:
+    """Return the prompts that every model and the judge can read; others are set aside.
+
+    Raises:
+        PipelineError: one cannot be rendered, and the source stops at bad rows.
+    """
+    from pipeline.models.load import load_tokenizer
+    from pipeline.training.encode import RowFault, encode_labelled, encode_prompts, nothing_encoded
+    from pipeline.training.encoded import set_faults_aside
+
+    rows = ctx.load_rows("data")
+    given = rows.held_out or rows.train
+    asked = [{**row, "completion": [ANSWER], "label": True} for row in given]
+    faults: dict[int, RowFault] = {}
+    for field in ("models", "reward"):
+        for source in ctx.inputs.get(field, []):
+            tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+            made = encode_prompts(tokenizer, given) if field == "models" else encode_labelled(tokenizer, asked)
+            for fault in made.faults:
+                faults.setdefault(fault.index, replace(fault, reason=f"{fault.reason} (model {source.name})"))
+    found = nothing_encoded()._replace(faults=[faults[i] for i in sorted(faults)])
+    sides = (nothing_encoded(), found) if rows.held_out else (found, nothing_encoded())
+    set_faults_aside(ctx, "data", rows, *sides)
+    return [row for i, row in enumerate(given) if i not in faults]
 
 
 def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled]:
@@ -235,13 +258,7 @@ class Speaker:
         from pipeline.models.decode import decode
         from pipeline.training.encode import encode_prompts
 
-        made = encode_prompts(self.tokenizer, asked.rows)
-        if made.faults:
-            shown = [(fault, asked.where[fault.index]) for fault in made.faults[:MOST_SHOWN]]
-            raise PipelineError(
-                *(Problem(f"prompt {fault.reason}", where=where, stage=self.ctx.name) for fault, where in shown)
-            )
-        prompts = [row["prompt_ids"] for row in made.rows]
+        prompts = [row["prompt_ids"] for row in encode_prompts(self.tokenizer, asked.rows).rows]
         eos = end_ids(self.tokenizer, self.model)
         responses = decode(
             self.model,

@@ -192,18 +192,23 @@ def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> E
     Raises:
         PipelineError: there is no chat template, or the end token is not among what is learnt.
     """
-    from pipeline.models.contract import conversation_problems
-    from pipeline.training.encode import encode_messages
+    from pipeline.models.contract import unseen_opening
+    from pipeline.training.encode import encode_messages, template_problems
     from pipeline.training.encoded import encode_source
 
     encode = functools.partial(encode_messages, tokenizer, max_length=max_length)
     made = encode_source(ctx, "data", rows, encode, what="conversations")
     train = made.train
-    if train.kept and tokenizer.chat_template:
-        first = rows.train[train.kept[0]]
-        problems = [] if first.get("tools") else conversation_problems(tokenizer, first["messages"])
-        if problems:
-            raise PipelineError(*problems)
+    problems = template_problems(tokenizer, rows.train, train)
+    if problems:
+        raise PipelineError(*problems)
+    if train.kept and tokenizer.chat_template and not rows.train[train.kept[0]].get("tools"):
+        opening = unseen_opening(tokenizer, rows.train[train.kept[0]]["messages"])
+        if opening:
+            ctx.note(
+                f"the chat template begins a generated answer with {opening!r}, and the answers of these conversations "
+                "begin otherwise: what follows such a beginning is not learnt here"
+            )
     empty = len(rows.train) - len({*train.kept, *(fault.index for fault in train.faults)})
     if train.too_long:
         ctx.note(

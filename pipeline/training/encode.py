@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.contract import conversation_problems
 from pipeline.models.labels import IGNORE
 from pipeline.models.template import Messages, TemplateFaultError
 from pipeline.models.tokens import Text, TextEncoder, Tokens
@@ -57,6 +58,11 @@ class EncodedRows(NamedTuple):
     spelled: list[int]
 
 
+def nothing_encoded() -> EncodedRows:
+    """Return what comes of no rows."""
+    return EncodedRows([], [], [], [], [], [])
+
+
 def encode_messages(
     tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
 ) -> EncodedRows:
@@ -85,6 +91,13 @@ def encode_messages(
                 made.kept.append(i)
 
     return _encode(encoder, rows, encoder.conversation, finish, progress, with_cuts=True)
+
+
+def template_problems(tokenizer: Any, rows: Sequence[Row], made: EncodedRows) -> list[Problem]:
+    """Return what is wrong with how the first conversation that is kept is rendered."""
+    if not made.kept or not tokenizer.chat_template or rows[made.kept[0]].get("tools"):
+        return []
+    return conversation_problems(tokenizer, rows[made.kept[0]]["messages"])
 
 
 def encode_pairs(
@@ -227,7 +240,7 @@ def _encode(
     with_cuts: bool = False,
 ) -> EncodedRows:
     """Render and encode rows batch by batch, and have ``finish`` put the tokens of each row where they belong."""
-    made = EncodedRows([], [], [], [], [], [])
+    made = nothing_encoded()
     for first in range(0, len(rows), _BATCH):
         rendered: list[tuple[int, list[Piece]]] = []
         for i, row in enumerate(rows[first : first + _BATCH], first):

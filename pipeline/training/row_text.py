@@ -73,9 +73,7 @@ class RowEncoder:
         """Return the text of a prompt up to where the answer begins."""
         if self.continues(row):
             return [self._continued(row["prompt"])]
-        chat = self.template.chat(row["prompt"], row.get("tools"))
-        text = self.template.text(chat, opens_answer=True)
-        return [Piece(text, [], [], [])]
+        return [Piece(self.template.prompt(row["prompt"], row.get("tools")), [], [], [])]
 
     def replies(self, row: Row, *responses: Messages, scored: bool = False) -> list[Piece]:
         """Return the text of a prompt, and that of the prompt with each response.

@@ -20,7 +20,14 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.recipe import DataSource
 from pipeline.records import load
 from pipeline.stage import ResolvedInput, Rows, Shape
-from pipeline.training.encode import EncodedRows, encode_labelled, encode_messages, encode_pairs, encode_prompts
+from pipeline.training.encode import (
+    EncodedRows,
+    encode_labelled,
+    encode_messages,
+    encode_pairs,
+    encode_prompts,
+    template_problems,
+)
 
 LISTED_FAULTS = 20
 
@@ -111,6 +118,8 @@ def count_tokens(request: TokenRequest, progress: Callable[[int, int], None]) ->
         total = len(rows.train) + len(rows.held_out)
         train = encode(rows.train, progress=lambda done: progress(done, total))
         held_out = encode(rows.held_out, progress=lambda done: progress(len(rows.train) + done, total))
+        if rows.shape == "messages" and (wrong := template_problems(tokenizer, rows.train, train)):
+            raise PipelineError(*wrong)
     except PipelineError as error:
         return TokenCount(problems=[_plain(problem) for problem in error.problems])
     return _counted(rows, train, held_out)

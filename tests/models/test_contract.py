@@ -17,6 +17,7 @@ from pipeline.models.contract import (
     eos_is_learned,
     facts,
     facts_of_folder,
+    unseen_opening,
 )
 from pipeline.models.save import save_tokenizer
 from pipeline.training.encode import encode_conversation
@@ -174,6 +175,20 @@ def test_template_that_rewrites_the_prompt_is_told(tokenizer: Any) -> None:
     rewriting = with_template(tokenizer, "{{- messages|length|string -}}" + CHAT_TEMPLATE)
     found = [p.found for p in conversation_problems(rewriting, TALK)]
     assert found == ["the chat template renders a prompt differently once the answer follows"]
+
+
+def test_a_template_with_a_training_variant_is_not_refused_and_its_opening_is_known(tokenizer: Any) -> None:
+    """DeepSeek's generation prompt opens a thought that its conversations do not hold; trl marks their answers."""
+    import trl
+
+    file = Path(trl.__file__).parent / "chat_templates" / "deepseek_r1_distill.jinja"
+    opening = with_template(tokenizer, file.read_text(encoding="utf-8"))
+    opening.add_special_tokens(
+        {"additional_special_tokens": ["<｜end▁of▁sentence｜>", "<｜Assistant｜>", "<｜User｜>"]}
+    )
+    assert conversation_problems(opening, TALK) == []
+    assert unseen_opening(opening, TALK) == "<｜Assistant｜><think>\n"
+    assert unseen_opening(tokenizer, TALK) == ""
 
 
 def test_end_ids_join_tokenizer_and_model(tokenizer: Any, fresh_llama: Any) -> None:

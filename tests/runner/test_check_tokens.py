@@ -98,6 +98,15 @@ def test_rows_that_a_template_refuses_are_named_by_line_and_can_be_skipped(world
     assert manifest.data["data"].rejected == 10
 
 
+def test_a_template_that_the_run_would_refuse_is_refused_before_it(world: Any) -> None:
+    """It counts the turns at its head, so a prompt is not the beginning of its conversation."""
+    template = "{{ messages|length }}{% for m in messages %}{% generation %}{{ m['content'] + '<|end|>' }}"
+    template += "{% endgeneration %}{% endfor %}"
+    asked = ("stages.tune.chat_template=" + json.dumps(template),)
+    (problem,) = [one for one in problems_of(world, *asked) if one.stage == "tune"]
+    assert problem.found == "the chat template renders a prompt differently once the answer follows"
+
+
 def test_a_stage_is_checked_with_the_tokenizer_that_its_chain_starts_from(world: Any) -> None:
     text = world.recipe.read_text()
     later = "  later: {kind: dpo, data: pairs, model: tune, train: {max_steps: 1, batch_size: 4}}\n"

@@ -16,6 +16,7 @@ from pipeline.evaluation.differences import paired_difference
 from pipeline.evaluation.intervals import mean_interval, wilson
 from pipeline.evaluation.report import read, to_json
 from pipeline.evaluation.samples import read_samples
+from pipeline.recipe import DataSource
 from pipeline.stages.evaluate import Config
 from pipeline.training.encode import encode_pair, encode_prompt
 
@@ -301,6 +302,33 @@ def test_without_gold_the_reward_model_judges(chain: Any, as_input: Any, run_sta
     scores = [(row["answers"]["base"]["score"], row["answers"]["sft"]["score"]) for row in rows]
     won = [(a > b) + 0.5 * (a == b) for a, b in scores]
     assert made["models"]["base"]["win_rate"]["value"] == pytest.approx(_mean(won), abs=1e-6)
+
+
+def test_a_prompt_that_a_template_refuses_is_named_by_its_place_or_skipped(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any], write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The tiny world's template knows no turns of tools."""
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    refused = {"prompt": [{"role": "user", "content": "hue of day ?"}, call, {"role": "tool", "content": "red"}]}
+    file = write_jsonl(tmp_path / "some.jsonl", [{"prompt": "hue of day ?"}, refused, {"prompt": "hue of sea ?"}])
+    (tmp_path / "flat.py").write_text("def score(completions, **columns):\n    return [1.0] * len(completions)\n")
+
+    def ran(bad_row: str, expect: str) -> Any:
+        return run_stage(
+            "evaluate",
+            {"models": ["sft"], "baseline": "sft", "gold": "flat.py:score", "greedy": [], "max_new_tokens": 4},
+            data={"data": DataSource(path=str(file), on_bad_row=bad_row)},
+            inputs={"models": [as_input(chain["sft"])]},
+            expect=expect,
+        )
+
+    (problem,) = ran("stop", "failed").outcome.problems
+    assert (problem.where, "unknown role tool" in problem.found) == (f"{file}:2", True)
+    skipped = ran("skip", "done")
+    rows = [json.loads(line) for line in (skipped.out / "samples.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["hue of day ?", "hue of sea ?"]
+    (kept,) = (skipped.out / "rejects" / "data.jsonl").read_text().splitlines()
+    assert json.loads(kept)["where"] == f"{file}:2"
 
 
 def test_a_function_that_breaks_is_named(

@@ -316,3 +316,26 @@ def test_trls_training_variant_helps_where_an_answer_begins_otherwise_than_its_p
     assert learnt(tokenizer, row) == [f"<｜Assistant｜>It is four.{end}", f"<｜Assistant｜>That is five.{end}"]
     thinking = [TALK[0], {"role": "assistant", "content": "<think>\ntwo and two\n</think>\n\nfour"}]
     assert "cannot be masked" in encode_messages(tokenizer, [{"messages": thinking}]).faults[0].reason
+
+
+def test_a_template_that_leaves_text_out_is_refused_for_conversations_pairs_and_prompts() -> None:
+    """SmolVLM's template reads contents as lists of parts: of a plain text it writes nothing."""
+    import trl
+
+    tokenizer = copy.copy(loaded("smollm2-135m-instruct"))
+    folder = Path(trl.__file__).parent / "chat_templates"
+    tokenizer.chat_template = (folder / "smolvlm.jinja").read_text(encoding="utf-8")
+    prompt, answer = TALK[:1], TALK[1:2]
+    made = (
+        encode_messages(tokenizer, [{"messages": TALK}]),
+        encode_labelled(tokenizer, [{"prompt": prompt, "completion": answer, "label": True}]),
+        encode_prompts(tokenizer, [{"prompt": prompt}]),
+    )
+    assert [one.faults[0].reason.startswith("loses the text of turn 1") for one in made] == [True] * 3
+
+
+def test_tools_that_a_template_leaves_out_of_a_prompt_are_told() -> None:
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+    asked = [{"prompt": TALK[:1], "tools": [tool]}]
+    assert "loses the tool `look_up`" in encode_prompts(loaded("smollm2-135m-instruct"), asked).faults[0].reason
+    assert encode_prompts(loaded("qwen3"), asked).faults == []
