@@ -20,10 +20,10 @@ SLACK, SLACK_RECOMPUTED, SLACK_HEADLESS, SLACK_ADAPTED = 1.25, 2.25, 2.75, 5.25
 
 Tensors below 32 MiB come from its heap. While one block after the other goes backward, gradients that stay are put
 between tensors that go, and what the next block needs does not fit between them: it holds about one block's working set
-twice. Recomputed blocks, a model without a head (no logits go before its blocks do) and adapters (two more outputs in
-each linear layer) need more. Measured, not derived, and chosen on the processor that needs most (docs/log.md), for a
-forecast that is too low lets a run die. Were every tensor from 1 MiB on mapped by itself (`M_MMAP_THRESHOLD`), nothing
-would be left of it, and a step take a quarter longer.
+twice. Recomputed blocks and adapters (two more outputs in each linear layer) need more, and so does a reward model: its
+peak comes when the written model is mapped to be compared, beside a heap that gave nothing back. Measured, not derived,
+and chosen on the processor that needs most (docs/log.md), for a forecast that is too low lets a run die. Were every
+tensor from 1 MiB on mapped by itself (`M_MMAP_THRESHOLD`), nothing would be left of it, and a step be a quarter longer.
 """
 _TILE_TOKENS, _TILE_VOCAB = 4096, 32_768
 """Positions and tokens of trl's tiles of logits (`trl.kernels.chunked_logprob`)."""
