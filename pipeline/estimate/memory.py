@@ -15,13 +15,15 @@ from pipeline.estimate.shape import ModelShape
 
 _QUANTISED = {"4bit": (4 + 0.127) / 8, "8bit": 1.0}
 _FP32 = 4
-SLACK, SLACK_ADAPTED = 1.25, 2.25
+SLACK, SLACK_RECOMPUTED, SLACK_HEADLESS, SLACK_ADAPTED = 1.25, 2.25, 2.75, 5.25
 """Working sets of one block of the model that glibc keeps in holes at the peak.
 
 Tensors below 32 MiB come from its heap. While one block after the other goes backward, gradients that stay are put
 between tensors that go, and what the next block needs does not fit between them: it holds about one block's working set
-twice. Adapters make two more outputs in each linear layer. Measured, not derived (docs/log.md). Were every tensor from
-1 MiB on mapped by itself (`M_MMAP_THRESHOLD`), nothing would be left of it, and a step take a quarter longer.
+twice. Recomputed blocks and adapters (two more outputs in each linear layer) need more, and so does a reward model: its
+peak comes when the written model is mapped to be compared, beside a heap that gave nothing back. Measured, not derived,
+and chosen on the processor that needs most (docs/log.md), for a forecast that is too low lets a run die. Were every
+tensor from 1 MiB on mapped by itself (`M_MMAP_THRESHOLD`), nothing would be left of it, and a step be a quarter longer.
 """
 _TILE_TOKENS, _TILE_VOCAB = 4096, 32_768
 """Positions and tokens of trl's tiles of logits (`trl.kernels.chunked_logprob`)."""
@@ -171,15 +173,18 @@ def cache_bytes(shape: ModelShape, rows: int, tokens: int, *, half: bool) -> flo
     return 2.0 * shape.layers * shape.kv * rows * tokens * (2 if half else _FP32)
 
 
-def heap_bytes(ending: float, spread: Spread, *, adapted: bool = False) -> float:
+def heap_bytes(ending: float, spread: Spread, *, adapted: bool = False, headless: bool = False) -> float:
     """Return what a CPU's allocator keeps in freed blocks of memory.
 
     Args:
         ending: bytes one block of the model works with in its backward pass.
         spread: whether memory is a GPU's, whose allocator is asked again before it grows.
         adapted: whether linear layers carry adapters.
+        headless: whether no logits are made.
     """
-    return 0.0 if spread.on_gpu else (SLACK_ADAPTED if adapted else SLACK) * ending
+    more = ((spread.checkpointing, SLACK_RECOMPUTED), (headless, SLACK_HEADLESS), (adapted, SLACK_ADAPTED))
+    slack = max([SLACK, *(value for applies, value in more if applies)])
+    return 0.0 if spread.on_gpu else slack * ending
 
 
 def quantised_bytes(shape: ModelShape, size: int, quantize: str | None) -> float:

@@ -278,7 +278,7 @@ class Facts:
         activations = activation_bytes(shape, rows, length, spread, adapter_r=r, share=share)
         block = block_bytes(shape, rows, length, spread, adapter_r=r)
         ending = block + transient_bytes(shape, rows * length, spread)
-        heap = heap_bytes(ending, spread, adapted=adapter is not None)
+        heap = heap_bytes(ending, spread, adapted=adapter is not None, headless=not logits)
         return replace(parts, activations=activations, ending=ending, logits=logits, heap=heap)
 
     def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:

@@ -14,6 +14,8 @@ from pipeline.estimate.kept import Kept
 from pipeline.estimate.memory import (
     SLACK,
     SLACK_ADAPTED,
+    SLACK_HEADLESS,
+    SLACK_RECOMPUTED,
     Memory,
     Spread,
     activation_bytes,
@@ -232,6 +234,9 @@ def test_only_a_cpus_heap_keeps_freed_blocks() -> None:
     assert heap_bytes(100, Spread(on_gpu=True)) == 0
     assert heap_bytes(100, Spread(on_gpu=False)) == 100 * SLACK
     assert heap_bytes(100, Spread(on_gpu=False), adapted=True) == 100 * SLACK_ADAPTED
+    assert heap_bytes(100, Spread(on_gpu=False, checkpointing=True)) == 100 * SLACK_RECOMPUTED
+    assert heap_bytes(100, Spread(on_gpu=False), headless=True) == 100 * SLACK_HEADLESS
+    assert heap_bytes(100, Spread(on_gpu=False, checkpointing=True), adapted=True) == 100 * SLACK_ADAPTED
 
 
 def test_slices_divide_the_state_but_for_the_whole_halves_of_an_adapter() -> None:
