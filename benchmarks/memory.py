@@ -36,15 +36,22 @@ from pipeline.recipe import load
 from pipeline.stages import load_all
 
 MIB = 2**20
-FITTED = {"base": "small", "wide": "small", "long": "small", "qwen": "small", "lora": "small-lora", "dpo": "small-dpo"}
+FITTED = {
+    "base": "small",
+    "wide": "small",
+    "long": "small",
+    "qwen": "small",
+    "checkpointed": "small",
+    "lora": "small-lora",
+    "dpo": "small-dpo",
+    "rm": "small-rm",
+}
 """What `pipeline.estimate.memory.SLACK` was chosen on, and the minute stage of the same kind."""
 REPEATED = {"lora": ("lora", "lora-again", "lora-thrice")}
 HELD_OUT = {
     "neox": "small",
     "gpt2": "small",
-    "checkpointed": "small",
     "sft": "small-lora",
-    "rm": "small-rm",
     "ppo": "small-rm",
     "separate": "small-rm",
 }
