@@ -243,5 +243,5 @@ def test_a_reference_that_follows_the_policy_is_whole(beside: str, fresh: Any) -
     train = "train: {beta: 0.1, sync_ref_model: true, batch_size: 8, num_generations: 4}"
     stage = f"grpo: {{kind: grpo, data: asks, model: sft, reward: [rm], {train}, {beside}}}"
     fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n  {stage}\n", 1))
-    with pytest.raises(PipelineError, match="stage grpo: train.sync_ref_model is true with"):
+    with pytest.raises(PipelineError, match=r"stage grpo: train\.sync_ref_model is true with"):
         preflight.check_plan(fresh.plan(), fresh.store)
