@@ -40,8 +40,6 @@ ROLLOUTS_FILE = "rollouts-{rank}-of-{count}.pt"
 """Responses sampled and not yet learned from, in a checkpoint."""
 REFERENCE_FILE = "reference.pt"
 """Weights of a reference that follows the policy (`sync_ref_model`), in a checkpoint."""
-ENTROPY_FILE = "entropy_ctrl_state.json"
-"""trl's name for what its adaptive entropy has come to, in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
             the recipe says nothing of leaving prompts out.
     """
     rows = ctx.load_rows("data")
-    context = context_length(model, None) if train.max_length is None else context_length(model, train.max_length)
+    context = context_length(model, train.max_length)
     room = context - train.max_new_tokens
     if room < 1:
         found = f"train.max_new_tokens is {train.max_new_tokens}"
@@ -264,10 +262,9 @@ class OnPolicy(BucketedBatches):
         if kept.is_file():
             self._buffered_inputs = torch.load(kept, map_location=self.args.device, weights_only=True)
         if self.args.sync_ref_model:
-            weights = torch.load(Path(checkpoint) / REFERENCE_FILE, map_location="cpu", weights_only=True)
-            self._reference().load_state_dict(weights)
+            self._reference().load_state_dict(torch.load(Path(checkpoint) / REFERENCE_FILE, "cpu", weights_only=True))
         if getattr(self, "use_adaptive_entropy", False):  # with FSDP trl's own reading of it is passed by
-            known = json.loads((Path(checkpoint) / ENTROPY_FILE).read_text(encoding="utf-8"))
+            known = json.loads((Path(checkpoint) / "entropy_ctrl_state.json").read_text(encoding="utf-8"))
             self.entropy_coef, self._last_world_entropy = known["entropy_coef"], known["last_world_entropy"]
 
     def _reference(self) -> Any:

@@ -33,9 +33,9 @@ stages:
     tokenizer: tokenizer
     model: {{type: llama, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}}
     train: {{max_steps: 1}}
-  sft: {{kind: sft, data: demos, model: base}}
-  rm: {{kind: reward, data: pairs, test: {test}, model: sft}}
-  dpo: {{kind: dpo, data: pairs, model: sft}}
+  sft: {{kind: sft, data: demos, model: base, train: {{batch_size: 1}}}}
+  rm: {{kind: reward, data: pairs, test: {test}, model: sft, train: {{batch_size: 1}}}}
+  dpo: {{kind: dpo, data: pairs, model: sft, train: {{batch_size: 1}}}}
   report: {{kind: evaluate, data: asks, models: [{models}], baseline: {baseline}, reward: rm}}
 """
 WHAT = "Figures on them say what was remembered."
@@ -60,8 +60,9 @@ def check(tmp_path: Path, trueup: Trueup, write_jsonl: WriteJsonl) -> Callable[.
         told = trueup("check", "chain.yaml")
         assert told.exit_code == 0, told.output
         lines = told.stdout.splitlines()
-        assert lines[0].endswith(": no problems")
-        return [line.removeprefix("note: stage report: ") for line in lines[1:]]
+        assert lines[-1].endswith(": no problems")
+        note = "note: stage report: "
+        return [line.removeprefix(note) for line in lines if line.startswith(note)]
 
     return run
 
@@ -109,6 +110,15 @@ def test_test_pairs_are_not_learnt_from(check: Callable[..., list[str]], tmp_pat
     lines = (tmp_path / "pairs.jsonl").read_text()
     (tmp_path / "asks.jsonl").write_text(lines.replace("Wish", "Other"))
     assert check(test="asks") == []
+
+
+def test_an_index_that_a_lost_disk_emptied_is_made_again(check: Callable[..., list[str]], tmp_path: Path) -> None:
+    said = check(asks="{path: demos.jsonl}")
+    kept = [file for file in tmp_path.rglob(".cache/prompts/*") if file.is_file()]
+    assert kept and said
+    for file in kept:
+        file.write_bytes(b"")
+    assert check(asks="{path: demos.jsonl}") == said
 
 
 def test_the_first_rows_of_a_file_are_no_sample(check: Callable[..., list[str]]) -> None:

@@ -235,3 +235,13 @@ def test_transformers_saves_no_weights_that_tensor_parallelism_cuts(fresh: Any) 
     plan = fresh.plan(*cut, "stages.dpo.train.save_strategy=epoch", until="dpo")
     with pytest.raises(PipelineError, match=r"train\.save_strategy is epoch with compute\.tensor_parallel"):
         preflight.check_plan(plan, fresh.store)
+
+
+@pytest.mark.parametrize("beside", ["adapter: {r: 4}", "compute: {fsdp: true, processes: 2}"])
+def test_a_reference_that_follows_the_policy_is_whole(beside: str, fresh: Any) -> None:
+    """trl has none beside an adapter; one in parts is in no checkpoint."""
+    train = "train: {beta: 0.1, sync_ref_model: true, batch_size: 8, num_generations: 4}"
+    stage = f"grpo: {{kind: grpo, data: asks, model: sft, reward: [rm], {train}, {beside}}}"
+    fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n  {stage}\n", 1))
+    with pytest.raises(PipelineError, match=r"stage grpo: train\.sync_ref_model is true with"):
+        preflight.check_plan(fresh.plan(), fresh.store)
