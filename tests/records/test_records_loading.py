@@ -417,6 +417,7 @@ def test_a_system_column_beside_another_system_turn_is_named(jsonl: Write) -> No
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     own = [{"role": "system", "content": "Own."}, *turns]
     assert loaded(_of(jsonl({"messages": own, "system": "Other."})), "messages").unused == ("system",)
+    assert loaded(_of(jsonl({"messages": own, "system": "Other."})), "prompt").unused == ("system",)
     assert loaded(_of(jsonl({"messages": own, "system": "Own. "})), "messages").unused == ()
     assert loaded(_of(jsonl({"messages": turns, "system": "Other."})), "messages").unused == ()
 
