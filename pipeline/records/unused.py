@@ -58,7 +58,7 @@ class Unused:
 
     def _look_at_system(self, row: Row, read: frozenset[str], made: Mapping[str, Any]) -> None:
         """Note a column `system` beside a conversation that has another system turn of its own."""
-        system, turns = row.get("system"), made.get("messages") or made.get("prompt")
+        system, turns = row.get("system"), made.get("messages" if self.shape == "messages" else "prompt")
         is_read = "system" in read and isinstance(system, str) and bool(system.strip()) and self.shape != "text"
         if is_read and turns and turns[0]["content"].strip() != str(system).strip():
             self._columns["system"] = None
