@@ -58,10 +58,9 @@ class Unused:
 
     def _look_at_system(self, row: Row, read: frozenset[str], made: Mapping[str, Any]) -> None:
         """Note a column `system` beside a conversation that has another system turn of its own."""
-        system, turns = row.get("system"), made.get("messages") or made.get("prompt")
-        if not turns or self.shape == "text" or "system" not in read or not isinstance(system, str):
-            return
-        if system.strip() and turns[0]["content"].strip() != system.strip():
+        system, turns = row.get("system"), made.get("messages" if self.shape == "messages" else "prompt")
+        is_read = "system" in read and isinstance(system, str) and bool(system.strip()) and self.shape != "text"
+        if is_read and turns and turns[0]["content"].strip() != str(system).strip():
             self._columns["system"] = None
 
     def _is_lost(self, column: str, value: object, row_format: str, made: Mapping[str, Any]) -> bool:
@@ -78,7 +77,8 @@ class Unused:
 
     def names(self) -> tuple[str, ...]:
         """Return the columns and the keys of turns that no one reads, sorted."""
-        columns = () if self.shape == "prompt" else sorted(self._columns)
+        named = self._columns.keys() & {"system"} if self.shape == "prompt" else self._columns
+        columns = sorted(named)
         return (*columns, *sorted(self._keys))
 
     def problem(self, name: str, columns: Mapping[str, str]) -> Problem | None:

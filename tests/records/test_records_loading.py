@@ -417,8 +417,10 @@ def test_a_system_column_beside_another_system_turn_is_named(jsonl: Write) -> No
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     own = [{"role": "system", "content": "Own."}, *turns]
     assert loaded(_of(jsonl({"messages": own, "system": "Other."})), "messages").unused == ("system",)
+    assert loaded(_of(jsonl({"messages": own, "system": "Other."})), "prompt").unused == ("system",)
     assert loaded(_of(jsonl({"messages": own, "system": "Own. "})), "messages").unused == ()
-    assert loaded(_of(jsonl({"messages": turns, "system": "Other."})), "messages").unused == ()
+    for shape in ("messages", "prompt"):  # beside a prompt stands the column `messages` as the file has it
+        assert loaded(_of(jsonl({"messages": turns, "system": "Other."})), shape).unused == ()
 
 
 def test_a_system_column_that_is_no_text_is_refused_with_a_remedy_that_works(jsonl: Write) -> None:
