@@ -208,7 +208,7 @@ class OnPolicy(BucketedBatches):
     ctx: StageContext
     watch: RewardWatch
     prompts: Prompts
-    with_positions: bool
+    with_positions: bool = False
     _step: int
     _buffered_inputs: list[dict[str, Any]] | None
 
