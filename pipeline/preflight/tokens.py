@@ -246,9 +246,8 @@ def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Pr
         return
     if not count.train and source.train:
         what = "pair" if source.shape == "preference" else "prompt" if source.shape == "prompt" else "row"
-        yield Problem(
-            f"no {what} fits", f"{what}s of at most {told.max_length} tokens", "raise train.max_length", where
-        )
+        expected = f"{what}s of at most {told.max_length} tokens"
+        yield Problem(f"no {what} fits", expected, "raise train.max_length", where, use.stage)
         return
     if len(count.labels) == 1:
         missing = "bad row" if count.labels[0] else "good row"

@@ -100,15 +100,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     prompts = fitting_prompts(ctx, train, model, tokenizer)
     ctx.phase("loading the rewards")
     sources = load_rewards(ctx, config, tokenizer)
-    own: dict[str, Any] = {"beta": train.beta, "loss_type": train.loss_type}
+    own = {"beta": train.beta, "loss_type": train.loss_type}
     arguments, batches, steps = on_policy_arguments(GRPOConfig, ctx, train, prompts, sources, source, **own)
-    held_out = prompts.held_out_rows
     trainer = Trainer(
         model=model,
         reward_funcs=trl_rewards(sources, prompts),
         args=arguments,
         train_dataset=Dataset.from_list(prompts.train_rows),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        eval_dataset=Dataset.from_list(prompts.held_out_rows) if prompts.held_out_rows else None,
         processing_class=tokenizer,
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
