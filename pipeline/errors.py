@@ -56,7 +56,7 @@ _CLAUSE = re.compile(
 )
 """How an `expected` begins that is a clause of its own, such as ``tags are a, b``."""
 
-_COMMAND = re.compile(r"(pip install|trueup|iconv|git|gzip|bzip2|xz|zstd) [^;,]+")
+_COMMAND = re.compile(r"(pip install|apt-get install|trueup|iconv|git|gzip|bzip2|xz|zstd) [^;,]+")
 _WORD = re.compile(r"[a-z][a-z']*(?![\w.:=(\[/-])")
 """A word of prose, not a setting or a path."""
 

@@ -182,7 +182,8 @@ def base_of_adapter(source: ResolvedInput) -> Base:
     for a hub id.
     """
     if source.manifest:
-        return Base(f"../../{source.manifest['name']}/{source.fingerprint[:SHORT]}")
+        name = source.manifest.get("name", source.name)
+        return Base(f"../../{name}/{source.fingerprint[:SHORT]}")
     if source.fingerprint.startswith(HUB):
         place, _, revision = source.fingerprint.removeprefix(HUB).partition("@")
         return Base(place, revision or None)

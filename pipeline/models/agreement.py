@@ -40,7 +40,7 @@ def disagreement(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[flo
     for a, b in zip(found, wanted, strict=True):
         a, b = a.float().cpu(), b.float().cpu()
         off = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-        worst = max(worst, float(off.nan_to_num(nan=float("inf")).max()))
+        worst = max(worst, float(off.nan_to_num(nan=float("inf"), posinf=float("inf")).max()))
         known = b[b.isfinite()]
         if b.shape[-1] == 1:  # a score: one unit of it is what a preference is told by
             spread = max(spread, 1.0, float(known.abs().max()) if known.numel() else 0.0)

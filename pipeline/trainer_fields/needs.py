@@ -198,10 +198,10 @@ def need_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[P
         for need in NEEDS.get(field, ()):
             if not need.is_met(given):
                 words = listed(need.values)
-                wanted = "set" if not need.values else f"one of {words}" if len(need.values) > 1 else words
+                wanted = "" if not need.values else f" to be one of {words}" if len(need.values) > 1 else f": {words}"
                 remedy = f"set train.{need.other}" + (f": {need.values[0]}" if len(need.values) == 1 else "")
                 found = f"train.{field} has no effect here"
-                yield Problem(found, f"train.{need.other} must be {wanted} beside it", f"{remedy}, or leave it out")
+                yield Problem(found, f"it needs train.{need.other}{wanted}", f"{remedy}, or leave it out")
                 break
     yield from _schedule_problems(given, asked)
     yield from _optimizer_problems(given)

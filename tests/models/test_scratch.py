@@ -49,7 +49,7 @@ def test_all_wrong_fields_are_told_at_once(tokenizer: Any) -> None:
     [
         ({"type": "lama"}, "Did you mean `llama`?"),
         ({}, "model has no `type`"),
-        ({"type": "bert_japanese"}, "model.type is `bert_japanese`, a causal model of transformers"),
+        ({"type": "bert_japanese"}, "model.type is `bert_japanese`; expected a causal model of transformers"),
         ({"type": "llama", "hidden_size": "wide"}, "expected int, got str"),
         ({"type": "llama", "hidden_size": 30, "num_attention_heads": 4}, "not a multiple"),
     ],

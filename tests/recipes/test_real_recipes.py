@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes"
 SMALL = ("batch_size=4", "max_steps=1", "epochs=null", "max_length=400", "optim=null", "generation_batch_size=null")
 PPO = ("iterations=1", "rollout_batch=4", "max_new_tokens=8", "eval_every=1", "eval_prompts=2", "epochs=1")
+LETTERS = """\
+def letters(completions, **columns):
+    return [float(len(turns[-1]["content"])) for turns in completions]
+"""
 ROWS = {"messages": "demos.jsonl", "preference": "pairs.jsonl", "prompt": "asks.jsonl"}
 
 
@@ -214,6 +218,8 @@ def _scaled(recipe: Recipe, chain: Any, model: Path) -> list[str]:
             texts += [f"{at}.train.{text}" for text in own]
         if spec.kind == "grpo":
             texts += [f"{at}.train.max_new_tokens=8", f"{at}.train.num_generations=2"]
+            # A random model never has the right number, and rewards that are all the same teach nothing.
+            texts.append(f"{at}.reward=[{{function: gsm8k_grpo.py:correct}}, {{function: letters.py:letters}}]")
     return texts
 
 
@@ -232,6 +238,7 @@ def test_the_chain_runs_scaled_down(
     name: str, profile: str | None, chain: Any, base: Path, command: Any, tmp_path: Path
 ) -> None:
     texts = _scaled(_recipe(name, profile), chain, base)
+    (tmp_path / "letters.py").write_text(LETTERS, encoding="utf-8")
     options = [option for text in texts for option in ("--set", text)]
     options += ["--profile", profile] if profile else []
     ended = command("run", FOLDER / f"{name}.yaml", *options, "--store", tmp_path / "store", cwd=tmp_path)

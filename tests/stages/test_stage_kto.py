@@ -205,8 +205,8 @@ def test_rows_of_one_label_are_refused_before_training(
     [
         ([], True, "no pair fits; expected pairs of at most 9 tokens. Raise train.max_length"),
         ([], False, "no row fits; expected rows of at most 9 tokens. Raise train.max_length"),
-        ([True], False, "no bad row fits, bad rows of at most 9 tokens. Raise train.max_length"),
-        ([False, False], False, "no good row fits, good rows of at most 9 tokens. Raise train.max_length"),
+        ([True], False, "no bad row fits; expected bad rows of at most 9 tokens. Raise train.max_length"),
+        ([False, False], False, "no good row fits; expected good rows of at most 9 tokens. Raise train.max_length"),
     ],
 )
 def test_both_labels_must_fit(labels: list[bool], is_paired: bool, message: str) -> None:
@@ -229,7 +229,7 @@ def test_rows_that_do_not_fit_are_counted_and_must_leave_both_labels(
     train, inputs = {**TRAIN, "max_steps": 1}, {"model": as_input(chain["sft"])}
     data = {"data": write_jsonl(tmp_path / "all.jsonl", rows)}
     ran = run_stage("kto", {"train": train}, data=data, inputs=inputs, expect="failed")
-    assert str(ran.outcome.problems[0]).startswith("no bad row fits, bad rows of at most 64 tokens")
+    assert str(ran.outcome.problems[0]).startswith("no bad row fits; expected bad rows of at most 64 tokens")
     data = {"data": write_jsonl(tmp_path / "some.jsonl", [*rows[:20], *labelled()[20:]])}
     ran = run_stage("kto", {"train": train}, data=data, inputs=inputs)
     assert ran.notes == ["10 of 160 rows are longer than 64 tokens and were left out"]

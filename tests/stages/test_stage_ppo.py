@@ -114,7 +114,10 @@ def test_learns_what_a_function_pays_for(layout: str, ppo: Run, chain: Any, load
     # A quarter of the demonstrations are addressed to a friend.
     assert history[0]["eval_reward"] < 0.6
     assert metrics["eval_reward"] >= 0.75
-    assert metrics["eval_reward"] == max(row["eval_reward"] for row in history if "eval_reward" in row)
+    # The best by reward minus KL, which need not be the one with the highest reward.
+    best = max((row for row in history if "eval_objective" in row), key=lambda row: row["eval_objective"])
+    assert ran.outcome.result.best["step"] == best["step"]
+    assert metrics["eval_reward"] == pytest.approx(best["eval_reward"], rel=1e-6)
     assert abs(history[1]["kl"]) < 1e-4  # the reference is the start
     assert metrics["eval_kl"] > 0.1
     # What is kept says so too when loaded by transformers alone.
@@ -464,7 +467,7 @@ def test_a_reward_model_of_another_tokenizer_needs_a_chat_template(
     assert AutoTokenizer.from_pretrained(folder).chat_template is None
     text = _refused(ppo(None, config=config, inputs={"reward": source}, expect="failed"))
     assert "reward model `foreign` has another tokenizer than the policy, without a chat template" in text
-    assert "put a chat_template.jinja into its folder" in text
+    assert "Put a chat_template.jinja into its folder" in text
 
 
 CHAIN = """\

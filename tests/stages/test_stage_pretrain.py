@@ -62,10 +62,11 @@ class _Letters:
     """One token per character, by its code."""
 
     eos_token_id = 0
+    all_special_tokens: tuple[str, ...] = ()
 
-    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         assert not add_special_tokens
-        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+        return {"input_ids": [ord(letter) for letter in text]}
 
 
 def test_rows_by_hand() -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from pipeline.models.chat import SPECIAL_TOKENS
+from pipeline.models.labels import IGNORE
+from pipeline.training.encode import encode_messages
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +75,14 @@ def test_the_recipes_template_is_stored(run_stage: Callable[..., Any], chain: An
     assert made.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) == "Q:hiA:"
 
 
-def test_a_template_that_never_ends_an_answer_is_refused(run_stage: Callable[..., Any], chain: Any) -> None:
+def test_the_end_is_learnt_where_the_template_writes_none(run_stage: Callable[..., Any], chain: Any) -> None:
     template = "{%- for message in messages -%}{{- message['role'] + message['content'] -}}{%- endfor -%}"
     data = {"data": chain.recipe.parent / "corpus.jsonl"}
-    ran = run_stage("tokenizer", {"vocab_size": 300, "chat_template": template}, data=data, expect="failed")
-    assert ran.outcome.bad_input
-    assert "does not end the assistant's turn with <|end|>" in str(ran.outcome.problems[0])
+    config = {"vocab_size": 300, "chat_template": template}
+    made = AutoTokenizer.from_pretrained(run_stage("tokenizer", config, data=data).out)
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    (row,) = encode_messages(made, [{"messages": turns}]).rows
+    assert made.decode(row["input_ids"]) == "userhiassistantyes<|end|>"
+    learnt = [label for label in row["labels"] if label != IGNORE]
+    assert made.decode(learnt).endswith("yes<|end|>")
+    assert learnt[-1] == made.eos_token_id

@@ -123,7 +123,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Patch], None],
     ),
     "a frozen weight": (SFT, {}, one_frozen, "1 weights are frozen, the recipe asks for none"),
     "no adapter": (LORA, {}, no_adapter, "no layer carries the adapter of rank 4"),
-    "another rank": (LORA, {}, other_rank, "the adapter has rank [2], 4, as adapter.r says"),
+    "another rank": (LORA, {}, other_rank, "the adapter has rank [2]; expected 4, as adapter.r says"),
     "not quantised": (
         QLORA,
         {},

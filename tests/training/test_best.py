@@ -101,4 +101,4 @@ def test_without_held_out_rows_there_is_no_best(chain: Any, as_input: Any, run_s
     train = {**TRAIN, "max_steps": 2, "load_best_model_at_end": True}
     data, inputs = {"data": chain.recipe.parent / "demos.jsonl"}, {"model": as_input(chain["base"])}
     ran = run_stage("sft", {"train": train}, data=data, inputs=inputs, expect="failed")
-    assert "train.load_best_model_at_end is true, held-out rows to evaluate on" in str(ran.outcome.problems[0])
+    assert "train.load_best_model_at_end is true; expected held-out rows to evaluate on" in str(ran.outcome.problems[0])

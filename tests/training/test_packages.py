@@ -57,13 +57,19 @@ def test_optimizers_are_those_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"report_to": "wandb"}, "train.report_to is wandb, which is not installed; pip install wandb"),
+        (
+            {"report_to": "wandb"},
+            "train.report_to is wandb, which is not installed. Run pip install wandb, or leave it out",
+        ),
         ({"report_to": ["none"]}, None),
         ({"report_to": "dagshub"}, "pip install dagshub mlflow"),
         ({"optim": "adamw_bnb_8bit"}, "train.optim is adamw_bnb_8bit, and bitsandbytes is not installed"),
         ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "galore_torch is not installed"),
         ({"optim": "sgd"}, None),
-        ({"torch_compile": True}, "there is no C++ compiler; apt-get install g++, or set train.torch_compile_backend"),
+        (
+            {"torch_compile": True},
+            "there is no C++ compiler. Run apt-get install g++, or set train.torch_compile_backend",
+        ),
         ({"torch_compile": True, "torch_compile_backend": "eager"}, None),
     ],
 )
@@ -85,12 +91,12 @@ def test_one_of_two_packages_is_enough_for_tensorboard() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "expected"),
     [
-        ("sft", {"lr_scheduler_type": "cosin"}, "train.lr_scheduler_type is cosin, .*did you mean `cosine`"),
-        ("sft", {"optim": "adamw"}, "train.optim is adamw, "),
-        ("sft", {"report_to": "wandbb"}, "train.report_to: wandbb is not supported.*did you mean `wandb`"),
-        ("ppo", {"report_to": ["tensorbord"]}, "tensorbord is not supported.*did you mean `tensorboard`"),
+        ("sft", {"lr_scheduler_type": "cosin"}, "train.lr_scheduler_type is cosin; .*Did you mean `cosine`"),
+        ("sft", {"optim": "adamw"}, "train.optim is adamw; "),
+        ("sft", {"report_to": "wandbb"}, "train.report_to: wandbb is not supported.*Did you mean `wandb`"),
+        ("ppo", {"report_to": ["tensorbord"]}, "tensorbord is not supported.*Did you mean `tensorboard`"),
         ("sft", {"report_to": ["none", "wandb"]}, "train.report_to has none among others"),
-        ("sft", {"loss_type": "nl"}, "train.loss_type is nl, .*did you mean `nll`"),
+        ("sft", {"loss_type": "nl"}, "train.loss_type is nl; .*Did you mean `nll`"),
         ("sft", {"load_best_model_at_end": True, "eval_strategy": "no"}, "evaluations to choose by"),
         ("sft", {"load_best_model_at_end": True, "save_strategy": "epoch"}, "save_strategy is epoch"),
         (
@@ -98,34 +104,34 @@ def test_one_of_two_packages_is_enough_for_tensorboard() -> None:
             {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 4, "eval_steps": 2},
             "same steps",
         ),
-        ("sft", {"load_best_model_at_end": True, "metric_for_best_model": "los"}, "did you mean `loss`"),
+        ("sft", {"load_best_model_at_end": True, "metric_for_best_model": "los"}, "Did you mean `loss`"),
         ("kto", {"load_best_model_at_end": True, "metric_for_best_model": "rewards/accuracies"}, "must be one of loss"),
         ("sft", {"metric_for_best_model": "loss"}, "train.metric_for_best_model has no effect here"),
         ("sft", {"save_strategy": "best"}, "without a best to load"),
         ("sft", {"optim": "sgd", "adam_beta1": 0.8}, "train.adam_beta1 has no effect here"),
         ("sft", {"optim": "lion_32bit", "adam_epsilon": 0.1}, "train.adam_epsilon has no effect here"),
         ("sft", {"optim_args": "momentum=0.9"}, "`momentum`, which adamw_torch_fused does not take"),
-        ("sft", {"optim": "sgd", "optim_args": "momentun=0.9"}, "did you mean `momentum`"),
+        ("sft", {"optim": "sgd", "optim_args": "momentun=0.9"}, "Did you mean `momentum`"),
         ("sft", {"optim": "sgd", "optim_args": "0.9"}, "must be like `momentum=0.9"),
-        ("sft", {"optim": "galore_adamw"}, "set train.optim_target_modules: all-linear"),
+        ("sft", {"optim": "galore_adamw"}, "Set train.optim_target_modules: all-linear"),
         ("sft", {"lr_scheduler_kwargs": {"num_cycles": 2}}, "`num_cycles`, which linear does not take"),
-        ("sft", {"lr_scheduler_type": "cosine_with_min_lr"}, r"set train.lr_scheduler_kwargs: \{min_lr_rate: 0.1\}"),
+        ("sft", {"lr_scheduler_type": "cosine_with_min_lr"}, r"Set train.lr_scheduler_kwargs: \{min_lr_rate: 0.1\}"),
         ("sft", {"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps: 100"),
         (
             "sft",
             {"lr_scheduler_type": "constant", "warmup_steps": 5},
-            "constant has no warm-up; set .*constant_with_warmup",
+            "constant has no warm-up. Set .*constant_with_warmup",
         ),
         ("sft", {"lr_scheduler_type": "greedy", "eval_strategy": "no"}, "evaluations to choose by"),
-        ("sft", {"label_smoothing_factor": 0.1, "loss_type": "dft"}, "must be nll beside it"),
-        ("sft", {"save_steps": 5}, "set train.save_strategy: steps, or leave it out"),
+        ("sft", {"label_smoothing_factor": 0.1, "loss_type": "dft"}, "it needs train.loss_type: nll"),
+        ("sft", {"save_steps": 5}, "Set train.save_strategy: steps, or leave it out"),
         ("sft", {"run_name": "x", "project": "p"}, "train.project has no effect here"),
         ("dpo", {"label_smoothing": 0.1}, "train.label_smoothing has no effect here"),
-        ("dpo", {"discopop_tau": 0.1}, "must be discopop beside it"),
-        ("grpo", {"sapo_temperature_pos": 2.0}, "must be sapo beside it"),
-        ("grpo", {"sync_ref_model": True}, "train.beta must be set beside it"),
-        ("grpo", {"vllm_mode": "server"}, "train.use_vllm must be set beside it"),
-        ("grpo", {"num_generations_eval": 3}, "train.num_generations_eval is 3, a divisor"),
+        ("dpo", {"discopop_tau": 0.1}, "it needs train.loss_type: discopop"),
+        ("grpo", {"sapo_temperature_pos": 2.0}, "it needs train.loss_type: sapo"),
+        ("grpo", {"sync_ref_model": True}, "it needs train.beta"),
+        ("grpo", {"vllm_mode": "server"}, "it needs train.use_vllm"),
+        ("grpo", {"num_generations_eval": 3}, "train.num_generations_eval is 3; expected a divisor"),
         ("rloo", {"entropy_coef": 0.1}, None),
     ],
 )
@@ -162,6 +168,6 @@ def test_what_has_an_effect_is_taken(kind: str, fields: dict[str, Any]) -> None:
 def test_evaluations_want_held_out_rows() -> None:
     train = train_of("sft", eval_steps=5, lr_scheduler_type="greedy")
     found = [str(problem) for problem in evaluation_problems(train, "rows")]
-    rest = "and data.rows holds no rows out to evaluate on; set data.rows.held_out: 0.1, or leave it out"
+    rest = "and data.rows holds no rows out to evaluate on. Set data.rows.held_out: 0.1, or leave it out"
     assert found == [f"train.eval_steps is 5, {rest}", f"train.lr_scheduler_type is greedy, {rest}"]
     assert list(evaluation_problems(train_of("sft", eval_strategy="no"), "rows")) == []
