@@ -93,25 +93,24 @@ def test_a_reader_that_leaves_a_pipe_is_no_error(stocked: Store, tmp_path: Path)
 
 
 def test_ctrl_c_says_stopped(stocked: Store, tmp_path: Path) -> None:
-    # `generate` waits for its prompt on standard input; SIGINT comes half a second later.
+    # `generate` waits for its prompt on standard input; SIGINT comes while it does.
     script = (
-        "import os, signal, sys, threading\n"
+        "import os, signal, sys, time\n"
         "from pipeline.cli import main\n"
+        "class Waiting:\n"
+        "    def isatty(self): return False\n"
+        "    def read(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(60)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "sys.stdin = Waiting()\n"
         "sys.argv = ['trueup', 'generate', 'sft']\n"
         "main()\n"
     )
     waiting = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=_environment(),
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", script], cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True
     )
-    waiting.wait(timeout=240)
-    _, told = waiting.communicate()
+    _, told = waiting.communicate(timeout=240)
     assert waiting.returncode == 130
     assert told.strip() == "stopped"
 

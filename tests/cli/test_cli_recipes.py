@@ -205,10 +205,10 @@ def rated(tiny_recipe: Path) -> Callable[..., Path]:
 
 
 def test_labelled_rows_are_checked_for_kto(trueup: Trueup, rated: Callable[..., Path]) -> None:
-    recipe = rated(*RATED)
-    told = trueup("check", recipe, "--set", "stages.kto.train.batch_size=4")
+    recipe = rated(*RATED, *RATED)
+    told = trueup("check", recipe, "--set", "stages.kto.train.batch_size=8")
     assert told.exit_code == 0, told.stderr
-    assert told.stdout.splitlines()[-1] == f"{recipe}: 7 stages, 728 rows to use in 6 data sources: no problems"
+    assert told.stdout.splitlines()[-1] == f"{recipe}: 7 stages, 732 rows to use in 6 data sources: no problems"
 
 
 def test_bad_labelled_rows_are_found_before_anything_runs(trueup: Trueup, rated: Callable[..., Path]) -> None:
