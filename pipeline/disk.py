@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import ExitCode, PipelineError, Problem
 
-GIVEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOENT)
+GIVEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
 """The place itself is wrong, and will be the next time: bad input. The others are failures of the moment."""
 
 _FREE = "free some room and run the same command again"
@@ -30,6 +30,7 @@ _SAID: dict[int, tuple[str, str]] = {
     errno.EPERM: ("this user may not write {path}", "ask for the permission, or name another place"),
     errno.ENAMETOOLONG: ("the name {path} is too long for its file system", "give a shorter one"),
     errno.ENOTDIR: ("a part of {path} is a file, not a folder", "name another place"),
+    errno.EISDIR: ("{path} is a folder; expected a file", "name a file"),
     errno.ESTALE: ("the file system of {path} is gone", "mount it again and run the same command again"),
     errno.ENOTCONN: ("the file system of {path} is gone", "mount it again and run the same command again"),
     errno.ENODEV: ("the file system of {path} is gone", "mount it again and run the same command again"),

@@ -141,6 +141,7 @@ def trueup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TRUEUP_STORE", raising=False)
     monkeypatch.delenv("TRUEUP_DEBUG", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def call(*args: str | Path, stdin: str | None = None, env: dict[str, str] | None = None) -> Result:
         return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin, env=env)

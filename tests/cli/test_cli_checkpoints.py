@@ -91,7 +91,7 @@ def test_chat_answers_and_obeys_commands(trueup: Trueup, world: Path) -> None:
         ("/top-k x", "/top-k needs a number\n"),
         ("/max 0", "max is 0; it must be >= 1\n"),
         ("/temprature 1", "no command /temprature. Did you mean `temperature`?\n"),
-        ("/zzz", "no command /zzz; /help lists them\n"),
+        ("/zzz", "no command /zzz. /help lists them\n"),
         ("/quit", ""),
         ("never reached", ""),
     ]

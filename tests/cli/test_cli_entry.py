@@ -93,25 +93,24 @@ def test_a_reader_that_leaves_a_pipe_is_no_error(stocked: Store, tmp_path: Path)
 
 
 def test_ctrl_c_says_stopped(stocked: Store, tmp_path: Path) -> None:
-    # `generate` waits for its prompt on standard input; SIGINT comes half a second later.
+    # `generate` waits for its prompt on standard input; SIGINT comes while it does.
     script = (
-        "import os, signal, sys, threading\n"
+        "import os, signal, sys, time\n"
         "from pipeline.cli import main\n"
+        "class Waiting:\n"
+        "    def isatty(self): return False\n"
+        "    def read(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(60)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "sys.stdin = Waiting()\n"
         "sys.argv = ['trueup', 'generate', 'sft']\n"
         "main()\n"
     )
     waiting = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=_environment(),
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", script], cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True
     )
-    waiting.wait(timeout=240)
-    _, told = waiting.communicate()
+    _, told = waiting.communicate(timeout=240)
     assert waiting.returncode == 130
     assert told.strip() == "stopped"
 
@@ -134,18 +133,33 @@ def test_help_lists_verbs_as_people_come_to_need_them(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(
-    trueup: Callable[..., Result], tmp_path: Path
+    trueup: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = ("schema", "--out", "missing/recipe.json")
+    def broken() -> None:
+        raise LookupError("no such kind\nand more")
+
+    monkeypatch.setattr("pipeline.recipe.json_schema", broken)
+    args = ("schema",)
     told = trueup(*args)
     assert told.exit_code == 1
-    assert told.stderr == (
-        "FileNotFoundError: [Errno 2] No such file or directory: 'missing/recipe.json'; "
-        "run with --debug for the traceback\n"
-    )
+    assert told.stderr == "LookupError: no such kind. Run with --debug for the traceback\n"
     for line in (("--debug", *args), (*args, "--debug")):
         assert "Traceback (most recent call last)" in trueup(*line).stderr
     assert "Traceback" in trueup(*args, env={"TRUEUP_DEBUG": "1"}).stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("missing/recipe.json", "missing/recipe.json is not there and cannot be made"),
+        (".", ". is a folder; expected a file. Name a file"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_bad_input(trueup: Callable[..., Result], out: str, said: str) -> None:
+    told = trueup("schema", "--out", out)
+    assert told.exit_code == 2
+    assert told.stderr.startswith(said)
+    assert told.stderr.count("\n") == 1
 
 
 def test_debug_shows_the_traceback_of_a_problem_too(trueup: Callable[..., Result], stocked: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -146,16 +147,32 @@ def test_a_dry_run_writes_nothing_into_the_store(trueup: Trueup, tiny_recipe: Pa
 def test_check_counts_what_it_read(trueup: Trueup, tiny_recipe: Path) -> None:
     # 240 texts, 240 demonstrations, 160 + 60 pairs, 24 prompts.
     told = trueup("check", tiny_recipe)
-    lines = told.stdout.splitlines()
-    assert lines[0] == f"{tiny_recipe}: 6 stages, 724 rows in 5 data sources: no problems"
+    table, _, sums = told.stdout.partition("\n\n")
+    assert [re.split(" {2,}", line) for line in table.splitlines()] == [
+        ["data", "stages", "rows are", "to learn from", "held out", "bad, left out"],
+        ["corpus", "tokenizer, base", "text", "240", "0", "0"],
+        ["demos", "sft", "messages", "211", "29", "0"],
+        ["pairs", "rm, dpo", "preference", "144", "16", "0"],
+        ["pairs_test", "rm", "preference", "60", "0", "0"],
+        ["asks", "report", "prompt", "24", "0", "0"],
+    ]
+    *notes, last = sums.splitlines()
+    assert last == f"{tiny_recipe}: 6 stages, 724 rows to use in 5 data sources: no problems"
     # Its prompts are made as its demonstrations are, from twenty things.
-    assert [line[:65] for line in lines[1:]] == ["note: stage report: 18 of 24 prompts of asks are ones that sft le"]
-    assert json.loads(trueup("check", tiny_recipe, "--json").stdout) == {
-        "ok": True,
-        "problems": [],
-        "stages": 6,
-        "notes": [line.removeprefix("note: ") for line in lines[1:]],
-    }
+    assert [line[:65] for line in notes] == ["note: stage report: 18 of 24 prompts of asks are ones that sft le"]
+    data = json.loads(trueup("check", tiny_recipe, "--json").stdout)
+    assert (data["ok"], data["problems"], data["stages"], data["tokens"]) == (True, [], 6, [])
+    assert data["notes"] == [line.removeprefix("note: ") for line in notes]
+    # A source that two stages read counts once in the sum, and stands under each of them here.
+    assert [(each["source"], each["stage"], each["kept"]) for each in data["sources"]] == [
+        ("corpus", "tokenizer", 240),
+        ("corpus", "base", 240),
+        ("demos", "sft", 240),
+        ("pairs", "rm", 160),
+        ("pairs_test", "rm", 60),
+        ("pairs", "dpo", 160),
+        ("asks", "report", 24),
+    ]
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
@@ -188,20 +205,21 @@ def rated(tiny_recipe: Path) -> Callable[..., Path]:
 
 
 def test_labelled_rows_are_checked_for_kto(trueup: Trueup, rated: Callable[..., Path]) -> None:
-    recipe = rated(*RATED)
-    told = trueup("check", recipe).stdout.splitlines()
-    assert told[0] == f"{recipe}: 7 stages, 728 rows in 6 data sources: no problems"
+    recipe = rated(*RATED, *RATED)
+    told = trueup("check", recipe, "--set", "stages.kto.train.batch_size=8")
+    assert told.exit_code == 0, told.stderr
+    assert told.stdout.splitlines()[-1] == f"{recipe}: 7 stages, 732 rows to use in 6 data sources: no problems"
 
 
 def test_bad_labelled_rows_are_found_before_anything_runs(trueup: Trueup, rated: Callable[..., Path]) -> None:
     bad = ('{"prompt": "a", "completion": "b"}', '{"prompt": "a", "completion": "", "label": 1}')
-    result = trueup("check", rated(*RATED, '"good"', rows=bad))
+    result = trueup("check", rated(*RATED, '"maybe"', rows=bad))
     assert result.exit_code == 2
     found = [line[line.index("rated.jsonl:") :] for line in result.stderr.splitlines() if "rated.jsonl:" in line]
     assert found == [
-        "rated.jsonl:5 stage kto: row `label` is 'good', expected true or false (or 1 or 0)",
-        "rated.jsonl:6 stage kto: row `label` is missing, expected true or false",
-        "rated.jsonl:7 stage kto: row `completion` is empty, expected text",
+        "rated.jsonl:5: row `label` is 'maybe'; expected true or false (or 1 or 0)",
+        "rated.jsonl:6: row `label` is missing; expected true or false",
+        "rated.jsonl:7: row `completion` is empty; expected text",
     ]
     assert "data rated: 3 of 7 rows are bad. Mend the data, or set `data.rated.on_bad_row: skip`" in result.stderr
 
@@ -209,7 +227,7 @@ def test_bad_labelled_rows_are_found_before_anything_runs(trueup: Trueup, rated:
 @pytest.mark.parametrize(
     ("labels", "rows", "expected"),
     [
-        (["1", "true"], (), "tiny.yaml:9 stage kto: data rated: the label of all 2 rows to learn from is true"),
+        (["1", "true"], (), "tiny.yaml:9: data rated: the label of all 2 rows to learn from is true"),
         ([], ('{"text": "a"}',), "rows are of format text (1 of"),
     ],
 )

@@ -69,8 +69,11 @@ def test_groups_and_right_answers():
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"group_by": "topik"}, "group_by `topik`, a column of the prompts: topic, answer; did you mean `topic`?"),
-        ({"group_by": "task", "reference": "x"}, "reference `x`, a column of the prompts: topic, answer"),
+        (
+            {"group_by": "topik"},
+            "group_by `topik`; expected a column of the prompts: topic, answer. Did you mean `topic`?",
+        ),
+        ({"group_by": "task", "reference": "x"}, "reference `x`; expected a column of the prompts: topic, answer"),
     ],
 )
 def test_a_column_that_is_not_there_is_named(fields, problem):

@@ -168,7 +168,7 @@ def test_lineage_and_show_say_how_each_adapter_was_quantised(tmp_path: Path, cha
     [
         ("{model: sft, adapters: [rm]}", "adapters: `rm` is of kind reward; expected a stage that makes a model"),
         ("{model: rm, adapters: [tuned]}", "model: `rm` is of kind reward; expected a stage that makes a model"),
-        ("{model: reward, adapters: [tuned]}", "model: `reward` is a reward model, a language model"),
+        ("{model: reward, adapters: [tuned]}", "model: `reward` is a reward model; expected a language model"),
         ("{model: sft, adapters: [reward/adapter]}", "adapters: `reward/adapter` is the adapter of a reward model"),
         ("{model: base, adapters: [sft]}", "adapters: `sft` holds no adapter: all its weights were trained"),
         ("{model: base, adapters: [tuned]}", "adapters: `tuned` was not trained on `base`"),
@@ -243,7 +243,7 @@ def test_a_base_whose_files_are_quantised_takes_adapters_and_merges_to_the_same_
     shutil.copy(chain.recipe.parent / "corpus.jsonl", tmp_path)
     refused = command("check", recipe, "--store", store, cwd=tmp_path)
     assert refused.returncode == 2
-    assert f"stage whole: `small` is kept quantised ({bits}), an adapter" in refused.stderr
+    assert f"stage whole: `small` is kept quantised ({bits}); expected an adapter" in refused.stderr
     assert f"stage twice: `small` is kept quantised ({bits}), and adapter.quantize is 8bit" in refused.stderr
     assert f"stage parts: `small` is kept quantised ({bits}) and compute.zero is 3" in refused.stderr
     assert f"stage cut: `small` is kept quantised ({bits}) and compute.tensor_parallel is 2" in refused.stderr

@@ -64,7 +64,7 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
     (os.kill if to == "the command" else os.killpg)(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 143
-    assert "stage base: stopped as asked" in err and "run the same command again to resume" in err
+    assert "stage base: stopped as asked" in err and "Run the same command again to resume" in err
     assert "Traceback" not in out + err
     if to == "the command":  # told of the group's signal itself, the stage may be quicker than the word of it
         assert "saving" in out
