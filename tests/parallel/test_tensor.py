@@ -138,7 +138,7 @@ def test_check_knows_heads_and_adapters_that_cannot_be_sliced(tiny_recipe: Path,
     ended = command("check", tiny_recipe, cwd=tiny_recipe.parent)
     assert ended.returncode == 2
     told = ended.stdout + ended.stderr
-    assert "compute.tensor_parallel 3 for a model with num_attention_heads 4" in told and "use 2" in told
+    assert "compute.tensor_parallel 3 for a model with num_attention_heads 4" in told and "Use 2" in told
     assert "adapter.dropout is 0.1 with compute.tensor_parallel 3" in told
     assert "train.optim is adafactor with compute.tensor_parallel 3" in told
 
