@@ -38,8 +38,8 @@ def _left_of(session: int) -> list[psutil.Process]:
 @pytest.mark.parametrize(
     ("node", "said", "remedy"),
     [
-        ((), "stage base: node 1 did not come within 4 s", "run the same command there with --node-rank 1"),
-        (("--node-rank", "1"), "node 0 did not start within 4 s", "run the same command there without --node-rank"),
+        ((), "stage base: node 1 did not come within 4 s", "Run the same command there with --node-rank 1"),
+        (("--node-rank", "1"), "node 0 did not start within 4 s", "Run the same command there without --node-rank"),
     ],
     ids=["only node 0", "only node 1"],
 )

@@ -166,7 +166,7 @@ def test_a_partition_that_is_not_there_is_one_line(tmp_path: Path, tiny_recipe: 
     line = ("run", tiny_recipe, "--store", tmp_path / "store", *SLURM, "--set", "compute.slurm.partition=nowhere")
     code, out = cluster.trueup(*line, cwd=tmp_path)
     assert code == 2
-    assert "stage tokenizer: Slurm refused the job: sbatch: error:" in out and "see compute.slurm" in out
+    assert "stage tokenizer: Slurm refused the job: sbatch: error:" in out and "See compute.slurm" in out
     assert "Traceback" not in out
 
 
