@@ -24,7 +24,7 @@ os.environ.pop("MKL_NUM_THREADS", None)  # would count more
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.pop("COLUMNS", None)  # a worker of xdist has one, and lines would break there only
+os.environ.pop("COLUMNS", None)  # lines would break at its width
 
 import pytest
 
