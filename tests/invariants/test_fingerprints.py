@@ -38,6 +38,7 @@ OTHER_VALUES: dict[str, Any] = {
     "group_by": "kind",
     "judge": "reward",
     "reference": "solution",
+    "control_tokens": "parsed",
     "greedy": ["n"],
     "baseline": "n",
     "limit": 5,
