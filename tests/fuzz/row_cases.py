@@ -20,7 +20,7 @@ import pyarrow.parquet
 from recipe_cases import INTERNAL
 
 from pipeline.errors import PipelineError
-from pipeline.recipe.schema import DataSource, Format
+from pipeline.recipe.data_source import DataSource, Format
 from pipeline.records import digest, load
 from pipeline.stage import Shape
 
