@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 PRIVATE = (0xF0000, 0x100000)
 """First characters of the two areas of Unicode that no text has a use for."""
 
+_KEPT_LENGTH = 64
+"""Characters of the longest beginning of an answer whose tokens are kept in memory."""
+
 _ANCHORS = ("\n", "a", ".")
 """Texts a continuation is encoded behind, where a tokenizer writes a space before every text."""
 
@@ -93,6 +96,7 @@ class TextEncoder:
         self.control = control_tokens(tokenizer)
         longest_first = sorted(self.control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._alone: dict[str, list[int]] = {}
         begun = {token[:end] for token in self.control for end in range(1, len(token))}
         self._begun = tuple(sorted(begun, key=len, reverse=True))
 
@@ -130,28 +134,33 @@ class TextEncoder:
         spelled = own_letters(text)
         return Text(self.shield(text, spelled), spelled)
 
-    def encode(self, texts: Sequence[Text], cuts: Sequence[Sequence[int]] = ()) -> list[Tokens]:
+    def encode(self, texts: Sequence[Text], spoken: Sequence[Sequence[tuple[int, int]]] = ()) -> list[Tokens]:
         """Return the tokens of each text.
 
         Args:
             texts: what to encode, without the tokenizer's own start and end tokens.
-            cuts: for each text, places that no token may straddle.
+            spoken: for each text, first and last place of what a model says. No token straddles them, and what stands
+                before such a part is encoded as it is when the model is asked to go on, by itself.
         """
         if self.backend is None:
-            return [self._by_parts(text, places) for text, places in zip(texts, cuts or [()] * len(texts), strict=True)]
+            parts = spoken or [()] * len(texts)
+            return [
+                self._by_parts(text, [place for part in own for place in part])
+                for text, own in zip(texts, parts, strict=True)
+            ]
         with self._plainly():
             found = self.backend.encode_batch([text.text for text in texts], add_special_tokens=False)
             made = []
-            for text, encoding, places in zip(texts, found, cuts or [()] * len(texts), strict=True):
+            for text, encoding, parts in zip(texts, found, spoken or [()] * len(texts), strict=True):
                 tokens = _tokens(encoding)
                 if text.has_spelled:
                     tokens = self._spelled_out(text, tokens)
-                made.append(self._cut(text, tokens, places) if places else tokens)
+                made.append(self._cut(text, tokens, parts) if parts else tokens)
         return made
 
-    def encode_one(self, text: Text, cuts: Sequence[int] = ()) -> Tokens:
+    def encode_one(self, text: Text, spoken: Sequence[tuple[int, int]] = ()) -> Tokens:
         """Return the tokens of one text."""
-        return self.encode([text], [cuts])[0]
+        return self.encode([text], [spoken])[0]
 
     @cached_property
     def prefix(self) -> list[int]:
@@ -233,15 +242,37 @@ class TextEncoder:
         alone, behind = (self.backend.encode(text, add_special_tokens=False).ids for text in ("x", "\nx"))
         return bool(alone != behind[-len(alone) :])
 
-    def _cut(self, text: Text, tokens: Tokens, places: Sequence[int]) -> Tokens:
-        """Encode the parts between places that tokens straddle by themselves."""
-        wrong = sorted({place for place in places if tokens.straddles(place)})
+    def _cut(self, text: Text, tokens: Tokens, spoken: Sequence[tuple[int, int]]) -> Tokens:
+        """Encode what stands before, in and behind spoken parts by itself, where that gives other tokens."""
+        places = {place for part in spoken for place in part}
+        wrong = {place for place in places if tokens.straddles(place)}
+        wrong |= {start for start, _ in spoken if start not in wrong and not self._ends_alike(text, tokens, start)}
         if not wrong:
             return tokens
         made = Tokens()
-        for start, end in zip([0, *wrong], [*wrong, len(text.text)], strict=True):
+        bounds = [0, *sorted(wrong), len(text.text)]
+        for start, end in pairwise(bounds):
             made.extend(self._continued(text.part(start, end), start))
         return made
+
+    def _ends_alike(self, text: Text, tokens: Tokens, place: int) -> bool:
+        """Whether the tokens before a place are those of a text that ends there.
+
+        White space is where they differ: GPT-2's pattern takes two line breaks for one token at the end of a text, and
+        for two before a letter. What stands before the last control token cannot depend on it.
+        """
+        last = tokens.until(place)
+        first = next((i for i in reversed(range(last)) if tokens.ids[i] in self._control_ids), 0)
+        before = text.part(tokens.starts[first] if first else 0, place)
+        if len(before.text) > _KEPT_LENGTH or before.has_spelled:
+            return self._one(before).ids == tokens.ids[first:last]
+        if before.text not in self._alone:
+            self._alone[before.text] = self._one(before).ids
+        return self._alone[before.text] == tokens.ids[first:last]
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self.control.values())
 
     def _continued(self, part: Text, start: int) -> Tokens:
         """Encode a part as what follows a text."""

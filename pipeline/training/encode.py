@@ -90,7 +90,7 @@ def encode_messages(
                 made.rows.append({"input_ids": ids, "labels": labels})
                 made.kept.append(i)
 
-    return _encode(encoder, rows, encoder.conversation, finish, progress, with_cuts=True)
+    return _encode(encoder, rows, encoder.conversation, finish, progress, with_answers=True)
 
 
 def template_problems(tokenizer: Any, rows: Sequence[Row], made: EncodedRows) -> list[Problem]:
@@ -237,7 +237,7 @@ def _encode(
     finish: Callable[[EncodedRows, int, list[Piece], list[Tokens]], None],
     progress: Progress | None,
     *,
-    with_cuts: bool = False,
+    with_answers: bool = False,
 ) -> EncodedRows:
     """Render and encode rows batch by batch, and have ``finish`` put the tokens of each row where they belong."""
     made = nothing_encoded()
@@ -249,8 +249,8 @@ def _encode(
             except TemplateFaultError as fault:
                 made.faults.append(RowFault(i, str(fault)))
         pieces = [piece for _, parts in rendered for piece in parts]
-        cuts = [[place for span in piece.answers for place in span] for piece in pieces] if with_cuts else ()
-        tokens = iter(encoder.text.encode([piece.text for piece in pieces], cuts))
+        spoken = [piece.answers for piece in pieces] if with_answers else ()
+        tokens = iter(encoder.text.encode([piece.text for piece in pieces], spoken))
         for i, parts in rendered:
             if any(piece.text.has_spelled for piece in parts):
                 made.spelled.append(i)

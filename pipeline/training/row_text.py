@@ -115,7 +115,7 @@ class RowEncoder:
         ids = [*piece.prefix, *tokens.ids]
         if ids[: len(before)] != before:  # a token across the two: encode the response by itself
             start = piece.answers[0].start
-            tokens = self.text.encode_one(piece.text, [start])
+            tokens = self.text.encode_one(piece.text, [Span(start, start)])
             return [*tokens.ids[tokens.until(start) :], *piece.suffix]
         return [*ids[len(before) :], *piece.suffix]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.models.contract import end_ids
+from pipeline.models.contract import end_ids, unseen_opening
 from pipeline.models.template import ChatTemplate
 from pipeline.models.tokens import Text, TextEncoder
 from pipeline.training.encode import (
@@ -109,6 +109,37 @@ def test_a_response_follows_the_very_tokens_that_are_generated_from(name: str, t
     for side, text in (("chosen_ids", "It is four."), ("rejected_ids", "No.")):
         assert text in tokenizer.decode(row[side])
         assert row[side][-1] in end_ids(tokenizer)
+
+
+BEGINNINGS = ("It is four.", "\n\nIt", " It", "\tIt", "\u2014 four", "4", "```\n4\n```")
+
+
+@pytest.mark.parametrize(("name", "template"), PAIRS)
+def test_an_answer_is_learnt_behind_the_very_tokens_it_is_generated_from(name: str, template: str) -> None:
+    tokenizer = with_template(name, template)
+    for said in BEGINNINGS:
+        talk = [TALK[0], {"role": "assistant", "content": said}]
+        if unseen_opening(tokenizer, talk):
+            continue  # the template itself writes a generated answer otherwise, and `sft` says so
+        (row,) = encode_messages(tokenizer, [{"messages": talk}]).rows
+        (prompt,) = encode_prompts(tokenizer, [{"prompt": talk[:1]}]).rows
+        (pair,) = encode_labelled(tokenizer, [{"prompt": talk[:1], "completion": talk[1:], "label": True}]).rows
+        first = next(i for i, label in enumerate(row["labels"]) if label != IGNORE)
+        assert row["input_ids"][:first] == prompt["prompt_ids"], said
+        assert row["input_ids"] == [*pair["prompt_ids"], *pair["completion_ids"]], said
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_text_is_gone_on_with_behind_the_very_tokens_it_is_generated_from(name: str) -> None:
+    tokenizer = copy.copy(loaded(name))
+    tokenizer.chat_template = None
+    for asked in ("TL;DR:\n\n", "Once upon a time, ", "def f(x):\n    ", "Lily"):
+        talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": "Once more"}]
+        (row,) = encode_messages(tokenizer, [{"messages": talk, "plain_text": True}]).rows
+        (prompt,) = encode_prompts(tokenizer, [{"prompt": talk[:1], "plain_text": True}]).rows
+        first = next(i for i, label in enumerate(row["labels"]) if label != IGNORE)
+        assert row["input_ids"][:first] == prompt["prompt_ids"], asked
+        assert tokenizer.decode(row["labels"][first:-1]).strip() == "Once more"
 
 
 @pytest.mark.parametrize(("name", "template"), PAIRS)
