@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -96,7 +97,7 @@ def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
     return ids
 
 
-def eos_is_learned(tokenizer: Any, messages: Messages) -> bool:
+def eos_is_learned(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> bool:
     """Whether each assistant turn, as the template renders it, trains a token that ends it as its last visible token.
 
     White space a template puts after the end token does not count. A template that ends turns with no such token has
@@ -104,7 +105,7 @@ def eos_is_learned(tokenizer: Any, messages: Messages) -> bool:
     """
     template = ChatTemplate(TextEncoder(tokenizer))
     try:
-        made = template.rendered(messages)
+        made = template.rendered(messages, tools)
     except TemplateFaultError:
         return False
     control = tuple(template.encoder.control)
@@ -112,34 +113,35 @@ def eos_is_learned(tokenizer: Any, messages: Messages) -> bool:
     return bool(spoken) and all(said.rstrip().endswith(control) or one.adds_end for one, said in spoken)
 
 
-def unseen_opening(tokenizer: Any, messages: Messages) -> str:
+def unseen_opening(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> str:
     """Return how a generated answer is begun where the conversation's own answer begins otherwise, else nothing."""
     template = ChatTemplate(TextEncoder(tokenizer))
-    chat, last = template.chat(messages), len(messages) - 1
+    chat, last = template.chat(messages, tools), len(messages) - 1
     begun = template.text(chat, last, opens_answer=True).text
     if template.text(chat).text.startswith(begun):
         return ""
     return begun.removeprefix(template.text(chat, last).text)
 
 
-def conversation_problems(tokenizer: Any, messages: Messages) -> list[Problem]:
+def conversation_problems(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> list[Problem]:
     """Return what is wrong with how a conversation is rendered: no template, end not learned, doubled tokens.
 
     Args:
         tokenizer: with its chat template.
         messages: a conversation that ends with the assistant.
+        tools: it may call.
     """
     if not tokenizer.chat_template:
         return [no_template()]
     template = ChatTemplate(TextEncoder(tokenizer))
-    chat = template.chat(messages)
+    chat = template.chat(messages, tools)
     try:
         whole = template.text(chat)
         prompt = template.text(chat, len(messages) - 1, opens_answer=True)
     except TemplateFaultError as fault:
         return [Problem(f"a conversation {fault}")]
     problems = []
-    if not eos_is_learned(tokenizer, messages):
+    if not eos_is_learned(tokenizer, messages, tools):
         found = f"the chat template does not end the assistant's turn with {tokenizer.eos_token}"
         expected = "the tokenizer's end token as part of what is trained, or no response would ever end"
         remedy = "set the tokenizer's eos_token to the template's, or put it inside {% generation %}"
@@ -151,7 +153,7 @@ def conversation_problems(tokenizer: Any, messages: Messages) -> list[Problem]:
             found, remedy = f"the {label} token {token} comes twice in a row", "write it once in the template"
             problems.append(Problem(found, "once", remedy))
     # Where trl ships a variant for training, what is learnt is known all the same: `sft` says what it is not.
-    if not whole.text.startswith(prompt.text) and training_variant(template.source()) is None:
+    if not whole.text.startswith(prompt.text) and training_variant(template.source(tools)) is None:
         found = "the chat template renders a prompt differently once the answer follows"
         problems.append(
             Problem(found, "the prompt as a prefix of the conversation", "use a template without rewriting")

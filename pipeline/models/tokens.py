@@ -142,16 +142,16 @@ class TextEncoder:
             spoken: for each text, first and last place of what a model says. No token straddles them, and what stands
                 before such a part is encoded as it is when the model is asked to go on, by itself.
         """
+        said = spoken or [()] * len(texts)
         if self.backend is None:
-            parts = spoken or [()] * len(texts)
             return [
-                self._by_parts(text, [place for part in own for place in part])
-                for text, own in zip(texts, parts, strict=True)
+                self._by_parts(text, [place for part in parts for place in part])
+                for text, parts in zip(texts, said, strict=True)
             ]
         with self._plainly():
             found = self.backend.encode_batch([text.text for text in texts], add_special_tokens=False)
             made = []
-            for text, encoding, parts in zip(texts, found, spoken or [()] * len(texts), strict=True):
+            for text, encoding, parts in zip(texts, found, said, strict=True):
                 tokens = _tokens(encoding)
                 if text.has_spelled:
                     tokens = self._spelled_out(text, tokens)

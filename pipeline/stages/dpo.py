@@ -125,14 +125,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     fit(ctx, model, tokenizer, weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
-    encode = functools.partial(encode_pairs, tokenizer, max_length=max_length)
-    made = encode_source(ctx, "data", rows, encode, what="pairs")
+    encode = functools.partial(encode_pairs, tokenizer)
+    made = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
     encoded, held_out = made.train.rows, made.held_out.rows
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
     dropped = len(made.train.too_long)
-    if dropped:
-        ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
     lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
     micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)

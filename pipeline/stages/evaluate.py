@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from pipeline.evaluation.samples import StopReason
 
 
-ANSWER = {"role": "assistant", "content": "Yes."}
-"""Rendered behind each prompt, to see whether the judge's chat template takes it."""
-
-
 class Config(StageConfig):
     """Configuration of an evaluation.
 
@@ -176,7 +172,7 @@ def _prompts(ctx: StageContext) -> list[dict[str, Any]]:
         PipelineError: one cannot be rendered, and the source stops at bad rows.
     """
     from pipeline.models.load import load_tokenizer
-    from pipeline.training.encode import RowFault, encode_labelled, encode_prompts, nothing_encoded
+    from pipeline.training.encode import ANSWER, RowFault, encode_labelled, encode_prompts, nothing_encoded
     from pipeline.training.encoded import set_faults_aside
 
     rows = ctx.load_rows("data")
@@ -200,23 +196,26 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.training.arguments import frozen_weights
+    from pipeline.training.fitting import fit
 
     where, weights = frozen_weights(ctx)
 
-    def loaded(source: ResolvedInput) -> Any:
-        return load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights).to(where)
+    def loaded(source: ResolvedInput, tokenizer: Any) -> Any:
+        model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
+        fit(ctx, model, tokenizer, weights)
+        return model.to(where)
 
     inputs = dict(zip(config.models, ctx.inputs["models"], strict=True))
     greedy = [config.baseline] if config.greedy is None else config.greedy
     base_input = inputs[config.baseline]
     base_tokenizer = load_tokenizer(base_input, ctx.trust_remote_code)
-    baseline = loaded(base_input)
+    baseline = loaded(base_input, base_tokenizer)
     total, done = (len(inputs) + len(greedy)) * len(asked.rows), 0
     found = []
     for name, source in inputs.items():
         is_baseline = name == config.baseline
         tokenizer = base_tokenizer if is_baseline else load_tokenizer(source, ctx.trust_remote_code)
-        model = baseline if is_baseline else loaded(source)
+        model = baseline if is_baseline else loaded(source, tokenizer)
         differs = disagreements(facts(base_tokenizer, config.baseline), facts(tokenizer, name))
         if differs:
             ctx.note(f"no KL for {name}: {differs[0]}")
@@ -364,13 +363,14 @@ def _score_by_model(
     from pipeline.models.scoring import score
     from pipeline.training.arguments import frozen_weights
     from pipeline.training.encode import encode_answers
+    from pipeline.training.fitting import fit
 
     source = ctx.input("reward")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     where, weights = frozen_weights(ctx)
-    judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights).to(
-        where
-    )
+    judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
+    fit(ctx, judge, tokenizer, weights)
+    judge.to(where)
     for each in sampled:
         sequences = encode_answers(tokenizer, rows, each.texts)
         scores[each.name]["reward"] = score(judge, sequences, tokenizer.pad_token_id)

@@ -130,13 +130,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     is_paired = rows.shape == "preference"
     together = 2 if is_paired else 1  # rows that stay in one batch
     what = "pairs" if is_paired else "rows"
-    encode = functools.partial(encode_pairs if is_paired else encode_labelled, tokenizer, max_length=max_length)
-    given = encode_source(ctx, "data", rows, encode, what=what)
+    encode = functools.partial(encode_pairs if is_paired else encode_labelled, tokenizer)
+    given = encode_source(ctx, "data", rows, encode, what=what, max_length=max_length)
     encoded, held_out = (_labelled(part.rows) if is_paired else part.rows for part in (given.train, given.held_out))
     _check_fitting(encoded, max_length, is_paired=is_paired)
     dropped = len(given.train.too_long)
-    if dropped:
-        ctx.note(f"{dropped} of {len(rows.train)} {what} are longer than {max_length} tokens and were left out")
     held_out = _matched(held_out, encoded, max_length, ctx.seed)
     encoded = _matched(encoded, encoded, max_length, ctx.seed)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in encoded]

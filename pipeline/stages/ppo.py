@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from pipeline.ppo.trainer import PPOTrainer
 
 
-ANSWER = {"role": "assistant", "content": "Yes."}
-"""Rendered once, to see whether the chat template's answers end with an end token."""
-
-
 class Train(PPOSettings):
     """`train:` of PPO.
 
@@ -122,7 +118,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     """Put models, prompts and rewards together, and check them before anything is trained."""
-    from pipeline.models.contract import end_ids, eos_is_learned
+    from pipeline.models.contract import end_ids
+    from pipeline.models.forward import context_limit
     from pipeline.models.kernels import apply_liger
     from pipeline.parallel.ranks import Ranks
     from pipeline.ppo.build import build_policy, check_policy
@@ -171,11 +168,19 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         held_out=held_out,
         seed=ctx.seed,
         ranks=ranks,
-        language_loss=_language_loss(ctx, config, tokenizer),
+        language_loss=_language_loss(ctx, config, tokenizer, context_limit(policy.model)),
         stepper=stepper,
         watch=_score_of(watched) if watched.names else None,
-        ends_are_taught=not tokenizer.chat_template or eos_is_learned(tokenizer, [*prompts[0].row["prompt"], ANSWER]),
+        ends_are_taught=not tokenizer.chat_template or _ends_are_taught(tokenizer, prompts[0].row),
     )
+
+
+def _ends_are_taught(tokenizer: Any, row: dict[str, Any]) -> bool:
+    """Whether the chat template ends an answer to a prompt with a token that a model can learn to write."""
+    from pipeline.models.contract import eos_is_learned
+    from pipeline.training.encode import ANSWER
+
+    return eos_is_learned(tokenizer, [*row["prompt"], ANSWER], row.get("tools"))
 
 
 def _start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
@@ -256,10 +261,12 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
     from pipeline.ppo.episodes import Prompt
     from pipeline.training.encode import encode_prompts
     from pipeline.training.encoded import encode_source
+    from pipeline.training.reward_sources import reward_readers
 
     rows = ctx.load_rows("data")
     limit, room = context_limit(model), config.train.max_new_tokens
-    made = encode_source(ctx, "data", rows, functools.partial(encode_prompts, tokenizer), what="prompts")
+    encode = functools.partial(encode_prompts, tokenizer, readers=reward_readers(ctx, tokenizer))
+    made = encode_source(ctx, "data", rows, encode, what="prompts")
     train, held_out = (
         [Prompt(given[i], tuple(one["prompt_ids"])) for i, one in zip(part.kept, part.rows, strict=True)]
         for given, part in ((rows.train, made.train), (rows.held_out, made.held_out))
@@ -326,6 +333,7 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.training.arguments import parts_of
+    from pipeline.training.fitting import fit
 
     how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": parts_of(ctx)}
     for source in ctx.inputs.get("reward", []):
@@ -333,12 +341,16 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
             return load_reward_model(source, tokenizer, **how)
     classifier = load_reward_model(ctx.input("model"), tokenizer, **how)
+    fit(ctx, classifier, tokenizer, how)
     classifier.score.weight.data.zero_()
     return classifier
 
 
-def _language_loss(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
-    """Return the loss of PPO-ptx: mean cross-entropy on the assistant's tokens of a few conversations."""
+def _language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int | None) -> Any:
+    """Return the loss of PPO-ptx: mean cross-entropy on the assistant's tokens of a few conversations.
+
+    Conversations longer than the model's context of ``limit`` tokens are cut at their end.
+    """
     if config.ptx_data is None:
         return None
     import torch
@@ -349,7 +361,14 @@ def _language_loss(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     from pipeline.training.encoded import encode_source
 
     encode = functools.partial(encode_messages, tokenizer)
-    rows = encode_source(ctx, "ptx_data", ctx.load_rows("ptx_data"), encode, what="conversations").train.rows
+    what, fate = "conversations of ptx_data", "cut at the end"
+    given = ctx.load_rows("ptx_data")
+    rows = encode_source(ctx, "ptx_data", given, encode, what=what, max_length=limit, fate=fate).train.rows
+    if not rows:
+        found = f"no conversation of ptx_data has an answer within {limit} tokens"
+        raise PipelineError(Problem(found, "at least one", "shorten the conversations", stage=ctx.name))
+    if given.held_out:
+        ctx.note(f"{len(given.held_out)} held-out conversations of ptx_data are not used")
     size = min(config.train.ptx_batch, len(rows))
 
     def loss(model: Any, step: int) -> Any:

@@ -115,8 +115,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     texts, held_texts = ([row["text"] for row in part] for part in (rows.train, rows.held_out))
     how: dict[str, Any] = {"max_length": max_length, "mode": train.mode, "parsed": config.control_tokens == "parsed"}
     documents = _documents(tokenizer, texts, **how, progress=lambda done: ctx.progress(done, total))
-    held_out = _documents(tokenizer, held_texts, **how)
-    _say_spelled(ctx, tokenizer, texts, parsed=how["parsed"])
+    held_out = _documents(tokenizer, held_texts, **how, progress=lambda done: ctx.progress(len(texts) + done, total))
+    _say_spelled(ctx, tokenizer, [*texts, *held_texts], parsed=how["parsed"])
     if not documents:
         raise PipelineError(
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
@@ -223,14 +223,19 @@ def _documents(
     parsed: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, list[int]]]:
-    """Tokenize texts, end each with the end token, and cut them into rows of at most ``max_length`` tokens."""
+    """Tokenize texts, begin and end each as the tokenizer does, and cut them to rows of at most ``max_length`` tokens.
+
+    A text begins with the tokens that the tokenizer writes before one, as Llama's `<s>`, and ends with the end token.
+    """
     if not texts:
         return []
+    from pipeline.models.tokens import TextEncoder
     from pipeline.training.encode import encode_texts
 
-    eos = tokenizer.eos_token_id
+    before, eos = TextEncoder(tokenizer).prefix, tokenizer.eos_token_id
     encoded = encode_texts(tokenizer, texts, parsed=parsed, progress=progress)
-    streams = [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
+    begun = ([*before, *ids] if ids and ids[: len(before)] != before else ids for ids in encoded)
+    streams = [ids if ids[-1:] == [eos] else [*ids, eos] for ids in begun]
     if mode == "packed":
         streams = [[token for ids in streams for token in ids]]
     rows = [ids[i : i + max_length] for ids in streams for i in range(0, len(ids), max_length)]

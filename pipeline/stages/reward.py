@@ -97,21 +97,20 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     fit(ctx, model, tokenizer, weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
-    encode = functools.partial(encode_pairs, tokenizer, max_length=max_length, scored=True)
-    made = encode_source(ctx, "data", rows, encode, what="pairs")
+    encode = functools.partial(encode_pairs, tokenizer, scored=True)
+    made = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
     encoded = _sequences(made.train, rows.train, use_margin=train.use_margin)
     held_out, test_rows = _sequences(made.held_out, rows.held_out, use_margin=False), rows.held_out
     if config.test:
         tests = ctx.load_rows("test")
         test_rows = tests.train
-        held_out = _sequences(
-            encode_source(ctx, "test", tests, encode, what="held-out pairs").train, test_rows, use_margin=False
-        )
+        tested = encode_source(ctx, "test", tests, encode, what="pairs to test", max_length=max_length)
+        held_out = _sequences(tested.train, test_rows, use_margin=False)
+        if rows.held_out:
+            ctx.note(f"{len(rows.held_out)} held-out pairs of `data` are not used: the report is of `test`")
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
     dropped = len(made.train.too_long)
-    if dropped:
-        ctx.note(f"{dropped} of {len(rows.train)} pairs are longer than {max_length} tokens and were left out")
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
     micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)

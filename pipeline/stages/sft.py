@@ -196,25 +196,22 @@ def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> E
     from pipeline.training.encode import encode_messages, template_problems
     from pipeline.training.encoded import encode_source
 
-    encode = functools.partial(encode_messages, tokenizer, max_length=max_length)
-    made = encode_source(ctx, "data", rows, encode, what="conversations")
+    encode = functools.partial(encode_messages, tokenizer)
+    fate = "cut at the end"
+    made = encode_source(ctx, "data", rows, encode, what="conversations", max_length=max_length, fate=fate)
     train = made.train
     problems = template_problems(tokenizer, rows.train, train)
     if problems:
         raise PipelineError(*problems)
-    if train.kept and tokenizer.chat_template and not rows.train[train.kept[0]].get("tools"):
-        opening = unseen_opening(tokenizer, rows.train[train.kept[0]]["messages"])
+    if train.kept and tokenizer.chat_template:
+        first = rows.train[train.kept[0]]
+        opening = unseen_opening(tokenizer, first["messages"], first.get("tools"))
         if opening:
             ctx.note(
                 f"the chat template begins a generated answer with {opening!r}, and the answers of these conversations "
                 "begin otherwise: what follows such a beginning is not learnt here"
             )
     empty = len(rows.train) - len({*train.kept, *(fault.index for fault in train.faults)})
-    if train.too_long:
-        ctx.note(
-            f"{len(train.too_long)} of {len(rows.train)} conversations are longer than {max_length} tokens and were "
-            "cut at the end"
-        )
     if empty:
-        ctx.note(f"{empty} of them had no assistant turn left and were dropped")
+        ctx.note(f"{empty} of the conversations had no assistant turn left and were dropped")
     return dataclasses.replace(made, counts={**made.counts, "cut": len(train.too_long), "dropped": empty})

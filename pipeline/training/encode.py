@@ -8,7 +8,7 @@ Knows nothing of models. Torch-free.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem
@@ -20,6 +20,9 @@ from pipeline.training.row_text import Piece, Row, RowEncoder
 
 Progress = Callable[[int], None]
 """Told how many rows are done."""
+
+ANSWER = {"role": "assistant", "content": "An answer."}
+"""Stands for an answer where a prompt is tried before there is one."""
 
 _BATCH = 256
 """Rows encoded together, and between two words of progress."""
@@ -95,9 +98,10 @@ def encode_messages(
 
 def template_problems(tokenizer: Any, rows: Sequence[Row], made: EncodedRows) -> list[Problem]:
     """Return what is wrong with how the first conversation that is kept is rendered."""
-    if not made.kept or not tokenizer.chat_template or rows[made.kept[0]].get("tools"):
+    if not made.kept or not tokenizer.chat_template:
         return []
-    return conversation_problems(tokenizer, rows[made.kept[0]]["messages"])
+    first = rows[made.kept[0]]
+    return conversation_problems(tokenizer, first["messages"], first.get("tools"))
 
 
 def encode_pairs(
@@ -168,10 +172,34 @@ def encode_labelled(
     return _encode(encoder, rows, lambda row: encoder.replies(row, row["completion"]), finish, progress)
 
 
+class Reader(NamedTuple):
+    """A model that reads prompts with their answers as text, through a tokenizer of its own.
+
+    Attributes:
+        name: for messages.
+        tokenizer: with its chat template; without one it reads plain text only.
+    """
+
+    name: str
+    tokenizer: Any
+
+
 def encode_prompts(
-    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+    tokenizer: Any,
+    rows: Sequence[Row],
+    max_length: int | None = None,
+    *,
+    readers: Sequence[Reader] = (),
+    progress: Progress | None = None,
 ) -> EncodedRows:
     """Encode prompts up to where the answer begins; those above ``max_length`` are left out.
+
+    Args:
+        tokenizer: of the model that answers.
+        rows: prompts.
+        max_length: in tokens.
+        readers: of the answers; a prompt that one of them cannot render is a fault.
+        progress: told how many rows are done.
 
     Returns:
         Rows with `prompt_ids`.
@@ -189,7 +217,34 @@ def encode_prompts(
             made.rows.append({"prompt_ids": ids})
             made.kept.append(i)
 
-    return _encode(encoder, rows, encoder.prompt, finish, progress)
+    made = _encode(encoder, rows, encoder.prompt, finish, progress)
+    faults = {fault.index: fault for reader in reversed(readers) for fault in _unread(reader, rows)}
+    if not faults:
+        return made
+    kept = [(i, row) for i, row in zip(made.kept, made.rows, strict=True) if i not in faults]
+    faults |= {fault.index: fault for fault in made.faults}
+    return made._replace(
+        rows=[row for _, row in kept],
+        kept=[i for i, _ in kept],
+        faults=[faults[i] for i in sorted(faults)],
+        too_long=[i for i in made.too_long if i not in faults],
+        spelled=[i for i in made.spelled if i not in faults],
+    )
+
+
+def _unread(reader: Reader, rows: Sequence[Row]) -> list[RowFault]:
+    """Return the prompts that a model cannot read with an answer.
+
+    Raises:
+        PipelineError: it has no chat template, and a prompt is a conversation.
+    """
+    conversation = any(not row.get("plain_text") for row in rows)
+    if conversation and not reader.tokenizer.chat_template:
+        found = f"{reader.name} has another tokenizer than the policy, without a chat template"
+        remedy = "put a chat_template.jinja into its folder"
+        raise PipelineError(Problem(found, "a chat template, to render conversations for it", remedy))
+    made = encode_labelled(reader.tokenizer, [{**row, "completion": [ANSWER], "label": True} for row in rows])
+    return [replace(fault, reason=f"{fault.reason} ({reader.name})") for fault in made.faults]
 
 
 def encode_texts(

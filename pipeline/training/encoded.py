@@ -6,6 +6,7 @@ join the source's rejects. Knows nothing of objectives. Torch-free.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,14 @@ class EncodedSource:
 
 
 def encode_source(
-    ctx: StageContext, field: str, rows: Rows, encode: Callable[..., EncodedRows], *, what: str = "rows"
+    ctx: StageContext,
+    field: str,
+    rows: Rows,
+    encode: Callable[..., EncodedRows],
+    *,
+    what: str = "rows",
+    max_length: int | None = None,
+    fate: str = "left out",
 ) -> EncodedSource:
     """Encode all rows of a source.
 
@@ -42,22 +50,30 @@ def encode_source(
         ctx: of the stage.
         field: the configuration's field that names the source.
         rows: of the source.
-        encode: given rows and ``progress``, returns them encoded.
+        encode: given rows, ``max_length`` and ``progress``, returns them encoded.
         what: the rows are, for messages.
+        max_length: of a row in tokens, None without a limit.
+        fate: of rows that are longer, for messages.
 
     Raises:
         PipelineError: a row cannot be encoded, and the source stops at bad rows; or there is no chat template.
     """
     ctx.phase("tokenizing")
     total = len(rows.train) + len(rows.held_out)
+    encode = functools.partial(encode, max_length=max_length)
     train = encode(rows.train, progress=lambda done: ctx.progress(done, total))
     held_out = encode(rows.held_out, progress=lambda done: ctx.progress(len(rows.train) + done, total))
     set_faults_aside(ctx, field, rows, train, held_out)
     spelled = len(train.spelled) + len(held_out.spelled)
     if spelled:
         ctx.note(f"{spelled} of {total} {what} spell a control token in their text: there it stays text")
-    if train.same:
-        ctx.note(f"{len(train.same)} of {len(rows.train)} {what} have two sides of the same tokens and were left out")
+    for part, given, whose in ((train, rows.train, what), (held_out, rows.held_out, f"held-out {what}")):
+        if part.too_long:
+            ctx.note(
+                f"{len(part.too_long)} of {len(given)} {whose} are longer than {max_length} tokens and were {fate}"
+            )
+        if part.same:
+            ctx.note(f"{len(part.same)} of {len(given)} {whose} have two sides of the same tokens and were left out")
     split = len(train.kept) - len(set(train.kept))
     if split:
         ctx.note(

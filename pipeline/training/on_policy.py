@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Sampler
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.fitting import fit_embedding
 from pipeline.models.load import source_of
 from pipeline.parallel import fsdp
 from pipeline.parallel.ranks import Ranks
@@ -32,7 +33,7 @@ from pipeline.training.learning import RewardWatch
 from pipeline.training.loop import Trained
 from pipeline.training.on_policy_fields import OnPolicyTrain
 from pipeline.training.padding import needs_positions, told_positions
-from pipeline.training.reward_sources import RewardSources, Sample, Scorer
+from pipeline.training.reward_sources import RewardSources, Sample, Scorer, reward_readers
 
 Arguments = TypeVar("Arguments")
 
@@ -88,14 +89,15 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
         PipelineError: no prompt is left, a response fits nowhere, or a prompt does not fit the model's context while
             the recipe says nothing of leaving prompts out.
     """
-    rows = ctx.load_rows("data")
+    rows, readers = ctx.load_rows("data"), reward_readers(ctx, tokenizer)
     context = context_length(model, train.max_length)
     room = context - train.max_new_tokens
     if room < 1:
         found = f"train.max_new_tokens is {train.max_new_tokens}"
         raise PipelineError(Problem(found, f"less than the {context} tokens of prompt and response", "lower it"))
     given = [*rows.train, *rows.held_out]
-    made = encode_source(ctx, "data", rows, functools.partial(encode_prompts, tokenizer), what="prompts")
+    encode = functools.partial(encode_prompts, tokenizer, readers=readers)
+    made = encode_source(ctx, "data", rows, encode, what="prompts")
     first = len(rows.train)
     kept = [*made.train.kept, *(first + i for i in made.held_out.kept)]
     ids = dict(zip(kept, [one["prompt_ids"] for one in (*made.train.rows, *made.held_out.rows)], strict=True))
@@ -206,6 +208,8 @@ class OnPolicy(BucketedBatches):
 
     batches: PromptBatches
     ctx: StageContext
+    processing_class: Any
+    ref_model: Any
     watch: RewardWatch
     prompts: Prompts
     with_positions: bool = False
@@ -217,6 +221,8 @@ class OnPolicy(BucketedBatches):
         self.train_rows, self.batches, self.prompts = prompts.train_rows, batches, prompts
         self.ctx, self.watch = ctx, RewardWatch()
         self.with_positions = prompts.with_positions
+        if self.ref_model is not None:  # trl reads it from the files, where no row was added
+            fit_embedding(self._reference(), self.processing_class)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """Return the tokens of prompts as they were encoded: trl's would parse control tokens that content spells."""
@@ -269,7 +275,7 @@ class OnPolicy(BucketedBatches):
 
     def _reference(self) -> Any:
         """Return the reference that follows the policy; it is whole on every process."""
-        return self.accelerator.unwrap_model(self.ref_model)  # type: ignore[attr-defined]
+        return self.accelerator.unwrap_model(self.ref_model)
 
 
 def _rollouts_file() -> str:

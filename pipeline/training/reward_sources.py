@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.stage import StageContext
 from pipeline.training.reward_fields import RewardFields
 from pipeline.training.rewards import call_reward
+
+if TYPE_CHECKING:
+    from pipeline.training.encode import Reader
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def load_rewards(
             policy's trunk serves it; None loads the model.
 
     Raises:
-        PipelineError: a model or function cannot be loaded, or a model's tokenizer has no chat template.
+        PipelineError: a model or function cannot be loaded.
     """
     names: list[str] = []
     scorers: list[Scorer] = []
@@ -116,6 +119,25 @@ def load_rewards(
         names.append(spec.rpartition(":")[2])
     distinct = [name if names.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(names)]
     return RewardSources(tuple(distinct), tuple(config.weights), tuple(scorers), config.reward_combine)
+
+
+def reward_readers(ctx: StageContext, tokenizer: Any) -> list[Reader]:
+    """Return the reward models, and those watched, that read answers as text: with another tokenizer than the policy.
+
+    Args:
+        ctx: of the stage.
+        tokenizer: of the policy.
+    """
+    from pipeline.models.contract import disagreements, facts
+    from pipeline.models.load import load_tokenizer
+    from pipeline.training.encode import Reader
+
+    readers = []
+    for source in [*ctx.inputs.get("reward", []), *ctx.inputs.get("watch", [])]:
+        own = load_tokenizer(source, ctx.trust_remote_code)
+        if disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
+            readers.append(Reader(f"reward model `{source.ref}`", own))
+    return readers
 
 
 def load_watched(ctx: StageContext, names: Sequence[str], functions: Sequence[str], tokenizer: Any) -> RewardSources:
@@ -156,24 +178,17 @@ def _model_scorer(
     from pipeline.models.scoring import score
     from pipeline.training.arguments import frozen_weights, parts_of
     from pipeline.training.encode import encode_answers
+    from pipeline.training.fitting import fit
 
     own = load_tokenizer(source, ctx.trust_remote_code)
     same = not disagreements(facts(tokenizer, "policy"), facts(own, source.name))
-    if not same and not own.chat_template:
-        raise PipelineError(
-            Problem(
-                f"reward model `{source.ref}` has another tokenizer than the policy, without a chat template",
-                "a chat template, to render conversations for it",
-                "put a chat_template.jinja into its folder",
-                stage=ctx.name,
-            )
-        )
     on_policy = on_trunk(source) if same and on_trunk is not None else None
     if on_policy is not None:
         return on_policy
     where, weights = frozen_weights(ctx)
     how = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": parts_of(ctx), **weights}
     model = load_reward_model(source, own, **how).requires_grad_(False)
+    fit(ctx, model, own, how)
     model.score.to(where) if how["parts"] is not None else model.to(where)
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:

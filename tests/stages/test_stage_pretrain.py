@@ -64,9 +64,11 @@ class _Letters:
     eos_token_id = 0
     all_special_tokens: tuple[str, ...] = ()
 
+    def __init__(self, start: str = "") -> None:
+        self.start = start
+
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        return {"input_ids": [ord(letter) for letter in text]}
+        return {"input_ids": [ord(letter) for letter in (self.start if add_special_tokens else "") + text]}
 
 
 def test_rows_by_hand() -> None:
@@ -77,6 +79,9 @@ def test_rows_by_hand() -> None:
     packed = _documents(_Letters(), ["abcab", "c", "ab\0"], 4, "packed")
     assert [row["input_ids"] for row in packed] == [[a, b, c, a], [b, end, c, end], [a, b, end]]
     assert _documents(_Letters(), [], 4, "packed") == []
+    # A tokenizer that writes a start token before a text writes it here, before each document and once.
+    started = _documents(_Letters("^"), ["abcab", "^c"], 4, "rows")
+    assert [row["input_ids"] for row in started] == [[94, a, b, c], [a, b, end], [94, c, end]]
 
 
 def test_goes_on_from_weights_and_measures_held_out_text(

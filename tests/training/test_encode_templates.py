@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.models.contract import end_ids, unseen_opening
 from pipeline.models.template import ChatTemplate
 from pipeline.models.tokens import Text, TextEncoder
+from pipeline.stages.pretrain import _documents
 from pipeline.training.encode import (
     IGNORE,
     encode_conversation,
@@ -177,6 +178,17 @@ def test_plain_text_is_encoded_as_the_tokenizer_does(name: str) -> None:
         for text in spelled
     ]
     assert encode_texts(tokenizer, spelled, parsed=True) == tokenizer(spelled, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_document_begins_as_the_tokenizer_begins_a_text_and_ends_once(name: str) -> None:
+    tokenizer = loaded(name)
+    ids, end = tokenizer(TEXTS[0])["input_ids"], tokenizer.eos_token_id
+    made = _documents(tokenizer, [TEXTS[0], TEXTS[0] + tokenizer.eos_token], 64, "rows", parsed=True)
+    assert [row["input_ids"] for row in made] == [[*ids, end]] * 2
+    if tokenizer.bos_token_id == ids[0]:  # SmolLM2's and Qwen3's tokenizers begin with none
+        (begun,) = _documents(tokenizer, [tokenizer.bos_token + TEXTS[0]], 64, "rows", parsed=True)
+        assert begun["input_ids"].count(ids[0]) == 1
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
