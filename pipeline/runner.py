@@ -23,7 +23,7 @@ from pipeline.environment import environment
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
 from pipeline.journal import Journal, new_run_dir
 from pipeline.launch.job import DataJob, Job, Outcome
-from pipeline.launch.local import run_job, warm_up
+from pipeline.launch.local import run_job, temporary_folder, warm_up
 from pipeline.launch.meeting import Meeting, hosting
 from pipeline.plan import FORCED, Plan, PlannedInput, PlannedStage
 from pipeline.plan.overlap import overlap_warnings
@@ -127,6 +127,8 @@ def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> Ru
         PipelineError: a stage met bad input.
     """
     started = time.perf_counter()
+    if plan.pending:
+        temporary_folder()  # refuses one where the processes of a run could not meet
     with writing(store.root):  # before the libraries are loaded: a store that cannot be written is told at once
         run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
         journal = Journal(run_dir)

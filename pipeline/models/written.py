@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.models.agreement import disagreement, rounding_of
@@ -129,7 +130,7 @@ def _affordable(model: Any, rows: list[list[int]]) -> list[list[int]]:
 
 
 def _logits(model: Any, rows: list[list[int]]) -> list[Tensor]:
-    with evaluating(model), torch.inference_mode(), _without_flash(plain_of(model)), _without_autocast(model):
+    with evaluating(model), torch.inference_mode(), _own_attention(plain_of(model)), _without_autocast(model):
         found = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
     return [logits[0].float().cpu() for logits in found]
 
@@ -149,17 +150,26 @@ def _without_autocast(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _without_flash(model: Any) -> Iterator[None]:
-    """Attend by torch's own kernel for a while: FlashAttention takes neither fp32 nor a CPU."""
+def _own_attention(model: Any) -> Iterator[None]:
+    """Attend by torch's own kernel in this process for a while.
+
+    FlashAttention takes neither fp32 nor a CPU. Where rows are shared by processes DeepSpeed has put an exchange between
+    them in the kernel's place, and the other processes do not take part here.
+    """
     kernel = str(model.config.get_text_config()._attn_implementation)
-    if "flash" not in kernel:
-        yield
-        return
-    model.set_attn_implementation("sdpa")
+    exchange = ALL_ATTENTION_FUNCTIONS.get(kernel)
+    is_exchange = "Ulysses" in getattr(exchange, "__qualname__", "")
+    if is_exchange:
+        del ALL_ATTENTION_FUNCTIONS[kernel]
+    if "flash" in kernel:
+        model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(kernel)
+        if "flash" in kernel:
+            model.set_attn_implementation(kernel)
+        if is_exchange:
+            ALL_ATTENTION_FUNCTIONS[kernel] = exchange
 
 
 def _has_room(model: Any, read: Any) -> bool:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +31,7 @@ from pipeline.stage import ResolvedInput
 if TYPE_CHECKING:
     from pipeline.training.token_counts import TokenCount, TokenRequest
 
-REMEMBERED_FILE = "checked-tokens-2.json"
+REMEMBERED_FILE = "checked-tokens-3.json"
 """The number is that of its form, and of how rows are encoded."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
@@ -38,17 +39,25 @@ LONGEST_BY_DEFAULT = 2048
 """Tokens of the longest row where a recipe says nothing, as `training/encode.py` has it."""
 
 PROMPTS: dict[str, str] = {"prompt": "prompts"}
-ENCODINGS: dict[str, dict[str, str]] = {
-    "sft": {"messages": "messages"},
-    "reward": {"preference": "scored_pairs"},
-    "dpo": {"preference": "pairs"},
-    "kto": {"preference": "pairs", "labelled": "labelled"},
-    "ppo": PROMPTS,
-    "grpo": PROMPTS,
-    "rloo": PROMPTS,
-    "evaluate": PROMPTS,
+CONVERSATIONS: dict[str, str] = {"messages": "messages"}
+SCORED: dict[str, str] = {"preference": "scored_pairs"}
+ENCODINGS: dict[tuple[str, str], dict[str, str]] = {
+    ("pretrain", "data"): {"text": "texts"},
+    ("sft", "data"): CONVERSATIONS,
+    ("reward", "data"): SCORED,
+    ("reward", "test"): SCORED,
+    ("dpo", "data"): {"preference": "pairs"},
+    ("kto", "data"): {"preference": "pairs", "labelled": "labelled"},
+    ("ppo", "data"): PROMPTS,
+    ("ppo", "ptx_data"): CONVERSATIONS,
+    ("grpo", "data"): PROMPTS,
+    ("rloo", "data"): PROMPTS,
+    ("evaluate", "data"): PROMPTS,
 }
-"""How each kind encodes the rows of its field `data`, by their shape."""
+"""How a kind encodes the rows of a field, by their shape."""
+
+WITH_TOKENIZER = ("tokenizer", "model", "models", "init")
+"""Inputs of stages that bring the tokenizer their rows are encoded with, the first of them that is there."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
@@ -90,13 +99,25 @@ class StageTokens:
         """What a person should know, a sentence each."""
         head, count, rows = f"stage {self.use.stage}:", self.count, self.use.source_name
         if count.too_long:
-            fate = "cut at their end" if self.use.shapes == "messages" else "left out"
+            fate = "cut at their end" if "messages" in self.shapes else "left out"
             what = f"{count.too_long:,} of {count.rows:,} rows of {rows} are longer than {self.max_length} tokens"
             yield f"{head} {what} and are {fate}"
         if count.same:
             yield f"{head} {count.same:,} pairs of {rows} have two sides of the same tokens and are left out"
+        if count.short_of_room:
+            what = f"{count.short_of_room:,} of {count.rows:,} prompts of {rows} leave less room than `max_new_tokens`"
+            yield f"{head} {what} in the model's context: answers to them end there"
+        if count.spelled:
+            what = f"{count.spelled:,} of {count.rows:,} rows of {rows} spell a control token; there it is text"
+            hint = ". If they are conversations rendered beforehand, set `control_tokens: parsed`"
+            yield f"{head} {what}{hint if 'text' in self.shapes else ''}"
         if count.unrendered:
             yield f"{head} {count.unrendered:,} rows of {rows} cannot be rendered and are left out"
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The shapes of rows that the stage takes from the source."""
+        return (self.use.shapes,) if isinstance(self.use.shapes, str) else self.use.shapes
 
 
 class TokenReport(NamedTuple):
@@ -146,9 +167,11 @@ def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse
     stages = {stage.spec.name: stage for stage in plan.stages}
     for use in sources.counts:
         stage = stages.get(use.stage)
-        if stage is None or use.field != "data" or stage.spec.kind not in ENCODINGS:
+        if stage is None or (stage.spec.kind, use.field) not in ENCODINGS:
             continue
-        items = stage.inputs.get("model") or stage.inputs.get("models") or []
+        if getattr(stage.spec.config, "control_tokens", "text") == "parsed":
+            continue  # nothing of its texts is to be said
+        items = next((stage.inputs[field] for field in WITH_TOKENIZER if stage.inputs.get(field)), [])
         places = (_tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
         seen: set[tuple[Path, str | None]] = set()
         for place in places:
@@ -198,37 +221,71 @@ def _request(
             "tokenizer": place.item,
             "chat_template": place.chat_template,
             "trust_remote_code": plan.recipe.trust_remote_code,
-            "encodings": ENCODINGS[stage.spec.kind],
+            "encodings": ENCODINGS[stage.spec.kind, use.field],
             "source": source.model_dump(mode="json"),
             "source_name": use.source_name,
             "artifact": use.artifact,
             "shapes": (use.shapes,) if isinstance(use.shapes, str) else use.shapes,
             "seed": use.seed,
-            "max_length": _max_length(stage, shapes),
+            "max_length": _max_length(stage, use.field, shapes),
+            "room": _room(stage, shapes) if stage.spec.kind == "evaluate" else None,
+            "readers": _readers(plan, stage, place) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
+            "held_out_only": stage.spec.kind == "evaluate",
         }
     )
 
 
-def _max_length(stage: PlannedStage, shapes: ModelShapes) -> int | None:
-    """Return the longest row that fits a stage: for prompts what is left beside the response."""
-    config: Any = stage.spec.config
-    train = getattr(config, "train", None)
-    asked = getattr(train, "max_length", None)
+def _readers(plan: Plan, stage: PlannedStage, place: TokenizerPlace) -> list[dict[str, Any]]:
+    """Return the reward models that read answers with another tokenizer than the one that writes them."""
+    from pipeline.models.contract import disagreements, facts_of_folder
+
+    found = []
+    for item in [*stage.inputs.get("reward", []), *stage.inputs.get("watch", [])]:
+        own = _tokenizer_of(plan, item, None)
+        if own is None:
+            continue
+        mine, theirs = (facts_of_folder(one.folder, one.name) for one in (place, own))
+        if mine is None or theirs is None or disagreements(mine, theirs):
+            name = f"reward model `{item.ref}`"
+            found.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
+    return found
+
+
+def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
     fields = shapes.config_of(stage) or {}
-    context = next((int(fields[key]) for key in CONTEXT_KEYS if isinstance(fields.get(key), int)), None)
-    if ENCODINGS[stage.spec.kind] is not PROMPTS:
-        return asked or (min(context, LONGEST_BY_DEFAULT) if context else None)
+    return next((int(fields[key]) for key in CONTEXT_KEYS if isinstance(fields.get(key), int)), None)
+
+
+def _room(stage: PlannedStage, shapes: ModelShapes) -> int | None:
+    """Return the longest prompt beside which the longest answer fits the model's context."""
+    config: Any = stage.spec.config
+    context = _context(stage, shapes)
+    train = getattr(config, "train", None)
     if stage.spec.kind in ("grpo", "rloo") and context:
-        context = min(context, asked or LONGEST_BY_DEFAULT)
+        context = min(context, getattr(train, "max_length", None) or LONGEST_BY_DEFAULT)
     response = getattr(train, "max_new_tokens", None) or getattr(config, "max_new_tokens", None) or 0
     return max(context - response, 1) if context else None
+
+
+def _max_length(stage: PlannedStage, field: str, shapes: ModelShapes) -> int | None:
+    """Return the longest row that fits a stage: for prompts what is left beside the response."""
+    config: Any = stage.spec.config
+    asked = getattr(getattr(config, "train", None), "max_length", None)
+    context = _context(stage, shapes)
+    if stage.spec.kind == "evaluate":
+        return max(context - 1, 1) if context else None
+    if field == "ptx_data":
+        return context
+    if ENCODINGS[stage.spec.kind, field] is not PROMPTS:
+        return asked or (min(context, LONGEST_BY_DEFAULT) if context else None)
+    return _room(stage, shapes)
 
 
 def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Problem]:
     """Say what would stop the stage, in the words of the stage."""
     use, count = told.use, told.count
     stage = next(one for one in plan.stages if one.spec.name == use.stage)
-    where = plan.recipe.where("stages", use.stage, "data")
+    where = plan.recipe.where("stages", use.stage, use.field)
     for problem in count.problems:
         yield Problem(**{**problem, "where": problem["where"] or where}, stage=use.stage)
     if count.problems:
@@ -240,11 +297,13 @@ def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Pr
     leaves_out = getattr(getattr(stage.spec.config, "train", None), "max_length", None) is not None
     if source.shape == "prompt" and count.too_long and not (stage.spec.kind in ("grpo", "rloo") and leaves_out):
         found = f"{count.too_long} of {count.rows} prompts are longer than {told.max_length} tokens"
+        is_whole = stage.spec.kind == "evaluate"
         expected = "prompts that leave room for the response in the model's context"
-        remedy = "shorten or drop them, or lower max_new_tokens"
+        remedy = "shorten or drop them" + ("" if is_whole else ", or lower max_new_tokens")
         yield Problem(found, expected, remedy, count.first_too_long, use.stage)
         return
-    if not count.train and source.train:
+    usable = count.train or (count.held_out and stage.spec.kind == "evaluate") or use.field == "test"
+    if source.train and not usable:
         what = "pair" if source.shape == "preference" else "prompt" if source.shape == "prompt" else "row"
         expected = f"{what}s of at most {told.max_length} tokens"
         yield Problem(f"no {what} fits", expected, "raise train.max_length", where, use.stage)
@@ -253,6 +312,8 @@ def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Pr
         missing = "bad row" if count.labels[0] else "good row"
         expected = f"{missing}s of at most {told.max_length} tokens"
         yield Problem(f"no {missing} fits", expected, "raise train.max_length", where, use.stage)
+    if use.field != "data":
+        return
     few = rows_problem(stage.spec.kind, stage.spec.config, count.train, count.held_out, source.shape)
     if few is not None:
         found = few.found
@@ -307,13 +368,19 @@ def _key(request: TokenRequest, store: Store) -> str:
     folder = Path(request.tokenizer.path)
     folder = folder if folder.is_dir() else _hub_folder(request.tokenizer.path) or folder
     content = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        content.update((folder / name).read_bytes() if (folder / name).is_file() else b"-")
-    options = request.model_dump(mode="json", exclude={"tokenizer": True, "source": {"path"}, "artifact": True})
+    folders = [folder, *(Path(reader.tokenizer.path) for reader in request.readers)]
+    for each, name in product(folders, TOKENIZER_FILES):
+        content.update(_content(each / name))
+    left_out: Any = {"tokenizer": True, "source": {"path"}, "artifact": True, "readers": {"__all__": {"tokenizer"}}}
+    options = request.model_dump(mode="json", exclude=left_out)
     # Where rows lie is part of the answer: it names the first that are too long or cannot be rendered.
     places = [str(file) for file in request.source.files] if request.source.path else str(request.artifact)
     text = json.dumps([rows, content.hexdigest(), options, places], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b"-"
 
 
 def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:

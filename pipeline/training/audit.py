@@ -159,7 +159,7 @@ def spread_problems(ctx: StageContext, held: Holding) -> Iterator[Problem]:
     wanted = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
     remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"
     if held.engine != wanted:
-        yield Problem(f"compute asks for {wanted}, {held.engine} runs", "what was asked for", remedy)
+        yield Problem(f"compute asks for {wanted}, and {held.engine} runs", "what was asked for", remedy)
     elif wanted != "plain" and held.over != ctx.ranks:
         found = f"{wanted} has spread its state over {held.over} of {ctx.ranks} processes"
         yield Problem(found, "all of them", remedy)
@@ -222,7 +222,7 @@ def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
     runs = str(plain.config.get_text_config()._attn_implementation)
     asked, told = str(ctx.compute.get("attention", "auto")), str(ctx.facts.get("attention", runs))
     if asked != "auto" and runs != told:
-        found = f"compute.attention is {asked}, the model runs {runs}"
+        found = f"compute.attention is {asked}, and the model runs {runs}"
         yield Problem(found, told, "set compute.attention: auto")
     ctx.facts["attention"] = runs
     if ctx.facts.get("liger") and not has_liger(plain):

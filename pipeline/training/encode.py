@@ -269,6 +269,27 @@ def encode_texts(
     return made
 
 
+def spelled_texts(
+    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+) -> EncodedRows:
+    """Return which plain texts spell a control token; all are kept, whatever their length, and none is encoded.
+
+    Args:
+        tokenizer: of the model.
+        rows: with `text`.
+        max_length: makes no difference, for texts are cut to rows.
+        progress: told how many rows are done.
+    """
+    names = TextEncoder(tokenizer).names
+    spelled: list[int] = []
+    for i, row in enumerate(rows):
+        if names(row["text"]):
+            spelled.append(i)
+        if progress is not None and not i % _BATCH:
+            progress(i)
+    return nothing_encoded()._replace(kept=list(range(len(rows))), spelled=spelled)
+
+
 def encode_answers(tokenizer: Any, rows: Sequence[Row], answers: Sequence[str]) -> list[list[int]]:
     """Encode each prompt together with an answer given as text.
 

@@ -22,17 +22,33 @@ from pipeline.records import load
 from pipeline.stage import ResolvedInput, Rows, Shape
 from pipeline.training.encode import (
     EncodedRows,
+    Reader,
     encode_labelled,
     encode_messages,
     encode_pairs,
     encode_prompts,
+    spelled_texts,
     template_problems,
 )
 
 LISTED_FAULTS = 20
 
-Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts"]
+Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts", "texts"]
 """How the rows become tokens, one word for each function of `pipeline/training/encode.py`."""
+
+
+class ReaderRequest(BaseModel):
+    """A model that reads the answers to prompts as text.
+
+    Attributes:
+        name: in messages.
+        tokenizer: where it is, as a stage's input.
+        chat_template: takes the place of its own.
+    """
+
+    name: str
+    tokenizer: ResolvedInput
+    chat_template: str | None
 
 
 class TokenRequest(BaseModel):
@@ -49,6 +65,9 @@ class TokenRequest(BaseModel):
         shapes: the stage takes one of.
         seed: of the stage.
         max_length: longest row in tokens, None where the model's context is not known.
+        room: longest prompt in tokens that leaves room for the longest answer, where shorter answers are no fault.
+        readers: of the answers to prompts.
+        held_out_only: whether held-out rows, where there are any, are all that is used.
     """
 
     tokenizer: ResolvedInput
@@ -61,6 +80,9 @@ class TokenRequest(BaseModel):
     shapes: tuple[Shape, ...]
     seed: int
     max_length: int | None
+    room: int | None = None
+    readers: list[ReaderRequest] = []
+    held_out_only: bool = False
 
 
 class TokenFault(BaseModel):
@@ -80,6 +102,8 @@ class TokenCount(BaseModel):
         too_long: rows above `max_length`: conversations are cut at their end, other rows are left out.
         first_too_long: where the first of them is.
         same: pairs whose sides are the same tokens.
+        short_of_room: prompts that leave less room than the longest answer takes.
+        spelled: rows whose content spells a control token.
         unrendered: rows that cannot be rendered.
         faults: the first of those.
         labels: of the kept rows to learn from, where rows have labels.
@@ -92,6 +116,8 @@ class TokenCount(BaseModel):
     too_long: int = 0
     first_too_long: str = ""
     same: int = 0
+    short_of_room: int = 0
+    spelled: int = 0
     unrendered: int = 0
     faults: list[TokenFault] = []
     labels: list[bool] = []
@@ -105,16 +131,15 @@ def count_tokens(request: TokenRequest, progress: Callable[[int, int], None]) ->
         request: rows and tokenizer.
         progress: told how many rows of how many are done.
     """
-    from pipeline.models.load import load_tokenizer
-
     try:
-        tokenizer = load_tokenizer(request.tokenizer, request.trust_remote_code)
-        if request.chat_template is not None:
-            tokenizer.chat_template = request.chat_template
+        tokenizer = _tokenizer(request.tokenizer, request.chat_template, request)
         rows = load(
             request.source, request.shapes, seed=request.seed, name=request.source_name, artifact=request.artifact
         )
-        encode = encoder(request.encodings[rows.shape], tokenizer, request.max_length)
+        if request.held_out_only and rows.held_out:
+            rows = replace(rows, train=[], places=rows.places[len(rows.train) :])
+        readers = [Reader(one.name, _tokenizer(one.tokenizer, one.chat_template, request)) for one in request.readers]
+        encode = encoder(request.encodings[rows.shape], tokenizer, request.max_length, readers)
         total = len(rows.train) + len(rows.held_out)
         train = encode(rows.train, progress=lambda done: progress(done, total))
         held_out = encode(rows.held_out, progress=lambda done: progress(len(rows.train) + done, total))
@@ -122,10 +147,21 @@ def count_tokens(request: TokenRequest, progress: Callable[[int, int], None]) ->
             raise PipelineError(*wrong)
     except PipelineError as error:
         return TokenCount(problems=[_plain(problem) for problem in error.problems])
-    return _counted(rows, train, held_out)
+    return _counted(rows, train, held_out, request.room)
 
 
-def encoder(encoding: Encoding, tokenizer: Any, max_length: int | None) -> Callable[..., EncodedRows]:
+def _tokenizer(source: ResolvedInput, chat_template: str | None, request: TokenRequest) -> Any:
+    from pipeline.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(source, request.trust_remote_code)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def encoder(
+    encoding: Encoding, tokenizer: Any, max_length: int | None, readers: Sequence[Reader] = ()
+) -> Callable[..., EncodedRows]:
     """Return the function that encodes rows as a stage does."""
     encode: Callable[..., EncodedRows]
     match encoding:
@@ -138,11 +174,13 @@ def encoder(encoding: Encoding, tokenizer: Any, max_length: int | None) -> Calla
         case "labelled":
             encode = encode_labelled
         case "prompts":
-            encode = encode_prompts
+            encode = partial(encode_prompts, readers=readers)
+        case "texts":
+            encode = spelled_texts
     return partial(encode, tokenizer, max_length=max_length)
 
 
-def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows) -> TokenCount:
+def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows, room: int | None) -> TokenCount:
     first = len(rows.train)
     too_long = [*train.too_long, *(first + i for i in held_out.too_long)]
     faults = [*train.faults, *(replace(fault, index=first + fault.index) for fault in held_out.faults)]
@@ -153,6 +191,10 @@ def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows) -> TokenCoun
         too_long=len(too_long),
         first_too_long=rows.places[too_long[0]] if too_long else "",
         same=len(train.same) + len(held_out.same),
+        short_of_room=0
+        if room is None
+        else sum(len(row["prompt_ids"]) > room for row in (*train.rows, *held_out.rows)),
+        spelled=len(train.spelled) + len(held_out.spelled),
         unrendered=len(faults),
         faults=[TokenFault(where=rows.places[one.index], reason=one.reason) for one in faults[:LISTED_FAULTS]],
         labels=sorted({bool(row["label"]) for row in train.rows if "label" in row}),

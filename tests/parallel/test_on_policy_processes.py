@@ -36,9 +36,11 @@ def of_process(prompts, completions, **columns):
     rank = os.environ.get("RANK", "0")
     asked = [turns[-1]["content"] for turns in prompts]
     said = [turns[-1]["content"] for turns in completions]
-    with pathlib.Path(__file__).with_name("seen-{ranks}-" + rank).open("a") as file:
+    seen = pathlib.Path(__file__).with_name("seen-{ranks}-" + rank)
+    is_later = seen.exists()
+    with seen.open("a") as file:
         file.write(json.dumps([asked, said]) + "\\n")
-    return [float(rank)] * len(completions)
+    return [float(rank) + i % 2 / 2 * is_later for i in range(len(completions))]
 """
 
 
@@ -77,10 +79,10 @@ def test_two_processes_share_the_prompts_of_one(
     assert first[0][1] + second[0][1] == alone[0][1] and any(alone[0][1])  # what the start says to them
     # trl logs rewards once for each round.
     history = [row for row in world.history("2", "practice") if "reward" in row]
-    # The responses of one process are worth 1, of the other nothing: groups of one process do not deviate, a group that
-    # both have sampled does.
-    assert [row["reward"] for row in history] == pytest.approx([0.5, 0.5])
-    assert [row["frac_reward_zero_std"] for row in history] == ([0, 0] if group == 16 else [1, 1])
+    # In the first round the responses of one process are worth 1, of the other nothing: groups of one process do not
+    # deviate, a group that both have sampled does. In the second all groups deviate, for a run must teach something.
+    assert [row["reward"] for row in history] == pytest.approx([0.5, 0.75])
+    assert [row["frac_reward_zero_std"] for row in history] == [0 if group == 16 else 1, 0]
 
 
 WORDS = """

@@ -71,6 +71,65 @@ def test_what_does_not_fit_is_counted_as_the_run_counts_it(world: Any) -> None:
     assert made["train"] - made["dropped"] == prefer.count.train
 
 
+FURTHER = """stages:
+  read: {kind: pretrain, data: rendered, init: sft, train: {max_steps: 1}}
+  judge_more: {kind: reward, data: pairs, test: pairs_test, model: sft, train: {max_steps: 1, max_length: 24}}
+  play:
+    kind: ppo
+    data: asks
+    model: sft
+    reward: rm
+    ptx_data: mixed
+    train: {ptx_coef: 0.1, ptx_batch: 2, iterations: 1, max_new_tokens: 4}
+  ask: {kind: evaluate, data: asks, models: [sft], baseline: sft, reward: rm, resamples: 100, max_new_tokens: 50}
+"""
+
+
+def test_every_field_of_rows_meets_its_tokenizer(world: Any) -> None:
+    """Test pairs of a reward model, conversations beside PPO, texts of pretraining, prompts to evaluate."""
+    folder = world.recipe.parent
+    (folder / "rendered.jsonl").write_text('{"text": "<|user|> hi <|end|>"}\n{"text": "a cat"}\n')
+    text = world.recipe.read_text().replace("data:\n", "data:\n  rendered: {path: rendered.jsonl}\n", 1)
+    world.recipe.write_text(text.replace("stages:\n", FURTHER, 1))
+    report = check(world, "data.mixed.on_bad_row=skip")
+    told = {(one.use.stage, one.use.field): one for one in report.tokens}
+    tested, beside = told["judge_more", "test"], told["play", "ptx_data"]
+    assert tested.max_length == 24 and 0 < tested.count.too_long < tested.count.rows == 60
+    assert beside.max_length == 64 and (beside.count.rows, beside.count.too_long) == (240, 0)
+    texts, asked = told["read", "data"], told["ask", "data"]
+    assert texts.count.spelled == 1
+    (said,) = texts.notes
+    assert said.startswith("stage read: 1 of 2 rows of rendered spell a control token; there it is text. If they are")
+    assert asked.max_length == 63 and asked.count.short_of_room == asked.count.rows > 0
+    assert "leave less room than `max_new_tokens`" in " ".join(asked.notes)
+    # The run says the same of each.
+    world("data.mixed.on_bad_row=skip", only=["judge_more", "read"])
+    store = world.store
+    noted = (store.artifacts("judge_more")[0].path.parent / "manifest.json").read_text()
+    assert f"{tested.count.too_long} of 60 pairs to test are longer than 24 tokens" in noted
+
+
+def test_prompts_meet_the_tokenizer_of_a_reward_model_too(world: Any) -> None:
+    """The judge's own template refuses system turns; the policy's does not."""
+    folder = world.recipe.parent
+    shutil.copytree(world.store.artifacts("rm")[0].path, folder / "judge")
+    (folder / "judge" / "chat_template.jinja").write_text(REFUSES_SYSTEM)
+    asks = [{"prompt": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]}] + [
+        {"prompt": [{"role": "user", "content": f"which colour has {thing} ?"}]} for thing in ("cat", "dog", "sun")
+    ]
+    (folder / "system.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asks))
+    text = world.recipe.read_text().replace("data:\n", "data:\n  system: {path: system.jsonl}\n", 1)
+    stage = (
+        "  play: {kind: ppo, data: system, model: sft, reward: ./judge, train: {iterations: 1, max_new_tokens: 4}}\n"
+    )
+    world.recipe.write_text(text.replace("stages:\n", f"stages:\n{stage}", 1))
+    (problem,) = [one for one in problems_of(world) if one.stage == "play"]
+    assert problem.where.endswith("system.jsonl:1")
+    assert problem.found.endswith("System role not supported (reward model `./judge`)")
+    report = check(world, "data.system.on_bad_row=skip")
+    assert (of_stage(report, "play").count.unrendered, of_stage(report, "play").count.train) == (1, 3)
+
+
 def test_no_pair_that_fits_is_refused_with_the_words_of_the_run(world: Any) -> None:
     (problem,) = [one for one in problems_of(world, "stages.prefer.train.max_length=4") if one.stage == "prefer"]
     assert problem.found == "no pair fits" and problem.expected == "pairs of at most 4 tokens"

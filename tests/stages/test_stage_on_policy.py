@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from pipeline.recipe import DataSource
 from pipeline.stage import KINDS as KINDS_BY_NAME
+from pipeline.stage import ResolvedInput
 from pipeline.stages.grpo import LOSSES
 from pipeline.training.on_policy import PromptBatches
 
@@ -246,6 +249,23 @@ def test_prompts_too_long_for_the_length_asked_are_left_out_and_counted(
     ran = train_on("grpo", "polite", {"train": train}, data=data)
     assert ran.outcome.result.rows == {"train": 8, "held_out": 0, "dropped": 1}
     assert "1 of 8 prompts are longer than 28 tokens and were left out" in ran.notes
+
+
+@KINDS
+def test_a_reference_has_a_row_for_every_token_as_the_policy_has(
+    kind: str, chain: Any, tmp_path: Path, train_on: Callable[..., Any]
+) -> None:
+    """A tokenizer with more tokens than the embedding has rows, in a prompt of which they stand."""
+    tokenizer = AutoTokenizer.from_pretrained(chain["sft"].path)
+    tokenizer.add_tokens(["<|task|>"], special_tokens=True)
+    tokenizer.chat_template = "<|task|>" + tokenizer.chat_template
+    shutil.copytree(chain["sft"].path, tmp_path / "grown")
+    tokenizer.save_pretrained(tmp_path / "grown")
+    model = ResolvedInput(ref="grown", name="grown", kind="sft", fingerprint="f" * 64, path=str(tmp_path / "grown"))
+    ran = train_on(kind, "polite", {"train": {**TRAIN, "max_steps": 2, "beta": 0.1}}, inputs={"model": model})
+    assert any("the embedding grew from" in note for note in ran.notes)
+    # The start is the reference: before the first step the two agree on every token, also behind the new one.
+    assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-5)
 
 
 def test_held_out_prompts_are_answered_and_measured(chain: Any, train_on: Callable[..., Any]) -> None:

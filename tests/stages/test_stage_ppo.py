@@ -460,6 +460,13 @@ def test_a_reward_model_of_another_tokenizer_needs_a_chat_template(
         ppo(None, config=config, inputs={"reward": source}).outcome.result.metrics["steps"] > 0
     )  # rendered its own way
 
+    own = (folder / "chat_template.jinja").read_text()
+    refuses = "{{ raise_exception('no questions') if 'cat' in messages|string }}"
+    (folder / "chat_template.jinja").write_text(refuses + own)
+    problems = ppo(None, config=config, inputs={"reward": source}, expect="failed").outcome.problems
+    assert problems[0].found.endswith("the chat template, which says: no questions (reward model `foreign`)")
+    assert problems[0].where.endswith("prompts.jsonl:4")
+
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)

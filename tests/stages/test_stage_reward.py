@@ -15,6 +15,7 @@ from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.models.load import load_reward_model
+from pipeline.recipe import DataSource
 from pipeline.training.encode import encode_pair
 
 TRAIN = {"max_steps": 20, "batch_size": 16, "learning_rate": 5e-3}
@@ -164,7 +165,16 @@ def test_pairs_that_do_not_fit_are_left_out_and_counted(
     rows[2]["rejected"] = rows[7]["chosen"] = "the colour is red . " * 20
     data = {"data": write_jsonl(tmp_path / "m.jsonl", rows)}
     train = {"max_steps": 1, "batch_size": 8}
-    ran = run_stage("reward", {"train": train}, data=data, inputs={"model": as_input(chain["sft"])})
+    inputs = {"model": as_input(chain["sft"])}
+    ran = run_stage("reward", {"train": train}, data=data, inputs=inputs)
     assert ran.outcome.result.rows == {"train": 10, "held_out": 0, "dropped": 2}
     assert "2 of 10 pairs are longer than 64 tokens and were left out" in ran.notes
     assert ran.outcome.result.summary == "no held-out pairs"
+    held_out = DataSource(path=str(data["data"]), held_out=0.5)
+    train["batch_size"] = 2
+    ran = run_stage("reward", {"train": train}, data={"data": held_out, "test": data["data"]}, inputs=inputs)
+    left = [note for note in ran.notes if note.endswith("are longer than 64 tokens and were left out")]
+    pairs = sum(int(note.split()[0]) for note in left if "to test" not in note)
+    assert pairs == 2 and "2 of 10 pairs to test are longer than 64 tokens and were left out" in left
+    assert any(note.endswith("held-out pairs of `data` are not used: the report is of `test`") for note in ran.notes)
+    assert ran.outcome.result.metrics["test_pairs"] == 8

@@ -18,6 +18,7 @@ from pipeline.models.tokens import Text, TextEncoder
 from pipeline.stages.pretrain import _documents
 from pipeline.training.encode import (
     IGNORE,
+    Reader,
     encode_conversation,
     encode_labelled,
     encode_messages,
@@ -298,6 +299,23 @@ def test_pairs_that_differ_by_what_the_template_trims_are_the_same() -> None:
     pair = {"prompt": TALK[:1], "chosen": TALK[1:2], "rejected": [{"role": "assistant", "content": " It is four. \n"}]}
     made = encode_pairs(tokenizer, [pair])
     assert (made.rows, made.kept, made.same) == ([], [], [0])
+
+
+def test_prompts_that_the_reward_model_cannot_read_are_faults() -> None:
+    tokenizer, mistral = loaded("smollm2-135m-instruct"), loaded("mistral-7b-instruct-v0.2")
+    system = {"role": "system", "content": "Be brief."}
+    rows = [{"prompt": TALK[:1]}, {"prompt": [system, TALK[0]]}, {"prompt": TALK[:1]}]
+    made = encode_prompts(tokenizer, rows, readers=[Reader("reward model `judge`", mistral)])
+    assert made.kept == [0, 2] and [fault.index for fault in made.faults] == [1]
+    assert "Conversation roles must alternate" in made.faults[0].reason
+    assert made.faults[0].reason.endswith("(reward model `judge`)")
+    assert encode_prompts(tokenizer, rows).kept == [0, 1, 2]
+    base = copy.copy(mistral)
+    base.chat_template = None
+    with pytest.raises(PipelineError, match="without a chat template"):
+        encode_prompts(tokenizer, rows, readers=[Reader("reward model `base`", base)])
+    told = [{**row, "plain_text": True} for row in rows[:1]]
+    assert encode_prompts(tokenizer, told, readers=[Reader("reward model `base`", base)]).kept == [0]
 
 
 def test_named_templates_are_taken_as_transformers_takes_them() -> None:
