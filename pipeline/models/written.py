@@ -153,8 +153,8 @@ def _without_autocast(model: Any) -> Iterator[None]:
 def _own_attention(model: Any) -> Iterator[None]:
     """Attend by torch's own kernel in this process for a while.
 
-    FlashAttention takes neither fp32 nor a CPU. Where processes share rows DeepSpeed has put an exchange between them in
-    the kernel's place, and the other processes do not take part here.
+    FlashAttention takes neither fp32 nor a CPU. Where processes share rows DeepSpeed has put an exchange between them
+    in the kernel's place, and the other processes do not take part here.
     """
     kernel = str(model.config.get_text_config()._attn_implementation)
     exchange = ALL_ATTENTION_FUNCTIONS.get(kernel)

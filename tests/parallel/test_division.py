@@ -32,9 +32,9 @@ def test_micro_batch_divides_the_batch_within_what_is_allowed(
 @pytest.mark.parametrize(
     ("batch_size", "asked", "processes", "words"),
     [
-        (16, 5, 1, r"micro_batch 5 does not divide the 16 rows of train.batch_size.*one of 1, 2, 4, 8, 16.*use 4 or 8"),
-        (7, 3, 1, "use 1 or 7"),
-        (48, 8, 4, "does not divide the 12 rows of train.batch_size that each of 4 processes has.*use 6 or 12"),
+        (16, 5, 1, r"micro_batch 5 does not divide the 16 rows of train.batch_size.*one of 1, 2, 4, 8, 16.*Use 4 or 8"),
+        (7, 3, 1, "Use 1 or 7"),
+        (48, 8, 4, "does not divide the 12 rows of train.batch_size that each of 4 processes has.*Use 6 or 12"),
     ],
 )
 def test_a_micro_batch_that_does_not_divide_names_the_nearest_that_do(
@@ -74,7 +74,7 @@ def test_rows_times_passes_times_processes_is_the_batch(
 
 @pytest.mark.parametrize(
     ("batch_size", "processes", "near"),
-    [(16, 3, "15 or 18"), (2, 4, "use 4"), (100, 8, "96 or 104")],
+    [(16, 3, "15 or 18"), (2, 4, "Use 4"), (100, 8, "96 or 104")],
 )
 def test_a_batch_that_does_not_divide_names_the_nearest_that_does(batch_size: int, processes: int, near: str) -> None:
     with pytest.raises(PipelineError, match=f"does not divide over {processes} processes.*{near}"):

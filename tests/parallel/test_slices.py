@@ -140,7 +140,7 @@ def test_what_excludes_slices(compute: dict[str, Any], said: str | None) -> None
         assert said in ": ".join(found[0][1:])
 
 
-@pytest.mark.parametrize(("longest", "said"), [(64, None), (65, "set train.max_length: 64"), (66, None)])
+@pytest.mark.parametrize(("longest", "said"), [(64, None), (65, "Set train.max_length: 64"), (66, None)])
 def test_rows_are_not_padded_beyond_the_context(longest: int, said: str | None) -> None:
     config = LlamaConfig(num_attention_heads=4, max_position_embeddings=65 if longest == 65 else 66)
     config._attn_implementation = "sdpa"
