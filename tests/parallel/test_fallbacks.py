@@ -212,7 +212,7 @@ BREAKS = {
     ),
     "nothing is sharded": (
         "import accelerate.accelerator as engine\nengine.fsdp2_prepare_model = lambda accelerator, model: model\n",
-        "compute asks for FSDP2, plain runs",
+        "compute asks for FSDP2, and plain runs",
     ),
 }
 
