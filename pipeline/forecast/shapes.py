@@ -69,9 +69,12 @@ class ModelShapes:
         if isinstance(spec, dict):
             return spec
         for item in (*stage.inputs.get("model", []), *stage.inputs.get("init", [])):
-            config = self._config(item)
-            return config or (self.config_of(self.stages[item.ref]) if item.ref in self.stages else None)
+            return self.config_of_input(item)
         return None
+
+    def config_of_input(self, item: PlannedInput) -> dict[str, Any] | None:
+        """Return the configuration of a model a stage reads, as far as recipe, folder or hub tell it."""
+        return self._config(item) or (self.config_of(self.stages[item.ref]) if item.ref in self.stages else None)
 
     def stored_of(self, stage: PlannedStage) -> str:
         """Return ``4bit`` or ``8bit`` where the model a stage begins with lies so in its files, else nothing.

@@ -23,10 +23,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError, Problem
 from pipeline.forecast.shapes import ModelShapes
-from pipeline.plan import Plan, PlannedInput, PlannedStage
+from pipeline.plan import Plan, PlannedStage
 from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse
-from pipeline.stage import ResolvedInput
+from pipeline.preflight.tokenizers import (
+    TOKENIZER_FILES,
+    TokenizerPlace,
+    content_of,
+    hub_folder,
+    readers_of,
+    tokenizer_of,
+)
 
 if TYPE_CHECKING:
     from pipeline.training.token_counts import TokenCount, TokenRequest
@@ -58,24 +65,6 @@ ENCODINGS: dict[tuple[str, str], dict[str, str]] = {
 
 WITH_TOKENIZER = ("tokenizer", "model", "models", "init")
 """Inputs of stages that bring the tokenizer their rows are encoded with, the first of them that is there."""
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-
-
-class TokenizerPlace(NamedTuple):
-    """A tokenizer that is on this machine.
-
-    Attributes:
-        name: of the stage, folder or hub model it comes from.
-        item: as a stage's input.
-        folder: its files are in.
-        chat_template: a stage puts in place of its own, None where none does.
-    """
-
-    name: str
-    item: ResolvedInput
-    folder: Path
-    chat_template: str | None
 
 
 @dataclass(frozen=True)
@@ -172,40 +161,12 @@ def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse
         if getattr(stage.spec.config, "control_tokens", "text") == "parsed":
             continue  # nothing of its texts is to be said
         items = next((stage.inputs[field] for field in WITH_TOKENIZER if stage.inputs.get(field)), [])
-        places = (_tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
+        places = (tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
         seen: set[tuple[Path, str | None]] = set()
         for place in places:
             if place is not None and (place.folder, place.chat_template) not in seen:
                 seen.add((place.folder, place.chat_template))
                 yield use, stage, place
-
-
-def _tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> TokenizerPlace | None:
-    """Return the tokenizer that a model will have: its own, or that of what it will be made from."""
-    if item.artifact is not None or item.external:
-        folder = item.artifact or _hub_folder(item.ref)
-        if folder is None or not (folder / "tokenizer.json").is_file():
-            return None
-        path = str(item.artifact or item.ref)
-        given = ResolvedInput(ref=item.ref, name=item.name, kind=item.kind, fingerprint=item.fingerprint, path=path)
-        return TokenizerPlace(item.name, given, folder, template)
-    stage = next((one for one in plan.stages if one.spec.name == item.ref), None)
-    if stage is None:
-        return None
-    own = getattr(stage.spec.config, "chat_template", None)
-    for field in ("tokenizer", "model", "init"):
-        for below in stage.inputs.get(field, []):
-            return _tokenizer_of(plan, below, template or own)
-    return None
-
-
-def _hub_folder(ref: str) -> Path | None:
-    """Return where this machine keeps the tokenizer of a hub model, None where it has none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    name, _, revision = ref.partition("@")
-    place = try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
-    return Path(place).parent if isinstance(place, str) else None
 
 
 def _request(
@@ -229,31 +190,20 @@ def _request(
             "seed": use.seed,
             "max_length": _max_length(stage, use.field, shapes),
             "room": _room(stage, shapes) if stage.spec.kind == "evaluate" else None,
-            "readers": _readers(plan, stage, place) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
+            "readers": readers_of(plan, stage, place) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
             "held_out_only": stage.spec.kind == "evaluate",
         }
     )
 
 
-def _readers(plan: Plan, stage: PlannedStage, place: TokenizerPlace) -> list[dict[str, Any]]:
-    """Return the reward models that read answers with another tokenizer than the one that writes them."""
-    from pipeline.models.contract import disagreements, facts_of_folder
-
-    found = []
-    for item in [*stage.inputs.get("reward", []), *stage.inputs.get("watch", [])]:
-        own = _tokenizer_of(plan, item, None)
-        if own is None:
-            continue
-        mine, theirs = (facts_of_folder(one.folder, one.name) for one in (place, own))
-        if mine is None or theirs is None or disagreements(mine, theirs):
-            name = f"reward model `{item.ref}`"
-            found.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
-    return found
-
-
 def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
-    fields = shapes.config_of(stage) or {}
-    return next((int(fields[key]) for key in CONTEXT_KEYS if isinstance(fields.get(key), int)), None)
+    """Return the tokens that the model of a stage has positions for, or the least of its models."""
+    if stage.spec.kind == "evaluate":
+        found = [shapes.config_of_input(item) or {} for item in stage.inputs.get("models", [])]
+    else:
+        found = [shapes.config_of(stage) or {}]
+    known = [fields[key] for fields in found for key in CONTEXT_KEYS if isinstance(fields.get(key), int)]
+    return min(known, default=None)
 
 
 def _room(stage: PlannedStage, shapes: ModelShapes) -> int | None:
@@ -366,21 +316,17 @@ def _key(request: TokenRequest, store: Store) -> str:
 
     rows = digest(request.source, cache=store.root / ".cache", artifact=request.artifact).digest
     folder = Path(request.tokenizer.path)
-    folder = folder if folder.is_dir() else _hub_folder(request.tokenizer.path) or folder
+    folder = folder if folder.is_dir() else hub_folder(request.tokenizer.path) or folder
     content = hashlib.sha256()
     folders = [folder, *(Path(reader.tokenizer.path) for reader in request.readers)]
     for each, name in product(folders, TOKENIZER_FILES):
-        content.update(_content(each / name))
+        content.update(content_of(each / name))
     left_out: Any = {"tokenizer": True, "source": {"path"}, "artifact": True, "readers": {"__all__": {"tokenizer"}}}
     options = request.model_dump(mode="json", exclude=left_out)
     # Where rows lie is part of the answer: it names the first that are too long or cannot be rendered.
     places = [str(file) for file in request.source.files] if request.source.path else str(request.artifact)
     text = json.dumps([rows, content.hexdigest(), options, places], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _content(file: Path) -> bytes:
-    return file.read_bytes() if file.is_file() else b"-"
 
 
 def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:

@@ -99,10 +99,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.distribution import divided
-    from pipeline.training.encode import context_length, encode_pairs
+    from pipeline.training.encode import encode_pairs
     from pipeline.training.encoded import encode_source
     from pipeline.training.finish import finish, save_trained
-    from pipeline.training.fitting import fit
+    from pipeline.training.fitting import context_length, fit
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.reference import OwnReference, unhashed, with_reference
 

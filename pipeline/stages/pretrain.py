@@ -89,7 +89,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
     from pipeline.training.distribution import divided
-    from pipeline.training.encode import context_length
+    from pipeline.training.fitting import context_length
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.pipelined import train_through_pipeline
     from pipeline.training.pipelined_fields import refuse_unused

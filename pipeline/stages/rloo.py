@@ -64,15 +64,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.arguments import prepare_torch, starting_weights
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.fitting import fit
+    from pipeline.training.learning import on_policy_summary, with_rewards
     from pipeline.training.loop import run_trainer
     from pipeline.training.on_policy import (
         Generated,
         OnPolicy,
         fitting_prompts,
         on_policy_arguments,
-        on_policy_summary,
         trl_rewards,
-        with_rewards,
     )
     from pipeline.training.reward_sources import load_rewards
 

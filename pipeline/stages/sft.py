@@ -86,10 +86,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
     from pipeline.training.distribution import divided
-    from pipeline.training.encode import context_length, packed
-    from pipeline.training.fitting import fit
+    from pipeline.training.fitting import context_length, fit
     from pipeline.training.loop import run_trainer, steps_of
-    from pipeline.training.packing import refuse_unpackable
+    from pipeline.training.packing import packed, refuse_unpackable
     from pipeline.training.pipelined import train_through_pipeline
     from pipeline.training.pipelined_fields import refuse_unused
     from pipeline.training.sliced import SlicedRows, refuse_unsliceable

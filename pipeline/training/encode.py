@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.contract import conversation_problems
 from pipeline.models.labels import IGNORE
-from pipeline.models.template import Messages, TemplateFaultError
+from pipeline.models.template import TemplateFaultError
 from pipeline.models.tokens import Text, TextEncoder, Tokens
 from pipeline.training.row_text import Piece, Row, RowEncoder
 
@@ -218,7 +218,8 @@ def encode_prompts(
             made.kept.append(i)
 
     made = _encode(encoder, rows, encoder.prompt, finish, progress)
-    faults = {fault.index: fault for reader in reversed(readers) for fault in _unread(reader, rows)}
+    must_talk = bool(tokenizer.chat_template)
+    faults = {fault.index: fault for reader in reversed(readers) for fault in _unread(reader, rows, must_talk)}
     if not faults:
         return made
     kept = [(i, row) for i, row in zip(made.kept, made.rows, strict=True) if i not in faults]
@@ -232,14 +233,14 @@ def encode_prompts(
     )
 
 
-def _unread(reader: Reader, rows: Sequence[Row]) -> list[RowFault]:
+def _unread(reader: Reader, rows: Sequence[Row], must_talk: bool) -> list[RowFault]:
     """Return the prompts that a model cannot read with an answer.
 
     Raises:
-        PipelineError: it has no chat template, and a prompt is a conversation.
+        PipelineError: it has no chat template, and the answers or the prompts are turns of a conversation.
     """
-    conversation = any(not row.get("plain_text") for row in rows)
-    if conversation and not reader.tokenizer.chat_template:
+    must_talk = must_talk or any(not row.get("plain_text") for row in rows)
+    if must_talk and not reader.tokenizer.chat_template:
         found = f"{reader.name} has another tokenizer than the policy, without a chat template"
         remedy = "put a chat_template.jinja into its folder"
         raise PipelineError(Problem(found, "a chat template, to render conversations for it", remedy))
@@ -343,82 +344,3 @@ def _labelled(piece: Piece, tokens: Tokens) -> tuple[list[int], list[int]]:
         labels[first:last] = tokens.ids[first:last]
     ids = [*piece.prefix, *tokens.ids, *piece.suffix]
     return ids, [*[IGNORE] * len(piece.prefix), *labels, *piece.suffix]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A conversation as tokens.
-
-    Attributes:
-        ids: token ids.
-        labels: the same ids where the assistant speaks (its end-of-turn token included), `IGNORE` elsewhere.
-    """
-
-    ids: list[int]
-    labels: list[int]
-
-
-def encode_conversation(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> Conversation:
-    """Encode one conversation; one whose template rewrites earlier turns gives the text of its last answer.
-
-    Raises:
-        PipelineError: it cannot be rendered.
-    """
-    (*_, last) = _one(encode_messages(tokenizer, [{"messages": messages, "tools": tools}]))
-    return Conversation(last["input_ids"], last["labels"])
-
-
-def encode_prompt(tokenizer: Any, prompt: Messages, tools: Sequence[Any] | None = None) -> list[int]:
-    """Return the ids of a prompt up to where the assistant's answer begins.
-
-    Raises:
-        PipelineError: it cannot be rendered.
-    """
-    (made,) = _one(encode_prompts(tokenizer, [{"prompt": prompt, "tools": tools}]))
-    return list(made["prompt_ids"])
-
-
-def encode_pair(tokenizer: Any, prompt: Messages, response: Messages) -> tuple[list[int], list[int]]:
-    """Return ``(prompt ids, response ids)``; the response ends with the end-of-turn token.
-
-    Raises:
-        PipelineError: it cannot be rendered.
-    """
-    (made,) = _one(encode_labelled(tokenizer, [{"prompt": prompt, "completion": response, "label": True}]))
-    return made["prompt_ids"], made["completion_ids"]
-
-
-def _one(made: EncodedRows) -> list[dict[str, Any]]:
-    if made.faults:
-        raise PipelineError(Problem(f"the conversation {made.faults[0].reason}"))
-    return made.rows
-
-
-def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, list[int]]]:
-    """Join encoded conversations to rows of at most ``length`` tokens, the longest first; `seq_lengths` says where.
-
-    Reference: best-fit decreasing, Ding et al. 2024, arXiv:2404.10830; the code is trl's.
-    """
-    from datasets import Dataset
-    from trl import pack_dataset
-
-    # What a conversation's first token is must not be learnt from the conversation before it.
-    heads = [{**row, "labels": [IGNORE, *row["labels"][1:]]} for row in rows]
-    joined: list[dict[str, list[int]]] = pack_dataset(Dataset.from_list(heads), length, "bfd").to_list()
-    return joined
-
-
-def context_length(model: Any, asked: int | None) -> int:
-    """Return the longest row to train on: what was asked, at most the model's context.
-
-    Raises:
-        PipelineError: more was asked than the model has.
-    """
-    limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
-    if asked is None:
-        return min(int(limit), 2048) if limit else 2048
-    if limit and asked > limit:
-        raise PipelineError(
-            Problem(f"train.max_length is {asked}", f"at most the model's context of {limit} tokens", "lower it")
-        )
-    return asked

@@ -1,4 +1,4 @@
-"""Watches a run of GRPO or RLOO for rewards that teach nothing, says so, and ends it with the cause after a while.
+"""What a run of GRPO or RLOO learnt; one whose rewards teach nothing says so, and ends with the cause after a while.
 
 Both learn from the differences between the rewards of a prompt's responses. Where no group has any, or no response has
 a reward, the gradient is zero, and the run would end like any other with the weights it began with. As in PPO
@@ -7,7 +7,7 @@ a reward, the gradient is zero, and the run would end like any other with the we
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.ppo.guards import PATIENCE
 from pipeline.stage import StageContext
+from pipeline.training.loop import Trained
 
 IDLE_PATIENCE = 20
 """Rollouts in a row without a difference that end a run: where success is rare, some are to be expected."""
@@ -111,3 +112,32 @@ def teaches(rewards_N: Tensor, group: int) -> bool:
     low = torch.nan_to_num(rewards_GR, nan=torch.inf).amin(dim=1)
     scale = torch.nan_to_num(rewards_GR, nan=0.0).abs().amax(dim=1)
     return bool((high - low > ROUNDING * scale).any())
+
+
+def with_rewards(trained: Trained, watch: RewardWatch) -> Trained:
+    """Return what a run measured with short names for lengths, and its best reward in place of its lowest loss.
+
+    The loss of these objectives is near 0 whatever the policy has learned.
+
+    Raises:
+        PipelineError: no rollout taught anything.
+    """
+    watch.check_end()
+    last = trained.metrics
+    names = {"length": "completions/mean_length", "truncated": "completions/clipped_ratio"}
+    short = {name: last[long] for name, long in names.items() if long in last}
+    key = "eval_reward" if "eval_reward" in last else "reward"
+    rows = [row for row in trained.history if key in row]
+    top = max(rows, key=lambda row: row[key], default=None)
+    best = {key: top[key], "step": top["step"]} if top else {}
+    if trained.keeps_best:
+        best = trained.best
+    return replace(trained, metrics={**last, **short}, best=best)
+
+
+def on_policy_summary(trained: Trained) -> str:
+    """Say how the reward moved."""
+    rewards = [row["reward"] for row in trained.history if "reward" in row]
+    moved = f"reward from {rewards[0]:.3f} to {rewards[-1]:.3f}" if rewards else "no reward logged"
+    kl = trained.metrics.get("kl")
+    return moved if kl is None else f"{moved}, {kl:.3f} nats per token from the start"

@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,10 +27,10 @@ from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import build_arguments
 from pipeline.training.batches import BucketedBatches
 from pipeline.training.distribution import divided
-from pipeline.training.encode import context_length, encode_prompts
+from pipeline.training.encode import encode_prompts
 from pipeline.training.encoded import encode_source
+from pipeline.training.fitting import context_length
 from pipeline.training.learning import RewardWatch
-from pipeline.training.loop import Trained
 from pipeline.training.on_policy_fields import OnPolicyTrain
 from pipeline.training.padding import needs_positions, told_positions
 from pipeline.training.reward_sources import RewardSources, Sample, Scorer, reward_readers
@@ -374,32 +374,3 @@ def _combined(sources: RewardSources, known: Prompts) -> Callable[..., list[floa
         return sources.combined({reward.__name__: reward(**given) for reward in each})
 
     return combined
-
-
-def with_rewards(trained: Trained, watch: RewardWatch) -> Trained:
-    """Return what a run measured with short names for lengths, and its best reward in place of its lowest loss.
-
-    The loss of these objectives is near 0 whatever the policy has learned.
-
-    Raises:
-        PipelineError: no rollout taught anything.
-    """
-    watch.check_end()
-    last = trained.metrics
-    names = {"length": "completions/mean_length", "truncated": "completions/clipped_ratio"}
-    short = {name: last[long] for name, long in names.items() if long in last}
-    key = "eval_reward" if "eval_reward" in last else "reward"
-    rows = [row for row in trained.history if key in row]
-    top = max(rows, key=lambda row: row[key], default=None)
-    best = {key: top[key], "step": top["step"]} if top else {}
-    if trained.keeps_best:
-        best = trained.best
-    return replace(trained, metrics={**last, **short}, best=best)
-
-
-def on_policy_summary(trained: Trained) -> str:
-    """Say how the reward moved."""
-    rewards = [row["reward"] for row in trained.history if "reward" in row]
-    moved = f"reward from {rewards[0]:.3f} to {rewards[-1]:.3f}" if rewards else "no reward logged"
-    kl = trained.metrics.get("kl")
-    return moved if kl is None else f"{moved}, {kl:.3f} nats per token from the start"

@@ -1,4 +1,4 @@
-"""Whether conversations packed into one row stay apart: measured on the model that trains, before its first step.
+"""Conversations packed into rows, and whether they stay apart: measured on the model that trains, before it does.
 
 `transformers` keeps packed sequences apart by their positions, where the architecture lets it: masks that are made of
 positions do, learned position offsets, ALiBi and the state of a recurrent layer do not. No list of architectures is
@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import evaluating
+from pipeline.models.labels import IGNORE
 from pipeline.models.precision import computing_in
 from pipeline.parallel.partitioned import computing_alone
 from pipeline.stage import StageContext
@@ -27,6 +28,20 @@ _FINER = 0.1
 """Share of the usual rounding that is let pass: packed or alone, the same kernels multiply the same numbers."""
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+
+
+def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, list[int]]]:
+    """Join encoded conversations to rows of at most ``length`` tokens, the longest first; `seq_lengths` says where.
+
+    Reference: best-fit decreasing, Ding et al. 2024, arXiv:2404.10830; the code is trl's.
+    """
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    # What a conversation's first token is must not be learnt from the conversation before it.
+    heads = [{**row, "labels": [IGNORE, *row["labels"][1:]]} for row in rows]
+    joined: list[dict[str, list[int]]] = pack_dataset(Dataset.from_list(heads), length, "bfd").to_list()
+    return joined
 
 
 def refuse_unpackable(ctx: StageContext, model: Any, rows: Sequence[dict[str, Any]], collate: Collate) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from single_rows import encode_conversation
 
 from pipeline.models.chat import CHAT_TEMPLATE, chat_tokenizer
 from pipeline.models.contract import (
@@ -20,7 +21,6 @@ from pipeline.models.contract import (
     unseen_opening,
 )
 from pipeline.models.save import save_tokenizer
-from pipeline.training.encode import encode_conversation
 
 TALK = [
     {"role": "system", "content": "be kind"},

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_counted_as_the_run_counts_it(world: Any) -> None:
 
 
 FURTHER = """stages:
-  read: {kind: pretrain, data: rendered, init: sft, train: {max_steps: 1}}
+  read: {kind: pretrain, data: rendered, init: sft, train: {max_steps: 1, batch_size: 2}}
   judge_more: {kind: reward, data: pairs, test: pairs_test, model: sft, train: {max_steps: 1, max_length: 24}}
   play:
     kind: ppo
@@ -81,7 +81,7 @@ FURTHER = """stages:
     reward: rm
     ptx_data: mixed
     train: {ptx_coef: 0.1, ptx_batch: 2, iterations: 1, max_new_tokens: 4}
-  ask: {kind: evaluate, data: asks, models: [sft], baseline: sft, reward: rm, resamples: 100, max_new_tokens: 50}
+  ask: {kind: evaluate, data: asks, models: [sft], baseline: sft, reward: rm, resamples: 100, max_new_tokens: 60}
 """
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from single_rows import encode_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from pipeline.training.encode import encode_pair
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from single_rows import encode_pair, encode_prompt
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.evaluation.comparison import recomputed
@@ -18,7 +19,6 @@ from pipeline.evaluation.report import read, to_json
 from pipeline.evaluation.samples import read_samples
 from pipeline.recipe import DataSource
 from pipeline.stages.evaluate import Config
-from pipeline.training.encode import encode_pair, encode_prompt
 
 
 @pytest.fixture(scope="module")

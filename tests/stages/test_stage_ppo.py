@@ -163,9 +163,10 @@ def test_what_is_kept_is_best_by_reward_less_the_price_of_divergence(ppo: Run) -
 def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_count(chain: Any, load_plain: Any) -> None:
     from types import SimpleNamespace
 
+    from single_rows import encode_conversation
+
     from pipeline.models.labels import IGNORE
     from pipeline.stages.ppo import Config, _language_loss
-    from pipeline.training.encode import encode_conversation
 
     model, tokenizer = load_plain(chain["sft"].path)
     demos = [json.loads(line) for line in (chain.recipe.parent / "demos.jsonl").read_text().splitlines()]
@@ -178,7 +179,7 @@ def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_coun
     rows = SimpleNamespace(train=distinct, held_out=[], places=[""] * len(distinct))
     silent = dict.fromkeys(("phase", "progress", "note"), lambda *told: None)
     context: Any = SimpleNamespace(seed=3, load_rows=lambda name: rows, **silent)
-    loss = _language_loss(context, config, tokenizer)
+    loss = _language_loss(context, config, tokenizer, limit=64)
     places: list[list[int]] = []
 
     def remember(module: Any, arguments: Any, given: dict[str, Any]) -> None:

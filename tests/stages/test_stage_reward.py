@@ -12,11 +12,11 @@ import pytest
 import torch
 from peft import PeftModel
 from scipy import stats
+from single_rows import encode_pair
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.models.load import load_reward_model
 from pipeline.recipe import DataSource
-from pipeline.training.encode import encode_pair
 
 TRAIN = {"max_steps": 20, "batch_size": 16, "learning_rate": 5e-3}
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from single_rows import encode_conversation, encode_prompt
 
 from pipeline.models.decode import decode
 from pipeline.stage import ResolvedInput
-from pipeline.training.encode import encode_conversation, encode_prompt
 
 Load = Callable[[Path], tuple[Any, Any]]
 

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.models.labels import IGNORE
 from pipeline.training.collate import CausalCollator, PairCollator
-from pipeline.training.encode import packed
+from pipeline.training.packing import packed
 
 ROWS = [
     {"input_ids": [7, 8, 9, 10, 11, 1], "labels": [IGNORE, IGNORE, 9, 10, 11, 1]},

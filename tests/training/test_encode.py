@@ -7,15 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from single_rows import encode_conversation, encode_pair, encode_prompt
 
 from pipeline.errors import PipelineError
-from pipeline.training.encode import (
-    IGNORE,
-    context_length,
-    encode_conversation,
-    encode_pair,
-    encode_prompt,
-)
+from pipeline.models.labels import IGNORE
+from pipeline.training.fitting import context_length
 
 TALK = [
     {"role": "system", "content": "be kind"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from single_rows import encode_conversation
 
 from pipeline.errors import PipelineError
 from pipeline.models.contract import end_ids, unseen_opening
@@ -19,7 +20,6 @@ from pipeline.stages.pretrain import _documents
 from pipeline.training.encode import (
     IGNORE,
     Reader,
-    encode_conversation,
     encode_labelled,
     encode_messages,
     encode_pairs,
@@ -315,7 +315,9 @@ def test_prompts_that_the_reward_model_cannot_read_are_faults() -> None:
     with pytest.raises(PipelineError, match="without a chat template"):
         encode_prompts(tokenizer, rows, readers=[Reader("reward model `base`", base)])
     told = [{**row, "plain_text": True} for row in rows[:1]]
-    assert encode_prompts(tokenizer, told, readers=[Reader("reward model `base`", base)]).kept == [0]
+    with pytest.raises(PipelineError, match="without a chat template"):  # the policy answers as an assistant
+        encode_prompts(tokenizer, told, readers=[Reader("reward model `base`", base)])
+    assert encode_prompts(base, told, readers=[Reader("reward model `base`", base)]).kept == [0]
 
 
 def test_named_templates_are_taken_as_transformers_takes_them() -> None:

@@ -1,0 +1,78 @@
+"""Where on this machine the tokenizer lies that a stage will have.
+
+Owns the way from a stage's input, through stages that are still to run, to a folder. Torch-free; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.models.contract import disagreements, facts_of_folder
+from pipeline.plan import Plan, PlannedInput, PlannedStage
+from pipeline.stage import ResolvedInput
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+
+class TokenizerPlace(NamedTuple):
+    """A tokenizer that is on this machine.
+
+    Attributes:
+        name: of the stage, folder or hub model it comes from.
+        item: as a stage's input.
+        folder: its files are in.
+        chat_template: a stage puts in place of its own, None where none does.
+    """
+
+    name: str
+    item: ResolvedInput
+    folder: Path
+    chat_template: str | None
+
+
+def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> TokenizerPlace | None:
+    """Return the tokenizer that a model will have: its own, or that of what it will be made from."""
+    if item.artifact is not None or item.external:
+        folder = item.artifact or hub_folder(item.ref)
+        if folder is None or not (folder / "tokenizer.json").is_file():
+            return None
+        path = str(item.artifact or item.ref)
+        given = ResolvedInput(ref=item.ref, name=item.name, kind=item.kind, fingerprint=item.fingerprint, path=path)
+        return TokenizerPlace(item.name, given, folder, template)
+    stage = next((one for one in plan.stages if one.spec.name == item.ref), None)
+    if stage is None:
+        return None
+    own = getattr(stage.spec.config, "chat_template", None)
+    for field in ("tokenizer", "model", "init"):
+        for below in stage.inputs.get(field, []):
+            return tokenizer_of(plan, below, template or own)
+    return None
+
+
+def hub_folder(ref: str) -> Path | None:
+    """Return where this machine keeps the tokenizer of a hub model, None where it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = ref.partition("@")
+    place = try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
+    return Path(place).parent if isinstance(place, str) else None
+
+
+def readers_of(plan: Plan, stage: PlannedStage, place: TokenizerPlace) -> list[dict[str, Any]]:
+    """Return the reward models that read answers with another tokenizer than the one that writes them."""
+    found = []
+    for item in [*stage.inputs.get("reward", []), *stage.inputs.get("watch", [])]:
+        own = tokenizer_of(plan, item, None)
+        if own is None:
+            continue
+        mine, theirs = (facts_of_folder(one.folder, one.name) for one in (place, own))
+        if mine is None or theirs is None or disagreements(mine, theirs):
+            name = f"reward model `{item.ref}`"
+            found.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
+    return found
+
+
+def content_of(file: Path) -> bytes:
+    """Return what stands in a tokenizer's file, a mark where there is none."""
+    return file.read_bytes() if file.is_file() else b"-"
