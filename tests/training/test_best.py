@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import StopAfter
 
 from pipeline.recipe import DataSource
 
@@ -17,17 +18,6 @@ CASES: dict[str, dict[str, Any]] = {
     "sft": {"data": "demos.jsonl", "config": {}, "rate": 0.05, "steps": 8},
     "dpo": {"data": "pairs.jsonl", "config": {"adapter": {"r": 4}}, "rate": 0.2, "steps": 14},
 }
-
-
-class StopAfter:
-    """Says stop once it was asked so many times."""
-
-    def __init__(self, times: int) -> None:
-        self.left = times
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def _digest(ran: Any, name: str = "model.safetensors") -> str:
