@@ -1,7 +1,7 @@
 """What a disk says no with, in one sentence: full, a quota, read-only, no permission, gone.
 
-Owns the translation of errors of writing, however deep a library has wrapped them, into a problem with the path and
-the room that is missing. Knows nothing of what is written.
+Owns the translation of errors of writing and reading, however deep a library has wrapped them, into a problem with the
+path and the room that is missing. Knows nothing of what stands in a file.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ GIVEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTD
 """The place itself is wrong, and will be the next time: bad input. The others are failures of the moment."""
 
 _FREE = "free some room and run the same command again"
+_ASK = "ask for the permission, or name another place"
+_MOUNT = "mount it again and run the same command again"
+_LOOK = "look into the system's log, then run again"
 _SAID: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("the disk of {path} is full", _FREE),
     errno.EDQUOT: ("the quota on the disk of {path} is used up", _FREE),
     errno.EFBIG: ("a file in {path} is larger than this process may write", "raise `ulimit -f`"),
     errno.EROFS: ("{path} is on a read-only file system", "mount it to be written, or name another place"),
-    errno.EACCES: ("this user may not write {path}", "ask for the permission, or name another place"),
-    errno.EPERM: ("this user may not write {path}", "ask for the permission, or name another place"),
+    errno.EACCES: ("this user may not {do} {path}", _ASK),
+    errno.EPERM: ("this user may not {do} {path}", _ASK),
     errno.ENAMETOOLONG: ("the name {path} is too long for its file system", "give a shorter one"),
     errno.ENOTDIR: ("a part of {path} is a file, not a folder", "name another place"),
     errno.EISDIR: ("{path} is a folder; expected a file", "name a file"),
-    errno.ESTALE: ("the file system of {path} is gone", "mount it again and run the same command again"),
-    errno.ENOTCONN: ("the file system of {path} is gone", "mount it again and run the same command again"),
-    errno.ENODEV: ("the file system of {path} is gone", "mount it again and run the same command again"),
+    errno.ESTALE: ("the file system of {path} is gone", _MOUNT),
+    errno.ENOTCONN: ("the file system of {path} is gone", _MOUNT),
+    errno.ENODEV: ("the file system of {path} is gone", _MOUNT),
     errno.ENOENT: ("{path} is not there and cannot be made, or is there no more", "mount it, or name another place"),
-    errno.EIO: ("the disk of {path} has an input/output error", "look into the system's log, then run again"),
+    errno.EIO: ("the disk of {path} has an input/output error", _LOOK),
     errno.EMFILE: ("this process may not open more files ({path})", "raise `ulimit -n`"),
 }
 _NUMBER = re.compile(r"(?:os error |\[Errno )(\d+)")
@@ -74,8 +77,11 @@ def disk_problem(error: BaseException, at: Path | str, *, needed: int | None = N
         return None
     path = cause.path or str(at)
     said, remedy = _SAID[cause.number]
-    found = said.format(path=path if len(path) <= 160 else f"{path[:157]}…")
-    room = _room(Path(path), needed) if cause.number in (errno.ENOSPC, errno.EDQUOT) else ""
+    do, path = _denied(path) if "{do}" in said else ("", path)
+    found = said.format(do=do, path=path if len(path) <= 160 else f"{path[:157]}…")
+    if cause.number == errno.ENOSPC and (files := _most_files(Path(path))):
+        return Problem(f"{found}: it holds {files:,} files, as many as it can", remedy="delete some and run it again")
+    room = _room(Path(path), needed, own=cause.number == errno.ENOSPC) if remedy == _FREE else ""
     return Problem(f"{found}: {room}" if room else found, remedy=remedy)
 
 
@@ -109,7 +115,7 @@ def _cause(error: BaseException, at: Path) -> _Cause | None:
     while current is not None and current not in seen:
         seen.append(current)
         number = current.errno if isinstance(current, OSError) else _told_number(str(current))
-        if number == errno.ENOENT and not at.is_dir():
+        if number == errno.ENOENT and not _is_folder(at):
             return _Cause(number, str(at))
         if number in _SAID and number is not None and number != errno.ENOENT:
             name: Any = getattr(current, "filename2", None) or getattr(current, "filename", None)
@@ -145,12 +151,43 @@ def _tried(at: Path) -> int:
 
 def _standing(path: Path) -> Path:
     """Return the nearest folder above that exists."""
-    return next((each for each in (path, *path.parents) if each.is_dir()), Path("/"))
+    return next((each for each in (path, *path.parents) if _is_folder(each)), Path("/"))
 
 
-def _room(path: Path, needed: int | None) -> str:
-    """Say how much is free, and how much is needed where that is known."""
+def _is_folder(path: Path) -> bool:
+    """Say whether a folder is there; one on a disk that is gone is not."""
+    return os.path.isdir(path)  # noqa: PTH112 -- `Path.is_dir` raises there
+
+
+def _denied(path: str) -> tuple[str, str]:
+    """Return what this user may not do, and with which path: a folder above may be the one that is closed."""
+    if os.path.lexists(path):
+        may = {do: os.access(path, mode) for do, mode in (("read", os.R_OK), ("write", os.W_OK))}
+        denied = [do for do, is_allowed in may.items() if not is_allowed]
+        return " or ".join(denied) or "change", path
+    above = _standing(Path(path))
+    return ("write", path) if os.access(above, os.X_OK) else ("look into", str(above))
+
+
+def _most_files(path: Path) -> int:
+    """Return how many files a disk can hold where it holds as many, else 0."""
     with contextlib.suppress(OSError):
+        disk = os.statvfs(_standing(path))
+        return disk.f_files if disk.f_favail == 0 else 0
+    return 0
+
+
+def _room(path: Path, needed: int | None, *, own: bool) -> str:
+    """Say how much is free, and how much is needed where that is known.
+
+    Args:
+        path: a file or folder of the disk.
+        needed: bytes.
+        own: the disk itself is full; what a quota leaves, its free room does not tell.
+    """
+    with contextlib.suppress(OSError):
+        if not own:
+            return f"about {_size(needed)} are needed" if needed else ""
         usage = shutil.disk_usage(_standing(path))
         has = f"{_size(usage.free)} of {_size(usage.total)} are free"
         return has + (f" and about {_size(needed)} are needed" if needed else "")

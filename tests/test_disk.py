@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from disks import mounted, remount
 
 from pipeline.artifacts import Store
 from pipeline.artifacts.files import write_durably
@@ -25,19 +25,8 @@ MIB = 2**20
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MiB, mounted for the test."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(line, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a disk")
-    try:
+    with mounted(tmp_path / "disk", "2m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def remount(folder: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
 
 
 def _fill_sqlite(folder: Path) -> None:
@@ -84,23 +73,104 @@ def test_a_read_only_disk_is_bad_input(small_disk: Path) -> None:
     assert "is on a read-only file system" in str(error.value)
 
 
-def test_a_folder_of_another_user_is_bad_input(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
+def told_another_user(folder: Path, touch: Callable[[], Any]) -> str:
+    """Do something in a folder as a user who owns none, and return what is said; root may do everything."""
+    reads, writes = os.pipe()
     child = os.fork()
-    if child == 0:  # root may write everywhere, so the child is someone else
+    if child == 0:
         try:
+            os.chdir(folder)  # the folders above it may be closed
             if os.geteuid() == 0:
                 os.setuid(65534)
-            with writing(tmp_path):
-                (tmp_path / "a").touch()
+            with writing("."):
+                touch()
         except CannotWrite as error:
-            os._exit(int(error.exit_code) if "this user may not write" in str(error) else 99)
-        except BaseException:
-            os._exit(98)
+            os.write(writes, f"{int(error.exit_code)} {error}".encode())
+        except BaseException as error:
+            os.write(writes, repr(error).encode())
         os._exit(0)
-    _, status = os.waitpid(child, 0)
-    tmp_path.chmod(0o755)
-    assert os.waitstatus_to_exitcode(status) == ExitCode.BAD_INPUT
+    os.close(writes)
+    os.waitpid(child, 0)
+    with os.fdopen(reads) as said:
+        return said.read()
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder of files that another user may not write, not read, or neither, and of a folder not to enter."""
+    modes = {"locked": 0o000, "readable": 0o444, "writable": 0o222}
+    for name, mode in modes.items():
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "below").mkdir(mode=0o000)
+    tmp_path.chmod(0o555)
+    try:
+        yield tmp_path
+    finally:
+        tmp_path.chmod(0o755)
+        (tmp_path / "below").chmod(0o755)
+
+
+ASK = "Ask for the permission, or name another place"
+
+
+@pytest.mark.parametrize(
+    ("name", "touch", "said"),
+    [
+        ("new", Path.touch, "may not write new"),
+        ("readable", lambda file: file.open("w"), "may not write readable"),
+        ("writable", Path.read_bytes, "may not read writable"),
+        ("locked", Path.read_bytes, "may not read or write locked"),
+        ("below", lambda folder: list(folder.iterdir()), "may not read or write below"),
+        ("below/file", Path.read_bytes, "may not look into below"),
+    ],
+)
+def test_what_this_user_may_not_do_is_said_and_bad_input(
+    name: str, touch: Callable[[Path], Any], said: str, closed: Path
+) -> None:
+    told = told_another_user(closed, lambda: touch(Path(name)))
+    assert told == f"{int(ExitCode.BAD_INPUT)} this user {said}. {ASK}"
+
+
+GONE = "the file system of {at} is gone. Mount it again and run the same command again"
+BROKEN = "the disk of {at} has an input/output error. Look into the system's log, then run again"
+SENTENCES = {
+    errno.EDQUOT: "the quota on the disk of {at} is used up. Free some room and run the same command again",
+    errno.ESTALE: GONE,
+    errno.ENOTCONN: GONE,
+    errno.ENODEV: GONE,
+    errno.EIO: BROKEN,
+    errno.EFBIG: "a file in {at} is larger than this process may write. Raise `ulimit -f`",
+    errno.EMFILE: "this process may not open more files ({at}). Raise `ulimit -n`",
+}
+
+
+@pytest.mark.parametrize("number", SENTENCES, ids=errno.errorcode.get)
+def test_what_cannot_be_made_here_is_worded_too(number: int, tmp_path: Path) -> None:
+    """Each by itself, with the file that the system names, and wrapped by a library without a number."""
+    file = tmp_path / "weights"
+    for error, at in (
+        (OSError(number, os.strerror(number)), tmp_path),
+        (OSError(number, os.strerror(number), str(file)), file),
+        (RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})"), tmp_path),
+    ):
+        with pytest.raises(CannotWrite) as told, writing(tmp_path):
+            raise error
+        assert str(told.value) == SENTENCES[number].format(at=at)
+        assert told.value.exit_code == ExitCode.FAILED  # of the moment: the same command may work later
+
+
+def test_a_quota_says_what_is_needed_and_not_what_the_disk_has(tmp_path: Path) -> None:
+    told = str(disk_problem(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path, needed=3 * MIB))
+    assert "is used up: about 3.0 MiB are needed. " in told and " free. " not in told
+
+
+def test_a_disk_that_holds_no_further_file_says_so(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "2m,nr_inodes=4") as folder:
+        with pytest.raises(CannotWrite) as error, writing(folder):
+            for name in "abcdef":
+                (folder / name).touch()
+        assert "is full: it holds 4 files, as many as it can. Delete some" in str(error.value)
 
 
 def test_a_name_that_is_too_long_is_bad_input(tmp_path: Path) -> None:

@@ -143,14 +143,14 @@ def _collection(
     Raises:
         PipelineError: no such stage, another kind, or answers that are not there yet.
     """
-    from pipeline.cli.recipes import plan_of
+    from pipeline.cli.recipes import survey_of
     from pipeline.preferences.items import items_of
     from pipeline.preferences.labels import Batch
     from pipeline.preferences.ledger import Ledger
     from pipeline.records.loading import load
     from pipeline.stages.collect import Config, ledger_url
 
-    made, where = plan_of(recipe, override, None, None, None, store, profile)
+    made, where = survey_of(recipe, override, None, None, None, store, profile).sound()
     planned = {one.spec.name: one for one in made.stages}
     collections = [name for name, one in planned.items() if one.spec.kind == "collect"]
     if stage not in collections:

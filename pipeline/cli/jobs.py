@@ -30,11 +30,11 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Cancel the Slurm jobs of a recipe; what they did is kept, and `run` resumes it."""
-    from pipeline.cli.recipes import plan_of
+    from pipeline.cli.recipes import survey_of
     from pipeline.cluster import cancel_jobs
     from pipeline.terminal import print_json
 
-    made, where = plan_of(recipe, override, only, until, None, store, profile)
+    made, where = survey_of(recipe, override, only, until, None, store, profile).sound()
     jobs = cancel_jobs(made, where)
     if as_json:
         print_json({"cancelled": jobs})
@@ -59,7 +59,7 @@ def stage_job(
     rendezvous: Annotated[str | None, typer.Option("--rendezvous", help="Where the nodes of the job meet.")] = None,
 ) -> None:
     """Run one stage inside a job of a cluster."""
-    from pipeline.cli.recipes import plan_of
+    from pipeline.cli.recipes import survey_of
     from pipeline.cluster import Followed, check_unchanged
     from pipeline.display.views import PlainDisplay
     from pipeline.errors import PipelineError
@@ -70,7 +70,8 @@ def stage_job(
     overrides = list(override or ())
     if rendezvous is not None:
         overrides.append(f"stages.{stage}.compute.rendezvous={rendezvous}")
-    made, where = plan_of(recipe, overrides, [stage], None, [stage] if again else None, store, profile)
+    forced = [stage] if again else None
+    made, where = survey_of(recipe, overrides, [stage], None, forced, store, profile).sound()
     check_unchanged(made, fingerprint)
     if problems := list(fitting_problems(made, where, elsewhere=False)):  # only now is the device known
         raise PipelineError(*problems)

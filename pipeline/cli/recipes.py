@@ -46,12 +46,18 @@ def run(
 ) -> None:
     """Run what a recipe still misses; resumes what was cut off."""
     if dry_run:
-        _print_plan(*plan_of(recipe, override, only, until, force, store, profile), as_json=as_json)
+        made, where = survey_of(recipe, override, only, until, force, store, profile).sound()
+        _print_plan(made, where, as_json=as_json)
         return
     made, where, problems = survey_of(recipe, override, only, until, force, store, profile)
+    on_cluster = not node_rank and any(stage.spec.compute.launcher == "slurm" for stage in made.pending)
+    if on_cluster:
+        from pipeline.launch.slurm import tool_problems
+
+        problems += tool_problems()
     if problems:
         checked(made, where, problems)  # raises them, with what else is wrong
-    if not node_rank and any(stage.spec.compute.launcher == "slurm" for stage in made.pending):
+    if on_cluster:
         _submit_and_print(made, where, recipe, override or [], profile, as_json=as_json)
     else:
         run_and_print(made, where, recipe, as_json=as_json, node_rank=node_rank)
@@ -120,7 +126,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what would run and why, and what each stage needs: memory, hours, cost; runs nothing."""
-    made, where = plan_of(recipe, override, only, until, force, store, profile)
+    made, where = survey_of(recipe, override, only, until, force, store, profile).sound()
     _print_plan(made, where, as_json=as_json)
 
 
@@ -212,6 +218,18 @@ class Survey(NamedTuple):
     store: Store
     problems: list[Problem]
 
+    def sound(self) -> tuple[Plan, Store]:
+        """Return the plan and the store of a recipe without problems.
+
+        Raises:
+            PipelineError: every problem.
+        """
+        from pipeline.errors import PipelineError
+
+        if self.problems:
+            raise PipelineError(*dict.fromkeys(self.problems))
+        return self.plan, self.store
+
 
 def survey_of(
     recipe: Path,
@@ -232,28 +250,6 @@ def survey_of(
     where = open_store(store, read)
     made, more = survey(read, where, only=only or (), until=until, force=force or ())
     return Survey(made, where, [*problems, *more])
-
-
-def plan_of(
-    recipe: Path,
-    override: list[str] | None,
-    only: list[str] | None,
-    until: str | None,
-    force: list[str] | None,
-    store: str | None,
-    profile: str | None,
-) -> tuple[Plan, Store]:
-    """Read a recipe and plan it.
-
-    Raises:
-        PipelineError: every problem of both.
-    """
-    from pipeline.errors import PipelineError
-
-    made, where, problems = survey_of(recipe, override, only, until, force, store, profile)
-    if problems:
-        raise PipelineError(*dict.fromkeys(problems))
-    return made, where
 
 
 def _print_plan(made: Plan, where: Store, *, as_json: bool) -> None:

@@ -63,7 +63,8 @@ def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
     sources = len({count.source for count, _ in by_source})
     kept = sum({count.source: count.kept for count, _ in by_source}.values())
     known = f", {kept:,} rows to use in {sources} data source{'' if sources == 1 else 's'}" if sources else ""
-    print_line(f"{recipe}: {len(plan.stages)} stages{known}: no problems")
+    stages = f"{len(plan.stages)} stage{'' if len(plan.stages) == 1 else 's'}"
+    print_line(f"{recipe}: {stages}{known}: no problems")
 
 
 def _token_row(tokens: StageTokens) -> list[str]:

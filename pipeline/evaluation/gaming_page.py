@@ -110,8 +110,8 @@ def _lower_tasks(report: Report) -> list[str]:
         if tasks:
             listed = ", ".join(f"{escaped(task)} ({_gains(report, name, task)})" for task in tasks)
             found.append(
-                f"{escaped(name)} answers worse ({LOWER_MARK}) without any game, as its reward did not rise beyond "
-                f"noise either: {listed}."
+                f"{escaped(name)} answers worse ({LOWER_MARK}) without any game, as its reward did not rise by "
+                f"{LEAST_GAIN:g} or more, beyond noise: {listed}."
             )
     return found
 

@@ -63,7 +63,7 @@ def _win_cell(report: Report, name: str) -> str:
 
 
 def gamed_text(metrics: ModelMetrics) -> str:
-    """Return ``gamed``, ``gamed in sum`` or ``gamed in 4 tasks``; nothing when the reward model is not."""
+    """Return ``gamed``, ``gamed in howto`` or ``gamed in 4 tasks``; nothing when the reward model is not."""
     gaming = metrics.gaming
     if gaming is None or not metrics.is_gamed:
         return ""

@@ -5,7 +5,7 @@ Owns the walk over the pending stages of a plan; what is wrong with one of them,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from pipeline.errors import Problem
 from pipeline.forecast.machine import has_no_gpu
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.adapter_targets import layers_in, target_problems
-from pipeline.models.kernels import has
+from pipeline.models.kernels import INSTALL, NAMES, has
 from pipeline.plan import Plan, PlannedStage
-from pipeline.stage import Data
+from pipeline.recipe import StageSpec
+from pipeline.stage import Data, StageConfig
 from pipeline.trainer_fields import TrainFields
 from pipeline.training.packages import evaluation_problems, package_problems
 
@@ -24,22 +25,41 @@ LEDGER = ("sqlalchemy",)
 
 
 def setting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Yield what is wrong with the settings of every pending stage."""
+    """Yield what is wrong with the settings of every pending stage, and what is missing for those that are broken."""
     for stage in plan.pending:
-        for problem in _of_stage(plan, stage, shapes):
+        broken = plan.recipe.broken.get(stage.spec.name)
+        words = dict(stage.spec.config) if broken is None else broken.words
+        for problem in (*_missing(stage.spec, words), *_of_stage(plan, stage, shapes)):
             word = problem.found.split(" ")[0].split(":")[0]
             where = plan.recipe.where("stages", stage.spec.name, *word.split("."))
             yield replace(problem, where=where, stage=stage.spec.name)
 
 
+def _missing(spec: StageSpec, words: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield packages that a stage asks for and this machine lacks; what another machine has is for it to say.
+
+    Args:
+        spec: of the stage.
+        words: its configuration; of a stage that has problems, as the recipe has it.
+    """
+    if spec.compute.launcher != "local":
+        return
+    train, adapter = (words.get(name) for name in ("train", "adapter"))
+    yield from package_problems(train if isinstance(train, Mapping | StageConfig) else None)
+    quantize = adapter.get("quantize") if isinstance(adapter, Mapping) else getattr(adapter, "quantize", None)
+    if quantize is not None and not has("bitsandbytes"):
+        found = f"adapter.quantize is {quantize}, and bitsandbytes is not installed"
+        yield Problem(found, "", "pip install 'trueup[quantize]'")
+    if words.get("rollout_engine") == "vllm" and not has("vllm"):
+        yield Problem(f"rollout_engine is vllm, and {NAMES['vllm']} is not installed", "", INSTALL["vllm"])
+    if spec.kind == "collect" and (missing := [name for name in LEDGER if not has(name)]):
+        found = f"kind is collect, and {', '.join(missing)} is not installed"
+        yield Problem(found, "", "pip install 'trueup[collect]'")
+
+
 def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[Problem]:
     config: Any = stage.spec.config
     train, adapter = getattr(config, "train", None), getattr(config, "adapter", None)
-    if stage.spec.compute.launcher == "local":  # what another machine has is for it to say
-        yield from package_problems(train)
-    if stage.spec.kind == "collect" and (missing := [name for name in LEDGER if not has(name)]):
-        found = f"kind is collect, and {', '.join(missing)} is not installed"
-        yield Problem(found, "", "pip install 'trueup[collect]'")
     compute, fields = stage.spec.compute, train.passthrough() if isinstance(train, TrainFields) else {}
     on_cpu = compute.device == "cpu" or (compute.launcher == "local" and compute.hardware is None and has_no_gpu())
     if fields.get("activation_offloading") and on_cpu:

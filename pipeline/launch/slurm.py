@@ -77,6 +77,13 @@ def check_tools() -> None:
     Raises:
         PipelineError: Slurm's commands or submitit are not there.
     """
+    problems = tool_problems()
+    if problems:
+        raise PipelineError(*problems)
+
+
+def tool_problems() -> list[Problem]:
+    """Return what is needed to submit and is not there: Slurm's commands, submitit."""
     from importlib.util import find_spec
 
     problems = []
@@ -87,8 +94,7 @@ def check_tools() -> None:
     if find_spec("submitit") is None:
         found = "compute.launcher is slurm, but submitit is missing"
         problems.append(Problem(found, remedy="pip install 'trueup[slurm]'"))
-    if problems:
-        raise PipelineError(*problems)
+    return problems
 
 
 def submit(name: str, folder: Path, command: Sequence[str], compute: Compute, after: Iterable[str]) -> str:

@@ -82,7 +82,7 @@ def check_plan(
         *problems,
         *_launcher_problems(plan),
         *_engine_problems(everything),
-        *setting_problems(plan, shapes),
+        *setting_problems(everything, shapes),
         *_precision_problems(everything),
         *_division_problems(everything),
         *_slicing_problems(plan, shapes),
@@ -196,11 +196,10 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
 
 def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
     """Find what is asked for by name and not installed; whether there is a GPU, torch says when the stage runs."""
-    compute, engine = stage.spec.compute, getattr(stage.spec.config, "rollout_engine", "auto")
+    compute = stage.spec.compute
     asked = {
         "flash": (compute.attention == "flash" and flash_kernel() is None, "compute.attention is flash"),
         "liger": (compute.liger == "on" and not has("liger_kernel"), "compute.liger is on"),
-        "vllm": (engine == "vllm" and not has("vllm"), "rollout_engine is vllm"),
     }
     for extra, (is_missing, what) in asked.items():
         if is_missing:
@@ -249,7 +248,7 @@ def _cutting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
 
 
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
-    """Name what quantised weights need and this machine or this recipe lacks."""
+    """Name what quantised weights need and this recipe lacks."""
     for stage in plan.pending:
         compute = stage.spec.compute.model_dump()
         takes_adapter = "adapter" in type(stage.spec.config).model_fields
@@ -266,11 +265,7 @@ def _quantize_problems(plan: Plan) -> Iterator[Problem]:
         if getattr(adapter, "quantize", None) is None:
             continue
         where = plan.recipe.where("stages", stage.spec.name, "adapter", "quantize")
-        asked = f"adapter.quantize is {getattr(adapter, 'quantize', None)}"
-        if not installed("bitsandbytes"):
-            remedy = "pip install 'trueup[quantize]'"
-            yield Problem(asked, "the package bitsandbytes", remedy, where, stage.spec.name)
-        problem = spread_problem(asked, compute)
+        problem = spread_problem(f"adapter.quantize is {getattr(adapter, 'quantize', None)}", compute)
         if problem is not None:
             yield replace(problem, where=where, stage=stage.spec.name)
 

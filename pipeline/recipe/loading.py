@@ -125,7 +125,9 @@ class _Building:
             file=self.file.resolve(),
             search_dirs=self.search_dirs,
             root=Node({k: v for k, v in self.root.value.items() if k != "profiles"}, self.root.place),
-            broken={name: self.broken.get(name, BrokenStage(None, {})) for name, spec in specs.items() if spec is None},
+            broken={
+                name: self.broken.get(name, BrokenStage(None, {}, {})) for name, spec in specs.items() if spec is None
+            },
         )
         return recipe, by_line(self.problems)
 
@@ -234,7 +236,8 @@ class _Building:
         seed = stage_head.seed if stage_head is not None and stage_head.seed is not None else head.seed
         if len(self.problems) > before or config is None or stage_head is None:
             data = {field: str(body.value[field].value) for field in config_class.markers(Data) if field in body.value}
-            self.broken[name] = BrokenStage(StageSpec(name, kind, StageConfig(), seed, compute, node.place), data)
+            spec = StageSpec(name, kind, StageConfig(), seed, compute, node.place)
+            self.broken[name] = BrokenStage(spec, data, body.plain())
             return None
         return StageSpec(name, kind, config, seed, compute, node.place)
 

@@ -289,10 +289,12 @@ class BrokenStage(NamedTuple):
     Attributes:
         spec: with an empty configuration; None when its kind is unknown.
         data: field to the data source it names, of the fields its kind has.
+        words: the configuration as the recipe has it, right or wrong.
     """
 
     spec: StageSpec | None
     data: Mapping[str, str]
+    words: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,19 @@ RANGES: Mapping[str, tuple[tuple[str, float], ...]] = {
     **dict.fromkeys(
         (
             *("adam_epsilon", "discopop_tau", "repetition_penalty", "sapo_temperature_neg", "sapo_temperature_pos"),
-            *("vespo_k_neg", "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos", "delta", "epsilon_high"),
+            *("vespo_k_neg", "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos", "epsilon_high"),
             *("eval_steps", "logging_steps", "save_steps", "vllm_server_timeout", "off_policy_mask_threshold"),
-            *("temperature",),
+            *("temperature", "vllm_importance_sampling_clip_max"),
         ),
         ((_ABOVE, 0),),
     ),
+    "delta": ((_ABOVE, 1),),  # at 1 and below, no response that did well would be learnt from
     **dict.fromkeys(
         (
             *("center_rewards_coefficient", "desirable_weight", "undesirable_weight", "entropy_coef_delta"),
             *("eval_delay", "neftune_noise_alpha", "router_aux_loss_coef", "dataloader_num_workers", "top_k"),
             *("max_grad_norm", "weight_decay", "warmup_steps", "entropy_target"),
+            *("vllm_importance_sampling_clip_min",),
         ),
         ((_LEAST, 0),),
     ),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import Problem
 from pipeline.models.kernels import has as is_installed
-from pipeline.trainer_fields.needs import PACKAGES
+from pipeline.trainer_fields.optimizers import PACKAGES
 from pipeline.trainer_fields.trackers import missing_trackers
 
 COMPILERS = ("g++", "c++", "clang++")

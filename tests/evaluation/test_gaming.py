@@ -227,6 +227,7 @@ def by_task(reward, gold, correct):
         (1.36, 0.70, 1.0, None),
         (1.36, -0.62, 0.43, "gold fell"),
         (0.0, 0.62, 0.43, None),  # worse, but by no game
+        (0.08, 0.62, 0.43, None),  # the same, with a reward that rose, beyond noise, by less than counts
     ],
 )
 def test_no_sentence_contradicts_the_tables(reward, gold, correct, verdict):
@@ -240,4 +241,6 @@ def test_no_sentence_contradicts_the_tables(reward, gold, correct, verdict):
     is_marked = "(-57) ▼" in page
     assert is_marked == (correct < 1)
     assert ("without any game" in page) == (is_marked and verdict is None)
+    assert "did not rise beyond noise" not in page  # 0.08 with a spread of 0.05 did
+    assert ("did not rise by 0.1 or more, beyond noise: howto" in page) == (is_marked and verdict is None)
     assert ("(gamed)" in headline(report)[2][headline(report)[0].index("reward")]) == (verdict is not None)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.cli.recipes import _print_plan, plan_of
+from pipeline.cli.recipes import _print_plan, survey_of
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.preflight import check_plan
@@ -173,7 +173,7 @@ class RecipeCases:
         self.file.write_bytes(case.encode("utf-8", "surrogatepass"))
         try:
             with self._world():
-                made, store = plan_of(self.file, None, None, None, None, str(self.folder / "store"), None)
+                made, store = survey_of(self.file, None, None, None, None, str(self.folder / "store"), None).sound()
                 ends = [_print_plan(made, store, as_json=as_json) for as_json in (False, True)]
                 check_plan(made, store)
         except PipelineError as error:

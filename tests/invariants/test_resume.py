@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import StopAfter
 
 LORA = {"adapter": {"r": 2, "dropout": 0.2}}
 KINDS: dict[str, dict[str, Any]] = {
@@ -27,17 +28,6 @@ STEPS = 24
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-class StopAfter:
-    """Says stop once it was asked so many times; the loop asks at the end of every step."""
-
-    def __init__(self, times: int) -> None:
-        self.left = times
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -175,6 +175,11 @@ def test_a_machine_without_slurm_is_one_line(tmp_path: Path, tiny_recipe: Path, 
     ended = command("run", tiny_recipe, "--store", tmp_path / "store", *SLURM, cwd=tmp_path)
     assert ended.returncode == 2
     assert "compute.launcher is slurm, but this machine has no sbatch" in ended.stderr
+    ended = command(
+        "run", tiny_recipe, "--store", tmp_path / "store", *SLURM, "--set", "stages.dpo.sed=1", cwd=tmp_path
+    )
+    told = ended.stderr.splitlines()
+    assert sum("unknown key `sed`" in line for line in told) == sum("no sbatch" in line for line in told) == 1
 
 
 @pytest.mark.parametrize(

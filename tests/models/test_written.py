@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,20 @@ def test_a_reward_model_is_compared_by_its_scores(
 
 @pytest.mark.parametrize("kind", ["gpt_oss", "qwen2_moe", "mamba2", "rwkv", "recurrent_gemma", "bamba", "opt", "bloom"])
 def test_other_architectures_are_written_as_they_are(kind: str, tokenizer: Any, tmp_path: Path) -> None:
-    save_model(tiny_causal_lm(kind), tokenizer, tmp_path, ROWS)
+    model = moved(tiny_causal_lm(kind), by=0.01)
+    save_model(model, tokenizer, tmp_path, ROWS)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+    name = next(name for name, weight in model.named_parameters() if weight.dim() == 1)
+    spoil(model, lambda tensors: tensors[name].add_(0.01))
+    with pytest.raises(PipelineError, match=f"{re.escape(name)} in the written files"):
+        save_model(model, tokenizer, tmp_path / "spoilt", ROWS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_written_as_it_is(fresh_llama: Any, tokenizer: Any, tmp_path: Path, dtype: Any) -> None:
-    save_model(fresh_llama.to(dtype), tokenizer, tmp_path, ROWS)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == dtype
+    model = fresh_llama.to(dtype)
+    save_model(model, tokenizer, tmp_path, ROWS)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert written.dtype == dtype
+    held = model.state_dict()
+    assert all(torch.equal(weight, held[name]) for name, weight in written.state_dict().items())

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import Store
-from pipeline.plan import Plan, make_plan
-from pipeline.recipe import load
+from pipeline.errors import PipelineError, Problem
+from pipeline.plan import Plan, make_plan, survey
+from pipeline.preflight import CheckReport, check_plan
+from pipeline.recipe import inspect, load
 from pipeline.runner import RunReport, run
 
 
@@ -61,6 +63,18 @@ class Runs:
 
     def plan(self, *overrides: str, **options: Any) -> Plan:
         return make_plan(load(self.recipe, overrides=overrides), self.store, **options)
+
+    def check(self, *overrides: str) -> CheckReport:
+        """Check the recipe as the command does: read, planned and checked as far as its problems allow."""
+        recipe, problems = inspect(self.recipe, overrides=overrides)
+        plan, more = survey(recipe, self.store)
+        return check_plan(plan, self.store, problems=[*problems, *more])
+
+    def problems(self, *overrides: str) -> tuple[Problem, ...]:
+        """Return what a check refuses the recipe for."""
+        with pytest.raises(PipelineError) as error:
+            self.check(*overrides)
+        return error.value.problems
 
     def __call__(self, *overrides: str, **options: Any) -> RunReport:
         self.seen = Seen()

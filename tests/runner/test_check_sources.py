@@ -8,24 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import PipelineError, Problem
-from pipeline.plan import survey
-from pipeline.preflight import CheckReport, check_plan
+from pipeline.preflight import CheckReport
 from pipeline.preflight.sources import SourceCount
-from pipeline.recipe import inspect
-
-
-def check(world: Any, *overrides: str) -> CheckReport:
-    """Check a recipe as the command does: read, planned and checked as far as its problems allow."""
-    recipe, problems = inspect(world.recipe, overrides=overrides)
-    plan, more = survey(recipe, world.store)
-    return check_plan(plan, world.store, problems=[*problems, *more])
-
-
-def problems_of(world: Any, *overrides: str) -> tuple[Problem, ...]:
-    with pytest.raises(PipelineError) as error:
-        check(world, *overrides)
-    return error.value.problems
 
 
 def counts(report: CheckReport) -> dict[str, SourceCount]:
@@ -44,7 +28,7 @@ def without_answers(rows: list[dict[str, Any]], *, kept: int) -> list[dict[str, 
 
 def test_it_says_for_each_stage_and_source_what_is_kept_rejected_and_held_out(fresh: Any) -> None:
     change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: without_answers(rows, kept=100))
-    report = check(fresh, "data.pairs.on_bad_row=skip")
+    report = fresh.check("data.pairs.on_bad_row=skip")
     by_use = counts(report)
     assert by_use["rm.data"] == by_use["dpo.data"]
     pairs = by_use["dpo.data"]
@@ -58,35 +42,35 @@ def test_columns_that_nothing_reads_are_named_once_for_each_source(fresh: Any) -
     """The card of `rm` goes by `task` and gold; `mood` is nobody's, and a prompt's columns are Python's."""
     for file in ("pairs.jsonl", "asks.jsonl"):
         change_rows(fresh.recipe.parent / file, lambda rows: [{**row, "mood": "good"} for row in rows])
-    notes = [note for note in check(fresh).notes if "nothing reads" in note]
+    notes = [note for note in fresh.check().notes if "nothing reads" in note]
     assert "data pairs: nothing reads `mood`" in notes
     assert not any(note.startswith("data asks") for note in notes)
 
 
 def test_a_limit_counts_usable_rows(fresh: Any) -> None:
     change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: without_answers(rows[::-1], kept=40))
-    assert counts(check(fresh, "data.pairs.limit=32"))["dpo.data"].kept == 32  # the first 40 are good
-    again = counts(check(fresh, "data.pairs.limit=48", "data.pairs.on_bad_row=skip"))["dpo.data"]
+    assert counts(fresh.check("data.pairs.limit=32"))["dpo.data"].kept == 32  # the first 40 are good
+    again = counts(fresh.check("data.pairs.limit=48", "data.pairs.on_bad_row=skip"))["dpo.data"]
     assert (again.kept, again.rejected) == (40, 120)
 
 
 def test_what_was_read_is_remembered_by_its_content(fresh: Any) -> None:
-    first = check(fresh)
-    assert check(fresh).sources == first.sources
+    first = fresh.check()
+    assert fresh.check().sources == first.sources
     change_rows(fresh.recipe.parent / "asks.jsonl", lambda rows: rows[:-4])
-    assert counts(check(fresh))["report.data"].kept == counts(first)["report.data"].kept - 4
+    assert counts(fresh.check())["report.data"].kept == counts(first)["report.data"].kept - 4
 
 
 def test_a_stage_with_fewer_usable_rows_than_a_batch_is_refused_with_the_words_of_the_run(fresh: Any) -> None:
     change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: without_answers(rows, kept=5))
     asked = ("data.pairs.on_bad_row=skip", "data.pairs.held_out=0")
-    problems = problems_of(fresh, *asked)
+    problems = fresh.problems(*asked)
     assert [(one.stage, one.found, one.expected) for one in problems] == [
         ("rm", "there are 5 pairs to train on", "at least one batch of 16"),
         ("dpo", "there are 5 pairs to train on", "at least one batch of 16"),
     ]
     assert all(one.where.startswith(f"{fresh.recipe}:") for one in problems)
-    check(fresh, *asked, "stages.rm.train.batch_size=5", "stages.dpo.train.batch_size=4")  # the remedy
+    fresh.check(*asked, "stages.rm.train.batch_size=5", "stages.dpo.train.batch_size=4")  # the remedy
 
 
 MORE_KINDS = {
@@ -109,21 +93,21 @@ def test_every_kind_says_what_it_needs(name: str, fresh: Any) -> None:
     text = fresh.recipe.read_text().replace("stages:\n", f"stages:\n  more: {stage}\n", 1)
     few = "  few: {path: asks.jsonl, limit: 5}\n  one: {path: asks.jsonl, limit: 1}\n"
     fresh.recipe.write_text(text.replace("data:\n", f"data:\n{few}", 1))
-    found_by = {one.found for one in problems_of(fresh, "data.pairs.held_out=0") if one.stage == "more"}
+    found_by = {one.found for one in fresh.problems("data.pairs.held_out=0") if one.stage == "more"}
     assert found_by == {found}
 
 
 def test_a_split_that_holds_nothing_out_is_refused(fresh: Any) -> None:
     change_rows(fresh.recipe.parent / "demos.jsonl", lambda rows: [rows[0]] * 40)  # one prompt: one side
-    (problem,) = problems_of(fresh)
+    (problem,) = fresh.problems()
     assert problem.found == "data demos: held_out is 0.1, but no row is held out: all have one prompt"
     assert problem.where == f"{fresh.recipe}:5"
-    check(fresh, "data.demos.held_out=0")
+    fresh.check("data.demos.held_out=0")
 
 
 def test_a_bad_row_that_two_stages_read_is_told_once(fresh: Any) -> None:
     change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: [*rows[:80], {**rows[80], "chosen": ""}, *rows[81:]])
-    (problem,) = problems_of(fresh)
+    (problem,) = fresh.problems()
     assert problem.where.endswith("pairs.jsonl:81") and problem.stage == ""
 
 
@@ -136,7 +120,7 @@ def test_all_phases_tell_their_problems_in_one_list(fresh: Any) -> None:
     text = fresh.recipe.read_text()
     text = text.replace("kind: sft, data: demos, model: base", "kind: sft, data: demos, model: base, wrong_word: 1")
     fresh.recipe.write_text(text)
-    told = [str(one) for one in problems_of(fresh, "stages.sft.compute.attention=flash")]
+    told = [str(one) for one in fresh.problems("stages.sft.compute.attention=flash")]
     assert len(told) == 5
     for wanted in ("wrong_word", "pairs_test.jsonl", "asks.jsonl", "demos.jsonl:241", "FlashAttention"):
         assert sum(wanted in line for line in told) == 1, wanted
@@ -147,5 +131,5 @@ def test_rows_of_an_artifact_that_is_there_are_read_too(finished: Any) -> None:
     more = "stages:\n  more: {kind: sft, data: mined, model: base}\n"
     text = finished.recipe.read_text().replace("data:\n", data, 1).replace("stages:\n", more, 1)
     finished.recipe.write_text(text)
-    (problem,) = problems_of(finished)
+    (problem,) = finished.problems()
     assert "samples.jsonl" in problem.where and "data mined" in problem.found  # prompts with answers, no conversations

@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import PipelineError, Problem
-from pipeline.plan import survey
-from pipeline.preflight import CheckReport, check_plan, tokens
+from pipeline.preflight import CheckReport, tokens
 from pipeline.preflight.tokens import StageTokens
-from pipeline.recipe import inspect
 from pipeline.training.token_counts import TokenCount
 
 REFUSES_SYSTEM = (
@@ -23,18 +20,6 @@ REFUSES_SYSTEM = (
     "{{ m['role'] }}: {{ m['content'] }}{{ eos_token if m['role'] == 'assistant' else '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-
-
-def check(world: Any, *overrides: str) -> CheckReport:
-    recipe, problems = inspect(world.recipe, overrides=overrides)
-    plan, more = survey(recipe, world.store)
-    return check_plan(plan, world.store, problems=[*problems, *more])
-
-
-def problems_of(world: Any, *overrides: str) -> tuple[Problem, ...]:
-    with pytest.raises(PipelineError) as error:
-        check(world, *overrides)
-    return error.value.problems
 
 
 def of_stage(report: CheckReport, stage: str) -> StageTokens:
@@ -61,7 +46,7 @@ def world(finished: Any) -> Any:
 
 
 def test_what_does_not_fit_is_counted_as_the_run_counts_it(world: Any) -> None:
-    report = check(world)
+    report = world.check()
     prefer = of_stage(report, "prefer")
     assert prefer.max_length == 24 and 0 < prefer.count.too_long < prefer.count.rows
     assert prefer.count.train + prefer.count.held_out == prefer.count.rows - prefer.count.too_long
@@ -131,26 +116,26 @@ def test_prompts_meet_the_tokenizer_of_a_reward_model_too(world: Any) -> None:
 
 
 def test_no_pair_that_fits_is_refused_with_the_words_of_the_run(world: Any) -> None:
-    (problem,) = [one for one in problems_of(world, "stages.prefer.train.max_length=4") if one.stage == "prefer"]
+    (problem,) = [one for one in world.problems("stages.prefer.train.max_length=4") if one.stage == "prefer"]
     assert problem.found == "no pair fits" and problem.expected == "pairs of at most 4 tokens"
 
 
 def test_too_few_that_fit_say_how_many_do_not(world: Any) -> None:
-    fit = of_stage(check(world), "prefer").count.train
+    fit = of_stage(world.check(), "prefer").count.train
     asked = ("stages.prefer.train.batch_size=" + str(fit + 1),)
-    (problem,) = [one for one in problems_of(world, *asked) if one.stage == "prefer"]
+    (problem,) = [one for one in world.problems(*asked) if one.stage == "prefer"]
     assert problem.found.startswith(f"there are {fit} pairs to train on, for ")
     assert "are longer than 24 tokens" in problem.found
 
 
 def test_rows_that_a_template_refuses_are_named_by_line_and_can_be_skipped(world: Any) -> None:
     asked = ("stages.tune.chat_template=" + json.dumps(REFUSES_SYSTEM),)
-    problems = [one for one in problems_of(world, *asked) if one.stage == "tune"]
+    problems = [one for one in world.problems(*asked) if one.stage == "tune"]
     lines = [one.where.rpartition(":")[2] for one in problems[:10]]
     assert lines == [str(1 + 24 * i) for i in range(10)] and len(problems) == 11
     assert "System role not supported" in problems[0].found
     assert problems[-1].found.startswith("10 of 240 rows cannot be rendered")
-    report = check(world, *asked, "data.mixed.on_bad_row=skip")
+    report = world.check(*asked, "data.mixed.on_bad_row=skip")
     assert (of_stage(report, "tune").count.unrendered, of_stage(report, "tune").count.train) == (10, 230)
     world(*asked, "data.mixed.on_bad_row=skip", only=["tune"])
     manifest = world.store.artifacts("tune")[0].manifest
@@ -162,7 +147,7 @@ def test_a_template_that_the_run_would_refuse_is_refused_before_it(world: Any) -
     template = "{{ messages|length }}{% for m in messages %}{% generation %}{{ m['content'] + '<|end|>' }}"
     template += "{% endgeneration %}{% endfor %}"
     asked = ("stages.tune.chat_template=" + json.dumps(template),)
-    (problem,) = [one for one in problems_of(world, *asked) if one.stage == "tune"]
+    (problem,) = [one for one in world.problems(*asked) if one.stage == "tune"]
     assert problem.found == "the chat template renders a prompt differently once the answer follows"
 
 
@@ -170,20 +155,20 @@ def test_a_stage_is_checked_with_the_tokenizer_that_its_chain_starts_from(world:
     text = world.recipe.read_text()
     later = "  later: {kind: dpo, data: pairs, model: tune, train: {max_steps: 1, batch_size: 4}}\n"
     world.recipe.write_text(text.replace("stages:\n", f"stages:\n{later}", 1))
-    assert of_stage(check(world), "later").tokenizer == "sft"  # `tune` is to be made from it
+    assert of_stage(world.check(), "later").tokenizer == "sft"  # `tune` is to be made from it
 
 
 def test_what_was_encoded_is_remembered_and_a_change_is_seen(world: Any) -> None:
-    first = check(world)
+    first = world.check()
     file = world.store.root / ".cache" / tokens.REMEMBERED_FILE
     content = file.read_text()
-    assert check(world).tokens == first.tokens and file.read_text() == content
-    check(world, "stages.prefer.train.max_length=25")
+    assert world.check().tokens == first.tokens and file.read_text() == content
+    world.check("stages.prefer.train.max_length=25")
     assert len(json.loads(file.read_text())) == len(json.loads(content)) + 1
 
 
 def test_another_process_counts_the_same(world: Any) -> None:
-    here = check(world)
+    here = world.check()
     shutil.rmtree(world.store.root / ".cache")
     asked = ["check", str(world.recipe), "--store", str(world.store.root), "--json"]
     line = [sys.executable, "-m", "pipeline.cli", *asked]

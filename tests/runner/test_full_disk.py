@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import mounted, remount
 
 from pipeline.artifacts import Store
 from pipeline.errors import ExitCode
@@ -19,19 +20,8 @@ OFTEN = ("--set", "compute.checkpoint_every_s=0.001")
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1,200 KiB: room for a tokenizer and one checkpoint of the tiny model (553 KiB), not for two."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(folder)]
-    if subprocess.run(line, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a disk")
-    try:
+    with mounted(tmp_path / "disk", "1200k") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def remount(folder: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
 
 
 def said(ended: subprocess.CompletedProcess[str]) -> list[str]:

@@ -227,7 +227,35 @@ def test_what_would_fail_hours_later_is_refused_before_anything_runs(setting: st
 
 
 def test_what_another_machine_has_installed_is_for_it_to_say(fresh: Any) -> None:
-    preflight.check_plan(fresh.plan("stages.sft.train.report_to=wandb", "compute.launcher=slurm"), fresh.store)
+    asked = "stages.sft.train.report_to=neptune"
+    with pytest.raises(PipelineError, match="neptune, which is not installed"):
+        preflight.check_plan(fresh.plan(asked), fresh.store)
+    preflight.check_plan(fresh.plan(asked, "compute.launcher=slurm"), fresh.store)
+
+
+def test_packages_that_are_missing_stand_in_one_list_with_what_is_wrong_with_a_stage(fresh: Any) -> None:
+    """A stage that is right, one whose words contradict one another, one that needs it, one with a word of no type."""
+    asked = {
+        "stages.base.train.report_to=neptune": "stage base: train.report_to is neptune",
+        "stages.sft.train.lr_scheduler_type=cosin": "stage sft: train.lr_scheduler_type is cosin",
+        "stages.sft.train.report_to=[clearml]": "stage sft: train.report_to is clearml",
+        "stages.rm.train.report_to=swanlab": "stage rm: train.report_to is swanlab",
+        "stages.dpo.train.beta=much": "stage dpo: train.beta is 'much'",
+        "stages.dpo.train.optim=adamw_torch_8bit": "stage dpo: train.optim is adamw_torch_8bit, and torchao",
+    }
+    told = [str(problem) for problem in fresh.problems(*asked)]
+    assert len(told) == len(asked)
+    for wanted in asked.values():
+        assert sum(wanted in line for line in told) == 1, wanted
+
+
+def test_words_of_any_shape_ask_for_no_package(fresh: Any) -> None:
+    """The recipe's words are looked at as they stand where a stage has problems."""
+    asked = ("train=fast", "adapter=[4bit]", "rollout_engine={a: 1}")
+    told = [str(problem) for problem in fresh.problems(*(f"stages.dpo.{word}" for word in asked))]
+    assert len(told) == 3 and all("stage dpo" in line for line in told)
+    told = [str(problem) for problem in fresh.problems("stages.dpo.train={report_to: {a: [b]}, optim: [sgd]}")]
+    assert all("not installed" not in line for line in told)
 
 
 def test_transformers_saves_no_weights_that_tensor_parallelism_cuts(fresh: Any) -> None:

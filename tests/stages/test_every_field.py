@@ -86,7 +86,7 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({}, {"top_k": 2}),
         ({}, {"top_p": 0.8}),
         ({}, {"repetition_penalty": 5.0}),
-        ({}, {"generation_kwargs": {"top_k": 2}}),
+        ({}, {"generation_kwargs": {"no_repeat_ngram_size": 1}}),
         ({}, {"num_generations_eval": 2}),
         ({}, {"shuffle_dataset": False}),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import StopAfter
 from transformers import AutoTokenizer
 
 from pipeline.stage import ResolvedInput
@@ -339,17 +340,6 @@ def test_rewards_are_added_up_by_their_weights(ppo: Run, chain: Any, as_input: A
     ).history[0]
     # The same start answers the same held-out prompts with the same random numbers.
     assert both["eval_reward"] == pytest.approx(0.5 * alone["eval_reward"] + 3 * function["eval_reward"], abs=1e-4)
-
-
-class StopAfter:
-    """Says stop once it was asked so many times; the stage asks at the end of every iteration."""
-
-    def __init__(self, times: int) -> None:
-        self.left = times
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.mark.parametrize("layout", ["full", "top half"])

@@ -65,18 +65,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str]
 
 def through_all_stages(
     run_stage: Any, write_jsonl: Any, tmp_path: Path, model: ResolvedInput, rows: dict[str, Any]
-) -> Any:
-    """Run every stage that trains for a step; return the reward model's run."""
+) -> dict[str, Any]:
+    """Run every stage that trains for a step; return what each did."""
     files = {name: write_jsonl(tmp_path / f"{name}.jsonl", each) for name, each in rows.items()}
-    run_stage("sft", {"train": TRAIN}, data={"data": files["demos"]}, inputs={"model": model})
-    reward = run_stage("reward", {"train": TRAIN}, data={"data": files["pairs"]}, inputs={"model": model})
-    run_stage("dpo", {"train": TRAIN}, data={"data": files["pairs"]}, inputs={"model": model})
-    run_stage("kto", {"train": {**TRAIN, "kl_batch": 4}}, data={"data": files["kto"]}, inputs={"model": model})
+    ran = {"sft": run_stage("sft", {"train": TRAIN}, data={"data": files["demos"]}, inputs={"model": model})}
+    for kind, more in (("reward", {}), ("dpo", {}), ("kto", {"kl_batch": 4})):
+        rows_of = files["kto" if kind == "kto" else "pairs"]
+        ran[kind] = run_stage(kind, {"train": {**TRAIN, **more}}, data={"data": rows_of}, inputs={"model": model})
     ppo = {"iterations": 1, "rollout_batch": 3, "max_new_tokens": 4}
-    inputs = {"model": model, "reward": [reward.source]}
+    inputs = {"model": model, "reward": [ran["reward"].source]}
     config = {"reward": ["made"], "train": ppo}
-    run_stage("ppo", config, data={"data": files["asks"]}, inputs=inputs)
-    return reward
+    ran["ppo"] = run_stage("ppo", config, data={"data": files["asks"]}, inputs=inputs)
+    return ran
 
 
 @pytest.mark.parametrize(("name", "template"), TALKING)
@@ -84,16 +84,29 @@ def test_a_tokenizer_and_its_template_go_through_every_stage(
     run_stage: Any, write_jsonl: Any, tmp_path: Path, small_model: Any, name: str, template: str
 ) -> None:
     rows = {"demos": DEMOS, "pairs": PAIRS, "kto": KTO, "asks": ASKS}
-    reward = through_all_stages(run_stage, write_jsonl, tmp_path, small_model(name, template), rows)
-    assert_score_is_read_at_the_end(reward.out)
+    ran = through_all_stages(run_stage, write_jsonl, tmp_path, small_model(name, template), rows)
+    assert_score_is_read_at_the_end(ran["reward"].out)
 
 
 def test_a_base_model_without_a_template_goes_on_with_plain_text(
     run_stage: Any, write_jsonl: Any, tmp_path: Path
 ) -> None:
+    from transformers import AutoTokenizer
+
     demos = [{"prompt": f"Once upon {i} times,", "completion": " there was a cat."} for i in range(4)]
     rows = {"demos": demos, "pairs": PAIRS, "kto": KTO, "asks": ASKS}
-    through_all_stages(run_stage, write_jsonl, tmp_path, as_source(FOLDER / "stories260K"), rows)
+    ran = through_all_stages(run_stage, write_jsonl, tmp_path, as_source(FOLDER / "stories260K"), rows)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "stories260K")
+
+    def text(*parts: str) -> int:
+        """Count the tokens of one text between the tokenizer's own start and end, none of them made of its words."""
+        return 2 + len(tokenizer("".join(parts), add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    tokens = {kind: one.outcome.result.tokens for kind, one in ran.items()}
+    assert tokens["sft"] == sum(text(row["prompt"], row["completion"]) for row in demos)
+    both = sum(text(row["prompt"], row[side]) for row in PAIRS for side in ("chosen", "rejected"))
+    assert tokens["reward"] == tokens["dpo"] == both
+    assert_score_is_read_at_the_end(ran["reward"].out)
 
 
 def assert_score_is_read_at_the_end(folder: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import StopAfter
 
 from pipeline.recipe import DataSource
+from pipeline.training.checkpoints import WHOLE_FILE, step_of
 
 TRAIN = {"batch_size": 16, "lr_scheduler_type": "constant", "eval_steps": 2, "logging_steps": 1}
 CASES: dict[str, dict[str, Any]] = {
@@ -17,17 +22,6 @@ CASES: dict[str, dict[str, Any]] = {
     "sft": {"data": "demos.jsonl", "config": {}, "rate": 0.05, "steps": 8},
     "dpo": {"data": "pairs.jsonl", "config": {"adapter": {"r": 4}}, "rate": 0.5, "steps": 14},
 }
-
-
-class StopAfter:
-    """Says stop once it was asked so many times."""
-
-    def __init__(self, times: int) -> None:
-        self.left = times
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def _digest(ran: Any, name: str = "model.safetensors") -> str:
@@ -102,3 +96,50 @@ def test_without_held_out_rows_there_is_no_best(chain: Any, as_input: Any, run_s
     data, inputs = {"data": chain.recipe.parent / "demos.jsonl"}, {"model": as_input(chain["base"])}
     ran = run_stage("sft", {"train": train}, data=data, inputs=inputs, expect="failed")
     assert "train.load_best_model_at_end is true; expected held-out rows to evaluate on" in str(ran.outcome.problems[0])
+
+
+def _killed(run: Callable[[], Any], file: str) -> None:
+    """Run in a process of its own that is killed, unasked, at the moment it begins to write a file."""
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.addaudithook(lambda event, args: _kill_at(file, event, args))
+            run()
+        finally:
+            os._exit(0)  # it got to its end: the parent sees that
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def _kill_at(file: str, event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and str(args[0]).endswith(file) and "w" in str(args[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_around_the_best_gives_the_same_bytes(train_best: Callable[..., Any], tmp_path: Path) -> None:
+    """Killed while the best is written, before it is said to be whole, beside a newer one, and once it is loaded."""
+    fields = {"load_best_model_at_end": True}
+    whole = train_best("sft", "whole", **fields)
+    assert whole.outcome.result.metrics["kept_step"] == 6
+
+    def train() -> Any:
+        return train_best("sft", "killed", compute={"checkpoint_every_s": 1e-9}, **fields)
+
+    def left() -> dict[int, bool]:
+        """Say which checkpoints are there, and whether each is whole."""
+        folders = (tmp_path / "killed" / "work" / "checkpoints").iterdir()
+        return {step_of(folder): (folder / WHOLE_FILE).is_file() for folder in folders}
+
+    _killed(train, "checkpoint-6/trainer_state.json")
+    assert {step: left()[step] for step in (5, 6)} == {5: True, 6: False}
+    _killed(train, f"checkpoint-6/{WHOLE_FILE}.part")
+    assert {step: left()[step] for step in (5, 6)} == {5: True, 6: False}
+    _killed(train, "checkpoint-7/trainer_state.json")
+    assert left() == {6: True, 7: False}
+    _killed(train, "payload/config.json")  # the best is loaded, and being saved
+    assert left() == {6: True, 7: True}
+    last = train()
+    assert "resumes at step 7 of 8" in last.notes
+    assert any("keeps the weights of step 6" in note for note in last.notes)
+    assert _digest(last) == _digest(whole)
+    assert last.history == whole.history and last.outcome.result.best == whole.outcome.result.best

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.stage import KINDS
-from pipeline.trainer_fields.needs import OPTIM_ARGS, PACKAGES, SCHEDULE_KWARGS
+from pipeline.trainer_fields.optimizers import OPTIM_ARGS, PACKAGES
+from pipeline.trainer_fields.schedules import SCHEDULE_KWARGS
 from pipeline.trainer_fields.table import table
 from pipeline.trainer_fields.trackers import TRACKERS
 from pipeline.training.packages import evaluation_problems, package_problems

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,15 @@ TOGETHER = (
 def test_packed_conversations_that_stay_apart_are_accepted(
     kind: str, make_context: Callable[..., StageContext]
 ) -> None:
-    refuse_unpackable(make_context(), tiny_causal_lm(kind), ROWS, CausalCollator(0, with_mask=True))
+    """And the same model is refused a batch that hides where the second conversation begins."""
+    model, collate = tiny_causal_lm(kind), CausalCollator(0, with_mask=True)
+    refuse_unpackable(make_context(), model, ROWS, collate)
+
+    def hide(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in collate(rows).items() if name != "position_ids"}
+
+    with pytest.raises(PipelineError, match="see one another"):
+        refuse_unpackable(make_context(), model, ROWS, hide)
 
 
 @pytest.mark.parametrize("kind", TOGETHER)
@@ -57,7 +66,13 @@ def test_packed_conversations_that_see_one_another_are_refused(
 
 
 def test_a_row_of_one_conversation_needs_no_look(make_context: Callable[..., StageContext]) -> None:
-    refuse_unpackable(make_context(), tiny_causal_lm("mamba"), ROWS[:1], CausalCollator(0, with_mask=True))
+    model, passes = tiny_causal_lm("mamba"), []
+    model.register_forward_hook(lambda *pass_: passes.append(pass_))
+    refuse_unpackable(make_context(), model, ROWS[:1], CausalCollator(0, with_mask=True))
+    assert passes == []
+    with pytest.raises(PipelineError, match="see one another"):
+        refuse_unpackable(make_context(), model, ROWS, CausalCollator(0, with_mask=True))
+    assert len(passes) == 2
 
 
 def test_the_look_leaves_the_model_as_it_was(make_context: Callable[..., StageContext]) -> None:

@@ -1,0 +1,53 @@
+"""Arguments of a schedule or an optimizer, which stand inside one field: what values each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What an argument takes.
+
+    Attributes:
+        expected: the values, in words that follow "it".
+        holds: whether a value is one of them.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Say whether a value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def of_words(*words: str) -> Argument:
+    """Return an argument that is one of some words."""
+    last = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+    return Argument(f"must be {last}", lambda value: value in words)
+
+
+def ranged(words: str, holds: Callable[[Any], bool], *, whole: bool = False) -> Argument:
+    """Return an argument that is a number within bounds.
+
+    Args:
+        words: the bounds, e.g. ``>= 0``.
+        holds: whether a number is within them.
+        whole: only whole numbers.
+    """
+    expected = f"must be a whole number {words}" if whole else f"must be a number {words}"
+    return Argument(expected, lambda value: is_number(value) and (not whole or value == int(value)) and holds(value))
+
+
+NUMBER = Argument("must be a number", is_number)
+POSITIVE = ranged("> 0", lambda value: value > 0)
+AT_LEAST_0 = ranged(">= 0", lambda value: value >= 0)
+SHARE = ranged("from 0 to 1", lambda value: 0 <= value <= 1)
+BELOW_1 = ranged(">= 0 and < 1", lambda value: 0 <= value < 1)
+COUNT = ranged(">= 0", lambda value: value >= 0, whole=True)
+AT_LEAST_1 = ranged(">= 1", lambda value: value >= 1, whole=True)
+SWITCH = Argument("must be true or false", lambda value: isinstance(value, bool))
