@@ -22,7 +22,7 @@ from pipeline.recipe import DataSource, StageSpec
 from pipeline.records import digest, load
 from pipeline.stage import Data, Shapes, kind_of
 
-REMEMBERED_FILE = "checked-sources-2.json"
+REMEMBERED_FILE = "checked-sources-3.json"
 """The number is that of its form."""
 
 GOLD_COLUMNS = frozenset({"gold_chosen", "gold_rejected"})
@@ -65,6 +65,7 @@ class SourceCount:
         detected: which row format was taken and why; empty when the recipe names it.
         unused: columns and keys of turns that nothing reads.
         unread: files of its folder that hold no rows.
+        remarks: what else there is to say of its rows, a sentence each.
     """
 
     source: str
@@ -75,6 +76,7 @@ class SourceCount:
     detected: str = ""
     unused: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -89,6 +91,7 @@ class SourceCount:
             yield f"data {self.source}: {self.rejected:,} of {rows:,} rows are bad and are left out"
         if self.unread:
             yield f"data {self.source}: these files of the folder hold no rows and are not read: {listed(self.unread)}"
+        yield from (f"data {self.source}: {remark}" for remark in self.remarks)
 
 
 class SourceReport(NamedTuple):
@@ -211,6 +214,7 @@ def _read(
                 rows.rejected,
                 rows.detected,
                 rows.unused,
+                remarks=rows.notes,
             )
     except PipelineError as error:
         # A bad row is a matter of its source, whoever reads it: no stage is named.
@@ -247,7 +251,9 @@ class _Remembered:
         known = self.counts.get(key)
         if known is None:
             return None
-        return SourceCount(**{**known, "unused": tuple(known["unused"]), "unread": ()})
+        return SourceCount(
+            **{**known, "unused": tuple(known["unused"]), "unread": (), "remarks": tuple(known["remarks"])}
+        )
 
     def put(self, key: str, count: SourceCount) -> None:
         """Remember what a source gave."""

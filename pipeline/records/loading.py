@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.recipe.paths import suffix_of
+from pipeline.records.answers import two_answers_problem
 from pipeline.records.comparisons import votes_problem
+from pipeline.records.contradictions import Contradictions
 from pipeline.records.detection import detected_format
 from pipeline.records.digests import combined, digest_of, hub_digest
 from pipeline.records.faults import BadRowError
@@ -48,6 +50,7 @@ class LoadedRows:
         unused: columns that no one reads, and keys of turns as ``messages[].id``; a reward function may
             read the columns of prompt rows, so those are not named.
         detected: which format was taken and why, one sentence for each way that files were read.
+        notes: what else a person should know of the rows, a sentence each.
     """
 
     shape: Shape
@@ -58,6 +61,7 @@ class LoadedRows:
     digest: str
     unused: tuple[str, ...] = ()
     detected: str = field(default="", compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 class _Batch(NamedTuple):
@@ -118,18 +122,18 @@ def load(
     good: list[dict[str, Any]] = []
     places: dict[int, tuple[str, int]] = {}  # of each good row, by its identity: the split moves rows, not copies
     bad: list[_BadRow] = []
-    unused = Unused(shape)
+    unused, contradictions = Unused(shape), Contradictions(source.columns)
     for batch, layout in zip(batches, layouts, strict=True):
         start = len(good)
-        numbers = _take(batch, source, layout.format, shape, good, bad, unused)
+        numbers = _take(batch, source, layout.format, shape, good, bad, unused, contradictions)
         places |= {id(row): (batch.name, number) for row, number in zip(good[start:], numbers, strict=True)}
     if bad and (source.on_bad_row == "stop" or not good):
         columns = {} if good or source.columns else suggested([one.row.value for one in bad if one.row.value], shapes)
         advice = remedy_of(columns) if columns else ""
         raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, advice, can_skip=bool(good)))
-    problem = unused.problem(name, source.columns)
-    if problem is not None:
-        raise PipelineError(problem)
+    problems = [one for one in (unused.problem(name, source.columns), contradictions.problem(name)) if one]
+    if problems:
+        raise PipelineError(*problems)
     if bad and rejects is not None:
         _write_rejects(bad, rejects)
     train, held_out = split(good, source.held_out, shape)
@@ -138,7 +142,9 @@ def load(
     content = hub_digest(source) if source.hub is not None else combined(batch.digest for batch in batches)
     where = [place(*places[id(row)]) for row in (*train, *held_out)]
     detected = "; ".join(dict.fromkeys(layout.why for layout in layouts if layout.why))
-    return LoadedRows(shape, train, held_out, where, len(bad), content, unused.names(), detected)
+    return LoadedRows(
+        shape, train, held_out, where, len(bad), content, unused.names(), detected, tuple(contradictions.notes())
+    )
 
 
 def _check_options(source: Source, shape: Shape, name: str) -> None:
@@ -172,6 +178,7 @@ def _take(
     good: list[dict[str, Any]],
     bad: list[_BadRow],
     unused: Unused,
+    contradictions: Contradictions,
 ) -> list[int]:
     """Add the rows of a batch to the good and the bad ones, up to the source's limit; return the good ones' lines."""
     numbers: list[int] = []
@@ -182,7 +189,10 @@ def _take(
             if row.value is None:
                 raise BadRowError(row.fault)
             columns = renamed(row.value, source.columns) if source.columns else row.value
-            good.append(shaped(columns, row_format, shape, source.system))
+            made = shaped(columns, row_format, shape, source.system)
+            if shape in ("preference", "messages"):
+                contradictions.look(columns, row_format)
+            good.append(made)
             unused.look(columns, row_format, good[-1])
             numbers.append(row.number)
         except BadRowError as fault:
@@ -231,6 +241,10 @@ def _wrong_format(
     chosen = why.removeprefix("format ").partition(":")[0]
     remedy = f"set `format: {chosen}` to use them so" if set(shapes) & set(FORMATS[chosen].asked) else ""
     columns = {} if remedy or source.columns else suggested(rows, shapes)
+    if not columns and not remedy and not source.columns and "preference" in shapes:
+        problem = two_answers_problem(rows, name, batch.name)
+        if problem is not None:
+            return problem
     remedy = remedy or (remedy_of(columns) if columns else "name another data source")
     found = f"data {name}: rows are of {why.replace(':', ' (', 1).replace('( ', '(')})"
     return Problem(found, " or ".join(map(_rows_of, shapes)), remedy, batch.name)
@@ -276,6 +290,9 @@ def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Seque
     columns = {} if source.columns else suggested(rows, shapes)
     if columns:
         return Problem(found, expected, remedy_of(columns), batch.name)
+    problem = two_answers_problem(rows, name, batch.name) if "preference" in shapes and not source.columns else None
+    if problem is not None:
+        return problem
     remedy = "write rows in one of the formats that `docs/data.md` lists"
     first = next((row for row in rows if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]), None)
     if first is not None or "replies" in rows[0]:

@@ -86,6 +86,23 @@ def content(row: dict[str, Any], key: str, at: int = 0) -> str:
         ({"prompt": {"text": "Q?", "replies": []}}, "prompt", {"prompt": TURNS[:1]}),
         ({"content": "T", "url": "u"}, "text", {"text": "T"}),
         ({"prompt": "Q?", "chosen": "A", "rejected": "B"}, "messages", {"messages": TURNS}),
+        ({"Prompt": "Q?", "Completion": "A"}, "messages", {"messages": TURNS}),
+        ({"PROMPT": "Q?", "Response": "A"}, "messages", {"messages": TURNS}),
+        ({"Question": "Q?", "Answer": "A"}, "messages", {"messages": TURNS}),
+        ({"User Prompt": "Q?", "assistantResponse": "A"}, "messages", {"messages": TURNS}),
+        ({"Instruction": "Q?", "Input": "", "Output": "A"}, "messages", {"messages": TURNS}),
+        ({"Messages": TURNS}, "messages", {"messages": TURNS}),
+        (
+            {"systemPrompt": "S", "Question": "Q?", "Response": "A"},
+            "messages",
+            {"messages": [{"role": "system", "content": "S"}, *TURNS]},
+        ),
+        ({"Prompt": "Q?", "Chosen": "A", "Rejected": "B"}, "preference", {"prompt": TURNS[:1], "chosen": TURNS[1:]}),
+        ({"prompt": "Q?", "Chosen": "A", "Rejected": "B"}, "preference", {"prompt": TURNS[:1], "chosen": TURNS[1:]}),
+        ({"Question": "Q?", "Good": "A", "Bad": "B"}, "preference", {"prompt": TURNS[:1], "chosen": TURNS[1:]}),
+        ({"Prompt": "Q?", "responseA": "B", "responseB": "A", "Winner": "b"}, "preference", {"chosen": TURNS[1:]}),
+        ({"Prompt": "Q?"}, "prompt", {"prompt": TURNS[:1]}),
+        ({"Text": "T"}, "text", {"text": "T"}),
     ],
 )
 def test_the_columns_that_a_message_suggests_work(
