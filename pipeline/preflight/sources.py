@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError, Problem, listed
 from pipeline.plan import Plan
 from pipeline.plan.overlap import remember_prompts
 from pipeline.recipe import DataSource, StageSpec
-from pipeline.records import digest, load
+from pipeline.records import DataDigest, digest, load
 from pipeline.stage import Data, Shapes, kind_of
 
 REMEMBERED_FILE = "checked-sources-3.json"
@@ -90,7 +90,7 @@ class SourceCount:
             rows = self.kept + self.rejected
             yield f"data {self.source}: {self.rejected:,} of {rows:,} rows are bad and are left out"
         if self.unread:
-            yield f"data {self.source}: these files of the folder hold no rows and are not read: {listed(self.unread)}"
+            yield f"data {self.source}: these lie in the folder and are not read: {listed(self.unread)}"
         yield from (f"data {self.source}: {remark}" for remark in self.remarks)
 
 
@@ -219,12 +219,21 @@ def _read(
     except PipelineError as error:
         # A bad row is a matter of its source, whoever reads it: no stage is named.
         return tuple(replace(problem, where=problem.where or where, stage="") for problem in error.problems)
-    known = replace(known, source=use.source_name, unread=source.unread_files)
     if source.held_out and not known.held_out:
         found = f"data {use.source_name}: held_out is {source.held_out:g}, but no row is held out: all have one prompt"
         return (Problem(found, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
     remembered.put(key, known)
-    return known
+    remarks = (*known.remarks, *_file_remarks(source, content))
+    return replace(known, source=use.source_name, unread=source.unread_files, remarks=remarks)
+
+
+def _file_remarks(source: DataSource, content: DataDigest) -> Iterator[str]:
+    """Yield what a person should know of the files of a source."""
+    if content.empty:
+        yield f"these files hold no rows: {listed(content.empty)}"
+    if source.repeated_files:
+        names = listed(f"{again.name} is {first.name}" for again, first in source.repeated_files)
+        yield f"a file under two names is read once: {names}"
 
 
 class _Remembered:

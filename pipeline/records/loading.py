@@ -19,20 +19,29 @@ from pipeline.recipe.paths import suffix_of
 from pipeline.records.answers import two_answers_problem
 from pipeline.records.comparisons import votes_problem
 from pipeline.records.contradictions import Contradictions
+from pipeline.records.csv_files import naming_command
 from pipeline.records.detection import detected_format
 from pipeline.records.digests import combined, digest_of, hub_digest
 from pipeline.records.faults import BadRowError
-from pipeline.records.files import read_rows
+from pipeline.records.files import NoRowsError, read_rows
 from pipeline.records.formats import FORMATS, Row
 from pipeline.records.opening import RawRow, piped, place, shown, unpacked_name
 from pipeline.records.renaming import hidden_vote_problem, remedy_of, renamed, renamed_where_possible, suggested
 from pipeline.records.shapes import shaped
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
 from pipeline.records.split import split
-from pipeline.records.unused import Unused
+from pipeline.records.unused import Unused, written
 from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
+HEADERS: dict[Shape, tuple[str, ...]] = {
+    "text": ("text",),
+    "messages": ("prompt", "completion"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "labelled": ("prompt", "completion", "label"),
+    "prompt": ("prompt",),
+}
+"""What the columns of a file without names are most likely."""
 LINES_TO_PROMPTS = "jq -cR 'select(. != \"\") | {prompt: .}'"
 
 
@@ -165,8 +174,13 @@ def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
     root = Path(os.path.commonpath([path.parent for path in files]))
     batches = []
     for path in files:
-        rows = list(read_rows(path))
+        try:
+            rows = list(read_rows(path))
+        except NoRowsError:
+            continue
         batches.append(_Batch(shown(path), path.relative_to(root).as_posix(), digest_of(rows).digest, rows))
+    if not batches:
+        raise NoRowsError(files[0])
     return sorted(batches, key=lambda batch: batch.digest)
 
 
@@ -290,10 +304,18 @@ def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Seque
     columns = {} if source.columns else suggested(rows, shapes)
     if columns:
         return Problem(found, expected, remedy_of(columns), batch.name)
+    is_table = suffix_of(batch.name) in (".csv", ".tsv") and source.hub is None
+    command = naming_command(Path(batch.name), list(rows[0]), HEADERS[shapes[0]]) if is_table else ""
+    if command:
+        expected = "names of columns in the first line"
+        return Problem("the first line is a row", expected, f"put them there: `{command}`", f"{batch.name}:1")
     problem = two_answers_problem(rows, name, batch.name) if "preference" in shapes and not source.columns else None
     if problem is not None:
         return problem
     remedy = "write rows in one of the formats that `docs/data.md` lists"
+    likely = dict(zip(rows[0], HEADERS[shapes[0]], strict=False))
+    if len(rows[0]) == len(HEADERS[shapes[0]]) and all(isinstance(value, str) for value in rows[0].values()):
+        remedy = f"if that is what they hold, set `columns: {written(likely)}`"
     first = next((row for row in rows if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]), None)
     if first is not None or "replies" in rows[0]:
         remedy = 'write each path of the tree as one row: `{"messages": [{"role": …, "content": …}, …]}`'

@@ -103,6 +103,8 @@ def content(row: dict[str, Any], key: str, at: int = 0) -> str:
         ({"Prompt": "Q?", "responseA": "B", "responseB": "A", "Winner": "b"}, "preference", {"chosen": TURNS[1:]}),
         ({"Prompt": "Q?"}, "prompt", {"prompt": TURNS[:1]}),
         ({"Text": "T"}, "text", {"text": "T"}),
+        ({"frage": "Q?", "antwort": "A"}, "messages", {"messages": TURNS}),
+        ({"frage": "Q?", "gut": "A", "schlecht": "B"}, "preference", {"prompt": TURNS[:1], "chosen": TURNS[1:]}),
     ],
 )
 def test_the_columns_that_a_message_suggests_work(
