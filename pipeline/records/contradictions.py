@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import Problem
 from pipeline.records.comparisons import sides_of
 from pipeline.records.faults import BadRowError
+from pipeline.records.formats import FORMATS
 from pipeline.records.names import words_of
 from pipeline.records.unused import written
 from pipeline.records.votes import FIRST, NAMES, TIES, WEAK, as_number, better_side, vote_columns
@@ -140,7 +141,8 @@ def _watched(names: tuple[str, ...]) -> _Watched:
     points = [pair for pair in paired if POINTS & set(words_of(pair[0])) and "gold" not in words_of(pair[0])]
     sides = sides_of(tuple(others))
     joined = vote_columns(tuple(others), sides) if sides is not None else ()
-    alone = [(name,) for name in others if name.casefold() in (*NAMES, *WEAK) and name not in joined]
+    read = {*joined, *FORMATS["preference"].columns}
+    alone = [(name,) for name in others if name.casefold() in (*NAMES, *WEAK) and name not in read]
     return _Watched(
         tuple(filter(None, (joined, *alone))),
         (*points, *((name, "") for name in others if name == "margin")),

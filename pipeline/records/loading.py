@@ -30,10 +30,12 @@ from pipeline.records.renaming import hidden_vote_problem, remedy_of, renamed, r
 from pipeline.records.shapes import shaped
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
 from pipeline.records.split import split
-from pipeline.records.unused import Unused, written
+from pipeline.records.unused import Unused
 from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
+FEW_BAD_ROWS = 3
+"""So many are listed though all are bad for one reason."""
 HEADERS: dict[Shape, tuple[str, ...]] = {
     "text": ("text",),
     "messages": ("prompt", "completion"),
@@ -299,7 +301,8 @@ def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
 
 def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Sequence[Shape], name: str) -> Problem:
     """Return that rows are in no known format, and how to rename their columns where that would do."""
-    found = f"data {name}: columns {listed(rows[0]) or '(none)'} are of no known format"
+    are = f"columns {listed(rows[0])} are" if len(rows[0]) > 1 else f"column {listed(rows[0]) or '(none)'} is"
+    found = f"data {name}: {are} of no known format"
     expected = " or ".join(map(_rows_of, shapes))
     columns = {} if source.columns else suggested(rows, shapes)
     if columns:
@@ -312,10 +315,7 @@ def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Seque
     problem = two_answers_problem(rows, name, batch.name) if "preference" in shapes and not source.columns else None
     if problem is not None:
         return problem
-    remedy = "write rows in one of the formats that `docs/data.md` lists"
-    likely = dict(zip(rows[0], HEADERS[shapes[0]], strict=False))
-    if len(rows[0]) == len(HEADERS[shapes[0]]) and all(isinstance(value, str) for value in rows[0].values()):
-        remedy = f"if that is what they hold, set `columns: {written(likely)}`"
+    remedy = "rename them with `columns`, or write rows in one of the formats that `docs/data.md` lists"
     first = next((row for row in rows if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]), None)
     if first is not None or "replies" in rows[0]:
         remedy = 'write each path of the tree as one row: `{"messages": [{"role": …, "content": …}, …]}`'
@@ -328,6 +328,9 @@ def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, advice: str, *, can
         remedy += f", or set `data.{name}.on_bad_row: skip` to leave bad rows out and keep them in a file"
     if len(bad) == 1:
         return [Problem(found=f"row {bad[0].reason}", remedy=remedy, where=bad[0].where)]
+    if len(bad) == total > FEW_BAD_ROWS and len({one.reason for one in bad}) == 1:  # not a matter of a row
+        found = f"data {name}: all {total} rows are bad for this reason"
+        return [Problem(found=f"row {bad[0].reason}", where=bad[0].where), Problem(found=found, remedy=remedy)]
     problems = [Problem(found=f"row {one.reason}", where=one.where) for one in bad[:LISTED_BAD_ROWS]]
     more = f" (the first {LISTED_BAD_ROWS} are listed)" if len(bad) > LISTED_BAD_ROWS else ""
     return [*problems, Problem(found=f"data {name}: {len(bad)} of {total} rows are bad{more}", remedy=remedy)]

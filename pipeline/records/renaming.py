@@ -17,7 +17,7 @@ from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import FORMATS, Row
 from pipeline.records.names import plain_name
-from pipeline.records.shapes import shaped
+from pipeline.records.shapes import label_in, shaped
 from pipeline.records.unused import Unused, written
 from pipeline.records.votes import ANNOTATOR, NAMES, ONE_HOT, WEAK, vote_columns
 from pipeline.stage import Shape
@@ -186,11 +186,14 @@ def suggested(rows: Sequence[Row], shapes: Iterable[Shape]) -> dict[str, str]:
         return {}
     spelt = _spelt(tried[0])
     plain = [renamed_where_possible(row, spelt) for row in tried]
+    told = ({name: "label"} for name in plain[0] if _is_label([row.get(name) for row in plain]))
+    labels: list[dict[str, str]] = [{}, *told]
     for shape in shapes:
         for columns in _candidates(plain, shape):
-            written_so = _over(spelt, columns)
-            if _works(tried, written_so, shape):
-                return written_so
+            for label in labels if shape == "labelled" else labels[:1]:
+                written_so = _over(spelt, {**columns, **label})
+                if _works(tried, written_so, shape):
+                    return written_so
     return {}
 
 
@@ -239,6 +242,11 @@ def _candidates(rows: Sequence[Row], shape: Shape) -> Iterator[dict[str, str]]:
         if "instruction" in row and "context" in row:
             yield {**system, "context": "input"}
         yield from ({**system, **_unless(name, "prompt")} for name in (*asked, *inner))
+
+
+def _is_label(values: Sequence[object]) -> bool:
+    """Return whether a column says good of some rows and bad of others."""
+    return {label_in(value) for value in values} == {True, False}
 
 
 def _pair_candidates(rows: Sequence[Row], system: Mapping[str, str], asked: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -121,16 +121,16 @@ def _label(row: Row) -> tuple[str, bool]:
     given = [name for name in LABELS if row.get(name) not in (None, "")]
     if not given:
         raise BadRowError("`label` is missing", "true or false")
-    column, label = given[0], _label_in(row[given[0]])
+    column, label = given[0], label_in(row[given[0]])
     if label is None:
         raise BadRowError(f"`{column}` is {row[column]!r}"[:60], "true or false (or 1 or 0)")
-    other = next((name for name in given if _label_in(row[name]) is (not label)), None)
+    other = next((name for name in given if label_in(row[name]) is (not label)), None)
     if other is not None:
         raise BadRowError(f"`{column}` is {row[column]!r} and `{other}` is {row[other]!r}"[:80], "one label")
     return column, label
 
 
-def _label_in(value: object) -> bool | None:
+def label_in(value: object) -> bool | None:
     """Return what a label says, None if it is none."""
     if isinstance(value, str):  # CSV has text only
         return _LABEL_WORDS.get(value.strip().casefold())

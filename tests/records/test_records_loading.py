@@ -179,9 +179,10 @@ def test_a_named_format_holds_for_every_row(jsonl: Write, source: Make) -> None:
         (
             {"question": "a"},
             "messages",
-            "data pairs: columns question are of no known format; expected messages rows (format messages",
+            "data pairs: column question is of no known format; expected messages rows (format messages",
         ),
-        ({"question": "a"}, "messages", ". Write rows in one of the formats that `docs/data.md` lists"),
+        ({"question": "a", "n": 1}, "messages", "data pairs: columns question, n are of no known format; expected"),
+        ({"question": "a"}, "messages", ". Rename them with `columns`, or write rows in one of the formats that `docs"),
     ],
 )
 def test_rows_of_the_wrong_or_of_no_format(

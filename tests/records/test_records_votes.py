@@ -386,11 +386,17 @@ def test_a_vote_against_the_order_of_a_pair_is_a_bad_row(vote: dict[str, Any], s
         {"score_chosen": 2, "score_rejected": 2},
         {"gold_chosen": 1, "gold_rejected": 2},
         {"margin": 0},
+        {"preferred_output": None},
     ],
 )
 def test_a_vote_for_the_order_of_a_pair_needs_no_word(vote: dict[str, Any], jsonl: Write) -> None:
     got = loaded([{**CR, **vote}], jsonl)
     assert got.train[0]["chosen"] == [said("A")] and got.notes == ()
+
+
+def test_a_pair_as_openai_writes_it_is_no_vote(jsonl: Write) -> None:
+    row = {"input": {"messages": [ASK]}, "preferred_output": [said("A")], "non_preferred_output": [said("B")]}
+    assert loaded([row], jsonl).notes == ()
 
 
 def test_a_vote_that_cannot_be_understood_beside_a_pair_is_said(jsonl: Write) -> None:
