@@ -144,6 +144,16 @@ def test_the_index_that_pandas_writes_is_a_column_no_one_reads(tmp_path: Path) -
     assert load(DataSource(path=[str(path)]), "messages", seed=0, name="d").unused == ("Unnamed: 0",)
 
 
+def test_the_python_list_that_pandas_writes_to_csv_is_read(tmp_path: Path) -> None:
+    import pandas
+
+    said = 'It\'s "so",\n\\d {é}'
+    talk = [{"role": "user", "content": said, "weight": None}, {"role": "assistant", "content": "A", "train": True}]
+    pandas.DataFrame({"messages": [talk, talk]}).to_csv(tmp_path / "a.csv")
+    rows = load(DataSource(path=str(tmp_path / "a.csv")), "messages", seed=0, name="d").train
+    assert [turn["content"] for turn in rows[1]["messages"]] == [said, "A"]
+
+
 @pytest.mark.parametrize(
     ("line", "key"),
     [
