@@ -159,7 +159,7 @@ def _by_name(row: Row) -> tuple[str, str] | None:
                 pairs.append((one, other))
     named = [pair for pair in pairs if ANSWER_WORDS & set(words_of(pair[0])) and not set(words_of(pair[0])) & {"id"}]
     left = [pair for pair in pairs if not OTHER_WORDS & set(words_of(pair[0]))]
-    return (named or left or [None])[0]
+    return next(iter(named or left), None)
 
 
 def _sides_told(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, str] | None:

@@ -122,10 +122,8 @@ def _may_go_on(row: RawRow, line: bytes, handle: io.BufferedReader) -> bool:
         return line.lstrip()[:1] == b"{"
     if row.fault.startswith("has more text"):
         return b"\r" in line.rstrip()
-    if row.value is None:
-        return False
-    is_wrapper = any(_is_rows(row.value[key]) for key in row.value if key in WRAPPERS)
-    return (is_wrapper or bool(_table(row.value))) and not handle.peek(1).strip()
+    is_wrapper = row.value is not None and any(_is_rows(row.value[key]) for key in row.value if key in WRAPPERS)
+    return is_wrapper and not handle.peek(1).strip()
 
 
 def _reader_of(content: bytes) -> io.BufferedReader:
@@ -168,11 +166,6 @@ def _wrapped(path: Path, text: str, value: dict[str, Any]) -> Iterator[RawRow] |
     Raises:
         PipelineError: it holds several lists, or one under a name that does not say that it is the data.
     """
-    table = _table(value)
-    if table:
-        made = shlex.quote(f"{unpacked_name(path).rpartition('.')[0]}.rows.jsonl")
-        remedy = f"write one row per line: `{piped(path, f'jq -c {shlex.quote(TABLES[table])}')} > {made}`"
-        raise PipelineError(Problem(f"file is one object {table}", "one row per line", remedy, shown(path)))
     lists = [key for key in value if _is_rows(value[key])]
     if not lists:
         return None
@@ -185,6 +178,16 @@ def _wrapped(path: Path, text: str, value: dict[str, Any]) -> Iterator[RawRow] |
     remedy = f"write one list as a file: `{command} > {shlex.quote(f'{stem}.{key}.jsonl')}`"
     found = f"file is one object with the lists {listed(lists)}"
     raise PipelineError(Problem(found, "a list of rows, or one row per line", remedy, shown(path)))
+
+
+def table_problem(path: Path, value: dict[str, Any]) -> Problem | None:
+    """Return that the one row of a file holds a table, and the command that writes its rows; None if it holds none."""
+    table = _table(value)
+    if not table:
+        return None
+    made = shlex.quote(f"{unpacked_name(path).rpartition('.')[0]}.rows.jsonl")
+    remedy = f"write one row per line: `{piped(path, f'jq -c {shlex.quote(TABLES[table])}')} > {made}`"
+    return Problem(f"file is one object {table}", "one row per line", remedy, shown(path))
 
 
 def _table(value: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from pipeline.records.digests import combined, digest_of, hub_digest
 from pipeline.records.faults import BadRowError
 from pipeline.records.files import NoRowsError, read_rows
 from pipeline.records.formats import FORMATS, Row
+from pipeline.records.json_files import table_problem
 from pipeline.records.opening import RawRow, piped, place, shown, unpacked_name
 from pipeline.records.renaming import hidden_vote_problem, remedy_of, renamed, renamed_where_possible, suggested
 from pipeline.records.shapes import shaped
@@ -180,6 +181,10 @@ def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
             rows = list(read_rows(path))
         except NoRowsError:
             continue
+        is_alone = len(rows) == 1 and suffix_of(path.name) in (".json", ".jsonl", ".ndjson")
+        problem = table_problem(path, rows[0].value) if is_alone and rows[0].value else None
+        if problem is not None:
+            raise PipelineError(problem)
         batches.append(_Batch(shown(path), path.relative_to(root).as_posix(), digest_of(rows).digest, rows))
     if not batches:
         raise NoRowsError(files[0])

@@ -102,9 +102,9 @@ class Unused:
         has_input = "input" in self._seen or "input" in columns.values()
         keep = f"if it is no part of the prompt, set `columns: {written({**columns, first: 'note'})}`"
         if self._further:
-            kept = written({**columns, **{column: f"note_{at}" for at, column in enumerate(lost, start=1)}})
+            noted = written({**columns, **{column: f"note_{at}" for at, column in enumerate(lost, start=1)}})
             remedy = "write the answers of a row as a list `responses` with their `ranks`"
-            return Problem(found, "two answers", f"{remedy}; or, to leave them out, set `columns: {kept}`")
+            return Problem(found, "two answers", f"{remedy}; or, to leave them out, set `columns: {noted}`")
         if first == "input" or (first == "context" and not has_input):
             joined = {"prompt": "instruction", "completion": "output"}
             kept = {one: one for one in joined if one in self._seen and one not in columns.values()}

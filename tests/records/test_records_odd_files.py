@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
 from pipeline.records import digest, load
 from pipeline.records.files import read_rows
+from pipeline.records.json_files import table_problem
 
 ROWS: list[dict[str, Any]] = [{"prompt": "hé?", "completion": "ja"}, {"prompt": "wat?", "completion": "né"}]
 
@@ -235,7 +236,11 @@ def as_pandas(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def test_a_table_in_one_object_is_refused_with_the_command_that_writes_its_rows(
     tmp_path: Path, content: Any, rows: list[dict[str, Any]], what: str, indent: int | None
 ) -> None:
-    said = refusal(tmp_path / "my table.json.gz", gzip.compress(json.dumps(content, indent=indent).encode()))
+    path = tmp_path / "my table.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(content, indent=indent).encode()))
+    with pytest.raises(PipelineError) as caught:
+        load(DataSource(path=str(path)), ("messages", "text"), seed=0, name="d")
+    said = str(caught.value)
     assert f"my table.json.gz: file is one object of {what}; expected one row per line. Write one row" in said
     assert run_remedy(said, tmp_path, "my table.rows.jsonl") == rows
 
@@ -253,8 +258,9 @@ def test_a_table_in_one_object_is_refused_with_the_command_that_writes_its_rows(
     ],
 )
 def test_one_row_alone_in_its_file_is_no_table(tmp_path: Path, row: dict[str, Any]) -> None:
-    assert values(tmp_path / "a.json", json.dumps(row).encode()) == [row]
-    assert values(tmp_path / "b.json", json.dumps(row, indent=1).encode()) == [row]
+    for indent in (None, 1):
+        assert values(tmp_path / "a.json", json.dumps(row, indent=indent).encode()) == [row]
+    assert table_problem(tmp_path / "a.json", row) is None
 
 
 @pytest.mark.parametrize(
