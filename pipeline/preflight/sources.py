@@ -19,10 +19,10 @@ from pipeline.errors import PipelineError, Problem, listed
 from pipeline.plan import Plan
 from pipeline.plan.overlap import remember_prompts
 from pipeline.recipe import DataSource, StageSpec
-from pipeline.records import digest, load
+from pipeline.records import DataDigest, digest, load
 from pipeline.stage import Data, Shapes, kind_of
 
-REMEMBERED_FILE = "checked-sources-2.json"
+REMEMBERED_FILE = "checked-sources-3.json"
 """The number is that of its form."""
 
 GOLD_COLUMNS = frozenset({"gold_chosen", "gold_rejected"})
@@ -65,6 +65,7 @@ class SourceCount:
         detected: which row format was taken and why; empty when the recipe names it.
         unused: columns and keys of turns that nothing reads.
         unread: files of its folder that hold no rows.
+        remarks: what else there is to say of its rows, a sentence each.
     """
 
     source: str
@@ -75,6 +76,7 @@ class SourceCount:
     detected: str = ""
     unused: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -88,7 +90,8 @@ class SourceCount:
             rows = self.kept + self.rejected
             yield f"data {self.source}: {self.rejected:,} of {rows:,} rows are bad and are left out"
         if self.unread:
-            yield f"data {self.source}: these files of the folder hold no rows and are not read: {listed(self.unread)}"
+            yield f"data {self.source}: these lie in the folder and are not read: {listed(self.unread)}"
+        yield from (f"data {self.source}: {remark}" for remark in self.remarks)
 
 
 class SourceReport(NamedTuple):
@@ -211,16 +214,26 @@ def _read(
                 rows.rejected,
                 rows.detected,
                 rows.unused,
+                remarks=rows.notes,
             )
     except PipelineError as error:
         # A bad row is a matter of its source, whoever reads it: no stage is named.
         return tuple(replace(problem, where=problem.where or where, stage="") for problem in error.problems)
-    known = replace(known, source=use.source_name, unread=source.unread_files)
     if source.held_out and not known.held_out:
         found = f"data {use.source_name}: held_out is {source.held_out:g}, but no row is held out: all have one prompt"
         return (Problem(found, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
     remembered.put(key, known)
-    return known
+    remarks = (*known.remarks, *_file_remarks(source, content))
+    return replace(known, source=use.source_name, unread=source.unread_files, remarks=remarks)
+
+
+def _file_remarks(source: DataSource, content: DataDigest) -> Iterator[str]:
+    """Yield what a person should know of the files of a source."""
+    if content.empty:
+        yield f"these files hold no rows: {listed(content.empty)}"
+    if source.repeated_files:
+        names = listed(f"{again.name} is {first.name}" for again, first in source.repeated_files)
+        yield f"a file under two names is read once: {names}"
 
 
 class _Remembered:
@@ -247,7 +260,9 @@ class _Remembered:
         known = self.counts.get(key)
         if known is None:
             return None
-        return SourceCount(**{**known, "unused": tuple(known["unused"]), "unread": ()})
+        return SourceCount(
+            **{**known, "unused": tuple(known["unused"]), "unread": (), "remarks": tuple(known["remarks"])}
+        )
 
     def put(self, key: str, count: SourceCount) -> None:
         """Remember what a source gave."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.recipe.paths import expand, find_files, unread_files
+from pipeline.recipe.paths import distinct, expand, find_files, unread_files
 from pipeline.stage import Runtime
 
 Format = Literal[
@@ -42,6 +42,7 @@ class DataSource(BaseModel):
 
     _files: tuple[Path, ...] | None = PrivateAttr(None)
     _unread: tuple[str, ...] = PrivateAttr(())
+    _repeated: tuple[tuple[Path, Path], ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -66,6 +67,11 @@ class DataSource(BaseModel):
         """What lies in the folders of `path` and is not read."""
         return self._unread
 
+    @property
+    def repeated_files(self) -> tuple[tuple[Path, Path], ...]:
+        """Second names (links) of files, which are not read again, each with the name that is read."""
+        return self._repeated
+
     def place(self, folders: list[Path] | tuple[Path, ...]) -> None:
         """Find the files of `path` in ``folders``.
 
@@ -75,8 +81,8 @@ class DataSource(BaseModel):
         patterns = [self.path] if isinstance(self.path, str) else self.path or []
         try:
             files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
+            self._files, self._repeated = distinct(tuple(files))
             self._unread = tuple(name for pattern in patterns for name in unread_files(expand(pattern), folders))
         except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise PipelineError(Problem(f"`{str(self.path)[:80]}` cannot be looked up: {reason}")) from None
-        self._files = tuple(dict.fromkeys(files))

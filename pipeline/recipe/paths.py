@@ -116,6 +116,27 @@ def suffix_of(name: str) -> str:
     return Path(name).suffix
 
 
+def distinct(files: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[tuple[Path, Path], ...]]:
+    """Return files without those that are another one of them by a second name, and which name each of those repeats.
+
+    A link is the second name, not the first, where what it points to is there too.
+    """
+    kept: dict[tuple[int, int], Path] = {}
+    for file in files:
+        one = kept.setdefault(_identity(file), file)
+        if one.is_symlink() and not file.is_symlink():
+            kept[_identity(file)] = file
+    again = ((file, kept[_identity(file)]) for file in dict.fromkeys(files) if kept[_identity(file)] != file)
+    first = dict.fromkeys(kept[_identity(file)] for file in files)
+    return tuple(first), tuple(again)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """Return what all names of a file share."""
+    status = file.stat()
+    return status.st_dev, status.st_ino
+
+
 def unread_files(pattern: str, folders: Iterable[Path]) -> tuple[str, ...]:
     """Return what else lies in the folder that a path names and is not read, sorted; a folder ends with ``/``."""
     for folder in folders:

@@ -99,9 +99,13 @@ def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         BadRowError: the column holds something else.
     """
-    column = next((name for name in ("tools", "functions") if row.get(name)), None)
-    if column is None:
-        return []
+    both = [made for column in ("tools", "functions") if row.get(column) for made in [_tools_in(row, column)] if made]
+    if len(both) == 2 and both[0] != both[1]:
+        raise BadRowError("has `tools` and others in `functions`", "all of them in `tools`")
+    return both[0] if both else []
+
+
+def _tools_in(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
     value = _parsed(row[column], f"`{column}`") or []
     if not isinstance(value, list):
         raise BadRowError(f"`{column}` is {kind_of_value(value)}", "a list of tools")

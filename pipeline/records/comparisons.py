@@ -14,13 +14,17 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import Problem
 from pipeline.records.faults import BadRowError, kind_of_value
-from pipeline.records.votes import FIRST, Row, Sides, better_side, meaning_problem, vote_columns
+from pipeline.records.names import words_of
+from pipeline.records.votes import FIRST, Row, Sides, better_side, meaning_problem, naming_problem, vote_columns
 
 ANSWER = re.compile(
     r"(?P<stem>response|answer|output|completion|conversation|generation|summary|reply|candidate|human_ref|text)"
-    r"s?[ _-]?(?P<side>a|b|0|1|2)",
+    r"s?[ _-]?(?P<side>a|b|0|1|2|x|y|left|right|first|second|one|two)",
     re.IGNORECASE,
 )
+SIDE_PAIRS = (("a", "b"), ("0", "1"), ("1", "2"), ("x", "y"), ("left", "right"), ("first", "second"), ("one", "two"))
+"""What tells two answers apart in their names."""
+FURTHER = re.compile(r"[a-h]|\d|third|fourth|three|four")
 LISTS = ("responses", "completions", "generations", "outputs", "answers", "candidates", "ranked", "summaries")
 RANKS = ("ranks", "rank", "ranking")
 POINTS = ("scores", "score", "ratings", "rating", "rewards", "overall_score", "overall_scores")
@@ -56,10 +60,20 @@ def sides_of(names: tuple[str, ...]) -> Sides | None:
         if match:
             stems.setdefault(match["stem"].casefold(), {})[match["side"].casefold()] = name
     for sides in stems.values():
-        for pair in (("a", "b"), ("0", "1"), ("1", "2")):
-            if set(sides) == set(pair):
+        for pair in SIDE_PAIRS:
+            if sides.keys() >= set(pair):
                 return Sides((sides[pair[0]], sides[pair[1]]), pair)
     return None
+
+
+def further_answers(row: Row) -> list[str]:
+    """Return the columns of a third answer and more beside two (`response_c`), which are not part of a pair."""
+    sides = sides_of(tuple(row))
+    if sides is None:
+        return []
+    *stem, _ = words_of(sides.columns[0])
+    further = (name for name in row if name not in sides.columns and words_of(name)[:-1] == tuple(stem))
+    return [name for name in further if FURTHER.fullmatch(words_of(name)[-1]) and row[name] not in (None, "", [])]
 
 
 def flat(row: Row) -> Row:
@@ -223,11 +237,15 @@ def _text(value: object, here: str) -> object:
 
 def votes_problem(rows: Iterable[Row], name: str) -> Problem | None:
     """Return why the votes of rows cannot be understood; None if they can."""
-    seen: dict[tuple[str, Sides], list[object]] = {}
+    seen: dict[tuple[str, Sides], list[Row]] = {}
     for row in map(flat, rows):
         sides = sides_of(tuple(row))
-        for column in vote_columns(tuple(row), sides) if sides is not None else ():
-            if sides is not None and len(vote_columns(tuple(row), sides)) == 1 and not isinstance(row[column], list):
-                seen.setdefault((column, sides), []).append(row[column])
-    problems = (meaning_problem(values, column, sides, name) for (column, sides), values in seen.items())
-    return next(filter(None, problems), None)
+        votes = vote_columns(tuple(row), sides) if sides is not None else ()
+        if sides is not None and len(votes) == 1 and not isinstance(row[votes[0]], list):
+            seen.setdefault((votes[0], sides), []).append(row)
+    for (column, sides), voting in seen.items():
+        problem = meaning_problem([row[column] for row in voting], column, sides, name)
+        problem = problem or naming_problem(voting, column, sides, name)
+        if problem is not None:
+            return problem
+    return None

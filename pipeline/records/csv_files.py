@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.records.opening import MAX_ROW_BYTES, RawRow, encoding_hint, is_unicode, open_bytes, shown, skip_bom
+from pipeline.records.opening import (
+    MAX_ROW_BYTES,
+    RawRow,
+    encoding_hint,
+    is_unicode,
+    open_bytes,
+    piped,
+    shown,
+    skip_bom,
+    unpacked_name,
+)
 
+LONGEST_NAME = 40
 DELIMITERS = (",", ";", "\t", "|")
 INDEX = "Unnamed: 0"
 """What pandas calls the first column if it has no name: the index that it wrote."""
@@ -101,6 +113,38 @@ def _header(path: Path, lines: _Lines, delimiter: str) -> tuple[list[str], str]:
         expected = "a first line that names every column, each once"
         raise PipelineError(Problem(f"column {odd[0]} in the first line", expected, "name the columns", where))
     return header, delimiter
+
+
+def naming_command(path: Path, header: Sequence[str], columns: Sequence[str]) -> str:
+    """Return the command that puts names of columns above the rows of a file, beside it; empty if names are above.
+
+    Args:
+        path: the file.
+        header: what stands in its first line.
+        columns: names for the first of its columns.
+    """
+    if len(header) < len(columns) or not any(map(_is_value, header)):
+        return ""
+    names = [*columns, *(f"column_{number}" for number in range(len(columns) + 1, len(header) + 1))]
+    with open_bytes(path) as handle:
+        line = handle.readline(MAX_ROW_BYTES).decode("utf-8", "replace")
+    divider = next((one for one in ("\t", ";", "|", ",") if _divides(line, one, header)), ",")
+    stem, _, suffix = unpacked_name(path).rpartition(".")
+    above = f"printf '%b\\n' {shlex.quote(divider.join(names).replace(chr(9), chr(92) + 't'))}"
+    return f"{{ {above}; {piped(path, 'cat')}; }} > {shlex.quote(f'{stem}.named.{suffix}')}"
+
+
+def _divides(line: str, divider: str, header: Sequence[str]) -> bool:
+    try:
+        names = next(csv.reader([line], delimiter=divider), [])
+    except csv.Error:
+        return False
+    return len(names) == len(header)
+
+
+def _is_value(name: str) -> bool:
+    """Return whether what stands in a first line is a value rather than a name: a sentence, or a number."""
+    return len(name) > LONGEST_NAME or name[-1:] in ".?!" or name.count(" ") > 2 or name.lstrip("-").isdigit()
 
 
 class _Replayed:

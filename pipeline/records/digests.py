@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.records.files import read_rows
-from pipeline.records.opening import RawRow
+from pipeline.records.files import NoRowsError, read_rows
+from pipeline.records.opening import RawRow, shown
 from pipeline.records.sources import Source, files_of, hub_place
 
 VERSION = 1
@@ -41,12 +41,14 @@ class DataDigest:
         rows: rows found, bad ones included; 0 for a hub source, which is not read.
         bytes: size of the files as they lie on disk.
         where: absolute paths of the files, or the place on the hub.
+        empty: files that hold no rows, as messages show them; they do not count.
     """
 
     digest: str
     rows: int
     bytes: int
     where: list[str]
+    empty: tuple[str, ...] = ()
 
 
 class FileDigest(NamedTuple):
@@ -65,17 +67,21 @@ def digest(source: Source, *, cache: Path | None, artifact: Path | None = None) 
         artifact: payload folder, when the source names an artifact.
 
     Raises:
-        PipelineError: a file cannot be read.
+        PipelineError: a file cannot be read, or none holds a row.
     """
     if source.hub is not None:
         return DataDigest(hub_digest(source), 0, 0, [hub_place(source)])
     files = files_of(source, artifact)
     known = DigestCache(cache)
-    found = [known.digest(path) for path in files]
+    found = {path: known.digest(path) for path in files}
     known.save()
     size_bytes = sum(path.stat().st_size for path in files)
     where = sorted(str(path) for path in files)
-    return DataDigest(combined(one.digest for one in found), sum(one.rows for one in found), size_bytes, where)
+    rows = sum(one.rows for one in found.values())
+    if not rows:
+        raise NoRowsError(files[0])
+    empty = tuple(shown(path) for path, one in found.items() if not one.rows)
+    return DataDigest(combined(one.digest for one in found.values() if one.rows), rows, size_bytes, where, empty)
 
 
 def hub_digest(source: Source) -> str:
@@ -86,6 +92,18 @@ def hub_digest(source: Source) -> str:
 def combined(digests: Iterable[str]) -> str:
     """Return the digest of files together, whatever their order."""
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> FileDigest:
+    """Return the digest of a file and how many rows it holds, 0 if none.
+
+    Raises:
+        PipelineError: it cannot be read.
+    """
+    try:
+        return digest_of(read_rows(path))
+    except NoRowsError:
+        return FileDigest(digest_of(()).digest, 0)
 
 
 def digest_of(rows: Iterable[RawRow]) -> FileDigest:
@@ -126,12 +144,12 @@ class DigestCache:
     def digest(self, path: Path) -> FileDigest:
         """Return the digest of a file, remembered or made."""
         if self._file is None or not path.exists():
-            return digest_of(read_rows(path))
+            return file_digest(path)
         key, stamp = str(path), _stamp(path)
         known = self._known.get(key)
         if isinstance(known, list) and len(known) == 6 and known[:4] == stamp:
             return FileDigest(str(known[4]), int(known[5]))
-        made = digest_of(read_rows(path))
+        made = file_digest(path)
         is_settled = time.time_ns() - max(stamp[1], stamp[2]) > SETTLED_S * 1e9
         if is_settled and _stamp(path) == stamp:
             self._new[key] = [*stamp, made.digest, made.rows]

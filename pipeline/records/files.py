@@ -33,11 +33,19 @@ from pipeline.records.opening import (
 )
 
 
+class NoRowsError(PipelineError):
+    """A file holds no rows; beside files that do it is left out and named."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(Problem("file holds no rows", "at least one row", "remove it or fill it", shown(path)))
+
+
 def read_rows(path: Path) -> Iterator[RawRow]:
     """Yield the rows of a file.
 
     Raises:
-        PipelineError: the file is missing, damaged, truncated, of an unknown type, or holds no rows.
+        PipelineError: the file is missing, damaged, truncated, or of an unknown type.
+        NoRowsError: it holds no rows.
     """
     read = _READERS[file_type(path)]
     count = 0
@@ -53,7 +61,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     except OSError as error:
         raise _unreadable(path, f"cannot be read ({error.strerror or error})", "a data file", error) from error
     if count == 0:
-        raise PipelineError(Problem("file holds no rows", "at least one row", "remove it or fill it", shown(path)))
+        raise NoRowsError(path)
 
 
 def file_type(path: Path) -> str:

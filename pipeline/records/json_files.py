@@ -30,6 +30,14 @@ SPACE = re.compile(r"[ \t\r\n\x1e]*")
 WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples", "dataset")
 """Keys under which an object holds the rows of a file."""
 
+BY_COLUMN, BY_ROW, SPLIT = "of columns", "of rows under their numbers", "of columns and data, as pandas splits it"
+TABLES = {
+    BY_COLUMN: "map_values([.[]]) | range(map(length) | max) as $at | map_values(.[$at])",
+    BY_ROW: ".[]",
+    SPLIT: ".columns as $names | .data[] | [$names, .] | transpose | map({(.[0] | tostring): .[1]}) | add",
+}
+"""Tables that are one object, with the `jq` that writes their rows: pandas' `to_json`, `Dataset.to_dict`."""
+
 
 class RowDecoder:
     """Decodes JSON rows and notes equal keys, and the constants that JSON does not have (NaN, Infinity)."""
@@ -170,6 +178,45 @@ def _wrapped(path: Path, text: str, value: dict[str, Any]) -> Iterator[RawRow] |
     remedy = f"write one list as a file: `{command} > {shlex.quote(f'{stem}.{key}.jsonl')}`"
     found = f"file is one object with the lists {listed(lists)}"
     raise PipelineError(Problem(found, "a list of rows, or one row per line", remedy, shown(path)))
+
+
+def table_problem(path: Path, value: dict[str, Any]) -> Problem | None:
+    """Return that the one row of a file holds a table, and the command that writes its rows; None if it holds none."""
+    table = _table(value)
+    if not table:
+        return None
+    made = shlex.quote(f"{unpacked_name(path).rpartition('.')[0]}.rows.jsonl")
+    remedy = f"write one row per line: `{piped(path, f'jq -c {shlex.quote(TABLES[table])}')} > {made}`"
+    return Problem(f"file is one object {table}", "one row per line", remedy, shown(path))
+
+
+def _table(value: dict[str, Any]) -> str:
+    """Return how one object holds a table, as `TABLES` says it; empty if it holds none."""
+    fields = list(value.values())
+    if set(value) == {"columns", "index", "data"} and all(isinstance(field, list) for field in fields):
+        return SPLIT
+    if not fields or not (all(isinstance(one, dict) for one in fields) or all(isinstance(one, list) for one in fields)):
+        return ""
+    if isinstance(fields[0], dict):
+        if _are_numbers(value) and len(value) > 1 and not any(_are_numbers(field) for field in fields):
+            return BY_ROW
+        is_table = all(_are_numbers(field) and field.keys() == fields[0].keys() for field in fields)
+        return BY_COLUMN if is_table else ""
+    is_text = all(isinstance(one, str) for one in fields[0])
+    if len({len(field) for field in fields}) > 1 or len(fields[0]) < 2 or any(_is_talk(field) for field in fields):
+        return ""
+    # A conversation may be a list of texts; a table of one column is told by a name that has one text a row.
+    return BY_COLUMN if len(fields) > 1 or not is_text or next(iter(value)) in ("text", "prompt") else ""
+
+
+def _are_numbers(value: dict[str, Any]) -> bool:
+    """Return whether all keys are numbers, as those of an index are."""
+    return bool(value) and all(key.isdigit() for key in value)
+
+
+def _is_talk(field: list[Any]) -> bool:
+    """Return whether a list holds turns or rows, not the values of a column."""
+    return all(isinstance(one, dict) for one in field)
 
 
 def _start_of(text: str, key: str) -> int:

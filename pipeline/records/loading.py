@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.recipe.paths import suffix_of
+from pipeline.records.answers import two_answers_problem
 from pipeline.records.comparisons import votes_problem
+from pipeline.records.contradictions import Contradictions
+from pipeline.records.csv_files import naming_command
 from pipeline.records.detection import detected_format
 from pipeline.records.digests import combined, digest_of, hub_digest
 from pipeline.records.faults import BadRowError
-from pipeline.records.files import read_rows
+from pipeline.records.files import NoRowsError, read_rows
 from pipeline.records.formats import FORMATS, Row
+from pipeline.records.json_files import table_problem
 from pipeline.records.opening import RawRow, piped, place, shown, unpacked_name
 from pipeline.records.renaming import hidden_vote_problem, remedy_of, renamed, renamed_where_possible, suggested
 from pipeline.records.shapes import shaped
@@ -31,6 +35,16 @@ from pipeline.records.unused import Unused
 from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
+FEW_BAD_ROWS = 3
+"""So many are listed though all are bad for one reason."""
+HEADERS: dict[Shape, tuple[str, ...]] = {
+    "text": ("text",),
+    "messages": ("prompt", "completion"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "labelled": ("prompt", "completion", "label"),
+    "prompt": ("prompt",),
+}
+"""What the columns of a file without names are most likely."""
 LINES_TO_PROMPTS = "jq -cR 'select(. != \"\") | {prompt: .}'"
 
 
@@ -48,6 +62,7 @@ class LoadedRows:
         unused: columns that no one reads, and keys of turns as ``messages[].id``; a reward function may
             read the columns of prompt rows, so those are not named.
         detected: which format was taken and why, one sentence for each way that files were read.
+        notes: what else a person should know of the rows, a sentence each.
     """
 
     shape: Shape
@@ -58,6 +73,7 @@ class LoadedRows:
     digest: str
     unused: tuple[str, ...] = ()
     detected: str = field(default="", compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 class _Batch(NamedTuple):
@@ -118,18 +134,18 @@ def load(
     good: list[dict[str, Any]] = []
     places: dict[int, tuple[str, int]] = {}  # of each good row, by its identity: the split moves rows, not copies
     bad: list[_BadRow] = []
-    unused = Unused(shape)
+    unused, contradictions = Unused(shape), Contradictions(source.columns)
     for batch, layout in zip(batches, layouts, strict=True):
         start = len(good)
-        numbers = _take(batch, source, layout.format, shape, good, bad, unused)
+        numbers = _take(batch, source, layout.format, shape, good, bad, unused, contradictions)
         places |= {id(row): (batch.name, number) for row, number in zip(good[start:], numbers, strict=True)}
     if bad and (source.on_bad_row == "stop" or not good):
         columns = {} if good or source.columns else suggested([one.row.value for one in bad if one.row.value], shapes)
         advice = remedy_of(columns) if columns else ""
         raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, advice, can_skip=bool(good)))
-    problem = unused.problem(name, source.columns)
-    if problem is not None:
-        raise PipelineError(problem)
+    problems = [one for one in (unused.problem(name, source.columns), contradictions.problem(name)) if one]
+    if problems:
+        raise PipelineError(*problems)
     if bad and rejects is not None:
         _write_rejects(bad, rejects)
     train, held_out = split(good, source.held_out, shape)
@@ -138,7 +154,9 @@ def load(
     content = hub_digest(source) if source.hub is not None else combined(batch.digest for batch in batches)
     where = [place(*places[id(row)]) for row in (*train, *held_out)]
     detected = "; ".join(dict.fromkeys(layout.why for layout in layouts if layout.why))
-    return LoadedRows(shape, train, held_out, where, len(bad), content, unused.names(), detected)
+    return LoadedRows(
+        shape, train, held_out, where, len(bad), content, unused.names(), detected, tuple(contradictions.notes())
+    )
 
 
 def _check_options(source: Source, shape: Shape, name: str) -> None:
@@ -159,8 +177,17 @@ def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
     root = Path(os.path.commonpath([path.parent for path in files]))
     batches = []
     for path in files:
-        rows = list(read_rows(path))
+        try:
+            rows = list(read_rows(path))
+        except NoRowsError:
+            continue
+        is_alone = len(rows) == 1 and suffix_of(path.name) in (".json", ".jsonl", ".ndjson")
+        problem = table_problem(path, rows[0].value) if is_alone and rows[0].value else None
+        if problem is not None:
+            raise PipelineError(problem)
         batches.append(_Batch(shown(path), path.relative_to(root).as_posix(), digest_of(rows).digest, rows))
+    if not batches:
+        raise NoRowsError(files[0])
     return sorted(batches, key=lambda batch: batch.digest)
 
 
@@ -172,6 +199,7 @@ def _take(
     good: list[dict[str, Any]],
     bad: list[_BadRow],
     unused: Unused,
+    contradictions: Contradictions,
 ) -> list[int]:
     """Add the rows of a batch to the good and the bad ones, up to the source's limit; return the good ones' lines."""
     numbers: list[int] = []
@@ -182,7 +210,10 @@ def _take(
             if row.value is None:
                 raise BadRowError(row.fault)
             columns = renamed(row.value, source.columns) if source.columns else row.value
-            good.append(shaped(columns, row_format, shape, source.system))
+            made = shaped(columns, row_format, shape, source.system)
+            if shape in ("preference", "messages"):
+                contradictions.look(columns, row_format)
+            good.append(made)
             unused.look(columns, row_format, good[-1])
             numbers.append(row.number)
         except BadRowError as fault:
@@ -231,6 +262,10 @@ def _wrong_format(
     chosen = why.removeprefix("format ").partition(":")[0]
     remedy = f"set `format: {chosen}` to use them so" if set(shapes) & set(FORMATS[chosen].asked) else ""
     columns = {} if remedy or source.columns else suggested(rows, shapes)
+    if not columns and not remedy and not source.columns and "preference" in shapes:
+        problem = two_answers_problem(rows, name, batch.name)
+        if problem is not None:
+            return problem
     remedy = remedy or (remedy_of(columns) if columns else "name another data source")
     found = f"data {name}: rows are of {why.replace(':', ' (', 1).replace('( ', '(')})"
     return Problem(found, " or ".join(map(_rows_of, shapes)), remedy, batch.name)
@@ -271,12 +306,21 @@ def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
 
 def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Sequence[Shape], name: str) -> Problem:
     """Return that rows are in no known format, and how to rename their columns where that would do."""
-    found = f"data {name}: columns {listed(rows[0]) or '(none)'} are of no known format"
+    are = f"columns {listed(rows[0])} are" if len(rows[0]) > 1 else f"column {listed(rows[0]) or '(none)'} is"
+    found = f"data {name}: {are} of no known format"
     expected = " or ".join(map(_rows_of, shapes))
     columns = {} if source.columns else suggested(rows, shapes)
     if columns:
         return Problem(found, expected, remedy_of(columns), batch.name)
-    remedy = "write rows in one of the formats that `docs/data.md` lists"
+    is_table = suffix_of(batch.name) in (".csv", ".tsv") and source.hub is None
+    command = naming_command(Path(batch.name), list(rows[0]), HEADERS[shapes[0]]) if is_table else ""
+    if command:
+        expected = "names of columns in the first line"
+        return Problem("the first line is a row", expected, f"put them there: `{command}`", f"{batch.name}:1")
+    problem = two_answers_problem(rows, name, batch.name) if "preference" in shapes and not source.columns else None
+    if problem is not None:
+        return problem
+    remedy = "rename them with `columns`, or write rows in one of the formats that `docs/data.md` lists"
     first = next((row for row in rows if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]), None)
     if first is not None or "replies" in rows[0]:
         remedy = 'write each path of the tree as one row: `{"messages": [{"role": …, "content": …}, …]}`'
@@ -289,6 +333,9 @@ def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, advice: str, *, can
         remedy += f", or set `data.{name}.on_bad_row: skip` to leave bad rows out and keep them in a file"
     if len(bad) == 1:
         return [Problem(found=f"row {bad[0].reason}", remedy=remedy, where=bad[0].where)]
+    if len(bad) == total > FEW_BAD_ROWS and len({one.reason for one in bad}) == 1:  # not a matter of a row
+        found = f"data {name}: all {total} rows are bad for this reason"
+        return [Problem(found=f"row {bad[0].reason}", where=bad[0].where), Problem(found=found, remedy=remedy)]
     problems = [Problem(found=f"row {one.reason}", where=one.where) for one in bad[:LISTED_BAD_ROWS]]
     more = f" (the first {LISTED_BAD_ROWS} are listed)" if len(bad) > LISTED_BAD_ROWS else ""
     return [*problems, Problem(found=f"data {name}: {len(bad)} of {total} rows are bad{more}", remedy=remedy)]

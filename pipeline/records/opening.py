@@ -12,6 +12,7 @@ import io
 import lzma
 import shlex
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -52,8 +53,13 @@ def shown(path: Path) -> str:
 
 def place(name: str, number: int) -> str:
     """Return ``file:line``, or ``file row N`` where rows have no lines."""
-    by_row = name.startswith("hub:") or ".parquet" in Path(name).name
-    return f"{name} row {number}" if by_row else f"{name}:{number}"
+    return f"{name} row {number}" if _is_by_row(name) else f"{name}:{number}"
+
+
+@lru_cache(maxsize=64)
+def _is_by_row(name: str) -> bool:
+    """Return whether the rows of a place have no lines."""
+    return name.startswith("hub:") or ".parquet" in Path(name).name
 
 
 def open_bytes(path: Path) -> io.BufferedReader:

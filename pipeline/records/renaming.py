@@ -6,35 +6,43 @@ A name may reach into an object: ``{info.post: prompt}``.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import Problem, listed
-from pipeline.records.comparisons import is_comparison, sides_of
+from pipeline.records.answers import VOTE_WORDS, renamings
+from pipeline.records.comparisons import ANSWER, is_comparison, sides_of, votes_problem
 from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import FORMATS, Row
-from pipeline.records.shapes import shaped
+from pipeline.records.names import plain_name
+from pipeline.records.shapes import label_in, shaped
 from pipeline.records.unused import Unused, written
-from pipeline.records.votes import ANNOTATOR, NAMES, ONE_HOT, WEAK
+from pipeline.records.votes import ANNOTATOR, NAMES, ONE_HOT, WEAK, vote_columns
 from pipeline.stage import Shape
 
 ROWS_TRIED = 20
+IGNORED = re.compile(r"note(_\w+)?")
+"""Names that no format reads: a column that becomes one is left out of account, and a row may lack it."""
 SCORE = re.compile(r"(score|rating|reward)s?[ _-]?(a|b|0|1|2)$", re.IGNORECASE)
-VOTE_WORDS = re.compile(
-    r"(winner|winning|won|better|best|preferred|preference|pref|votes?|voted|verdict|judg[e]?ment|choice|chosen|selected)",
-    re.IGNORECASE,
-)
-"""Words in the name of a column that votes, whatever else stands in it: `human_vote`, `winner_model`."""
 POINT_WORDS = re.compile(r"(score|rating|reward|vote|point|like)s?", re.IGNORECASE)
 SIDE_WORDS = ("a", "b", "0", "1", "2", "true", "false", "tie", "first", "second")
 
 TALKS = ("conversation", "conversations", "messages", "contents", "data", "dialogue", "dialog", "chat", "turns")
-ASKED = ("prompt", "question", "query", "problem", "instruction", "input", "ask", "request", "user")
-ANSWERS = ("completion", "answer", "response", "output", "solution", "reply", "target", "assistant")
+ASKED = (
+    *("prompt", "question", "query", "problem", "instruction", "input", "ask", "request", "user"),
+    *("user_prompt", "user_input", "user_message", "human"),
+)
+ANSWERS = (
+    *("completion", "answer", "response", "output", "solution", "reply", "target", "assistant"),
+    *("assistant_response", "model_response", "gpt", "bot"),
+)
 TEXTS = ("content", "contents", "document", "body", "raw_text", "article", "story")
 PAIRS = (("preferred", "dispreferred"), ("good", "bad"), ("better", "worse"), ("positive", "negative"), ("win", "lose"))
 SYSTEM = {"system_prompt": "system", "system_message": "system"}
+KNOWN = frozenset({*NAMES, "margin", "label", "note"}.union(*(one.columns for one in FORMATS.values())))
+"""Columns that a format reads."""
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
         BadRowError: a column is missing, or the new name is taken by a column that keeps it.
     """
     inner = {old: _inside(row, old) for old in columns if old not in row}
-    missing = [old for old, value in inner.items() if value is _NOTHING]
+    missing = [old for old, value in inner.items() if value is _NOTHING and not IGNORED.fullmatch(columns[old])]
     if missing:
         raise BadRowError(f"has no column `{missing[0]}`, which `columns` names", f"it has {listed(row)}")
     opened = {old.partition(".")[0] for old in inner}
@@ -52,14 +60,26 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     if taken:
         raise BadRowError(f"has a column `{taken[0]}` already", "none, as `columns` gives another that name")
     made = {columns.get(name, name): value for name, value in row.items()}
-    return {**made, **{columns[old]: value for old, value in inner.items()}}
+    return _voting({**made, **{columns[old]: value for old, value in inner.items() if value is not _NOTHING}}, columns)
 
 
 def renamed_where_possible(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Return a row renamed as far as it has the columns."""
     inner = {columns[old]: _inside(row, old) for old in columns if old not in row}
     made = {columns.get(name, name): value for name, value in row.items()}
-    return {**made, **{new: value for new, value in inner.items() if value is not _NOTHING}}
+    return _voting({**made, **{new: value for new, value in inner.items() if value is not _NOTHING}}, columns)
+
+
+def _voting(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row whose vote names its answers as `columns` does: one for `gpt` is one for what `gpt` became."""
+    answers = {old.casefold(): new for old, new in columns.items() if ANSWER.fullmatch(new)}
+    if not answers:
+        return row
+    sides = sides_of(tuple(row))
+    votes = vote_columns(tuple(row), sides) if sides is not None else ()
+    if len(votes) != 1 or not isinstance(row[votes[0]], str):
+        return row
+    return {**row, votes[0]: answers.get(row[votes[0]].strip().casefold(), row[votes[0]])}
 
 
 _NOTHING = object()
@@ -100,9 +120,6 @@ def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: s
         rest |= points or ({} if votes[0] in NAMES else {votes[0]: "winner"})
     use = f"set `columns: {written(rest)}`" if rest else "leave `columns` out"
     use += ", which reads the vote"
-    named = {str(row.get(votes[0])).casefold() for row in rows}
-    if {side.casefold() for side in sides} & named:  # the new names of the answers hide which one is meant
-        use += f", and write `{votes[0]}` as a or b"
     remedy = f"{use}; or, if it is no vote, rename it too: `{votes[0]}: note`"
     return Problem(found, "answers in the order of the vote", remedy)
 
@@ -165,18 +182,44 @@ def suggested(rows: Sequence[Row], shapes: Iterable[Shape]) -> dict[str, str]:
         shapes: of which the stage takes one.
     """
     tried = rows[:ROWS_TRIED]
+    if not tried:
+        return {}
+    spelt = _spelt(tried[0])
+    plain = [renamed_where_possible(row, spelt) for row in tried]
+    told = ({name: "label"} for name in plain[0] if _is_label([row.get(name) for row in plain]))
+    labels: list[dict[str, str]] = [{}, *told]
     for shape in shapes:
-        for columns in _candidates(tried[0] if tried else {}, shape):
-            if _works(tried, columns, shape):
-                return columns
+        for columns in _candidates(plain, shape):
+            for label in labels if shape == "labelled" else labels[:1]:
+                written_so = _over(spelt, {**columns, **label})
+                if _works(tried, written_so, shape):
+                    return written_so
     return {}
 
 
-def _candidates(row: Row, shape: Shape) -> Iterator[dict[str, str]]:
+def _spelt(row: Row) -> dict[str, str]:
+    """Return the renaming of a row's columns to small letters with `_` between words, where no other has that name."""
+    plain = Counter(map(plain_name, row))
+    return {name: plain_name(name) for name in row if plain_name(name) != name and plain[plain_name(name)] == 1}
+
+
+def _over(spelt: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Return as one renaming what renames by ``spelt``, as far as a format knows the names, and then by ``columns``."""
+    old = {new: old for old, new in spelt.items()}
+    made = {name: new for name, new in spelt.items() if new in KNOWN and new not in columns}
+    for name, new in columns.items():
+        column, dot, inner = name.partition(".")
+        made[f"{old.get(column, column)}{dot}{inner}"] = new
+    return {name: new for name, new in made.items() if name != new}
+
+
+def _candidates(rows: Sequence[Row], shape: Shape) -> Iterator[dict[str, str]]:
+    row = rows[0]
     system = {old: new for old, new in SYSTEM.items() if old in row and new not in row}
     asked = [name for name in ASKED if name in row]
     nested = [f"{column}.{key}" for column, value in row.items() if isinstance(value, Mapping) for key in value]
     inner = [path for path in nested if path.rpartition(".")[2] in (*ASKED, "text", "full_text", "post")]
+    yield {}  # their spelling alone
     if shape == "text":
         yield from ({name: "text"} for name in TEXTS if name in row)
         return
@@ -194,16 +237,26 @@ def _candidates(row: Row, shape: Shape) -> Iterator[dict[str, str]]:
                 if name != answer
             )
     if shape == "preference":
-        yield from ({name: "ranked"} for name in ("output", "outputs", "responses") if isinstance(row.get(name), list))
-        words = (str, int)  # a vote under a name that is not known: `human_vote`
-        votes = [name for name, one in row.items() if isinstance(one, words) and VOTE_WORDS.search(name)]
-        yield from ({**system, name: "winner"} for name in votes if sides_of(tuple(row)) is not None)
-        pairs = [{}, *({a: "chosen", b: "rejected"} for a, b in PAIRS if a in row and b in row)]
-        yield from ({**system, **_unless(name, "prompt"), **pair} for pair in pairs for name in (*asked, *inner))
+        yield from _pair_candidates(rows, system, [*asked, *inner])
     if shape == "prompt":
         if "instruction" in row and "context" in row:
             yield {**system, "context": "input"}
         yield from ({**system, **_unless(name, "prompt")} for name in (*asked, *inner))
+
+
+def _is_label(values: Sequence[object]) -> bool:
+    """Return whether a column says good of some rows and bad of others."""
+    return {label_in(value) for value in values} == {True, False}
+
+
+def _pair_candidates(rows: Sequence[Row], system: Mapping[str, str], asked: Sequence[str]) -> Iterator[dict[str, str]]:
+    row = rows[0]
+    yield from ({name: "ranked"} for name in ("output", "outputs", "responses") if isinstance(row.get(name), list))
+    for voted in renamings(rows):
+        yield {**system, **voted}
+        yield from ({**system, **_unless(name, "prompt"), **voted} for name in asked if name not in voted)
+    pairs = [{}, *({a: "chosen", b: "rejected"} for a, b in PAIRS if a in row and b in row)]
+    yield from ({**system, **_unless(name, "prompt"), **pair} for pair in pairs for name in asked)
 
 
 def _unless(name: str, ours: str) -> dict[str, str]:
@@ -217,6 +270,8 @@ def _works(rows: Sequence[Row], columns: Mapping[str, str], shape: Shape) -> boo
     tried = [renamed_where_possible(row, columns) for row in rows]
     detected = detected_format(tried, (shape,))
     if detected is None or shape not in FORMATS[detected.format].shapes:
+        return False
+    if detected.format == "comparison" and votes_problem(tried, "") is not None:
         return False
     unused, count = Unused(shape), 0
     for row, plain in zip(rows, tried, strict=True):

@@ -118,14 +118,20 @@ def _check_learnt(turns: Turns) -> None:
 
 def _label(row: Row) -> tuple[str, bool]:
     """Return the column that holds the label of a row, and whether it says good."""
-    column = next((name for name in LABELS if row.get(name) not in (None, "")), None)
-    if column is None:
+    given = [name for name in LABELS if row.get(name) not in (None, "")]
+    if not given:
         raise BadRowError("`label` is missing", "true or false")
-    value = row[column]
-    if isinstance(value, str):  # CSV has text only
-        label = _LABEL_WORDS.get(value.strip().casefold())
-    else:
-        label = bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+    column, label = given[0], label_in(row[given[0]])
     if label is None:
-        raise BadRowError(f"`{column}` is {value!r}"[:60], "true or false (or 1 or 0)")
+        raise BadRowError(f"`{column}` is {row[column]!r}"[:60], "true or false (or 1 or 0)")
+    other = next((name for name in given if label_in(row[name]) is (not label)), None)
+    if other is not None:
+        raise BadRowError(f"`{column}` is {row[column]!r} and `{other}` is {row[other]!r}"[:80], "one label")
     return column, label
+
+
+def label_in(value: object) -> bool | None:
+    """Return what a label says, None if it is none."""
+    if isinstance(value, str):  # CSV has text only
+        return _LABEL_WORDS.get(value.strip().casefold())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None

@@ -6,8 +6,10 @@ and line.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +51,7 @@ def turns_of(value: object, name: str) -> Turns:
     """Return the turns of a list of messages, with our names of roles; blank system turns are left out.
 
     Args:
-        value: what the column holds: a list, or (from CSV) JSON text of one.
+        value: what the column holds: a list, or (from CSV) the text of one, as JSON or as Python writes it.
         name: of the column, for messages.
 
     Raises:
@@ -149,23 +151,34 @@ def unused_keys(message: object) -> Iterable[str]:
 
 
 def listed_messages(value: object, name: str) -> Sequence[Any]:
-    """Return the list a column of messages holds, as a list or as its JSON text.
+    """Return the list a column of messages holds, as a list or as its text.
 
     Raises:
         BadRowError: it holds none.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        text = value
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            if PYTHON_LIST.match(text):
-                found = f"`{name}` is the text of a Python list, as pandas writes one to CSV"
-                raise BadRowError(found, "JSON", "write the table with `to_parquet` or `to_json`") from None
-            raise BadRowError(f"`{name}` is text that is not JSON ({error})", "a list of messages") from None
+        value = _python_list(value, name) if PYTHON_LIST.match(value) else _json_list(value, name)
     if not isinstance(value, list) or not value:
         raise BadRowError(f"`{name}` is {kind_of_value(value)}", "a list of messages")
     return value
+
+
+def _json_list(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadRowError(f"`{name}` is text that is not JSON ({error})", "a list of messages") from None
+
+
+def _python_list(text: str, name: str) -> Any:
+    """Return the list that stands in a text as Python writes it, which is how pandas writes one to CSV."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        found = f"`{name}` is the text of a Python list that cannot be read, as pandas writes one to CSV"
+        remedy = 'write the table with `to_json("rows.jsonl", orient="records", lines=True)`'
+        raise BadRowError(found, "JSON", remedy) from None
 
 
 def _is_parts(content: Sequence[Any]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import Problem, listed
+from pipeline.records.comparisons import further_answers
 from pipeline.records.formats import Row, read_columns
 from pipeline.records.shapes import LABELS
 from pipeline.records.turns import MEDIA_KEYS, unused_keys
@@ -29,6 +30,7 @@ class Unused:
         self._columns: dict[str, None] = {}
         self._keys: dict[str, None] = {}
         self._seen: set[str] = set()  # columns of rows in which a part of the prompt is lost, under the file's names
+        self._further = False  # one of them is a third answer
         self._lost: dict[str, str] = {}  # column to the format that could have read it
 
     def look(self, row: Row, row_format: str, made: Mapping[str, Any]) -> None:
@@ -44,8 +46,9 @@ class Unused:
             value = row[column]
             if value is None or value == "" or value == [] or (self.shape == "labelled" and column == _label_of(row)):
                 continue
-            if column not in self._lost and self._is_lost(column, value, row_format, made):
+            if column not in self._lost and self._is_lost(column, row, row_format, made):
                 self._lost[column] = row_format
+                self._further |= row_format == "comparison" and column in further_answers(row)
                 self._seen |= row.keys()
             self._columns[column] = None
         self._look_at_system(row, read, made)
@@ -63,16 +66,16 @@ class Unused:
         if is_read and turns and turns[0]["content"].strip() != str(system).strip():
             self._columns["system"] = None
 
-    def _is_lost(self, column: str, value: object, row_format: str, made: Mapping[str, Any]) -> bool:
+    def _is_lost(self, column: str, row: Row, row_format: str, made: Mapping[str, Any]) -> bool:
         """Return whether what a column asks is missing in the prompt."""
         if self.shape == "text":
             return False
-        if column in MEDIA_KEYS:
+        if column in MEDIA_KEYS or (row_format == "comparison" and column in further_answers(row)):
             return True
         holds_all = row_format in ("messages", "sharegpt", "hh")  # a conversation is whole without them
         if column not in ASKED or (holds_all and column != "system_prompt"):
             return False
-        asked = made.get("prompt") or made.get("messages") or []
+        value, asked = row[column], made.get("prompt") or made.get("messages") or []
         return not (isinstance(value, str) and any(value in turn["content"] for turn in asked))
 
     def names(self) -> tuple[str, ...]:
@@ -97,6 +100,11 @@ class Unused:
         if first in MEDIA_KEYS:
             return Problem(found, "text only: models here read no pictures, sound or film", "use rows without them")
         has_input = "input" in self._seen or "input" in columns.values()
+        keep = f"if it is no part of the prompt, set `columns: {written({**columns, first: 'note'})}`"
+        if self._further:
+            noted = written({**columns, **{column: f"note_{at}" for at, column in enumerate(lost, start=1)}})
+            remedy = "write the answers of a row as a list `responses` with their `ranks`"
+            return Problem(found, "two answers", f"{remedy}; or, to leave them out, set `columns: {noted}`")
         if first == "input" or (first == "context" and not has_input):
             joined = {"prompt": "instruction", "completion": "output"}
             kept = {one: one for one in joined if one in self._seen and one not in columns.values()}
@@ -108,8 +116,7 @@ class Unused:
             remedy = f"set `columns: {written({**columns, first: 'system'})}`"
         else:
             remedy = "put it into the messages of a conversation"
-        keep = f"or, if it is no part of the prompt, set `columns: {written({**columns, first: 'note'})}`"
-        return Problem(found, "", f"{remedy}; {keep}")
+        return Problem(found, "", f"{remedy}; or, {keep}")
 
 
 def _label_of(row: Row) -> str | None:

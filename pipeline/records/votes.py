@@ -13,14 +13,16 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, listed
 from pipeline.records.faults import BadRowError
+from pipeline.records.names import words_of
 
 Row = Mapping[str, Any]
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 NAMES = [
     "winner",
+    "winner_model",
     "better",
     "preferred",
     "preference",
@@ -142,7 +144,7 @@ def _one_hot(row: Row, votes: tuple[str, ...]) -> str:
 
 def _side(row: Row, column: str, sides: Sides) -> str:
     value, known = row[column], column.casefold()
-    number = _as_number(value)
+    number = as_number(value)
     if known == "first_is_better":
         side = _IS_FIRST.get(number) if number is not None else _BOOLEANS.get(str(value).casefold())
     elif known in SIGNED and number is not None:
@@ -179,16 +181,30 @@ def _side_of_word(value: object, row: Row, sides: Sides) -> str | None:
     plain = re.sub(r"(.)>+(.)$", r"\1", word)  # A>B, A>>B
     for at, side in enumerate((FIRST, SECOND)):
         names = {sides.columns[at].casefold() if sides.columns[0] != sides.columns[1] else "", sides.suffixes[at]}
-        names |= {str(row.get(f"model_{sides.suffixes[at]}", "")).casefold(), ("first", "second")[at], side}
+        names |= {side, ("left", "right")[at]}
         match = WORD.match(plain)
         if plain in names - {""} or (match and match[1] == sides.suffixes[at]):
             return side
+    for at, side in enumerate((FIRST, SECOND)):
         if word == str(row.get(sides.columns[at])).strip().casefold():  # the better answer itself
             return side
-    return None
+    return _side_of_owner(word, row, sides)
 
 
-def _as_number(value: object) -> float | None:
+def _side_of_owner(word: str, row: Row, sides: Sides) -> str | None:
+    """Return the side whose column (`model_a`, `response_b_model`) holds a word, None unless it is one side's."""
+    owned = [
+        any(
+            suffix in words_of(column) and isinstance(value, str) and value.strip().casefold() == word
+            for column, value in row.items()
+            if column not in sides.columns
+        )
+        for suffix in sides.suffixes
+    ]
+    return None if owned[0] == owned[1] else FIRST if owned[0] else SECOND
+
+
+def as_number(value: object) -> float | None:
     """Return a finite number, or the one that a text holds; None if it is none."""
     if not isinstance(value, int | float | str):
         return None
@@ -200,10 +216,40 @@ def _as_number(value: object) -> float | None:
 
 
 def _number(value: object, column: str) -> float:
-    number = _as_number(value)
+    number = as_number(value)
     if number is None:
         raise BadRowError(f"`{column}` is {'missing' if value is None else repr(value)[:40]}", "a number")
     return number
+
+
+def naming_problem(rows: Collection[Row], column: str, sides: Sides, name: str) -> Problem | None:
+    """Return that the words of a vote's column name none of the answers in any row; None if one does.
+
+    Args:
+        rows: that have the column.
+        column: that votes.
+        sides: the answers.
+        name: of the source.
+    """
+    words: dict[str, None] = {}
+    for row in rows:
+        if row[column] is None or row[column] == "":
+            continue
+        if not isinstance(row[column], str) or as_number(row[column]) is not None:
+            return None
+        if column.casefold() == "first_is_better" or _side_of_word(row[column], row, sides) is not None:
+            return None
+        words[row[column]] = None
+    if not words:
+        return None
+    answers = " and ".join(f"`{one}`" for one in sides.columns)
+    found = f"data {name}: `{column}` is {listed((word[:40] for word in words), 3)} beside {answers}"
+    return Problem(found, "a vote that names one of the answers", write_anew(column))
+
+
+def write_anew(vote: str) -> str:
+    """Return the advice for a vote whose words name neither answer."""
+    return f"add columns `model_a` and `model_b` that say whose answer each is, or write `{vote}` as a, b or tie"
 
 
 def meaning_problem(values: Collection[object], column: str, sides: Sides, name: str) -> Problem | None:
@@ -216,7 +262,7 @@ def meaning_problem(values: Collection[object], column: str, sides: Sides, name:
         name: of the source.
     """
     known = column.casefold()
-    numbers = {number for number in map(_as_number, values) if number is not None}
+    numbers = {number for number in map(as_number, values) if number is not None}
     if not numbers or known in ("first_is_better", "better_index", *SIGNED):
         return None
     is_word = any(isinstance(value, bool) for value in values)

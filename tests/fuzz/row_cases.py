@@ -40,6 +40,19 @@ ROWS: tuple[dict[str, Any], ...] = (
     {"prompt": [ASKED], "completion": [SAID], "label": False},
     {"prompt": "why?", "answer": "because", "task": "t"},
     {"question": "1 + 1", "response": "2", "winner": "model_a", "score_a": 1},
+    {"prompt": "a", "response_a": "b", "response_b": "c", "winner": "a"},
+    {"prompt": "a", "left": "b", "right": "c", "human_vote": 1},
+    {
+        "Prompt": "a",
+        "Chosen": "b",
+        "Rejected": "c",
+        "chosenScore": 2,
+        "rejectedScore": 1,
+        "winner": "chosen",
+        "margin": 1,
+    },
+    {"prompt": ["a", "b"], "completion": ["c", "d"]},
+    {"prompt": {"0": "a", "1": "b"}, "completion": {"0": "c", "1": "d"}},
     {"messages": [ASKED, {**SAID, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}]},
 )
 """A row or more of every format, and some that are of none."""

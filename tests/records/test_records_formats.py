@@ -228,8 +228,8 @@ BAD: list[tuple[str, Shape, dict[str, Any], str]] = [
     (
         "messages",
         "messages",
-        {"messages": "[{'role': 'user'}]"},
-        "`messages` is the text of a Python list, as pandas writes one",
+        {"messages": "[{'role': 'user', 'content': array(['Hi'])}]"},
+        "`messages` is the text of a Python list that cannot be read, as pandas writes one to CSV; expected JSON. ",
     ),
     ("messages", "messages", {"messages": ["Hi"]}, "`messages` turn 1 is a text; expected an object with `role`"),
     (

@@ -179,9 +179,10 @@ def test_a_named_format_holds_for_every_row(jsonl: Write, source: Make) -> None:
         (
             {"question": "a"},
             "messages",
-            "data pairs: columns question are of no known format; expected messages rows (format messages",
+            "data pairs: column question is of no known format; expected messages rows (format messages",
         ),
-        ({"question": "a"}, "messages", ". Write rows in one of the formats that `docs/data.md` lists"),
+        ({"question": "a", "n": 1}, "messages", "data pairs: columns question, n are of no known format; expected"),
+        ({"question": "a"}, "messages", ". Rename them with `columns`, or write rows in one of the formats that `docs"),
     ],
 )
 def test_rows_of_the_wrong_or_of_no_format(
@@ -430,9 +431,11 @@ def test_a_system_column_that_is_no_text_is_refused_with_a_remedy_that_works(jso
     assert loaded(_of(path, columns={"system": "note"}), "messages").unused == ("note",)
 
 
-def test_a_second_label_is_named(jsonl: Write) -> None:
-    rows = loaded(_of(jsonl({**UP, "kto_tag": False}, DOWN)), "labelled")
+def test_a_second_label_is_named_and_is_a_bad_row_where_it_says_otherwise(jsonl: Write) -> None:
+    rows = loaded(_of(jsonl({**UP, "kto_tag": "good"}, {**DOWN, "kto_tag": "very"})), "labelled")
     assert rows.unused == ("kto_tag",) and [row["label"] for row in rows.train] == [True, False]
+    (said,) = refused(_of(jsonl({**UP, "kto_tag": False}, DOWN)), "labelled")
+    assert "rows.jsonl:1: row `label` is True and `kto_tag` is False; expected one label. " in said
 
 
 def test_pairs_without_an_answer_do_not_outvote_whole_ones(jsonl: Write) -> None:

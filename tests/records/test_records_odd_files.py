@@ -16,8 +16,9 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
-from pipeline.records import load
+from pipeline.records import digest, load
 from pipeline.records.files import read_rows
+from pipeline.records.json_files import table_problem
 
 ROWS: list[dict[str, Any]] = [{"prompt": "hé?", "completion": "ja"}, {"prompt": "wat?", "completion": "né"}]
 
@@ -37,7 +38,7 @@ def refusal(path: Path, content: bytes) -> str:
 def run_remedy(message: str, folder: Path, made: str) -> list[dict[str, Any] | None]:
     """Run the command that stands in backticks in a message, and read the file it makes."""
     command = message.split("`")[-2]
-    if shutil.which(command.split()[0]) is None:
+    if command[0] != "{" and shutil.which(command.split()[0]) is None:
         pytest.skip(f"{command.split()[0]} is not installed")
     subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=folder, check=True)
     return [row.value for row in read_rows(folder / made)]
@@ -144,6 +145,16 @@ def test_the_index_that_pandas_writes_is_a_column_no_one_reads(tmp_path: Path) -
     assert load(DataSource(path=[str(path)]), "messages", seed=0, name="d").unused == ("Unnamed: 0",)
 
 
+def test_the_python_list_that_pandas_writes_to_csv_is_read(tmp_path: Path) -> None:
+    import pandas
+
+    said = 'It\'s "so",\n\\d {é}'
+    talk = [{"role": "user", "content": said, "weight": None}, {"role": "assistant", "content": "A", "train": True}]
+    pandas.DataFrame({"messages": [talk, talk]}).to_csv(tmp_path / "a.csv")
+    rows = load(DataSource(path=str(tmp_path / "a.csv")), "messages", seed=0, name="d").train
+    assert [turn["content"] for turn in rows[1]["messages"]] == [said, "A"]
+
+
 @pytest.mark.parametrize(
     ("line", "key"),
     [
@@ -191,3 +202,129 @@ def test_a_folder_of_folders_says_how_to_read_them(tmp_path: Path) -> None:
         DataSource(path=str(tmp_path / "rows")).files  # noqa: B018
     pattern = str(caught.value).split("`")[-2]
     assert [path.name for path in DataSource(path=pattern).files] == ["a.jsonl"]
+
+
+PAIRS = [{"prompt": f"Q{n}?", "chosen": 'ja, "né"', "rejected": None, "n": n} for n in range(12)]
+TALKS = [{"messages": [{"role": "user", "content": f"Q{n}?"}, {"role": "assistant", "content": "A"}]} for n in (1, 2)]
+
+
+def by_column(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def as_pandas(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {str(at): value for at, value in enumerate(column)} for name, column in by_column(rows).items()}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    ("content", "rows", "what"),
+    [
+        (by_column(PAIRS), PAIRS, "columns"),
+        (by_column(TALKS), TALKS, "columns"),
+        ({"text": ["a", "b"]}, [{"text": "a"}, {"text": "b"}], "columns"),
+        (as_pandas(PAIRS), PAIRS, "columns"),
+        (as_pandas(PAIRS[:1]), PAIRS[:1], "columns"),
+        ({str(at): row for at, row in enumerate(PAIRS)}, PAIRS, "rows under their numbers"),
+        (
+            {"columns": list(PAIRS[0]), "index": list(range(12)), "data": [list(row.values()) for row in PAIRS]},
+            PAIRS,
+            "columns and data, as pandas splits it",
+        ),
+    ],
+)
+def test_a_table_in_one_object_is_refused_with_the_command_that_writes_its_rows(
+    tmp_path: Path, content: Any, rows: list[dict[str, Any]], what: str, indent: int | None
+) -> None:
+    path = tmp_path / "my table.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(content, indent=indent).encode()))
+    with pytest.raises(PipelineError) as caught:
+        load(DataSource(path=str(path)), ("messages", "text"), seed=0, name="d")
+    said = str(caught.value)
+    assert f"my table.json.gz: file is one object of {what}; expected one row per line. Write one row" in said
+    assert run_remedy(said, tmp_path, "my table.rows.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        TALKS[0],
+        {"chosen": TALKS[0]["messages"], "rejected": TALKS[1]["messages"]},
+        {"conversations": ["Q?", "A"]},
+        {"turns": ["Q?", "And?"]},
+        {"prompt": ["Q?"], "responses": ["A", "B"], "scores": [1, 2]},
+        {"prompt": {"text": "Q?"}, "answer": {"text": "A"}},
+        {},
+    ],
+)
+def test_one_row_alone_in_its_file_is_no_table(tmp_path: Path, row: dict[str, Any]) -> None:
+    for indent in (None, 1):
+        assert values(tmp_path / "a.json", json.dumps(row, indent=indent).encode()) == [row]
+    assert table_problem(tmp_path / "a.json", row) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "shape", "first"),
+    [
+        ("a.csv", 'What is 2+2?,"4, or so"\nAnd 3?,6\n', "messages", "4, or so"),
+        ("a.tsv", "What is 2+2?\t4\nAnd 3?\t6\n", "messages", "4"),
+        ("a.csv", "Say yes?;yes;7\nAnd no?;no;8\n", "messages", "yes"),
+        ("a.csv", "Say yes?,yes,no\nSay no?,no,yes\n", "preference", "yes"),
+        ("a.csv", "Say yes?,yes,true\nSay no?,yes,false\n", "labelled", "yes"),
+        ("a.csv", "Say yes?,1\nSay no?,2\n", "prompt", "Say yes?"),
+    ],
+)
+def test_a_table_without_names_is_refused_with_the_command_that_names_its_columns(
+    tmp_path: Path, name: str, content: str, shape: Any, first: str
+) -> None:
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress(content.encode()))
+    with pytest.raises(PipelineError) as caught:
+        load(DataSource(path=[str(path)]), shape, seed=0, name="d")
+    assert f"{name}.gz:1: the first line is a row; expected names of columns in the first line. " in str(caught.value)
+    made = name.replace(".", ".named.")
+    assert len(run_remedy(str(caught.value), tmp_path, made)) == 2
+    got = load(DataSource(path=[str(tmp_path / made)]), shape, seed=0, name="d").train
+    side = {"messages": "messages", "preference": "chosen", "labelled": "completion"}.get(shape, "prompt")
+    assert (len(got), got[0][side][-1]["content"]) == (2, first)
+
+
+def test_a_link_beside_its_file_is_read_once_and_said(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "b.jsonl").write_text('{"text": "b"}\n')
+    (folder / "c.jsonl").write_text('{"text": "b"}\n')  # the same rows in another file count twice
+    (folder / "a.jsonl").symlink_to("b.jsonl")
+    (folder / "d.jsonl").hardlink_to(folder / "c.jsonl")
+    (folder / "gone.jsonl").symlink_to("nowhere.jsonl")
+    source = DataSource(path=[str(folder), str(folder / "*.jsonl"), str(folder / "b.jsonl")])
+    assert [path.name for path in source.files] == ["b.jsonl", "c.jsonl"]
+    assert [(again.name, first.name) for again, first in source.repeated_files] == [
+        ("a.jsonl", "b.jsonl"),
+        ("d.jsonl", "c.jsonl"),
+    ]
+    assert "gone.jsonl" in source.unread_files
+    assert len(load(source, "text", seed=0, name="d").train) == 2
+    alone = DataSource(path=str(folder / "a.jsonl"))
+    assert [path.name for path in alone.files] == ["a.jsonl"] and alone.repeated_files == ()
+
+
+@pytest.mark.parametrize("empty", [b"", b"\n\n", gzip.compress(b"")])
+def test_an_empty_file_beside_others_does_not_count_and_all_empty_are_refused(tmp_path: Path, empty: bytes) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "b.jsonl").write_text('{"text": "b"}\n')
+    before = digest(DataSource(path=str(folder)), cache=tmp_path)
+    (folder / "a.jsonl").write_bytes(empty)
+    source = DataSource(path=str(folder))
+    for _ in range(2):  # read, and remembered
+        after = digest(source, cache=tmp_path)
+        assert (after.digest, after.rows) == (before.digest, 1) and [Path(one).name for one in after.empty] == [
+            "a.jsonl"
+        ]
+    rows = load(source, "text", seed=0, name="d")
+    assert [row["text"] for row in rows.train] == ["b"] and rows.digest == before.digest
+    (folder / "b.jsonl").write_bytes(b"")
+    for read in (lambda: load(source, "text", seed=0, name="d"), lambda: digest(source, cache=tmp_path)):
+        with pytest.raises(PipelineError, match=r"a.jsonl: file holds no rows; expected at least one row. Remove it"):
+            read()

@@ -86,6 +86,23 @@ def content(row: dict[str, Any], key: str, at: int = 0) -> str:
         ({"prompt": {"text": "Q?", "replies": []}}, "prompt", {"prompt": TURNS[:1]}),
         ({"content": "T", "url": "u"}, "text", {"text": "T"}),
         ({"prompt": "Q?", "chosen": "A", "rejected": "B"}, "messages", {"messages": TURNS}),
+        ({"Prompt": "Q?", "Completion": "A"}, "messages", {"messages": TURNS}),
+        ({"PROMPT": "Q?", "Response": "A"}, "messages", {"messages": TURNS}),
+        ({"Question": "Q?", "Answer": "A"}, "messages", {"messages": TURNS}),
+        ({"User Prompt": "Q?", "assistantResponse": "A"}, "messages", {"messages": TURNS}),
+        ({"Instruction": "Q?", "Input": "", "Output": "A"}, "messages", {"messages": TURNS}),
+        ({"Messages": TURNS}, "messages", {"messages": TURNS}),
+        (
+            {"systemPrompt": "S", "Question": "Q?", "Response": "A"},
+            "messages",
+            {"messages": [{"role": "system", "content": "S"}, *TURNS]},
+        ),
+        ({"Prompt": "Q?", "Chosen": "A", "Rejected": "B"}, "preference", {"prompt": TURNS[:1], "chosen": TURNS[1:]}),
+        ({"prompt": "Q?", "Chosen": "A", "Rejected": "B"}, "preference", {"prompt": TURNS[:1], "chosen": TURNS[1:]}),
+        ({"Question": "Q?", "Good": "A", "Bad": "B"}, "preference", {"prompt": TURNS[:1], "chosen": TURNS[1:]}),
+        ({"Prompt": "Q?", "responseA": "B", "responseB": "A", "Winner": "b"}, "preference", {"chosen": TURNS[1:]}),
+        ({"Prompt": "Q?"}, "prompt", {"prompt": TURNS[:1]}),
+        ({"Text": "T"}, "text", {"text": "T"}),
     ],
 )
 def test_the_columns_that_a_message_suggests_work(
@@ -95,6 +112,23 @@ def test_the_columns_that_a_message_suggests_work(
     refused(path, shape)
     got = heeded(path, shape).train[0]
     assert {key: got[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("label", ["thumbs_up", "Is Good", "Label"])
+def test_a_label_under_another_name_is_found_by_what_it_holds(jsonl: Write, label: str) -> None:
+    for asked, answer in (("prompt", "completion"), ("Question", "Answer")):
+        path = jsonl(*({asked: "Q?", answer: "A", label: is_good, "turn": 1} for is_good in (True, False)))
+        refused(path, "labelled")
+        assert [row["label"] for row in heeded(path, "labelled").train] == [True, False]
+
+
+def test_a_reason_that_all_rows_share_is_said_once(jsonl: Write) -> None:
+    path = jsonl(*[{"prompt": "Q?", "completion": "A"}] * 30)
+    first, summary = refused(path, "labelled")
+    assert "rows.jsonl:1: row `label` is missing; expected true or false" in first
+    assert summary == "data d: all 30 rows are bad for this reason. Mend the data"
+    more = refused(jsonl(*[{"prompt": "Q?", "completion": "A"}] * 2, {"prompt": "", "completion": "A"}), "labelled")
+    assert len(more) == 4  # two reasons: each row with its own
 
 
 ALPACA_PAIR = {"instruction": "Q?", "input": "C", "chosen": "A", "rejected": "B"}
@@ -222,7 +256,8 @@ def test_every_public_schema_is_read_or_its_remedy_works(path: Path, tmp_path: P
     path = Path(shutil.copy(path, tmp_path))
     shape: Any = "preference" if path.stem in PAIRS.split() else NO_ANSWERS.get(path.stem, "messages")
     if not shape:
-        assert len(refused(path, "messages")) == 13  # every row, with its reason
+        first, all_of_them = refused(path, "messages")
+        assert ":1: row `" in first and "data d: all 12 rows are bad for this reason. " in all_of_them
         return
     got = heeded(path, shape)
     if shape == "messages":

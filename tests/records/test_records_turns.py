@@ -228,3 +228,12 @@ def test_a_part_that_belongs_elsewhere_is_refused_with_its_place(kind: str, word
     parts = [{"type": kind, kind: "x"}, {"type": "text", "text": "a"}]
     with pytest.raises(BadRowError, match=f"part of type `{kind}`; expected .*`{words}`"):
         turns_of([{"role": "assistant", "content": parts}], "m")
+
+
+def test_tools_under_two_names_are_one_list_or_a_bad_row() -> None:
+    function = TOOL["function"]
+    both = {"messages": TALK, "tools": [TOOL], "functions": [function]}
+    assert shaped(both, "messages", "messages")["tools"] == [TOOL]
+    with pytest.raises(BadRowError, match="has `tools` and others in `functions`; expected all of them in `tools`"):
+        shaped({**both, "functions": [{"name": "other"}]}, "messages", "messages")
+    assert shaped({**both, "tools": []}, "messages", "messages")["tools"] == [TOOL]

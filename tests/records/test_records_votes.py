@@ -43,6 +43,9 @@ def argilla(*values: str) -> dict[str, Any]:
 FIRST = [
     *({**AB, "winner": word} for word in ("a", "A", "model_a", "response_a", "[[A]]", "first", "A>B", "A>>B", "A")),
     {**AB, "winner": "gpt-x", "model_a": "gpt-x", "model_b": "other"},
+    {**AB, "winner_model": "GPT-x", "response_a_model": "gpt-x", "response_b_model": "other"},
+    {"prompt": "Q?", "response_left": "A", "response_right": "B", "winner": "left"},
+    {"prompt": "Q?", "answer_x": "A", "answer_y": "B", "winner": "answer_x"},
     {**AB, "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
     {**AB, "score_a": 0.5, "score_b": -0.5},
     {**AB, "response_a_score": "9", "response_b_score": "7"},
@@ -75,6 +78,8 @@ FIRST = [
 PAIR = {"prompt": [ASK], "chosen": [said("A")], "rejected": [said("B")], "margin": None}
 OTHER = {**PAIR, "chosen": [said("B")], "rejected": [said("A")]}
 SECOND = [
+    {**AB, "winner": "n", "model_a": "m", "model_b": "n"},
+    {"prompt": "Q?", "response_first": "A", "response_second": "B", "winner": "second"},
     *({**AB, "winner": word} for word in ("b", "model_b", "response_b", "[[B]]", "second", "B>A", "B")),
     {**AB, "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0},
     {**AB, "score_a": 0.5, "score_b": 0.75},
@@ -238,10 +243,9 @@ def test_a_vote_under_a_name_that_is_not_known_is_noticed(votes: list[dict[str, 
     assert [row["chosen"][0]["content"] for row in mended(rows, jsonl, columns=NAMED).train] == ["A", "B"]
 
 
-def test_a_vote_by_the_names_of_renamed_answers_is_to_be_written_anew(jsonl: Write) -> None:
-    rows = [{"q": "Q?", "x1": "A", "x2": "B", "pref": side} for side in ("x1", "x2")]
-    with pytest.raises(PipelineError, match="and write `pref` as a or b"):
-        loaded(rows, jsonl, columns=NAMED)
+def test_a_vote_by_the_names_of_renamed_answers_is_one_for_what_they_became(jsonl: Write) -> None:
+    rows = [{"q": "Q?", "x1": "A", "x2": "B", "pref": side} for side in ("x1", "X2")]
+    assert [row["chosen"][0]["content"] for row in mended(rows, jsonl, columns=NAMED).train] == ["A", "B"]
 
 
 @pytest.mark.parametrize(
@@ -264,3 +268,166 @@ def test_what_does_not_vote_against_the_first_is_no_vote(beside: dict[str, list[
 def test_two_answers_beside_an_unknown_vote_are_refused_with_the_renaming_that_works(jsonl: Write) -> None:
     rows = [{**AB, "human_vote": "a"}, {**AB, "human_vote": "b"}]
     assert [row["chosen"][0]["content"] for row in mended(rows, jsonl).train] == ["A", "B"]
+
+
+UNKNOWN = [
+    *(({"response_a": "A", "response_b": "B"}, "is_a_better", votes) for votes in ([True, False], [1, 0])),
+    ({"response_a": "A", "response_b": "B"}, "prefers_second", [False, True]),
+    ({"response_a": "A", "response_b": "B"}, "gold_label", ["a", "b"]),
+    ({"response_a": "A", "response_b": "B"}, "annotation", [1, 2]),
+    ({"response_a": "A", "response_b": "B"}, "human", ["model_a", "model_b"]),
+    ({"answer_a": "A", "answer_b": "B"}, "human_judgement", [["A", "wins"][0], "b"]),
+    ({"Response A": "A", "Response B": "B"}, "Gold Label", ["a", "b"]),
+    ({"left": "A", "right": "B"}, "winner", ["left", "right"]),
+    ({"response": "A", "response_2": "B"}, "winner", ["response", "response_2"]),
+    ({"response": "A", "response_2": "B"}, "better", [1, 2]),
+    ({"first_response": "A", "second_response": "B"}, "winner", ["first_response", "second_response"]),
+    ({"model_1_response": "A", "model_2_response": "B"}, "preferred", [1, 2]),
+    ({"option_a": "A", "option_b": "B"}, "winner", ["a", "option_b"]),
+    ({"a": "A", "b": "B"}, "winner", ["a", "b"]),
+    ({"gpt4": "A", "claude": "B"}, "winner", ["gpt4", "Claude"]),
+]
+
+
+@pytest.mark.parametrize(("answers", "vote", "votes"), UNKNOWN)
+def test_answers_and_votes_under_other_names_are_refused_with_the_renaming_that_reads_them(
+    answers: dict[str, str], vote: str, votes: list[Any], jsonl: Write
+) -> None:
+    rows = [{"prompt": "Q?", **answers, vote: one} for one in votes]
+    with pytest.raises(PipelineError, match=r"[Ss]et `columns: \{"):
+        loaded(rows, jsonl)
+    assert [row["chosen"][0]["content"] for row in mended(rows, jsonl).train] == ["A", "B"]
+    assert [row["rejected"][0]["content"] for row in mended(rows, jsonl).train] == ["B", "A"]
+
+
+@pytest.mark.parametrize("vote", ["y", "human_vote"])
+def test_an_unknown_vote_of_0_and_1_is_refused_with_the_two_meanings(vote: str, jsonl: Write) -> None:
+    rows = [{"prompt": "Q?", "left": "A", "right": "B", vote: one} for one in (1, 0)]
+    with pytest.raises(
+        PipelineError, match=f"`{vote}` is 0, 1 beside `left` and `right`; expected a vote whose"
+    ) as caught:
+        loaded(rows, jsonl)
+    got = []
+    for remedy in str(caught.value).split("columns: ")[1:3]:
+        columns = yaml.safe_load(remedy[: remedy.index("}") + 1])
+        got.append([row["chosen"][0]["content"] for row in loaded(rows, jsonl, columns=columns).train])
+    assert got == [["A", "B"], ["B", "A"]]
+
+
+@pytest.mark.parametrize("vote", ["winner", "winner_model", "human_preference"])
+def test_a_vote_for_a_model_that_no_column_names_asks_for_the_columns_that_do(vote: str, jsonl: Write) -> None:
+    rows = [{**AB, vote: "gpt-4"}, {**AB, vote: "claude-3"}]
+    with pytest.raises(PipelineError) as caught:
+        loaded(rows, jsonl)
+    assert f"`{vote}` is gpt-4, claude-3 beside `response_a` and `response_b`; expected a vote that " in str(
+        caught.value
+    )
+    assert "Add columns `model_a` and `model_b` that say whose answer each is, or write" in str(caught.value)
+    told = [{**row, "model_a": "claude-3", "model_b": "gpt-4"} for row in rows]  # the remedy
+    assert [row["chosen"][0]["content"] for row in loaded(told, jsonl).train] == ["B", "A"]
+    same = [{**row, "model_a": "gpt-4", "model_b": "gpt-4"} for row in rows[:1]]
+    with pytest.raises(PipelineError, match="expected a vote that names one of the answers"):
+        loaded(same, jsonl)
+
+
+def test_two_answers_without_a_vote_are_refused_by_name(jsonl: Write) -> None:
+    rows = [{"prompt": "Q?", "answer_a": "A", "answer_b": "B"}] * 2
+    with pytest.raises(PipelineError, match="`answer_a` and `answer_b` are two answers, and no column says which is"):
+        loaded(rows, jsonl)
+    assert [row["chosen"][0]["content"] for row in mended(rows, jsonl).train] == ["A", "A"]  # "if it is always better"
+
+
+@pytest.mark.parametrize(
+    "further", [{"response_c": "C"}, {"response_c": "C", "response_d": "D"}, {"Response C": ["C"]}, {"response3": "C"}]
+)
+def test_a_third_answer_is_never_left_out_in_silence(further: dict[str, Any], jsonl: Write) -> None:
+    row = {**(TWO if "response3" in further else AB), "winner": 1, **further}
+    row |= {} if "response3" in further else {"winner": "a"}
+    named = ", ".join(f"`{name}`" for name in further)
+    with pytest.raises(PipelineError, match=f"{named} would not reach the model; expected two answers"):
+        loaded([row], jsonl)
+    assert mended([row], jsonl).train[0]["chosen"] == [said("A")]
+    assert loaded([{**row, **dict.fromkeys(further)}], jsonl).train[0]["chosen"] == [said("A")]  # there is none
+
+
+CR = {"prompt": "Q?", "chosen": "A", "rejected": "B"}
+
+
+@pytest.mark.parametrize(
+    ("vote", "says"),
+    [
+        ({"winner": "rejected"}, "is for `rejected`"),
+        ({"better": "rejected_response"}, "is for `rejected`"),
+        ({"winner": "B"}, "is for `rejected`"),
+        ({"winner": "Draw"}, "says tie"),
+        ({"winner_model": "m", "chosen_model": "n", "rejected_model": "m"}, "is for `rejected`"),
+        ({"response_a": "A", "response_b": "B", "winner": "b"}, "is for `rejected`"),
+        ({"response_a": "B", "response_b": "A", "winner": "model_a"}, "is for `rejected`"),
+        ({"response_1": "A", "response_2": "B", "rating_1": 2, "rating_2": 5}, "is for `rejected`"),
+    ],
+)
+def test_a_vote_against_the_order_of_a_pair_is_a_bad_row(vote: dict[str, Any], says: str, jsonl: Write) -> None:
+    with pytest.raises(PipelineError) as caught:
+        loaded([{**CR, **vote}, CR], jsonl)
+    assert "rows.jsonl:1: row `" in str(caught.value) and f"{says}; expected one for `chosen`" in str(caught.value)
+    kept = mended([{**CR, **vote}, CR], jsonl)
+    assert [row["chosen"][0]["content"] for row in kept.train] == ["A", "A"]  # "if it is no vote on the two"
+    assert loaded([{**CR, **vote}], jsonl, "prompt").train[0]["prompt"] == [ASK]
+
+
+@pytest.mark.parametrize(
+    "vote",
+    [
+        {"winner": "chosen"},
+        {"winner": "A"},
+        {"winner_model": "n", "chosen_model": "n", "rejected_model": "m"},
+        {"response_a": "B", "response_b": "A", "winner": "b"},
+        {"response_1": "A", "response_2": "B", "rating_1": 5, "rating_2": 2},
+        {"score_chosen": 2, "score_rejected": 2},
+        {"gold_chosen": 1, "gold_rejected": 2},
+        {"margin": 0},
+        {"preferred_output": None},
+    ],
+)
+def test_a_vote_for_the_order_of_a_pair_needs_no_word(vote: dict[str, Any], jsonl: Write) -> None:
+    got = loaded([{**CR, **vote}], jsonl)
+    assert got.train[0]["chosen"] == [said("A")] and got.notes == ()
+
+
+def test_a_pair_as_openai_writes_it_is_no_vote(jsonl: Write) -> None:
+    row = {"input": {"messages": [ASK]}, "preferred_output": [said("A")], "non_preferred_output": [said("B")]}
+    assert loaded([row], jsonl).notes == ()
+
+
+def test_a_vote_that_cannot_be_understood_beside_a_pair_is_said(jsonl: Write) -> None:
+    got = loaded([{**CR, "winner": "gpt-4"}, {**CR, "winner": "claude"}], jsonl)
+    assert got.notes == ("the vote `winner` is not read; `chosen` is taken as the better answer",)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")]
+)
+def test_points_against_the_order_are_counted_and_refused_where_most_are(first: str, second: str, jsonl: Write) -> None:
+    good, bad = {**CR, first: 2, second: 1}, {**CR, first: "1", second: "1.5"}
+    got = loaded([good, good, bad, CR], jsonl)
+    assert got.notes == (f"`{second}` is above `{first}` in 1 of 3 rows; `chosen` is taken as the better answer",)
+    with pytest.raises(
+        PipelineError, match=f"`{second}` is above `{first}` in 2 of 3 rows; expected `chosen` to be"
+    ) as caught:
+        loaded([good, bad, bad], jsonl)
+    turned, as_they_are = (
+        loaded([good, bad, bad], jsonl, columns=yaml.safe_load(one[: one.index("}") + 1]))
+        for one in str(caught.value).split("columns: ")[1:]
+    )
+    assert [row["chosen"][0]["content"] for row in turned.train] == ["B"] * 3
+    assert [row["chosen"][0]["content"] for row in as_they_are.train] == ["A"] * 3
+
+
+def test_a_margin_below_0_is_said(jsonl: Write) -> None:
+    rows = [{**CR, "margin": -1}, {**CR, "margin": 1}]
+    assert loaded(rows, jsonl).notes == ("`margin` is below 0 in 1 of 2 rows; `chosen` is taken as the better answer",)
+    with pytest.raises(
+        PipelineError, match=r"`margin` is below 0 in 1 of 1 rows; expected 0 or more. Set `columns: {mar"
+    ):
+        loaded(rows[:1], jsonl)
+    assert mended(rows[:1], jsonl).train[0]["margin"] is None

@@ -47,6 +47,33 @@ def test_columns_that_nothing_reads_are_named_once_for_each_source(fresh: Any) -
     assert not any(note.startswith("data asks") for note in notes)
 
 
+def test_empty_files_links_and_votes_against_the_order_are_said_each_time(fresh: Any) -> None:
+    """The files are looked at each time; what their rows hold is remembered."""
+    folder = fresh.recipe.parent / "demos"
+    folder.mkdir()
+    (fresh.recipe.parent / "demos.jsonl").rename(folder / "demos.jsonl")
+    (folder / "empty.jsonl").touch()
+    (folder / "link.jsonl").symlink_to("demos.jsonl")
+    (folder / "README.md").touch()
+    scored = [{"chosen_score": 1, "rejected_score": 2}, *[{"chosen_score": 2, "rejected_score": 1}] * 159]
+    change_rows(
+        fresh.recipe.parent / "pairs.jsonl",
+        lambda rows: [{**row, **more} for row, more in zip(rows, scored, strict=True)],
+    )
+    for _ in range(2):
+        notes = list(check(fresh, "data.demos.path=demos").sources.values())
+        said = {note for count in notes for note in count.notes}
+        names = {note.rpartition("/")[2] for note in said}
+        assert "empty.jsonl" in names and any(
+            note.startswith("data demos: these files hold no rows: ") for note in said
+        )
+        assert "data demos: these lie in the folder and are not read: README.md" in said
+        assert "data demos: a file under two names is read once: link.jsonl is demos.jsonl" in said
+        above = "`rejected_score` is above `chosen_score` in 1 of 160 rows; `chosen` is taken as the better answer"
+        assert f"data pairs: {above}" in said
+        (folder / "empty.jsonl").write_text("\n")  # still without rows
+
+
 def test_a_limit_counts_usable_rows(fresh: Any) -> None:
     change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: without_answers(rows[::-1], kept=40))
     assert counts(fresh.check("data.pairs.limit=32"))["dpo.data"].kept == 32  # the first 40 are good

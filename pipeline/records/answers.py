@@ -1,0 +1,217 @@
+"""Two answers and a vote in columns that no format knows: which they may be, and how to rename them.
+
+Owns guesses for messages; no row is read by them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from pipeline.errors import Problem, listed
+from pipeline.records.comparisons import SIDE_PAIRS, sides_of
+from pipeline.records.names import words_of
+from pipeline.records.unused import written
+from pipeline.records.votes import NAMES, TIES, write_anew
+
+Row = Mapping[str, Any]
+
+ANSWER_WORDS = frozenset(
+    (
+        *("response", "answer", "output", "completion", "conversation", "generation", "summary", "reply"),
+        *("candidate", "text", "option", "assistant"),
+    )
+)
+OTHER_WORDS = frozenset(
+    (
+        *("model", "name", "id", "score", "rating", "reward", "rank", "source", "length", "tokens", "lang"),
+        *("language", "winner"),
+    )
+)
+"""Words of columns that tell something of an answer and are none."""
+
+VOTE_WORD = re.compile(r"(label|annotat|gold|human|judg|rank|target)", re.IGNORECASE)
+"""In names of columns that vote where they name a side, beside those of `VOTE_WORDS`."""
+
+VOTE_WORDS = re.compile(
+    r"(winner|winning|won|better|best|preferred|preference|pref|votes?|voted|verdict|judg[e]?ment|choice|chosen|selected)",
+    re.IGNORECASE,
+)
+"""Words in the name of a column that votes, whatever else stands in it: `human_vote`, `winner_model`."""
+
+SIDE_WORDS = ["a", "b", "0", "1", "2", "-1", "true", "false", "first", "second", "left", "right", "model_a", "model_b"]
+BOOLEANS = frozenset({"true", "false", "0", "1"})
+SHOWN_VALUES = 3
+
+
+class TwoAnswers(NamedTuple):
+    """Two answers of rows and what may say which is better.
+
+    Attributes:
+        columns: that hold the answers.
+        names: under which the two are read as answers.
+        vote: the column that says which is better; empty if none does.
+        values: what the vote's column holds, as texts in small letters.
+        is_sure: the name of the vote's column speaks of a vote.
+    """
+
+    columns: tuple[str, str]
+    names: tuple[str, str]
+    vote: str
+    values: frozenset[str]
+    is_sure: bool = True
+
+    def columns_with(self, vote: str) -> dict[str, str]:
+        """Return the renaming that reads the two, with the vote under a name that says what it means."""
+        new = dict(zip(self.columns, self.names, strict=True)) | {self.vote: vote}
+        return {old: ours for old, ours in new.items() if old != ours}
+
+
+def two_answers(rows: Sequence[Row]) -> TwoAnswers | None:
+    """Return the two answers of rows and their vote, None if there are not two that look like it."""
+    if not rows:
+        return None
+    names = tuple(rows[0])
+    votes = {name: _values(rows, name) for name in names}
+    known = sides_of(names)
+    columns = known.columns if known is not None else _by_name(rows[0]) or _named_by_vote(rows[0], votes)
+    if columns is None:
+        return None
+    told = [name for name in names if name not in columns and votes[name] and _is_vote(name, votes[name], columns)]
+    told.sort(key=lambda name: (name not in NAMES, VOTE_WORDS.search(name) is None))
+    may = [name for name in names if name not in columns and len(votes[name]) > 1 and votes[name] <= _sides(columns)]
+    vote = (told or may or [""])[0]
+    new = known.columns if known else _new_names(columns)
+    return TwoAnswers(columns, new, vote, votes.get(vote, frozenset()), is_sure=bool(told))
+
+
+def renamings(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """Yield the renamings that may read two answers by their vote, the likeliest first."""
+    two = two_answers(rows)
+    if two is None or not two.vote or not two.is_sure:
+        return
+    if two.values <= BOOLEANS:
+        side = _side_named(two)
+        if side is None:
+            return
+        if side == 1:
+            two = two._replace(columns=two.columns[::-1])
+        yield two.columns_with("first_is_better")
+    elif any(value.startswith("-") for value in two.values):
+        yield two.columns_with("preference_strength")
+    else:
+        yield two.columns_with(two.vote if two.vote in NAMES else "winner")
+
+
+def two_answers_problem(rows: Sequence[Row], name: str, where: str) -> Problem | None:
+    """Return that rows hold two answers whose vote cannot be read, and what to write; None if they hold none.
+
+    Args:
+        rows: as the file has them.
+        name: of the source.
+        where: the file.
+    """
+    two = two_answers(rows)
+    if two is None:
+        return None
+    answers = " and ".join(f"`{one}`" for one in two.columns)
+    if not two.vote:
+        found = f"data {name}: {answers} are two answers, and no column says which is better"
+        first, second = two.columns
+        ordered = written({first: "chosen", second: "rejected"})
+        remedy = f"add a column `winner` (a, b or tie); or, if `{first}` is always better, set `columns: {ordered}`"
+        return Problem(found, "answers and a vote", remedy, where)
+    shown = listed(sorted(two.values), SHOWN_VALUES)
+    found = f"data {name}: `{two.vote}` is {shown} beside {answers}"
+    if not two.is_sure and not two.values <= BOOLEANS:
+        remedy = (
+            f"if it says which is better, set `columns: {written(two.columns_with('winner'))}`; if not, add `winner`"
+        )
+        return Problem(found, "a vote under a name that says so", remedy, where)
+    if two.values <= BOOLEANS:
+        by_first, by_index = two.columns_with("first_is_better"), two.columns_with("better_index")
+        remedy = (
+            f"say it by its name: `columns: {written(by_first)}` if 1 means the first, "
+            f"`columns: {written(by_index)}` if 0 means the first"
+        )
+        remedy += "" if two.is_sure else "; if it is no vote, add a column `winner`"
+        return Problem(found, "a vote whose numbers say which answer they mean", remedy, where)
+    return Problem(found, "a vote that names one of the answers", write_anew(two.vote), where)
+
+
+def _values(rows: Sequence[Row], name: str) -> frozenset[str]:
+    """Return what a column holds as texts in small letters; nothing if it holds something else than words."""
+    values = {row.get(name) for row in rows if isinstance(row.get(name), str | int | float)}
+    if any(row.get(name) is not None and not isinstance(row.get(name), str | int | float) for row in rows):
+        return frozenset()
+    return frozenset(str(value).casefold().strip().strip("[]").removesuffix(".0") for value in values) - {""}
+
+
+def _by_name(row: Row) -> tuple[str, str] | None:
+    """Return two columns of text whose names differ by a word for a side, or by a 2 that the second has."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str | list) and value}
+    pairs = []
+    for first, second in combinations(texts, 2):
+        for one, other in ((first, second), (second, first)):
+            if type(row[one]) is type(row[other]) and _sides_told(words_of(one), words_of(other)) is not None:
+                pairs.append((one, other))
+    named = [pair for pair in pairs if ANSWER_WORDS & set(words_of(pair[0])) and not set(words_of(pair[0])) & {"id"}]
+    left = [pair for pair in pairs if not OTHER_WORDS & set(words_of(pair[0]))]
+    return next(iter(named or left), None)
+
+
+def _sides_told(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the words by which two names tell two sides apart, None if they do not."""
+    if second == (*first, "2"):
+        return ("1", "2")
+    if len(first) != len(second):
+        return None
+    differ = [pair for pair in zip(first, second, strict=True) if pair[0] != pair[1]]
+    return differ[0] if len(differ) == 1 and differ[0] in SIDE_PAIRS else None
+
+
+def _named_by_vote(row: Row, votes: Mapping[str, frozenset[str]]) -> tuple[str, str] | None:
+    """Return the two columns of text that the values of another column name."""
+    by_name = {name.casefold(): name for name, value in row.items() if isinstance(value, str | list)}
+    for name, values in votes.items():
+        named = [by_name[value] for value in by_name if value in values]
+        if name not in named and len(named) == 2 and values - TIES <= set(by_name):
+            return named[0], named[1]
+    return None
+
+
+def _new_names(columns: tuple[str, str]) -> tuple[str, str]:
+    told = _sides_told(*map(words_of, columns)) or ("a", "b")
+    return f"response_{told[0]}", f"response_{told[1]}"
+
+
+def _is_vote(name: str, values: frozenset[str], columns: tuple[str, str]) -> bool:
+    """Return whether a column may say which of two answers is better."""
+    if name.casefold() in NAMES:
+        return True
+    sides = _sides(columns)
+    is_number = all(re.fullmatch(r"-?\d", value) for value in values)
+    if VOTE_WORDS.search(name):
+        return values <= sides or is_number or not {" "} & set("".join(values))
+    return (VOTE_WORD.search(name) is not None and (values <= sides or is_number)) or _names_both(values, columns)
+
+
+def _sides(columns: tuple[str, str]) -> frozenset[str]:
+    """Return the words by which a vote may name one of two answers, or neither."""
+    told = _sides_told(*map(words_of, columns)) or ()
+    return frozenset({*SIDE_WORDS, *TIES, *told, *(column.casefold() for column in columns)})
+
+
+def _names_both(values: frozenset[str], columns: tuple[str, str]) -> bool:
+    return {column.casefold() for column in columns} <= values
+
+
+def _side_named(two: TwoAnswers) -> int | None:
+    """Return which answer the name of a column of true and false speaks of (`is_a_better`), None if it names none."""
+    told = _sides_told(*map(words_of, two.columns)) or two.columns
+    named = set(words_of(two.vote))
+    sides = [{told[0], "first"}, {told[1], "second"}]
+    hits = [at for at, words in enumerate(sides) if words & named]
+    return hits[0] if len(hits) == 1 else None
