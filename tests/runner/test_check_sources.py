@@ -61,7 +61,7 @@ def test_empty_files_links_and_votes_against_the_order_are_said_each_time(fresh:
         lambda rows: [{**row, **more} for row, more in zip(rows, scored, strict=True)],
     )
     for _ in range(2):
-        notes = list(check(fresh, "data.demos.path=demos").sources.values())
+        notes = list(fresh.check("data.demos.path=demos").sources.values())
         said = {note for count in notes for note in count.notes}
         names = {note.rpartition("/")[2] for note in said}
         assert "empty.jsonl" in names and any(

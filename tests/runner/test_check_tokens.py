@@ -76,7 +76,7 @@ def test_every_field_of_rows_meets_its_tokenizer(world: Any) -> None:
     (folder / "rendered.jsonl").write_text('{"text": "<|user|> hi <|end|>"}\n{"text": "a cat"}\n')
     text = world.recipe.read_text().replace("data:\n", "data:\n  rendered: {path: rendered.jsonl}\n", 1)
     world.recipe.write_text(text.replace("stages:\n", FURTHER, 1))
-    report = check(world, "data.mixed.on_bad_row=skip")
+    report = world.check("data.mixed.on_bad_row=skip")
     told = {(one.use.stage, one.use.field): one for one in report.tokens}
     tested, beside = told["judge_more", "test"], told["play", "ptx_data"]
     assert tested.max_length == 24 and 0 < tested.count.too_long < tested.count.rows == 60
@@ -108,10 +108,10 @@ def test_prompts_meet_the_tokenizer_of_a_reward_model_too(world: Any) -> None:
         "  play: {kind: ppo, data: system, model: sft, reward: ./judge, train: {iterations: 1, max_new_tokens: 4}}\n"
     )
     world.recipe.write_text(text.replace("stages:\n", f"stages:\n{stage}", 1))
-    (problem,) = [one for one in problems_of(world) if one.stage == "play"]
+    (problem,) = [one for one in world.problems() if one.stage == "play"]
     assert problem.where.endswith("system.jsonl:1")
     assert problem.found.endswith("System role not supported (reward model `./judge`)")
-    report = check(world, "data.system.on_bad_row=skip")
+    report = world.check("data.system.on_bad_row=skip")
     assert (of_stage(report, "play").count.unrendered, of_stage(report, "play").count.train) == (1, 3)
 
 
