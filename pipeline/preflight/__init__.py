@@ -29,9 +29,11 @@ from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
+from pipeline.preflight.tokenizers import is_downloaded
 from pipeline.preflight.tokens import StageTokens, count_stage_tokens
 from pipeline.recipe import by_line
 from pipeline.stage import MODEL_PARALLEL, Data, kind_of
+from pipeline.training.fields import margin_problem
 from pipeline.training.formats import cpu_problem, ppo_problem
 from pipeline.training.pipelined_fields import unused_problem
 
@@ -81,6 +83,7 @@ def check_plan(
     found = [
         *problems,
         *_launcher_problems(plan),
+        *_offline_problems(plan),
         *_engine_problems(everything),
         *setting_problems(everything, shapes),
         *_precision_problems(everything),
@@ -122,6 +125,8 @@ def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
         spec = stages.get(use.stage)
         if spec is not None and use.field == "data":
             problem = rows_problem(spec.kind, spec.config, count.train, count.held_out, count.shape)
+            if problem is None and getattr(getattr(spec.config, "train", None), "use_margin", False):
+                problem = margin_problem(count.train, count.margins)
             if problem is not None:
                 yield replace(problem, where=plan.recipe.where("stages", spec.name, "data"), stage=spec.name)
 
@@ -135,6 +140,20 @@ def _launcher_problems(plan: Plan) -> Iterator[Problem]:
         expected = "one launcher for all stages of a run: a job cannot wait for this machine"
         remedy = "set it for the whole recipe, or run the parts one after the other with --only or --until"
         yield Problem(found, expected, remedy, here[0].spec.where, names[0])
+
+
+def _offline_problems(plan: Plan) -> Iterator[Problem]:
+    """Find hub models that are to be downloaded where `HF_HUB_OFFLINE` forbids it."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    for stage in plan.pending if HF_HUB_OFFLINE else ():
+        for field, items in stage.inputs.items():
+            for item in items:
+                if item.external and item.artifact is None and not is_downloaded(item.ref):
+                    found = f"the model {item.ref} is not on this machine, and HF_HUB_OFFLINE is set"
+                    remedy = f"run `hf download {item.ref.partition('@')[0]}` where there is a network, or unset it"
+                    where = plan.recipe.where("stages", stage.spec.name, field)
+                    yield Problem(found, "a model that was downloaded", remedy, where, stage.spec.name)
 
 
 def _engine_problems(plan: Plan) -> Iterator[Problem]:

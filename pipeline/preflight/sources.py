@@ -65,6 +65,7 @@ class SourceCount:
         detected: which row format was taken and why; empty when the recipe names it.
         unused: columns and keys of turns that nothing reads.
         unread: files of its folder that hold no rows.
+        margins: pairs to learn from that have a margin.
         remarks: what else there is to say of its rows, a sentence each.
     """
 
@@ -76,6 +77,7 @@ class SourceCount:
     detected: str = ""
     unused: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    margins: int = 0
     remarks: tuple[str, ...] = ()
 
     @property
@@ -215,6 +217,7 @@ def _read(
                 rows.detected,
                 rows.unused,
                 remarks=rows.notes,
+                margins=sum(row.get("margin") is not None for row in rows.train),
             )
     except PipelineError as error:
         # A bad row is a matter of its source, whoever reads it: no stage is named.

@@ -52,10 +52,19 @@ def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> Tokeni
 
 def hub_folder(ref: str) -> Path | None:
     """Return where this machine keeps the tokenizer of a hub model, None where it has none."""
+    return _kept(ref, "tokenizer.json")
+
+
+def is_downloaded(ref: str) -> bool:
+    """Whether anything of a hub model or tokenizer is on this machine."""
+    return any(_kept(ref, name) for name in ("config.json", *TOKENIZER_FILES))
+
+
+def _kept(ref: str, file: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     name, _, revision = ref.partition("@")
-    place = try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
+    place = try_to_load_from_cache(name, file, revision=revision or None)
     return Path(place).parent if isinstance(place, str) else None
 
 

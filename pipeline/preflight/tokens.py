@@ -34,6 +34,7 @@ from pipeline.preflight.tokenizers import (
     readers_of,
     tokenizer_of,
 )
+from pipeline.training.encoded import FEW
 
 if TYPE_CHECKING:
     from pipeline.training.token_counts import TokenCount, TokenRequest
@@ -280,8 +281,13 @@ def _fault_problems(use: SourceUse, told: StageTokens, where: str, *, can_skip: 
     if count.unrendered == 1:
         yield Problem(f"row {count.faults[0].reason}", "", remedy, count.faults[0].where, use.stage)
         return
-    for fault in count.faults:
+    is_alike = count.unrendered == count.rows > FEW and len({fault.reason for fault in count.faults}) == 1
+    for fault in count.faults[:1] if is_alike else count.faults:
         yield Problem(f"row {fault.reason}", where=fault.where, stage=use.stage)
+    if is_alike:
+        found = f"all {count.rows} rows cannot be rendered with the tokenizer of {told.tokenizer} for this reason"
+        yield Problem(found, "", remedy, where, use.stage)
+        return
     more = f" (the first {len(count.faults)} are listed)" if count.unrendered > len(count.faults) else ""
     found = f"{count.unrendered} of {count.rows} rows cannot be rendered with the tokenizer of {told.tokenizer}{more}"
     yield Problem(found, "", remedy, where, use.stage)

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.judging import accuracy_summary
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
-from pipeline.training.fields import CommonTrain
+from pipeline.training.fields import CommonTrain, margin_problem
 
 if TYPE_CHECKING:
     from pipeline.training.encode import EncodedRows
@@ -168,12 +168,10 @@ def _sequences(made: EncodedRows, rows: list[dict[str, Any]], *, use_margin: boo
         if use_margin and row.get("margin") is not None:
             pair["margin"] = float(row["margin"])
         encoded.append(pair)
-    if any("margin" in pair for pair in encoded) and not all("margin" in pair for pair in encoded):
-        raise PipelineError(
-            Problem(
-                "some pairs have a margin and some have none", "a margin in every row", "set train.use_margin: false"
-            )
-        )
+    margins = sum("margin" in pair for pair in encoded)
+    problem = margin_problem(len(encoded), margins) if use_margin else None
+    if problem is not None:
+        raise PipelineError(problem)
     return encoded
 
 

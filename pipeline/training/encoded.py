@@ -18,6 +18,9 @@ from pipeline.training.encode import EncodedRows
 LISTED = 20
 """Faults that are listed one by one."""
 
+FEW = 3
+"""So many are listed though all rows have one fault."""
+
 
 @dataclass(frozen=True)
 class EncodedSource:
@@ -107,6 +110,9 @@ def _problems(ctx: StageContext, found: Sequence[Rejected], total: int, *, can_s
         remedy += ", or set `on_bad_row: skip` of the data source to leave such rows out and keep them in a file"
     if len(found) == 1:
         return [Problem(f"row {found[0].reason}", "", remedy, found[0].where, ctx.name)]
+    if len(found) == total > FEW and len({one.reason for one in found}) == 1:  # not a matter of a row
+        alike = Problem(f"all {total} rows cannot be rendered for this reason", "", remedy, stage=ctx.name)
+        return [Problem(f"row {found[0].reason}", where=found[0].where, stage=ctx.name), alike]
     problems = [Problem(f"row {one.reason}", where=one.where, stage=ctx.name) for one in found[:LISTED]]
     more = f" (the first {LISTED} are listed)" if len(found) > LISTED else ""
     return [*problems, Problem(f"{len(found)} of {total} rows cannot be rendered{more}", "", remedy, stage=ctx.name)]

@@ -81,3 +81,16 @@ def unknown_word(field: str, word: str, known: Iterable[str]) -> Problem:
     """Return the problem of a word a field of `train` does not take."""
     words = list(known)
     return Problem(f"train.{field} is {word}", f"one of {listed(words)}", nearest(word, words))
+
+
+def margin_problem(train: int, margins: int) -> Problem | None:
+    """Return what is wrong with the margins of pairs that `use_margin` puts into the loss, None when all have one.
+
+    Args:
+        train: pairs to learn from.
+        margins: those that have a margin.
+    """
+    if margins == train:
+        return None
+    found = f"{margins:,} of {train:,} pairs have a margin, and train.use_margin is true"
+    return Problem(found, "a margin in every row", "set train.use_margin: false")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +163,23 @@ def test_rows_of_an_artifact_that_is_there_are_read_too(finished: Any) -> None:
     finished.recipe.write_text(text)
     (problem,) = finished.problems()
     assert "samples.jsonl" in problem.where and "data mined" in problem.found  # prompts with answers, no conversations
+
+
+def test_margins_that_some_pairs_lack_are_refused_before_the_run(fresh: Any) -> None:
+    change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: [{**rows[0], "margin": 1.0}, *rows[1:]])
+    asked = ("data.pairs.held_out=0", "data.pairs.on_bad_row=skip", "stages.rm.train.use_margin=true")
+    (problem,) = fresh.problems(*asked)
+    assert problem.found.startswith("1 of ") and problem.found.endswith("have a margin, and train.use_margin is true")
+    assert problem.stage == "rm"
+    fresh.check(*asked[:2])
+
+
+def test_a_hub_model_that_is_not_here_is_refused_where_there_is_no_network(fresh: Any, tmp_path: Path) -> None:
+    text = fresh.recipe.read_text()
+    stage = "  tune: {kind: sft, data: demos, model: someone/something}\n"
+    fresh.recipe.write_text(text.replace("stages:\n", f"stages:\n{stage}", 1))
+    line = [sys.executable, "-m", "pipeline.cli", "check", str(fresh.recipe), "--store", str(fresh.store.root)]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    told = subprocess.run(line, capture_output=True, text=True, check=False, env=offline)
+    assert told.returncode == 2
+    assert "the model someone/something is not on this machine, and HF_HUB_OFFLINE is set" in told.stderr
