@@ -33,7 +33,14 @@ def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
     taken = set(ends)
     if tokenizer.pad_token_id not in taken:
         return ""
-    control = sorted(control_tokens(tokenizer).items(), key=lambda item: (item[0] != tokenizer.unk_token, item[1]))
+    used = (
+        f"{tokenizer.chat_template or ''}{tokenizer.bos_token or ''}"  # its row of the embedding is not trained again
+    )
+
+    def order(item: tuple[str, int]) -> tuple[bool, bool, int]:
+        return item[0] != tokenizer.unk_token, item[0] in used, item[1]
+
+    control = sorted(control_tokens(tokenizer).items(), key=order)
     token = next((token for token, number in control if number not in taken), None)
     if token is None:
         found = f"the padding token {tokenizer.pad_token} also ends responses"

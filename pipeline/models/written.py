@@ -130,7 +130,7 @@ def _affordable(model: Any, rows: list[list[int]]) -> list[list[int]]:
 
 
 def _logits(model: Any, rows: list[list[int]]) -> list[Tensor]:
-    with evaluating(model), torch.inference_mode(), _own_attention(plain_of(model)), _without_autocast(model):
+    with evaluating(model), torch.inference_mode(), own_attention(plain_of(model)), _without_autocast(model):
         found = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
     return [logits[0].float().cpu() for logits in found]
 
@@ -150,7 +150,7 @@ def _without_autocast(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _own_attention(model: Any) -> Iterator[None]:
+def own_attention(model: Any) -> Iterator[None]:
     """Attend by torch's own kernel in this process for a while.
 
     FlashAttention takes neither fp32 nor a CPU. Where processes share rows DeepSpeed has put an exchange between them

@@ -29,7 +29,7 @@ from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
-from pipeline.preflight.tokenizers import is_downloaded
+from pipeline.preflight.tokenizers import offline_problems
 from pipeline.preflight.tokens import StageTokens, count_stage_tokens
 from pipeline.recipe import by_line
 from pipeline.stage import MODEL_PARALLEL, Data, kind_of
@@ -78,12 +78,16 @@ def check_plan(
     shapes = ModelShapes(plan, store.root / ".cache")
     sources = read_sources(plan, store, progress)
     few = list(_count_problems(plan, sources))
-    tokens = count_stage_tokens(plan, store, shapes, sources, {one.stage for one in few}, progress)
+    kinds = {stage.spec.name: stage.spec.kind for stage in plan.pending}
+    refused = {one.stage for one in few if kinds.get(one.stage) != "sft"}  # a template may make several rows of one
+    tokens = count_stage_tokens(plan, store, shapes, sources, refused, progress)
+    counted = {one.use.stage for one in tokens.stages}
+    few = [one for one in few if one.stage not in counted]
     everything = replace(plan, stages=(*plan.stages, *_unplanned(plan)))
     found = [
         *problems,
         *_launcher_problems(plan),
-        *_offline_problems(plan),
+        *offline_problems(plan),
         *_engine_problems(everything),
         *setting_problems(everything, shapes),
         *_precision_problems(everything),
@@ -140,20 +144,6 @@ def _launcher_problems(plan: Plan) -> Iterator[Problem]:
         expected = "one launcher for all stages of a run: a job cannot wait for this machine"
         remedy = "set it for the whole recipe, or run the parts one after the other with --only or --until"
         yield Problem(found, expected, remedy, here[0].spec.where, names[0])
-
-
-def _offline_problems(plan: Plan) -> Iterator[Problem]:
-    """Find hub models that are to be downloaded where `HF_HUB_OFFLINE` forbids it."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    for stage in plan.pending if HF_HUB_OFFLINE else ():
-        for field, items in stage.inputs.items():
-            for item in items:
-                if item.external and item.artifact is None and not is_downloaded(item.ref):
-                    found = f"the model {item.ref} is not on this machine, and HF_HUB_OFFLINE is set"
-                    remedy = f"run `hf download {item.ref.partition('@')[0]}` where there is a network, or unset it"
-                    where = plan.recipe.where("stages", stage.spec.name, field)
-                    yield Problem(found, "a model that was downloaded", remedy, where, stage.spec.name)
 
 
 def _engine_problems(plan: Plan) -> Iterator[Problem]:

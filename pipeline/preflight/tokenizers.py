@@ -1,13 +1,15 @@
-"""Where on this machine the tokenizer lies that a stage will have.
+"""Where on this machine the tokenizer lies that a stage will have, and which models would have to be downloaded.
 
 Owns the way from a stage's input, through stages that are still to run, to a folder. Torch-free; nothing is downloaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.errors import Problem
 from pipeline.models.contract import disagreements, facts_of_folder
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 from pipeline.stage import ResolvedInput
@@ -55,7 +57,7 @@ def hub_folder(ref: str) -> Path | None:
     return _kept(ref, "tokenizer.json")
 
 
-def is_downloaded(ref: str) -> bool:
+def _is_downloaded(ref: str) -> bool:
     """Whether anything of a hub model or tokenizer is on this machine."""
     return any(_kept(ref, name) for name in ("config.json", *TOKENIZER_FILES))
 
@@ -85,3 +87,17 @@ def readers_of(plan: Plan, stage: PlannedStage, place: TokenizerPlace) -> list[d
 def content_of(file: Path) -> bytes:
     """Return what stands in a tokenizer's file, a mark where there is none."""
     return file.read_bytes() if file.is_file() else b"-"
+
+
+def offline_problems(plan: Plan) -> Iterator[Problem]:
+    """Find hub models that are to be downloaded where `HF_HUB_OFFLINE` forbids it."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    for stage in plan.pending if HF_HUB_OFFLINE else ():
+        for field, items in stage.inputs.items():
+            for item in items:
+                if item.external and item.artifact is None and not _is_downloaded(item.ref):
+                    found = f"the model {item.ref} is not on this machine, and HF_HUB_OFFLINE is set"
+                    remedy = f"run `hf download {item.ref.partition('@')[0]}` where there is a network, or unset it"
+                    where = plan.recipe.where("stages", stage.spec.name, field)
+                    yield Problem(found, "a model that was downloaded", remedy, where, stage.spec.name)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -190,6 +191,7 @@ def _request(
             "shapes": (use.shapes,) if isinstance(use.shapes, str) else use.shapes,
             "seed": use.seed,
             "max_length": _max_length(stage, use.field, shapes),
+            "packed": getattr(getattr(stage.spec.config, "train", None), "mode", "") == "packed",
             "room": _room(stage, shapes) if stage.spec.kind == "evaluate" else None,
             "readers": readers_of(plan, stage, place) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
             "held_out_only": stage.spec.kind == "evaluate",
@@ -212,8 +214,8 @@ def _room(stage: PlannedStage, shapes: ModelShapes) -> int | None:
     config: Any = stage.spec.config
     context = _context(stage, shapes)
     train = getattr(config, "train", None)
-    if stage.spec.kind in ("grpo", "rloo") and context:
-        context = min(context, getattr(train, "max_length", None) or LONGEST_BY_DEFAULT)
+    if stage.spec.kind in ("grpo", "rloo") and (context or shapes.config_of(stage)):
+        context = min(context or LONGEST_BY_DEFAULT, getattr(train, "max_length", None) or LONGEST_BY_DEFAULT)
     response = getattr(train, "max_new_tokens", None) or getattr(config, "max_new_tokens", None) or 0
     return max(context - response, 1) if context else None
 
@@ -228,7 +230,8 @@ def _max_length(stage: PlannedStage, field: str, shapes: ModelShapes) -> int | N
     if field == "ptx_data":
         return context
     if ENCODINGS[stage.spec.kind, field] is not PROMPTS:
-        return asked or (min(context, LONGEST_BY_DEFAULT) if context else None)
+        is_known = context or shapes.config_of(stage)
+        return asked or (min(context or LONGEST_BY_DEFAULT, LONGEST_BY_DEFAULT) if is_known else None)
     return _room(stage, shapes)
 
 
@@ -265,7 +268,7 @@ def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Pr
         yield Problem(f"no {missing} fits", expected, "raise train.max_length", where, use.stage)
     if use.field != "data":
         return
-    few = rows_problem(stage.spec.kind, stage.spec.config, count.train, count.held_out, source.shape)
+    few = rows_problem(stage.spec.kind, stage.spec.config, count.sequences, count.held_out, source.shape)
     if few is not None:
         found = few.found
         if count.too_long and source.shape != "messages":
@@ -321,17 +324,19 @@ def _key(request: TokenRequest, store: Store) -> str:
     from pipeline.records import digest
 
     rows = digest(request.source, cache=store.root / ".cache", artifact=request.artifact).digest
-    folder = Path(request.tokenizer.path)
-    folder = folder if folder.is_dir() else hub_folder(request.tokenizer.path) or folder
+    tokenizers = [request.tokenizer, *(reader.tokenizer for reader in request.readers)]
+    folders = [
+        Path(one.path) if Path(one.path).is_dir() else hub_folder(one.path) or Path(one.path) for one in tokenizers
+    ]
     content = hashlib.sha256()
-    folders = [folder, *(Path(reader.tokenizer.path) for reader in request.readers)]
     for each, name in product(folders, TOKENIZER_FILES):
         content.update(content_of(each / name))
     left_out: Any = {"tokenizer": True, "source": {"path"}, "artifact": True, "readers": {"__all__": {"tokenizer"}}}
     options = request.model_dump(mode="json", exclude=left_out)
     # Where rows lie is part of the answer: it names the first that are too long or cannot be rendered.
     places = [str(file) for file in request.source.files] if request.source.path else str(request.artifact)
-    text = json.dumps([rows, content.hexdigest(), options, places], sort_keys=True)
+    libraries = [version(name) for name in ("transformers", "tokenizers", "trl")]  # trl's templates help out
+    text = json.dumps([rows, content.hexdigest(), options, places, libraries], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

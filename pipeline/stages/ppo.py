@@ -339,7 +339,9 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     for source in ctx.inputs.get("reward", []):
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
-            return load_reward_model(source, tokenizer, **how)
+            model = load_reward_model(source, tokenizer, **how)
+            fit(ctx, model, tokenizer, how)
+            return model
     classifier = load_reward_model(ctx.input("model"), tokenizer, **how)
     fit(ctx, classifier, tokenizer, how)
     classifier.score.weight.data.zero_()

@@ -83,13 +83,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.arguments import (
         attend_without_mask,
         build_arguments,
+        parts_of,
         precision_of,
         prepare_torch,
     )
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
     from pipeline.training.distribution import divided
-    from pipeline.training.fitting import context_length
+    from pipeline.training.fitting import context_length, fit
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.pipelined import train_through_pipeline
     from pipeline.training.pipelined_fields import refuse_unused
@@ -104,6 +105,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
     model, later = _model(ctx, config, tokenizer)
     slices = int(ctx.compute.get("tensor_parallel", 1))
+    if config.model is None:
+        fit(ctx, model, tokenizer, {"parts": later or parts_of(ctx), "slices": slices})
     if slices > 1:
         model = slice_model(model, slices, later)
     attend_without_mask(ctx, model)

@@ -211,6 +211,4 @@ def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> E
                 "begin otherwise: what follows such a beginning is not learnt here"
             )
     empty = len(rows.train) - len({*train.kept, *(fault.index for fault in train.faults)})
-    if empty:
-        ctx.note(f"{empty} of the conversations had no assistant turn left and were dropped")
     return dataclasses.replace(made, counts={**made.counts, "cut": len(train.too_long), "dropped": empty})

@@ -25,7 +25,12 @@ class KeepsBest:
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         if not self.args.load_best_model_at_end:
             return bool(super()._determine_best_metric(metrics, trial))  # type: ignore[misc]
-        value, best = metrics[metric_of(self.args)], self.state.best_metric
+        name, best = metric_of(self.args), self.state.best_metric
+        if name not in metrics:
+            found = f"the evaluation measured no {name}, by which the best is to be found"
+            known = ", ".join(sorted(key.removeprefix("eval_") for key in metrics if key.startswith("eval_")))
+            raise PipelineError(Problem(found, f"train.metric_for_best_model of {known}", "set it to one of them"))
+        value = metrics[name]
         sign = 1 if self.args.greater_is_better else -1
         is_better = math.isfinite(value) and (best is None or sign * value > sign * best)
         if is_better:

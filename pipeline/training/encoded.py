@@ -18,6 +18,9 @@ from pipeline.training.encode import EncodedRows
 LISTED = 20
 """Faults that are listed one by one."""
 
+LEFT_OUT = "left out"
+"""What happens to rows that are too long, unless they are cut."""
+
 FEW = 3
 """So many are listed though all rows have one fault."""
 
@@ -45,7 +48,7 @@ def encode_source(
     *,
     what: str = "rows",
     max_length: int | None = None,
-    fate: str = "left out",
+    fate: str = LEFT_OUT,
 ) -> EncodedSource:
     """Encode all rows of a source.
 
@@ -77,6 +80,10 @@ def encode_source(
             )
         if part.same:
             ctx.note(f"{len(part.same)} of {len(given)} {whose} have two sides of the same tokens and were left out")
+        told = {*part.kept, *part.same, *(fault.index for fault in part.faults)}
+        lost = len({*range(len(given))} - told - set(part.too_long if fate == LEFT_OUT else ()))
+        if lost:
+            ctx.note(f"{lost} of {len(given)} {whose} have nothing left to learn and were left out")
     split = len(train.kept) - len(set(train.kept))
     if split:
         ctx.note(

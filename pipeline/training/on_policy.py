@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Sampler
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.contract import end_ids
 from pipeline.models.fitting import fit_embedding
 from pipeline.models.load import source_of
 from pipeline.parallel import fsdp
@@ -50,6 +51,7 @@ class Prompts:
     Attributes:
         rows: as they were read, with all their columns.
         prompt_ids: their tokens up to where the answer begins.
+        shown: the text that trl is given and logs in place of each, no two the same.
         train: how many are learned from.
         counts: prompts that were read, and how many of them left too little room.
         with_positions: whether the model has to be told positions where rows are padded on the left.
@@ -57,33 +59,34 @@ class Prompts:
 
     rows: list[dict[str, Any]]
     prompt_ids: list[list[int]]
+    shown: list[str]
     train: int
     counts: dict[str, int]
     with_positions: bool = False
 
     @cached_property
     def ids_of(self) -> dict[str, list[int]]:
-        """Tokens of each prompt by its turns as text."""
-        return {_key(row["prompt"]): ids for row, ids in zip(self.rows, self.prompt_ids, strict=True)}
+        """Tokens of each prompt by the text that stands for it."""
+        return dict(zip(self.shown, self.prompt_ids, strict=True))
 
     @property
     def train_rows(self) -> list[dict[str, Any]]:
-        """Rows as the trainer reads them; all other columns are found again by the row's number."""
-        return [{"prompt": row["prompt"], "row": i} for i, row in enumerate(self.rows[: self.train])]
+        """Rows as the trainer reads them; all that belongs to a row is found again by its number."""
+        return [_stand_in(i, shown) for i, shown in enumerate(self.shown[: self.train])]
 
     @property
     def held_out_rows(self) -> list[dict[str, Any]]:
         """Held-out rows as the trainer reads them."""
-        return [{"prompt": row["prompt"], "row": i} for i, row in enumerate(self.rows) if i >= self.train]
+        return [_stand_in(i, shown) for i, shown in enumerate(self.shown) if i >= self.train]
 
 
-def _key(prompt: Any) -> str:
-    turns = [{name: value for name, value in turn.items() if value is not None} for turn in prompt]  # as Arrow fills
-    return json.dumps(turns, sort_keys=True, default=str)
+def _stand_in(number: int, shown: str) -> dict[str, Any]:
+    """Return what trl is given of a row: Arrow would add keys to calls and tools, or refuse them."""
+    return {"prompt": [{"role": "user", "content": shown}], "row": number}
 
 
 def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokenizer: Any) -> Prompts:
-    """Read and tokenize the prompts, and leave out those the recipe's `max_length` leaves out.
+    """Read and tokenize the prompts, leave out those the recipe's `max_length` leaves out, and say where answers end.
 
     Raises:
         PipelineError: no prompt is left, a response fits nowhere, or a prompt does not fit the model's context while
@@ -114,7 +117,9 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
     counts = {**made.counts, "dropped": len(too_long)}
     fitting = [ids[i] for i in fits]
     with_positions = needs_positions(ctx, model, fitting, tokenizer.pad_token_id)
-    return Prompts([given[i] for i in fits], fitting, learned, counts, with_positions)
+    model.generation_config.eos_token_id = end_ids(tokenizer, model)  # trl stops at these, the template's own included
+    shown = [f"[{place}] {tokenizer.decode(ids)}" for place, ids in enumerate(fitting)]
+    return Prompts([given[i] for i in fits], fitting, shown, learned, counts, with_positions)
 
 
 def _refuse_long(
@@ -226,10 +231,7 @@ class OnPolicy(BucketedBatches):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """Return the tokens of prompts as they were encoded: trl's would parse control tokens that content spells."""
-        known = self.prompts.ids_of
-        if all(_key(prompt) in known for prompt in prompts):
-            return [list(known[_key(prompt)]) for prompt in prompts], None, {}
-        return super()._tokenize_prompts(prompts)  # type: ignore[misc]
+        return [list(self.prompts.ids_of[turns[0]["content"]]) for turns in prompts], None, {}
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Score responses, at the positions that they were sampled at."""

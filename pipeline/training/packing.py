@@ -19,7 +19,7 @@ from pipeline.models.labels import IGNORE
 from pipeline.models.precision import computing_in
 from pipeline.parallel.partitioned import computing_alone
 from pipeline.stage import StageContext
-from pipeline.training.arguments import precision_of
+from pipeline.training.arguments import device_of, precision_of
 
 _TOKENS = 48
 """Of each of the two conversations at most so many are compared."""
@@ -95,6 +95,8 @@ def _logits(model: Any, conversations: list[list[int]], collate: Collate) -> Ten
 
 
 def _computing(ctx: StageContext, model: Any) -> Any:
-    """Compute in the format of the weights; FlashAttention has half precision only."""
+    """Compute in the format of the weights; FlashAttention has half precision only, and no CPU."""
     is_flash = "flash" in str(ctx.facts.get("attention", ""))
+    if is_flash and model.device.type == "cpu":  # DeepSpeed and FSDP would move it once they prepare it
+        model.to(device_of(ctx))
     return computing_in(precision_of(ctx) if is_flash else "fp32", model.device)

@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import evaluating
 from pipeline.models.steps import left_padded, plain_logits, trial_rows
+from pipeline.models.written import own_attention, plain_of
 from pipeline.parallel.partitioned import computing_alone
 from pipeline.stage import StageContext
 
@@ -37,7 +38,7 @@ def needs_positions(ctx: StageContext, model: Any, prompts: Sequence[Sequence[in
     read, new = trial_rows(model, prompts)
     rows = [[*row, *more] for row, more in zip(read, new, strict=True)]
     ids_BT, mask_BT = left_padded(rows, pad_id, model.device)
-    with evaluating(model), computing_alone(model):
+    with evaluating(model), computing_alone(model), own_attention(plain_of(model)):
         alone = [plain_logits(model, row, 1) for row in rows]
         ways: list[dict[str, Tensor]] = [{}]
         if "position_ids" in inspect.signature(model.forward).parameters:

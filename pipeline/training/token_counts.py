@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -65,6 +66,7 @@ class TokenRequest(BaseModel):
         shapes: the stage takes one of.
         seed: of the stage.
         max_length: longest row in tokens, None where the model's context is not known.
+        packed: whether conversations are joined to rows of `max_length`.
         room: longest prompt in tokens that leaves room for the longest answer, where shorter answers are no fault.
         readers: of the answers to prompts.
         held_out_only: whether held-out rows, where there are any, are all that is used.
@@ -80,6 +82,7 @@ class TokenRequest(BaseModel):
     shapes: tuple[Shape, ...]
     seed: int
     max_length: int | None
+    packed: bool = False
     room: int | None = None
     readers: list[ReaderRequest] = []
     held_out_only: bool = False
@@ -98,6 +101,7 @@ class TokenCount(BaseModel):
     Attributes:
         rows: of the source, those to learn from and held-out ones.
         train: rows to learn from that are kept.
+        sequences: rows of a batch that those come to: more where a template writes earlier turns anew, fewer packed.
         held_out: held-out rows that are kept.
         too_long: rows above `max_length`: conversations are cut at their end, other rows are left out.
         first_too_long: where the first of them is.
@@ -112,6 +116,7 @@ class TokenCount(BaseModel):
 
     rows: int = 0
     train: int = 0
+    sequences: int = 0
     held_out: int = 0
     too_long: int = 0
     first_too_long: str = ""
@@ -147,7 +152,7 @@ def count_tokens(request: TokenRequest, progress: Callable[[int, int], None]) ->
             raise PipelineError(*wrong)
     except PipelineError as error:
         return TokenCount(problems=[_plain(problem) for problem in error.problems])
-    return _counted(rows, train, held_out, request.room)
+    return _counted(rows, train, held_out, request)
 
 
 def _tokenizer(source: ResolvedInput, chat_template: str | None, request: TokenRequest) -> Any:
@@ -180,13 +185,16 @@ def encoder(
     return partial(encode, tokenizer, max_length=max_length)
 
 
-def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows, room: int | None) -> TokenCount:
-    first = len(rows.train)
+def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows, request: TokenRequest) -> TokenCount:
+    first, room = len(rows.train), request.room
     too_long = [*train.too_long, *(first + i for i in held_out.too_long)]
     faults = [*train.faults, *(replace(fault, index=first + fault.index) for fault in held_out.faults)]
     return TokenCount(
         rows=first + len(rows.held_out),
         train=len(set(train.kept)),
+        sequences=_bins([len(row["input_ids"]) for row in train.rows], request.max_length)
+        if request.packed and request.max_length
+        else len(train.rows or train.kept),
         held_out=len(set(held_out.kept)),
         too_long=len(too_long),
         first_too_long=rows.places[too_long[0]] if too_long else "",
@@ -199,6 +207,16 @@ def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows, room: int | 
         faults=[TokenFault(where=rows.places[one.index], reason=one.reason) for one in faults[:LISTED_FAULTS]],
         labels=sorted({bool(row["label"]) for row in train.rows if "label" in row}),
     )
+
+
+def _bins(lengths: Sequence[int], size: int) -> int:
+    """Return how many rows of ``size`` tokens hold rows of these lengths, packed best fit first, the longest first."""
+    rooms: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        place = bisect_left(rooms, length)
+        room = rooms.pop(place) if place < len(rooms) else size
+        insort(rooms, room - length)
+    return len(rooms)
 
 
 def _plain(problem: Problem) -> dict[str, str]:

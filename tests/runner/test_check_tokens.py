@@ -128,6 +128,19 @@ def test_too_few_that_fit_say_how_many_do_not(world: Any) -> None:
     assert "are longer than 24 tokens" in problem.found
 
 
+def test_a_batch_of_packed_rows_is_counted_in_packed_rows(world: Any) -> None:
+    asked = ("stages.tune.train.mode=packed", "stages.tune.train.max_length=64")
+    count = of_stage(world.check(*asked), "tune").count
+    assert 0 < count.sequences < count.train == 240
+    (problem,) = [
+        one
+        for one in world.problems(*asked, f"stages.tune.train.batch_size={count.sequences + 1}")
+        if one.stage == "tune"
+    ]
+    assert problem.found == f"there are {count.sequences} rows to train on"
+    world(*asked, f"stages.tune.train.batch_size={count.sequences}", only=["tune"])  # one batch, as the run packs them
+
+
 def test_rows_that_a_template_refuses_are_named_by_line_and_can_be_skipped(world: Any) -> None:
     asked = ("stages.tune.chat_template=" + json.dumps(REFUSES_SYSTEM),)
     problems = [one for one in world.problems(*asked) if one.stage == "tune"]

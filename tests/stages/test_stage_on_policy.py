@@ -54,6 +54,10 @@ def nothing(completions, **kwargs):
     return [None] * len(completions)
 
 
+def by_tokens(completions, completion_ids, **kwargs):
+    return [float(sum(ids) % 7) for ids in completion_ids]
+
+
 def short(completions, **kwargs):
     return [0.0]
 """
@@ -266,6 +270,35 @@ def test_a_reference_has_a_row_for_every_token_as_the_policy_has(
     assert any("the embedding grew from" in note for note in ran.notes)
     # The start is the reference: before the first step the two agree on every token, also behind the new one.
     assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_prompts_differ_by_calls_and_tools_as_well(
+    chain: Any, tmp_path: Path, write_jsonl: Any, train_on: Callable[..., Any]
+) -> None:
+    """Arguments of several types are no table of Arrow's; two prompts of the same turns may offer other tools."""
+    tokenizer = AutoTokenizer.from_pretrained(chain["sft"].path)
+    tokenizer.chat_template = (
+        "{% if tools %}{{ tools[0]['function']['name'] }}{% endif %}{% for m in messages %}<|user|>{{ m['content'] }}"
+        "{% for call in m['tool_calls'] or () %}{{ call['function']['name'] }}"
+        "{{ call['function']['arguments'] | tojson }}{% endfor %}<|end|>{% endfor %}"
+    )
+    shutil.copytree(chain["sft"].path, tmp_path / "calls")
+    tokenizer.save_pretrained(tmp_path / "calls")
+    model = ResolvedInput(ref="calls", name="calls", kind="sft", fingerprint="f" * 64, path=str(tmp_path / "calls"))
+
+    def called(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        return [*turns, {"role": "tool", "content": "red"}]
+
+    tools = [[{"type": "function", "function": {"name": name, "parameters": {}}}] for name in "gh"]
+    asked = [{"messages": called({"x": 1})}, {"messages": called({"x": "b"})}]
+    asked += [{"messages": [{"role": "user", "content": "which"}], "tools": tool} for tool in tools]
+    data = DataSource(path=str(write_jsonl(tmp_path / "asks.jsonl", asked)), format="messages")
+    config = {"train": {**TRAIN, "max_steps": 1, "max_new_tokens": 4, "max_length": None}}
+    ran = train_on("grpo", "by_tokens", config, data=data, inputs={"model": model})
+    assert ran.outcome.result.rows == {"train": 4, "held_out": 0, "dropped": 0}
+    assert ran.history[0]["reward_std"] > 0
 
 
 def test_held_out_prompts_are_answered_and_measured(chain: Any, train_on: Callable[..., Any]) -> None:

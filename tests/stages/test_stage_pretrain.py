@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.stage import ResolvedInput
 from pipeline.stages.pretrain import Config, _documents
 
 
@@ -129,3 +130,18 @@ def test_a_field_the_architecture_does_not_have_is_bad_input(
 )
 def test_contradictions_are_named(fields: dict[str, Any], problem: str) -> None:
     assert [str(found) for found in Config(data="d", **fields).check()] == [problem]
+
+
+def test_weights_to_go_on_from_get_a_row_for_every_token(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chain["base"].path)
+    tokenizer.add_tokens(["<|new|>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "more")
+    more = ResolvedInput(ref="more", name="more", kind="tokenizer", fingerprint="f" * 64, path=str(tmp_path / "more"))
+    (tmp_path / "texts.jsonl").write_text('{"text": "<|new|> it is red ."}\n' * 8)
+    config = {"control_tokens": "parsed", "train": {"max_steps": 1, "batch_size": 8}}
+    inputs = {"init": as_input(chain["base"]), "tokenizer": more}
+    ran = run_stage("pretrain", config, data={"data": tmp_path / "texts.jsonl"}, inputs=inputs)
+    assert any(note.startswith("the embedding grew from") for note in ran.notes)
+    assert AutoModelForCausalLM.from_pretrained(ran.out).config.vocab_size == len(tokenizer)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from single_rows import encode_conversation
+from transformers import AddedToken
 
 from pipeline.errors import PipelineError
 from pipeline.models.contract import end_ids, unseen_opening
@@ -179,6 +180,21 @@ def test_plain_text_is_encoded_as_the_tokenizer_does(name: str) -> None:
         for text in spelled
     ]
     assert encode_texts(tokenizer, spelled, parsed=True) == tokenizer(spelled, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_an_end_token_that_swallows_white_space_leaves_no_token_behind_it(name: str) -> None:
+    """As Phi-3's: a later answer stands behind the tokens that it is generated from."""
+    tokenizer = copy.deepcopy(loaded(name))
+    tokenizer.add_tokens([AddedToken("<|done|>", rstrip=True, special=True)], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '<|done|>\n' }}{% endfor %}"
+        "{{ 'assistant:\n' if add_generation_prompt }}"
+    )
+    (row,) = encode_messages(tokenizer, [{"messages": TALK}]).rows
+    (prompt,) = encode_prompts(tokenizer, [{"prompt": TALK[:3]}]).rows
+    assert row["input_ids"][: len(prompt["prompt_ids"])] == prompt["prompt_ids"]
+    assert [text.strip() for text in learnt(tokenizer, row)] == ["It is four.<|done|>", "That is five.<|done|>"]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
