@@ -29,7 +29,7 @@ from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
-from pipeline.preflight.tokenizers import offline_problems
+from pipeline.preflight.tokenizers import offline_notes
 from pipeline.preflight.tokens import StageTokens, count_stage_tokens
 from pipeline.recipe import by_line
 from pipeline.stage import MODEL_PARALLEL, Data, kind_of
@@ -87,7 +87,6 @@ def check_plan(
     found = [
         *problems,
         *_launcher_problems(plan),
-        *offline_problems(plan),
         *_engine_problems(everything),
         *setting_problems(everything, shapes),
         *_precision_problems(everything),
@@ -110,7 +109,7 @@ def check_plan(
         f"data {source}: nothing reads {listed([f'`{name}`' for name in names])}"
         for source, names in sources.unused(plan).items()
     ]
-    return CheckReport(sources.counts, tokens.stages, (*unused, *evaluation_notes(plan, store)))
+    return CheckReport(sources.counts, tokens.stages, (*unused, *offline_notes(plan), *evaluation_notes(plan, store)))
 
 
 def _unplanned(plan: Plan) -> Iterator[PlannedStage]:

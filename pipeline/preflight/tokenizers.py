@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import Problem
 from pipeline.models.contract import disagreements, facts_of_folder
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 from pipeline.stage import ResolvedInput
@@ -89,15 +88,16 @@ def content_of(file: Path) -> bytes:
     return file.read_bytes() if file.is_file() else b"-"
 
 
-def offline_problems(plan: Plan) -> Iterator[Problem]:
-    """Find hub models that are to be downloaded where `HF_HUB_OFFLINE` forbids it."""
+def offline_notes(plan: Plan) -> Iterator[str]:
+    """Say which hub models are to be downloaded, where `HF_HUB_OFFLINE` forbids it here; a cluster may have them."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     for stage in plan.pending if HF_HUB_OFFLINE else ():
-        for field, items in stage.inputs.items():
+        for items in stage.inputs.values():
             for item in items:
                 if item.external and item.artifact is None and not _is_downloaded(item.ref):
-                    found = f"the model {item.ref} is not on this machine, and HF_HUB_OFFLINE is set"
-                    remedy = f"run `hf download {item.ref.partition('@')[0]}` where there is a network, or unset it"
-                    where = plan.recipe.where("stages", stage.spec.name, field)
-                    yield Problem(found, "a model that was downloaded", remedy, where, stage.spec.name)
+                    name = item.ref.partition("@")[0]
+                    yield (
+                        f"stage {stage.spec.name}: the model {item.ref} is not on this machine, and HF_HUB_OFFLINE is "
+                        f"set; run `hf download {name}` where there is a network, or unset it"
+                    )

@@ -129,7 +129,7 @@ def test_every_word_of_train_changes_the_fingerprint(kind: str) -> None:
     assert len(seen) == len(names) + 1
 
 
-NUMBERS_OR_MAPPINGS = {**{key: {"some": 1} for key in MAPPINGS}, **{key: [0.1, 0.2] for key in NUMBERS}}
+OTHER_SHAPES = {**{key: {"some": 1} for key in MAPPINGS}, **{key: [0.1, 0.2] for key in NUMBERS}, "delta": 1.5}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TRAINING if kind != "ppo"])  # it passes nothing on: it is ours
@@ -140,7 +140,7 @@ def test_every_field_passed_to_the_trainer_changes_it_unless_it_is_runtime(kind:
     checked = 0
     for name, described in train.allowed().items():
         words = words_of(name, described)
-        value = NUMBERS_OR_MAPPINGS.get(name) or (words[-1] if words else values[described["type"]])
+        value = OTHER_SHAPES.get(name) or (words[-1] if words else values[described["type"]])
         given = [True, False] if described["type"] == "bool" else [value]
         for value in given:
             changed = _fingerprint(kind, {**COMPLETE[kind], "train": {name: value}}) != plain
