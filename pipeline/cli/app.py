@@ -251,6 +251,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except KeyboardInterrupt:  # before a verb began
+    except KeyboardInterrupt:  # before a verb began, or once it had ended
         _say("stopped")
         sys.exit(int(ExitCode.STOPPED))
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is the end: a second Ctrl-C changes no exit code
