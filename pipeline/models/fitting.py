@@ -33,9 +33,8 @@ def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
     taken = set(ends)
     if tokenizer.pad_token_id not in taken:
         return ""
-    used = (
-        f"{tokenizer.chat_template or ''}{tokenizer.bos_token or ''}"  # its row of the embedding is not trained again
-    )
+    # What pads has a row of the embedding that is not trained again: take one that nothing else uses.
+    used = f"{tokenizer.chat_template or ''}{tokenizer.bos_token or ''}"
 
     def order(item: tuple[str, int]) -> tuple[bool, bool, int]:
         return item[0] != tokenizer.unk_token, item[0] in used, item[1]

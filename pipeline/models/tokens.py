@@ -246,7 +246,7 @@ class TextEncoder:
         """Encode what stands before, in and behind spoken parts by itself, where that gives other tokens."""
         wrong = {start for start, _ in spoken if tokens.straddles(start)}
         # A control token may swallow the white space behind it, as Phi-3's do: it ends what is said all the same.
-        wrong |= {end for _, end in spoken if tokens.straddles(end) and self._last_before(tokens, end) is None}
+        wrong |= {end for _, end in spoken if tokens.straddles(end) and not self._ends_in_control(tokens, end)}
         wrong |= {start for start, _ in spoken if start not in wrong and not self._ends_alike(text, tokens, start)}
         if not wrong:
             return tokens
@@ -256,10 +256,9 @@ class TextEncoder:
             made.extend(self._continued(text.part(start, end), start))
         return made
 
-    def _last_before(self, tokens: Tokens, place: int) -> int | None:
-        """Return the control token that begins last before a place, None where that is another token."""
-        token = tokens.ids[tokens.until(place) - 1]
-        return token if token in self._control_ids else None
+    def _ends_in_control(self, tokens: Tokens, place: int) -> bool:
+        """Whether the token that begins last before a place is a control token."""
+        return tokens.ids[tokens.until(place) - 1] in self._control_ids
 
     def _ends_alike(self, text: Text, tokens: Tokens, place: int) -> bool:
         """Whether the tokens before a place are those of a text that ends there.

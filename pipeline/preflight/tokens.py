@@ -45,7 +45,7 @@ REMEMBERED_FILE = "checked-tokens-3.json"
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 LONGEST_BY_DEFAULT = 2048
-"""Tokens of the longest row where a recipe says nothing, as `training/encode.py` has it."""
+"""Tokens of the longest row where a recipe says nothing, as `training/fitting.py` has it."""
 
 PROMPTS: dict[str, str] = {"prompt": "prompts"}
 CONVERSATIONS: dict[str, str] = {"messages": "messages"}
@@ -260,7 +260,8 @@ def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Pr
     if source.train and not usable:
         what = "pair" if source.shape == "preference" else "prompt" if source.shape == "prompt" else "row"
         expected = f"{what}s of at most {told.max_length} tokens"
-        yield Problem(f"no {what} fits", expected, "raise train.max_length", where, use.stage)
+        remedy = "shorten them" if use.field == "ptx_data" else "raise train.max_length"
+        yield Problem(f"no {what} fits", expected, remedy, where, use.stage)
         return
     if len(count.labels) == 1:
         missing = "bad row" if count.labels[0] else "good row"
@@ -324,10 +325,8 @@ def _key(request: TokenRequest, store: Store) -> str:
     from pipeline.records import digest
 
     rows = digest(request.source, cache=store.root / ".cache", artifact=request.artifact).digest
-    tokenizers = [request.tokenizer, *(reader.tokenizer for reader in request.readers)]
-    folders = [
-        Path(one.path) if Path(one.path).is_dir() else hub_folder(one.path) or Path(one.path) for one in tokenizers
-    ]
+    paths = [Path(one.path) for one in (request.tokenizer, *(reader.tokenizer for reader in request.readers))]
+    folders = [path if path.is_dir() else hub_folder(str(path)) or path for path in paths]
     content = hashlib.sha256()
     for each, name in product(folders, TOKENIZER_FILES):
         content.update(content_of(each / name))

@@ -193,7 +193,7 @@ def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows, request: Tok
         rows=first + len(rows.held_out),
         train=len(set(train.kept)),
         sequences=_bins([len(row["input_ids"]) for row in train.rows], request.max_length)
-        if request.packed and request.max_length
+        if request.packed and request.max_length and train.rows
         else len(train.rows or train.kept),
         held_out=len(set(held_out.kept)),
         too_long=len(too_long),
