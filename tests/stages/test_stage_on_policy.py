@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -259,15 +260,23 @@ def test_prompts_too_long_for_the_length_asked_are_left_out_and_counted(
 def test_a_reference_has_a_row_for_every_token_as_the_policy_has(
     kind: str, chain: Any, tmp_path: Path, train_on: Callable[..., Any]
 ) -> None:
-    """A tokenizer with more tokens than the embedding has rows, in a prompt of which they stand."""
+    """A tokenizer with more tokens than the embedding has rows; the new one stands in prompts.
+
+    It is the tokenizer's end as well, which the model never writes: answers end where the template ends a turn.
+    """
     tokenizer = AutoTokenizer.from_pretrained(chain["sft"].path)
     tokenizer.add_tokens(["<|task|>"], special_tokens=True)
     tokenizer.chat_template = "<|task|>" + tokenizer.chat_template
+    tokenizer.eos_token = "<|task|>"
     shutil.copytree(chain["sft"].path, tmp_path / "grown")
+    (tmp_path / "grown" / "generation_config.json").unlink()
+    settings = json.loads((tmp_path / "grown" / "config.json").read_text())
+    (tmp_path / "grown" / "config.json").write_text(json.dumps({**settings, "eos_token_id": None}))
     tokenizer.save_pretrained(tmp_path / "grown")
     model = ResolvedInput(ref="grown", name="grown", kind="sft", fingerprint="f" * 64, path=str(tmp_path / "grown"))
     ran = train_on(kind, "polite", {"train": {**TRAIN, "max_steps": 2, "beta": 0.1}}, inputs={"model": model})
     assert any("the embedding grew from" in note for note in ran.notes)
+    assert ran.history[0]["completions/clipped_ratio"] < 1
     # The start is the reference: before the first step the two agree on every token, also behind the new one.
     assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-5)
 
