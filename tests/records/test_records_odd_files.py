@@ -309,7 +309,7 @@ def test_a_link_beside_its_file_is_read_once_and_said(tmp_path: Path) -> None:
     assert [path.name for path in alone.files] == ["a.jsonl"] and alone.repeated_files == ()
 
 
-@pytest.mark.parametrize("empty", [b"", b"\n\n", gzip.compress(b"")])
+@pytest.mark.parametrize("empty", [b"", b"\n\n", gzip.compress(b"", mtime=0)], ids=["no bytes", "no lines", "gzip"])
 def test_an_empty_file_beside_others_does_not_count_and_all_empty_are_refused(tmp_path: Path, empty: bytes) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
