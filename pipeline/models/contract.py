@@ -19,6 +19,18 @@ from pipeline.models.template import ChatTemplate, Messages, TemplateFaultError,
 from pipeline.models.tokens import TextEncoder
 
 
+def growth_note(rows: int, tokens: int) -> str:
+    """Say that an embedding of ``rows`` rows gets one for each of ``tokens`` tokens."""
+    return f"the embedding grows from {rows} rows to {tokens}, one for each token; the new ones are the mean"
+
+
+def growth_problem(rows: int, tokens: int) -> Problem:
+    """Return what is wrong where an embedding of ``rows`` rows cannot grow to ``tokens``."""
+    remedy = "run an sft stage with `compute` of one process and without `quantize` first, which adds the rows"
+    found = f"the tokenizer has {tokens} tokens and the model's embedding {rows} rows"
+    return Problem(found, "a row for every token", remedy)
+
+
 @dataclass(frozen=True)
 class TokenizerFacts:
     """What must be the same in two tokenizers for the weights of one to make sense with the other.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.contract import growth_note, growth_problem
 from pipeline.models.tokens import control_tokens
 
 
@@ -69,13 +70,11 @@ def fit_embedding(model: Any, tokenizer: Any, *, can_grow: bool = True) -> str:
     if known in (0, len(tokenizer)) or known > len(tokenizer):
         return ""
     if not can_grow:
-        remedy = "run an sft stage with `compute` of one process and without `quantize` first, which adds the rows"
-        found = f"the tokenizer has {len(tokenizer)} tokens and the model's embedding {known} rows"
-        raise PipelineError(Problem(found, "a row for every token", remedy))
+        raise PipelineError(growth_problem(known, len(tokenizer)))
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
         with torch.no_grad():
             layer.weight[known:] = layer.weight[:known].mean(dim=0)
             if getattr(layer, "bias", None) is not None:
                 layer.bias[known:] = layer.bias[:known].mean()
-    return f"the embedding grew from {known} rows to {len(tokenizer)}, one for each token; the new ones are the mean"
+    return growth_note(known, len(tokenizer))

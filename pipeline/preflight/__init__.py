@@ -29,9 +29,10 @@ from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
-from pipeline.preflight.tokenizers import offline_notes
+from pipeline.preflight.tokenizers import growing_embeddings, offline_notes
 from pipeline.preflight.tokens import StageTokens, count_stage_tokens
 from pipeline.recipe import by_line
+from pipeline.recipe.partial import mentions
 from pipeline.stage import MODEL_PARALLEL, Data, kind_of
 from pipeline.training.fields import margin_problem
 from pipeline.training.formats import cpu_problem, ppo_problem
@@ -83,9 +84,9 @@ def check_plan(
     tokens = count_stage_tokens(plan, store, shapes, sources, refused, progress)
     counted = {one.use.stage for one in tokens.stages}
     few = [one for one in few if one.stage not in counted]
+    growth, too_small = growing_embeddings(plan, shapes)
     everything = replace(plan, stages=(*plan.stages, *_unplanned(plan)))
     found = [
-        *problems,
         *_launcher_problems(plan),
         *_engine_problems(everything),
         *setting_problems(everything, shapes),
@@ -96,6 +97,7 @@ def check_plan(
         *sources.problems,
         *few,
         *tokens.problems,
+        *too_small,
         *_length_problems(plan, shapes),
         *_template_problems(plan),
         *_quantize_problems(everything),
@@ -103,13 +105,21 @@ def check_plan(
         *_tensor_problems(plan, shapes),
     ]
     found += fitting_problems(plan, store)
+    found = [*problems, *(problem for problem in found if not _rests_on_wrong(plan, problem))]
     if found:
         raise PipelineError(*by_line(found))
     unused = [
         f"data {source}: nothing reads {listed([f'`{name}`' for name in names])}"
         for source, names in sources.unused(plan).items()
     ]
-    return CheckReport(sources.counts, tokens.stages, (*unused, *offline_notes(plan), *evaluation_notes(plan, store)))
+    notes = (*unused, *growth, *offline_notes(plan), *evaluation_notes(plan, store))
+    return CheckReport(sources.counts, tokens.stages, notes)
+
+
+def _rests_on_wrong(plan: Plan, problem: Problem) -> bool:
+    """Return whether a problem is about the default of a field whose own value is wrong, which has been said."""
+    broken = plan.recipe.broken.get(problem.stage)
+    return broken is not None and mentions(problem, broken.wrong)
 
 
 def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
@@ -123,6 +133,7 @@ def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
 def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
     """Find stages that get fewer rows than they need."""
     stages = {name: plan.recipe.stages[name] for name in plan.unplanned}
+    stages |= {name: broken.spec for name, broken in plan.recipe.broken.items() if broken.spec is not None}
     stages |= {stage.spec.name: stage.spec for stage in plan.pending}
     for use, count in sources.counts.items():
         spec = stages.get(use.stage)

@@ -6,14 +6,20 @@ Owns the way from a stage's input, through stages that are still to run, to a fo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.models.contract import disagreements, facts_of_folder
+from pipeline.errors import Problem
+from pipeline.forecast.shapes import ModelShapes
+from pipeline.models.contract import disagreements, facts_of_folder, growth_note, growth_problem
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 from pipeline.stage import ResolvedInput
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+MODELS = ("model", "init", "models", "reward", "watch", "value")
+"""Inputs that are models with a tokenizer of their own."""
 
 
 class TokenizerPlace(NamedTuple):
@@ -81,6 +87,36 @@ def readers_of(plan: Plan, stage: PlannedStage, place: TokenizerPlace) -> list[d
             name = f"reward model `{item.ref}`"
             found.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
     return found
+
+
+def growing_embeddings(plan: Plan, shapes: ModelShapes) -> tuple[list[str], list[Problem]]:
+    """Return which models have fewer rows in their embedding than their tokenizer has tokens.
+
+    Only models that are on this machine are looked at: what an earlier stage of the plan makes has grown there.
+
+    Returns:
+        A note for each model that gets the missing rows, a problem for each that cannot grow.
+    """
+    notes, problems = [], []
+    for stage in plan.pending:
+        compute, adapter = stage.spec.compute, getattr(stage.spec.config, "adapter", None)
+        is_whole = compute.zero < 3 and compute.tensor_parallel == 1 and compute.pipeline_parallel == 1
+        can_grow = is_whole and getattr(adapter, "quantize", None) is None
+        for field in MODELS:
+            for item in stage.inputs.get(field, []):
+                own = stage.inputs.get("tokenizer", [item])[0]
+                place = tokenizer_of(plan, own, None) if item.artifact is not None or item.external else None
+                rows = (shapes.config_of_input(item) or {}).get("vocab_size") if place is not None else None
+                facts = facts_of_folder(place.folder, place.name) if place is not None else None
+                if facts is None or not isinstance(rows, int) or facts.entries <= rows:
+                    continue
+                if can_grow:
+                    notes.append(f"stage {stage.spec.name}: {item.name}: {growth_note(rows, facts.entries)}")
+                else:
+                    where = plan.recipe.where("stages", stage.spec.name, field)
+                    problem = growth_problem(rows, facts.entries)
+                    problems.append(replace(problem, where=where, stage=stage.spec.name))
+    return notes, problems
 
 
 def content_of(file: Path) -> bytes:

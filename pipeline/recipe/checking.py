@@ -67,7 +67,7 @@ def validate(
         name = label or (f"stage {stage}" if stage else "this")
         return None, [Problem(f"{name} is {shown(data)}", "must be a mapping", where=node.place, stage=stage)]
     try:
-        built = _validate_repairing(model, data)
+        built = validate_repairing(model, data)
     except ValidationError as error:
         teller = _Teller(model, node, data, stage, label, tuple(extra_keys))
         return None, teller.problems(error)
@@ -89,7 +89,7 @@ def stage_checks(config: StageConfig, node: Node, stage: str) -> list[Problem]:
     return list(told.values())
 
 
-def _validate_repairing(model: type[Model], data: dict[str, Any]) -> Model:
+def validate_repairing(model: type[Model], data: dict[str, Any]) -> Model:
     """Validate strictly, after two allowances: whole floats are integers, null takes out a field that has no null."""
     for _ in range(100):
         try:
@@ -103,7 +103,7 @@ def _validate_repairing(model: type[Model], data: dict[str, Any]) -> Model:
 
 def _repair(data: Any, error_type: str, location: Location) -> bool:
     """Change the value an error is about, if it is one of the allowances."""
-    path = _real_path(data, location)
+    path = real_path(data, location)
     if not path:
         return False
     parent = _at(data, path[:-1])
@@ -117,7 +117,7 @@ def _repair(data: Any, error_type: str, location: Location) -> bool:
     return False
 
 
-def _real_path(data: Any, location: Location) -> Location:
+def real_path(data: Any, location: Location) -> Location:
     """Drop the parts of a pydantic location that name a branch of a union."""
     path: list[str | int] = []
     for part in location:
@@ -152,7 +152,7 @@ class _Teller:
         """Return the problems in the order of the recipe's lines."""
         told: dict[tuple[Location, str], list[Any]] = {}
         for detail in error.errors(include_url=False):
-            path = _real_path(self.data, detail["loc"])
+            path = real_path(self.data, detail["loc"])
             missing = (detail["loc"][-1],) if detail["type"] == "missing" else ()
             group = detail["type"] if detail["type"] in {"missing", "extra_forbidden", "value_error"} else "value"
             told.setdefault((path + missing, group), []).append(detail)

@@ -13,11 +13,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
-from pipeline.recipe.checking import shown, stage_checks, validate
+from pipeline.recipe.checking import shown, validate
 from pipeline.recipe.code import find_code
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
 from pipeline.recipe.merging import merge, override, without_nulls
+from pipeline.recipe.partial import Partial, partial, partial_checks
 from pipeline.recipe.paths import expand, lookup_folders
 from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
@@ -126,7 +127,9 @@ class _Building:
             search_dirs=self.search_dirs,
             root=Node({k: v for k, v in self.root.value.items() if k != "profiles"}, self.root.place),
             broken={
-                name: self.broken.get(name, BrokenStage(None, {}, {})) for name, spec in specs.items() if spec is None
+                name: self.broken.get(name, BrokenStage(None, {}, {}, frozenset()))
+                for name, spec in specs.items()
+                if spec is None
             },
         )
         return recipe, by_line(self.problems)
@@ -230,14 +233,14 @@ class _Building:
                 body.value[field_name] = self.expanded(body.value[field_name], name)
         config, problems = validate(config_class, body, stage=name, extra_keys=STAGE_KEYS)
         self.problems += problems
-        if config is not None:
-            self.problems += stage_checks(config, body, name)
+        rest = partial(config_class, body) if config is None else Partial({"": config}, frozenset())
+        self.problems += partial_checks(rest, body, name)
         self.names(name, config_class, body)
         seed = stage_head.seed if stage_head is not None and stage_head.seed is not None else head.seed
         if len(self.problems) > before or config is None or stage_head is None:
             data = {field: str(body.value[field].value) for field in config_class.markers(Data) if field in body.value}
-            spec = StageSpec(name, kind, StageConfig(), seed, compute, node.place)
-            self.broken[name] = BrokenStage(spec, data, body.plain())
+            spec = StageSpec(name, kind, rest.whole or StageConfig(), seed, compute, node.place)
+            self.broken[name] = BrokenStage(spec, data, body.plain(), rest.wrong)
             return None
         return StageSpec(name, kind, config, seed, compute, node.place)
 

@@ -287,14 +287,16 @@ class BrokenStage(NamedTuple):
     """A stage whose configuration has problems, as far as it can be read: its compute and its rows are checked too.
 
     Attributes:
-        spec: with an empty configuration; None when its kind is unknown.
+        spec: its configuration without what is wrong in it; None when its kind is unknown.
         data: field to the data source it names, of the fields its kind has.
         words: the configuration as the recipe has it, right or wrong.
+        wrong: names of the fields left out of the configuration, and of those that are missing.
     """
 
     spec: StageSpec | None
     data: Mapping[str, str]
     words: Mapping[str, Any]
+    wrong: frozenset[str]
 
 
 @dataclass(frozen=True)

@@ -193,3 +193,23 @@ def test_another_process_counts_the_same(world: Any) -> None:
         mine = (count.rows, count.train, count.held_out, count.too_long)
         theirs = told[one.use.stage]
         assert mine == (theirs["rows"], theirs["train"], theirs["held_out"], theirs["too_long"])
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_told_or_refused(world: Any) -> None:
+    """The run says the same and makes the rows; where weights lie in several processes it cannot."""
+    folder = world.recipe.parent / "larger"
+    shutil.copytree(world.store.artifacts("sft")[0].path, folder)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    added = {**tokenizer["added_tokens"][-1], "id": rows, "content": "<|more|>"}
+    file.write_text(json.dumps({**tokenizer, "added_tokens": [*tokenizer["added_tokens"], added]}))
+    asked = ("stages.tune.model=./larger",)
+    grows = f"the embedding grows from {rows} rows to {rows + 1}, one for each token; the new ones are the mean"
+    notes = [note for note in world.check(*asked).notes if "embedding" in note]
+    assert notes == [f"stage tune: larger: {grows}"]
+    (problem,) = world.problems(*asked, "stages.tune.compute={processes: 2, zero: 3}")
+    assert problem.found == f"the tokenizer has {rows + 1} tokens and the model's embedding {rows} rows"
+    world(*asked, only=["tune"])  # the remedy: one process
+    made = world.store.artifacts("tune")[0]
+    assert json.loads((made.path / "config.json").read_text())["vocab_size"] == rows + 1

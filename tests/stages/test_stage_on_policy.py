@@ -275,7 +275,7 @@ def test_a_reference_has_a_row_for_every_token_as_the_policy_has(
     tokenizer.save_pretrained(tmp_path / "grown")
     model = ResolvedInput(ref="grown", name="grown", kind="sft", fingerprint="f" * 64, path=str(tmp_path / "grown"))
     ran = train_on(kind, "polite", {"train": {**TRAIN, "max_steps": 2, "beta": 0.1}}, inputs={"model": model})
-    assert any("the embedding grew from" in note for note in ran.notes)
+    assert any("the embedding grows from" in note for note in ran.notes)
     assert ran.history[0]["completions/clipped_ratio"] < 1
     # The start is the reference: before the first step the two agree on every token, also behind the new one.
     assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-5)

@@ -143,5 +143,5 @@ def test_weights_to_go_on_from_get_a_row_for_every_token(
     config = {"control_tokens": "parsed", "train": {"max_steps": 1, "batch_size": 8}}
     inputs = {"init": as_input(chain["base"]), "tokenizer": more}
     ran = run_stage("pretrain", config, data={"data": tmp_path / "texts.jsonl"}, inputs=inputs)
-    assert any(note.startswith("the embedding grew from") for note in ran.notes)
+    assert any(note.startswith("the embedding grows from") for note in ran.notes)
     assert AutoModelForCausalLM.from_pretrained(ran.out).config.vocab_size == len(tokenizer)
