@@ -108,7 +108,7 @@ def test_torch_takes_no_more_threads_than_a_real_group_allows() -> None:
         (group / "cpu.cfs_period_us").write_text("100000")
         (group / "cpu.cfs_quota_us").write_text("50000")
         line = [sys.executable, "-c", code, str(group)]
-        ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=800)
     finally:
         group.rmdir()
     assert ended.stdout.split() == ["1", "1"], ended.stderr

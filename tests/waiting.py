@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 800) -> Any:
     """Wait for something to come true and return it."""
     ends = time.monotonic() + timeout_s
     while time.monotonic() < ends:

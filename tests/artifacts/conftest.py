@@ -137,7 +137,7 @@ def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
         )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 800
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -186,7 +186,7 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=800,
             check=False,
         )
 

@@ -187,7 +187,7 @@ def test_needed_is_closed_under_ancestors_and_no_larger_than_it_must_be(dag, kee
     assert needed(manifests, tagged, keep_last) == closure(manifests, newest | set(tagged))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(dags(), st.integers(0, 2))
 def test_gc_of_a_real_store_never_removes_an_ancestor_of_a_tagged_artifact(dag, keep_last):
     manifests, tagged = dag

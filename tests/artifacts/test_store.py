@@ -250,7 +250,7 @@ from pathlib import Path
 from pipeline.artifacts import Store
 store, gates, name, fingerprints, mark, hold = Store(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:7]
 def until(file):
-    end = time.monotonic() + 240
+    end = time.monotonic() + 800
     while not file.exists() and time.monotonic() < end:
         time.sleep(0.002)
 def wait():
@@ -284,11 +284,11 @@ def _race(store: Store, tmp_path: Path, jobs: list[str], hold: str = "") -> list
         )
         for n, job in enumerate(jobs)
     ]
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 800
     while len(list(gates.glob("ready*"))) < len(jobs) and time.monotonic() < deadline:
         time.sleep(0.01)
     (gates / "go").touch()
-    outputs = [racer.communicate(timeout=240)[0] for racer in racers]
+    outputs = [racer.communicate(timeout=800)[0] for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * len(racers)
     return outputs
 

@@ -110,7 +110,7 @@ def test_ctrl_c_says_stopped(stocked: Store, tmp_path: Path) -> None:
     waiting = subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True
     )
-    _, told = waiting.communicate(timeout=240)
+    _, told = waiting.communicate(timeout=800)
     assert waiting.returncode == 130
     assert told.strip() == "stopped"
 

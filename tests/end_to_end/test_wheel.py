@@ -35,7 +35,7 @@ def _trueup(installed: Path, cwd: Path, *arguments: str) -> subprocess.Completed
         env={**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=800,
         check=False,
     )
 

@@ -216,7 +216,7 @@ write_curve([{"step": i, "loss": 1 / (i + 1), "learning_rate": 0.1, "train_runti
             "HOME": str(tmp_path),
             "OMP_NUM_THREADS": "1",
         }
-        subprocess.run([sys.executable, "-c", script, str(out)], cwd=folder, env=environment, check=True, timeout=300)
+        subprocess.run([sys.executable, "-c", script, str(out)], cwd=folder, env=environment, check=True, timeout=800)
         found.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
     assert len(found[0]) == 12
     assert sum(name.endswith(".svg") for name in found[0]) == 6
@@ -229,5 +229,5 @@ def test_reading_needs_no_numerics():
         "import sys, pipeline.evaluation.report; "
         "print(sorted({'numpy', 'scipy', 'matplotlib', 'torch'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=800)
     assert done.stdout.strip() == "[]"

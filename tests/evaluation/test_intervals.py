@@ -126,7 +126,7 @@ def test_mean_refuses_nothing_and_non_finite(values):
         mean_interval(values, seed=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.lists(st.floats(-100, 100), min_size=2, max_size=40),
     shift=st.floats(-50, 50),

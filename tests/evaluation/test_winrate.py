@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -47,7 +47,6 @@ def test_a_model_against_itself_is_one_half(scores):
     assert got.estimate.low <= 0.5 <= got.estimate.high
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_swapping_mirrors(data):
     policy = data.draw(SCORES)

@@ -99,7 +99,7 @@ class Attempt:
             self.process.kill()
         self.process.communicate()
         # The warm parent may be in the middle of its imports and looks up when they are done.
-        ends = time.monotonic() + 240
+        ends = time.monotonic() + 800
         while _alive(self.process.pid) and time.monotonic() < ends:
             time.sleep(0.02)
         assert not _alive(self.process.pid), f"processes outlive a kill of the {whom}"

@@ -37,7 +37,7 @@ def test_a_rerun_starts_no_process_and_imports_no_torch(
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
         check=False,
     )
     found = json.loads(ended.stderr.splitlines()[-1])

@@ -66,7 +66,7 @@ class Cluster:
     daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __call__(self, *line: str) -> str:
-        ended = subprocess.run(line, env=self.environment, capture_output=True, text=True, timeout=300, check=False)
+        ended = subprocess.run(line, env=self.environment, capture_output=True, text=True, timeout=800, check=False)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
@@ -155,7 +155,7 @@ def _start_daemons(cluster: Cluster, key: Path) -> None:
 
     def idle() -> bool:
         line = ["sinfo", "--noheader", "--format=%T"]
-        ended = subprocess.run(line, env=cluster.environment, capture_output=True, text=True, timeout=300, check=False)
+        ended = subprocess.run(line, env=cluster.environment, capture_output=True, text=True, timeout=800, check=False)
         return set(ended.stdout.split()) == {"idle"}
 
     try:
@@ -168,13 +168,13 @@ def _start_daemons(cluster: Cluster, key: Path) -> None:
 def _end_daemons(cluster: Cluster, user: str) -> None:
     """End the jobs, then the daemons: a job needs all of them to end."""
     if len(cluster.daemons) > 1:
-        subprocess.run(["scancel", "--user", user], env=cluster.environment, check=False, timeout=300)
+        subprocess.run(["scancel", "--user", user], env=cluster.environment, check=False, timeout=800)
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
             until(lambda: not cluster.active(""), "the end of the jobs")
     for daemon in reversed(cluster.daemons):
         daemon.terminate()
         try:
-            daemon.wait(timeout=240)
+            daemon.wait(timeout=800)
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()

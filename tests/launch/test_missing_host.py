@@ -48,7 +48,7 @@ def test_the_other_machine_never_starts(
 ) -> None:
     store = tmp_path / "store"
     process = command.start(*_line(tiny_recipe, store, "4"), *node, cwd=tmp_path)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=800)
     assert process.returncode == 1, out + err
     last = err.strip().splitlines()[-1]
     assert said in last and remedy in last, err
@@ -68,6 +68,6 @@ def test_a_machine_that_comes_late_but_in_time_is_waited_for(tmp_path: Path, tin
         said += row
     time.sleep(5)  # longer than the machine of the test above would have waited
     second = command.start(*line, "--node-rank", "1", cwd=tmp_path)
-    outs = [process.communicate(timeout=240) for process in (first, second)]
+    outs = [process.communicate(timeout=800) for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outs
     assert "2 processes" in outs[0][0]

@@ -70,7 +70,7 @@ def test_jobs_outlive_the_command_lose_their_node_and_are_cancelled_and_the_bits
     process = cluster.start(*line, cwd=tmp_path)
     until(_is_training(store), "the first checkpoint")
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=800)
     assert process.returncode == 130 and "no longer following; the jobs go on: base (" in out, out
     job, state = cluster.jobs()["tiny-base"]
     assert state == "RUNNING"
@@ -90,7 +90,7 @@ def test_jobs_outlive_the_command_lose_their_node_and_are_cancelled_and_the_bits
     until(_is_training(store, after=saved), "more training")
     code, said = cluster.trueup("cancel", tiny_recipe, "--store", store, *long, *SLURM, cwd=tmp_path)
     assert code == 0 and f"cancelled base (job {job})" in said and "cancelled sft" in said, said
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=800)
     assert process.returncode == 1 and f"stage base: job {job} was cancelled. Run again to resume" in out, out
     assert "Traceback" not in out
     assert not (store / "base").exists()

@@ -58,7 +58,7 @@ def _cancel_in(stage: str, line: tuple[Any, ...], store: Path, cluster: Any, min
     try:
         until(_past(store, stage, 0.3), f"the middle of {stage}", 60 * minutes)
         code, said = cluster.trueup("cancel", *line, cwd=ROOT)
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=800)
     except BaseException:
         process.send_signal(signal.SIGKILL)
         print(process.communicate()[0])

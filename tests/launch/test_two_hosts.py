@@ -111,7 +111,7 @@ def test_two_machines_train_a_stage_together(tmp_path: Path, tiny_recipe: Path, 
     line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base", "--set", "stages.base.train.max_steps=5")
     second = hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)
     first = hosts.start(0, *line, cwd=tmp_path)
-    outs = [process.communicate(timeout=240)[0] for process in (first, second)]
+    outs = [process.communicate(timeout=800)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), "\n".join(outs)
     assert "2 processes" in outs[0]
     assert hosts.members() == []
@@ -127,7 +127,7 @@ def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
     pair = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *line, "--node-rank", "1", cwd=tmp_path)]
     until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
     hosts.cut()
-    outs = [process.communicate(timeout=240)[0] for process in pair]
+    outs = [process.communicate(timeout=800)[0] for process in pair]
     assert [process.returncode for process in pair] == [1, 1], "\n".join(outs)
     last = [out.strip().splitlines()[-1] for out in outs]
     assert "stage base: node 1 has not answered for" in last[0] and "run again" in last[0].lower(), outs[0]
@@ -146,7 +146,7 @@ def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
         "a later checkpoint",
     )
     again[1].send_signal(signal.SIGTERM)  # either may be asked: all stop at the same step
-    outs = [process.communicate(timeout=240)[0] for process in again]
+    outs = [process.communicate(timeout=800)[0] for process in again]
     assert f"resumes at step {max(steps)} of 3000" in outs[0], outs[0]
     assert all("stopped as asked" in out for out in outs), "\n".join(outs)
 
@@ -159,7 +159,7 @@ def test_a_rank_that_dies_is_named_on_both_machines(tmp_path: Path, tiny_recipe:
     until(lambda: list(store.glob(".work/base-*/work/checkpoints/*/whole.json")), "a checkpoint")
     (file,) = store.glob(".work/base-*/work/ranks/1/pid-0")
     os.kill(int(file.read_text()), signal.SIGKILL)
-    outs = [process.communicate(timeout=240)[0] for process in pair]
+    outs = [process.communicate(timeout=800)[0] for process in pair]
     assert [process.returncode for process in pair] == [1, 1], "\n".join(outs)
     assert "stage base: rank 1 was killed by signal 9" in outs[1], outs[1]
     assert "stage base: node 1: rank 1 was killed by signal 9" in outs[0], outs[0]
@@ -172,7 +172,7 @@ def test_a_machine_that_reads_another_recipe_is_refused_on_both(
     line = ("run", tiny_recipe, "--store", tmp_path / "store", *SHARED, "--until", "base")
     other = (*line, "--node-rank", "1", "--set", "stages.base.train.max_steps=7")
     pair = [hosts.start(0, *line, cwd=tmp_path), hosts.start(1, *other, cwd=tmp_path)]
-    outs = [process.communicate(timeout=240)[0] for process in pair]
+    outs = [process.communicate(timeout=800)[0] for process in pair]
     assert [process.returncode for process in pair] == [2, 2], "\n".join(outs)
     assert "stage base: node 1 cannot take part: it reads another recipe or other data than node 0" in outs[0]
     assert "stage base: this machine reads another recipe or other data than node 0" in outs[1]
@@ -189,7 +189,7 @@ def test_a_machine_that_is_stopped_while_it_waits_ends_at_once(tmp_path: Path, t
             assert row, out
             out += row
         process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=240)
+        rest, _ = process.communicate(timeout=800)
         assert process.returncode == 143 and "stopped" in rest and "Traceback" not in rest
 
 

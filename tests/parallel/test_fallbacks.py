@@ -123,7 +123,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
             line = [sys.executable, str(Path(__file__).resolve()), which, str(folder)]
             running.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         try:
-            logs = [process.communicate(timeout=240)[0].decode()[-3000:] for process in running]
+            logs = [process.communicate(timeout=800)[0].decode()[-3000:] for process in running]
         finally:
             for process in running:
                 process.kill()

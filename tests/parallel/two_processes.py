@@ -24,7 +24,7 @@ def run_two(script: str, *arguments: str, count: int = 2, **environment: str) ->
         line = [sys.executable, str(Path(script).resolve()), *arguments]
         running.append(subprocess.Popen(line, env=around, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     try:
-        logs = [process.communicate(timeout=300)[0].decode() for process in running]
+        logs = [process.communicate(timeout=800)[0].decode() for process in running]
     finally:
         for process in running:
             process.kill()

@@ -211,7 +211,7 @@ def test_the_order_of_keys_does_not_count(data: dict[str, Any]) -> None:
     assert digest_of({key: data[key] for key in keys}) == digest_of(data)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=15)
 @given(st.permutations(["base", "sft", "dpo", "report"]))
 def test_the_order_of_stages_in_the_file_does_not_count(make_world: Callable[[], Any], order: list[str]) -> None:
     world = make_world()

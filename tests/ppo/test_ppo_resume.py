@@ -78,7 +78,7 @@ def test_four_iterations_are_two_and_two_in_a_new_process(kind: str, tmp_path: P
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -151,7 +151,7 @@ def sharded(request: pytest.FixtureRequest, plain: tuple[Path, dict[str, Any]]) 
     processes = _started(request.param, folder)
     try:
         for process in processes:
-            process.wait(timeout=240)
+            process.wait(timeout=800)
     finally:
         for process in processes:
             process.kill()

@@ -89,7 +89,7 @@ def _serving(programs: Path, folder: Path, port: int, user: dict[str, Any]) -> I
         stderr=subprocess.DEVNULL,
         **user,
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 800
     try:
         while True:
             with contextlib.suppress(psycopg.OperationalError):
@@ -100,7 +100,7 @@ def _serving(programs: Path, folder: Path, port: int, user: dict[str, Any]) -> I
         yield
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=240)
+        server.wait(timeout=800)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -133,7 +133,7 @@ class Server:
         headers = {"Authorization": f"Bearer {self.tokens.get(who, who)}", "Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.address}/api/{name}", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=240) as reply:
+            with urllib.request.urlopen(request, timeout=800) as reply:
                 code, text = reply.status, reply.read()
         except urllib.error.HTTPError as error:
             code, text = error.code, error.read()
@@ -161,10 +161,10 @@ def open_app(people: Path) -> Iterator[Callable[..., Server]]:
             if line.startswith("listening on "):
                 address = line.split()[2].rstrip(";")
                 break
-        assert address, process.wait(timeout=240)
+        assert address, process.wait(timeout=800)
         return Server(process, address, tokens)
 
     yield start
     for process in running:
         process.terminate()
-        process.wait(timeout=240)
+        process.wait(timeout=800)

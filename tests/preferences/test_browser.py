@@ -127,7 +127,7 @@ def test_a_server_that_went_away_loses_nothing_on_the_screen(
     shown.open(app, "ada")
     before = shown.read("#prompt")
     app.process.kill()
-    app.process.wait(timeout=240)
+    app.process.wait(timeout=800)
     shown.press("1", "Enter")
     shown.page.wait_for_selector("#message.bad")
     assert "cannot be reached" in shown.read("#message") and shown.read("#prompt") == before

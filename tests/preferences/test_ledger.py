@@ -68,7 +68,7 @@ def test_writers_take_turns(url: str, tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(timeout=120)
+        writer.join(timeout=800)
     ledger = Ledger(url, batch)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert [event.body["after"] for event in ledger.events()] == list(range(75))

@@ -269,7 +269,7 @@ def test_variables_in_models_and_functions(write: Write, monkeypatch: pytest.Mon
     assert recipe.stages["j"].config.model_dump() == {"models": ["t", "owner/name"], "gold": "gold.py:gold"}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 @given(st.binary(max_size=60) | st.text("{}[]:,-&*!|>'\"#%@ \nab1", max_size=60).map(str.encode))
 def test_no_bytes_crash_the_reader(write: Write, content: bytes) -> None:
     file = write("")

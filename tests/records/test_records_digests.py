@@ -53,7 +53,7 @@ def test_the_digest_is_the_one_written_down(jsonl: Callable[..., Path]) -> None:
     assert digests.VERSION == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(files=FILES, seed=st.integers(0, 99))
 def test_order_names_compression_and_layout_do_not_count(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[dict[str, Any]]], seed: int
@@ -77,7 +77,7 @@ def test_order_names_compression_and_layout_do_not_count(
     assert of(*others).digest == of(*plain).digest
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.lists(ROW, min_size=1, max_size=4), where=st.integers(0, 3), key=st.sampled_from(["prompt", "new"]))
 def test_any_change_of_a_row_counts(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], where: int, key: str

@@ -235,7 +235,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(), JSON_VALUES, max_size=4))
 def test_what_json_writes_is_read_back(row: dict[str, object]) -> None:
     text = json.dumps(row, ensure_ascii=False)
@@ -243,7 +243,6 @@ def test_what_json_writes_is_read_back(row: dict[str, object]) -> None:
     assert (read_back.value, end) == (row, len(text))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.dictionaries(st.sampled_from("abc"), JSON_VALUES, min_size=1), min_size=1, max_size=5), st.booleans()
 )

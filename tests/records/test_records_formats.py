@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records.detection import detect
@@ -377,7 +377,6 @@ def conversations(draw: st.DrawFn) -> list[dict[str, str]]:
     return [system(draw(SAID)), *turns] if draw(st.booleans()) else turns
 
 
-@settings(deadline=None)
 @given(conversations())
 def test_messages_and_sharegpt_say_the_same(turns: list[dict[str, str]]) -> None:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -386,7 +385,6 @@ def test_messages_and_sharegpt_say_the_same(turns: list[dict[str, str]]) -> None
     assert shaped({"conversations": sharegpt}, "sharegpt", "messages") == {"messages": turns}
 
 
-@settings(deadline=None)
 @given(ASKED, SAID, SAID)
 def test_a_pair_is_the_same_however_it_is_written(asked: list[str], one: str, two: str) -> None:
     prompt = [turn for text in asked for turn in (user(text), assistant("So?"))][:-1]

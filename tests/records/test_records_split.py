@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records.split import key, position, split
@@ -23,7 +23,6 @@ def sides(prompts: list[str], share: float) -> tuple[set[str], set[str]]:
     return {key(row, "prompt") for row in train}, {key(row, "prompt") for row in held_out}
 
 
-@settings(deadline=None)
 @given(PROMPTS, SHARES)
 def test_every_row_is_on_one_side_and_all_rows_of_a_prompt_on_the_same(prompts: list[str], share: float) -> None:
     rows = [prompt_row(text, n=number) for number, text in enumerate(prompts)]
@@ -34,7 +33,6 @@ def test_every_row_is_on_one_side_and_all_rows_of_a_prompt_on_the_same(prompts: 
     assert not {key(row, "prompt") for row in train} & {key(row, "prompt") for row in held_out}
 
 
-@settings(deadline=None)
 @given(PROMPTS, SHARES, st.randoms(use_true_random=False))
 def test_row_order_does_not_change_the_sides(prompts: list[str], share: float, chance: random.Random) -> None:
     before = sides(prompts, share)
@@ -42,14 +40,12 @@ def test_row_order_does_not_change_the_sides(prompts: list[str], share: float, c
     assert sides(prompts, share) == before
 
 
-@settings(deadline=None)
 @given(PROMPTS, SHARES, SHARES)
 def test_a_larger_share_holds_out_all_that_a_smaller_one_does(prompts: list[str], one: float, two: float) -> None:
     low, high = sorted([one, two])
     assert sides(prompts, low)[1] <= sides(prompts, high)[1]
 
 
-@settings(deadline=None)
 @given(PROMPTS, st.floats(0.001, 0.999))
 def test_both_sides_get_a_prompt_when_there_are_two(prompts: list[str], share: float) -> None:
     train, held_out = sides(prompts, share)
