@@ -230,7 +230,8 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
     """Find batches that do not divide over the processes of their stage, or not into its micro-batches."""
     for stage in plan.pending:
         train = getattr(stage.spec.config, "train", None)
-        if train is not None and kind_of(stage.spec.kind).parallel:
+        is_parallel = train is not None and kind_of(stage.spec.kind).parallel
+        if is_parallel and not stage.spec.compute.contradictions():
             found = division_problems(train, stage.spec.compute, stage.spec.kind)
             yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found)
 

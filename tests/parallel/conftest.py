@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.artifacts import Store
-from pipeline.errors import Interrupted
-from pipeline.plan import make_plan
-from pipeline.recipe import load
+from pipeline.errors import Interrupted, PipelineError
+from pipeline.plan import make_plan, survey
+from pipeline.preflight import check_plan
+from pipeline.recipe import inspect, load
 from pipeline.runner import run
 
 Weights = dict[str, torch.Tensor]
@@ -68,6 +69,15 @@ class Spread:
             run(plan, where, view)
         self.notes = view.notes
         return {} if stop_after is not None else {name: weights_of(where, name) for name in stages}
+
+    def refusals(self, *sets: str) -> list[str]:
+        """Return what `check` refuses the recipe for, a line each."""
+        where = self.store("refused")
+        recipe, problems = inspect(self.recipe, overrides=sets)
+        plan, more = survey(recipe, where)
+        with pytest.raises(PipelineError) as error:
+            check_plan(plan, where, problems=[*problems, *more])
+        return [str(problem) for problem in error.value.problems]
 
     def start(self, parent: str, like: Weights) -> Weights:
         """Return the weights of a parent that a stage's model has too: a new head has no beginning to be found."""

@@ -8,7 +8,7 @@ models over the norm of what the five steps changed, not over the norm of the we
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -96,19 +96,51 @@ TRAINED = (
 )
 SLICED = tuple(name for name in TRAINED if not name.endswith("ppo"))
 """Tensor parallelism is refused for stages that sample."""
+
+
+class Layout(NamedTuple):
+    """A way to spread a stage over processes.
+
+    Attributes:
+        setting: of `compute`.
+        suite: stages that the suite runs with it.
+        matrix: further ones, which `make test-matrix` runs.
+    """
+
+    setting: str
+    suite: tuple[str, ...]
+    matrix: tuple[str, ...]
+
+
 SPREADS = {
-    "plain": ("zero=0", tuple(name for name in TRAINED if name != "n_pretrain" and not name.startswith("l_"))),
-    "zero-1": ("zero=1", ("a_sft", "l_dpo", "a_ppo")),
-    "zero-2": ("zero=2", ("n_pretrain", "l_reward", "a_kto", "l_ppo")),
-    "zero-3": ("zero=3", TRAINED),
-    "fsdp": ("fsdp=true", TRAINED),
-    "slices": ("tensor_parallel=2", SLICED),
-    "groups": ("tensor_parallel=2", ("a_pretrain", "a_kto", "l_reward")),
+    "plain": Layout("zero=0", ("a_pretrain", "a_kto", "m_ppo"), ("a_sft", "a_reward", "a_dpo", "a_ppo")),
+    "zero-1": Layout("zero=1", ("a_sft", "a_ppo"), ("l_dpo",)),
+    "zero-2": Layout("zero=2", ("l_reward", "l_ppo"), ("n_pretrain", "a_kto")),
+    "zero-3": Layout("zero=3", ("n_pretrain", "a_reward", "l_dpo", "a_kto", "m_ppo"), TRAINED),
+    "fsdp": Layout("fsdp=true", ("a_pretrain", "l_sft", "l_reward", "a_dpo", "a_ppo"), TRAINED),
+    "slices": Layout("tensor_parallel=2", ("n_pretrain", "a_sft", "a_reward", "l_dpo"), SLICED),
+    "groups": Layout("tensor_parallel=2", ("a_kto", "l_reward"), ("a_pretrain",)),
 }
-"""How stages are spread, and the stages. What shares weights out meets every kind's own code. Gradients are averaged
-alike with and without an adapter, and ZeRO-1 and 2 never look at the model: a few kinds stand for all, each trainer
-(transformers', trl's, ours) and each kind of batch (rows, pairs, answers) among them."""
-CASES = [(spread, name) for spread, (_, names) in SPREADS.items() for name in names]
+"""How stages are spread. The matrix has every stage in every layout that shares weights out, for those meet every
+kind's own code. Gradients are averaged alike with and without an adapter, and ZeRO-1 and 2 never look at the model: a
+few kinds stand for all, each trainer (transformers', trl's, ours) and each kind of batch (rows, pairs, answers) among
+them. The suite has every stage in two layouts, and every layout with a stage of each trainer that it takes."""
+CASES = [
+    pytest.param(spread, name, marks=() if name in layout.suite else pytest.mark.whole)
+    for spread, layout in SPREADS.items()
+    for name in dict.fromkeys((*layout.suite, *layout.matrix))
+]
+
+
+def selected(request: pytest.FixtureRequest, spread: str | None = None) -> tuple[str, ...]:
+    """Return the stages that the selected tests look at, in one layout or in any."""
+    asked = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec") and "together" in item.callspec.params
+    ]
+    names = {one["name"] for one in asked if spread in (None, one["together"])}
+    return tuple(name for name in TRAINED if name in names)
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +152,9 @@ def world(spread_world: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
+def alone(request: pytest.FixtureRequest, world: Any) -> dict[str, dict[str, torch.Tensor]]:
     """What one process makes of each stage."""
-    return world.train("alone", TRAINED, "compute.micro_batch=2")
+    return world.train("alone", selected(request), "compute.micro_batch=2")
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +163,7 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     # A checkpoint after every step: writing one changes nothing, also right after an evaluation.
     often = "compute.checkpoint_every_s=0.001"
-    setting, names = SPREADS[request.param]
+    setting, names = SPREADS[request.param].setting, selected(request, request.param)
     processes = 4 if request.param == "groups" else 2  # two groups share the rows
     spread = [f"stages.{name}.compute.{setting}" for name in names]
     sets = ("compute.micro_batch=2", f"compute.processes={processes}", often, *spread)

@@ -48,6 +48,8 @@ CASES = {
     "an adapter in slices": ("lora", ("slices in groups", "one", "slices")),
     "an adapter": ("lora", ("zero-2", "one", "zero-3", "zero-3", "two")),
 }
+SUITE = ("FSDP2 and ZeRO-3", "offloaded", "in slices", "an adapter")
+"""Between them they change between all kinds of layout; `make test-matrix` runs the others too."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def whole(world: Any) -> dict[str, Any]:
     return world.train("whole", tuple(PARENTS))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in SUITE else pytest.mark.whole) for case in CASES]
+)
 def test_a_run_goes_on_spread_another_way(case: str, world: Any, whole: dict[str, Any]) -> None:
     name, ways = CASES[case]
     if any("zero" in way for way in ways):

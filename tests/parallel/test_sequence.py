@@ -97,7 +97,7 @@ def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
     return world.train("alone", TRAINED, "compute.micro_batch=2")
 
 
-@pytest.fixture(scope="module", params=(1, 2, 3))
+@pytest.fixture(scope="module", params=(pytest.param(1, marks=pytest.mark.whole), 2, 3))
 def sliced(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
     store, again = f"zero-{request.param}", str(request.param == 2).lower()  # recomputed, slices are exchanged again
     return store, world.train(
