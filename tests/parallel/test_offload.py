@@ -36,6 +36,8 @@ PARENTS = {"o_sft": "base"}
 TRAINED = ("o_sft", "o_dpo", "o_ppo")
 OFFLOADS = {"zero-1 optimizer": (1, "optimizer"), "zero-2 optimizer": (2, "optimizer")}
 OFFLOADS |= {"zero-3 optimizer": (3, "optimizer"), "zero-3 all": (3, "all")}
+SUITE = ("zero-2 optimizer", "zero-3 all")
+"""What the suite runs of them; `make test-matrix` runs all."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,9 @@ def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
     return world.train("alone", TRAINED, "compute.micro_batch=2")
 
 
-@pytest.fixture(scope="module", params=OFFLOADS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(one, marks=() if one in SUITE else pytest.mark.whole) for one in OFFLOADS]
+)
 def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
     zero, offload = OFFLOADS[request.param]
     sets = ("compute.micro_batch=2", "compute.processes=2", f"compute.zero={zero}", f"compute.offload={offload}")

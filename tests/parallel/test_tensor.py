@@ -55,7 +55,7 @@ def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     return max(float((one[name] - other[name]).norm() / one[name].norm()) for name in one)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.whole), 2])
 def test_slices_of_a_new_model_take_the_steps_of_as_many_processes_as_there_are_groups(
     groups: int, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
