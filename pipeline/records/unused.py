@@ -11,15 +11,14 @@ from typing import Any
 
 from pipeline.errors import Problem, listed
 from pipeline.records.comparisons import further_answers
-from pipeline.records.formats import Row, read_columns
+from pipeline.records.faults import BadRowError
+from pipeline.records.formats import MESSAGES_AS_TEXT, Row, of_openai, read_columns
 from pipeline.records.shapes import LABELS
-from pipeline.records.turns import MEDIA_KEYS, unused_keys
+from pipeline.records.turns import MEDIA_KEYS, listed_messages, unused_keys
 from pipeline.stage import Shape
 
 ASKED = ("input", "instruction", "context", "history", "system", "system_prompt", "tools", "functions")
 """Columns that data sets use for parts of what is asked."""
-
-TURN_COLUMNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 
 
 class Unused:
@@ -52,12 +51,23 @@ class Unused:
                 self._seen |= row.keys()
             self._columns[column] = None
         self._look_at_system(row, read, made)
-        for column in TURN_COLUMNS:
-            value = row.get(column)
-            if isinstance(value, list) and column in read:
-                for message in value:
-                    for key in unused_keys(message):
-                        self._keys[f"{column}[].{key}"] = None
+        for column in row.keys() & read:
+            self._look_at_turns(column, row[column])
+        openai = row.get("input")
+        if of_openai(row) is not row and isinstance(openai, Mapping):
+            self._look_at_turns("input.messages", openai.get("messages"))
+            left = openai.keys() - {"messages", "tools"}
+            self._keys |= {f"input.{key}": None for key in left if openai[key] not in (None, "", [], {})}
+
+    def _look_at_turns(self, name: str, value: object) -> None:
+        """Note keys of turns, whether a column holds them as a list or as its text."""
+        if isinstance(value, str) and MESSAGES_AS_TEXT.match(value):
+            try:
+                value = listed_messages(value, name)
+            except BadRowError:  # a text after all
+                return
+        for message in value if isinstance(value, list) else ():
+            self._keys |= {f"{name}[].{key}": None for key in unused_keys(message)}
 
     def _look_at_system(self, row: Row, read: frozenset[str], made: Mapping[str, Any]) -> None:
         """Note a column `system` beside a conversation that has another system turn of its own."""
