@@ -21,7 +21,11 @@ from pipeline.records.votes import FIRST, NAMES, TIES, WEAK, as_number, better_s
 
 Row = Mapping[str, Any]
 
-POINTS = frozenset({"score", "scores", "rating", "ratings", "reward", "rewards", "points"})
+POINTS = frozenset(
+    {"score", "scores", "rating", "ratings", "reward", "rewards", "points", "votes", "upvotes", "likes", "elo"}
+)
+RANKS = frozenset({"rank", "ranks", "ranking"})
+"""Of which the lower is the better."""
 SIDES = ("chosen", "rejected")
 SURE_TIES = TIES - {"c", "none", "same", "both", "neither"}
 PAIR_FORMATS = ("preference", "hh")
@@ -138,7 +142,9 @@ def _watched(names: tuple[str, ...]) -> _Watched:
         other = by_words.get(tuple("rejected" if word == "chosen" else word for word in words))
         if "chosen" in words and other is not None:
             paired.append((name, other))
-    points = [pair for pair in paired if POINTS & set(words_of(pair[0])) and "gold" not in words_of(pair[0])]
+    judged = [pair for pair in paired if "gold" not in words_of(pair[0])]
+    points = [pair for pair in judged if POINTS & set(words_of(pair[0]))]
+    points += [pair[::-1] for pair in judged if RANKS & set(words_of(pair[0]))]
     sides = sides_of(tuple(others))
     joined = vote_columns(tuple(others), sides) if sides is not None else ()
     read = {*joined, *FORMATS["preference"].columns}
