@@ -106,9 +106,8 @@ def unread_in_calls(message: Mapping[str, Any]) -> list[str]:
         value = message.get(column)
         for call in value if isinstance(value, list) else [value]:
             inner = call.get("function") if isinstance(call, Mapping) else None
-            for part in (call, inner):
-                keys = part.keys() - READ_IN_CALLS if isinstance(part, Mapping) else ()
-                holds = (key for key in keys if part[key] not in (None, "", [], {}))
+            for part in (one for one in (call, inner) if isinstance(one, Mapping)):
+                holds = (key for key in part.keys() - READ_IN_CALLS if part[key] not in (None, "", [], {}))
                 found |= {f"{column}{'[]' * isinstance(value, list)}.{key}": None for key in holds}
     return sorted(found)
 

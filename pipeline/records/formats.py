@@ -127,6 +127,8 @@ def _parse_hh(row: Row) -> Parsed:
     for name in ("chosen", "rejected"):
         text = text_of(row.get(name), f"`{name}`")
         both.append(transcript_turns(text if text.lstrip().startswith("Human:") else f"{opening}{text}", name))
+        if all(turn["role"] == "user" for turn in both[-1]):
+            raise BadRowError(f"`{name}` has no turn of the Assistant", "speakers that a blank line parts")
     return _pair(*_without_shared(*both), row)
 
 
@@ -299,7 +301,12 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(
         _parse_alpaca, frozenset({"instruction", "input", "output", "history", "system", *TOOLS}), CONVERSED, ("text",)
     ),
-    "hh": Format(_parse_hh, frozenset({"prompt", "chosen", "rejected", "margin"}), PAIRED, ("messages", "text")),
+    "hh": Format(
+        _parse_hh,
+        frozenset({"prompt", "chosen", "rejected", "margin", "system", *TOOLS}),
+        PAIRED,
+        ("messages", "text"),
+    ),
     "preference": Format(
         _parse_preference,
         frozenset({"prompt", "chosen", "rejected", "margin", "system", *TOOLS, *ALPACA_ASKED, *OPENAI_PAIR}),

@@ -138,7 +138,14 @@ def _is_rows(value: object) -> bool:
     """Return whether a value is a list of rows, not of turns."""
     rows = [one for one in value if one is not None] if isinstance(value, list) else []  # null is a bad row
     is_list = bool(rows) and all(isinstance(one, dict) for one in rows)
-    return is_list and not any({"role", "from"} & set(one) for one in rows)
+    return is_list and not any({"role", "from"} & set(one) or _is_said(one) for one in rows)
+
+
+def _is_said(value: dict[str, Any]) -> bool:
+    """Return whether an object is a turn whose keys are not known: one of its values names a speaker."""
+    return any(
+        isinstance(one, str) and one.casefold() in ("user", "human", "assistant", "gpt") for one in value.values()
+    )
 
 
 def _objects(path: Path, content: bytes) -> Iterator[RawRow] | None:

@@ -138,9 +138,10 @@ def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: s
 
 def _hidden_index_problem(rows: Sequence[Row], column: str, name: str) -> Problem | None:
     """Return that a list is taken as ranked while a vote names one of its answers; None if none does."""
-    told = next((found[1] for row in rows if (found := index_of(row))), None)
-    if told is None:
+    beside = next(filter(None, map(index_of, rows)), None)
+    if beside is None:
         return None
+    told = beside[1]
     found = (
         f"data {name}: `columns` makes the first of `{column}` the best answer in every row, and `{told}` says which is"
     )

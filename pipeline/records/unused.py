@@ -13,12 +13,23 @@ from pipeline.errors import Problem, listed
 from pipeline.records.comparisons import further_answers
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import MESSAGES_AS_TEXT, Row, of_openai, read_columns
+from pipeline.records.names import plain_name
 from pipeline.records.shapes import LABELS
 from pipeline.records.turns import MEDIA_KEYS, listed_messages, unused_keys
 from pipeline.stage import Shape
 
-ASKED = ("input", "instruction", "context", "history", "system", "system_prompt", "tools", "functions")
-"""Columns that data sets use for parts of what is asked."""
+ASKED = (
+    "input",
+    "instruction",
+    "context",
+    "history",
+    "tools",
+    "functions",
+    "system",
+    "system_prompt",
+    "system_message",
+)
+"""Columns that data sets use for parts of what is asked, however they spell them."""
 
 
 class Unused:
@@ -80,10 +91,11 @@ class Unused:
         """Return whether what a column asks is missing in the prompt."""
         if self.shape == "text":
             return False
-        if column in MEDIA_KEYS or (row_format == "comparison" and column in further_answers(row)):
+        known = plain_name(column)
+        if known in MEDIA_KEYS or (row_format == "comparison" and column in further_answers(row)):
             return True
         holds_all = row_format in ("messages", "sharegpt", "hh")  # a conversation is whole without them
-        if column not in ASKED or (holds_all and column != "system_prompt"):
+        if known not in ASKED or (holds_all and not known.startswith("system")):
             return False
         value, asked = row[column], made.get("prompt") or made.get("messages") or []
         return not (isinstance(value, str) and any(value in turn["content"] for turn in asked))
@@ -105,9 +117,10 @@ class Unused:
             return None
         lost = sorted(self._lost)
         first = "input" if "input" in lost else lost[0]
+        known = plain_name(first)
         named = listed(f"`{column}`" for column in lost)
         found = f"data {name}: column{'s' if len(lost) > 1 else ''} {named} would not reach the model"
-        if first in MEDIA_KEYS:
+        if known in MEDIA_KEYS:
             return Problem(found, "text only: models here read no pictures, sound or film", "use rows without them")
         has_input = "input" in self._seen or "input" in columns.values()
         keep = f"if it is no part of the prompt, set `columns: {written({**columns, first: 'note'})}`"
@@ -115,14 +128,14 @@ class Unused:
             noted = written({**columns, **{column: f"note_{at}" for at, column in enumerate(lost, start=1)}})
             remedy = "write the answers of a row as a list `responses` with their `ranks`"
             return Problem(found, "two answers", f"{remedy}; or, to leave them out, set `columns: {noted}`")
-        if first == "input" or (first == "context" and not has_input):
+        if known == "input" or (known == "context" and not has_input):
             joined = {"prompt": "instruction", "completion": "output"}
             kept = {one: one for one in joined if one in self._seen and one not in columns.values()}
             new = {old: joined.get(ours, ours) for old, ours in {**kept, **columns, first: "input"}.items()}
             new = {old: ours for old, ours in new.items() if old != ours}
             use = f"set `columns: {written(new)}`" if new else "leave `columns` out"
             remedy = f"{use}, which joins the two"
-        elif first == "system_prompt":
+        elif known.startswith("system") and "system" not in self._seen:
             remedy = f"set `columns: {written({**columns, first: 'system'})}`"
         else:
             remedy = "put it into the messages of a conversation"
