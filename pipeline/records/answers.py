@@ -42,7 +42,10 @@ VOTE_WORDS = re.compile(
 )
 """Words in the name of a column that votes, whatever else stands in it: `human_vote`, `winner_model`."""
 
-POINT_WORDS = re.compile(r"(score|rating|reward|vote|point|like|elo|rank)s?(?![a-z])", re.IGNORECASE)
+POINT_WORDS = re.compile(
+    r"(score|rating|reward|vote|point|like|elo|rank|win|grade|quality|helpful(ness)?|correct(ness)?|overall)s?(?![a-z])",
+    re.IGNORECASE,
+)
 """Words in the names of columns that judge each answer by itself."""
 
 SIDE_WORDS = ["a", "b", "0", "1", "2", "-1", "true", "false", "first", "second", "left", "right", "model_a", "model_b"]
@@ -118,7 +121,8 @@ def points_of(columns: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
     for first, second in permutations(
         filter(POINT_WORDS.search, dict.fromkeys(name for row in rows for name in row)), 2
     ):
-        is_named = first != second and columns[0] in first and first.replace(*columns, 1) == second
+        owners = (columns, tuple(column.partition(".")[0] for column in columns))  # or those of the objects they lie in
+        is_named = any(one in first and first.replace(one, other, 1) == second != first for one, other in owners)
         if {first, second} & set(columns) or not (is_named or _sides_told(words_of(first), words_of(second))):
             continue
         given = [row.get(name) for row in rows for name in (first, second)]

@@ -16,6 +16,7 @@ from pipeline.records.comparisons import sides_of
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import FORMATS
 from pipeline.records.names import words_of
+from pipeline.records.shapes import label_in
 from pipeline.records.unused import written
 from pipeline.records.votes import FIRST, NAMES, TIES, WEAK, as_number, better_side, vote_columns
 
@@ -148,7 +149,9 @@ def _watched(names: tuple[str, ...]) -> _Watched:
     sides = sides_of(tuple(others))
     joined = vote_columns(tuple(others), sides) if sides is not None else ()
     read = {*joined, *FORMATS["preference"].columns}
-    alone = [(name,) for name in others if name.casefold() in (*NAMES, *WEAK) and name not in read]
+    alone = [
+        (name,) for name in others if (name.casefold() in (*NAMES, *WEAK) or _judged_side(name)) and name not in read
+    ]
     return _Watched(
         tuple(filter(None, (joined, *alone))),
         (*points, *((name, "") for name in others if name == "margin")),
@@ -168,6 +171,9 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
         except BadRowError:
             return None
         return _one_of(answers, voted) if sorted(texts) == sorted(answers) else None
+    judged = _judged_side(votes[0])
+    if judged is not None and (said := label_in(row[votes[0]])) is not None:
+        return judged if said else SIDES[1 - SIDES.index(judged)]
     if not isinstance(row[votes[0]], str):
         return None
     word = row[votes[0]].strip()
@@ -180,6 +186,13 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
     for pair in watched.models:
         told = told or _one_of([str(row[name]).casefold() for name in pair], word.casefold())
     return told
+
+
+def _judged_side(name: str) -> str | None:
+    """Return the side of which a column of true and false says that it is better: `is_chosen_better`."""
+    words = words_of(name)
+    named = [side for side in SIDES if side in words]
+    return named[0] if len(named) == 1 and {"better", "best", "preferred", "won", "wins"} & set(words) else None
 
 
 def _one_of(both: list[str], said: str) -> str | None:

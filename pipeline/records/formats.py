@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.records.comparisons import compared
-from pipeline.records.faults import BadRowError, kind_of_value, text_of
+from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of
 from pipeline.records.turns import Turns, check_order, listed_messages, transcript_turns, turns_of
 from pipeline.stage import Shape
 
@@ -107,6 +107,8 @@ def instruction_of(row: Row) -> str:
 def _history(row: Row) -> Turns:
     turns: Turns = []
     given = row.get("history") or []
+    if isinstance(given, str) and given.lstrip().startswith("["):  # CSV has text only
+        given = json_in(given, "`history`")
     if not isinstance(given, list):
         raise BadRowError(f"`history` is {kind_of_value(given)}", "a list of [question, answer]")
     for number, exchange in enumerate(given, start=1):

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.errors import Problem, listed
 from pipeline.records.answers import (
     BOOLEANS,
+    SIDE_WORDS,
     VOTE_WORDS,
     TwoAnswers,
     by_name_of,
@@ -36,8 +37,8 @@ from pipeline.stage import Shape
 ROWS_TRIED = 20
 IGNORED = re.compile(r"note(_\w+)?")
 """Names that no format reads: a column that becomes one is left out of account, and a row may lack it."""
-SIDE_WORDS = ("a", "b", "0", "1", "2", "true", "false", "tie", "first", "second")
-LETTERS = frozenset({"a", "b", "tie", "first", "second", "left", "right", "model_a", "model_b", "[[a]]", "[[b]]"})
+WORDS = frozenset({*SIDE_WORDS, "tie"})
+LETTERS = frozenset({*WORDS, "[[a]]", "[[b]]"} - {"-1", "2", *BOOLEANS})
 """Words that name one of two sides whatever the name of their column."""
 
 TALKS = ("conversation", "conversations", "messages", "contents", "data", "dialogue", "dialog", "chat", "turns")
@@ -181,10 +182,10 @@ def _tells(column: str, rows: Sequence[Row], sides: tuple[str, ...]) -> bool:
             return False
         told.add(str(value).casefold())
     answers = {side.casefold() for side in sides}
-    if answers <= told <= {*answers, *SIDE_WORDS} or (len(told) > 1 and told <= LETTERS):
+    if answers <= told <= {*answers, *WORDS} or (len(told) > 1 and told <= LETTERS):
         return True
     models = {str(row[name]).casefold() for row in rows for name in ("model_a", "model_b") if row.get(name)}
-    is_told = len(told) > 1 and told <= {*answers, *SIDE_WORDS, "-1", "model_a", "model_b", *models}
+    is_told = len(told) > 1 and told <= {*answers, *WORDS, *models}
     numbers = [as_number(value) for value in told]
     is_signed = all(number is not None for number in numbers) and min(filter(None, numbers), default=0) < 0
     return (is_told or is_signed) and VOTE_WORDS.search(column) is not None
@@ -212,7 +213,7 @@ def _is_vote(column: str, values: Sequence[object]) -> bool:
     if known not in WEAK and not known.startswith("is_"):
         return False
     words = {str(value).casefold().removesuffix(".0") for value in given}
-    return len(words) > 1 and words <= {*SIDE_WORDS, "-1", "model_a", "model_b"}
+    return len(words) > 1 and words <= WORDS
 
 
 def remedy_of(columns: Mapping[str, str]) -> str:

@@ -84,3 +84,13 @@ def test_one_conversation_whose_keys_are_not_known_is_no_list_of_rows(jsonl: Wri
     row = {"talk": [{"who": "user", "said": "Q?"}, {"who": "assistant", "said": "A"}]}
     with pytest.raises(PipelineError, match="column talk is of no known format"):
         loaded([row], "messages", jsonl)
+
+
+def test_the_exchanges_before_are_read_from_a_table_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('instruction,output,history\nQ?,A,"[[""Hi"", ""Yes?""]]"\nQ?,A,[]\nQ?,A,\n')
+    rows = load(DataSource(path=[str(path)]), "messages", seed=0, name="d").train
+    assert [[turn["content"] for turn in row["messages"]] for row in rows] == [
+        ["Hi", "Yes?", "Q?", "A"],
+        *[["Q?", "A"]] * 2,
+    ]

@@ -41,6 +41,8 @@ POINTS_BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "votes_a": ({"votes_a": 2, "votes_b": 1}, {"votes_a": 1, "votes_b": 2}),
     "human_score_a": ({"human_score_a": "2", "human_score_b": "1"}, {"human_score_a": "1", "human_score_b": "2"}),
     "elo_rank_a": ({"elo_rank_a": 1, "elo_rank_b": 2}, {"elo_rank_a": 2, "elo_rank_b": 1}),
+    "a_wins": ({"a_wins": 1, "b_wins": 0}, {"a_wins": 0, "b_wins": 1}),
+    "helpfulness_a": ({"helpfulness_a": 3, "helpfulness_b": 0}, {"helpfulness_a": 1, "helpfulness_b": 2}),
     "likes.a": ({"likes": {"a": 2, "b": 1}}, {"likes": {"a": 1, "b": 2}}),
     "meta.winner": ({"meta": {"winner": "a"}}, {"meta": {"winner": "b"}}),
     "strength": ({"strength": -2}, {"strength": 1}),
@@ -112,3 +114,33 @@ def test_a_third_answer_that_wins_is_no_tie(jsonl: Write) -> None:
         loaded(rows, jsonl)
     with pytest.raises(PipelineError, match=r"row is a tie \(`winner` 'c'\)"):
         loaded([{**two, "winner": winner} for winner in ("a", "c")], jsonl)
+
+
+def test_points_that_lie_beside_each_answer_in_its_object_are_not_hidden(jsonl: Write) -> None:
+    rows = [
+        {"prompt": "Q?", "good": {"text": "A", "score": one}, "bad": {"text": "B", "score": other}}
+        for one, other in ((3, 1), (1, 3))
+    ]
+    columns = {"good.text": "chosen", "bad.text": "rejected"}
+    with pytest.raises(PipelineError, match=r"makes `good.text` the better answer in every row, and `good.score` says"):
+        loaded(rows, jsonl, columns=columns)
+    assert [row["chosen"][0]["content"] for row in mended(rows, jsonl, columns=columns).train] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("column", "said", "is_kept"),
+    [
+        ("is_chosen_better", True, True),
+        ("is_chosen_better", False, False),
+        ("chosen_wins", "0", False),
+        ("rejected_is_preferred", 1, False),
+        ("rejected_is_preferred", "no", True),
+        ("chosen_length_is_better", "long", True),
+    ],
+)
+def test_a_yes_or_no_of_one_side_of_a_pair_is_heeded(column: str, said: object, is_kept: bool, jsonl: Write) -> None:
+    row = {"prompt": "Q?", "chosen": "A", "rejected": "B"}
+    rows = [row, {**row, column: said}]
+    made = loaded(rows, jsonl, on_bad_row="skip")
+    assert (len(made.train), made.rejected) == ((2, 0) if is_kept else (1, 1))
+    assert len(loaded(rows, jsonl, columns={column: "note"}).train) == 2
