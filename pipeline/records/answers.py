@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
 from pipeline.errors import Problem, listed
-from pipeline.records.comparisons import SIDE_PAIRS, sides_of
+from pipeline.records.comparisons import LISTS, SIDE_PAIRS, sides_of
 from pipeline.records.names import words_of
 from pipeline.records.unused import written
-from pipeline.records.votes import NAMES, TIES, write_anew
+from pipeline.records.votes import NAMES, TIES, as_number, write_anew
 
 Row = Mapping[str, Any]
 
@@ -36,10 +36,17 @@ VOTE_WORD = re.compile(r"(label|annotat|gold|human|judg|rank|target)", re.IGNORE
 """In names of columns that vote where they name a side, beside those of `VOTE_WORDS`."""
 
 VOTE_WORDS = re.compile(
-    r"(winner|winning|won|better|best|preferred|preference|pref|votes?|voted|verdict|judg[e]?ment|choice|chosen|selected)",
+    r"(winner|winning|won|better|best|preferred|preference|pref|votes?|voted|verdict|judg[e]?ment|choice|chosen"
+    r"|selected|strength)",
     re.IGNORECASE,
 )
 """Words in the name of a column that votes, whatever else stands in it: `human_vote`, `winner_model`."""
+
+POINT_WORDS = re.compile(
+    r"(score|rating|reward|vote|point|like|elo|rank|win|grade|quality|helpful(ness)?|correct(ness)?|overall)s?(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words in the names of columns that judge each answer by itself."""
 
 SIDE_WORDS = ["a", "b", "0", "1", "2", "-1", "true", "false", "first", "second", "left", "right", "model_a", "model_b"]
 BOOLEANS = frozenset({"true", "false", "0", "1"})
@@ -52,9 +59,10 @@ class TwoAnswers(NamedTuple):
     Attributes:
         columns: that hold the answers.
         names: under which the two are read as answers.
-        vote: the column that says which is better; empty if none does.
+        vote: the column that says which is better; empty if none does, or if points do.
         values: what the vote's column holds, as texts in small letters.
         is_sure: the name of the vote's column speaks of a vote.
+        points: the columns of the points that each answer got; empty where there are none.
     """
 
     columns: tuple[str, str]
@@ -62,10 +70,15 @@ class TwoAnswers(NamedTuple):
     vote: str
     values: frozenset[str]
     is_sure: bool = True
+    points: tuple[str, ...] = ()
 
     def columns_with(self, vote: str) -> dict[str, str]:
         """Return the renaming that reads the two, with the vote under a name that says what it means."""
-        new = dict(zip(self.columns, self.names, strict=True)) | {self.vote: vote}
+        new = dict(zip(self.columns, self.names, strict=True))
+        if self.vote:
+            new[self.vote] = vote
+        for column, name in zip(self.points, self.names, strict=False):
+            new[column] = f"{'rank' if 'rank' in column.casefold() else 'score'}_{words_of(name)[-1]}"
         return {old: ours for old, ours in new.items() if old != ours}
 
 
@@ -73,26 +86,64 @@ def two_answers(rows: Sequence[Row]) -> TwoAnswers | None:
     """Return the two answers of rows and their vote, None if there are not two that look like it."""
     if not rows:
         return None
+    rows = [opened(row) for row in rows]
     names = tuple(rows[0])
     votes = {name: _values(rows, name) for name in names}
     known = sides_of(names)
     columns = known.columns if known is not None else _by_name(rows[0]) or _named_by_vote(rows[0], votes)
     if columns is None:
         return None
-    told = [name for name in names if name not in columns and votes[name] and _is_vote(name, votes[name], columns)]
+    points = points_of(columns, rows)
+    one_sided = {name for pair in combinations(names, 2) if _sides_told(*map(words_of, pair)) for name in pair}
+    votes = {name: values for name, values in votes.items() if name not in (*columns, *one_sided)}
+    told = [name for name in votes if votes[name] and _is_vote(name, votes[name], columns)]
     told.sort(key=lambda name: (name not in NAMES, VOTE_WORDS.search(name) is None))
-    may = [name for name in names if name not in columns and len(votes[name]) > 1 and votes[name] <= _sides(columns)]
-    vote = (told or may or [""])[0]
-    new = known.columns if known else _new_names(columns)
-    return TwoAnswers(columns, new, vote, votes.get(vote, frozenset()), is_sure=bool(told))
+    may = [name for name in votes if len(votes[name]) > 1 and votes[name] <= _sides(columns)]
+    vote = (told or ([] if points else may) or [""])[0]
+    new = known.columns if known else new_names(columns)
+    values = votes.get(vote, frozenset())
+    return TwoAnswers(columns, new, vote, values, is_sure=bool(told), points=() if told else points)
+
+
+def opened(row: Row) -> dict[str, Any]:
+    """Return a row with what its objects hold as columns of their own, `meta.winner`, as `columns` names them."""
+    inner = {
+        f"{column}.{key}": one
+        for column, value in row.items()
+        if isinstance(value, Mapping)
+        for key, one in value.items()
+    }
+    return {**row, **inner}
+
+
+def points_of(columns: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return two columns of numbers that judge each answer, named after it or its side; nothing if there are none."""
+    for first, second in permutations(
+        filter(POINT_WORDS.search, dict.fromkeys(name for row in rows for name in row)), 2
+    ):
+        owners = (columns, tuple(column.partition(".")[0] for column in columns))  # or those of the objects they lie in
+        is_named = any(one in first and first.replace(one, other, 1) == second != first for one, other in owners)
+        if {first, second} & set(columns) or not (is_named or _sides_told(words_of(first), words_of(second))):
+            continue
+        given = [row.get(name) for row in rows for name in (first, second)]
+        given = [value for value in given if value is not None and value != ""]
+        if given and all(as_number(value) is not None for value in given):
+            return first, second
+    return ()
 
 
 def renamings(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     """Yield the renamings that may read two answers by their vote, the likeliest first."""
     two = two_answers(rows)
-    if two is None or not two.vote or not two.is_sure:
-        return
-    if two.values <= BOOLEANS:
+    if two is not None and (two.points or (two.vote and two.is_sure)):
+        yield from readings(two)
+
+
+def readings(two: TwoAnswers) -> Iterator[dict[str, str]]:
+    """Yield the renamings that may read two answers by their vote or their points, the likeliest first."""
+    if not two.vote:
+        yield two.columns_with("")
+    elif two.values <= BOOLEANS:
         side = _side_named(two)
         if side is None:
             return
@@ -113,6 +164,9 @@ def two_answers_problem(rows: Sequence[Row], name: str, where: str) -> Problem |
         name: of the source.
         where: the file.
     """
+    listed_so = _index_problem(rows, name, where)
+    if listed_so is not None:
+        return listed_so
     two = two_answers(rows)
     if two is None:
         return None
@@ -131,14 +185,46 @@ def two_answers_problem(rows: Sequence[Row], name: str, where: str) -> Problem |
         )
         return Problem(found, "a vote under a name that says so", remedy, where)
     if two.values <= BOOLEANS:
-        by_first, by_index = two.columns_with("first_is_better"), two.columns_with("better_index")
-        remedy = (
-            f"say it by its name: `columns: {written(by_first)}` if 1 means the first, "
-            f"`columns: {written(by_index)}` if 0 means the first"
-        )
+        remedy = by_name_of(two)
         remedy += "" if two.is_sure else "; if it is no vote, add a column `winner`"
         return Problem(found, "a vote whose numbers say which answer they mean", remedy, where)
     return Problem(found, "a vote that names one of the answers", write_anew(two.vote), where)
+
+
+def by_name_of(two: TwoAnswers, rest: Mapping[str, str] | None = None) -> str:
+    """Return the advice to say by its name what the 0 and 1 of a vote mean.
+
+    Args:
+        two: answers and the vote.
+        rest: what else is renamed.
+    """
+    by_first, by_index = ({**(rest or {}), **two.columns_with(name)} for name in ("first_is_better", "better_index"))
+    return (
+        f"say it by its name: `columns: {written(by_first)}` if 1 means the first, "
+        f"`columns: {written(by_index)}` if 0 means the first"
+    )
+
+
+def index_of(row: Row) -> tuple[str, str] | None:
+    """Return a column that lists answers and the one beside it that names one of them; None where there are none."""
+    lists = [name for name in LISTS if isinstance(row.get(name), list) and len(row[name]) > 1]
+    for column in lists[:1]:
+        for name in (*NAMES, "chosen"):
+            number = as_number(row.get(name))
+            if (number is not None and 0 <= number <= len(row[column])) or row.get(name) in row[column]:
+                return column, name
+    return None
+
+
+def _index_problem(rows: Sequence[Row], name: str, where: str) -> Problem | None:
+    """Return that a vote names one of a list of answers, which may count from 0 or from 1; None if none does."""
+    found = next(filter(None, map(index_of, rows)), None)
+    if found is None or found[1] == "choice":
+        return None
+    shown = listed(sorted(_values(rows, found[1])), SHOWN_VALUES)
+    remedy = "write a column `ranks` beside them, a list with 1 for the best answer and 2 for the others"
+    told = f"data {name}: `{found[1]}` is {shown} beside the list `{found[0]}`"
+    return Problem(told, "ranks or scores, one number for each answer", remedy, where)
 
 
 def _values(rows: Sequence[Row], name: str) -> frozenset[str]:
@@ -182,7 +268,8 @@ def _named_by_vote(row: Row, votes: Mapping[str, frozenset[str]]) -> tuple[str, 
     return None
 
 
-def _new_names(columns: tuple[str, str]) -> tuple[str, str]:
+def new_names(columns: tuple[str, str]) -> tuple[str, str]:
+    """Return names under which two answers are read, `response_a` and `response_b`."""
     told = _sides_told(*map(words_of, columns)) or ("a", "b")
     return f"response_{told[0]}", f"response_{told[1]}"
 

@@ -11,11 +11,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.records.faults import BadRowError, kind_of_value
+from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of
 from pipeline.records.opening import is_unicode
 
 TRAIN_KEYS = ("train", "weight", "loss_mask", "loss_weight", "training", "loss", "trainable")
 """How data sets say whether a turn of the assistant is learnt: true or 1, false or 0."""
+
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+"""Under which of them a call has its arguments: OpenAI's name, and those of Llama, LangChain and Anthropic."""
+
+CALL_KEYS = ("tool_calls", "function_call")
+READ_IN_CALLS = frozenset({"id", "type", "function", "name", *ARGUMENTS})
 
 
 def is_trained(message: Mapping[str, Any], here: str) -> bool:
@@ -69,16 +75,41 @@ def _call(value: object, here: str) -> dict[str, Any]:
     inner = function if isinstance(function, Mapping) else value
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
         raise BadRowError(f"{here} is {kind_of_value(value)}", "a call with the `name` of a function")
-    given = inner.get("arguments", inner.get("parameters"))
-    arguments = _parsed(given, f"{here} arguments") if given not in (None, "") else {}
-    if not isinstance(arguments, Mapping):
-        raise BadRowError(f"{here} has arguments that are {kind_of_value(arguments)}", "an object")
-    if not isinstance(given, str):
-        arguments = filled(arguments)
     made: dict[str, Any] = {"type": "function"}
-    if isinstance(value, Mapping) and isinstance(value.get("id"), str) and value["id"]:
-        made["id"] = value["id"]
-    return {**made, "function": {"name": inner["name"], "arguments": _checked(dict(arguments), here)}}
+    if isinstance(value, Mapping) and value.get("id") not in (None, ""):
+        made["id"] = text_of(value["id"], f"{here} `id`")
+    return {**made, "function": {"name": inner["name"], "arguments": _checked(_arguments(inner, here), here)}}
+
+
+def _arguments(call: Mapping[str, Any], here: str) -> dict[str, Any]:
+    """Return the arguments of a call, whatever they are called."""
+    read: dict[str, dict[str, Any]] = {}
+    for key in ARGUMENTS:
+        given = call.get(key)
+        if given is None or given == "":
+            continue
+        arguments = _parsed(given, f"{here} {key}") or {}
+        if not isinstance(arguments, Mapping):
+            raise BadRowError(f"{here} has {key} that are {kind_of_value(arguments)}", "an object")
+        read[key] = dict(arguments if isinstance(given, str) else filled(arguments))
+    first = next(iter(read), "")
+    other = next((key for key in read if read[key] != read[first]), None)
+    if other is not None:
+        raise BadRowError(f"{here} has `{first}` and others in `{other}`", "all arguments in `arguments`")
+    return read.get(first, {})
+
+
+def unread_in_calls(message: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a turn's calls that hold something and that no one reads, as ``tool_calls[].key``."""
+    found: dict[str, None] = {}
+    for column in CALL_KEYS:
+        value = message.get(column)
+        for call in value if isinstance(value, list) else [value]:
+            inner = call.get("function") if isinstance(call, Mapping) else None
+            for part in (one for one in (call, inner) if isinstance(one, Mapping)):
+                holds = (key for key in part.keys() - READ_IN_CALLS if part[key] not in (None, "", [], {}))
+                found |= {f"{column}{'[]' * isinstance(value, list)}.{key}": None for key in holds}
+    return sorted(found)
 
 
 def tool_result(value: object, here: str) -> str:
@@ -150,7 +181,4 @@ def _parsed(value: Any, here: str) -> Any:
         return value
     if not value.strip():
         return None
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise BadRowError(f"{here} is text that is not JSON ({error})", "JSON") from None
+    return json_in(value, here)

@@ -16,12 +16,17 @@ from pipeline.records.comparisons import sides_of
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import FORMATS
 from pipeline.records.names import words_of
+from pipeline.records.shapes import label_in
 from pipeline.records.unused import written
 from pipeline.records.votes import FIRST, NAMES, TIES, WEAK, as_number, better_side, vote_columns
 
 Row = Mapping[str, Any]
 
-POINTS = frozenset({"score", "scores", "rating", "ratings", "reward", "rewards", "points"})
+POINTS = frozenset(
+    {"score", "scores", "rating", "ratings", "reward", "rewards", "points", "votes", "upvotes", "likes", "elo"}
+)
+RANKS = frozenset({"rank", "ranks", "ranking"})
+"""Of which the lower is the better."""
 SIDES = ("chosen", "rejected")
 SURE_TIES = TIES - {"c", "none", "same", "both", "neither"}
 PAIR_FORMATS = ("preference", "hh")
@@ -138,11 +143,15 @@ def _watched(names: tuple[str, ...]) -> _Watched:
         other = by_words.get(tuple("rejected" if word == "chosen" else word for word in words))
         if "chosen" in words and other is not None:
             paired.append((name, other))
-    points = [pair for pair in paired if POINTS & set(words_of(pair[0])) and "gold" not in words_of(pair[0])]
+    judged = [pair for pair in paired if "gold" not in words_of(pair[0])]
+    points = [pair for pair in judged if POINTS & set(words_of(pair[0]))]
+    points += [pair[::-1] for pair in judged if RANKS & set(words_of(pair[0]))]
     sides = sides_of(tuple(others))
     joined = vote_columns(tuple(others), sides) if sides is not None else ()
     read = {*joined, *FORMATS["preference"].columns}
-    alone = [(name,) for name in others if name.casefold() in (*NAMES, *WEAK) and name not in read]
+    alone = [
+        (name,) for name in others if (name.casefold() in (*NAMES, *WEAK) or _judged_side(name)) and name not in read
+    ]
     return _Watched(
         tuple(filter(None, (joined, *alone))),
         (*points, *((name, "") for name in others if name == "margin")),
@@ -162,6 +171,9 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
         except BadRowError:
             return None
         return _one_of(answers, voted) if sorted(texts) == sorted(answers) else None
+    judged = _judged_side(votes[0])
+    if judged is not None and (said := label_in(row[votes[0]])) is not None:
+        return judged if said else SIDES[1 - SIDES.index(judged)]
     if not isinstance(row[votes[0]], str):
         return None
     word = row[votes[0]].strip()
@@ -174,6 +186,13 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
     for pair in watched.models:
         told = told or _one_of([str(row[name]).casefold() for name in pair], word.casefold())
     return told
+
+
+def _judged_side(name: str) -> str | None:
+    """Return the side of which a column of true and false says that it is better: `is_chosen_better`."""
+    words = words_of(name)
+    named = [side for side in SIDES if side in words]
+    return named[0] if len(named) == 1 and {"better", "best", "preferred", "won", "wins"} & set(words) else None
 
 
 def _one_of(both: list[str], said: str) -> str | None:

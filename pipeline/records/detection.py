@@ -40,12 +40,6 @@ class _Told(NamedTuple):
     is_whole: bool = True
 
 
-def detect(rows: Iterable[Row], *shapes: Shape) -> str | None:
-    """Return the format most of the rows are in, None when they are in none; they are to be of one of the shapes."""
-    detected = detected_format(rows, shapes)
-    return detected.format if detected else None
-
-
 def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected | None:
     """Return the format most of the rows are in and why, None when they are in none.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from pipeline.errors import sentences
 from pipeline.records.opening import is_unicode
 
@@ -26,6 +29,33 @@ def text_of(value: object, name: str) -> str:
     if not is_unicode(value):
         raise BadRowError(f"{name} holds half of a surrogate pair", "Unicode text")
     return value
+
+
+def json_in(text: str, here: str, expected: str = "JSON") -> Any:
+    """Return what a text in a column says as JSON.
+
+    Raises:
+        BadRowError: it is none, or an object in it has two equal keys: which of the two is meant cannot be known.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, here))
+    except ValueError as error:
+        raise BadRowError(f"{here} is text that is not JSON ({error})", expected) from None
+    except RecursionError:
+        raise BadRowError(f"{here} is nested too deeply", expected) from None
+
+
+def _once(pairs: list[tuple[str, Any]], here: str) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise twice_error(next(key for at, key in enumerate(keys) if key in keys[:at]), here)
+    return made
+
+
+def twice_error(key: object, here: str) -> BadRowError:
+    """Return that a key stands twice in one object of a text."""
+    return BadRowError(f"{here} has the key `{key}` twice in one object", "once")
 
 
 def kind_of_value(value: object) -> str:

@@ -14,8 +14,9 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.recipe.paths import COMPRESSIONS, FILE_TYPES, suffix_of
@@ -27,7 +28,7 @@ from pipeline.records.opening import (
     encoding_hint,
     open_bytes,
     oversized,
-    refuse_pointer,
+    refuse_other,
     shown,
     skip_bom,
 )
@@ -50,7 +51,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     read = _READERS[file_type(path)]
     count = 0
     try:
-        refuse_pointer(path)
+        refuse_other(path)
         for row in read(path):
             count += 1
             yield row
@@ -86,13 +87,34 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
     try:
         with open_bytes(path) as handle:
             is_seekable = isinstance(handle, io.BufferedReader)
-            for batch in pq.ParquetFile(handle if is_seekable else io.BytesIO(handle.read())).iter_batches(1024):
+            file = pq.ParquetFile(handle if is_seekable else io.BytesIO(handle.read()))
+            _refuse_twice(path, file.schema_arrow)
+            for batch in file.iter_batches(1024):
                 for value in batch.to_pylist():
                     number += 1
                     yield RawRow(number, value)
     except (pa.ArrowException, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise _unreadable(path, f"is not readable as Parquet ({reason})", "a whole Parquet file", error) from error
+
+
+def _refuse_twice(path: Path, fields: Iterable[Any]) -> None:
+    """Refuse a table with two columns, or an object with two fields, of one name: which is meant cannot be known."""
+    import pyarrow as pa
+
+    names: set[str] = set()
+    for one in fields:
+        if one.name in names:
+            expected = "each name once"
+            raise PipelineError(
+                Problem(f"file has `{one.name}` twice", expected, "rename one and write the file again", shown(path))
+            )
+        names.add(one.name)
+        kind = one.type
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        if pa.types.is_struct(kind):
+            _refuse_twice(path, [kind.field(at) for at in range(kind.num_fields)])
 
 
 def _text_rows(path: Path) -> Iterator[RawRow]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.records.comparisons import compared
-from pipeline.records.faults import BadRowError, kind_of_value, text_of
+from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of
 from pipeline.records.turns import Turns, check_order, listed_messages, transcript_turns, turns_of
 from pipeline.stage import Shape
 
@@ -107,6 +107,8 @@ def instruction_of(row: Row) -> str:
 def _history(row: Row) -> Turns:
     turns: Turns = []
     given = row.get("history") or []
+    if isinstance(given, str) and given.lstrip().startswith("["):  # CSV has text only
+        given = json_in(given, "`history`")
     if not isinstance(given, list):
         raise BadRowError(f"`history` is {kind_of_value(given)}", "a list of [question, answer]")
     for number, exchange in enumerate(given, start=1):
@@ -127,6 +129,8 @@ def _parse_hh(row: Row) -> Parsed:
     for name in ("chosen", "rejected"):
         text = text_of(row.get(name), f"`{name}`")
         both.append(transcript_turns(text if text.lstrip().startswith("Human:") else f"{opening}{text}", name))
+        if all(turn["role"] == "user" for turn in both[-1]):
+            raise BadRowError(f"`{name}` has no turn of the Assistant", "speakers that a blank line parts")
     return _pair(*_without_shared(*both), row)
 
 
@@ -299,7 +303,12 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(
         _parse_alpaca, frozenset({"instruction", "input", "output", "history", "system", *TOOLS}), CONVERSED, ("text",)
     ),
-    "hh": Format(_parse_hh, frozenset({"prompt", "chosen", "rejected", "margin"}), PAIRED, ("messages", "text")),
+    "hh": Format(
+        _parse_hh,
+        frozenset({"prompt", "chosen", "rejected", "margin", "system", *TOOLS}),
+        PAIRED,
+        ("messages", "text"),
+    ),
     "preference": Format(
         _parse_preference,
         frozenset({"prompt", "chosen", "rejected", "margin", "system", *TOOLS, *ALPACA_ASKED, *OPENAI_PAIR}),

@@ -9,7 +9,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from pipeline.records.opening import (
 SPACE = re.compile(r"[ \t\r\n\x1e]*")
 WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records", "samples", "dataset")
 """Keys under which an object holds the rows of a file."""
+
+FOR_ALL = ("system", "system_prompt", "tools", "functions", "instruction", "prompt", "context")
+"""Keys beside a list of rows that say something of each of them."""
 
 BY_COLUMN, BY_ROW, SPLIT = "of columns", "of rows under their numbers", "of columns and data, as pandas splits it"
 TABLES = {
@@ -133,8 +136,16 @@ def _reader_of(content: bytes) -> io.BufferedReader:
 
 def _is_rows(value: object) -> bool:
     """Return whether a value is a list of rows, not of turns."""
-    is_list = isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
-    return is_list and not any({"role", "from"} & set(one) for one in value)  # type: ignore[attr-defined]
+    rows = [one for one in value if one is not None] if isinstance(value, list) else []  # null is a bad row
+    is_list = bool(rows) and all(isinstance(one, dict) for one in rows)
+    return is_list and not any({"role", "from"} & set(one) or _is_said(one) for one in rows)
+
+
+def _is_said(value: dict[str, Any]) -> bool:
+    """Return whether an object is a turn whose keys are not known: one of its values names a speaker."""
+    return any(
+        isinstance(one, str) and one.casefold() in ("user", "human", "assistant", "gpt") for one in value.values()
+    )
 
 
 def _objects(path: Path, content: bytes) -> Iterator[RawRow] | None:
@@ -169,15 +180,39 @@ def _wrapped(path: Path, text: str, value: dict[str, Any]) -> Iterator[RawRow] |
     lists = [key for key in value if _is_rows(value[key])]
     if not lists:
         return None
-    if len(lists) == 1 and lists[0] in WRAPPERS:
-        return _list_rows(path, text, _start_of(text, lists[0]))
-    key = lists[0]
+    if len(lists) > 1 or lists[0] not in WRAPPERS:
+        raise PipelineError(_lists_problem(path, lists))
+    beside = [key for key in FOR_ALL if value.get(key)]
+    if beside:
+        raise PipelineError(_beside_problem(path, lists[0], beside))
+    return _list_rows(path, text, _start_of(text, lists[0]))
+
+
+def _lists_problem(path: Path, lists: Sequence[str]) -> Problem:
+    """Return that one object holds lists that may all be the rows, and the command that writes the likeliest."""
+    key = next((one for one in WRAPPERS if one in lists), lists[0])
     quoted = f".{key}[]" if re.fullmatch(r"[A-Za-z_]\w*", key) else f'.["{key}"][]'
     stem = unpacked_name(path).rpartition(".")[0]
     command = piped(path, f"jq -c {shlex.quote(quoted)}")
     remedy = f"write one list as a file: `{command} > {shlex.quote(f'{stem}.{key}.jsonl')}`"
-    found = f"file is one object with the lists {listed(lists)}"
-    raise PipelineError(Problem(found, "a list of rows, or one row per line", remedy, shown(path)))
+    found = f"file is one object with the list{'s' * (len(lists) > 1)} {listed(lists)}"
+    return Problem(found, "a list of rows, or one row per line", remedy, shown(path))
+
+
+def _beside_problem(path: Path, key: str, beside: Sequence[str]) -> Problem:
+    """Return that an object says something of all of its rows, and the command that writes it into each."""
+    made = ", ".join(f"{one}: $all.{one}" for one in beside)
+    stem = unpacked_name(path).rpartition(".")[0]
+    command = piped(path, f"jq -c {shlex.quote(f'. as $all | .{key}[] | {{{made}}} + .')}")
+    remedy = f"write it into each row: `{command} > {shlex.quote(f'{stem}.rows.jsonl')}`"
+    found = f"file has {listed(f'`{one}`' for one in beside)} beside its rows in `{key}`"
+    return Problem(found, "all that is said of a row in the row", remedy, shown(path))
+
+
+def lists_problem(path: Path, value: dict[str, Any], known: Collection[str]) -> Problem | None:
+    """Return that the one row of a file holds lists of rows; None if it holds none, or a column that is known."""
+    lists = [key for key in value if _is_rows(value[key]) and len(value[key]) > 1]
+    return _lists_problem(path, lists) if lists and not value.keys() & known else None
 
 
 def table_problem(path: Path, value: dict[str, Any]) -> Problem | None:
@@ -193,7 +228,7 @@ def table_problem(path: Path, value: dict[str, Any]) -> Problem | None:
 def _table(value: dict[str, Any]) -> str:
     """Return how one object holds a table, as `TABLES` says it; empty if it holds none."""
     fields = list(value.values())
-    if set(value) == {"columns", "index", "data"} and all(isinstance(field, list) for field in fields):
+    if set(value) | {"index"} == {"columns", "index", "data"} and all(isinstance(field, list) for field in fields):
         return SPLIT
     if not fields or not (all(isinstance(one, dict) for one in fields) or all(isinstance(one, list) for one in fields)):
         return ""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.recipe.paths import suffix_of
 from pipeline.records.answers import two_answers_problem
-from pipeline.records.comparisons import votes_problem
+from pipeline.records.comparisons import LISTS, votes_problem
 from pipeline.records.contradictions import Contradictions
 from pipeline.records.csv_files import naming_command
 from pipeline.records.detection import detected_format
@@ -25,9 +25,17 @@ from pipeline.records.digests import combined, digest_of, hub_digest
 from pipeline.records.faults import BadRowError
 from pipeline.records.files import NoRowsError, read_rows
 from pipeline.records.formats import FORMATS, Row
-from pipeline.records.json_files import table_problem
+from pipeline.records.json_files import lists_problem, table_problem
 from pipeline.records.opening import RawRow, piped, place, shown, unpacked_name
-from pipeline.records.renaming import hidden_vote_problem, remedy_of, renamed, renamed_where_possible, suggested
+from pipeline.records.renaming import (
+    KNOWN,
+    TALKS,
+    hidden_vote_problem,
+    remedy_of,
+    renamed,
+    renamed_where_possible,
+    suggested,
+)
 from pipeline.records.shapes import shaped
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
 from pipeline.records.split import split
@@ -45,6 +53,8 @@ HEADERS: dict[Shape, tuple[str, ...]] = {
     "prompt": ("prompt",),
 }
 """What the columns of a file without names are most likely."""
+LISTED = frozenset({*KNOWN, *LISTS, *TALKS})
+"""Columns of one row that may hold a list of objects."""
 LINES_TO_PROMPTS = "jq -cR 'select(. != \"\") | {prompt: .}'"
 
 
@@ -182,7 +192,8 @@ def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
         except NoRowsError:
             continue
         is_alone = len(rows) == 1 and suffix_of(path.name) in (".json", ".jsonl", ".ndjson")
-        problem = table_problem(path, rows[0].value) if is_alone and rows[0].value else None
+        alone = rows[0].value if is_alone else None
+        problem = (table_problem(path, alone) or lists_problem(path, alone, LISTED)) if alone else None
         if problem is not None:
             raise PipelineError(problem)
         batches.append(_Batch(shown(path), path.relative_to(root).as_posix(), digest_of(rows).digest, rows))

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import re
 import shlex
 from collections.abc import Iterable
 from functools import lru_cache
@@ -17,13 +18,41 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.recipe.paths import COMPRESSIONS
+from pipeline.recipe.paths import COMPRESSIONS, suffix_of
 
 MAX_ROW_BYTES = 64 * 2**20
 """A longer line or field is a bad row: such a file is hardly ever what its name says."""
 
 SHOWN_OF_LONG_ROW = 200
-LFS = b"version https://git-lfs.github.com/spec/"
+POINTERS = {
+    b"version https://git-lfs.github.com/spec/": ("file is a Git LFS pointer", "git lfs pull"),
+    b"# xet version": ("file is a Git Xet pointer", "fetch the file from where it is kept"),
+}
+ANNEX = re.compile(rb"[\w./-]*annex/objects/[^\n]+\s*\Z")
+PAGE = re.compile(rb"<(!doctype html|html)", re.IGNORECASE)
+MARKUP = re.compile(rb"<(!doctype|html|head|body|!--|\?xml)", re.IGNORECASE)
+"""A page or an answer of a server; a document may be written in other markup than HTML."""
+
+ARCHIVE = "unpack it and name what it holds"
+EXPORT = "write it anew as one of the files that `docs/data.md` lists"
+KINDS = {
+    b"PK\x03\x04": ("a zip archive or a workbook (.xlsx)", f"{ARCHIVE}, or save the sheet as CSV"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", ARCHIVE),
+    b"Rar!\x1a\x07": ("a RAR archive", ARCHIVE),
+    b"\x04\x22\x4d\x18": ("compressed with lz4", ARCHIVE),
+    b"\x5d\x00\x00": ("compressed with the old LZMA", ARCHIVE),
+    b"PAR1": ("a Parquet file", "give it a name that ends in .parquet"),
+    b"ARROW1": ("an Arrow file", EXPORT),
+    b"SQLite format 3": ("a SQLite database", EXPORT),
+    b"\xd0\xcf\x11\xe0": ("a workbook (.xls) or an old document", "save the sheet as CSV"),
+    b"%PDF-": ("a PDF", "extract its text"),
+    b"\x89PNG": ("a picture", "leave it out of `path`"),
+    b"\xff\xd8\xff": ("a picture", "leave it out of `path`"),
+    b"\x80\x04\x95": ("a pickle", EXPORT),
+    b"\x93NUMPY": ("an array of NumPy", EXPORT),
+}
+"""How files begin that are no text, what each is, and what to do."""
+ZSTD = b"\x28\xb5\x2f\xfd"
 UNPACK = {".gz": "gzip -dc", ".bz2": "bzip2 -dc", ".xz": "xz -dc", ".zst": "zstd -dc"}
 
 
@@ -73,7 +102,7 @@ def open_bytes(path: Path) -> io.BufferedReader:
         opened = bz2.BZ2File(path)
     elif start == b"\xfd7zXZ\x00":
         opened = lzma.LZMAFile(path)  # noqa: SIM115
-    elif start.startswith(b"\x28\xb5\x2f\xfd"):
+    elif start.startswith(ZSTD):
         import pyarrow as pa
 
         with pa.input_stream(str(path), compression="zstd") as stream:
@@ -83,27 +112,54 @@ def open_bytes(path: Path) -> io.BufferedReader:
     return cast(io.BufferedReader, opened)
 
 
-def refuse_pointer(path: Path) -> None:
-    """Refuse a file that only stands for the data, or a page that was saved in its place.
+def _start_of(path: Path) -> bytes:
+    """Return how a file begins, decompressed."""
+    with path.open("rb") as handle:
+        is_zstd = handle.read(len(ZSTD)) == ZSTD
+    if is_zstd:  # read in part: a zstd file is held whole while its rows are read
+        import pyarrow as pa
+
+        with pa.input_stream(str(path), compression="zstd") as stream:
+            return bytes(stream.read(SHOWN_OF_LONG_ROW))
+    with open_bytes(path) as handle:
+        return handle.read(SHOWN_OF_LONG_ROW)
+
+
+def refuse_other(path: Path) -> None:
+    """Refuse a file that only stands for the data, a page that was saved in its place, and what is no data file.
 
     Raises:
-        PipelineError: it is a Git LFS pointer or a web page.
+        PipelineError: it is a pointer, a web page, or of another kind than its name says.
     """
-    with path.open("rb") as handle:
-        start = handle.read(200).lstrip()
-    if start.startswith(LFS):
-        raise PipelineError(Problem("file is a Git LFS pointer", "the data itself", "git lfs pull", shown(path)))
-    if start[:15].lower().startswith((b"<!doctype html", b"<html")):
+    start = _start_of(path)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    pointer = next((POINTERS[known] for known in POINTERS if text.startswith(known)), None)
+    if pointer is None and ANNEX.match(text) and len(start) < SHOWN_OF_LONG_ROW:
+        pointer = ("file is a pointer of git-annex", f"git annex get {shlex.quote(path.name)}")
+    if pointer is not None:
+        raise PipelineError(Problem(pointer[0], "the data itself", pointer[1], shown(path)))
+    suffix = suffix_of(path.name)
+    if (PAGE if suffix == ".txt" else MARKUP).match(text):
         raise PipelineError(Problem("file is a web page", "the data itself", "fetch the file again", shown(path)))
+    kind = next((KINDS[known] for known in KINDS if start.startswith(known)), None)
+    if kind is not None and suffix != ".parquet":
+        expected = f"what its name says, {suffix}"
+        raise PipelineError(Problem(f"file is {kind[0]}", expected, kind[1], shown(path)))
 
 
 def skip_bom(path: Path, handle: io.BufferedReader) -> bytes:
     """Skip a UTF-8 byte order mark; return the bytes that follow, without consuming them.
 
     Raises:
-        PipelineError: the file is UTF-16.
+        PipelineError: the file is UTF-16 or UTF-32.
     """
     ahead = handle.peek(4)
+    four = ahead[:4] if len(ahead) > 3 else b""
+    if four in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"):
+        raise PipelineError(Problem("file is UTF-32", "UTF-8", converted(path, "UTF-32"), shown(path)))
+    if four.count(0) == 3 and (four[0] or four[3]):
+        remedy = converted(path, "UTF-32LE" if four[0] else "UTF-32BE")
+        raise PipelineError(Problem("file is UTF-32", "UTF-8", remedy, shown(path)))
     if ahead[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise PipelineError(Problem("file is UTF-16", "UTF-8", converted(path, "UTF-16"), shown(path)))
     zeros = tuple(byte == 0 for byte in ahead[:2])

@@ -11,7 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import Problem, listed
-from pipeline.records.answers import VOTE_WORDS, renamings
+from pipeline.records.answers import (
+    BOOLEANS,
+    SIDE_WORDS,
+    VOTE_WORDS,
+    TwoAnswers,
+    by_name_of,
+    index_of,
+    new_names,
+    opened,
+    points_of,
+    readings,
+    renamings,
+)
 from pipeline.records.comparisons import ANSWER, is_comparison, sides_of, votes_problem
 from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
@@ -19,15 +31,15 @@ from pipeline.records.formats import FORMATS, Row
 from pipeline.records.names import plain_name
 from pipeline.records.shapes import label_in, shaped
 from pipeline.records.unused import Unused, written
-from pipeline.records.votes import ANNOTATOR, NAMES, ONE_HOT, WEAK, vote_columns
+from pipeline.records.votes import ANNOTATOR, NAMES, ONE_HOT, WEAK, as_number, vote_columns
 from pipeline.stage import Shape
 
 ROWS_TRIED = 20
 IGNORED = re.compile(r"note(_\w+)?")
 """Names that no format reads: a column that becomes one is left out of account, and a row may lack it."""
-SCORE = re.compile(r"(score|rating|reward)s?[ _-]?(a|b|0|1|2)$", re.IGNORECASE)
-POINT_WORDS = re.compile(r"(score|rating|reward|vote|point|like)s?", re.IGNORECASE)
-SIDE_WORDS = ("a", "b", "0", "1", "2", "true", "false", "tie", "first", "second")
+WORDS = frozenset({*SIDE_WORDS, "tie"})
+LETTERS = frozenset({*WORDS, "[[a]]", "[[b]]"} - {"-1", "2", *BOOLEANS})
+"""Words that name one of two sides whatever the name of their column."""
 
 TALKS = ("conversation", "conversations", "messages", "contents", "data", "dialogue", "dialog", "chat", "turns")
 ASKED = (
@@ -103,25 +115,60 @@ def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: s
         name: of the source.
     """
     theirs = {new: old for old, new in columns.items()}
-    sides = tuple(theirs.get(side, "") for side in ("chosen", "rejected"))
-    if not all(sides) or set(sides) == {"chosen", "rejected"}:
+    if "ranked" in theirs:
+        left = [{one: value for one, value in row.items() if one not in columns} for row in rows]
+        lists = [row.get(theirs["ranked"]) for row in rows]
+        beside = [{**row, "ranked": answers} for row, answers in zip(left, lists, strict=True)]
+        return _hidden_index_problem(beside, theirs["ranked"], name)
+    first, second = theirs.get("chosen", ""), theirs.get("rejected", "")
+    if not (first and second) or {first, second} == {"chosen", "rejected"}:
         return None
-    names = dict.fromkeys(column for row in rows for column in row if column not in columns)
-    values = {column: [row.get(column) for row in rows] for column in names}
-    points = _points_of(sides, values)
-    votes = [column for column in names if _is_vote(column, values[column]) or _tells(column, rows, sides)] or [*points]
+    rows = [{column: value for column, value in opened(row).items() if column not in columns} for row in rows]
+    sides = (first, second)
+    values = {column: [row.get(column) for row in rows] for column in dict.fromkeys(one for row in rows for one in row)}
+    points = _deciding_points(sides, rows)
+    votes = [column for column in values if _is_vote(column, values[column]) or _tells(column, rows, sides)]
+    votes = [column for column in votes if column not in points] or [*points]
     if not votes:
         return None
-    rest = {old: new for old, new in columns.items() if new not in ("chosen", "rejected")}
-    found = f"data {name}: `columns` makes `{sides[0]}` the better answer in every row, and `{votes[0]}` says which is"
-    is_read = any(is_comparison(renamed_where_possible(row, rest)) for row in rows[:ROWS_TRIED])
-    if not is_read:
-        rest |= {sides[0]: "response_a", sides[1]: "response_b"}
-        rest |= points or ({} if votes[0] in NAMES else {votes[0]: "winner"})
-    use = f"set `columns: {written(rest)}`" if rest else "leave `columns` out"
-    use += ", which reads the vote"
+    found = f"data {name}: `columns` makes `{first}` the better answer in every row, and `{votes[0]}` says which is"
+    use = _reading(columns, sides, votes[0], values[votes[0]], points)
     remedy = f"{use}; or, if it is no vote, rename it too: `{votes[0]}: note`"
     return Problem(found, "answers in the order of the vote", remedy)
+
+
+def _hidden_index_problem(rows: Sequence[Row], column: str, name: str) -> Problem | None:
+    """Return that a list is taken as ranked while a vote names one of its answers; None if none does."""
+    beside = next(filter(None, map(index_of, rows)), None)
+    if beside is None:
+        return None
+    told = beside[1]
+    found = (
+        f"data {name}: `columns` makes the first of `{column}` the best answer in every row, and `{told}` says which is"
+    )
+    use = "write a column `ranks`, a list with 1 for the best answer"
+    remedy = f"{use}; or, if it is no vote, rename it too: `{told}: note`"
+    return Problem(found, "answers in the order of the vote", remedy)
+
+
+def _reading(
+    columns: Mapping[str, str], sides: tuple[str, str], vote: str, values: Sequence[object], points: tuple[str, ...]
+) -> str:
+    """Return the advice that reads two answers by their vote instead of taking the first for the better one."""
+    rest = {old: new for old, new in columns.items() if new not in ("chosen", "rejected")}
+    given = {sides[0]: "", sides[1]: "", **dict.fromkeys(points or (vote,), "")}
+    if is_comparison(renamed_where_possible(given, rest)):
+        return f"{f'set `columns: {written(rest)}`' if rest else 'leave `columns` out'}, which reads the vote"
+    told = frozenset(str(value).casefold().removesuffix(".0") for value in values if value not in (None, ""))
+    known = sides_of(sides)
+    names = known.columns if known is not None and known.columns == sides else new_names(sides)
+    if known is None and not {name.rpartition("_")[2] for name in names} & told:
+        names = ("response_a", "response_b")  # as `model_a` and `model_b` go, which may say whose answers they are
+    two = TwoAnswers(sides, names, "" if vote in points else vote, told, points=points)
+    read = next(readings(two), None)
+    if read is None and told <= BOOLEANS:
+        return by_name_of(two, rest)
+    return f"set `columns: {written({**rest, **(read or {})})}`, which reads the vote"
 
 
 def _tells(column: str, rows: Sequence[Row], sides: tuple[str, ...]) -> bool:
@@ -135,24 +182,25 @@ def _tells(column: str, rows: Sequence[Row], sides: tuple[str, ...]) -> bool:
             return False
         told.add(str(value).casefold())
     answers = {side.casefold() for side in sides}
-    if answers <= told <= {*answers, *SIDE_WORDS}:
+    if answers <= told <= {*answers, *WORDS} or (len(told) > 1 and told <= LETTERS):
         return True
     models = {str(row[name]).casefold() for row in rows for name in ("model_a", "model_b") if row.get(name)}
-    is_told = len(told) > 1 and told <= {*answers, *SIDE_WORDS, "-1", "model_a", "model_b", *models}
-    return is_told and VOTE_WORDS.search(column) is not None
+    is_told = len(told) > 1 and told <= {*answers, *WORDS, *models}
+    numbers = [as_number(value) for value in told]
+    is_signed = all(number is not None for number in numbers) and min(filter(None, numbers), default=0) < 0
+    return (is_told or is_signed) and VOTE_WORDS.search(column) is not None
 
 
-def _points_of(sides: tuple[str, ...], values: Mapping[str, Sequence[object]]) -> dict[str, str]:
-    """Return two columns of points, named after the answers or `a` and `b`, that do not always favour the first."""
-    for first in filter(POINT_WORDS.search, values):
-        for one, other in (sides, ("_a", "_b"), ("_1", "_2"), ("a_", "b_")):
-            second = first.replace(one, other, 1)
-            if one not in first or second not in values:
-                continue
-            pairs = zip(values[first], values[second], strict=True)
-            if any(isinstance(a, int | float) and isinstance(b, int | float) and b > a for a, b in pairs):
-                return {first: "score_a", second: "score_b"}
-    return {}
+def _deciding_points(sides: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return two columns of points of the answers in which the first is not always above."""
+    points = points_of(sides, rows)
+    for row in rows if points else ():
+        first, second = (as_number(row.get(name)) for name in points)
+        if "rank" in points[0].casefold():
+            first, second = second, first
+        if first is not None and second is not None and second >= first:  # a tie is no pair
+            return points
+    return ()
 
 
 def _is_vote(column: str, values: Sequence[object]) -> bool:
@@ -160,12 +208,12 @@ def _is_vote(column: str, values: Sequence[object]) -> bool:
     given = [value for value in values if value is not None and value != ""]
     if not given:
         return False
-    if known in NAMES or ONE_HOT.match(column) or ANNOTATOR.match(column) or SCORE.match(column):
+    if known in NAMES or ONE_HOT.match(column) or ANNOTATOR.match(column):
         return True
     if known not in WEAK and not known.startswith("is_"):
         return False
     words = {str(value).casefold().removesuffix(".0") for value in given}
-    return len(words) > 1 and words <= {*SIDE_WORDS, "-1", "model_a", "model_b"}
+    return len(words) > 1 and words <= WORDS
 
 
 def remedy_of(columns: Mapping[str, str]) -> str:

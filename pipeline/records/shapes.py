@@ -27,6 +27,9 @@ from pipeline.stage import Shape
 LABELS = ("label", "kto_tag", "desirable")
 """Columns that say whether a completion is good, the first that a row fills: trl's, LLaMA-Factory's, other tools'."""
 
+SPEAKERS = ("role", "from", "speaker", "author", "sender")
+"""Columns beside a text that say who speaks, in files that hold one message a row."""
+
 _LABEL_WORDS = {
     **dict.fromkeys(("true", "1", "yes", "good", "desirable", "chosen", "positive"), True),
     **dict.fromkeys(("false", "0", "no", "bad", "undesirable", "rejected", "negative"), False),
@@ -45,7 +48,7 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict
     Raises:
         BadRowError: the row is bad.
     """
-    if shape == "prompt" and name == "text":
+    if shape == "prompt" and name in ("text", "prompt"):
         _check_speaker(row)
     is_asked_only = shape == "prompt" and name == "comparison"
     parsed = parse_comparison(row, is_prompt=True) if is_asked_only else FORMATS[name].parse(row)
@@ -55,7 +58,7 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict
         made: dict[str, Any] = {"text": parsed.text or "\n\n".join(filter(None, map(_said, turns)))}
     else:
         made = _conversation(parsed, name, shape, parsed.system or system or "")
-        tools = tools_of(of_openai(row))
+        tools = tools_of(of_openai(row)) if name != "text" else []
         if tools:
             made["tools"] = tools
         if parsed.is_plain and not parsed.system and not system and not tools:
@@ -74,12 +77,14 @@ def _check_speaker(row: Row) -> None:
     Raises:
         BadRowError: it is one.
     """
-    said = row.get("role")
-    role = ROLES.get(said.casefold()) if isinstance(said, str) else None
-    if role not in (None, "user"):
-        raise BadRowError(f"`role` is {said}, so `text` is no prompt", "a message of the user")
-    if role == "user" and row.get("parent_id"):
-        raise BadRowError("`parent_id` is set, so `text` is the middle of a conversation", "its first message")
+    asked = next((name for name in ("text", "prompt", "instruction") if isinstance(row.get(name), str)), None)
+    told = {name: row[name].strip() for name in SPEAKERS if isinstance(row.get(name), str)}
+    roles = {name: ROLES[said.casefold()] for name, said in told.items() if said.casefold() in ROLES}
+    other = next((name for name, role in roles.items() if role != "user"), None)
+    if asked and other:
+        raise BadRowError(f"`{other}` is {told[other]}, so `{asked}` is no prompt", "a message of the user")
+    if asked and roles and row.get("parent_id"):
+        raise BadRowError(f"`parent_id` is set, so `{asked}` is the middle of a conversation", "its first message")
 
 
 def _said(turn: Mapping[str, Any]) -> str:

@@ -13,8 +13,16 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.records.calls import TRAIN_KEYS, call_of_text, calls_of, is_trained, tool_result
-from pipeline.records.faults import BadRowError, kind_of_value, text_of
+from pipeline.records.calls import (
+    CALL_KEYS,
+    TRAIN_KEYS,
+    call_of_text,
+    calls_of,
+    is_trained,
+    tool_result,
+    unread_in_calls,
+)
+from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of, twice_error
 from pipeline.records.opening import is_unicode
 
 Turn = dict[str, Any]
@@ -34,14 +42,17 @@ PLAIN_ROLES = ("system", "user", "assistant")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "parts", "text")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 MEDIA_KEYS = ("images", "image", "image_url", "videos", "video", "audio", "audios", "files")
-CALL_KEYS = ("tool_calls", "function_call")
 PLAIN_KEYS = (frozenset({"role", "content"}), frozenset({"from", "value"}))
+TEXT_ONLY = "text only: models here read no pictures, sound or film"
+TEXT_PARTS = ("text", "input_text", "output_text")
+MEDIA_PART = re.compile(r"(input_)?(image|audio|video|file|document)s?(_url|_file)?")
 PARTS_ELSEWHERE = {
-    "thinking": "thoughts in `reasoning_content` of the turn",
-    "tool_use": "calls in `tool_calls` of the turn",
-    "tool_result": "what a tool gave as a turn of role tool",
+    **dict.fromkeys(("thinking", "redacted_thinking", "reasoning"), "thoughts in `reasoning_content` of the turn"),
+    **dict.fromkeys(("tool_use", "tool_call", "functionCall"), "calls in `tool_calls` of the turn"),
+    **dict.fromkeys(("tool_result", "functionResponse"), "what a tool gave as a turn of role tool"),
+    "refusal": "what is said as text",
 }
-"""Parts of Anthropic's messages, and where we read what they hold."""
+"""Parts of Anthropic's, OpenAI's and Google's messages, and where we read what they hold."""
 PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
 TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 TRANSCRIPT_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -102,12 +113,13 @@ def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: 
         raise BadRowError(f"{here} has unknown role {told}", "one of system, user, assistant, tool")
     media = next((key for key in MEDIA_KEYS if message.get(key)), None)
     if media is not None:
-        raise BadRowError(f"{here} has `{media}`", "text only: models here read no pictures, sound or film")
+        raise BadRowError(f"{here} has `{media}`", TEXT_ONLY)
     content = message.get(content_key)
     if isinstance(content, list) and not (role == "tool" and not _is_parts(content)):
         content = _joined_parts(content, here)
     if role == "call":
-        return {"role": "assistant", "content": "", "tool_calls": call_of_text(content, here)}
+        called: Turn = {"role": "assistant", "content": "", "tool_calls": call_of_text(content, here)}
+        return {**called, **_thought_and_weight(message, here)}
     if role == "tool":
         given_names = {key: message[key] for key in ("tool_call_id", "name") if message.get(key) not in (None, "")}
         named = {key: text_of(value, f"{here} `{key}`") for key, value in given_names.items()}
@@ -126,28 +138,47 @@ def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> 
     said: Turn = {"content": "" if calls and is_silent else text_of(content, here)}
     if calls:
         said["tool_calls"] = calls
+    return {**said, **_thought_and_weight(message, here)}
+
+
+def _thought_and_weight(message: Mapping[str, Any], here: str) -> Turn:
+    """Return what the assistant thought, and whether its turn is learnt, where a message says it."""
+    made: Turn = {}
     thoughts = next((message[key] for key in REASONING_KEYS if message.get(key)), None)
     if thoughts is not None:
-        said["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
+        made["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
     if not is_trained(message, here):
-        said["train"] = False
-    return said
+        made["train"] = False
+    return made
 
 
 def unused_keys(message: object) -> Iterable[str]:
     """Return keys of a message that hold something and that no one reads; which are read depends on its speaker."""
-    if not isinstance(message, Mapping) or message.keys() in PLAIN_KEYS or not message.keys() & set(ROLE_KEYS):
+    if not isinstance(message, Mapping) or not message.keys() & set(ROLE_KEYS):
         return ()
+    in_parts = [
+        f"{key}[].{one}"
+        for key in CONTENT_KEYS
+        if isinstance(message.get(key), list) and _is_parts(message[key])
+        for part in message[key]
+        for one, value in part.items()
+        if one not in ("type", "text") and value not in (None, "", [], {})
+    ]
+    if message.keys() in PLAIN_KEYS:
+        return in_parts
     given = {key: value for key, value in message.items() if value not in (None, "", [], {})}
     read = {next((key for key in keys if message.get(key) is not None), "") for keys in (ROLE_KEYS, CONTENT_KEYS)}
     said = message.get(next(iter(read & set(ROLE_KEYS)), ""))
     role = ROLES.get(said.casefold()) if isinstance(said, str) else None
-    if role == "assistant":
-        read |= {*CALL_KEYS, *TRAIN_KEYS, next((key for key in REASONING_KEYS if key in given), "")}
+    in_calls = unread_in_calls(message) if role == "assistant" else []
+    if role in ("assistant", "call"):
+        read |= {*TRAIN_KEYS, next((key for key in REASONING_KEYS if key in given), "")}
+        read |= set(CALL_KEYS) if role == "assistant" else set()
     elif role == "tool":
         read |= {"tool_call_id", "name"}
     # Only the assistant is learnt: a turn of another that says it is not says nothing new.
-    return [key for key in given if key not in read and not (key in TRAIN_KEYS and given[key] == 0)]
+    left = [key for key in given if key not in read and not (key in TRAIN_KEYS and given[key] == 0)]
+    return [*left, *in_parts, *in_calls]
 
 
 def listed_messages(value: object, name: str) -> Sequence[Any]:
@@ -157,45 +188,75 @@ def listed_messages(value: object, name: str) -> Sequence[Any]:
         BadRowError: it holds none.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _python_list(value, name) if PYTHON_LIST.match(value) else _json_list(value, name)
+        is_python = PYTHON_LIST.match(value) is not None
+        value = _python_list(value, name) if is_python else json_in(value, f"`{name}`", "a list of messages")
     if not isinstance(value, list) or not value:
         raise BadRowError(f"`{name}` is {kind_of_value(value)}", "a list of messages")
     return value
-
-
-def _json_list(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise BadRowError(f"`{name}` is text that is not JSON ({error})", "a list of messages") from None
 
 
 def _python_list(text: str, name: str) -> Any:
     """Return the list that stands in a text as Python writes it, which is how pandas writes one to CSV."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            return ast.literal_eval(text.strip())
+            parsed = ast.parse(text.strip(), mode="eval")
+            made = ast.literal_eval(parsed)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         found = f"`{name}` is the text of a Python list that cannot be read, as pandas writes one to CSV"
         remedy = 'write the table with `to_json("rows.jsonl", orient="records", lines=True)`'
         raise BadRowError(found, "JSON", remedy) from None
+    for node in (node for node in ast.walk(parsed) if isinstance(node, ast.Dict)):
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+        if len(set(keys)) != len(keys):
+            raise twice_error(next(key for at, key in enumerate(keys) if key in keys[:at]), f"`{name}`")
+    return made
 
 
 def _is_parts(content: Sequence[Any]) -> bool:
-    return bool(content) and all(isinstance(part, Mapping) and ("type" in part or "text" in part) for part in content)
+    """Return whether a list holds the parts of a message, not the things that a tool found."""
+    return bool(content) and all(isinstance(part, Mapping) and _is_part(part) for part in content)
+
+
+def _is_part(part: Mapping[str, Any]) -> bool:
+    kind = part.get("type")
+    if kind is None:
+        return "text" in part and all(value is None for key, value in part.items() if key not in ("type", "text"))
+    return kind in (*TEXT_PARTS, *PARTS_ELSEWHERE) or _is_media(part)
+
+
+def _is_media(part: Mapping[str, Any]) -> bool:
+    kind = part.get("type")
+    names = [kind, *(key for key in part if part[key])] if isinstance(kind, str) else [key for key in part if part[key]]
+    return any(name in MEDIA_KEYS or MEDIA_PART.fullmatch(name) for name in names)
 
 
 def _joined_parts(parts: Sequence[Any], here: str) -> str:
     """Join the parts of a message that are written as ``{"type": "text", "text": …}``."""
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    for part, text in zip(parts, texts, strict=True):
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            named = f"of type `{kind}`" if isinstance(kind, str) else "that is not text"
-            if kind in PARTS_ELSEWHERE:
-                raise BadRowError(f"{here} has a part {named}", PARTS_ELSEWHERE[kind])
-            raise BadRowError(f"{here} has a part {named}", "text only: models here read no pictures, sound or film")
-    return "".join(map(str, texts))
+    return "".join(_text_of_part(part, here) for part in parts)
+
+
+def _text_of_part(part: object, here: str) -> str:
+    """Return the text of a part of a message.
+
+    Raises:
+        BadRowError: it holds something else, or says that its text is a thought or is not to be learnt.
+    """
+    if not isinstance(part, Mapping):
+        raise BadRowError(f"{here} has a part that is {kind_of_value(part)}", '`{"type": "text", "text": …}`')
+    kind = part.get("type")
+    named = f"of type `{kind}`" if kind is not None else f"with `{next(iter(part), '')}`"
+    if _is_media(part):
+        raise BadRowError(f"{here} has a part {named}", TEXT_ONLY)
+    elsewhere = next((there for key, there in PARTS_ELSEWHERE.items() if key == kind or part.get(key)), None)
+    if part.get("thought") is True:
+        named, elsewhere = "with `thought`", PARTS_ELSEWHERE["thinking"]
+    if elsewhere is not None or kind not in (None, *TEXT_PARTS) or (kind is None and "text" not in part):
+        raise BadRowError(f"{here} has a part {named}", elsewhere or "parts of type `text`")
+    if not isinstance(part.get("text"), str):
+        raise BadRowError(f"{here} has a part whose text is {kind_of_value(part.get('text'))}", "text")
+    if not is_trained(part, here):
+        raise BadRowError(f"{here} has a part that is not to be learnt", "turns that count whole")
+    return str(part["text"])
 
 
 def transcript_turns(text: str, name: str) -> Turns:

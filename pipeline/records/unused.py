@@ -11,15 +11,25 @@ from typing import Any
 
 from pipeline.errors import Problem, listed
 from pipeline.records.comparisons import further_answers
-from pipeline.records.formats import Row, read_columns
+from pipeline.records.faults import BadRowError
+from pipeline.records.formats import MESSAGES_AS_TEXT, Row, of_openai, read_columns
+from pipeline.records.names import plain_name
 from pipeline.records.shapes import LABELS
-from pipeline.records.turns import MEDIA_KEYS, unused_keys
+from pipeline.records.turns import MEDIA_KEYS, listed_messages, unused_keys
 from pipeline.stage import Shape
 
-ASKED = ("input", "instruction", "context", "history", "system", "system_prompt", "tools", "functions")
-"""Columns that data sets use for parts of what is asked."""
-
-TURN_COLUMNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+ASKED = (
+    "input",
+    "instruction",
+    "context",
+    "history",
+    "tools",
+    "functions",
+    "system",
+    "system_prompt",
+    "system_message",
+)
+"""Columns that data sets use for parts of what is asked, however they spell them."""
 
 
 class Unused:
@@ -52,12 +62,23 @@ class Unused:
                 self._seen |= row.keys()
             self._columns[column] = None
         self._look_at_system(row, read, made)
-        for column in TURN_COLUMNS:
-            value = row.get(column)
-            if isinstance(value, list) and column in read:
-                for message in value:
-                    for key in unused_keys(message):
-                        self._keys[f"{column}[].{key}"] = None
+        for column in row.keys() & read:
+            self._look_at_turns(column, row[column])
+        openai = row.get("input")
+        if of_openai(row) is not row and isinstance(openai, Mapping):
+            self._look_at_turns("input.messages", openai.get("messages"))
+            left = openai.keys() - {"messages", "tools"}
+            self._keys |= {f"input.{key}": None for key in left if openai[key] not in (None, "", [], {})}
+
+    def _look_at_turns(self, name: str, value: object) -> None:
+        """Note keys of turns, whether a column holds them as a list or as its text."""
+        if isinstance(value, str) and MESSAGES_AS_TEXT.match(value):
+            try:
+                value = listed_messages(value, name)
+            except BadRowError:  # a text after all
+                return
+        for message in value if isinstance(value, list) else ():
+            self._keys |= {f"{name}[].{key}": None for key in unused_keys(message)}
 
     def _look_at_system(self, row: Row, read: frozenset[str], made: Mapping[str, Any]) -> None:
         """Note a column `system` beside a conversation that has another system turn of its own."""
@@ -70,10 +91,11 @@ class Unused:
         """Return whether what a column asks is missing in the prompt."""
         if self.shape == "text":
             return False
-        if column in MEDIA_KEYS or (row_format == "comparison" and column in further_answers(row)):
+        known = plain_name(column)
+        if known in MEDIA_KEYS or (row_format == "comparison" and column in further_answers(row)):
             return True
         holds_all = row_format in ("messages", "sharegpt", "hh")  # a conversation is whole without them
-        if column not in ASKED or (holds_all and column != "system_prompt"):
+        if known not in ASKED or (holds_all and not known.startswith("system")):
             return False
         value, asked = row[column], made.get("prompt") or made.get("messages") or []
         return not (isinstance(value, str) and any(value in turn["content"] for turn in asked))
@@ -95,9 +117,10 @@ class Unused:
             return None
         lost = sorted(self._lost)
         first = "input" if "input" in lost else lost[0]
+        known = plain_name(first)
         named = listed(f"`{column}`" for column in lost)
         found = f"data {name}: column{'s' if len(lost) > 1 else ''} {named} would not reach the model"
-        if first in MEDIA_KEYS:
+        if known in MEDIA_KEYS:
             return Problem(found, "text only: models here read no pictures, sound or film", "use rows without them")
         has_input = "input" in self._seen or "input" in columns.values()
         keep = f"if it is no part of the prompt, set `columns: {written({**columns, first: 'note'})}`"
@@ -105,14 +128,14 @@ class Unused:
             noted = written({**columns, **{column: f"note_{at}" for at, column in enumerate(lost, start=1)}})
             remedy = "write the answers of a row as a list `responses` with their `ranks`"
             return Problem(found, "two answers", f"{remedy}; or, to leave them out, set `columns: {noted}`")
-        if first == "input" or (first == "context" and not has_input):
+        if known == "input" or (known == "context" and not has_input):
             joined = {"prompt": "instruction", "completion": "output"}
             kept = {one: one for one in joined if one in self._seen and one not in columns.values()}
             new = {old: joined.get(ours, ours) for old, ours in {**kept, **columns, first: "input"}.items()}
             new = {old: ours for old, ours in new.items() if old != ours}
             use = f"set `columns: {written(new)}`" if new else "leave `columns` out"
             remedy = f"{use}, which joins the two"
-        elif first == "system_prompt":
+        elif known.startswith("system") and "system" not in self._seen:
             remedy = f"set `columns: {written({**columns, first: 'system'})}`"
         else:
             remedy = "put it into the messages of a conversation"

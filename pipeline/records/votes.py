@@ -54,7 +54,9 @@ SIGNED = ("overall_preference", "preference_strength")
 
 ONE_HOT = re.compile(r"winner_(model_|response_)?(?P<side>a|b|1|2|tie)$", re.IGNORECASE)
 ANNOTATOR = re.compile(r"annotator_?\d+$", re.IGNORECASE)
-SCORES = ("score", "rating", "reward", "overall_score")
+SCORES = ("score", "rating", "reward", "overall_score", "rank")
+"""Points of both answers; of ranks the lower is the better."""
+
 TIES = frozenset(
     [
         *(
@@ -102,15 +104,18 @@ def vote_columns(names: tuple[str, ...], sides: Sides) -> tuple[str, ...]:
     if hot:
         return hot
     for word in SCORES:
-        scores = [by_name.get(f"{word}_{suffix}", by_name.get(f"{word}{suffix}")) for suffix in sides.suffixes]
-        scores = [
-            found or by_name.get(f"{column.casefold()}_{word}")
-            for found, column in zip(scores, sides.columns, strict=True)
-        ]
+        scores = [_points_of(word, suffix, column, by_name) for suffix, column in zip(*sides[::-1], strict=True)]
         if all(scores):
             return tuple(filter(None, scores))
     people = tuple(name for name in names if ANNOTATOR.match(name))
     return people or next(((by_name[known],) for known in WEAK if known in by_name and known not in sides.columns), ())
+
+
+def _points_of(word: str, suffix: str, column: str, by_name: Mapping[str, str]) -> str | None:
+    """Return the column of an answer's points: `score_a`, `a_score`, `response_a_score`, `score_response_a`."""
+    answer = column.casefold()
+    spelt = (f"{word}_{suffix}", f"{word}{suffix}", f"{suffix}_{word}", f"{answer}_{word}", f"{word}_{answer}")
+    return next((by_name[name] for name in spelt if name in by_name), None)
 
 
 def better_side(row: Row, sides: Sides, votes: tuple[str, ...]) -> str:
@@ -123,6 +128,8 @@ def better_side(row: Row, sides: Sides, votes: tuple[str, ...]) -> str:
         side = _one_hot(row, votes)
     elif len(votes) == 2 and not ANNOTATOR.match(votes[0]):
         first, second = (_number(row[name], name) for name in votes)
+        if "rank" in words_of(votes[0]):
+            first, second = second, first
         side = FIRST if first > second else SECOND if second > first else TIE
     else:
         counted = Counter(_side(row, name, sides) for name in votes)
@@ -176,7 +183,7 @@ def _side_of_word(value: object, row: Row, sides: Sides) -> str | None:
     if not isinstance(value, str) or not value.strip():
         return None
     word = value.strip().strip("[]").casefold()
-    if word in TIES:
+    if word in TIES and not (word == "c" and _is_third(row, sides)):
         return TIE
     plain = re.sub(r"(.)>+(.)$", r"\1", word)  # A>B, A>>B
     for at, side in enumerate((FIRST, SECOND)):
@@ -189,6 +196,12 @@ def _side_of_word(value: object, row: Row, sides: Sides) -> str | None:
         if word == str(row.get(sides.columns[at])).strip().casefold():  # the better answer itself
             return side
     return _side_of_owner(word, row, sides)
+
+
+def _is_third(row: Row, sides: Sides) -> bool:
+    """Return whether a row has a third answer, `response_c`; without one, a judge's C is a tie."""
+    stem = words_of(sides.columns[0])[:-1]
+    return any(words_of(name) == (*stem, "c") for name in row)
 
 
 def _side_of_owner(word: str, row: Row, sides: Sides) -> str | None:

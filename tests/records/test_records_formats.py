@@ -9,11 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records.detection import detect
+from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import FORMATS
 from pipeline.records.shapes import shaped
 from pipeline.stage import Shape
+
+
+def detect(rows: list[dict[str, Any]], *shapes: Shape) -> str | None:
+    """Return the name of the format that rows are taken for."""
+    detected = detected_format(rows, shapes)
+    return detected.format if detected else None
 
 
 def user(text: str) -> dict[str, str]:

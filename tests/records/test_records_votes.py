@@ -13,13 +13,19 @@ import yaml
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
 from pipeline.records import LoadedRows, load
-from pipeline.records.detection import detect
+from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes import shaped
 from pipeline.stage import Shape
 
 Write = Callable[..., Path]
 ASK = {"role": "user", "content": "Q?"}
+
+
+def detect(rows: list[dict[str, Any]], *shapes: Shape) -> str | None:
+    """Return the name of the format that rows are taken for."""
+    detected = detected_format(rows, shapes)
+    return detected.format if detected else None
 
 
 def said(text: str) -> dict[str, str]:
