@@ -47,7 +47,11 @@ BOUNDS = (
     ),
 )
 
-EXCLUDED = (("use_vllm", "use_transformers_continuous_batching"),)
+EXCLUDED = (
+    ("use_vllm", "use_transformers_continuous_batching"),
+    ("use_vllm", "cache_implementation"),
+    ("use_transformers_continuous_batching", "cache_implementation"),
+)
 """Switches of which the second has no effect beside the first."""
 
 SMOOTHED = {"exo_pair": (0.0, 1.0), "robust": (-math.inf, 0.5)}
