@@ -190,8 +190,7 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
             problem = ppo_problem(compute.model_dump())
         is_here = compute.launcher == "local" and compute.hardware is None and has_no_gpu()
         if problem is None and (is_here or compute.device == "cpu"):
-            offloads = bool(getattr(getattr(stage.spec.config, "train", None), "activation_offloading", False))
-            problem = cpu_problem(compute.precision, 0 if kind == "ppo" else compute.zero, offloads=offloads)
+            problem = cpu_problem(compute.precision, 0 if kind == "ppo" else compute.zero)
             if compute.device == "cuda":
                 problem = Problem(
                     "compute.device is cuda", "a GPU, which this machine lacks", "set compute.device: auto"

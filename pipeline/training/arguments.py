@@ -256,7 +256,7 @@ def build_arguments(
         "run_name": ctx.name,
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        **_computing(ctx, offloads=bool(train.passthrough().get("activation_offloading"))),
+        **_computing(ctx),
     }
     values.update(train.passthrough())
     values.update(fixed)
@@ -280,10 +280,10 @@ def _keeping_best(arguments_class: type[Arguments], values: dict[str, Any], *, h
     return cast(Arguments, made)
 
 
-def _computing(ctx: StageContext, *, offloads: bool) -> dict[str, Any]:
+def _computing(ctx: StageContext) -> dict[str, Any]:
     """Return the fields that say where and in what a trainer computes."""
     precision, on_gpu = precision_of(ctx), not use_cpu(ctx)
-    problem = None if on_gpu else cpu_problem(precision, int(ctx.compute.get("zero") or 0), offloads=offloads)
+    problem = None if on_gpu else cpu_problem(precision, int(ctx.compute.get("zero") or 0))
     if problem is not None:
         raise PipelineError(problem)
     fields = {

@@ -1,4 +1,4 @@
-"""Number formats and offloading that a CPU, or PPO spread so, does not train in. No torch: `trueup check` asks too."""
+"""Number formats that a CPU, or PPO spread so, does not train in. No torch: `trueup check` asks it too."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import Any
 from pipeline.errors import Problem
 
 
-def cpu_problem(precision: str, zero: int, *, offloads: bool = False) -> Problem | None:
+def cpu_problem(precision: str, zero: int) -> Problem | None:
     """Return what speaks against training on a CPU so; None if nothing does.
 
     Args:
         precision: `compute.precision`.
         zero: `compute.zero` of a trainer of transformers, which takes bf16 with DeepSpeed on a GPU only; 0 of another.
-        offloads: `train.activation_offloading`, which moves them from a GPU to the CPU.
     """
-    if offloads:
-        found = "train.activation_offloading is true on a CPU"
-        return Problem(found, "a GPU to move activations from", "leave it out, or use compute.activation_checkpointing")
     if precision == "fp16":
         found, expected = "compute.precision is fp16 on a CPU", "auto, fp32 or bf16: only GPUs train in fp16"
         return Problem(found, expected, "set compute.precision: auto")

@@ -142,17 +142,6 @@ def test_number_formats_that_a_cpu_does_not_train_in_are_refused_before_anything
     preflight.check_plan(fresh.plan(*asked, "compute.device=auto", "compute.hardware=h100-80gb"), fresh.store)
 
 
-def test_activations_are_not_moved_from_a_cpu_to_itself(fresh: Any) -> None:
-    """trl looks for the GPU at the first step."""
-    asked = ("stages.sft.train.activation_offloading=true", "compute.device=cpu")
-    with pytest.raises(PipelineError) as error:
-        preflight.check_plan(fresh.plan(*asked), fresh.store)
-    (problem,) = error.value.problems
-    assert problem.stage == "sft"
-    assert problem.found == "train.activation_offloading is true on a CPU"
-    preflight.check_plan(fresh.plan(*asked, "compute.device=auto", "compute.hardware=h100-80gb"), fresh.store)
-
-
 @pytest.mark.parametrize("parts", ["zero: 1", "fsdp: true"])
 def test_ppo_in_fp16_with_weights_in_parts_is_refused_before_anything_loads(parts: str, fresh: Any) -> None:
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
