@@ -145,6 +145,14 @@ def test_bounds_that_trl_refuses_are_refused_beforehand(fields: dict[str, Any], 
         ("grpo", {"generation_kwargs": {"do_sample": False}}, "do_sample: False; it must be true: else all answers"),
         ("grpo", {"generation_kwargs": {"length_penalty": 2.0}}, "which ranks beams; expected num_beams above 1"),
         ("grpo", {"use_vllm": True, "cache_implementation": "static"}, "cache_implementation has no effect beside"),
+        (
+            "rloo",
+            {
+                **{"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://a:1"},
+                "vllm_server_port": 2,
+            },
+            "train.vllm_server_port has no effect beside train.vllm_server_base_url. Leave one of them out",
+        ),
         ("grpo", {"loss_type": "sapo", "epsilon": 0.3}, "train.epsilon has no effect here; it needs train.loss_type"),
         ("sft", {"logging_strategy": "epoch", "logging_steps": 5}, "train.logging_steps has no effect here"),
         (
