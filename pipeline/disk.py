@@ -1,7 +1,7 @@
 """What a disk says no with, in one sentence: full, a quota, read-only, no permission, gone.
 
 Owns the translation of errors of writing and reading, however deep a library has wrapped them, into a problem with the
-path and the room that is missing. Knows nothing of what stands in a file.
+path and the room that is missing, and files that may be refused unsaid. Knows nothing of what stands in a file.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import errno
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import ExitCode, PipelineError, Problem
 
-GIVEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+GIVEN = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT),
+    *(errno.EEXIST, errno.ELOOP, errno.ENOLCK),
+)
 """The place itself is wrong, and will be the next time: bad input. The others are failures of the moment."""
 
 _FREE = "free some room and run the same command again"
@@ -34,6 +38,9 @@ _SAID: dict[int, tuple[str, str]] = {
     errno.ENAMETOOLONG: ("the name {path} is too long for its file system", "give a shorter one"),
     errno.ENOTDIR: ("a part of {path} is a file, not a folder", "name another place"),
     errno.EISDIR: ("{path} is a folder; expected a file", "name a file"),
+    errno.EEXIST: ("{path} is a file, or a link to what is not there; expected a folder", "mount it, or take it away"),
+    errno.ELOOP: ("the links of {path} lead round in a circle", "mend them, or name another place"),
+    errno.ENOLCK: ("the file system of {path} has no locks", "name a place on another one"),
     errno.ESTALE: ("the file system of {path} is gone", _MOUNT),
     errno.ENOTCONN: ("the file system of {path} is gone", _MOUNT),
     errno.ENODEV: ("the file system of {path} is gone", _MOUNT),
@@ -107,6 +114,21 @@ def writing(at: Path | str) -> Iterator[None]:
         if problem is None:
             raise
         raise CannotWrite(problem, exit_code=exit_code_of(error, at)) from error
+
+
+def keep_if_possible(file: Path, content: str | bytes) -> None:
+    """Replace a file that only saves time, in one step: others see the old one or this, whole; a refusal is not told.
+
+    Each process writes under a name of its own, and as any file is made: who shares the folder may read it.
+    """
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):  # whoever writes what counts will say so
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _cause(error: BaseException, at: Path) -> _Cause | None:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ class Journal:
 
 def new_run_dir(runs: Path, recipe: str) -> Path:
     """Make the folder of this run and no other: in containers, two processes of one second may have one number."""
-    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe}-{os.getpid()}"
+    runs.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.-]", "-", recipe)  # `a/b` is one folder
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{os.getpid()}"
     for number in itertools.count(1):
         folder = runs / (stem if number == 1 else f"{stem}-{number}")
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             break
     return folder

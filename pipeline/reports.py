@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _without_places(file: str) -> Iterator[None]:
 
 
 def _absolute(path: str) -> str:
-    return path if "${" in path else str(Path(path).expanduser().absolute())
+    return path if "${" in path else os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 -- as `expand`
 
 
 def _absolute_code(spec: str | None) -> str | None:

@@ -132,14 +132,13 @@ def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> Ru
     with writing(store.root):  # before the libraries are loaded: a store that cannot be written is told at once
         run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
         journal = Journal(run_dir)
-    if plan.pending:
-        warm_up()
-    journal.write(
-        "run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=[s.spec.name for s in plan.pending]
-    )
-    view.run_started(plan, run_dir)
     done: dict[str, StageDone] = {}
     try:
+        pending = [stage.spec.name for stage in plan.pending]
+        journal.write("run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=pending)
+        if plan.pending:
+            warm_up()
+        view.run_started(plan, run_dir)
         with StopRequest().listening() as stop, hosting(plan, store.root, run_dir, stop.is_asked) as meeting:
             for planned in plan.stages:
                 with writing(store.root):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from disks import mounted, remount
 
 from pipeline.artifacts import Store
 from pipeline.artifacts.files import write_durably
-from pipeline.disk import CannotWrite, disk_problem, exit_code_of, writing
+from pipeline.disk import CannotWrite, disk_problem, exit_code_of, keep_if_possible, writing
 from pipeline.errors import ExitCode
 
 MIB = 2**20
@@ -198,3 +201,62 @@ def test_an_error_of_something_else_passes(tmp_path: Path) -> None:
     assert disk_problem(FileNotFoundError(errno.ENOENT, "no", "x"), tmp_path) is None
     with pytest.raises(ConnectionRefusedError), writing(tmp_path):
         raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+
+def test_a_place_that_is_wrong_is_bad_input(tmp_path: Path) -> None:
+    """A link to a disk that is gone stands where a folder is to be made; links lead to one another; no locks."""
+    (tmp_path / "gone").symlink_to(tmp_path / "not mounted")
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    no_locks = OSError(errno.ENOLCK, "No locks available", str(tmp_path / "lock"))
+    for touch, said in (
+        ((tmp_path / "gone").mkdir, f"{tmp_path}/gone is a file, or a link to what is not there; expected a folder. "),
+        ((tmp_path / "one" / "x").touch, f"the links of {tmp_path}/one/x lead round in a circle. "),
+        (lambda: (_ for _ in ()).throw(no_locks), f"the file system of {tmp_path}/lock has no locks. "),
+    ):
+        with pytest.raises(CannotWrite) as told, writing(tmp_path):
+            touch()
+        assert str(told.value).startswith(said)
+        assert told.value.exit_code == ExitCode.BAD_INPUT
+
+
+@pytest.fixture
+def narrow_umask() -> Iterator[None]:
+    """Files are for their user and the group."""
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_what_only_saves_time_may_be_read_by_who_shares_the_folder(tmp_path: Path, narrow_umask: None) -> None:
+    from pipeline.plan.folders import folder_digest
+    from pipeline.records.digests import DigestCache
+
+    rows = tmp_path / "model" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text('{"text": "a"}\n', encoding="utf-8")
+    os.utime(rows, (0, 0))
+    time.sleep(0.2)  # a file that was just made is not remembered
+    folder_digest(rows.parent, tmp_path / "cache")
+    digests = DigestCache(tmp_path / "cache")
+    digests.digest(rows)
+    digests.save()
+    keep_if_possible(tmp_path / "cache" / "bytes", b"\x00\x01")
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "cache").iterdir()}
+    assert modes == {"folder-digests.json": 0o640, "data-digests.json": 0o640, "bytes": 0o640}
+
+
+def test_what_only_saves_time_is_whole_whoever_else_writes_it_and_refused_unsaid(tmp_path: Path) -> None:
+    texts = [f"{number}" * 200_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: keep_if_possible(tmp_path / "cache" / "known.json", text), texts * 4))
+    (kept,) = (tmp_path / "cache").iterdir()  # and no part of one is left
+    assert kept.read_text(encoding="utf-8") in texts
+    keep_if_possible(kept / "below a file", "lost")
+    assert kept.read_text(encoding="utf-8") in texts
+
+
+def test_nobody_else_makes_files_that_only_their_user_may_read() -> None:
+    """`tempfile` makes them so; what is kept goes through `keep_if_possible` or `write_durably`."""
+    pipeline = Path(__file__).parents[1] / "pipeline"
+    assert [str(file) for file in pipeline.rglob("*.py") if "mkstemp" in file.read_text(encoding="utf-8")] == []

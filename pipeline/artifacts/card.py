@@ -124,8 +124,13 @@ def _metrics(manifest: Manifest) -> str:
     if not shown:
         return ""
     lines = ["## Results\n", "| metric | value |", "|---|---:|"]
-    lines += [f"| {key} | {value:.6g} |" for key, value in sorted(shown.items())]
+    lines += [f"| {_cell(key)} | {value:.6g} |" for key, value in sorted(shown.items())]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Return text that stays in its cell: a metric may be named after a user's group of rows."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _usage(manifest: Manifest, files: set[str]) -> str:

@@ -194,7 +194,10 @@ class Store:
                     remedy="work in a local store and move artifacts with `trueup push` and `trueup pull`",
                 )
             )
-        self.root = Path(root).expanduser().resolve()
+        try:
+            self.root = Path(root).expanduser().resolve()
+        except RuntimeError as error:  # links in a circle, or a user without a home
+            raise PipelineError(Problem(f"store `{root}` is nowhere: {error}", "a folder")) from None
         self.graveyard = self.root / ".work" / ".removed"
 
     def folder(self, name: str, fingerprint: str) -> Path:

@@ -73,8 +73,8 @@ def _winners(reports: Sequence[StageDone], models: Sequence[StageDone]) -> list[
 
 def store_flag(store: Store) -> str:
     """Return `` --store DIR`` when a command would look elsewhere without it."""
-    default = Path(os.environ.get("TRUEUP_STORE") or "store").expanduser().resolve()
-    return "" if store.root == default else f" --store {shown_path(store.root)}"
+    default = os.path.realpath(os.path.expanduser(os.environ.get("TRUEUP_STORE") or "store"))  # noqa: PTH111 -- `expand`
+    return "" if str(store.root) == default else f" --store {shown_path(store.root)}"
 
 
 def report_data(report: RunReport, store: Store) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -74,7 +75,7 @@ class Running:
         return (now - clock) / (self.step - step) * (self.total - self.step)
 
 
-class Display:
+class Display(ABC):
     """What live and plain views share: where the run stands. Use it as a context manager."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -88,16 +89,16 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 -- most terminals are as they were
         """Leave the terminal as it was."""
 
+    @abstractmethod
     def line(self, text: str, *, mark: str = "", style: str = "") -> None:
         """Show one line that stays."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refresh(self, *, changed: bool = False) -> None:
         """Show where the running stage is; ``changed`` when it does something else now."""
-        raise NotImplementedError
 
     def run_started(self, plan: Plan, run_dir: Path) -> None:
         """Show the plan before anything runs."""

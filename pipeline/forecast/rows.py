@@ -6,12 +6,12 @@ in the store by the digest of the rows.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
@@ -82,15 +82,8 @@ class RowLengths:
                 len(sizes), sum(c for c, _ in sizes), max((c for c, _ in sizes), default=0), sum(t for _, t in sizes)
             )
             self._known[key] = asdict(found)
-            self._save()
+            keep_if_possible(self.file, json.dumps(self._known))
         return Lengths(**self._known[key])
-
-    def _save(self) -> None:
-        with contextlib.suppress(OSError):  # a store that cannot be written only costs the time to read again
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(self._known), encoding="utf-8")
-            part.replace(self.file)
 
 
 def _size(row: dict[str, Any]) -> tuple[int, int]:

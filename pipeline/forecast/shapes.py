@@ -6,7 +6,6 @@ digest of their configuration.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from pipeline.disk import keep_if_possible
 from pipeline.estimate.kept import Kept
 from pipeline.estimate.published import published_config
 from pipeline.estimate.shape import ModelShape, shape_of
@@ -125,11 +125,7 @@ class ModelShapes:
             self.notes.append(f"a model of type {kind} could not be sized from its configuration")
             return
         self._known[key] = json.loads(done.stdout.splitlines()[-1])
-        with contextlib.suppress(OSError):  # a store that cannot be written only costs the time to count again
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(self._known), encoding="utf-8")
-            part.replace(self.file)
+        keep_if_possible(self.file, json.dumps(self._known))
 
     def _config(self, item: PlannedInput) -> dict[str, Any] | None:
         """Return the configuration of a model that is there already, or that a hub has."""

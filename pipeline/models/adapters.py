@@ -108,17 +108,17 @@ def attach(model: Any, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
     """Put a fresh adapter on ``model``; its first output equals the model's own, since one of its matrices is zero.
 
     Raises:
-        PipelineError: no layer has one of the names in ``targets``.
+        PipelineError: no layer has one of the names in ``targets``, or one of them takes no adapter.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, lora_config(adapter, task, model))
         except ValueError as error:
-            if "arget modules" not in str(error):
+            if "arget module" not in str(error):  # `Target modules … not found`, `Target module … is not supported`
                 raise
             names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)})
-            found = f"no layer is named as adapter.targets {adapter.targets} says"
+            found = f"adapter.targets is {adapter.targets}, which names no layer, or one that takes no adapter"
             expected = f"some of {', '.join(names)}"
             raise PipelineError(Problem(found, expected, "or leave it at `all-linear`")) from error
 

@@ -6,7 +6,6 @@ A processor without instructions for bf16 is never measured: it emulates them at
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.disk import keep_if_possible
 from pipeline.environment import cpu_name, installed
 
 SMALLEST_WIDTH = 512
@@ -83,12 +83,8 @@ def remember(width: int, threads: int, speed: Speed, cache: Path | None = None) 
     first = _speed(known.get(_key(width, threads)))
     if first is not None:
         return first
-    with contextlib.suppress(OSError):  # a home that cannot be written is measured again
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        known[_key(width, threads)] = asdict(speed)
-        part.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-        part.replace(file)
+    known[_key(width, threads)] = asdict(speed)
+    keep_if_possible(file, json.dumps(known, indent=1, sort_keys=True))
     return speed
 
 

@@ -5,15 +5,13 @@ Owns hashing files. Knows nothing of what a model is.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, Problem
 
 SETTLED_S = 0.1
@@ -48,7 +46,7 @@ def folder_digest(folder: Path, cache: Path | None) -> str:
             fresh[str(path)] = [*stamp, sha256]
         lines.append(f"{path.relative_to(folder).as_posix()} {sha256}\n")
     if kept is not None and any(known.get(key) != value for key, value in fresh.items()):
-        _write(kept, {**_read(kept), **fresh})
+        keep_if_possible(kept, json.dumps({**_read(kept), **fresh}))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -74,13 +72,3 @@ def _read(kept: Path | None) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return held if isinstance(held, dict) else {}
-
-
-def _write(kept: Path, held: dict[str, Any]) -> None:
-    """Replace the file in one step; a store that cannot be written only costs the time to hash again."""
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump(held, out)
-        Path(name).replace(kept)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Artifact, Store
+from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, listed
 from pipeline.plan.fingerprint import source_options
 from pipeline.plan.model import Plan, PlannedInput, PlannedStage
@@ -103,11 +104,7 @@ class PromptIndex:
         """Write the prompts of rows and return them."""
         train, held_out = ([_number(key(row, rows.shape)) for row in side] for side in (rows.train, rows.held_out))
         file = self._file(digest, options, rows.shape)
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_bytes(array("Q", [len(train), *train, *held_out]).tobytes())
-            part.replace(file)
+        keep_if_possible(file, array("Q", [len(train), *train, *held_out]).tobytes())
         return train, held_out
 
     def _file(self, digest: str, options: Mapping[str, Any], shape: str) -> Path:

@@ -6,7 +6,6 @@ second look reads nothing. Knows nothing of tokens.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.artifacts import Store
+from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.plan import Plan
 from pipeline.plan.overlap import remember_prompts
@@ -277,8 +277,4 @@ class _Remembered:
         """Write the file, if anything was added; a lost write only costs time."""
         if not self.is_changed:
             return
-        with contextlib.suppress(OSError):  # a store that cannot be written: whoever writes artifacts will say so
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(self.counts, sort_keys=True), encoding="utf-8")
-            part.replace(self.file)
+        keep_if_possible(self.file, json.dumps(self.counts, sort_keys=True))

@@ -7,7 +7,6 @@ and remembered by the content of rows and tokenizer.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.artifacts import Store
+from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, Problem
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.plan import Plan, PlannedStage
@@ -312,11 +312,7 @@ def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress |
         made = _made(list(missing.values()), progress)
         fresh = dict(zip(missing, (count.model_dump() for count in made), strict=True))
         known |= fresh
-        with contextlib.suppress(OSError):  # a store that cannot be written: whoever writes artifacts will say so
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(known, sort_keys=True), encoding="utf-8")
-            part.replace(file)
+        keep_if_possible(file, json.dumps(known, sort_keys=True))
     return [TokenCount.model_validate(known[key]) for key in keys]
 
 

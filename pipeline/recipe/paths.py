@@ -49,7 +49,7 @@ def expand(text: str, environ: Mapping[str, str] | None = None) -> str:
                 for name in dict.fromkeys(unset)
             )
         )
-    return str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded
+    return os.path.expanduser(expanded)  # noqa: PTH111 -- `Path.expanduser` raises where there is no such user
 
 
 def lookup_folders(*files: Path) -> tuple[Path, ...]:

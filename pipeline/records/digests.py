@@ -10,17 +10,15 @@ files, so their order and names do not count.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.disk import keep_if_possible
 from pipeline.records.files import NoRowsError, read_rows
 from pipeline.records.opening import RawRow, shown
 from pipeline.records.sources import Source, files_of, hub_place
@@ -160,9 +158,7 @@ class DigestCache:
         if self._file is None or not self._new:
             return
         files = {**self._read(), **self._new}
-        # A store that cannot be written only costs time here; whoever writes artifacts will say so.
-        with contextlib.suppress(OSError):
-            _replace(self._file, json.dumps({"version": VERSION, "files": files}))
+        keep_if_possible(self._file, json.dumps({"version": VERSION, "files": files}))
 
     def _read(self) -> dict[str, Any]:
         if self._file is None:
@@ -178,15 +174,3 @@ class DigestCache:
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

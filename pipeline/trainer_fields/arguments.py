@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -21,8 +22,8 @@ class Argument:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Say whether a value is a number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Say whether a value is a number; true and false are none, and no setting is infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def of_words(*words: str) -> Argument:

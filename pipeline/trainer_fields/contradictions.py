@@ -47,8 +47,14 @@ BOUNDS = (
     ),
 )
 
-EXCLUDED = (("use_vllm", "use_transformers_continuous_batching"),)
-"""Switches of which the second has no effect beside the first."""
+EXCLUDED = (
+    ("use_vllm", "use_transformers_continuous_batching"),
+    ("use_vllm", "cache_implementation"),
+    ("use_transformers_continuous_batching", "cache_implementation"),
+    ("vllm_server_base_url", "vllm_server_host"),
+    ("vllm_server_base_url", "vllm_server_port"),
+)
+"""Fields of which the second has no effect beside the first."""
 
 SMOOTHED = {"exo_pair": (0.0, 1.0), "robust": (-math.inf, 0.5)}
 """Losses of DPO that take a `label_smoothing` above the first number and below the second."""

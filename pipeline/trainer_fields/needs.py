@@ -62,6 +62,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "entropy_coef_min": (_ADAPTIVE,),
     "entropy_target": (_ADAPTIVE,),
     "epsilon_high": (Need("loss_type", (*_CLIPPED, "cispo")),),
+    "epsilon": (Need("loss_type", (*_CLIPPED, "cispo"), "dapo"),),
     "eval_delay": (_STEPS,),
     "eval_steps": (Need("eval_strategy", ("steps",), "steps"),),
     "f_alpha_divergence_coef": (Need("f_divergence_type", ("alpha_divergence",)),),
@@ -72,6 +73,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "label_smoothing": (Need("loss_type", ("robust", "exo_pair", "aot", "aot_unpaired")),),
     "label_smoothing_factor": (Need("loss_type", ("nll",), "nll"),),
     "log_unique_prompts": (_LOGGED,),
+    "logging_steps": (Need("logging_strategy", ("steps",), "steps"),),
     "num_completions_to_print": (_LOGGED,),
     "project": (_TRACKIO,),
     "ref_model_mixup_alpha": (_SYNCED,),
@@ -163,10 +165,15 @@ def _evaluation_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Ite
         )
         yield Problem(found, "the same strategy", "leave save_strategy out: the best evaluation is saved when it ends")
     every, steps = given.get("save_steps"), given.get("eval_steps")
-    if best and save == "steps" and every and steps and every != steps:
-        found = f"train.load_best_model_at_end is true, train.save_steps is {every:g} and train.eval_steps {steps:g}"
+    if best and save == "steps" and every and every != steps:
+        beside = f"train.eval_steps {steps:g}" if steps else "train.eval_steps not said"
+        found = f"train.load_best_model_at_end is true, train.save_steps is {every:g} and {beside}"
         yield Problem(found, "the same steps", "leave save_steps out: the best evaluation is saved when it ends")
     for field in ("metric_for_best_model", "greater_is_better"):
-        if field in asked and given[field] is not None and not by_evaluation:
+        follows = best or (by_evaluation and field == "metric_for_best_model")
+        if field in asked and given[field] is not None and not follows:
             found = f"train.{field} has no effect here"
-            yield Problem(found, "a best evaluation to choose by it", "set train.load_best_model_at_end: true")
+            remedy = "set train.load_best_model_at_end: true"
+            if by_evaluation:
+                remedy = "set train.lr_scheduler_kwargs: {mode: max}, or min"
+            yield Problem(found, "a best evaluation to choose by it", remedy)

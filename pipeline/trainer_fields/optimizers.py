@@ -105,7 +105,9 @@ def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
     if not isinstance(text, str) or not text:
         return
     takes, read = OPTIM_ARGS.get(optim, {}), {}
-    for part in text.replace(" ", "").split(","):
+    parts = text.replace(" ", "").split(",")
+    keys = [part.partition("=")[0] for part in parts]
+    for number, part in enumerate(parts):
         key, sign, word = part.partition("=")
         if not sign or "=" in word:
             yield Problem(f"train.optim_args is {text!r}", "must be like `momentum=0.9,nesterov=true`")
@@ -113,6 +115,8 @@ def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
             found = f"train.optim_args has `{key}`, which {optim} does not take"
             expected = f"one of {listed(takes)}" if takes else "none: its arguments are fields of `train`"
             yield Problem(found, expected, nearest(key, takes) or "leave it out")
+        elif key in keys[:number]:
+            yield Problem(f"train.optim_args has {key} twice", "each argument once", "leave one out")
         elif not takes[key].holds(value := _read(word, takes[key])):
             yield Problem(f"train.optim_args has {part}", takes[key].expected)
         else:

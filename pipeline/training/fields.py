@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.trainer_fields import TrainFields
-from pipeline.trainer_fields.metrics import metric_problem
+from pipeline.trainer_fields.metrics import direction_problems, metric_problem
 from pipeline.trainer_fields.needs import need_problems
 from pipeline.trainer_fields.table import table
 from pipeline.trainer_fields.trackers import tracker_problems
@@ -52,7 +52,7 @@ class CommonTrain(TrainFields):
         """Return contradictions between fields, words nobody knows, and fields that would be passed over."""
         problems = [*self._word_problems(), *need_problems(dict(self), self._asked)]
         problem = metric_problem(self.trainer, self.passthrough().get("metric_for_best_model"))
-        problems += [problem] if problem is not None else []
+        problems += [problem] if problem is not None else direction_problems(self.trainer, dict(self))
         problems += tracker_problems(self.passthrough().get("report_to"))
         if self.batch_size > MOST_ROWS:
             problems.append(Problem(f"train.batch_size is {self.batch_size:,}", f"must be at most {MOST_ROWS:,}"))

@@ -26,6 +26,11 @@ def test_a_model_carries_its_card(store, make):
     assert "README.md" in dpo.manifest.files
 
 
+def test_a_group_of_rows_keeps_to_its_cell(store, make):
+    reward = make(store, "rm", files={"config.json": b"{}"}, makes="reward", metrics={"accuracy/a|b\nc": 0.5})
+    assert r"| accuracy/a\|b c | 0.5 |" in (reward.path / "README.md").read_text().splitlines()
+
+
 def test_a_reward_model_is_used_as_a_classifier(store, make):
     reward = make(store, "rm", files={"config.json": b"{}"}, makes="reward")
     assert "AutoModelForSequenceClassification" in (reward.path / "README.md").read_text()

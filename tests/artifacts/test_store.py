@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.artifacts import Store
 from pipeline.artifacts.manifest import SHORT, FileRecord, Manifest
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import ExitCode, Interrupted, PipelineError
 
 A = "a" * 64
 B = "b" * 64
@@ -346,3 +346,12 @@ def test_the_manifest_is_frozen_and_knows_its_refs(store, make):
     assert manifest.ref == "sft@v1"
     with pytest.raises(ValueError, match="frozen"):
         manifest.seed = 3
+
+
+def test_a_store_that_is_nowhere_is_bad_input(tmp_path):
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    for root in (tmp_path / "one", "~nobody-of-this-name/store"):
+        with pytest.raises(PipelineError, match=f"store `{root}` is nowhere: .*; expected a folder") as refused:
+            Store(root)
+        assert refused.value.exit_code == ExitCode.BAD_INPUT

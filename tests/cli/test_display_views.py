@@ -16,7 +16,7 @@ from typer.testing import Result
 from pipeline import doctor
 from pipeline.artifacts import Artifact, Store
 from pipeline.display.artifacts import ran_facts
-from pipeline.display.views import LiveDisplay, PlainDisplay, Running, display
+from pipeline.display.views import Display, LiveDisplay, PlainDisplay, Running, display
 from pipeline.errors import ExitCode, Problem
 from pipeline.models.bf16_speed import Speed
 from pipeline.plan import Plan, make_plan
@@ -208,3 +208,8 @@ def test_doctor_measures_where_there_are_instructions(monkeypatch: pytest.Monkey
     [check] = doctor._precision()
     assert check.found.startswith("bf16 is 3.5 times as fast as fp32 on a layer of 1,024 units")
     assert check.found.endswith(": auto is bf16 at about that width; below 512 it is fp32")
+
+
+def test_a_view_that_cannot_show_a_line_is_not_made() -> None:
+    with pytest.raises(TypeError, match=r"abstract methods .*line.* refresh"):
+        Display()  # type: ignore[abstract]

@@ -88,6 +88,10 @@ def test_wrong_adapter_block_is_refused(wrong: dict[str, Any]) -> None:
 def test_unknown_target_names_the_layers_there_are(fresh_llama: Any) -> None:
     with pytest.raises(PipelineError, match=r"some of down_proj, gate_proj, k_proj, lm_head"):
         attach(fresh_llama, Adapter(targets=["query"]), "causal", seed=0)
+    with pytest.raises(
+        PipelineError, match=r"names no layer, or one that takes no adapter; expected some of down_proj"
+    ):
+        attach(fresh_llama, Adapter(targets=["input_layernorm"]), "causal", seed=0)
 
 
 def test_artifact_holds_merged_weights_and_the_adapter(

@@ -254,6 +254,11 @@ def test_environment_variables_in_paths(
     assert recipe.store == f"{Path.home()}/s"
 
 
+def test_the_home_of_nobody_is_a_path_that_does_not_exist(write: Write) -> None:
+    with pytest.raises(PipelineError, match=r"data.d: `~nobody-of-this-name/x.jsonl` does not exist"):
+        load(write("data: {d: {path: '~nobody-of-this-name/x.jsonl'}}\nstages: {b: {kind: base}}\n"))
+
+
 def test_variables_in_models_and_functions(write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "gold.py").write_text("def gold(row):\n    return 1.0\n")
     monkeypatch.setenv("FILE", "gold")

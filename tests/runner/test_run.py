@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ExitCode, PipelineError, StageFailed
+from pipeline.journal import Journal as KeptJournal
+from pipeline.journal import new_run_dir
 
 Journal = Callable[[Path], list[dict[str, Any]]]
 
@@ -259,3 +262,31 @@ def test_a_tracker_keeps_its_files_beside_the_log_of_the_run(finished: Any) -> N
     finished(f"stages.dpo.train={train}", until="dpo")
     (events,) = finished.store.root.glob(".runs/*/tensorboard/dpo/events.*")
     assert b"train/loss" in events.read_bytes()
+
+
+def test_a_run_whose_libraries_cannot_be_loaded_ends_its_journal(
+    fresh: Any, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process() -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    opened: list[Any] = []
+
+    class Kept(KeptJournal):
+        def __init__(self, run_dir: Path) -> None:
+            super().__init__(run_dir)
+            opened.append(self._file)
+
+    monkeypatch.setattr("pipeline.runner.Journal", Kept)
+    monkeypatch.setattr("pipeline.runner.warm_up", no_process)
+    with pytest.raises(OSError, match="Resource temporarily unavailable"):
+        fresh()
+    assert [event["event"] for event in journal(fresh.store.root)] == ["run_started", "run_ended"]
+    assert [file.closed for file in opened] == [True]
+
+
+def test_the_folder_of_a_run_is_one_folder_and_never_waited_for(tmp_path: Path) -> None:
+    assert new_run_dir(tmp_path / "runs", "a/../../b").parent == tmp_path / "runs"
+    (tmp_path / "gone").symlink_to(tmp_path / "not mounted")  # trying the next number would go on for ever
+    with pytest.raises(FileExistsError):
+        new_run_dir(tmp_path / "gone", "a")

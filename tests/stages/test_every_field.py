@@ -44,7 +44,10 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "sft": [
         ({}, {"loss_type": "dft"}),
         ({}, {"label_smoothing_factor": 0.3}),
-        ({"load_best_model_at_end": True, "eval_steps": 1}, {"metric_for_best_model": "entropy"}),
+        (
+            {"load_best_model_at_end": True, "eval_steps": 1, "greater_is_better": False},
+            {"metric_for_best_model": "entropy"},
+        ),
     ],
     "reward": [({}, {"center_rewards_coefficient": 0.5})],
     "dpo": [
@@ -135,7 +138,7 @@ OWN: dict[str, Any] = {
     "epsilon": 0.1,
     "disable_dropout": False,
 }
-LOSS = {"dpo": "ipo", "kto": "apo_zero_unpaired", "grpo": "vespo"}
+LOSS = {"dpo": "ipo", "kto": "apo_zero_unpaired", "grpo": "bnpo"}
 """Words of a kind's own that are a field of its trainer too, none at its default."""
 CUT_HERE = {"max_length"}
 """Words of a trainer that the stage does itself."""

@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import Problem
 from pipeline.stage import KINDS
 from pipeline.trainer_fields.contradictions import BOUNDS
-from pipeline.trainer_fields.generation import GENERATION_WORDS, OF_TRAIN
+from pipeline.trainer_fields.generation import OF_TRAIN, REFUSED, TAKEN
 from pipeline.trainer_fields.needs import NEEDS
 from pipeline.trainer_fields.optimizers import OPTIM_ARGS
 from pipeline.trainer_fields.schedules import SCHEDULE_KWARGS
@@ -137,6 +137,56 @@ def test_bounds_that_trl_refuses_are_refused_beforehand(fields: dict[str, Any], 
         ("grpo", {"use_vllm": True, "use_transformers_continuous_batching": True}, "has no effect beside"),
         ("grpo", {"generation_kwargs": {"top_p": 0.5}}, "Use train.top_p"),
         ("grpo", {"generation_kwargs": {"typical": 0.5}}, "has typical, which transformers does not know. "),
+        # What transformers samples without, or breaks at when the first answers are sampled.
+        ("grpo", {"generation_kwargs": {"max_length": 5}}, "has max_length; expected a word .*. Use train.max_new_tok"),
+        ("rloo", {"generation_kwargs": {"num_return_sequences": 2}}, "Use train.num_generations"),
+        ("rloo", {"generation_kwargs": {"penalty_alpha": 0.5}}, "This transformers samples as if it were not there"),
+        ("grpo", {"generation_kwargs": {"stop_strings": ["."]}}, "end them with the chat template"),
+        ("grpo", {"generation_kwargs": {"do_sample": False}}, "do_sample: False; it must be true: else all answers"),
+        ("grpo", {"generation_kwargs": {"length_penalty": 2.0}}, "which ranks beams; expected num_beams above 1"),
+        ("grpo", {"use_vllm": True, "cache_implementation": "static"}, "cache_implementation has no effect beside"),
+        (
+            "rloo",
+            {
+                **{"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://a:1"},
+                "vllm_server_port": 2,
+            },
+            "train.vllm_server_port has no effect beside train.vllm_server_base_url. Leave one of them out",
+        ),
+        ("grpo", {"loss_type": "sapo", "epsilon": 0.3}, "train.epsilon has no effect here; it needs train.loss_type"),
+        ("sft", {"logging_strategy": "epoch", "logging_steps": 5}, "train.logging_steps has no effect here"),
+        (
+            "sft",
+            {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 3},
+            "train.save_steps is 3 and train.eval_steps not said; expected the same steps",
+        ),
+        # A schedule that follows a metric takes less for better; the best is more of all but a loss.
+        (
+            "sft",
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "mean_token_accuracy"},
+            "takes less of mean_token_accuracy for better; expected mode: max. Set .*kwargs: {mode: max}",
+        ),
+        (
+            "sft",
+            {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": {"mode": "max"}},
+            "takes more of loss for better; expected mode: min",
+        ),
+        (
+            "kto",
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "kl"},
+            "expected its mode beside a metric of which either may be better",
+        ),
+        ("grpo", {"lr_scheduler_type": "reduce_lr_on_plateau"}, "Set train.metric_for_best_model: reward"),
+        (
+            "sft",
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "greater_is_better": False},
+            "train.greater_is_better has no effect here; .* Set train.lr_scheduler_kwargs: {mode: max}, or min",
+        ),
+        (
+            "kto",
+            {"load_best_model_at_end": True, "metric_for_best_model": "kl"},
+            "kl, of which neither more nor less is better by itself; expected train.greater_is_better beside it",
+        ),
         ("rloo", {"generation_kwargs": {"min_new_tokens": 500}}, r"at most train.max_new_tokens \(128\)"),
         ("dpo", {"loss_type": "exo_pair"}, "label_smoothing is 0 with train.loss_type exo_pair; it must be > 0"),
         ("dpo", {"loss_type": "robust", "label_smoothing": 0.5}, "it must be < 0.5"),
@@ -167,6 +217,13 @@ def test_bounds_that_trl_refuses_are_refused_beforehand(fields: dict[str, Any], 
         ("sft", {"optim": "sgd", "optim_args": "nesterov=true"}, "a momentum above 0 beside it"),
         ("sft", {"optim": "sgd", "optim_args": "momentum=0.9=1"}, "must be like"),
         ("sft", {"optim": "rmsprop", "optim_args": "centered=maybe"}, "it must be true or false"),
+        ("sft", {"optim": "sgd", "optim_args": "momentum=inf"}, "has momentum=inf; it must be a number >= 0"),
+        ("sft", {"optim": "ademamix", "optim_args": "t_alpha=nan"}, "has t_alpha=nan; it must be a whole number >= 1"),
+        (
+            "sft",
+            {"optim": "sgd", "optim_args": "momentum=0.9,momentum=0"},
+            "has momentum twice; expected each argument",
+        ),
     ],
 )
 def test_words_that_contradict_one_another_are_one_sentence(kind: str, fields: dict[str, Any], message: str) -> None:
@@ -184,6 +241,18 @@ def test_words_that_contradict_one_another_are_one_sentence(kind: str, fields: d
         ("dpo", {"loss_type": "exo_pair", "label_smoothing": 0.001}),
         ("dpo", {"loss_type": ["sigmoid", "sft"], "f_divergence_type": "js_divergence"}),
         ("kto", {"desirable_weight": 0}),
+        ("rloo", {"epsilon": 0.3}),
+        ("grpo", {"epsilon": 0.3, "loss_type": "cispo"}),
+        ("kto", {"load_best_model_at_end": True, "metric_for_best_model": "eval_kl", "greater_is_better": False}),
+        ("grpo", {"load_best_model_at_end": True, "metric_for_best_model": "rewards/gold/mean"}),
+        (
+            "grpo",
+            {
+                "lr_scheduler_type": "reduce_lr_on_plateau",
+                "lr_scheduler_kwargs": {"mode": "max"},
+                "metric_for_best_model": "reward",
+            },
+        ),
         ("sft", {"eval_steps": 9, "max_steps": 8}),  # a quick look at a recipe, without evaluations
         ("sft", {"load_best_model_at_end": True, "eval_strategy": "epoch", "eval_delay": 9, "max_steps": 8}),  # epochs
         ("sft", {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=True"}),
@@ -197,7 +266,54 @@ def test_the_words_of_generation_are_those_of_transformers() -> None:
     from transformers import GenerationConfig
 
     known = set(GenerationConfig().to_dict()) - {"_from_model_config", "transformers_version"}
-    assert {*GENERATION_WORDS, *OF_TRAIN} == known
+    assert {*TAKEN, *REFUSED, *OF_TRAIN} == known
+    assert not set(TAKEN) & {*REFUSED, *OF_TRAIN} and not set(REFUSED) & set(OF_TRAIN)
+
+
+GENERATED: dict[str, Any] = {
+    "bad_words_ids": [[5, 6]],
+    "begin_suppress_tokens": [5],
+    "cache_config": {"nbits": 4},
+    "do_sample": True,
+    "early_stopping": "never",
+    "encoder_no_repeat_ngram_size": 2,
+    "encoder_repetition_penalty": 1.1,
+    "epsilon_cutoff": 3e-4,
+    "eta_cutoff": 3e-4,
+    "exponential_decay_length_penalty": [5, 1.1],
+    "forced_eos_token_id": 5,
+    "guidance_scale": 1.5,
+    "length_penalty": -0.5,
+    "min_length": 3,
+    "min_new_tokens": 3,
+    "no_repeat_ngram_size": 2,
+    "num_beams": 2,
+    "prefill_chunk_size": 16,
+    "remove_invalid_values": True,
+    "renormalize_logits": True,
+    "sequence_bias": [[[5], 1.0]],
+    "suppress_tokens": [5],
+    "top_h": 0.4,
+    "typical_p": 0.9,
+    "use_cache": False,
+    "watermarking_config": {"bias": 2.0},
+}
+"""A value of each word that changes what is sampled."""
+
+
+@pytest.mark.parametrize("word", TAKEN)
+def test_what_is_sampled_by_takes_its_values_and_no_others(word: str) -> None:
+    from transformers import GenerationConfig
+
+    right = {word: GENERATED[word], **({"num_beams": 2} if word in ("early_stopping", "length_penalty") else {})}
+    assert problems_of("grpo", {"generation_kwargs": right}) == []
+    GenerationConfig(**{"do_sample": True, **right})
+    wrong: tuple[Any, ...] = (
+        ("x", [], {"a": 1}, ["x"], math.inf) if word not in ("cache_config", "watermarking_config") else (1,)
+    )
+    for value in wrong:
+        (problem, *_) = problems_of("grpo", {"generation_kwargs": {**right, word: value}})
+        assert str(problem).startswith(f"train.generation_kwargs has {word}: {value}; it must be ")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULE_KWARGS)
