@@ -238,7 +238,8 @@ class _Building:
         self.names(name, config_class, body)
         seed = stage_head.seed if stage_head is not None and stage_head.seed is not None else head.seed
         if len(self.problems) > before or config is None or stage_head is None:
-            data = {field: str(body.value[field].value) for field in config_class.markers(Data) if field in body.value}
+            named = {field: body.value[field].value for field in config_class.markers(Data) if field in body.value}
+            data = {field: source for field, source in named.items() if isinstance(source, str)}
             spec = StageSpec(name, kind, rest.whole or StageConfig(), seed, compute, node.place)
             self.broken[name] = BrokenStage(spec, data, body.plain(), rest.wrong)
             return None
