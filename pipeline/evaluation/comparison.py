@@ -174,8 +174,8 @@ def _model(each: Answers, against: Answers, tasks: Sequence[str], settings: _Set
         kl=divergence.k1_per_sequence if divergence else None,
         kl_k3=divergence.k3_per_sequence if divergence else None,
         kl_per_token=divergence.k1_per_token if divergence else None,
-        length=settings.mean(each.lengths),
-        eos_rate=settings.share(each.ended),
+        length=None if each.lengths is None else settings.mean(each.lengths),
+        eos_rate=None if each.ended is None else settings.share(each.ended),
         tasks={task: metrics for task, metrics in per_task.items() if metrics},
     )
 
