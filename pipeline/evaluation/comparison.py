@@ -202,7 +202,10 @@ def _gaming(
     measured: Mapping[str, ModelMetrics],
     settings: _Settings,
 ) -> dict[str, Gaming]:
-    """Compare reward model and gold, by model; nothing where one of the two is missing or never varies."""
+    """Compare reward model and gold, by model; nothing where one of the two is missing.
+
+    A judge that gives every answer the same has no unit, and no gain in any.
+    """
     scored = {each.name: (each.reward, each.gold) for each in answers}
     units = []
     for place in (0, 1):
@@ -210,9 +213,9 @@ def _gaming(
         others = [
             scores for name, pair in scored.items() if name != against.name and (scores := pair[place]) is not None
         ]
-        units.append(0.0 if own is None else spread(own, others))
+        units.append(1.0 if own is None else spread(own, others) or 1.0)
     base_reward, base_gold = scored[against.name]
-    if base_reward is None or base_gold is None or 0 in units:
+    if base_reward is None or base_gold is None:
         return {}
     return {
         name: assess(

@@ -99,7 +99,9 @@ def _tasks(report: Report, path: Path) -> Path:
         y = [group + (place - (len(names) - 1) / 2) * bar for group, _ in own]
         widths, highs = [100 * each.correct.value for _, each in own], [100 * each.correct.high for _, each in own]
         handles.append(axes.barh(y, widths, height=bar * 0.9, color=colour[name], label=plain(name), zorder=2))
-        axes.hlines(y, [100 * each.correct.low for _, each in own], highs, color=INK, linewidth=0.9, alpha=0.75, zorder=3)
+        axes.hlines(
+            y, [100 * each.correct.low for _, each in own], highs, color=INK, linewidth=0.9, alpha=0.75, zorder=3
+        )
         for position, high, (_, each) in zip(y, highs, own, strict=True):
             if each.delta and each.delta.is_below(report.level):
                 axes.plot([high + 2.5], [position], "v", color=INK, markersize=4.5, zorder=4, clip_on=False)
