@@ -92,7 +92,8 @@ def _tasks(report: Report, path: Path) -> Path:
     rows = max(len(names) + 1, *(2 + name.count("\n") for name in shown))  # of a group, the gap below it included
     figure = new_figure(WIDTH_IN, 1.2 + thick * rows * len(tasks) + 0.2 * len(names))
     axes = figure.add_subplot()
-    bar, handles = 1 / rows, []
+    bar = 1 / rows
+    handles: list[Any] = []
     for place, name in enumerate(names):
         found = report.models[name].tasks
         own = [(group, found[task]) for group, task in enumerate(tasks) if task in found]
