@@ -186,8 +186,8 @@ def _evidence(figures: Figures) -> list[_Evidence]:
 
 
 def _half_beyond(evidence: Sequence[_Evidence]) -> list[str]:
-    """Say of figures that look like a difference why they do not count: interval and test disagree."""
-    half = [each.text for each in evidence if each.is_half]
+    """Say of figures that look like a difference why they do not count; those of the first were just given."""
+    half = [each.name if each is evidence[0] else each.text for each in evidence if each.is_half]
     if not half:
         return []
     return [f"Interval and test disagree near the edge, so nothing is claimed from it: {'; '.join(half)}."]

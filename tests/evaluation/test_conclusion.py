@@ -143,6 +143,8 @@ def test_an_interval_that_the_test_does_not_confirm_is_explained():
         "Interval and test disagree near the edge, so nothing is claimed from it: "
         "win rate 64.0 % [51.0, 77.0], p = 0.06.",
     ]
+    alone = conclude(Figures(judge="gold", level=0.95, **torn), "dpo", "ppo")
+    assert alone.lines[1:] == ["Interval and test disagree near the edge, so nothing is claimed from it: win rate."]
     assert len(conclude(Figures(judge="gold", level=0.95, correct=FLAT, **EVEN), "dpo", "ppo").lines) == 1
 
 
