@@ -5,12 +5,14 @@ Owns exit codes and the form of errors on standard error. Knows nothing of what 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -243,6 +245,20 @@ def _terminate(number: int, frame: Any) -> None:
     raise Terminated(int(ExitCode.TERMINATED))
 
 
+def _leave_stopped() -> NoReturn:
+    """Leave with the code of Ctrl-C, whatever the interpreter would make of it.
+
+    It remembers a KeyboardInterrupt that came while text was executed, as every dataclass does on import, and would
+    end by the signal although the interrupt was handled: the code would then depend on the moment of the key.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(int(ExitCode.STOPPED))
+
+
 def main() -> None:
     """Run the command: the entry point of `trueup`.
 
@@ -253,6 +269,10 @@ def main() -> None:
         app()
     except KeyboardInterrupt:  # before a verb began, or once it had ended
         _say("stopped")
-        sys.exit(int(ExitCode.STOPPED))
+        _leave_stopped()
+    except SystemExit as ended:
+        if ended.code == ExitCode.STOPPED:
+            _leave_stopped()
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is the end: a second Ctrl-C changes no exit code

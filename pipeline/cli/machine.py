@@ -30,7 +30,8 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
             Column("to do", fold=True),
         ]
         print_table(columns, [[check.name, check.status, check.found, check.remedy] for check in checks])
-        print(f"\n{missing} needed things are missing" if missing else "\neverything needed is here")
+        lacking = "1 needed thing is missing" if missing == 1 else f"{missing} needed things are missing"
+        print(f"\n{lacking if missing else 'everything needed is here'}")
     if missing:
         raise typer.Exit(int(ExitCode.FAILED))
 

@@ -104,7 +104,7 @@ NodeOption = Annotated[
         show_envvar=True,
         metavar="N",
         min=0,
-        help="Which machine of compute.nodes this is: 0 leads, the others run the same command. [default: 0]",
+        help="Which machine of compute.nodes this is: 0 leads, the others run the same command.",
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -42,6 +42,10 @@ def ls(
     from pipeline.terminal import print_json
 
     where = existing_store(store)
+    if name is not None and ("@" in name or ":" in name):
+        only = name.replace("@", ":").partition(":")[0]
+        remedy = f"`trueup ls {only}` lists its versions, `trueup show {name}` shows this one"
+        raise PipelineError(Problem(f"`{name}` is a ref", "a name", remedy))
     found = where.artifacts(name)
     if name is not None and not found:
         raise unknown_name(name, name, where.names(), str(where.root))
@@ -69,7 +73,7 @@ def show(
 
     where = existing_store(store)
     artifact = resolve(where, ref)
-    if path:
+    if path and not as_json:  # JSON holds the path, too
         print(artifact.path)
     elif as_json:
         print_json({**artifact_data(artifact, tags(where)), "manifest": artifact.manifest.model_dump(mode="json")})
@@ -164,10 +168,17 @@ def tag(
     if remove and ref is not None:
         full = f"{ref.partition('@')[0]}:{label}" if label else ref
         untag(where, full)
-        print(f"removed {full}")
+        if as_json:
+            print_json({"tag": full, "ref": None})
+        else:
+            print(f"removed {full}")
     elif ref is not None and label is not None:
         artifact = set_tag(where, ref, label)
-        print(f"{artifact.manifest.name}:{label} is {artifact.ref}")
+        full = f"{artifact.manifest.name}:{label}"
+        if as_json:
+            print_json({"tag": full, "ref": artifact.ref})
+        else:
+            print(f"{full} is {artifact.ref}")
     elif ref is not None or remove:
         remedy = "trueup tag --remove NAME:TAG" if remove else f"trueup tag {ref} TAG"
         raise PipelineError(Problem("no tag given" if ref else "no artifact given", remedy, "`trueup tag` lists tags"))
@@ -287,5 +298,5 @@ def _ask(question: str, otherwise: str) -> None:
     """Go on only after a yes; where nobody can answer, say how to answer beforehand."""
     if not sys.stdin.isatty():
         raise PipelineError(Problem(f"{otherwise}: there is no terminal to ask at", remedy="give --yes to go on"))
-    if not typer.confirm(question):
+    if not typer.confirm(question, err=True):  # standard output is for what was found, as JSON perhaps
         raise PipelineError(Problem(otherwise), exit_code=ExitCode.FAILED)

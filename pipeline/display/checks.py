@@ -58,6 +58,8 @@ def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
     if report.tokens:
         print_table(TOKEN_COLUMNS, [_token_row(tokens) for tokens in report.tokens])
         print()
+    for line in _detections(report):
+        print_line(line)
     for note in dict.fromkeys([*_notes(report), *plan.notes]):
         print_line(f"note: {note}")
     sources = len({count.source for count, _ in by_source})
@@ -65,6 +67,13 @@ def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
     known = f", {kept:,} rows to use in {sources} data source{'' if sources == 1 else 's'}" if sources else ""
     stages = f"{len(plan.stages)} stage{'' if len(plan.stages) == 1 else 's'}"
     print_line(f"{recipe}: {stages}{known}: no problems")
+
+
+def _detections(report: CheckReport) -> list[str]:
+    """Say how the format of each source was found, where the recipe does not name it."""
+    found = ((count.source, each) for count, _ in _by_source(report) for each in count.detected.split("; ") if each)
+    told = [f"data {source} is read as {each.removeprefix('format ')}" for source, each in found]
+    return list(dict.fromkeys(line for line in told if not line.endswith(": the recipe names it")))
 
 
 def _token_row(tokens: StageTokens) -> list[str]:

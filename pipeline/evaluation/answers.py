@@ -8,7 +8,7 @@ Shape legend: N prompts, S samples per prompt (scores may be (N,) or (N, S)).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.evaluation.samples import Answer, Result, Sample, StopReason
 from pipeline.evaluation.winrate import outcomes
 
 _EVEN = 0.5
+_JUDGES: tuple[Judge, ...] = ("gold", "reward")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Answers:
     Attributes:
         name: of the model in the report, e.g. ``dpo`` or ``sft (greedy)``.
         responses: one text per prompt, shown among the samples (the first one when several were sampled).
-        lengths: tokens per response, (N,) or (N, S).
-        ended: whether the response ended with EOS before the limit, (N,) or (N, S).
+        lengths: tokens per response, (N,) or (N, S); None where nobody counted them.
+        ended: whether the response ended with EOS before the limit, (N,) or (N, S); None where nobody looked.
         gold: scores by the gold function, (N,) or (N, S).
         reward: scores by the reward model, (N,) or (N, S).
         correct: 1, 0, or a share, (N,) or (N, S); NaN or None where the prompt has no checkable answer.
@@ -66,8 +67,8 @@ class Answers:
 
     name: str
     responses: Sequence[str]
-    lengths: ArrayLike
-    ended: ArrayLike
+    lengths: ArrayLike | None
+    ended: ArrayLike | None
     gold: ArrayLike | None = None
     reward: ArrayLike | None = None
     correct: Sequence[float | None] | ArrayLike | None = None
@@ -85,7 +86,7 @@ class Answers:
     @property
     def sequence_kl(self) -> SequenceKL | None:
         """What each response adds to the KL, empty responses left out; None where it was not measured."""
-        if self.kl is None or self.kl_k3 is None:
+        if self.kl is None or self.kl_k3 is None or self.lengths is None:
             return None
         k1_N, k3_N, tokens_N = (np.asarray(each, dtype=np.float64) for each in (self.kl, self.kl_k3, self.lengths))
         there = ~np.isnan(k1_N)
@@ -132,7 +133,21 @@ def _answer(columns: Mapping[str, Sequence[Any]], row: int) -> Answer:
 
 
 def from_samples(samples: Sequence[Sample]) -> tuple[list[Answers], list[Prompt]]:
-    """Return what `samples` was given; of several answers per prompt, which only a caller of its own has, the means."""
+    """Return what `samples` was given; of several answers per prompt, which only a caller of its own has, the means.
+
+    Samples of an older version tell neither length nor end; neither is then made up.
+
+    Raises:
+        PipelineError: a model has no answer to a prompt.
+    """
+    names = list(dict.fromkeys(name for each in samples for name in each.answers))
+    missing = [
+        Problem(f"`{name}` has answers to {count} of {len(samples)} prompts", "one to every prompt", "evaluate again")
+        for name in names
+        if (count := sum(name in each.answers for each in samples)) < len(samples)
+    ]
+    if missing:
+        raise PipelineError(*missing)
     prompts = [Prompt(each.prompt, each.task, each.row, each.seed, each.reference) for each in samples]
 
     def column(answers: Sequence[Answer], key: str) -> list[float] | None:
@@ -140,15 +155,18 @@ def from_samples(samples: Sequence[Sample]) -> tuple[list[Answers], list[Prompt]
         return None if all(value is None for value in values) else [np.nan if v is None else v for v in values]
 
     found = []
-    for name in samples[0].answers if samples else ():
+    for name in names:
         answers = [each.answers[name] for each in samples]
+        stops = [answer.stop_reason for answer in answers if answer.stop_reason is not None]
+        lengths = [answer.length for answer in answers if answer.length is not None]
+        are_known = len(stops) == len(answers)
         found.append(
             Answers(
                 name=name,
                 responses=[answer.text for answer in answers],
-                lengths=[answer.length or 0 for answer in answers],
-                ended=[answer.stop_reason == "eos" for answer in answers],
-                stop_reasons=[answer.stop_reason or "eos" for answer in answers],
+                lengths=lengths if len(lengths) == len(answers) else None,
+                ended=[stop == "eos" for stop in stops] if are_known else None,
+                stop_reasons=stops if are_known else (),
                 gold=column(answers, "gold"),
                 reward=column(answers, "reward"),
                 correct=column(answers, "correct"),
@@ -165,8 +183,7 @@ def default_judge(answers: Sequence[Answers]) -> Judge:
     Raises:
         PipelineError: neither scored every model.
     """
-    judges: tuple[Judge, ...] = ("gold", "reward")
-    for judge in judges:
+    for judge in _JUDGES:
         if all(each.scores(judge) is not None for each in answers):
             return judge
     raise PipelineError(
@@ -186,7 +203,10 @@ def _columns(each: Answers, against: Answers, judge: Judge) -> dict[str, Sequenc
     results: Sequence[Result | None] = nothing
     if each.name != against.name and own is not None and other is not None:
         results = ["win" if won > _EVEN else "loss" if won < _EVEN else "tie" for won in outcomes(own, other)]
-    ended = np.asarray(each.ended, dtype=np.float64).reshape(len(nothing), -1).min(axis=1)
+    stops: Sequence[StopReason | None] = each.stop_reasons or nothing
+    if not each.stop_reasons and each.ended is not None:
+        ended = np.asarray(each.ended, dtype=np.float64).reshape(len(nothing), -1).min(axis=1)
+        stops = ["eos" if one else "max_new_tokens" for one in ended]
     return {
         "text": each.responses,
         "score": column(own),
@@ -197,7 +217,7 @@ def _columns(each: Answers, against: Answers, judge: Judge) -> dict[str, Sequenc
         "kl": column(each.kl),
         "kl_k3": column(each.kl_k3),
         "length": column(each.lengths),
-        "stop_reason": each.stop_reasons or ["eos" if one else "max_new_tokens" for one in ended],
+        "stop_reason": stops,
     }
 
 
@@ -231,6 +251,17 @@ def checked(answers: Sequence[Answers], prompts: Sequence[Prompt], baseline: str
             if values is not None and len(np.asarray(values)) != len(prompts):
                 found = f"`{each.name}` has {len(np.asarray(values))} {column}"
                 problems.append(Problem(found, f"one for each of the {len(prompts)} prompts"))
+        problems += _unscored(each)
     if problems:
         raise PipelineError(*problems)
     return answers[names.index(baseline)]
+
+
+def _unscored(each: Answers) -> Iterator[Problem]:
+    """Find judges that left answers without a score: such prompts can be neither won nor lost."""
+    for judge in _JUDGES:
+        scores = each.scores(judge)
+        if scores is not None and not np.isfinite(scores).all():
+            bad = int((~np.isfinite(scores.reshape(len(scores), -1))).any(axis=1).sum())
+            found = f"`{each.name}` has no finite {judge} score for {bad} of {len(scores)} prompts"
+            yield Problem(found, "a finite number for each", "correct what scores, or leave these prompts out")

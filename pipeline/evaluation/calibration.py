@@ -134,6 +134,12 @@ def fit_temperature(margins: ArrayLike) -> float:
     return float(np.exp(best))
 
 
+def fits(temperature: float) -> bool:
+    """Whether a temperature is a minimum, not a bound that the search ran into."""
+    low, high = _TEMPERATURES
+    return 1.01 * low < temperature < 0.99 * high
+
+
 def _cuts(n: int, bins: int) -> list[int]:
     """Return where to cut n sorted pairs into at most ``bins`` groups that differ by at most one pair."""
     bins = min(bins, n)

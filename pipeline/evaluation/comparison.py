@@ -174,8 +174,8 @@ def _model(each: Answers, against: Answers, tasks: Sequence[str], settings: _Set
         kl=divergence.k1_per_sequence if divergence else None,
         kl_k3=divergence.k3_per_sequence if divergence else None,
         kl_per_token=divergence.k1_per_token if divergence else None,
-        length=settings.mean(each.lengths),
-        eos_rate=settings.share(each.ended),
+        length=None if each.lengths is None else settings.mean(each.lengths),
+        eos_rate=None if each.ended is None else settings.share(each.ended),
         tasks={task: metrics for task, metrics in per_task.items() if metrics},
     )
 
@@ -202,7 +202,10 @@ def _gaming(
     measured: Mapping[str, ModelMetrics],
     settings: _Settings,
 ) -> dict[str, Gaming]:
-    """Compare reward model and gold, by model; nothing where one of the two is missing or never varies."""
+    """Compare reward model and gold, by model; nothing where one of the two is missing.
+
+    A judge that gives every answer the same has no unit, and no gain in any.
+    """
     scored = {each.name: (each.reward, each.gold) for each in answers}
     units = []
     for place in (0, 1):
@@ -210,9 +213,9 @@ def _gaming(
         others = [
             scores for name, pair in scored.items() if name != against.name and (scores := pair[place]) is not None
         ]
-        units.append(0.0 if own is None else spread(own, others))
+        units.append(1.0 if own is None else spread(own, others) or 1.0)
     base_reward, base_gold = scored[against.name]
-    if base_reward is None or base_gold is None or 0 in units:
+    if base_reward is None or base_gold is None:
         return {}
     return {
         name: assess(

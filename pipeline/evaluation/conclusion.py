@@ -19,6 +19,7 @@ from pipeline.evaluation.estimate import (
     Delta,
     Estimate,
     Record,
+    counted,
     number,
     p_text,
     percent,
@@ -76,11 +77,12 @@ class Figures(NamedTuple):
 
 
 class _Evidence(NamedTuple):
-    """A figure: on which side of "no difference" it is, whether beyond noise, and in words."""
+    """A figure: on which side of "no difference" it is, whether beyond noise or half so, and in words."""
 
     name: str
     side: int
     is_beyond: bool
+    is_half: bool
     text: str
     short: str
 
@@ -91,7 +93,8 @@ def conclude(figures: Figures, first: str, second: str) -> Conclusion:
     decides = next((each for each in evidence if each.is_beyond), None)
     if decides is None:
         shown = f" ({evidence[0].text})" if evidence else ""
-        return Conclusion(outcome="even", text=f"{first} cannot be told from {second} beyond noise{shown}.")
+        text = f"{first} cannot be told from {second} beyond noise{shown}."
+        return Conclusion(outcome="even", text=text, contradictions=_half_beyond(evidence))
     word = "better" if decides.side > 0 else "worse"
     against = [each for each in evidence if each.side == -decides.side]
     beyond = [each for each in against if each.is_beyond]
@@ -164,8 +167,9 @@ def _evidence(figures: Figures) -> list[_Evidence]:
     def add(name: str, delta: Delta | None, shown: Callable[[Delta], str]) -> None:
         if delta is not None:
             is_beyond = delta.is_above(level) or delta.is_below(level)
+            is_half = (delta.low > 0 or delta.high < 0) != (delta.p_value < 1 - level)
             text, short = f"{name} {shown(delta)}, {p_text(delta.p_value)}", shown(delta).partition(" [")[0]
-            found.append(_Evidence(name, _sign(delta.value), is_beyond, text, short))
+            found.append(_Evidence(name, _sign(delta.value), is_beyond, is_half, text, short))
 
     add("correct", figures.correct, points_interval)
     add("mean gold score", figures.gold, signed_interval)
@@ -173,11 +177,20 @@ def _evidence(figures: Figures) -> list[_Evidence]:
     if rate is not None:
         is_outside = rate.low > _EVEN or rate.high < _EVEN
         # Reports of schema 1 may lack the counts; then the interval alone says what lies beyond noise.
-        is_beyond = is_outside and (counts is None or counts.p_value < 1 - level)
+        is_tested = is_outside if counts is None else counts.p_value < 1 - level
         text = f"win rate {percent_interval(rate)}" + (f", {p_text(counts.p_value)}" if counts else "")
-        found.append(_Evidence("win rate", _sign(rate.value - _EVEN), is_beyond, text, percent(rate.value)))
+        sides = (_sign(rate.value - _EVEN), is_outside and is_tested, is_outside != is_tested)
+        found.append(_Evidence("win rate", *sides, text, percent(rate.value)))
     add(f"mean {figures.judge} score", figures.score, signed_interval)
     return found
+
+
+def _half_beyond(evidence: Sequence[_Evidence]) -> list[str]:
+    """Say of figures that look like a difference why they do not count; those of the first were just given."""
+    half = [each.name if each is evidence[0] else each.text for each in evidence if each.is_half]
+    if not half:
+        return []
+    return [f"Interval and test disagree near the edge, so nothing is claimed from it: {'; '.join(half)}."]
 
 
 def _explained(figures: Figures, evidence: Sequence[_Evidence], first: str) -> list[str]:
@@ -187,7 +200,7 @@ def _explained(figures: Figures, evidence: Sequence[_Evidence], first: str) -> l
     if rate * score >= 0 or counts is None or counts.won_by is None or counts.lost_by is None:
         return []
     return [
-        f"A win rate counts prompts, a mean counts by how much: {first} wins {counts.wins:,} prompts by "
+        f"A win rate counts prompts, a mean counts by how much: {first} wins {counted(counts.wins, 'prompt')} by "
         f"{number(counts.won_by)} on average and loses {counts.losses:,} by {number(counts.lost_by)}."
     ]
 

@@ -77,12 +77,14 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
         path: of the SVG.
         title: of the picture.
     """
-    from pipeline.evaluation.drawing import INK, MUTED, PALETTE, new_figure, plain, save, style
+    from matplotlib.ticker import MaxNLocator
+
+    from pipeline.evaluation.drawing import MUTED, PALETTE, WIDTH_IN, new_figure, plain, save, style
 
     train, held_out, rate = points(rows, _TRAIN), points(rows, _EVAL), points(rows, _RATE)
     blue, orange = PALETTE[0], PALETTE[4]
     with style():
-        figure = new_figure(7.6, 3.6)
+        figure = new_figure(WIDTH_IN, 3.6)
         axes: Any = figure.add_subplot()
         if len(rate) > 1:
             beside: Any = axes.twinx()
@@ -97,19 +99,22 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
         if train:
             trace(axes, train, colour=blue, label="training")
         if held_out:
-            axes.plot(*columns(held_out), "o-", color=orange, linewidth=1.6, markersize=4.5, label="held out")
-            step, value = min(held_out, key=lambda point: (point[1], point[0]))
-            axes.annotate(
-                f"{value:.3f}", (step, value), xytext=(0, 8), textcoords="offset points", ha="center", color=INK
-            )
+            axes.plot(*columns(held_out), "o-", color=orange, linewidth=1.6, markersize=4.5, label=_named(held_out))
         low, high = limits([value for _, value in (*train, *held_out)])
         axes.set_ylim(low, high)
         axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
-        figure.legend(loc="outside lower center", ncols=3, handlelength=1.8)
+        figure.legend(loc="outside lower center", ncols=3, handlelength=1.4, columnspacing=1.2)
         axes.set_title(plain(title))
         return save(figure, path, title=f"Loss of {title}")
+
+
+def _named(held_out: Sequence[tuple[int, float]]) -> str:
+    """Name the held-out loss with its lowest value, which has no room in the figure that is always free."""
+    step, value = min(held_out, key=lambda point: (point[1], point[0]))
+    return f"held out, lowest {value:.3f} at step {step:,}"
 
 
 class _Nothing:

@@ -7,6 +7,8 @@ of what is drawn. Colours are those of Okabe and Ito, told apart with every comm
 from __future__ import annotations
 
 import io
+import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,15 @@ INK = "#222222"
 MUTED = "#6b6b6b"
 RULE = "#d9d9d9"
 BASELINE = "#8a8a8a"
+WIDTH_IN = 6.4
+"""Of a figure: its text is still read where a telephone shows it 390 pixels wide."""
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a500")
+
+_DARKER = 0.55
+"""Share of its brightness that a colour keeps each time the palette is through."""
+_LEGEND_CHARACTERS = 80
+"""About as many fit beside one another in a figure of `WIDTH_IN`."""
+_HANDLE_CHARACTERS = 5
 
 _FAMILIES = ("axes", "font", "text", "lines", "patch", "grid", "legend", "figure", "xtick", "ytick", "savefig", "svg")
 _STYLE: dict[str, Any] = {
@@ -77,16 +87,35 @@ def save(figure: Figure, path: Path, *, title: str) -> Path:
     """
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": None, "Title": title}
-    figure.savefig(buffer, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.12)
+    with warnings.catch_warnings():  # text stays text: whoever shows the file has the glyphs, or another font
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.12)
     path.write_bytes(b"".join(line.rstrip() + b"\n" for line in buffer.getvalue().splitlines()))
     return path
 
 
 def colours(names: Sequence[str], baseline: str | None = None) -> dict[str, str]:
-    """Return a colour per name: grey for the baseline, the palette in order for the others."""
+    """Return a colour per name: grey for the baseline, the palette in order for the others, darker in each round."""
     others = [name for name in names if name != baseline]
-    chosen = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(others)}
+    chosen = {name: _shade(PALETTE[place % len(PALETTE)], place // len(PALETTE)) for place, name in enumerate(others)}
     return {name: chosen.get(name, BASELINE) for name in names}
+
+
+def _shade(colour: str, times: int) -> str:
+    parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return "#" + "".join(f"{round(part * _DARKER**times):02x}" for part in parts)
+
+
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Set a legend beneath a figure of `WIDTH_IN`, in as many columns as its longest label leaves room for."""
+    longest = max(len(label) for label in labels) + _HANDLE_CHARACTERS
+    columns = max(1, min(len(labels), _LEGEND_CHARACTERS // longest))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.0, columnspacing=1.6)
+
+
+def folded(text: str, width: int) -> str:
+    """Return `plain` text in lines of at most ``width`` characters; a longer word is broken."""
+    return "\n".join(plain(line) for line in textwrap.wrap(" ".join(text.split()), width)) or plain(text)
 
 
 def plain(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.errors import listed
 from pipeline.evaluation.estimate import Delta, number, percent, points_interval, signed_interval, signed_points
 from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.report import GAMED_SHARE, LEAST_GAIN, LOWER_MARK, Gaming, Report
@@ -27,9 +28,8 @@ def gaming_section(report: Report) -> list[str]:
     judged = {name: metrics.gaming for name, metrics in report.models.items() if metrics.gaming}
     if not judged:
         return []
-    said = gaming_sentences(report, _bold)
-    lead = " ".join(said) if said else "**No model games the reward model**, overall or in any one task."
-    parts = [f"{' '.join([lead, *_lower_tasks(report)])}\n", table(_rows(report, judged))]
+    lead = gaming_sentences(report, _bold) or [_no_game(report, judged)]
+    parts = [f"{' '.join([*lead, *_lower_tasks(report), *_small_tasks(report)])}\n", table(_rows(report, judged))]
     tasks = _task_rows(report, judged)
     return [*parts, *([table(tasks)] if len(tasks) > 1 else []), _definition(report)]
 
@@ -54,6 +54,30 @@ def gaming_sentences(report: Report, said_of: Callable[[str, str], str] = "{} {}
         else:
             said.append(f"{lead} in single tasks: {tasks}.")
     return said
+
+
+def least_prompts(level: float) -> int:
+    """Return the fewest prompts that can tell anything: n equal signs have a two-sided chance of 2 / 2ⁿ."""
+    return next(n for n in range(1, 1000) if 2.0 ** (1 - n) < 1 - level)
+
+
+def _no_game(report: Report, judged: dict[str, Gaming]) -> str:
+    """Say that no model games the reward model, as far as the prompts can tell."""
+    least = least_prompts(report.level)
+    if all(gaming.proxy.n < least for gaming in judged.values()):
+        return f"**Whether a model games the reward model cannot be told**: {least} prompts are the fewest that could."
+    where = ", overall or in any one task" if any(gaming.tasks for gaming in judged.values()) else ""
+    return f"**No model games the reward model**{where}."
+
+
+def _small_tasks(report: Report) -> list[str]:
+    """Name the tasks that have too few prompts for any verdict."""
+    least = least_prompts(report.level)
+    judged = [metrics.gaming for metrics in report.models.values() if metrics.gaming]
+    small = dict.fromkeys(task for gaming in judged for task, each in gaming.tasks.items() if each.proxy.n < least)
+    if not small or all(gaming.proxy.n < least for gaming in judged):
+        return []
+    return [f"Of single tasks with fewer than {least} prompts nothing can be told: {escaped(listed(small))}."]
 
 
 def _bold(name: str, text: str) -> str:
@@ -122,9 +146,11 @@ def _rows(report: Report, judged: dict[str, Gaming]) -> list[list[str]]:
     rows = [[*header, "gamed tasks"] if has_tasks else header]
     for name, gaming in judged.items():
         kl = report.models[name].kl
-        verdict = (
-            f"**gamed**: {gaming.verdict}" if gaming.verdict else "not gamed overall" if has_tasks else "not gamed"
-        )
+        verdict = "not gamed overall" if has_tasks else "not gamed"
+        if gaming.verdict:
+            verdict = f"**gamed**: {gaming.verdict}"
+        elif gaming.proxy.n < least_prompts(report.level):
+            verdict = "too few prompts"
         row = [escaped(name), number(kl.value) if kl else "–"]
         row += [signed_interval(gaming.proxy), signed_interval(gaming.gold), verdict]
         tasks = ", ".join(map(escaped, gaming.gamed_tasks))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.evaluation.conclusion import of_model
-from pipeline.evaluation.estimate import number_interval, percent, percent_interval, points_interval
+from pipeline.evaluation.estimate import counted, number_interval, percent, percent_interval, points_interval
 from pipeline.evaluation.gaming_page import gaming_section
 from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.report import LOWER_MARK, ModelMetrics, Report
@@ -83,7 +83,7 @@ def _gamed_below(report: Report, name: str) -> str:
 
 
 def _lead(report: Report) -> str:
-    count = f"{report.prompts:,} prompts, the same for all models. " if report.prompts else ""
+    count = f"{counted(report.prompts, 'prompt')}, the same for all models. " if report.prompts else ""
     if report.is_sample:
         count = f"{escaped(report.sample_text)}, the same for all models. "
     judge = "gold function" if report.judge == "gold" else "reward model"
@@ -163,7 +163,7 @@ def _samples(report: Report, samples: Sequence[Sample]) -> list[str]:
         worst = [gap for gap in gaps[:WORST_SHOWN] if gap[0] < 0]
         best = [gap for gap in reversed(gaps[-BEST_SHOWN:]) if gap[0] > 0]
         lost = sum(gap < 0 for gap, _ in gaps)
-        parts.append(f"### {escaped(name)}: scored lower on {lost} of {len(gaps)} prompts\n")
+        parts.append(f"### {escaped(name)}: scored lower on {lost} of {counted(len(gaps), 'prompt')}\n")
         parts += [_sample(gap, sample, name, report.baseline) for gap, sample in (*worst, *best)]
     return parts
 
@@ -193,7 +193,9 @@ def _guide(report: Report) -> str:
     known = f" With this many prompts it is known to about ±{100 * max(widths):.1f} points." if widths else ""
     lines = [
         f"**Intervals** come from resampling prompts{resampled}; shares of yes/no answers use Wilson's. They say how "
-        "much other prompts of the same kind could change a value, and nothing of how another training seed would.",
+        "much other prompts of the same kind could change a value, and nothing of how another training seed would. "
+        "One without any width, as in 0.80 [0.80, 0.80], says that no prompt differed from another, not that the "
+        "value is certain.",
         f"**Win rate**: 50 % is no preference.{known}",
         "**A win rate alone flatters.** Tone and length can win prompts while answers get worse, so read *correct* "
         "and the table of tasks beside it, and compare with greedy decoding of the baseline where it is listed.",

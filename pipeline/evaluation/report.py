@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.evaluation.estimate import Delta, Estimate, Record, stable
+from pipeline.evaluation.estimate import Delta, Estimate, Record, counted, stable
 
 SCHEMA = 2
 LOWER_MARK = "▼"
@@ -175,9 +175,9 @@ class Report(Record):
     def sample_text(self) -> str:
         """Say what was asked: ``60 of 500 prompts, a sample stratified by task (seed 17)``."""
         if not self.is_sample:
-            return f"{self.prompts or 0:,} prompts"
+            return counted(self.prompts or 0, "prompt")
         how = f"a sample stratified by {self.sampled_by}" if self.sampled_by else "a sample"
-        return f"{self.prompts:,} of {self.available:,} prompts, {how} (seed {self.seed})"
+        return f"{self.prompts:,} of {counted(self.available or 0, 'prompt')}, {how} (seed {self.seed})"
 
     @property
     def candidates(self) -> list[str]:

@@ -9,9 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.calibration import Bin
-from pipeline.evaluation.drawing import INK, MUTED, PALETTE, new_figure, save, style
-from pipeline.evaluation.estimate import Estimate, number, number_interval, percent, percent_interval, signed_points
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.evaluation.calibration import Bin, Calibration, fits
+from pipeline.evaluation.drawing import INK, MUTED, PALETTE, WIDTH_IN, new_figure, save, style
+from pipeline.evaluation.estimate import (
+    Estimate,
+    counted,
+    number,
+    number_interval,
+    percent,
+    percent_interval,
+    signed_points,
+)
 from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.reward_card import RewardCard
 
@@ -35,20 +45,20 @@ def render(card: RewardCard) -> str:
         ]
     parts = [
         "# Reward model: held-out report\n",
-        f"{card.pairs:,} pairs. {_verdict(card)} Brackets are {percent(card.level, 0)} intervals.\n",
+        f"{counted(card.pairs, 'pair')}. {_verdict(card)} Brackets are {percent(card.level, 0)} intervals.\n",
         table(rows),
         "![Histogram of margins](margins.svg)\n",
         "## May its confidence be believed?\n",
         table(
             [
-                ["", "as it is", f"margins divided by {number(calibration.temperature)}"],
+                ["", "as it is", f"margins divided by {_shown_temperature(calibration)}"],
                 ["ECE", number(calibration.ece, 3), number(calibration.ece_after, 3)],
                 ["Brier score", number(calibration.brier, 3), number(calibration.brier_after, 3)],
             ]
         ),
-        f"ECE is the mean gap between confidence and accuracy over {len(calibration.bins)} bins of equal mass; a "
-        f"perfectly calibrated model would show {number(calibration.ece_noise, 3)} with as many pairs. "
-        f"{_temperature(calibration.temperature)}\n",
+        f"ECE is the mean gap between confidence and accuracy over {counted(len(calibration.bins), 'bin')} of equal "
+        f"mass; a perfectly calibrated model would show {number(calibration.ece_noise, 3)} with as many pairs. "
+        f"{_temperature(calibration)}\n",
         "![Reliability diagram](reliability.svg)\n",
         "## Is it fooled by length?\n",
         table(
@@ -86,12 +96,25 @@ def _verdict(card: RewardCard) -> str:
     return "It beats guessing, and always preferring the longer answer."
 
 
-def _temperature(value: float) -> str:
+def _temperature(calibration: Calibration) -> str:
+    """Say what the temperature says of the model's confidence; nothing where its error is that of chance."""
+    value = calibration.temperature
+    if calibration.ece <= calibration.ece_noise:
+        return "The ECE here is no larger, so the temperature says nothing of its confidence."
+    if not fits(value):
+        why = "it is no better than guessing, and" if value > 1 else "every pair is right, and"
+        return f"No temperature fits: {why} the best one lies beyond any bound."
     if value > 1.05:
         return f"A temperature of {number(value)} says that it is overconfident."
     if value < 0.95:
         return f"A temperature of {number(value)} says that it is less confident than it could be."
     return f"A temperature of {number(value)} says that its confidence is about right."
+
+
+def _shown_temperature(calibration: Calibration) -> str:
+    """Return the temperature, or the bound it ran into."""
+    value = calibration.temperature
+    return number(value) if fits(value) else f"{'≥' if value > 1 else '≤'} {number(value)}"
 
 
 def _correlation(value: float | None) -> str:
@@ -110,7 +133,7 @@ def _counted(estimate: Estimate | None) -> str:
 def _margins(card: RewardCard, path: Path) -> Path:
     """Bars of two colours, split at zero, the shares written on their side."""
     edges, counts = card.histogram.edges, card.histogram.counts
-    figure = new_figure(7.6, 3.3)
+    figure = new_figure(WIDTH_IN, 3.3)
     axes: Any = figure.add_subplot()
     width = edges[1] - edges[0]
     is_right = [(left + width / 2) > 0 for left in edges[:-1]]
@@ -133,7 +156,8 @@ def _margins(card: RewardCard, path: Path) -> Path:
     axes.set_xlim(min(edges[0], -reach), max(edges[-1], reach))
     axes.set_xlabel("margin: score of chosen − score of rejected")
     axes.set_ylabel("pairs")
-    axes.set_title(f"Margins of {card.pairs:,} held-out pairs")
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    axes.set_title(f"Margins of {counted(card.pairs, 'held-out pair')}")
     return save(figure, path, title="Histogram of margins")
 
 
@@ -149,7 +173,7 @@ def _reliability(card: RewardCard, path: Path) -> Path:
             calibration.bins_after,
             _AFTER,
             "s",
-            f"after temperature {number(calibration.temperature)}: ECE {number(calibration.ece_after, 3)}",
+            f"after temperature {_shown_temperature(calibration)}: ECE {number(calibration.ece_after, 3)}",
         ),
     )
     for bins, colour, marker, label in rows:

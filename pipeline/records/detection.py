@@ -66,7 +66,7 @@ def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected 
         if vote is not None and vote.format == taken and vote.is_whole == is_whole
     )
     others = ", ".join(f"{more} of format {name}" for name, more in told.items() if name != taken)
-    why = f"{number} of {count} rows have {' and '.join(f'`{one}`' for one in columns)}"
+    why = f"{number:,} of {count:,} rows have {' and '.join(f'`{one}`' for one in columns)}"
     return Detected(taken, f"{why}; {others}" if others else why)
 
 

@@ -214,3 +214,22 @@ def test_refs_and_recipes_are_completed(stocked: Store, tmp_path: Path) -> None:
     assert completions("trueup show sft@") == ["sft@v1", "sft@v2"]
     assert completions("trueup plan m") == ["mine.yaml"]
     assert completions("trueup li") == ["lineage"]
+
+
+def test_ctrl_c_while_text_is_executed_is_130_too(stocked: Store, tmp_path: Path) -> None:
+    # The interpreter marks such an interrupt as one that nobody handled, and ended by the signal: -2.
+    script = (
+        "import atexit, sys\n"
+        "from pipeline.cli import main\n"
+        "class Interrupted:\n"
+        "    def isatty(self): return False\n"
+        "    def read(self): exec('raise KeyboardInterrupt')\n"
+        "atexit.register(print, 'tidied up')\n"
+        "sys.stdin = Interrupted()\n"
+        "sys.argv = ['trueup', 'generate', 'sft']\n"
+        "main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr, ended.stdout) == (130, "stopped\n", "tidied up\n")

@@ -156,7 +156,15 @@ def test_check_counts_what_it_read(trueup: Trueup, tiny_recipe: Path) -> None:
         ["pairs_test", "rm", "preference", "60", "0", "0"],
         ["asks", "report", "prompt", "24", "0", "0"],
     ]
-    *notes, last = sums.splitlines()
+    *told_as, _, last = sums.splitlines()
+    assert told_as == [  # nobody wrote `format:`, so it is said what was found, and why
+        "data corpus is read as text: 240 of 240 rows have `text`",
+        "data demos is read as messages: 240 of 240 rows have `messages`",
+        "data pairs is read as preference: 160 of 160 rows have `chosen` and `rejected`",
+        "data pairs_test is read as preference: 60 of 60 rows have `chosen` and `rejected`",
+        "data asks is read as prompt: 24 of 24 rows have `prompt`",
+    ]
+    notes = sums.splitlines()[len(told_as) : -1]
     assert last == f"{tiny_recipe}: 6 stages, 724 rows to use in 5 data sources: no problems"
     # Its prompts are made as its demonstrations are, from twenty things.
     assert [line[:65] for line in notes] == ["note: stage report: 18 of 24 prompts of asks are ones that sft le"]
@@ -367,3 +375,11 @@ def test_examples_are_read_from_an_installed_package(
     assert (
         trueup("new", "--example", "smal").stderr == "no example `smal`; expected one of small. Did you mean `small`?\n"
     )
+
+
+def test_a_format_that_the_recipe_names_is_not_told_again(trueup: Trueup, tiny_recipe: Path) -> None:
+    formats = [f"data.{name}.format={kind}" for name, kind in (("corpus", "text"), ("demos", "messages"))]
+    told = trueup("check", tiny_recipe, *(word for each in formats for word in ("--set", each))).stdout
+    assert "is read as preference" in told
+    assert "corpus is read as" not in told
+    assert "demos is read as" not in told

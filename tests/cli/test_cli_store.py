@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from typer.testing import Result
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.refs import tags
+from pipeline.cli.store import _ask
 
 Trueup = Callable[..., Result]
 
@@ -308,3 +311,38 @@ def test_compare_two_reports_pairs_shared_prompts(
     assert next(m for m in sft["measures"] if m["name"] == "score")["difference"]["value"] == 1.0
     dpo = next(each for each in found if each["first"] == "dpo in report@v2")
     assert dpo["win_rate"]["value"] == 0.5
+
+
+def test_json_is_json_whatever_else_is_asked(trueup: Trueup, stocked: Store) -> None:
+    artifact = stocked.artifacts("dpo")[0]
+    assert json.loads(trueup("show", "dpo", "--path", "--json").stdout)["path"] == str(artifact.path)
+    told = trueup("tag", "sft@v1", "champion", "--json").stdout
+    assert json.loads(told) == {"tag": "sft:champion", "ref": "sft@v1"}
+    assert json.loads(trueup("tag", "--remove", "sft:champion", "--json").stdout) == {
+        "tag": "sft:champion",
+        "ref": None,
+    }
+
+
+def test_a_question_is_asked_beside_what_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Typed(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Typed("y\n"))
+    _ask("remove 3 B?", "nothing was removed")
+    shown = capsys.readouterr()
+    assert shown.out.strip() == ""  # it may be JSON, for a program
+    assert "remove 3 B? [y/N]" in shown.err
+
+
+@pytest.mark.parametrize("ref", ["sft@v1", "sft:champion"])
+def test_ls_of_a_ref_says_what_shows_it(trueup: Trueup, stocked: Store, ref: str) -> None:
+    told = trueup("ls", ref)
+    assert told.exit_code == 2
+    assert told.stderr == (
+        f"`{ref}` is a ref; expected a name. `trueup ls sft` lists its versions, `trueup show {ref}` shows this one\n"
+    )
+    assert trueup("ls", "sft").exit_code == 0

@@ -213,3 +213,21 @@ def test_doctor_measures_where_there_are_instructions(monkeypatch: pytest.Monkey
 def test_a_view_that_cannot_show_a_line_is_not_made() -> None:
     with pytest.raises(TypeError, match=r"abstract methods .*line.* refresh"):
         Display()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (0, "everything needed is here"),
+        (1, "1 needed thing is missing"),
+        (2, "2 needed things are missing"),
+    ],
+)
+def test_doctor_counts_what_is_missing(
+    trueup: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, missing: int, said: str
+) -> None:
+    checks = [doctor.Check(f"thing {i}", "missing" if i < missing else "ok", "") for i in range(3)]
+    monkeypatch.setattr(doctor, "examine", lambda store: checks)
+    told = trueup("doctor")
+    assert told.stdout.splitlines()[-1] == said
+    assert told.exit_code == (1 if missing else 0)

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from pipeline.evaluation.answers import Answers, Prompt
+
+settings.register_profile("any machine", deadline=None)  # a law does not break because a neighbour is busy
+settings.load_profile("any machine")
 
 TASKS = ["sum", "fact"] * 10
 

@@ -132,3 +132,24 @@ def test_the_sentence_of_a_model_has_the_figures_of_its_row(answers, prompts):
     assert text.startswith("dpo is worse than sft by correct, but not by every figure: correct -50.0 points [")
     assert row[1] in " ".join(of_model(report, "dpo").contradictions)
     assert "50.0 % ▼" in row
+
+
+def test_an_interval_that_the_test_does_not_confirm_is_explained():
+    # A reader of the table sees [51.0, 77.0] beside "cannot be told from"; the sentence says why.
+    torn = rate(0.64, 0.51, 0.77, p_value=0.06)
+    found = conclude(Figures(judge="gold", level=0.95, correct=FLAT, score=FLAT, **torn), "dpo", "ppo")
+    assert found.lines == [
+        "dpo cannot be told from ppo beyond noise (correct +1.0 points [-2.0, 4.0], p = 0.6).",
+        "Interval and test disagree near the edge, so nothing is claimed from it: "
+        "win rate 64.0 % [51.0, 77.0], p = 0.06.",
+    ]
+    alone = conclude(Figures(judge="gold", level=0.95, **torn), "dpo", "ppo")
+    assert alone.lines[1:] == ["Interval and test disagree near the edge, so nothing is claimed from it: win rate."]
+    assert len(conclude(Figures(judge="gold", level=0.95, correct=FLAT, **EVEN), "dpo", "ppo").lines) == 1
+
+
+def test_one_prompt_is_one_prompt():
+    counts = WinCounts(wins=1, ties=0, losses=9, p_value=0.02, won_by=20.0, lost_by=0.1)
+    lost = Estimate(value=0.1, low=0.0, high=0.3, n=10)
+    found = conclude(Figures(judge="gold", level=0.95, win_rate=lost, counts=counts, score=UP), "dpo", "ppo")
+    assert "dpo wins 1 prompt by 20.00 on average and loses 9 by 0.10." in found.lines[-1]

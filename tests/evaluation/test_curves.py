@@ -1,12 +1,13 @@
 """Loss curves: what is kept of a trainer's log, and what is drawn."""
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 
-from pipeline.evaluation.curves import metric_rows, read_rows, write_curve
+from pipeline.evaluation.curves import draw_curve, metric_rows, read_rows, write_curve
 from pipeline.evaluation.series import limits, smoothed
 
 # As transformers logs: training rows, evaluation rows, and a summary of the run.
@@ -104,3 +105,15 @@ def test_limits():
     # One huge value among a hundred does not set the scale; a steep start does.
     assert limits([500.0] + [1.0] * 99)[1] < 2
     assert limits([10.0, 8.0, 6.0] + [5.5] * 97)[1] > 10
+
+
+def test_the_lowest_held_out_loss_is_named_in_the_legend_where_no_curve_covers_it(tmp_path):
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.9}]
+    held_out = [{"step": 1, "eval_loss": 1.8}, {"step": 2, "eval_loss": 1.75}]
+    drawn = draw_curve([*rows, *held_out], tmp_path / "loss.svg", title="sft").read_text(encoding="utf-8")
+    assert ">held out, lowest 1.750 at step 2</text>" in drawn
+
+
+def test_steps_are_whole_numbers(tmp_path):
+    drawn = draw_curve([{"step": 1, "loss": 0.69}], tmp_path / "loss.svg", title="sft").read_text(encoding="utf-8")
+    assert re.findall(r"text-anchor: middle[^>]*>([\d.]+)</text>", drawn) == ["1"]

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import PipelineError
+from pipeline.evaluation import reward_page
 from pipeline.evaluation.intervals import wilson
 from pipeline.evaluation.reward_card import build_card, headline, to_json, write_card
 
@@ -179,3 +180,41 @@ def test_refuses_what_cannot_be_paired():
         build_card(chosen=[1], rejected=[0], seed=0, groups=["a", "b"], **lengths)
     with pytest.raises(PipelineError, match="not finite"):
         build_card(chosen=[float("nan")], rejected=[0], seed=0, **lengths)
+
+
+def page_of(margins):
+    """Return the page of a card with these margins, all answers of one length."""
+    ones = [1] * len(margins)
+    card = build_card(
+        chosen=margins, rejected=[0] * len(margins), chosen_lengths=ones, rejected_lengths=ones, seed=0, resamples=100
+    )
+    return reward_page.render(card)
+
+
+@pytest.mark.parametrize(
+    ("margins", "said"),
+    [
+        # One pair, right: the error of 0.12 is below the 0.26 that chance gives with one pair.
+        ([2.0], "The ECE here is no larger, so the temperature says nothing of its confidence."),
+        # All scores equal: half confident, half right, an error of zero.
+        ([0.0] * 9, "The ECE here is no larger, so the temperature says nothing of its confidence."),
+        # All right at a confidence of 0.55, and of 0.99 all wrong: any lower, any higher temperature fits better.
+        ([0.2] * 40, "No temperature fits: every pair is right, and the best one lies beyond any bound."),
+        ([-5.0] * 40, "No temperature fits: it is no better than guessing, and the best one lies beyond any bound."),
+    ],
+)
+def test_the_temperature_claims_no_more_than_the_pairs_show(margins, said):
+    page = page_of(margins)
+    assert said in page
+    assert "overconfident" not in page
+    assert "less confident" not in page
+
+
+def test_a_temperature_at_its_bound_is_shown_as_one():
+    assert "| margins divided by ≤ 0.01 |" in page_of([0.2] * 40)
+    assert "| margins divided by ≥ 100.00 |" in page_of([-5.0] * 40)
+
+
+def test_one_pair_is_one_pair():
+    assert "\n1 pair. " in page_of([2.0])
+    assert "over 1 bin of equal mass" in page_of([2.0])

@@ -100,3 +100,55 @@ def test_reports_of_schema_1_tell_no_seed(made):
     report = read(made / "report.json").model_copy(update={"seed": None})
     with pytest.raises(PipelineError, match="report tells no seed"):
         recomputed(report, read_samples(made / "samples.jsonl"))
+
+
+def older(found):
+    """Return samples as version 1 of the evaluate stage wrote them: text, score and correctness, nothing else."""
+    kept = ("text", "score", "correct", "gold")
+    return [
+        each.model_copy(
+            update={
+                "answers": {
+                    name: type(answer)(**{key: getattr(answer, key) for key in kept})
+                    for name, answer in each.answers.items()
+                }
+            }
+        )
+        for each in found
+    ]
+
+
+def test_samples_of_an_older_version_make_up_neither_length_nor_end(made):
+    answers, prompts = from_samples(older(read_samples(made / "samples.jsonl")))
+    assert [(each.lengths, each.ended, tuple(each.stop_reasons)) for each in answers] == [(None, None, ())] * 3
+    report = compare(answers, prompts, baseline="sft", seed=7, resamples=100)
+    assert all(each.length is None and each.eos_rate is None for each in report.models.values())
+    (row, *_) = samples(answers, prompts, baseline="sft")
+    assert (row.answers["dpo"].stop_reason, row.answers["dpo"].length) == (None, None)
+
+
+def test_one_answer_without_an_end_leaves_the_share_of_ended_unknown(made):
+    found = read_samples(made / "samples.jsonl")
+    changed = found[0].answers["dpo"].model_copy(update={"stop_reason": None})
+    found[0] = found[0].model_copy(update={"answers": {**found[0].answers, "dpo": changed}})
+    answers, _ = from_samples(found)
+    assert {each.name: each.ended is None for each in answers} == {"sft": False, "dpo": True, "ppo": False}
+
+
+def test_a_model_without_an_answer_is_named(made):
+    found = read_samples(made / "samples.jsonl")
+    kept = {name: answer for name, answer in found[3].answers.items() if name != "ppo"}
+    found[3] = found[3].model_copy(update={"answers": kept})
+    with pytest.raises(PipelineError, match="`ppo` has answers to 39 of 40 prompts; expected one to every prompt"):
+        from_samples(found)
+
+
+def test_a_prompt_without_a_score_is_refused_by_model_and_judge():
+    prompts = [Prompt("a"), Prompt("b"), Prompt("c")]
+    sides = {"lengths": [1] * 3, "ended": [True] * 3}
+    answers = [
+        Answers("sft", ["x"] * 3, **sides, gold=[1.0, 2.0, 3.0]),
+        Answers("dpo", ["x"] * 3, **sides, gold=[1.0, float("nan"), 3.0]),
+    ]
+    with pytest.raises(PipelineError, match=r"^`dpo` has no finite gold score for 1 of 3 prompts; expected a finite"):
+        compare(answers, prompts, baseline="sft", seed=0)
