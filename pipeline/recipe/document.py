@@ -17,6 +17,10 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from pipeline.errors import Problem
 
+DEPTH_LIMIT = 100
+"""Levels of mappings and lists inside one another: no recipe needs them, and what reads recipes stops at 200."""
+DEEP, DEEP_EXPECTED = "nested too deeply", f"at most {DEPTH_LIMIT} levels of lists and mappings"
+
 NODE_LIMIT = 100_000
 LARGEST_INT = 2**63
 _TAG = "tag:yaml.org,2002:"
@@ -112,7 +116,7 @@ def parse(text: str, label: str) -> tuple[Node, list[Problem]]:
     except YAMLError as error:
         return empty, [Problem(f"not valid YAML: {str(error).splitlines()[0]}", where=f"{label}:1")]
     except RecursionError:
-        return empty, [Problem("nested too deeply", where=f"{label}:1")]
+        return empty, [Problem(DEEP, DEEP_EXPECTED, where=f"{label}:1")]
 
 
 class _Reader:
@@ -141,6 +145,9 @@ class _Reader:
         if self.count > NODE_LIMIT:
             if self.count == NODE_LIMIT + 1:
                 self.bad(node, f"aliases expand to more than {NODE_LIMIT:,} values")
+            return Node(None, place)
+        if len(self.open) == DEPTH_LIMIT:
+            self.bad(node, DEEP, DEEP_EXPECTED)
             return Node(None, place)
         self.open.add(id(node))
         try:

@@ -292,3 +292,14 @@ def test_an_alias_inside_its_anchor_and_endless_nesting_are_problems(write: Call
     assert "an alias stands inside its own anchor" in [p.found for p in inspect("r.yaml")[1]]
     write("[" * 1200)
     assert inspect("r.yaml")[1][0].found == "nested too deeply"
+
+
+@pytest.mark.parametrize("levels", [90, 120, 400])
+def test_a_value_nested_deeper_than_a_recipe_may_be_is_told_with_its_line(
+    levels: int, write: Callable[..., Path]
+) -> None:
+    write(TUNE.replace("data: pairs\n", f"data: {'[' * levels}{']' * levels}\n"))
+    told = [str(problem) for problem in inspect("r.yaml")[1]]
+    deep = "r.yaml:7: nested too deeply; expected at most 100 levels of lists and mappings"
+    assert (deep in told) is (levels > 100)
+    assert any("data is a list" in line for line in told)

@@ -44,10 +44,6 @@ STAGES: dict[str, tuple[str, list[str]]] = {
         "{kind: evaluate, data: asks, models: {a: base}, baseline: b}",
         ["models is a mapping", "no judge"],
     ),
-    "a source nested as deep as YAML may be": (
-        f"{{kind: sft, model: base, data: {'[' * 400}{']' * 400}}}",
-        ["data is a list"],
-    ),
     "blocks that are no mapping": (
         "{kind: sft, model: base, data: demos, adapter: 5, train: [a]}",
         ["adapter is 5", "train is a list"],
