@@ -247,7 +247,7 @@ def ours(kind: str, size: Size, scratch: Path) -> dict[str, Any]:
     )
     context, _ = context_of(job, emit, lambda: False)
     result = kind_of(spec.kind).run(context, spec.config)
-    made = {"loss": result.metrics.get("loss", 0.0), "peak_memory_mib": clock.peak_mib(), "how": context.facts}
+    made = {"loss": result.metrics.get("loss", 0.0), "peak_memory_mib": clock.peak_mib(), "how": context.runtime_report}
     if kind == "ppo":
         return {**made, **_ppo_figures(iterations, size)}
     first, last, seconds = clock.measured()

@@ -22,9 +22,9 @@ from pipeline.disk import CannotWrite, writing
 from pipeline.environment import environment
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
 from pipeline.journal import Journal, new_run_dir
+from pipeline.launch.coordinator import Coordinator, hosting
 from pipeline.launch.job import DataJob, Job, Outcome
 from pipeline.launch.local import run_job, temporary_folder, warm_up
-from pipeline.launch.meeting import Meeting, hosting
 from pipeline.plan import FORCED, Plan, PlannedInput, PlannedStage
 from pipeline.plan.overlap import overlap_warnings
 from pipeline.stage import Event, ResolvedInput, StageResult, kind_of
@@ -159,7 +159,7 @@ def _run_stage(
     journal: Journal,
     run_dir: Path,
     stop: StopRequest,
-    meeting: Meeting | None,
+    meeting: Coordinator | None,
 ) -> StageDone:
     """Take a stage from the store, or run it and commit what it made."""
     name = planned.spec.name
@@ -325,7 +325,10 @@ def _manifest_fields(
         "recipe": {"name": plan.recipe.name, "file": plan.recipe.file.name, "resolved": plan.recipe.resolved},
         "config": planned.payload,
         "seed": spec.seed,
-        "runtime": {**spec.compute.model_dump(mode="json"), **({"ran": outcome.facts} if outcome.facts else {})},
+        "runtime": {
+            **spec.compute.model_dump(mode="json"),
+            **({"ran": outcome.runtime_report} if outcome.runtime_report else {}),
+        },
         "inputs": [
             _input_record(item, job.inputs[item.field][index].manifest.get("version"))
             for items in planned.inputs.values()

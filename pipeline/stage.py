@@ -202,8 +202,8 @@ class StageContext:
         ranks: processes that run the stage together.
         warnings: what the plan knows that a reader of the result must know too, e.g. that a model learnt from the
             prompts it is asked.
-        facts: how the stage really ran: number format picked, batch cut, configuration generated for an engine. The
-            stage fills it; its manifest keeps it under `runtime`.
+        runtime_report: how the stage really ran: precision, split of the batch, configuration generated for an engine.
+            The stage fills it; its manifest keeps it under `runtime`.
         set_aside: keeps rows of a field's source that cannot be rendered with its rejects, and returns true; false
             where the source stops at bad rows.
     """
@@ -222,7 +222,7 @@ class StageContext:
     rank: int = 0
     ranks: int = 1
     warnings: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    runtime_report: dict[str, Any] = field(default_factory=dict)
     set_aside: Callable[[str, Sequence[Rejected]], bool] | None = None
 
     @property

@@ -22,7 +22,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
         "cli display terminal scaffold doctor chatting reports preflight forecast",
-        "runner partner cluster journal",
+        "runner worker_node cluster journal",
         "launch",
         "stages",
         "training",
@@ -60,7 +60,7 @@ ALLOWED_IMPORTS: dict[tuple[str, str], str] = {}
 
 _WRITES = "a record's `write` loads the renderer that draws it, only when there is something to write"
 ALLOWED_CYCLES: dict[frozenset[str], str] = {
-    frozenset({"pipeline.evaluation.reward_card", "pipeline.evaluation.reward_page"}): _WRITES,
+    frozenset({"pipeline.evaluation.reward_card", "pipeline.evaluation.reward_render"}): _WRITES,
 }
 """Modules that import one another: why."""
 

@@ -69,12 +69,12 @@ def collect(
     from pipeline.preferences import need
 
     need("sqlalchemy", "starlette", "uvicorn")
-    from pipeline.preferences.desk import Desk
+    from pipeline.preferences.desk import LabelQueue
     from pipeline.preferences.serving import listen, serve
     from pipeline.terminal import print_line
 
     found = _collection(recipe, stage, ledger, override, store, profile)
-    desk = Desk(found.batch, found.ledger)
+    desk = LabelQueue(found.batch, found.ledger)
     names = [name.strip() for name in annotators.split(",") if name.strip()]
     known = desk.state().tokens
     invited = dict.fromkeys([*(name for name in names if name not in known), *(new_link or ())])

@@ -63,9 +63,9 @@ def stage_job(
     from pipeline.cluster import Followed, check_unchanged
     from pipeline.display.views import PlainDisplay
     from pipeline.errors import PipelineError
-    from pipeline.forecast import fitting_problems, settled
-    from pipeline.partner import take_part
+    from pipeline.forecast import fitting_problems, resolve_auto
     from pipeline.runner import run
+    from pipeline.worker_node import run_worker_node
 
     overrides = list(override or ())
     if rendezvous is not None:
@@ -77,6 +77,6 @@ def stage_job(
         raise PipelineError(*problems)
     with PlainDisplay() as view:
         if node_rank:
-            take_part(made, where, view, node_rank)
+            run_worker_node(made, where, view, node_rank)
         else:
-            run(settled(made, where), where, Followed(view, folder), folder)
+            run(resolve_auto(made, where), where, Followed(view, folder), folder)

@@ -98,16 +98,16 @@ def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: boo
     """Check and execute a plan before the user's eyes; with JSON, progress goes to standard error."""
     from pipeline.display.ending import print_report, report_data
     from pipeline.display.views import display
-    from pipeline.forecast import settled
-    from pipeline.partner import take_part
+    from pipeline.forecast import resolve_auto
     from pipeline.runner import run as execute
     from pipeline.terminal import print_json
+    from pipeline.worker_node import run_worker_node
 
     if not node_rank:  # node 0 checks and settles for all
         made = replace(made, notes=(*made.notes, *checked(made, where).notes))
-        made = settled(made, where)
+        made = resolve_auto(made, where)
     with display(sys.stderr if as_json else sys.stdout) as view:
-        report = take_part(made, where, view, node_rank) if node_rank else execute(made, where, view)
+        report = run_worker_node(made, where, view, node_rank) if node_rank else execute(made, where, view)
     if as_json:
         print_json(report_data(report, where))
     else:
@@ -255,10 +255,10 @@ def survey_of(
 def _print_plan(made: Plan, where: Store, *, as_json: bool) -> None:
     from pipeline.display.forecasts import forecast_data, print_forecasts
     from pipeline.display.plans import plan_data, print_plan
-    from pipeline.forecast import forecasts, settled
+    from pipeline.forecast import forecasts, resolve_auto
     from pipeline.terminal import print_json
 
-    needs, unknown = forecasts(settled(made, where), where)
+    needs, unknown = forecasts(resolve_auto(made, where), where)
     if as_json:
         data: dict[str, Any] = plan_data(made)
         found = [forecast_data(need) for need in needs]

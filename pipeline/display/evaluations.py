@@ -12,7 +12,7 @@ def print_evaluation(artifact: Artifact) -> None:
     The sentences come from the figures of the table, by the same rule as those of the page.
     """
     from pipeline.evaluation.conclusion import of_model
-    from pipeline.evaluation.gaming_page import gaming_sentences
+    from pipeline.evaluation.gaming_render import gaming_sentences
     from pipeline.evaluation.report import read
     from pipeline.evaluation.tables import headline, task_table
 

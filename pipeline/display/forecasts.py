@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from pipeline.forecast.changes import advice, gib, remedy
+from pipeline.forecast.remedies import advice, gib, remedy
 from pipeline.forecast.stages import Forecast
 from pipeline.stage import MODEL_PARALLEL
 from pipeline.terminal import Column, duration, print_line, print_table

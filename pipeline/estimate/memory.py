@@ -33,7 +33,7 @@ probabilities, gradient, one-hot as bytes and as floats, their difference. On a 
 
 
 @dataclass(frozen=True)
-class Spread:
+class ParallelLayout:
     """How state is shared out and what is recomputed.
 
     Attributes:
@@ -104,7 +104,7 @@ class Memory:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def block_bytes(shape: ModelShape, rows: int, length: int, spread: Spread, *, adapter_r: int = 0) -> float:
+def block_bytes(shape: ModelShape, rows: int, length: int, spread: ParallelLayout, *, adapter_r: int = 0) -> float:
     """Return the bytes one block keeps for the backward pass of ``rows`` of ``length`` tokens."""
     per_token = shape.kept.per_token(half=spread.half, adapter_r=adapter_r, dropout=spread.dropout)
     pairs = shape.kept.scores if spread.dropout and not spread.on_gpu else 0.0
@@ -113,13 +113,13 @@ def block_bytes(shape: ModelShape, rows: int, length: int, spread: Spread, *, ad
     return rows * length * (per_token + pairs * length)
 
 
-def transient_bytes(shape: ModelShape, tokens: int, spread: Spread) -> float:
+def transient_bytes(shape: ModelShape, tokens: int, spread: ParallelLayout) -> float:
     """Return the bytes a block's backward pass makes beyond what is kept: gradients inside the MLP and its output's."""
     return tokens * spread.size * (float(shape.kept.inner_gradients) * shape.inner + shape.hidden)
 
 
 def activation_bytes(
-    shape: ModelShape, rows: int, length: int, spread: Spread, *, adapter_r: int = 0, share: float = 1.0
+    shape: ModelShape, rows: int, length: int, spread: ParallelLayout, *, adapter_r: int = 0, share: float = 1.0
 ) -> float:
     """Return the bytes of activations that are there when the backward pass begins.
 
@@ -137,7 +137,9 @@ def activation_bytes(
     return shape.layers * share * block_bytes(shape, rows, length, spread, adapter_r=adapter_r) + outside
 
 
-def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float = 3.0, learns: bool = True) -> float:
+def logit_bytes(
+    shape: ModelShape, tokens: int, spread: ParallelLayout, *, copies: float = 3.0, learns: bool = True
+) -> float:
     """Return the bytes of the head's output: logits, log-probabilities and their gradient, in fp32.
 
     Args:
@@ -151,7 +153,7 @@ def logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, copies: float
     return shape.vocab * tokens * (copies * _FP32 + (2 if spread.half else 0)) + head
 
 
-def tiled_logit_bytes(shape: ModelShape, tokens: int, spread: Spread, *, trained: bool) -> float:
+def tiled_logit_bytes(shape: ModelShape, tokens: int, spread: ParallelLayout, *, trained: bool) -> float:
     """Return the bytes of trl's head, which makes logits tile by tile.
 
     Args:
@@ -173,7 +175,7 @@ def cache_bytes(shape: ModelShape, rows: int, tokens: int, *, half: bool) -> flo
     return 2.0 * shape.layers * shape.kv * rows * tokens * (2 if half else _FP32)
 
 
-def heap_bytes(ending: float, spread: Spread, *, adapted: bool = False, headless: bool = False) -> float:
+def heap_bytes(ending: float, spread: ParallelLayout, *, adapted: bool = False, headless: bool = False) -> float:
     """Return what a CPU's allocator keeps in freed blocks of memory.
 
     Args:
@@ -195,7 +197,7 @@ def quantised_bytes(shape: ModelShape, size: int, quantize: str | None) -> float
 
 
 def state(
-    shape: ModelShape, trained: int, spread: Spread, *, quantize: str | None = None
+    shape: ModelShape, trained: int, spread: ParallelLayout, *, quantize: str | None = None
 ) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer of one process.
 
@@ -220,7 +222,7 @@ def state(
     return weights, gradients, optimizer
 
 
-def buffer_bytes(shape: ModelShape, trained: int, spread: Spread) -> float:
+def buffer_bytes(shape: ModelShape, trained: int, spread: ParallelLayout) -> float:
     """Return the bytes of DeepSpeed's buckets, and of weights that are gathered from all processes for a while.
 
     ZeRO-1 has one bucket of gradients in fp32, ZeRO-2 two (`overlap_comm`), ZeRO-3 one and the gathered weights; FSDP2
@@ -245,7 +247,7 @@ def buffer_bytes(shape: ModelShape, trained: int, spread: Spread) -> float:
     return float(size * (live + (0 if spread.fsdp else bucket)))
 
 
-def host_bytes(shape: ModelShape, trained: int, spread: Spread) -> float:
+def host_bytes(shape: ModelShape, trained: int, spread: ParallelLayout) -> float:
     """Return the bytes one process keeps in the memory of its machine where a GPU's state is offloaded.
 
     For each trained weight DeepSpeed has there its fp32 copy, two moments and an fp32 gradient: 16

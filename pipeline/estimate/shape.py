@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import Problem
-from pipeline.estimate.kept import Kept, gpt2_kept, gpt_neox_kept, llama_kept, qwen3_kept
+from pipeline.estimate.saved_activations import SavedActivations, gpt2_saved, gpt_neox_saved, llama_saved, qwen3_saved
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 FORMULAS = LLAMA_LIKE | {"gpt2", "gpt_neox"}
@@ -89,7 +89,7 @@ class ModelShape:
     tied: bool
     context: int
     heads: int
-    kept: Kept
+    kept: SavedActivations
 
     @property
     def body(self) -> int:
@@ -152,9 +152,9 @@ def _llama(kind: str, config: Mapping[str, Any]) -> ModelShape | None:
     tied = bool(config.get("tie_word_embeddings", False))
     total = vocab * h * (1 if tied else 2) + layers * block + h
     context = int(config.get("max_position_embeddings") or 0)
-    kept = llama_kept(h, attention, kv, inner, heads)
+    kept = llama_saved(h, attention, kv, inner, heads)
     if kind == "qwen3":
-        kept = qwen3_kept(h, attention, kv, inner, heads, groups)
+        kept = qwen3_saved(h, attention, kv, inner, heads, groups)
     sizes = (total, total, vocab * h, layers, h, attention, kv, inner, vocab)
     return ModelShape(*sizes, gated=True, tied=tied, context=context, heads=heads, kept=kept)
 
@@ -170,7 +170,7 @@ def _gpt2(config: Mapping[str, Any]) -> ModelShape:
     embedding = (vocab + context) * h
     total = embedding + layers * block + 2 * h + (0 if tied else vocab * h)
     heads = int(config.get("n_head") or config["num_attention_heads"])
-    kept = gpt2_kept(h, inner, heads, attention_dropout=float(config.get("attn_pdrop", 0.1)) > 0)
+    kept = gpt2_saved(h, inner, heads, attention_dropout=float(config.get("attn_pdrop", 0.1)) > 0)
     sizes = (total, total, embedding, layers, h, h, h, inner, vocab)
     return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=kept)
 
@@ -186,6 +186,6 @@ def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
     total = vocab * h * (1 if tied else 2) + layers * block + 2 * h
     context = int(config.get("max_position_embeddings") or 0)
     heads = int(config["num_attention_heads"])
-    kept = gpt_neox_kept(h, inner, heads)
+    kept = gpt_neox_saved(h, inner, heads)
     sizes = (total, total, vocab * h, layers, h, h, h, inner, vocab)
     return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=kept)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pipeline.evaluation.conclusion import of_model
 from pipeline.evaluation.estimate import counted, number_interval, percent, percent_interval, points_interval
-from pipeline.evaluation.gaming_page import gaming_section
+from pipeline.evaluation.gaming_render import gaming_section
 from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.report import LOWER_MARK, ModelMetrics, Report
 from pipeline.evaluation.samples import Sample

@@ -165,12 +165,12 @@ def write_card(card: RewardCard, folder: Path) -> dict[str, float]:
     Returns:
         The headline figures, for a manifest.
     """
-    from pipeline.evaluation import reward_page
+    from pipeline.evaluation import reward_render
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "reward_card.json").write_text(to_json(card), encoding="utf-8")
-    (folder / "reward_card.md").write_text(reward_page.render(card), encoding="utf-8")
-    reward_page.draw(card, folder)
+    (folder / "reward_card.md").write_text(reward_render.render(card), encoding="utf-8")
+    reward_render.draw(card, folder)
     return headline(card)
 
 

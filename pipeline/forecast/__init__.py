@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.forecast.changes import fitting_problems, settled
+from pipeline.forecast.remedies import fitting_problems, resolve_auto
 from pipeline.forecast.stages import Forecast, forecasts
 
-__all__ = ["Forecast", "fitting_problems", "forecasts", "settled"]
+__all__ = ["Forecast", "fitting_problems", "forecasts", "resolve_auto"]

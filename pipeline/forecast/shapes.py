@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from pipeline.disk import keep_if_possible
-from pipeline.estimate.kept import Kept
 from pipeline.estimate.published import published_config
+from pipeline.estimate.saved_activations import SavedActivations
 from pipeline.estimate.shape import ModelShape, shape_of
-from pipeline.models.stored import TRAINABLE, stored_quantization
+from pipeline.models.quantized_files import TRAINABLE, quantization_of_files
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 
 CACHE_FILE = "model-shapes-3.json"
@@ -85,7 +85,7 @@ class ModelShapes:
             for item in stage.inputs.get(field, []):
                 config = self._config(item)
                 if config is not None:
-                    stored = stored_quantization(config)
+                    stored = quantization_of_files(config)
                     return stored if stored in TRAINABLE else ""
                 before = self.stages.get(item.ref)
                 return "" if before is None or before.spec.kind == "merge" else self.stored_of(before)
@@ -108,7 +108,7 @@ class ModelShapes:
         if key not in self._known and key not in self._failed:
             self._count(key, text)
         known = self._known.get(key)
-        return ModelShape(**{**known, "kept": Kept(**known["kept"])}) if known else None
+        return ModelShape(**{**known, "kept": SavedActivations(**known["kept"])}) if known else None
 
     def _count(self, key: str, text: str) -> None:
         """Build the model on the meta device in another process, for it needs torch."""

@@ -11,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.estimate.devices import Device
 from pipeline.estimate.memory import (
     Memory,
-    Spread,
+    ParallelLayout,
     activation_bytes,
     block_bytes,
     buffer_bytes,
@@ -28,19 +28,19 @@ from pipeline.estimate.memory import (
 )
 from pipeline.estimate.shape import ModelShape
 from pipeline.estimate.work import forward_flops, hours, training_flops
-from pipeline.forecast.formats import formats_of
 from pipeline.forecast.machine import this_machine
+from pipeline.forecast.precision import formats_of
 from pipeline.forecast.rows import Lengths, RowLengths
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.adapter_config import Adapter
-from pipeline.parallel.division import divide, divisor_up_to
+from pipeline.parallel.batch_split import divide, divisor_up_to
 from pipeline.plan import Plan, PlannedStage
 from pipeline.recipe.schema import Compute, Hardware
 from pipeline.stage import kind_of
 
 TRAINED = ("pretrain", "sft", "reward", "dpo", "kto")
 SAMPLED = ("ppo", "grpo", "rloo")
-DROPPED = ("pretrain", "sft", "grpo", "rloo")
+DROPOUT_KINDS = ("pretrain", "sft", "grpo", "rloo")
 """Kinds that leave a model's dropout on; trl and PPO switch it off for the others."""
 PPO_COPIES = 5.0
 """fp32 copies of the head's output in PPO's kept pass: logits, log-probabilities, and those of the entropy."""
@@ -203,14 +203,14 @@ class Facts:
     def _computed_in(self, word: str, compute: Compute, adapter: Adapter | None, device: Device) -> Forecast:
         """Return what the stage needs in one number format."""
         kind = self.stage.spec.kind
-        spread = Spread(
+        spread = ParallelLayout(
             processes=compute.processes * compute.nodes,
             zero=3 if compute.fsdp else compute.zero,
             offload=compute.offload,
             checkpointing=compute.activation_checkpointing is True,
             half=word != "fp32",
             on_gpu=device.is_gpu,
-            dropout=kind in DROPPED,
+            dropout=kind in DROPOUT_KINDS,
             eager=compute.attention == "eager",
             fsdp=compute.fsdp,
         )
@@ -218,7 +218,7 @@ class Facts:
         forecast: Forecast = made(compute, adapter, device, spread)
         return replace(forecast, host=host_bytes(self.shape, forecast.trained, spread))
 
-    def _parts(self, adapter: Adapter | None, spread: Spread) -> tuple[int, Memory]:
+    def _parts(self, adapter: Adapter | None, spread: ParallelLayout) -> tuple[int, Memory]:
         """Return the trained parameters, and the memory of weights, gradients and optimizer."""
         shape, trained = self.shape, self.shape.parameters
         if adapter is not None:
@@ -229,7 +229,7 @@ class Facts:
         buffers = buffer_bytes(shape, trained, spread)
         return trained, Memory(weights=weights, gradients=gradients, optimizer=optimizer, buffers=buffers)
 
-    def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
+    def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, spread: ParallelLayout) -> Forecast:
         """Forecast a stage that learns from rows."""
         kind, train, shape = self.stage.spec.kind, self.train, self.shape
         longest = self._longest(train, both=kind in ("dpo", "reward"))
@@ -269,7 +269,7 @@ class Facts:
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work or None, parts)
 
     def _learning(
-        self, parts: Memory, adapter: Adapter | None, spread: Spread, rows: int, length: int, logits: float
+        self, parts: Memory, adapter: Adapter | None, spread: ParallelLayout, rows: int, length: int, logits: float
     ) -> Memory:
         """Add what a pass over ``rows`` of ``length`` tokens keeps, and what its end still needs."""
         shape, share, r = self.shape, 1.0, adapter.r if adapter is not None else 0
@@ -281,7 +281,7 @@ class Facts:
         heap = heap_bytes(ending, spread, adapted=adapter is not None, headless=not logits)
         return replace(parts, activations=activations, ending=ending, logits=logits, heap=heap)
 
-    def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
+    def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, spread: ParallelLayout) -> Forecast:
         """Forecast a stage that learns from its own responses."""
         config, train, shape, kind = self.stage.spec.config, self.train, self.shape, self.stage.spec.kind
         prompt = self.lengths.longest_tokens(shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
@@ -314,7 +314,7 @@ class Facts:
         tokens, work = self._sampled_work(train, longest, adapter)
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work, parts)
 
-    def _separate_value(self, spread: Spread, rows: int, length: int) -> tuple[int, Memory]:
+    def _separate_value(self, spread: ParallelLayout, rows: int, length: int) -> tuple[int, Memory]:
         """Return parameters and memory of a value function beside the policy.
 
         It starts from the first reward model with the policy's tokens, else from the policy.
@@ -338,7 +338,7 @@ class Facts:
         learning = training_flops(self.shape, tokens, longest, trained_all=adapter is None)
         return tokens, once * (1 + scorers) + passes * learning
 
-    def _evaluated(self, compute: Compute, adapter: Adapter | None, device: Device, spread: Spread) -> Forecast:
+    def _evaluated(self, compute: Compute, adapter: Adapter | None, device: Device, spread: ParallelLayout) -> Forecast:
         """Forecast an evaluation: models one after another, with the rollout of 128 answers."""
         config: Any = self.stage.spec.config
         prompt = self.lengths.longest_tokens(self.shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
@@ -380,7 +380,7 @@ class Facts:
         return float(rows * per_row)
 
 
-def _frozen_bytes(spread: Spread) -> float:
+def _frozen_bytes(spread: ParallelLayout) -> float:
     """Return the bytes of a weight that only answers or scores: on a GPU in the format of the computation."""
     return 2.0 if spread.on_gpu and spread.half else 4.0
 

@@ -108,7 +108,7 @@ class Outcome:
         peak_memory_mib: largest resident set of the process.
         rejected: bad rows skipped, by source.
         environment: device and thread facts known only inside the process.
-        facts: how the stage really ran (`StageContext.facts`).
+        runtime_report: how the stage really ran (`StageContext.runtime_report`).
         ended: clock when it ended.
         exit_code: of the command, where there are problems.
     """
@@ -122,7 +122,7 @@ class Outcome:
     peak_memory_mib: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    runtime_report: dict[str, Any] = field(default_factory=dict)
     ended: float = 0.0
 
     @property
@@ -218,7 +218,7 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
     outcome: dict[str, Any] = {}
     try:
         context, rejected = context_of(job, send, stopping)
-        outcome["facts"] = context.facts
+        outcome["runtime_report"] = context.runtime_report
         kind = kind_of(job.kind)
         outcome["result"] = kind.run(context, kind.config.model_validate(job.config))
     except Interrupted as error:

@@ -25,10 +25,10 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import Problem
-from pipeline.launch.following import SHUTDOWN_S, Deaths, Folder, Follower
 from pipeline.launch.heartbeat import CONNECT_S, Heartbeat, interface_towards
 from pipeline.launch.job import STOP_SIGNALS, Channel, Job, Outcome, broken, die_with_parent, execute
 from pipeline.launch.logs import opened_log, write_trace
+from pipeline.launch.rank_monitor import SHUTDOWN_S, ExitCodes, RankFiles, RankMonitor
 from pipeline.parallel.ranks import any_rank
 from pipeline.stage import Event
 
@@ -47,13 +47,13 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the agent must not touch the device before the fork
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     started = time.perf_counter()
-    folder = Folder(job.work / "ranks" / str(job.node_rank))
+    folder = RankFiles(job.work / "ranks" / str(job.node_rank))
     shutil.rmtree(folder.path, ignore_errors=True)
     try:
         folder.path.mkdir(parents=True)
     except OSError as error:
         return broken(job, error)
-    follower = Follower(folder, channel.send, asked)
+    follower = RankMonitor(folder, channel.send, asked)
     follower.start()
     heartbeat = _heartbeat(job, folder, channel) if job.nodes > 1 else None
     failure: Problem | None = None
@@ -74,7 +74,7 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
     return heartbeat.finish(outcome) if heartbeat is not None else outcome
 
 
-def _heartbeat(job: Job, folder: Folder, channel: Channel) -> Heartbeat:
+def _heartbeat(job: Job, folder: RankFiles, channel: Channel) -> Heartbeat:
     """Start listening to the other machines; when one is lost, end this machine's ranks, and this process if need be.
 
     gloo, too, is told the interface the machines meet on: by itself it takes the one that the host's name stands for.
@@ -116,7 +116,7 @@ def rank_main(job: Job) -> None:
     """Be one rank: log to a file of its own, run the stage, leave the outcome; a failure ends the process with 1."""
     die_with_parent()
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    folder = Folder(job.work / "ranks" / str(job.node_rank))
+    folder = RankFiles(job.work / "ranks" / str(job.node_rank))
     folder.pid(local).write_text(str(os.getpid()), encoding="utf-8")
     folder.reserve(local)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -153,7 +153,7 @@ def end_as_a_fork_does() -> None:
     atexit.register(os._exit, 0)  # the first to be called: what was registered last is
 
 
-def _stopping(folder: Folder, asked: list[int]) -> Callable[[], bool]:
+def _stopping(folder: RankFiles, asked: list[int]) -> Callable[[], bool]:
     """Return what tells the stage to stop: all ranks get the same answer to the same call."""
     return lambda: any_rank(bool(asked) or folder.stop.exists())
 
@@ -162,7 +162,7 @@ def _tell_nobody(event: Event) -> None:
     """Rank 0 speaks for all."""
 
 
-def _launch_config(job: Job, folder: Folder) -> Any:
+def _launch_config(job: Job, folder: RankFiles) -> Any:
     """Return the agent's configuration: one machine finds itself, several meet at `compute.rendezvous`."""
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -187,7 +187,7 @@ def _launch_config(job: Job, folder: Folder) -> Any:
     )
 
 
-def _outcome(job: Job, folder: Folder, deaths: Deaths, failure: Problem | None, seconds: float) -> Outcome:
+def _outcome(job: Job, folder: RankFiles, deaths: ExitCodes, failure: Problem | None, seconds: float) -> Outcome:
     """Join what the ranks of this machine left: the first one's result, or the first one's failure."""
     outcomes = {rank: outcome for rank in range(int(job.compute["processes"])) if (outcome := folder.read(rank))}
     broken = [rank for rank, outcome in outcomes.items() if outcome.is_broken]

@@ -32,7 +32,7 @@ with contextlib.suppress(ImportError), contextlib.redirect_stdout(_silence), con
     datasets.disable_progress_bars()
 
     import pipeline.evaluation.page
-    import pipeline.evaluation.reward_page
+    import pipeline.evaluation.reward_render
     import pipeline.models.load
     import pipeline.stages
     import pipeline.training.loop

@@ -28,7 +28,7 @@ from pipeline.artifacts.provenance import HUB
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.written import refuse_other, witness
-from pipeline.parallel.partitioned import is_partitioned
+from pipeline.parallel.zero.zero3 import is_partitioned
 from pipeline.stage import ResolvedInput
 
 Task = Literal["causal", "reward"]

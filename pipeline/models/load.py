@@ -32,9 +32,9 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.deferred import Stored, tensor_files
-from pipeline.models.stored import stored_quantization
-from pipeline.parallel.partitioned import Parts, loading_in_parts, whole
-from pipeline.parallel.tensor import finish_slicing, slicing
+from pipeline.models.quantized_files import quantization_of_files
+from pipeline.parallel.tensor.sharding import finish_sharding, tp_config
+from pipeline.parallel.zero.zero3 import DeepSpeedConfig, whole, zero3_loading
 from pipeline.stage import ResolvedInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -117,7 +117,7 @@ def stored_bits(model_input: ResolvedInput, trust_remote_code: bool = False) -> 
     Raises:
         PipelineError: there is no configuration.
     """
-    return stored_quantization(_config(source_of(model_input), trust_remote_code).to_dict())
+    return quantization_of_files(_config(source_of(model_input), trust_remote_code).to_dict())
 
 
 def load_causal_lm(
@@ -127,7 +127,7 @@ def load_causal_lm(
     *,
     quantize: Quantize | None = None,
     attention: str | None = None,
-    parts: Parts | None = None,
+    parts: DeepSpeedConfig | None = None,
     slices: int = 1,
 ) -> Any:
     """Load a causal language model.
@@ -147,7 +147,7 @@ def load_causal_lm(
     source = source_of(model_input)
     _refuse_unsafe(source)
     extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
-    with quiet(), _explained(source, "model"), loading_in_parts(parts):
+    with quiet(), _explained(source, "model"), zero3_loading(parts):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
             revision=source.revision,
@@ -160,7 +160,7 @@ def load_causal_lm(
     _refuse_missing(source, info["missing_keys"], allowed=())
     _compute_as_in_training(model)
     count_what_is_predicted(model)
-    return finish_slicing(model) if slices > 1 else model
+    return finish_sharding(model) if slices > 1 else model
 
 
 def count_what_is_predicted(model: Any) -> None:
@@ -173,7 +173,7 @@ def count_what_is_predicted(model: Any) -> None:
         model.loss_type = "ForCausalLM"
 
 
-def load_causal_lm_in_parts(
+def load_deferred_causal_lm(
     model_input: ResolvedInput, trust_remote_code: bool = False, *, attention: str | None = None
 ) -> tuple[Any, Stored | None]:
     """Load a causal language model in fp32 without its weights, and what gives them to the parts that are kept.
@@ -209,7 +209,7 @@ def load_reward_model(
     trust_remote_code: bool = False,
     quantize: Quantize | None = None,
     attention: str | None = None,
-    parts: Parts | None = None,
+    parts: DeepSpeedConfig | None = None,
     slices: int = 1,
 ) -> Any:
     """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
@@ -226,7 +226,7 @@ def load_reward_model(
     source = source_of(model_input)
     _refuse_unsafe(source)
     extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
-    with quiet(), _explained(source, "model"), loading_in_parts(parts):
+    with quiet(), _explained(source, "model"), zero3_loading(parts):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
             revision=source.revision,
@@ -252,7 +252,7 @@ def load_reward_model(
         weight.normal_(0.0, (weight.shape[-1] + 1) ** -0.5, generator=generator)
         with torch.no_grad():
             model.score.weight.copy_(weight)
-    return finish_slicing(model) if slices > 1 else model
+    return finish_sharding(model) if slices > 1 else model
 
 
 def _loading(
@@ -266,13 +266,13 @@ def _loading(
     """Return what `from_pretrained` is told beyond the format of the weights.
 
     Raises:
-        PipelineError: see `slicing` and `_quantization`.
+        PipelineError: see `tp_config` and `_quantization`.
     """
     extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
     if attention is not None:
         extra["attn_implementation"] = attention
     if slices > 1:
-        extra["distributed_config"] = slicing(_config(source, trust_remote_code), slices)
+        extra["distributed_config"] = tp_config(_config(source, trust_remote_code), slices)
     return extra
 
 

@@ -20,7 +20,7 @@ from pipeline.models.batching import Progress, length_batches
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
 from pipeline.models.precision import computing_in
-from pipeline.parallel.partitioned import computing_alone, idle_passes, shape_of_weight
+from pipeline.parallel.zero.zero3 import computing_alone, idle_passes, shape_of_weight
 
 _LOGITS_PER_BATCH = 2**27
 """Half a GiB of float32 logits."""

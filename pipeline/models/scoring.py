@@ -16,7 +16,7 @@ from pipeline.models.batching import length_batches
 from pipeline.models.forward import evaluating
 from pipeline.models.positions import decoder_of, hidden_at
 from pipeline.models.precision import computing_in
-from pipeline.parallel.partitioned import computing_alone, idle_passes
+from pipeline.parallel.zero.zero3 import computing_alone, idle_passes
 
 
 def score(

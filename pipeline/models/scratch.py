@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.models.load import count_what_is_predicted
-from pipeline.parallel.partitioned import Parts, building_in_parts
+from pipeline.parallel.zero.zero3 import DeepSpeedConfig, zero3_building
 
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -28,7 +28,7 @@ def build_causal_lm(
     seed: int,
     *,
     attention: str | None = None,
-    parts: Parts | None = None,
+    parts: DeepSpeedConfig | None = None,
 ) -> Any:
     """Make a causal language model with random float32 weights.
 
@@ -45,7 +45,7 @@ def build_causal_lm(
     """
     config = model_config(model_spec, tokenizer)
     kernel = {} if attention is None else {"attn_implementation": attention}
-    with torch.random.fork_rng(), building_in_parts(parts):
+    with torch.random.fork_rng(), zero3_building(parts):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kernel)
     count_what_is_predicted(model)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.estimate.kept import inner_gradients, llama_kept
+from pipeline.estimate.saved_activations import inner_gradients, llama_saved
 from pipeline.estimate.shape import ModelShape
 
 
@@ -28,7 +28,7 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from pipeline.models.kept import count_kept
+    from pipeline.models.saved_activations import count_saved_activations
 
     fields = {key: value for key, value in config.items() if key not in ("type", "model_type")}
     built = AutoConfig.for_model(str(config.get("model_type") or config.get("type")), **fields)
@@ -48,7 +48,11 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     width_kv = (getattr(text, "num_key_value_heads", None) or heads) * width
     # Experts pick tokens by what tensors hold, and fake ones hold nothing: they count as one MLP of the width a token
     # meets.
-    kept = llama_kept(text.hidden_size, heads * width, width_kv, inner, heads) if experts else count_kept(built)
+    kept = (
+        llama_saved(text.hidden_size, heads * width, width_kv, inner, heads)
+        if experts
+        else count_saved_activations(built)
+    )
     gated = any("gate" in name and "mlp" in name for name in named)
     activation = getattr(text, "hidden_act", None) or getattr(text, "activation_function", None) or ""
     if not experts:

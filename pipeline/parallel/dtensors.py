@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return a copy, in CPU memory, of a tensor that may lie in parts; every process gets it."""
     found = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return found.detach().cpu().clone()
@@ -23,13 +23,13 @@ def whole_weights(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tenso
     """Return weights put together, one after another; empty without ``keep``."""
     found = {}
     for name, tensor in state.items():
-        gathered = whole(tensor)
+        gathered = full_tensor(tensor)
         if keep:
             found[name] = gathered
     return found
 
 
-def laid_out(tensor: Tensor, like: Any) -> Tensor:
+def distribute_like(tensor: Tensor, like: Any) -> Tensor:
     """Return a tensor, which every process has whole, as another of its shape lies; itself where that one is whole."""
     tensor = tensor.to(like.device)
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
@@ -40,4 +40,4 @@ def laid_out(tensor: Tensor, like: Any) -> Tensor:
 @torch.no_grad()
 def set_weight(parameter: nn.Parameter, tensor: Tensor) -> None:
     """Put this process's part of a whole weight into its parameter."""
-    parameter.copy_(laid_out(tensor.to(parameter.device, parameter.dtype), parameter))
+    parameter.copy_(distribute_like(tensor.to(parameter.device, parameter.dtype), parameter))

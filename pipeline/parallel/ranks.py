@@ -53,7 +53,7 @@ class Ranks:
         if self.count > 1:
             dist.barrier(group=_control_group())
 
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """Return the largest of one value of each process."""
         if self.count == 1:
             return value
@@ -82,7 +82,7 @@ class Ranks:
         dist.all_gather_object(found, items, group=_control_group())
         return [item for part in found for item in part]
 
-    def collected(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather_to_first(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of all processes on the first one's CPU, sent one by one; the others keep nothing.
 
         Every process calls it; a name is one process's.
@@ -101,14 +101,14 @@ class Ranks:
                 dist.recv(found[name], source, group=_control_group())
         return found
 
-    def mine(self, items: list[Any]) -> list[Any]:
+    def shard(self, items: list[Any]) -> list[Any]:
         """Return this process's share of a list: every ``count``-th item."""
         return items[self.index :: self.count]
 
 
 def any_rank(flag: bool) -> bool:
     """Return whether any process says so; every process gets the same answer to the same call."""
-    return bool(Ranks.current().largest(float(flag)))
+    return bool(Ranks.current().all_reduce_max(float(flag)))
 
 
 @functools.cache

@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.errors import PipelineError, Problem, listed, nearest
-from pipeline.plan.changes import reasons
 from pipeline.plan.fingerprint import digest_of, payload
 from pipeline.plan.folders import folder_digest
 from pipeline.plan.graph import Graph, Reference, build_graph
 from pipeline.plan.model import FORCED, Plan, PlannedData, PlannedInput, PlannedStage
+from pipeline.plan.staleness import reasons
 from pipeline.recipe import Recipe
 
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.parallel.partitioned import whole
+from pipeline.parallel.zero.zero3 import whole
 
 VALUE, REWARD, REFERENCE = "value", "reward", "ref"
 

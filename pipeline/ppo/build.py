@@ -16,7 +16,7 @@ from pipeline.ppo.adapters import VALUE, add_adapter, keep_reference_adapter
 from pipeline.ppo.episodes import Episode, Prompt, pack
 from pipeline.ppo.policy import Policy, ValueHead, ValueModel, can_be_cut
 from pipeline.ppo.rollout import Engine
-from pipeline.ppo.steppers import Stepper
+from pipeline.ppo.steppers import TrainEngine
 
 Layout = Literal["shared", "separate"]
 
@@ -113,7 +113,7 @@ def check_policy(
     engine: Engine,
     prompts: Sequence[Prompt],
     eos_ids: Sequence[int],
-    stepper: Stepper | None = None,
+    stepper: TrainEngine | None = None,
 ) -> str:
     """Sample a few rows greedily and look whether scoring agrees with sampling, and the cached halves with the whole.
 

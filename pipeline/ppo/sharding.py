@@ -19,17 +19,18 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.parallel import dtensors, fsdp
+from pipeline.parallel import dtensors
+from pipeline.parallel.consolidation import rebuilt
+from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.sharded import rebuilt
-from pipeline.parallel.zero import ZeroState, share_fp32
+from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32
 from pipeline.ppo.adapters import is_of
 from pipeline.ppo.policy import Policy
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.steppers import MOMENTS, check_names, parameter_groups
 
 
-class ZeroStepper:
+class ZeroEngine:
     """DeepSpeed holds optimizer states (stage 1), gradients (2) and weights (3) in parts.
 
     Clipping is ours: DeepSpeed knows one norm for all.
@@ -51,7 +52,7 @@ class ZeroStepper:
             policy: built, in memory in every process.
             settings: of the algorithm.
             ranks: the processes.
-            config: DeepSpeed's (`pipeline/parallel/deepspeed.py`).
+            config: DeepSpeed's (`pipeline/parallel/zero/config.py`).
         """
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
@@ -95,7 +96,7 @@ class ZeroStepper:
             finally:
                 add_hooks(self.engine)
 
-    def whole_model(self) -> Any | None:
+    def consolidated_model(self) -> Any | None:
         """Return the policy's model with all its weights on the first process."""
         if self.stage < 3:
             return self.policy.model if self.ranks.is_first else None
@@ -209,7 +210,7 @@ class ZeroStepper:
                     self.state.set_moment(parameter, key, tensors[f"{key}/{name}"])
 
 
-class FsdpStepper:
+class FsdpEngine:
     """torch's FSDP2 holds weights, gradients and optimizer states in parts, layer by layer."""
 
     in_step = True
@@ -243,10 +244,10 @@ class FsdpStepper:
         fsdp.let_go(self.policy.whole)
         return self.policy.trained()
 
-    def whole_model(self) -> Any | None:
+    def consolidated_model(self) -> Any | None:
         """Return the policy's model with all its weights on the first process."""
         self._in_parts()
-        state = {name: dtensors.whole(parameter) for name, parameter in self.policy.whole.state_dict().items()}
+        state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.whole.state_dict().items()}
         return rebuilt(self.policy.model, _of_policy(self.policy.model, state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
@@ -286,7 +287,7 @@ class FsdpStepper:
 
     def weights(self) -> dict[str, Tensor]:
         """Gather what is trained."""
-        return {name: dtensors.whole(parameter) for name, parameter in self._in_parts().items()}
+        return {name: dtensors.full_tensor(parameter) for name, parameter in self._in_parts().items()}
 
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
@@ -294,7 +295,7 @@ class FsdpStepper:
         own = self._in_parts()
         check_names(own, tensors)
         for name, parameter in own.items():
-            parameter.copy_(dtensors.laid_out(tensors[name], parameter))
+            parameter.copy_(dtensors.distribute_like(tensors[name], parameter))
 
     def moments(self) -> dict[str, Tensor]:
         """Gather what Adam remembers."""
@@ -303,14 +304,14 @@ class FsdpStepper:
             state = self.optimizer.state.get(parameter, {})
             for key in (*MOMENTS, "step"):
                 if key in state:
-                    found[f"{key}/{name}"] = dtensors.whole(state[key])
+                    found[f"{key}/{name}"] = dtensors.full_tensor(state[key])
         return found
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
         """Share Adam's memory out."""
         for name, parameter in self._in_parts().items():
             if f"step/{name}" in tensors:
-                state = {key: dtensors.laid_out(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
+                state = {key: dtensors.distribute_like(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
                 step = tensors[f"step/{name}"].to(parameter.device, copy=True)  # where a fused optimizer counts
                 self.optimizer.state[parameter] = {"step": step, **state}
 

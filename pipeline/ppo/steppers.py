@@ -1,6 +1,6 @@
 """How the gradients of an optimizer step come together and are applied, whatever holds the weights.
 
-`PlainStepper` keeps all of them in every process and adds gradients up itself. `sharding.py` has those that share
+`PlainEngine` keeps all of them in every process and adds gradients up itself. `sharding.py` has those that share
 weights, gradients or optimizer states out (ZeRO, FSDP2). All take the same steps: a loss is the sum over this process's
 tokens divided by the tokens of all, gradients are summed over processes, policy and value are clipped each to its own
 norm, and what is trained and its moments are kept whole, so that a run goes on with another stepper or other processes.
@@ -25,7 +25,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam remembers of each weight."""
 
 
-class Stepper(Protocol):
+class TrainEngine(Protocol):
     """Owns the optimizer of a policy and its value function.
 
     Attributes:
@@ -46,7 +46,7 @@ class Stepper(Protocol):
         """Give the whole model to sample from, an adapter folded in."""
         ...
 
-    def whole_model(self) -> Any | None:
+    def consolidated_model(self) -> Any | None:
         """Return the policy's model with all its weights on the first process; every process calls it."""
         ...
 
@@ -108,7 +108,7 @@ def check_names(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         raise ValueError(f"checkpoint has other weights: {sorted(set(own) ^ set(given))[:3]}")
 
 
-class PlainStepper:
+class PlainEngine:
     """Every process holds everything; gradients are added up in one message."""
 
     in_step = False
@@ -133,7 +133,7 @@ class PlainStepper:
         """Give the model, an adapter folded in."""
         return self.policy.sampling()
 
-    def whole_model(self) -> Any | None:
+    def consolidated_model(self) -> Any | None:
         """Return the policy's model on the first process."""
         return self.policy.model if self.ranks.is_first else None
 
@@ -227,7 +227,7 @@ def clip_factors(norms: tuple[float, float], largest: float) -> tuple[float, flo
 def drifted(weights: Mapping[str, Tensor], ranks: Ranks) -> bool:
     """Return whether processes that should hold the same weights do not."""
     digest = sum(float(tensor.double().sum()) for tensor in weights.values())
-    return ranks.largest(digest) != -ranks.largest(-digest)
+    return ranks.all_reduce_max(digest) != -ranks.all_reduce_max(-digest)
 
 
 def are_finite(norms: tuple[float, float]) -> bool:

@@ -37,7 +37,7 @@ from pipeline.ppo.policy import Outputs, Policy
 from pipeline.ppo.rollout import Engine, prompt_order, roll_out
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.shaping import same_length_reward
-from pipeline.ppo.steppers import PlainStepper, Stepper, are_finite, clip_factors, drifted
+from pipeline.ppo.steppers import PlainEngine, TrainEngine, are_finite, clip_factors, drifted
 
 Score = Callable[[Sequence[Episode]], list[float]]
 """Returns one score per episode, higher is better."""
@@ -83,7 +83,7 @@ class PPOTrainer:
     ranks: Ranks = field(default_factory=Ranks)
     language_loss: LanguageLoss | None = None
     on_step: Callable[[int, int], None] | None = None
-    stepper: Stepper | None = None
+    stepper: TrainEngine | None = None
     watch: Score | None = None
     ends_are_taught: bool = True
     on_skip: Callable[[Sequence[Episode]], None] | None = None
@@ -100,7 +100,7 @@ class PPOTrainer:
         self.scale = ScoreScale()
         self.guards = Guards()
         self._kept: tuple[list[Episode], Outputs] | None = None
-        self.steps_with: Stepper = self.stepper or PlainStepper(self.policy, s, self.ranks)
+        self.steps_with: TrainEngine = self.stepper or PlainEngine(self.policy, s, self.ranks)
         self.average = Average(self.policy, s.ema_decay) if s.ema_decay else None
 
     @property
@@ -123,7 +123,7 @@ class PPOTrainer:
         clock = [time.perf_counter()]
         episodes = self.roll_out()
         clock.append(time.perf_counter())
-        with_reference = self.is_priced or self.iteration == 0
+        with_reference = self.uses_kl_penalty or self.iteration == 0
         self.measure(episodes, for_update=True, reference=with_reference)
         metrics = {
             **self.estimate(episodes),
@@ -161,7 +161,7 @@ class PPOTrainer:
         """Sample this process's share of the rollout."""
         batch = self.settings.rollout_batch
         order = prompt_order(len(self.prompts), self.iteration * batch, batch, self.seed)
-        mine = self.ranks.mine([(place, self.prompts[index]) for place, index in enumerate(order)])
+        mine = self.ranks.shard([(place, self.prompts[index]) for place, index in enumerate(order)])
         return self._sample(mine, self.seed * 1_000_003 + self.iteration)
 
     def _sample(self, prompts: Sequence[tuple[int, Prompt]], seed: int) -> list[Episode]:
@@ -216,11 +216,11 @@ class PPOTrainer:
         groups = list(micro_batches(episodes, self.settings.token_budget))
         if not self.steps_with.in_step:
             return groups
-        missing = int(self.ranks.largest(len(groups))) - len(groups)
+        missing = int(self.ranks.all_reduce_max(len(groups))) - len(groups)
         return groups + [[idle_episode()] for _ in range(missing)]
 
     @property
-    def is_priced(self) -> bool:
+    def uses_kl_penalty(self) -> bool:
         """Whether the divergence from the reference costs something: from the start, or since a guard raised β."""
         return self.settings.needs_reference or self.kl.coef > 0
 
@@ -231,7 +231,7 @@ class PPOTrainer:
             self.settings,
             self.scale,
             self.ranks,
-            price=self.kl.coef if self.is_priced and not self.settings.kl_in_loss else 0.0,
+            price=self.kl.coef if self.uses_kl_penalty and not self.settings.kl_in_loss else 0.0,
             has_ends=bool(self.eos_ids),
             is_first=self.iteration == 0,
         )
@@ -282,7 +282,7 @@ class PPOTrainer:
             outputs = kept[1] if kept is not None else self._forward(group)
             policy_part, value_part = self._losses(group, outputs, clip)
             loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
-            if s.kl_in_loss and self.is_priced:
+            if s.kl_in_loss and self.uses_kl_penalty:
                 loss = loss + policy_on * self.kl.coef * kl_loss(outputs.logp_N, self._of(group, "reference_T")).sum()
             if s.entropy_coef and outputs.entropy_N is not None:
                 loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()
@@ -302,7 +302,7 @@ class PPOTrainer:
             self.steps_with.backward(policy.nothing(), last=True)
         (divergence,) = self.ranks.sums(divergence)
         too_far = bool(s.target_kl) and divergence / tokens > _MOST_RATIO_KL * s.target_kl
-        if too_far or (s.max_ratio and self.ranks.largest(largest) > math.log(s.max_ratio)):
+        if too_far or (s.max_ratio and self.ranks.all_reduce_max(largest) > math.log(s.max_ratio)):
             self.steps_with.discard()
             return False
         self._apply(episodes, sums, finite=finite)
@@ -339,8 +339,8 @@ class PPOTrainer:
         In fp16 that may only mean that the loss was scaled too far. The scale halves then and nothing is wrong yet.
         """
         norms, scaler = self.steps_with.norms(), self.steps_with.scaler
-        is_lost = bool(self.ranks.largest(float(not finite)))
-        if is_lost or self.ranks.largest(float(not are_finite(norms))):
+        is_lost = bool(self.ranks.all_reduce_max(float(not finite)))
+        if is_lost or self.ranks.all_reduce_max(float(not are_finite(norms))):
             was_scaled = scaler.get_scale() > 1
             self.steps_with.discard()
             if was_scaled and not is_lost:
@@ -362,7 +362,7 @@ class PPOTrainer:
         """Answer the held-out prompts, always with the same random numbers; return metrics and own episodes."""
         if not self.held_out:
             return {}, []
-        mine = self.ranks.mine(list(enumerate(self.held_out)))
+        mine = self.ranks.shard(list(enumerate(self.held_out)))
         episodes = self._sample(mine, self.seed * 1_000_003 + 999_983)
         self.measure(episodes)
         for episode in episodes:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.errors import PipelineError
-from pipeline.preferences.desk import Desk
+from pipeline.preferences.desk import LabelQueue
 
 LOG = logging.getLogger("trueup.collect")
 PAGE = files("pipeline.preferences") / "page"
@@ -33,10 +33,10 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-Answer = Callable[[Desk, str, dict[str, Any]], Any]
+Answer = Callable[[LabelQueue, str, dict[str, Any]], Any]
 
 
-def make_app(desk: Desk, title: str, guidelines: str = "") -> Starlette:
+def make_app(desk: LabelQueue, title: str, guidelines: str = "") -> Starlette:
     """Return the app.
 
     Args:
@@ -72,7 +72,7 @@ def make_app(desk: Desk, title: str, guidelines: str = "") -> Starlette:
 
         return serve
 
-    def hello(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+    def hello(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
         return {"annotator": annotator, "title": title, "guidelines": guidelines}
 
     apis: dict[str, Answer] = {
@@ -87,11 +87,11 @@ def make_app(desk: Desk, title: str, guidelines: str = "") -> Starlette:
     return Starlette(routes=routes, exception_handlers={404: _missing, Exception: _broken})
 
 
-def _next(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+def _next(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
     return {"items": desk.next(annotator, AHEAD), "progress": desk.progress(annotator)}
 
 
-def _label(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+def _label(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
     seconds = given.get("seconds")
     took = float(seconds) if isinstance(seconds, int | float) else 0.0
     strength = given.get("strength", 1)
@@ -100,14 +100,14 @@ def _label(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
 
 
 def _left(kind: str) -> Answer:
-    def leave(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+    def leave(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
         desk.leave(kind, annotator, str(given.get("item")), str(given.get("reason", "")))
         return _next(desk, annotator, given)
 
     return leave
 
 
-def _undo(desk: Desk, annotator: str, given: dict[str, Any]) -> Any:
+def _undo(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
     undone = desk.undo(annotator)
     return {"undone": undone, **_next(desk, annotator, given)}
 

@@ -24,7 +24,7 @@ SIDES = ("left", "right", "tie", "both good", "both bad")
 STRONGEST = 3
 
 
-class Desk:
+class LabelQueue:
     """A batch of items that people label.
 
     Args:

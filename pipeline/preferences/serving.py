@@ -8,7 +8,7 @@ import uvicorn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.app import make_app
-from pipeline.preferences.desk import Desk
+from pipeline.preferences.desk import LabelQueue
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(desk: Desk, title: str, guidelines: str, listener: socket.socket) -> None:
+def serve(desk: LabelQueue, title: str, guidelines: str, listener: socket.socket) -> None:
     """Serve the app until SIGINT or SIGTERM; answers under way are finished first."""
     config = uvicorn.Config(
         make_app(desk, title, guidelines), log_level="warning", server_header=False, timeout_graceful_shutdown=5

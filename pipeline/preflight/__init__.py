@@ -21,10 +21,10 @@ from pipeline.forecast.settings import setting_problems
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
-from pipeline.models.stored import spread_problem, stored_problem, stored_quantization
-from pipeline.parallel.cutting import cutting_problem, filling_problem
-from pipeline.parallel.division import division_problems, head_problem
-from pipeline.parallel.slicing import slicing_problems
+from pipeline.models.quantized_files import layout_problem, quantization_of_files, quantized_files_problem
+from pipeline.parallel.batch_split import batch_split_problems, head_problem
+from pipeline.parallel.pipeline.split import pipeline_bubble_problem, split_problem
+from pipeline.parallel.sequence.checks import sequence_parallel_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.row_counts import rows_problem
@@ -35,13 +35,13 @@ from pipeline.recipe import by_line
 from pipeline.recipe.partial import mentions
 from pipeline.stage import MODEL_PARALLEL, Data, kind_of
 from pipeline.training.fields import margin_problem
-from pipeline.training.formats import cpu_problem, ppo_problem
 from pipeline.training.pipelined_fields import unused_problem
+from pipeline.training.precision_problems import cpu_problem, ppo_problem
 
-SLICED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
+TP_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
 """Optimizers whose steps were shown to be the same under tensor parallelism."""
 
-SLICING = (5, 23)
+TP_TRANSFORMERS = (5, 23)
 """First version of transformers that cuts every model and adapter; 5.20 breaks on odd vocabularies and reward heads."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
@@ -92,8 +92,8 @@ def check_plan(
         *setting_problems(everything, shapes),
         *_precision_problems(everything),
         *_division_problems(everything),
-        *_slicing_problems(plan, shapes),
-        *_cutting_problems(plan, shapes),
+        *_sequence_parallel_problems(plan, shapes),
+        *_pipeline_split_problems(plan, shapes),
         *sources.problems,
         *few,
         *tokens.problems,
@@ -179,13 +179,13 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
 def _version_problems(stage: PlannedStage) -> Iterator[Problem]:
     """Name what the installed transformers is too old for; vLLM keeps it below what is tested with it."""
     version = installed("transformers")
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= SLICING:
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= TP_TRANSFORMERS:
         return
     compute = stage.spec.compute
     for word, is_asked in (("tensor_parallel", compute.tensor_parallel > 1), ("fsdp", compute.fsdp)):
         if is_asked:
             found = f"compute.{word} is {str(getattr(compute, word)).lower()}, and transformers is {version}"
-            expected = f"must be {'.'.join(map(str, SLICING))} or later for that"
+            expected = f"must be {'.'.join(map(str, TP_TRANSFORMERS))} or later for that"
             remedy = "pip install -U transformers, in an environment without vllm, or set compute.zero: 3 instead"
             yield Problem(found, expected, remedy, stage.spec.where, stage.spec.name)
 
@@ -232,18 +232,18 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
         train = getattr(stage.spec.config, "train", None)
         is_parallel = train is not None and kind_of(stage.spec.kind).parallel
         if is_parallel and not stage.spec.compute.contradictions():
-            found = division_problems(train, stage.spec.compute, stage.spec.kind)
+            found = batch_split_problems(train, stage.spec.compute, stage.spec.kind)
             yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found)
 
 
-def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
+def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Find what sequence parallelism cannot do, as far as the configuration of a stage's model is known."""
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
         count, where = compute.sequence_parallel, (stage.spec.where, stage.spec.name)
         if count == 1 or stage.spec.kind not in MODEL_PARALLEL["sequence_parallel"]:
             continue
-        problems = slicing_problems(shapes.config_of(stage) or {}, count, compute.ranks)
+        problems = sequence_parallel_problems(shapes.config_of(stage) or {}, count, compute.ranks)
         asked: dict[str, Any] = train.passthrough() if train is not None else {}
         for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
             if asked.get(word, plain) != plain:
@@ -252,7 +252,7 @@ def _slicing_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
-def _cutting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
+def _pipeline_split_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Find what a pipeline cannot do: cut the model, keep its stages busy, heed a field of the trainer."""
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
@@ -260,8 +260,8 @@ def _cutting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             continue
         config = shapes.config_of(stage) or {}
         found = (
-            cutting_problem({"model_type": config.get("type", ""), **config}, compute.pipeline_parallel),
-            filling_problem(train.batch_size, compute.replicas, compute.pipeline_parallel),
+            split_problem({"model_type": config.get("type", ""), **config}, compute.pipeline_parallel),
+            pipeline_bubble_problem(train.batch_size, compute.replicas, compute.pipeline_parallel),
             unused_problem(train, getattr(stage.spec.config, "adapter", None)),
         )
         yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found if one is not None)
@@ -275,17 +275,17 @@ def _quantize_problems(plan: Plan) -> Iterator[Problem]:
         adapter = getattr(stage.spec.config, "adapter", None)
         for field in ("model", "init") if kind_of(stage.spec.kind).parallel else ():
             for item in stage.inputs.get(field, []):
-                stored = stored_quantization(_json_of(item.artifact, "config.json"))
-                problem = stored_problem(item.ref, stored, adapter, takes_adapter=takes_adapter)
+                stored = quantization_of_files(_json_of(item.artifact, "config.json"))
+                problem = quantized_files_problem(item.ref, stored, adapter, takes_adapter=takes_adapter)
                 if stored and problem is None:
-                    problem = spread_problem(f"`{item.ref}` is kept quantised ({stored})", compute)
+                    problem = layout_problem(f"`{item.ref}` is kept quantised ({stored})", compute)
                 if problem is not None:
                     where = plan.recipe.where("stages", stage.spec.name, field)
                     yield replace(problem, where=where, stage=stage.spec.name)
         if getattr(adapter, "quantize", None) is None:
             continue
         where = plan.recipe.where("stages", stage.spec.name, "adapter", "quantize")
-        problem = spread_problem(f"adapter.quantize is {getattr(adapter, 'quantize', None)}", compute)
+        problem = layout_problem(f"adapter.quantize is {getattr(adapter, 'quantize', None)}", compute)
         if problem is not None:
             yield replace(problem, where=where, stage=stage.spec.name)
 
@@ -347,10 +347,10 @@ def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
         problem = head_problem(heads, int(fields.get("num_key_value_heads") or heads), size) if heads else None
         if problem is not None:
             yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
-        optim = getattr(getattr(stage.spec.config, "train", None), "optim", SLICED_OPTIMIZERS[0])
-        if optim not in SLICED_OPTIMIZERS:
+        optim = getattr(getattr(stage.spec.config, "train", None), "optim", TP_OPTIMIZERS[0])
+        if optim not in TP_OPTIMIZERS:
             found = f"train.optim is {optim} with compute.tensor_parallel {size}"
-            expected = f"one that steps each number by itself: {', '.join(SLICED_OPTIMIZERS)}"
+            expected = f"one that steps each number by itself: {', '.join(TP_OPTIMIZERS)}"
             yield Problem(found, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
         dropout = getattr(getattr(stage.spec.config, "adapter", None), "dropout", 0)
         if dropout:

@@ -92,7 +92,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if agreed.alpha is not None:
         metrics["krippendorff_alpha"] = agreed.alpha
     said = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
-    ctx.facts["ledger"] = {"event": state.number, "head": state.head}
+    ctx.runtime_report["ledger"] = {"event": state.number, "head": state.head}
     return StageResult(
         metrics=metrics,
         rows={"pairs": len(found), "labels": done},

@@ -95,7 +95,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.parallel.sharded import whole_model
+    from pipeline.parallel.consolidation import consolidated_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.distribution import divided
@@ -163,7 +163,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     seen = [[*row["prompt_ids"], *row["chosen_ids"]] for row in encoded[:3]]
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter, seen)
+    lineage = save_trained(ctx, consolidated_model(trainer), tokenizer, source, config.adapter, seen)
     accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
     return finish(
         ctx,

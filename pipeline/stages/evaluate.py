@@ -222,13 +222,13 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
         reference = None if is_baseline or differs else baseline
         is_variant = source.fingerprint == base_input.fingerprint
         ctx.phase(f"{name} answers {len(asked.rows)} prompts")
-        speaker = Speaker(ctx, config, model, tokenizer, done, total)
+        speaker = ResponseGenerator(ctx, config, model, tokenizer, done, total)
         own = speaker.answer(name, source, asked, reference, greedy=False)
         found.append(replace(own, is_variant=is_variant and not is_baseline))
         done += len(asked.rows)
         if name in greedy:
             ctx.phase(f"{name} answers {len(asked.rows)} prompts greedily")
-            speaker = Speaker(ctx, config, model, tokenizer, done, total)
+            speaker = ResponseGenerator(ctx, config, model, tokenizer, done, total)
             own = speaker.answer(f"{name} (greedy)", source, asked, None, greedy=True)
             found.append(replace(own, is_variant=is_variant))
             done += len(asked.rows)
@@ -237,7 +237,7 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
 
 
 @dataclass(frozen=True)
-class Speaker:
+class ResponseGenerator:
     """A loaded model with its tokenizer; `done` of `total` prompts were answered before it."""
 
     ctx: StageContext

@@ -93,7 +93,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.parallel.sharded import whole_model
+    from pipeline.parallel.consolidation import consolidated_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.encode import encode_labelled, encode_pairs
@@ -135,8 +135,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     encoded, held_out = (_labelled(part.rows) if is_paired else part.rows for part in (given.train, given.held_out))
     _check_fitting(encoded, max_length, is_paired=is_paired)
     dropped = len(given.train.too_long)
-    held_out = _matched(held_out, encoded, max_length, ctx.seed)
-    encoded = _matched(encoded, encoded, max_length, ctx.seed)
+    held_out = _mismatched(held_out, encoded, max_length, ctx.seed)
+    encoded = _mismatched(encoded, encoded, max_length, ctx.seed)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in encoded]
     micro_batch = _share(ctx, train, together, max(lengths))
     batches = Batches(
@@ -183,7 +183,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase(f"training on {len(encoded):,} rows")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     seen = [[*row["prompt_ids"], *row["completion_ids"]] for row in encoded[:3]]
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter, seen)
+    lineage = save_trained(ctx, consolidated_model(trainer), tokenizer, source, config.adapter, seen)
     last = trained.metrics
     margin = last.get("eval_rewards/margins", last.get("rewards/margins", 0.0))
     return finish(
@@ -207,15 +207,15 @@ def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
     Raises:
         PipelineError: it does not divide.
     """
-    from pipeline.parallel.division import Division, divide
+    from pipeline.parallel.batch_split import BatchSplit, divide
     from pipeline.training.distribution import note_slices
 
     note_slices(ctx)
     share = divide(train.kl_batch, train.kl_batch, longest, ctx.replicas, group=together, word="kl_batch").micro_batch
-    division = Division(train.batch_size, share, ctx.replicas)
-    ctx.facts["batch"] = division.sentence("rows", longest)
+    division = BatchSplit(train.batch_size, share, ctx.replicas)
+    ctx.runtime_report["batch"] = division.sentence("rows", longest)
     if ctx.ranks > 1:
-        ctx.note(ctx.facts["batch"])
+        ctx.note(ctx.runtime_report["batch"])
     return share
 
 
@@ -288,7 +288,7 @@ def _set_margin(sums: dict[str, list[float]]) -> None:
         sums["rewards/margins"] = [sum(good) / len(good) - sum(bad) / len(bad)]
 
 
-def _matched(
+def _mismatched(
     rows: Sequence[dict[str, Any]], pool: Sequence[dict[str, Any]], max_length: int, seed: int
 ) -> list[dict[str, Any]]:
     """Return rows with a response of ``pool`` to another prompt each, cut to fit.

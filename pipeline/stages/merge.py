@@ -47,8 +47,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import fold_in
     from pipeline.models.load import load_causal_lm, load_tokenizer, stored_bits
+    from pipeline.models.quantized_files import TRAINABLE
     from pipeline.models.save import save_model
-    from pipeline.models.stored import TRAINABLE
 
     source = ctx.input("model")
     lineage = _lineage(source, ctx.inputs["adapters"])

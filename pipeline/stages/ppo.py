@@ -111,7 +111,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
     log.take_best()
     value = log.value_weights()
-    whole, seen = trainer.steps_with.whole_model(), [prompt.ids for prompt in trainer.prompts[:3]]
+    whole, seen = trainer.steps_with.consolidated_model(), [prompt.ids for prompt in trainer.prompts[:3]]
     lineage = save_trained(ctx, whole, tokenizer, source, config.adapter, seen)
     return log.finish(lineage, value)
 
@@ -220,36 +220,36 @@ def _precision(ctx: StageContext) -> Any:
     """Return the format of the computation where it is not that of the weights."""
     from pipeline.models.precision import HALF
     from pipeline.training.arguments import precision_of
-    from pipeline.training.formats import ppo_problem
+    from pipeline.training.precision_problems import ppo_problem
 
     picked = precision_of(ctx)
     if picked == "fp16" and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
         problem = ppo_problem(ctx.compute)
         if problem is not None:
             raise PipelineError(replace(problem, stage=ctx.name))
-        ctx.facts["precision"] = picked = "fp32"
+        ctx.runtime_report["precision"] = picked = "fp32"
         ctx.note("this GPU has no bf16, and PPO with weights in parts no fp16: computes in fp32")
     return HALF.get(picked)
 
 
 def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
     """Return what shares state out over processes; None where every process holds everything."""
-    from pipeline.parallel.deepspeed import deepspeed_config, fit_buckets, width_of
+    from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
     from pipeline.training.arguments import precision_of
 
     if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
         found = "train.ema_decay with weights in parts (compute.zero or compute.fsdp)"
         raise PipelineError(Problem(found, "whole weights in every process", "leave one of them out", stage=ctx.name))
     if ctx.compute.get("zero"):
-        from pipeline.ppo.sharding import ZeroStepper
+        from pipeline.ppo.sharding import ZeroEngine
 
-        ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision_of(ctx))
-        fit_buckets(ctx.facts["deepspeed"], width_of(policy.model))
-        return ZeroStepper(policy, config.train, ranks, ctx.facts["deepspeed"])
+        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.compute, precision_of(ctx))
+        fit_buckets(ctx.runtime_report["deepspeed"], width_of(policy.model))
+        return ZeroEngine(policy, config.train, ranks, ctx.runtime_report["deepspeed"])
     if ctx.compute.get("fsdp"):
-        from pipeline.ppo.sharding import FsdpStepper
+        from pipeline.ppo.sharding import FsdpEngine
 
-        return FsdpStepper(policy, config.train, ranks)
+        return FsdpEngine(policy, config.train, ranks)
     return None
 
 
@@ -308,7 +308,7 @@ def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids
         name = "batched" if not on_gpu else "generate" if missing else "vllm"
         why = "a CPU" if not on_gpu else missing or "a GPU with vLLM"
         ctx.note(f"responses are sampled by the `{name}` engine ({why})")
-    ctx.facts["rollout_engine"] = name
+    ctx.runtime_report["rollout_engine"] = name
     train = config.train
     if name == "vllm":
         if missing:
@@ -332,10 +332,10 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     """Return what a separate value function starts from: the reward model if it reads the same tokens."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
-    from pipeline.training.arguments import parts_of
+    from pipeline.training.arguments import zero3_config
     from pipeline.training.fitting import fit
 
-    how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": parts_of(ctx)}
+    how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": zero3_config(ctx)}
     for source in ctx.inputs.get("reward", []):
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):

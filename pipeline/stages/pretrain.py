@@ -77,15 +77,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from transformers import TrainingArguments, set_seed
 
     from pipeline.models.load import load_tokenizer
-    from pipeline.parallel.partitioned import count_parameters
-    from pipeline.parallel.sharded import whole_model
-    from pipeline.parallel.tensor import slice_model
+    from pipeline.parallel.consolidation import consolidated_model
+    from pipeline.parallel.tensor.sharding import shard_model
+    from pipeline.parallel.zero.zero3 import count_parameters
     from pipeline.training.arguments import (
         attend_without_mask,
         build_arguments,
-        parts_of,
         precision_of,
         prepare_torch,
+        zero3_config,
     )
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import CausalCollator
@@ -94,9 +94,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.loop import run_trainer, steps_of
     from pipeline.training.pipelined import train_through_pipeline
     from pipeline.training.pipelined_fields import refuse_unused
-    from pipeline.training.sliced import SlicedRows, refuse_unsliceable
+    from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel
 
-    class PretrainTrainer(BucketedBatches, SlicedRows):
+    class PretrainTrainer(BucketedBatches, SequenceParallelTrainer):
         """transformers' Trainer on bucketed batches."""
 
     prepare_torch(ctx)
@@ -106,9 +106,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     model, later = _model(ctx, config, tokenizer)
     slices = int(ctx.compute.get("tensor_parallel", 1))
     if config.model is None:
-        fit(ctx, model, tokenizer, {"parts": later or parts_of(ctx), "slices": slices})
+        fit(ctx, model, tokenizer, {"parts": later or zero3_config(ctx), "slices": slices})
     if slices > 1:
-        model = slice_model(model, slices, later)
+        model = shard_model(model, slices, later)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
@@ -125,7 +125,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
         )
     lengths = [len(row["input_ids"]) for row in documents]
-    refuse_unsliceable(ctx, model, max(lengths))
+    refuse_sequence_parallel(ctx, model, max(lengths))
     micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed, shuffle=train.order == "shuffled")
     steps = steps_of(batches, train.epochs, train.max_steps)
@@ -150,25 +150,25 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     trainer.train_rows, trainer.batches = documents, batches
     trained = run_trainer(ctx, trainer, batches, steps)
-    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, rows, parameters, documents)
+    return _finished(ctx, config, trained, consolidated_model(trainer), tokenizer, rows, parameters, documents)
 
 
 def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
     """Build or load the model; where a process keeps a part of it without weights, with what gives it them."""
     from pipeline.models.deferred import Deferred
-    from pipeline.models.load import load_causal_lm, load_causal_lm_in_parts
+    from pipeline.models.load import load_causal_lm, load_deferred_causal_lm
     from pipeline.models.scratch import build_causal_lm
-    from pipeline.training.arguments import attention_kernel, parts_of
+    from pipeline.training.arguments import attention_kernel, zero3_config
 
     staged, attention = int(ctx.compute.get("pipeline_parallel", 1)) > 1, attention_kernel(ctx)
     if config.model is None:
         source = ctx.input("init")
         if staged:
-            return load_causal_lm_in_parts(source, ctx.trust_remote_code, attention=attention)
-        parts = parts_of(ctx)
+            return load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
+        parts = zero3_config(ctx)
         return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention, parts=parts), None
     if not staged and int(ctx.compute.get("tensor_parallel", 1)) == 1:
-        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, parts=parts_of(ctx)), None
+        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, parts=zero3_config(ctx)), None
     with Deferred() as later:
         return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), later
 

@@ -71,7 +71,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.models.contract import end_ids
     from pipeline.models.fitting import separate_padding
     from pipeline.models.load import load_reward_model, load_tokenizer
-    from pipeline.parallel.sharded import whole_model
+    from pipeline.parallel.consolidation import consolidated_model
     from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
     from pipeline.training.batches import Batches, BucketedBatches
     from pipeline.training.collate import PairCollator
@@ -139,7 +139,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    whole = whole_model(trainer)
+    whole = consolidated_model(trainer)
     lineage = save_trained(ctx, whole, tokenizer, source, config.adapter, [row["chosen_ids"] for row in encoded[:3]])
     started = time.perf_counter()
     metrics = _report(ctx, config, whole, tokenizer, held_out) if held_out and whole is not None else {}

@@ -60,7 +60,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
     from pipeline.models.adapters import lora_config
     from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.parallel.sharded import whole_model
+    from pipeline.parallel.consolidation import consolidated_model
     from pipeline.training.arguments import prepare_torch, starting_weights
     from pipeline.training.finish import finish, save_trained
     from pipeline.training.fitting import fit
@@ -102,7 +102,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.learn_from(ctx, prompts, batches)
     ctx.phase(f"training on {prompts.train:,} prompts")
     trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), trainer.watch)
-    lineage = save_trained(ctx, whole_model(trainer), tokenizer, source, config.adapter, prompts.prompt_ids)
+    lineage = save_trained(ctx, consolidated_model(trainer), tokenizer, source, config.adapter, prompts.prompt_ids)
     return finish(
         ctx,
         trained,

@@ -74,8 +74,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from trl import SFTConfig, SFTTrainer
 
     from pipeline.models.adapters import lora_config
-    from pipeline.models.load import load_causal_lm, load_causal_lm_in_parts, load_tokenizer
-    from pipeline.parallel.sharded import whole_model
+    from pipeline.models.load import load_causal_lm, load_deferred_causal_lm, load_tokenizer
+    from pipeline.parallel.consolidation import consolidated_model
     from pipeline.training.arguments import (
         attend_without_mask,
         attention_kernel,
@@ -91,9 +91,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.packing import packed, refuse_unpackable
     from pipeline.training.pipelined import train_through_pipeline
     from pipeline.training.pipelined_fields import refuse_unused
-    from pipeline.training.sliced import SlicedRows, refuse_unsliceable
+    from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel
 
-    class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SlicedRows):  # type: ignore[misc]
+    class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SequenceParallelTrainer):  # type: ignore[misc]
         """trl's SFTTrainer on bucketed batches."""
 
     prepare_torch(ctx)
@@ -107,7 +107,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         refuse_unused(train, config.adapter)
         starting_weights(ctx, config.adapter)  # refuses quantised files
         attention = attention_kernel(ctx)
-        model, later = load_causal_lm_in_parts(source, ctx.trust_remote_code, attention=attention)
+        model, later = load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
     else:
         weights = starting_weights(ctx, config.adapter)
         model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
@@ -124,7 +124,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     else:
         attend_without_mask(ctx, model)
     lengths = [len(row["input_ids"]) for row in encoded]
-    refuse_unsliceable(ctx, model, max(lengths))
+    refuse_sequence_parallel(ctx, model, max(lengths))
     micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
     steps = steps_of(batches, train.epochs, train.max_steps)
@@ -138,7 +138,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         max_length=None,
         packing=False,
     )
-    is_flat = "flash" in ctx.facts["attention"] and int(ctx.compute.get("sequence_parallel", 1)) == 1
+    is_flat = "flash" in ctx.runtime_report["attention"] and int(ctx.compute.get("sequence_parallel", 1)) == 1
     collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat=is_flat)
     ctx.phase(f"training on {conversations:,} conversations")
     if in_parts:
@@ -159,7 +159,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if train.mode == "packed":
         refuse_unpackable(ctx, trainer.model, encoded, collate)
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    return _finished(ctx, config, trained, whole_model(trainer), tokenizer, counts, seen)
+    return _finished(ctx, config, trained, consolidated_model(trainer), tokenizer, counts, seen)
 
 
 def _finished(

@@ -10,12 +10,12 @@ from typing import Any, TypeVar, cast
 from pipeline.errors import PipelineError, Problem
 from pipeline.limits import usable_cpus
 from pipeline.models.adapter_config import Adapter
-from pipeline.parallel.deepspeed import deepspeed_config
-from pipeline.parallel.joining import join
+from pipeline.parallel.process_group import init_process_group
+from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.stage import StageContext
 from pipeline.training.distribution import sharding
 from pipeline.training.fields import CommonTrain
-from pipeline.training.formats import cpu_problem
+from pipeline.training.precision_problems import cpu_problem
 
 Arguments = TypeVar("Arguments")
 
@@ -49,8 +49,8 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
     """
     asked = str(ctx.compute.get("precision", "auto"))
     if asked == "auto":
-        asked = ctx.facts.get("precision") or _auto_precision(ctx, width)
-    ctx.facts["precision"] = asked
+        asked = ctx.runtime_report.get("precision") or _auto_precision(ctx, width)
+    ctx.runtime_report["precision"] = asked
     return asked
 
 
@@ -68,7 +68,7 @@ def _auto_precision(ctx: StageContext, width: int) -> str:
     if width < SMALLEST_WIDTH:
         return "fp32"
     mine = _decided_precision(ctx, width) if ctx.is_first else "fp32"
-    return "bf16" if Ranks.current().largest(float(mine == "bf16")) else "fp32"
+    return "bf16" if Ranks.current().all_reduce_max(float(mine == "bf16")) else "fp32"
 
 
 def _decided_precision(ctx: StageContext, width: int) -> str:
@@ -87,7 +87,7 @@ def _decided_precision(ctx: StageContext, width: int) -> str:
         if choice.reason != NO_INSTRUCTIONS:
             other = "bf16" if choice.precision == "fp32" else "fp32"
             ctx.note(f"computes in {choice.precision}: {choice.reason}; `compute.precision: {other}` takes the other")
-    ctx.facts["precision_reason"] = choice.reason
+    ctx.runtime_report["precision_reason"] = choice.reason
     return choice.precision
 
 
@@ -124,7 +124,7 @@ def prepare_torch(ctx: StageContext) -> None:
         torch.set_float32_matmul_precision("high")  # TF32 for the few products autocast leaves in fp32
     if use_cpu(ctx) and ctx.compute.get("offload", "none") != "none":
         ctx.note(f"compute.offload: {ctx.compute['offload']} saves nothing here: it moves a GPU's state to the CPU")
-    join(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
+    init_process_group(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
     joined = Ranks.current().count
     if joined != ctx.ranks:
         found = f"{joined} of {ctx.ranks} processes joined"
@@ -138,26 +138,26 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     be quantised.
     """
     from pipeline.models.load import stored_bits
-    from pipeline.models.stored import spread_problem, stored_problem
+    from pipeline.models.quantized_files import layout_problem, quantized_files_problem
 
     held = {"attention": attention_kernel(ctx), "slices": int(ctx.compute.get("tensor_parallel", 1))}
     source = ctx.input("model")
     bits = stored_bits(source, ctx.trust_remote_code)
-    problem = stored_problem(source.ref, bits, adapter)
+    problem = quantized_files_problem(source.ref, bits, adapter)
     if bits and problem is None:
-        problem = spread_problem(f"`{source.ref}` is kept quantised ({bits})", ctx.compute)
+        problem = layout_problem(f"`{source.ref}` is kept quantised ({bits})", ctx.compute)
     if problem is not None:
         raise PipelineError(problem)
     if adapter is None or adapter.quantize is None:
-        return {"dtype": "fp32", "parts": parts_of(ctx), **held}
+        return {"dtype": "fp32", "parts": zero3_config(ctx), **held}
     return {"dtype": precision_of(ctx), "quantize": adapter.quantize, **held}
 
 
-def parts_of(ctx: StageContext) -> dict[str, Any] | None:
+def zero3_config(ctx: StageContext) -> dict[str, Any] | None:
     """Return how a stage's processes share out the weights of a model they load; None where each holds it whole."""
     if int(ctx.compute.get("zero") or 0) < 3 or "RANK" not in os.environ:
         return None
-    ctx.facts["loaded"] = "in parts"
+    ctx.runtime_report["loaded"] = "in parts"
     return deepspeed_config(ctx.compute, precision_of(ctx))
 
 
@@ -179,7 +179,7 @@ def attention_kernel(ctx: StageContext) -> str | None:
 
     asked, on_gpu = ctx.compute.get("attention", "auto"), not use_cpu(ctx)
     found = attention_of(asked, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
-    ctx.facts["attention"] = found or "sdpa"
+    ctx.runtime_report["attention"] = found or "sdpa"
     return found
 
 
@@ -193,8 +193,8 @@ def liger_kernels(ctx: StageContext) -> bool:
 
     sliced = int(ctx.compute.get("tensor_parallel", 1)) > 1  # its kernels know no slices
     asked: Any = "off" if sliced else ctx.compute.get("liger", "auto")
-    ctx.facts["liger"] = uses_liger(asked, on_gpu=not use_cpu(ctx))
-    return bool(ctx.facts["liger"])
+    ctx.runtime_report["liger"] = uses_liger(asked, on_gpu=not use_cpu(ctx))
+    return bool(ctx.runtime_report["liger"])
 
 
 def attend_without_mask(ctx: StageContext, model: Any) -> None:
@@ -204,7 +204,7 @@ def attend_without_mask(ctx: StageContext, model: Any) -> None:
     if int(ctx.compute.get("sequence_parallel", 1)) > 1:  # DeepSpeed drops masks, and knows no kernel of ours
         return
     if not use_cpu(ctx) and without_mask(model):
-        ctx.facts["attention"] = WITHOUT_MASK
+        ctx.runtime_report["attention"] = WITHOUT_MASK
 
 
 def build_arguments(

@@ -20,10 +20,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
-from pipeline.models.first_pass import FirstPass
-from pipeline.parallel.holding import Holding, bucket_of, holding, strangers
+from pipeline.models.forward_probe import ForwardProbe
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.tensor import Copies, size_of
+from pipeline.parallel.sharding_state import ShardingState, bucket_of, foreign_parameters, holding
+from pipeline.parallel.tensor.sharding import TPReplicas, size_of
 from pipeline.stage import StageContext, group_of
 from pipeline.training.arguments import device_of
 
@@ -42,7 +42,7 @@ class Audit(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, ctx: StageContext, trainer: Any, adapter: Adapter | None) -> None:
         self.ctx, self.trainer, self.adapter = ctx, trainer, adapter
-        self._first: FirstPass | None = None
+        self._first: ForwardProbe | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -52,21 +52,21 @@ class Audit(TrainerCallback):  # type: ignore[misc]
         _refuse(self.ctx, list(trainer_problems(self.ctx, self.trainer)))
         check_prepared(self.ctx, model, self.trainer.optimizer, self.adapter)
         if not args.torch_compile:  # a compiled model takes its hooks with it
-            self._first = FirstPass(model)
+            self._first = ForwardProbe(model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the first pass."""
         if self._first is not None:
-            check_first_pass(self.ctx, self._first, str(self.ctx.facts["precision"]))
+            check_first_pass(self.ctx, self._first, str(self.ctx.runtime_report["precision"]))
             self._first = None
             check_copies(self.ctx, self.trainer.model)
 
 
 def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
     """Yield what is wrong with how accelerate has set a trainer up."""
-    precision = str(ctx.facts["precision"])
+    precision = str(ctx.runtime_report["precision"])
     mixed = str(trainer.accelerator.mixed_precision)
     if mixed != {"fp32": "no"}.get(precision, precision):
         found = f"accelerate computes in {'fp32' if mixed == 'no' else mixed}, compute.precision is {precision}"
@@ -94,7 +94,7 @@ def check_prepared(
     """
     whole = model if whole is None else whole
     held = holding(whole, optimizer)
-    ctx.facts["seen"] = {"engine": held.engine, "weights": held.weights, "optimizer": held.optimizer}
+    ctx.runtime_report["seen"] = {"engine": held.engine, "weights": held.weights, "optimizer": held.optimizer}
     problems = [
         *spread_problems(ctx, held),
         *bucket_problems(ctx, bucket_of(optimizer)),
@@ -105,7 +105,7 @@ def check_prepared(
     _refuse(ctx, problems)
 
 
-def check_first_pass(ctx: StageContext, seen: FirstPass, precision: str) -> None:
+def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> None:
     """Look at what the first forward and backward pass computed in, before the first step is taken.
 
     Raises:
@@ -115,7 +115,7 @@ def check_first_pass(ctx: StageContext, seen: FirstPass, precision: str) -> None
     if seen.is_blind:
         return
     again = seen.again > 0
-    ctx.facts.setdefault("seen", {}).update(dtype=str(seen.dtype).removeprefix("torch."), recomputed=again)
+    ctx.runtime_report.setdefault("seen", {}).update(dtype=str(seen.dtype).removeprefix("torch."), recomputed=again)
     problems = []
     if seen.dtype is not None and seen.dtype != DTYPES[precision]:
         found = f"layers compute in {str(seen.dtype).removeprefix('torch.')}, compute.precision is {precision}"
@@ -136,7 +136,7 @@ def check_copies(ctx: StageContext, model: Any) -> None:
     Raises:
         PipelineError: the groups would take different steps.
     """
-    copies = Copies(model) if size_of(model) > 1 else None
+    copies = TPReplicas(model) if size_of(model) > 1 else None
     if copies is not None and copies.count > 1 and copies.apart(model) > 0:
         found = f"{copies.count} groups of {size_of(model)} processes train, and their gradients differ"
         expected, remedy = "gradients averaged over the groups", f"use {size_of(model)} processes"
@@ -148,7 +148,7 @@ def _refuse(ctx: StageContext, problems: list[Problem]) -> None:
         raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
 
 
-def spread_problems(ctx: StageContext, held: Holding) -> Iterator[Problem]:
+def spread_problems(ctx: StageContext, held: ShardingState) -> Iterator[Problem]:
     """Yield what is wrong with how many processes there are, and with what each of them holds."""
     joined = Ranks.current().count
     if joined != ctx.ranks:
@@ -167,7 +167,7 @@ def spread_problems(ctx: StageContext, held: Holding) -> Iterator[Problem]:
 
 def bucket_problems(ctx: StageContext, bucket: int | None) -> Iterator[Problem]:
     """Yield a problem where DeepSpeed's buckets are not those the forecast counts and the manifest names."""
-    wanted = ctx.facts.get("deepspeed", {}).get("zero_optimization", {}).get("reduce_bucket_size", bucket)
+    wanted = ctx.runtime_report.get("deepspeed", {}).get("zero_optimization", {}).get("reduce_bucket_size", bucket)
     if bucket != wanted:
         yield Problem(f"DeepSpeed's buckets have {bucket} elements", f"{wanted}, from the model's width", REPORT)
 
@@ -177,7 +177,7 @@ def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[P
     elsewhere = {p.device.type for p in model.parameters() if p.requires_grad} - {device}
     if elsewhere:
         yield Problem(f"weights are on {', '.join(sorted(elsewhere))}", device, "set compute.device")
-    lost = strangers(model, optimizer)
+    lost = foreign_parameters(model, optimizer)
     if lost:
         yield Problem(f"the optimizer steps {lost} tensors that are no weights of the model", "its weights", REPORT)
 
@@ -220,16 +220,16 @@ def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
     """Yield kernels that were asked for and do not run; one that was left to choice goes into the facts as it is."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     runs = str(plain.config.get_text_config()._attn_implementation)
-    asked, told = str(ctx.compute.get("attention", "auto")), str(ctx.facts.get("attention", runs))
+    asked, told = str(ctx.compute.get("attention", "auto")), str(ctx.runtime_report.get("attention", runs))
     if asked != "auto" and runs != told:
         found = f"compute.attention is {asked}, and the model runs {runs}"
         yield Problem(found, told, "set compute.attention: auto")
-    ctx.facts["attention"] = runs
-    if ctx.facts.get("liger") and not has_liger(plain):
+    ctx.runtime_report["attention"] = runs
+    if ctx.runtime_report.get("liger") and not has_liger(plain):
         if ctx.compute.get("liger") == "on":
             found = f"compute.liger is on, and no part of the {plain.config.model_type} model runs its kernels"
             yield Problem(found, "a model Liger knows", "set compute.liger: off")
-        ctx.facts["liger"] = False
+        ctx.runtime_report["liger"] = False
 
 
 def has_liger(model: nn.Module) -> bool:

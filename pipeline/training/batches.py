@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from pipeline.training.best import KeepsBest
-from pipeline.training.sliced import collator, dealt
-from pipeline.training.sums import KeepsSums
-from pipeline.training.whole_state import WholeState
+from pipeline.training.consolidated_checkpoint import ConsolidatedCheckpoint
+from pipeline.training.running_metrics import RunningMetrics
+from pipeline.training.sequence_parallel import collator, sharded_loader
 
 WINDOW_BATCHES = 16
 """Rows are sorted by length inside windows of this many batches; larger pads less, smaller mixes more."""
@@ -106,7 +106,7 @@ class Batches(Sampler[list[int]]):
         return total
 
 
-class BucketedBatches(KeepsBest, KeepsSums, WholeState):
+class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
     """Mixin for a trainer of transformers or trl: its training batches come from `Batches`.
 
     Set `train_rows` and `batches` on the trainer before `train()`. It also keeps trl from writing a model card with
@@ -131,7 +131,7 @@ class BucketedBatches(KeepsBest, KeepsSums, WholeState):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
-        prepared = dealt(self, loader)
+        prepared = sharded_loader(self, loader)
         sampler: Any = prepared.batch_sampler
         if not hasattr(sampler, "sampler"):  # several processes
             # accelerate tells the epoch to what one wrapper holds; a resumed epoch, its beginning skipped, has two.

@@ -6,15 +6,15 @@ import os
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.parallel.cutting import filling_problem
-from pipeline.parallel.deepspeed import deepspeed_config, fit_buckets, width_of
-from pipeline.parallel.division import Division, divide
+from pipeline.parallel.batch_split import BatchSplit, divide
+from pipeline.parallel.pipeline.split import pipeline_bubble_problem
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.slices import RowSlices, parallelism
+from pipeline.parallel.sequence.attention import SequenceShard, parallelism
+from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
 from pipeline.stage import StageContext, group_of
 
 
-def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> Division:
+def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> BatchSplit:
     """Cut a batch for the stage's processes, and say how where there is something to say.
 
     Raises:
@@ -22,7 +22,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     """
     asked, stages = ctx.compute["micro_batch"], int(ctx.compute.get("pipeline_parallel", 1))
     if stages > 1:
-        problem = filling_problem(batch_size, ctx.replicas, stages)
+        problem = pipeline_bubble_problem(batch_size, ctx.replicas, stages)
         if problem is not None:
             raise PipelineError(problem)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
@@ -30,7 +30,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     division = divide(
         batch_size, asked, longest, ctx.replicas, passes=stages, together=group_of(ctx.compute), **options
     )
-    sentence = ctx.facts["batch"] = division.sentence(what, longest)
+    sentence = ctx.runtime_report["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
         ctx.note(sentence)
     return division
@@ -52,14 +52,14 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"accelerator_config": {"use_configured_state": joined}}
     fields["ddp_find_unused_parameters"] = False
     if ctx.compute.get("zero"):
-        ctx.facts["deepspeed"] = deepspeed_config(ctx.compute, precision)
+        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.compute, precision)
         if int(ctx.compute.get("sequence_parallel", 1)) > 1:
-            slices = RowSlices.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
-            fields["parallelism_config"] = parallelism(slices, ctx.facts["attention"])
-        return {**fields, "deepspeed": ctx.facts["deepspeed"]}
+            slices = SequenceShard.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
+            fields["parallelism_config"] = parallelism(slices, ctx.runtime_report["attention"])
+        return {**fields, "deepspeed": ctx.runtime_report["deepspeed"]}
     if ctx.compute.get("fsdp"):
         config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
-        ctx.facts["accelerate"] = dict(config)
+        ctx.runtime_report["accelerate"] = dict(config)
         # Gradients of a pass that is not the last of a step would otherwise stay whole in every process.
         fields["accelerator_config"]["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
         return {**fields, "fsdp": True, "fsdp_config": config}
@@ -81,13 +81,13 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     slices, config = int(ctx.compute.get("sequence_parallel", 1)), accelerator.parallelism_config
     sliced = int(config.sp_size) if config is not None else 1
     if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks and sliced == slices:
-        ctx.facts.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
+        ctx.runtime_report.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
         if slices > 1:
-            ctx.facts["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sliced)
+            ctx.runtime_report["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sliced)
         _check_slices(ctx, trainer)
         if zero:  # the trainer starts DeepSpeed later, with this configuration
             engine = accelerator.state.deepspeed_plugin.hf_ds_config.config
-            ctx.facts["deepspeed"]["zero_optimization"].update(fit_buckets(engine, width_of(trainer.model)))
+            ctx.runtime_report["deepspeed"]["zero_optimization"].update(fit_buckets(engine, width_of(trainer.model)))
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
     asked += f" and sequence parallelism over {slices} processes" if slices > 1 else ""
@@ -109,17 +109,17 @@ def _check_slices(ctx: StageContext, trainer: Any) -> None:
     Raises:
         PipelineError: it does.
     """
-    from pipeline.parallel.tensor import Copies, own_share, size_of
+    from pipeline.parallel.tensor.sharding import TPReplicas, share_of_parameters, size_of
 
     asked, found = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
-    share = own_share(trainer.model)
+    share = share_of_parameters(trainer.model)
     if found != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
         text = f"compute.tensor_parallel is {asked}, the trainer divides by {found}, and this process holds {share:.0%}"
         raise PipelineError(Problem(text, "what was asked for", "see `trueup doctor`", stage=ctx.name))
     if asked > 1:
-        ctx.facts["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)
-        ctx.facts["tensor_parallel"] = {
+        ctx.runtime_report["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)
+        ctx.runtime_report["tensor_parallel"] = {
             "size": found,
-            "copies": Copies(trainer.model).count,
+            "copies": TPReplicas(trainer.model).count,
             "share_of_parameters": round(share, 4),
         }

@@ -29,7 +29,7 @@ def save_trained(
 
     Args:
         ctx: of the stage.
-        model: with all its weights (`whole_model`); None on all processes but the first.
+        model: with all its weights (`consolidated_model`); None on all processes but the first.
         tokenizer: saved beside it.
         source: what the stage started from.
         adapter: what was trained; None when all weights were.

@@ -27,7 +27,7 @@ from pipeline.training.batches import Batches
 from pipeline.training.best import at_step, load_best
 from pipeline.training.checkpoints import newest_checkpoint, step_of
 from pipeline.training.distribution import check_distribution
-from pipeline.training.sums import restore_sums
+from pipeline.training.running_metrics import restore_metrics
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run_trainer(
     for silent in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(silent)
     every_s = float(ctx.compute.get("checkpoint_every_s", 30.0))
-    trainer.add_callback(Watcher(ctx, clock, every_s, begin=lambda: restore_sums(trainer, checkpoint)))
+    trainer.add_callback(Watcher(ctx, clock, every_s, begin=lambda: restore_metrics(trainer, checkpoint)))
     trainer.add_callback(Audit(ctx, trainer, adapter))
     if checkpoint is not None:
         ctx.note(f"resumes at step {step_of(checkpoint)} of {steps}")

@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.contract import end_ids
 from pipeline.models.fitting import fit_embedding
 from pipeline.models.load import source_of
-from pipeline.parallel import fsdp
+from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import build_arguments

@@ -17,7 +17,7 @@ from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import evaluating
 from pipeline.models.labels import IGNORE
 from pipeline.models.precision import computing_in
-from pipeline.parallel.partitioned import computing_alone
+from pipeline.parallel.zero.zero3 import computing_alone
 from pipeline.stage import StageContext
 from pipeline.training.arguments import device_of, precision_of
 
@@ -96,7 +96,7 @@ def _logits(model: Any, conversations: list[list[int]], collate: Collate) -> Ten
 
 def _computing(ctx: StageContext, model: Any) -> Any:
     """Compute in the format of the weights; FlashAttention has half precision only, and no CPU."""
-    is_flash = "flash" in str(ctx.facts.get("attention", ""))
+    is_flash = "flash" in str(ctx.runtime_report.get("attention", ""))
     if is_flash and model.device.type == "cpu":  # DeepSpeed and FSDP would move it once they prepare it
         model.to(device_of(ctx))
     return computing_in(precision_of(ctx) if is_flash else "fp32", model.device)

@@ -19,7 +19,7 @@ from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import evaluating
 from pipeline.models.steps import left_padded, plain_logits, trial_rows
 from pipeline.models.written import own_attention, plain_of
-from pipeline.parallel.partitioned import computing_alone
+from pipeline.parallel.zero.zero3 import computing_alone
 from pipeline.stage import StageContext
 
 

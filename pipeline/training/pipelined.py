@@ -20,10 +20,10 @@ from transformers import get_scheduler
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.models.deferred import Deferred
 from pipeline.models.labels import IGNORE
-from pipeline.parallel.part import Part
-from pipeline.parallel.pipeline import Pipeline, Place
+from pipeline.parallel.consolidation import rebuilt
+from pipeline.parallel.pipeline.schedule import Pipeline, PipelineRank
+from pipeline.parallel.pipeline.stage_module import StageModule
 from pipeline.parallel.ranks import Ranks, any_rank
-from pipeline.parallel.sharded import rebuilt
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
 from pipeline.training.audit import check_first_pass, check_prepared
@@ -70,12 +70,12 @@ class PipelineTraining:
         if arguments.fp16:
             expected = "bf16 or fp32: the scale of an fp16 loss is not shared between parts"
             raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))
-        ctx.facts["liger"] = False  # transformers' trainer would put its kernels into the model
-        place = Place(ranks, int(ctx.compute["pipeline_parallel"]))
+        ctx.runtime_report["liger"] = False  # transformers' trainer would put its kernels into the model
+        place = PipelineRank(ranks, int(ctx.compute["pipeline_parallel"]))
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
         recompute = bool(arguments.activation_checkpointing)
-        part = Part(model, place.stage, place.stages, autocast=autocast, recompute=recompute)
+        part = StageModule(model, place.stage, place.stages, autocast=autocast, recompute=recompute)
         if later is not None:
             later.fill(part)
         self.pipe = Pipeline(part.to(arguments.device), place, arguments.device)
@@ -137,7 +137,7 @@ class PipelineTraining:
         loss = self.pipe.backward(passes=share // self.batches.micro_batch, tokens=tokens, **mine)
         if self.pipe.first is not None and not self._is_seen:
             self._is_seen = True
-            check_first_pass(self.ctx, self.pipe.first, str(self.ctx.facts["precision"]))
+            check_first_pass(self.ctx, self.pipe.first, str(self.ctx.runtime_report["precision"]))
         norm = self.pipe.clip(self.arguments.max_grad_norm)
         rate = self.rates.get_last_lr()[0]
         if not math.isfinite(loss):
@@ -203,7 +203,7 @@ def train_through_pipeline(
 
     The model given is cut, and no longer whole afterwards.
     """
-    if rows and "seq_lengths" in rows[0] and "flash" in ctx.facts["attention"]:
+    if rows and "seq_lengths" in rows[0] and "flash" in ctx.runtime_report["attention"]:
         found = "train.mode packed with FlashAttention and compute.pipeline_parallel"
         raise PipelineError(Problem(found, "rows of one conversation, or masks", "set compute.attention: sdpa"))
     training = PipelineTraining(ctx, model, later, arguments, batches, steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.parallel.cutting import REMEDY
+from pipeline.parallel.pipeline.split import REMEDY
 from pipeline.training.fields import CommonTrain
 
 USED = (

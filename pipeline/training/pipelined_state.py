@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import Trainer, TrainerControl, TrainerState
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.parallel.part import Part
-from pipeline.parallel.pipeline import Pipeline
+from pipeline.parallel.pipeline.schedule import Pipeline
+from pipeline.parallel.pipeline.stage_module import StageModule
 from pipeline.training.checkpoints import mark_whole
+from pipeline.training.consolidated_checkpoint import OPTIMIZER_FILE, SCHEDULER_FILE, tensors_in
 from pipeline.training.loop import timeless
-from pipeline.training.sums import SUMS_FILE
-from pipeline.training.whole_state import OPTIMIZER_FILE, SCHEDULER_FILE, tensors_in
+from pipeline.training.running_metrics import SUMS_FILE
 
 STATE_FILE = "trainer_state.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -66,7 +66,7 @@ def groups_of(model: Any) -> list[list[str]]:
     return [group for group in groups if group]
 
 
-def optimizer_of(part: Part, groups: Sequence[Sequence[str]], arguments: Any) -> torch.optim.Optimizer:
+def optimizer_of(part: StageModule, groups: Sequence[Sequence[str]], arguments: Any) -> torch.optim.Optimizer:
     """Make the optimizer of a part's weights, in the groups of the whole model's; the second is not decayed."""
     named = part.named_whole()
     decays = [arguments.weight_decay, 0.0]
@@ -149,7 +149,7 @@ class PipelineState:
                     rest.append((name, key, value))
         places = {name: place for place, name in enumerate(name for group in self.groups for name in group)}
         state: dict[int, dict[str, Any]] = {}
-        found = self.pipe.collected(tensors)
+        found = self.pipe.gather_to_first(tensors)
         rest = ranks.gathered(rest)
         if ranks.is_first:
             rest += [(*label.split(" "), tensor) for label, tensor in found.items()]  # type: ignore[misc]

@@ -17,7 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.evaluation.curves import metric_rows, write_curve
 from pipeline.evaluation.training_curves import draw_training
-from pipeline.models.first_pass import FirstPass
+from pipeline.models.forward_probe import ForwardProbe
 from pipeline.parallel.ranks import any_rank
 from pipeline.ppo.episodes import Episode
 from pipeline.ppo.state import load_weights, save_state, save_weights
@@ -71,10 +71,10 @@ class RunLog:
         total = trainer.settings.iterations
         if not self.rows:
             self.evaluate({"step": 0})
-        first: FirstPass | None = FirstPass(trainer.policy.model)
+        first: ForwardProbe | None = ForwardProbe(trainer.policy.model)
         for metrics in trainer.iterations():
             if first is not None:
-                check_first_pass(self.ctx, first, str(self.ctx.facts["precision"]))
+                check_first_pass(self.ctx, first, str(self.ctx.runtime_report["precision"]))
                 first = None
             done = trainer.iteration
             self.tokens += metrics["tokens"]
@@ -109,7 +109,7 @@ class RunLog:
             if place < TOLD:
                 asked, said = (_short(sample[key]) for key in ("prompt", "response"))
                 self.ctx.note(f"iteration {row['step']}, reward {episode.score:.2f}: {asked} → {said}")
-        unpriced = None if self.trainer.is_priced else self.trainer.kl
+        unpriced = None if self.trainer.uses_kl_penalty else self.trainer.kl
         for text in self.trainer.guards.look_at_evaluation(metrics, unpriced):
             self.note(text)
 

@@ -21,7 +21,7 @@ class OwnReference:
     """Mixin for a trainer of trl whose reference passes are `with_reference`'s.
 
     Under FSDP trl would load a second model to be the reference, and never ask it. So it learns of FSDP only once it
-    has set itself up, when it begins to train (`WholeState`).
+    has set itself up, when it begins to train (`ConsolidatedCheckpoint`).
     """
 
     is_fsdp_enabled: bool
@@ -79,7 +79,7 @@ def _computed(
     """
     ranks = Ranks.current() if ctx.replicas > 1 else Ranks()
     share = Ranks(ranks.index * ctx.replicas // ranks.count, ctx.replicas)
-    mine = share.mine(rows)
+    mine = share.shard(rows)
     values = {}
     for i, (column, ids) in enumerate(columns.items()):
 
@@ -98,6 +98,6 @@ def _computed(
             )
         if ranks.count > 1:
             ctx.stop_if_asked()
-        sums = [(place, math.fsum(row)) for place, row in zip(share.mine([*range(len(rows))]), tokens, strict=True)]
+        sums = [(place, math.fsum(row)) for place, row in zip(share.shard([*range(len(rows))]), tokens, strict=True)]
         values[column] = [value for _, value in sorted(dict(ranks.gathered(sums)).items())]
     return values

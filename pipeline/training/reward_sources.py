@@ -176,7 +176,7 @@ def _model_scorer(
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
-    from pipeline.training.arguments import frozen_weights, parts_of
+    from pipeline.training.arguments import frozen_weights, zero3_config
     from pipeline.training.encode import encode_answers
     from pipeline.training.fitting import fit
 
@@ -186,7 +186,7 @@ def _model_scorer(
     if on_policy is not None:
         return on_policy
     where, weights = frozen_weights(ctx)
-    how = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": parts_of(ctx), **weights}
+    how = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": zero3_config(ctx), **weights}
     model = load_reward_model(source, own, **how).requires_grad_(False)
     fit(ctx, model, own, how)
     model.score.to(where) if how["parts"] is not None else model.to(where)

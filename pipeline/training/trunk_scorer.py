@@ -29,7 +29,7 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
         found = [0.0] * len(rows)
         batches = list(length_batches([len(row) for row in rows], token_budget))
         # A pass is collective where weights lie in parts: all processes make as many, and know it before the first.
-        most = int(Ranks.current().largest(len(batches))) if policy.in_step else len(batches)
+        most = int(Ranks.current().all_reduce_max(len(batches))) if policy.in_step else len(batches)
         for batch in batches:
             width = max(len(rows[row]) for row in batch)
             ids = torch.tensor([[*rows[row], *[pad_id] * (width - len(rows[row]))] for row in batch])

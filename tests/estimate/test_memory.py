@@ -10,14 +10,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.estimate.buckets import bucket_sizes
-from pipeline.estimate.kept import Kept
 from pipeline.estimate.memory import (
     SLACK,
     SLACK_ADAPTED,
     SLACK_HEADLESS,
     SLACK_RECOMPUTED,
     Memory,
-    Spread,
+    ParallelLayout,
     activation_bytes,
     block_bytes,
     buffer_bytes,
@@ -31,6 +30,7 @@ from pipeline.estimate.memory import (
     tiled_logit_bytes,
     transient_bytes,
 )
+from pipeline.estimate.saved_activations import SavedActivations
 from pipeline.estimate.shape import ModelShape, shape_of
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 176, "vocab_size": 101}
@@ -64,7 +64,7 @@ def test_a_block_keeps_the_activations_autograd_keeps(groups: int) -> None:
     shape = shape_of({"type": "llama", **SIZES, "num_hidden_layers": 1, "num_key_value_heads": groups})
     assert shape is not None
     found = _kept(2, num_key_value_heads=groups) - _kept(1, num_key_value_heads=groups)
-    assert block_bytes(shape, 2, 128, Spread()) == found
+    assert block_bytes(shape, 2, 128, ParallelLayout()) == found
 
 
 def test_autocast_keeps_a_16_bit_copy_of_every_weight_it_multiplies_by() -> None:
@@ -85,7 +85,7 @@ def test_autocast_keeps_a_16_bit_copy_of_every_weight_it_multiplies_by() -> None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
         output = model(input_ids=ids, labels=ids, use_cache=False)
     assert output.loss is not None
-    half = Spread(half=True, on_gpu=False)
+    half = ParallelLayout(half=True, on_gpu=False)
     head = logit_bytes(shape, 0, half)
     counted = state(shape, shape.parameters, half)[0] - state(shape, shape.parameters, replace(half, half=False))[0]
     assert head == 2 * 101 * 64
@@ -103,13 +103,13 @@ def test_a_block_with_dropout_or_without_fused_attention_keeps_pairs_of_position
         config = AutoConfig.for_model("gpt2", **sizes, n_layer=layers, bos_token_id=0, eos_token_id=0)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
         found.append(_saved(model, ids))
-    spread = Spread(dropout=True, on_gpu=False, eager=attention == "eager")
+    spread = ParallelLayout(dropout=True, on_gpu=False, eager=attention == "eager")
     assert block_bytes(shape, 2, 128, spread) == found[1] - found[0]
-    fused = Spread(dropout=True, on_gpu=True)
+    fused = ParallelLayout(dropout=True, on_gpu=True)
     assert block_bytes(shape, 2, 128, fused) < found[1] - found[0]
 
 
-KEPT = Kept(fp32=400, half=250, adapted_fp32=300, adapted_half=200, rank=28, dropped_fp32=10, scores=2)
+KEPT = SavedActivations(fp32=400, half=250, adapted_fp32=300, adapted_half=200, rank=28, dropped_fp32=10, scores=2)
 SHAPE = ModelShape(1000, 1000, 100, 2, 8, 8, 4, 16, 12, gated=True, tied=True, context=0, heads=2, kept=KEPT)
 FULL = [
     # P = 1000 on 4 processes: 4 bytes of weights and gradients, 8 of moments, 4 more for DeepSpeed's copy;
@@ -123,28 +123,28 @@ FULL = [
 
 @pytest.mark.parametrize(("zero", "expected"), FULL)
 def test_zero_shards_optimizer_then_gradients_then_weights(zero: int, expected: tuple[int, ...]) -> None:
-    assert state(SHAPE, 1000, Spread(processes=4, zero=zero)) == expected
+    assert state(SHAPE, 1000, ParallelLayout(processes=4, zero=zero)) == expected
 
 
 def test_zero_in_16_bits_keeps_an_fp32_copy_beside_the_moments() -> None:
     # ZeRO paper, section 3.1: 2 + 2 + 12 bytes a parameter
-    assert state(SHAPE, 1000, Spread(processes=1, zero=1, half=True)) == (2000, 2000, 12000)
+    assert state(SHAPE, 1000, ParallelLayout(processes=1, zero=1, half=True)) == (2000, 2000, 12000)
 
 
 def test_an_adapter_alone_has_gradients_and_moments() -> None:
-    assert state(SHAPE, 50, Spread()) == (4200, 200, 400)
+    assert state(SHAPE, 50, ParallelLayout()) == (4200, 200, 400)
 
 
 def test_four_bits_are_half_a_byte_of_each_linear_weight() -> None:
     # 900 linear weights at (4 + 0.127) / 8 bytes, 100 others and 50 of the adapter in fp32
-    weights, _, _ = state(SHAPE, 50, Spread(), quantize="4bit")
+    weights, _, _ = state(SHAPE, 50, ParallelLayout(), quantize="4bit")
     assert weights == pytest.approx(900 * 0.515875 + 400 + 200)
 
 
 def test_offloaded_state_is_in_the_memory_of_the_machine() -> None:
     # 1000 weights on 2 processes in 16 bits: 500 weights stay on the device, in parts; 4 + 8 + 4 bytes of each are in
     # the machine, with ZeRO-3 a gradient of 2 bytes, with `all` the weights too
-    half = Spread(processes=2, zero=3, offload="optimizer", half=True)
+    half = ParallelLayout(processes=2, zero=3, offload="optimizer", half=True)
     assert state(SHAPE, 1000, half) == (1000, 0, 0)
     assert host_bytes(SHAPE, 1000, half) == 500 * 18
     assert state(SHAPE, 1000, replace(half, offload="all")) == (0, 0, 0)
@@ -158,7 +158,7 @@ def test_offloaded_state_is_in_the_memory_of_the_machine() -> None:
 def test_buckets_are_as_wide_as_the_model_and_gathered_weights_two_blocks() -> None:
     # Llama 7B is 4096 wide: a bucket has 4096² = 16,777,216 elements, two blocks 24 x 4096² weights
     wide = replace(SHAPE, hidden=4096, vocab=32_000, parameters=7 * 10**9)
-    half = Spread(processes=8, half=True)
+    half = ParallelLayout(processes=8, half=True)
     found = [buffer_bytes(wide, 7 * 10**9, replace(half, zero=stage)) for stage in (0, 1, 2, 3)]
     assert found == [0, 4 * 4096**2, 2 * 2 * 4096**2, 2 * (1 + 24) * 4096**2]
     # FSDP2 gathers and has no buckets; an embedding larger than two blocks is gathered whole
@@ -166,7 +166,7 @@ def test_buckets_are_as_wide_as_the_model_and_gathered_weights_two_blocks() -> N
     large = replace(wide, vocab=128_000)
     assert buffer_bytes(large, 7 * 10**9, replace(half, zero=3, fsdp=True)) == 2 * 128_000 * 4096
     # a CPU gives memory when it is written to
-    assert buffer_bytes(SHAPE, 1000, Spread(processes=2, zero=2, on_gpu=False)) == 2 * 4 * 1000
+    assert buffer_bytes(SHAPE, 1000, ParallelLayout(processes=2, zero=2, on_gpu=False)) == 2 * 4 * 1000
 
 
 @pytest.mark.parametrize("hidden", [8, 4096, 4097, 30_000])
@@ -182,14 +182,14 @@ def test_what_deepspeed_sends_at_once_follows_the_width(hidden: int) -> None:
 
 def test_a_cpu_offloads_to_the_memory_it_has() -> None:
     for level, what in ((2, "optimizer"), (3, "all")):
-        plain = state(SHAPE, 1000, Spread(processes=2, zero=level, on_gpu=False))
-        assert state(SHAPE, 1000, Spread(processes=2, zero=level, offload=what, on_gpu=False)) == plain
+        plain = state(SHAPE, 1000, ParallelLayout(processes=2, zero=level, on_gpu=False))
+        assert state(SHAPE, 1000, ParallelLayout(processes=2, zero=level, offload=what, on_gpu=False)) == plain
 
 
 def test_checkpointing_keeps_the_input_of_each_block_and_one_block_going_backward() -> None:
     # 2 blocks and the last norm's three values, each 8 wide in fp32, of 10 tokens; one block as it goes backward is
     # there when the logits are gone, whichever is larger
-    spread = Spread(checkpointing=True)
+    spread = ParallelLayout(checkpointing=True)
     assert activation_bytes(SHAPE, 2, 5, spread) == (2 + 3) * 8 * 4 * 10
     parts = Memory(weights=10, gradients=10, activations=30, ending=20, logits=5)
     assert peak(parts, accumulates=False, recomputes=True) == 10 + 30 + 20
@@ -200,15 +200,15 @@ def test_checkpointing_keeps_the_input_of_each_block_and_one_block_going_backwar
 
 def test_blocks_below_the_adapters_keep_nothing() -> None:
     # 10 tokens: the last norm's 3 x 8 values in fp32; a block beneath adapters of rank 3 keeps 300 + 3 x 28 per token
-    half_of_them = activation_bytes(SHAPE, 2, 5, Spread(), adapter_r=3, share=0.5)
+    half_of_them = activation_bytes(SHAPE, 2, 5, ParallelLayout(), adapter_r=3, share=0.5)
     assert half_of_them == 10 * (3 * 8 * 4 + 384)
 
 
 def test_trls_head_makes_logits_by_tiles_of_4096_positions() -> None:
     # 5,000 positions, 12 tokens of vocabulary: one tile of 4,096 x 12; gradients of hidden states, and of the head
-    cpu = tiled_logit_bytes(SHAPE, 5000, Spread(on_gpu=False), trained=True)
+    cpu = tiled_logit_bytes(SHAPE, 5000, ParallelLayout(on_gpu=False), trained=True)
     assert cpu == 4096 * 12 * 8.25 * 4 + 5000 * 8 * 4 + 12 * 8 * 4
-    gpu = tiled_logit_bytes(SHAPE, 5000, Spread(half=True), trained=False)
+    gpu = tiled_logit_bytes(SHAPE, 5000, ParallelLayout(half=True), trained=False)
     assert gpu == 4096 * 32768 * 2 + 5000 * 8 * 4
 
 
@@ -231,20 +231,20 @@ def test_a_backward_pass_ends_with_all_gradients_and_one_block() -> None:
 
 
 def test_only_a_cpus_heap_keeps_freed_blocks() -> None:
-    assert heap_bytes(100, Spread(on_gpu=True)) == 0
-    assert heap_bytes(100, Spread(on_gpu=False)) == 100 * SLACK
-    assert heap_bytes(100, Spread(on_gpu=False), adapted=True) == 100 * SLACK_ADAPTED
-    assert heap_bytes(100, Spread(on_gpu=False, checkpointing=True)) == 100 * SLACK_RECOMPUTED
-    assert heap_bytes(100, Spread(on_gpu=False), headless=True) == 100 * SLACK_HEADLESS
-    assert heap_bytes(100, Spread(on_gpu=False, checkpointing=True), adapted=True) == 100 * SLACK_ADAPTED
+    assert heap_bytes(100, ParallelLayout(on_gpu=True)) == 0
+    assert heap_bytes(100, ParallelLayout(on_gpu=False)) == 100 * SLACK
+    assert heap_bytes(100, ParallelLayout(on_gpu=False), adapted=True) == 100 * SLACK_ADAPTED
+    assert heap_bytes(100, ParallelLayout(on_gpu=False, checkpointing=True)) == 100 * SLACK_RECOMPUTED
+    assert heap_bytes(100, ParallelLayout(on_gpu=False), headless=True) == 100 * SLACK_HEADLESS
+    assert heap_bytes(100, ParallelLayout(on_gpu=False, checkpointing=True), adapted=True) == 100 * SLACK_ADAPTED
 
 
 def test_slices_divide_the_state_but_for_the_whole_halves_of_an_adapter() -> None:
-    full = sliced(Memory(*state(SHAPE, 1000, Spread())), SHAPE, 4)
+    full = sliced(Memory(*state(SHAPE, 1000, ParallelLayout())), SHAPE, 4)
     assert (full.weights, full.gradients, full.optimizer) == (1000, 1000, 2000)
     # r = 1 on 2 layers: q, k, v, gate and up keep r x 8 of the input whole, o and down r x 8 of the output: 112 of 256
     assert SHAPE.adapter(1) == 256
-    adapted = sliced(Memory(*state(SHAPE, 256, Spread())), SHAPE, 4, adapter_r=1, layers=2)
+    adapted = sliced(Memory(*state(SHAPE, 256, ParallelLayout())), SHAPE, 4, adapter_r=1, layers=2)
     assert adapted.gradients == 4 * (112 + 144 / 4)
     assert adapted.optimizer == 8 * (112 + 144 / 4)
     assert adapted.weights == 4 * (112 + (1000 + 144) / 4)

@@ -15,7 +15,13 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from pipeline.estimate.kept import INNER_GRADIENTS, gpt2_kept, gpt_neox_kept, inner_gradients, llama_kept
+from pipeline.estimate.saved_activations import (
+    INNER_GRADIENTS,
+    gpt2_saved,
+    gpt_neox_saved,
+    inner_gradients,
+    llama_saved,
+)
 
 HIDDEN, INNER, TOKENS = 64, 1024, 512
 
@@ -47,9 +53,9 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("build", "config", "kept"),
     [
-        (LlamaMLP, {"hidden_size": HIDDEN, "intermediate_size": INNER}, llama_kept(HIDDEN, 64, 64, INNER, 1)),
-        (GPTNeoXMLP, {"hidden_size": HIDDEN, "intermediate_size": INNER}, gpt_neox_kept(HIDDEN, INNER, 1)),
-        (GPT2MLP, {"n_embd": HIDDEN, "resid_pdrop": 0.0}, gpt2_kept(HIDDEN, INNER, 1, attention_dropout=False)),
+        (LlamaMLP, {"hidden_size": HIDDEN, "intermediate_size": INNER}, llama_saved(HIDDEN, 64, 64, INNER, 1)),
+        (GPTNeoXMLP, {"hidden_size": HIDDEN, "intermediate_size": INNER}, gpt_neox_saved(HIDDEN, INNER, 1)),
+        (GPT2MLP, {"n_embd": HIDDEN, "resid_pdrop": 0.0}, gpt2_saved(HIDDEN, INNER, 1, attention_dropout=False)),
     ],
     ids=["llama", "gpt_neox", "gpt2"],
 )

@@ -10,7 +10,7 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.estimate import Delta
 from pipeline.evaluation.figures import draw
 from pipeline.evaluation.gaming import assess, spread
-from pipeline.evaluation.gaming_page import least_prompts
+from pipeline.evaluation.gaming_render import least_prompts
 from pipeline.evaluation.page import render
 from pipeline.evaluation.report import read, to_json
 from pipeline.evaluation.tables import headline

@@ -5,7 +5,7 @@ import pytest
 from pipeline.evaluation.intervals import wilson
 from pipeline.evaluation.judging import accuracy_summary, judge_warning
 from pipeline.evaluation.reward_card import build_card, headline
-from pipeline.evaluation.reward_page import render
+from pipeline.evaluation.reward_render import render
 
 
 def card(right, pairs):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation import reward_page
+from pipeline.evaluation import reward_render
 from pipeline.evaluation.intervals import wilson
 from pipeline.evaluation.reward_card import build_card, headline, to_json, write_card
 
@@ -188,7 +188,7 @@ def page_of(margins):
     card = build_card(
         chosen=margins, rejected=[0] * len(margins), chosen_lengths=ones, rejected_lengths=ones, seed=0, resamples=100
     )
-    return reward_page.render(card)
+    return reward_render.render(card)
 
 
 @pytest.mark.parametrize(

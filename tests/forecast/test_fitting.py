@@ -12,8 +12,8 @@ from pipeline.artifacts import Store
 from pipeline.display.forecasts import print_forecasts
 from pipeline.errors import PipelineError, Problem
 from pipeline.estimate.devices import DEVICES
-from pipeline.forecast import Forecast, fitting_problems, forecasts, settled
-from pipeline.forecast.changes import _changes, remedy
+from pipeline.forecast import Forecast, fitting_problems, forecasts, resolve_auto
+from pipeline.forecast.remedies import _changes, remedy
 from pipeline.plan import Plan, make_plan
 from pipeline.preflight import check_plan
 from pipeline.recipe import load
@@ -45,14 +45,14 @@ def test_every_named_device_is_in_the_table() -> None:
 def test_a_stage_that_has_room_is_left_as_it_is(planned: Any) -> None:
     made, store = planned(4096)
     assert list(fitting_problems(made, store)) == []
-    assert settled(made, store) == made
+    assert resolve_auto(made, store) == made
 
 
 def test_auto_lowers_the_micro_batch_before_it_is_refused(planned: Any) -> None:
     made, store = planned(700, stage="dpo")
     before = {need.stage.spec.name: need for need in forecasts(made, store)[0]}["dpo"]
     assert not before.fits
-    eased = settled(made, store)
+    eased = resolve_auto(made, store)
     after = {need.stage.spec.name: need for need in forecasts(eased, store)[0]}["dpo"]
     assert after.fits
     assert (before.micro_batch, after.micro_batch) == (8, 4)

@@ -14,7 +14,7 @@ from waiting import until
 
 from pipeline.artifacts import Store
 from pipeline.plan import make_plan
-from pipeline.preferences.desk import Desk
+from pipeline.preferences.desk import LabelQueue
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch
 from pipeline.preferences.ledger import Ledger, default_url
@@ -142,7 +142,7 @@ stages:
     assert "waiting for people: 0 of 4 labels. `trueup collect RECIPE labels`" in out and "cancelled: rm" in out
     source = load(recipe).data["answers"]
     items, _ = items_of(rows_of(source, "preference", seed=0, name="answers").train)
-    desk = Desk(Batch(items), Ledger(default_url(store), "labels"))
+    desk = LabelQueue(Batch(items), Ledger(default_url(store), "labels"))
     while handed := desk.next("ada"):
         desk.label("ada", handed[0]["item"], "left", 2, 1.0)
     code, out = cluster.trueup("run", recipe, "--store", store, *SLURM, cwd=tmp_path)

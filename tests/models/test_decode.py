@@ -133,7 +133,7 @@ def test_row_does_not_depend_on_its_neighbours(llama: Any) -> None:
     # Row 17 alone, and the last rows alone, under their own identity:
     assert decode(llama, prompts[17:18], row_ids=[17], **options) == together[17:18]
     assert decode(llama, prompts[30:], row_ids=range(30, 40), **options) == together[30:]
-    # Copies of one prompt are different rows.
+    # TPReplicas of one prompt are different rows.
     assert len({tuple(row) for row in decode(llama, [[9, 9]] * 10, **options)}) > 5
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.models.deferred import Deferred
-from pipeline.models.load import load_causal_lm_in_parts
-from pipeline.parallel.cutting import ANATOMY
+from pipeline.models.load import load_deferred_causal_lm
+from pipeline.parallel.pipeline.split import ANATOMY
 from pipeline.stage import ResolvedInput
 
 SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
@@ -65,7 +65,7 @@ def test_weights_of_a_folder_are_read_for_what_is_kept(tied: bool, tmp_path: Pat
     whole.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     source = ResolvedInput(ref="x", name="x", kind="external", fingerprint="x", path=str(tmp_path))
-    made, later = load_causal_lm_in_parts(source)
+    made, later = load_deferred_causal_lm(source)
     assert later is not None
     later.fill(made.model.layers[1])
     assert all(p.is_meta for p in made.model.layers[2].parameters() if p.dim() > 1)
@@ -82,7 +82,7 @@ def test_a_folder_with_other_names_is_loaded_whole(tmp_path: Path) -> None:
     named = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}  # as on the hub
     save_file(named, tmp_path / "model.safetensors", metadata={"format": "pt"})
     source = ResolvedInput(ref="x", name="x", kind="external", fingerprint="x", path=str(tmp_path))
-    made, later = load_causal_lm_in_parts(source)
+    made, later = load_deferred_causal_lm(source)
     assert later is None
     for name, parameter in whole.named_parameters():
         assert torch.equal(made.get_parameter(name), parameter), name
@@ -94,8 +94,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline.models.deferred import Deferred
-from pipeline.models.load import load_causal_lm_in_parts
-from pipeline.parallel.part import Part
+from pipeline.models.load import load_deferred_causal_lm
+from pipeline.parallel.pipeline.stage_module import StageModule
 from pipeline.stage import ResolvedInput
 
 def peak():
@@ -110,13 +110,13 @@ grown = {}
 for how in ("stored", "drawn", "whole"):
     before = peak()
     if how == "stored":
-        model, later = load_causal_lm_in_parts(source)
+        model, later = load_deferred_causal_lm(source)
     elif how == "drawn":
         with Deferred() as later:
             model = built()
     else:
         model, later = built(), None
-    part = Part(model, 0, 4)
+    part = StageModule(model, 0, 4)
     if later is not None:
         later.fill(part)
     grown[how] = peak() - before

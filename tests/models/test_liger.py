@@ -93,7 +93,7 @@ def test_a_stage_with_liger_takes_the_steps_it_takes_without(
 
     def ran(switch: str) -> tuple[Path, bool]:
         done = run_stage(case.split()[0], config, **given, compute={"liger": switch}, name=switch)
-        return done.out, done.outcome.facts["liger"]
+        return done.out, done.outcome.runtime_report["liger"]
 
     (off, told_off), none = _apart(lambda: ran("off"))
     (on, told_on), launched = _apart(lambda: ran("on"))

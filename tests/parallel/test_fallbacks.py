@@ -22,10 +22,10 @@ import torch
 from two_processes import be_one
 
 from pipeline.errors import StageFailed
-from pipeline.parallel import fsdp
-from pipeline.parallel.deepspeed import deepspeed_config
-from pipeline.parallel.holding import Holding, holding
-from pipeline.parallel.joining import join
+from pipeline.parallel.fsdp import wrapping as fsdp
+from pipeline.parallel.process_group import init_process_group
+from pipeline.parallel.sharding_state import ShardingState, holding
+from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.stage import StageContext
 from pipeline.training.audit import bucket_problems, spread_problems, trainer_problems
 
@@ -41,7 +41,7 @@ def tiny() -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
 
 
-def through_accelerate(*, engaged: bool) -> Holding:
+def through_accelerate(*, engaged: bool) -> ShardingState:
     """Prepare with FSDP2 as a trainer does; not ``engaged`` is what accelerate does of itself."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -57,7 +57,7 @@ def through_accelerate(*, engaged: bool) -> Holding:
     return holding(getattr(prepared, "module", prepared), optimizer)
 
 
-def a_layer_only() -> Holding:
+def a_layer_only() -> ShardingState:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -66,7 +66,7 @@ def a_layer_only() -> Holding:
     return holding(model, torch.optim.AdamW(model.parameters()))
 
 
-def each_alone() -> Holding:
+def each_alone() -> ShardingState:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -75,7 +75,7 @@ def each_alone() -> Holding:
     return holding(model, torch.optim.AdamW(model.parameters()))
 
 
-def with_zero(stage: int) -> Holding:
+def with_zero(stage: int) -> ShardingState:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DeepSpeedPlugin
@@ -92,7 +92,7 @@ def with_zero(stage: int) -> Holding:
 def main(which: str, folder: str) -> None:
     """Be one of two processes."""
     torch.set_num_threads(1)
-    join(cpu=True, deepspeed=which == "zero")
+    init_process_group(cpu=True, deepspeed=which == "zero")
     if which == "zero":
         found = {f"ZeRO-{stage}": with_zero(stage) for stage in (1, 2, 3)}
     else:
@@ -107,10 +107,10 @@ def main(which: str, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Holding]]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, ShardingState]]:
     folder = tmp_path_factory.mktemp("prepared")
 
-    def prepare(which: str) -> dict[str, Holding]:
+    def prepare(which: str) -> dict[str, ShardingState]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -130,12 +130,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
         assert [process.returncode for process in running] == [0, 0], "\n".join(logs)
         kept = [json.loads((folder / f"{which}-{rank}.json").read_text()) for rank in (0, 1)]
         assert {name: held["engine"] for name, held in kept[0].items()} == {n: h["engine"] for n, h in kept[1].items()}
-        return {name: Holding(**held) for name, held in kept[0].items()}
+        return {name: ShardingState(**held) for name, held in kept[0].items()}
 
     return prepare
 
 
-def problems(tmp_path: Path, held: Holding, monkeypatch: pytest.MonkeyPatch, **compute: Any) -> list[str]:
+def problems(tmp_path: Path, held: ShardingState, monkeypatch: pytest.MonkeyPatch, **compute: Any) -> list[str]:
     """Return what two processes that hold so would be told."""
     monkeypatch.setattr("pipeline.training.audit.Ranks.current", lambda: SimpleNamespace(count=2))
     nothing: Any = None
@@ -144,7 +144,7 @@ def problems(tmp_path: Path, held: Holding, monkeypatch: pytest.MonkeyPatch, **c
 
 
 def test_fsdp2_that_is_not_there_is_seen(
-    prepared: Callable[[str], dict[str, Holding]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[[str], dict[str, ShardingState]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = prepared("fsdp")
     right = found["FSDP2"]
@@ -153,7 +153,7 @@ def test_fsdp2_that_is_not_there_is_seen(
     assert problems(tmp_path, right, monkeypatch, fsdp=True) == []
     assert problems(tmp_path, right, monkeypatch) == ["compute asks for plain, and FSDP2 runs"]
     own = found["accelerate's own"]
-    assert own == Holding("plain", 1, 1.0, 1.0)
+    assert own == ShardingState("plain", 1, 1.0, 1.0)
     assert problems(tmp_path, own, monkeypatch, fsdp=True) == ["compute asks for FSDP2, and plain runs"]
     # 9 of the 21 weights of two layers: 4 of attention, 3 of the feed-forward block and 2 norms in each, and 3 outside.
     assert found["a layer only"].engine == "FSDP2 for 9 of 21 weights"
@@ -163,7 +163,7 @@ def test_fsdp2_that_is_not_there_is_seen(
 
 
 def test_another_zero_stage_is_seen(
-    prepared: Callable[[str], dict[str, Holding]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[[str], dict[str, ShardingState]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     found = prepared("zero")
@@ -175,7 +175,7 @@ def test_another_zero_stage_is_seen(
         for asked in (1, 2, 3):
             told = problems(tmp_path, held, monkeypatch, zero=asked)
             assert told == ([] if asked == stage else [f"compute asks for ZeRO-{asked}, and ZeRO-{stage} runs"])
-        alone = Holding(held.engine, 1, 1.0, 1.0)
+        alone = ShardingState(held.engine, 1, 1.0, 1.0)
         assert problems(tmp_path, alone, monkeypatch, zero=stage)
 
 
@@ -207,7 +207,7 @@ STAGE = """
 """
 BREAKS = {
     "accelerate falls back": (
-        "import pipeline.parallel.fsdp as engine\nengine.engage = lambda *given: None\n",
+        "import pipeline.parallel.fsdp.wrapping as engine\nengine.engage = lambda *given: None\n",
         "accelerate runs MULTI_CPU",
     ),
     "nothing is sharded": (

@@ -21,10 +21,10 @@ from two_processes import be_one, run_two
 
 from pipeline.estimate.memory import Spread, state
 from pipeline.estimate.shape import shape_of
-from pipeline.parallel.deepspeed import deepspeed_config
-from pipeline.parallel.joining import join
-from pipeline.parallel.partitioned import building_in_parts
-from pipeline.parallel.zero import share_fp32
+from pipeline.parallel.process_group import init_process_group
+from pipeline.parallel.zero.config import deepspeed_config
+from pipeline.parallel.zero.optimizer_state import share_fp32
+from pipeline.parallel.zero.zero3 import zero3_building
 
 CONFIG = {
     "hidden_size": 384,
@@ -70,12 +70,12 @@ def main(out: str, precision: str, offload: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    join(cpu=True, deepspeed=True)
+    init_process_group(cpu=True, deepspeed=True)
     once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 2}
     config = {**deepspeed_config({"zero": 3, "offload": offload}, precision), **once, "gradient_clipping": 0.0}
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
-    with building_in_parts(config):
+    with zero3_building(config):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG))
     engine, prepared = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
     share_fp32(prepared.optimizer)

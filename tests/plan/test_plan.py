@@ -13,7 +13,7 @@ import pytest
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
 from pipeline.plan import folders, make_plan
-from pipeline.plan.changes import _change
+from pipeline.plan.staleness import _change
 from pipeline.recipe import inspect
 
 

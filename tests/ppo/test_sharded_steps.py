@@ -17,13 +17,13 @@ import pytest
 import torch
 from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, trainer_of
 
-from pipeline.parallel.deepspeed import deepspeed_config
-from pipeline.parallel.joining import join
+from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.ppo.episodes import Prompt
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.state import load_state, newest_state, save_state
-from pipeline.ppo.steppers import PlainStepper, Stepper
+from pipeline.ppo.steppers import PlainEngine, TrainEngine
 
 pytestmark = pytest.mark.xdist_group("sharded")  # one plain side, and two processes at a time, for all
 
@@ -43,17 +43,17 @@ def _language_loss(model: Any, step: int) -> torch.Tensor:
     return model(input_ids=ids, labels=ids).loss
 
 
-def stepper_of(kind: str, policy: Any, settings: PPOSettings, ranks: Ranks) -> Stepper:
+def stepper_of(kind: str, policy: Any, settings: PPOSettings, ranks: Ranks) -> TrainEngine:
     if kind == "plain":
-        return PlainStepper(policy, settings, ranks)
+        return PlainEngine(policy, settings, ranks)
     from accelerate.state import AcceleratorState
 
-    from pipeline.ppo.sharding import FsdpStepper, ZeroStepper
+    from pipeline.ppo.sharding import FsdpEngine, ZeroEngine
 
     AcceleratorState._reset_state()  # a stage has one trainer; this process has several in turn
     if kind == "fsdp2":
-        return FsdpStepper(policy, settings, ranks)
-    return ZeroStepper(policy, settings, ranks, deepspeed_config({"zero": KINDS[kind], "offload": "none"}, "fp32"))
+        return FsdpEngine(policy, settings, ranks)
+    return ZeroEngine(policy, settings, ranks, deepspeed_config({"zero": KINDS[kind], "offload": "none"}, "fp32"))
 
 
 def trainer_with(kind: str, case: str, ranks: Ranks) -> Any:
@@ -109,7 +109,7 @@ def run(kind: str, case: str, folder: Path, ranks: Ranks, *, resume: Path | None
 def main(kind: str, folder: str) -> None:
     """Be one of two processes."""
     torch.set_num_threads(1)
-    join(cpu=True, deepspeed=kind.startswith("zero"))
+    init_process_group(cpu=True, deepspeed=kind.startswith("zero"))
     ranks = Ranks.current()
     assert ranks.count == 2
     found = {case: run(kind, case, Path(folder), ranks) for case in CASES}

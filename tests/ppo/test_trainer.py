@@ -527,12 +527,12 @@ def test_a_first_step_on_the_pass_that_scored_the_rollout_is_the_step_on_a_pass_
 
 def test_a_run_without_a_price_of_divergence_gets_one_from_the_guard_that_finds_it_far_away() -> None:
     trainer = trainer_of(kl_coef=0.0)
-    assert not trainer.is_priced
+    assert not trainer.uses_kl_penalty
     trainer.iterate()
     far = {"eval_kl": 60.0, "eval_kl_k3": 60.0, "eval_length": 6.0}
     told = [trainer.guards.look_at_evaluation(far, trainer.kl) for _ in range(3)]
     assert told[:2] == [[], []] and "60 nats per response away" in told[2][0] and "kl_coef is now 0.02" in told[2][0]
-    assert trainer.is_priced
+    assert trainer.uses_kl_penalty
     metrics = trainer.iterate()  # from now on the reference is measured and its divergence priced
     assert metrics["kl"] != 0 and metrics["kl_coef"] == 0.02
     assert trainer.guards.look_at_evaluation({"eval_reward": 1.0}, trainer.kl) == []

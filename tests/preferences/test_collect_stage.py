@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.preferences.desk import Desk
+from pipeline.preferences.desk import LabelQueue
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch
 from pipeline.preferences.ledger import Ledger, default_url
@@ -19,7 +19,7 @@ from pipeline.records.loading import load
 def _label_all(people: Path, store: Path, **how: Any) -> None:
     source = load_recipe(people).data["answers"]
     items, _ = items_of(load(source, "preference", seed=0, name="answers").train)
-    desk = Desk(Batch(items, **how), Ledger(default_url(store), "labels"))
+    desk = LabelQueue(Batch(items, **how), Ledger(default_url(store), "labels"))
     for who in ("ada", "grace", "mary"):
         while handed := desk.next(who):
             shown = handed[0]

@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
 from pipeline.stage import KINDS
-from pipeline.stages.kto import _advice, _check_fitting, _matched, _standing
+from pipeline.stages.kto import _advice, _check_fitting, _mismatched, _standing
 from pipeline.training.batches import Batches
 
 TRAIN = {"max_steps": 24, "batch_size": 16, "learning_rate": 3e-3, "beta": 0.5}
@@ -353,11 +353,11 @@ def test_a_run_cut_off_ends_in_the_same_bits(
 
 def test_every_row_is_matched_with_a_response_to_another_prompt() -> None:
     rows = [{"prompt_ids": [i // 4, 1], "completion_ids": [i] * 9, "label": True} for i in range(12)]
-    made = _matched(rows, rows, 6, 3)
+    made = _mismatched(rows, rows, 6, 3)
     assert all(row["KL_completion_ids"][0] // 4 != i // 4 for i, row in enumerate(made))
     assert all(len(row["KL_completion_ids"]) == 4 for row in made)  # 6 tokens less the prompt's 2
-    assert made == _matched(rows, rows, 6, 3)
-    assert made != _matched(rows, rows, 6, 4)
+    assert made == _mismatched(rows, rows, 6, 3)
+    assert made != _mismatched(rows, rows, 6, 4)
 
 
 def test_pairs_of_one_prompt_are_refused(

@@ -95,7 +95,7 @@ def test_auto_is_decided_once_and_a_resumed_stage_goes_on_in_it(
         events: list[Any] = []
         ctx = make_context(events, precision="auto", device="cpu")  # the same work folder each time
         monkeypatch.setattr(precision, "fastest_precision", lambda width: measured)
-        return precision_of(ctx, 1024), ctx.facts, [event.text for event in events]
+        return precision_of(ctx, 1024), ctx.runtime_report, [event.text for event in events]
 
     fast, slow = Choice("bf16", "bf16 is 3.5 times as fast"), Choice("fp32", "bf16 is 0.4 times as fast")
     facts = {"precision": "bf16", "precision_reason": "bf16 is 3.5 times as fast"}

@@ -20,7 +20,7 @@ import pipeline.models.adapters
 import pipeline.models.load
 import pipeline.training.arguments
 from pipeline.models.adapter_config import Adapter
-from pipeline.models.first_pass import FirstPass
+from pipeline.models.forward_probe import ForwardProbe
 from pipeline.stage import StageContext
 from pipeline.training.audit import (
     adapter_problems,
@@ -29,7 +29,7 @@ from pipeline.training.audit import (
     spread_problems,
     weight_problems,
 )
-from pipeline.training.whole_state import WholeState
+from pipeline.training.consolidated_checkpoint import ConsolidatedCheckpoint
 
 SFT = {"train": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3}}
 LORA = {**SFT, "adapter": {"r": 4}}
@@ -94,7 +94,7 @@ def other_rank(patch: Patch) -> None:
 
 
 def copies_in_the_optimizer(patch: Patch) -> None:
-    create = WholeState.create_optimizer
+    create = ConsolidatedCheckpoint.create_optimizer
 
     def created(self: Any, *given: Any, **options: Any) -> Any:
         optimizer = create(self, *given, **options)
@@ -102,7 +102,7 @@ def copies_in_the_optimizer(patch: Patch) -> None:
             group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
         return optimizer
 
-    patch.setattr(WholeState, "create_optimizer", created)
+    patch.setattr(ConsolidatedCheckpoint, "create_optimizer", created)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Patch], None], str]] = {
@@ -170,14 +170,16 @@ def test_what_is_as_asked_is_seen(
         )
     data, inputs = {"data": chain.recipe.parent / "demos.jsonl"}, {"model": as_input(chain["base"])}
     ran = run_stage("sft", config, data=data, inputs=inputs, compute=compute)
-    assert ran.outcome.facts["seen"] == {"engine": "plain", "weights": 1.0, "optimizer": 1.0, **seen}
+    assert ran.outcome.runtime_report["seen"] == {"engine": "plain", "weights": 1.0, "optimizer": 1.0, **seen}
 
 
 def _context(tmp_path: Any, **given: Any) -> StageContext:
-    facts = given.pop("facts", {})
+    report = given.pop("runtime_report", {})
     compute, ranks = given.pop("compute", {}), given.pop("ranks", 1)
     nothing: Any = None
-    return StageContext("one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, ranks=ranks, facts=facts)
+    return StageContext(
+        "one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, ranks=ranks, runtime_report=report
+    )
 
 
 def _tiny() -> Any:
@@ -186,7 +188,7 @@ def _tiny() -> Any:
 
 
 def test_fewer_processes_than_asked_for_are_told(tmp_path: Any) -> None:
-    from pipeline.parallel.holding import holding
+    from pipeline.parallel.sharding_state import holding
 
     model = _tiny()
     held = holding(model, torch.optim.SGD(model.parameters()))
@@ -198,11 +200,11 @@ def test_fewer_processes_than_asked_for_are_told(tmp_path: Any) -> None:
 
 def test_liger_is_believed_when_a_part_of_the_model_runs_it(tmp_path: Any) -> None:
     model = _tiny()
-    asked = {"facts": {"liger": True}, "compute": {"liger": "on"}}
+    asked = {"runtime_report": {"liger": True}, "compute": {"liger": "on"}}
     (problem,) = kernel_problems(_context(tmp_path, **asked), model)
     assert "no part of the llama model runs its kernels" in problem.found
-    left = _context(tmp_path, facts={"liger": True}, compute={"liger": "auto"})
-    assert not list(kernel_problems(left, model)) and left.facts["liger"] is False
+    left = _context(tmp_path, runtime_report={"liger": True}, compute={"liger": "auto"})
+    assert not list(kernel_problems(left, model)) and left.runtime_report["liger"] is False
 
     def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -243,7 +245,7 @@ def test_a_first_pass_is_watched_whatever_recomputes_it(reentrant: bool | None) 
     if reentrant is not None:
         getattr(model, RECOMPUTING)({"use_reentrant": reentrant})
         model.enable_input_require_grads()
-    seen = FirstPass(model)
+    seen = ForwardProbe(model)
     ids = torch.arange(12).reshape(1, 12)
     with torch.no_grad():
         model(input_ids=ids)

@@ -16,7 +16,7 @@ from pipeline.errors import ExitCode, PipelineError
 from pipeline.stage import Event
 from pipeline.training.batches import Batches
 from pipeline.training.loop import SessionClock, Watcher, _best, _final, steps_of, timeless
-from pipeline.training.sums import restore_sums, sums_of
+from pipeline.training.running_metrics import metrics_of, restore_metrics
 
 
 def test_seconds_of_all_sessions_add_up_and_a_fresh_start_forgets(tmp_path: Path) -> None:
@@ -133,10 +133,10 @@ def test_running_sums_survive_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     before = trainer(0.1)
     before._total_loss_scalar, before._globalstep_last_logged, before._total_train_tokens = 1 / 3, 4, 77
     before._metrics["train"] = {"accuracy": [0.1, 0.25]}
-    (tmp_path / "running_sums-0.json").write_text(json.dumps(sums_of(before)))
+    (tmp_path / "running_sums-0.json").write_text(json.dumps(metrics_of(before)))
     after = trainer(0.0)
-    restore_sums(after, tmp_path)
+    restore_metrics(after, tmp_path)
     assert vars(after) == vars(before)
     untouched = trainer(0.0)
-    restore_sums(untouched, None)
+    restore_metrics(untouched, None)
     assert vars(untouched) == vars(trainer(0.0))

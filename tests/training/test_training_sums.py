@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.training.sums import restore_sums
+from pipeline.training.running_metrics import restore_metrics
 
 
 def test_sums_of_two_processes_become_their_mean_in_one(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_sums_of_two_processes_become_their_mean_in_one(tmp_path: Path) -> None:
         }
         (tmp_path / f"running_sums-{rank}.json").write_text(json.dumps(sums))
     trainer = SimpleNamespace(_tr_loss=torch.tensor(0.0), _metrics={"train": {}}, _total_train_tokens=0)
-    restore_sums(trainer, tmp_path)
+    restore_metrics(trainer, tmp_path)
     assert float(trainer._tr_loss) == pytest.approx(2.5)
     assert (trainer._total_loss_scalar, trainer._globalstep_last_logged, trainer._total_train_tokens) == (0.5, 3, 7)
     assert trainer._metrics["train"] == {"a": [0.25]}

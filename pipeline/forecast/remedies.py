@@ -1,0 +1,203 @@
+"""What to do where a stage does not fit: the cheapest change that makes it fit, and what `auto` stands for.
+
+Changes are tried from the cheapest on: smaller micro-batches and recomputed activations give the same result for some
+time, sharding needs processes, an adapter changes what is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from pipeline.artifacts import Store
+from pipeline.errors import Problem
+from pipeline.forecast.stages import SAMPLED, TRAINED, Forecast, forecasts
+from pipeline.models.adapter_config import Adapter
+from pipeline.parallel.batch_split import batch_split_problems, divisor_up_to
+from pipeline.plan import Plan
+from pipeline.recipe.schema import Compute
+
+_NOTHING = "no setting that we know makes it fit: a smaller model, or a device with more memory"
+_ANOTHER_MACHINE = "where it will run on another machine, name that: compute.hardware"
+SHARDED = (2, 4, 8, 16, 32, 64)
+Setting = tuple[Compute, Adapter | None, dict[str, int]]
+"""Computation, adapter, and fields of `train` that are changed."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of a recipe.
+
+    Attributes:
+        words: for a person.
+        apply: to what a stage is computed with.
+    """
+
+    words: str
+    apply: Callable[[Compute, Adapter | None, dict[str, int]], Setting]
+
+
+def resolve_auto(plan: Plan, store: Store) -> Plan:
+    """Return the plan with `micro_batch: auto` and `activation_checkpointing: auto` replaced where memory asks for it.
+
+    Fingerprints stay as they are: both are runtime.
+    """
+    found, _ = forecasts(plan, store)
+    chosen = {forecast.stage.spec.name: _eased(forecast) for forecast in found}
+    stages = []
+    for stage in plan.stages:
+        eased = chosen.get(stage.spec.name)
+        stages.append(stage if eased is None else replace(stage, spec=replace(stage.spec, compute=eased.compute)))
+    return replace(plan, stages=tuple(stages))
+
+
+def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Iterator[Problem]:
+    """Yield a problem for every stage that cannot fit, naming the parts and the cheapest change that does.
+
+    Args:
+        plan: the stages.
+        store: with what they read.
+        elsewhere: whether stages of `launcher: slurm` run on another machine than this one; false inside their job.
+    """
+    needs, _ = forecasts(plan, store)
+    for forecast in needs:
+        compute = forecast.stage.spec.compute
+        if elsewhere and compute.launcher == "slurm" and compute.hardware is None:
+            continue  # on a node whose memory is not known here
+        eased = _eased(forecast)
+        if eased.fits:
+            continue
+        if eased.fits_host:
+            parts = ", ".join(f"{name} {gib(size)}" for name, size in eased.memory.parts().items())
+            word = " or ".join(eased.formats)
+            found = f"needs about {gib(eased.memory.peak)} on each process in {word} ({parts})"
+            expected = f"at most {gib(eased.room)} of {eased.device.name}"
+        else:
+            found = f"compute.offload keeps about {gib(eased.host * compute.processes)} in the machine's memory"
+            expected = f"at most {gib(eased.device.host_gib * 2**30)}, as the machine has"
+        where = plan.recipe.where("stages", eased.stage.spec.name, "compute")
+        yield Problem(found, expected, advice(eased), where, eased.stage.spec.name)
+
+
+def gib(size: float) -> str:
+    """Return bytes as ``1.5 GiB`` or ``310 MiB``."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
+def _eased(forecast: Forecast) -> Forecast:
+    """Return a forecast with the smallest use of what `auto` leaves open that makes it fit; unchanged if none does."""
+    if forecast.fits:
+        return forecast
+    open_to: list[Change] = []
+    if forecast.compute.micro_batch == "auto":
+        open_to += _micro_batches(forecast)
+    if forecast.compute.activation_checkpointing == "auto" and forecast.stage.spec.kind != "ppo":
+        open_to.append(_CHECKPOINTING)
+    return next((made for _, made in _tried(forecast, open_to) if made.fits), forecast)
+
+
+def remedy(forecast: Forecast) -> str:
+    """Return the cheapest change, or few together, that makes a stage fit; nothing if none does."""
+    changes = list(_changes(forecast))
+    own = [change for change in changes if "processes" not in change.words]
+    for pool in (own, changes):  # more devices only where nothing else is enough
+        for chosen, made in _tried(forecast, pool):
+            if made.fits:
+                return "cheapest change that fits: " + " and ".join(change.words for change in chosen)
+    return ""
+
+
+def advice(forecast: Forecast) -> str:
+    """Return what to do about a stage that does not fit."""
+    elsewhere = "" if forecast.compute.hardware is not None else f"; {_ANOTHER_MACHINE}"
+    return f"{remedy(forecast) or _NOTHING}{elsewhere}"
+
+
+def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Change, ...], Forecast]]:
+    for count in (1, 2, 3):
+        for chosen in combinations(changes, count):
+            setting: Setting = (forecast.compute, forecast.adapter, {})
+            for change in chosen:
+                setting = change.apply(*setting)
+            compute, adapter = setting[0], setting[1]
+            whole = compute.zero != 3 and not compute.fsdp and compute.tensor_parallel == 1
+            barred = adapter is not None and (
+                compute.pipeline_parallel > 1
+                or ((adapter.quantize is not None or bool(forecast.facts.stored)) and not whole)
+            )
+            facts, kind = forecast.facts.with_train(setting[2]), forecast.stage.spec.kind
+            uneven = kind in (*TRAINED, *SAMPLED) and any(batch_split_problems(facts.train, compute, kind))
+            if not compute.contradictions() and not barred and not uneven:
+                yield chosen, facts.forecast(*setting[:2])
+
+
+def _on_compute(words: str, **fields: object) -> Change:
+    return Change(words, lambda compute, adapter, train: (compute.model_copy(update=fields), adapter, train))
+
+
+def _on_train(words: str, **fields: int) -> Change:
+    return Change(words, lambda compute, adapter, train: (compute, adapter, {**train, **fields}))
+
+
+_CHECKPOINTING = _on_compute("compute.activation_checkpointing: true", activation_checkpointing=True)
+
+
+def _micro_batches(forecast: Forecast) -> Iterator[Change]:
+    kind, size = forecast.stage.spec.kind, forecast.micro_batch
+    if kind not in (*TRAINED, *SAMPLED) or kind in ("kto", "ppo"):
+        return
+    share = forecast.facts.train.batch_size // forecast.compute.replicas
+    while size > 1:
+        size = divisor_up_to(share, size // 2)
+        yield _on_compute(f"compute.micro_batch: {size}", micro_batch=size)
+
+
+def _rollouts(forecast: Forecast) -> Iterator[Change]:
+    """Yield smaller passes of PPO, which give the same result, then smaller rollouts, which do not."""
+    if forecast.stage.spec.kind != "ppo":
+        return
+    train: Any = forecast.facts.train
+    budget, batch = train.token_budget, train.rollout_batch
+    while budget // 2 >= forecast.longest:
+        budget //= 2
+        yield _on_train(f"train.token_budget: {budget}", token_budget=budget)
+    while batch % 2 == 0 and (batch // 2) % (train.minibatches * forecast.processes) == 0:
+        batch //= 2
+        yield _on_train(f"train.rollout_batch: {batch}", rollout_batch=batch)
+
+
+def _changes(forecast: Forecast) -> Iterator[Change]:
+    """Yield changes, the cheapest first."""
+    compute, kind, gpu = forecast.compute, forecast.stage.spec.kind, forecast.device.is_gpu
+    if kind not in (*TRAINED, *SAMPLED):
+        return
+    yield from _micro_batches(forecast)
+    yield from _rollouts(forecast)
+    if compute.activation_checkpointing is not True and kind != "ppo":
+        yield _CHECKPOINTING
+    if forecast.processes > 1 and not compute.fsdp:
+        for level in range(compute.zero + 1, 4):
+            yield _on_compute(f"compute.zero: {level}", zero=level)
+    if gpu and compute.offload == "none" and not compute.fsdp:
+        words, level = "compute: {zero: 2, offload: optimizer}", max(2, compute.zero)
+        yield _on_compute(words.replace("2", str(level), 1), zero=level, offload="optimizer")
+    if kind != "pretrain":
+        if forecast.adapter is None:
+            yield Change("adapter: {r: 16} (LoRA instead of full training)", lambda c, a, t: (c, Adapter(r=16), t))
+        if gpu and not forecast.facts.stored and (forecast.adapter is None or forecast.adapter.quantize is None):
+            yield Change(
+                "adapter: {r: 16, quantize: 4bit}",
+                lambda c, a, t: (c, (a or Adapter(r=16)).model_copy(update={"quantize": "4bit"}), t),
+            )
+    if gpu and not compute.fsdp:
+        for count in (n for n in SHARDED if n > compute.processes):
+            words = f"compute: {{processes: {count}, zero: 3}}"
+            yield _on_compute(words, processes=count, zero=3)
+    if gpu and compute.offload == "all":
+        yield _on_compute("compute.offload: optimizer", offload="optimizer")
+    if gpu and compute.offload != "none":
+        yield _on_compute("compute.offload: none", offload="none")
+    if gpu and not compute.fsdp and compute.offload != "all":
+        yield _on_compute("compute: {zero: 3, offload: all}", zero=3, offload="all")

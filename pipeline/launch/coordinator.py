@@ -1,0 +1,249 @@
+"""How the machines of a run meet: node 0 calls the others to each stage they run together, through the shared store.
+
+    <store>/.meetings/<recipe>-<host>-<port>/
+        lock          held by node 0 for as long as its run is on
+        calls.jsonl   who node 0 is; then each stage it calls to, what became of it, and how its run ended
+        here-N.json   the call that node N has answered last
+
+Node 0 plans, runs what needs one machine and commits; the others come to the stages of `compute.nodes`. Knows nothing
+of what they do there, and of how their processes find one another (`ranks.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.files import is_locked, locked
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.launch.job import Job, Outcome
+from pipeline.plan import Plan, PlannedStage
+from pipeline.stage import Event, kind_of
+
+POLL_S = 0.2
+SETTLED_S = 1.0
+"""Seconds a held lock must have been seen before the calls beside it are believed to be those of its holder."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of the calls.
+
+    Attributes:
+        what: ``stage`` (come), ``done`` (its artifact is there) or ``end`` (of node 0's run).
+        stage: name; empty at the end.
+        fingerprint: of the stage.
+        number: of the call, from 1.
+        compute: of the stage as node 0 has settled it.
+        problems: why the run ended; empty when all went well.
+    """
+
+    what: str
+    stage: str = ""
+    fingerprint: str = ""
+    number: int = 0
+    compute: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+class Coordinator:
+    """The files machines meet in.
+
+    Attributes:
+        folder: in the store they share.
+        rendezvous: HOST:PORT where their processes meet.
+        join_timeout_s: seconds another machine waits for node 0.
+        token: of node 0's run; empty until known.
+    """
+
+    def __init__(self, store: Path, recipe: str, rendezvous: str, join_timeout_s: float) -> None:
+        self.folder = store / ".meetings" / re.sub(r"[^\w.-]+", "-", f"{recipe}-{rendezvous}")
+        self.rendezvous, self.join_timeout_s = rendezvous, join_timeout_s
+        self.token = ""
+        self.run_dir = Path()
+        self._calls = 0
+        self._offset = 0
+
+    @contextlib.contextmanager
+    def hosting(self, run_dir: Path, stopping: Callable[[], bool]) -> Iterator[Coordinator]:
+        """Be node 0: hold the lock, and tell the others how the run ended.
+
+        Raises:
+            Interrupted: ``stopping`` said so while another run held the meeting.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder / "lock", stopping=stopping))
+            except InterruptedError:
+                raise Interrupted(Problem(f"stopped while waiting for another run at {self.rendezvous}")) from None
+            self.token, self.run_dir = uuid.uuid4().hex[:12], run_dir
+            self._file.write_text(json.dumps({"token": self.token, "run": run_dir.name}) + "\n", encoding="utf-8")
+            problems: tuple[str, ...] = ("it ended without a word",)
+            try:
+                yield self
+                problems = ()
+            except PipelineError as error:
+                problems = tuple(str(problem) for problem in error.problems)
+                raise
+            finally:
+                self._write(what="end", problems=problems)
+
+    def gathered(self, job: Job, show: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:
+        """Call the other machines to a stage and wait until all are here; else the outcome says why not."""
+        self._calls += 1
+        call = {"stage": job.name, "fingerprint": job.fingerprint, "number": self._calls, "compute": job.compute}
+        self._write(what="stage", **call)
+        timeout_s = float(job.compute["join_timeout_s"])
+        ends, told = time.monotonic() + timeout_s, False
+        while True:
+            missing, refused = self._answers(job.nodes)
+            if refused:
+                return Outcome(problems=refused, exit_code=ExitCode.BAD_INPUT)
+            if not missing:
+                return Outcome()
+            if stopping():
+                return Outcome(problems=(Problem("stopped while waiting for the other machines"),), stopped=True)
+            if time.monotonic() > ends:
+                return Outcome(problems=(_not_here(missing, job.nodes, timeout_s),))
+            if not told:
+                text = f"waits for node {_and(missing)}: run the same command there with --node-rank {_or(missing)}"
+                show(Event("note", text))
+                told = True
+            time.sleep(POLL_S)
+
+    def done(self, stage: str) -> None:
+        """Tell the others that a stage's artifact is in the store."""
+        self._write(what="done", stage=stage)
+
+    def find_host(self, note: Callable[[str], None], stopping: Callable[[], bool]) -> None:
+        """Be another node: wait for node 0's run.
+
+        Raises:
+            PipelineError: it did not start.
+            Interrupted: ``stopping`` said so.
+        """
+        ends, held_since, told = time.monotonic() + self.join_timeout_s, None, False
+        while True:
+            if not self.has_host():
+                held_since = None
+            elif held_since is None:
+                held_since = time.monotonic()
+            elif time.monotonic() - held_since > SETTLED_S and (head := self._next()) is not None:
+                self.token, self.run_dir = head["token"], self.folder.parents[1] / ".runs" / head["run"]
+                return
+            if stopping():
+                raise Interrupted(Problem("stopped while waiting for node 0"))
+            if time.monotonic() > ends:
+                raise PipelineError(_no_host(self.folder.parents[1], self.join_timeout_s), exit_code=ExitCode.FAILED)
+            if not told and held_since is None:
+                note("waits for node 0: run the same command there without --node-rank")
+                told = True
+            time.sleep(POLL_S)
+
+    def has_host(self) -> bool:
+        """Return whether node 0's run is on."""
+        return is_locked(self.folder / "lock")
+
+    def next_call(self) -> Command | None:
+        """Return what node 0 says next; None when it has said no more."""
+        line = self._next()
+        return Command(**{**line, "problems": tuple(line.get("problems", ()))}) if line is not None else None
+
+    def answer(self, node: int, call: Command, problem: str = "") -> None:
+        """Tell node 0 that this machine is here, or why it cannot take part."""
+        file = self.folder / f"here-{node}.json"
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps({"token": self.token, "call": call.number, "problem": problem}), encoding="utf-8")
+        part.replace(file)
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "calls.jsonl"
+
+    def _write(self, **fields: Any) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(fields) + "\n")
+
+    def _next(self) -> dict[str, Any] | None:
+        try:
+            with self._file.open("rb") as file:
+                file.seek(self._offset)
+                line = file.readline()
+        except FileNotFoundError:
+            return None
+        if not line.endswith(b"\n"):
+            return None
+        self._offset += len(line)
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _answers(self, nodes: int) -> tuple[list[int], tuple[Problem, ...]]:
+        """Return the nodes that have not answered the last call, and what those say that cannot take part."""
+        missing, refused = [], []
+        for node in range(1, nodes):
+            try:
+                answer = json.loads((self.folder / f"here-{node}.json").read_bytes())
+            except (OSError, ValueError):
+                answer = {}
+            if (answer.get("token"), answer.get("call")) != (self.token, self._calls):
+                missing.append(node)
+            elif answer["problem"]:
+                refused.append(Problem(f"node {node} cannot take part: {answer['problem']}"))
+        return missing, tuple(refused)
+
+
+def nodes_of(planned: PlannedStage) -> int:
+    """Return how many machines run a stage together."""
+    return planned.spec.compute.nodes if kind_of(planned.spec.kind).parallel else 1
+
+
+def coordinator_of(plan: Plan, store: Path, planned: PlannedStage) -> Coordinator:
+    """Return where the machines of a stage meet."""
+    compute = planned.spec.compute
+    return Coordinator(store, plan.recipe.name, str(compute.rendezvous), compute.join_timeout_s)
+
+
+@contextlib.contextmanager
+def hosting(plan: Plan, store: Path, run_dir: Path, stopping: Callable[[], bool]) -> Iterator[Coordinator | None]:
+    """Be node 0 for the stages that several machines run together, if there are any."""
+    shared = [stage for stage in plan.pending if nodes_of(stage) > 1]
+    if not shared:
+        yield None
+        return
+    with coordinator_of(plan, store, shared[0]).hosting(run_dir, stopping) as meeting:
+        yield meeting
+
+
+def _not_here(missing: list[int], nodes: int, timeout_s: float) -> Problem:
+    return Problem(
+        f"node {_and(missing)} did not come within {_span(timeout_s)}",
+        f"{nodes} machines that share the store",
+        f"run the same command there with --node-rank {_or(missing)}; compute.join_timeout_s is how long it waits",
+    )
+
+
+def _no_host(store: Path, timeout_s: float) -> Problem:
+    return Problem(
+        f"node 0 did not start within {_span(timeout_s)}",
+        f"a run of the same recipe in the same store ({store})",
+        "run the same command there without --node-rank",
+    )
+
+
+def _and(nodes: list[int]) -> str:
+    return " and ".join(map(str, nodes))
+
+
+def _or(nodes: list[int]) -> str:
+    return " or ".join(map(str, nodes))
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:g} s"

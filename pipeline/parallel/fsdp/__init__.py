@@ -1,0 +1,1 @@
+"""FSDP2 through accelerate: processes shard weights, gradients and optimizer state as DTensors."""

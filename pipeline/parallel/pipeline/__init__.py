@@ -1,0 +1,1 @@
+"""Pipeline parallelism: each process holds consecutive decoder layers, and micro-batches flow through them."""

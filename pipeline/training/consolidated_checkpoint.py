@@ -1,0 +1,359 @@
+"""Checkpoints that do not depend on what held the state: those of one process, whoever writes them.
+
+transformers has DeepSpeed write its own, in parts that only the same ZeRO stage on the same number of processes reads.
+Here weights and the optimizer's memory are gathered and written as a trainer on one process writes them
+(`model.safetensors` or the adapter, `optimizer.pt`, `scheduler.pt`), and shared out when they are read. So a run is
+resumed with another ZeRO stage, another number of processes, or without ZeRO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import recursively_apply
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.dtensors import distribute_like, full_tensor, set_weight
+from pipeline.parallel.fsdp import wrapping as fsdp
+from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.tensor.sharding import TensorParallelism, TPReplicas, begin_adapter, size_of
+from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32
+
+OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
+KERNELS = ("fused", "foreach")
+"""Settings of an optimizer's group that say what computes its steps, not what they are."""
+
+
+class ConsolidatedCheckpoint:
+    """Mixin for a trainer: what it writes under DeepSpeed is what one process would write, and it reads that."""
+
+    accelerator: Any
+    args: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
+    _groups: list[list[nn.Parameter]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        before = torch.get_rng_state()
+        super().__init__(*args, **kwargs)
+        if size_of(self.model) > 1 and isinstance(self.model, PeftModel):
+            begin_adapter(self.model, before)
+
+    def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
+        built: dict[str, Any] = super()._build_accelerator_args(**given)  # type: ignore[misc]
+        if size_of(self.model) > 1:
+            size = size_of(self.model)
+            built["parallelism_config"] = TensorParallelism(tp_size=size, dp_shard_size=Ranks.current().count // size)
+        return built
+
+    def _own_rows(self, values: Any, use_gather_object: bool = False) -> Any:
+        """Return what accelerate's `gather_for_metrics` does, of one process of each group: its rows are the same."""
+        values = TPReplicas(self.model).gathered(values)
+        known = self.accelerator.gradient_state
+        if not known.end_of_dataloader or known.remainder <= 0:
+            return values
+        return recursively_apply(lambda tensor: tensor[: known.remainder] if tensor.dim() else tensor, values)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimizer, without the empty groups that DeepSpeed would take out: all engines have the same."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if is_new:
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+            if size_of(self.model) > 1:
+                join_groups(optimizer, self.model, set(self.get_decay_parameter_names(self.model)))  # type: ignore[attr-defined]
+            self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Have FSDP where it is asked for, also where accelerate would fall back from it.
+
+        Processes that hold slices evaluate the same rows, which count once.
+        """
+        plugin = self.args.fsdp_plugin_args
+        if plugin is not None:
+            plugin["mixed_precision_policy"] = fsdp.mixed_precision(
+                "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
+            )
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        if plugin is not None:
+            from accelerate.utils import FullyShardedDataParallelPlugin
+
+            fsdp.engage(self.accelerator, FullyShardedDataParallelPlugin(**plugin))
+            self.is_fsdp_enabled = True
+        if size_of(self.model) > 1:
+            self.gather_function = self.accelerator.gather_for_metrics = self._own_rows
+
+    @property
+    def _zero(self) -> ZeroState:
+        held = self.optimizer.optimizer  # DeepSpeed's, in accelerate's
+        return ZeroState(held, int(self.accelerator.state.deepspeed_plugin.zero_stage), self._groups, Ranks.current())
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights; those of a computation in bf16 or fp16 as the fp32 that is trained."""
+        lower = self.is_deepspeed_enabled and any(p.dtype != torch.float32 for p in self._groups[0])
+        if self.is_fsdp_enabled:
+            weights = fsdp.gathered_weights(self.model, trained_only=isinstance(self.model, PeftModel))
+        elif lower:
+            weights = self._gathered_weights()
+        else:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+            return
+        self._save(output_dir, state_dict=weights)  # type: ignore[attr-defined]
+
+    def _gathered_weights(self) -> dict[str, Tensor]:
+        """Return all weights on the first process, what is trained in fp32; of an adapter's model only those."""
+        import deepspeed
+
+        zero, first = self._zero, Ranks.current().is_first
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                gathered = zero.weight(parameter)
+            elif isinstance(self.model, PeftModel):
+                continue
+            else:
+                with deepspeed.zero.GatheredParameters([parameter], enabled=zero.stage == 3):
+                    gathered = parameter.detach().cpu().clone()
+            if first:
+                found[name] = gathered
+        return found
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            state = consolidated_optimizer(self._zero)
+        elif self.is_fsdp_enabled:
+            state = fsdp.consolidated_optimizer(self.optimizer)
+        elif size_of(self.model) > 1:
+            state = consolidate_optimizer(self.optimizer, keep=Ranks.current().is_first)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+            return
+        if Ranks.current().is_first:
+            torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Have DeepSpeed or FSDP begin, then put the checkpoint's state where they hold their own."""
+        self.is_fsdp_enabled = self.args.fsdp_plugin_args is not None
+        if size_of(self.model) > 1 and TPReplicas(self.model).count > 1:
+            TPReplicas(self.model).average_gradients(self.model, lambda: bool(self.accelerator.sync_gradients))
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
+        if self.is_deepspeed_enabled and self._zero.stage == 3:
+            share_fp32(self._zero.held)
+        if resume_from_checkpoint is not None:
+            put = self._zero.set_weight if self.is_deepspeed_enabled else set_weight
+            load_weights(self.model, put, Path(resume_from_checkpoint))
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            if self.is_fsdp_enabled:
+                self._load_scaler(resume_from_checkpoint)  # type: ignore[attr-defined]
+        return prepared
+
+    def load_weights_of(self, checkpoint: str) -> None:
+        """Put the weights of a checkpoint of this run where this process holds its own; every process calls it."""
+        if self.is_deepspeed_enabled:
+            load_weights(self.model, self._zero.set_weight, Path(checkpoint))
+        elif self.args.fsdp_plugin_args is not None:
+            load_weights(self.model, set_weight, Path(checkpoint))
+        else:
+            self._load_from_checkpoint(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if size_of(self.model) > 1:
+            load_weights(self.model, set_weight, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load them.
+
+        Raises:
+            PipelineError: the checkpoint has none, which transformers passes over.
+        """
+        if checkpoint is not None:
+            file = Path(checkpoint) / OPTIMIZER_FILE
+            if not file.is_file():
+                raise _unfit("the checkpoint has no optimizer of one process")
+            # Mapped, not read: processes of a machine share it, and each uses a part.
+            kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            if self.is_deepspeed_enabled:
+                shard_optimizer(self._zero, kept)
+            if self.is_fsdp_enabled:
+                try:
+                    fsdp.shard_optimizer(self.optimizer, kept)
+                except ValueError as error:
+                    raise _unfit(str(error)) from error
+            if size_of(self.model) > 1:
+                self.optimizer.load_state_dict(shard_dtensor_optimizer(kept, self.optimizer))
+            if self.is_fsdp_enabled or size_of(self.model) > 1:
+                scheduler = torch.load(Path(checkpoint) / SCHEDULER_FILE, map_location="cpu", weights_only=True)
+                self.lr_scheduler.load_state_dict(scheduler)
+                return
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+
+def consolidated_optimizer(zero: ZeroState) -> dict[str, Any]:
+    """Return the state of an optimizer as torch has it on one process (`Optimizer.state_dict`), on the first process.
+
+    The others help to gather it and keep nothing.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
+    zero.link()
+    for number, parameters in enumerate(zero.groups):
+        moments, rest = zero.known(number)
+        start = sum(len(group["params"]) for group in groups)
+        for place, parameter in enumerate(parameters, start):
+            found = {key: zero.moment(parameter, key) for key in moments}
+            if zero.ranks.is_first and moments:
+                state[place] = {**_copied(rest), **found}
+        settings = {key: value for key, value in zero.held.param_groups[number].items() if key != "params"}
+        groups.append({**settings, "params": list(range(start, start + len(parameters)))})
+    return {"state": state, "param_groups": groups}
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state whose tensors are its own: a count of steps that weights share would count all of them."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def shard_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
+    """Put the state of an optimizer of one process where DeepSpeed holds its own.
+
+    Raises:
+        PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
+    """
+    _check_groups(kept, zero.groups)
+    states = [[kept["state"].get(place, {}) for place in group["params"]] for group in kept["param_groups"]]
+    for number, parameters in enumerate(zero.groups):
+        moments: list[str] = []
+        rest: dict[str, Any] = {}
+        for parameter, state in zip(parameters, states[number], strict=True):
+            moments = [key for key, value in state.items() if _is_moment(value, parameter)]
+            rest = {key: value for key, value in state.items() if key not in moments}
+            if moments:
+                break
+        if any(isinstance(value, Tensor) and value.dim() for value in rest.values()):
+            raise _unfit(f"the checkpoint's optimizer keeps {sorted(rest)} for a weight")
+        if moments:
+            zero.begin(number, moments, rest)
+        settings = {key: value for key, value in kept["param_groups"][number].items() if key != "params"}
+        zero.held.param_groups[number].update(settings)
+    zero.link()
+    for number, parameters in enumerate(zero.groups):
+        for parameter, state in zip(parameters, states[number], strict=True):
+            for key, value in state.items():
+                if _is_moment(value, parameter):
+                    zero.set_moment(parameter, key, value)
+
+
+def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
+    """Undo what transformers does to the groups of an optimizer of a sliced model, so that they are one process's.
+
+    It parts weights in slices from whole ones, which fused steps cannot take together: such a group takes plain steps.
+    """
+    settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    named = [(name, p) for name, p in model.named_parameters() if id(p) in settings]
+    groups = []
+    for decays in (True, False):
+        parameters = [p for name, p in named if (name in decaying) == decays]
+        if parameters:
+            is_mixed = len({type(p.data) for p in parameters}) > 1
+            plain = dict.fromkeys(KERNELS, False) if is_mixed else {}
+            groups.append({**settings[id(parameters[0])], **plain, "params": parameters})
+    optimizer.param_groups[:] = groups
+
+
+def consolidate_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
+    """Return the state of a sliced model's optimizer with its slices put together; every process calls it."""
+    state = optimizer.state_dict()
+    joined = {
+        place: {key: full_tensor(value) if isinstance(value, Tensor) else value for key, value in held.items()}
+        for place, held in state["state"].items()
+    }
+    kernels = {key: optimizer.defaults[key] for key in KERNELS if key in optimizer.defaults}
+    groups = [{**group, **kernels} for group in state["param_groups"]]
+    return {"state": joined if keep else {}, "param_groups": groups}
+
+
+def shard_dtensor_optimizer(kept: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Return the state of one process's optimizer with this process's slices of it.
+
+    Raises:
+        PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
+    """
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+    _check_groups(kept, groups)
+    places = [place for group in kept["param_groups"] for place in group["params"]]
+    state = {}
+    for place, parameter in zip(places, (p for group in groups for p in group), strict=True):
+        held = kept["state"].get(place, {})
+        odd = [k for k, v in held.items() if isinstance(v, Tensor) and v.dim() and not _is_moment(v, parameter)]
+        if odd:
+            raise _unfit(f"the checkpoint's optimizer keeps {sorted(odd)} for a weight")
+        state[place] = {
+            k: distribute_like(v.clone(), parameter) if isinstance(v, Tensor) else v for k, v in held.items()
+        }
+    own = [{key: group[key] for key in KERNELS if key in group} for group in optimizer.param_groups]
+    return {"state": state, "param_groups": [{**k, **o} for k, o in zip(kept["param_groups"], own, strict=True)]}
+
+
+def _check_groups(kept: Mapping[str, Any], groups: Sequence[Sequence[nn.Parameter]]) -> None:
+    sizes = [len(group["params"]) for group in kept["param_groups"]]
+    if sizes != [len(group) for group in groups]:
+        raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
+
+
+def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder: Path) -> None:
+    """Share out the weights, or the adapter, that a trainer has written into a checkpoint.
+
+    Args:
+        model: whose weights lie in parts.
+        put: puts a whole weight where a parameter's parts lie.
+        folder: the checkpoint.
+
+    Raises:
+        PipelineError: they are another model's.
+    """
+    own = dict(model.named_parameters())
+    if isinstance(model, PeftModel):
+        parameters = list(own.values())  # peft gathers slices: it is given numbers, and says what it calls them
+        numbers = {name: torch.tensor(number) for number, name in enumerate(own)}
+        named = get_peft_model_state_dict(model, state_dict=numbers)
+        own = {name: parameters[int(number)] for name, number in named.items()}
+    missing = set(own)
+    for name, tensor in tensors_in(folder, own):
+        put(own[name], tensor)
+        missing.discard(name)
+    if missing:
+        raise _unfit(f"the checkpoint lacks {sorted(missing)[0]}")
+
+
+def tensors_in(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a checkpoint's weights by name, those that are wanted; the others are not read."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
+                if name in wanted:
+                    yield name, tensors.get_tensor(name)
+
+
+def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
+    """Return whether a state is one number for each of a weight, which may lie in parts."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == shape
+
+
+def _unfit(found: str) -> PipelineError:
+    return PipelineError(Problem(found, "what this run can share out over its processes", "resume it as it began"))

@@ -1,0 +1,258 @@
+"""A model lies in parts on two processes from the start: the weights of one process, in the memory of half a model.
+
+Two real processes make and load models under ZeRO-3, and make one in slices. What a process needs at its peak is read
+from the kernel (`VmHWM`), beside what the old way needs: the whole model first, cut afterwards. Blocks too small for
+glibc to give back are left out of it (`MALLOC_MMAP_THRESHOLD_`).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from two_processes import be_one, run_two
+
+from pipeline.models.adapter_config import Adapter
+from pipeline.models.adapters import attach
+from pipeline.models.deferred import Deferred
+from pipeline.models.load import load_causal_lm, load_reward_model
+from pipeline.models.scoring import score
+from pipeline.parallel import dtensors
+from pipeline.parallel.consolidation import rebuilt
+from pipeline.parallel.process_group import init_process_group
+from pipeline.parallel.tensor.sharding import shard_model
+from pipeline.parallel.zero.config import deepspeed_config
+from pipeline.parallel.zero.zero3 import (
+    computing_alone,
+    count_parameters,
+    is_partitioned,
+    whole,
+    zero3_building,
+)
+from pipeline.stage import ResolvedInput
+
+pytestmark = pytest.mark.xdist_group("partitioned")  # what its fixtures train is trained once
+
+NARROW = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+SMALL: dict[str, dict[str, Any]] = {
+    "llama": {**NARROW, "vocab_size": 501},
+    "qwen3": {**NARROW, "vocab_size": 501, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 501, "bos_token_id": 1, "eos_token_id": 1},
+}
+# 109 M parameters, 437 MB; the largest weight is the embedding.
+LARGE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 2048,
+    "vocab_size": 16_000,
+}
+MIB = 2**20
+
+
+class Padding:
+    """What a reward model asks a tokenizer for."""
+
+    pad_token_id = 0
+
+
+def _input(folder: Path) -> ResolvedInput:
+    return ResolvedInput(ref=str(folder), name="model", kind="external", fingerprint="0" * 12, path=str(folder))
+
+
+def _made(model_type: str, fields: dict[str, Any]) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields), dtype=torch.float32)
+
+
+def _same(model: Any, expected: dict[str, torch.Tensor]) -> bool:
+    """Return whether a model in parts has these weights, bit for bit, and every weight is in parts."""
+    found = dict(model.named_parameters())
+    all_in_parts = set(found) == set(expected) and all(hasattr(parameter, "ds_id") for parameter in found.values())
+    equal = [torch.equal(whole(parameter), expected[name]) for name, parameter in found.items()]  # on every process
+    return all_in_parts and all(equal)
+
+
+def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
+    """Make and load small models in parts; return what is as it would be on one process."""
+    ids, same = torch.arange(40).reshape(2, 20), {}
+    for name, fields in SMALL.items():
+        alone = _made(name, fields)
+        with zero3_building(parts):
+            made = _made(name, fields)
+        expected = dict(alone.named_parameters())
+        same[f"{name} made"] = _same(made, expected)
+        same[f"{name} counted"] = count_parameters(made) == count_parameters(alone) > 0
+        loaded = load_causal_lm(_input(folder / name), parts=parts)
+        same[f"{name} loaded"] = _same(loaded, expected)
+        with computing_alone(loaded):
+            logits = loaded.eval()(input_ids=ids).logits
+        with torch.no_grad():
+            same[f"{name} computes"] = torch.allclose(logits, alone.eval()(input_ids=ids).logits, atol=1e-6)
+        same[f"{name} in parts again"] = sum(p.numel() for p in loaded.parameters()) == 0
+    in_parts, alone = (load_reward_model(_input(folder / "llama"), Padding(), seed=5, parts=p) for p in (parts, None))
+    same["new head"] = torch.equal(in_parts.score.weight, alone.score.weight)
+    same["below it"] = _same(in_parts.model, dict(alone.model.named_parameters()))
+    same["whole beside it"] = not is_partitioned(alone)
+    # The second process has fewer batches than the first, and then none.
+    for rows in ([[5, 6, 7], [8, 9]], [[5, 6, 7]] * (1 - int(os.environ["RANK"]))):
+        mine = rows[: 2 - int(os.environ["RANK"])]
+        scores = [score(model, mine, 0, token_budget=3) for model in (in_parts, alone)]
+        same[f"scores of {len(rows)}"] = scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == len(mine)
+    return same
+
+
+def _kept_by_kernel(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _peak(work: Callable[[], Any]) -> dict[str, int]:
+    """Return the bytes that work needed at its peak, and those it has left behind in memory of the process's own."""
+    gc.collect()
+    torch.distributed.barrier()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM begins anew
+    before, own = _kept_by_kernel("VmRSS"), _kept_by_kernel("RssAnon")
+    made = work()
+    gc.collect()
+    found = {"peak": _kept_by_kernel("VmHWM") - before, "kept": _kept_by_kernel("RssAnon") - own}
+    assert count_parameters(made) > 1e8
+    return found
+
+
+def _loaded_and_cut(folder: Path, parts: dict[str, Any]) -> Any:
+    """Load a model whole, then have DeepSpeed cut it, as its engine does with a model that is whole."""
+    import deepspeed
+
+    model = load_causal_lm(_input(folder))
+    config = {name: parts[name] for name in ("zero_optimization", "bf16", "fp16")}
+    deepspeed.zero.Init(module=model, config_dict_or_path={**config, "train_micro_batch_size_per_gpu": 1})
+    return model
+
+
+def _in_slices(model_type: str, fields: dict[str, Any], *, deferred: bool) -> Any:
+    """Make a model and keep a slice of every large matrix."""
+    if not deferred:
+        return shard_model(_made(model_type, fields), 2)
+    with Deferred() as later:
+        model = _made(model_type, fields)
+    return shard_model(model, 2, later)
+
+
+def _sliced(what: str) -> dict[str, int]:
+    """Be one of two processes that hold slices; return what making them took, having seen that they are the same."""
+    init_process_group(cpu=True, deepspeed=False)
+    for name in ("llama", "qwen3"):
+        states = [_in_slices(name, SMALL[name], deferred=deferred).state_dict() for deferred in (True, False)]
+        for key in states[1]:
+            assert torch.equal(*(dtensors.full_tensor(state[key]) for state in states)), key
+    return _peak(lambda: _in_slices("llama", LARGE, deferred=what == "sliced"))
+
+
+def main(what: str, folder: str, out: str) -> None:
+    """Be one of two processes."""
+    torch.set_num_threads(1)
+    if what.startswith("sliced"):
+        Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(_sliced(what)), encoding="utf-8")
+        return
+    init_process_group(cpu=True, deepspeed=True)
+    parts, large = deepspeed_config({"zero": 3, "offload": "none"}, "fp32"), Path(folder) / "large"
+    if what != "small":
+        with zero3_building(parts):  # what DeepSpeed needs for itself is there
+            _made("llama", SMALL["llama"])
+    found: dict[str, Any]
+    if what == "small":
+        found = _small(Path(folder), parts)
+    elif what == "loaded":
+        found = _peak(lambda: load_causal_lm(_input(large), parts=parts))
+    elif what == "cut":
+        found = _peak(lambda: _loaded_and_cut(large, parts))
+    else:
+
+        def make() -> Any:
+            with zero3_building(parts):
+                return _made("llama", LARGE)
+
+        found = _peak(make)
+    Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(found), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
+    made = tmp_path_factory.mktemp("models")
+    for name, fields in SMALL.items():
+        _made(name, fields).save_pretrained(made / name)
+    _made("llama", LARGE).save_pretrained(made / "large")
+    return made
+
+
+def two(what: str, folder: Path, out: Path) -> list[dict[str, Any]]:
+    """Return what each of two processes found."""
+    run_two(__file__, what, str(folder), str(out / what), MALLOC_MMAP_THRESHOLD_="131072")
+    return [json.loads((out / f"{what}.{rank}").read_text()) for rank in (0, 1)]
+
+
+def test_weights_made_or_loaded_in_parts_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
+    for found in two("small", folder, tmp_path):
+        assert found and [name for name, same in found.items() if not same] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_a_process_holds_half_a_model_while_it_is_loaded(folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "large" / "model.safetensors")
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    # Half of the model, and the largest weight twice: gathered, and on its way between processes.
+    bar = size / 2 + 2 * max(tensor.nbytes for tensor in tensors.values()) + 32 * MIB
+    del tensors
+    measured = {what: two(what, folder, tmp_path) for what in ("loaded", "made", "cut")}
+    print({what: [{k: round(v / MIB) for k, v in one.items()} for one in both] for what, both in measured.items()})
+    for what in ("loaded", "made"):
+        for rank, found in enumerate(measured[what]):
+            # The first process reads the file, whose pages are mapped: the kernel takes them back when it needs room.
+            file = size if what == "loaded" and rank == 0 else 0
+            assert found["peak"] <= bar + file
+            assert found["kept"] == pytest.approx(size / 2, abs=32 * MIB)
+    assert all(found["peak"] > bar for found in measured["cut"])  # the bar tells the two ways apart
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_a_process_holds_half_a_model_while_it_is_made_in_slices(tmp_path: Path) -> None:
+    largest, size = 4 * LARGE["vocab_size"] * LARGE["hidden_size"], 4 * 109.5e6
+    bar = size / 2 + 2 * largest + 32 * MIB  # its slices, and the largest matrix whole, twice: drawn before, and made
+    measured = {what: two(what, tmp_path, tmp_path) for what in ("sliced", "sliced-whole")}
+    print({what: [{k: round(v / MIB) for k, v in one.items()} for one in both] for what, both in measured.items()})
+    for found in measured["sliced"]:
+        assert found["peak"] <= bar
+        assert found["kept"] == pytest.approx(size / 2, abs=32 * MIB)
+    assert all(found["peak"] > bar for found in measured["sliced-whole"])
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_a_model_that_is_put_together_holds_the_gathered_weights_once(name: str, with_adapter: bool) -> None:
+    model = _made(name, SMALL[name]).eval()
+    if with_adapter:
+        model = attach(model, Adapter(r=2), "causal", seed=1).eval()
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    if name != "llama":  # a tied output layer is gathered with what it is tied to
+        state = {key: tensor for key, tensor in state.items() if not key.endswith("lm_head.weight")}
+    made = rebuilt(model, state).eval()
+    own = dict(made.named_parameters())
+    assert {own[key].data_ptr() for key in own} == {state[key].data_ptr() for key in own}
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        assert torch.equal(made(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+if __name__ == "__main__":
+    be_one(main)
