@@ -182,7 +182,7 @@ def test_another_zero_stage_is_seen(
 def test_buckets_that_are_not_the_configured_ones_are_seen(tmp_path: Path) -> None:
     nothing: Any = None
     facts = {"deepspeed": {"zero_optimization": {"stage": 2, "reduce_bucket_size": 2**22}}}
-    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, facts=facts)
+    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, runtime_report=facts)
     assert list(bucket_problems(ctx, 2**22)) == []
     (problem,) = bucket_problems(ctx, 500_000_000)
     assert problem.found == "DeepSpeed's buckets have 500000000 elements"
@@ -191,7 +191,7 @@ def test_buckets_that_are_not_the_configured_ones_are_seen(tmp_path: Path) -> No
 def test_gradients_that_nobody_sums_are_seen(tmp_path: Path) -> None:
     nothing: Any = None
     facts = {"precision": "fp32"}
-    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, facts=facts)
+    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, runtime_report=facts)
     trainer = SimpleNamespace(accelerator=SimpleNamespace(mixed_precision="no"), model_wrapped=torch.nn.Linear(2, 2))
     (problem,) = trainer_problems(ctx, trainer)
     assert problem.found == "2 processes train, and nobody sums their gradients"

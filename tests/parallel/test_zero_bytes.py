@@ -19,7 +19,7 @@ import pytest
 import torch
 from two_processes import be_one, run_two
 
-from pipeline.estimate.memory import Spread, state
+from pipeline.estimate.memory import ParallelLayout, state
 from pipeline.estimate.shape import shape_of
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.zero.config import deepspeed_config
@@ -106,7 +106,7 @@ def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: s
     shape = shape_of({"type": "llama", **CONFIG})
     assert shape is not None
     assert plain == pytest.approx(12 * shape.parameters, rel=0.01)  # 4 bytes of weight and 8 of moments
-    spread = Spread(processes=2, zero=3, offload=offload, half=precision == "bf16", on_gpu=False)
+    spread = ParallelLayout(processes=2, zero=3, offload=offload, half=precision == "bf16", on_gpu=False)
     weights, _, moments = state(shape, shape.parameters, spread)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"held.{rank}").read_text())
