@@ -262,8 +262,8 @@ def host_bytes(shape: ModelShape, trained: int, spread: ParallelLayout) -> float
     return held / spread.processes
 
 
-def sliced(parts: Memory, shape: ModelShape, slices: int, *, adapter_r: int = 0, layers: int = 0) -> Memory:
-    """Return the memory of a process that holds one of ``slices`` slices of every large matrix.
+def tensor_parallel(parts: Memory, shape: ModelShape, tp_size: int, *, adapter_r: int = 0, layers: int = 0) -> Memory:
+    """Return the memory of a process that holds one of ``tp_size`` shards of every large matrix.
 
     Beneath an adapter the whole input half of a layer cut by columns, and output half of one cut by rows, stays in
     every process: a matrix of r x hidden for each linear layer of a block.
@@ -271,7 +271,7 @@ def sliced(parts: Memory, shape: ModelShape, slices: int, *, adapter_r: int = 0,
     whole = _FP32 * adapter_r * (7 if shape.gated else 6) * shape.hidden * layers
 
     def share(size: float, kept: float) -> float:
-        return kept + max(0.0, size - kept) / slices
+        return kept + max(0.0, size - kept) / tp_size
 
     return replace(
         parts,

@@ -21,8 +21,8 @@ from pipeline.estimate.memory import (
     logit_bytes,
     peak,
     quantised_bytes,
-    sliced,
     state,
+    tensor_parallel,
     tiled_logit_bytes,
     transient_bytes,
 )
@@ -243,14 +243,14 @@ class Facts:
             parts = replace(parts, **{name: getattr(parts, name) * share for name in held})
         rows, length = (2 * micro, longest // 2) if kind in ("dpo", "reward") else (micro, longest)
         length = -(-length // compute.sequence_parallel)
-        logits, slices = 0.0, compute.tensor_parallel
+        logits, tp_size = 0.0, compute.tensor_parallel
         if kind == "pretrain":
             logits = logit_bytes(shape, rows * length, spread)
         elif kind != "reward":
             logits = tiled_logit_bytes(shape, rows * length, spread, trained=adapter is None)
-        if slices > 1:
-            parts = sliced(
-                parts, shape, slices, adapter_r=adapter.r if adapter else 0, layers=shape.layers if adapter else 0
+        if tp_size > 1:
+            parts = tensor_parallel(
+                parts, shape, tp_size, adapter_r=adapter.r if adapter else 0, layers=shape.layers if adapter else 0
             )
             if kind in ("sft", "dpo", "kto"):  # trl puts the head together for its loss, and takes a whole gradient
                 logits += 8.0 * shape.vocab * shape.hidden

@@ -128,7 +128,7 @@ def load_causal_lm(
     quantize: Quantize | None = None,
     attention: str | None = None,
     parts: DeepSpeedConfig | None = None,
-    slices: int = 1,
+    tp_size: int = 1,
 ) -> Any:
     """Load a causal language model.
 
@@ -139,14 +139,14 @@ def load_causal_lm(
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
         parts: share each weight out over all processes as it is read; every process calls this.
-        slices: processes that hold a slice of every large matrix each; this one reads its own.
+        tp_size: processes that hold a shard of every large matrix each; this one reads its own.
 
     Raises:
-        PipelineError: no safetensors, weights missing, code not allowed, a model that is not to be sliced so.
+        PipelineError: no safetensors, weights missing, code not allowed, a model that is not to be sharded so.
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
+    extra = _loading(source, dtype, trust_remote_code, quantize, attention, tp_size)
     with quiet(), _explained(source, "model"), zero3_loading(parts):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
@@ -160,7 +160,7 @@ def load_causal_lm(
     _refuse_missing(source, info["missing_keys"], allowed=())
     _compute_as_in_training(model)
     count_what_is_predicted(model)
-    return finish_sharding(model) if slices > 1 else model
+    return finish_sharding(model) if tp_size > 1 else model
 
 
 def count_what_is_predicted(model: Any) -> None:
@@ -210,7 +210,7 @@ def load_reward_model(
     quantize: Quantize | None = None,
     attention: str | None = None,
     parts: DeepSpeedConfig | None = None,
-    slices: int = 1,
+    tp_size: int = 1,
 ) -> Any:
     """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
 
@@ -225,7 +225,7 @@ def load_reward_model(
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra = _loading(source, dtype, trust_remote_code, quantize, attention, slices)
+    extra = _loading(source, dtype, trust_remote_code, quantize, attention, tp_size)
     with quiet(), _explained(source, "model"), zero3_loading(parts):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
@@ -252,7 +252,7 @@ def load_reward_model(
         weight.normal_(0.0, (weight.shape[-1] + 1) ** -0.5, generator=generator)
         with torch.no_grad():
             model.score.weight.copy_(weight)
-    return finish_sharding(model) if slices > 1 else model
+    return finish_sharding(model) if tp_size > 1 else model
 
 
 def _loading(
@@ -261,7 +261,7 @@ def _loading(
     trust_remote_code: bool,
     quantize: Quantize | None,
     attention: str | None,
-    slices: int,
+    tp_size: int,
 ) -> dict[str, Any]:
     """Return what `from_pretrained` is told beyond the format of the weights.
 
@@ -271,8 +271,8 @@ def _loading(
     extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
     if attention is not None:
         extra["attn_implementation"] = attention
-    if slices > 1:
-        extra["distributed_config"] = tp_config(_config(source, trust_remote_code), slices)
+    if tp_size > 1:
+        extra["distributed_config"] = tp_config(_config(source, trust_remote_code), tp_size)
     return extra
 
 

@@ -63,8 +63,8 @@ def _engine_of(parameters: list[nn.Parameter], optimizer: Any) -> tuple[str, int
     in_parts = [p for p in parameters if any(place.is_shard() for place in getattr(p, "placements", ()))]
     if not in_parts:
         return "plain", 1
-    is_sliced = any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in in_parts)  # type: ignore[attr-defined]
-    engine = "tensor parallelism" if is_sliced else "FSDP2"
+    is_sharded = any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in in_parts)  # type: ignore[attr-defined]
+    engine = "tensor parallelism" if is_sharded else "FSDP2"
     return _counted(engine, in_parts, parameters), min(int(p.device_mesh.size()) for p in in_parts)  # type: ignore[attr-defined]
 
 

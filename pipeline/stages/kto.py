@@ -208,9 +208,9 @@ def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
         PipelineError: it does not divide.
     """
     from pipeline.parallel.batch_split import BatchSplit, divide
-    from pipeline.training.distribution import note_slices
+    from pipeline.training.distribution import note_model_parallel
 
-    note_slices(ctx)
+    note_model_parallel(ctx)
     share = divide(train.kl_batch, train.kl_batch, longest, ctx.replicas, group=together, word="kl_batch").micro_batch
     division = BatchSplit(train.batch_size, share, ctx.replicas)
     ctx.runtime_report["batch"] = division.sentence("rows", longest)

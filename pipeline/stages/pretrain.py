@@ -104,11 +104,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
     model, later = _model(ctx, config, tokenizer)
-    slices = int(ctx.compute.get("tensor_parallel", 1))
+    tp_size = int(ctx.compute.get("tensor_parallel", 1))
     if config.model is None:
-        fit(ctx, model, tokenizer, {"parts": later or zero3_config(ctx), "slices": slices})
-    if slices > 1:
-        model = shard_model(model, slices, later)
+        fit(ctx, model, tokenizer, {"parts": later or zero3_config(ctx), "tp_size": tp_size})
+    if tp_size > 1:
+        model = shard_model(model, tp_size, later)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)

@@ -126,7 +126,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         liger_kernel_config={"fused_linear_cross_entropy": False},  # a head of scores is no output layer
     )
     columns = ("chosen_ids", "rejected_ids")
-    set_seed(arguments.seed)  # as the trainer is about to: an adapter in slices is drawn from here
+    set_seed(arguments.seed)  # as the trainer is about to: an adapter in shards is drawn from here
     trainer = BucketedRewardTrainer(
         model=model,
         args=arguments,

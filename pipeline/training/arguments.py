@@ -140,7 +140,7 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     from pipeline.models.load import stored_bits
     from pipeline.models.quantized_files import layout_problem, quantized_files_problem
 
-    held = {"attention": attention_kernel(ctx), "slices": int(ctx.compute.get("tensor_parallel", 1))}
+    held = {"attention": attention_kernel(ctx), "tp_size": int(ctx.compute.get("tensor_parallel", 1))}
     source = ctx.input("model")
     bits = stored_bits(source, ctx.trust_remote_code)
     problem = quantized_files_problem(source.ref, bits, adapter)
@@ -191,8 +191,8 @@ def liger_kernels(ctx: StageContext) -> bool:
     """
     from pipeline.models.kernels import uses_liger
 
-    sliced = int(ctx.compute.get("tensor_parallel", 1)) > 1  # its kernels know no slices
-    asked: Any = "off" if sliced else ctx.compute.get("liger", "auto")
+    sharded = int(ctx.compute.get("tensor_parallel", 1)) > 1  # its kernels know no shards
+    asked: Any = "off" if sharded else ctx.compute.get("liger", "auto")
     ctx.runtime_report["liger"] = uses_liger(asked, on_gpu=not use_cpu(ctx))
     return bool(ctx.runtime_report["liger"])
 

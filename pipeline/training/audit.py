@@ -131,7 +131,7 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
 
 
 def check_copies(ctx: StageContext, model: Any) -> None:
-    """Look at the gradients of the first step where groups of processes hold copies of a sliced model.
+    """Look at the gradients of the first step where groups of processes hold copies of a sharded model.
 
     Raises:
         PipelineError: the groups would take different steps.
@@ -155,7 +155,7 @@ def spread_problems(ctx: StageContext, held: ShardingState) -> Iterator[Problem]
         yield Problem(f"{joined} processes joined", f"{ctx.ranks}, as compute says", "see the logs of the others")
     zero, fsdp = int(ctx.compute.get("zero") or 0), bool(ctx.compute.get("fsdp"))
     if group_of(ctx.compute) > 1 and not (zero or fsdp):
-        return  # slices of matrices or of tokens are not these engines'
+        return  # shards of matrices or of tokens are not these engines'
     wanted = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
     remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"
     if held.engine != wanted:

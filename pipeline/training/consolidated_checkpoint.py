@@ -77,7 +77,7 @@ class ConsolidatedCheckpoint:
     def create_accelerator_and_postprocess(self) -> None:
         """Have FSDP where it is asked for, also where accelerate would fall back from it.
 
-        Processes that hold slices evaluate the same rows, which count once.
+        Processes that hold shards evaluate the same rows, which count once.
         """
         plugin = self.args.fsdp_plugin_args
         if plugin is not None:
@@ -259,9 +259,9 @@ def shard_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
 
 
 def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
-    """Undo what transformers does to the groups of an optimizer of a sliced model, so that they are one process's.
+    """Undo what transformers does to the groups of an optimizer of a sharded model, so that they are one process's.
 
-    It parts weights in slices from whole ones, which fused steps cannot take together: such a group takes plain steps.
+    It parts weights in shards from whole ones, which fused steps cannot take together: such a group takes plain steps.
     """
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     named = [(name, p) for name, p in model.named_parameters() if id(p) in settings]
@@ -276,7 +276,7 @@ def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
 
 
 def consolidate_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
-    """Return the state of a sliced model's optimizer with its slices put together; every process calls it."""
+    """Return the state of a sharded model's optimizer with its shards put together; every process calls it."""
     state = optimizer.state_dict()
     joined = {
         place: {key: full_tensor(value) if isinstance(value, Tensor) else value for key, value in held.items()}
@@ -288,7 +288,7 @@ def consolidate_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
 
 
 def shard_dtensor_optimizer(kept: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-    """Return the state of one process's optimizer with this process's slices of it.
+    """Return the state of one process's optimizer with this process's shards of it.
 
     Raises:
         PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
@@ -328,7 +328,7 @@ def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder
     """
     own = dict(model.named_parameters())
     if isinstance(model, PeftModel):
-        parameters = list(own.values())  # peft gathers slices: it is given numbers, and says what it calls them
+        parameters = list(own.values())  # peft gathers shards: it is given numbers, and says what it calls them
         numbers = {name: torch.tensor(number) for number, name in enumerate(own)}
         named = get_peft_model_state_dict(model, state_dict=numbers)
         own = {name: parameters[int(number)] for name, number in named.items()}

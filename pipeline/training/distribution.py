@@ -26,7 +26,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         if problem is not None:
             raise PipelineError(problem)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
-    note_slices(ctx)
+    note_model_parallel(ctx)
     division = divide(
         batch_size, asked, longest, ctx.replicas, passes=stages, together=group_of(ctx.compute), **options
     )
@@ -36,11 +36,11 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     return division
 
 
-def note_slices(ctx: StageContext) -> None:
-    """Say that processes with slices of the same model, or of the same rows, count as one to the batch."""
-    slices = int(ctx.compute.get("sequence_parallel", 1))
-    if slices > 1:
-        ctx.note(f"sequence parallel: {slices} processes share the tokens of each row and count as one process")
+def note_model_parallel(ctx: StageContext) -> None:
+    """Say that processes with shards of the same model, or of the same rows, count as one to the batch."""
+    size = int(ctx.compute.get("sequence_parallel", 1))
+    if size > 1:
+        ctx.note(f"sequence parallel: {size} processes share the tokens of each row and count as one process")
     size = int(ctx.compute.get("tensor_parallel", 1))
     if size > 1:
         ctx.note(f"tensor parallel: {size} processes share every large matrix and count as one process")
@@ -54,8 +54,8 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     if ctx.compute.get("zero"):
         ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.compute, precision)
         if int(ctx.compute.get("sequence_parallel", 1)) > 1:
-            slices = SequenceShard.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
-            fields["parallelism_config"] = parallelism(slices, ctx.runtime_report["attention"])
+            shard = SequenceShard.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
+            fields["parallelism_config"] = parallelism(shard, ctx.runtime_report["attention"])
         return {**fields, "deepspeed": ctx.runtime_report["deepspeed"]}
     if ctx.compute.get("fsdp"):
         config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
@@ -78,19 +78,19 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     zero, fsdp = ctx.compute.get("zero"), ctx.compute.get("fsdp")
     wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
-    slices, config = int(ctx.compute.get("sequence_parallel", 1)), accelerator.parallelism_config
-    sliced = int(config.sp_size) if config is not None else 1
-    if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks and sliced == slices:
+    size, config = int(ctx.compute.get("sequence_parallel", 1)), accelerator.parallelism_config
+    sharded = int(config.sp_size) if config is not None else 1
+    if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks and sharded == size:
         ctx.runtime_report.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
-        if slices > 1:
-            ctx.runtime_report["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sliced)
-        _check_slices(ctx, trainer)
+        if size > 1:
+            ctx.runtime_report["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sharded)
+        _check_shards(ctx, trainer)
         if zero:  # the trainer starts DeepSpeed later, with this configuration
             engine = accelerator.state.deepspeed_plugin.hf_ds_config.config
             ctx.runtime_report["deepspeed"]["zero_optimization"].update(fit_buckets(engine, width_of(trainer.model)))
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
-    asked += f" and sequence parallelism over {slices} processes" if slices > 1 else ""
+    asked += f" and sequence parallelism over {size} processes" if size > 1 else ""
     matrices = int(ctx.compute.get("tensor_parallel", 1))
     asked = f"tensor parallelism over {matrices} processes" if matrices > 1 else asked
     raise PipelineError(
@@ -103,8 +103,8 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     )
 
 
-def _check_slices(ctx: StageContext, trainer: Any) -> None:
-    """Refuse to train when this process holds more than its slices, and keep in the manifest what it holds.
+def _check_shards(ctx: StageContext, trainer: Any) -> None:
+    """Refuse to train when this process holds more than its shards, and keep in the manifest what it holds.
 
     Raises:
         PipelineError: it does.

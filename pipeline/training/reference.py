@@ -60,7 +60,7 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
 
 @contextmanager
 def unhashed(trainer_class: type) -> Iterator[None]:
-    """Keep trl from hashing a model for a cache of its own, which the stage does not use: slices have no hash."""
+    """Keep trl from hashing a model for a cache of its own, which the stage does not use: shards have no hash."""
     module: Any = sys.modules[trainer_class.__module__]
     hash_module = module.hash_module
     module.hash_module = lambda model: ""

@@ -1,8 +1,8 @@
-"""Trains on slices of rows: what `compute.sequence_parallel` changes in a trainer of transformers or trl.
+"""Trains on shards of rows: what `compute.sequence_parallel` changes in a trainer of transformers or trl.
 
-The loss of a step is the sum over all slices divided by the tokens that count in the whole batch, so slices with few of
-them, or none, weigh what they should. transformers' own loss for DeepSpeed's slices is a mean for each micro-batch.
-Held-out rows are sliced too.
+The loss of a step is the sum over all shards divided by the tokens that count in the whole batch, so shards with few of
+them, or none, weigh what they should. transformers' own loss for DeepSpeed's shards is a mean for each micro-batch.
+Held-out rows are sharded too.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from pipeline.stage import StageContext
 
 
 def sequence_shard_of(trainer: Any) -> SequenceShard:
-    """Return which slice of every row a trainer's process holds; the whole of it without sequence parallelism."""
+    """Return which shard of every row a trainer's process holds; the whole of it without sequence parallelism."""
     config = trainer.accelerator.parallelism_config
     return SequenceShard.of(Ranks.current(), int(config.sp_size) if config is not None and config.sp_enabled else 1)
 
 
 def sharded_loader(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
     """Return a loader of micro-batches as this process gets them: all of a group the same ones."""
-    accelerator, slices = trainer.accelerator, sequence_shard_of(trainer)
-    if slices.count == 1:
+    accelerator, shard = trainer.accelerator, sequence_shard_of(trainer)
+    if shard.count == 1:
         return accelerator.prepare(loader)  # type: ignore[no-any-return]
     made: DataLoader[Any] = prepare_data_loader(
         loader,
         accelerator.device,
-        num_processes=slices.groups,
-        process_index=slices.group,
+        num_processes=shard.groups,
+        process_index=shard.group,
         put_on_device=True,
         rng_types=accelerator.rng_types.copy(),
         even_batches=False,
@@ -52,22 +52,22 @@ def sharded_loader(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
 
 
 def collator(trainer: Any) -> Callable[[list[Any]], Any]:
-    """Return what makes a micro-batch to train on: of whole rows, or of this process's slices of them."""
+    """Return what makes a micro-batch to train on: of whole rows, or of this process's shards of them."""
     collate: Any = trainer.data_collator
-    slices = sequence_shard_of(trainer)
-    if slices.count == 1:
+    shard = sequence_shard_of(trainer)
+    if shard.count == 1:
         return collate  # type: ignore[no-any-return]
-    return lambda rows: slices.batch(collate(rows), collate.pad_id)
+    return lambda rows: shard.batch(collate(rows), collate.pad_id)
 
 
-def held_out_batches(rows: int, size: int, slices: SequenceShard) -> Iterator[tuple[int, list[int], int]]:
+def held_out_batches(rows: int, size: int, shard: SequenceShard) -> Iterator[tuple[int, list[int], int]]:
     """Yield a group's batches of held-out rows: place among all, row numbers, and how many rows it counts for.
 
     Each group has as many, for all work at the same time: where there is none left it repeats one that counts for none.
     """
     batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
-    for first in range(0, len(batches), slices.groups):
-        place = first + slices.group
+    for first in range(0, len(batches), shard.groups):
+        place = first + shard.group
         if place < len(batches):
             yield place, batches[place], len(batches[place])
         else:
@@ -78,7 +78,7 @@ def mean_by_rows(parts: Sequence[tuple[int, int, float, int]]) -> float:
     """Return the mean loss of batches, weighed by their rows.
 
     Args:
-        parts: of each slice of each batch: the batch's place, its rows, the sum of the loss, and tokens in that sum.
+        parts: of each shard of each batch: the batch's place, its rows, the sum of the loss, and tokens in that sum.
     """
     batches: dict[int, list[float]] = {}
     for place, rows, loss, tokens in parts:
@@ -103,12 +103,12 @@ def _named_groups(config: Any) -> Iterator[None]:
 
 
 def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> None:
-    """Refuse a model whose rows cannot be sliced as `compute.sequence_parallel` asks; nothing where it does not.
+    """Refuse a model whose rows cannot be sharded as `compute.sequence_parallel` asks; nothing where it does not.
 
     Args:
         ctx: of the stage.
         model: as loaded.
-        longest: tokens of the longest row; it is padded to a multiple of the slices.
+        longest: tokens of the longest row; it is padded to a multiple of the shards.
 
     Raises:
         PipelineError: it cannot.
@@ -135,7 +135,7 @@ def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> Non
 
 
 class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer on slices of rows; the same as ever where they are whole. It stands below trl's."""
+    """transformers' Trainer on shards of rows; the same as ever where they are whole. It stands below trl's."""
 
     train_rows: Sequence[dict[str, Any]]
     _exchange: UlyssesAttention
@@ -144,7 +144,7 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if sequence_shard_of(self).count > 1:
-            # Tokens that count are counted, as everywhere; transformers does not for slices.
+            # Tokens that count are counted, as everywhere; transformers does not for shards.
             self.model_accepts_loss_kwargs = True
 
     def get_sp_size(self) -> int:
@@ -158,27 +158,27 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return a slice's part of the loss, times what DeepSpeed divides the sum of gradients by."""
-        slices = sequence_shard_of(self)
-        if slices.count == 1 or not self.model.training:
+        """Return a shard's part of the loss, times what DeepSpeed divides the sum of gradients by."""
+        shard = sequence_shard_of(self)
+        if shard.count == 1 or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss * self._divisor
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Return the tokens that count over all processes; None in evaluation, where a slice's loss is its mean."""
+        """Return the tokens that count over all processes; None in evaluation, where a shard's loss is its mean."""
         return None if self._evaluates else super()._get_num_items_in_batch(batch_samples, device)
 
     @property
     def _divisor(self) -> int:
         """What DeepSpeed divides the sum of gradients by: ZeRO-1 and 2 by the groups, ZeRO-3 by all processes.
 
-        `__avg_scatter_grads` of its `stage3.py` forgets the slices, which the other paths know.
+        `__avg_scatter_grads` of its `stage3.py` forgets the shards, which the other paths know.
         """
-        slices = sequence_shard_of(self)
+        shard = sequence_shard_of(self)
         stage = int(self.accelerator.state.deepspeed_plugin.zero_stage)
-        return slices.groups * (slices.count if stage == 3 else 1)
+        return shard.groups * (shard.count if stage == 3 else 1)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return a loss whose mean over all processes is that of the batch."""
@@ -198,19 +198,19 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         The loader is of whole rows for all processes: its rows alone are read. With several groups trl's other metrics
         are means over batches of all of them at a time, as in data parallelism.
         """
-        slices = sequence_shard_of(self)
-        if slices.count == 1:
+        shard = sequence_shard_of(self)
+        if shard.count == 1:
             return super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         held_out: Any = dataloader.dataset
         self.model_wrapped.eval()
         self._evaluates, found = True, []
-        for place, rows, weight in held_out_batches(len(held_out), self.args.eval_batch_size, slices):
-            batch = slices.batch(self.data_collator([held_out[row] for row in rows]), self.data_collator.pad_id)
+        for place, rows, weight in held_out_batches(len(held_out), self.args.eval_batch_size, shard):
+            batch = shard.batch(self.data_collator([held_out[row] for row in rows]), self.data_collator.pad_id)
             self._exchange.expect(len(rows))
             loss, _, _ = self.prediction_step(self.model_wrapped, batch, True)
-            counted = int((batch["labels"] != IGNORE).sum())  # of a slice without any the loss is no number
+            counted = int((batch["labels"] != IGNORE).sum())  # of a shard without any the loss is no number
             found.append((place, weight, float(loss) * counted if counted else 0.0, counted))
         self._exchange.expect(self.args.per_device_train_batch_size)
         self._evaluates = False
@@ -218,16 +218,16 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(held_out))
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        slices = sequence_shard_of(self)
-        if slices.count == 1:
+        shard = sequence_shard_of(self)
+        if shard.count == 1:
             return super()._prepare_for_training(*args, **kwargs)
         with _named_groups(self.model.config.get_text_config()):
             model, loader = super()._prepare_for_training(*args, **kwargs)
         kernel = self.accelerator.parallelism_config.sp_handler.sp_attn_implementation
         if int(self.accelerator.state.deepspeed_plugin.zero_stage) == 3:
             self._announce_head()
-        self._exchange = self._tried(model, kernel, slices)
-        return model, loader.dl  # the loader deals slices already
+        self._exchange = self._tried(model, kernel, shard)
+        return model, loader.dl  # the loader deals shards already
 
     def _announce_head(self) -> None:
         """Tell DeepSpeed that the model itself reads its output layer's weight, as trl's loss does.
@@ -241,21 +241,21 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         for parameter in causal.get_output_embeddings().parameters(recurse=False):
             register_external_parameter(causal, parameter)
 
-    def _tried(self, engine: Any, kernel: str, slices: SequenceShard) -> UlyssesAttention:
-        """Return DeepSpeed's exchange, tried: from slices the model computes what it computes from whole rows.
+    def _tried(self, engine: Any, kernel: str, shard: SequenceShard) -> UlyssesAttention:
+        """Return DeepSpeed's exchange, tried: from shards the model computes what it computes from whole rows.
 
         Raises:
             PipelineError: it does not, or the exchange does not fit its attention.
         """
         remedy = "set compute.sequence_parallel: 1 for this stage"
         try:
-            exchange = UlyssesAttention(kernel, slices, is_packed="seq_lengths" in self.train_rows[0])
+            exchange = UlyssesAttention(kernel, shard, is_packed="seq_lengths" in self.train_rows[0])
             found = exchange.difference(engine)
         except (RuntimeError, AssertionError) as error:
             name, why = type(self.model).__name__, " ".join(str(error).split())
             problem = Problem(f"{name} does not compute from parts of rows: {why}", "attention that does", remedy)
             raise PipelineError(problem) from error
         if not found <= PROBE_ROUNDING[next(engine.module.parameters()).dtype]:
-            what = f"logits of rows shared by {slices.count} processes differ by {found:.0e} from those of whole rows"
+            what = f"logits of rows shared by {shard.count} processes differ by {found:.0e} from those of whole rows"
             raise PipelineError(Problem(what, "full causal attention in every layer", remedy))
         return exchange

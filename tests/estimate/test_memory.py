@@ -25,8 +25,8 @@ from pipeline.estimate.memory import (
     host_bytes,
     logit_bytes,
     peak,
-    sliced,
     state,
+    tensor_parallel,
     tiled_logit_bytes,
     transient_bytes,
 )
@@ -240,11 +240,11 @@ def test_only_a_cpus_heap_keeps_freed_blocks() -> None:
 
 
 def test_slices_divide_the_state_but_for_the_whole_halves_of_an_adapter() -> None:
-    full = sliced(Memory(*state(SHAPE, 1000, ParallelLayout())), SHAPE, 4)
+    full = tensor_parallel(Memory(*state(SHAPE, 1000, ParallelLayout())), SHAPE, 4)
     assert (full.weights, full.gradients, full.optimizer) == (1000, 1000, 2000)
     # r = 1 on 2 layers: q, k, v, gate and up keep r x 8 of the input whole, o and down r x 8 of the output: 112 of 256
     assert SHAPE.adapter(1) == 256
-    adapted = sliced(Memory(*state(SHAPE, 256, ParallelLayout())), SHAPE, 4, adapter_r=1, layers=2)
+    adapted = tensor_parallel(Memory(*state(SHAPE, 256, ParallelLayout())), SHAPE, 4, adapter_r=1, layers=2)
     assert adapted.gradients == 4 * (112 + 144 / 4)
     assert adapted.optimizer == 8 * (112 + 144 / 4)
     assert adapted.weights == 4 * (112 + (1000 + 144) / 4)

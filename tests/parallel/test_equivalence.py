@@ -1,4 +1,4 @@
-"""The steps of a stage do not depend on how it is spread: with ZeRO, FSDP2 and slices they are those of one process.
+"""The steps of a stage do not depend on how it is spread: with ZeRO, FSDP2 and tensor parallelism they are those of one process.
 
 Every kind runs by recipe, five optimizer steps from the same parent, seed and batch, on rows of unequal lengths and in
 micro-batches of two: a mean of means would show. Relative is meant strictly: the norm of the difference of two trained
@@ -94,7 +94,7 @@ TRAINED = (
     "l_dpo",
     "l_ppo",
 )
-SLICED = tuple(name for name in TRAINED if not name.endswith("ppo"))
+TENSOR_PARALLEL = tuple(name for name in TRAINED if not name.endswith("ppo"))
 """Tensor parallelism is refused for stages that sample."""
 
 
@@ -118,7 +118,7 @@ SPREADS = {
     "zero-2": Layout("zero=2", ("l_reward", "l_ppo"), ("n_pretrain", "a_kto")),
     "zero-3": Layout("zero=3", ("n_pretrain", "a_reward", "l_dpo", "a_kto", "m_ppo"), TRAINED),
     "fsdp": Layout("fsdp=true", ("a_pretrain", "l_sft", "l_reward", "a_dpo", "a_ppo"), TRAINED),
-    "slices": Layout("tensor_parallel=2", ("n_pretrain", "a_sft", "a_reward", "l_dpo"), SLICED),
+    "tensor parallel": Layout("tensor_parallel=2", ("n_pretrain", "a_sft", "a_reward", "l_dpo"), TENSOR_PARALLEL),
     "groups": Layout("tensor_parallel=2", ("a_kto", "l_reward"), ("a_pretrain",)),
 }
 """How stages are spread. The matrix has every stage in every layout that shares weights out, for those meet every

@@ -33,8 +33,8 @@ WAYS = {
     "fsdp alone": (1, "fsdp=true"),
     "zero-2 offloaded": (2, "zero=2", "offload=optimizer"),
     "zero-3 offloaded": (2, "zero=3", "offload=all"),
-    "slices": (2, "tensor_parallel=2"),
-    "slices in groups": (4, "tensor_parallel=2"),
+    "tensor parallel": (2, "tensor_parallel=2"),
+    "tensor parallel groups": (4, "tensor_parallel=2"),
 }
 CASES = {
     "other numbers of processes": ("full", ("one", "two", "one")),
@@ -44,11 +44,14 @@ CASES = {
     "FSDP2 and ZeRO-3": ("full", ("zero-3", "fsdp", "zero-3", "fsdp", "two")),
     "an adapter with FSDP2": ("lora", ("fsdp", "fsdp", "one", "fsdp", "zero-2", "fsdp")),
     "offloaded": ("full", ("one", "zero-3 offloaded", "zero-2 offloaded", "two")),
-    "in slices": ("full", ("slices", "slices in groups", "one", "slices in groups", "two")),
-    "an adapter in slices": ("lora", ("slices in groups", "one", "slices")),
+    "tensor parallel, whole, tensor parallel": (
+        "full",
+        ("tensor parallel", "tensor parallel groups", "one", "tensor parallel groups", "two"),
+    ),
+    "an adapter, tensor parallel": ("lora", ("tensor parallel groups", "one", "tensor parallel")),
     "an adapter": ("lora", ("zero-2", "one", "zero-3", "zero-3", "two")),
 }
-SUITE = ("FSDP2 and ZeRO-3", "offloaded", "in slices", "an adapter")
+SUITE = ("FSDP2 and ZeRO-3", "offloaded", "tensor parallel, whole, tensor parallel", "an adapter")
 """Between them they change between all kinds of layout; `make test-matrix` runs the others too."""
 
 

@@ -1,7 +1,7 @@
-"""Slices of rows on two processes give the steps of one process with whole rows; what cannot be sliced is refused.
+"""Shards of rows on two processes give the steps of one process with whole rows; what cannot be sharded is refused.
 
 Rows have odd lengths, micro-batches are of two rows, gradients are clipped, and an assistant's tokens lie in the later
-slice for the most part: a mean of means, a label lost at a cut or a norm of parts would show. Relative as in
+shard for the most part: a mean of means, a label lost at a cut or a norm of parts would show. Relative as in
 `test_equivalence.py`: to what the five steps changed.
 """
 
@@ -20,7 +20,7 @@ from pipeline.plan import make_plan
 from pipeline.preflight import check_plan
 from pipeline.recipe import load
 
-pytest.importorskip("deepspeed", reason="slices of rows need DeepSpeed: pip install 'trueup[deepspeed]'")
+pytest.importorskip("deepspeed", reason="shards of rows need DeepSpeed: pip install 'trueup[deepspeed]'")
 
 pytestmark = pytest.mark.xdist_group("sequence")  # what its fixtures train is trained once
 
@@ -79,7 +79,7 @@ SPREAD = {"processes": 2, "sequence_parallel": 2, "micro_batch": 2}
 
 
 def sets(names: Iterable[str], **compute: Any) -> list[str]:
-    """Return what spreads stages so; kinds that cannot be sliced are left alone."""
+    """Return what spreads stages so; kinds that cannot be sharded are left alone."""
     return [f"stages.{name}.compute.{word}={value}" for name in names for word, value in compute.items()]
 
 
@@ -98,16 +98,16 @@ def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module", params=(pytest.param(1, marks=pytest.mark.whole), 2, 3))
-def sliced(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
-    store, again = f"zero-{request.param}", str(request.param == 2).lower()  # recomputed, slices are exchanged again
+def sharded(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
+    store, again = f"zero-{request.param}", str(request.param == 2).lower()  # recomputed, shards are exchanged again
     return store, world.train(
         store, TRAINED, *sets(TRAINED, **SPREAD, zero=request.param, activation_checkpointing=again)
     )
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_slices_take_the_steps_of_whole_rows(name: str, world: Any, alone: Any, sliced: Any) -> None:
-    store, made = sliced
+def test_slices_take_the_steps_of_whole_rows(name: str, world: Any, alone: Any, sharded: Any) -> None:
+    store, made = sharded
     start = world.start("base", alone[name])
     moved = world.difference(start, alone[name])
     assert moved > 1e-3
@@ -120,7 +120,7 @@ def test_slices_take_the_steps_of_whole_rows(name: str, world: Any, alone: Any, 
 
 
 def test_groups_of_slices_share_the_rows_of_a_batch(world: Any, alone: Any) -> None:
-    """Four processes: two groups, which share the batch, of two slices each."""
+    """Four processes: two groups, which share the batch, of two shards each."""
     made = world.train("groups", ("a_sft",), *sets(("a_sft",), **SPREAD | {"processes": 4}, zero=2))
     found = world.difference(alone["a_sft"], made["a_sft"])
     found /= world.difference(world.start("base", alone["a_sft"]), alone["a_sft"])
@@ -131,7 +131,7 @@ def test_groups_of_slices_share_the_rows_of_a_batch(world: Any, alone: Any) -> N
         assert {key: cut[key] for key in same} == pytest.approx(same, rel=RELATIVE)
 
 
-def test_heads_without_groups_and_one_group_for_all_are_sliced(world: Any) -> None:
+def test_heads_without_groups_and_one_group_for_all_are_sharded(world: Any) -> None:
     """Pythia's configuration has no groups of queries; one group for four heads is copied to both processes."""
     names = ("pythia", "qwen")
     whole = world.train("alone", names, *sets(names, micro_batch=2))
@@ -146,14 +146,14 @@ def test_heads_without_groups_and_one_group_for_all_are_sliced(world: Any) -> No
 
 
 RESUMED = {
-    "sliced": {"processes": 2, "sequence_parallel": 2, "zero": 3},
+    "sharded": {"processes": 2, "sequence_parallel": 2, "zero": 3},
     "whole": {"processes": 1, "sequence_parallel": 1, "zero": 0},
-    "sliced again": {"processes": 2, "sequence_parallel": 2, "zero": 1},
+    "sharded again": {"processes": 2, "sequence_parallel": 2, "zero": 1},
     "data parallel": {"processes": 2, "sequence_parallel": 1, "zero": 2},
 }
 
 
-def test_a_run_goes_on_with_and_without_slices(world: Any) -> None:
+def test_a_run_goes_on_with_and_without_shards(world: Any) -> None:
     """Each session but the last is stopped after a moment; together they make what one process makes at once."""
     whole = world.train("whole", ("long",))["long"]
     reached, made = 0, {}
@@ -169,9 +169,9 @@ def test_a_run_goes_on_with_and_without_slices(world: Any) -> None:
     assert found < RELATIVE
 
 
-def test_the_manifest_says_what_really_ran(world: Any, sliced: Any) -> None:
-    manifest = world.store(sliced[0]).artifacts("a_sft")[-1].manifest
-    ran, stage = manifest.runtime["ran"], int(sliced[0].removeprefix("zero-"))
+def test_the_manifest_says_what_really_ran(world: Any, sharded: Any) -> None:
+    manifest = world.store(sharded[0]).artifacts("a_sft")[-1].manifest
+    ran, stage = manifest.runtime["ran"], int(sharded[0].removeprefix("zero-"))
     assert ran["accelerate"]["sp_size"] == 2 and ran["accelerate"]["sp_backend"] == "deepspeed"
     assert ran["batch"].startswith("2 rows × 4 accumulated × 1 process = 8 rows")
     shown = ran_facts(manifest)  # what `trueup show` prints
@@ -209,7 +209,7 @@ def test_other_kinds_are_refused(kind: str, world: Any) -> None:
     [("bloom", "attends by eager under sequence"), ("falcon", "by 2 processes differ by")],
 )
 def test_a_model_that_attends_past_the_exchange_is_refused(name: str, said: str, world: Any) -> None:
-    """Falcon attends by sdpa, and calls it itself: only trying what its slices compute tells."""
+    """Falcon attends by sdpa, and calls it itself: only trying what its shards compute tells."""
     with pytest.raises(PipelineError, match=said):
         world.train("unfit", (name,), *sets((name,), **SPREAD, zero=1))
     assert not world.store("unfit").artifacts(name)

@@ -23,12 +23,12 @@ from pipeline.training.sequence_parallel import held_out_batches, mean_by_rows, 
 
 
 def test_labels_are_shifted_before_they_are_cut() -> None:
-    # 5 tokens in 2 slices are padded to 6: tokens 10 11 12 | 13 14 PAD; what follows each: 11 12 13 | 14 - -
+    # 5 tokens in 2 shards are padded to 6: tokens 10 11 12 | 13 14 PAD; what follows each: 11 12 13 | 14 - -
     batch = {"input_ids": torch.tensor([[10, 11, 12, 13, 14]]), "labels": torch.tensor([[IGNORE, 11, 12, 13, 14]])}
     first, second = (SequenceShard(i, 2).batch(batch, pad_id=0) for i in (0, 1))
     assert first["input_ids"].tolist() == [[10, 11, 12]]
     assert second["input_ids"].tolist() == [[13, 14, 0]]
-    assert first["shift_labels"].tolist() == [[11, 12, 13]]  # the last one is the other slice's first token
+    assert first["shift_labels"].tolist() == [[11, 12, 13]]  # the last one is the other shard's first token
     assert second["shift_labels"].tolist() == [[14, IGNORE, IGNORE]]
     assert [first["position_ids"].tolist(), second["position_ids"].tolist()] == [[[0, 1, 2]], [[3, 4, 5]]]
     assert "attention_mask" not in first
@@ -84,7 +84,7 @@ def test_every_held_out_row_counts_once_and_groups_work_as_long(rows: int, size:
 
 
 def test_the_mean_of_batches_is_by_their_rows() -> None:
-    # Batch 0: 2 rows in slices with sums 6 and 0 over 3 and 0 tokens: 2.0. Batch 1: 1 row, 8 / 2 tokens: 4.0.
+    # Batch 0: 2 rows in shards with sums 6 and 0 over 3 and 0 tokens: 2.0. Batch 1: 1 row, 8 / 2 tokens: 4.0.
     # Batch 2 counts for no row. Mean: (2 * 2.0 + 1 * 4.0) / 3.
     parts = [(0, 2, 6.0, 3), (0, 2, 0.0, 0), (1, 1, 5.0, 1), (1, 1, 3.0, 1), (2, 0, 9.0, 1), (2, 0, 9.0, 1)]
     assert mean_by_rows(parts) == pytest.approx(8 / 3)
@@ -133,7 +133,7 @@ def test_models_that_cannot_be_sliced_are_named(
         ({"processes": 2, "sequence_parallel": 2, "zero": 3}, None),
     ],
 )
-def test_what_excludes_slices(compute: dict[str, Any], said: str | None) -> None:
+def test_what_excludes_shards(compute: dict[str, Any], said: str | None) -> None:
     found = Compute(**compute).contradictions()
     assert [name for name, *_ in found] == ([] if said is None else ["sequence_parallel"])
     if said is not None:

@@ -1,4 +1,4 @@
-"""Two processes that hold slices of every large matrix take the steps of one, and what cannot be sliced is refused.
+"""Two processes that hold shards of every large matrix take the steps of one, and what cannot be sharded is refused.
 
 `test_equivalence.py` has every kind on a Llama. Here are a model from nothing, an architecture with shared embeddings
 and norms within heads, and rows that are evaluated on while training. `test_resume_elsewhere.py` changes the layout.
@@ -130,7 +130,7 @@ def test_kinds_that_sample_are_refused(kind: str, tiny_recipe: Path) -> None:
         load(tiny_recipe)
 
 
-def test_check_knows_heads_and_adapters_that_cannot_be_sliced(tiny_recipe: Path, command: Callable[..., Any]) -> None:
+def test_check_knows_heads_and_adapters_that_cannot_be_sharded(tiny_recipe: Path, command: Callable[..., Any]) -> None:
     recipe = yaml.safe_load(tiny_recipe.read_text())
     recipe["compute"] |= {"processes": 3, "tensor_parallel": 3}
     recipe["stages"]["sft"]["train"]["optim"] = "adafactor"

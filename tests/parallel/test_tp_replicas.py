@@ -1,4 +1,4 @@
-"""Groups of processes hold the same slices: gradients are averaged over them, once a step, or the stage refuses."""
+"""Groups of processes hold the same shards: gradients are averaged over them, once a step, or the stage refuses."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def main() -> None:
         torch.testing.assert_close(found, alone.grad / 2, rtol=1e-4, atol=1e-6, msg=name)
 
     mine = torch.full((2, 3), float(dist.get_rank()))
-    both = [float(dist.get_rank() % 2), float(2 + dist.get_rank() % 2)]  # who holds these slices
+    both = [float(dist.get_rank() % 2), float(2 + dist.get_rank() % 2)]  # who holds these shards
     assert copies.gathered({"a": mine})["a"][:, 0].tolist() == [both[0], both[0], both[1], both[1]]
     assert copies.gathered([mine[0, 0]])[0].tolist() == both
 

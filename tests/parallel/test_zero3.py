@@ -1,6 +1,6 @@
 """A model lies in parts on two processes from the start: the weights of one process, in the memory of half a model.
 
-Two real processes make and load models under ZeRO-3, and make one in slices. What a process needs at its peak is read
+Two real processes make and load models under ZeRO-3, and make one in shards. What a process needs at its peak is read
 from the kernel (`VmHWM`), beside what the old way needs: the whole model first, cut afterwards. Blocks too small for
 glibc to give back are left out of it (`MALLOC_MMAP_THRESHOLD_`).
 """
@@ -139,8 +139,8 @@ def _loaded_and_cut(folder: Path, parts: dict[str, Any]) -> Any:
     return model
 
 
-def _in_slices(model_type: str, fields: dict[str, Any], *, deferred: bool) -> Any:
-    """Make a model and keep a slice of every large matrix."""
+def _in_shards(model_type: str, fields: dict[str, Any], *, deferred: bool) -> Any:
+    """Make a model and keep a shard of every large matrix."""
     if not deferred:
         return shard_model(_made(model_type, fields), 2)
     with Deferred() as later:
@@ -148,21 +148,21 @@ def _in_slices(model_type: str, fields: dict[str, Any], *, deferred: bool) -> An
     return shard_model(model, 2, later)
 
 
-def _sliced(what: str) -> dict[str, int]:
-    """Be one of two processes that hold slices; return what making them took, having seen that they are the same."""
+def _sharded(what: str) -> dict[str, int]:
+    """Be one of two processes that hold shards; return what making them took, having seen that they are the same."""
     init_process_group(cpu=True, deepspeed=False)
     for name in ("llama", "qwen3"):
-        states = [_in_slices(name, SMALL[name], deferred=deferred).state_dict() for deferred in (True, False)]
+        states = [_in_shards(name, SMALL[name], deferred=deferred).state_dict() for deferred in (True, False)]
         for key in states[1]:
             assert torch.equal(*(dtensors.full_tensor(state[key]) for state in states)), key
-    return _peak(lambda: _in_slices("llama", LARGE, deferred=what == "sliced"))
+    return _peak(lambda: _in_shards("llama", LARGE, deferred=what == "sharded"))
 
 
 def main(what: str, folder: str, out: str) -> None:
     """Be one of two processes."""
     torch.set_num_threads(1)
-    if what.startswith("sliced"):
-        Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(_sliced(what)), encoding="utf-8")
+    if what.startswith("sharded"):
+        Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(_sharded(what)), encoding="utf-8")
         return
     init_process_group(cpu=True, deepspeed=True)
     parts, large = deepspeed_config({"zero": 3, "offload": "none"}, "fp32"), Path(folder) / "large"
@@ -226,15 +226,15 @@ def test_a_process_holds_half_a_model_while_it_is_loaded(folder: Path, tmp_path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
-def test_a_process_holds_half_a_model_while_it_is_made_in_slices(tmp_path: Path) -> None:
+def test_a_process_holds_half_a_model_while_it_is_made_in_shards(tmp_path: Path) -> None:
     largest, size = 4 * LARGE["vocab_size"] * LARGE["hidden_size"], 4 * 109.5e6
-    bar = size / 2 + 2 * largest + 32 * MIB  # its slices, and the largest matrix whole, twice: drawn before, and made
-    measured = {what: two(what, tmp_path, tmp_path) for what in ("sliced", "sliced-whole")}
+    bar = size / 2 + 2 * largest + 32 * MIB  # its shards, and the largest matrix whole, twice: drawn before, and made
+    measured = {what: two(what, tmp_path, tmp_path) for what in ("sharded", "sharded-whole")}
     print({what: [{k: round(v / MIB) for k, v in one.items()} for one in both] for what, both in measured.items()})
-    for found in measured["sliced"]:
+    for found in measured["sharded"]:
         assert found["peak"] <= bar
         assert found["kept"] == pytest.approx(size / 2, abs=32 * MIB)
-    assert all(found["peak"] > bar for found in measured["sliced-whole"])
+    assert all(found["peak"] > bar for found in measured["sharded-whole"])
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,7 +1,7 @@
-"""Sequence parallelism: the processes of a group hold a slice of the tokens of the same rows each.
+"""Sequence parallelism: the processes of a group hold a shard of the tokens of the same rows each.
 
-DeepSpeed's Ulysses exchanges slices of tokens for slices of heads around attention, and sums gradients over all
-processes. Owns how rows are cut, and the check that a model computes from slices what it computes from whole rows.
+DeepSpeed's Ulysses exchanges shards of tokens for shards of heads around attention, and sums gradients over all
+processes. Owns how rows are cut, and the check that a model computes from shards what it computes from whole rows.
 
 Reference: Jacobs et al. 2023, arXiv:2309.14509; Bekman et al. 2025, arXiv:2506.13996 (for transformers). DeepSpeed's
 `UlyssesSPDataLoaderAdapter` is not used: it spreads the micro-batches of a step over several, and knows neither epochs
@@ -23,16 +23,16 @@ from pipeline.models.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
 
 PROBE_TOKENS, PROBE_ROUNDING = 16, {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Tokens of the rows a prepared model is tried with, in each slice; and how far rounding may move their logits."""
+"""Tokens of the rows a prepared model is tried with, in each shard; and how far rounding may move their logits."""
 
 
 @dataclass(frozen=True)
 class SequenceShard:
-    """Which slice is this process's, and which group of processes it is in.
+    """Which shard is this process's, and which group of processes it is in.
 
     Attributes:
-        index: of the slice.
-        count: of slices, the processes of a group.
+        index: of the shard.
+        count: of shards, the processes of a group.
         group: the groups share the rows of a batch.
         groups: of them.
     """
@@ -48,15 +48,15 @@ class SequenceShard:
         return SequenceShard(ranks.index % count, count, ranks.index // count, ranks.count // count)
 
     def cut(self, tokens: Tensor) -> Tensor:
-        """Return this process's slice of (batch, tokens); the tokens divide."""
+        """Return this process's shard of (batch, tokens); the tokens divide."""
         width = tokens.shape[1] // self.count
         return tokens[:, self.index * width : (self.index + 1) * width].contiguous()
 
     def batch(self, batch: dict[str, Tensor], pad_id: int) -> dict[str, Tensor]:
-        """Return this process's slice of a padded batch, with each token's place in its row, and what follows it.
+        """Return this process's shard of a padded batch, with each token's place in its row, and what follows it.
 
-        Rows are padded to a multiple of the slices. Labels are shifted before they are cut: what the last token of a
-        slice predicts is the first of the next one.
+        Rows are padded to a multiple of the shards. Labels are shifted before they are cut: what the last token of a
+        shard predicts is the first of the next one.
 
         Args:
             batch: `input_ids`, `labels` and perhaps `attention_mask`, each (batch, tokens); of packed rows
@@ -77,11 +77,11 @@ class SequenceShard:
         return {name: self.cut(tensor) for name, tensor in made.items()}
 
 
-def parallelism(slices: SequenceShard, kernel: str) -> Any:
+def parallelism(shard: SequenceShard, kernel: str) -> Any:
     """Return accelerate's configuration of it.
 
     Args:
-        slices: of this process.
+        shard: of this process.
         kernel: `transformers`' name of the attention, torch's (`sdpa`) or a FlashAttention.
     """
     from accelerate import ParallelismConfig
@@ -89,7 +89,7 @@ def parallelism(slices: SequenceShard, kernel: str) -> Any:
 
     handler = DeepSpeedSequenceParallelConfig(sp_seq_length_is_variable=True, sp_attn_implementation=kernel)
     return ParallelismConfig(
-        sp_size=slices.count, sp_backend="deepspeed", sp_handler=handler, dp_replicate_size=slices.groups
+        sp_size=shard.count, sp_backend="deepspeed", sp_handler=handler, dp_replicate_size=shard.groups
     )
 
 
@@ -136,12 +136,12 @@ def by_document(attention: Callable[..., tuple[Tensor, Any]]) -> Callable[..., t
 class UlyssesAttention:
     """DeepSpeed's exchange of tokens for heads, as it lies around a prepared model's attention."""
 
-    def __init__(self, kernel: str, slices: SequenceShard, *, is_packed: bool = False) -> None:
+    def __init__(self, kernel: str, shard: SequenceShard, *, is_packed: bool = False) -> None:
         """Find it.
 
         Args:
             kernel: attention it is put around.
-            slices: of this process.
+            shard: of this process.
             is_packed: whether rows hold several documents, which are to be kept apart.
 
         Raises:
@@ -150,9 +150,9 @@ class UlyssesAttention:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         found = inspect.getclosurevars(ALL_ATTENTION_FUNCTIONS[kernel]).nonlocals.get("uattn")
-        if found is None or found.world_size != slices.count:
+        if found is None or found.world_size != shard.count:
             raise RuntimeError(f"DeepSpeed has not put its exchange around {kernel}")
-        self._held, self.slices, self._is_packed = found, slices, is_packed
+        self._held, self.shard, self._is_packed = found, shard, is_packed
         if is_packed:
             found.attn = by_document(found.attn)
 
@@ -169,7 +169,7 @@ class UlyssesAttention:
 
     @torch.no_grad()
     def difference(self, engine: Any) -> float:
-        """Return how far the logits of sliced rows are from those of whole ones, relative to their norm.
+        """Return how far the logits of sharded rows are from those of whole ones, relative to their norm.
 
         A model that attends past the exchange, or by other rules than a causal mask, differs. Where rows are packed,
         they are of two documents, and the whole ones are the documents alone. Every process calls it.
@@ -177,11 +177,11 @@ class UlyssesAttention:
         Args:
             engine: DeepSpeed's, around the model.
         """
-        slices, vocab = self.slices, int(engine.module.config.get_text_config().vocab_size)
+        shard, vocab = self.shard, int(engine.module.config.get_text_config().vocab_size)
         random = torch.Generator().manual_seed(0)
-        shape = (self._held.batch_size, PROBE_TOKENS * slices.count)
+        shape = (self._held.batch_size, PROBE_TOKENS * shard.count)
         ids = torch.randint(vocab, shape, generator=random).to(engine.device)
-        cut_at = [ids.shape[1] // 3] if self._is_packed else []  # no slice ends there
+        cut_at = [ids.shape[1] // 3] if self._is_packed else []  # no shard ends there
         bounds = [0, *cut_at, ids.shape[1]]
         places = torch.cat([torch.arange(end - start) for start, end in pairwise(bounds)])
         places = places.to(engine.device).expand_as(ids)
@@ -193,9 +193,9 @@ class UlyssesAttention:
                 engine(input_ids=ids[:, start:end], position_ids=places[:, start:end], use_cache=False).logits
                 for start, end in pairwise(bounds)
             ]
-            whole = slices.cut(torch.cat(alone, dim=1))
+            whole = shard.cut(torch.cat(alone, dim=1))
             self.cut_always(True)
-            cut = engine(input_ids=slices.cut(ids), position_ids=slices.cut(places), use_cache=False).logits
+            cut = engine(input_ids=shard.cut(ids), position_ids=shard.cut(places), use_cache=False).logits
         finally:
             engine.train(was_training)
         return Ranks.current().all_reduce_max(float((cut - whole).float().norm() / whole.float().norm()))

@@ -1,7 +1,7 @@
-"""Which models can be trained with the tokens of a row in slices on several processes. No torch.
+"""Which models can be trained with the tokens of a row in shards on several processes. No torch.
 
-Ulysses, Jacobs et al. 2023, arXiv:2309.14509: before attention the processes of a group exchange slices of tokens for
-slices of heads, so each attends over all tokens with some of the heads, and back after it. All else is computed token
+Ulysses, Jacobs et al. 2023, arXiv:2309.14509: before attention the processes of a group exchange shards of tokens for
+shards of heads, so each attends over all tokens with some of the heads, and back after it. All else is computed token
 by token.
 """
 
@@ -19,7 +19,7 @@ _UNFIT = frozenset({"gpt2"})
 
 
 def sequence_parallel_problems(config: Mapping[str, Any], count: int, processes: int) -> list[Problem]:
-    """Return why a model's rows cannot lie in ``count`` slices; what its configuration leaves open is no problem yet.
+    """Return why a model's rows cannot lie in ``count`` shards; what its configuration leaves open is no problem yet.
 
     Args:
         config: of the model, as its `config.json` or the recipe's `model:` has it.

@@ -1,9 +1,9 @@
-"""Tensor parallelism: each process holds a slice of every large matrix, and all work on the same rows.
+"""Tensor parallelism: each process holds a shard of every large matrix, and all work on the same rows.
 
 transformers' own plan of an architecture (`base_model_tp_plan`) says which matrices are cut by columns and which by
 rows; its weights then are DTensors on a mesh of processes. Here a model is cut, checked, and put together again. The
-norms and other small weights are whole in every process. With more processes than slices, groups of neighbours hold one
-model each and share the rows of a batch; processes that hold the same slices average their gradients.
+norms and other small weights are whole in every process. With more processes than shards, groups of neighbours hold one
+model each and share the rows of a batch; processes that hold the same shards average their gradients.
 
 Reference: Shoeybi et al. 2019, arXiv:1909.08053 (columns, then rows: one sum per block and direction).
 """
@@ -39,10 +39,10 @@ SHARED_NORM = "replicated_with_grad_allreduce"
 
 @dataclass
 class TPConfig(DistributedConfig):  # type: ignore[misc]
-    """transformers' words for slices in several groups of processes, without its FSDP2 between the groups.
+    """transformers' words for shards in several groups of processes, without its FSDP2 between the groups.
 
     transformers makes the mesh from `dp_replicate_size`, and shards weights where `dp_size` is above 1. Whole replicas
-    of a sliced model it does not have: their gradients are averaged here (`TPReplicas`).
+    of a sharded model it does not have: their gradients are averaged here (`TPReplicas`).
     """
 
     @property
@@ -89,7 +89,7 @@ def tp_config(config: Any, size: int) -> DistributedConfig:
 
 
 def shard_model(model: Any, size: int, later: Deferred | None = None) -> Any:
-    """Keep this process's slices of a model that every process has built, and alike.
+    """Keep this process's shards of a model that every process has built, and alike.
 
     Args:
         model: whole, or without memory for its weights.
@@ -103,7 +103,7 @@ def shard_model(model: Any, size: int, later: Deferred | None = None) -> Any:
     _untie(model)
     whole = dict(model.named_parameters())
     model = type(model).maybe_distribute_model(model, config, mesh)
-    device = mesh.get_mesh("tp").device_type  # slices are there; what is whole was built on the CPU
+    device = mesh.get_mesh("tp").device_type  # shards are there; what is whole was built on the CPU
     for path, module in model.named_modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             module._buffers[name] = buffer.to(device)
@@ -121,7 +121,7 @@ def shard_model(model: Any, size: int, later: Deferred | None = None) -> Any:
 
 
 def _own_shard(parameter: DTensor, made: Tensor | None) -> DTensor:
-    """Return a sliced weight, or ``made`` cut as it is, in memory of its own: a slice of rows is a view."""
+    """Return a sharded weight, or ``made`` cut as it is, in memory of its own: a shard of rows is a view."""
     mesh, placements = parameter.device_mesh, parameter.placements
     cut = parameter if made is None else distribute_tensor(made, mesh, placements, src_data_rank=None)
     local, shape, stride = cut.to_local().clone(), parameter.shape, parameter.stride()
@@ -161,13 +161,13 @@ def finish_sharding(model: Any) -> Any:
 
 
 def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
-    """Give a fresh LoRA adapter on a sliced model the weights it begins with on one process.
+    """Give a fresh LoRA adapter on a sharded model the weights it begins with on one process.
 
-    peft 0.21 draws slices by themselves, from another range and for each process, and takes a slice's width for the
+    peft 0.21 draws shards by themselves, from another range and for each process, and takes a shard's width for the
     whole one. Layer by layer these are peft's draws for a whole model.
 
     Args:
-        model: with the adapter, in slices.
+        model: with the adapter, in shards.
         drawn_from: state of torch's random numbers before the adapter was put on.
     """
     with torch.random.fork_rng(devices=[]):
@@ -187,7 +187,7 @@ def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
 
 
 class TPReplicas:
-    """The processes that hold the same slices as this one, in other groups: what they learn from is one batch."""
+    """The processes that hold the same shards as this one, in other groups: what they learn from is one batch."""
 
     def __init__(self, model: Any) -> None:
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -236,7 +236,7 @@ class TPReplicas:
 
 
 def size_of(model: Any) -> int:
-    """Return how many processes hold slices of a model, a peft model's base included."""
+    """Return how many processes hold shards of a model, a peft model's base included."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     return int(getattr(plain, "tp_size", None) or 1)
 
