@@ -74,7 +74,7 @@ def untie(model: Any, config: PeftConfig) -> bool:
         Whether it did.
 
     Raises:
-        PipelineError: another weight is shared, or these lie in parts on the processes.
+        PipelineError: another weight is shared, or these are sharded over the processes.
     """
     sharing: dict[int, list[tuple[str, str]]] = {}
     for name, part in model.named_modules():
@@ -95,7 +95,7 @@ def _untie(model: Any, names: list[str]) -> None:
     is_known = head is not None and {id(model.get_submodule(name)) for name in names} == {id(embedding), id(head)}
     if not is_known or isinstance(weight, DTensor) or is_partitioned(model):
         found = f"adapter.targets names a layer that shares its weight ({' = '.join(names)})"
-        why = "" if not is_known else ", and these lie in parts on the processes"
+        why = "" if not is_known else ", and these are sharded over the processes"
         expected = f"a layer with weights of its own{why}"
         raise PipelineError(Problem(found, expected, "leave it out of adapter.targets"))
     head.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)

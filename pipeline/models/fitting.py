@@ -56,7 +56,7 @@ def fit_embedding(model: Any, tokenizer: Any, *, can_grow: bool = True) -> str:
     Args:
         model: whole, in full precision.
         tokenizer: that may have more tokens.
-        can_grow: whether its weights may change their size; not where they lie in parts or are quantised.
+        can_grow: whether its weights may change their size; not where they are sharded or are quantised.
 
     Returns:
         What was changed, to be said; nothing where all tokens have a row.

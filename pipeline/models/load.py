@@ -127,7 +127,7 @@ def load_causal_lm(
     *,
     quantize: Quantize | None = None,
     attention: str | None = None,
-    parts: DeepSpeedConfig | None = None,
+    zero3: DeepSpeedConfig | None = None,
     tp_size: int = 1,
 ) -> Any:
     """Load a causal language model.
@@ -138,7 +138,7 @@ def load_causal_lm(
         trust_remote_code: whether the repository may run its own Python.
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
-        parts: share each weight out over all processes as it is read; every process calls this.
+        zero3: ZeRO-3's configuration: each weight is sharded over all processes as it is read; every process calls this.
         tp_size: processes that hold a shard of every large matrix each; this one reads its own.
 
     Raises:
@@ -147,7 +147,7 @@ def load_causal_lm(
     source = source_of(model_input)
     _refuse_unsafe(source)
     extra = _loading(source, dtype, trust_remote_code, quantize, attention, tp_size)
-    with quiet(), _explained(source, "model"), zero3_loading(parts):
+    with quiet(), _explained(source, "model"), zero3_loading(zero3):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
             revision=source.revision,
@@ -209,14 +209,14 @@ def load_reward_model(
     trust_remote_code: bool = False,
     quantize: Quantize | None = None,
     attention: str | None = None,
-    parts: DeepSpeedConfig | None = None,
+    zero3: DeepSpeedConfig | None = None,
     tp_size: int = 1,
 ) -> Any:
     """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
 
     From a causal model the head is new: normal with variance 1 / (hidden size + 1), drawn from ``seed``, so that
     scores start small. The score is read at the last token that is not padding; ``tokenizer``
-    gives the padding id. With ``parts`` as `load_causal_lm`; the head is whole.
+    gives the padding id. With ``zero3`` as `load_causal_lm`; the head is whole.
 
     Raises:
         PipelineError: as `load_causal_lm`.
@@ -226,7 +226,7 @@ def load_reward_model(
     source = source_of(model_input)
     _refuse_unsafe(source)
     extra = _loading(source, dtype, trust_remote_code, quantize, attention, tp_size)
-    with quiet(), _explained(source, "model"), zero3_loading(parts):
+    with quiet(), _explained(source, "model"), zero3_loading(zero3):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
             revision=source.revision,
@@ -239,7 +239,7 @@ def load_reward_model(
         )
     head_is_new = "score.weight" in info["missing_keys"]
     _refuse_missing(source, info["missing_keys"], allowed=("score.weight",))
-    if parts is not None:
+    if zero3 is not None:
         model.score.weight = torch.nn.Parameter(whole(model.score.weight))
     if quantize is None:
         model.score.float()  # one number in half precision would be a coarse one

@@ -40,7 +40,7 @@ def response_logprobs(
 
     Args:
         model: a causal language model of `transformers` or `peft`, used as it is (see `without_adapter`). Where its
-            weights lie in parts every process calls this with rows of its own, be they none.
+            weights are sharded every process calls this with rows of its own, be they none.
         prompts: token ids, one non-empty list per row.
         responses: token ids, as `decode` returns them; may be empty.
         temperature: divides the logits: give the one the responses were sampled with.

@@ -25,7 +25,7 @@ def score(
     """Return the model's score of each sequence of token ids, in their order.
 
     Args:
-        model: a sequence classification model with one label. Where its weights lie in parts every process calls this
+        model: a sequence classification model with one label. Where its weights are sharded every process calls this
             with sequences of its own, be they none.
         sequences: prompt and response together, each non-empty.
         pad_id: the model's padding id.

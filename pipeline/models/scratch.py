@@ -28,7 +28,7 @@ def build_causal_lm(
     seed: int,
     *,
     attention: str | None = None,
-    parts: DeepSpeedConfig | None = None,
+    zero3: DeepSpeedConfig | None = None,
 ) -> Any:
     """Make a causal language model with random float32 weights.
 
@@ -37,15 +37,15 @@ def build_causal_lm(
         tokenizer: gives the size of the vocabulary and the special ids.
         seed: of the weights; the global random state is left alone.
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
-        parts: share each weight out over all processes once it is drawn; every process calls this, and the weights are
-            those one process would draw.
+        zero3: ZeRO-3's configuration: each weight is sharded over all processes once it is drawn. Every process calls
+            this, and the weights are those one process would draw.
 
     Raises:
         PipelineError: unknown type or field, or a value the architecture refuses; all fields at once.
     """
     config = model_config(model_spec, tokenizer)
     kernel = {} if attention is None else {"attn_implementation": attention}
-    with torch.random.fork_rng(), zero3_building(parts):
+    with torch.random.fork_rng(), zero3_building(zero3):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kernel)
     count_what_is_predicted(model)

@@ -1,4 +1,4 @@
-"""Weights that processes hold in parts, put together: to save a model, or to score with it on one process.
+"""Consolidates sharded weights: to save a model, or to score with it on one process.
 
 Knows the trainers of transformers, which hold their state through accelerate. Knows nothing of files.
 """
@@ -19,7 +19,7 @@ from pipeline.parallel.tensor.sharding import size_of
 
 
 def is_sharded(trainer: Any) -> bool:
-    """Return whether a trainer's weights lie in parts on its processes: with ZeRO-3, FSDP and tensor parallelism."""
+    """Return whether a trainer's weights are sharded over the processes: with ZeRO-3, FSDP and tensor parallelism."""
     if size_of(trainer.model) > 1:
         return True
     kind = str(trainer.accelerator.distributed_type).rpartition(".")[2]
@@ -31,7 +31,7 @@ def is_sharded(trainer: Any) -> bool:
 def consolidated_model(trainer: Any) -> Any | None:
     """Return a trainer's model with all its weights on the first process, None on the others; every process calls it.
 
-    Weights that lie in parts are gathered layer by layer into the first process's memory, beside the trainer's own.
+    Weights that are sharded are gathered layer by layer into the first process's memory, beside the trainer's own.
     """
     first = trainer.accelerator.is_main_process
     if not is_sharded(trainer):

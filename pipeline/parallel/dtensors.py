@@ -1,4 +1,4 @@
-"""Tensors that lie in parts on processes (torch's DTensor): put together, and laid out as another lies.
+"""Tensors that are sharded over the processes (torch's DTensor): consolidated, and distributed like another tensor.
 
 FSDP2 and tensor parallelism hold weights so, and the optimizer's memory of them. Every process calls what is here.
 """
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return a copy, in CPU memory, of a tensor that may lie in parts; every process gets it."""
+    """Return a copy, in CPU memory, of a tensor that may be sharded; every process gets it."""
     found = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return found.detach().cpu().clone()
 

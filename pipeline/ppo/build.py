@@ -50,7 +50,7 @@ def build_policy(
         adapter: train an adapter instead of all weights.
         value_start: a sequence classification model the separate value function starts from.
         reference: the start once more, for a policy all of whose weights are trained; a copy when omitted, which one
-            that lies in parts has none of.
+            that is sharded has none of.
         temperature: of sampling.
         value_gradient: whether a value head's gradient reaches the trunk.
         value: with an adapter and a shared layout, whether the value function has one of its own beside its head.
@@ -149,7 +149,7 @@ def check_policy(
     whole_N = policy.forward(batch, values=False).logp_N
     if policy.in_step:
         policy.cut = None
-        return "lower layers are not cached: weights lie in parts"
+        return "lower layers are not cached: weights are sharded"
     for episode, hidden_TH in zip(episodes, policy.lower_states(batch.ids_BT), strict=True):
         episode.hidden_TH = hidden_TH[: episode.length]
     halves_N = policy.forward(pack(episodes, policy.device), values=False).logp_N

@@ -168,7 +168,7 @@ class Policy:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     def blocks(self) -> list[nn.Module]:
-        """Return the layers of all decoders: what is gathered together when weights lie in parts."""
+        """Return the layers of all decoders: what is gathered together when weights are sharded."""
         decoders = [decoder_of(model) for model in (self.model, self.reference) if model is not None]
         decoders += [self.value.trunk] if isinstance(self.value, ValueModel) else []
         return [layer for decoder in decoders for layer in getattr(decoder, "layers", getattr(decoder, "h", []))]

@@ -31,7 +31,7 @@ from pipeline.ppo.steppers import MOMENTS, check_names, parameter_groups
 
 
 class ZeroEngine:
-    """DeepSpeed holds optimizer states (stage 1), gradients (2) and weights (3) in parts.
+    """DeepSpeed holds optimizer states (stage 1), gradients (2) and weights (3) sharded.
 
     Clipping is ours: DeepSpeed knows one norm for all.
 
@@ -43,7 +43,7 @@ class ZeroEngine:
     in_step = True
     may_keep = False
     scaler = GradScaler(enabled=False)
-    """Never of use: fp16 is refused where weights lie in parts."""
+    """Never of use: fp16 is refused where weights are sharded."""
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks, config: dict[str, Any]) -> None:
         """Shard.
@@ -211,12 +211,12 @@ class ZeroEngine:
 
 
 class FsdpEngine:
-    """torch's FSDP2 holds weights, gradients and optimizer states in parts, layer by layer."""
+    """torch's FSDP2 holds weights, gradients and optimizer states sharded, layer by layer."""
 
     in_step = True
     may_keep = False
     scaler = GradScaler(enabled=False)
-    """Never of use: fp16 is refused where weights lie in parts."""
+    """Never of use: fp16 is refused where weights are sharded."""
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks) -> None:
         from torch.distributed.device_mesh import init_device_mesh

@@ -184,7 +184,7 @@ class PPOTrainer:
         self._kept = None
         if not episodes and not self.steps_with.in_step:  # fewer held-out prompts than processes
             return
-        for episode, score in zip(episodes, self.score(episodes), strict=True):  # together, where it lies in parts
+        for episode, score in zip(episodes, self.score(episodes), strict=True):  # together, where it is sharded
             episode.score = score
         bootstrap = self.settings.truncation == "bootstrap"
         s, groups = self.settings, self._passes(episodes)

@@ -184,7 +184,7 @@ def _ends_are_taught(tokenizer: Any, row: dict[str, Any]) -> bool:
 
 
 def _start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
-    """Return the policy's start, and where that cannot be copied, for it lies in parts, once more as the reference."""
+    """Return the policy's start, and where that cannot be copied, for it is sharded, once more as the reference."""
     from pipeline.models.load import load_causal_lm
     from pipeline.training.arguments import device_of, starting_weights
     from pipeline.training.fitting import fit
@@ -193,7 +193,7 @@ def _start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any 
     load = functools.partial(load_causal_lm, ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
     model = load()
     fit(ctx, model, tokenizer, weights)
-    if weights.get("parts") is not None:
+    if weights.get("zero3") is not None:
         return model, load() if config.adapter is None else None
     if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already
         model.to(device_of(ctx))
@@ -228,7 +228,7 @@ def _precision(ctx: StageContext) -> Any:
         if problem is not None:
             raise PipelineError(replace(problem, stage=ctx.name))
         ctx.runtime_report["precision"] = picked = "fp32"
-        ctx.note("this GPU has no bf16, and PPO with weights in parts no fp16: computes in fp32")
+        ctx.note("this GPU has no bf16, and PPO with sharded weights takes no fp16: computes in fp32")
     return HALF.get(picked)
 
 
@@ -238,7 +238,7 @@ def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
     from pipeline.training.arguments import precision_of
 
     if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
-        found = "train.ema_decay with weights in parts (compute.zero or compute.fsdp)"
+        found = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"
         raise PipelineError(Problem(found, "whole weights in every process", "leave one of them out", stage=ctx.name))
     if ctx.compute.get("zero"):
         from pipeline.ppo.sharding import ZeroEngine
@@ -335,7 +335,7 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     from pipeline.training.arguments import zero3_config
     from pipeline.training.fitting import fit
 
-    how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": zero3_config(ctx)}
+    how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "zero3": zero3_config(ctx)}
     for source in ctx.inputs.get("reward", []):
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):

@@ -106,7 +106,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     model, later = _model(ctx, config, tokenizer)
     tp_size = int(ctx.compute.get("tensor_parallel", 1))
     if config.model is None:
-        fit(ctx, model, tokenizer, {"parts": later or zero3_config(ctx), "tp_size": tp_size})
+        fit(ctx, model, tokenizer, {"zero3": later or zero3_config(ctx), "tp_size": tp_size})
     if tp_size > 1:
         model = shard_model(model, tp_size, later)
     attend_without_mask(ctx, model)
@@ -165,10 +165,10 @@ def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any 
         source = ctx.input("init")
         if staged:
             return load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
-        parts = zero3_config(ctx)
-        return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention, parts=parts), None
+        zero3 = zero3_config(ctx)
+        return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention, zero3=zero3), None
     if not staged and int(ctx.compute.get("tensor_parallel", 1)) == 1:
-        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, parts=zero3_config(ctx)), None
+        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, zero3=zero3_config(ctx)), None
     with Deferred() as later:
         return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), later
 

@@ -111,7 +111,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     else:
         weights = starting_weights(ctx, config.adapter)
         model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
-    fit(ctx, model, tokenizer, {"parts": in_parts} if in_parts else weights)
+    fit(ctx, model, tokenizer, {"zero3": in_parts} if in_parts else weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     source_rows = _encode(ctx, tokenizer, rows, max_length)

@@ -149,7 +149,7 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     if problem is not None:
         raise PipelineError(problem)
     if adapter is None or adapter.quantize is None:
-        return {"dtype": "fp32", "parts": zero3_config(ctx), **held}
+        return {"dtype": "fp32", "zero3": zero3_config(ctx), **held}
     return {"dtype": precision_of(ctx), "quantize": adapter.quantize, **held}
 
 
@@ -157,7 +157,7 @@ def zero3_config(ctx: StageContext) -> dict[str, Any] | None:
     """Return how a stage's processes share out the weights of a model they load; None where each holds it whole."""
     if int(ctx.compute.get("zero") or 0) < 3 or "RANK" not in os.environ:
         return None
-    ctx.runtime_report["loaded"] = "in parts"
+    ctx.runtime_report["loaded"] = "sharded"
     return deepspeed_config(ctx.compute, precision_of(ctx))
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints that do not depend on what held the state: those of one process, whoever writes them.
+"""Checkpoints that do not depend on the layout: any layout writes the files of a trainer on one process.
 
-transformers has DeepSpeed write its own, in parts that only the same ZeRO stage on the same number of processes reads.
-Here weights and the optimizer's memory are gathered and written as a trainer on one process writes them
-(`model.safetensors` or the adapter, `optimizer.pt`, `scheduler.pt`), and shared out when they are read. So a run is
-resumed with another ZeRO stage, another number of processes, or without ZeRO.
+transformers lets DeepSpeed write sharded checkpoints, which only the same ZeRO stage on the same number of processes
+reads. Here weights and optimizer state are consolidated, written as a trainer on one process writes them
+(`model.safetensors` or the adapter, `optimizer.pt`, `scheduler.pt`), and sharded when they are read. So a run resumes
+with another ZeRO stage, another number of processes, or without ZeRO.
 """
 
 from __future__ import annotations
@@ -319,7 +319,7 @@ def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder
     """Share out the weights, or the adapter, that a trainer has written into a checkpoint.
 
     Args:
-        model: whose weights lie in parts.
+        model: whose weights are sharded.
         put: puts a whole weight where a parameter's parts lie.
         folder: the checkpoint.
 
@@ -350,7 +350,7 @@ def tensors_in(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tens
 
 
 def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
-    """Return whether a state is one number for each of a weight, which may lie in parts."""
+    """Return whether a state is one number for each of a weight, which may be sharded."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == shape
 

@@ -23,9 +23,9 @@ def fit(ctx: StageContext, model: Any, tokenizer: Any, weights: Mapping[str, Any
         weights: how it was loaded.
 
     Raises:
-        PipelineError: weights in parts, shards or few bits cannot grow.
+        PipelineError: sharded weights, shards or few bits cannot grow.
     """
-    in_pieces = weights.get("parts") is not None or int(weights.get("tp_size") or 1) > 1
+    in_pieces = weights.get("zero3") is not None or int(weights.get("tp_size") or 1) > 1
     note = fit_embedding(model, tokenizer, can_grow=not in_pieces and not weights.get("quantize"))
     if note:
         ctx.note(note)

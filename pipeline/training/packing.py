@@ -49,7 +49,7 @@ def refuse_unpackable(ctx: StageContext, model: Any, rows: Sequence[dict[str, An
 
     Args:
         ctx: of the stage.
-        model: about to train; its weights may lie in parts, then every process calls this.
+        model: about to train; its weights may be sharded, then every process calls this.
         rows: packed, with `seq_lengths`; the first that holds two conversations is looked at.
         collate: makes the trainer's batches.
 

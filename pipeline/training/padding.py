@@ -28,7 +28,7 @@ def needs_positions(ctx: StageContext, model: Any, prompts: Sequence[Sequence[in
 
     Args:
         ctx: of the stage.
-        model: about to train; its weights may lie in parts, then every process calls this.
+        model: about to train; its weights may be sharded, then every process calls this.
         prompts: the rows are made of their tokens.
         pad_id: fills the left.
 

@@ -33,5 +33,5 @@ def ppo_problem(compute: Mapping[str, Any]) -> Problem | None:
     if compute.get("precision") != "fp16" or parts is None:
         return None
     found = f"compute.precision is fp16 for a ppo stage with compute.{parts}"
-    expected = "auto, fp32 or bf16: gradients in parts are not scaled"
+    expected = "auto, fp32 or bf16: sharded gradients are not scaled"
     return Problem(found, expected, f"set compute.precision: bf16, or leave compute.{parts} out")

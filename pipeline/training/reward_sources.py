@@ -186,10 +186,10 @@ def _model_scorer(
     if on_policy is not None:
         return on_policy
     where, weights = frozen_weights(ctx)
-    how = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "parts": zero3_config(ctx), **weights}
+    how = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "zero3": zero3_config(ctx), **weights}
     model = load_reward_model(source, own, **how).requires_grad_(False)
     fit(ctx, model, own, how)
-    model.score.to(where) if how["parts"] is not None else model.to(where)
+    model.score.to(where) if how["zero3"] is not None else model.to(where)
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         if same:

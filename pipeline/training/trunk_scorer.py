@@ -28,7 +28,7 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
         rows = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
         found = [0.0] * len(rows)
         batches = list(length_batches([len(row) for row in rows], token_budget))
-        # A pass is collective where weights lie in parts: all processes make as many, and know it before the first.
+        # A pass is collective where weights are sharded: all processes make as many, and know it before the first.
         most = int(Ranks.current().all_reduce_max(len(batches))) if policy.in_step else len(batches)
         for batch in batches:
             width = max(len(rows[row]) for row in batch)

@@ -142,7 +142,7 @@ def test_four_bits_are_half_a_byte_of_each_linear_weight() -> None:
 
 
 def test_offloaded_state_is_in_the_memory_of_the_machine() -> None:
-    # 1000 weights on 2 processes in 16 bits: 500 weights stay on the device, in parts; 4 + 8 + 4 bytes of each are in
+    # 1000 weights on 2 processes in 16 bits: 500 weights stay on the device, sharded; 4 + 8 + 4 bytes of each are in
     # the machine, with ZeRO-3 a gradient of 2 bytes, with `all` the weights too
     half = ParallelLayout(processes=2, zero=3, offload="optimizer", half=True)
     assert state(SHAPE, 1000, half) == (1000, 0, 0)

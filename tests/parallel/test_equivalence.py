@@ -1,4 +1,4 @@
-"""The steps of a stage do not depend on how it is spread: with ZeRO, FSDP2 and tensor parallelism they are those of one process.
+"""The steps of a stage do not depend on its layout: ZeRO, FSDP2 and tensor parallelism take those of one process.
 
 Every kind runs by recipe, five optimizer steps from the same parent, seed and batch, on rows of unequal lengths and in
 micro-batches of two: a mean of means would show. Relative is meant strictly: the norm of the difference of two trained
@@ -191,7 +191,7 @@ def test_two_processes_take_the_steps_of_one(name: str, world: Any, alone: Any, 
     print(f"{name} {spread} {found:.2e} of {moved:.2e}")
     assert found < RELATIVE
     manifest = world.store(spread).artifacts(name)[-1].manifest
-    assert manifest.runtime["ran"].get("loaded") == ("in parts" if spread == "zero-3" else None)
+    assert manifest.runtime["ran"].get("loaded") == ("sharded" if spread == "zero-3" else None)
     if spread.startswith("zero"):  # not DeepSpeed's 5e8; that they are the engine's too is looked at as it starts
         zero = manifest.runtime["ran"]["deepspeed"]["zero_optimization"]
         assert bucket_sizes(int(spread[-1]), 8).keys() <= zero.keys() and zero["reduce_bucket_size"] == 2**22

@@ -1,4 +1,4 @@
-"""State that should lie in parts and does not is seen, and a stage refuses to train so: FSDP2, ZeRO and plain sums.
+"""State that should be sharded and does not is seen, and a stage refuses to train so: FSDP2, ZeRO and plain sums.
 
 Two processes prepare a small model in every way, right and wrong, and say what they hold. Then a stage is broken inside
 the real runner, by a reward function's file that every process imports: accelerate then does what it does by itself.

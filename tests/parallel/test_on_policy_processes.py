@@ -121,4 +121,4 @@ def test_a_reference_in_parts_is_the_start(kind: str, spread_world: Callable[[st
         print(name, kl)
         assert kl[0] == pytest.approx(0, abs=1e-6)
         assert max(kl) > 1e-3
-        assert world.store("parts").artifacts(name)[-1].manifest.runtime["ran"]["loaded"] == "in parts"
+        assert world.store("parts").artifacts(name)[-1].manifest.runtime["ran"]["loaded"] == "sharded"

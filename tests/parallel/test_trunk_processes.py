@@ -1,4 +1,4 @@
-"""PPO on one trunk (policy, value and reward are adapters of it) in parts on two processes is that of one process."""
+"""PPO on one trunk (policy, value and reward are adapters of it) sharded on two processes is that of one process."""
 
 from __future__ import annotations
 

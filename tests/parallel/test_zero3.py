@@ -1,4 +1,4 @@
-"""A model lies in parts on two processes from the start: the weights of one process, in the memory of half a model.
+"""A model is sharded over two processes from the start: the weights of one process, in the memory of half a model.
 
 Two real processes make and load models under ZeRO-3, and make one in shards. What a process needs at its peak is read
 from the kernel (`VmHWM`), beside what the old way needs: the whole model first, cut afterwards. Blocks too small for
@@ -75,7 +75,7 @@ def _made(model_type: str, fields: dict[str, Any]) -> Any:
 
 
 def _same(model: Any, expected: dict[str, torch.Tensor]) -> bool:
-    """Return whether a model in parts has these weights, bit for bit, and every weight is in parts."""
+    """Return whether a sharded model has these weights, bit for bit, and every weight is sharded."""
     found = dict(model.named_parameters())
     all_in_parts = set(found) == set(expected) and all(hasattr(parameter, "ds_id") for parameter in found.values())
     equal = [torch.equal(whole(parameter), expected[name]) for name, parameter in found.items()]  # on every process
@@ -83,7 +83,7 @@ def _same(model: Any, expected: dict[str, torch.Tensor]) -> bool:
 
 
 def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
-    """Make and load small models in parts; return what is as it would be on one process."""
+    """Make and load small sharded models; return what is as it would be on one process."""
     ids, same = torch.arange(40).reshape(2, 20), {}
     for name, fields in SMALL.items():
         alone = _made(name, fields)
@@ -92,14 +92,14 @@ def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
         expected = dict(alone.named_parameters())
         same[f"{name} made"] = _same(made, expected)
         same[f"{name} counted"] = count_parameters(made) == count_parameters(alone) > 0
-        loaded = load_causal_lm(_input(folder / name), parts=parts)
+        loaded = load_causal_lm(_input(folder / name), zero3=parts)
         same[f"{name} loaded"] = _same(loaded, expected)
         with computing_alone(loaded):
             logits = loaded.eval()(input_ids=ids).logits
         with torch.no_grad():
             same[f"{name} computes"] = torch.allclose(logits, alone.eval()(input_ids=ids).logits, atol=1e-6)
-        same[f"{name} in parts again"] = sum(p.numel() for p in loaded.parameters()) == 0
-    in_parts, alone = (load_reward_model(_input(folder / "llama"), Padding(), seed=5, parts=p) for p in (parts, None))
+        same[f"{name} sharded again"] = sum(p.numel() for p in loaded.parameters()) == 0
+    in_parts, alone = (load_reward_model(_input(folder / "llama"), Padding(), seed=5, zero3=p) for p in (parts, None))
     same["new head"] = torch.equal(in_parts.score.weight, alone.score.weight)
     same["below it"] = _same(in_parts.model, dict(alone.model.named_parameters()))
     same["whole beside it"] = not is_partitioned(alone)
@@ -173,7 +173,7 @@ def main(what: str, folder: str, out: str) -> None:
     if what == "small":
         found = _small(Path(folder), parts)
     elif what == "loaded":
-        found = _peak(lambda: load_causal_lm(_input(large), parts=parts))
+        found = _peak(lambda: load_causal_lm(_input(large), zero3=parts))
     elif what == "cut":
         found = _peak(lambda: _loaded_and_cut(large, parts))
     else:

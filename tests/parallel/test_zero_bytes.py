@@ -53,7 +53,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def held(model: Any, optimizer: Any) -> Iterator[torch.Tensor]:
-    """Yield weights, whole or in parts, the optimizer's copies of them, and its moments."""
+    """Yield weights, whole or sharded, the optimizer's copies of them, and its moments."""
     for parameter in model.parameters():
         yield parameter.data
         if hasattr(parameter, "ds_tensor"):

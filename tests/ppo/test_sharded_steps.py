@@ -1,4 +1,4 @@
-"""A step whose weights, gradients or optimizer states lie in parts is a plain step: ZeRO-1, 2, 3 and FSDP2 on gloo.
+"""A step whose weights, gradients or optimizer states are sharded is a plain step: ZeRO-1, 2, 3 and FSDP2 on gloo.
 
 Two processes each; the plain side is one process. What is saved by one goes on with another.
 """
@@ -57,7 +57,7 @@ def stepper_of(kind: str, policy: Any, settings: PPOSettings, ranks: Ranks) -> T
 
 
 def trainer_with(kind: str, case: str, ranks: Ranks) -> Any:
-    again = kind != "plain" and case in ("separate", "lora")  # in parts and computed again, against neither
+    again = kind != "plain" and case in ("separate", "lora")  # sharded and computed again, against neither
     which = case if case in ("full", "separate", "lora") else "full"
     policy = policy_of(which, value_gradient=case != "lora", recompute=again)
     # Adam's epsilon keeps it from dividing rounding by rounding where a gradient is zero.
@@ -113,7 +113,7 @@ def main(kind: str, folder: str) -> None:
     ranks = Ranks.current()
     assert ranks.count == 2
     found = {case: run(kind, case, Path(folder), ranks) for case in CASES}
-    # What one plain process saved goes on here, in parts.
+    # What one plain process saved goes on here, sharded.
     for case in ("full", "separate"):
         plain = newest_state(Path(folder) / f"plain-{case}")
         found[f"{case} from plain"] = run(kind, case, Path(folder) / "again", ranks, resume=plain)

@@ -186,7 +186,7 @@ OWN_WORDS = {
         "kto: {kind: kto, data: pairs, model: sft, compute: {micro_batch: 2}}",
         r"stage kto: compute.micro_batch is 2 for a kto stage; it must be auto.*train.kl_batch",
     ),
-    "average of weights in parts": (
+    "average of sharded weights": (
         "ppo: {kind: ppo, data: asks, model: sft, reward: rm, train: {ema_decay: 0.9}, compute: {fsdp: true}}",
         r"stage ppo: train.ema_decay is 0.9 with compute.fsdp; it must be 0 there. Leave one of them out",
     ),
@@ -267,7 +267,7 @@ def test_transformers_saves_no_weights_that_tensor_parallelism_cuts(fresh: Any) 
 
 @pytest.mark.parametrize("beside", ["adapter: {r: 4}", "compute: {fsdp: true, processes: 2}"])
 def test_a_reference_that_follows_the_policy_is_whole(beside: str, fresh: Any) -> None:
-    """trl has none beside an adapter; one in parts is in no checkpoint."""
+    """trl has none beside an adapter; a sharded one is in no checkpoint."""
     train = "train: {beta: 0.1, sync_ref_model: true, batch_size: 8, num_generations: 4}"
     stage = f"grpo: {{kind: grpo, data: asks, model: sft, reward: [rm], {train}, {beside}}}"
     fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n  {stage}\n", 1))

@@ -1,4 +1,4 @@
-"""FSDP2 through accelerate, on a CPU too; and what it holds in parts put together, and shared out again.
+"""FSDP2 through accelerate, on a CPU too; consolidates its sharded state, and shards a consolidated one.
 
 accelerate 1.15 takes FSDP for GPUs only: its state becomes one of FSDP where it counted GPUs or the like, and on a CPU
 stays plain data parallelism without a word. All that follows (`fully_shard` of each layer, clipping, accumulation) is
@@ -112,7 +112,7 @@ def consolidated_optimizer(optimizer: Any) -> dict[str, Any]:
 
 
 def shard_optimizer(optimizer: Any, kept: Mapping[str, Any]) -> None:
-    """Give an optimizer of weights in parts the state of one of one process.
+    """Give an optimizer of sharded weights the state of one of one process.
 
     Raises:
         ValueError: it is another optimizer's, or one that remembers more than numbers for each weight.

@@ -1,4 +1,4 @@
-"""What DeepSpeed's ZeRO holds in parts of the weights it trains: put together, and shared out again.
+"""Consolidates the optimizer state that DeepSpeed's ZeRO shards, and shards a consolidated one.
 
 A state that is kept whole goes on with another ZeRO stage, another number of processes, or without ZeRO. Every process
 calls what gathers and what shares out. Knows nothing of files.
@@ -123,7 +123,7 @@ def share_fp32(held: Any) -> None:
 
 
 def _own(whole: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Return a copy of a gathered tensor in the shape of its weight, which may lie in parts itself."""
+    """Return a copy of a gathered tensor in the shape of its weight, which may be sharded itself."""
     return whole.detach().reshape(getattr(parameter, "ds_shape", parameter.shape)).cpu().clone()
 
 

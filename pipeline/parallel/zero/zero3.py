@@ -1,4 +1,4 @@
-"""Models that lie in parts on their processes from the start: ZeRO-3 shares each weight out as it is made or read.
+"""Models under ZeRO-3: each weight is sharded over the processes as it is made or read.
 
 A model that no process could hold whole is loaded so: whole is one module at a time. Whoever needs a weight gathers it;
 what gathers is called by every process. Knows DeepSpeed's parameters; nothing of trainers and of files.
@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
 
 DeepSpeedConfig = Mapping[str, Any]
-"""DeepSpeed's configuration, of the stage that loads a model in parts."""
+"""DeepSpeed's configuration, of the stage that loads a sharded model."""
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _init_below(module: Any, initialise: Any, is_custom: bool) -> None:
 
 
 def is_partitioned(model: nn.Module, parameters: Iterable[Tensor] | None = None) -> bool:
-    """Return whether some weights of a model lie in parts."""
+    """Return whether some weights of a model are sharded."""
     return any(hasattr(p, "ds_id") for p in (model.parameters() if parameters is None else parameters))
 
 
@@ -127,7 +127,7 @@ def gathered(parameters: Iterable[Tensor], *, changed: bool = False) -> Iterator
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """Return a weight, gathered where it lies in parts."""
+    """Return a weight, gathered where it is sharded."""
     if not hasattr(parameter, "ds_id"):
         return parameter
     with gathered([parameter]):
@@ -135,19 +135,19 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def shape_of_weight(parameter: Tensor) -> torch.Size:
-    """Return the shape of a weight that may lie in parts."""
+    """Return the shape of a weight that may be sharded."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of a model's weights, of all processes together where they lie in parts."""
+    """Return the number of a model's weights, of all processes together where they are sharded."""
     return sum(shape_of_weight(parameter).numel() for parameter in model.parameters())
 
 
 @contextmanager
 def computing_alone(model: nn.Module) -> Iterator[None]:
-    """Let a model compute without gradients and without an engine, whether it is whole or lies in parts.
+    """Let a model compute without gradients and without an engine, whether it is whole or is sharded.
 
     In parts, a module's weights are gathered while it runs, so every process runs the same modules in the same order;
     one that has less to compute makes `idle_passes`.
