@@ -138,7 +138,7 @@ def load_causal_lm(
         trust_remote_code: whether the repository may run its own Python.
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
-        zero3: ZeRO-3's configuration: each weight is sharded over all processes as it is read; every process calls this.
+        zero3: ZeRO-3's configuration: each weight is sharded over all processes as it is read. All processes call this.
         tp_size: processes that hold a shard of every large matrix each; this one reads its own.
 
     Raises:
