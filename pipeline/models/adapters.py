@@ -94,10 +94,10 @@ def _untie(model: Any, names: list[str]) -> None:
     weight = embedding.weight
     is_known = head is not None and {id(model.get_submodule(name)) for name in names} == {id(embedding), id(head)}
     if not is_known or isinstance(weight, DTensor) or is_partitioned(model):
-        found = f"adapter.targets names a layer that shares its weight ({' = '.join(names)})"
+        statement = f"adapter.targets names a layer that shares its weight ({' = '.join(names)})"
         why = "" if not is_known else ", and these are sharded over the processes"
         expected = f"a layer with weights of its own{why}"
-        raise PipelineError(Problem(found, expected, "leave it out of adapter.targets"))
+        raise PipelineError(Problem(statement, expected, "leave it out of adapter.targets"))
     head.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
     for settings in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
         settings.tie_word_embeddings = False
@@ -118,9 +118,9 @@ def attach(model: Any, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
             if "arget module" not in str(error):  # `Target modules … not found`, `Target module … is not supported`
                 raise
             names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)})
-            found = f"adapter.targets is {adapter.targets}, which names no layer, or one that takes no adapter"
+            statement = f"adapter.targets is {adapter.targets}, which names no layer, or one that takes no adapter"
             expected = f"some of {', '.join(names)}"
-            raise PipelineError(Problem(found, expected, "or leave it at `all-linear`")) from error
+            raise PipelineError(Problem(statement, expected, "or leave it at `all-linear`")) from error
 
 
 def without_adapter(model: Any) -> AbstractContextManager[Any]:
@@ -244,8 +244,8 @@ def config_of(adapter: ResolvedInput) -> PeftConfig:
         return PeftConfig.from_pretrained(place, revision=revision)
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:200]
-        found = f"cannot read the adapter {adapter.ref}: {reason}"
-        raise PipelineError(Problem(found, "a folder or a reachable hub id with an adapter_config.json")) from error
+        statement = f"cannot read the adapter {adapter.ref}: {reason}"
+        raise PipelineError(Problem(statement, "a folder or a reachable hub id with an adapter_config.json")) from error
 
 
 def _place_of(adapter: ResolvedInput) -> tuple[str, str | None]:
@@ -259,6 +259,6 @@ def _place_of(adapter: ResolvedInput) -> tuple[str, str | None]:
         beside = Path(adapter.path) / "adapter"
         place, revision = str(beside if beside.is_dir() else adapter.path), ""
         if not (Path(place) / "adapter_model.safetensors").is_file():
-            found = f"{adapter.ref} holds no adapter"
-            raise PipelineError(Problem(found, "adapter_model.safetensors", "name a stage trained with `adapter:`"))
+            statement = f"{adapter.ref} holds no adapter"
+            raise PipelineError(Problem(statement, "adapter_model.safetensors", "name a stage trained with `adapter:`"))
     return place, revision or None

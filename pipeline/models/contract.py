@@ -27,8 +27,8 @@ def growth_note(rows: int, tokens: int) -> str:
 def growth_problem(rows: int, tokens: int) -> Problem:
     """Return what is wrong where an embedding of ``rows`` rows cannot grow to ``tokens``."""
     remedy = "run an sft stage with `compute` of one process and without `quantize` first, which adds the rows"
-    found = f"the tokenizer has {tokens} tokens and the model's embedding {rows} rows"
-    return Problem(found, "a row for every token", remedy)
+    statement = f"the tokenizer has {tokens} tokens and the model's embedding {rows} rows"
+    return Problem(statement, "a row for every token", remedy)
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,17 @@ def disagreements(earlier: TokenizerFacts, later: TokenizerFacts) -> list[Proble
     problems = []
     remedy = f"start `{later.name}` and `{earlier.name}` from the same tokenizer"
     if earlier.vocabulary != later.vocabulary:
-        found = f"the vocabulary of `{later.name}` ({later.entries} entries)"
-        problems.append(Problem(found, f"that of `{earlier.name}` ({earlier.entries} entries)", remedy))
+        statement = f"the vocabulary of `{later.name}` ({later.entries} entries)"
+        problems.append(Problem(statement, f"that of `{earlier.name}` ({earlier.entries} entries)", remedy))
     if earlier.template != later.template:
-        found = f"the chat template of `{later.name}` is {'another one' if later.template else 'missing'}"
+        statement = f"the chat template of `{later.name}` is {'another one' if later.template else 'missing'}"
         expected = f"that of `{earlier.name}`" if earlier.template else f"none, as in `{earlier.name}`"
-        problems.append(Problem(found, expected, remedy))
+        problems.append(Problem(statement, expected, remedy))
     for key, label in (("eos", "end"), ("bos", "start")):  # padding is never read
         if earlier.special[key] != later.special[key]:
-            found = f"the {label} token of `{later.name}` is {later.special[key] or 'unset'}"
+            statement = f"the {label} token of `{later.name}` is {later.special[key] or 'unset'}"
             expected = f"{earlier.special[key] or 'unset'} as in `{earlier.name}`"
-            problems.append(Problem(found, expected, remedy))
+            problems.append(Problem(statement, expected, remedy))
     return problems
 
 

@@ -123,8 +123,8 @@ def beam_search(
     responses: list[list[int]] = [[] for _ in prompts]
     use = cache_use(model, prompts, pad_id, say) if prompts else "padded"
     if use == "none":
-        found = f"this {model.config.model_type} model has no cache that can be searched with {beams} beams"
-        raise PipelineError(Problem(found, "beams: 1", "sample, or decode greedily"))
+        statement = f"this {model.config.model_type} model has no cache that can be searched with {beams} beams"
+        raise PipelineError(Problem(statement, "beams: 1", "sample, or decode greedily"))
     with evaluating(model), only_what_is_given(model), torch.inference_mode():
         for rows in _batches(order, batch_size, prompts, use):
             ids_BT, mask_BT = left_padded([prompts[row] for row in rows], pad_id, model.device)
@@ -226,7 +226,9 @@ def _check(prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tokens:
         if not prompt:
             problems.append(Problem(f"prompt {row} is empty", "at least one token", "remove the row"))
         elif limit is not None and len(prompt) >= limit:
-            found = f"prompt {row} has {len(prompt)} tokens"
-            problems.append(Problem(found, f"less than the model's {limit} positions", "shorten or drop the prompt"))
+            statement = f"prompt {row} has {len(prompt)} tokens"
+            problems.append(
+                Problem(statement, f"less than the model's {limit} positions", "shorten or drop the prompt")
+            )
     if problems:
         raise PipelineError(*problems[:10])

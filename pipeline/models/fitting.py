@@ -43,9 +43,9 @@ def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
     control = sorted(control_tokens(tokenizer).items(), key=order)
     token = next((token for token, number in control if number not in taken), None)
     if token is None:
-        found = f"the padding token {tokenizer.pad_token} also ends responses"
+        statement = f"the padding token {tokenizer.pad_token} also ends responses"
         remedy = "add a padding token to the model's tokenizer and set it as pad_token"
-        raise PipelineError(Problem(found, "a token of its own, for the score is read before the padding", remedy))
+        raise PipelineError(Problem(statement, "a token of its own, for the score is read before the padding", remedy))
     old, tokenizer.pad_token = tokenizer.pad_token, token
     return f"pads with {token}: {old} ends responses, and the score is read at the last token that is not padding"
 

@@ -323,9 +323,9 @@ def _refuse_unsafe(source: Source) -> None:
 def _refuse_missing(source: Source, missing: set[str], *, allowed: tuple[str, ...]) -> None:
     lost = sorted(set(missing) - set(allowed))
     if lost:
-        found = f"the weights of {source.place} lack {len(lost)} tensors, first {lost[0]}"
+        statement = f"the weights of {source.place} lack {len(lost)} tensors, first {lost[0]}"
         raise PipelineError(
-            Problem(found, "all tensors of the architecture in config.json", "download the model again")
+            Problem(statement, "all tensors of the architecture in config.json", "download the model again")
         )
 
 
@@ -337,9 +337,9 @@ def _explained(source: Source, what: str) -> Iterator[None]:
     except (OSError, ValueError, json.JSONDecodeError) as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
-            found = f"{source.place} runs Python of its own to load its {what}"
+            statement = f"{source.place} runs Python of its own to load its {what}"
             remedy = "read that code, then set `trust_remote_code: true` in the recipe"
-            raise PipelineError(Problem(found, "not allowed by this recipe", remedy)) from error
+            raise PipelineError(Problem(statement, "not allowed by this recipe", remedy)) from error
         if "safetensors" in text:
             remedy = "convert the weights to safetensors"
             raise PipelineError(

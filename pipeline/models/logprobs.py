@@ -102,5 +102,5 @@ def _check(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> None:
         if not prompt:
             raise PipelineError(Problem(f"prompt {row} is empty", "at least one token", "remove the row"))
         if limit is not None and len(prompt) + len(response) > limit:
-            found = f"row {row} has {len(prompt)} + {len(response)} tokens"
-            raise PipelineError(Problem(found, f"at most the model's {limit} positions", "shorten or drop the row"))
+            statement = f"row {row} has {len(prompt)} + {len(response)} tokens"
+            raise PipelineError(Problem(statement, f"at most the model's {limit} positions", "shorten or drop the row"))

@@ -37,17 +37,19 @@ def quantized_files_problem(
     """
     if not stored:
         return None
-    found = f"`{ref}` is kept quantised ({stored})"
+    statement = f"`{ref}` is kept quantised ({stored})"
     if stored not in TRAINABLE and takes_adapter:
         return Problem(
-            found, "weights in fp32, bf16 or fp16, or in bitsandbytes' 4 or 8 bits", "name another copy of it"
+            statement, "weights in fp32, bf16 or fp16, or in bitsandbytes' 4 or 8 bits", "name another copy of it"
         )
     if adapter is None:
         if not takes_adapter:
-            return Problem(found, "weights that are trained, in fp32, bf16 or fp16", "name another copy of it")
-        return Problem(found, "an adapter: quantised weights are not trained", "add `adapter: {r: 16}`")
+            return Problem(statement, "weights that are trained, in fp32, bf16 or fp16", "name another copy of it")
+        return Problem(statement, "an adapter: quantised weights are not trained", "add `adapter: {r: 16}`")
     if adapter.quantize is not None:
-        return Problem(f"{found}, and adapter.quantize is {adapter.quantize}", "one of the two", "remove the latter")
+        return Problem(
+            f"{statement}, and adapter.quantize is {adapter.quantize}", "one of the two", "remove the latter"
+        )
     return None
 
 

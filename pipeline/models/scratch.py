@@ -65,8 +65,8 @@ def model_config(model_spec: Mapping[str, Any], tokenizer: Any) -> PreTrainedCon
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         remedy = nearest(model_type, known)
-        found = f"model.type is `{model_type}`" if model_type else "model has no `type`"
-        raise PipelineError(Problem(found, "a causal model of transformers, such as llama, qwen3, gpt2", remedy))
+        statement = f"model.type is `{model_type}`" if model_type else "model has no `type`"
+        raise PipelineError(Problem(statement, "a causal model of transformers, such as llama, qwen3, gpt2", remedy))
     config_class = CONFIG_MAPPING[model_type]
     known_fields = _known_fields(config_class)
     problems = [_unknown(key, model_type, known_fields) for key in fields if key not in known_fields]

@@ -73,9 +73,9 @@ def refuse_other(model: Any, trained: Witness, what: str, remedy: str = KEPT) ->
     """
     difference, spread = disagreement(_logits(model, trained.rows), trained.logits)
     if difference > max(trained.rounding, rounding_of(model)) * spread:
-        found = f"the logits of {what} differ by {difference:.2g} from those of the trained model"
+        statement = f"the logits of {what} differ by {difference:.2g} from those of the trained model"
         expected = f"at most rounding, of a spread of {spread:.2g}"
-        raise PipelineError(Problem(found, expected, remedy), exit_code=ExitCode.FAILED)
+        raise PipelineError(Problem(statement, expected, remedy), exit_code=ExitCode.FAILED)
 
 
 def compare_written(folder: Path, model: Any, trained: Witness) -> None:
@@ -92,8 +92,8 @@ def compare_written(folder: Path, model: Any, trained: Witness) -> None:
     with quiet():
         read, info = type(model).from_pretrained(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
     if info["missing_keys"]:
-        found = f"the written weights lack {sorted(info['missing_keys'])[0]}"
-        raise PipelineError(Problem(found, "all that was trained", KEPT), exit_code=ExitCode.FAILED)
+        statement = f"the written weights lack {sorted(info['missing_keys'])[0]}"
+        raise PipelineError(Problem(statement, "all that was trained", KEPT), exit_code=ExitCode.FAILED)
     _refuse_other_tensors(read.state_dict(), model.state_dict())
     if _has_room(model, read):
         refuse_other(read.to(model.device), trained, "what was written")
@@ -104,8 +104,8 @@ def compare_written(folder: Path, model: Any, trained: Witness) -> None:
 def _refuse_other_tensors(read: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     for name, tensor in saved.items():
         if name in read and not _is_same(read[name], tensor):
-            found = f"{name} in the written files is not what was trained"
-            raise PipelineError(Problem(found, "the same numbers", KEPT), exit_code=ExitCode.FAILED)
+            statement = f"{name} in the written files is not what was trained"
+            raise PipelineError(Problem(statement, "the same numbers", KEPT), exit_code=ExitCode.FAILED)
 
 
 def _is_same(read: Tensor, saved: Tensor) -> bool:

@@ -82,15 +82,15 @@ def divide(
         below, above = batch_size // step * step, -(-batch_size // step) * step
         near = f"{below} or {above}" if below else f"{above}"
         of_a_prompt = f", {group} of a prompt together" if group > 1 else ""
-        found = f"train.{word} {batch_size} does not divide over {groups}{of_a_prompt}"
-        raise PipelineError(Problem(found, f"a multiple of {step}", f"use {near}, or another number of processes"))
+        statement = f"train.{word} {batch_size} does not divide over {groups}{of_a_prompt}"
+        raise PipelineError(Problem(statement, f"a multiple of {step}", f"use {near}, or another number of processes"))
     limit = share // passes
     if isinstance(asked, int) and asked < limit and share % asked:
         near = f"{divisor_up_to(share, asked)} or {next(n for n in divisors(share) if n >= asked)}"
         of = f"the {share} rows of train.{word}" + (f" that each of {groups} has" if processes > 1 else "")
         fitting = ", ".join(map(str, divisors(share)))
-        found = f"compute.micro_batch {asked} does not divide {of}"
-        raise PipelineError(Problem(found, f"one of {fitting}, or auto", f"use {near}"))
+        statement = f"compute.micro_batch {asked} does not divide {of}"
+        raise PipelineError(Problem(statement, f"one of {fitting}, or auto", f"use {near}"))
     most = asked if isinstance(asked, int) else max(1, budget // max(longest, 1))
     return BatchSplit(batch_size, divisor_up_to(share, min(most, limit)), processes)
 
@@ -132,7 +132,7 @@ def head_problem(heads: int, kv_heads: int, size: int) -> Problem | None:
         if count % size:
             fitting = [n for n in range(1, count + 1) if heads % n == 0 and kv_heads % n == 0]
             near = min(fitting, key=lambda n: (abs(n - size), n))
-            found = f"compute.tensor_parallel {size} for a model with {word} {count}"
+            statement = f"compute.tensor_parallel {size} for a model with {word} {count}"
             remedy = f"use {near}" + (", on as many processes or a multiple" if near > 1 else "")
-            return Problem(found, f"one of {', '.join(map(str, fitting))}", remedy)
+            return Problem(statement, f"one of {', '.join(map(str, fitting))}", remedy)
     return None

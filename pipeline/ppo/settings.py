@@ -156,15 +156,17 @@ class PPOSettings(StageConfig):
         if self.rollout_batch % self.minibatches:
             fitting = [n for n in range(1, self.rollout_batch + 1) if self.rollout_batch % n == 0]
             near = min(fitting, key=lambda n: abs(n - self.minibatches))
-            found = f"train.rollout_batch {self.rollout_batch} does not divide into {self.minibatches} minibatches"
-            problems.append(Problem(found, "equal minibatches", f"use minibatches: {near}"))
+            statement = f"train.rollout_batch {self.rollout_batch} does not divide into {self.minibatches} minibatches"
+            problems.append(Problem(statement, "equal minibatches", f"use minibatches: {near}"))
         if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
-            found = f"train.dual_clip is {self.dual_clip:g}"
-            problems.append(Problem(found, f"above 1 + clip_range ({1 + self.clip_high:g})", "0 switches it off"))
+            statement = f"train.dual_clip is {self.dual_clip:g}"
+            problems.append(Problem(statement, f"above 1 + clip_range ({1 + self.clip_high:g})", "0 switches it off"))
         if self.max_ratio and self.max_ratio <= 1 + self.clip_high:
-            found = f"train.max_ratio is {self.max_ratio:g}"
-            problems.append(Problem(found, f"above 1 + clip_range ({1 + self.clip_high:g})", "0 switches it off"))
+            statement = f"train.max_ratio is {self.max_ratio:g}"
+            problems.append(Problem(statement, f"above 1 + clip_range ({1 + self.clip_high:g})", "0 switches it off"))
         if self.overlong_buffer >= self.max_new_tokens:
-            found = f"train.overlong_buffer is {self.overlong_buffer}"
-            problems.append(Problem(found, f"less than max_new_tokens ({self.max_new_tokens})", "0 switches it off"))
+            statement = f"train.overlong_buffer is {self.overlong_buffer}"
+            problems.append(
+                Problem(statement, f"less than max_new_tokens ({self.max_new_tokens})", "0 switches it off")
+            )
         return problems

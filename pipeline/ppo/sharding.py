@@ -75,8 +75,8 @@ class ZeroEngine:
         self.state = ZeroState(self.optimizer, self.stage, trained, ranks)
         unset_hf_deepspeed_config()  # models made from now on are not to be dealt out
         if self.accelerator.num_processes != ranks.count:
-            found = f"accelerate runs DeepSpeed on {self.accelerator.num_processes} processes"
-            raise PipelineError(Problem(found, f"all {ranks.count}"))
+            statement = f"accelerate runs DeepSpeed on {self.accelerator.num_processes} processes"
+            raise PipelineError(Problem(statement, f"all {ranks.count}"))
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:

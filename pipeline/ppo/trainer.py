@@ -92,8 +92,10 @@ class PPOTrainer:
         """Make the optimizer, where there is none, and what adapts."""
         s = self.settings
         if s.rollout_batch < self.ranks.count:
-            found = f"train.rollout_batch is {s.rollout_batch} with {self.ranks.count} processes"
-            raise PipelineError(Problem(found, "at least one response for each", "raise it, or use fewer processes"))
+            statement = f"train.rollout_batch is {s.rollout_batch} with {self.ranks.count} processes"
+            raise PipelineError(
+                Problem(statement, "at least one response for each", "raise it, or use fewer processes")
+            )
         self.iteration = 0
         self.steps = 0
         self.kl = KLController(s.kl_coef, s.kl_target, s.kl_horizon)
@@ -153,8 +155,8 @@ class PPOTrainer:
             PipelineError: they do not.
         """
         if self.ranks.count > 1 and drifted(self.steps_with.weights(), self.ranks):
-            found = f"the processes hold different weights after iteration {self.iteration}"
-            problem = Problem(found, "the same on all", "run again to resume from the last checkpoint")
+            statement = f"the processes hold different weights after iteration {self.iteration}"
+            problem = Problem(statement, "the same on all", "run again to resume from the last checkpoint")
             raise PipelineError(problem, exit_code=ExitCode.FAILED)
 
     def roll_out(self) -> list[Episode]:

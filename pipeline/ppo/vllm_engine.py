@@ -156,5 +156,7 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        found = f"vLLM cannot sample from this model: {str(error).strip().splitlines()[0] if str(error) else error!r}"
-        raise PipelineError(Problem(found, "a model it has kernels for", "rollout_engine: auto")) from error
+        statement = (
+            f"vLLM cannot sample from this model: {str(error).strip().splitlines()[0] if str(error) else error!r}"
+        )
+        raise PipelineError(Problem(statement, "a model it has kernels for", "rollout_engine: auto")) from error

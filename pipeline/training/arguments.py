@@ -127,8 +127,8 @@ def prepare_torch(ctx: StageContext) -> None:
     init_process_group(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
     joined = Ranks.current().count
     if joined != ctx.ranks:
-        found = f"{joined} of {ctx.ranks} processes joined"
-        raise PipelineError(Problem(found, "all of them", "see the logs of the others", stage=ctx.name))
+        statement = f"{joined} of {ctx.ranks} processes joined"
+        raise PipelineError(Problem(statement, "all of them", "see the logs of the others", stage=ctx.name))
 
 
 def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, Any]:

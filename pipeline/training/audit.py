@@ -69,12 +69,12 @@ def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
     precision = str(ctx.runtime_report["precision"])
     mixed = str(trainer.accelerator.mixed_precision)
     if mixed != {"fp32": "no"}.get(precision, precision):
-        found = f"accelerate computes in {'fp32' if mixed == 'no' else mixed}, compute.precision is {precision}"
-        yield Problem(found, precision, "set compute.precision: fp32")
+        statement = f"accelerate computes in {'fp32' if mixed == 'no' else mixed}, compute.precision is {precision}"
+        yield Problem(statement, precision, "set compute.precision: fp32")
     alike = not (ctx.compute.get("zero") or ctx.compute.get("fsdp")) and group_of(ctx.compute) == 1
     if alike and ctx.ranks > 1 and not isinstance(trainer.model_wrapped, DistributedDataParallel):
-        found = f"{ctx.ranks} processes train, and nobody sums their gradients"
-        yield Problem(found, "DistributedDataParallel around the model", "set compute.zero: 1")
+        statement = f"{ctx.ranks} processes train, and nobody sums their gradients"
+        yield Problem(statement, "DistributedDataParallel around the model", "set compute.zero: 1")
 
 
 def check_prepared(
@@ -118,15 +118,17 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
     ctx.runtime_report.setdefault("seen", {}).update(dtype=str(seen.dtype).removeprefix("torch."), recomputed=again)
     problems = []
     if seen.dtype is not None and seen.dtype != DTYPES[precision]:
-        found = f"layers compute in {str(seen.dtype).removeprefix('torch.')}, compute.precision is {precision}"
-        problems.append(Problem(found, str(DTYPES[precision]).removeprefix("torch."), "set compute.precision: fp32"))
+        statement = f"layers compute in {str(seen.dtype).removeprefix('torch.')}, compute.precision is {precision}"
+        problems.append(
+            Problem(statement, str(DTYPES[precision]).removeprefix("torch."), "set compute.precision: fp32")
+        )
     asked = ctx.compute.get("activation_checkpointing") is True
     if asked and seen.again < seen.passes - seen.again:
-        found = f"compute.activation_checkpointing is true, {seen.passes} passes of a layer kept their activations"
-        problems.append(Problem(found, "every one computed again", "set compute.activation_checkpointing: false"))
+        statement = f"compute.activation_checkpointing is true, {seen.passes} passes of a layer kept their activations"
+        problems.append(Problem(statement, "every one computed again", "set compute.activation_checkpointing: false"))
     if again and not asked:
-        found = "activations are computed twice, compute.activation_checkpointing does not ask for it"
-        problems.append(Problem(found, "once", "set compute.activation_checkpointing: true"))
+        statement = "activations are computed twice, compute.activation_checkpointing does not ask for it"
+        problems.append(Problem(statement, "once", "set compute.activation_checkpointing: true"))
     _refuse(ctx, problems)
 
 
@@ -138,9 +140,9 @@ def check_copies(ctx: StageContext, model: Any) -> None:
     """
     copies = TPReplicas(model) if size_of(model) > 1 else None
     if copies is not None and copies.count > 1 and copies.apart(model) > 0:
-        found = f"{copies.count} groups of {size_of(model)} processes train, and their gradients differ"
+        statement = f"{copies.count} groups of {size_of(model)} processes train, and their gradients differ"
         expected, remedy = "gradients averaged over the groups", f"use {size_of(model)} processes"
-        _refuse(ctx, [Problem(found, expected, remedy)])
+        _refuse(ctx, [Problem(statement, expected, remedy)])
 
 
 def _refuse(ctx: StageContext, problems: list[Problem]) -> None:
@@ -161,8 +163,8 @@ def spread_problems(ctx: StageContext, held: ShardingState) -> Iterator[Problem]
     if held.engine != wanted:
         yield Problem(f"compute asks for {wanted}, and {held.engine} runs", "what was asked for", remedy)
     elif wanted != "plain" and held.over != ctx.ranks:
-        found = f"{wanted} has spread its state over {held.over} of {ctx.ranks} processes"
-        yield Problem(found, "all of them", remedy)
+        statement = f"{wanted} has spread its state over {held.over} of {ctx.ranks} processes"
+        yield Problem(statement, "all of them", remedy)
 
 
 def bucket_problems(ctx: StageContext, bucket: int | None) -> Iterator[Problem]:
@@ -187,8 +189,8 @@ def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
     if adapter is None:
         frozen = sum(not parameter.requires_grad for parameter in model.parameters())
         if isinstance(model, PeftModel) or frozen:
-            found = "an adapter trains" if isinstance(model, PeftModel) else f"{frozen} weights are frozen"
-            yield Problem(f"{found}, the recipe asks for none", "all weights trained", "add `adapter:`")
+            statement = "an adapter trains" if isinstance(model, PeftModel) else f"{frozen} weights are frozen"
+            yield Problem(f"{statement}, the recipe asks for none", "all weights trained", "add `adapter:`")
         return
     layers = [part for part in model.modules() if isinstance(part, LoraLayer)]
     if not isinstance(model, PeftModel) or not layers:
@@ -212,8 +214,10 @@ def _quantise_problems(layers: list[Any], asked: str) -> Iterator[Problem]:
     plain = [layer for layer in layers if wanted not in {one.__name__ for one in type(layer.base_layer).__mro__}]
     whole = [layer for layer in layers if layer.base_layer.weight.dtype not in (torch.uint8, torch.int8)]
     if plain or whole:
-        found = f"adapter.quantize is {asked}, {max(len(plain), len(whole))} of {len(layers)} layers are not quantised"
-        yield Problem(found, f"all in {asked}", "leave adapter.quantize out, or pip install 'trueup[quantize]'")
+        statement = (
+            f"adapter.quantize is {asked}, {max(len(plain), len(whole))} of {len(layers)} layers are not quantised"
+        )
+        yield Problem(statement, f"all in {asked}", "leave adapter.quantize out, or pip install 'trueup[quantize]'")
 
 
 def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
@@ -222,13 +226,13 @@ def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
     runs = str(plain.config.get_text_config()._attn_implementation)
     asked, told = str(ctx.compute.get("attention", "auto")), str(ctx.runtime_report.get("attention", runs))
     if asked != "auto" and runs != told:
-        found = f"compute.attention is {asked}, and the model runs {runs}"
-        yield Problem(found, told, "set compute.attention: auto")
+        statement = f"compute.attention is {asked}, and the model runs {runs}"
+        yield Problem(statement, told, "set compute.attention: auto")
     ctx.runtime_report["attention"] = runs
     if ctx.runtime_report.get("liger") and not has_liger(plain):
         if ctx.compute.get("liger") == "on":
-            found = f"compute.liger is on, and no part of the {plain.config.model_type} model runs its kernels"
-            yield Problem(found, "a model Liger knows", "set compute.liger: off")
+            statement = f"compute.liger is on, and no part of the {plain.config.model_type} model runs its kernels"
+            yield Problem(statement, "a model Liger knows", "set compute.liger: off")
         ctx.runtime_report["liger"] = False
 
 

@@ -27,9 +27,9 @@ class KeepsBest:
             return bool(super()._determine_best_metric(metrics, trial))  # type: ignore[misc]
         name, best = metric_of(self.args), self.state.best_metric
         if name not in metrics:
-            found = f"the evaluation measured no {name}, by which the best is to be found"
+            statement = f"the evaluation measured no {name}, by which the best is to be found"
             known = ", ".join(sorted(key.removeprefix("eval_") for key in metrics if key.startswith("eval_")))
-            raise PipelineError(Problem(found, f"train.metric_for_best_model of {known}", "set it to one of them"))
+            raise PipelineError(Problem(statement, f"train.metric_for_best_model of {known}", "set it to one of them"))
         value = metrics[name]
         sign = 1 if self.args.greater_is_better else -1
         is_better = math.isfinite(value) and (best is None or sign * value > sign * best)
@@ -74,9 +74,9 @@ def load_best(trainer: Any) -> dict[str, float]:
         return {}
     best, metric = best_checkpoint(trainer), metric_of(trainer.args)
     if best is None:
-        found = f"train.load_best_model_at_end is true, and no evaluation gave a finite {metric}"
+        statement = f"train.load_best_model_at_end is true, and no evaluation gave a finite {metric}"
         remedy = "lower train.learning_rate, or set train.eval_steps below the steps of the run"
-        raise PipelineError(Problem(found, "at least one", remedy), exit_code=ExitCode.FAILED)
+        raise PipelineError(Problem(statement, "at least one", remedy), exit_code=ExitCode.FAILED)
     step = int(trainer.state.best_global_step)
     if step < trainer.state.global_step:
         trainer.load_weights_of(str(best))

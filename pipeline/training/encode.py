@@ -241,9 +241,9 @@ def _unread(reader: Reader, rows: Sequence[Row], must_talk: bool) -> list[RowFau
     """
     must_talk = must_talk or any(not row.get("plain_text") for row in rows)
     if must_talk and not reader.tokenizer.chat_template:
-        found = f"{reader.name} has another tokenizer than the policy, without a chat template"
+        statement = f"{reader.name} has another tokenizer than the policy, without a chat template"
         remedy = "put a chat_template.jinja into its folder"
-        raise PipelineError(Problem(found, "a chat template, to render conversations for it", remedy))
+        raise PipelineError(Problem(statement, "a chat template, to render conversations for it", remedy))
     made = encode_labelled(reader.tokenizer, [{**row, "completion": [ANSWER], "label": True} for row in rows])
     return [replace(fault, reason=f"{fault.reason} ({reader.name})") for fault in made.faults]
 

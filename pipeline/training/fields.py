@@ -57,8 +57,8 @@ class CommonTrain(TrainFields):
         if self.batch_size > MOST_ROWS:
             problems.append(Problem(f"train.batch_size is {self.batch_size:,}", f"must be at most {MOST_ROWS:,}"))
         if self.max_steps is not None and self.warmup_steps >= 1 and self.warmup_steps > self.max_steps:
-            found = f"train.warmup_steps is {self.warmup_steps:g}"
-            problems.append(Problem(found, f"must not exceed train.max_steps ({self.max_steps})"))
+            statement = f"train.warmup_steps is {self.warmup_steps:g}"
+            problems.append(Problem(statement, f"must not exceed train.max_steps ({self.max_steps})"))
         return problems
 
     @property
@@ -92,5 +92,5 @@ def margin_problem(train: int, margins: int) -> Problem | None:
     """
     if margins == train:
         return None
-    found = f"{margins:,} of {train:,} pairs have a margin, and train.use_margin is true"
-    return Problem(found, "a margin in every row", "set train.use_margin: false")
+    statement = f"{margins:,} of {train:,} pairs have a margin, and train.use_margin is true"
+    return Problem(statement, "a margin in every row", "set train.use_margin: false")

@@ -100,8 +100,8 @@ class RewardWatch:
         if self.unscored:
             problem = Problem(f"no response had a reward {when}", "a number for some of them", _NONE_REMEDY)
         else:
-            found = f"the responses to a prompt all got the same reward {when}"
-            problem = Problem(found, "rewards that differ: nothing is learnt without", _SAME_REMEDY)
+            statement = f"the responses to a prompt all got the same reward {when}"
+            problem = Problem(statement, "rewards that differ: nothing is learnt without", _SAME_REMEDY)
         return PipelineError(problem, exit_code=ExitCode.FAILED)
 
 

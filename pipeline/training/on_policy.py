@@ -96,8 +96,8 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
     context = context_length(model, train.max_length)
     room = context - train.max_new_tokens
     if room < 1:
-        found = f"train.max_new_tokens is {train.max_new_tokens}"
-        raise PipelineError(Problem(found, f"less than the {context} tokens of prompt and response", "lower it"))
+        statement = f"train.max_new_tokens is {train.max_new_tokens}"
+        raise PipelineError(Problem(statement, f"less than the {context} tokens of prompt and response", "lower it"))
     given = [*rows.train, *rows.held_out]
     encode = functools.partial(encode_prompts, tokenizer, readers=readers)
     made = encode_source(ctx, "data", rows, encode, what="prompts")
@@ -110,8 +110,10 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
         _refuse_long(ctx, too_long, room, context, train)
     learned = sum(i < len(rows.train) for i in fits)
     if not learned:
-        found = f"none of {len(rows.train)} prompts fits" if rows.train else "no prompts"
-        raise PipelineError(Problem(found, f"prompts of at most {room} tokens", "raise train.max_length or bring more"))
+        statement = f"none of {len(rows.train)} prompts fits" if rows.train else "no prompts"
+        raise PipelineError(
+            Problem(statement, f"prompts of at most {room} tokens", "raise train.max_length or bring more")
+        )
     if too_long:
         ctx.note(f"{len(too_long)} of {len(given)} prompts are longer than {room} tokens and were left out")
     counts = {**made.counts, "dropped": len(too_long)}
@@ -314,9 +316,9 @@ def on_policy_arguments(
     )
     per_epoch = len(batches) * micro_batch // train.batch_size
     if not per_epoch:
-        found = f"{prompts.train} prompts to learn from"
+        statement = f"{prompts.train} prompts to learn from"
         expected = f"at least {at_once // train.num_generations}, for one batch of {at_once} responses"
-        raise PipelineError(Problem(found, expected, "lower train.batch_size or bring more prompts"))
+        raise PipelineError(Problem(statement, expected, "lower train.batch_size or bring more prompts"))
     steps = train.max_steps if train.max_steps is not None else max(1, round(train.epochs * per_epoch))
     arguments = build_arguments(
         arguments_class,

@@ -42,16 +42,16 @@ class OnPolicyTrain(CommonTrain):
         """Return contradictions between fields."""
         problems = super().check()
         if self.responses_at_once % self.batch_size:
-            found = f"train.generation_batch_size is {self.generation_batch_size}"
-            problems.append(Problem(found, f"a multiple of train.batch_size ({self.batch_size})"))
+            statement = f"train.generation_batch_size is {self.generation_batch_size}"
+            problems.append(Problem(statement, f"a multiple of train.batch_size ({self.batch_size})"))
         elif self.responses_at_once % self.num_generations:
             word = "generation_batch_size" if self.generation_batch_size else "batch_size"
-            found = f"train.{word} is {self.responses_at_once}"
+            statement = f"train.{word} is {self.responses_at_once}"
             expected = f"a multiple of train.num_generations ({self.num_generations})"
-            problems.append(Problem(found, expected, f"train.{word} counts responses, not prompts"))
+            problems.append(Problem(statement, expected, f"train.{word} counts responses, not prompts"))
         each = self.passthrough().get("num_generations_eval")
         if each and self.responses_at_once % each:
-            found = f"train.num_generations_eval is {each}"
+            statement = f"train.num_generations_eval is {each}"
             expected = f"a divisor of {self.responses_at_once}, the responses sampled at a time"
-            problems.append(Problem(found, expected, "leave it out, or set train.generation_batch_size"))
+            problems.append(Problem(statement, expected, "leave it out, or set train.generation_batch_size"))
         return problems

@@ -59,5 +59,5 @@ def evaluation_problems(train: Any, source: str) -> Iterator[Problem]:
     for word in asked:
         value = given.get(word, getattr(train, word, None))
         shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
-        found = f"train.{word} is {shown}, and data.{source} holds no rows out to evaluate on"
-        yield Problem(found, "", f"set data.{source}.held_out: 0.1, or leave it out")
+        statement = f"train.{word} is {shown}, and data.{source} holds no rows out to evaluate on"
+        yield Problem(statement, "", f"set data.{source}.held_out: 0.1, or leave it out")

@@ -204,8 +204,8 @@ def train_through_pipeline(
     The model given is cut, and no longer whole afterwards.
     """
     if rows and "seq_lengths" in rows[0] and "flash" in ctx.runtime_report["attention"]:
-        found = "train.mode packed with FlashAttention and compute.pipeline_parallel"
-        raise PipelineError(Problem(found, "rows of one conversation, or masks", "set compute.attention: sdpa"))
+        statement = "train.mode packed with FlashAttention and compute.pipeline_parallel"
+        raise PipelineError(Problem(statement, "rows of one conversation, or masks", "set compute.attention: sdpa"))
     training = PipelineTraining(ctx, model, later, arguments, batches, steps)
     trained = training.run(rows, held_out, collate)
     state = training.pipe.whole_state()

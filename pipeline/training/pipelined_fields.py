@@ -33,8 +33,8 @@ def unused_problem(train: CommonTrain, adapter: Any = None) -> Problem | None:
     unused = sorted(set(train.passthrough()) - set(USED))
     if not unused:
         return None
-    found = f"train.{unused[0]} with compute.pipeline_parallel"
-    return Problem(found, f"one of {', '.join(USED)}", "leave it out, or use compute.zero")
+    statement = f"train.{unused[0]} with compute.pipeline_parallel"
+    return Problem(statement, f"one of {', '.join(USED)}", "leave it out, or use compute.zero")
 
 
 def refuse_unused(train: CommonTrain, adapter: Any = None) -> None:

@@ -230,9 +230,9 @@ class Trackers:
         try:
             self.callbacks = [each() for each in get_reporting_integration_callbacks(settings.report_to)]
         except (ImportError, RuntimeError, ValueError) as error:  # unknown, or its package is not installed
-            found = f"train.report_to: {' '.join(str(error).split()).rstrip('.')}"
+            statement = f"train.report_to: {' '.join(str(error).split()).rstrip('.')}"
             remedy = "install the tracker's package, or leave it out"
-            raise PipelineError(Problem(found, "trackers of transformers", remedy, stage=ctx.name)) from error
+            raise PipelineError(Problem(statement, "trackers of transformers", remedy, stage=ctx.name)) from error
         for callback in self.callbacks:
             callback.on_train_begin(self.arguments, self.state, self.control, model=None)
 

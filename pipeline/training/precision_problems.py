@@ -32,6 +32,6 @@ def ppo_problem(compute: Mapping[str, Any]) -> Problem | None:
     parts = next((word for word in ("zero", "fsdp") if compute.get(word)), None)
     if compute.get("precision") != "fp16" or parts is None:
         return None
-    found = f"compute.precision is fp16 for a ppo stage with compute.{parts}"
+    statement = f"compute.precision is fp16 for a ppo stage with compute.{parts}"
     expected = "auto, fp32 or bf16: sharded gradients are not scaled"
-    return Problem(found, expected, f"set compute.precision: bf16, or leave compute.{parts} out")
+    return Problem(statement, expected, f"set compute.precision: bf16, or leave compute.{parts} out")

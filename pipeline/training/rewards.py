@@ -55,13 +55,15 @@ def call_reward(
     try:
         returned = call(range(len(rows)))
     except Exception as error:  # a user's function may raise anything
-        found = f"reward function {name} raised {type(error).__name__}: {error}"
-        raise PipelineError(Problem(found + _first_that_raises(call, rows), remedy="correct the function")) from error
+        statement = f"reward function {name} raised {type(error).__name__}: {error}"
+        raise PipelineError(
+            Problem(statement + _first_that_raises(call, rows), remedy="correct the function")
+        ) from error
     try:
         values = list(returned)
     except TypeError:
-        found = f"reward function {name} returned {type(returned).__name__} {returned}"
-        raise PipelineError(Problem(found, "one number per row in a list")) from None
+        statement = f"reward function {name} returned {type(returned).__name__} {returned}"
+        raise PipelineError(Problem(statement, "one number per row in a list")) from None
     if len(values) != len(rows):
         raise PipelineError(
             Problem(f"reward function {name} returned {len(values)} values", f"one per row ({len(rows)})")
@@ -103,8 +105,8 @@ def _first_that_raises(call: Callable[[Sequence[int]], Any], rows: Sequence[dict
 
 def _checked(value: Any, name: str, rows: Sequence[dict[str, Any]], index: int) -> Any:
     if not _is_finite(value):
-        found = f"reward function {name} returned {value} for {_named(rows, index)}"
-        raise PipelineError(Problem(found, "a finite number for every row"))
+        statement = f"reward function {name} returned {value} for {_named(rows, index)}"
+        raise PipelineError(Problem(statement, "a finite number for every row"))
     return value
 
 

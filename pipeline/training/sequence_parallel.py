@@ -122,14 +122,16 @@ def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> Non
     )
     kernel = ctx.runtime_report["attention"]
     if model.config._attn_implementation != kernel:
-        found = f"{type(model).__name__} attends by {model.config._attn_implementation} under sequence parallelism"
-        problems.append(Problem(found, f"{kernel}, around which DeepSpeed exchanges them", "use another architecture"))
+        statement = f"{type(model).__name__} attends by {model.config._attn_implementation} under sequence parallelism"
+        problems.append(
+            Problem(statement, f"{kernel}, around which DeepSpeed exchanges them", "use another architecture")
+        )
     context = getattr(config, "max_position_embeddings", None)
     padded = -(-longest // count) * count
     if context is not None and padded > context:
-        found = f"rows of {longest} tokens shared by {count} processes are padded to {padded}"
+        statement = f"rows of {longest} tokens shared by {count} processes are padded to {padded}"
         remedy = f"set train.max_length: {context // count * count}"
-        problems.append(Problem(found, f"at most the model's context of {context} tokens", remedy))
+        problems.append(Problem(statement, f"at most the model's context of {context} tokens", remedy))
     if problems:
         raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
 

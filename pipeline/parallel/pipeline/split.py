@@ -71,8 +71,8 @@ def split_problem(config: Mapping[str, Any], stages: int) -> Problem | None:
         return Problem(f"{WORD} with a {kind} model", f"one of {listed(sorted(ANATOMY), len(ANATOMY))}", REMEDY)
     kinds = sorted(set(config.get("layer_types") or ()))
     if len(kinds) > 1:
-        found = f"{WORD} with layers of {len(kinds)} kinds ({', '.join(kinds)})"
-        return Problem(found, "layers of one kind", REMEDY)
+        statement = f"{WORD} with layers of {len(kinds)} kinds ({', '.join(kinds)})"
+        return Problem(statement, "layers of one kind", REMEDY)
     count = config.get("num_hidden_layers", config.get("n_layer"))
     if count is not None and int(count) < stages:
         return Problem(f"{WORD} {stages} for {count} layers", f"at most {count}", f"use {count}")

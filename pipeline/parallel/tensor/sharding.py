@@ -70,21 +70,21 @@ def tp_config(config: Any, size: int) -> DistributedConfig:
         PipelineError: its architecture has no plan, its heads do not divide, it drops numbers, or a GPU is left unused.
     """
     if torch.accelerator.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
-        found = "compute.tensor_parallel with compute.device: cpu on a machine with a GPU"
-        raise PipelineError(Problem(found, "the GPU, which transformers takes", "set compute.device: auto"))
+        statement = "compute.tensor_parallel with compute.device: cpu on a machine with a GPU"
+        raise PipelineError(Problem(statement, "the GPU, which transformers takes", "set compute.device: auto"))
     text = config.get_text_config()
     if not getattr(text, "base_model_tp_plan", None):
-        found = f"compute.tensor_parallel with a {config.model_type} model"
+        statement = f"compute.tensor_parallel with a {config.model_type} model"
         expected = "an architecture with a tensor parallel plan in transformers, such as llama or qwen3"
-        raise PipelineError(Problem(found, expected, "use compute.zero: 3 instead"))
+        raise PipelineError(Problem(statement, expected, "use compute.zero: 3 instead"))
     heads = int(getattr(text, "num_attention_heads", size))
     problem = head_problem(heads, int(getattr(text, "num_key_value_heads", None) or heads), size)
     if problem is not None:
         raise PipelineError(problem)
     random = [key for key, value in text.to_dict().items() if key.endswith(("dropout", "_pdrop")) and value]
     if random:
-        found = f"compute.tensor_parallel with a model whose {random[0]} is not 0"
-        raise PipelineError(Problem(found, "0: processes would drop others than one does", "use compute.zero: 3"))
+        statement = f"compute.tensor_parallel with a model whose {random[0]} is not 0"
+        raise PipelineError(Problem(statement, "0: processes would drop others than one does", "use compute.zero: 3"))
     return TPConfig(tp_size=size, dp_replicate_size=Ranks.current().count // size)
 
 

@@ -75,9 +75,11 @@ def _positions_kept(parts: DeepSpeedConfig) -> Any:
     if kept is not None:
         return kept()
     if any(parts[name].get("enabled") for name in ("bf16", "fp16")):
-        found = f"compute.zero is 3 in half precision, where transformers {transformers.__version__} rounds positions"
+        statement = (
+            f"compute.zero is 3 in half precision, where transformers {transformers.__version__} rounds positions"
+        )
         remedy = "install a newer transformers (without the extra vllm), or set compute.zero: 2, or precision: fp32"
-        raise PipelineError(Problem(found, "rotary positions in fp32", remedy))
+        raise PipelineError(Problem(statement, "rotary positions in fp32", remedy))
     return nullcontext()
 
 
