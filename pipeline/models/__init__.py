@@ -2,5 +2,6 @@
 
 import logging
 
-# It warns at every start, on processors with AVX-512 bf16, that a kernel of the hub is missing; nothing here needs it.
+# On processors with AVX-512 bf16 bitsandbytes warns at every start that a kernel from the hub is missing. Nothing here
+# uses that kernel.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""What a recipe says about an adapter: the `adapter:` block of every training stage.
+"""The `adapter:` block of a training stage in a recipe.
 
-Owns the words; `adapters.py` turns them into `peft`. Torch-free, since recipes are checked with it.
+Owns the fields; `adapters.py` turns them into a `peft` configuration. Torch-free, because recipes are checked with it.
 
 Reference: LoRA, Hu et al. 2021, arXiv:2106.09685; QLoRA, Dettmers et al. 2023, arXiv:2305.14314.
 """
@@ -20,8 +20,8 @@ class Adapter(StageConfig):
     Attributes:
         r: rank of the two matrices.
         alpha: the update is scaled by ``alpha / r``; ``2 * r`` when omitted.
-        dropout: on the input of the adapter.
-        targets: ``all-linear``, or names of the layers that get one.
+        dropout: dropout rate on the adapter's input.
+        targets: ``all-linear``, or names of the layers that get an adapter.
         layers: ``all``, or ``top-half``: the lower half stays frozen, and PPO computes it once per rollout.
         quantize: load the frozen weights in 4 or 8 bits (needs bitsandbytes; works on a CPU, slowly).
     """
@@ -35,5 +35,5 @@ class Adapter(StageConfig):
 
     @property
     def scale_alpha(self) -> int:
-        """The alpha in force."""
+        """`alpha`, or its default."""
         return 2 * self.r if self.alpha is None else self.alpha

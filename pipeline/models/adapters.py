@@ -1,7 +1,7 @@
-"""LoRA adapters: putting one on a model, and folding it into the weights.
+"""LoRA adapters: attaches one to a model, and merges it into the weights.
 
-Owns the step between an `Adapter` block and `peft`. Knows nothing of training. What a stage writes is always full,
-merged weights with the adapter beside them, so no artifact ever stands on an adapter of an adapter.
+Translates an `Adapter` block for `peft`. Knows nothing of training. A stage always writes full, merged weights with
+the adapter next to them, so no artifact depends on an adapter of an adapter.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _TASKS = {"causal": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
 
 
 def lora_config(adapter: Adapter, task: Task, model: Any) -> LoraConfig:
-    """Return the `peft` configuration of an adapter on ``model``; a reward model's head is trained beside it.
+    """Return the `peft` configuration of an adapter on ``model``; a reward model's head is trained in full.
 
-    A weight that an adapter of this configuration would change for a second layer too is untied (`untie`).
+    A weight that two layers share is untied if the adapter targets one of them (`untie`).
     """
     targets, upper = adapter.targets, None
     if adapter.layers == "top-half":
         count = int(model.config.get_text_config().num_hidden_layers)
         upper = list(range(count // 2, count))
-        if isinstance(targets, str):  # peft wants names once layers are picked
+        if isinstance(targets, str):  # peft needs layer names together with `layers_to_transform`
             head = model.get_output_embeddings() if task == "causal" else getattr(model, "score", None)
             linear = [name for name, part in model.named_modules() if _is_linear(part) and part is not head]
             targets = sorted({name.rpartition(".")[2] for name in linear})
@@ -66,15 +66,15 @@ def lora_config(adapter: Adapter, task: Task, model: Any) -> LoraConfig:
 
 
 def untie(model: Any, config: PeftConfig) -> bool:
-    """Give the output layer weights of its own if it shares those of an embedding that gets an adapter, or the reverse.
+    """Untie the input embedding and the output layer if either of them gets an adapter.
 
-    An adapter is put on one of the two layers; folded into a weight that both share it would change both.
+    An adapter belongs to one of the two layers. Merged into a weight that both share, it would change both.
 
     Returns:
-        Whether it did.
+        Whether a weight was untied.
 
     Raises:
-        PipelineError: another weight is shared, or these are sharded over the processes.
+        PipelineError: two other layers share the weight, or the weight is sharded over the processes.
     """
     sharing: dict[int, list[tuple[str, str]]] = {}
     for name, part in model.named_modules():
@@ -105,10 +105,10 @@ def _untie(model: Any, names: list[str]) -> None:
 
 
 def attach(model: Any, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
-    """Put a fresh adapter on ``model``; its first output equals the model's own, since one of its matrices is zero.
+    """Attach a new adapter to ``model``; one of its matrices is zero, so the outputs do not change yet.
 
     Raises:
-        PipelineError: no layer has one of the names in ``targets``, or one of them takes no adapter.
+        PipelineError: ``targets`` names no layer of the model, or a layer that takes no adapter.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -124,15 +124,15 @@ def attach(model: Any, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
 
 
 def without_adapter(model: Any) -> AbstractContextManager[Any]:
-    """Switch the adapter off inside the context: the model is then its own reference."""
+    """Disable the adapter inside the context, so that the model acts as its own reference."""
     return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
 def merged(model: Any) -> Any:
-    """Fold the adapter into the weights and return the plain model; the `peft` wrapper must not be used afterwards.
+    """Merge the adapter into the weights and return the plain model; the `peft` wrapper must not be used afterwards.
 
-    Quantised weights come back in the compute precision first: an adapter folded into 4 or 8 bits would be rounded
-    away with them. A model without an adapter is returned as it is.
+    Quantised weights are dequantised first, because rounding to 4 or 8 bits would lose the adapter's update. A model
+    without an adapter is returned as it is.
     """
     if not isinstance(model, PeftModel):
         return model
@@ -142,11 +142,11 @@ def merged(model: Any) -> Any:
 
 
 def _on_dequantised(model: PeftModel) -> PeftModel:
-    """Move the adapter in force onto the full-precision values its quantised base stands for."""
+    """Move the active adapter onto the dequantised weights of its base model."""
     active = model.active_adapter
     state, config = get_peft_model_state_dict(model, adapter_name=active), model.peft_config[active]
-    plain = model.to("cpu").unload().dequantize()  # a GPU that holds 4 bits of a model may not hold 16
-    # Files that were quantised were unpacked by steps that cannot be taken back; the weights are plain now.
+    plain = model.to("cpu").unload().dequantize()  # a GPU may hold a model in 4 bits but not in 16
+    # Saving would reverse the conversions that unpacked quantised files; those that cannot be reversed are dropped.
     loading = getattr(plain, "_weight_conversions", None) or []
     plain._weight_conversions = [step for step in loading if _is_reversible(step)]
     moved = get_peft_model(plain, config)
@@ -163,11 +163,11 @@ def _is_reversible(step: Any) -> bool:
 
 
 class Base(NamedTuple):
-    """Where the weights an adapter was trained on are found, as its `adapter_config.json` names them.
+    """The base model of an adapter, as `adapter_config.json` names it.
 
     Attributes:
-        place: hub id; path of the sibling artifact, seen from the artifact's folder; or `./NAME` of an outside folder.
-        revision: of a hub id.
+        place: hub id; relative path from the artifact's folder to that of the base; or `./NAME` of an outside folder.
+        revision: revision of a hub id.
     """
 
     place: str
@@ -175,11 +175,10 @@ class Base(NamedTuple):
 
 
 def base_of_adapter(source: ResolvedInput) -> Base:
-    """Return what an adapter trained on ``source`` says of its base, the same on every machine.
+    """Return the base that an adapter trained on ``source`` records, the same on every machine.
 
-    An artifact lies at `<store>/<name>/<fingerprint12>`, so another one of its store is `../../<name>/<fingerprint12>`,
-    wherever the store is and whatever it was pushed or pulled through. A path that begins with a dot is never taken
-    for a hub id.
+    An artifact lies at `<store>/<name>/<fingerprint12>`, so another artifact of the same store is
+    `../../<name>/<fingerprint12>`, wherever the store is. A path that begins with a dot is never taken for a hub id.
     """
     if source.manifest:
         name = source.manifest.get("name", source.name)
@@ -191,15 +190,15 @@ def base_of_adapter(source: ResolvedInput) -> Base:
 
 
 def save_adapter_and_merge(model: PeftModel, folder: Path, base: Base | None = None) -> Any:
-    """Write the adapter alone into ``folder`` and return the plain model with it folded in, as `merged` does."""
+    """Write the adapter alone into ``folder``, and return the plain model with the adapter merged (`merged`)."""
     for config in model.peft_config.values():
-        # Sorted and without the path of this machine: the same adapter gives the same bytes.
+        # Sorted, and without this machine's path, so that the same adapter gives the same bytes.
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
         config.base_model_name_or_path = base.place if base is not None else ""
         config.revision = base.revision if base is not None else None
     model.save_pretrained(folder, selected_adapters=[model.active_adapter])
-    # The model card of peft is all empty headings, and the artifact has one of its own.
+    # peft's model card has only empty headings, and the artifact has its own card.
     (folder / "README.md").unlink(missing_ok=True)
     return merged(model)
 
@@ -209,35 +208,36 @@ def _is_linear(part: torch.nn.Module) -> bool:
 
 
 def fold_in(model: Any, adapter: ResolvedInput) -> Any:
-    """Return ``model`` with an adapter read from files folded into its weights.
+    """Load an adapter from files and merge it into ``model``; return the merged model.
 
     Args:
-        model: plain, in full precision.
-        adapter: an artifact with an adapter beside its weights, a folder of an adapter alone, or a hub id.
+        model: plain model in full precision.
+        adapter: an artifact with an adapter next to its weights, a folder with only an adapter, or a hub id.
 
     Raises:
-        PipelineError: there is no adapter, it does not fit the model, or the sum is not what the two give together.
+        PipelineError: there is no adapter, it does not fit the model, or the merged model's logits differ from those
+            of the model with the adapter attached.
     """
     place, revision = _place_of(adapter)
     untie(model, config_of(adapter))
     try:
-        put_on = PeftModel.from_pretrained(model, place, revision=revision, use_safetensors=True)
+        adapted = PeftModel.from_pretrained(model, place, revision=revision, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PipelineError(
             Problem(f"the adapter {adapter.ref} does not fit: {reason}", "one of this model")
         ) from error
-    together = witness(put_on)
-    plain = merged(put_on)
-    refuse_other(plain, together, f"the model with {adapter.ref} folded in", "report it with the model's type")
+    unmerged = witness(adapted)
+    plain = merged(adapted)
+    refuse_other(plain, unmerged, f"the model with {adapter.ref} folded in", "report it with the model's type")
     return plain
 
 
 def config_of(adapter: ResolvedInput) -> PeftConfig:
-    """Read what an adapter says of itself: its task, its rank, what it was trained on.
+    """Read an adapter's `adapter_config.json`.
 
     Raises:
-        PipelineError: there is none.
+        PipelineError: it is missing or cannot be read.
     """
     place, revision = _place_of(adapter)
     try:

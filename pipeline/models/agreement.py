@@ -1,7 +1,7 @@
-"""Whether two ways of computing the same logits agree: by how much they may differ through rounding alone.
+"""Whether two computations of the same logits agree up to rounding.
 
-A measure is relative to the spread of the logits, the distance of the likeliest token from the unlikeliest; of scores,
-one number for each sequence, to the largest, or to 1.
+Differences are relative to the spread of the logits: the distance between the likeliest and the unlikeliest token. For
+reward scores, one number per sequence, they are relative to the largest score, or to 1 if that is larger.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 ROUNDING = {"fp32": 1e-3, "tf32": 1e-2, "half": 0.1}
-"""Share of the spread by which two right computations may differ.
+"""Fraction of the spread by which two correct computations may differ, by number format.
 
 Measured in fp32 on a CPU: up to 1e-5 over 43 tiny architectures and real models of 2 to 30 layers. Mistakes that matter
-(a cache of another kind, a merge into a tied weight) are above 0.02.
+(an incompatible key-value cache, a merge into a tied weight) are above 0.02.
 """
 
 
 def rounding_of(model: Any) -> float:
-    """Return the share of the spread by which two computations of a model may differ, in the format it computes in."""
+    """Return the entry of `ROUNDING` for the number format that a model computes in."""
     device = model.device.type
     formats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     is_half = bool(formats & {torch.bfloat16, torch.float16}) or torch.is_autocast_enabled(device)
@@ -30,19 +30,19 @@ def rounding_of(model: Any) -> float:
     return ROUNDING["fp32" if device == "cpu" else "tf32"]
 
 
-def disagreement(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the largest difference between logits of the same shapes, and the spread of those wanted.
+def disagreement(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the largest difference between logits of the same shapes, and the spread of those expected.
 
-    Something that is not a number on one side makes the difference infinite; a token that both rule out (minus
-    infinity) makes none.
+    NaN on one side only makes the difference infinite. A token that both sides rule out (minus infinity) does not
+    count.
     """
     worst = spread = 0.0
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(logits, expected, strict=True):
         a, b = a.float().cpu(), b.float().cpu()
         off = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
         worst = max(worst, float(off.nan_to_num(nan=float("inf"), posinf=float("inf")).max()))
         known = b[b.isfinite()]
-        if b.shape[-1] == 1:  # a score: one unit of it is what a preference is told by
+        if b.shape[-1] == 1:  # a reward score: a difference of 1 decides a preference
             spread = max(spread, 1.0, float(known.abs().max()) if known.numel() else 0.0)
         elif known.numel():
             spread = max(spread, float(known.max() - known.min()))

@@ -1,4 +1,4 @@
-"""Which rows go through a model together. Pure."""
+"""Groups rows of similar length into batches. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[i
     """
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        # Rows come in rising length: the newest is the width of the batch.
+        # Rows come in rising length, so the newest row sets the batch's width.
         if batch and (len(batch) + 1) * lengths[row] > token_budget:
             yield batch
             batch = []

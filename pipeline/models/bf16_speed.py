@@ -1,7 +1,7 @@
-"""How much faster bf16 computes than fp32 on this CPU: as it was measured, remembered for the machine. No torch.
+"""Cache of how much faster bf16 computes than fp32 on this CPU, measured once per machine. No torch.
 
-A processor without instructions for bf16 is never measured: it emulates them at half the speed of fp32
-(`docs/log.md`). On one that has them no flag tells what they bring.
+A processor without bf16 instructions is never measured: it emulates them at half the speed of fp32 (`docs/log.md`). On
+a processor that has them, no CPU flag tells how fast they are.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pipeline.disk import keep_if_possible
 from pipeline.environment import cpu_name, installed
 
 SMALLEST_WIDTH = 512
-"""Narrower models stay in fp32: casting costs them what the products gain."""
+"""Narrower models stay in fp32: casting costs as much as the faster matrix products gain."""
 
 WIDEST = 2048
 """Wider models are measured at this width: the gain hardly changes beyond, and a trial there takes seconds."""
 
 WORTH = 1.2
-"""Times bf16 must be faster; a smaller gain is not worth its rounding."""
+"""Factor by which bf16 must be faster; a smaller gain is not worth its rounding."""
 
 NO_INSTRUCTIONS = "this processor has no instructions for bf16"
 
 _FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
-"""Of x86-64 and of arm64, as Linux names them."""
+"""CPU flags for bf16 on x86-64 and arm64, as Linux names them."""
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""Variables that keep torch or oneDNN from instructions the processor has: another machine, as far as speed goes."""
+"""Environment variables that keep torch or oneDNN from using instructions; each setting is measured separately."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Speed:
         return "bf16" if self.ratio >= WORTH else "fp32"
 
     def words(self, width: int) -> str:
-        """Return what was measured, for a person."""
+        """Return the measurement as a sentence."""
         times = f"{self.fp32_ms:.3g} ms in fp32, {self.bf16_ms:.3g} ms in bf16"
         return f"bf16 is {self.ratio:.2g} times as fast as fp32 on a layer of {width:,} units ({times})"
 
 
 def has_bf16(info: Path = Path("/proc/cpuinfo")) -> bool | None:
-    """Return whether the processor has instructions for bf16; None where the system does not tell."""
+    """Return whether the processor has bf16 instructions; None where the system does not tell."""
     try:
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -72,12 +72,12 @@ def has_bf16(info: Path = Path("/proc/cpuinfo")) -> bool | None:
 
 
 def recall(width: int, threads: int, cache: Path | None = None) -> Speed | None:
-    """Return what was measured for a width with so many threads; None before that."""
+    """Return the cached measurement for a width and a number of threads; None if there is none."""
     return _speed(_read(cache or cache_file()).get(_key(width, threads)))
 
 
 def remember(width: int, threads: int, speed: Speed, cache: Path | None = None) -> Speed:
-    """Keep what was measured, and return what counts: another process may have measured first."""
+    """Cache a measurement; return the one that counts, since another process may have cached its own first."""
     file = cache or cache_file()
     known = _read(file)
     first = _speed(known.get(_key(width, threads)))
@@ -89,21 +89,21 @@ def remember(width: int, threads: int, speed: Speed, cache: Path | None = None) 
 
 
 def possible_formats(width: int, cache: Path | None = None) -> tuple[Literal["fp32", "bf16"], ...]:
-    """Return the formats that `auto` may come to on this CPU: one where it is known, both before it was measured.
+    """Return the formats that `auto` may choose on this CPU: one where it is known, both before it was measured.
 
-    Threads are those of the stage, which may differ from stage to stage: what was measured with any number counts.
+    Measurements with any number of threads count, because stages may use different numbers.
     """
     if width < SMALLEST_WIDTH or has_bf16() is False:
         return ("fp32",)
     known = _read(cache or cache_file())
     around = _key(width, 0).split("0 threads")
     speeds = [_speed(value) for key, value in known.items() if key.startswith(around[0]) and key.endswith(around[1])]
-    found = {speed.faster for speed in speeds if speed is not None}
-    return ("fp32", "bf16") if len(found) != 1 else (found.pop(),)
+    formats = {speed.faster for speed in speeds if speed is not None}
+    return ("fp32", "bf16") if len(formats) != 1 else (formats.pop(),)
 
 
 def cache_file() -> Path:
-    """Return where measurements are kept for the machine: in the user's cache folder."""
+    """Return the cache file of this machine's measurements, in the user's cache folder."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError:  # a user without a home, as a container may have
@@ -124,7 +124,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _speed(value: Any) -> Speed | None:
-    """Return a measurement as it was kept; None for anything else."""
+    """Return a cached measurement; None if the entry is not valid."""
     try:
         speed = Speed(float(value["fp32_ms"]), float(value["bf16_ms"]))
     except (TypeError, KeyError, ValueError):

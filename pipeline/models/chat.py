@@ -1,6 +1,6 @@
-"""The chat format of models trained from scratch: its special tokens and its template.
+"""The chat format of models trained from scratch: its special tokens and its chat template.
 
-Owns the format only. Torch-free. A model from a hub keeps the format it came with.
+Owns the format only. Torch-free. A model from a hub keeps its own chat format.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ PAD = "<|pad|>"
 SPECIAL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT)
 """In the order a scratch vocabulary starts with, so that their ids are 0 to 4."""
 
-# One line per step, no white space in the output. `generation` marks what the assistant says, its end token included:
-# trl trains on exactly that when `assistant_only_loss` is on.
+# The template writes no white space. `{% generation %}` marks the assistant's text and its end token: trl trains on
+# exactly these tokens with `assistant_only_loss`.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'system' -%}{{- '<|system|>' + message['content'] + '<|end|>' -}}"

@@ -1,7 +1,7 @@
-"""Talking to a checkpoint: a conversation, or a text to go on with, answered piece by piece.
+"""Chats with a checkpoint, or continues a text; replies are streamed.
 
 Owns what `trueup chat` and `trueup generate` do between the terminal and the model: history, the chat template, the
-choice of decoding, turning tokens into text as they come. Knows nothing of terminals.
+choice of decoding, and incremental detokenization. Knows nothing of terminals.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.models.tokens import TextEncoder
 Message = dict[str, str]
 
 _HALF_CHARACTER = "\ufffd"
-"""What a tokenizer shows for the first bytes of a character whose last are still to come."""
+"""What a tokenizer decodes the first bytes of a character to, while its last bytes are missing."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ReplyOptions:
 
     @property
     def sampling(self) -> Sampling:
-        """The part that chooses a token."""
+        """The options of `next_tokens`."""
         return Sampling(greedy=self.greedy, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
@@ -68,9 +68,9 @@ def reply(model: Any, tokenizer: Any, messages: Sequence[Message], options: Repl
 
 
 def complete(model: Any, tokenizer: Any, text: str, options: ReplyOptions) -> Iterator[str]:
-    """Yield how the model goes on with ``text``, without any chat template, as pieces of text.
+    """Yield the model's continuation of ``text``, without a chat template, as pieces of text.
 
-    What spells a control token in it is text.
+    The name of a control token in ``text`` is encoded as text.
 
     Raises:
         PipelineError: the text is empty or does not fit, or an option is out of range.
@@ -82,13 +82,13 @@ def complete(model: Any, tokenizer: Any, text: str, options: ReplyOptions) -> It
 
 @dataclass
 class ChatSession:
-    """A conversation that remembers.
+    """A conversation with its history.
 
     Attributes:
         model: a causal language model.
         tokenizer: with a chat template.
         options: how replies are decoded; may be replaced between turns.
-        system: what comes before the first turn.
+        system: system message; None for none.
         history: turns so far, without the system message.
         forgotten: turns dropped from the front because the model's context was full.
     """
@@ -103,7 +103,8 @@ class ChatSession:
     def say(self, text: str) -> Iterator[str]:
         """Add the user's turn and yield the reply as pieces of text.
 
-        What was yielded enters the history, also when the caller stops early. Nothing enters it when decoding fails.
+        The yielded text enters the history, also when the caller stops early. If decoding fails before the first
+        piece, the history stays as it was.
 
         Raises:
             PipelineError: as `reply`.
@@ -157,7 +158,7 @@ def _answer(model: Any, tokenizer: Any, prompt: list[int], options: ReplyOptions
     if options.beams < 1:
         raise PipelineError(Problem(f"beams is {options.beams}", "must be >= 1", "1 is no beam search"))
     if options.beams > 1:
-        found = beam_search(
+        responses = beam_search(
             model,
             [prompt],
             beams=options.beams,
@@ -165,7 +166,7 @@ def _answer(model: Any, tokenizer: Any, prompt: list[int], options: ReplyOptions
             eos_ids=ends,
             pad_id=tokenizer.pad_token_id,
         )
-        yield str(tokenizer.decode(found[0], skip_special_tokens=True))
+        yield str(tokenizer.decode(responses[0], skip_special_tokens=True))
         return
     tokens = stream(
         model,

@@ -1,7 +1,7 @@
-"""What two stages that hand a model over must agree on: vocabulary, chat template, special tokens.
+"""What the tokenizers of two stages must agree on: vocabulary, chat template, special tokens.
 
-Owns the comparison and the check that a conversation teaches the end token. Torch-free: a tokenizer is passed in,
-or its folder is read as JSON, so a plan can compare artifacts without loading anything.
+Owns the comparison, and the check that a conversation trains the end token. Torch-free: a tokenizer is passed in, or
+its folder is read as JSON, so a plan can compare artifacts without loading them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pipeline.models.tokens import TextEncoder
 
 
 def growth_note(rows: int, tokens: int) -> str:
-    """Say that an embedding of ``rows`` rows gets one for each of ``tokens`` tokens."""
+    """Return the note that an embedding of ``rows`` rows was resized to ``tokens`` rows."""
     return f"the embedding grows from {rows} rows to {tokens}, one for each token; the new ones are the mean"
 
 
 def growth_problem(rows: int, tokens: int) -> Problem:
-    """Return what is wrong where an embedding of ``rows`` rows cannot grow to ``tokens``."""
+    """Return the problem of an embedding of ``rows`` rows that cannot be resized to ``tokens`` rows."""
     remedy = "run an sft stage with `compute` of one process and without `quantize` first, which adds the rows"
     statement = f"the tokenizer has {tokens} tokens and the model's embedding {rows} rows"
     return Problem(statement, "a row for every token", remedy)
@@ -33,10 +33,10 @@ def growth_problem(rows: int, tokens: int) -> Problem:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What must be the same in two tokenizers for the weights of one to make sense with the other.
+    """What two tokenizers must have in common for the weights of one to be used with the other.
 
     Attributes:
-        name: of the stage or folder, for messages.
+        name: stage or folder, for messages.
         vocabulary: hash of tokens, ids and merges.
         entries: size of the vocabulary, added tokens included.
         template: hash of the chat template; empty when there is none.
@@ -76,7 +76,7 @@ def facts_of_folder(folder: Path, name: str) -> TokenizerFacts | None:
 
 
 def disagreements(earlier: TokenizerFacts, later: TokenizerFacts) -> list[Problem]:
-    """Return what differs between two tokenizers that must be one, empty when they agree."""
+    """Return a problem for each difference between two tokenizers that must be the same."""
     problems = []
     remedy = f"start `{later.name}` and `{earlier.name}` from the same tokenizer"
     if earlier.vocabulary != later.vocabulary:
@@ -86,7 +86,7 @@ def disagreements(earlier: TokenizerFacts, later: TokenizerFacts) -> list[Proble
         statement = f"the chat template of `{later.name}` is {'another one' if later.template else 'missing'}"
         expected = f"that of `{earlier.name}`" if earlier.template else f"none, as in `{earlier.name}`"
         problems.append(Problem(statement, expected, remedy))
-    for key, label in (("eos", "end"), ("bos", "start")):  # padding is never read
+    for key, label in (("eos", "end"), ("bos", "start")):  # the padding token may differ: padding is never attended to
         if earlier.special[key] != later.special[key]:
             statement = f"the {label} token of `{later.name}` is {later.special[key] or 'unset'}"
             expected = f"{earlier.special[key] or 'unset'} as in `{earlier.name}`"
@@ -97,8 +97,8 @@ def disagreements(earlier: TokenizerFacts, later: TokenizerFacts) -> list[Proble
 def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
     """Return the token ids that end a response.
 
-    They are the tokenizer's end token, the one with which the chat template ends a turn, and those of the model's
-    settings.
+    These are the tokenizer's end token, the token with which the chat template ends a turn, and the end tokens of the
+    model's generation config.
     """
     ids = [int(tokenizer.eos_token_id)]
     turn = ChatTemplate(TextEncoder(tokenizer)).end_token() if tokenizer.chat_template else None
@@ -110,65 +110,73 @@ def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
 
 
 def eos_is_learned(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> bool:
-    """Whether each assistant turn, as the template renders it, trains a token that ends it as its last visible token.
+    """Return whether every assistant turn, as the template renders it, trains a final end token.
 
-    White space a template puts after the end token does not count. A template that ends turns with no such token has
-    the tokenizer's own one added to the last.
+    White space after the end token does not count. If the template ends turns without a control token, encoding adds
+    the tokenizer's end token to the last turn, which counts too.
     """
     template = ChatTemplate(TextEncoder(tokenizer))
     try:
-        made = template.rendered(messages, tools)
+        texts = template.rendered(messages, tools)
     except TemplateFaultError:
         return False
     control = tuple(template.encoder.control)
-    spoken = [(one, one.text.text[span.start : span.end]) for one in made for span in one.answers if span.end]
-    return bool(spoken) and all(said.rstrip().endswith(control) or one.adds_end for one, said in spoken)
+    spoken = [
+        (rendered, rendered.text.text[span.start : span.end])
+        for rendered in texts
+        for span in rendered.answers
+        if span.end
+    ]
+    return bool(spoken) and all(answer.rstrip().endswith(control) or rendered.adds_end for rendered, answer in spoken)
 
 
 def unseen_opening(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> str:
-    """Return how a generated answer is begun where the conversation's own answer begins otherwise, else nothing."""
+    """Return what the generation prompt adds, if the conversation's own last answer does not begin with it.
+
+    An empty string means that it does.
+    """
     template = ChatTemplate(TextEncoder(tokenizer))
     chat, last = template.chat(messages, tools), len(messages) - 1
-    begun = template.text(chat, last, opens_answer=True).text
-    if template.text(chat).text.startswith(begun):
+    generation_prompt = template.text(chat, last, opens_answer=True).text
+    if template.text(chat).text.startswith(generation_prompt):
         return ""
-    return begun.removeprefix(template.text(chat, last).text)
+    return generation_prompt.removeprefix(template.text(chat, last).text)
 
 
 def conversation_problems(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> list[Problem]:
-    """Return what is wrong with how a conversation is rendered: no template, end not learned, doubled tokens.
+    """Return what is wrong with how a conversation is rendered: no template, end not trained, doubled tokens.
 
     Args:
         tokenizer: with its chat template.
-        messages: a conversation that ends with the assistant.
-        tools: it may call.
+        messages: a conversation that ends with an assistant turn.
+        tools: tools the assistant may call.
     """
     if not tokenizer.chat_template:
         return [no_template()]
     template = ChatTemplate(TextEncoder(tokenizer))
     chat = template.chat(messages, tools)
     try:
-        whole = template.text(chat)
+        full_text = template.text(chat)
         prompt = template.text(chat, len(messages) - 1, opens_answer=True)
     except TemplateFaultError as fault:
         return [Problem(f"a conversation {fault}")]
     problems = []
     if not eos_is_learned(tokenizer, messages, tools):
-        found = f"the chat template does not end the assistant's turn with {tokenizer.eos_token}"
+        statement = f"the chat template does not end the assistant's turn with {tokenizer.eos_token}"
         expected = "the tokenizer's end token as part of what is trained, or no response would ever end"
         remedy = "set the tokenizer's eos_token to the template's, or put it inside {% generation %}"
-        problems.append(Problem(found, expected, remedy))
-    ids = template.encoder.encode_one(whole).ids
+        problems.append(Problem(statement, expected, remedy))
+    ids = template.encoder.encode_one(full_text).ids
     for token_id, label in ((tokenizer.eos_token_id, "end"), (tokenizer.bos_token_id, "start")):
         if token_id is not None and any(a == b == token_id for a, b in pairwise(ids)):
             token = tokenizer.convert_ids_to_tokens(token_id)
-            found, remedy = f"the {label} token {token} comes twice in a row", "write it once in the template"
-            problems.append(Problem(found, "once", remedy))
-    # Where trl ships a variant for training, what is learnt is known all the same: `sft` says what it is not.
-    if not whole.text.startswith(prompt.text) and training_variant(template.source(tools)) is None:
-        found = "the chat template renders a prompt differently once the answer follows"
+            statement, remedy = f"the {label} token {token} comes twice in a row", "write it once in the template"
+            problems.append(Problem(statement, "once", remedy))
+    # Where trl ships a training variant of the template, the trained tokens are known even if the prompt is no prefix.
+    if not full_text.text.startswith(prompt.text) and training_variant(template.source(tools)) is None:
+        statement = "the chat template renders a prompt differently once the answer follows"
         problems.append(
-            Problem(found, "the prompt as a prefix of the conversation", "use a template without rewriting")
+            Problem(statement, "the prompt as a prefix of the conversation", "use a template without rewriting")
         )
     return problems
 

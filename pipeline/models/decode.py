@@ -1,12 +1,12 @@
 """Sampling from a causal language model: a lean batched loop over the model's own cache.
 
-Owns the loop. Knows nothing of text, tokenizers or chat. Any `transformers` causal model works, through its own cache
-where that gives what a pass without one gives (`steps.py`); beam search is left to `model.generate`.
+Owns the loop. Knows nothing of text, tokenizers or chat. Any `transformers` causal model works. Its own cache is used
+if it gives the same logits as a pass without a cache (`steps.py`). Beam search is left to `model.generate`.
 
-What makes it faster than `model.generate`: prompts are sorted by length, so little is padded; rows that ended leave the
-batch; keys and values are written into buffers with room for the whole response; nothing runs per step that greedy or
-sampled decoding does not need, and no logits are kept. Tried on a CPU with a 1M-parameter llama and not kept: attention
-as two matrix products (10 % faster), one fused forward pass for llama (10 % more).
+What makes it faster than `model.generate`: prompts are sorted by length, so there is little padding; rows that ended
+leave the batch; keys and values are written into preallocated buffers; nothing runs per step that greedy or sampled
+decoding does not need, and no logits are stored. Tried on a CPU with a 1M-parameter llama and dropped: attention as two
+matrix products (10 % faster), one fused forward pass for llama (another 10 %).
 
 Left out: repetition penalties, stop strings, speculative decoding, continuous refilling of the batch.
 
@@ -31,7 +31,7 @@ from pipeline.models.sampling import Sampling, next_tokens, uniforms
 from pipeline.models.steps import CacheUse, Say, cache_use, left_padded, steps_for
 
 _COMPACT_SHARE = 0.125
-"""Ended rows are dropped once they are this share of the batch: dropping copies the cache."""
+"""Ended rows are dropped once they are this fraction of the batch, because dropping copies the cache."""
 
 
 def decode(
@@ -69,8 +69,8 @@ def decode(
         seed: of the random numbers.
         batch_size: rows decoded together.
         row_ids: identity of each row for its random numbers; its position when omitted.
-        on_progress: told after each batch.
-        say: told once if the model's cache cannot be used; a line on standard error when omitted.
+        on_progress: called after each batch.
+        say: called once if the model's cache cannot be used; prints to standard error when omitted.
 
     Returns:
         Response token ids in the order of the prompts, without the prompt. The token of ``eos_ids`` that ended a
@@ -113,7 +113,7 @@ def beam_search(
     batch_size: int = 16,
     say: Say | None = None,
 ) -> list[list[int]]:
-    """Return the best beam of each prompt, found by `model.generate`; ends with its end token when it has one."""
+    """Return the best beam of each prompt by `model.generate`, its end token included if it has one."""
     _check(prompts, Sampling(greedy=True), max_new_tokens, context_limit(model))
     eos = [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
     settings = GenerationConfig(
@@ -128,8 +128,8 @@ def beam_search(
     with evaluating(model), only_what_is_given(model), torch.inference_mode():
         for rows in _batches(order, batch_size, prompts, use):
             ids_BT, mask_BT = left_padded([prompts[row] for row in rows], pad_id, model.device)
-            found_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
-            for row, tokens in zip(rows, found_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
+            sequences_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
+            for row, tokens in zip(rows, sequences_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
                 responses[row] = _until_eos(tokens, eos)
     return responses
 
@@ -158,7 +158,7 @@ def stream(
     state = steps_for(model, [prompt], 0, steps, use)
     tokens_B: Tensor | None = None
     for step in range(steps):
-        # The contexts close before each yield: the caller runs outside of them.
+        # The contexts close before each yield, so that the caller's code runs outside of them.
         with evaluating(model), torch.inference_mode():
             logits_BV = state.begin() if tokens_B is None else state.next(tokens_B)
             tokens_B = next_tokens(logits_BV, sampling, uniforms_BT[:, step])
@@ -181,13 +181,13 @@ def _decode_batch(
     device, steps = model.device, max(rooms)
     state = steps_for(model, prompts, pad_id, steps, use)
     eos_E, rooms_B = torch.tensor(eos_ids, device=device), torch.tensor(rooms, device=device)
-    taken_BT = torch.full((len(prompts), steps), pad_id, dtype=torch.long, device=device)
+    chosen_BT = torch.full((len(prompts), steps), pad_id, dtype=torch.long, device=device)
     alive_B = torch.arange(len(prompts), device=device)
     ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     logits_BV = state.begin()
     for step in range(steps):
         tokens_B = next_tokens(logits_BV, sampling, None if uniforms_BT is None else uniforms_BT[alive_B, step])
-        taken_BT[alive_B, step] = tokens_B
+        chosen_BT[alive_B, step] = tokens_B
         ended_B = ended_B | torch.isin(tokens_B, eos_E) | (rooms_B[alive_B] <= step + 1)
         ended = int(ended_B.sum())
         if ended == len(ended_B) or step + 1 == steps:
@@ -197,8 +197,8 @@ def _decode_batch(
             state.keep(keep)
             alive_B, tokens_B, ended_B = alive_B[keep], tokens_B[keep], ended_B[keep]
         logits_BV = state.next(tokens_B)
-    found = taken_BT[:, : step + 1].tolist()
-    return [_until_eos(row[:room], eos_ids) for row, room in zip(found, rooms, strict=True)]
+    responses = chosen_BT[:, : step + 1].tolist()
+    return [_until_eos(row[:room], eos_ids) for row, room in zip(responses, rooms, strict=True)]
 
 
 def _until_eos(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
@@ -211,7 +211,7 @@ def _until_eos(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
 def _batches(
     order: Sequence[int], batch_size: int, prompts: Sequence[Sequence[int]], use: CacheUse
 ) -> Iterator[Sequence[int]]:
-    """Yield rows, shortest prompts first; those of one length only, where the model takes no padding."""
+    """Yield batches of row indices, shortest prompts first; ``unpadded`` batches have prompts of one length only."""
     groups = [list(same) for _, same in groupby(order, key=lambda row: len(prompts[row]) if use == "unpadded" else 0)]
     for group in groups:
         for start in range(0, len(group), batch_size):

@@ -1,10 +1,11 @@
-"""A model built without its weights: later those that are wanted get the numbers they would have had, bit for bit.
+"""Deferred initialisation: builds a model without its weights, and materialises some of them later, bit for bit.
 
-While a model is built, large tensors are given no memory; what is drawn for them is drawn and dropped, so that random
-numbers go on as they would, and noted with the generator's state. A wanted weight is then made and what was noted of it
-is done again. So a process that keeps a part of a model never holds the whole. Knows nothing of processes.
+While a model is built, its weights are on the meta device. Each operation that would change a weight is recorded with
+the random generator's state; random draws are made and discarded, so the random stream stays the same. To materialise a
+weight, its recorded operations are replayed. A process that needs a part of a model therefore never holds all of it.
+Knows nothing of ranks.
 
-The idea is that of torchdistx's deferred initialisation, which is no longer kept up.
+The idea is that of torchdistx's deferred initialisation, which is no longer maintained.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SILENT = {torch.ops.aten.detach.default, torch.ops.aten.set_.source_Tensor}
 
 @dataclass(frozen=True)
 class _Change:
-    """A change of a tensor's storage: the operation, the view it was done to, and the random state before."""
+    """A recorded in-place operation: the operation, the view it changed, and the random state before it."""
 
     operation: Callable[..., Any]
     size: tuple[int, ...]
@@ -38,14 +39,14 @@ class _Change:
 
 
 class _Storage(NamedTuple):
-    """A storage without memory, kept alive so that its address stays its own, and its changes."""
+    """A meta storage and its recorded operations; it is kept alive so that its address stays unique."""
 
     alive: Any
     changes: list[_Change]
 
 
 class Deferred(TorchDispatchMode):
-    """Context in which a model is built on the CPU without memory for its weights; `fill` gives it to some."""
+    """Context in which a model that would be built on the CPU is built on the meta device; `fill` materialises weights."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -53,7 +54,7 @@ class Deferred(TorchDispatchMode):
         self._scratch = torch.empty(0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note a change of a tensor without memory; everything else runs as it is."""
+        """Record an in-place operation on a meta tensor; run every other operation unchanged."""
         options = dict(kwargs or {})
         if func is _EMPTY and str(options.get("device") or "cpu") == "cpu":
             return func(*args, **{**options, "device": "meta", "pin_memory": None})
@@ -65,9 +66,9 @@ class Deferred(TorchDispatchMode):
             state = torch.get_rng_state()
             func(self._drop(target), *args[1:], **options)
         storage = target.untyped_storage()
-        noted = self._storages.setdefault(storage._cdata, _Storage(storage, []))
+        recorded = self._storages.setdefault(storage._cdata, _Storage(storage, []))
         size, stride, offset = tuple(target.shape), target.stride(), int(target.storage_offset())
-        noted.changes.append(_Change(func, size, stride, offset, tuple(args[1:]), options, state))
+        recorded.changes.append(_Change(func, size, stride, offset, tuple(args[1:]), options, state))
         return target if func in _RANDOM else func(*args, **options)
 
     def __exit__(self, *error: Any) -> None:
@@ -76,44 +77,46 @@ class Deferred(TorchDispatchMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _drop(self, like: Tensor) -> Tensor:
-        """Return memory to draw into: the same each time, since states kept between would scatter what is freed."""
+        """Return a scratch tensor for a discarded draw; it is reused, because new ones would fragment memory."""
         if self._scratch.numel() < like.numel() or self._scratch.dtype != like.dtype:
             self._scratch = torch.empty(like.numel(), dtype=like.dtype, device="cpu")
         return self._scratch[: like.numel()].view(like.shape)
 
     def fill(self, module: nn.Module) -> None:
-        """Give the parameters of a module that have no memory theirs; what they share they go on sharing."""
-        made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # those replaced stay alive: their ids are keys
+        """Materialise a module's parameters; tied parameters stay tied."""
+        materialised: dict[
+            int, tuple[nn.Parameter, nn.Parameter]
+        ] = {}  # keeps the replaced ones alive: their ids are keys
         for inside in module.modules():
             for name, parameter in inside._parameters.items():
                 if parameter is None or not self._lacks(parameter):
                     continue
-                if id(parameter) not in made:
-                    made[id(parameter)] = parameter, nn.Parameter(self.made(parameter), parameter.requires_grad)
-                inside._parameters[name] = made[id(parameter)][1]
+                if id(parameter) not in materialised:
+                    materialised[id(parameter)] = parameter, nn.Parameter(self.made(parameter), parameter.requires_grad)
+                inside._parameters[name] = materialised[id(parameter)][1]
 
     def _lacks(self, parameter: Tensor) -> bool:
         return parameter.is_meta
 
     @torch.no_grad()
     def made(self, parameter: Tensor) -> Tensor:
-        """Return a weight that has no memory, with the numbers it would have had."""
-        real = torch.empty(parameter.shape, dtype=parameter.dtype)
-        noted = self._storages.get(parameter.untyped_storage()._cdata)
+        """Materialise a weight on the CPU: replay its recorded operations."""
+        weight = torch.empty(parameter.shape, dtype=parameter.dtype)
+        recorded = self._storages.get(parameter.untyped_storage()._cdata)
         with torch.random.fork_rng(devices=[]):
-            for change in noted.changes if noted is not None else ():
+            for change in recorded.changes if recorded is not None else ():
                 if change.state is not None:
                     torch.set_rng_state(change.state)
-                view = real.as_strided(change.size, change.stride, change.offset)
+                view = weight.as_strided(change.size, change.stride, change.offset)
                 change.operation(view, *change.args, **change.options)
-        return real
+        return weight
 
 
 class Stored(Deferred):  # type: ignore[no-untyped-call]
-    """The same for a model whose weights are read from files, each only once it is wanted.
+    """Deferred loading: weights are read from files, each only when it is materialised.
 
     Attributes:
-        files: name of a tensor to its file.
+        files: tensor name to safetensors file.
     """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
@@ -122,7 +125,7 @@ class Stored(Deferred):  # type: ignore[no-untyped-call]
         self._names: dict[int, tuple[str, nn.Parameter]] = {}
 
     def knows(self, model: nn.Module) -> bool:
-        """Remember the names of a model's parameters; return whether the files have them all by these names."""
+        """Record the names of a model's parameters; return whether the files hold a tensor for each name."""
         self._names = {id(parameter): (name, parameter) for name, parameter in model.named_parameters()}
         return all(name in self.files for name, _ in self._names.values())
 
@@ -131,16 +134,16 @@ class Stored(Deferred):  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def made(self, parameter: Tensor) -> Tensor:
-        """Return a weight as its file has it."""
+        """Read a weight from its file, as a copy and not as a memory map."""
         name, _ = self._names[id(parameter)]
         with safe_open(self.files[name], framework="pt") as tensors:
-            return torch.empty(parameter.shape, dtype=parameter.dtype).copy_(tensors.get_tensor(name))  # not the map
+            return torch.empty(parameter.shape, dtype=parameter.dtype).copy_(tensors.get_tensor(name))
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Return which file of a folder's safetensors holds which tensor."""
-    found = {}
+    """Map each tensor name to the safetensors file of a folder that holds it."""
+    files = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            found.update(dict.fromkeys(tensors.keys(), file))
-    return found
+            files.update(dict.fromkeys(tensors.keys(), file))
+    return files

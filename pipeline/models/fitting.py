@@ -1,6 +1,6 @@
-"""Model and tokenizer made to fit one another: a row of the embedding for every token, a padding token of its own.
+"""Fits a model and its tokenizer to one another: an embedding row for every token, and a separate padding token.
 
-Owns those two changes and the sentences that say them. Knows nothing of files or stages.
+Owns these two changes and the notes about them. Knows nothing of files or stages.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pipeline.models.tokens import control_tokens
 
 
 def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
-    """Give a tokenizer whose padding is an end token another one, for `transformers` reads a score before the padding.
+    """Give a tokenizer whose padding token also ends responses another padding token.
 
-    A reward model of `transformers` reads its score at the last token that is not padding: before the end, where the
-    two are one token, so that ended and cut answers score alike.
+    A reward model of `transformers` reads its score at the last token that is not padding. If the end token pads, that
+    is the token before the end, and finished and truncated answers would score alike.
 
     Args:
-        tokenizer: of the reward model; changed.
+        tokenizer: the reward model's; changed in place.
         ends: tokens that end a response.
 
     Returns:
-        What was changed, to be said; nothing where padding is a token of its own.
+        A note of what was changed; empty if padding already has a token of its own.
 
     Raises:
         PipelineError: every control token of the tokenizer ends responses.
@@ -34,7 +34,7 @@ def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
     taken = set(ends)
     if tokenizer.pad_token_id not in taken:
         return ""
-    # What pads has a row of the embedding that is not trained again: take one that nothing else uses.
+    # The embedding row of the padding token gets no more training, so take a token that nothing else uses.
     used = f"{tokenizer.chat_template or ''}{tokenizer.bos_token or ''}"
 
     def order(item: tuple[str, int]) -> tuple[bool, bool, int]:
@@ -51,18 +51,18 @@ def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
 
 
 def fit_embedding(model: Any, tokenizer: Any, *, can_grow: bool = True) -> str:
-    """Give a model a row of its embedding for every token; new rows are the mean of the others.
+    """Resize a model's embedding to have a row for every token; new rows are the mean of the others.
 
     Args:
-        model: whole, in full precision.
-        tokenizer: that may have more tokens.
-        can_grow: whether its weights may change their size; not where they are sharded or are quantised.
+        model: not sharded and in full precision, if it is to be resized.
+        tokenizer: may have more tokens than the embedding has rows.
+        can_grow: whether the embedding may be resized; False for sharded or quantised weights.
 
     Returns:
-        What was changed, to be said; nothing where all tokens have a row.
+        A note of what was changed; empty if all tokens have a row.
 
     Raises:
-        PipelineError: they have none, and it cannot grow.
+        PipelineError: a token has no row, and the embedding cannot be resized.
 
     Reference: Hewitt 2021, "Initializing new word embeddings for pretrained language models".
     """

@@ -1,4 +1,4 @@
-"""One step of a causal language model: its last logits and its key-value cache.
+"""One decoding step of a causal language model: its last logits and its key-value cache.
 
 Owns how a model of any architecture is called. Knows nothing of sampling.
 
@@ -36,14 +36,14 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 CACHES = ("past_key_values", "cache_params")
-"""What `transformers` calls the cache of a model: of keys and values, or of recurrent states."""
+"""Names of the cache argument in `transformers`: keys and values, or recurrent states."""
 
 
 class Forward:
-    """Calls a model for the logits of its last position, with the arguments its class takes.
+    """Calls a model for the logits of its last position, with the arguments that its class accepts.
 
     Attributes:
-        cache_argument: what the model's class calls its cache; None when it takes none that `transformers` fills.
+        cache_argument: name of the cache argument; None when the class has none of `CACHES`.
     """
 
     def __init__(self, model: Any, *, padded: bool) -> None:
@@ -71,8 +71,8 @@ class Forward:
             extra["position_ids"] = positions_BT[:, -ids_BT.shape[1] :]
         if self.takes_keep:
             extra["logits_to_keep"] = 1
-        # Without padding every row attends to all before it: no mask is built. A recurrent state holds no padding once
-        # the prompt is read: its mask is that of the new tokens, and those are real.
+        # Without padding no mask is needed. A recurrent model needs a mask only for the prompt: afterwards its mask
+        # covers the new tokens only, and none of them is padding.
         is_read = self.cache_argument == "cache_params" and ids_BT.shape[1] < mask_BT.shape[1]
         mask = mask_BT if self.padded and not is_read else None
         output = self.model(input_ids=ids_BT, attention_mask=mask, use_cache=True, **extra)
@@ -81,7 +81,7 @@ class Forward:
 
 
 class StaticLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values in buffers with room for all that will come, so that a step copies one token, not the cache."""
+    """Keys and values in preallocated buffers, so that a step copies one token instead of the cache."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class StaticLayer(DynamicLayer):  # type: ignore[misc]
         if not self.buffers or end > self.capacity:
             self.capacity = max(self.capacity, end)
             self.buffers = tuple(
-                self._roomy(new, kept) for new, kept in ((key_states, self.keys), (value_states, self.values))
+                self._roomy(new, cached) for new, cached in ((key_states, self.keys), (value_states, self.values))
             )
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[..., self.filled : end, :] = new
@@ -108,22 +108,22 @@ class StaticLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep some rows."""
-        self.buffers = tuple(self._roomy(kept, kept, beam_idx) for kept in (self.keys, self.values))
+        """Select the rows (batch indices) ``beam_idx``."""
+        self.buffers = tuple(self._roomy(cached, cached, beam_idx) for cached in (self.keys, self.values))
         self.keys, self.values = (buffer[..., : self.filled, :] for buffer in self.buffers)
 
-    def _roomy(self, like: Tensor, kept: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return a buffer with what was kept at its start."""
+    def _roomy(self, like: Tensor, cached: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Allocate a buffer of the layer's capacity, and copy the cached tokens (of ``rows``) to its start."""
         count = like.shape[0] if rows is None else len(rows)
         buffer = like.new_empty((count, like.shape[1], self.capacity, like.shape[3]))
         if self.filled:
-            part = kept[..., : self.filled, :]
+            part = cached[..., : self.filled, :]
             buffer[..., : self.filled, :] = part if rows is None else part.index_select(0, rows)
         return buffer
 
 
 def cache_for(model: Any, capacity: int) -> DynamicCache:
-    """Return an empty cache of the layers the model's architecture needs, with room for ``capacity`` tokens."""
+    """Return an empty cache with the layer types the architecture needs, and room for ``capacity`` tokens."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     cache.layers = [StaticLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

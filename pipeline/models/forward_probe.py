@@ -1,6 +1,6 @@
-"""Watches the first pass of a model that trains: the number format it computes in, and what it computes twice.
+"""Probes the first training pass of a model: its compute dtype, and whether activations are recomputed.
 
-A setting says what was asked for; this sees what runs. Its hooks are gone after the first pass.
+A setting says what was asked for; the probe sees what runs. Its hook is removed after the first pass.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class ForwardProbe:
-    """Watches the first linear part of the last decoder layer from the moment it is made until `end`.
+    """Hooks the first linear module of the last decoder layer, from construction until `end`.
 
-    Passes without gradients (of a reference, of sampling) do not count.
+    Passes without gradients (of a reference model, of sampling) do not count.
 
     Attributes:
-        dtype: of what it returned; None before.
-        passes: forward passes through it.
-        again: those of them during a backward pass: activations computed a second time.
+        dtype: dtype of the module's first output; None before the first pass.
+        passes: forward passes through the module.
+        again: forward passes during a backward pass, which recompute activations.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -28,22 +28,22 @@ class ForwardProbe:
         self.passes = self.again = 0
         layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
         linear = next((part for part in layers[-1].modules() if _is_linear(part)), None) if layers else None
-        # Not the layer: transformers computes its `forward` again, and leaves hooks of the layer itself outside.
+        # Not a hook on the layer: checkpointing in transformers recomputes its `forward` without the layer's hooks.
         self._handle = None if linear is None else linear.register_forward_hook(self._look)
 
     @property
     def is_blind(self) -> bool:
-        """Whether nothing was seen: layers of an unknown make, or no pass yet."""
+        """Whether no pass was seen: the layers are of an unknown class, or none has run yet."""
         return not self.passes
 
     def _look(self, _: nn.Module, __: Any, output: torch.Tensor) -> None:
         if torch.is_grad_enabled():
             self.dtype = self.dtype or output.dtype
             self.passes += 1
-            self.again += torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint knows it
+            self.again += torch._C._current_graph_task_id() != -1  # inside a backward pass, as torch.utils.checkpoint
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
 

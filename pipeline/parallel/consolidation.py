@@ -1,6 +1,6 @@
-"""Consolidates sharded weights: to save a model, or to score with it on one process.
+"""Consolidates sharded weights on the first rank, to save a model or to score with it on one process.
 
-Knows the trainers of transformers, which hold their state through accelerate. Knows nothing of files.
+Works with transformers' trainers, whose state accelerate holds. Reads and writes no files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.parallel.tensor.sharding import size_of
 
 
 def is_sharded(trainer: Any) -> bool:
-    """Return whether a trainer's weights are sharded over the processes: with ZeRO-3, FSDP and tensor parallelism."""
+    """Return whether a trainer's weights are sharded over the ranks: by ZeRO-3, FSDP or tensor parallelism."""
     if size_of(trainer.model) > 1:
         return True
     kind = str(trainer.accelerator.distributed_type).rpartition(".")[2]
@@ -29,9 +29,9 @@ def is_sharded(trainer: Any) -> bool:
 
 
 def consolidated_model(trainer: Any) -> Any | None:
-    """Return a trainer's model with all its weights on the first process, None on the others; every process calls it.
+    """Return a trainer's model with full weights on the first rank, None on the others; every rank must call it.
 
-    Weights that are sharded are gathered layer by layer into the first process's memory, beside the trainer's own.
+    Sharded weights are gathered layer by layer into the first rank's memory, in addition to the trainer's own shards.
     """
     first = trainer.accelerator.is_main_process
     if not is_sharded(trainer):
@@ -44,23 +44,25 @@ def consolidated_model(trainer: Any) -> Any | None:
 
 
 def rebuilt(model: Any, state: dict[str, torch.Tensor]) -> Any:
-    """Return a model of the same make on the CPU, whose weights are the tensors of ``state``: there are no others."""
-    unset_hf_deepspeed_config()  # with ZeRO-3 in force a new model would be dealt out to processes that are not here
+    """Build a CPU model of the same class and configuration, whose weights are the tensors of ``state``, not copies."""
+    unset_hf_deepspeed_config()  # under ZeRO-3 DeepSpeed would shard the new model over ranks that do not take part
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     dtype, config = next(iter(state.values())).dtype, copy.deepcopy(plain.config)
     if hasattr(config, "distributed_config"):
-        del config.distributed_config  # whole again
-    with no_init_weights():  # memory that nobody writes to is not there yet
-        made = type(plain)._from_config(config, dtype=dtype)
+        del config.distributed_config  # the new model is not sharded
+    with no_init_weights():  # pages that nothing writes to take no memory
+        full_model = type(plain)._from_config(config, dtype=dtype)
     if getattr(plain, "generation_config", None) is not None:
-        made.generation_config = copy.deepcopy(plain.generation_config)
+        full_model.generation_config = copy.deepcopy(plain.generation_config)
     if isinstance(model, PeftModel):
-        made = get_peft_model(made, model.peft_config[model.active_adapter])
-    # A tied output layer is in the state once; what is really missing would be an error of ours.
-    # Taken, not copied: the first process holds the whole once.
-    missing, unexpected = made.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False, assign=True)
-    lost = [name for name in missing if not name.endswith(("lm_head.weight", "rotary_emb.inv_freq"))]
-    if lost or unexpected:
-        raise RuntimeError(f"gathered weights do not fit the model: {[*lost, *unexpected][:3]}")
-    made.tie_weights()
-    return made
+        full_model = get_peft_model(full_model, model.peft_config[model.active_adapter])
+    # The state holds a tied output layer once, under the embedding's name; any other missing name is a bug of ours.
+    # `assign` takes the tensors instead of copying them, so the first rank holds the weights once.
+    missing, unexpected = full_model.load_state_dict(
+        {k: v.to(dtype) for k, v in state.items()}, strict=False, assign=True
+    )
+    missing_weights = [name for name in missing if not name.endswith(("lm_head.weight", "rotary_emb.inv_freq"))]
+    if missing_weights or unexpected:
+        raise RuntimeError(f"gathered weights do not fit the model: {[*missing_weights, *unexpected][:3]}")
+    full_model.tie_weights()
+    return full_model

@@ -1,6 +1,6 @@
-"""Tensors that are sharded over the processes (torch's DTensor): consolidated, and distributed like another tensor.
+"""DTensors: all-gathers a sharded tensor into a full one, and shards a full tensor like another DTensor.
 
-FSDP2 and tensor parallelism hold weights so, and the optimizer's memory of them. Every process calls what is here.
+FSDP2 and tensor parallelism hold weights and optimizer state as DTensors. Every rank must call these functions.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return a copy, in CPU memory, of a tensor that may be sharded; every process gets it."""
-    found = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return found.detach().cpu().clone()
+    """All-gather a tensor that may be sharded; return a full copy in CPU memory, on every rank."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu().clone()
 
 
 def whole_weights(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Return weights put together, one after another; empty without ``keep``."""
-    found = {}
+    """All-gather the tensors of a state dict one by one; return the full ones, or an empty dict without ``keep``."""
+    full_state = {}
     for name, tensor in state.items():
-        gathered = full_tensor(tensor)
+        full = full_tensor(tensor)
         if keep:
-            found[name] = gathered
-    return found
+            full_state[name] = full
+    return full_state
 
 
 def distribute_like(tensor: Tensor, like: Any) -> Tensor:
-    """Return a tensor, which every process has whole, as another of its shape lies; itself where that one is whole."""
+    """Shard a full tensor, which every rank holds, like a DTensor of its shape.
+
+    Returns the tensor itself, on the device of ``like``, where ``like`` is no DTensor or has another shape.
+    """
     tensor = tensor.to(like.device)
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
@@ -39,5 +42,5 @@ def distribute_like(tensor: Tensor, like: Any) -> Tensor:
 
 @torch.no_grad()
 def set_weight(parameter: nn.Parameter, tensor: Tensor) -> None:
-    """Put this process's part of a whole weight into its parameter."""
+    """Copy this rank's shard of a full weight into its parameter."""
     parameter.copy_(distribute_like(tensor.to(parameter.device, parameter.dtype), parameter))

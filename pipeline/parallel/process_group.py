@@ -1,6 +1,6 @@
-"""How a stage's process joins the others: accelerate's state, set up once, before anything of the stage.
+"""Initialises the process group of a stage: accelerate's `PartialState`, set up once before the stage starts.
 
-Trainers of transformers would set it up themselves; on a CPU with DeepSpeed they end up with one process each.
+transformers' trainers would set it up themselves, but with DeepSpeed on a CPU each would see a world size of 1.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import os
 from datetime import timedelta
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits in a collective for the others; a machine that is lost is noticed sooner (`launch/`)."""
+"""Timeout of a collective. A machine that is lost is noticed sooner (`launch/`)."""
 
 
 def init_process_group(*, cpu: bool, deepspeed: bool) -> None:
-    """Join the processes of the run; does nothing for a process that was not started as one of several."""
+    """Initialise the process group; does nothing in a process that was not launched as one of several ranks."""
     if "RANK" not in os.environ:
         return
     from accelerate.state import PartialState
@@ -25,15 +25,15 @@ def init_process_group(*, cpu: bool, deepspeed: bool) -> None:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
             _spare_the_compiler()
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    # Asked for a CPU, accelerate forgets DeepSpeed; told its backend, it finds the other processes.
+    # With `cpu=True` accelerate ignores DeepSpeed. Given the backend, it joins the other ranks all the same.
     PartialState(cpu=cpu and not deepspeed, backend="gloo" if cpu else None, timeout=TIMEOUT)
 
 
 def _spare_the_compiler() -> None:
-    """Keep DeepSpeed from compiling a collective that only its inference uses.
+    """Keep DeepSpeed from compiling a shared-memory collective that only its inference engine uses.
 
-    It would do so whenever it starts on a CPU, into the user's home: half a minute, and an error where there is no C++
-    compiler or no home to write to, as in a slim container. Without the collective it takes gloo's.
+    DeepSpeed would compile it into the user's home whenever it starts on a CPU. That takes half a minute, and fails
+    without a C++ compiler or a writable home, as in a slim container. Without it DeepSpeed uses gloo's collectives.
     """
     import deepspeed.ops
 

@@ -1,7 +1,7 @@
-"""The processes of a run: sums and gathers over them, and nothing when there is one.
+"""The ranks of a run, and collectives over them that do nothing when there is only one.
 
-Every process holds its share of a rollout; what is computed from the whole (whitening, token counts, decisions to
-stop) goes through here, so that the number of processes does not change the result.
+Each rank holds its share of a rollout. Values that depend on the whole rollout (whitening, token counts, decisions to
+stop) are reduced here, so the number of ranks does not change the result.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all.
+    """This process's rank and the world size.
 
     Attributes:
-        index: of this process.
-        count: of processes.
+        index: rank of this process.
+        count: number of ranks (world size).
     """
 
     index: int = 0
@@ -30,7 +30,7 @@ class Ranks:
 
     @staticmethod
     def current() -> Ranks:
-        """Return the processes of torch's default group; one when there is none."""
+        """Return the rank and world size of torch's default process group; rank 0 of 1 without one."""
         if dist.is_available() and dist.is_initialized():
             return Ranks(dist.get_rank(), dist.get_world_size())
         return Ranks()
@@ -41,7 +41,7 @@ class Ranks:
         return self.index == 0
 
     def sums(self, *values: float) -> tuple[float, ...]:
-        """Return each value summed over all processes, in float64."""
+        """All-reduce: return each value summed over all ranks, in float64."""
         if self.count == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -49,12 +49,12 @@ class Ranks:
         return tuple(tensor.tolist())
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Barrier: wait until every rank has called this."""
         if self.count > 1:
             dist.barrier(group=_control_group())
 
     def all_reduce_max(self, value: float) -> float:
-        """Return the largest of one value of each process."""
+        """Return the largest of the ranks' values."""
         if self.count == 1:
             return value
         tensor = torch.tensor([value], dtype=torch.float64)
@@ -62,58 +62,58 @@ class Ranks:
         return float(tensor)
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum gradients over all processes, in one message; a process without a share of a step adds zeros."""
+        """All-reduce gradients (sum) in one flat tensor; a rank that computed none in this step adds zeros."""
         if self.count == 1:
             return
-        kept = list(parameters)
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in kept]
+        parameter_list = list(parameters)
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameter_list]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         start = 0
-        for parameter, gradient in zip(kept, gradients, strict=True):
+        for parameter, gradient in zip(parameter_list, gradients, strict=True):
             parameter.grad = flat[start : start + gradient.numel()].view_as(parameter)
             start += gradient.numel()
 
     def gathered(self, items: list[Any]) -> list[Any]:
-        """Return the items of all processes, those of the first process first."""
+        """All-gather lists: return the items of all ranks in rank order."""
         if self.count == 1:
             return items
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, items, group=_control_group())
-        return [item for part in found for item in part]
+        lists: list[Any] = [None] * self.count
+        dist.all_gather_object(lists, items, group=_control_group())
+        return [item for rank_items in lists for item in rank_items]
 
-    def gather_to_first(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of all processes on the first one's CPU, sent one by one; the others keep nothing.
+    def gather_to_first(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather named tensors to the first rank's CPU, sent one by one; the other ranks return an empty dict.
 
-        Every process calls it; a name is one process's.
+        Every rank must call it. No two ranks may use the same name.
         """
         if self.count == 1:
-            return {name: tensor.detach().cpu().clone() for name, tensor in mine.items()}
-        kinds = self.gathered([{name: (tensor.shape, tensor.dtype) for name, tensor in mine.items()}])
+            return {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
+        layouts_by_rank = self.gathered([{name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}])
         if not self.is_first:
-            for tensor in mine.values():
+            for tensor in own.values():
                 dist.send(tensor.detach().cpu().contiguous(), 0, group=_control_group())
             return {}
-        found = {name: tensor.detach().cpu().clone() for name, tensor in mine.items()}
-        for source, theirs in enumerate(kinds[1:], 1):
-            for name, (shape, dtype) in theirs.items():
-                found[name] = torch.empty(shape, dtype=dtype)
-                dist.recv(found[name], source, group=_control_group())
-        return found
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
+        for source, layouts in enumerate(layouts_by_rank[1:], 1):
+            for name, (shape, dtype) in layouts.items():
+                tensors[name] = torch.empty(shape, dtype=dtype)
+                dist.recv(tensors[name], source, group=_control_group())
+        return tensors
 
     def shard(self, items: list[Any]) -> list[Any]:
-        """Return this process's share of a list: every ``count``-th item."""
+        """Return this rank's share of a list: every ``count``-th item, from item ``index`` on."""
         return items[self.index :: self.count]
 
 
 def any_rank(flag: bool) -> bool:
-    """Return whether any process says so; every process gets the same answer to the same call."""
+    """Return whether ``flag`` is set on any rank. Every rank must call it, and all get the same answer."""
     return bool(Ranks.current().all_reduce_max(float(flag)))
 
 
 @functools.cache
 def _control_group() -> Any:
-    """Return a group that talks through the CPU, beside whatever the devices do; the default one when it does."""
+    """Return a gloo group for CPU tensors, next to the devices' backend; None if the default group is gloo."""
     if dist.get_backend() == "gloo":
         return None
     return dist.new_group(backend="gloo")

@@ -1,7 +1,7 @@
-"""How weights and the optimizer's memory of them really lie on processes: looked at, not believed.
+"""Measures how weights and optimizer state are sharded over the ranks, instead of trusting the configuration.
 
-Engines fall back without a word where they cannot do what they were asked. What they leave shows in the parameters
-(`DTensor` under FSDP2, `ds_tensor` under ZeRO-3) and in DeepSpeed's optimizer.
+An engine that cannot do what it was asked falls back silently. What it really did shows in the parameters (`DTensor`
+under FSDP2, `ds_tensor` under ZeRO-3) and in DeepSpeed's optimizer.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ShardingState:
-    """What this process holds.
+    """What this rank holds of the weights and of the optimizer state.
 
     Attributes:
-        engine: ``plain``, ``ZeRO-1`` to ``ZeRO-3``, or ``FSDP2``; with the count of weights where only some are so.
-        over: processes the state is spread over; 1 when it lies whole in each.
-        weights: share of the weights that is in this process between two passes.
-        optimizer: share of the trained weights that this process' optimizer steps.
+        engine: ``plain``, ``ZeRO-1`` to ``ZeRO-3``, ``FSDP2`` or ``tensor parallelism``; followed by the number of
+            weights where only some are sharded.
+        over: ranks the state is sharded over; 1 when each rank holds all of it.
+        weights: fraction of the weights that this rank holds between two passes.
+        optimizer: fraction of the trained weights that this rank's optimizer updates.
     """
 
     engine: str
@@ -31,23 +32,23 @@ class ShardingState:
 
 
 def holding(model: nn.Module, optimizer: Any) -> ShardingState:
-    """Look at a model and the optimizer that trains it, once both are prepared.
+    """Measure the sharding of a model and its optimizer after accelerate has prepared both.
 
     Args:
-        model: not wrapped, or with FSDP2 as it is.
+        model: the unwrapped module; with FSDP2, the module itself, which FSDP2 shards in place.
         optimizer: torch's, accelerate's or DeepSpeed's.
     """
     parameters = list(model.parameters())
     engine, over = _engine_of(parameters, optimizer)
-    held = sum(_local(parameter) for parameter in parameters)
+    local = sum(_local(parameter) for parameter in parameters)
     trained = sum(_whole(parameter) for parameter in parameters if parameter.requires_grad)
     stepped = sum(size for _, size in _stepped(optimizer))
-    all_of_them = max(1, sum(map(_whole, parameters)))
-    return ShardingState(engine, over, round(held / all_of_them, 4), round(stepped / max(1, trained), 4))
+    total = max(1, sum(map(_whole, parameters)))
+    return ShardingState(engine, over, round(local / total, 4), round(stepped / max(1, trained), 4))
 
 
 def bucket_of(optimizer: Any) -> int | None:
-    """Return the elements of the buckets DeepSpeed's optimizer sums gradients in; None where it is another's."""
+    """Return DeepSpeed's `reduce_bucket_size` in elements; None for an optimizer that is not DeepSpeed's."""
     zero = _zero_optimizer(optimizer)
     return None if zero is None else int(zero.reduce_bucket_size)
 
@@ -56,16 +57,16 @@ def _engine_of(parameters: list[nn.Parameter], optimizer: Any) -> tuple[str, int
     zero = _zero_optimizer(optimizer)
     if zero is not None:
         if type(zero).__name__.endswith("Stage3"):
-            in_parts = [p for p in parameters if hasattr(p, "ds_tensor")]
-            over = min((-(-p.ds_numel // p.ds_tensor.numel()) for p in in_parts if p.ds_numel > 64), default=1)  # type: ignore[attr-defined]
-            return _counted("ZeRO-3", in_parts, parameters), int(over)
+            sharded = [p for p in parameters if hasattr(p, "ds_tensor")]
+            over = min((-(-p.ds_numel // p.ds_tensor.numel()) for p in sharded if p.ds_numel > 64), default=1)  # type: ignore[attr-defined]
+            return _counted("ZeRO-3", sharded, parameters), int(over)
         return f"ZeRO-{2 if zero.partition_gradients else 1}", int(min(zero.partition_count, default=1))
-    in_parts = [p for p in parameters if any(place.is_shard() for place in getattr(p, "placements", ()))]
-    if not in_parts:
+    sharded = [p for p in parameters if any(place.is_shard() for place in getattr(p, "placements", ()))]
+    if not sharded:
         return "plain", 1
-    is_sharded = any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in in_parts)  # type: ignore[attr-defined]
-    engine = "tensor parallelism" if is_sharded else "FSDP2"
-    return _counted(engine, in_parts, parameters), min(int(p.device_mesh.size()) for p in in_parts)  # type: ignore[attr-defined]
+    has_tp_mesh = any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in sharded)  # type: ignore[attr-defined]
+    engine = "tensor parallelism" if has_tp_mesh else "FSDP2"
+    return _counted(engine, sharded, parameters), min(int(p.device_mesh.size()) for p in sharded)  # type: ignore[attr-defined]
 
 
 def _counted(engine: str, some: list[nn.Parameter], of: list[nn.Parameter]) -> str:
@@ -73,7 +74,7 @@ def _counted(engine: str, some: list[nn.Parameter], of: list[nn.Parameter]) -> s
 
 
 def _zero_optimizer(optimizer: Any) -> Any | None:
-    """Return DeepSpeed's optimizer inside accelerate's, or the one itself; None where it is another's."""
+    """Return DeepSpeed's ZeRO optimizer, unwrapped from accelerate's; None if the optimizer is another."""
     for one in (optimizer, getattr(optimizer, "optimizer", None)):
         if type(one).__name__.startswith("DeepSpeedZeroOptimizer"):
             return one
@@ -81,7 +82,7 @@ def _zero_optimizer(optimizer: Any) -> Any | None:
 
 
 def _stepped(optimizer: Any) -> Iterator[tuple[int, int]]:
-    """Yield each tensor the optimizer steps in this process, as its id and its numbers."""
+    """Yield the id and the element count of each tensor that this rank's optimizer updates."""
     zero = _zero_optimizer(optimizer)
     if zero is None:
         for group in optimizer.param_groups:
@@ -94,7 +95,10 @@ def _stepped(optimizer: Any) -> Iterator[tuple[int, int]]:
 
 
 def foreign_parameters(model: nn.Module, optimizer: Any) -> int:
-    """Return how many tensors an optimizer steps that are no weights of the model; 0 of DeepSpeed's, which copies."""
+    """Return how many tensors an optimizer updates that are not parameters of the model.
+
+    0 for DeepSpeed's optimizer, which updates copies.
+    """
     if _zero_optimizer(optimizer) is not None:
         return 0
     own = {id(parameter) for parameter in model.parameters()}

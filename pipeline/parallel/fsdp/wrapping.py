@@ -1,11 +1,11 @@
-"""FSDP2 through accelerate, on a CPU too; consolidates its sharded state, and shards a consolidated one.
+"""FSDP2 through accelerate, also on a CPU; consolidates its sharded state, and shards a consolidated one.
 
-accelerate 1.15 takes FSDP for GPUs only: its state becomes one of FSDP where it counted GPUs or the like, and on a CPU
-stays plain data parallelism without a word. All that follows (`fully_shard` of each layer, clipping, accumulation) is
-torch's and does as well on a CPU with gloo, so the state is set here as accelerate sets it on a GPU.
+accelerate 1.15 enables FSDP on accelerators only; on a CPU it silently stays with plain data parallelism. All that
+follows (`fully_shard` of each layer, clipping, accumulation) is torch's and works on a CPU with gloo. So `engage` sets
+accelerate's state as accelerate itself sets it on a GPU.
 
-A state that is kept whole goes on with another number of processes, with ZeRO, or on one process. Every process calls
-what gathers and what shares out. Knows nothing of files.
+A consolidated state can be resumed on another number of ranks, with ZeRO, or on one process. Every rank must call the
+functions that gather or shard. Reads and writes no files.
 
 Reference: Zhao et al. 2023, arXiv:2304.11277.
 """
@@ -26,9 +26,10 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def mixed_precision(precision: str) -> Any | None:
-    """Return what FSDP computes in: weights gathered in ``precision``, gradients summed and outputs returned in fp32.
+    """Return FSDP2's mixed precision policy: weights in ``precision``, gradient reduction and outputs in fp32.
 
-    None for fp32. accelerate would sum gradients in half precision, which rounds them anew with every process more.
+    None for fp32. accelerate's own policy reduces gradients in half precision, whose rounding error grows with the
+    number of ranks.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -38,7 +39,12 @@ def mixed_precision(precision: str) -> Any | None:
 
 
 def engage(accelerator: Any, plugin: Any) -> None:
-    """Put accelerate's state where it stands on a GPU when FSDP is asked for; does nothing where it stands there."""
+    """Switch accelerate's state from ``MULTI_CPU`` to FSDP, as accelerate does on a GPU; leave other states alone.
+
+    Args:
+        accelerator: accelerate's.
+        plugin: accelerate's `FullyShardedDataParallelPlugin`.
+    """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
@@ -50,83 +56,83 @@ def engage(accelerator: Any, plugin: Any) -> None:
 
 
 def modules(model: nn.Module) -> list[Any]:
-    """Return the parts of a model that gather and let go of weights together; none without FSDP2."""
+    """Return a model's FSDP2 modules, each of which all-gathers and reshards its weights as one; none without FSDP2."""
     from torch.distributed.fsdp import FSDPModule
 
-    return [part for part in model.modules() if isinstance(part, FSDPModule)]
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def let_go(model: nn.Module) -> None:
-    """Let go of gathered weights, in every process alike.
+    """Reshard all-gathered weights on every rank.
 
-    The outermost part keeps its own after a pass without gradients. A process that then asks for the model's state, as
-    the first one does to write it, lets go of them alone, and in the next pass gathers while the others do not.
+    The root module keeps its weights gathered after a pass without gradients. If one rank alone then reads the state
+    dict, as the first rank does to save it, only that rank reshards: in the next pass it all-gathers and the others do
+    not.
     """
-    for part in modules(model):
-        part.reshard()
+    for module in modules(model):
+        module.reshard()
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Keep all weights in every process inside the context: to sample, where each token is a pass."""
-    parts = modules(model)
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
+    """Keep all weights gathered on every rank inside the context: sampling makes one forward pass per token."""
+    fsdp_modules = modules(model)
+    for module in fsdp_modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
     try:
         yield
     finally:
-        for part in parts:
-            part.set_reshard_after_forward(True, recurse=False)
+        for module in fsdp_modules:
+            module.set_reshard_after_forward(True, recurse=False)
         let_go(model)
 
 
 @torch.no_grad()
 def gathered_weights(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
-    """Return the weights by name, on the first process; the others help to gather them and keep nothing."""
+    """All-gather the weights; return them by name on the first rank, and an empty dict on the others."""
     let_go(model)
     first = Ranks.current().is_first
-    found = {}
+    weights = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or not trained_only:
             tensor = full_tensor(parameter)
             if first:
-                found[name] = tensor
-    return found
+                weights[name] = tensor
+    return weights
 
 
 def consolidated_optimizer(optimizer: Any) -> dict[str, Any]:
-    """Return the state of an optimizer as torch has it on one process (`Optimizer.state_dict`), on the first process.
+    """Return an optimizer's `state_dict` as it would be on one process, with full tensors, on the first rank.
 
-    The others help to gather it and keep nothing.
+    The other ranks take part in the all-gathers and return an empty state.
     """
-    first, kept = Ranks.current().is_first, optimizer.state_dict()
+    first, local = Ranks.current().is_first, optimizer.state_dict()
     state: dict[int, dict[str, Any]] = {}
-    for place, remembered in kept["state"].items():
-        gathered = {
-            key: full_tensor(value) if isinstance(value, Tensor) else value for key, value in remembered.items()
-        }
+    for index, moments in local["state"].items():
+        full = {key: full_tensor(value) if isinstance(value, Tensor) else value for key, value in moments.items()}
         if first:
-            state[place] = gathered
-    return {"state": state, "param_groups": kept["param_groups"]}
+            state[index] = full
+    return {"state": state, "param_groups": local["param_groups"]}
 
 
-def shard_optimizer(optimizer: Any, kept: Mapping[str, Any]) -> None:
-    """Give an optimizer of sharded weights the state of one of one process.
+def shard_optimizer(optimizer: Any, consolidated: Mapping[str, Any]) -> None:
+    """Load the `state_dict` of a single-process optimizer into an optimizer of sharded weights.
 
     Raises:
-        ValueError: it is another optimizer's, or one that remembers more than numbers for each weight.
+        ValueError: it is another optimizer's, or it holds tensors that are not of their weight's shape.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {}
-    for place, remembered in kept["state"].items():
-        if place >= len(parameters):
+    for index, moments in consolidated["state"].items():
+        if index >= len(parameters):
             raise ValueError(f"the checkpoint's optimizer knows more than {len(parameters)} weights")
-        state[place] = {key: _part(key, value, parameters[place]) for key, value in remembered.items()}
-    optimizer.load_state_dict({"state": state, "param_groups": kept["param_groups"]})
+        state[index] = {key: _shard_of(key, value, parameters[index]) for key, value in moments.items()}
+    optimizer.load_state_dict({"state": state, "param_groups": consolidated["param_groups"]})
 
 
-def _part(key: str, value: Any, parameter: nn.Parameter) -> Any:
+def _shard_of(key: str, value: Any, parameter: nn.Parameter) -> Any:
+    """Return this rank's shard of an optimizer state tensor; scalars and plain values as they are."""
     if not isinstance(value, Tensor) or not value.dim():
         return value
     if value.shape != parameter.shape:

@@ -1,1 +1,1 @@
-"""Pipeline parallelism: each process holds consecutive decoder layers, and micro-batches flow through them."""
+"""Pipeline parallelism: each rank holds consecutive decoder layers, and micro-batches flow through them."""

@@ -1,7 +1,7 @@
-"""Pipeline parallelism: each process holds consecutive decoder layers, micro-batches flow through them (1F1B).
+"""Runs a pipeline: each rank holds consecutive decoder layers, and micro-batches flow through them (1F1B).
 
-torch's `torch.distributed.pipelining` moves activations and gradients. With more processes than parts there are several
-pipelines, replicas that share the rows of a batch and sum their gradients.
+`torch.distributed.pipelining` sends activations and gradients between stages. With more ranks than stages there are
+several pipelines: data-parallel replicas that share the rows of a batch and sum their gradients.
 
 Reference: Narayanan et al. 2021, arXiv:2104.04473 (the 1F1B schedule); Huang et al. 2019, arXiv:1811.06965 (GPipe).
 """
@@ -23,16 +23,16 @@ from pipeline.parallel.pipeline.stage_module import StageModule
 from pipeline.parallel.ranks import Ranks
 
 MOST_SHAPES = 4
-"""Shapes of a batch whose buffers are kept: each has two for every micro-batch."""
+"""Most batch shapes whose communication buffers are cached; each shape has two buffers per micro-batch."""
 
 
 @dataclass(frozen=True)
 class PipelineRank:
-    """A process among stages and replicas; the stages of a replica are processes next to one another.
+    """A rank's position in the grid of replicas and stages; the stages of a replica are consecutive ranks.
 
     Attributes:
-        ranks: all processes.
-        stages: of each pipeline.
+        ranks: all ranks of the run.
+        stages: stages per pipeline.
     """
 
     ranks: Ranks
@@ -40,35 +40,35 @@ class PipelineRank:
 
     @property
     def stage(self) -> int:
-        """Number of this process's part."""
+        """Index of this rank's stage."""
         return self.ranks.index % self.stages
 
     @property
     def replica(self) -> int:
-        """Number of this process's pipeline."""
+        """Index of this rank's pipeline."""
         return self.ranks.index // self.stages
 
     @property
     def replicas(self) -> int:
-        """Pipelines."""
+        """Number of pipelines."""
         return self.ranks.count // self.stages
 
     def pipelines(self) -> list[list[int]]:
-        """Return the processes of each pipeline."""
+        """Return the ranks of each pipeline."""
         return [[r * self.stages + s for s in range(self.stages)] for r in range(self.replicas)]
 
     def copies(self) -> list[list[int]]:
-        """Return the processes that hold the same part, for each part."""
+        """Return, for each stage, the ranks that hold a replica of it."""
         return [[r * self.stages + s for r in range(self.replicas)] for s in range(self.stages)]
 
 
 class Pipeline:
-    """A part with its schedule: one call per optimizer step.
+    """A pipeline stage and its schedule; `backward` runs one optimizer step's batch.
 
     Attributes:
-        part: of this process.
-        place: of this process.
-        first: watches the first batch from its first micro-batch on; None before.
+        part: the layers of this rank.
+        place: this rank's position among stages and replicas.
+        first: probe of the first training batch; None before its first micro-batch.
     """
 
     def __init__(self, part: StageModule, place: PipelineRank, device: torch.device) -> None:
@@ -81,14 +81,14 @@ class Pipeline:
         self._ends = _own_group([[line[0], line[-1]] for line in place.pipelines()]) if part.tied else None
 
     def backward(self, ids: Tensor, labels: Tensor, passes: int, tokens: float, **places: Tensor) -> float:
-        """Leave the gradients of a batch in the part; return the mean loss of its tokens, in every process.
+        """Accumulate a batch's gradients in this rank's parameters; return the mean loss per token, on every rank.
 
         Args:
             ids: (rows, tokens), this replica's rows of the batch.
-            labels: (rows, tokens), not shifted; -100 counts for nothing.
-            passes: micro-batches the rows are cut into.
-            tokens: that count, of the whole batch.
-            places: (rows, tokens) each, what `StageModule.forward` takes beside.
+            labels: (rows, tokens), not shifted; -100 is ignored.
+            passes: number of micro-batches.
+            tokens: labels that count, over all replicas.
+            places: further arguments of `StageModule.forward`, (rows, tokens) each.
         """
         self._tokens = tokens
         losses = self._run(self._schedule(ids.shape, passes, self._share_of_loss).step, ids, labels, places)
@@ -103,22 +103,22 @@ class Pipeline:
 
     @torch.no_grad()
     def evaluate(self, ids: Tensor, labels: Tensor, passes: int, **places: Tensor) -> float:
-        """Return the sum over micro-batches of their mean loss times their rows, in the last part; elsewhere 0.
+        """Return the sum over micro-batches of mean loss × rows, on the last stage; 0 on the others.
 
-        That is how transformers' Trainer weighs batches of held-out rows. Rows without a token that counts are none.
+        transformers' Trainer weighs evaluation batches the same way. Rows without a label that counts are left out.
         """
         return self._run(self._schedule(ids.shape, passes, _rows_times_mean).eval, ids, labels, places)
 
     def _run(self, step: Callable[..., Any], ids: Tensor, labels: Tensor, places: Mapping[str, Tensor]) -> float:
         losses: list[Tensor] = []
-        given = (ids,) if self.part.embedding is not None else ()
-        last = {"target": labels, "losses": losses} if self.part.head is not None else {}
-        step(*given, return_outputs=False, **last, **places)
+        first_inputs = (ids,) if self.part.embedding is not None else ()
+        last_inputs = {"target": labels, "losses": losses} if self.part.head is not None else {}
+        step(*first_inputs, return_outputs=False, **last_inputs, **places)
         return float(sum(losses))
 
     def _schedule(self, shape: tuple[int, ...], passes: int, loss: Callable[..., Tensor]) -> Any:
         key = (*shape, passes, loss)
-        if key not in self._schedules:  # a stage learns the shapes it sends from its first batch
+        if key not in self._schedules:  # torch fixes a stage's message shapes with its first batch
             if len(self._schedules) == MOST_SHAPES:
                 self._schedules.clear()
             place = self.place
@@ -132,13 +132,13 @@ class Pipeline:
             self.first = ForwardProbe(self.part)
 
     def _share_of_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return a micro-batch's share of the batch's mean loss per token."""
+        """Return a micro-batch's contribution to the batch's mean loss per token."""
         return _summed(logits, labels) / self._tokens
 
     def clip(self, most: float) -> float:
-        """Scale gradients to a norm of at most ``most`` over all parts; return the norm before."""
-        mine = self.part.counted().values() if self.place.replica == 0 else ()
-        squares = sum((float(p.grad.double().square().sum()) for p in mine if p.grad is not None), 0.0)
+        """Clip the gradient norm over all stages to ``most`` (0 does not clip); return the norm before clipping."""
+        counted = self.part.counted().values() if self.place.replica == 0 else ()
+        squares = sum((float(p.grad.double().square().sum()) for p in counted if p.grad is not None), 0.0)
         norm = float(self.place.ranks.sums(squares)[0] ** 0.5)
         if most and norm > most:
             for parameter in self.part.parameters():
@@ -146,20 +146,21 @@ class Pipeline:
                     parameter.grad.mul_(most / (norm + 1e-6))
         return norm
 
-    def gather_to_first(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of all parts, on the first process; empty on the others. Every process calls it."""
-        return self.place.ranks.gather_to_first(mine if self.place.replica == 0 else {})
+    def gather_to_first(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather the stages' tensors to the first rank; an empty dict on the others. Every rank must call it."""
+        return self.place.ranks.gather_to_first(own if self.place.replica == 0 else {})
 
     def whole_state(self) -> dict[str, Tensor]:
-        """Return the whole model's weights, on the first process; empty on the others. Every process calls it."""
+        """Consolidate the model's weights on the first rank; an empty dict on the others. Every rank must call it."""
         return self.gather_to_first(self.part.counted())
 
 
 class _Stage(PipelineStage):
-    """torch's stage, which says when a micro-batch comes.
+    """torch's `PipelineStage` with a callback before each micro-batch's forward pass.
 
-    Before the first one of a shape torch runs the part forward and backward to learn what it sends. Of the first part
-    that has no gradient of its input to give, so nothing is computed again: a pass that is no part of learning.
+    Before the first micro-batch of a shape torch runs the module forward and backward to infer the shapes it sends. On
+    the first stage, whose input has no gradient, that pass recomputes no activations. It is no training pass, so
+    the probe of `Pipeline` starts only with the callback.
     """
 
     begin: Callable[[], None]
@@ -170,16 +171,18 @@ class _Stage(PipelineStage):
 
 
 def _own_group(members: list[list[int]]) -> Any:
-    """Return the group of these this process is in; every process calls it with all of them."""
+    """Create process groups from lists of ranks and return this rank's; every rank must call it with all lists."""
     own, _ = dist.new_subgroups_by_enumeration(members)  # type: ignore[no-untyped-call]
     return own
 
 
 def _summed(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy of next-token prediction, summed over the labels that count."""
     flat, target = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
     return nn.functional.cross_entropy(flat, target, ignore_index=IGNORE, reduction="sum")
 
 
 def _rows_times_mean(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return a micro-batch's mean loss per token times its number of rows that have a label that counts."""
     counts = labels[:, 1:].ne(IGNORE).sum(1)
     return _summed(logits, labels) / counts.sum().clamp(min=1) * counts.gt(0).sum()

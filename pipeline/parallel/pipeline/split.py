@@ -1,8 +1,8 @@
-"""Which models can be cut into the parts of a pipeline, and where. Imports no torch: `trueup check` asks it.
+"""Which models can be split into pipeline stages, and where. Imports no torch, because `trueup check` uses it.
 
-An architecture is listed once its stages, run one after another, were seen to compute what the whole model computes
-(`tests/parallel/test_stage_module.py`). One that scales its embeddings or its logits outside its layers would be split
-without an error, into another model.
+An architecture is listed only if a test shows that its stages, run one after another, compute what the full model
+computes (`tests/parallel/test_stage_module.py`). An architecture that scales embeddings or logits outside its layers
+could be split without an error, and would then compute something else.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ REMEDY = "use compute.zero: 3 instead"
 
 @dataclass(frozen=True)
 class ModuleNames:
-    """Names of attributes in transformers' model of an architecture.
+    """Attribute names of the modules that an architecture's model in transformers consists of.
 
     Attributes:
-        inner: the decoder in the causal model.
-        embedding: of tokens, in the decoder; likewise the next ones.
+        inner: decoder, an attribute of the causal model.
+        embedding: token embedding, an attribute of the decoder, as are the next four.
         layers: list of decoder layers.
-        norm: after the last layer.
-        positions: table of positions that the decoder adds to what comes in; the first part's.
-        dropout: of what comes in; the first part's.
-        head: output layer, in the causal model.
+        norm: final norm.
+        positions: learned position embedding that is added to the token embedding; only on the first stage.
+        dropout: embedding dropout; only on the first stage.
+        head: output layer, an attribute of the causal model.
     """
 
     inner: str = "model"
@@ -54,17 +54,17 @@ ANATOMY: Mapping[str, ModuleNames] = {
 
 
 def bounds(layers: int, stages: int) -> list[tuple[int, int]]:
-    """Return the first layer of each part and the one after its last; parts differ by at most one layer."""
+    """Return the half-open layer range of each stage; stages differ by at most one layer."""
     edges = [layers * i // stages for i in range(stages + 1)]
     return list(itertools.pairwise(edges))
 
 
 def split_problem(config: Mapping[str, Any], stages: int) -> Problem | None:
-    """Return why a model cannot be cut into so many parts; None if it can, or nothing is known against it.
+    """Return why a model cannot be split into ``stages`` stages; None if it can, or the configuration does not tell.
 
     Args:
-        config: of the model, as plain data: `model_type`, number of layers, `layer_types`.
-        stages: parts.
+        config: the model's configuration as plain data: `model_type`, number of layers, `layer_types`.
+        stages: stages per pipeline.
     """
     kind = str(config.get("model_type", ""))
     if kind and kind not in ANATOMY:
@@ -80,7 +80,7 @@ def split_problem(config: Mapping[str, Any], stages: int) -> Problem | None:
 
 
 def pipeline_bubble_problem(batch_size: int, replicas: int, stages: int) -> Problem | None:
-    """Return why a batch cannot keep a pipeline's processes busy; None if it can."""
+    """Return the problem of a batch with fewer rows per pipeline than stages; None if it has enough."""
     if batch_size // replicas >= stages:
         return None
     of = f"a pipeline of {stages} processes" if replicas == 1 else f"{replicas} pipelines of {stages} processes"

@@ -1,7 +1,7 @@
-"""Part of a pipeline: consecutive decoder layers of a causal model, with the ends if it has them.
+"""Module of one pipeline stage: consecutive decoder layers of a causal model.
 
-The first part embeds, the last one has the final norm and the output layer. Where input and output embeddings are tied,
-both hold the matrix.
+The first stage also holds the embedding, the last stage the final norm and the output layer. Where input and output
+embeddings are tied, both stages hold a copy of the matrix.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipeline.parallel.pipeline.split import ANATOMY, bounds, split_problem
 
 
 class StageModule(nn.Module):
-    """The layers of one process.
+    """The layers of one rank.
 
     Attributes:
-        inner: the decoder with only this part's layers.
-        embedding: of the first part, otherwise None.
-        head: output layer of the last part, otherwise None.
-        first_layer: number of the first layer in the whole model.
-        tied: whether the output layer is the embedding.
+        inner: the decoder, with only this stage's layers.
+        embedding: token embedding on the first stage, otherwise None.
+        head: output layer on the last stage, otherwise None.
+        first_layer: index, in the full model, of this stage's first layer.
+        tied: whether the output layer shares the embedding's weight.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class StageModule(nn.Module):
         autocast: torch.dtype | None = None,
         recompute: bool = False,
     ) -> None:
-        """Cut.
+        """Cut one stage out of a causal model, which is modified and no longer complete afterwards.
 
         Args:
-            model: the whole causal model; only this part of it is kept, and need hold numbers.
-            stage: number of the part.
-            stages: parts in all.
-            autocast: format the products are computed in, where it is not that of the weights.
-            recompute: compute a layer's activations again in the backward pass, instead of keeping them.
+            model: the full causal model. Only this stage's modules are kept, so the others' weights may be undefined.
+            stage: index of the stage.
+            stages: stages per pipeline.
+            autocast: autocast dtype; None computes in the dtype of the weights.
+            recompute: activation checkpointing: recompute a layer's activations in the backward pass.
 
         Raises:
-            PipelineError: an architecture that is not cut, or fewer layers than parts.
+            PipelineError: the architecture cannot be split, or has fewer layers than stages.
         """
         super().__init__()
         problem = split_problem(model.config.to_dict(), stages)
@@ -74,11 +74,11 @@ class StageModule(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor, **places: Tensor) -> Tensor:
-        """Return hidden states (batch, tokens, hidden), logits (batch, tokens, vocabulary) from the last part.
+        """Return hidden states (batch, tokens, hidden); the last stage returns logits (batch, tokens, vocabulary).
 
         Args:
-            x: token ids (batch, tokens) for the first part, hidden states for the others.
-            places: `position_ids` (batch, tokens) of rows that hold several sequences.
+            x: token ids (batch, tokens) on the first stage, hidden states on the others.
+            places: `position_ids` (batch, tokens) for packed rows.
         """
         with torch.autocast(x.device.type, self.autocast) if self.autocast is not None else nullcontext():
             hidden = x if self.embedding is None else self.embedding(x)
@@ -87,35 +87,35 @@ class StageModule(nn.Module):
 
     @property
     def shared(self) -> nn.Parameter | None:
-        """The matrix that the first and the last part both hold."""
+        """The tied embedding matrix, on the first and the last stage; None on the others or if it is not tied."""
         holder = self.embedding if self.embedding is not None else self.head
         return holder.weight if self.tied and holder is not None else None
 
     def named_whole(self) -> dict[str, nn.Parameter]:
-        """Return the parameters by their names in the whole model; a tied output layer has the embedding's."""
-        names, found = self.anatomy, {}
+        """Return the parameters by their names in the full model; a tied output layer has the embedding's name."""
+        names, parameters = self.anatomy, {}
         for name, parameter in self.named_parameters():
-            part, _, rest = name.partition(".")
-            if part == "embedding" or (part == "head" and self.tied):
+            module, _, rest = name.partition(".")
+            if module == "embedding" or (module == "head" and self.tied):
                 name = f"{names.inner}.{names.embedding}.{rest}"
-            elif part == "head":
+            elif module == "head":
                 name = f"{names.head}.{rest}"
             elif rest.startswith(f"{names.layers}."):
                 _, number, below = rest.split(".", 2)
                 name = f"{names.inner}.{names.layers}.{int(number) + self.first_layer}.{below}"
             else:
                 name = f"{names.inner}.{rest}"
-            found[name] = parameter
-        return found
+            parameters[name] = parameter
+        return parameters
 
     def counted(self) -> dict[str, nn.Parameter]:
-        """Return `named_whole` without what another part has too and counts: each name is one part's."""
+        """Return `named_whole` such that each name belongs to one stage: the tied matrix counts on the first only."""
         named = self.named_whole()
         return {name: p for name, p in named.items() if self.embedding is not None or p is not self.shared}
 
 
 class _Nothing(nn.Module):
-    """In place of a table of positions that was added before."""
+    """Replaces the learned position embedding on all stages but the first: adds zero."""
 
     def forward(self, places: Tensor) -> Tensor:
         return torch.zeros((), device=places.device)

@@ -1,1 +1,1 @@
-"""Sequence parallelism (Ulysses): the processes of a group hold a shard of the tokens of the same rows."""
+"""Sequence parallelism (Ulysses): each rank of a group holds a shard of the tokens of the same rows."""

@@ -1,8 +1,9 @@
-"""Which models can be trained with the tokens of a row in shards on several processes. No torch.
+"""Which models can be trained with sequence parallelism (Ulysses). No torch.
 
-Ulysses, Jacobs et al. 2023, arXiv:2309.14509: before attention the processes of a group exchange shards of tokens for
-shards of heads, so each attends over all tokens with some of the heads, and back after it. All else is computed token
-by token.
+Before attention the ranks of a group exchange shards of tokens for shards of heads, so each rank attends over all
+tokens with some of the heads; after attention they exchange back. All else is computed token by token.
+
+Reference: Jacobs et al. 2023, arXiv:2309.14509.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from pipeline.errors import Problem
 _HEADS = ("num_attention_heads", "n_head")
 _FULL = "full_attention"
 _UNFIT = frozenset({"gpt2"})
-"""Model types whose attention wants heads apart, which DeepSpeed's exchange puts together."""
+"""Model types whose attention needs heads as a dimension of their own, which DeepSpeed's exchange flattens."""
 
 
 def sequence_parallel_problems(config: Mapping[str, Any], count: int, processes: int) -> list[Problem]:
-    """Return why a model's rows cannot lie in ``count`` shards; what its configuration leaves open is no problem yet.
+    """Return why a model's rows cannot be cut into ``count`` shards; a field its configuration lacks is no problem.
 
     Args:
-        config: of the model, as its `config.json` or the recipe's `model:` has it.
+        config: the model's `config.json`, or the recipe's `model:` block.
         count: `compute.sequence_parallel`.
-        processes: in all.
+        processes: all processes of the stage.
     """
     config = config.get("text_config") or config
     word = f"compute.sequence_parallel is {count}"
-    found = []
+    problems = []
     kind = str(config.get("model_type") or config.get("type") or "")
     if kind in _UNFIT:
-        found.append(Problem(f"{word} for a model of type {kind}", "1", "use 1, or another architecture"))
+        problems.append(Problem(f"{word} for a model of type {kind}", "1", "use 1, or another architecture"))
     if config.get("router_aux_loss_coef"):
         what = f"{word} for a mixture of experts whose load is balanced over whole rows"
-        found.append(Problem(what, "1, or a router_aux_loss_coef of 0", "use 1"))
+        problems.append(Problem(what, "1, or a router_aux_loss_coef of 0", "use 1"))
     heads = next((int(config[key]) for key in _HEADS if config.get(key)), None)
     groups = int(config.get("num_key_value_heads") or heads or 0)
     if heads is not None and not _divides(heads, groups, count):
@@ -42,15 +43,15 @@ def sequence_parallel_problems(config: Mapping[str, Any], count: int, processes:
         near = sorted({max([n for n in fit if n < count], default=1), min([n for n in fit if n > count], default=1)})
         grouped = f" in {groups} groups" if groups != heads else ""
         expected = f"a number that divides the model's {heads} attention heads{grouped}"
-        found.append(Problem(word, expected, f"use {' or '.join(str(n) for n in near)}"))
+        problems.append(Problem(word, expected, f"use {' or '.join(str(n) for n in near)}"))
     kinds = sorted({str(kind) for kind in config.get("layer_types") or []} - {_FULL})
     if config.get("sliding_window") and config.get("use_sliding_window") is not False and not config.get("layer_types"):
         kinds = ["sliding_attention"]
     if kinds:
-        found.append(Problem(f"{word} and the model has layers of {', '.join(kinds)}", f"{_FULL} in all", "use 1"))
-    return found
+        problems.append(Problem(f"{word} and the model has layers of {', '.join(kinds)}", f"{_FULL} in all", "use 1"))
+    return problems
 
 
 def _divides(heads: int, groups: int, count: int) -> bool:
-    """Return whether each process gets whole heads: as many, and its keys and values or a copy of one."""
+    """Return whether each rank gets the same number of full query heads, and full key-value heads or a copy of one."""
     return heads % count == 0 and (groups % count == 0 or count % groups == 0)

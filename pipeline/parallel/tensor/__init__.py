@@ -1,1 +1,1 @@
-"""Tensor parallelism: each process holds a shard of every large matrix, and all work on the same rows."""
+"""Tensor parallelism: each rank holds a shard of every large matrix, and all ranks work on the same rows."""

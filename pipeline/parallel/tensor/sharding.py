@@ -1,9 +1,9 @@
-"""Tensor parallelism: each process holds a shard of every large matrix, and all work on the same rows.
+"""Tensor parallelism: each rank holds a shard of every large matrix, and all ranks work on the same rows.
 
-transformers' own plan of an architecture (`base_model_tp_plan`) says which matrices are cut by columns and which by
-rows; its weights then are DTensors on a mesh of processes. Here a model is cut, checked, and put together again. The
-norms and other small weights are whole in every process. With more processes than shards, groups of neighbours hold one
-model each and share the rows of a batch; processes that hold the same shards average their gradients.
+transformers' plan of an architecture (`base_model_tp_plan`) says which matrices are sharded by columns and which by
+rows; the weights then are DTensors on a device mesh. This module checks and shards a model. Norms and other small
+weights are replicated on every rank. With more ranks than shards, each group of consecutive ranks holds one replica of
+the model, and the groups share the rows of a batch; ranks that hold the same shards average their gradients.
 
 Reference: Shoeybi et al. 2019, arXiv:1909.08053 (columns, then rows: one sum per block and direction).
 """
@@ -34,27 +34,28 @@ if TYPE_CHECKING:
     from pipeline.models.deferred import Deferred
 
 SHARED_NORM = "replicated_with_grad_allreduce"
-"""transformers' style of a whole weight that sees only this process's heads: its gradients are summed."""
+"""transformers' plan entry for a replicated weight applied to this rank's heads only: its gradients are summed."""
 
 
 @dataclass
 class TPConfig(DistributedConfig):  # type: ignore[misc]
-    """transformers' words for shards in several groups of processes, without its FSDP2 between the groups.
+    """transformers' `DistributedConfig` for tensor parallelism with replicas, without FSDP2 between the replicas.
 
-    transformers makes the mesh from `dp_replicate_size`, and shards weights where `dp_size` is above 1. Whole replicas
-    of a sharded model it does not have: their gradients are averaged here (`TPReplicas`).
+    transformers builds the mesh from `dp_replicate_size`, and would shard weights over replicas (FSDP2) where `dp_size`
+    is above 1. It does not support plain replicas of a tensor-parallel model, so `TPReplicas` averages their gradients.
     """
 
     @property
     def dp_size(self) -> int:
-        """Return 1: nothing is sharded between groups."""
+        """Return 1: weights are not sharded over replicas."""
         return 1
 
 
 class TensorParallelism(ParallelismConfig):  # type: ignore[misc]
-    """accelerate's word for tensor parallelism, also between processes on a CPU: gloo has all it takes.
+    """accelerate's `ParallelismConfig` for tensor parallelism, also on a CPU, where gloo has the needed collectives.
 
-    accelerate 1.15 asks for GPUs, and that alone keeps its data loaders from giving a group the same rows there.
+    accelerate 1.15 insists on GPUs. Only that check keeps its data loaders from giving all ranks of a group the same
+    rows on a CPU.
     """
 
     def _validate_accelerator(self, accelerator: Any) -> None:
@@ -64,10 +65,11 @@ class TensorParallelism(ParallelismConfig):  # type: ignore[misc]
 
 
 def tp_config(config: Any, size: int) -> DistributedConfig:
-    """Return what has transformers cut a model of this configuration for ``size`` processes.
+    """Return the configuration with which transformers shards a model over ``size`` ranks.
 
     Raises:
-        PipelineError: its architecture has no plan, its heads do not divide, it drops numbers, or a GPU is left unused.
+        PipelineError: the architecture has no plan, its heads do not divide, it uses dropout, or the machine has a GPU
+            that the recipe does not use.
     """
     if torch.accelerator.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         statement = "compute.tensor_parallel with compute.device: cpu on a machine with a GPU"
@@ -81,55 +83,60 @@ def tp_config(config: Any, size: int) -> DistributedConfig:
     problem = head_problem(heads, int(getattr(text, "num_key_value_heads", None) or heads), size)
     if problem is not None:
         raise PipelineError(problem)
-    random = [key for key, value in text.to_dict().items() if key.endswith(("dropout", "_pdrop")) and value]
-    if random:
-        statement = f"compute.tensor_parallel with a model whose {random[0]} is not 0"
+    dropout_fields = [key for key, value in text.to_dict().items() if key.endswith(("dropout", "_pdrop")) and value]
+    if dropout_fields:
+        statement = f"compute.tensor_parallel with a model whose {dropout_fields[0]} is not 0"
         raise PipelineError(Problem(statement, "0: processes would drop others than one does", "use compute.zero: 3"))
     return TPConfig(tp_size=size, dp_replicate_size=Ranks.current().count // size)
 
 
 def shard_model(model: Any, size: int, later: Deferred | None = None) -> Any:
-    """Keep this process's shards of a model that every process has built, and alike.
+    """Shard a model that every rank has built identically; each rank keeps its own shards.
 
     Args:
-        model: whole, or without memory for its weights.
-        size: processes of a group.
-        later: gives the weights of one without memory, one whole matrix after another.
+        model: with full weights, or with weights on the meta device.
+        size: ranks per group.
+        later: materialises weights that are on the meta device, one full matrix at a time.
 
     Raises:
         PipelineError: see `tp_config`.
     """
     config, _, mesh = type(model).prepare_distribute_model(tp_config(model.config, size))
     _untie(model)
-    whole = dict(model.named_parameters())
+    full_parameters = dict(model.named_parameters())
     model = type(model).maybe_distribute_model(model, config, mesh)
-    device = mesh.get_mesh("tp").device_type  # shards are there; what is whole was built on the CPU
+    device = mesh.get_mesh("tp").device_type  # shards are on it; replicated weights are still on the CPU
     for path, module in model.named_modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             module._buffers[name] = buffer.to(device)
         for name, parameter in list(module.named_parameters(recurse=False)):
-            given = whole[f"{path}.{name}".lstrip(".")]
-            made = later.made(given) if later is not None and given.is_meta else None
+            full = full_parameters[f"{path}.{name}".lstrip(".")]
+            materialised = later.made(full) if later is not None and full.is_meta else None
             if isinstance(parameter, DTensor):
-                own = nn.Parameter(_own_shard(parameter, made), requires_grad=parameter.requires_grad)
+                own = nn.Parameter(_own_shard(parameter, materialised), requires_grad=parameter.requires_grad)
                 setattr(module, name, own)
             else:
-                kept = (parameter.detach() if made is None else made).to(device)
-                setattr(module, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+                replica = (parameter.detach() if materialised is None else materialised).to(device)
+                setattr(module, name, nn.Parameter(replica, requires_grad=parameter.requires_grad))
     model.tie_weights()
     return finish_sharding(model)
 
 
-def _own_shard(parameter: DTensor, made: Tensor | None) -> DTensor:
-    """Return a sharded weight, or ``made`` cut as it is, in memory of its own: a shard of rows is a view."""
+def _own_shard(parameter: DTensor, full: Tensor | None) -> DTensor:
+    """Return a DTensor whose local shard has memory of its own; a shard by rows would be a view of the full matrix.
+
+    Args:
+        parameter: sharded weight.
+        full: materialised weight to shard like ``parameter``; None takes the values of ``parameter``.
+    """
     mesh, placements = parameter.device_mesh, parameter.placements
-    cut = parameter if made is None else distribute_tensor(made, mesh, placements, src_data_rank=None)
-    local, shape, stride = cut.to_local().clone(), parameter.shape, parameter.stride()
+    sharded = parameter if full is None else distribute_tensor(full, mesh, placements, src_data_rank=None)
+    local, shape, stride = sharded.to_local().clone(), parameter.shape, parameter.stride()
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def _untie(model: nn.Module) -> None:
-    """Give each place of a shared weight a parameter of its own, of the same numbers: the plan names every place."""
+    """Give each module of a tied weight a parameter of its own with the same values, because the plan lists each."""
     seen = set()
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -139,36 +146,36 @@ def _untie(model: nn.Module) -> None:
 
 
 def finish_sharding(model: Any) -> Any:
-    """Have gradients of norms within a head summed once for each backward pass.
+    """All-reduce the gradients of norms within attention heads once per backward pass.
 
-    transformers 5.23 sums what has been accumulated so far, again with every micro-batch.
+    transformers 5.23 all-reduces the accumulated gradient, so every micro-batch counts the earlier ones again.
     """
     plan, _, _ = model._resolve_parallel_plans(model.config.distributed_config)
     group = model._mesh_manager.get_mesh("tp").get_group()
 
     def summed(gradient: Tensor) -> Tensor:
-        whole = gradient.contiguous()
-        dist.all_reduce(whole, group=group)
-        return whole
+        contiguous = gradient.contiguous()
+        dist.all_reduce(contiguous, group=group)
+        return contiguous
 
     for name, style in plan.items():
         if style == SHARED_NORM and not name.endswith((".weight", ".bias")):
             module = model.get_submodule(name)
-            module.__dict__.pop("forward")  # back to the class's own
+            module.__dict__.pop("forward")  # drops transformers' wrapper, which holds the all-reduce
             for parameter in module.parameters(recurse=False):
                 parameter.register_hook(summed)
     return model
 
 
 def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
-    """Give a fresh LoRA adapter on a sharded model the weights it begins with on one process.
+    """Initialise a new LoRA adapter on a sharded model with the weights it would have on one process.
 
-    peft 0.21 draws shards by themselves, from another range and for each process, and takes a shard's width for the
-    whole one. Layer by layer these are peft's draws for a whole model.
+    peft 0.21 draws each shard independently on each rank, from a wrong range, because it takes the shard's width for
+    the full one. This repeats, layer by layer, what peft draws for a model that is not sharded.
 
     Args:
-        model: with the adapter, in shards.
-        drawn_from: state of torch's random numbers before the adapter was put on.
+        model: sharded, with the adapter attached.
+        drawn_from: state of torch's random generator before the adapter was attached.
     """
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(drawn_from)
@@ -187,7 +194,7 @@ def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
 
 
 class TPReplicas:
-    """The processes that hold the same shards as this one, in other groups: what they learn from is one batch."""
+    """The ranks of other groups that hold the same shards as this rank: data-parallel replicas that share a batch."""
 
     def __init__(self, model: Any) -> None:
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -195,54 +202,54 @@ class TPReplicas:
         self.count = dist.get_world_size(self._group)
 
     def average_gradients(self, model: nn.Module, is_last: Callable[[], bool]) -> None:
-        """Have gradients averaged over the copies when the last backward pass of a step has made them.
+        """Register hooks that average gradients over the replicas in the last backward pass of an optimizer step.
 
         Args:
-            model: whose trained weights' gradients; transformers does the same for adapters beside its FSDP2.
-            is_last: says of the backward pass that goes on whether an optimizer step follows it.
+            model: its trained parameters get the hooks; transformers does the same for adapters with its FSDP2.
+            is_last: returns whether an optimizer step follows the current backward pass.
         """
 
         def average(parameter: Tensor) -> None:
             if is_last() and parameter.grad is not None:
                 gradient = parameter.grad
-                own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-                summed = own.contiguous()
+                local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                summed = local.contiguous()
                 dist.all_reduce(summed, group=self._group)
-                own.copy_(summed.div_(self.count))
+                local.copy_(summed.div_(self.count))
 
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
 
     def gathered(self, values: Any) -> Any:
-        """Return tensors of all copies, one after another, of those in a structure; all have the same shapes."""
+        """All-gather each tensor of a nested structure over the replicas, concatenated; shapes must be equal."""
 
         def gather(tensor: Tensor) -> Tensor:
             own = tensor.reshape(1) if not tensor.dim() else tensor.contiguous()
-            parts = [torch.empty_like(own) for _ in range(self.count)]
-            dist.all_gather(parts, own, group=self._group)
-            return torch.cat(parts)
+            shards = [torch.empty_like(own) for _ in range(self.count)]
+            dist.all_gather(shards, own, group=self._group)
+            return torch.cat(shards)
 
         return recursively_apply(gather, values) if self.count > 1 else values
 
     @torch.no_grad()
     def apart(self, model: nn.Module) -> float:
-        """Return how far apart the copies' sums of gradients are: 0 once they are averaged."""
+        """Return the largest difference between the replicas' gradient sums per parameter: 0 once averaged."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         sums = torch.stack([(g.to_local() if isinstance(g, DTensor) else g).double().sum() for g in gradients])
-        both = torch.stack([sums, -sums])
-        dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self._group)
-        return float((both[0] + both[1]).max())
+        extremes = torch.stack([sums, -sums])
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self._group)
+        return float((extremes[0] + extremes[1]).max())
 
 
 def size_of(model: Any) -> int:
-    """Return how many processes hold shards of a model, a peft model's base included."""
+    """Return the tensor-parallel size of a model, or of a peft model's base; 1 if it is not sharded."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     return int(getattr(plain, "tp_size", None) or 1)
 
 
 def share_of_parameters(model: nn.Module) -> float:
-    """Return the share of a model's numbers that this process holds."""
+    """Return the fraction of a model's parameters that this rank holds."""
     parameters = list(model.parameters())
-    mine = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
-    return mine / max(1, sum(p.numel() for p in parameters))
+    local = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
+    return local / max(1, sum(p.numel() for p in parameters))

@@ -1,1 +1,1 @@
-"""ZeRO through DeepSpeed: processes shard optimizer state, gradients and, at stage 3, weights."""
+"""ZeRO through DeepSpeed: ranks shard optimizer state, from stage 2 on gradients, and at stage 3 weights."""

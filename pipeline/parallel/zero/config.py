@@ -1,4 +1,4 @@
-"""ZeRO's configuration, written from `compute:`; the stage's manifest keeps it. No torch.
+"""Builds DeepSpeed's ZeRO configuration from `compute:`; the stage's manifest records it. No torch.
 
 References: Rajbhandari et al. 2020, arXiv:1910.02054 (stages 1 to 3); 2021, arXiv:2104.07857 (offload).
 """
@@ -12,19 +12,19 @@ from pipeline.estimate.buckets import bucket_sizes
 
 
 def deepspeed_config(compute: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; what the trainer knows better is ``auto``.
+    """Return DeepSpeed's configuration; fields that transformers' Trainer fills in are ``auto``.
 
     Args:
-        compute: the stage's: `zero` and `offload`.
+        compute: the stage's `compute` block, of which `zero` and `offload` are used.
         precision: fp32, bf16 or fp16.
     """
     stage, offload = int(compute["zero"]), compute["offload"]
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": stage > 1}
-    in_memory = {"device": "cpu", "pin_memory": True}
+    cpu_memory = {"device": "cpu", "pin_memory": True}
     if offload in ("optimizer", "all"):
-        zero["offload_optimizer"] = in_memory
+        zero["offload_optimizer"] = cpu_memory
     if offload == "all":
-        zero["offload_param"] = in_memory
+        zero["offload_param"] = cpu_memory
     if stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     return {
@@ -43,11 +43,11 @@ def deepspeed_config(compute: Mapping[str, Any], precision: str) -> dict[str, An
 
 
 def fit_buckets(config: dict[str, Any], hidden: int) -> dict[str, int]:
-    """Set in a configuration of DeepSpeed, before it starts, how much it sends at once; return what was set.
+    """Set the communication bucket sizes in a DeepSpeed configuration before the engine starts; return them.
 
     Args:
-        config: of DeepSpeed; its `zero_optimization` is changed.
-        hidden: width of the model.
+        config: DeepSpeed's configuration, whose `zero_optimization` is changed.
+        hidden: hidden size of the model.
     """
     zero = config["zero_optimization"]
     sizes = bucket_sizes(int(zero["stage"]), hidden)
@@ -56,5 +56,5 @@ def fit_buckets(config: dict[str, Any], hidden: int) -> dict[str, int]:
 
 
 def width_of(model: Any) -> int:
-    """Return the width of a model of transformers, with or without an adapter."""
+    """Return the hidden size of a transformers model, with or without an adapter."""
     return int(model.config.get_text_config().hidden_size)

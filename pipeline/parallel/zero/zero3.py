@@ -1,7 +1,8 @@
-"""Models under ZeRO-3: each weight is sharded over the processes as it is made or read.
+"""Models under ZeRO-3: each weight is sharded over the ranks as soon as it is initialised or loaded.
 
-A model that no process could hold whole is loaded so: whole is one module at a time. Whoever needs a weight gathers it;
-what gathers is called by every process. Knows DeepSpeed's parameters; nothing of trainers and of files.
+A model that does not fit in one rank's memory can be loaded this way, because only one module at a time is gathered.
+Code that needs a full weight gathers it, and every rank must call the functions that gather. Depends on DeepSpeed's
+parameters; knows nothing of trainers or files.
 
 Reference: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (partitioned parameters).
 """
@@ -22,15 +23,15 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
 
 DeepSpeedConfig = Mapping[str, Any]
-"""DeepSpeed's configuration, of the stage that loads a sharded model."""
+"""DeepSpeed's configuration of the stage that loads a sharded model."""
 
 
 @contextmanager
 def zero3_loading(parts: DeepSpeedConfig | None) -> Iterator[None]:
-    """Let `from_pretrained` share out each weight it reads; the first process reads. Without parts, do nothing.
+    """Have `from_pretrained` shard each weight it loads; the first rank reads the files.
 
     Args:
-        parts: of DeepSpeed's configuration its `zero_optimization`, `bf16` and `fp16` are used.
+        parts: DeepSpeed's configuration, of which `zero_optimization`, `bf16` and `fp16` are used. None does nothing.
     """
     if parts is None:
         yield
@@ -40,40 +41,41 @@ def zero3_loading(parts: DeepSpeedConfig | None) -> Iterator[None]:
     try:
         yield
     finally:
-        integration.unset_hf_deepspeed_config()  # a model that is loaded next, a reward's, is for this process alone
+        integration.unset_hf_deepspeed_config()  # the next model, such as a reward model, is not to be sharded
         del known
 
 
 @contextmanager
 def zero3_building(parts: DeepSpeedConfig | None) -> Iterator[None]:
-    """Let a model that is built share out each weight once it is drawn. Without parts, do nothing.
+    """Have a model that is built from scratch shard each weight once it is initialised; does nothing without ``parts``.
 
-    The first process draws the numbers that one process would, in the same order: when a module is made, and again when
-    its model initialises it. (`from_config` of transformers leaves the first out, so its weights are others.)
+    The first rank draws the same random numbers in the same order as a single process would: once when a module is
+    constructed, and again when its model initialises it. (`from_config` of transformers skips the first draw under
+    ZeRO-3, and so gives other weights.)
     """
     if parts is None:
         yield
         return
     import deepspeed
 
-    before = PreTrainedModel.init_weights
+    original = PreTrainedModel.init_weights
     PreTrainedModel.init_weights = _init_zero3
     try:
         with _positions_kept(parts), deepspeed.zero.Init(config_dict_or_path=_of_loading(parts)):
             yield
     finally:
-        PreTrainedModel.init_weights = before
+        PreTrainedModel.init_weights = original
 
 
 def _positions_kept(parts: DeepSpeedConfig) -> Any:
-    """Return what keeps rotary positions in fp32 while DeepSpeed makes everything in half precision.
+    """Return a context that keeps rotary positions in fp32 while DeepSpeed creates all tensors in half precision.
 
     Raises:
-        PipelineError: this transformers has nothing that does, and the model is in half precision.
+        PipelineError: the model is in half precision, and this version of transformers has no such context.
     """
-    kept = getattr(integration, "prevent_arange_dtype_change", None)
-    if kept is not None:
-        return kept()
+    context = getattr(integration, "prevent_arange_dtype_change", None)
+    if context is not None:
+        return context()
     if any(parts[name].get("enabled") for name in ("bf16", "fp16")):
         statement = (
             f"compute.zero is 3 in half precision, where transformers {transformers.__version__} rounds positions"
@@ -84,19 +86,19 @@ def _positions_kept(parts: DeepSpeedConfig) -> Any:
 
 
 def _of_loading(parts: DeepSpeedConfig) -> dict[str, Any]:
-    kept = {name: dict(parts[name]) for name in ("zero_optimization", "bf16", "fp16")}
-    return {**kept, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    sections = {name: dict(parts[name]) for name in ("zero_optimization", "bf16", "fp16")}
+    return {**sections, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
 
 
 def _init_zero3(model: Any) -> None:
-    """Do what `PreTrainedModel.init_weights` does, with one module at a time gathered on the first process."""
+    """Do what `PreTrainedModel.init_weights` does, with one module's weights gathered at a time."""
     with torch.no_grad():
         _init_below(model, model._initialize_weights, bool(model.is_custom_code()))
     model.tie_weights(recompute_mapping=False)
 
 
 def _init_below(module: Any, initialise: Any, is_custom: bool) -> None:
-    """Initialise what is below a module, and then the module itself, as `PreTrainedModel.initialize_weights` does."""
+    """Initialise a module's children and then the module, as `PreTrainedModel.initialize_weights` does."""
     for child in module.children():
         _init_below(child, child._initialize_weights if isinstance(child, PreTrainedModel) else initialise, is_custom)
     near = [*module.parameters(recurse=False), *(p for child in module.children() for p in child.parameters(False))]
@@ -106,30 +108,30 @@ def _init_below(module: Any, initialise: Any, is_custom: bool) -> None:
 
 
 def is_partitioned(model: nn.Module, parameters: Iterable[Tensor] | None = None) -> bool:
-    """Return whether some weights of a model are sharded."""
+    """Return whether ZeRO-3 has sharded any of a model's parameters, or of those given."""
     return any(hasattr(p, "ds_id") for p in (model.parameters() if parameters is None else parameters))
 
 
 @contextmanager
 def gathered(parameters: Iterable[Tensor], *, changed: bool = False) -> Iterator[None]:
-    """Have weights whole inside the context; those that are whole anyway stay as they are.
+    """All-gather sharded weights inside the context; weights that are not sharded stay as they are.
 
     Args:
-        parameters: in the same order on every process.
-        changed: whether the first process changes them; the others get its values afterwards.
+        parameters: in the same order on every rank.
+        changed: whether the first rank changes the weights; its values are then broadcast when the context ends.
     """
-    found = [p for p in parameters if hasattr(p, "ds_id")]
-    if not found:
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(found, modifier_rank=0 if changed else None):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changed else None):
         yield
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """Return a weight, gathered where it is sharded."""
+    """Return the full weight: a gathered copy if ZeRO-3 has sharded it, else the parameter itself."""
     if not hasattr(parameter, "ds_id"):
         return parameter
     with gathered([parameter]):
@@ -137,22 +139,22 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def shape_of_weight(parameter: Tensor) -> torch.Size:
-    """Return the shape of a weight that may be sharded."""
+    """Return the full shape of a weight that ZeRO-3 may have sharded."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of a model's weights, of all processes together where they are sharded."""
+    """Return a model's number of parameters, over all ranks where they are sharded."""
     return sum(shape_of_weight(parameter).numel() for parameter in model.parameters())
 
 
 @contextmanager
 def computing_alone(model: nn.Module) -> Iterator[None]:
-    """Let a model compute without gradients and without an engine, whether it is whole or is sharded.
+    """Let a model run without gradients and outside DeepSpeed's engine, whether or not it is sharded.
 
-    In parts, a module's weights are gathered while it runs, so every process runs the same modules in the same order;
-    one that has less to compute makes `idle_passes`.
+    A sharded module's weights are gathered while it runs, so every rank must run the same modules in the same order. A
+    rank with fewer batches than the others makes up for it with `idle_passes`.
     """
     if not is_partitioned(model):
         with torch.inference_mode():
@@ -172,7 +174,7 @@ def computing_alone(model: nn.Module) -> Iterator[None]:
         if is_partitioned(module, module.parameters(recurse=False)):
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        with torch.no_grad():  # tensors of inference would become the weights
+        with torch.no_grad():  # inference_mode would turn the gathered weights into inference tensors
             yield
     finally:
         for handle in handles:
@@ -182,10 +184,12 @@ def computing_alone(model: nn.Module) -> Iterator[None]:
 
 
 def idle_passes(model: nn.Module, passes: int) -> int:
-    """Return how many more passes a process makes for the others, who need its parts; every process asks beforehand.
+    """Return how many extra forward passes this rank must make, because the others gather its shards in theirs.
+
+    Every rank must call it before its passes.
 
     Args:
-        model: whole models need none.
-        passes: that this process makes of its own.
+        model: a model that is not sharded needs no extra passes.
+        passes: forward passes this rank makes for its own batches.
     """
     return int(Ranks.current().all_reduce_max(passes)) - passes if is_partitioned(model) else 0
