@@ -46,7 +46,7 @@ class _Storage(NamedTuple):
 
 
 class Deferred(TorchDispatchMode):
-    """Context in which a model that would be built on the CPU is built on the meta device; `fill` materialises weights."""
+    """Context in which a model is built on the meta device instead of the CPU; `fill` materialises its weights."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

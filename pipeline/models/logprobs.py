@@ -1,8 +1,8 @@
-"""Log-probabilities a model gives to responses: for the KL to a reference, and for rollouts.
+"""Log-probabilities of responses under a model: for the KL divergence from a reference, and for rollouts.
 
 Owns the batching and the arithmetic. Rows are sorted by length and padded on the right; under causal attention no token
-sees what is to its right, so no mask is needed. Only positions that predict a response token go through the output
-layer, whose product (positions times vocabulary) costs most of the memory.
+sees the padding to its right, so no mask is needed. Only positions that predict a response token go through the output
+layer, because its logits (positions times vocabulary) take most of the memory.
 
 Shapes: N response positions of a batch, V vocabulary.
 """
@@ -39,24 +39,24 @@ def response_logprobs(
     """Return the log-probability of each response token given all before it.
 
     Args:
-        model: a causal language model of `transformers` or `peft`, used as it is (see `without_adapter`). Where its
-            weights are sharded every process calls this with rows of its own, be they none.
+        model: a causal language model of `transformers` or `peft`; an adapter counts unless it is disabled
+            (`without_adapter`). If the weights are sharded, every rank must call this, even without rows of its own.
         prompts: token ids, one non-empty list per row.
         responses: token ids, as `decode` returns them; may be empty.
-        temperature: divides the logits: give the one the responses were sampled with.
+        temperature: divides the logits; pass the one the responses were sampled with.
         token_budget: padded tokens in one forward pass; lowered for a large vocabulary.
-        precision: of the computation, where it is lower than that of the weights.
-        on_progress: told after each batch how many of all rows are done.
+        precision: compute precision, if it is lower than that of the weights.
+        on_progress: called after each batch.
 
     Returns:
-        Per row as many values as the response has tokens, in nats.
+        One list per row with a value for each response token, in nats.
 
     Raises:
         PipelineError: a prompt is empty, or a row is longer than the model's context.
     """
     rows = [(list(prompt), list(response)) for prompt, response in zip(prompts, responses, strict=True)]
     _check(model, rows)
-    found: list[list[float]] = [[] for _ in rows]
+    logprobs: list[list[float]] = [[] for _ in rows]
     done = 0
     vocabulary = shape_of_weight(model.get_output_embeddings().weight)[0]
     budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
@@ -67,13 +67,13 @@ def response_logprobs(
             values = _batch_logprobs(model, [rows[row] for row in batch], temperature).tolist()
             for row in batch:
                 length = len(rows[row][1])
-                found[row], values = values[:length], values[length:]
+                logprobs[row], values = values[:length], values[length:]
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(rows))
         for _ in range(idle):
             _batch_logprobs(model, [([0], [0])], temperature)
-    return found
+    return logprobs
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float = 1.0) -> Tensor:

@@ -1,12 +1,12 @@
-"""Which library multiplies fp32 matrices on a CPU.
+"""Chooses the library that multiplies fp32 matrices on a CPU.
 
-torch's CPU builds use MKL, which keeps to AVX2 on processors that are not Intel's. oneDNN, in the same build, uses
-AVX-512 there: on a Zen 5 core 265 against 118 GFLOP/s (`docs/log.md`). torch routes fp32 products to oneDNN only when
-they may be computed in bfloat16, which oneDNN does on processors with AMX alone; so the permission is given where there
-is no AMX, and a product that would be rounded takes it back. Attention stays with MKL: its many small products cost
-oneDNN more to prepare than to compute.
+torch's CPU builds use MKL, which limits itself to AVX2 on processors that are not Intel's. oneDNN, in the same build,
+uses AVX-512 there: 265 against 118 GFLOP/s on a Zen 5 core (`docs/log.md`). torch routes fp32 products to oneDNN only
+if they may be computed in bfloat16, which oneDNN does only on processors with AMX. So that permission is given, and
+taken back if a test product is rounded. Attention stays with MKL, because oneDNN needs more time to prepare its many
+small products than to compute them.
 
-The choice depends on the machine, never on a clock: the same machine computes the same bits.
+The choice depends on the machine and not on timing, so the same machine computes the same bits.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-_torch: Any = torch  # these corners of torch carry no types
+_torch: Any = torch  # the parts of torch used here have no types
 
 _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 _libraries: list[Any] = []
-"""Keeps the attention kernels registered; they go with the process."""
+"""Keeps the attention kernels registered until the process ends."""
 
 
 def use_fastest_matmul() -> str:
-    """Choose for this process and return the library's name, `onednn` or `mkl`; a second call changes nothing."""
+    """Choose the library for this process; return its name, `onednn` or `mkl`. A second call changes nothing."""
     if not _mkl_is_slow():
         return "mkl"
     _settings().fp32_precision = "bf16"
@@ -40,7 +40,7 @@ def use_fastest_matmul() -> str:
 
 
 def _keep_with_mkl(library: Any, name: str) -> None:
-    """Let an operator's CPU kernel run with the permission taken back meanwhile."""
+    """Override an operator's CPU kernel by one that takes the bfloat16 permission back while it runs."""
     kernel = _torch.library.get_kernel(f"aten::{name}", "CPU")
 
     def with_mkl(keys: Any, *arguments: Any, **named: Any) -> Any:
@@ -75,6 +75,6 @@ def _vendor() -> str:
 
 
 def _is_exact() -> bool:
-    """Return whether a product keeps digits that bfloat16 has not: 1 + 2^-20, times the identity."""
+    """Return whether a product keeps a digit that bfloat16 would round away: 1 + 2^-20, times the identity."""
     fine = torch.full((64, 64), 1 + 2**-20)
     return bool((fine @ torch.eye(64) == fine).all())

@@ -1,10 +1,11 @@
-"""Runs a decoder for some of its positions: nothing is computed behind the last attention that no asked position needs.
+"""Computes a model's logits or hidden states at selected positions only.
 
-The last layer's output projection and feed-forward block, the last norm and the output layer see the asked positions
-only. With 48 of 80 positions asked for, that saves a twelfth of a four-layer model's work. Layers that are not of the
-common form (that of llama, mistral, qwen2, qwen3, and some sixty more) run whole; the output layer never does.
+After the last attention, only the selected positions are computed: the last layer's output projection and feed-forward
+block, the final norm and the output layer. With 48 of 80 positions selected, that saves a twelfth of a four-layer
+model's work. It works for the layer type of llama, mistral, qwen2, qwen3 and some sixty more; other last layers compute
+all positions, and only the output layer is limited to the selected ones.
 
-Shapes: B rows, T positions, N asked positions, H hidden size, V vocabulary.
+Shapes: B rows, T positions, N selected positions, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 
-def flat(rows_N: Tensor, places_N: Tensor, width: int) -> Tensor:
-    """Return positions counted through rows of ``width`` tokens."""
-    return rows_N * width + places_N
+def flat(rows_N: Tensor, columns_N: Tensor, width: int) -> Tensor:
+    """Return flat indices into a (rows, ``width``) tensor."""
+    return rows_N * width + columns_N
 
 
 def logits_at(model: Any, positions_N: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """Return logits (N, V) at some positions, and the hidden states (N, H) in front of the output layer.
+    """Return logits (N, V) at selected positions, and the hidden states (N, H) before the output layer.
 
-    The positions are picked inside the model's own forward pass, so whatever the architecture does to its logits
+    The positions are selected inside the model's own forward pass, so whatever the architecture does to its logits
     afterwards (scaling, soft caps) still happens.
 
     Args:
         model: a causal language model of `transformers` or `peft`.
-        positions_N: positions counted through all rows, as `flat` returns them.
-        inputs: of the model's forward pass; rows are padded on the right.
+        positions_N: flat indices over all rows, as `flat` returns them.
+        inputs: arguments of the model's forward pass; rows are padded on the right.
     """
-    kept: list[Tensor] = []
+    hidden: list[Tensor] = []
 
     def pick(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        kept.append(arguments[0] if is_short else _picked(arguments[0], positions_N))
-        return (kept[0], *arguments[1:])
+        hidden.append(arguments[0] if is_short else _picked(arguments[0], positions_N))
+        return (hidden[0], *arguments[1:])
 
     with _only_at(decoder_of(model), positions_N) as is_short:
         handle = model.get_output_embeddings().register_forward_pre_hook(pick)
@@ -47,31 +48,31 @@ def logits_at(model: Any, positions_N: Tensor, **inputs: Any) -> tuple[Tensor, T
             logits_NV: Tensor = model(**inputs, use_cache=False).logits[0]
         finally:
             handle.remove()
-    return logits_NV, kept[0][0]
+    return logits_NV, hidden[0][0]
 
 
 def hidden_at(decoder: Any, positions_N: Tensor, **inputs: Any) -> Tensor:
-    """Return the last hidden states (N, H) of a decoder without an output layer at some positions."""
+    """Return the last hidden states (N, H) of a decoder without an output layer, at selected positions."""
     with _only_at(decoder, positions_N) as is_short:
         hidden: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
     return hidden[0] if is_short else _picked(hidden, positions_N)[0]
 
 
 def decoder_of(model: Any) -> Any:
-    """Return the decoder inside a causal language model or a classifier, one that carries an adapter included."""
+    """Return the decoder inside a causal language model or a classifier, with or without an adapter."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(plain, plain.base_model_prefix, None)
 
 
 def _picked(hidden_BTH: Tensor, positions_N: Tensor) -> Tensor:
-    """Return the asked positions as one row, (1, N, H)."""
-    # Its gradient is an index_add, several times faster on a CPU than that of indexing with two tensors.
+    """Return the selected positions as one row, (1, N, H)."""
+    # On a CPU the gradient of `index_select`, an index_add, is several times faster than that of indexing by two tensors.
     return hidden_BTH.flatten(0, 1).index_select(0, positions_N)[None]
 
 
 @contextmanager
 def _only_at(decoder: Any, positions_N: Tensor) -> Iterator[bool]:
-    """Let the last layer of a decoder return the asked positions only, as one row; yield whether it does."""
+    """Let the last layer of a decoder return the selected positions only, as one row; yield whether it does."""
     layer = _common_last_layer(decoder)
     if layer is None:
         yield False
@@ -84,7 +85,7 @@ def _only_at(decoder: Any, positions_N: Tensor) -> Iterator[bool]:
 
 
 def _last_layer(layer: Any, positions_N: Tensor, hidden_states: Tensor, **inputs: Any) -> Tensor:
-    """Do what the layer's own forward pass does, with everything behind the attention for asked positions only."""
+    """Do what the layer's own forward pass does, but compute only the selected positions after the attention."""
 
     def pick(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (_picked(arguments[0], positions_N), *arguments[1:])
@@ -100,20 +101,21 @@ def _last_layer(layer: Any, positions_N: Tensor, hidden_states: Tensor, **inputs
 
 
 def _common_last_layer(decoder: Any) -> Any | None:
-    """Return the last layer of a decoder if it may be shortened: of the common form, and not run again in backward."""
+    """Return a decoder's last layer if it is of the common form and not recomputed in the backward pass; else None."""
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return None
     layer: Any = layers[-1]
     layer_class: Any = type(layer)
-    again = getattr(layer, "gradient_checkpointing", False) and layer.training  # its second run would see no positions
+    # Recomputation would run the layer without the selection.
+    again = getattr(layer, "gradient_checkpointing", False) and layer.training
     has_parts = hasattr(getattr(layer, "self_attn", None), "o_proj") and isinstance(decoder.norm, nn.Module)
     return layer if has_parts and not again and _is_common(layer_class) else None
 
 
 @functools.cache
 def _is_common(layer_class: Any) -> bool:
-    """Return whether a layer class computes what llama's does, by the text of its forward pass."""
+    """Return whether a layer class computes what llama's does, by the source code of its forward pass."""
     try:
         return _body(layer_class) == _body(LlamaDecoderLayer)
     except (OSError, TypeError):  # no source at hand

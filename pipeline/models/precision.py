@@ -1,7 +1,7 @@
-"""Which number format computes fastest on this CPU: measured once, remembered for the machine.
+"""Measures which number format computes fastest on this CPU; the result is cached per machine.
 
-bfloat16 is twice as slow as fp32 on a CPU without instructions for it and up to 3.5 times as fast on one with them
-(`docs/log.md`), and no flag tells by how much. So a layer of the model's width is timed, forward and backward, in both.
+bfloat16 is half as fast as fp32 on a CPU without instructions for it, and up to 3.5 times as fast on one with them
+(`docs/log.md`); no CPU flag tells the factor. So a layer of the model's width is timed in both, forward and backward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.models.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH, WIDEST, 
 
 _TOKENS = 512
 _FEWEST, _MOST, _ENOUGH_S = 4, 12, 2.0
-"""Trials of each format, and the seconds after which no more than the fewest are made."""
+"""Fewest and most trials of each format, and the seconds after which only the fewest are made."""
 
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,14 +25,14 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Choice(NamedTuple):
-    """A number format, and why it."""
+    """The chosen number format, and the reason."""
 
     precision: Literal["fp32", "bf16"]
     reason: str
 
 
 def computing_in(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
-    """Compute in a number format whatever that of the weights; nothing changes with ``fp32``."""
+    """Return an autocast context for ``bf16`` or ``fp16``; one that does nothing for ``fp32``."""
     dtype = HALF.get(precision)
     return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
 
@@ -42,7 +42,7 @@ def fastest_precision(width: int, cache: Path | None = None) -> Choice:
 
     Args:
         width: hidden size of the model; below `SMALLEST_WIDTH` nothing is measured.
-        cache: file of remembered measurements; in the user's cache folder by default.
+        cache: file of cached measurements; in the user's cache folder by default.
     """
     if width < SMALLEST_WIDTH:
         return Choice("fp32", f"narrower than {SMALLEST_WIDTH} units")
@@ -56,13 +56,13 @@ def fastest_precision(width: int, cache: Path | None = None) -> Choice:
 def measure(width: int) -> Speed:
     """Time a linear layer of ``width`` by 3 ``width``, forward and backward, in fp32 and in bf16 by autocast.
 
-    Trials alternate and the fastest of each format counts: what else the machine does makes a trial slower, never
-    faster, and seldom spares one format in all of them.
+    Trials alternate, and the fastest of each format counts: other load on the machine makes a trial slower, never
+    faster, and rarely affects all trials of only one format.
     """
-    own = torch.Generator().manual_seed(0)  # the stage's numbers are the same whether this is measured or remembered
+    own = torch.Generator().manual_seed(0)  # leaves the stage's random state alone, whether measured or cached
     inputs = torch.randn(_TOKENS, width, generator=own, requires_grad=True)
     weight = torch.randn(3 * width, width, generator=own, requires_grad=True)
-    for lower in (False, True):  # the first one of each prepares
+    for lower in (False, True):  # warm-up
         _seconds(inputs, weight, lower)
     trials: list[tuple[float, float]] = []
     started = time.perf_counter()
@@ -73,7 +73,7 @@ def measure(width: int) -> Speed:
 
 
 def _seconds(inputs: torch.Tensor, weight: torch.Tensor, lower: bool) -> float:
-    """Return how long one trial took; gradients of an earlier one are dropped before."""
+    """Return the seconds of one trial; gradients of the trial before are dropped first."""
     inputs.grad = weight.grad = None
     started = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=lower):

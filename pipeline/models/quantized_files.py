@@ -1,6 +1,6 @@
-"""Models whose files are quantised already: in how many bits, and what can be trained on them.
+"""Models whose files are already quantised: in how many bits, and what can be trained on them.
 
-Torch-free: a plan reads `config.json` alone.
+Torch-free, because a plan reads only `config.json`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ from typing import Any
 from pipeline.errors import Problem
 
 TRAINABLE = ("4bit", "8bit")
-"""What bitsandbytes has written; an adapter is trained on it."""
+"""Formats of bitsandbytes, on which an adapter can be trained."""
 
 
 def quantization_of_files(config: Mapping[str, Any]) -> str:
-    """Return ``4bit`` or ``8bit`` (bitsandbytes), the name of another method, or nothing, for a `config.json`."""
-    found = config.get("quantization_config")
-    if not isinstance(found, Mapping):
+    """Return how a `config.json` says files are quantised.
+
+    ``4bit`` or ``8bit`` for bitsandbytes, the name of another method, or an empty string if they are not.
+    """
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping):
         return ""
-    if found.get("load_in_4bit"):
+    if quantization.get("load_in_4bit"):
         return "4bit"
-    return "8bit" if found.get("load_in_8bit") else str(found.get("quant_method", "unknown"))
+    return "8bit" if quantization.get("load_in_8bit") else str(quantization.get("quant_method", "unknown"))
 
 
 def quantized_files_problem(
     ref: str, stored: str, adapter: Any | None, *, takes_adapter: bool = True
 ) -> Problem | None:
-    """Return what speaks against training on such a model: only an adapter can be, and nothing quantises it again.
+    """Return why a stage cannot train a model with quantised files; None if it can.
+
+    Only an adapter can be trained on quantised weights, and they cannot be quantised again.
 
     Args:
-        ref: how the recipe calls the model.
-        stored: from `quantization_of_files`.
-        adapter: the stage's block; None when all weights are to be trained.
-        takes_adapter: whether its kind has adapters.
+        ref: name of the model in the recipe.
+        stored: quantisation of the files, from `quantization_of_files`.
+        adapter: the stage's `adapter:` block; None when all weights are to be trained.
+        takes_adapter: whether stages of this kind support adapters.
     """
     if not stored:
         return None
@@ -54,22 +59,27 @@ def quantized_files_problem(
 
 
 def layout_problem(what: str, compute: Mapping[str, Any]) -> Problem | None:
-    """Return what speaks against spreading a model of 4 or 8 bits over processes so: each holds its weights whole.
+    """Return why a quantised model cannot be sharded as `compute` asks; None if it is not to be sharded.
+
+    Each process must hold the full quantised weights.
 
     Args:
-        what: is quantised, and how.
-        compute: the stage's, as plain data.
+        what: the quantised model, for the message.
+        compute: the stage's `compute` block as plain data.
     """
     level, offload = int(compute.get("zero") or 0), ", and compute.offload: optimizer or none"
     asked = {word: int(compute.get(word) or 1) for word in ("tensor_parallel", "pipeline_parallel")}
     word = next((word for word, processes in asked.items() if processes > 1), "")
     if word:
-        found, remedy = f"{word} is {asked[word]}", f"set compute.{word}: 1"
+        setting, remedy = f"{word} is {asked[word]}", f"set compute.{word}: 1"
     elif level == 3:
-        found = "zero is 3"
+        setting = "zero is 3"
         remedy = "set compute.zero: 2 or less for this stage" + (offload if compute.get("offload") == "all" else "")
     elif compute.get("fsdp"):
-        found, remedy = "fsdp is true", "set compute.fsdp: false, and compute.zero: 2 to share gradients and optimizer"
+        setting, remedy = (
+            "fsdp is true",
+            "set compute.fsdp: false, and compute.zero: 2 to share gradients and optimizer",
+        )
     else:
         return None
-    return Problem(f"{what} and compute.{found}", "quantised weights whole on each process", remedy)
+    return Problem(f"{what} and compute.{setting}", "quantised weights whole on each process", remedy)

@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedy, or by chance after temperature, top-k and top-p.
+"""Chooses the next token: greedy, or sampled after temperature, top-k and top-p.
 
 Owns the options, the arithmetic and the random numbers. Knows nothing of models.
 
@@ -19,7 +19,7 @@ from pipeline.errors import Problem
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Options for choosing the next token.
 
     Attributes:
         greedy: take the most likely token; the other fields are then unused.
@@ -34,16 +34,16 @@ class Sampling:
     top_p: float = 1.0
 
     def problems(self) -> list[Problem]:
-        """Return what is out of range."""
-        found = []
+        """Return a problem for each option that is out of range."""
+        problems = []
         if not self.greedy and not self.temperature > 0:
             remedy = "use greedy decoding for the most likely token"
-            found.append(Problem(f"temperature is {self.temperature}", "must be > 0", remedy))
+            problems.append(Problem(f"temperature is {self.temperature}", "must be > 0", remedy))
         if self.top_k < 0:
-            found.append(Problem(f"top_k is {self.top_k}", "must be >= 0", "0 keeps every token"))
+            problems.append(Problem(f"top_k is {self.top_k}", "must be >= 0", "0 keeps every token"))
         if not 0 < self.top_p <= 1:
-            found.append(Problem(f"top_p is {self.top_p}", "must be > 0 and <= 1", "1 keeps every token"))
-        return found
+            problems.append(Problem(f"top_p is {self.top_p}", "must be > 0 and <= 1", "1 keeps every token"))
+        return problems
 
 
 def next_tokens(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor | None) -> Tensor:
@@ -62,11 +62,11 @@ def next_tokens(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor | None
     if sampling.greedy or uniforms_B is None:
         return logits_BV.argmax(dim=-1)
     logits_BV = truncated(logits_BV.float() / sampling.temperature, sampling)
-    # Float64: the running sum of 150,000 small float32 terms would shift the boundaries between tokens.
+    # Float64, because a running sum of 150,000 small float32 terms would shift the boundaries between tokens.
     shares_BV = torch.softmax(logits_BV, dim=-1).double().cumsum_(dim=-1)
     total_B1 = shares_BV[:, -1:]
     index_B = torch.searchsorted(shares_BV, uniforms_B[:, None] * total_B1, right=True)[:, 0]
-    # Rounding may push a uniform number next to 1 past the end: the last token with a share takes it.
+    # Rounding may put a uniform number close to 1 past the end; it then chooses the last token with a probability > 0.
     return torch.minimum(index_B, (shares_BV < total_B1).sum(dim=-1))
 
 
@@ -78,7 +78,7 @@ def truncated(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         sorted_BV, index_BV = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
         probs_BV = torch.softmax(sorted_BV, dim=-1)
-        # A token stays while those before it have not reached top_p: the most likely one always does.
+        # A token stays as long as the likelier ones have not reached top_p; the most likely one always stays.
         outside_BV = probs_BV.cumsum(dim=-1) - probs_BV >= sampling.top_p
         outside_BV[:, 0] = False
         logits_BV = logits_BV.masked_fill(outside_BV.scatter(-1, index_BV, outside_BV), -torch.inf)
@@ -86,7 +86,11 @@ def truncated(logits_BV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def uniforms(keys: Sequence[tuple[int, int]], steps: int, device: torch.device) -> Tensor:
-    """Return float64 numbers in [0, 1), shape (B, T): each row from its own generator, on the CPU for all devices."""
+    """Draw float64 numbers in [0, 1), shape (B, T).
+
+    Each row has its own generator, seeded by its key (seed, row id). The draws are made on the CPU, so they are the
+    same on all devices.
+    """
     rows = []
     for seed, row_id in keys:
         mixed = hashlib.blake2b(f"{seed}:{row_id}".encode(), digest_size=7).digest()

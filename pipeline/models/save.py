@@ -1,6 +1,6 @@
-"""A model and its tokenizer written as an artifact keeps them: whole weights in safetensors, an adapter beside them.
+"""Writes a model and its tokenizer as an artifact: full weights in safetensors, and an adapter next to them.
 
-What was written is read again and compared with the model that was given (`written.py`).
+The written files are read again and compared with the trained model (`written.py`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pipeline.models.written import compare_written, witness
 def save_model(
     model: Any, tokenizer: Any, out: Path, rows: Sequence[Sequence[int]] = (), *, base: Base | None = None
 ) -> None:
-    """Write full weights, tokenizer and chat template into ``out``; an adapter is written beside its merged weights.
+    """Write full weights, tokenizer and chat template into ``out``; an adapter is also written by itself.
 
     A `peft` model is merged and must not be used afterwards.
 
     Args:
-        model: what was trained, with all its weights.
-        tokenizer: what it was trained with.
-        out: folder.
-        rows: token ids of some of the rows it was trained on, for the comparison.
-        base: where `peft` finds the weights the adapter was trained on.
+        model: the trained model, with full weights.
+        tokenizer: the tokenizer it was trained with.
+        out: folder to write to.
+        rows: token ids of some training rows, for the comparison.
+        base: base model that the adapter records.
 
     Raises:
-        PipelineError: what was written is not what was trained.
+        PipelineError: the written model differs from the trained one.
     """
     out.mkdir(parents=True, exist_ok=True)
     trained = witness(model, rows)
@@ -56,20 +56,20 @@ def save_model(
 
 
 def save_tokenizer(tokenizer: Any, out: Path, *, context: int | None = None) -> None:
-    """Write the tokenizer and its chat template, without the truncation and padding its last call left switched on.
+    """Write the tokenizer and its chat template, without the truncation and padding that its last call enabled.
 
     Args:
-        tokenizer: to write.
-        out: folder.
-        context: longest text of its model, written where the tokenizer names no limit or a larger one.
+        tokenizer: tokenizer to write.
+        out: folder to write to.
+        context: the model's context in tokens, written as `model_max_length` if the tokenizer's is larger.
     """
     out.mkdir(parents=True, exist_ok=True)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-    for where_from in ("is_local", "local_files_only", "name_or_path", "_commit_hash"):
-        tokenizer.init_kwargs.pop(where_from, None)
+    for machine_specific in ("is_local", "local_files_only", "name_or_path", "_commit_hash"):
+        tokenizer.init_kwargs.pop(machine_specific, None)
     if context is not None and tokenizer.model_max_length > context:
         tokenizer.model_max_length = context
     with quiet():

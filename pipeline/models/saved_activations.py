@@ -1,7 +1,8 @@
-"""Counts what autograd keeps of a block of any architecture, with tensors that hold nothing.
+"""Counts the activations that autograd saves for one decoder layer of any architecture, with fake tensors.
 
-Two models that differ by one block run forward with fake tensors (shapes without storage), and hooks see every tensor
-that is saved for the backward pass. Bytes are a polynomial of the row's length: copies of weights, tokens, pairs.
+Two models that differ by one layer run forward with fake tensors (shapes without data), and hooks see every tensor that
+is saved for the backward pass. The bytes are a polynomial in the row length: a constant (copies of weights), a linear
+term (tokens) and a quadratic term (pairs of tokens).
 
 Reference: torch.autograd.graph.saved_tensors_hooks; torch's FakeTensorMode.
 """
@@ -21,10 +22,10 @@ ROWS, RANK = 2, 8
 
 
 def count_saved_activations(config: Any) -> SavedActivations:
-    """Return what one block of an architecture keeps for its backward pass.
+    """Return the activations that one decoder layer of an architecture saves for its backward pass.
 
     Args:
-        config: of transformers, of a causal language model.
+        config: transformers' configuration of a causal language model.
     """
     sizes = {
         (half, r, dropout): _block(config, half=half, r=r, dropout=dropout)
@@ -53,7 +54,7 @@ def count_saved_activations(config: Any) -> SavedActivations:
 
 
 def _block(config: Any, *, half: bool, r: int, dropout: bool) -> tuple[float, float]:
-    """Return the bytes a block keeps per token and per pair of positions, of one row."""
+    """Return the bytes a layer saves per token and per pair of tokens, for one row."""
     more, fewer = (_saved(config, layers, half=half, r=r, dropout=dropout) for layers in (3, 2))
     first, second, third = ((a - b) / ROWS for a, b in zip(more, fewer, strict=True))
     step = LENGTHS[1] - LENGTHS[0]
@@ -63,7 +64,7 @@ def _block(config: Any, *, half: bool, r: int, dropout: bool) -> tuple[float, fl
 
 
 def _saved(config: Any, layers: int, *, half: bool, r: int, dropout: bool) -> list[int]:
-    """Return the bytes saved by a forward pass over ``ROWS`` rows of each of ``LENGTHS``, weights left out."""
+    """Return the bytes saved by a forward pass over ``ROWS`` rows, for each of ``LENGTHS``, without the weights."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = _built(config, layers, r=r, dropout=dropout)
@@ -86,14 +87,14 @@ def _saved(config: Any, layers: int, *, half: bool, r: int, dropout: bool) -> li
                 torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
                 torch.autocast("cpu", torch.bfloat16, enabled=half),
             ):
-                output = model(input_ids=ids, use_cache=False)  # held, or what it saved is let go
+                output = model(input_ids=ids, use_cache=False)  # keeps the graph, and so the saved tensors, alive
             totals.append(sum(saved.values()))
             del output
     return totals
 
 
 def _built(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
-    """Build a model of few blocks on the meta device, with adapters of rank ``r`` if it is not 0."""
+    """Build a model of few layers on the meta device, with adapters of rank ``r`` if it is not 0."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -107,7 +108,7 @@ def _built(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
         kinds = ["full_attention"]
     if kinds:
         text.layer_types = [kinds[i % len(kinds)] for i in range(layers)]
-    elif getattr(text, "sliding_window", None):  # a window keeps no less, but needs a mask, which copies grouped keys
+    elif getattr(text, "sliding_window", None):  # a window saves no less, but its mask would copy grouped keys
         text.sliding_window = None
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(short)
@@ -134,14 +135,14 @@ def _without_dropout(model: nn.Module) -> None:
 
 
 def _let_hold_nothing(model: nn.Module) -> None:
-    """Replace weights and buffers by fake ones of a CPU; weights that are shared stay so."""
-    made: dict[int, nn.Parameter] = {}
+    """Replace weights and buffers by fake CPU tensors; tied weights stay tied."""
+    fakes: dict[int, nn.Parameter] = {}
     for part in model.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 fake = torch.empty(parameter.shape, dtype=parameter.dtype)
                 own = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-                part._parameters[name] = made.setdefault(id(parameter), own)
+                part._parameters[name] = fakes.setdefault(id(parameter), own)
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

@@ -1,7 +1,7 @@
-"""Scores of a reward model, one number per sequence.
+"""Computes a reward model's scores, one number per sequence.
 
-Owns the batching: sequences sorted by length, right-padded, a budget of tokens per forward pass. Knows nothing of
-prompts or of what the scores are for.
+Owns the batching: sequences are sorted by length and padded on the right, with a token budget per forward pass. Knows
+nothing of prompts or of the use of the scores.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def score(
     """Return the model's score of each sequence of token ids, in their order.
 
     Args:
-        model: a sequence classification model with one label. Where its weights are sharded every process calls this
-            with sequences of its own, be they none.
+        model: a sequence classification model with one label. If its weights are sharded, every rank must call this,
+            even without sequences of its own.
         sequences: prompt and response together, each non-empty.
         pad_id: the model's padding id.
         token_budget: padded tokens in one forward pass.
-        precision: of the computation, where it is lower than that of the weights.
+        precision: compute precision, if it is lower than that of the weights.
 
     Raises:
         PipelineError: a sequence is empty.
@@ -58,11 +58,11 @@ def _scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> list
     if decoder is None or head is None:
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in sequences]
         logits_B1 = model(input_ids=ids_BT, attention_mask=torch.tensor(mask, device=model.device)).logits
-    else:  # under causal attention nothing is needed of what stands behind a row's last token
+    else:  # under causal attention nothing after a row's last token matters
         ends = [row * width + len(sequence) - 1 for row, sequence in enumerate(sequences)]
         hidden_BH = hidden_at(decoder, torch.tensor(ends, device=model.device), input_ids=ids_BT)
         weight = next(head.parameters())
-        with torch.autocast(weight.device.type, enabled=False):  # its own precision: one number is soon a coarse one
+        with torch.autocast(weight.device.type, enabled=False):  # half precision would round the score too coarsely
             logits_B1 = head(hidden_BH.to(weight.dtype))
     values: list[float] = logits_B1[:, 0].float().tolist()
     return values

@@ -1,7 +1,7 @@
-"""A model with random weights, from the `model:` block of a recipe.
+"""Builds a model with random weights from the `model:` block of a recipe.
 
-Owns the check of that block against the architecture's own configuration class: a field it does not know is an
-error that names the nearest one. Any `model_type` of `transformers` that has a causal language model works.
+Owns the check of that block against the architecture's configuration class: an unknown field is an error that names the
+nearest known one. Any `model_type` of `transformers` with a causal language model works.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def build_causal_lm(
     attention: str | None = None,
     zero3: DeepSpeedConfig | None = None,
 ) -> Any:
-    """Make a causal language model with random float32 weights.
+    """Build a causal language model with random float32 weights.
 
     Args:
         model_spec: ``{"type": "llama", "hidden_size": 128, …}``: the model type and fields of its configuration.
-        tokenizer: gives the size of the vocabulary and the special ids.
-        seed: of the weights; the global random state is left alone.
+        tokenizer: gives the vocabulary size and the special token ids.
+        seed: seed of the weights; the global random state is left alone.
         attention: `transformers`' name of an attention kernel; its own choice when omitted.
-        zero3: ZeRO-3's configuration: each weight is sharded over all processes once it is drawn. Every process calls
-            this, and the weights are those one process would draw.
+        zero3: ZeRO-3's configuration: each weight is sharded over all ranks once it is drawn. Every rank must call
+            this. The weights are the same as on one process.
 
     Raises:
-        PipelineError: unknown type or field, or a value the architecture refuses; all fields at once.
+        PipelineError: unknown type or fields (all at once), or a value the architecture refuses.
     """
     config = model_config(model_spec, tokenizer)
     kernel = {} if attention is None else {"attn_implementation": attention}
@@ -55,7 +55,7 @@ def build_causal_lm(
 
 
 def model_config(model_spec: Mapping[str, Any], tokenizer: Any) -> PreTrainedConfig:
-    """Return the `transformers` configuration a `model:` block describes, checked.
+    """Return the checked `transformers` configuration that a `model:` block describes.
 
     Raises:
         PipelineError: see `build_causal_lm`.

@@ -1,7 +1,7 @@
-"""The shape of any model of transformers from its configuration alone, built on the meta device: no weights are made.
+"""Determines the sizes of any transformers model from its configuration, by building it on the meta device.
 
-A program of its own, so that what plans need not import torch: a configuration on standard input, sizes on standard
-output, as JSON.
+A program of its own, so that a plan need not import torch: it reads a configuration from standard input and writes the
+sizes to standard output, both as JSON.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pipeline.estimate.shape import ModelShape
 
 
 def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
-    """Build a causal language model on the meta device and count it.
+    """Build a causal language model on the meta device and count its parameters.
 
     Args:
-        config: content of a `config.json`; `type` stands for `model_type`. Sizes left out are the architecture's own.
+        config: content of a `config.json`; `type` may stand for `model_type`. Omitted sizes are the architecture's
+            defaults.
 
     Raises:
         ValueError: transformers has no such architecture.
@@ -46,9 +47,8 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     if experts:
         inner = (getattr(text, "moe_intermediate_size", None) or inner) * used
     width_kv = (getattr(text, "num_key_value_heads", None) or heads) * width
-    # Experts pick tokens by what tensors hold, and fake ones hold nothing: they count as one MLP of the width a token
-    # meets.
-    kept = (
+    # Routing needs data, which fake tensors do not have: experts count as one MLP of the width that a token uses.
+    saved = (
         llama_saved(text.hidden_size, heads * width, width_kv, inner, heads)
         if experts
         else count_saved_activations(built)
@@ -56,7 +56,7 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     gated = any("gate" in name and "mlp" in name for name in named)
     activation = getattr(text, "hidden_act", None) or getattr(text, "activation_function", None) or ""
     if not experts:
-        kept = replace(kept, inner_gradients=inner_gradients(gated=gated, activation=str(activation)))
+        saved = replace(saved, inner_gradients=inner_gradients(gated=gated, activation=str(activation)))
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
     positions = sum(p.numel() for name, p in named.items() if name.split(".")[-2] in ("wpe", "embed_positions"))
@@ -74,7 +74,7 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
         tied=head is None or head.weight is embedding,
         context=int(getattr(text, "max_position_embeddings", None) or 0),
         heads=heads,
-        kept=kept,
+        kept=saved,
     )
 
 

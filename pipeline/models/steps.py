@@ -1,9 +1,11 @@
-"""How a batch of prompts is read and gone on with, token by token: with the model's cache where that is right.
+"""Decodes a batch of prompts token by token, with the model's cache if that gives correct logits.
 
-Which models a cache is right for is measured, once for each model: its logits are compared with those of a pass without
-cache. A model whose states take in the padding on the left decodes rows of one length at a time; one whose cache is of
-its own kind, or wrong, reads all of a row again for every token, padded on the right, where a causal model looks at
-nothing.
+Whether it does is measured once per model, by comparison with a pass without a cache. There are three cases:
+
+- The cache is correct: rows of any lengths are padded on the left and decoded together.
+- The model's state absorbs left padding: only rows of one length are decoded together.
+- The cache is of an unknown kind or wrong: every token reads all of its row again, padded on the right, which a causal
+  model does not see.
 
 Shapes: B rows, T positions, V vocabulary.
 """
@@ -23,7 +25,7 @@ from pipeline.models.forward import Forward, cache_for, context_limit, evaluatin
 from pipeline.models.positions import flat, logits_at
 
 CacheUse = Literal["padded", "unpadded", "none"]
-"""Rows of any lengths together with a cache, rows of one length together with a cache, or no cache."""
+"""With a cache and rows of any lengths together, with a cache and rows of one length together, or without a cache."""
 
 Say = Callable[[str], None]
 """Tells the user one line."""
@@ -34,13 +36,13 @@ SLOWER: dict[CacheUse, str] = {
 }
 
 _SHORT, _LONG, _NEW = 5, 12, 3
-"""Tokens of the two rows a cache is tried on, and how many are then fed one by one."""
+"""Prompt tokens of the two rows that a cache is tested on, and the number of tokens then fed one by one."""
 
 _KNOWN: WeakKeyDictionary[Any, CacheUse] = WeakKeyDictionary()
 
 
 class Steps(Protocol):
-    """A batch of rows in the making."""
+    """A batch of rows that is decoded token by token."""
 
     def begin(self) -> Tensor:
         """Read the prompts and return the logits after them, shape (B, V)."""
@@ -51,12 +53,12 @@ class Steps(Protocol):
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows."""
+        """Drop all rows but ``rows`` (batch indices)."""
         ...
 
 
 class CachedSteps:
-    """Rows padded on the left, with the model's cache."""
+    """Decodes rows padded on the left, with the model's cache."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: int) -> None:
         self.ids_BT, self.mask_BT = left_padded(prompts, pad_id, model.device)
@@ -64,22 +66,22 @@ class CachedSteps:
         self.cache = cache_for(model, self.ids_BT.shape[1] + room)
 
     def begin(self) -> Tensor:
-        """Read the prompts."""
+        """Read the prompts and return the logits after them, shape (B, V)."""
         return self.call(self.ids_BT, self.mask_BT, self.cache)
 
     def next(self, tokens_B: Tensor) -> Tensor:
-        """Add a token to each row."""
+        """Add a token to each row and return the logits after it, shape (B, V)."""
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.mask_BT), 1)], dim=1)
         return self.call(tokens_B[:, None], self.mask_BT, self.cache)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows."""
+        """Drop all rows but ``rows`` (batch indices)."""
         self.cache.reorder_cache(rows)
         self.mask_BT = self.mask_BT[rows]
 
 
 class UncachedSteps:
-    """Rows padded on the right, read again from their start for every token: right for any causal model."""
+    """Decodes rows padded on the right without a cache: each token reads the full row. Correct for any causal model."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
         width = max(map(len, prompts))
@@ -90,14 +92,14 @@ class UncachedSteps:
         self.last_position = (context_limit(model) or sys.maxsize) - 1
 
     def begin(self) -> Tensor:
-        """Read the prompts."""
+        """Read the rows so far and return the logits after their last tokens, shape (B, V)."""
         count, width = self.ids_BT.shape
         ends_B = flat(torch.arange(count, device=self.ids_BT.device), self.lengths_B - 1, width)
         logits_BV, _ = logits_at(self.model, ends_B, input_ids=self.ids_BT)
         return logits_BV
 
     def next(self, tokens_B: Tensor) -> Tensor:
-        """Add a token to each row."""
+        """Add a token to each row and return the logits after it, shape (B, V)."""
         # A row that ended may still be in the batch and would step past the last position.
         ends_B = self.lengths_B.clamp(max=self.last_position)
         if int(ends_B.max()) == self.ids_BT.shape[1]:
@@ -107,31 +109,31 @@ class UncachedSteps:
         return self.begin()
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows."""
+        """Drop all rows but ``rows`` (batch indices)."""
         self.ids_BT, self.lengths_B = self.ids_BT[rows], self.lengths_B[rows]
 
 
 def steps_for(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: int, use: CacheUse) -> Steps:
-    """Return how a batch is decoded; with ``unpadded`` its prompts have one length.
+    """Return the decoder of a batch; with ``unpadded`` its prompts must have one length.
 
     Args:
         model: a causal language model.
         prompts: token ids of each row.
         pad_id: fills shorter rows.
-        room: tokens that will come.
-        use: of the model's cache, as `cache_use` found it.
+        room: most new tokens, for the size of the cache.
+        use: use of the model's cache, from `cache_use`.
     """
     return UncachedSteps(model, prompts, pad_id) if use == "none" else CachedSteps(model, prompts, pad_id, room)
 
 
 def cache_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, say: Say | None = None) -> CacheUse:
-    """Return how far a model's cache can be trusted, measured on its first prompts and remembered for the model.
+    """Return how a model's cache can be used, measured with its first prompts and remembered for the model.
 
     Args:
         model: a causal language model of `transformers` or `peft`.
-        prompts: at least one; what is tried is made of their tokens.
+        prompts: at least one; the test rows are made of their tokens.
         pad_id: fills the left of shorter rows.
-        say: told once for a model whose cache cannot be used fully; a line on standard error when omitted.
+        say: called once for a model whose cache cannot be used fully; prints to standard error when omitted.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if inner not in _KNOWN:
@@ -145,20 +147,20 @@ def cache_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, say: Sa
 
 
 def _measured_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[CacheUse, str]:
-    """Return the first way of decoding that gives what a pass without cache gives, and what was wrong with others."""
+    """Return the first use of the cache whose logits equal those without one, and what was wrong with the others."""
     rows, new = trial_rows(model, prompts)
     if Forward(model, padded=False).cache_argument is None:
         return "none", "it is not one that transformers fills"
-    wanted = [plain_logits(model, [*row, *more], len(row)) for row, more in zip(rows, new, strict=True)]
-    together = _difference(model, rows, new, wanted, pad_id)
-    if not together:
+    expected = [plain_logits(model, [*row, *more], len(row)) for row, more in zip(rows, new, strict=True)]
+    mixed_lengths = _difference(model, rows, new, expected, pad_id)
+    if not mixed_lengths:
         return "padded", ""
-    alike = _difference(model, [rows[1]] * 2, [new[1]] * 2, [wanted[1]] * 2, pad_id)
-    return ("none", alike) if alike else ("unpadded", f"with padding on the left {together}")
+    same_length = _difference(model, [rows[1]] * 2, [new[1]] * 2, [expected[1]] * 2, pad_id)
+    return ("none", same_length) if same_length else ("unpadded", f"with padding on the left {mixed_lengths}")
 
 
 def trial_rows(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Return two rows of different lengths, and the tokens each goes on with, all from the first prompts."""
+    """Return two test rows of different lengths, and the tokens that follow each, all made from the first prompts."""
     known = [token for prompt in prompts[:8] for token in prompt]
     limit = context_limit(model) or _LONG + _NEW
     new = max(1, min(_NEW, limit - 2))
@@ -168,29 +170,29 @@ def trial_rows(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[
 
 
 def plain_logits(model: Any, ids: list[int], read: int) -> Tensor:
-    """Return the logits after ``read`` tokens and after each that follows, by one pass over one row, without cache."""
+    """Return the logits after ``read`` tokens and after each following one, (T, V), by one pass without a cache."""
     logits_TV: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, read - 1 :]
     return logits_TV.float()
 
 
-def _difference(model: Any, rows: list[list[int]], new: list[list[int]], wanted: list[Tensor], pad_id: int) -> str:
-    """Say by how much decoding with a cache is off; nothing when by rounding only."""
+def _difference(model: Any, rows: list[list[int]], new: list[list[int]], expected: list[Tensor], pad_id: int) -> str:
+    """Return how the logits with a cache are wrong, as text; empty if they differ by rounding only."""
     try:
-        found = _stepwise_logits(model, rows, new, pad_id)
+        logits = _stepwise_logits(model, rows, new, pad_id)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a cache of another kind fails in as many ways as there are models
+    except Exception as error:  # an unknown kind of cache may fail in any way
         return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-    worst, spread = disagreement(found, [b[: len(a)] for a, b in zip(found, wanted, strict=True)])
+    worst, spread = disagreement(logits, [b[: len(a)] for a, b in zip(logits, expected, strict=True)])
     if worst <= rounding_of(model) * spread:
         return ""
     return f"its logits differ by {worst:.2g}, of {spread:.2g} between the likeliest and the unlikeliest token"
 
 
 def _stepwise_logits(model: Any, rows: list[list[int]], new: list[list[int]], pad_id: int) -> list[Tensor]:
-    """Return the logits of the last row and of those before it, as new tokens are fed one by one.
+    """Return each row's logits, (T, V), as new tokens are fed one by one.
 
-    For the last token only the last row is kept: the others have one line less.
+    Before the last token all rows but the last are dropped, which tests `keep`: their logits have one line less.
     """
     alive, count = list(range(len(rows))), len(new[0])
     steps = CachedSteps(model, rows, pad_id, count)
@@ -206,7 +208,7 @@ def _stepwise_logits(model: Any, rows: list[list[int]], new: list[list[int]], pa
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask (1 for real tokens), each (B, T), of rows padded on the left."""
+    """Pad rows on the left; return ids and mask (1 for real tokens), each (B, T)."""
     width = max(len(row) for row in rows)
     ids_BT = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device=device)
     mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)

@@ -1,11 +1,14 @@
-"""Conversations to text: the chat template, and where in the text the assistant speaks.
+"""Renders conversations as text with the chat template, and locates the assistant's answers in the text.
 
-Owns what is the template's business: which of several named templates is taken, what it refuses or leaves out, which
-parts are the assistant's, which token ends a turn. Knows nothing of token ids beyond control tokens. Torch-free.
+Owns which of several named templates is used, what a template refuses or drops, which spans are the assistant's, and
+which token ends a turn. Knows nothing of token ids beyond control tokens. Torch-free.
 
-What the assistant says is found by the template's ``{% generation %}`` markers. Without them each of its turns is what
-it adds to the prompt it answers; where the template writes earlier turns anew, an answer gets a text of its own, as it
-was when it was generated; where that fails, the training variant that trl ships for the template helps out.
+Answers are located in one of three ways, in this order:
+
+1. by the template's ``{% generation %}`` markers;
+2. without markers, an answer is what its turn adds to the rendered prompt; if the template renders earlier turns
+   differently once a later turn follows, each answer gets a text of its own, as it was when it was generated;
+3. by the markers of the training variant that trl ships for the template.
 """
 
 from __future__ import annotations
@@ -26,32 +29,33 @@ Messages = Sequence[Mapping[str, Any]]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 SAMPLE = ({"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"})
-"""Rendered to see how a template ends the assistant's turn."""
+"""Conversation that is rendered to see how a template ends the assistant's turn."""
 
 _UNSET = {"bos_token": "", "eos_token": ""}
-"""What a template adds up where the tokenizer has no such token."""
+"""Values of template variables for special tokens that the tokenizer does not have."""
 
-_OWN_KEYS = ("train",)  # of a turn: for the training, not for the template
+_OWN_KEYS = ("train",)
+"""Keys of a turn that are not passed to the template."""
 
 
 class TemplateFaultError(Exception):
-    """A conversation cannot be rendered; the message reads as the reason of a bad row does."""
+    """A conversation cannot be rendered; the message completes a sentence that begins with "row"."""
 
 
 class Span(NamedTuple):
-    """Characters of a text."""
+    """A half-open range of characters in a text."""
 
     start: int
     end: int
 
 
 class Rendered(NamedTuple):
-    """A text to train on.
+    """A rendered text to train on.
 
     Attributes:
-        text: of the conversation, or of its beginning.
-        answers: where the assistant speaks and is to be learnt from, in order.
-        adds_end: whether the template ends the last answer with no control token.
+        text: the conversation, or its first turns.
+        answers: spans of the assistant's answers that are trained on, in order.
+        adds_end: whether an end token must be added, because the template ends the last answer without a control token.
     """
 
     text: Text
@@ -60,7 +64,13 @@ class Rendered(NamedTuple):
 
 
 class Chat(NamedTuple):
-    """What a template is given: turns and tools in which no text spells a control token."""
+    """Input of a template: turns and tools in which private characters replace the names of control tokens.
+
+    Attributes:
+        messages: turns.
+        tools: tools, or None.
+        spelled: private characters, and the text each stands for.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None
@@ -72,63 +82,69 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     Attributes:
-        encoder: of the tokenizer.
+        encoder: encoder of the tokenizer.
     """
 
     encoder: TextEncoder
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer it is of."""
+        """The tokenizer that the template belongs to."""
         return self.encoder.tokenizer
 
     def source(self, tools: Sequence[Any] | None = None) -> str:
-        """Return the Jinja text; of several named templates the one transformers takes.
+        """Return the Jinja source; of several named templates the one that transformers would use.
 
         Raises:
-            PipelineError: there is none.
+            PipelineError: the tokenizer has no chat template, or none of the expected name.
         """
-        found = self.tokenizer.chat_template
-        if isinstance(found, dict):
-            name = "tool_use" if tools and "tool_use" in found else "default"
-            if name not in found:
+        template = self.tokenizer.chat_template
+        if isinstance(template, dict):
+            name = "tool_use" if tools and "tool_use" in template else "default"
+            if name not in template:
                 problem = Problem(
-                    f"the tokenizer's chat templates are {', '.join(sorted(found))}",
+                    f"the tokenizer's chat templates are {', '.join(sorted(template))}",
                     "one of the name default",
                     "set `chat_template` in the sft stage to the one that is meant",
                 )
                 raise PipelineError(problem)
-            found = found[name]
-        if not found:
+            template = template[name]
+        if not template:
             raise PipelineError(no_template())
-        return str(found)
+        return str(template)
 
     def chat(self, messages: Messages, tools: Sequence[Any] | None = None) -> Chat:
-        """Return turns and tools with private characters for what their text spells."""
+        """Return turns and tools, with control tokens that their text spells replaced by private characters."""
         turns = [{key: value for key, value in turn.items() if key not in _OWN_KEYS} for turn in messages]
-        given = list(tools) if tools else None
+        tool_list = list(tools) if tools else None
         texts = [turn["content"] for turn in turns if isinstance(turn.get("content"), str)]
-        if any(len(turn) > 2 for turn in turns) or given:
-            texts = list(_strings([turns, given]))
+        if any(len(turn) > 2 for turn in turns) or tool_list:
+            texts = list(_strings([turns, tool_list]))
         if not any(map(self.encoder.spells, texts)):
-            return Chat(turns, given, {})
+            return Chat(turns, tool_list, {})
         spelled = own_letters("".join(texts))
-        shielded = _mapped([turns, given], lambda text: self.encoder.shield(text, spelled))
+        shielded = _mapped([turns, tool_list], lambda text: self.encoder.shield(text, spelled))
         return Chat(shielded[0], shielded[1], spelled)
 
     def text(self, chat: Chat, until: int | None = None, *, opens_answer: bool = False, source: str = "") -> Text:
-        """Render the turns of a chat, or the first ones, with the beginning of an answer where one is asked for.
+        """Render a chat.
+
+        Args:
+            chat: turns and tools.
+            until: number of turns to render; all when omitted.
+            opens_answer: whether to add the generation prompt.
+            source: Jinja source; the tokenizer's own when omitted.
 
         Raises:
-            TemplateFaultError: the template refuses them.
+            TemplateFaultError: the template raised an error.
         """
         return Text(self._rendered(chat, until, opens_answer, source, marks=False)[0], chat.spelled)
 
     def prompt(self, messages: Messages, tools: Sequence[Any] | None = None) -> Text:
-        """Render a prompt up to where the answer begins.
+        """Render a prompt, with the generation prompt at its end.
 
         Raises:
-            TemplateFaultError: the template refuses it, or leaves something out.
+            TemplateFaultError: the template raised an error, or dropped something.
         """
         chat = self.chat(messages, tools)
         text = self.text(chat, opens_answer=True)
@@ -150,53 +166,55 @@ class ChatTemplate:
                 return_assistant_tokens_mask=marks,
                 **{**_UNSET, **self.tokenizer.special_tokens_map},
             )
-        except Exception as error:  # a template is a program of others: it may raise anything
+        except Exception as error:  # a template is somebody else's program and may raise anything
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise TemplateFaultError(f"is refused by the chat template, which says: {why}") from error
         return texts[0], list(marked[0]) if marks and marked else []
 
     def rendered(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[Rendered]:
-        """Render a conversation to train on the assistant's turns.
+        """Render a conversation for training on the assistant's turns.
 
         Returns:
-            One text where the template only ever adds to what it wrote; else as many as its answers need, in order.
+            One text if the template renders every turn the same whatever follows; otherwise as many texts as the
+            answers need, in order.
 
         Raises:
-            TemplateFaultError: the template refuses it, leaves something out, or hides where the answers are.
+            TemplateFaultError: the template raised an error, dropped something, or the answers cannot be located.
         """
         chat, learnt = self.chat(messages, tools), _learnt(messages)
         source = self.source(tools)
         if not learnt:
             raise TemplateFaultError("has no turn of the assistant to learn from, expected one without `train: false`")
         if GENERATION.search(source):
-            found = self._by_marks(chat, messages, learnt, source)
+            texts = self._by_marks(chat, messages, learnt, source)
         else:
-            found = self._by_turns(chat, learnt) or self._by_variant(chat, messages, learnt, source)
-        if not found:
+            texts = self._by_turns(chat, learnt) or self._by_variant(chat, messages, learnt, source)
+        if not texts:
             raise TemplateFaultError(
                 "cannot be masked: the chat template begins an answer otherwise than its generation prompt does, "
                 "expected a template with {% generation %} markers, or one that only adds to what it wrote"
             )
-        self._refuse_left_out(chat, messages, learnt, found)
-        return found
+        self._refuse_left_out(chat, messages, learnt, texts)
+        return texts
 
     def reply(self, prompt: Messages, response: Messages, tools: Sequence[Any] | None = None) -> tuple[Text, Rendered]:
-        """Render a prompt up to where the answer begins, and the whole with its response as the one answer.
+        """Render a prompt with the generation prompt, and the prompt with its response as the only answer.
 
         Raises:
-            TemplateFaultError: the template refuses it, leaves something out, or begins the answer otherwise.
+            TemplateFaultError: the template raised an error, dropped something, or the rendered prompt is not the
+                beginning of prompt and response.
         """
         chat = self.chat([*prompt, *response], tools)
-        before, whole = self.text(chat, len(prompt), opens_answer=True), self.text(chat)
-        if not whole.text.startswith(before.text):
+        prompt_text, full_text = self.text(chat, len(prompt), opens_answer=True), self.text(chat)
+        if not full_text.text.startswith(prompt_text.text):
             raise TemplateFaultError(
                 "is rendered otherwise once the answer follows: the text of its prompt is not the beginning of prompt "
                 "and answer, expected a chat template that only adds to what it wrote"
             )
-        made = self._ended(whole, [Span(len(before.text), len(whole.text))])
+        rendered = self._ended(full_text, [Span(len(prompt_text.text), len(full_text.text))])
         learnt = [len(prompt) + i for i in _learnt(response)]
-        self._refuse_left_out(chat, [*prompt, *response], learnt, [made], whole=True)
-        return before, made
+        self._refuse_left_out(chat, [*prompt, *response], learnt, [rendered], whole=True)
+        return prompt_text, rendered
 
     def _by_marks(self, chat: Chat, messages: Messages, learnt: list[int], source: str) -> list[Rendered]:
         text, marked = self._rendered(chat, None, False, source, marks=True)
@@ -212,21 +230,24 @@ class ChatTemplate:
         return [self._ended(Text(text, chat.spelled), spans)._replace(adds_end=False)] if spans else []
 
     def _by_turns(self, chat: Chat, learnt: list[int]) -> list[Rendered]:
-        """Find each answer as what it adds to its prompt; none where a prompt is not the beginning of its answer."""
-        made: list[tuple[Text, list[Span]]] = []
+        """Locate each answer as what its turn adds to the rendered prompt.
+
+        Returns an empty list if the text up to an answer does not begin with the answer's rendered prompt.
+        """
+        texts: list[tuple[Text, list[Span]]] = []
         for turn in reversed(learnt):
-            before = self.text(chat, turn, opens_answer=True).text
-            upto = self.text(chat, turn + 1).text
-            if not upto.startswith(before):
+            prompt_text = self.text(chat, turn, opens_answer=True).text
+            turn_text = self.text(chat, turn + 1).text
+            if not turn_text.startswith(prompt_text):
                 return []
-            if not (made and made[-1][0].text.startswith(upto)):
-                whole = Text(upto, chat.spelled)
-                if not made and turn + 1 < len(chat.messages):
-                    later = self.text(chat)
-                    whole = later if later.text.startswith(upto) else whole
-                made.append((whole, []))
-            made[-1][1].insert(0, Span(len(before), len(upto)))
-        return [self._ended(text, spans) for text, spans in reversed(made)]
+            if not (texts and texts[-1][0].text.startswith(turn_text)):
+                whole = Text(turn_text, chat.spelled)
+                if not texts and turn + 1 < len(chat.messages):
+                    full_text = self.text(chat)
+                    whole = full_text if full_text.text.startswith(turn_text) else whole
+                texts.append((whole, []))
+            texts[-1][1].insert(0, Span(len(prompt_text), len(turn_text)))
+        return [self._ended(text, spans) for text, spans in reversed(texts)]
 
     def _by_variant(self, chat: Chat, messages: Messages, learnt: list[int], source: str) -> list[Rendered]:
         variant = training_variant(source)
@@ -235,7 +256,7 @@ class ChatTemplate:
         return self._by_marks(chat, messages, learnt, variant)
 
     def _ended(self, text: Text, spans: list[Span]) -> Rendered:
-        """Take what stands behind an answer's end token off it, and see whether the last one has such a token."""
+        """End each answer at its end token; note whether the last answer has none."""
         ended, adds_end = [], False
         for span in spans:
             said = text.text[span.start : span.end].rstrip()
@@ -244,10 +265,10 @@ class ChatTemplate:
         return Rendered(text, ended, adds_end)
 
     def _refuse_left_out(
-        self, chat: Chat, messages: Messages, learnt: list[int], found: list[Rendered], *, whole: bool = False
+        self, chat: Chat, messages: Messages, learnt: list[int], texts: list[Rendered], *, whole: bool = False
     ) -> None:
-        """Refuse a conversation of which the template drops text, tools, calls or thoughts without a word."""
-        plain = "".join(one.text.text for one in found)
+        """Raise `TemplateFaultError` if the template silently drops text, tools, tool calls or reasoning."""
+        plain = "".join(one.text.text for one in texts)
         for i, turn in enumerate(chat.messages):
             if turn["role"] != "tool" and not _holds(plain, turn.get("content")):
                 raise TemplateFaultError(_left_out(f"the text of turn {i + 1}", "contents that are plain text"))
@@ -258,7 +279,7 @@ class ChatTemplate:
             name = _name_of(tool)
             if name and _squeezed(name) not in text:
                 raise TemplateFaultError(_left_out(f"the tool `{name}`", "tools"))
-        said = [_squeezed(one.text.text[span.start : span.end]) for one in found for span in one.answers]
+        said = [_squeezed(one.text.text[span.start : span.end]) for one in texts for span in one.answers]
         if whole or len(said) != len(learnt):
             said = [text] * len(learnt)
         answers = dict(zip(learnt, said, strict=True))
@@ -274,12 +295,12 @@ class ChatTemplate:
                 raise TemplateFaultError(_left_out(f"the reasoning of turn {i + 1}", "`reasoning_content`"))
 
     def end_token(self) -> int | None:
-        """Return the control token that ends the assistant's turn, None where the template ends it with text."""
+        """Return the id of the control token that ends the assistant's turn; None if the template ends it with text."""
         try:
-            (found,) = self.rendered(SAMPLE)[-1:]
+            (rendered,) = self.rendered(SAMPLE)[-1:]
         except (TemplateFaultError, PipelineError):
             return None
-        text, span = found.text.text, found.answers[-1]
+        text, span = rendered.text.text, rendered.answers[-1]
         said = text[span.start : span.end].rstrip()
         behind = text[span.end :].lstrip()
         ends = [token for token in self.encoder.control if said.endswith(token)]
@@ -288,7 +309,7 @@ class ChatTemplate:
 
 
 def no_template() -> Problem:
-    """Return the problem of a conversation for which there is no chat template."""
+    """Return the problem of a tokenizer without a chat template."""
     return Problem(
         "the tokenizer has no chat template",
         "one, to render conversations",
@@ -298,7 +319,7 @@ def no_template() -> Problem:
 
 @cache
 def training_variant(source: str) -> str | None:
-    """Return the template that trl ships to train on what ``source`` renders, with markers; None where it has none."""
+    """Return trl's training variant of a template, with ``{% generation %}`` markers; None if trl has none."""
     spec = find_spec("trl")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -310,6 +331,7 @@ def training_variant(source: str) -> str | None:
 
 
 def _learnt(messages: Messages) -> list[int]:
+    """Return the indices of the assistant's turns that are trained on."""
     return [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("train", True)]
 
 
@@ -326,7 +348,7 @@ def _name_of(tool: Any) -> str:
 
 
 def _holds(text: str, content: Any) -> bool:
-    """Whether a text holds a turn's content; a template may trim it and take the thought before an answer out."""
+    """Whether a text contains a turn's content; a template may trim it and drop the reasoning before an answer."""
     if not isinstance(content, str) or content.strip() in text:
         return True
     return _longest_word(content.rpartition("</think>")[2]) in text
@@ -351,7 +373,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Return plain data with every text changed; the names of fields and roles are no control tokens and stay."""
+    """Return plain data with ``change`` applied to every string, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

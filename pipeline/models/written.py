@@ -1,12 +1,12 @@
-"""What was written is what was trained: the files of a model, read again, against the model as it trained.
+"""Verifies that the written files of a model are what was trained, by reading them again.
 
-Two things are compared. Every tensor of the files equals the one that was saved, bit for bit. And the logits of a few
-rows are those that the model gave before its adapter was folded in and anything was written; a wrong merge, a lost tie,
-a configuration that says something else show there.
+Two things are compared. Every tensor in the files must equal the saved one, bit for bit. And the logits of a few rows
+must equal those of the model before its adapter was merged and anything was written; that reveals a wrong merge, a lost
+weight tie or a wrong configuration.
 
-Memory does not double: on a CPU the files are mapped, not read, so their pages are the system's to drop. On a GPU they
-are copied only where they leave half of what is free; else the tensors are compared, and of the logits those of the
-model after the merge.
+Memory does not double. On a CPU the files are memory-mapped, so the system can drop their pages. On a GPU the second
+model is copied only if it takes at most half of the free memory; otherwise the tensors are compared, and the logits of
+the merged model in memory.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.load import quiet
 
 _ROWS, _TOKENS = 2, 32
-"""Rows of the training data that are looked at, and how many tokens of each at most."""
+"""Training rows that are compared, and the most tokens of each."""
 
 _WORK = 2e10
-"""Weights times tokens of a pass, where the model is large: a few seconds of one core."""
+"""Most weights times tokens of the comparison: a few seconds of one core."""
 
 KEPT = "the last checkpoint is kept; run it again, and report it with the model's type if it comes back"
 
 
 @dataclass(frozen=True)
 class Witness:
-    """What a model says of some rows.
+    """A model's logits of some rows.
 
     Attributes:
         rows: token ids.
-        logits: of each row by itself, on the CPU.
-        rounding: share of their spread that is rounding, in the format they were computed in.
+        logits: logits of each row by itself, on the CPU.
+        rounding: fraction of the logits' spread that may be rounding, in the format they were computed in.
     """
 
     rows: list[list[int]]
@@ -52,24 +52,24 @@ class Witness:
 
 
 def witness(model: Any, rows: Sequence[Sequence[int]] = ()) -> Witness:
-    """Return what a model says of some rows, and of one row of tokens from all over its vocabulary.
+    """Compute a model's logits of some rows, and of one row of tokens spread evenly over its vocabulary.
 
     Args:
-        model: a causal language model or one that scores sequences, with or without an adapter.
-        rows: token ids, of which the first few are taken.
+        model: a causal language model or a reward model, with or without an adapter.
+        rows: token ids, of which the first few are used.
     """
     vocabulary = plain_of(model).get_input_embeddings().weight.shape[0]
     longest = min(_TOKENS, context_limit(model) or _TOKENS)
-    spread = [vocabulary * i // longest for i in range(longest)]
-    taken = _affordable(model, [spread, *([int(token) for token in row[:longest]] for row in rows if len(row))])
+    vocabulary_row = [vocabulary * i // longest for i in range(longest)]
+    taken = _affordable(model, [vocabulary_row, *([int(token) for token in row[:longest]] for row in rows if len(row))])
     return Witness(taken, _logits(model, taken), rounding_of(model))
 
 
 def refuse_other(model: Any, trained: Witness, what: str, remedy: str = KEPT) -> None:
-    """Compare what a model says with what it should say.
+    """Compare a model's logits with those of the trained model.
 
     Raises:
-        PipelineError: the difference is more than rounding.
+        PipelineError: they differ by more than rounding.
     """
     difference, spread = disagreement(_logits(model, trained.rows), trained.logits)
     if difference > max(trained.rounding, rounding_of(model)) * spread:
@@ -79,15 +79,15 @@ def refuse_other(model: Any, trained: Witness, what: str, remedy: str = KEPT) ->
 
 
 def compare_written(folder: Path, model: Any, trained: Witness) -> None:
-    """Read a model's files again and compare them with what trained.
+    """Read a model's files again and compare them with the trained model.
 
     Args:
-        folder: that was written.
-        model: as it was saved, an adapter folded in.
-        trained: what it said before it was saved.
+        folder: the written folder.
+        model: the saved model, with its adapter merged.
+        trained: the trained model's logits, from before the merge.
 
     Raises:
-        PipelineError: they differ.
+        PipelineError: the files lack a tensor, or differ from the trained model.
     """
     with quiet():
         read, info = type(model).from_pretrained(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
@@ -109,7 +109,7 @@ def _refuse_other_tensors(read: dict[str, Tensor], saved: dict[str, Tensor]) -> 
 
 
 def _is_same(read: Tensor, saved: Tensor) -> bool:
-    """Whether two tensors hold the same bits; a number that is none equals itself."""
+    """Whether two tensors hold the same values; NaN equals NaN."""
     if read.shape != saved.shape:
         return False
     saved = saved.detach().to("cpu", read.dtype)
@@ -122,22 +122,22 @@ def plain_of(model: Any) -> Any:
 
 
 def _affordable(model: Any, rows: list[list[int]]) -> list[list[int]]:
-    """Return fewer tokens of the first rows for a model that takes long over each."""
+    """Return the first rows, cut to fewer tokens for a large model."""
     weights = sum(parameter.numel() for parameter in model.parameters())
-    kept = rows[: _ROWS + 1]
-    most = max(8, int(_WORK / max(1, weights)) // len(kept))
-    return [row[:most] for row in kept]
+    first_rows = rows[: _ROWS + 1]
+    most = max(8, int(_WORK / max(1, weights)) // len(first_rows))
+    return [row[:most] for row in first_rows]
 
 
 def _logits(model: Any, rows: list[list[int]]) -> list[Tensor]:
     with evaluating(model), torch.inference_mode(), own_attention(plain_of(model)), _without_autocast(model):
-        found = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
-    return [logits[0].float().cpu() for logits in found]
+        outputs = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
+    return [logits[0].float().cpu() for logits in outputs]
 
 
 @contextmanager
 def _without_autocast(model: Any) -> Iterator[None]:
-    """Compute in the format of the weights: accelerate puts autocast into the forward pass of a model it prepares."""
+    """Compute in the dtype of the weights: accelerate wraps the forward pass of a prepared model in autocast."""
     prepared, plain = vars(model).get("forward"), vars(model).get("_original_forward")
     if plain is not None:
         model.forward = plain
@@ -151,10 +151,10 @@ def _without_autocast(model: Any) -> Iterator[None]:
 
 @contextmanager
 def own_attention(model: Any) -> Iterator[None]:
-    """Attend by torch's own kernel in this process for a while.
+    """Use torch's own attention inside the context, in this process alone.
 
-    FlashAttention takes neither fp32 nor a CPU. Where processes share rows DeepSpeed has put an exchange between them
-    in the kernel's place, and the other processes do not take part here.
+    FlashAttention supports neither fp32 nor a CPU. Under sequence parallelism DeepSpeed has replaced the attention
+    function by an exchange between ranks, and the other ranks do not take part here.
     """
     kernel = str(model.config.get_text_config()._attn_implementation)
     exchange = ALL_ATTENTION_FUNCTIONS.get(kernel)
@@ -173,7 +173,7 @@ def own_attention(model: Any) -> Iterator[None]:
 
 
 def _has_room(model: Any, read: Any) -> bool:
-    """Whether a second model may lie beside the first for a moment: on a CPU it is mapped."""
+    """Whether memory suffices for a second copy of the model; on a CPU that copy is memory-mapped."""
     if model.device.type != "cuda":
         return True
     need = sum(tensor.numel() * tensor.element_size() for tensor in read.state_dict().values())
