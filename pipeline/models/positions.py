@@ -66,7 +66,7 @@ def decoder_of(model: Any) -> Any:
 
 def _picked(hidden_BTH: Tensor, positions_N: Tensor) -> Tensor:
     """Return the selected positions as one row, (1, N, H)."""
-    # On a CPU the gradient of `index_select`, an index_add, is several times faster than that of indexing by two tensors.
+    # On a CPU the gradient of `index_select`, an index_add, is several times faster than that of indexing by 2 tensors.
     return hidden_BTH.flatten(0, 1).index_select(0, positions_N)[None]
 
 

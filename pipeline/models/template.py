@@ -241,11 +241,11 @@ class ChatTemplate:
             if not turn_text.startswith(prompt_text):
                 return []
             if not (texts and texts[-1][0].text.startswith(turn_text)):
-                whole = Text(turn_text, chat.spelled)
+                conversation = Text(turn_text, chat.spelled)
                 if not texts and turn + 1 < len(chat.messages):
                     full_text = self.text(chat)
-                    whole = full_text if full_text.text.startswith(turn_text) else whole
-                texts.append((whole, []))
+                    conversation = full_text if full_text.text.startswith(turn_text) else conversation
+                texts.append((conversation, []))
             texts[-1][1].insert(0, Span(len(prompt_text), len(turn_text)))
         return [self._ended(text, spans) for text, spans in reversed(texts)]
 

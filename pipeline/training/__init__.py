@@ -1,1 +1,1 @@
-"""Machinery shared by the stages that train: batches, arguments, the loop and its checkpoints. No `Trainer` of ours."""
+"""What the training stages share: batches, trainer arguments, the training loop, checkpoints."""

@@ -1,4 +1,4 @@
-"""Builds a trainer's own config from the recipe's words. trl's defaults that surprise are set explicitly here."""
+"""Builds a trainer's config (SFTConfig, …) from the recipe's fields. Surprising defaults of trl are set explicitly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ Arguments = TypeVar("Arguments")
 
 
 def use_cpu(ctx: StageContext) -> bool:
-    """Return whether the stage runs without an accelerator."""
+    """Return whether the stage runs without an accelerator.
+
+    Raises:
+        PipelineError: the recipe asks for CUDA, and there is no CUDA device.
+    """
     import torch
 
     asked = ctx.compute.get("device", "auto")
@@ -33,19 +37,19 @@ def use_cpu(ctx: StageContext) -> bool:
 
 
 def device_of(ctx: StageContext) -> str:
-    """Return the device of this process: ``cpu``, or the GPU of its own."""
+    """Return this process's device: ``cpu``, or the GPU of its local rank."""
     return "cpu" if use_cpu(ctx) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def precision_of(ctx: StageContext, width: int = 0) -> str:
-    """Return `fp32`, `bf16` or `fp16`: what `compute.precision` asks for.
+    """Return the compute precision `fp32`, `bf16` or `fp16`, from `compute.precision`.
 
-    ``auto`` is bf16 on a GPU that has it and fp16 on another; on a CPU it is what computes faster for this width.
-    Decided once for a stage, by its first process for all: one that is resumed goes on as it began, on any machine.
+    ``auto`` is bf16 on a GPU that supports it and fp16 on another GPU; on a CPU it is the faster format for the model's
+    width. The first process decides for all, once per stage: a resumed stage keeps its precision, on any machine.
 
     Args:
-        ctx: of the stage.
-        width: hidden size of the model, where it is not the one of the stage's input.
+        ctx: the stage's context.
+        width: hidden size of the model; that of the stage's input model when omitted.
     """
     asked = str(ctx.compute.get("precision", "auto"))
     if asked == "auto":
@@ -67,23 +71,23 @@ def _auto_precision(ctx: StageContext, width: int) -> str:
     width = width or _width_of_input(ctx)
     if width < SMALLEST_WIDTH:
         return "fp32"
-    mine = _decided_precision(ctx, width) if ctx.is_first else "fp32"
-    return "bf16" if Ranks.current().all_reduce_max(float(mine == "bf16")) else "fp32"
+    decided = _decided_precision(ctx, width) if ctx.is_first else "fp32"
+    return "bf16" if Ranks.current().all_reduce_max(float(decided == "bf16")) else "fp32"
 
 
 def _decided_precision(ctx: StageContext, width: int) -> str:
-    """Return the format this stage began with; at its beginning, the faster one."""
+    """Return the precision this stage began with; decide for the faster one when it begins."""
     from pipeline.models.bf16_speed import NO_INSTRUCTIONS
     from pipeline.models.precision import Choice, fastest_precision
 
-    kept = ctx.work / "precision.json"
+    file = ctx.work / "precision.json"
     try:
-        choice = Choice(*json.loads(kept.read_text(encoding="utf-8")))
+        choice = Choice(*json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         choice = fastest_precision(width)
-        part = kept.with_suffix(".part")
-        part.write_text(json.dumps(choice), encoding="utf-8")
-        part.replace(kept)
+        partial = file.with_suffix(".part")
+        partial.write_text(json.dumps(choice), encoding="utf-8")
+        partial.replace(file)
         if choice.reason != NO_INSTRUCTIONS:
             other = "bf16" if choice.precision == "fp32" else "fp32"
             ctx.note(f"computes in {choice.precision}: {choice.reason}; `compute.precision: {other}` takes the other")
@@ -99,10 +103,10 @@ def _width_of_input(ctx: StageContext) -> int:
 
 
 def prepare_torch(ctx: StageContext) -> None:
-    """Give torch its threads and its fastest matmul; join the others.
+    """Set torch's number of threads, choose the fastest matmul, and initialise the process group.
 
-    Threads are `compute.threads`, else `OMP_NUM_THREADS`, else torch's own number or less: processes of one machine
-    share its cores, and a container may have fewer than it sees.
+    The number of threads is `compute.threads`, else `OMP_NUM_THREADS`, else torch's own number or less: the processes
+    of one machine share its cores, and a container may have fewer cores than it sees.
 
     Raises:
         PipelineError: not all processes of the stage have joined.
@@ -132,15 +136,17 @@ def prepare_torch(ctx: StageContext) -> None:
 
 
 def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, Any]:
-    """Return how a stage loads the weights it starts from.
+    """Return the arguments with which a stage loads its starting weights (`load_causal_lm`).
 
-    Weights that are trained are fp32, whatever the precision of the computation; those frozen beneath an adapter may
-    be quantised.
+    Trained weights are fp32, whatever the compute precision; frozen weights under an adapter may be quantised.
+
+    Raises:
+        PipelineError: the files are quantised, and this stage cannot train or shard such a model.
     """
     from pipeline.models.load import stored_bits
     from pipeline.models.quantized_files import layout_problem, quantized_files_problem
 
-    held = {"attention": attention_kernel(ctx), "tp_size": int(ctx.compute.get("tensor_parallel", 1))}
+    common = {"attention": attention_kernel(ctx), "tp_size": int(ctx.compute.get("tensor_parallel", 1))}
     source = ctx.input("model")
     bits = stored_bits(source, ctx.trust_remote_code)
     problem = quantized_files_problem(source.ref, bits, adapter)
@@ -149,12 +155,12 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     if problem is not None:
         raise PipelineError(problem)
     if adapter is None or adapter.quantize is None:
-        return {"dtype": "fp32", "zero3": zero3_config(ctx), **held}
-    return {"dtype": precision_of(ctx), "quantize": adapter.quantize, **held}
+        return {"dtype": "fp32", "zero3": zero3_config(ctx), **common}
+    return {"dtype": precision_of(ctx), "quantize": adapter.quantize, **common}
 
 
 def zero3_config(ctx: StageContext) -> dict[str, Any] | None:
-    """Return how a stage's processes share out the weights of a model they load; None where each holds it whole."""
+    """Return the ZeRO-3 configuration with which a stage shards a model while loading it; None without ZeRO-3."""
     if int(ctx.compute.get("zero") or 0) < 3 or "RANK" not in os.environ:
         return None
     ctx.runtime_report["loaded"] = "sharded"
@@ -162,46 +168,46 @@ def zero3_config(ctx: StageContext) -> dict[str, Any] | None:
 
 
 def frozen_weights(ctx: StageContext) -> tuple[str, dict[str, Any]]:
-    """Return the device, and how a stage loads, a model that only answers or scores.
+    """Return the device and the loading arguments of a model that only generates or scores.
 
-    On a GPU its weights are in the format of the computation, half the memory; on a CPU they are fp32.
+    On a GPU its weights are in the compute precision, which halves the memory; on a CPU they are fp32.
     """
     return device_of(ctx), {"dtype": "fp32" if use_cpu(ctx) else precision_of(ctx)}
 
 
 def attention_kernel(ctx: StageContext) -> str | None:
-    """Return the attention `compute.attention` comes to here, by `transformers`' name; None is its own choice.
+    """Resolve `compute.attention` to `transformers`' name of an implementation; None leaves it to `transformers`.
 
     Raises:
-        PipelineError: FlashAttention is asked for where it cannot be.
+        PipelineError: FlashAttention is asked for, and it is not installed or not supported here.
     """
     from pipeline.models.kernels import attention_of
 
     asked, on_gpu = ctx.compute.get("attention", "auto"), not use_cpu(ctx)
-    found = attention_of(asked, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
-    ctx.runtime_report["attention"] = found or "sdpa"
-    return found
+    kernel = attention_of(asked, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
+    ctx.runtime_report["attention"] = kernel or "sdpa"
+    return kernel
 
 
 def liger_kernels(ctx: StageContext) -> bool:
-    """Return whether Liger's kernels compute here.
+    """Return whether Liger's kernels are used.
 
     Raises:
-        PipelineError: they are asked for where they cannot be.
+        PipelineError: they are asked for, and there is no GPU or Liger is not installed.
     """
     from pipeline.models.kernels import uses_liger
 
-    sharded = int(ctx.compute.get("tensor_parallel", 1)) > 1  # its kernels know no shards
+    sharded = int(ctx.compute.get("tensor_parallel", 1)) > 1  # Liger's kernels do not support DTensors
     asked: Any = "off" if sharded else ctx.compute.get("liger", "auto")
     ctx.runtime_report["liger"] = uses_liger(asked, on_gpu=not use_cpu(ctx))
     return bool(ctx.runtime_report["liger"])
 
 
 def attend_without_mask(ctx: StageContext, model: Any) -> None:
-    """On a GPU, keep a model whose rows are padded on the right from building masks it has no use for."""
+    """On a GPU, keep a model whose rows are padded on the right from building attention masks."""
     from pipeline.models.kernels import WITHOUT_MASK, without_mask
 
-    if int(ctx.compute.get("sequence_parallel", 1)) > 1:  # DeepSpeed drops masks, and knows no kernel of ours
+    if int(ctx.compute.get("sequence_parallel", 1)) > 1:  # DeepSpeed drops masks, and does not know `WITHOUT_MASK`
         return
     if not use_cpu(ctx) and without_mask(model):
         ctx.runtime_report["attention"] = WITHOUT_MASK
@@ -221,12 +227,12 @@ def build_arguments(
 
     Args:
         arguments_class: config class of the trainer.
-        ctx: of the stage.
-        train: the recipe's words; its unknown keys are fields of ``arguments_class``.
-        micro_batch: rows per forward.
+        ctx: the stage's context.
+        train: the recipe's `train` block; its further keys are fields of ``arguments_class``.
+        micro_batch: rows per forward pass.
         steps: optimizer steps in all.
-        has_held_out: whether there are rows to evaluate on while training.
-        fixed: fields the stage decides.
+        has_held_out: whether there are held-out rows to evaluate on.
+        fixed: fields that the stage sets.
 
     Raises:
         PipelineError: ``arguments_class`` refuses a value.
@@ -249,7 +255,7 @@ def build_arguments(
         "logging_steps": logging_steps,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "save_total_limit": None,  # older checkpoints go once the new one is whole
+        "save_total_limit": None,  # `checkpoints.py` removes older checkpoints once the new one is complete
         "eval_strategy": "steps" if has_held_out else "no",
         "eval_steps": max(logging_steps, -(-steps // 4)),
         "report_to": "none",
@@ -264,20 +270,23 @@ def build_arguments(
 
 
 def _keeping_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_held_out: bool) -> Arguments:
-    """Return the arguments; where the best evaluation is kept, without transformers' own way to (`best.py` has ours).
+    """Return the arguments; `load_best_model_at_end` is set only after transformers' checks (`best.py` implements it).
 
-    transformers wants a checkpoint of every evaluation, and looks for the best among those that are left.
+    transformers would need a checkpoint of every evaluation, and would choose the best among those that are left.
+
+    Raises:
+        PipelineError: the best evaluation is asked for, and there are no held-out rows.
     """
     keeps_best = bool(values.pop("load_best_model_at_end", False))
     if keeps_best:
         if not has_held_out:
-            found, remedy = "train.load_best_model_at_end is true", "set `held_out` of the data source"
-            raise PipelineError(Problem(found, "held-out rows to evaluate on", remedy))
+            statement, remedy = "train.load_best_model_at_end is true", "set `held_out` of the data source"
+            raise PipelineError(Problem(statement, "held-out rows to evaluate on", remedy))
         values["metric_for_best_model"] = values.get("metric_for_best_model") or "loss"
         values["save_strategy"] = "no"  # each new best is saved, and the newest checkpoint by the clock
-    made: Any = _made(arguments_class, values)
-    made.load_best_model_at_end = keeps_best
-    return cast(Arguments, made)
+    arguments: Any = _made(arguments_class, values)
+    arguments.load_best_model_at_end = keeps_best
+    return cast(Arguments, arguments)
 
 
 def _computing(ctx: StageContext) -> dict[str, Any]:
@@ -287,7 +296,7 @@ def _computing(ctx: StageContext) -> dict[str, Any]:
     if problem is not None:
         raise PipelineError(problem)
     fields = {
-        "use_cpu": not on_gpu and not ctx.compute.get("zero"),  # asked for a CPU, accelerate forgets DeepSpeed
+        "use_cpu": not on_gpu and not ctx.compute.get("zero"),  # with `use_cpu` accelerate ignores DeepSpeed
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "gradient_checkpointing": ctx.compute.get("activation_checkpointing") is True,
@@ -301,13 +310,13 @@ def _computing(ctx: StageContext) -> dict[str, Any]:
 
 def _made(arguments_class: type[Arguments], values: dict[str, Any]) -> Arguments:
     try:
-        made: Any = arguments_class(**values)
+        arguments: Any = arguments_class(**values)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise PipelineError(Problem(f"{arguments_class.__name__} does not take this `train`: {reason}")) from error
-    if made.n_gpu > 1:  # else one process drives all GPUs it sees (nn.DataParallel): `compute.processes` says how many
-        made._n_gpu = 1
-    return cast(Arguments, made)
+    if arguments.n_gpu > 1:  # no nn.DataParallel over all visible GPUs: `compute.processes` sets their number
+        arguments._n_gpu = 1
+    return cast(Arguments, arguments)
 
 
 def checkpoints_dir(ctx: StageContext) -> Path:

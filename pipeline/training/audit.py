@@ -1,7 +1,7 @@
-"""What was asked for is what runs: looked at once all is prepared, and in the first pass; else the stage refuses.
+"""Verifies that a stage runs as the recipe asks: after preparation, and again after the first forward and backward pass.
 
-Libraries fall back without a word where they cannot do what they were asked: accelerate from FSDP2 to plain data
-parallelism, from DeepSpeed to one process; a kernel to another. What a stage really ran as goes into its manifest
+Libraries fall back silently if they cannot do what they were asked: accelerate from FSDP2 to plain data parallelism, or
+from DeepSpeed to one process; one kernel to another. The stage then fails. What really ran goes into its manifest
 (`runtime.ran.seen`).
 """
 
@@ -32,12 +32,12 @@ REPORT = "see `trueup doctor` for what is installed, or leave it out"
 
 
 class Audit(TrainerCallback):  # type: ignore[misc]
-    """Looks at a trainer of transformers when it is about to begin, and before its first optimizer step.
+    """Callback that audits a transformers Trainer when training begins, and before its first optimizer step.
 
     Attributes:
-        ctx: of the stage.
-        trainer: whose callback it is.
-        adapter: the recipe's.
+        ctx: the stage's context.
+        trainer: the trainer.
+        adapter: the recipe's `adapter:` block; None without one.
     """
 
     def __init__(self, ctx: StageContext, trainer: Any, adapter: Adapter | None) -> None:
@@ -47,17 +47,17 @@ class Audit(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at what was prepared."""
+        """Check the prepared model and optimizer, and start the probe of the first forward pass."""
         model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
         _refuse(self.ctx, list(trainer_problems(self.ctx, self.trainer)))
         check_prepared(self.ctx, model, self.trainer.optimizer, self.adapter)
-        if not args.torch_compile:  # a compiled model takes its hooks with it
+        if not args.torch_compile:  # hooks would be compiled into the model
             self._first = ForwardProbe(model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at the first pass."""
+        """Check the first forward and backward pass."""
         if self._first is not None:
             check_first_pass(self.ctx, self._first, str(self.ctx.runtime_report["precision"]))
             self._first = None
@@ -65,7 +65,7 @@ class Audit(TrainerCallback):  # type: ignore[misc]
 
 
 def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
-    """Yield what is wrong with how accelerate has set a trainer up."""
+    """Yield a problem for each setting of the trainer's accelerator that differs from the recipe."""
     precision = str(ctx.runtime_report["precision"])
     mixed = str(trainer.accelerator.mixed_precision)
     if mixed != {"fp32": "no"}.get(precision, precision):
@@ -80,23 +80,27 @@ def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
 def check_prepared(
     ctx: StageContext, model: Any, optimizer: Any, adapter: Adapter | None, whole: nn.Module | None = None
 ) -> None:
-    """Look at a model and its optimizer once both are prepared.
+    """Check a model and its optimizer after preparation.
 
     Args:
-        ctx: of the stage; `facts` get what is seen.
-        model: not wrapped, or with FSDP2 as it is.
+        ctx: the stage's context; its `runtime_report` gets what is measured.
+        model: the unwrapped model; with FSDP2, the module that FSDP2 shards in place.
         optimizer: torch's, accelerate's or DeepSpeed's.
-        adapter: the recipe's.
-        whole: what is prepared together, where the model is a part of it.
+        adapter: the recipe's `adapter:` block; None without one.
+        whole: the module that was prepared, if the model is only a part of it.
 
     Raises:
-        PipelineError: something else than what was asked for runs.
+        PipelineError: it differs from what the recipe asks for.
     """
     whole = model if whole is None else whole
-    held = holding(whole, optimizer)
-    ctx.runtime_report["seen"] = {"engine": held.engine, "weights": held.weights, "optimizer": held.optimizer}
+    sharding = holding(whole, optimizer)
+    ctx.runtime_report["seen"] = {
+        "engine": sharding.engine,
+        "weights": sharding.weights,
+        "optimizer": sharding.optimizer,
+    }
     problems = [
-        *spread_problems(ctx, held),
+        *spread_problems(ctx, sharding),
         *bucket_problems(ctx, bucket_of(optimizer)),
         *weight_problems(whole, optimizer, device_of(ctx).partition(":")[0]),
         *adapter_problems(model, adapter),
@@ -106,10 +110,15 @@ def check_prepared(
 
 
 def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> None:
-    """Look at what the first forward and backward pass computed in, before the first step is taken.
+    """Check the dtype and the activation checkpointing of the first pass, before the first optimizer step.
+
+    Args:
+        ctx: the stage's context; its `runtime_report` gets what was measured.
+        seen: probe of the pass.
+        precision: expected compute precision.
 
     Raises:
-        PipelineError: another number format, or activations kept that were to be computed again, or the reverse.
+        PipelineError: the dtype or the activation checkpointing differs from what the recipe asks for.
     """
     seen.end()
     if seen.is_blind:
@@ -133,14 +142,14 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
 
 
 def check_copies(ctx: StageContext, model: Any) -> None:
-    """Look at the gradients of the first step where groups of processes hold copies of a sharded model.
+    """Check that replicas of a tensor-parallel model have the same gradients in the first optimizer step.
 
     Raises:
-        PipelineError: the groups would take different steps.
+        PipelineError: the gradients differ, so the replicas would take different steps.
     """
-    copies = TPReplicas(model) if size_of(model) > 1 else None
-    if copies is not None and copies.count > 1 and copies.apart(model) > 0:
-        statement = f"{copies.count} groups of {size_of(model)} processes train, and their gradients differ"
+    replicas = TPReplicas(model) if size_of(model) > 1 else None
+    if replicas is not None and replicas.count > 1 and replicas.apart(model) > 0:
+        statement = f"{replicas.count} groups of {size_of(model)} processes train, and their gradients differ"
         expected, remedy = "gradients averaged over the groups", f"use {size_of(model)} processes"
         _refuse(ctx, [Problem(statement, expected, remedy)])
 
@@ -151,13 +160,13 @@ def _refuse(ctx: StageContext, problems: list[Problem]) -> None:
 
 
 def spread_problems(ctx: StageContext, held: ShardingState) -> Iterator[Problem]:
-    """Yield what is wrong with how many processes there are, and with what each of them holds."""
+    """Yield a problem if the number of ranks, or the sharding over them, differs from `compute`."""
     joined = Ranks.current().count
     if joined != ctx.ranks:
         yield Problem(f"{joined} processes joined", f"{ctx.ranks}, as compute says", "see the logs of the others")
     zero, fsdp = int(ctx.compute.get("zero") or 0), bool(ctx.compute.get("fsdp"))
     if group_of(ctx.compute) > 1 and not (zero or fsdp):
-        return  # shards of matrices or of tokens are not these engines'
+        return  # tensor and sequence parallelism have their own checks
     wanted = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
     remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"
     if held.engine != wanted:
@@ -168,14 +177,14 @@ def spread_problems(ctx: StageContext, held: ShardingState) -> Iterator[Problem]
 
 
 def bucket_problems(ctx: StageContext, bucket: int | None) -> Iterator[Problem]:
-    """Yield a problem where DeepSpeed's buckets are not those the forecast counts and the manifest names."""
+    """Yield a problem if DeepSpeed's bucket size differs from the one in the memory forecast and the manifest."""
     wanted = ctx.runtime_report.get("deepspeed", {}).get("zero_optimization", {}).get("reduce_bucket_size", bucket)
     if bucket != wanted:
         yield Problem(f"DeepSpeed's buckets have {bucket} elements", f"{wanted}, from the model's width", REPORT)
 
 
 def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[Problem]:
-    """Yield what is wrong with where weights are and whether the optimizer steps them."""
+    """Yield a problem if trained weights are on another device, or the optimizer updates tensors of another model."""
     elsewhere = {p.device.type for p in model.parameters() if p.requires_grad} - {device}
     if elsewhere:
         yield Problem(f"weights are on {', '.join(sorted(elsewhere))}", device, "set compute.device")
@@ -185,7 +194,7 @@ def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[P
 
 
 def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
-    """Yield what is wrong with the adapter: absent, of another rank, off, its base trained or not quantised."""
+    """Yield a problem if the adapter is missing, has another rank or is disabled, or its base is trained or unquantised."""
     if adapter is None:
         frozen = sum(not parameter.requires_grad for parameter in model.parameters())
         if isinstance(model, PeftModel) or frozen:
@@ -221,7 +230,7 @@ def _quantise_problems(layers: list[Any], asked: str) -> Iterator[Problem]:
 
 
 def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
-    """Yield kernels that were asked for and do not run; one that was left to choice goes into the facts as it is."""
+    """Yield a problem for each kernel that the recipe asks for and that does not run; report the ones that do."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     runs = str(plain.config.get_text_config()._attn_implementation)
     asked, told = str(ctx.compute.get("attention", "auto")), str(ctx.runtime_report.get("attention", runs))
@@ -237,5 +246,5 @@ def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
 
 
 def has_liger(model: nn.Module) -> bool:
-    """Return whether a part of a model runs one of Liger's forward passes."""
+    """Return whether any module of a model runs one of Liger's forward functions."""
     return any(str(getattr(part.forward, "__module__", "")).startswith("liger_kernel") for part in model.modules())

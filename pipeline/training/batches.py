@@ -1,7 +1,7 @@
-"""Which rows make which batch: length-bucketed, seeded, the same for every micro-batch size and after a resume.
+"""Length-bucketed, seeded batches: the same for every micro-batch size and after a resume.
 
-Rows of one batch have similar lengths, so little work is spent on padding: on a CPU, where packing costs more than
-it saves, this is the fastest way to train on rows of different lengths (`docs/log.md` has the measurements).
+Rows of one batch have similar lengths, so there is little padding. On a CPU, where packing costs more than it saves,
+this is the fastest way to train on rows of different lengths (`docs/log.md` has the measurements).
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from pipeline.training.running_metrics import RunningMetrics
 from pipeline.training.sequence_parallel import collator, sharded_loader
 
 WINDOW_BATCHES = 16
-"""Rows are sorted by length inside windows of this many batches; larger pads less, smaller mixes more."""
+"""Rows are sorted by length inside windows of this many batches. Larger windows pad less, smaller ones mix more."""
 
 
 @dataclass
 class Batches(Sampler[list[int]]):
-    """Yields the micro-batches of an epoch, row numbers each; a pure function of its fields and the epoch.
+    """Batch sampler: yields the micro-batches of an epoch as row indices, a pure function of its fields.
 
-    With several processes each takes every n-th micro-batch; together they take the same optimizer steps as one.
+    With n processes each takes every n-th micro-batch, so all together take the same optimizer steps as one process.
 
     Attributes:
         lengths: tokens of each row.
         batch_size: rows per optimizer step.
-        micro_batch: rows per forward; divides `batch_size`.
-        seed: of the order.
+        micro_batch: rows per forward pass; divides `batch_size`.
+        seed: seed of the order.
         shuffle: whether rows are shuffled each epoch; otherwise windows follow the file.
         epoch: set by the trainer before each epoch.
-        order: what rows are sorted by inside windows; their lengths when left out.
+        order: sort key of each row inside its window; the lengths when omitted.
     """
 
     lengths: Sequence[int]
@@ -65,11 +65,11 @@ class Batches(Sampler[list[int]]):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Optimizer steps of an epoch; a last batch that is not full is left out (other rows each epoch)."""
+        """Optimizer steps per epoch; an incomplete last batch is dropped (with shuffling, other rows each epoch)."""
         return len(self.lengths) // self.batch_size
 
     def batches(self) -> Iterator[list[int]]:
-        """Yield the row numbers of each optimizer step of the epoch."""
+        """Yield the row indices of each optimizer step of the epoch."""
         rng = random.Random(f"{self.seed}/{self.epoch}")
         rows = list(range(len(self.lengths)))
         if self.shuffle:
@@ -107,10 +107,10 @@ class Batches(Sampler[list[int]]):
 
 
 class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
-    """Mixin for a trainer of transformers or trl: its training batches come from `Batches`.
+    """Mixin for a transformers or trl trainer whose training batches come from `Batches`.
 
-    Set `train_rows` and `batches` on the trainer before `train()`. It also keeps trl from writing a model card with
-    every checkpoint.
+    Set `train_rows` and `batches` on the trainer before `train()`. The mixin also keeps trl from writing a model card
+    with every checkpoint.
     """
 
     train_rows: Sequence[dict[str, Any]]
@@ -134,16 +134,16 @@ class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
         prepared = sharded_loader(self, loader)
         sampler: Any = prepared.batch_sampler
         if not hasattr(sampler, "sampler"):  # several processes
-            # accelerate tells the epoch to what one wrapper holds; a resumed epoch, its beginning skipped, has two.
+            # accelerate sets the epoch on the sampler inside one wrapper; a resumed epoch is wrapped twice.
             sampler.sampler = self.batches
         return prepared
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: the artifact has its own card."""
+        """Write nothing, because the artifact has its own card."""
 
 
 class _MicroBatches(Sampler[list[int]]):
-    """Batches as accelerate deals them out to processes in turn; it reads their size and their epoch off attributes."""
+    """Batch sampler with the attributes from which accelerate reads batch size and epoch to shard over processes."""
 
     drop_last = True
 

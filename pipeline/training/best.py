@@ -1,8 +1,8 @@
-"""Keeps the best checkpoint of a run and ends with its weights: `train.load_best_model_at_end`.
+"""Implements `train.load_best_model_at_end`: keeps the checkpoint of the best evaluation, and loads it at the end.
 
-The best evaluation is known when it ends; its checkpoint is written at once and kept until a better one is whole.
-transformers would write it only where `save_strategy` falls on the same step, and load an older one where it does not.
-A resumed run reads what was best from its checkpoint, so it ends with the same weights.
+After a new best evaluation a checkpoint is written at once, and kept until a better one is complete. transformers would
+write one only if `save_strategy` falls on the same step, and load an older one otherwise. A resumed run reads the best
+evaluation so far from its checkpoint, so it ends with the same weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.errors import ExitCode, PipelineError, Problem
 
 
 class KeepsBest:
-    """Mixin for a trainer: the checkpoint of the best evaluation is saved, kept and loaded at the end."""
+    """Mixin for a trainer: saves a checkpoint at each new best evaluation, and keeps it."""
 
     args: Any
     state: Any
@@ -35,7 +35,7 @@ class KeepsBest:
         is_better = math.isfinite(value) and (best is None or sign * value > sign * best)
         if is_better:
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
-            if self.state.global_step < self.state.max_steps:  # the last weights are at hand
+            if self.state.global_step < self.state.max_steps:  # after the last step the weights are in memory
                 self.control.should_save = True
         return is_better
 
@@ -45,27 +45,27 @@ class KeepsBest:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
     def _load_best_model(self) -> None:
-        """Leave the weights alone: `load_best` puts the best back once the trainer is done."""
+        """Do nothing: `load_best` loads the best weights after training."""
 
 
 def metric_of(arguments: Any) -> str:
-    """Return the name in the log of the metric that says which evaluation is best."""
+    """Return the log's name of the metric that decides which evaluation is best."""
     name = str(arguments.metric_for_best_model or "loss")
     return name if name.startswith("eval_") else f"eval_{name}"
 
 
 def best_checkpoint(trainer: Any) -> Path | None:
-    """Return the folder of the best evaluation's checkpoint; None where no best is kept, or none was evaluated yet."""
+    """Return the folder of the best evaluation's checkpoint; None if none is asked for, or there was no evaluation."""
     if not trainer.args.load_best_model_at_end or not trainer.state.best_global_step:
         return None
     return Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.best_global_step}"
 
 
 def load_best(trainer: Any) -> dict[str, float]:
-    """Put the weights of the best evaluation back, on every process; return its metric, value and step.
+    """Load the weights of the best evaluation on every process; return its metric and step.
 
     Returns:
-        For example ``{"eval_loss": 0.803, "step": 8}``; empty when the recipe asks for no best.
+        For example ``{"eval_loss": 0.803, "step": 8}``; empty without `load_best_model_at_end`.
 
     Raises:
         PipelineError: no evaluation gave a finite value.
@@ -84,6 +84,6 @@ def load_best(trainer: Any) -> dict[str, float]:
 
 
 def at_step(history: list[dict[str, float]], step: float) -> Mapping[str, float]:
-    """Return what was evaluated at a step."""
+    """Return the evaluation metrics that were logged at a step."""
     rows = [row for row in history if row.get("step") == step]
     return {key: value for row in rows for key, value in row.items() if key.startswith("eval_")}

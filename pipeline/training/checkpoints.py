@@ -1,8 +1,8 @@
-"""Checkpoints of a trainer of transformers: whole or not there, for one process or many.
+"""Marks checkpoints of a transformers Trainer as complete, so that a partial one is never loaded.
 
-The trainer writes a folder, every process its part. Once all have, the first process writes `whole.json`, the list
-of the files with their sizes, and removes older checkpoints. A folder without that list, or with a file that is not as
-the list says, is what a kill or a lost disk left behind.
+Every process writes its files into the checkpoint's folder. Once all have, the first process writes `whole.json`, the
+list of the files with their sizes, and removes older checkpoints. A folder without that list, or whose files do not
+match it, was left behind by a kill or a lost disk.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ WHOLE_FILE = "whole.json"
 
 
 def mark_whole(folder: Path, keep: Path | None = None) -> None:
-    """Declare a checkpoint whole and remove the others; called by every process once its part is written.
+    """Mark a checkpoint as complete and remove the others; every process calls it after writing its files.
 
     Args:
-        folder: the checkpoint.
-        keep: another one that stays, the best so far.
+        folder: folder of the checkpoint.
+        keep: another checkpoint that stays, that of the best evaluation so far.
     """
     ranks = Ranks.current()
     ranks.wait()
@@ -37,15 +37,15 @@ def mark_whole(folder: Path, keep: Path | None = None) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint in ``folder`` and remove those a kill left half written."""
+    """Return the newest complete checkpoint in ``folder``, and remove incomplete ones."""
     ranks = Ranks.current()
     if ranks.is_first:
         for path in folder.glob("checkpoint-*"):
             if not _is_whole(path):
                 shutil.rmtree(path, ignore_errors=True)
     ranks.wait()
-    whole = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
-    return max(whole, key=step_of, default=None)
+    complete = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
+    return max(complete, key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,4 +1,4 @@
-"""Rows of a micro-batch to padded tensors."""
+"""Collators: pad the rows of a micro-batch into tensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.models.labels import IGNORE
 class CausalCollator:
     """Right-pads rows for next-token prediction.
 
-    No attention mask is needed: under a causal mask a real token never sees the padding to its right, and padded
-    labels are ignored. Without one the attention kernel takes its causal fast path.
+    No attention mask is needed: under causal attention a real token never sees the padding to its right, and the labels
+    of padding are ignored. Without a mask the attention kernel takes its causal fast path.
 
     Attributes:
-        pad_id: token to pad with; may equal the end token, since labels say what counts.
-        with_mask: also returns a mask of ones, for trainers that insist on one.
-        flat: put packed rows into one, without padding, as FlashAttention reads them.
+        pad_id: padding token; may equal the end token, because labels say what counts.
+        with_mask: also return a mask of ones, for trainers that require one.
+        flat: concatenate packed rows into one row without padding, as FlashAttention expects.
     """
 
     pad_id: int
@@ -29,7 +29,7 @@ class CausalCollator:
     flat: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return `input_ids` and `labels`, each (batch, tokens); of packed rows, where each sequence starts as well."""
+        """Return `input_ids` and `labels`, each (batch, tokens); for packed rows also the sequence boundaries."""
         if "seq_lengths" in rows[0] and self.flat:
             rows = [
                 {key: [item for row in rows for item in row[key]] for key in ("input_ids", "labels", "seq_lengths")}
@@ -49,13 +49,13 @@ class CausalCollator:
         return batch
 
     def _places(self, rows: Sequence[dict[str, Any]], width: int) -> dict[str, Any]:
-        """Return each token's position in its own sequence: `transformers` keeps sequences apart by it."""
-        places = torch.zeros((len(rows), width), dtype=torch.long)
+        """Return `position_ids`, by which `transformers` separates packed sequences; with ``flat`` also their bounds."""
+        positions = torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):
             rest = width - sum(row["seq_lengths"])  # padding, a sequence of its own
-            places[i] = torch.cat([torch.arange(length) for length in [*row["seq_lengths"], rest]])
+            positions[i] = torch.cat([torch.arange(length) for length in [*row["seq_lengths"], rest]])
         if not self.flat:
-            return {"position_ids": places}
+            return {"position_ids": positions}
         lengths = rows[0]["seq_lengths"]
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         bounds = {
@@ -64,17 +64,17 @@ class CausalCollator:
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
         }
-        return {"position_ids": places, **bounds}
+        return {"position_ids": positions, **bounds}
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Right-pads chosen and rejected sequences, all chosen first, as trl's RewardTrainer reads them."""
+    """Right-pads chosen and rejected sequences; all chosen ones come first, as trl's RewardTrainer expects."""
 
     pad_id: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `attention_mask`, each (2·batch, tokens), and `margin` (batch,) where rows have one."""
+        """Return `input_ids` and `attention_mask`, each (2·batch, tokens), and `margin` (batch,) if rows have one."""
         sequences = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         longest = max(map(len, sequences))
         ids = torch.full((len(sequences), longest), self.pad_id, dtype=torch.long)

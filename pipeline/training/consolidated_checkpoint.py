@@ -1,9 +1,9 @@
-"""Checkpoints that do not depend on the layout: any layout writes the files of a trainer on one process.
+"""Checkpoints that do not depend on the parallel layout: any layout writes the files of a single-process trainer.
 
 transformers lets DeepSpeed write sharded checkpoints, which only the same ZeRO stage on the same number of processes
-reads. Here weights and optimizer state are consolidated, written as a trainer on one process writes them
-(`model.safetensors` or the adapter, `optimizer.pt`, `scheduler.pt`), and sharded when they are read. So a run resumes
-with another ZeRO stage, another number of processes, or without ZeRO.
+can read. Here weights and optimizer state are consolidated, written as a single-process trainer writes them
+(`model.safetensors` or the adapter, `optimizer.pt`, `scheduler.pt`), and sharded again when they are loaded. So a run
+can resume with another ZeRO stage, another number of processes, or without ZeRO.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 KERNELS = ("fused", "foreach")
-"""Settings of an optimizer's group that say what computes its steps, not what they are."""
+"""Parameter group settings that choose the optimizer's implementation and do not change its steps."""
 
 
 class ConsolidatedCheckpoint:
-    """Mixin for a trainer: what it writes under DeepSpeed is what one process would write, and it reads that."""
+    """Mixin for a trainer: under any sharding it writes and loads the checkpoints of a single-process trainer."""
 
     accelerator: Any
     args: Any
@@ -56,7 +56,10 @@ class ConsolidatedCheckpoint:
         return built
 
     def _own_rows(self, values: Any, use_gather_object: bool = False) -> Any:
-        """Return what accelerate's `gather_for_metrics` does, of one process of each group: its rows are the same."""
+        """Gather evaluation values as accelerate's `gather_for_metrics`, but once per tensor-parallel group.
+
+        The ranks of a group evaluate the same rows.
+        """
         values = TPReplicas(self.model).gathered(values)
         known = self.accelerator.gradient_state
         if not known.end_of_dataloader or known.remainder <= 0:
@@ -64,7 +67,7 @@ class ConsolidatedCheckpoint:
         return recursively_apply(lambda tensor: tensor[: known.remainder] if tensor.dim() else tensor, values)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the optimizer, without the empty groups that DeepSpeed would take out: all engines have the same."""
+        """Create the optimizer without empty parameter groups, which DeepSpeed would drop: all engines have the same."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if is_new:
@@ -75,9 +78,9 @@ class ConsolidatedCheckpoint:
         return optimizer
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Have FSDP where it is asked for, also where accelerate would fall back from it.
+        """Enable FSDP2 if the arguments ask for it, also on a CPU, where accelerate would fall back silently.
 
-        Processes that hold shards evaluate the same rows, which count once.
+        With tensor parallelism, replace accelerate's `gather_for_metrics` by `_own_rows`.
         """
         plugin = self.args.fsdp_plugin_args
         if plugin is not None:
@@ -95,11 +98,13 @@ class ConsolidatedCheckpoint:
 
     @property
     def _zero(self) -> ZeroState:
-        held = self.optimizer.optimizer  # DeepSpeed's, in accelerate's
-        return ZeroState(held, int(self.accelerator.state.deepspeed_plugin.zero_stage), self._groups, Ranks.current())
+        optimizer = self.optimizer.optimizer  # DeepSpeed's, inside accelerate's
+        return ZeroState(
+            optimizer, int(self.accelerator.state.deepspeed_plugin.zero_stage), self._groups, Ranks.current()
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights; those of a computation in bf16 or fp16 as the fp32 that is trained."""
+        """Write the consolidated weights; with mixed precision under DeepSpeed, the fp32 master weights."""
         lower = self.is_deepspeed_enabled and any(p.dtype != torch.float32 for p in self._groups[0])
         if self.is_fsdp_enabled:
             weights = fsdp.gathered_weights(self.model, trained_only=isinstance(self.model, PeftModel))
@@ -111,22 +116,22 @@ class ConsolidatedCheckpoint:
         self._save(output_dir, state_dict=weights)  # type: ignore[attr-defined]
 
     def _gathered_weights(self) -> dict[str, Tensor]:
-        """Return all weights on the first process, what is trained in fp32; of an adapter's model only those."""
+        """Gather the weights to the first process, the trained ones in fp32; with an adapter only the trained ones."""
         import deepspeed
 
         zero, first = self._zero, Ranks.current().is_first
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                gathered = zero.weight(parameter)
+                full = zero.weight(parameter)
             elif isinstance(self.model, PeftModel):
                 continue
             else:
                 with deepspeed.zero.GatheredParameters([parameter], enabled=zero.stage == 3):
-                    gathered = parameter.detach().cpu().clone()
+                    full = parameter.detach().cpu().clone()
             if first:
-                found[name] = gathered
-        return found
+                weights[name] = full
+        return weights
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
@@ -143,7 +148,7 @@ class ConsolidatedCheckpoint:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Have DeepSpeed or FSDP begin, then put the checkpoint's state where they hold their own."""
+        """Let DeepSpeed or FSDP2 prepare the model, then load the checkpoint into the sharded state."""
         self.is_fsdp_enabled = self.args.fsdp_plugin_args is not None
         if size_of(self.model) > 1 and TPReplicas(self.model).count > 1:
             TPReplicas(self.model).average_gradients(self.model, lambda: bool(self.accelerator.sync_gradients))
@@ -161,7 +166,7 @@ class ConsolidatedCheckpoint:
         return prepared
 
     def load_weights_of(self, checkpoint: str) -> None:
-        """Put the weights of a checkpoint of this run where this process holds its own; every process calls it."""
+        """Load the weights of a checkpoint of this run; every process must call it."""
         if self.is_deepspeed_enabled:
             load_weights(self.model, self._zero.set_weight, Path(checkpoint))
         elif self.args.fsdp_plugin_args is not None:
@@ -176,26 +181,26 @@ class ConsolidatedCheckpoint:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load them.
+        """Load a consolidated optimizer state, each process its shard, and the scheduler.
 
         Raises:
-            PipelineError: the checkpoint has none, which transformers passes over.
+            PipelineError: the checkpoint has no optimizer state, which transformers would ignore, or it does not fit.
         """
         if checkpoint is not None:
             file = Path(checkpoint) / OPTIMIZER_FILE
             if not file.is_file():
                 raise _unfit("the checkpoint has no optimizer of one process")
-            # Mapped, not read: processes of a machine share it, and each uses a part.
-            kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            # Memory-mapped: the processes of a machine share the pages, and each uses only its shard.
+            consolidated = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             if self.is_deepspeed_enabled:
-                shard_optimizer(self._zero, kept)
+                shard_optimizer(self._zero, consolidated)
             if self.is_fsdp_enabled:
                 try:
-                    fsdp.shard_optimizer(self.optimizer, kept)
+                    fsdp.shard_optimizer(self.optimizer, consolidated)
                 except ValueError as error:
                     raise _unfit(str(error)) from error
             if size_of(self.model) > 1:
-                self.optimizer.load_state_dict(shard_dtensor_optimizer(kept, self.optimizer))
+                self.optimizer.load_state_dict(shard_dtensor_optimizer(consolidated, self.optimizer))
             if self.is_fsdp_enabled or size_of(self.model) > 1:
                 scheduler = torch.load(Path(checkpoint) / SCHEDULER_FILE, map_location="cpu", weights_only=True)
                 self.lr_scheduler.load_state_dict(scheduler)
@@ -204,9 +209,9 @@ class ConsolidatedCheckpoint:
 
 
 def consolidated_optimizer(zero: ZeroState) -> dict[str, Any]:
-    """Return the state of an optimizer as torch has it on one process (`Optimizer.state_dict`), on the first process.
+    """Return a ZeRO optimizer's `state_dict` as it would be on one process, with full tensors, on the first rank.
 
-    The others help to gather it and keep nothing.
+    The other ranks take part in the gathers and return an empty state.
     """
     state: dict[int, dict[str, Any]] = {}
     groups: list[dict[str, Any]] = []
@@ -214,28 +219,30 @@ def consolidated_optimizer(zero: ZeroState) -> dict[str, Any]:
     for number, parameters in enumerate(zero.groups):
         moments, rest = zero.known(number)
         start = sum(len(group["params"]) for group in groups)
-        for place, parameter in enumerate(parameters, start):
-            found = {key: zero.moment(parameter, key) for key in moments}
+        for index, parameter in enumerate(parameters, start):
+            full_moments = {key: zero.moment(parameter, key) for key in moments}
             if zero.ranks.is_first and moments:
-                state[place] = {**_copied(rest), **found}
+                state[index] = {**_copied(rest), **full_moments}
         settings = {key: value for key, value in zero.held.param_groups[number].items() if key != "params"}
         groups.append({**settings, "params": list(range(start, start + len(parameters)))})
     return {"state": state, "param_groups": groups}
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state whose tensors are its own: a count of steps that weights share would count all of them."""
+    """Return a state with tensors of its own, because a step counter shared by weights would count for all of them."""
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
-def shard_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
-    """Put the state of an optimizer of one process where DeepSpeed holds its own.
+def shard_optimizer(zero: ZeroState, consolidated: Mapping[str, Any]) -> None:
+    """Load the `state_dict` of a single-process optimizer into DeepSpeed's ZeRO optimizer.
 
     Raises:
-        PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
+        PipelineError: it is another optimizer's, or it holds tensors that are not of their weight's shape.
     """
-    _check_groups(kept, zero.groups)
-    states = [[kept["state"].get(place, {}) for place in group["params"]] for group in kept["param_groups"]]
+    _check_groups(consolidated, zero.groups)
+    states = [
+        [consolidated["state"].get(index, {}) for index in group["params"]] for group in consolidated["param_groups"]
+    ]
     for number, parameters in enumerate(zero.groups):
         moments: list[str] = []
         rest: dict[str, Any] = {}
@@ -248,7 +255,7 @@ def shard_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
             raise _unfit(f"the checkpoint's optimizer keeps {sorted(rest)} for a weight")
         if moments:
             zero.begin(number, moments, rest)
-        settings = {key: value for key, value in kept["param_groups"][number].items() if key != "params"}
+        settings = {key: value for key, value in consolidated["param_groups"][number].items() if key != "params"}
         zero.held.param_groups[number].update(settings)
     zero.link()
     for number, parameters in enumerate(zero.groups):
@@ -259,9 +266,10 @@ def shard_optimizer(zero: ZeroState, kept: Mapping[str, Any]) -> None:
 
 
 def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
-    """Undo what transformers does to the groups of an optimizer of a sharded model, so that they are one process's.
+    """Merge the parameter groups that transformers makes for a tensor-parallel model into those of one process.
 
-    It parts weights in shards from whole ones, which fused steps cannot take together: such a group takes plain steps.
+    transformers separates sharded from replicated weights, which a fused optimizer step cannot mix. A merged group with
+    both kinds uses the plain implementation instead.
     """
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     named = [(name, p) for name, p in model.named_parameters() if id(p) in settings]
@@ -276,59 +284,65 @@ def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
 
 
 def consolidate_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
-    """Return the state of a sharded model's optimizer with its shards put together; every process calls it."""
+    """Return the `state_dict` of a tensor-parallel model's optimizer with full tensors; every rank must call it.
+
+    Without ``keep`` the state is empty.
+    """
     state = optimizer.state_dict()
-    joined = {
-        place: {key: full_tensor(value) if isinstance(value, Tensor) else value for key, value in held.items()}
-        for place, held in state["state"].items()
+    full_state = {
+        index: {key: full_tensor(value) if isinstance(value, Tensor) else value for key, value in moments.items()}
+        for index, moments in state["state"].items()
     }
     kernels = {key: optimizer.defaults[key] for key in KERNELS if key in optimizer.defaults}
     groups = [{**group, **kernels} for group in state["param_groups"]]
-    return {"state": joined if keep else {}, "param_groups": groups}
+    return {"state": full_state if keep else {}, "param_groups": groups}
 
 
-def shard_dtensor_optimizer(kept: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-    """Return the state of one process's optimizer with this process's shards of it.
+def shard_dtensor_optimizer(consolidated: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Return the `state_dict` of a single-process optimizer, sharded like a tensor-parallel model's weights.
 
     Raises:
-        PipelineError: it is another optimizer's, or one that remembers more than numbers for each weight.
+        PipelineError: it is another optimizer's, or it holds tensors that are not of their weight's shape.
     """
     groups = [list(group["params"]) for group in optimizer.param_groups]
-    _check_groups(kept, groups)
-    places = [place for group in kept["param_groups"] for place in group["params"]]
+    _check_groups(consolidated, groups)
+    indices = [index for group in consolidated["param_groups"] for index in group["params"]]
     state = {}
-    for place, parameter in zip(places, (p for group in groups for p in group), strict=True):
-        held = kept["state"].get(place, {})
-        odd = [k for k, v in held.items() if isinstance(v, Tensor) and v.dim() and not _is_moment(v, parameter)]
-        if odd:
-            raise _unfit(f"the checkpoint's optimizer keeps {sorted(odd)} for a weight")
-        state[place] = {
-            k: distribute_like(v.clone(), parameter) if isinstance(v, Tensor) else v for k, v in held.items()
+    for index, parameter in zip(indices, (p for group in groups for p in group), strict=True):
+        moments = consolidated["state"].get(index, {})
+        unfit = [k for k, v in moments.items() if isinstance(v, Tensor) and v.dim() and not _is_moment(v, parameter)]
+        if unfit:
+            raise _unfit(f"the checkpoint's optimizer keeps {sorted(unfit)} for a weight")
+        state[index] = {
+            k: distribute_like(v.clone(), parameter) if isinstance(v, Tensor) else v for k, v in moments.items()
         }
     own = [{key: group[key] for key in KERNELS if key in group} for group in optimizer.param_groups]
-    return {"state": state, "param_groups": [{**k, **o} for k, o in zip(kept["param_groups"], own, strict=True)]}
+    return {
+        "state": state,
+        "param_groups": [{**k, **o} for k, o in zip(consolidated["param_groups"], own, strict=True)],
+    }
 
 
-def _check_groups(kept: Mapping[str, Any], groups: Sequence[Sequence[nn.Parameter]]) -> None:
-    sizes = [len(group["params"]) for group in kept["param_groups"]]
+def _check_groups(consolidated: Mapping[str, Any], groups: Sequence[Sequence[nn.Parameter]]) -> None:
+    sizes = [len(group["params"]) for group in consolidated["param_groups"]]
     if sizes != [len(group) for group in groups]:
         raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
 
 
 def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder: Path) -> None:
-    """Share out the weights, or the adapter, that a trainer has written into a checkpoint.
+    """Load the weights, or the adapter, of a checkpoint into a sharded model.
 
     Args:
-        model: whose weights are sharded.
-        put: puts a whole weight where a parameter's parts lie.
-        folder: the checkpoint.
+        model: model with sharded weights.
+        put: sets a sharded parameter from a full weight.
+        folder: folder of the checkpoint.
 
     Raises:
-        PipelineError: they are another model's.
+        PipelineError: the checkpoint lacks a weight of the model.
     """
     own = dict(model.named_parameters())
     if isinstance(model, PeftModel):
-        parameters = list(own.values())  # peft gathers shards: it is given numbers, and says what it calls them
+        parameters = list(own.values())  # peft would gather shards: it gets indices instead, and returns its names
         numbers = {name: torch.tensor(number) for number, name in enumerate(own)}
         named = get_peft_model_state_dict(model, state_dict=numbers)
         own = {name: parameters[int(number)] for name, number in named.items()}
@@ -341,7 +355,7 @@ def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder
 
 
 def tensors_in(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a checkpoint's weights by name, those that are wanted; the others are not read."""
+    """Yield name and tensor of those weights of a checkpoint that are ``wanted``; the others are not read."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
@@ -350,10 +364,10 @@ def tensors_in(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tens
 
 
 def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
-    """Return whether a state is one number for each of a weight, which may be sharded."""
+    """Return whether a state tensor has the shape of its full weight, which ZeRO-3 may have sharded."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == shape
 
 
-def _unfit(found: str) -> PipelineError:
-    return PipelineError(Problem(found, "what this run can share out over its processes", "resume it as it began"))
+def _unfit(statement: str) -> PipelineError:
+    return PipelineError(Problem(statement, "what this run can share out over its processes", "resume it as it began"))

@@ -1,4 +1,4 @@
-"""A trainer spread over processes: its batch divided, its state sharded, and a check that it really is."""
+"""Distributes a trainer over processes: splits its batch, configures its sharding, and checks that both took effect."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from pipeline.stage import StageContext, group_of
 
 
 def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> BatchSplit:
-    """Cut a batch for the stage's processes, and say how where there is something to say.
+    """Split a batch over the stage's processes, and note the split if there is one.
+
+    Args:
+        ctx: the stage's context.
+        batch_size: rows per optimizer step over all processes.
+        longest: tokens of the longest row.
+        what: name of the rows in the note.
+        options: further arguments of `divide`.
 
     Raises:
-        PipelineError: it does not divide.
+        PipelineError: the batch does not divide over the processes.
     """
     asked, stages = ctx.compute["micro_batch"], int(ctx.compute.get("pipeline_parallel", 1))
     if stages > 1:
@@ -37,7 +44,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
 
 
 def note_model_parallel(ctx: StageContext) -> None:
-    """Say that processes with shards of the same model, or of the same rows, count as one to the batch."""
+    """Note that the processes of a tensor- or sequence-parallel group count as one for the batch."""
     size = int(ctx.compute.get("sequence_parallel", 1))
     if size > 1:
         ctx.note(f"sequence parallel: {size} processes share the tokens of each row and count as one process")
@@ -47,7 +54,7 @@ def note_model_parallel(ctx: StageContext) -> None:
 
 
 def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
-    """Return the fields that have a trainer of transformers share its work and shard its state."""
+    """Return the `TrainingArguments` fields for data parallelism, ZeRO, FSDP2 and sequence parallelism."""
     joined = "RANK" in os.environ
     fields: dict[str, Any] = {"accelerator_config": {"use_configured_state": joined}}
     fields["ddp_find_unused_parameters"] = False
@@ -60,19 +67,19 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     if ctx.compute.get("fsdp"):
         config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
         ctx.runtime_report["accelerate"] = dict(config)
-        # Gradients of a pass that is not the last of a step would otherwise stay whole in every process.
+        # Otherwise the gradients of all but the last pass of a step would stay unsharded on every process.
         fields["accelerator_config"]["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
         return {**fields, "fsdp": True, "fsdp_config": config}
     return fields
 
 
 def check_distribution(ctx: StageContext, trainer: Any) -> None:
-    """Refuse to train when the trainer is not spread as `compute` says; fit DeepSpeed's buffers to its model.
+    """Check that the trainer is distributed as `compute` says; fit DeepSpeed's bucket sizes to its model.
 
-    accelerate falls back to plain data parallelism, or to one process, without a word where it cannot do what is asked.
+    accelerate falls back silently to plain data parallelism, or to one process, if it cannot do what is asked.
 
     Raises:
-        PipelineError: it did.
+        PipelineError: accelerate runs another kind of distribution, or on another number of processes.
     """
     accelerator = trainer.accelerator
     kind = str(accelerator.distributed_type).rpartition(".")[2]
@@ -104,22 +111,24 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
 
 
 def _check_shards(ctx: StageContext, trainer: Any) -> None:
-    """Refuse to train when this process holds more than its shards, and keep in the manifest what it holds.
+    """Check that the model is sharded as `compute.tensor_parallel` says, and report it for the manifest.
 
     Raises:
-        PipelineError: it does.
+        PipelineError: it is not, or this process holds all weights.
     """
     from pipeline.parallel.tensor.sharding import TPReplicas, share_of_parameters, size_of
 
-    asked, found = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
+    asked, size = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
     share = share_of_parameters(trainer.model)
-    if found != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
-        text = f"compute.tensor_parallel is {asked}, the trainer divides by {found}, and this process holds {share:.0%}"
-        raise PipelineError(Problem(text, "what was asked for", "see `trueup doctor`", stage=ctx.name))
+    if size != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
+        statement = (
+            f"compute.tensor_parallel is {asked}, the trainer divides by {size}, and this process holds {share:.0%}"
+        )
+        raise PipelineError(Problem(statement, "what was asked for", "see `trueup doctor`", stage=ctx.name))
     if asked > 1:
         ctx.runtime_report["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)
         ctx.runtime_report["tensor_parallel"] = {
-            "size": found,
+            "size": size,
             "copies": TPReplicas(trainer.model).count,
             "share_of_parameters": round(share, 4),
         }

@@ -1,8 +1,8 @@
-"""Rows to token ids: conversations through the chat template, plain text as it is, and which tokens are learnt.
+"""Encodes rows as token ids and labels: conversations through the chat template, plain text as it is.
 
-Owns one function for each shape of rows; stages and `trueup check` call them. No row is lost without a word:
-`EncodedRows` says which are kept, which cannot be rendered and why, which are too long, whose sides are the same.
-Knows nothing of models. Torch-free.
+Owns one function for each shape of rows; stages and `trueup check` call them. No row is dropped silently: `EncodedRows`
+lists which rows are kept, which cannot be rendered and why, which are too long, and which pairs have equal sides. Knows
+nothing of models. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pipeline.models.tokens import Text, TextEncoder, Tokens
 from pipeline.training.row_text import Piece, Row, RowEncoder
 
 Progress = Callable[[int], None]
-"""Told how many rows are done."""
+"""Called with the number of rows that are done."""
 
 ANSWER = {"role": "assistant", "content": "An answer."}
-"""Stands for an answer where a prompt is tried before there is one."""
+"""Placeholder answer for testing whether a prompt can be rendered with an answer."""
 
 _BATCH = 256
-"""Rows encoded together, and between two words of progress."""
+"""Rows encoded together, and between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class RowFault:
     """A row that cannot be encoded.
 
     Attributes:
-        index: of the row.
-        reason: why, as the message of a bad row says it.
+        index: index of the row.
+        reason: why; completes a sentence that begins with "row".
     """
 
     index: int
@@ -42,15 +42,15 @@ class RowFault:
 
 
 class EncodedRows(NamedTuple):
-    """Rows as tokens.
+    """Encoded rows, and what became of the others. All lists but `rows` and `faults` hold indices of input rows.
 
     Attributes:
-        rows: what is trained on.
-        kept: the row that each of them comes from; one that needs several texts comes several times.
+        rows: encoded rows, to train on.
+        kept: input row of each encoded row; an input row that needs several texts occurs several times.
         faults: rows that cannot be rendered.
-        too_long: rows above the length limit; a conversation is cut at its end, others are left out.
+        too_long: rows above the length limit; a conversation is cut at its end, other rows are left out.
         same: pairs whose sides are the same tokens; they are left out.
-        spelled: rows whose content spells a control token; it stays text.
+        spelled: rows whose content spells a control token, which stays text.
     """
 
     rows: list[dict[str, Any]]
@@ -62,7 +62,7 @@ class EncodedRows(NamedTuple):
 
 
 def nothing_encoded() -> EncodedRows:
-    """Return what comes of no rows."""
+    """Return an empty `EncodedRows`."""
     return EncodedRows([], [], [], [], [], [])
 
 
@@ -71,11 +71,11 @@ def encode_messages(
 ) -> EncodedRows:
     """Encode conversations for training on the assistant's tokens only, its end token included.
 
-    What is learnt: the assistant's text, calls and thoughts, in turns without ``train: False``. A conversation longer
-    than ``max_length`` is cut at its end, and left out if nothing to learn is left.
+    Trained on are the assistant's text, tool calls and reasoning, in turns without ``train: False``. A conversation
+    longer than ``max_length`` is cut at its end, and left out if no trained token remains.
 
     Returns:
-        Rows with `input_ids` and `labels` (`IGNORE` where nothing is learnt).
+        Rows with `input_ids` and `labels` (`IGNORE` for tokens that are not trained on).
 
     Raises:
         PipelineError: there is no chat template for a conversation.
@@ -83,8 +83,8 @@ def encode_messages(
     encoder = RowEncoder.of(tokenizer)
 
     def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
-        for piece, found in zip(pieces, tokens, strict=True):
-            ids, labels = _labelled(piece, found)
+        for piece, piece_tokens in zip(pieces, tokens, strict=True):
+            ids, labels = _labelled(piece, piece_tokens)
             if max_length is not None and len(ids) > max_length:
                 ids, labels = ids[:max_length], labels[:max_length]
                 if i not in made.too_long[-1:]:
@@ -97,7 +97,7 @@ def encode_messages(
 
 
 def template_problems(tokenizer: Any, rows: Sequence[Row], made: EncodedRows) -> list[Problem]:
-    """Return what is wrong with how the first conversation that is kept is rendered."""
+    """Return what is wrong with how the first kept conversation is rendered."""
     if not made.kept or not tokenizer.chat_template:
         return []
     first = rows[made.kept[0]]
@@ -118,8 +118,9 @@ def encode_pairs(
         tokenizer: of the model.
         rows: pairs.
         max_length: tokens of prompt and response together.
-        progress: told how many rows are done.
-        scored: whether responses are scored as a whole, and so may hold a tool's results; else all of them is learnt.
+        progress: called with the number of rows that are done.
+        scored: whether responses are only scored, and so may contain tool results; otherwise all of a response is
+            trained on.
 
     Returns:
         Rows with `prompt_ids`, `chosen_ids` and `rejected_ids`; the responses end with their end token.
@@ -150,7 +151,7 @@ def encode_pairs(
 def encode_labelled(
     tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
 ) -> EncodedRows:
-    """Encode responses that are good or bad by themselves; those above ``max_length`` are left out.
+    """Encode responses with a label, good or bad (KTO); those above ``max_length`` are left out.
 
     Returns:
         Rows with `prompt_ids`, `completion_ids` and `label`.
@@ -173,11 +174,11 @@ def encode_labelled(
 
 
 class Reader(NamedTuple):
-    """A model that reads prompts with their answers as text, through a tokenizer of its own.
+    """A model, such as a reward model, that reads prompts and answers as text through its own tokenizer.
 
     Attributes:
-        name: for messages.
-        tokenizer: with its chat template; without one it reads plain text only.
+        name: name for messages.
+        tokenizer: tokenizer; without a chat template it reads plain text only.
     """
 
     name: str
@@ -192,14 +193,14 @@ def encode_prompts(
     readers: Sequence[Reader] = (),
     progress: Progress | None = None,
 ) -> EncodedRows:
-    """Encode prompts up to where the answer begins; those above ``max_length`` are left out.
+    """Encode prompts up to the beginning of the answer; those above ``max_length`` are left out.
 
     Args:
-        tokenizer: of the model that answers.
+        tokenizer: tokenizer of the model that answers.
         rows: prompts.
-        max_length: in tokens.
-        readers: of the answers; a prompt that one of them cannot render is a fault.
-        progress: told how many rows are done.
+        max_length: longest prompt in tokens.
+        readers: models that read the answers; a prompt that one of them cannot render is a fault.
+        progress: called with the number of rows that are done.
 
     Returns:
         Rows with `prompt_ids`.
@@ -222,11 +223,11 @@ def encode_prompts(
     faults = {fault.index: fault for reader in reversed(readers) for fault in _unread(reader, rows, must_talk)}
     if not faults:
         return made
-    kept = [(i, row) for i, row in zip(made.kept, made.rows, strict=True) if i not in faults]
+    without_faults = [(i, row) for i, row in zip(made.kept, made.rows, strict=True) if i not in faults]
     faults |= {fault.index: fault for fault in made.faults}
     return made._replace(
-        rows=[row for _, row in kept],
-        kept=[i for i, _ in kept],
+        rows=[row for _, row in without_faults],
+        kept=[i for i, _ in without_faults],
         faults=[faults[i] for i in sorted(faults)],
         too_long=[i for i in made.too_long if i not in faults],
         spelled=[i for i in made.spelled if i not in faults],
@@ -234,7 +235,7 @@ def encode_prompts(
 
 
 def _unread(reader: Reader, rows: Sequence[Row], must_talk: bool) -> list[RowFault]:
-    """Return the prompts that a model cannot read with an answer.
+    """Return the prompts that a reader cannot render together with an answer.
 
     Raises:
         PipelineError: it has no chat template, and the answers or the prompts are turns of a conversation.
@@ -255,9 +256,9 @@ def encode_texts(
 
     Args:
         tokenizer: of the model.
-        texts: what to encode.
-        parsed: whether the name of a control token becomes that token; else it stays text.
-        progress: told how many texts are done.
+        texts: texts to encode.
+        parsed: whether the name of a control token becomes that token; otherwise it stays text.
+        progress: called with the number of texts that are done.
     """
     encoder = TextEncoder(tokenizer)
     made: list[list[int]] = []
@@ -273,13 +274,13 @@ def encode_texts(
 def spelled_texts(
     tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
 ) -> EncodedRows:
-    """Return which plain texts spell a control token; all are kept, whatever their length, and none is encoded.
+    """Return which plain texts spell a control token. All are kept, whatever their length, and none is encoded.
 
     Args:
         tokenizer: of the model.
-        rows: with `text`.
-        max_length: makes no difference, for texts are cut to rows.
-        progress: told how many rows are done.
+        rows: rows with `text`.
+        max_length: ignored, because texts are cut into rows later.
+        progress: called with the number of rows that are done.
     """
     names = TextEncoder(tokenizer).names
     spelled: list[int] = []
@@ -292,10 +293,10 @@ def spelled_texts(
 
 
 def encode_answers(tokenizer: Any, rows: Sequence[Row], answers: Sequence[str]) -> list[list[int]]:
-    """Encode each prompt together with an answer given as text.
+    """Encode each prompt together with its answer, which is given as text.
 
     Raises:
-        PipelineError: the chat template refuses one of them.
+        PipelineError: the chat template cannot render one of them.
     """
     asked = [
         {**row, "completion": [{"role": "assistant", "content": answer}], "label": True}
@@ -316,7 +317,7 @@ def _encode(
     *,
     with_answers: bool = False,
 ) -> EncodedRows:
-    """Render and encode rows batch by batch, and have ``finish`` put the tokens of each row where they belong."""
+    """Render and encode rows batch by batch; ``finish`` adds each row's tokens to the result."""
     made = nothing_encoded()
     for first in range(0, len(rows), _BATCH):
         rendered: list[tuple[int, list[Piece]]] = []

@@ -1,7 +1,7 @@
-"""A stage's data as tokens: read, encode with a word of progress, and say what became of every row.
+"""Encodes a data source for a stage: reports progress, notes what became of every row, and handles faulty rows.
 
-Owns the seam between a data source and `pipeline/training/encode.py`: faults stop the stage with file and line, or
-join the source's rejects. Knows nothing of objectives. Torch-free.
+Connects a data source with `pipeline/training/encode.py`: a faulty row stops the stage with file and line, or joins the
+source's rejected rows. Knows nothing of objectives. Torch-free.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pipeline.stage import Rejected, Rows, StageContext
 from pipeline.training.encode import EncodedRows
 
 LISTED = 20
-"""Faults that are listed one by one."""
+"""Most faults that are listed one by one."""
 
 LEFT_OUT = "left out"
 """What happens to rows that are too long, unless they are cut."""
 
 FEW = 3
-"""So many are listed though all rows have one fault."""
+"""Up to this many faults are listed one by one, even if all rows have the same one."""
 
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """The rows of a source as tokens.
+    """The encoded rows of a data source.
 
     Attributes:
-        train: rows to learn from.
-        held_out: rows split off.
-        counts: of rows to learn from and held-out ones that came, and what became of those to learn from.
+        train: training rows.
+        held_out: held-out rows.
+        counts: numbers of training and held-out rows read, and what became of the training rows.
     """
 
     train: EncodedRows
@@ -50,16 +50,16 @@ def encode_source(
     max_length: int | None = None,
     fate: str = LEFT_OUT,
 ) -> EncodedSource:
-    """Encode all rows of a source.
+    """Encode all rows of a data source.
 
     Args:
-        ctx: of the stage.
-        field: the configuration's field that names the source.
-        rows: of the source.
-        encode: given rows, ``max_length`` and ``progress``, returns them encoded.
-        what: the rows are, for messages.
-        max_length: of a row in tokens, None without a limit.
-        fate: of rows that are longer, for messages.
+        ctx: the stage's context.
+        field: field of the stage's configuration that names the source.
+        rows: rows of the source.
+        encode: encodes rows, given ``max_length`` and ``progress``.
+        what: name of the rows, for messages.
+        max_length: longest row in tokens; None without a limit.
+        fate: what happens to longer rows, for messages.
 
     Raises:
         PipelineError: a row cannot be encoded, and the source stops at bad rows; or there is no chat template.
@@ -94,35 +94,35 @@ def encode_source(
 
 
 def set_faults_aside(ctx: StageContext, field: str, rows: Rows, train: EncodedRows, held_out: EncodedRows) -> None:
-    """Put rows that cannot be encoded with the source's rejects.
+    """Add rows that cannot be encoded to the source's rejected rows.
 
     Raises:
-        PipelineError: the source stops at bad rows, or nothing else is left.
+        PipelineError: the source stops at bad rows, or no other row is left.
     """
     first = len(rows.train)
     faults = [*train.faults, *(replace(fault, index=first + fault.index) for fault in held_out.faults)]
     if not faults:
         return
-    everything = [*rows.train, *rows.held_out]
-    found = [Rejected(rows.places[fault.index], fault.reason, everything[fault.index]) for fault in faults]
-    can_skip = len(found) < len(everything)
-    if can_skip and ctx.set_aside is not None and ctx.set_aside(field, found):
+    all_rows = [*rows.train, *rows.held_out]
+    rejected = [Rejected(rows.places[fault.index], fault.reason, all_rows[fault.index]) for fault in faults]
+    can_skip = len(rejected) < len(all_rows)
+    if can_skip and ctx.set_aside is not None and ctx.set_aside(field, rejected):
         return
-    raise PipelineError(*_problems(ctx, found, len(everything), can_skip=can_skip))
+    raise PipelineError(*_problems(ctx, rejected, len(all_rows), can_skip=can_skip))
 
 
-def _problems(ctx: StageContext, found: Sequence[Rejected], total: int, *, can_skip: bool) -> list[Problem]:
+def _problems(ctx: StageContext, rejected: Sequence[Rejected], total: int, *, can_skip: bool) -> list[Problem]:
     remedy = "mend the data or the template"
     if can_skip:
         remedy += ", or set `on_bad_row: skip` of the data source to leave such rows out and keep them in a file"
-    if len(found) == 1:
-        return [Problem(f"row {found[0].reason}", "", remedy, found[0].where, ctx.name)]
-    if len(found) == total > FEW and len({one.reason for one in found}) == 1:  # not a matter of a row
+    if len(rejected) == 1:
+        return [Problem(f"row {rejected[0].reason}", "", remedy, rejected[0].where, ctx.name)]
+    if len(rejected) == total > FEW and len({one.reason for one in rejected}) == 1:  # not a matter of a row
         alike = Problem(f"all {total} rows cannot be rendered for this reason", "", remedy, stage=ctx.name)
-        return [Problem(f"row {found[0].reason}", where=found[0].where, stage=ctx.name), alike]
-    problems = [Problem(f"row {one.reason}", where=one.where, stage=ctx.name) for one in found[:LISTED]]
-    more = f" (the first {LISTED} are listed)" if len(found) > LISTED else ""
-    return [*problems, Problem(f"{len(found)} of {total} rows cannot be rendered{more}", "", remedy, stage=ctx.name)]
+        return [Problem(f"row {rejected[0].reason}", where=rejected[0].where, stage=ctx.name), alike]
+    problems = [Problem(f"row {one.reason}", where=one.where, stage=ctx.name) for one in rejected[:LISTED]]
+    more = f" (the first {LISTED} are listed)" if len(rejected) > LISTED else ""
+    return [*problems, Problem(f"{len(rejected)} of {total} rows cannot be rendered{more}", "", remedy, stage=ctx.name)]
 
 
 def _counts(rows: Rows, train: EncodedRows) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The words of `train:` that every training stage shares; everything else is the trainer's own field. No torch."""
+"""The fields of `train:` that all training stages share; other keys are fields of the trainer's config. No torch."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pipeline.trainer_fields.trackers import tracker_problems
 from pipeline.trainer_fields.values import words_of
 
 MOST_ROWS = 2**31 - 1
-"""No batch has more rows."""
+"""Largest batch size."""
 
 
 class CommonTrain(TrainFields):
-    """Shared words of `train:`.
+    """Fields of `train:` that all training stages share.
 
     Attributes:
-        batch_size: rows per optimizer step over all processes; how it is cut into micro-batches is `compute`'s matter.
+        batch_size: rows per optimizer step over all processes; `compute` decides its split into micro-batches.
         epochs: passes over the rows; ignored when `max_steps` is given.
         max_steps: optimizer steps.
         learning_rate: peak learning rate.
         max_length: longest row in tokens; default is the model's context.
-        lr_scheduler_type: any schedule of transformers.
-        warmup_steps: optimizer steps of warm-up; below 1 a share of all steps.
+        lr_scheduler_type: learning rate schedule, any of transformers.
+        warmup_steps: optimizer steps of warm-up; below 1 a fraction of all steps.
         weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: gradient norm clipped to; 0 does not clip.
+        max_grad_norm: gradient norm to clip to; 0 does not clip.
         optim: optimizer, any of transformers.
     """
 
@@ -49,7 +49,7 @@ class CommonTrain(TrainFields):
     optim: str = "adamw_torch_fused"
 
     def check(self) -> list[Problem]:
-        """Return contradictions between fields, words nobody knows, and fields that would be passed over."""
+        """Return contradictions between fields, unknown fields and values, and fields that would be ignored."""
         problems = [*self._word_problems(), *need_problems(dict(self), self._asked)]
         problem = metric_problem(self.trainer, self.passthrough().get("metric_for_best_model"))
         problems += [problem] if problem is not None else direction_problems(self.trainer, dict(self))
@@ -63,11 +63,11 @@ class CommonTrain(TrainFields):
 
     @property
     def _asked(self) -> frozenset[str]:
-        """Words the recipe has."""
+        """Names of the fields that the recipe sets."""
         return frozenset(self.model_fields_set)
 
     def _word_problems(self) -> list[Problem]:
-        """Return problems of own words that are one of a trainer's list."""
+        """Return a problem for each field whose value is not in the trainer's list of values."""
         fields = table()[self.trainer]
         given = {field: str(getattr(self, field)) for field in ("lr_scheduler_type", "optim")}
         return [
@@ -78,17 +78,17 @@ class CommonTrain(TrainFields):
 
 
 def unknown_word(field: str, word: str, known: Iterable[str]) -> Problem:
-    """Return the problem of a word a field of `train` does not take."""
+    """Return the problem of a value that a field of `train` does not accept."""
     words = list(known)
     return Problem(f"train.{field} is {word}", f"one of {listed(words)}", nearest(word, words))
 
 
 def margin_problem(train: int, margins: int) -> Problem | None:
-    """Return what is wrong with the margins of pairs that `use_margin` puts into the loss, None when all have one.
+    """Return the problem of pairs without the margin that `use_margin` needs in the loss; None if all have one.
 
     Args:
-        train: pairs to learn from.
-        margins: those that have a margin.
+        train: number of training pairs.
+        margins: number of them that have a margin.
     """
     if margins == train:
         return None

@@ -1,4 +1,4 @@
-"""What every training stage writes at its end: weights, the loss curve, and the figures of the manifest."""
+"""What every training stage writes at its end: weights, the loss curve, and the metrics of the manifest."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def save_trained(
     adapter: Adapter | None,
     rows: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
-    """Save a trained model, an adapter merged into its weights and also beside them; return its lineage.
+    """Save a trained model and return its lineage; an adapter is merged into the weights, and also saved by itself.
 
-    What was written is compared with what was trained; a difference fails the stage.
+    The written files are compared with the trained model; a difference fails the stage.
 
-    The artifact of an adapter holds whole weights, so the next stage reads it like any other, and the adapter alone
-    in `adapter/`. Its parent's adapters are in the base already: none is lost, none is applied twice.
+    An artifact with an adapter holds full merged weights, so the next stage reads it like any other, and the adapter
+    alone in `adapter/`. Earlier adapters are already merged into the base: none is lost, none is applied twice.
 
     Args:
-        ctx: of the stage.
-        model: with all its weights (`consolidated_model`); None on all processes but the first.
-        tokenizer: saved beside it.
-        source: what the stage started from.
-        adapter: what was trained; None when all weights were.
-        rows: token ids of some of the rows it was trained on, for the comparison.
+        ctx: the stage's context.
+        model: model with full weights (`consolidated_model`); None on all processes but the first.
+        tokenizer: tokenizer to save with it.
+        source: model the stage started from.
+        adapter: the adapter that was trained; None when all weights were.
+        rows: token ids of some training rows, for the comparison.
 
     Raises:
-        PipelineError: what was written is not what was trained.
+        PipelineError: the written files differ from the trained model.
     """
     from pipeline.models.adapters import base_of_adapter
     from pipeline.models.load import stored_bits
@@ -56,7 +56,7 @@ def save_trained(
 
 
 def _was_untied(ctx: StageContext, source: ResolvedInput) -> bool:
-    """Whether the model that was written keeps two weights where the one it started from shares one."""
+    """Whether the starting model ties its embeddings and the written model does not."""
     from pipeline.models.load import is_tied
 
     written = source.model_copy(update={"path": str(ctx.out)})

@@ -1,6 +1,6 @@
-"""Model, tokenizer and rows fitted to one another before a training stage starts.
+"""Fits model, tokenizer and rows to one another before a training stage starts.
 
-Owns whether the weights can change their size here, and how long a row may be. Knows nothing of objectives.
+Owns whether the embedding may be resized, and how long a row may be. Knows nothing of objectives.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from pipeline.stage import StageContext
 
 
 def fit(ctx: StageContext, model: Any, tokenizer: Any, weights: Mapping[str, Any]) -> None:
-    """Give the model a row of its embedding for every token, and say so.
+    """Resize the model's embedding to the tokenizer if it has fewer rows than there are tokens, and note it.
 
     Args:
-        ctx: of the stage.
-        model: just loaded.
-        tokenizer: of the model.
-        weights: how it was loaded.
+        ctx: the stage's context.
+        model: the loaded model.
+        tokenizer: the model's tokenizer.
+        weights: arguments the model was loaded with.
 
     Raises:
-        PipelineError: sharded weights, shards or few bits cannot grow.
+        PipelineError: the weights are sharded or quantised, so the embedding cannot be resized.
     """
-    in_pieces = weights.get("zero3") is not None or int(weights.get("tp_size") or 1) > 1
-    note = fit_embedding(model, tokenizer, can_grow=not in_pieces and not weights.get("quantize"))
+    is_sharded = weights.get("zero3") is not None or int(weights.get("tp_size") or 1) > 1
+    note = fit_embedding(model, tokenizer, can_grow=not is_sharded and not weights.get("quantize"))
     if note:
         ctx.note(note)
 
 
 def context_length(model: Any, asked: int | None) -> int:
-    """Return the longest row to train on: what was asked, at most the model's context.
+    """Return the longest row to train on, in tokens: ``asked``, or by default the model's context up to 2048.
 
     Raises:
-        PipelineError: more was asked than the model has.
+        PipelineError: ``asked`` exceeds the model's context.
     """
     limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     if asked is None:
