@@ -1,4 +1,4 @@
-"""Verifies that a stage runs as the recipe asks: after preparation, and again after the first forward and backward pass.
+"""Verifies that a stage runs as the recipe asks: after preparation, and after the first forward and backward pass.
 
 Libraries fall back silently if they cannot do what they were asked: accelerate from FSDP2 to plain data parallelism, or
 from DeepSpeed to one process; one kernel to another. The stage then fails. What really ran goes into its manifest
@@ -194,7 +194,7 @@ def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[P
 
 
 def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
-    """Yield a problem if the adapter is missing, has another rank or is disabled, or its base is trained or unquantised."""
+    """Yield a problem for an adapter that is missing, disabled or of another rank, and for a trained or unquantised base."""
     if adapter is None:
         frozen = sum(not parameter.requires_grad for parameter in model.parameters())
         if isinstance(model, PeftModel) or frozen:

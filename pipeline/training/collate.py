@@ -49,7 +49,7 @@ class CausalCollator:
         return batch
 
     def _places(self, rows: Sequence[dict[str, Any]], width: int) -> dict[str, Any]:
-        """Return `position_ids`, by which `transformers` separates packed sequences; with ``flat`` also their bounds."""
+        """Return `position_ids`, by which `transformers` separates packed sequences; with ``flat`` also the bounds."""
         positions = torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):
             rest = width - sum(row["seq_lengths"])  # padding, a sequence of its own

@@ -67,7 +67,7 @@ class ConsolidatedCheckpoint:
         return recursively_apply(lambda tensor: tensor[: known.remainder] if tensor.dim() else tensor, values)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Create the optimizer without empty parameter groups, which DeepSpeed would drop: all engines have the same."""
+        """Create the optimizer without empty parameter groups, which DeepSpeed would drop, so all engines agree."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if is_new:

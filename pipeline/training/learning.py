@@ -1,8 +1,8 @@
-"""What a run of GRPO or RLOO learnt; one whose rewards teach nothing says so, and ends with the cause after a while.
+"""Detects runs of GRPO or RLOO whose rewards carry no learning signal: notes it once, and ends the run if it persists.
 
-Both learn from the differences between the rewards of a prompt's responses. Where no group has any, or no response has
-a reward, the gradient is zero, and the run would end like any other with the weights it began with. As in PPO
-(`pipeline/ppo/guards.py`), a notice is told once, and what goes on for several rollouts ends the run.
+Both algorithms learn from the differences between the rewards of a prompt's responses. If no group has a difference, or
+no response has a reward, the gradient is zero, and the run would end normally with unchanged weights. As in PPO
+(`pipeline/ppo/guards.py`), a notice is given once, and a condition that lasts for several rollouts ends the run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipeline.stage import StageContext
 from pipeline.training.loop import Trained
 
 IDLE_PATIENCE = 20
-"""Rollouts in a row without a difference that end a run: where success is rare, some are to be expected."""
+"""Consecutive rollouts without reward differences that end a run; a few are normal if success is rare."""
 ROUNDING = 1e-6
-"""Share of the largest reward below which a difference is rounding."""
+"""Fraction of the largest reward below which a difference counts as rounding."""
 
 _NONE_REMEDY = "return numbers: None says that a reward does not apply to a response"
 _SAME_REMEDY = (
@@ -31,13 +31,13 @@ _SAME_REMEDY = (
 
 @dataclass
 class RewardWatch:
-    """The memory of what rollouts taught.
+    """Counts rollouts with and without a learning signal; its state goes into checkpoints.
 
     Attributes:
-        idle: rollouts in a row that taught nothing.
-        unscored: those in a row in which no response had a reward.
-        taught: rollouts that taught something.
-        told: notices given already.
+        idle: consecutive rollouts without a learning signal.
+        unscored: consecutive rollouts in which no response had a reward.
+        taught: rollouts with a learning signal.
+        told: notices already given.
     """
 
     idle: int = 0
@@ -46,19 +46,19 @@ class RewardWatch:
     told: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """Return the memory as JSON."""
+        """Return the state as plain data for JSON."""
         return asdict(self)
 
     def look(self, rewards_N: Tensor, group: int, ctx: StageContext) -> None:
-        """Look at the rewards of a rollout, all processes together; NaN is a response without one.
+        """Check the rewards of a rollout over all processes.
 
         Args:
-            rewards_N: weighted sums, the responses of a prompt beside one another.
-            group: responses of a prompt.
-            ctx: of the stage.
+            rewards_N: weighted sum of rewards per response, NaN without one; a prompt's responses are consecutive.
+            group: responses per prompt.
+            ctx: the stage's context.
 
         Raises:
-            PipelineError: nothing was taught for too many rollouts in a row.
+            PipelineError: too many consecutive rollouts had no learning signal.
         """
         if teaches(rewards_N, group):
             self.idle = self.unscored = 0
@@ -72,10 +72,10 @@ class RewardWatch:
             raise self._nothing(f"in {self.unscored if is_unscored else self.idle} rollouts in a row")
 
     def check_end(self) -> None:
-        """Refuse a run in which no rollout taught anything.
+        """Check at the end that some rollout had a learning signal.
 
         Raises:
-            PipelineError: there was none that did.
+            PipelineError: no rollout had one.
         """
         if self.idle and not self.taught:
             raise self._nothing("in any rollout")
@@ -106,7 +106,7 @@ class RewardWatch:
 
 
 def teaches(rewards_N: Tensor, group: int) -> bool:
-    """Say whether the rewards of any prompt's responses differ by more than rounding."""
+    """Return whether the rewards of any prompt's responses differ by more than rounding."""
     rewards_GR = rewards_N.double().view(-1, group)
     high = torch.nan_to_num(rewards_GR, nan=-torch.inf).amax(dim=1)
     low = torch.nan_to_num(rewards_GR, nan=torch.inf).amin(dim=1)
@@ -115,12 +115,12 @@ def teaches(rewards_N: Tensor, group: int) -> bool:
 
 
 def with_rewards(trained: Trained, watch: RewardWatch) -> Trained:
-    """Return what a run measured with short names for lengths, and its best reward in place of its lowest loss.
+    """Return a run's measurements with short names for lengths, and with its best reward instead of its lowest loss.
 
-    The loss of these objectives is near 0 whatever the policy has learned.
+    The loss of these objectives is close to 0 whatever the policy has learned.
 
     Raises:
-        PipelineError: no rollout taught anything.
+        PipelineError: no rollout had a learning signal.
     """
     watch.check_end()
     last = trained.metrics
@@ -136,7 +136,7 @@ def with_rewards(trained: Trained, watch: RewardWatch) -> Trained:
 
 
 def on_policy_summary(trained: Trained) -> str:
-    """Say how the reward moved."""
+    """Return a sentence on how the reward changed."""
     rewards = [row["reward"] for row in trained.history if "reward" in row]
     moved = f"reward from {rewards[0]:.3f} to {rewards[-1]:.3f}" if rewards else "no reward logged"
     kl = trained.metrics.get("kl")

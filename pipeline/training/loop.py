@@ -1,7 +1,7 @@
-"""Runs a trainer: resume from the newest whole checkpoint, report progress, save by the clock, stop when asked.
+"""Runs a trainer: resumes from the newest complete checkpoint, reports progress, saves periodically, stops when asked.
 
-A checkpoint also keeps the trainer's running sums (`sums.py`), so a resumed run logs the same numbers as one that was
-never cut off, and ends in the same bits, whichever step it was cut off at.
+A checkpoint also holds the trainer's running sums (`running_metrics.py`), so a resumed run logs the same numbers as an
+uninterrupted one, and ends with the same bits, whichever step it was interrupted at.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Trained:
 
     Attributes:
         history: the trainer's log, one mapping per entry, without wall-clock fields.
-        tokens: real tokens trained on, all sessions together.
-        seconds: seconds inside the trainer, all sessions together.
+        tokens: tokens trained on, without padding, over all sessions.
+        seconds: seconds inside the trainer, over all sessions.
         metrics: final values.
-        best: lowest evaluation loss with its step; with `load_best_model_at_end` the metric asked for, its best value
-            and the step whose weights are kept.
+        best: lowest evaluation loss and its step; with `load_best_model_at_end` the best value of the chosen metric and
+            the step whose weights are kept.
         keeps_best: whether the weights are those of `best`.
     """
 
@@ -53,7 +53,7 @@ class Trained:
 
 
 class CountsTokens(Protocol):
-    """Knows how many tokens a number of optimizer steps trained on."""
+    """Counts the tokens that a number of optimizer steps trained on."""
 
     def tokens(self, steps: int) -> int:
         """Return the tokens of the first ``steps`` steps."""
@@ -63,18 +63,18 @@ class CountsTokens(Protocol):
 def run_trainer(
     ctx: StageContext, trainer: Any, batches: CountsTokens, steps: int, adapter: Adapter | None = None
 ) -> Trained:
-    """Train to the end, or to the user's wish to stop.
+    """Train to the end, or until the user asks to stop.
 
     Args:
-        ctx: of the stage.
-        trainer: of transformers or trl.
+        ctx: the stage's context.
+        trainer: trainer of transformers or trl.
         batches: counts tokens.
         steps: optimizer steps in all.
-        adapter: the recipe's.
+        adapter: the recipe's `adapter:` block; None without one.
 
     Raises:
-        Interrupted: asked to stop; a checkpoint was saved.
-        PipelineError: the loss is not finite, or something else than what was asked for runs.
+        Interrupted: the user asked to stop; a checkpoint was saved.
+        PipelineError: the loss is not finite, or the run differs from what the recipe asks for.
     """
     check_distribution(ctx, trainer)
     for parameter in trainer.model.parameters():
@@ -102,7 +102,7 @@ def run_trainer(
 
 
 def _with_best(ctx: StageContext, trained: Trained, best: dict[str, float]) -> Trained:
-    """Return a run whose weights are those of its best evaluation, with what was measured there; say so."""
+    """Note that the weights are those of the best evaluation; return the run with the metrics of that step."""
     metric = next(iter(best))
     ctx.note(f"keeps the weights of step {best['step']}, where {metric} was best: {best[metric]:.4g}")
     metrics = {**trained.metrics, **at_step(trained.history, best["step"]), "kept_step": best["step"]}
@@ -110,12 +110,12 @@ def _with_best(ctx: StageContext, trained: Trained, best: dict[str, float]) -> T
 
 
 def measured(history: list[dict[str, float]], tokens: int, seconds: float) -> Trained:
-    """Return what a run with this log has measured."""
+    """Return the measurements of a run with this log."""
     return Trained(history, tokens, seconds, _final(history), _best(history))
 
 
 class SessionClock:
-    """Seconds spent in the trainer, kept across sessions of the same stage."""
+    """Counts the seconds spent in the trainer over all sessions of a stage."""
 
     def __init__(self, file: Path, *, fresh: bool) -> None:
         self.file = file
@@ -125,24 +125,24 @@ class SessionClock:
             self.before = float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
 
     def start(self) -> None:
-        """Begin this session."""
+        """Start the clock of this session."""
         self.started = time.perf_counter()
 
     def total(self) -> float:
-        """Return seconds of all sessions."""
+        """Return the seconds of all sessions so far."""
         return self.before + time.perf_counter() - self.started
 
     def save(self) -> None:
-        """Keep the seconds so far; called with each checkpoint by the first process."""
+        """Write the seconds so far; the first process calls it with each checkpoint."""
         part = self.file.with_suffix(".part")
         part.write_text(json.dumps({"seconds": self.total()}), encoding="utf-8")
         part.replace(self.file)
 
 
 class Watcher(TrainerCallback):  # type: ignore[misc]
-    """Reports progress, saves by the clock, stops when asked or when the loss is lost.
+    """Callback that reports progress, saves periodically, and stops when asked or when the loss is not finite.
 
-    ``begin`` is called when the trainer has reset itself and is about to take its first step.
+    ``begin`` is called when the trainer has reset its state and is about to take its first step.
     """
 
     def __init__(self, ctx: StageContext, clock: SessionClock, every_s: float, begin: Callable[[], None]) -> None:
@@ -157,17 +157,17 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on where the checkpoint stopped."""
+        """Call ``begin``, which restores the running sums of a checkpoint."""
         self.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Report progress (at most ten times a second) and decide whether to save or stop here."""
+        """Report progress (at most ten times a second), and decide whether to save or stop after this step."""
         now = time.perf_counter()
         if now - self.shown_at > 0.1 or state.global_step >= state.max_steps:
             self.shown_at = now
             self.ctx.progress(state.global_step, state.max_steps, **self.latest)
         if state.global_step >= state.max_steps:
-            control.should_log = True  # the final loss is always known, and checked
+            control.should_log = True  # so that the final loss is always logged and checked
             control.should_evaluate |= args.load_best_model_at_end  # the last weights may be the best
         else:
             if self.ctx.stopping():
@@ -184,7 +184,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the latest metrics and refuse a loss that is not a number."""
+        """Store the latest metrics for the progress report; raise an error if the loss is not finite."""
         shown = {"loss", "learning_rate", "grad_norm", "eval_loss", "accuracy", "margin", "mean_token_accuracy"}
         shown |= {
             "reward",
@@ -210,18 +210,20 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember when the last checkpoint was saved."""
+        """Record the time of the last checkpoint."""
         self.saved_at = time.perf_counter()
         if self.ctx.is_first:
             self.clock.save()
 
 
 def timeless(log: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Drop what depends on the clock or on the session, so that a resumed run has the same history."""
-    gone = ("runtime", "per_second", "step_time", "num_tokens", "total_flos", "train_loss")
+    """Drop log fields that depend on the clock or on the session, so that a resumed run has the same history."""
+    dropped = ("runtime", "per_second", "step_time", "num_tokens", "total_flos", "train_loss")
     known = ({key: value for key, value in row.items() if value is not None} for row in log)  # None: nothing to average
-    kept = ({key: value for key, value in row.items() if not any(part in key for part in gone)} for row in known)
-    return [row for row in kept if len(row) > 1]
+    timeless_rows = (
+        {key: value for key, value in row.items() if not any(part in key for part in dropped)} for row in known
+    )
+    return [row for row in timeless_rows if len(row) > 1]
 
 
 def _final(history: list[dict[str, float]]) -> dict[str, float]:

@@ -1,7 +1,6 @@
-"""What GRPO and RLOO share: prompts that fit, rewards as trl calls them, batches of prompts, checkpoints of rollouts.
+"""What GRPO and RLOO share: prompts that fit, reward functions for trl, batches of prompts, checkpoints of rollouts.
 
-Owns the seam between a recipe's prompts and rewards and a trainer of trl that samples its own responses. The
-objectives are trl's.
+Connects a recipe's prompts and rewards with a trl trainer that samples its own responses. The objectives are trl's.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ from pipeline.training.reward_sources import RewardSources, Sample, Scorer, rewa
 Arguments = TypeVar("Arguments")
 
 ROLLOUTS_FILE = "rollouts-{rank}-of-{count}.pt"
-"""Responses sampled and not yet learned from, in a checkpoint."""
+"""File in a checkpoint with the sampled responses that were not yet trained on."""
 REFERENCE_FILE = "reference.pt"
-"""Weights of a reference that follows the policy (`sync_ref_model`), in a checkpoint."""
+"""File in a checkpoint with the weights of a reference that follows the policy (`sync_ref_model`)."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a stage, those to learn from first, then the held-out ones.
+    """The prompts of a stage: training prompts first, then held-out ones.
 
     Attributes:
-        rows: as they were read, with all their columns.
-        prompt_ids: their tokens up to where the answer begins.
-        shown: the text that trl is given and logs in place of each, no two the same.
-        train: how many are learned from.
-        counts: prompts that were read, and how many of them left too little room.
-        with_positions: whether the model has to be told positions where rows are padded on the left.
+        rows: rows as they were read, with all their columns.
+        prompt_ids: tokens of each prompt up to the beginning of the answer.
+        shown: text that trl gets and logs instead of each prompt; all are different.
+        train: number of training prompts.
+        counts: number of prompts read, and of prompts left out because they leave too little room.
+        with_positions: whether the model needs `position_ids` for rows padded on the left.
     """
 
     rows: list[dict[str, Any]]
@@ -66,31 +65,31 @@ class Prompts:
 
     @cached_property
     def ids_of(self) -> dict[str, list[int]]:
-        """Tokens of each prompt by the text that stands for it."""
+        """Tokens of each prompt, by its text in `shown`."""
         return dict(zip(self.shown, self.prompt_ids, strict=True))
 
     @property
     def train_rows(self) -> list[dict[str, Any]]:
-        """Rows as the trainer reads them; all that belongs to a row is found again by its number."""
+        """Training rows for the trainer; the number of a row leads back to its data."""
         return [_stand_in(i, shown) for i, shown in enumerate(self.shown[: self.train])]
 
     @property
     def held_out_rows(self) -> list[dict[str, Any]]:
-        """Held-out rows as the trainer reads them."""
+        """Held-out rows for the trainer."""
         return [_stand_in(i, shown) for i, shown in enumerate(self.shown) if i >= self.train]
 
 
 def _stand_in(number: int, shown: str) -> dict[str, Any]:
-    """Return what trl is given of a row: Arrow would add keys to calls and tools, or refuse them."""
+    """Return a stand-in row for trl, because Arrow would add keys to tool calls and tools, or refuse them."""
     return {"prompt": [{"role": "user", "content": shown}], "row": number}
 
 
 def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokenizer: Any) -> Prompts:
-    """Read and tokenize the prompts, leave out those the recipe's `max_length` leaves out, and say where answers end.
+    """Read and encode the prompts, drop those that `max_length` excludes, and set the model's end tokens.
 
     Raises:
-        PipelineError: no prompt is left, a response fits nowhere, or a prompt does not fit the model's context while
-            the recipe says nothing of leaving prompts out.
+        PipelineError: no prompt is left, `max_new_tokens` does not fit the context, or a prompt does not fit the
+            model's context and the recipe sets no `max_length`.
     """
     rows, readers = ctx.load_rows("data"), reward_readers(ctx, tokenizer)
     context = context_length(model, train.max_length)
@@ -98,12 +97,12 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
     if room < 1:
         statement = f"train.max_new_tokens is {train.max_new_tokens}"
         raise PipelineError(Problem(statement, f"less than the {context} tokens of prompt and response", "lower it"))
-    given = [*rows.train, *rows.held_out]
+    all_rows = [*rows.train, *rows.held_out]
     encode = functools.partial(encode_prompts, tokenizer, readers=readers)
     made = encode_source(ctx, "data", rows, encode, what="prompts")
     first = len(rows.train)
-    kept = [*made.train.kept, *(first + i for i in made.held_out.kept)]
-    ids = dict(zip(kept, [one["prompt_ids"] for one in (*made.train.rows, *made.held_out.rows)], strict=True))
+    kept_rows = [*made.train.kept, *(first + i for i in made.held_out.kept)]
+    ids = dict(zip(kept_rows, [one["prompt_ids"] for one in (*made.train.rows, *made.held_out.rows)], strict=True))
     fits = [i for i, tokens in ids.items() if len(tokens) <= room]
     too_long = [(rows.places[i], len(tokens)) for i, tokens in ids.items() if len(tokens) > room]
     if too_long and train.max_length is None:
@@ -115,13 +114,13 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
             Problem(statement, f"prompts of at most {room} tokens", "raise train.max_length or bring more")
         )
     if too_long:
-        ctx.note(f"{len(too_long)} of {len(given)} prompts are longer than {room} tokens and were left out")
+        ctx.note(f"{len(too_long)} of {len(all_rows)} prompts are longer than {room} tokens and were left out")
     counts = {**made.counts, "dropped": len(too_long)}
     fitting = [ids[i] for i in fits]
     with_positions = needs_positions(ctx, model, fitting, tokenizer.pad_token_id)
-    model.generation_config.eos_token_id = end_ids(tokenizer, model)  # trl stops at these, the template's own included
-    shown = [f"[{place}] {tokenizer.decode(ids)}" for place, ids in enumerate(fitting)]
-    return Prompts([given[i] for i in fits], fitting, shown, learned, counts, with_positions)
+    model.generation_config.eos_token_id = end_ids(tokenizer, model)  # trl stops at these; the template's is included
+    shown = [f"[{number}] {tokenizer.decode(ids)}" for number, ids in enumerate(fitting)]
+    return Prompts([all_rows[i] for i in fits], fitting, shown, learned, counts, with_positions)
 
 
 def _refuse_long(
@@ -142,21 +141,21 @@ def _refuse_long(
 
 @dataclass
 class PromptBatches(Sampler[list[int]]):
-    """Yields the rows of each micro-step of an epoch as trl expects them, a pure function of its fields and the epoch.
+    """Batch sampler: yields the row indices of each micro-step as trl expects them, a pure function of its fields.
 
-    A batch of prompts comes in groups of one prompt each; it is repeated for every micro-step and iteration that
-    learns from its responses, since trl samples for the first of them only. Of several processes each takes its share:
-    accelerate deals out what is yielded in turn, and trl puts the rewards together again in the order of processes.
+    A batch contains each prompt `group` times in a row. It is repeated for every micro-step and iteration that trains
+    on its responses, because trl samples only in the first of them. With several processes accelerate gives each
+    process every n-th micro-step, and trl gathers the rewards in rank order.
 
     Attributes:
-        prompts: how many there are.
-        group: responses of one prompt.
-        responses: sampled at a time, by all processes together.
-        repeats: micro-steps of each process that learn from them.
-        seed: of the order.
+        prompts: number of prompts.
+        group: responses per prompt.
+        responses: responses sampled at a time, over all processes.
+        repeats: micro-steps of each process that train on them.
+        seed: seed of the order.
         shuffle: whether prompts are shuffled each epoch.
         epoch: set by the trainer before each epoch.
-        processes: that share the responses.
+        processes: processes that share the responses.
     """
 
     prompts: int
@@ -170,7 +169,7 @@ class PromptBatches(Sampler[list[int]]):
 
     @property
     def micro_batch(self) -> int:
-        """Rows that are yielded at a time."""
+        """Rows that are yielded at a time, for one process."""
         return self.responses // self.processes
 
     def set_epoch(self, epoch: int) -> None:
@@ -178,11 +177,11 @@ class PromptBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Return the micro-steps of all processes in an epoch; prompts of a last batch not full are left out."""
+        """Return the micro-steps of all processes in an epoch; an incomplete last batch of prompts is dropped."""
         return self.prompts // (self.responses // self.group) * self.repeats * self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the rows of each micro-step."""
+        """Yield the row indices of each micro-step."""
         order = list(range(self.prompts))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -197,20 +196,20 @@ class PromptBatches(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class Generated:
-    """Counts the tokens a trainer has read and sampled, all sessions together."""
+    """Counts the tokens that a trainer has read and sampled over all sessions."""
 
     trainer: Any
 
     def tokens(self, steps: int) -> int:
-        """Return all tokens so far."""
+        """Return all tokens so far, whatever ``steps`` is."""
         return int(self.trainer.state.num_input_tokens_seen)
 
 
 class OnPolicy(BucketedBatches):
-    """Mixin for a trainer of trl that samples: its prompts come from `PromptBatches`, its rollouts go into checkpoints.
+    """Mixin for a trl trainer that samples: takes its prompts from `PromptBatches`, and saves rollouts in checkpoints.
 
-    A checkpoint may fall between two steps that learn from the same responses; trl would sample others after a
-    resume. Here they are kept, so a resumed run ends in the same bits.
+    A checkpoint may fall between two steps that train on the same responses, and trl would sample new ones after a
+    resume. Saving them makes a resumed run end with the same bits.
     """
 
     batches: PromptBatches
@@ -224,29 +223,29 @@ class OnPolicy(BucketedBatches):
     _buffered_inputs: list[dict[str, Any]] | None
 
     def learn_from(self, ctx: StageContext, prompts: Prompts, batches: PromptBatches) -> None:
-        """Take prompts and their order, and begin to watch what their rewards teach."""
+        """Set the prompts and their batches, and start watching the rewards for a learning signal."""
         self.train_rows, self.batches, self.prompts = prompts.train_rows, batches, prompts
         self.ctx, self.watch = ctx, RewardWatch()
         self.with_positions = prompts.with_positions
-        if self.ref_model is not None:  # trl reads it from the files, where no row was added
+        if self.ref_model is not None:  # trl loads it from the files, whose embedding was not resized
             fit_embedding(self._reference(), self.processing_class)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """Return the tokens of prompts as they were encoded: trl's would parse control tokens that content spells."""
+        """Return the encoded prompts; trl's own tokenization would parse control tokens that content spells."""
         return [list(self.prompts.ids_of[turns[0]["content"]]) for turns in prompts], None, {}
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """Score responses, at the positions that they were sampled at."""
+        """Compute log-probabilities at the positions that responses were sampled at."""
         with told_positions(model) if self.with_positions else nullcontext():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)  # type: ignore[misc]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """Sample; with FSDP all weights are gathered once, not for every token."""
+        """Sample; with FSDP2 all weights are gathered once instead of for every token."""
         with fsdp.gathered(self.model):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
-        """Score responses, and look whether those to learn from teach anything."""
+        """Compute rewards; in training, check them for a learning signal."""
         rewards_per_func: torch.Tensor = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
         if self.model.training:
             weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)  # type: ignore[attr-defined]
@@ -268,17 +267,17 @@ class OnPolicy(BucketedBatches):
         if checkpoint is None:
             return
         self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
-        kept = Path(checkpoint) / _rollouts_file()  # another number of processes samples anew
-        if kept.is_file():
-            self._buffered_inputs = torch.load(kept, map_location=self.args.device, weights_only=True)
+        rollouts = Path(checkpoint) / _rollouts_file()  # absent for another number of processes, which samples again
+        if rollouts.is_file():
+            self._buffered_inputs = torch.load(rollouts, map_location=self.args.device, weights_only=True)
         if self.args.sync_ref_model:
             self._reference().load_state_dict(torch.load(Path(checkpoint) / REFERENCE_FILE, "cpu", weights_only=True))
-        if getattr(self, "use_adaptive_entropy", False):  # with FSDP trl's own reading of it is passed by
+        if getattr(self, "use_adaptive_entropy", False):  # with FSDP trl's own loading of it is bypassed
             known = json.loads((Path(checkpoint) / "entropy_ctrl_state.json").read_text(encoding="utf-8"))
             self.entropy_coef, self._last_world_entropy = known["entropy_coef"], known["last_world_entropy"]
 
     def _reference(self) -> Any:
-        """Return the reference that follows the policy; it is whole on every process."""
+        """Return the reference that follows the policy, which is not sharded."""
         return self.accelerator.unwrap_model(self.ref_model)
 
 
@@ -296,7 +295,7 @@ def on_policy_arguments(
     source: ResolvedInput,
     **fixed: Any,
 ) -> tuple[Arguments, PromptBatches, int]:
-    """Return the trainer's config, the order of prompts, and the optimizer steps in all.
+    """Return the trainer's config, the batches of prompts, and the total optimizer steps.
 
     Raises:
         PipelineError: there are fewer prompts than one batch needs.
@@ -335,10 +334,10 @@ def on_policy_arguments(
         epsilon=train.epsilon,
         disable_dropout=train.disable_dropout,
         reward_weights=list(sources.weights) if sources.how == "sum" else None,
-        # Responses to held-out prompts are sampled in batches too: their number must not depend on the machine.
+        # Held-out responses are sampled in batches whose size must not depend on the machine.
         per_device_eval_batch_size=at_once // ctx.ranks,
         trust_remote_code=ctx.trust_remote_code,
-        model_init_kwargs={"revision": revision} if revision else None,  # of the reference: trl loads it by itself
+        model_init_kwargs={"revision": revision} if revision else None,  # for the reference, which trl loads itself
         **_best_metric(train.passthrough()),
         **fixed,
     )
@@ -346,14 +345,17 @@ def on_policy_arguments(
 
 
 def _best_metric(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what the best evaluation is found by: the reward, since the loss says nothing of what was learnt."""
+    """Return the metric that decides the best evaluation: by default the reward, since the loss is uninformative."""
     if not asked.get("load_best_model_at_end") or asked.get("metric_for_best_model"):
         return {}
     return {"metric_for_best_model": "reward", "greater_is_better": asked.get("greater_is_better", True)}
 
 
 def trl_rewards(sources: RewardSources, prompts: Prompts) -> list[Callable[..., list[float]]]:
-    """Return the rewards as functions trl calls; trl adds them up with their weights, other ways are one function."""
+    """Return the rewards as trl reward functions.
+
+    For a weighted sum there is one function per reward, and trl adds them up. Other combinations are one function.
+    """
     if sources.how != "sum":
         return [_combined(sources, prompts)]
     return [_named(name, scorer, prompts) for name, scorer in zip(sources.names, sources.scorers, strict=True)]

@@ -1,4 +1,4 @@
-"""The words of `train:` shared by the stages whose trainers sample their own responses. No torch."""
+"""The fields of `train:` that stages share whose trainers sample their own responses (GRPO, RLOO). No torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pipeline.training.fields import CommonTrain
 
 
 class OnPolicyTrain(CommonTrain):
-    """Shared words of `train:` of GRPO and RLOO.
+    """Fields of `train:` that GRPO and RLOO share.
 
     Attributes:
-        batch_size: responses per optimizer step over all processes, `num_generations` of each prompt.
-        num_generations: responses sampled of each prompt; their rewards are compared with one another.
-        generation_batch_size: responses sampled at a time; default `batch_size`, larger ones are learned from in turn.
-        num_iterations: times each batch of responses is learned from.
+        batch_size: responses per optimizer step over all processes, `num_generations` for each prompt.
+        num_generations: responses sampled per prompt; their rewards are compared with one another.
+        generation_batch_size: responses sampled at a time; default `batch_size`. More take several optimizer steps.
+        num_iterations: times each batch of responses is trained on.
         max_new_tokens: longest response in tokens; trl calls it `max_completion_length`.
-        max_length: longest prompt and response in tokens, prompts that leave too little room are left out; without
-            it a prompt that does not fit the model's context is an error.
-        temperature: of the sampling.
-        epsilon: how far the ratio of new to old probabilities may leave 1 before it is clipped.
-        disable_dropout: switch dropout off, so that the policy that sampled is the one that learns.
+        max_length: longest prompt and response in tokens; prompts that leave too little room are left out. Without it
+            a prompt that does not fit the model's context is an error.
+        temperature: sampling temperature.
+        epsilon: distance from 1 at which the ratio of new to old probabilities is clipped.
+        disable_dropout: disable dropout, so that the policy is the same in sampling and in training.
     """
 
     learning_rate: float = Field(default=1e-6, gt=0)

@@ -1,4 +1,4 @@
-"""What a stage's `train` asks for by name and this machine lacks: trackers, optimizers, engines. No torch."""
+"""Checks that the packages a stage's `train` needs are installed: trackers, optimizers, vLLM, a compiler. No torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pipeline.trainer_fields.optimizers import PACKAGES
 from pipeline.trainer_fields.trackers import missing_trackers
 
 COMPILERS = ("g++", "c++", "clang++")
-"""One of them compiles what `torch_compile` generates."""
+"""C++ compilers; `torch_compile` needs one of them."""
 
 
 def package_problems(
     train: Any, has: Callable[[str], bool] = is_installed, which: Callable[[str], Any] = shutil.which
 ) -> Iterator[Problem]:
-    """Yield what a stage's `train` needs and is not here.
+    """Yield a problem for each package or program that a stage's `train` needs and that is missing.
 
     Args:
-        train: of a stage's configuration; None for a stage that does not train.
-        has: whether a module is installed.
-        which: finds a program.
+        train: the stage's `train` block; None for a stage that does not train.
+        has: returns whether a module is installed.
+        which: finds a program, as `shutil.which`.
     """
     if train is None:
         return
@@ -44,10 +44,10 @@ def package_problems(
 
 
 def evaluation_problems(train: Any, source: str) -> Iterator[Problem]:
-    """Yield what `train` asks of evaluations where a data source holds no rows out: there are none.
+    """Yield a problem for each field of `train` that needs evaluations, for a data source without held-out rows.
 
     Args:
-        train: of a stage's configuration.
+        train: the stage's `train` block.
         source: name of the data source.
     """
     given: dict[str, Any] = train.passthrough()

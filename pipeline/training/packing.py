@@ -1,8 +1,8 @@
-"""Conversations packed into rows, and whether they stay apart: measured on the model that trains, before it does.
+"""Packs conversations into rows, and checks on the model itself, before training, that they do not see one another.
 
-`transformers` keeps packed sequences apart by their positions, where the architecture lets it: masks that are made of
-positions do, learned position offsets, ALiBi and the state of a recurrent layer do not. No list of architectures is
-kept here: the second of two packed conversations must have the logits it has alone.
+`transformers` separates packed sequences by their position ids if the architecture allows it: attention masks can be
+derived from positions, but learned position offsets, ALiBi and recurrent states ignore them. There is no list of
+architectures: the second of two packed conversations must have the same logits as alone.
 """
 
 from __future__ import annotations
@@ -22,36 +22,38 @@ from pipeline.stage import StageContext
 from pipeline.training.arguments import device_of, precision_of
 
 _TOKENS = 48
-"""Of each of the two conversations at most so many are compared."""
+"""Most tokens of each of the two conversations that are compared."""
 
 _FINER = 0.1
-"""Share of the usual rounding that is let pass: packed or alone, the same kernels multiply the same numbers."""
+"""Fraction of the usual rounding that is accepted: packed or alone, the same kernels multiply the same numbers."""
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 
 def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, list[int]]]:
-    """Join encoded conversations to rows of at most ``length`` tokens, the longest first; `seq_lengths` says where.
+    """Pack encoded conversations into rows of at most ``length`` tokens, the longest first.
+
+    `seq_lengths` of a row holds the lengths of its conversations.
 
     Reference: best-fit decreasing, Ding et al. 2024, arXiv:2404.10830; the code is trl's.
     """
     from datasets import Dataset
     from trl import pack_dataset
 
-    # What a conversation's first token is must not be learnt from the conversation before it.
+    # The first token of a conversation must not be predicted from the conversation before it.
     heads = [{**row, "labels": [IGNORE, *row["labels"][1:]]} for row in rows]
     joined: list[dict[str, list[int]]] = pack_dataset(Dataset.from_list(heads), length, "bfd").to_list()
     return joined
 
 
 def refuse_unpackable(ctx: StageContext, model: Any, rows: Sequence[dict[str, Any]], collate: Collate) -> None:
-    """Compare a conversation packed behind another with the same conversation alone.
+    """Check that a conversation packed after another one has the same logits as alone.
 
     Args:
-        ctx: of the stage.
-        model: about to train; its weights may be sharded, then every process calls this.
-        rows: packed, with `seq_lengths`; the first that holds two conversations is looked at.
-        collate: makes the trainer's batches.
+        ctx: the stage's context.
+        model: the model to train; if its weights are sharded, every process must call this.
+        rows: packed rows with `seq_lengths`; the first one with two conversations is checked.
+        collate: the trainer's collator.
 
     Raises:
         PipelineError: the conversations see one another.
@@ -80,8 +82,8 @@ def refuse_unpackable(ctx: StageContext, model: Any, rows: Sequence[dict[str, An
         )
 
 
-def _refusal(ctx: StageContext, found: str) -> PipelineError:
-    return PipelineError(Problem(found, "no difference beyond rounding", "set train.mode: rows", stage=ctx.name))
+def _refusal(ctx: StageContext, statement: str) -> PipelineError:
+    return PipelineError(Problem(statement, "no difference beyond rounding", "set train.mode: rows", stage=ctx.name))
 
 
 def _logits(model: Any, conversations: list[list[int]], collate: Collate) -> Tensor:
@@ -95,8 +97,8 @@ def _logits(model: Any, conversations: list[list[int]], collate: Collate) -> Ten
 
 
 def _computing(ctx: StageContext, model: Any) -> Any:
-    """Compute in the format of the weights; FlashAttention has half precision only, and no CPU."""
+    """Return a context that computes in the dtype of the weights, or in half precision for FlashAttention."""
     is_flash = "flash" in str(ctx.runtime_report.get("attention", ""))
-    if is_flash and model.device.type == "cpu":  # DeepSpeed and FSDP would move it once they prepare it
+    if is_flash and model.device.type == "cpu":  # DeepSpeed and FSDP move a model only when they prepare it
         model.to(device_of(ctx))
     return computing_in(precision_of(ctx) if is_flash else "fp32", model.device)

@@ -1,8 +1,8 @@
-"""Whether a model computes rows padded on the left as it computes them alone: how trl scores what it has sampled.
+"""Checks that a model computes the same logits with left padding as without it, because trl scores padded rows.
 
-trl gives such rows a mask and no positions. Architectures with relative positions lose nothing by it; those that count
-positions from the first column, padding included, score a response at other places than it was sampled at, so they are
-told the positions. A recurrent state that takes the padding in cannot be helped.
+trl passes a mask for such rows, but no position ids. Architectures with relative positions are not affected. Those that
+count positions from the first column, padding included, would score a response at other positions than it was sampled
+at, so they get position ids. A recurrent state that absorbs the padding is an error.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from pipeline.stage import StageContext
 
 
 def needs_positions(ctx: StageContext, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> bool:
-    """Return whether a model has to be told positions where rows are padded on the left, measured on two rows.
+    """Return whether a model needs position ids for rows padded on the left, measured on two rows.
 
     Args:
-        ctx: of the stage.
-        model: about to train; its weights may be sharded, then every process calls this.
-        prompts: the rows are made of their tokens.
-        pad_id: fills the left.
+        ctx: the stage's context.
+        model: the model to train; if its weights are sharded, every process must call this.
+        prompts: prompts whose tokens the test rows are made of.
+        pad_id: padding token.
 
     Raises:
-        PipelineError: padding changes what the model computes, whatever it is told.
+        PipelineError: padding changes the logits with and without position ids.
     """
     read, new = trial_rows(model, prompts)
     rows = [[*row, *more] for row, more in zip(read, new, strict=True)]
     ids_BT, mask_BT = left_padded(rows, pad_id, model.device)
     with evaluating(model), computing_alone(model), own_attention(plain_of(model)):
         alone = [plain_logits(model, row, 1) for row in rows]
-        ways: list[dict[str, Tensor]] = [{}]
+        attempts: list[dict[str, Tensor]] = [{}]
         if "position_ids" in inspect.signature(model.forward).parameters:
-            ways.append({"position_ids": positions_of(mask_BT)})
-        for extra in ways:
+            attempts.append({"position_ids": positions_of(mask_BT)})
+        for extra in attempts:
             logits = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **extra).logits
             padded = [line[-len(row) :] for line, row in zip(logits, rows, strict=True)]
             difference, spread = disagreement(padded, alone)
             if difference <= rounding_of(model) * spread:
                 return bool(extra)
-    found = f"padding on the left changes what this {model.config.model_type} model computes: its logits differ by "
-    found += (
+    statement = f"padding on the left changes what this {model.config.model_type} model computes: its logits differ by "
+    statement += (
         f"{difference:.2g} from those of a row alone, of {spread:.2g} between its likeliest token and its unlikeliest"
     )
     remedy = "use a stage of kind ppo, which pads on the right, or another architecture"
-    raise PipelineError(Problem(found, "no difference beyond rounding", remedy, stage=ctx.name))
+    raise PipelineError(Problem(statement, "no difference beyond rounding", remedy, stage=ctx.name))
 
 
 def positions_of(mask_BT: Tensor) -> Tensor:
-    """Return the position of each token in its own row, 0 for padding on its left."""
+    """Return the position of each token in its own row without left padding; 0 for the padding."""
     return (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
 
 
 @contextmanager
 def told_positions(model: Any) -> Iterator[None]:
-    """Give each pass of a model, however it is wrapped, the positions that its mask says."""
+    """Inside the context, add `position_ids` derived from the mask to each forward pass of a model."""
 
     def tell(_: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return arguments, {"position_ids": positions_of(given["attention_mask"]), **given}

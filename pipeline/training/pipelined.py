@@ -1,8 +1,8 @@
-"""Trains a pipeline of processes: the loop for `compute.pipeline_parallel`.
+"""The training loop for pipeline parallelism (`compute.pipeline_parallel`).
 
-transformers' Trainer holds a whole model and runs forward and backward itself; a pipeline's schedule does both. So this
-is a loop of its own, with the optimizer, learning rates, batches, log and checkpoints of the trainer: a run may go on
-with one or the other.
+transformers' Trainer holds a full model and runs forward and backward itself, which a pipeline's schedule does here. So
+this is a separate loop, with the same optimizer, learning rates, batches, log and checkpoints as the Trainer. A run can
+resume with either of them.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 Rows = Sequence[dict[str, Any]]
 
 WIDTH = 64
-"""Batches are as wide as a multiple of this many tokens, where the rows are not all shorter."""
+"""Batches are padded to a multiple of this many tokens, but not beyond the longest row."""
 
 
 class PipelineTraining:
-    """One process's part of a model in training.
+    """Trains one rank's pipeline stage.
 
     Attributes:
-        pipe: the part with its schedule.
-        log: rows as the trainer's.
+        pipe: the pipeline stage with its schedule.
+        log: log in the format of the Trainer's.
     """
 
     def __init__(
         self, ctx: StageContext, model: Any, later: Deferred | None, arguments: Any, batches: Batches, steps: int
     ) -> None:
-        """Cut the model and make optimizer and learning rates.
+        """Split the model into pipeline stages; create the optimizer and the learning rate schedule.
 
         Args:
-            ctx: of the stage.
-            model: whole, or without its weights.
-            later: gives a part of the model its weights; None if it has them.
-            arguments: of transformers' trainer.
-            batches: which rows make which batch.
+            ctx: the stage's context.
+            model: with full weights, or with weights on the meta device.
+            later: materialises the weights of a meta model; None if the model has its weights.
+            arguments: `TrainingArguments`.
+            batches: batch sampler.
             steps: optimizer steps.
 
         Raises:
-            PipelineError: the model is not one that is cut, or fp16 is all this device has.
+            PipelineError: the model cannot be split, the precision is fp16, or not all processes have joined.
         """
         self.ctx, self.arguments, self.batches, self.steps = ctx, arguments, batches, steps
         ranks = Ranks.current()
@@ -70,7 +70,7 @@ class PipelineTraining:
         if arguments.fp16:
             expected = "bf16 or fp32: the scale of an fp16 loss is not shared between parts"
             raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))
-        ctx.runtime_report["liger"] = False  # transformers' trainer would put its kernels into the model
+        ctx.runtime_report["liger"] = False  # only transformers' Trainer applies Liger's kernels
         place = PipelineRank(ranks, int(ctx.compute["pipeline_parallel"]))
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
@@ -88,10 +88,10 @@ class PipelineTraining:
         self.state = PipelineState(self.pipe, self.optimizer, self.rates, groups)
 
     def run(self, rows: Rows, held_out: Rows, collate: Collate) -> Trained:
-        """Train to the end, or to the user's wish to stop.
+        """Train to the end, or until the user asks to stop.
 
         Raises:
-            Interrupted: asked to stop; a checkpoint was saved.
+            Interrupted: the user asked to stop; a checkpoint was saved.
             PipelineError: the loss is not finite.
         """
         checkpoint = newest_checkpoint(checkpoints_dir(self.ctx))
@@ -119,7 +119,7 @@ class PipelineTraining:
         return measured(self.log.history, self.batches.tokens(self.steps), clock.total())
 
     def _groups(self, begun: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield the number and the rows of each step after ``begun``."""
+        """Yield the number and the row indices of each optimizer step after step ``begun``."""
         step, epoch = 0, 0
         while step < self.steps:
             self.batches.set_epoch(epoch)
@@ -132,9 +132,11 @@ class PipelineTraining:
     def _step(self, step: int, batch: dict[str, Tensor]) -> None:
         place = self.pipe.place
         tokens = float(batch["labels"][:, 1:].ne(IGNORE).sum())
-        share = self.batches.batch_size // place.replicas
-        mine = self._on_device(batch, slice(place.replica * share, (place.replica + 1) * share))
-        loss = self.pipe.backward(passes=share // self.batches.micro_batch, tokens=tokens, **mine)
+        rows_per_replica = self.batches.batch_size // place.replicas
+        replica_batch = self._on_device(
+            batch, slice(place.replica * rows_per_replica, (place.replica + 1) * rows_per_replica)
+        )
+        loss = self.pipe.backward(passes=rows_per_replica // self.batches.micro_batch, tokens=tokens, **replica_batch)
         if self.pipe.first is not None and not self._is_seen:
             self._is_seen = True
             check_first_pass(self.ctx, self.pipe.first, str(self.ctx.runtime_report["precision"]))
@@ -153,7 +155,7 @@ class PipelineTraining:
             self.log.write(grad_norm=norm, learning_rate=rate, epoch=self._epoch(step), step=step)
 
     def _evaluate(self, step: int, held_out: Rows, collate: Collate) -> None:
-        """Log the loss of held-out rows, weighed as the trainer does: each micro-batch's mean by its rows."""
+        """Log the loss of held-out rows: the mean of micro-batch losses weighted by rows, as the Trainer does."""
         place, micro = self.pipe.place, self.batches.micro_batch
         at_once = micro * place.stages
         total = 0.0
@@ -168,15 +170,15 @@ class PipelineTraining:
         self.ctx.progress(step, self.steps, eval_loss=loss)
 
     def _on_device(self, batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-        """Return rows of a batch as the pipeline takes them, without the mask that padding on the right needs not.
+        """Return rows of a batch as arguments of the pipeline, without the mask, which right padding does not need.
 
-        They are padded on to a multiple of `WIDTH` tokens: every new shape is agreed on by all stages.
+        They are padded to a multiple of `WIDTH` tokens, because the stages must set up buffers for every new shape.
         """
         width = batch["input_ids"].shape[1]
-        more = min(-(-width // WIDTH) * WIDTH, max(self.batches.lengths)) - width
+        padding = min(-(-width // WIDTH) * WIDTH, max(self.batches.lengths)) - width
         names = {"input_ids": ("ids", 0), "labels": ("labels", IGNORE), "position_ids": ("position_ids", 0)}
-        given = {key: value[rows].to(self.arguments.device) for key, value in batch.items() if key in names}
-        return {names[key][0]: pad(value, (0, max(more, 0)), value=names[key][1]) for key, value in given.items()}
+        tensors = {key: value[rows].to(self.arguments.device) for key, value in batch.items() if key in names}
+        return {names[key][0]: pad(value, (0, max(padding, 0)), value=names[key][1]) for key, value in tensors.items()}
 
     def _epoch(self, step: int) -> float:
         return step / self.batches.batches_per_epoch
@@ -199,9 +201,13 @@ def train_through_pipeline(
     held_out: Rows,
     collate: Collate,
 ) -> tuple[Trained, Any | None]:
-    """Train a model with its layers spread over processes; return the run, and on the first process the whole model.
+    """Train a model with pipeline parallelism; return the run, and on the first process the consolidated model.
 
-    The model given is cut, and no longer whole afterwards.
+    The model passed in is split, and no longer complete afterwards.
+
+    Raises:
+        Interrupted: the user asked to stop; a checkpoint was saved.
+        PipelineError: the model or the recipe does not fit a pipeline, or the loss is not finite.
     """
     if rows and "seq_lengths" in rows[0] and "flash" in ctx.runtime_report["attention"]:
         statement = "train.mode packed with FlashAttention and compute.pipeline_parallel"

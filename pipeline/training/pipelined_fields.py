@@ -1,4 +1,4 @@
-"""The fields of `train` that the loop of a pipeline reads; the trainer's others would be passed over. No torch."""
+"""The fields of `train` that the pipeline's training loop supports; other trainer fields are rejected. No torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ USED = (
     "lr_scheduler_kwargs",
     "optim_args",
 )
-"""Fields of `TrainingArguments` that this loop takes from `train`, beside the documented ones."""
+"""Fields of `TrainingArguments` that the loop supports in addition to those of `CommonTrain`."""
 
 
 def unused_problem(train: CommonTrain, adapter: Any = None) -> Problem | None:
-    """Return the first thing asked for that a pipeline would ignore, as a problem; None if it heeds all.
+    """Return the problem of the first option that a pipeline does not support; None if it supports all.
 
     Args:
-        train: the recipe's words.
-        adapter: of the stage.
+        train: the stage's `train` block.
+        adapter: the stage's `adapter:` block; None without one.
     """
     if adapter is not None:
         remedy = "set compute.pipeline_parallel: 1" if adapter.quantize else REMEDY
@@ -38,10 +38,10 @@ def unused_problem(train: CommonTrain, adapter: Any = None) -> Problem | None:
 
 
 def refuse_unused(train: CommonTrain, adapter: Any = None) -> None:
-    """Refuse what a pipeline would ignore.
+    """Reject options that a pipeline does not support.
 
     Raises:
-        PipelineError: there are some.
+        PipelineError: the recipe uses one.
     """
     problem = unused_problem(train, adapter)
     if problem is not None:

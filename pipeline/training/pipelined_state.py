@@ -1,7 +1,8 @@
-"""Checkpoints of a pipeline: those that transformers' Trainer writes on one process.
+"""Checkpoints of a pipeline, in the format that transformers' Trainer writes on one process.
 
-Weights and the optimizer's memory are gathered and written whole; each part reads its own. So a pipeline goes on with
-another number of parts or replicas, with the trainer on one process or several, or under ZeRO, and the other way round.
+Weights and optimizer state are consolidated and written in full; each pipeline stage loads its own part. So a run can
+resume with another number of stages or replicas, with the Trainer on any number of processes, or with ZeRO, and the
+other way round.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from pipeline.training.running_metrics import SUMS_FILE
 STATE_FILE = "trainer_state.json"
 WEIGHTS_FILE = "model.safetensors"
 RANDOM_FILE = "random-{rank}-of-{ranks}.pt"
-"""Random states of each process: dropout goes on as it would have."""
+"""File with a process's random states, so that dropout is the same after a resume."""
 
 
 @dataclass
 class Log:
-    """The log of a training, and what was added up since its last row.
+    """The training log, and the running sums since its last row.
 
     Attributes:
-        history: rows as the trainer's.
-        loss: sum over the steps since the last row.
-        steps: since the last row.
-        logged: sum of the losses in the rows.
+        history: rows in the format of the Trainer's log.
+        loss: sum of the losses since the last row.
+        steps: steps since the last row.
+        logged: sum of all losses up to the last row.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -59,7 +60,7 @@ class Log:
 
 
 def groups_of(model: Any) -> list[list[str]]:
-    """Return the names of a whole model's weights in each group of its optimizer, by the trainer's rule."""
+    """Return the weight names of a full model in each parameter group: with and without weight decay, as the Trainer."""
     decayed = set(Trainer.get_decay_parameter_names(None, model))
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     groups = [[n for n in names if n in decayed], [n for n in names if n not in decayed]]
@@ -67,20 +68,20 @@ def groups_of(model: Any) -> list[list[str]]:
 
 
 def optimizer_of(part: StageModule, groups: Sequence[Sequence[str]], arguments: Any) -> torch.optim.Optimizer:
-    """Make the optimizer of a part's weights, in the groups of the whole model's; the second is not decayed."""
+    """Create the optimizer of a stage's weights, with the parameter groups of the full model; the second has no decay."""
     named = part.named_whole()
     decays = [arguments.weight_decay, 0.0]
     own = [
         {"params": [named[name] for name in group if name in named], "weight_decay": decay}
         for group, decay in zip(groups, decays, strict=False)
     ]
-    made, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    optimizer: torch.optim.Optimizer = made(own, **options)
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    optimizer: torch.optim.Optimizer = optimizer_class(own, **options)
     return optimizer
 
 
 class PipelineState:
-    """What a pipeline in training keeps, gathered and dealt out again."""
+    """Saves and loads the state of a pipeline in training: weights, optimizer, schedule, log, random states."""
 
     def __init__(
         self, pipe: Pipeline, optimizer: torch.optim.Optimizer, rates: Any, groups: Sequence[Sequence[str]]
@@ -88,7 +89,7 @@ class PipelineState:
         self.pipe, self.optimizer, self.rates, self.groups = pipe, optimizer, rates, groups
 
     def save(self, folder: Path, log: Log, arguments: Any, step: int, epoch: float) -> None:
-        """Write a checkpoint; every process calls it."""
+        """Write a checkpoint; every process must call it."""
         ranks = self.pipe.place.ranks
         folder.mkdir(parents=True, exist_ok=True)
         weights, optimizer = self.pipe.whole_state(), self._gathered_optimizer()
@@ -96,7 +97,7 @@ class PipelineState:
             save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
             torch.save(optimizer, folder / OPTIMIZER_FILE)
             torch.save(self.rates.state_dict(), folder / SCHEDULER_FILE)
-            callbacks = [TrainerControl()]  # the trainer asks for its own when it goes on from here
+            callbacks = [TrainerControl()]  # the Trainer expects this entry if it resumes from here
             state = TrainerState(epoch, step, log_history=log.history, stateful_callbacks=callbacks)
             state.compute_steps(arguments, arguments.max_steps)
             state.max_steps = arguments.max_steps
@@ -109,10 +110,10 @@ class PipelineState:
         mark_whole(folder)
 
     def load(self, folder: Path) -> Log:
-        """Read a checkpoint of this run, whoever wrote it.
+        """Load a checkpoint of this run, written by a pipeline or by the Trainer.
 
         Raises:
-            PipelineError: it is not one of this model.
+            PipelineError: it is not a checkpoint of this model.
         """
         ranks = self.pipe.place.ranks
         own, missing = self.pipe.part.named_whole(), set(self.pipe.part.named_whole())
@@ -137,7 +138,7 @@ class PipelineState:
         return Log(timeless(state["log_history"]), loss, steps, sums[0]["logged_loss"])
 
     def _gathered_optimizer(self) -> dict[str, Any]:
-        """Return the optimizer's state as torch has it on one process, on the first process."""
+        """Return the optimizer's `state_dict` as it would be on one process, on the first process."""
         ranks, part = self.pipe.place.ranks, self.pipe.part
         tensors: dict[str, Tensor] = {}
         rest: list[tuple[str, str, Any]] = []
@@ -147,36 +148,42 @@ class PipelineState:
                     tensors[f"{name} {key}"] = value
                 else:
                     rest.append((name, key, value))
-        places = {name: place for place, name in enumerate(name for group in self.groups for name in group)}
+        indices = {name: index for index, name in enumerate(name for group in self.groups for name in group)}
         state: dict[int, dict[str, Any]] = {}
-        found = self.pipe.gather_to_first(tensors)
+        gathered = self.pipe.gather_to_first(tensors)
         rest = ranks.gathered(rest)
         if ranks.is_first:
-            rest += [(*label.split(" "), tensor) for label, tensor in found.items()]  # type: ignore[misc]
+            rest += [(*label.split(" "), tensor) for label, tensor in gathered.items()]  # type: ignore[misc]
             for name, key, value in rest:
-                state.setdefault(places[name], {})[key] = value
+                state.setdefault(indices[name], {})[key] = value
         groups: list[dict[str, Any]] = []
         for names, group in zip(self.groups, self.optimizer.param_groups, strict=True):
             settings = {key: value for key, value in group.items() if key != "params"}
-            groups.append({**settings, "params": [places[name] for name in names]})
+            groups.append({**settings, "params": [indices[name] for name in names]})
         return {"state": dict(sorted(state.items())), "param_groups": groups}
 
     def _load_optimizer(self, folder: Path) -> None:
         file = folder / OPTIMIZER_FILE
         if not file.is_file():
             raise _unfit(folder, "without an optimizer of one process")
-        # Mapped, not read: processes of a machine share it, and each uses a part.
-        kept = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        if [len(group["params"]) for group in kept["param_groups"]] != [len(group) for group in self.groups]:
+        # Memory-mapped: the processes of a machine share the pages, and each uses only its part.
+        consolidated = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if [len(group["params"]) for group in consolidated["param_groups"]] != [len(group) for group in self.groups]:
             raise _unfit(folder, "with an optimizer of other groups")
         named = self.pipe.part.named_whole()
         state: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
-        for names, theirs in zip(self.groups, kept["param_groups"], strict=True):
+        for names, saved_group in zip(self.groups, consolidated["param_groups"], strict=True):
             begin = sum(len(group["params"]) for group in groups)
-            own = [place for name, place in zip(names, theirs["params"], strict=True) if name in named]
-            state.update({begin + i: kept["state"][place] for i, place in enumerate(own) if place in kept["state"]})
-            groups.append({**theirs, "params": list(range(begin, begin + len(own)))})
+            own = [index for name, index in zip(names, saved_group["params"], strict=True) if name in named]
+            state.update(
+                {
+                    begin + i: consolidated["state"][index]
+                    for i, index in enumerate(own)
+                    if index in consolidated["state"]
+                }
+            )
+            groups.append({**saved_group, "params": list(range(begin, begin + len(own)))})
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -191,5 +198,5 @@ def _set_random_states(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _unfit(folder: Path, found: str) -> PipelineError:
-    return PipelineError(Problem(f"a checkpoint {found} in {folder}", "one of this model", "remove the folder"))
+def _unfit(folder: Path, defect: str) -> PipelineError:
+    return PipelineError(Problem(f"a checkpoint {defect} in {folder}", "one of this model", "remove the folder"))

@@ -1,4 +1,4 @@
-"""What a PPO run says and keeps while it trains: metrics, held-out answers, the best state, checkpoints, trackers."""
+"""Records a PPO run while it trains: metrics, held-out answers, the best weights, checkpoints, trackers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from pipeline.training.audit import check_first_pass
 from pipeline.training.loop import SessionClock
 
 SAMPLES, TOLD = 8, 2
-"""Held-out answers kept at each evaluation, and those of them the user is shown."""
+"""Held-out answers recorded at each evaluation, and the number of them shown to the user."""
 MOST_SKIPPED = 100
-"""Responses of skipped optimizer steps that are kept to look at."""
+"""Most responses of skipped optimizer steps that are recorded."""
 SHOWN = ("reward", "kl", "entropy", "length", "eos_rate", "explained_variance")
 
 
 class RunLog:
-    """What a run says and keeps: metrics, held-out samples, the best state, checkpoints by the clock."""
+    """Records a run: metrics, held-out samples, the best weights, and periodic checkpoints."""
 
     def __init__(self, ctx: StageContext, trainer: PPOTrainer, tokenizer: Any) -> None:
         self.ctx, self.trainer, self.tokenizer = ctx, trainer, tokenizer
@@ -50,7 +50,7 @@ class RunLog:
         trainer.on_skip = self.skip
 
     def restore(self, extra: dict[str, Any]) -> None:
-        """Take up where a saved run was."""
+        """Restore the records of a saved run."""
         self.rows, self.samples, self.notes = extra["rows"], extra["samples"], extra["notes"]
         self.best, self.tokens, self.skipped = extra["best"], extra["tokens"], extra["skipped"]
 
@@ -58,12 +58,12 @@ class RunLog:
         """Train to the end.
 
         Raises:
-            Interrupted: asked to stop; the state was saved.
+            Interrupted: the user asked to stop; the state was saved.
             Stopped: a guard ended the run.
         """
         try:
             self._watch(trainer)
-        finally:  # trackers write their last rows however the run ends
+        finally:  # trackers write their last rows, however the run ends
             self.trackers.close()
 
     def _watch(self, trainer: PPOTrainer) -> None:
@@ -89,24 +89,24 @@ class RunLog:
             self.save_when_due(done, total)
 
     def evaluate(self, row: dict[str, Any]) -> None:
-        """Add held-out metrics to a row, keep and show some answers, and keep the policy if it is the best so far.
+        """Add held-out metrics to a row, record and show some answers, and save the policy if it is the best so far.
 
         Raises:
-            Stopped: what is watched falls while the reward rises.
+            Stopped: the watched score falls while the reward rises.
         """
         with self.trainer.kept_policy():
             metrics, episodes = self.trainer.evaluate()
             row.update(metrics)
             self.keep(row)
             objective = metrics.get("eval_objective", row.get("objective"))
-            # With nothing held out and nothing trained yet there is nothing to compare with.
+            # Without held-out prompts there is no objective before the first iteration.
             if objective is not None and (not self.best or objective > self.best["eval_objective"]):
                 self.best = {"eval_objective": objective, "step": row["step"]}
                 save_weights(self.trainer, self.ctx.work / "best.safetensors")
-        for place, episode in enumerate(episodes[:SAMPLES]):
+        for index, episode in enumerate(episodes[:SAMPLES]):
             sample = _shown(self.tokenizer, episode)
             self.samples.append({"step": row["step"], **sample})
-            if place < TOLD:
+            if index < TOLD:
                 asked, said = (_short(sample[key]) for key in ("prompt", "response"))
                 self.ctx.note(f"iteration {row['step']}, reward {episode.score:.2f}: {asked} → {said}")
         unpriced = None if self.trainer.uses_kl_penalty else self.trainer.kl
@@ -114,7 +114,7 @@ class RunLog:
             self.note(text)
 
     def skip(self, episodes: Sequence[Episode]) -> None:
-        """Keep the responses of an optimizer step that was left out, to see what made its gradient not finite."""
+        """Record the responses of a skipped optimizer step, to show what made its gradient not finite."""
         for episode in episodes[: MOST_SKIPPED - len(self.skipped)]:
             finite = {"advantages": _numbers(episode.advantages_T), "values": _numbers(episode.values_T)}
             self.skipped.append(
@@ -130,17 +130,21 @@ class RunLog:
             self.note(f"an optimizer step was skipped; its responses are in {self.ctx.work / 'skipped.jsonl'}")
 
     def keep(self, row: dict[str, Any]) -> None:
-        """Keep a row of metrics and pass it to the trackers."""
+        """Record a row of metrics, and pass it to the trackers."""
         self.rows.append({name: value for name, value in row.items() if not name.startswith("seconds_")})
         self.trackers.log(row)
 
     def note(self, text: str) -> None:
-        """Tell the user and remember it."""
+        """Show a note to the user, and record it."""
         self.notes.append(text)
         self.ctx.note(text)
 
     def save_when_due(self, done: int, total: int) -> None:
-        """Save the state by the clock, and when asked to stop."""
+        """Save the state if the checkpoint interval has passed, or if the user asks to stop.
+
+        Raises:
+            Interrupted: the user asked to stop; the state was saved.
+        """
         stopping = self.ctx.stopping() and done < total
         waited = time.perf_counter() - self.saved_at
         if not stopping and not any_rank(waited > float(self.ctx.compute.get("checkpoint_every_s", 30.0))):
@@ -161,10 +165,10 @@ class RunLog:
             raise Interrupted(Problem(f"stopped as asked at iteration {done} of {total}", stage=self.ctx.name))
 
     def take_best(self) -> None:
-        """Put the best state back.
+        """Load the best weights.
 
         Raises:
-            PipelineError: nothing was learnt before a guard ended the run.
+            PipelineError: a guard ended the run before it got better than its start.
         """
         if self.best:
             load_weights(self.trainer, self.ctx.work / "best.safetensors")
@@ -179,14 +183,14 @@ class RunLog:
             )
 
     def value_weights(self) -> dict[str, Any]:
-        """Return the value function's weights; every process calls it."""
+        """Return the value function's full weights; every process must call it."""
         weights = self.trainer.steps_with.weights().items()
         return {
             name.removeprefix("value."): tensor.contiguous() for name, tensor in weights if name.startswith("value.")
         }
 
     def finish(self, lineage: dict[str, Any], value: dict[str, Any]) -> StageResult:
-        """Write metrics, pictures, samples and the value function into the artifact."""
+        """Write metrics, plots, samples and the value function into the artifact; return the stage's result."""
         ctx = self.ctx
         write_curve(self.rows, ctx.out, title=ctx.name)
         draw_training(metric_rows(self.rows), ctx.out / "training.svg", title=ctx.name)
@@ -213,10 +217,10 @@ class RunLog:
 
 
 class Trackers:
-    """The trackers of transformers (tensorboard, wandb, …), fed with PPO's metrics."""
+    """Sends PPO's metrics to the trackers of transformers (tensorboard, wandb, …)."""
 
     def __init__(self, ctx: StageContext, settings: Any) -> None:
-        """Start them.
+        """Start the trackers, on the first process.
 
         Raises:
             PipelineError: transformers does not know a tracker, or its package is missing.
@@ -237,31 +241,31 @@ class Trackers:
             callback.on_train_begin(self.arguments, self.state, self.control, model=None)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Pass on one row."""
+        """Send one row of metrics."""
         for callback in self.callbacks:
             self.state.global_step = int(row["step"])
             callback.on_log(self.arguments, self.state, self.control, logs=dict(row))
 
     def close(self) -> None:
-        """Finish the trackers' files."""
+        """Close the trackers."""
         for callback in self.callbacks:
             callback.on_train_end(self.arguments, self.state, self.control)
 
 
 def _shown(tokenizer: Any, episode: Episode) -> dict[str, Any]:
-    """Return an episode as a person reads it."""
+    """Return an episode's prompt and response as text, with its reward."""
     prompt = str(tokenizer.decode(episode.prompt_ids))
     return {"prompt": prompt, "response": episode.text, "reward": round(episode.score, 4)}
 
 
 def _short(text: str, longest: int = 70) -> str:
-    """Return the end of a text in one line: what was asked stands last."""
+    """Return the end of a text in one line; the end of a prompt is what was asked last."""
     line = " ".join(text.split())
     return line if len(line) <= longest else "…" + line[1 - longest :]
 
 
 def _numbers(row_T: Tensor) -> list[float | str]:
-    """Return numbers as JSON has them; those that are not finite by their name."""
+    """Return numbers for JSON; those that are not finite as text."""
     return [value if math.isfinite(value) else str(value) for value in row_T.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""Number formats that a CPU, or PPO spread so, does not train in. No torch: `trueup check` asks it too."""
+"""Compute precisions that are not supported on a CPU, or for sharded PPO. No torch: `trueup check` uses it too."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pipeline.errors import Problem
 
 
 def cpu_problem(precision: str, zero: int) -> Problem | None:
-    """Return what speaks against training on a CPU so; None if nothing does.
+    """Return why a precision is not supported on a CPU; None if it is.
 
     Args:
         precision: `compute.precision`.
-        zero: `compute.zero` of a trainer of transformers, which takes bf16 with DeepSpeed on a GPU only; 0 of another.
+        zero: `compute.zero` for a transformers Trainer, which supports bf16 with DeepSpeed on a GPU only; 0 for others.
     """
     if precision == "fp16":
-        found, expected = "compute.precision is fp16 on a CPU", "auto, fp32 or bf16: only GPUs train in fp16"
-        return Problem(found, expected, "set compute.precision: auto")
+        statement, expected = "compute.precision is fp16 on a CPU", "auto, fp32 or bf16: only GPUs train in fp16"
+        return Problem(statement, expected, "set compute.precision: auto")
     if precision == "bf16" and zero:
-        found, expected = f"compute.precision is bf16 with compute.zero {zero} on a CPU", "auto or fp32"
-        return Problem(found, expected, "set compute.precision: fp32")
+        statement, expected = f"compute.precision is bf16 with compute.zero {zero} on a CPU", "auto or fp32"
+        return Problem(statement, expected, "set compute.precision: fp32")
     return None
 
 
 def ppo_problem(compute: Mapping[str, Any]) -> Problem | None:
-    """Return what speaks against PPO in the number format of `compute`; None if nothing does.
+    """Return why PPO cannot use the precision and the sharding of `compute`; None if it can.
 
-    The loss of an fp16 computation is scaled, and the scale settled with all gradients in every process.
+    With fp16 the loss is scaled, and adjusting the scale needs all gradients on every process.
     """
     parts = next((word for word in ("zero", "fsdp") if compute.get(word)), None)
     if compute.get("precision") != "fp16" or parts is None:

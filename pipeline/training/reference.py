@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under the reference, a stage's start: computed once, kept across a kill."""
+"""Log-probabilities of responses under the reference (the stage's starting model), computed once and cached in a file."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from pipeline.training.arguments import precision_of
 
 
 class OwnReference:
-    """Mixin for a trainer of trl whose reference passes are `with_reference`'s.
+    """Mixin for a trl trainer whose reference log-probabilities come from `with_reference`.
 
-    Under FSDP trl would load a second model to be the reference, and never ask it. So it learns of FSDP only once it
-    has set itself up, when it begins to train (`ConsolidatedCheckpoint`).
+    With FSDP trl would load a second model as reference and never use it. So `is_fsdp_enabled` stays False until
+    training begins (`ConsolidatedCheckpoint`).
     """
 
     is_fsdp_enabled: bool
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Set accelerate up, and say nothing of FSDP."""
+        """Create the accelerator, and hide FSDP from trl's constructor."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         self.is_fsdp_enabled = False
 
 
 def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping[str, str], kept: Path) -> Any:
-    """Return ``dataset`` with the reference's summed log-probabilities of responses.
+    """Add the reference's summed log-probabilities of responses to ``dataset``.
 
-    Every process computes its share. They are kept in a file of the stage's scratch folder, so a resumed stage does not
-    compute them again; every number is written with enough digits to come back bit for bit.
+    Every process computes its share of the rows. The values are cached in a file, exact to the bit, so a resumed stage
+    does not compute them again.
 
     Args:
-        ctx: of the stage.
-        model: the start of the policy; its adapter is switched off.
+        ctx: the stage's context.
+        model: starting model of the policy; its adapter is disabled meanwhile.
         dataset: rows with `prompt_ids` and the responses.
-        columns: new column to the one that holds the response's ids.
-        kept: the file.
+        columns: name of each new column, to the column with the response's ids.
+        kept: the cache file, in the stage's scratch folder.
     """
     ranks = Ranks.current()
     if not any_rank(kept.is_file()):
@@ -60,7 +60,7 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
 
 @contextmanager
 def unhashed(trainer_class: type) -> Iterator[None]:
-    """Keep trl from hashing a model for a cache of its own, which the stage does not use: shards have no hash."""
+    """Keep trl from hashing the model for its own cache, which the stage does not use: sharded weights have no hash."""
     module: Any = sys.modules[trainer_class.__module__]
     hash_module = module.hash_module
     module.hash_module = lambda model: ""
@@ -73,31 +73,31 @@ def unhashed(trainer_class: type) -> Iterator[None]:
 def _computed(
     ctx: StageContext, model: Any, rows: list[dict[str, Any]], columns: Mapping[str, str]
 ) -> dict[str, list[float]]:
-    """Return each column's values, in the order of ``rows``; every process gets all of them.
+    """Return each column's values in the order of ``rows``, on every process.
 
-    Processes that work on the same rows compute the same ones.
+    The processes of a tensor- or sequence-parallel group compute the same rows.
     """
     ranks = Ranks.current() if ctx.replicas > 1 else Ranks()
     share = Ranks(ranks.index * ctx.replicas // ranks.count, ctx.replicas)
-    mine = share.shard(rows)
+    own_rows = share.shard(rows)
     values = {}
     for i, (column, ids) in enumerate(columns.items()):
 
-        def show(done: int, _: int, before: int = i * len(mine)) -> None:
-            if ranks.count == 1:  # several have different numbers of batches: they may not ask one another here
+        def show(done: int, _: int, before: int = i * len(own_rows)) -> None:
+            if ranks.count == 1:  # collective, and several processes have different numbers of batches
                 ctx.stop_if_asked()
-            ctx.progress(before + done, len(columns) * len(mine))
+            ctx.progress(before + done, len(columns) * len(own_rows))
 
         with without_adapter(model):
             tokens = response_logprobs(
                 model,
-                [row["prompt_ids"] for row in mine],
-                [row[ids] for row in mine],
+                [row["prompt_ids"] for row in own_rows],
+                [row[ids] for row in own_rows],
                 precision=precision_of(ctx),
                 on_progress=show,
             )
         if ranks.count > 1:
             ctx.stop_if_asked()
-        sums = [(place, math.fsum(row)) for place, row in zip(share.shard([*range(len(rows))]), tokens, strict=True)]
+        sums = [(index, math.fsum(row)) for index, row in zip(share.shard([*range(len(rows))]), tokens, strict=True)]
         values[column] = [value for _, value in sorted(dict(ranks.gathered(sums)).items())]
     return values

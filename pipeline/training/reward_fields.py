@@ -1,6 +1,6 @@
-"""What a recipe says about rewards: the fields every on-policy stage shares. No torch.
+"""The reward fields of a recipe that all on-policy stages share. No torch.
 
-`pipeline/recipe/rewards.py` has the short ways to write them.
+`pipeline/recipe/rewards.py` expands their short forms.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RewardFields(StageConfig):
     reward_combine: Literal["sum", "min", "uwo"] = "sum"
 
     def reward_problems(self) -> list[Problem]:
-        """Ask for a reward, and for one weight for each."""
+        """Return a problem if there is no reward, or not one weight for each reward."""
         count = len(self.reward) + len(self.reward_functions)
         if not count:
             return [Problem("no reward", "a reward model's name or {function: FILE.py:NAME}", "add `reward:`")]

@@ -1,7 +1,7 @@
-"""The rewards of an on-policy stage, loaded and ready: reward models and Python functions behind one call.
+"""Loads the rewards of an on-policy stage: reward models and Python functions behind one call.
 
-A reward model that shares the policy's tokenizer scores the very tokens that were sampled; one with another tokenizer
-gets the decoded text, rendered through its own chat template. Python functions have trl's signature.
+A reward model with the policy's tokenizer scores the sampled tokens themselves. One with another tokenizer gets the
+decoded text, rendered through its own chat template. Python functions have trl's signature.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Sample:
     """One sampled response.
 
     Attributes:
-        row: of the prompt, with `prompt` (messages) and further columns.
+        row: row of the prompt, with `prompt` (messages) and further columns.
         prompt_ids: tokens of the rendered prompt.
-        response_ids: tokens sampled, the end token last where there is one.
+        response_ids: sampled tokens; the end token, if there is one, is the last.
         text: the response without special tokens.
     """
 
@@ -38,7 +38,7 @@ class Sample:
 
 
 Scorer = Callable[[Sequence[Sample], Mapping[str, Any]], list[float]]
-"""Returns one number per sample, NaN where the reward does not apply; also given what a trainer offers functions."""
+"""Returns one number per sample, NaN where the reward does not apply; also gets the trainer's further arguments."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class RewardSources:
     """All rewards of a stage.
 
     Attributes:
-        names: for metrics and messages, models first.
-        weights: one per reward.
-        scorers: one per reward.
-        how: they are combined: `sum`, `min` or `uwo`.
+        names: names for metrics and messages, models first.
+        weights: one weight per reward.
+        scorers: one scorer per reward.
+        how: way to combine them: `sum`, `min` or `uwo`.
     """
 
     names: tuple[str, ...]
@@ -58,11 +58,11 @@ class RewardSources:
     how: str = "sum"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
-        """Return the weighted sum of all rewards for each sample."""
+        """Return the weighted and combined reward of each sample."""
         return self.combined(self.parts(samples))
 
     def parts(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
-        """Return each reward of each sample; NaN where a function returned None, since it does not apply.
+        """Return each reward of each sample by name; NaN where a function returned None, because it does not apply.
 
         Raises:
             PipelineError: a function raises, returns another number of values, or one that is not finite.
@@ -70,7 +70,7 @@ class RewardSources:
         return {name: scorer(samples, {}) for name, scorer in zip(self.names, self.scorers, strict=True)}
 
     def combined(self, parts: dict[str, list[float]]) -> list[float]:
-        """Return the rewards that apply, weighted and combined, one number for each sample."""
+        """Weight and combine the rewards that apply; return one number per sample."""
         weighted = [
             [weight * value for value in parts[name]] for name, weight in zip(self.names, self.weights, strict=True)
         ]
@@ -97,14 +97,14 @@ def combine(values: Sequence[float], how: str) -> float:
 def load_rewards(
     ctx: StageContext, config: RewardFields, tokenizer: Any, on_trunk: Callable[[Any], Scorer | None] | None = None
 ) -> RewardSources:
-    """Load the rewards a configuration names.
+    """Load the rewards that a configuration names.
 
     Args:
-        ctx: of the stage.
-        config: names them.
-        tokenizer: of the policy.
-        on_trunk: given the input of a reward model that reads the policy's tokens, returns its scorer where the
-            policy's trunk serves it; None loads the model.
+        ctx: the stage's context.
+        config: the configuration.
+        tokenizer: the policy's tokenizer.
+        on_trunk: returns a scorer for a reward model that is an adapter on the policy's trunk, given the model's stage
+            input; if it returns None, the model is loaded. It is asked only for models with the policy's tokenizer.
 
     Raises:
         PipelineError: a model or function cannot be loaded.
@@ -122,11 +122,11 @@ def load_rewards(
 
 
 def reward_readers(ctx: StageContext, tokenizer: Any) -> list[Reader]:
-    """Return the reward models, and those watched, that read answers as text: with another tokenizer than the policy.
+    """Return the reward and watched models that read answers as text, because their tokenizer is not the policy's.
 
     Args:
-        ctx: of the stage.
-        tokenizer: of the policy.
+        ctx: the stage's context.
+        tokenizer: the policy's tokenizer.
     """
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_tokenizer
@@ -141,13 +141,13 @@ def reward_readers(ctx: StageContext, tokenizer: Any) -> list[Reader]:
 
 
 def load_watched(ctx: StageContext, names: Sequence[str], functions: Sequence[str], tokenizer: Any) -> RewardSources:
-    """Load what is watched beside the rewards: the sum of models and functions that nobody learns from.
+    """Load the watched scores: the sum of models and functions that the policy is not trained on.
 
     Args:
-        ctx: of the stage; the models are its input `watch`.
-        names: of the models.
+        ctx: the stage's context; the models are its input `watch`.
+        names: names of the models.
         functions: Python functions.
-        tokenizer: of the policy.
+        tokenizer: the policy's tokenizer.
     """
     scorers = [_model_scorer(ctx, source, tokenizer, None) for source in ctx.inputs.get("watch", [])]
     scorers += [_function_scorer(ctx, spec) for spec in functions]
@@ -160,7 +160,7 @@ def _function_scorer(ctx: StageContext, spec: str) -> Scorer:
     function = ctx.functions(spec)
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
-        if not samples:  # a process may have none; a reward model of all processes is asked all the same
+        if not samples:  # a process may have none; it still takes part in sharded reward models
             return []
         completions = [[{"role": "assistant", "content": sample.text}] for sample in samples]
         extra = {"completion_ids": [list(sample.response_ids) for sample in samples], **offered}
@@ -185,11 +185,11 @@ def _model_scorer(
     on_policy = on_trunk(source) if same and on_trunk is not None else None
     if on_policy is not None:
         return on_policy
-    where, weights = frozen_weights(ctx)
-    how = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "zero3": zero3_config(ctx), **weights}
-    model = load_reward_model(source, own, **how).requires_grad_(False)
-    fit(ctx, model, own, how)
-    model.score.to(where) if how["zero3"] is not None else model.to(where)
+    device, weights = frozen_weights(ctx)
+    options = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "zero3": zero3_config(ctx), **weights}
+    model = load_reward_model(source, own, **options).requires_grad_(False)
+    fit(ctx, model, own, options)
+    model.score.to(device) if options["zero3"] is not None else model.to(device)
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         if same:

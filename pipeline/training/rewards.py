@@ -1,4 +1,4 @@
-"""Calls a user's Python reward function, with trl's signature, and checks what comes back."""
+"""Calls a user's Python reward function with trl's signature, and checks its return value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import PipelineError, Problem
 
 PLAIN_TEXT = "plain_text"
-"""What `records` says of a row; no column of the file."""
+"""Key that `records` adds to a row; it is no column of the file."""
 
 
 def call_reward(
@@ -27,14 +27,14 @@ def call_reward(
     """Return one reward per row.
 
     Args:
-        function: called as ``function(prompts=…, completions=…, **columns)``, as trl calls reward functions; one
-            without ``**kwargs`` gets the columns it names; an ``async`` one is waited for.
-        name: how the recipe names it, for messages.
+        function: called as ``function(prompts=…, completions=…, **columns)``, as trl calls reward functions. One
+            without ``**kwargs`` gets only the columns it names; an ``async`` one is awaited.
+        name: name in the recipe, for messages.
         rows: rows with a `prompt` (messages) and any further columns.
         completions: one response per row, as text or messages.
-        skip: columns not passed on.
+        skip: columns that are not passed on.
         extra: further arguments.
-        may_skip_rows: whether None is a value: the reward does not apply to that row, which gets NaN.
+        may_skip_rows: whether None is allowed; the reward then does not apply to that row, which gets NaN.
 
     Raises:
         PipelineError: the function raises, returns another number of values, or a value that is not finite.
@@ -80,7 +80,7 @@ async def _wait_for(returned: Awaitable[Any]) -> Any:
 
 
 def _taken(function: Callable[..., Any], names: Sequence[str]) -> list[str]:
-    """Return the arguments a function takes: all of them when it has ``**kwargs``."""
+    """Return the arguments that a function accepts: all of them if it has ``**kwargs``."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -94,7 +94,7 @@ def _is_per_row(value: Any, rows: Sequence[Any]) -> bool:
 
 
 def _first_that_raises(call: Callable[[Sequence[int]], Any], rows: Sequence[dict[str, Any]]) -> str:
-    """Find the row a function raises for, calling it with one row at a time; nothing when it only fails for many."""
+    """Return the row that a function raises for, by calling it row by row; empty if no single row fails."""
     for index in range(len(rows)):
         try:
             call([index])
@@ -111,7 +111,7 @@ def _checked(value: Any, name: str, rows: Sequence[dict[str, Any]], index: int) 
 
 
 def _named(rows: Sequence[dict[str, Any]], index: int) -> str:
-    """Name a row by its place and the start of what it asks."""
+    """Name a row by its index and the start of its last message."""
     asked = " ".join(str(rows[index]["prompt"][-1]["content"]).split()) if rows[index].get("prompt") else ""
     return f"row {index} ({asked if len(asked) <= 60 else asked[:59] + '…'})" if asked else f"row {index}"
 

@@ -1,7 +1,7 @@
-"""Rows to texts: through the chat template, or as they are where a base model goes on with plain text.
+"""Renders rows as texts: through the chat template, or as plain text for a base model without one.
 
-Owns what of a row stands in which text, and how the tokens of a text begin and end. Knows nothing of batches, lengths
-or losses. Torch-free.
+Owns which part of a row goes into which text, and how the tokens of a text begin and end. Knows nothing of batches,
+lengths or losses. Torch-free.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ Row = Mapping[str, Any]
 
 
 class Piece(NamedTuple):
-    """A text to be encoded, and how its tokens begin and end."""
+    """A text to encode.
+
+    Attributes:
+        text: the text.
+        answers: spans of the assistant's answers.
+        prefix: tokens before the text.
+        suffix: tokens after the text.
+    """
 
     text: Text
     answers: list[Span]
@@ -28,27 +35,27 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """A tokenizer with its chat template, or without one for plain text; neither may change meanwhile."""
+    """Renders rows with a tokenizer's chat template, or as plain text without one; neither may change meanwhile."""
 
     text: TextEncoder
     template: ChatTemplate
 
     @classmethod
     def of(cls, tokenizer: Any) -> RowEncoder:
-        """Make one."""
+        """Create the encoder of a tokenizer."""
         text = TextEncoder(tokenizer)
         return cls(text, ChatTemplate(text))
 
     @property
     def end(self) -> list[int]:
-        """The tokenizer's end token, where a template writes none."""
+        """The tokenizer's end token, for texts that the template ends without one."""
         return [int(self.text.tokenizer.eos_token_id)]
 
     def continues(self, row: Row) -> bool:
-        """Whether a row is plain text that is to be continued, for there is no chat template.
+        """Return whether a row is plain text to be continued, because there is no chat template.
 
         Raises:
-            PipelineError: it is a conversation, and there is none.
+            PipelineError: the row is a conversation, and there is no chat template.
         """
         if self.text.tokenizer.chat_template:
             return False
@@ -59,8 +66,7 @@ class RowEncoder:
     def conversation(self, row: Row) -> list[Piece]:
         """Return the texts of a conversation."""
         if not self.continues(row):
-            made = self.template.rendered(row["messages"], row.get("tools"))
-            return [self._piece(one) for one in made]
+            return [self._piece(rendered) for rendered in self.template.rendered(row["messages"], row.get("tools"))]
         letters = own_letters("".join(turn["content"] for turn in row["messages"]))
         text, answers = "", []
         for turn in row["messages"]:
@@ -70,15 +76,23 @@ class RowEncoder:
         return [Piece(Text(text, letters), answers, self.text.prefix, self.end)]
 
     def prompt(self, row: Row) -> list[Piece]:
-        """Return the text of a prompt up to where the answer begins."""
+        """Return the text of a prompt up to the beginning of the answer."""
         if self.continues(row):
             return [self._continued(row["prompt"])]
         return [Piece(self.template.prompt(row["prompt"], row.get("tools")), [], [], [])]
 
     def replies(self, row: Row, *responses: Messages, scored: bool = False) -> list[Piece]:
-        """Return the text of a prompt, and that of the prompt with each response.
+        """Return the text of a prompt, and the texts of the prompt with each response.
 
-        Turns that all responses begin with, up to a tool's result, belong to the prompt.
+        Leading turns that all responses share, up to the last tool result, count as part of the prompt.
+
+        Args:
+            row: row with `prompt`, and perhaps `tools`.
+            responses: turns of each response.
+            scored: whether responses are only scored; otherwise they may contain assistant turns only.
+
+        Raises:
+            TemplateFaultError: a response contains a turn that is not the assistant's, or cannot be rendered.
         """
         shared = 0 if scored else _shared_turns(responses)
         prompt, rests = [*row["prompt"], *responses[0][:shared]], [response[shared:] for response in responses]
@@ -87,7 +101,7 @@ class RowEncoder:
                 "has a response with a turn that is not the assistant's, expected the assistant's turns alone, for all "
                 "of a response is learnt; move what comes before its last turn to the prompt"
             )
-        made: list[Piece] = []
+        pieces: list[Piece] = []
         for rest in rests:
             if self.continues(row):
                 whole = self._continued(prompt, rest)
@@ -95,8 +109,8 @@ class RowEncoder:
             else:
                 text, rendered = self.template.reply(prompt, rest, row.get("tools"))
                 before, whole = Piece(text, [], [], []), self._piece(rendered)
-            made += [whole] if made else [before, whole]
-        return made
+            pieces += [whole] if pieces else [before, whole]
+        return pieces
 
     def _continued(self, prompt: Messages, response: Messages = ()) -> Piece:
         sides = ["".join(turn["content"] for turn in side) for side in (prompt, response)]
@@ -107,13 +121,13 @@ class RowEncoder:
 
     def _piece(self, rendered: Rendered) -> Piece:
         end = rendered.answers[-1].end
-        text = rendered.text.part(0, end)  # what stands behind is neither learnt nor seen by anything
+        text = rendered.text.part(0, end)  # nothing after the last answer is trained on or attended to
         return Piece(text, rendered.answers, [], self.end if rendered.adds_end else [])
 
     def response(self, before: list[int], piece: Piece, tokens: Tokens) -> list[int]:
-        """Return the ids of a response, as they follow those of its prompt."""
+        """Return the token ids of a response that follow the prompt's ids ``before``."""
         ids = [*piece.prefix, *tokens.ids]
-        if ids[: len(before)] != before:  # a token across the two: encode the response by itself
+        if ids[: len(before)] != before:  # a token spans prompt and response: encode the response by itself
             start = piece.answers[0].start
             tokens = self.text.encode_one(piece.text, [Span(start, start)])
             return [*tokens.ids[tokens.until(start) :], *piece.suffix]
@@ -121,7 +135,7 @@ class RowEncoder:
 
 
 def _shared_turns(responses: Sequence[Messages]) -> int:
-    """Return how many turns all responses begin with, up to and with the last that is not the assistant's."""
+    """Return how many leading turns all responses share, counted up to the last that is not the assistant's."""
     turns = 0
     for turn, same in enumerate(zip(*responses, strict=False)):
         if any(one != same[0] for one in same) or len(responses) == 1:

@@ -1,7 +1,7 @@
-"""The running sums of a trainer between two log entries, kept in its checkpoints.
+"""Saves a trainer's running sums between two log entries in its checkpoints.
 
-transformers' Trainer adds up losses, and trl's trainers collect metrics, until the next log entry; neither writes them
-into a checkpoint. Without them a resumed run would log other numbers than one that was never cut off.
+transformers' Trainer adds up losses, and trl's trainers collect metrics, until the next log entry; neither saves them
+in a checkpoint. Without them a resumed run would log other numbers than an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pipeline.training.best import best_checkpoint
 from pipeline.training.checkpoints import mark_whole
 
 SUMS_FILE = "running_sums-{rank}.json"
-"""One for each process."""
+"""File of each process in a checkpoint."""
 
 
 class RunningMetrics:
-    """Mixin for a trainer: its running sums go into every checkpoint, which is then declared whole."""
+    """Mixin for a trainer: saves its running sums in every checkpoint, and then marks it as complete."""
 
     args: Any
     state: Any
@@ -34,7 +34,7 @@ class RunningMetrics:
 
 
 def metrics_of(trainer: Any) -> dict[str, Any]:
-    """Return what the trainer has added up since its last log entry; floats survive JSON bit for bit."""
+    """Return the trainer's running sums since its last log entry; floats survive JSON bit for bit."""
     return {
         "loss": trainer._tr_loss.item(),
         "logged_loss": trainer._total_loss_scalar,
@@ -46,19 +46,20 @@ def metrics_of(trainer: Any) -> dict[str, Any]:
 
 
 def restore_metrics(trainer: Any, checkpoint: Path | None) -> None:
-    """Give a trainer that has just reset itself the sums of a checkpoint; nothing without one.
+    """Restore a checkpoint's running sums in a trainer that has just reset its state; does nothing without one.
 
-    A process gets its own sums, one of a run with another number of processes their mean: that is what is logged.
+    With the same number of processes each one gets its own sums. Otherwise all get the mean loss, which is what would
+    be logged, and the first process's metrics.
     """
     if checkpoint is None:
         return
-    kept = [
+    saved = [
         json.loads(file.read_text(encoding="utf-8")) for file in sorted(checkpoint.glob(SUMS_FILE.format(rank="*")))
     ]
     ranks = Ranks.current()
-    own = kept[ranks.index] if len(kept) == ranks.count else kept[0]
-    same = len(kept) == ranks.count
-    trainer._tr_loss += own["loss"] if same else sum(one["loss"] for one in kept) / len(kept)
+    own = saved[ranks.index] if len(saved) == ranks.count else saved[0]
+    same = len(saved) == ranks.count
+    trainer._tr_loss += own["loss"] if same else sum(one["loss"] for one in saved) / len(saved)
     trainer._total_loss_scalar = own["logged_loss"]
     trainer._globalstep_last_logged = own["last_logged"]
     for name, values in own["metrics"].items():
@@ -70,6 +71,6 @@ def restore_metrics(trainer: Any, checkpoint: Path | None) -> None:
 
 
 def _metrics(trainer: Any) -> dict[str, list[float]]:
-    """Return what a trainer of trl collects while training; empty for one of transformers."""
+    """Return the metrics that a trl trainer collects while training; empty for a transformers Trainer."""
     collected: dict[str, list[float]] = getattr(trainer, "_metrics", {}).get("train", {})
     return collected

@@ -1,8 +1,8 @@
-"""Trains on shards of rows: what `compute.sequence_parallel` changes in a trainer of transformers or trl.
+"""Sequence parallelism in a transformers or trl trainer: what `compute.sequence_parallel` changes.
 
-The loss of a step is the sum over all shards divided by the tokens that count in the whole batch, so shards with few of
-them, or none, weigh what they should. transformers' own loss for DeepSpeed's shards is a mean for each micro-batch.
-Held-out rows are sharded too.
+The loss of a step is the sum over all shards divided by the number of labels that count in the full batch. So shards
+with few of them, or none, have the right weight; transformers' own loss for DeepSpeed's shards is a mean per
+micro-batch. Held-out rows are sharded too.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from pipeline.stage import StageContext
 
 
 def sequence_shard_of(trainer: Any) -> SequenceShard:
-    """Return which shard of every row a trainer's process holds; the whole of it without sequence parallelism."""
+    """Return this rank's shard of every row; the full row without sequence parallelism."""
     config = trainer.accelerator.parallelism_config
     return SequenceShard.of(Ranks.current(), int(config.sp_size) if config is not None and config.sp_enabled else 1)
 
 
 def sharded_loader(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader of micro-batches as this process gets them: all of a group the same ones."""
+    """Prepare a data loader such that all ranks of a sequence-parallel group get the same micro-batches."""
     accelerator, shard = trainer.accelerator, sequence_shard_of(trainer)
     if shard.count == 1:
         return accelerator.prepare(loader)  # type: ignore[no-any-return]
-    made: DataLoader[Any] = prepare_data_loader(
+    sharded: DataLoader[Any] = prepare_data_loader(
         loader,
         accelerator.device,
         num_processes=shard.groups,
@@ -48,11 +48,11 @@ def sharded_loader(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
         even_batches=False,
         non_blocking=accelerator.non_blocking,
     )
-    return made
+    return sharded
 
 
 def collator(trainer: Any) -> Callable[[list[Any]], Any]:
-    """Return what makes a micro-batch to train on: of whole rows, or of this process's shards of them."""
+    """Return a collator for training: of full rows, or of this rank's shards of them."""
     collate: Any = trainer.data_collator
     shard = sequence_shard_of(trainer)
     if shard.count == 1:
@@ -61,28 +61,29 @@ def collator(trainer: Any) -> Callable[[list[Any]], Any]:
 
 
 def held_out_batches(rows: int, size: int, shard: SequenceShard) -> Iterator[tuple[int, list[int], int]]:
-    """Yield a group's batches of held-out rows: place among all, row numbers, and how many rows it counts for.
+    """Yield a group's batches of held-out rows: index among all batches, row indices, and weight in rows.
 
-    Each group has as many, for all work at the same time: where there is none left it repeats one that counts for none.
+    All groups get the same number of batches, because all must run at the same time. A group without a batch left
+    repeats another one with weight 0.
     """
     batches = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
     for first in range(0, len(batches), shard.groups):
-        place = first + shard.group
-        if place < len(batches):
-            yield place, batches[place], len(batches[place])
+        index = first + shard.group
+        if index < len(batches):
+            yield index, batches[index], len(batches[index])
         else:
-            yield place, batches[first], 0
+            yield index, batches[first], 0
 
 
 def mean_by_rows(parts: Sequence[tuple[int, int, float, int]]) -> float:
-    """Return the mean loss of batches, weighed by their rows.
+    """Return the mean loss of batches, weighted by their rows.
 
     Args:
-        parts: of each shard of each batch: the batch's place, its rows, the sum of the loss, and tokens in that sum.
+        parts: for each shard of each batch: the batch's index, its rows, the sum of the loss, and the labels in it.
     """
     batches: dict[int, list[float]] = {}
-    for place, rows, loss, tokens in parts:
-        sums = batches.setdefault(place, [float(rows), 0.0, 0.0])
+    for index, rows, loss, tokens in parts:
+        sums = batches.setdefault(index, [float(rows), 0.0, 0.0])
         sums[1] += loss
         sums[2] += tokens
     total = sum(rows for rows, _, _ in batches.values())
@@ -91,7 +92,7 @@ def mean_by_rows(parts: Sequence[tuple[int, int, float, int]]) -> float:
 
 @contextmanager
 def _named_groups(config: Any) -> Iterator[None]:
-    """Give a configuration without grouped queries the number of its groups, which DeepSpeed asks for, for a while."""
+    """Inside the context, set `num_key_value_heads`, which DeepSpeed needs, on a configuration that lacks it."""
     is_new = not hasattr(config, "num_key_value_heads")
     if is_new:
         config.num_key_value_heads = config.num_attention_heads
@@ -103,15 +104,15 @@ def _named_groups(config: Any) -> Iterator[None]:
 
 
 def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> None:
-    """Refuse a model whose rows cannot be sharded as `compute.sequence_parallel` asks; nothing where it does not.
+    """Reject a model that does not support `compute.sequence_parallel`; does nothing without sequence parallelism.
 
     Args:
-        ctx: of the stage.
-        model: as loaded.
-        longest: tokens of the longest row; it is padded to a multiple of the shards.
+        ctx: the stage's context.
+        model: the loaded model.
+        longest: tokens of the longest row; rows are padded to a multiple of the number of shards.
 
     Raises:
-        PipelineError: it cannot.
+        PipelineError: the model's rows cannot be sharded, or the padded rows exceed its context.
     """
     count = int(ctx.compute.get("sequence_parallel", 1))
     if count == 1:
@@ -137,7 +138,7 @@ def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> Non
 
 
 class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer on shards of rows; the same as ever where they are whole. It stands below trl's."""
+    """transformers' Trainer with sequence parallelism; unchanged without it. A base class of trl's trainers."""
 
     train_rows: Sequence[dict[str, Any]]
     _exchange: UlyssesAttention
@@ -146,21 +147,21 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if sequence_shard_of(self).count > 1:
-            # Tokens that count are counted, as everywhere; transformers does not for shards.
+            # Normalise the loss by `num_items_in_batch`, which transformers does not do for shards.
             self.model_accepts_loss_kwargs = True
 
     def get_sp_size(self) -> int:
-        """Return 1: batches come as they are trained on, and each token that counts is on one process only."""
+        """Return 1: batches are already sharded, and each label is on one rank only."""
         return 1
 
     def get_total_train_batch_size(self, args: Any) -> int:
-        """Return the rows of a step."""
+        """Return the rows per optimizer step; the ranks of a group count once."""
         return int(super().get_total_train_batch_size(args)) // sequence_shard_of(self).count
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return a shard's part of the loss, times what DeepSpeed divides the sum of gradients by."""
+        """Return a shard's part of the loss, times the number that DeepSpeed divides the gradient sum by."""
         shard = sequence_shard_of(self)
         if shard.count == 1 or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -169,21 +170,21 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Return the tokens that count over all processes; None in evaluation, where a shard's loss is its mean."""
+        """Return the number of labels over all ranks; None in evaluation, where a shard's loss is a mean."""
         return None if self._evaluates else super()._get_num_items_in_batch(batch_samples, device)
 
     @property
     def _divisor(self) -> int:
-        """What DeepSpeed divides the sum of gradients by: ZeRO-1 and 2 by the groups, ZeRO-3 by all processes.
+        """What DeepSpeed divides the gradient sum by: the number of groups for ZeRO-1 and 2, of ranks for ZeRO-3.
 
-        `__avg_scatter_grads` of its `stage3.py` forgets the shards, which the other paths know.
+        `__avg_scatter_grads` in DeepSpeed's `stage3.py` ignores sequence parallelism, unlike the other stages.
         """
         shard = sequence_shard_of(self)
         stage = int(self.accelerator.state.deepspeed_plugin.zero_stage)
         return shard.groups * (shard.count if stage == 3 else 1)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return a loss whose mean over all processes is that of the batch."""
+        """Return a loss whose mean over all ranks is that of the batch."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss if sequence_shard_of(self).count == 1 else loss * Ranks.current().count / self._divisor
 
@@ -195,10 +196,10 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Return the loss of held-out rows: the mean of batches, by their rows, as transformers has it on one process.
+        """Return the loss of held-out rows: the mean over batches weighted by rows, as transformers on one process.
 
-        The loader is of whole rows for all processes: its rows alone are read. With several groups trl's other metrics
-        are means over batches of all of them at a time, as in data parallelism.
+        Only the dataset of the loader is used, whose batches are not sharded. With several groups, trl's other metrics
+        are averaged over the groups' batches, as in data parallelism.
         """
         shard = sequence_shard_of(self)
         if shard.count == 1:
@@ -207,16 +208,16 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
             )
         held_out: Any = dataloader.dataset
         self.model_wrapped.eval()
-        self._evaluates, found = True, []
-        for place, rows, weight in held_out_batches(len(held_out), self.args.eval_batch_size, shard):
+        self._evaluates, losses = True, []
+        for index, rows, weight in held_out_batches(len(held_out), self.args.eval_batch_size, shard):
             batch = shard.batch(self.data_collator([held_out[row] for row in rows]), self.data_collator.pad_id)
             self._exchange.expect(len(rows))
             loss, _, _ = self.prediction_step(self.model_wrapped, batch, True)
-            counted = int((batch["labels"] != IGNORE).sum())  # of a shard without any the loss is no number
-            found.append((place, weight, float(loss) * counted if counted else 0.0, counted))
+            counted = int((batch["labels"] != IGNORE).sum())  # the loss of a shard without labels is NaN
+            losses.append((index, weight, float(loss) * counted if counted else 0.0, counted))
         self._exchange.expect(self.args.per_device_train_batch_size)
         self._evaluates = False
-        loss = mean_by_rows(Ranks.current().gathered(found))
+        loss = mean_by_rows(Ranks.current().gathered(losses))
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(held_out))
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -229,13 +230,13 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         if int(self.accelerator.state.deepspeed_plugin.zero_stage) == 3:
             self._announce_head()
         self._exchange = self._tried(model, kernel, shard)
-        return model, loader.dl  # the loader deals shards already
+        return model, loader.dl  # `sharded_loader` has already sharded the batches
 
     def _announce_head(self) -> None:
-        """Tell DeepSpeed that the model itself reads its output layer's weight, as trl's loss does.
+        """Register the output layer's weight as an external parameter of the model, because trl's loss reads it there.
 
-        It finds out by itself when the weight is not there at that moment; after the trial it is, fetched ahead of the
-        layer that read it in the trial, and is gone when its gradient comes.
+        DeepSpeed detects such a read only if the weight is not gathered at that moment. After the probe it is, because
+        DeepSpeed prefetches it for the layer that read it in the probe, and it is released before its gradient arrives.
         """
         from deepspeed.runtime.zero import register_external_parameter
 
@@ -244,20 +245,22 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
             register_external_parameter(causal, parameter)
 
     def _tried(self, engine: Any, kernel: str, shard: SequenceShard) -> UlyssesAttention:
-        """Return DeepSpeed's exchange, tried: from shards the model computes what it computes from whole rows.
+        """Probe DeepSpeed's exchange and return it: sharded rows must give the same logits as full rows.
 
         Raises:
-            PipelineError: it does not, or the exchange does not fit its attention.
+            PipelineError: the logits differ, or the exchange does not support the model's attention.
         """
         remedy = "set compute.sequence_parallel: 1 for this stage"
         try:
             exchange = UlyssesAttention(kernel, shard, is_packed="seq_lengths" in self.train_rows[0])
-            found = exchange.difference(engine)
+            difference = exchange.difference(engine)
         except (RuntimeError, AssertionError) as error:
             name, why = type(self.model).__name__, " ".join(str(error).split())
             problem = Problem(f"{name} does not compute from parts of rows: {why}", "attention that does", remedy)
             raise PipelineError(problem) from error
-        if not found <= PROBE_ROUNDING[next(engine.module.parameters()).dtype]:
-            what = f"logits of rows shared by {shard.count} processes differ by {found:.0e} from those of whole rows"
-            raise PipelineError(Problem(what, "full causal attention in every layer", remedy))
+        if not difference <= PROBE_ROUNDING[next(engine.module.parameters()).dtype]:
+            statement = (
+                f"logits of rows shared by {shard.count} processes differ by {difference:.0e} from those of whole rows"
+            )
+            raise PipelineError(Problem(statement, "full causal attention in every layer", remedy))
         return exchange

@@ -1,7 +1,8 @@
-"""Rows through the tokenizer that a stage will use, before the stage runs: how many fit, and which cannot be rendered.
+"""Encodes a stage's rows before the stage runs, and counts how many fit and which cannot be rendered.
 
-A program of its own, so that `trueup check` need not import transformers: requests on standard input and a line of JSON
-for each on standard output, lines of progress between them. The rows are encoded by the functions the stages call.
+A program of its own, so that `trueup check` need not import transformers. It reads requests from standard input, and
+writes progress and one count per request to standard output, as lines of JSON. The stages use the same functions to
+encode rows.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ from pipeline.training.encode import (
 LISTED_FAULTS = 20
 
 Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts", "texts"]
-"""How the rows become tokens, one word for each function of `pipeline/training/encode.py`."""
+"""How rows are encoded: one word for each function of `pipeline/training/encode.py`."""
 
 
 class ReaderRequest(BaseModel):
     """A model that reads the answers to prompts as text.
 
     Attributes:
-        name: in messages.
-        tokenizer: where it is, as a stage's input.
-        chat_template: takes the place of its own.
+        name: name for messages.
+        tokenizer: source of its tokenizer, as a stage's input.
+        chat_template: replaces the tokenizer's own template; None keeps it.
     """
 
     name: str
@@ -53,23 +54,23 @@ class ReaderRequest(BaseModel):
 
 
 class TokenRequest(BaseModel):
-    """Rows and the tokenizer they are to be encoded with.
+    """Rows, and the tokenizer to encode them with.
 
     Attributes:
-        tokenizer: where it is, as a stage's input.
-        chat_template: takes the place of its own.
-        trust_remote_code: whether its repository may run its own Python.
-        encodings: by the shape the rows turn out to have.
-        source: of the rows.
-        source_name: in the recipe.
-        artifact: payload folder, when the source names an artifact.
-        shapes: the stage takes one of.
-        seed: of the stage.
-        max_length: longest row in tokens, None where the model's context is not known.
-        packed: whether conversations are joined to rows of `max_length`.
-        room: longest prompt in tokens that leaves room for the longest answer, where shorter answers are no fault.
-        readers: of the answers to prompts.
-        held_out_only: whether held-out rows, where there are any, are all that is used.
+        tokenizer: source of the tokenizer, as a stage's input.
+        chat_template: replaces the tokenizer's own template; None keeps it.
+        trust_remote_code: whether the tokenizer's repository may run its own Python.
+        encodings: encoding for each shape that the rows may have.
+        source: data source of the rows.
+        source_name: name of the source in the recipe.
+        artifact: payload folder, if the source names an artifact.
+        shapes: shapes of rows that the stage accepts.
+        seed: seed of the stage.
+        max_length: longest row in tokens; None if the model's context is not known.
+        packed: whether conversations are packed into rows of `max_length`.
+        room: longest prompt in tokens that leaves room for the longest answer; None if there is no such limit.
+        readers: models that read the answers to prompts.
+        held_out_only: whether only the held-out rows are used, if there are any.
     """
 
     tokenizer: ResolvedInput
@@ -99,19 +100,19 @@ class TokenCount(BaseModel):
     """What became of the rows of a request.
 
     Attributes:
-        rows: of the source, those to learn from and held-out ones.
-        train: rows to learn from that are kept.
-        sequences: rows of a batch that those come to: more where a template writes earlier turns anew, fewer packed.
+        rows: rows of the source, training and held-out.
+        train: training rows that are kept.
+        sequences: encoded training rows: more if a template needs several texts for a conversation, fewer if packed.
         held_out: held-out rows that are kept.
         too_long: rows above `max_length`: conversations are cut at their end, other rows are left out.
-        first_too_long: where the first of them is.
+        first_too_long: file and line of the first of them.
         same: pairs whose sides are the same tokens.
         short_of_room: prompts that leave less room than the longest answer takes.
         spelled: rows whose content spells a control token.
         unrendered: rows that cannot be rendered.
-        faults: the first of those.
-        labels: of the kept rows to learn from, where rows have labels.
-        problems: what stopped the whole request; then all numbers are 0.
+        faults: the first rows that cannot be rendered.
+        labels: the different labels of the kept training rows, if they have labels.
+        problems: what stopped the request as a whole; all numbers are then 0.
     """
 
     rows: int = 0
@@ -134,7 +135,7 @@ def count_tokens(request: TokenRequest, progress: Callable[[int, int], None]) ->
 
     Args:
         request: rows and tokenizer.
-        progress: told how many rows of how many are done.
+        progress: called with the number of rows done and of all rows.
     """
     try:
         tokenizer = _tokenizer(request.tokenizer, request.chat_template, request)
@@ -167,7 +168,7 @@ def _tokenizer(source: ResolvedInput, chat_template: str | None, request: TokenR
 def encoder(
     encoding: Encoding, tokenizer: Any, max_length: int | None, readers: Sequence[Reader] = ()
 ) -> Callable[..., EncodedRows]:
-    """Return the function that encodes rows as a stage does."""
+    """Return the function with which a stage encodes its rows."""
     encode: Callable[..., EncodedRows]
     match encoding:
         case "messages":
@@ -210,11 +211,11 @@ def _counted(rows: Rows, train: EncodedRows, held_out: EncodedRows, request: Tok
 
 
 def _bins(lengths: Sequence[int], size: int) -> int:
-    """Return how many rows of ``size`` tokens hold rows of these lengths, packed best fit first, the longest first."""
+    """Return how many rows of ``size`` tokens best-fit decreasing packing needs for rows of these lengths."""
     rooms: list[int] = []
     for length in sorted(lengths, reverse=True):
-        place = bisect_left(rooms, length)
-        room = rooms.pop(place) if place < len(rooms) else size
+        index = bisect_left(rooms, length)
+        room = rooms.pop(index) if index < len(rooms) else size
         insort(rooms, room - length)
     return len(rooms)
 
@@ -224,7 +225,7 @@ def _plain(problem: Problem) -> dict[str, str]:
 
 
 def answer(requests: Sequence[TokenRequest], write: Callable[[str], None]) -> None:
-    """Answer requests in turn, with lines of progress: ``{"done": …, "of": …}`` before each ``{"count": …}``."""
+    """Answer requests in order: lines of progress ``{"done": …, "of": …}``, then one line ``{"count": …}`` for each."""
     for request in requests:
         count = count_tokens(request, lambda done, total: write(json.dumps({"done": done, "of": total})))
         write(json.dumps({"count": count.model_dump()}))

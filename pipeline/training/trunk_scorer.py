@@ -1,4 +1,4 @@
-"""Scores of a reward model that is an adapter on the policy's trunk, behind the call every reward has."""
+"""Scorer for a reward model that is an adapter on the policy's trunk."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pipeline.training.reward_sources import Sample, Scorer
 
 
 def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budget: int = 4096) -> Scorer:
-    """Return a scorer.
+    """Return a scorer of samples.
 
     Args:
-        policy: whose trunk it is.
-        reward: adapter and head.
-        pad_id: fills up shorter rows; the score stands at a row's last token, whatever it is.
-        token_budget: padded tokens of a forward pass.
+        policy: policy whose trunk carries the reward adapter.
+        reward: adapter and score head.
+        pad_id: padding token; the score is read at a row's last token, whatever that is.
+        token_budget: padded tokens per forward pass.
     """
 
-    def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
+    def scored(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         rows = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
-        found = [0.0] * len(rows)
+        scores = [0.0] * len(rows)
         batches = list(length_batches([len(row) for row in rows], token_budget))
-        # A pass is collective where weights are sharded: all processes make as many, and know it before the first.
+        # With sharded weights a forward pass is collective: all processes must agree on their number beforehand.
         most = int(Ranks.current().all_reduce_max(len(batches))) if policy.in_step else len(batches)
         for batch in batches:
             width = max(len(rows[row]) for row in batch)
@@ -36,11 +36,11 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
             ends = torch.tensor([i * width + len(rows[row]) - 1 for i, row in enumerate(batch)])
             values = policy.scores(reward, ids.to(policy.device), ends.to(policy.device)).tolist()
             for row, value in zip(batch, values, strict=True):
-                found[row] = value
+                scores[row] = value
         if policy.in_step:
             idle = torch.zeros((1, 1), dtype=torch.long, device=policy.device)
             for _ in range(most - len(batches)):
                 policy.scores(reward, idle, idle[0])
-        return found
+        return scores
 
-    return scores
+    return scored
