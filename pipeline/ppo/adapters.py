@@ -1,11 +1,11 @@
 """Adapters on one trunk: policy, value function, reward and reference share a model's weights.
 
-    default   the policy's, trained
-    value     the value function's own, trained (`value: adapter`); its head is beside it
-    reward    a reward model's, frozen, where it was trained on the very weights the policy starts from
-    ref       a frozen copy of the policy's start, where that had an adapter already; else the reference has none
+    default   the policy's adapter, trained
+    value     the value function's own adapter, trained (`value: adapter`); its head is separate
+    reward    a reward model's adapter, frozen, if that was trained on the same weights that the policy starts from
+    ref       a frozen copy of the policy's starting adapter, if it has one; otherwise the reference uses no adapter
 
-Four models of W bytes each become one of W and a few thin matrices. Knows nothing of training.
+Instead of four models of W bytes there is one of W bytes and a few low-rank matrices. Knows nothing of training.
 
 Reference: peft's multi-adapter models; the idea for RLHF is that of trl's multi-adapter RL (trl#373).
 """
@@ -32,10 +32,10 @@ VALUE, REWARD, REFERENCE = "value", "reward", "ref"
 
 @contextmanager
 def use_adapter(model: Any, name: str | None) -> Iterator[None]:
-    """Let another adapter be in force for a while, or none.
+    """Inside the context, activate another adapter, or none.
 
-    `peft`'s own ways to switch also decide what is trained, and forget an adapter that is trained beside the active
-    one; this touches nothing but the choice, so gradients of an earlier pass stay right.
+    `peft`'s own functions for that also change `requires_grad`, and would stop training an adapter that is not active.
+    This changes only the choice, so gradients of an earlier pass stay correct.
     """
     layers = tuned_layers(model)
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
@@ -45,8 +45,8 @@ def use_adapter(model: Any, name: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, (active, off) in zip(layers, before, strict=True):
-            layer._active_adapter, layer._disable_adapters = active, off
+        for layer, (active, is_disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, is_disabled
 
 
 def is_of(parameter_name: str, adapter: str) -> bool:
@@ -55,7 +55,7 @@ def is_of(parameter_name: str, adapter: str) -> bool:
 
 
 def keep_reference_adapter(model: PeftModel) -> None:
-    """Copy an adapter that was trained before into a frozen adapter `ref`: the policy starts from it."""
+    """Copy the policy's starting adapter into a frozen adapter `ref`, which serves as the reference."""
     active = model.active_adapter
     add_adapter(model, REFERENCE, model.peft_config[active])
     own = dict(model.named_parameters())
@@ -66,7 +66,7 @@ def keep_reference_adapter(model: PeftModel) -> None:
 
 
 def add_adapter(model: PeftModel, name: str, config: LoraConfig, *, trained: bool = False) -> None:
-    """Add an adapter beside the one in force, and leave what is trained as it was."""
+    """Add an adapter without activating it; `requires_grad` of all other parameters stays as it was."""
     active = model.active_adapter
     before = {key: p.requires_grad for key, p in model.named_parameters()}
     model.add_adapter(name, config)
@@ -79,8 +79,8 @@ class TrunkReward:
     """A reward model as an adapter on the policy's trunk, with its score head.
 
     Attributes:
-        model: the policy's.
-        head: hidden state to score.
+        model: the policy's model, which carries the adapter.
+        head: maps a hidden state to a score.
     """
 
     def __init__(self, model: PeftModel, head: nn.Linear) -> None:
@@ -88,14 +88,17 @@ class TrunkReward:
 
 
 def reward_on_trunk(model: Any, folder: Path) -> TrunkReward | None:
-    """Put a reward model's adapter on the policy's trunk, if it was trained on the weights of that trunk.
+    """Load a reward model's adapter onto the policy's trunk, if it was trained on the weights of that trunk.
 
-    The artifact holds the reward model whole and its adapter beside it; the adapter fits if trunk and adapter together
-    give the whole model's weights.
+    The artifact holds the merged reward model and its adapter. The adapter fits if trunk and adapter together give the
+    merged weights.
 
     Args:
-        model: the policy's, with its adapter.
+        model: the policy's model, with its adapter.
         folder: payload of the reward artifact.
+
+    Returns:
+        The reward on the trunk; None if there is no adapter on either side, or the adapter does not fit.
     """
     if not isinstance(model, PeftModel) or not (folder / "adapter" / "adapter_config.json").is_file():
         return None
@@ -116,7 +119,7 @@ def reward_on_trunk(model: Any, folder: Path) -> TrunkReward | None:
 
 
 def start_value_from_reward(model: PeftModel, head: nn.Linear, reward: TrunkReward) -> bool:
-    """Let the value function start as the reward model, where their adapters have one form; return whether they do.
+    """Initialise the value function from the reward model, if their adapters have the same shapes; return whether so.
 
     Reference: Huang et al. 2024, arXiv:2403.17031, section 3.2 (value function from the reward model).
     """
@@ -132,24 +135,24 @@ def start_value_from_reward(model: PeftModel, head: nn.Linear, reward: TrunkRewa
 
 
 def _plain_config(file: Path) -> dict[str, Any]:
-    """Return an adapter's settings as one of a language model's: without the task and the modules it trained beside."""
+    """Return a reward adapter's configuration for a causal model: without its task type and its trained score head."""
     settings = json.loads(file.read_text(encoding="utf-8"))
-    kept = ("r", "lora_alpha", "target_modules", "layers_to_transform", "bias", "use_rslora", "use_dora")
-    found = {name: settings[name] for name in kept if settings.get(name) is not None}
-    targets = found["target_modules"]
+    fields = ("r", "lora_alpha", "target_modules", "layers_to_transform", "bias", "use_rslora", "use_dora")
+    config = {name: settings[name] for name in fields if settings.get(name) is not None}
+    targets = config["target_modules"]
     if not isinstance(targets, str):
-        found["target_modules"] = [name for name in targets if name != "score"]
-    return {**found, "lora_dropout": 0.0, "task_type": TaskType.CAUSAL_LM}
+        config["target_modules"] = [name for name in targets if name != "score"]
+    return {**config, "lora_dropout": 0.0, "task_type": TaskType.CAUSAL_LM}
 
 
 def _with_name(saved: str, adapter: str) -> str:
-    """Return a saved tensor's name with the adapter's in it: ``…lora_A.weight`` to ``…lora_A.reward.weight``."""
+    """Insert the adapter's name into a saved tensor's name: ``…lora_A.weight`` to ``…lora_A.reward.weight``."""
     before, _, last = saved.rpartition(".")
     return f"{before}.{adapter}.{last}"
 
 
 def _fits(model: PeftModel, config: LoraConfig, layers: dict[str, Tensor], folder: Path) -> bool:
-    """Return whether trunk plus adapter are the reward artifact's weights, looking at the first and the last layer."""
+    """Return whether trunk plus adapter equal the reward artifact's weights, in the first and the last adapted layer."""
     own = dict(model.named_parameters())
     downs = [name for name in layers if name.endswith("lora_A.weight")]
     with safe_open(_weights_file(folder), framework="pt") as file:
@@ -160,12 +163,14 @@ def _fits(model: PeftModel, config: LoraConfig, layers: dict[str, Tensor], folde
             up = layers[down.replace("lora_A", "lora_B")]
             if base_name not in own or plain not in saved or not own[base_name].is_floating_point():
                 return False
-            there = file.get_tensor(plain).float()
+            saved_weight = file.get_tensor(plain).float()
             scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-            here = whole(own[base_name]).detach().float().cpu()
+            trunk_weight = whole(own[base_name]).detach().float().cpu()
             rtol = 1e-5 if own[base_name].dtype == torch.float32 else 1e-2
-            together = here + scale * up @ layers[down]
-            if here.shape != there.shape or not torch.allclose(together, there, rtol=rtol, atol=1e-5):
+            merged_weight = trunk_weight + scale * up @ layers[down]
+            if trunk_weight.shape != saved_weight.shape or not torch.allclose(
+                merged_weight, saved_weight, rtol=rtol, atol=1e-5
+            ):
                 return False
     return True
 

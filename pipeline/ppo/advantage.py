@@ -1,7 +1,7 @@
-"""From scores to advantages: token rewards with a KL penalty, generalised advantage estimation, whitening. Pure.
+"""Token rewards with a KL penalty, generalised advantage estimation, whitening. Pure tensor functions.
 
-Everything is padded on the right and masked; what lies under a false mask never enters a sum (`where`, not a
-product), so it may hold anything, NaN included.
+Everything is padded on the right and masked. Masked-out values never enter a sum (`where`, not a product), so they may
+be anything, including NaN.
 
 References: Schulman et al. 2016, arXiv:1506.02438 (GAE); Schulman 2020, "Approximating KL divergence" (k1, k2, k3).
 
@@ -21,11 +21,11 @@ _FLOOR = 1e-8
 
 
 def kl_estimate(logp: Tensor, reference: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Return an estimate per token of the divergence of the policy from the reference, in nats.
+    """Return an estimate of the KL divergence of the policy from the reference per token, in nats.
 
     Args:
-        logp: of the policy that sampled the tokens.
-        reference: of the reference, same shape.
+        logp: log-probabilities under the policy that sampled the tokens.
+        reference: log-probabilities under the reference, same shape.
         kind: `k1` is unbiased and may be negative; `k2` is half its square; `k3` is unbiased and never negative.
     """
     ratio = (reference - logp).clamp(-20, 20)  # log of reference over policy
@@ -37,15 +37,15 @@ def kl_estimate(logp: Tensor, reference: Tensor, kind: Literal["k1", "k2", "k3"]
 
 
 def old_new_divergence(log_ratio_N: Tensor) -> Tensor:
-    """Return k3 of the old policy from the new, per token the old one sampled: ρ − 1 − log ρ, ρ = new / old."""
+    """Return k3 of the divergence of old from new policy, per token sampled by the old: ρ − 1 − log ρ, ρ = new / old."""
     return kl_estimate(torch.zeros_like(log_ratio_N), log_ratio_N, "k3")
 
 
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
-    """Return r_t = −β·kl_t, with the score added at the last real token of each response, shape (B, T).
+    """Return r_t = −β·kl_t, with the score added at the last unmasked token of each response, shape (B, T).
 
     Raises:
-        ValueError: a response has no token, so there is no place for its score.
+        ValueError: a response has no token to add its score to.
     """
     lengths_B = mask_BT.long().cumsum(dim=1).argmax(dim=1)  # index of the last real token
     if not bool(mask_BT.any(dim=1).all()):
@@ -64,18 +64,18 @@ def gae(
     lam: float,
     bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return generalised advantages and returns (advantage plus value), both (B, T) and 0 under a false mask.
+    """Return generalised advantages and returns (advantage plus value), both (B, T), and 0 where masked out.
 
-    Tokens under a false mask are stepped over as if they were not there: they add neither a delta nor a decay, so
-    tokens that were not sampled (a tool's answer) may stand in the middle.
+    Masked-out tokens are skipped as if they did not exist: they add neither a delta nor a decay. So tokens that were
+    not sampled (a tool result) may occur in the middle.
 
     Args:
-        rewards_BT: of each token.
+        rewards_BT: reward of each token.
         values_BT: V(s_t), estimated before token t.
         mask_BT: true for sampled tokens.
         gamma: discount.
         lam: λ; 1 gives Monte-Carlo returns minus values, 0 the temporal-difference error.
-        bootstrap_B: value after the last token, of a response that was cut off; 0 when omitted.
+        bootstrap_B: value after the last token, for truncated responses; 0 when omitted.
     """
     advantages_BT = torch.zeros_like(rewards_BT)
     next_value_B = torch.zeros_like(rewards_BT[:, 0]) if bootstrap_B is None else bootstrap_B.to(rewards_BT.dtype)
@@ -92,9 +92,9 @@ def gae(
 
 
 def masked_moments(x_BT: Tensor, mask_BT: Tensor, ranks: Ranks) -> tuple[float, float, int]:
-    """Return mean, population variance and count of the masked values over all processes; sums are in float64."""
-    kept = torch.where(mask_BT, x_BT, 0.0).double()
-    total, count = ranks.sums(float(kept.sum()), float(mask_BT.sum()))
+    """Return mean, population variance and count of the unmasked values over all ranks; sums are in float64."""
+    unmasked = torch.where(mask_BT, x_BT, 0.0).double()
+    total, count = ranks.sums(float(unmasked.sum()), float(mask_BT.sum()))
     if not count:
         return 0.0, 0.0, 0
     mean = total / count
@@ -103,9 +103,9 @@ def masked_moments(x_BT: Tensor, mask_BT: Tensor, ranks: Ranks) -> tuple[float, 
 
 
 def whiten(x_BT: Tensor, mask_BT: Tensor, ranks: Ranks, *, shift_mean: bool = True) -> Tensor:
-    """Scale masked values to variance 1, and to mean 0 unless ``shift_mean`` is false; 0 under a false mask.
+    """Scale unmasked values to variance 1, and to mean 0 unless ``shift_mean`` is false; 0 where masked out.
 
-    Mean and variance are those of the whole rollout over all processes, so the result does not depend on their number.
+    Mean and variance are those of the full rollout over all ranks, so the result does not depend on their number.
     Values without variance become zeros (or their mean).
     """
     mean, variance, _ = masked_moments(x_BT, mask_BT, ranks)

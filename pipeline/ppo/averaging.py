@@ -1,4 +1,4 @@
-"""An exponential moving average of what the policy learns: what is evaluated and kept, where it is asked for.
+"""An exponential moving average (EMA) of the policy's weights, which is evaluated and saved instead of the policy.
 
 Reference: Polyak and Juditsky 1992; for RLHF, Ouyang et al. 2022, arXiv:2203.02155, appendix C.
 """
@@ -15,7 +15,7 @@ from pipeline.ppo.policy import Policy
 
 
 class Average:
-    """The average of the policy's trained weights; the value function has none."""
+    """The EMA of the policy's trained weights; the value function has none."""
 
     def __init__(self, policy: Policy, decay: float) -> None:
         self.policy, self.decay = policy, decay
@@ -26,20 +26,20 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take up the policy after an optimizer step."""
+        """Update the average with the policy's weights after an optimizer step."""
         for name, parameter in self._own().items():
             self.weights[name].lerp_(parameter, 1 - self.decay)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Let the policy be its average for a while."""
+        """Inside the context, replace the policy's weights by their average."""
         own = self._own()
-        kept = {name: parameter.detach().clone() for name, parameter in own.items()}
+        current = {name: parameter.detach().clone() for name, parameter in own.items()}
         self._put(self.weights)
         try:
             yield
         finally:
-            self._put(kept)
+            self._put(current)
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Puts a policy together: from models in memory to one of the layouts of `policy.py`, checked before it is used."""
+"""Builds a `Policy` in one of the layouts of `policy.py` from models in memory, and checks it before it is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Layout = Literal["shared", "separate"]
 _CACHE_ERROR = 1e-4
 _LAW_ERROR = 1e-2
 _ROUNDINGS = 16
-"""Of the largest logit, which sampling and scoring may be apart where both compute in half precision."""
+"""Units of rounding of the largest logit by which sampling and scoring may differ in half precision."""
 
 
 def build_policy(
@@ -40,26 +40,25 @@ def build_policy(
     recompute: bool = False,
     seed: int = 0,
 ) -> Policy:
-    """Return policy, value function and reference.
+    """Build policy, value function and reference.
 
     Args:
-        model: the policy's start, a causal language model; with an adapter on it, that adapter is trained further and
-            its start is kept as the reference.
-        layout: `shared` puts a value head on the policy's trunk; `separate` gives the value function a model of its
-            own.
-        adapter: train an adapter instead of all weights.
-        value_start: a sequence classification model the separate value function starts from.
-        reference: the start once more, for a policy all of whose weights are trained; a copy when omitted, which one
-            that is sharded has none of.
-        temperature: of sampling.
+        model: starting model of the policy, a causal language model. If it has an adapter, that adapter is trained
+            further, and a frozen copy of it is the reference.
+        layout: `shared` puts a value head on the policy's trunk; `separate` gives the value function its own model.
+        adapter: adapter to train instead of all weights.
+        value_start: a sequence classification model that the separate value function starts from.
+        reference: the starting model a second time, if all weights of the policy are trained; a deep copy when
+            omitted, which is not possible for a sharded model.
+        temperature: sampling temperature.
         value_gradient: whether a value head's gradient reaches the trunk.
-        value: with an adapter and a shared layout, whether the value function has one of its own beside its head.
-        precision: of the computation where it is not that of the weights.
-        recompute: compute activations again in the backward pass, instead of keeping them.
-        seed: of the adapters' random halves.
+        value: `adapter` gives the value function an adapter of its own, in the shared layout with a policy adapter.
+        precision: autocast dtype; None computes in the dtype of the weights.
+        recompute: recompute activations in the backward pass instead of saving them.
+        seed: seed of the adapters' random matrices.
 
     Raises:
-        PipelineError: layers that cannot be told apart, or no start for a separate value function.
+        PipelineError: the layers cannot be split into halves, or there is no start for a separate value function.
     """
     cut: int | None = None
     if isinstance(model, PeftModel):
@@ -88,6 +87,7 @@ def build_policy(
 
 
 def _half(model: Any) -> int:
+    """Return the index of the first layer of the upper half."""
     count = int(model.config.get_text_config().num_hidden_layers)
     if count < 2 or not can_be_cut(model):
         raise PipelineError(
@@ -101,7 +101,7 @@ def _half(model: Any) -> int:
 
 
 def _rounding(policy: Policy, logits_N: torch.Tensor) -> float:
-    """Return by how much logits may differ for being computed in another order in half precision."""
+    """Return by how much logits may differ if half precision computes them in another order; 0 in full precision."""
     if policy.precision is None:
         return 0.0
     return _ROUNDINGS * torch.finfo(policy.precision).eps * float(logits_N.abs().max())
@@ -115,13 +115,13 @@ def check_policy(
     eos_ids: Sequence[int],
     stepper: TrainEngine | None = None,
 ) -> str:
-    """Sample a few rows greedily and look whether scoring agrees with sampling, and the cached halves with the whole.
+    """Check on a few greedy responses that scoring agrees with sampling, and cached lower layers with the full model.
 
     Returns:
-        A note where the cache was switched off because it does not reproduce the model; otherwise nothing.
+        A note if caching the lower layers was disabled; otherwise an empty string.
 
     Raises:
-        PipelineError: the model scores its own greedy choice as unlikely: sampling and scoring differ.
+        PipelineError: scoring does not rank a greedily sampled token first, so sampling and scoring differ.
     """
     few = list(prompts)[:4]
     with stepper.sampling() if stepper is not None else policy.sampling() as model:

@@ -1,8 +1,8 @@
-"""Episodes and the micro-batches they go through a model in.
+"""Episodes, and the micro-batches in which they go through a model.
 
-An episode is ragged: token ids without padding. Padding exists only inside a micro-batch, on the right, where causal
-attention never looks, so no mask is needed, no token's value is compared with the padding id, and padding may equal
-the end token.
+An episode holds token ids without padding. Padding exists only inside a micro-batch, on the right, where causal
+attention never looks. So no mask is needed, no token is compared with the padding id, and padding may equal the end
+token.
 
 Shapes: B rows, T positions, N response tokens, H hidden size.
 """
@@ -24,8 +24,8 @@ class Prompt:
     """A prompt.
 
     Attributes:
-        row: with `prompt` (messages) and any further columns.
-        ids: tokens up to where the response begins.
+        row: row with `prompt` (messages) and any further columns.
+        ids: tokens up to the beginning of the response.
     """
 
     row: dict[str, Any]
@@ -37,22 +37,22 @@ class Episode:
     """A prompt with one sampled response, and what was measured about it.
 
     Attributes:
-        place: position in the whole rollout, over all processes.
-        row: of the prompt.
+        place: index in the full rollout, over all ranks.
+        row: row of the prompt.
         prompt_ids: tokens of the prompt.
-        response_ids: tokens sampled, at least one; the end token last where there is one.
-        ended: whether the response ended by itself.
-        text: of the response.
-        score: of all rewards together, before clipping and penalties.
-        old_T: log-probability of each token under the policy that sampled.
-        sampled_T: the same as the rollout engine had it; empty where its law is the policy's.
-        reference_T: the same under the reference; empty where it was not measured.
+        response_ids: sampled tokens, at least one; the end token, if there is one, is the last.
+        ended: whether the response ends with an end token.
+        text: text of the response.
+        score: combined score of all rewards, before clipping and penalties.
+        old_T: log-probability of each response token under the policy that sampled it.
+        sampled_T: the same as computed by the rollout engine; empty if the engine samples from the policy's own law.
+        reference_T: the same under the reference; empty if not measured.
         values_T: V(s_t) before each token.
-        after: V after the last token; for a response that was cut off.
-        entropy_T: of the policy at each token.
-        advantages_T: whitened.
+        after: V after the last token, for a truncated response.
+        entropy_T: entropy of the policy at each token.
+        advantages_T: advantages, whitened if the settings say so.
         returns_T: targets of the value function.
-        hidden_TH: what the frozen lower layers made of prompt and response, where they are cached.
+        hidden_TH: cached hidden states of the frozen lower layers for prompt and response; None if not cached.
     """
 
     place: int
@@ -74,12 +74,12 @@ class Episode:
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and response."""
+        """Number of tokens of prompt and response."""
         return len(self.prompt_ids) + len(self.response_ids)
 
 
 def idle_episode() -> Episode:
-    """Return an episode that only keeps a process in step with the others; its place is none of the rollout's."""
+    """Return a dummy episode for extra collective passes; its place is -1, and it does not count for the loss."""
     idle = Episode(-1, {}, (0,), (0,), False, "")
     for name in ("old_T", "values_T", "advantages_T", "returns_T", "reference_T"):
         setattr(idle, name, torch.zeros(1))
@@ -88,14 +88,14 @@ def idle_episode() -> Episode:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through a model together.
+    """Episodes that go through a model together.
 
     Attributes:
         ids_BT: prompts and responses, padded on the right.
-        positions_N: position that predicts each response token, the one before it, counted through all rows.
-        targets_N: the response tokens, those of the first row first.
-        hidden_BTH: cached states of the lower layers, padded on the right; None when they are not cached.
-        sizes: response tokens of each row.
+        positions_N: flat index, over all rows, of the position that predicts each response token.
+        targets_N: the response tokens, row by row.
+        hidden_BTH: cached hidden states of the lower layers, padded on the right; None if not cached.
+        sizes: number of response tokens of each row.
     """
 
     ids_BT: Tensor
@@ -112,20 +112,20 @@ def micro_batches(episodes: Sequence[Episode], token_budget: int) -> Iterator[li
 
 
 def pack(episodes: Sequence[Episode], device: torch.device, *, one_more: bool = False) -> MicroBatch:
-    """Put episodes into one micro-batch.
+    """Pack episodes into one micro-batch, padded to the longest of them.
 
     Args:
-        episodes: to be padded to the longest of them.
-        device: of the model.
-        one_more: also ask for the position after each response's last token, for the value of a state that was cut off.
+        episodes: episodes to pack.
+        device: device of the model.
+        one_more: also include the position after each response's last token, for the value of a truncated response.
     """
     width = max(episode.length for episode in episodes)
     ids_BT = torch.zeros((len(episodes), width), dtype=torch.long)
     positions: list[int] = []
     targets: list[int] = []
     for row, episode in enumerate(episodes):
-        whole = [*episode.prompt_ids, *episode.response_ids]
-        ids_BT[row, : len(whole)] = torch.tensor(whole)
+        ids = [*episode.prompt_ids, *episode.response_ids]
+        ids_BT[row, : len(ids)] = torch.tensor(ids)
         count = len(episode.response_ids) + one_more
         start = row * width + len(episode.prompt_ids) - 1
         positions += range(start, start + count)
@@ -142,15 +142,15 @@ def pack(episodes: Sequence[Episode], device: torch.device, *, one_more: bool = 
 def _padded_hidden(episodes: Sequence[Episode], width: int, device: torch.device) -> Tensor | None:
     if any(episode.hidden_TH is None for episode in episodes):
         return None
-    kept = [episode.hidden_TH for episode in episodes if episode.hidden_TH is not None]
-    hidden_BTH = kept[0].new_zeros((len(kept), width, kept[0].shape[-1]))
-    for row, hidden_TH in enumerate(kept):
+    states = [episode.hidden_TH for episode in episodes if episode.hidden_TH is not None]
+    hidden_BTH = states[0].new_zeros((len(states), width, states[0].shape[-1]))
+    for row, hidden_TH in enumerate(states):
         hidden_BTH[row, : len(hidden_TH)] = hidden_TH
     return hidden_BTH.to(device)
 
 
 def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return one-dimensional tensors stacked with zeros on their right, and the mask of what is real; both (B, T)."""
+    """Stack one-dimensional tensors, padded with zeros on the right; return them and their mask, both (B, T)."""
     width = max(len(row) for row in rows)
     stacked_BT = torch.zeros((len(rows), width), dtype=rows[0].dtype)
     mask_BT = torch.zeros((len(rows), width), dtype=torch.bool)

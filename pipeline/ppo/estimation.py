@@ -1,4 +1,4 @@
-"""From a rollout's scores to what is learnt from it: advantages and returns of every token.
+"""Computes the advantages and returns of every token from a rollout's scores.
 
 Shapes: B responses, T response tokens.
 """
@@ -28,19 +28,19 @@ def estimate(
     has_ends: bool,
     is_first: bool,
 ) -> dict[str, float]:
-    """Turn scores into advantages and returns, which are written into the episodes.
+    """Compute advantages and returns from scores, and write them into the episodes.
 
     Args:
-        episodes: this process's, scored and measured.
-        settings: of the algorithm.
-        scale: centre and deviation of scores so far; takes up these.
-        ranks: the processes of the run.
-        price: β of the divergence in the reward; 0 leaves it out.
-        has_ends: whether there are end tokens: without any no response is cut off.
-        is_first: whether the policy is still the reference, so that a centre can be measured.
+        episodes: this rank's episodes, scored and measured.
+        settings: settings of the algorithm.
+        scale: centre and deviation of the scores; updated with these scores.
+        ranks: all ranks of the run.
+        price: β of the KL penalty in the reward; 0 leaves it out.
+        has_ends: whether there are end tokens; without any, no response counts as truncated.
+        is_first: whether the policy is still the reference, so that the centre can be measured.
 
     Returns:
-        `return_mean`, `return_std`, `explained_variance`, `score_clipfrac` (share of scores that were cut).
+        `return_mean`, `return_std`, `explained_variance`, `score_clipfrac` (fraction of clipped scores).
     """
     s = settings
     raw = [episode.score for episode in episodes]
@@ -66,10 +66,10 @@ def estimate(
     if s.whiten:
         advantages_BT = whiten(advantages_BT, learnt_BT, ranks)
     for row, episode in enumerate(episodes):
-        kept = len(episode.response_ids)
-        episode.advantages_T, episode.returns_T = advantages_BT[row, :kept], returns_BT[row, :kept]
-    cut = sum(scale.is_cut(score, scale=s.score_scaling == "running", clip=s.score_clip) for score in raw)
-    clipped, count = ranks.sums(float(cut), float(len(raw)))
+        length = len(episode.response_ids)
+        episode.advantages_T, episode.returns_T = advantages_BT[row, :length], returns_BT[row, :length]
+    clipped_scores = sum(scale.is_cut(score, scale=s.score_scaling == "running", clip=s.score_clip) for score in raw)
+    clipped, count = ranks.sums(float(clipped_scores), float(len(raw)))
     return {
         "return_mean": mean,
         "return_std": variance**0.5,
@@ -79,7 +79,7 @@ def estimate(
 
 
 def learnt(episodes: Sequence[Episode], settings: PPOSettings, *, has_ends: bool) -> Tensor:
-    """Return which episodes enter the loss, (B,): with `truncation: mask` only those that ended."""
+    """Return which episodes enter the loss, (B,): with `truncation: mask` only those with an end token."""
     if settings.truncation != "mask" or not has_ends:
         return torch.ones(len(episodes), dtype=torch.bool)
     return torch.tensor([episode.ended for episode in episodes], dtype=torch.bool)

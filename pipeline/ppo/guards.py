@@ -1,7 +1,7 @@
-"""Watches a PPO run for the known ways to fail, and says the cause and the remedy.
+"""Guards that detect the known failures of PPO from its metrics, and report cause and remedy.
 
-Each guard looks at the metrics of one iteration. A notice is told once; what cannot get better ends the run with an
-error, and the best checkpoint so far remains the result.
+Each guard checks the metrics of one iteration. A notice is given once. A failure that cannot recover ends the run, and
+the best checkpoint so far remains the result.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from pipeline.ppo.control import KLController
 from pipeline.ppo.settings import PPOSettings
 
 START_KL = 1e-2
-"""Nats per response that rounding may make of a divergence that should be zero."""
+"""Largest divergence, in nats per response, that counts as rounding where it should be zero."""
 LARGEST_KL = 50.0
-"""Nats per response."""
+"""Largest divergence from the reference in nats per response, by k1."""
 LARGEST_TOKEN_KL = 0.5
-"""Nats per token, by k3."""
+"""Largest divergence from the reference in nats per token, by k3."""
 RARE_END = 0.2
-"""Share of responses that end by themselves below which something is wrong."""
+"""Fraction of responses with an end token below which a guard reports."""
 PATIENCE = 3
 NEGATIVE_PATIENCE = 5
 MOST_RAISES = 1
 LEAST_PRICE = 0.02
-"""β that a run without a price of divergence gets when it has gone too far."""
+"""Smallest β after a guard raised it, also for a run that had none."""
 
 
 class Stopped(Exception):  # noqa: N818  (an end, not an error)
-    """A guard ends the run; what was learnt up to the best checkpoint stays.
+    """A guard ended the run; the best checkpoint so far is the result.
 
     Attributes:
         problem: cause and remedy.
@@ -43,19 +43,19 @@ class Stopped(Exception):  # noqa: N818  (an end, not an error)
 
 @dataclass
 class Guards:
-    """The memory of the guards between iterations.
+    """The guards, with their state between iterations.
 
     Attributes:
-        told: notices given already.
-        high_kl: iterations in a row with a divergence that is too large.
-        negative_kl: iterations in a row with a negative divergence.
-        wild_ratio: iterations in a row that were cut short.
-        skipped: optimizer steps skipped in a row.
+        told: notices already given.
+        high_kl: consecutive iterations with too large a divergence.
+        negative_kl: consecutive iterations with a negative divergence.
+        wild_ratio: consecutive iterations whose epochs were cut short.
+        skipped: consecutive skipped optimizer steps.
         rate: factor on both learning rates.
-        raised: times the price of divergence was raised.
-        gamed: evaluations in a row in which what is watched fell while the reward rose.
+        raised: times β was raised.
+        gamed: consecutive evaluations in which the watched score fell while the reward rose.
         start: metrics of the first rollout.
-        watched: those of the first evaluation, where something is watched.
+        watched: metrics of the first evaluation that has a watched score.
     """
 
     told: list[str] = field(default_factory=list)
@@ -70,14 +70,14 @@ class Guards:
     watched: dict[str, float] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """Return the memory as JSON."""
+        """Return the state as plain data for JSON."""
         return asdict(self)
 
     def step_skipped(self, settings: PPOSettings) -> None:
         """Count a skipped optimizer step.
 
         Raises:
-            PipelineError: too many in a row.
+            PipelineError: too many consecutive steps were skipped.
         """
         self.skipped += 1
         if self.skipped >= settings.max_skipped:
@@ -91,10 +91,10 @@ class Guards:
             )
 
     def check_start(self, metrics: Mapping[str, float], *, ends_are_taught: bool) -> None:
-        """Look at the first rollout, before anything is learnt from it.
+        """Check the first rollout, before the first update.
 
         Raises:
-            PipelineError: the reference is not the policy it started from, or nothing will ever end.
+            PipelineError: the reference differs from the starting policy, or the policy never learnt to end responses.
         """
         self.start = dict(metrics)
         if abs(metrics["kl"]) > START_KL or metrics["kl_k3"] > START_KL:
@@ -118,32 +118,32 @@ class Guards:
     def look(
         self, metrics: Mapping[str, float], settings: PPOSettings, iteration: int, kl: KLController | None = None
     ) -> list[str]:
-        """Return notices about an iteration, and act on what is wrong.
+        """Check an iteration; return new notices, and adapt β or the learning rates if needed.
 
         Raises:
-            Stopped: the policy left the reference for good, or is not scored with the law it is sampled from.
+            Stopped: the policy stays too far from the reference, or scoring and sampling disagree.
         """
         if not self.start:
             self.start = dict(metrics)
-        found = [
+        notices = [
             *self._about_divergence(metrics, settings, kl),
             *self._about_responses(metrics),
             *self._about_learning(metrics, settings, iteration),
         ]
-        new = [text for key, text in found if key not in self.told]
-        self.told += [key for key, _ in found if key not in self.told]
+        new = [text for key, text in notices if key not in self.told]
+        self.told += [key for key, _ in notices if key not in self.told]
         return new
 
     def look_at_evaluation(self, metrics: Mapping[str, float], unpriced: KLController | None = None) -> list[str]:
-        """Return notices about an evaluation: whether what is watched falls while the reward rises.
+        """Check an evaluation; return new notices, such as that the watched score falls while the reward rises.
 
         Args:
-            metrics: of the evaluation.
-            unpriced: given where training has no price of divergence, and so does not measure it: then evaluations
-                are where a policy that left its reference is found.
+            metrics: metrics of the evaluation.
+            unpriced: the KL controller, if training has no KL penalty and so does not measure the divergence;
+                evaluations then check it.
 
         Raises:
-            Stopped: either went on for several evaluations in a row.
+            Stopped: a failure lasted for several consecutive evaluations.
         """
         if unpriced is not None and "eval_kl" in metrics:
             far = self._too_far(metrics["eval_kl"], metrics["eval_kl_k3"], metrics["eval_length"], unpriced)
@@ -174,7 +174,7 @@ class Guards:
     def _about_divergence(
         self, metrics: Mapping[str, float], settings: PPOSettings, kl: KLController | None
     ) -> list[tuple[str, str]]:
-        """Count what goes on too long; raise the price of divergence once before the run is stopped for it."""
+        """Check the divergence from the reference, and count iterations that were cut short."""
         self.wild_ratio = self.wild_ratio + 1 if metrics["epochs_run"] < settings.epochs else 0
         if "kl" not in metrics:
             return []
@@ -191,7 +191,7 @@ class Guards:
         return self._too_far(metrics["kl"], metrics["kl_k3"], metrics["length"], kl)
 
     def _too_far(self, k1: float, k3: float, length: float, kl: KLController | None) -> list[tuple[str, str]]:
-        """Raise the price of divergence where it stays too large; stop the run where it was raised already."""
+        """Raise β if the divergence stays too large; stop the run if β was already raised."""
         too_far = k1 > LARGEST_KL or k3 / max(length, 1.0) > LARGEST_TOKEN_KL
         self.high_kl = self.high_kl + 1 if too_far else 0
         if self.high_kl < PATIENCE:
@@ -209,44 +209,46 @@ class Guards:
         )
 
     def _about_responses(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        found = []
+        notices = []
         if metrics["eos_rate"] < RARE_END:
             share = f"{metrics['eos_rate']:.0%}"
             text = f"only {share} of responses end by themselves: raise max_new_tokens, or tune on answers that end"
-            found.append(("eos", text))
+            notices.append(("eos", text))
         elif metrics["eos_rate"] < 0.5 <= self.start["eos_rate"]:
             text = "more than half of the responses run to max_new_tokens: raise kl_coef, or set overlong_buffer"
-            found.append(("longest", text))
+            notices.append(("longest", text))
         if metrics["distinct_2"] < 0.2:
-            found.append(("repetition", "responses repeat themselves (distinct bigrams below 20 %): raise kl_coef"))
+            notices.append(("repetition", "responses repeat themselves (distinct bigrams below 20 %): raise kl_coef"))
         grown = metrics["length"] > 1.5 * self.start["length"] and metrics["reward"] > self.start["reward"]
         if metrics["length_corr"] > 0.7 and grown:
             text = (
                 "the reward pays for length (correlation above 0.7; reward_same_length has it taken out): see the "
                 "reward model's report, or set overlong_buffer"
             )
-            found.append(("length", text))
+            notices.append(("length", text))
         if metrics["entropy"] < 0.1 * self.start["entropy"]:
             text = (
                 "entropy fell below a tenth of its start: raise entropy_coef, set clip_range_high: 0.28, or lower "
                 "learning_rate"
             )
-            found.append(("entropy", text))
-        return found
+            notices.append(("entropy", text))
+        return notices
 
     def _about_learning(
         self, metrics: Mapping[str, float], settings: PPOSettings, iteration: int
     ) -> list[tuple[str, str]]:
-        found = []
+        notices = []
         if self.wild_ratio >= PATIENCE:
             self.rate, self.wild_ratio = self.rate / 2, 0
             text = f"target_kl or max_ratio cut {PATIENCE} rollouts short in a row: rates are now × {self.rate:g}"
-            found.append((f"rate {self.rate}", text))
+            notices.append((f"rate {self.rate}", text))
         if iteration >= settings.critic_warmup + 10 and metrics["explained_variance"] < 0:
             text = "the value function explains nothing after 10 iterations: raise value_learning_rate or critic_warmup"
-            found.append(("critic", text))
+            notices.append(("critic", text))
         if metrics["score_std"] > 5:
-            found.append(("wide", "scores spread by more than 5: try score_scaling: running"))
+            notices.append(("wide", "scores spread by more than 5: try score_scaling: running"))
         if metrics["score_std"] < 0.05 and settings.score_scaling == "none":
-            found.append(("narrow", "scores hardly differ (standard deviation below 0.05): try score_scaling: running"))
-        return found
+            notices.append(
+                ("narrow", "scores hardly differ (standard deviation below 0.05): try score_scaling: running")
+            )
+        return notices

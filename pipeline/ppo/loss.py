@@ -1,4 +1,4 @@
-"""PPO's losses, one value per token; the caller sums them and divides by the tokens of the whole minibatch. Pure.
+"""PPO's losses, one value per token; the caller sums them and divides by the minibatch's tokens. Pure functions.
 
 References: Schulman et al. 2017, arXiv:1707.06347, equations 7 and 9; Ye et al. 2020, arXiv:1912.09729, equation 5
 (dual clip); Engstrom et al. 2020, arXiv:2005.12729 (value clipping).
@@ -19,7 +19,7 @@ _LARGEST_LOG_RATIO = 20.0
 
 
 class PolicyLoss(NamedTuple):
-    """The clipped objective and what is worth logging about it; each of shape (N,)."""
+    """The clipped policy loss, the log-ratios, and which tokens were clipped; each of shape (N,)."""
 
     loss_N: Tensor
     log_ratio_N: Tensor
@@ -39,13 +39,13 @@ def policy_loss(
     """Return −min(ρA, clip(ρ)A), bounded by −cA where A < 0 and ``dual_clip`` is c.
 
     Args:
-        logp_N: under the policy being trained.
-        old_N: under the policy that sampled.
-        advantages_N: whitened or not.
+        logp_N: log-probabilities under the policy being trained.
+        old_N: log-probabilities under the policy that sampled.
+        advantages_N: advantages A, whitened or not.
         clip_range: ε.
-        clip_high: ε above 1 where it differs (DAPO's clip-higher).
-        dual_clip: c > 1 + ε; 0 switches the bound off.
-        weights_N: of each token (truncated importance sampling); 1 when omitted.
+        clip_high: ε for ratios above 1 (DAPO's clip-higher); ``clip_range`` when omitted.
+        dual_clip: c > 1 + ε; 0 disables the bound.
+        weights_N: weight of each token (truncated importance sampling); 1 when omitted.
     """
     log_ratio_N = logp_N - old_N
     ratio_N = log_ratio_N.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp()
@@ -61,7 +61,7 @@ def policy_loss(
 
 
 def kl_loss(logp_N: Tensor, reference_N: Tensor) -> Tensor:
-    """Return the divergence from the reference per token, with an unbiased gradient: k3's value and k2's gradient.
+    """Return the divergence from the reference per token, with k3's value and the unbiased gradient of k2.
 
     Reference: Schulman 2020, "Approximating KL divergence"; k3 itself has a biased gradient.
     """
@@ -70,7 +70,7 @@ def kl_loss(logp_N: Tensor, reference_N: Tensor) -> Tensor:
 
 
 def importance_weights(trained_N: Tensor, sampled_N: Tensor, *, clip: float) -> Tensor:
-    """Return min(π_trainer / π_sampler, clip) per token: what corrects for an engine that samples from another law.
+    """Return min(π_trainer / π_sampler, clip) per token: corrects for an engine that samples from another distribution.
 
     Reference: truncated importance sampling, Ionides 2008; for rollout engines Yao et al. 2025.
     """
@@ -78,7 +78,7 @@ def importance_weights(trained_N: Tensor, sampled_N: Tensor, *, clip: float) -> 
 
 
 class ValueLoss(NamedTuple):
-    """Half the squared error, clipped; each of shape (N,)."""
+    """Half the clipped squared error, and which tokens were clipped; each of shape (N,)."""
 
     loss_N: Tensor
     clipped_N: Tensor
@@ -88,15 +88,15 @@ def value_loss(values_N: Tensor, old_N: Tensor, returns_N: Tensor, *, clip: floa
     """Return ½·max((V − R)², (V_clipped − R)²), where V_clipped stays within ``clip`` of the old value.
 
     Args:
-        values_N: of the value function being trained.
+        values_N: values V of the value function being trained.
         old_N: its values when the responses were sampled.
-        returns_N: targets.
-        clip: largest change that still earns gradient; 0 does not clip.
+        returns_N: returns R, the targets.
+        clip: largest change of a value that still gets a gradient; 0 does not clip.
     """
     plain_N = (values_N - returns_N).square()
     if not clip:
         return ValueLoss(plain_N / 2, torch.zeros_like(plain_N, dtype=torch.bool))
     change_N = values_N - old_N
     clipped_N = (old_N + change_N.clamp(-clip, clip) - returns_N).square()
-    is_clipped_N = (clipped_N > plain_N) & (change_N.abs() > clip)  # inside, the two differ by rounding only
+    is_clipped_N = (clipped_N > plain_N) & (change_N.abs() > clip)  # within the clip the two differ by rounding only
     return ValueLoss(torch.maximum(plain_N, clipped_N) / 2, is_clipped_N.detach())

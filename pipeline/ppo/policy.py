@@ -1,12 +1,12 @@
-"""The models of PPO behind one face: policy, value function, reference.
+"""The models of PPO behind one interface: policy, value function, reference.
 
 Layouts (what is trained, what is shared):
 
     full       policy: all weights    value: a head on the policy's trunk                    reference: a frozen copy
     separate   policy: all weights    value: a model of its own                              reference: a frozen copy
     LoRA       policy: an adapter     value: a head, or an adapter of its own with a head    reference: no adapter
-    cut LoRA   as LoRA, on the layers from `cut` upwards: what the frozen layers below make of a response is computed
-               once per rollout and serves policy, value, reference and all epochs
+    cut LoRA   as LoRA, on the layers from `cut` upwards: the hidden states of the frozen layers below are computed
+               once per rollout, and shared by policy, value function and reference over all epochs
 
 Only positions that predict a response token go through the output layer.
 
@@ -34,7 +34,7 @@ from pipeline.ppo.episodes import MicroBatch
 
 
 class Outputs(NamedTuple):
-    """What one forward pass says about each response token, shape (N,) each; values and entropy only when asked for."""
+    """Outputs of a forward pass for each response token, shape (N,) each; values and entropy are optional."""
 
     logp_N: Tensor
     values_N: Tensor | None
@@ -42,7 +42,7 @@ class Outputs(NamedTuple):
 
 
 class ValueHead(nn.Module):
-    """A linear value function on hidden states; starts at V = 0, so the first returns are Monte-Carlo returns."""
+    """A linear value function on hidden states; starts at V = 0, so the first advantages ignore the value function."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class ValueHead(nn.Module):
 
 
 class ValueModel(nn.Module):
-    """A value function with a trunk of its own: a sequence classification model read at every position."""
+    """A value function with a trunk of its own: a sequence classification model, evaluated at every position."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ValueModel(nn.Module):
 
 
 class Whole(nn.Module):
-    """Policy, value function and reference as one module: what an engine that shards weights is put around."""
+    """Policy, value function and reference as one module, for engines that shard weights to wrap."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Whole(nn.Module):
             self.reference = policy.reference
 
     def forward(self, run: Callable[[], Any]) -> Any:
-        """Run something that calls these models, inside the engine's own forward pass."""
+        """Call ``run``, which calls these models, inside the engine's forward pass."""
         return run()
 
 
@@ -89,15 +89,15 @@ class Policy:
     """Policy, value function and reference.
 
     Attributes:
-        model: a causal language model, plain or with an adapter.
-        value: a head on its trunk, or a model of its own.
-        reference: a frozen copy; None where an adapter is switched off, or a `ref` adapter on, instead.
-        temperature: divides the logits of policy and reference alike.
-        cut: layers below this one are frozen and cached; None caches nothing.
-        value_gradient: whether a head's gradient reaches the trunk.
-        value_adapter: whether the value function has an adapter of its own on the trunk, beside its head.
-        precision: of the computation where it is not that of the weights.
-        recompute: compute a layer's activations again in the backward pass, instead of keeping them (Chen et al. 2016,
+        model: the policy's causal language model, plain or with an adapter.
+        value: a head on the policy's trunk, or a model of its own.
+        reference: a frozen copy; None if the reference is the policy's model without adapter or with its `ref` adapter.
+        temperature: divides the logits of policy and reference.
+        cut: the layers below this index are frozen, and their output is cached; None caches nothing.
+        value_gradient: whether a value head's gradient reaches the trunk.
+        value_adapter: whether the value function has an adapter of its own on the trunk.
+        precision: autocast dtype; None computes in the dtype of the weights.
+        recompute: activation checkpointing: recompute a layer's activations in the backward pass (Chen et al. 2016,
             arXiv:1604.06174).
     """
 
@@ -112,7 +112,7 @@ class Policy:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        """Switch dropout off, or the probability ratio would not start at 1, and prepare the halves of a cut model."""
+        """Disable dropout, with which the probability ratio would not start at 1; prepare the halves of a cut model."""
         for module in (self.model, self.value, self.reference):
             if module is not None:
                 without_dropout(module)
@@ -130,12 +130,12 @@ class Policy:
             self._lower = _with_layers(plain, stop=self.cut)
 
     def through(self, engine: Any) -> None:
-        """Let every call of a model go through an engine around `whole`, in step with all processes."""
+        """Route every model call through an engine that wraps `whole`; passes are then collective over all ranks."""
         self._through = engine
         self.in_step = True
 
     def _recomputing_layers(self) -> list[nn.Module]:
-        """Set the layers of what is trained up to be computed again, which they are while they are in training mode."""
+        """Enable activation checkpointing in the trained layers; it is active while a layer is in training mode."""
         parts = [*self.model.modules(), *self.value.modules()]
         layers: list[nn.Module] = [part for part in parts if isinstance(part, GradientCheckpointingLayer)]
         for layer in layers:
@@ -146,9 +146,10 @@ class Policy:
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
-        """Put the layers to be computed again into training mode, where there is something to learn.
+        """Activate activation checkpointing if gradients are enabled, by setting the layers to training mode.
 
-        What is in them stays as it is; in sampling and scoring a layer in that mode would go without its cache.
+        Their submodules stay in evaluation mode. In sampling and scoring, a layer in training mode would not use its
+        cache.
         """
         for layer in self._recomputed if torch.is_grad_enabled() else ():
             layer.training = True
@@ -159,38 +160,38 @@ class Policy:
                 layer.training = False
 
     def run(self, work: Callable[[], Any]) -> Any:
-        """Do something that calls the models, through the engine."""
+        """Call ``work``, which calls the models, through the engine and in the compute precision."""
         with self.computing():
             return self._through(work)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """Compute in the precision asked for."""
+        """Return an autocast context for `precision`."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     def blocks(self) -> list[nn.Module]:
-        """Return the layers of all decoders: what is gathered together when weights are sharded."""
+        """Return the layers of all decoders, the units that FSDP2 shards and gathers."""
         decoders = [decoder_of(model) for model in (self.model, self.reference) if model is not None]
         decoders += [self.value.trunk] if isinstance(self.value, ValueModel) else []
         return [layer for decoder in decoders for layer in getattr(decoder, "layers", getattr(decoder, "h", []))]
 
     @property
     def device(self) -> torch.device:
-        """Where the policy is."""
+        """Device of the policy."""
         device: torch.device = self.model.device
         return device
 
     @property
     def policy_parameters(self) -> list[nn.Parameter]:
-        """Weights of the policy that are trained."""
+        """Trained weights of the policy."""
         return [parameter for name, parameter in self.trained().items() if name.startswith("policy.")]
 
     @property
     def value_parameters(self) -> list[nn.Parameter]:
-        """Weights of the value function that are trained."""
+        """Trained weights of the value function."""
         return [parameter for name, parameter in self.trained().items() if name.startswith("value.")]
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return everything that is trained, by name: what a checkpoint keeps."""
+        """Return all trained weights by name, prefixed with `policy.` or `value.`, as in checkpoints."""
         named = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -216,7 +217,7 @@ class Policy:
         return logp_N, self._values(batch, hidden_NH) if values else None, entropy_N
 
     def nothing(self) -> Tensor:
-        """Return a zero that every trained weight has a (zero) gradient of."""
+        """Return a zero whose backward pass gives every trained weight a zero gradient."""
         return torch.stack([parameter.sum() for parameter in self.trained().values()]).sum() * 0.0
 
     def reference_logp(self, batch: MicroBatch) -> Tensor:
@@ -232,7 +233,11 @@ class Policy:
             return logp_N
 
     def lower_states(self, ids_BT: Tensor) -> Tensor:
-        """Return what the frozen lower layers make of the tokens, shape (B, T, H)."""
+        """Return the hidden states after the frozen lower layers, shape (B, T, H).
+
+        Raises:
+            ValueError: the model is not cut.
+        """
         if self._lower is None:
             raise ValueError("the model is not cut")
         decoder = getattr(self._lower, self._lower.base_model_prefix)
@@ -242,19 +247,19 @@ class Policy:
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:
-        """Yield the model to sample from: an adapter is folded in meanwhile and taken out bit for bit."""
+        """Yield the model to sample from; an adapter is merged meanwhile, and the weights are restored bit for bit."""
         if not isinstance(self.model, PeftModel) or getattr(self.model, "is_quantized", False):
             with self.computing():
                 yield self.model
             return
         layers = tuned_layers(self.model)
-        kept = [(layer, layer.get_base_layer().weight.data.clone()) for layer in layers]
+        unmerged = [(layer, layer.get_base_layer().weight.data.clone()) for layer in layers]
         self.model.merge_adapter()
         try:
             with self.computing():
                 yield self.model
         finally:
-            for layer, weight in kept:
+            for layer, weight in unmerged:
                 layer.get_base_layer().weight.data.copy_(weight)
                 layer.merged_adapters.clear()
 
@@ -269,13 +274,13 @@ class Policy:
         return values_N.float()
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
-        """Return the trunk's last hidden states at the positions asked for, shape (N, H)."""
+        """Return the trunk's last hidden states at the batch's positions, shape (N, H)."""
         if self._upper is None or batch.hidden_BTH is None:
             return hidden_at(decoder_of(self.model), batch.positions_N, input_ids=batch.ids_BT)
         return hidden_at(decoder_of(self._upper), batch.positions_N, inputs_embeds=batch.hidden_BTH)
 
     def scores(self, reward: TrunkReward, ids_BT: Tensor, positions_B: Tensor) -> Tensor:
-        """Return a reward model's scores at one position of each row, by its adapter on the trunk, shape (B,)."""
+        """Return the scores of a reward adapter on the trunk at one position of each row, shape (B,)."""
 
         def scored() -> Tensor:
             with torch.no_grad(), use_adapter(self.model, REWARD):
@@ -283,17 +288,17 @@ class Policy:
                 scores_B: Tensor = reward.head(hidden_BH.to(reward.head.weight.dtype)).float().flatten()
                 return scores_B
 
-        found_B: Tensor = self.run(scored)
-        return found_B
+        scores_B: Tensor = self.run(scored)
+        return scores_B
 
     def _head(self, model: Any, upper: Any | None, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return logits and the hidden states in front of the output layer at the positions asked for."""
+        """Return the logits and the hidden states before the output layer, at the batch's positions."""
         if upper is None or batch.hidden_BTH is None:
             return logits_at(model, batch.positions_N, input_ids=batch.ids_BT)
         return logits_at(upper, batch.positions_N, inputs_embeds=batch.hidden_BTH)
 
     def _as_reference(self) -> AbstractContextManager[Any]:
-        """Make the policy its own reference for a while: its adapter off, or its `ref` adapter on."""
+        """Return a context in which the policy's model is the reference: without its adapter, or with its `ref` adapter."""
         if self.reference is not None or not isinstance(self.model, PeftModel):
             return nullcontext()
         return use_adapter(self.model, REFERENCE if REFERENCE in self.model.peft_config else None)
@@ -316,7 +321,7 @@ def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
 
 
 def without_dropout(module: nn.Module) -> None:
-    """Set every dropout of a model to zero, those inside attention and adapters included."""
+    """Set every dropout rate of a model to zero, including those in attention and in adapters."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -329,7 +334,7 @@ def without_dropout(module: nn.Module) -> None:
 
 
 def can_be_cut(model: Any) -> bool:
-    """Return whether a model's layers can be run in two halves: those of a decoder of the llama family can."""
+    """Return whether a model's layers can be run in two halves: its decoder has `layers` and `norm` as llama's does."""
     decoder = getattr(model, model.base_model_prefix, None)
     return isinstance(getattr(decoder, "layers", None), nn.ModuleList) and isinstance(
         getattr(decoder, "norm", None), nn.Module
@@ -337,9 +342,9 @@ def can_be_cut(model: Any) -> bool:
 
 
 def _with_layers(model: Any, *, start: int = 0, stop: int | None = None) -> Any:
-    """Return a view of a causal language model with some of its layers; weights are shared.
+    """Return a view of a causal language model with only the layers from ``start`` to ``stop``; weights are shared.
 
-    The lower part ends without the last norm: its output is what the layer after it would be given.
+    The lower half has no final norm, because its output is the input of the next layer.
     """
     causal, decoder = _view(model), _view(getattr(model, model.base_model_prefix))
     layers = list(decoder.layers)[start:stop]
@@ -355,7 +360,7 @@ def _with_layers(model: Any, *, start: int = 0, stop: int | None = None) -> Any:
 
 
 def _view(module: nn.Module) -> Any:
-    """Return a module that shares everything with another but may have other children."""
+    """Return a shallow copy of a module, whose children can be replaced without changing the original."""
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view

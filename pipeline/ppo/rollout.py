@@ -1,7 +1,7 @@
-"""Sampling responses: which prompts, with which engine, from which random numbers.
+"""Samples responses: chooses the prompts, the engine and the random numbers.
 
-Which prompts an iteration takes and which random numbers a response gets are functions of the seed, the iteration,
-and the place in the rollout: they depend neither on the number of processes nor on where a run was resumed.
+The prompts of an iteration and the random numbers of a response are functions of the seed, the iteration and the index
+in the rollout. They depend neither on the number of ranks nor on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ EngineName = Literal["batched", "generate", "vllm"]
 
 
 class Sampled(NamedTuple):
-    """What an engine sampled, row by row.
+    """Responses sampled by an engine.
 
     Attributes:
-        responses: token ids; the end token, where there is one, is the last.
-        logps: their log-probabilities under the engine's own law; None where that is the model's.
+        responses: token ids of each response; the end token, if there is one, is the last.
+        logps: log-probabilities of the tokens as the engine computed them; None if they equal the model's.
     """
 
     responses: list[list[int]]
@@ -40,21 +40,29 @@ class Engine(Protocol):
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
     ) -> Sampled:
-        """Sample."""
+        """Sample one response per prompt.
+
+        Args:
+            model: model to sample from.
+            prompts: token ids of each prompt.
+            seed: seed of this rollout.
+            places: index of each prompt in the full rollout, for its random numbers.
+            greedy: take the most likely token each time.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class BatchedEngine:
-    """Our own loop: rows that ended leave the batch, no logits are kept; any architecture of transformers.
+    """Our own decoding loop (`decode`), for any causal model of transformers.
 
     Attributes:
         max_new_tokens: longest response.
-        eos_ids: tokens that end a response; none for responses of a fixed length.
+        eos_ids: tokens that end a response; empty for responses of a fixed length.
         pad_id: fills the left of shorter prompts.
-        temperature: of sampling.
+        temperature: sampling temperature.
         batch_size: rows decoded together.
-        say: told once if the model's cache cannot be used.
+        say: called once if the model's cache cannot be used.
     """
 
     max_new_tokens: int
@@ -67,7 +75,7 @@ class BatchedEngine:
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
     ) -> Sampled:
-        """Sample; a response depends on its seed and place alone."""
+        """Sample one response per prompt; a response depends on its seed and place only."""
         responses = decode(
             model,
             prompts,
@@ -86,9 +94,9 @@ class BatchedEngine:
 
 @dataclass(frozen=True)
 class GenerateEngine:
-    """`model.generate` of transformers: for a GPU. Seeded per rollout, so its rows depend on one another.
+    """`model.generate` of transformers, for a GPU. Seeded per rollout, so a response depends on the other prompts.
 
-    A model whose cache is not right for rows padded on the left is sampled by `BatchedEngine`.
+    Falls back to `BatchedEngine` for a model whose cache is not correct with left padding.
     """
 
     max_new_tokens: int
@@ -104,8 +112,8 @@ class GenerateEngine:
         from transformers import GenerationConfig
 
         if cache_use(model, prompts, self.pad_id, self.say) != "padded":
-            own = BatchedEngine(self.max_new_tokens, self.eos_ids, self.pad_id, self.temperature, say=self.say)
-            return own(model, prompts, seed=seed, places=places, greedy=greedy)
+            fallback = BatchedEngine(self.max_new_tokens, self.eos_ids, self.pad_id, self.temperature, say=self.say)
+            return fallback(model, prompts, seed=seed, places=places, greedy=greedy)
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -119,37 +127,37 @@ class GenerateEngine:
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.inference_mode(), only_what_is_given(model):
             torch.manual_seed(seed * 1_000_003 + (places[0] if places else 0))
-            found = model.generate(
+            sequences = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
             )
-        return Sampled([_until_end(row, self.eos_ids) for row in found[:, width:].tolist()])
+        return Sampled([_until_end(row, self.eos_ids) for row in sequences[:, width:].tolist()])
 
 
 def _until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
-    for place, token in enumerate(tokens):
+    for position, token in enumerate(tokens):
         if token in eos_ids:
-            return tokens[: place + 1]
+            return tokens[: position + 1]
     return tokens
 
 
 def prompt_order(count: int, start: int, number: int, seed: int) -> list[int]:
-    """Return prompts ``start`` to ``start + number`` of endless shuffled passes over ``count`` prompts."""
-    found: list[int] = []
+    """Return the indices ``start`` to ``start + number`` of an endless sequence of shuffled passes over all prompts."""
+    order: list[int] = []
     passes: dict[int, list[int]] = {}
     for position in range(start, start + number):
         lap, offset = divmod(position, count)
         if lap not in passes:
             passes[lap] = list(range(count))
             random.Random(f"{seed}/prompts/{lap}").shuffle(passes[lap])
-        found.append(passes[lap][offset])
-    return found
+        order.append(passes[lap][offset])
+    return order
 
 
 def _with_ends(sampled: Sampled, eos_ids: Sequence[int]) -> Sampled:
-    """Let a response an engine left empty be its end token alone: nothing later has a place for no tokens.
+    """Replace empty responses by an end token, because every episode needs at least one token.
 
     Raises:
-        ValueError: there is no end token.
+        ValueError: a response is empty, and there is no end token.
     """
     if all(sampled.responses):
         return sampled
@@ -170,12 +178,12 @@ def roll_out(
     """Sample one response per prompt.
 
     Args:
-        sampling: gives the model to sample from, whole, an adapter folded in.
-        engine: how.
-        prompts: with their places in the whole rollout.
-        seed: of this rollout.
+        sampling: context that yields the model to sample from, with full weights and a merged adapter.
+        engine: rollout engine.
+        prompts: prompts with their indices in the full rollout.
+        seed: seed of this rollout.
         eos_ids: tokens that end a response.
-        decode_text: tokens to text without special tokens.
+        decode_text: converts tokens to text without special tokens.
     """
     places = [place for place, _ in prompts]
     ids = [prompt.ids for _, prompt in prompts]

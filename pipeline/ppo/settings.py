@@ -1,8 +1,8 @@
-"""The words of PPO's `train:`, with their defaults and where these come from. No torch.
+"""The fields of PPO's `train:`, with their defaults and the papers these come from. No torch.
 
 References: Schulman et al. 2017 (PPO, arXiv:1707.06347); Schulman et al. 2016 (GAE, arXiv:1506.02438); Ziegler et al.
-2019
-(arXiv:1909.08593; adaptive KL); Huang et al. 2024 ("The N+ Implementation Details of RLHF with PPO", arXiv:2403.17031).
+2019 (adaptive KL, arXiv:1909.08593); Huang et al. 2024 ("The N+ Implementation Details of RLHF with PPO",
+arXiv:2403.17031).
 """
 
 from __future__ import annotations
@@ -17,53 +17,54 @@ from pipeline.stage import Runtime, StageConfig
 
 
 class PPOSettings(StageConfig):
-    """How PPO trains. One iteration samples `rollout_batch` responses and learns from them `epochs` times.
+    """Settings of PPO. One iteration samples `rollout_batch` responses and trains on them for `epochs` passes.
 
     Attributes:
-        iterations: rollouts in all.
+        iterations: number of rollouts.
         rollout_batch: responses per iteration, over all processes.
         epochs: passes over each rollout.
         minibatches: optimizer steps per pass.
         max_new_tokens: longest response.
-        temperature: of sampling; log-probabilities are those of the same temperature.
-        learning_rate: of the policy.
-        value_learning_rate: of the value function; five times the policy's when omitted.
-        lr_scheduler_type: over iterations: to zero along a line or a cosine, or constant.
+        temperature: sampling temperature; log-probabilities use the same one.
+        learning_rate: learning rate of the policy.
+        value_learning_rate: learning rate of the value function; five times the policy's when omitted.
+        lr_scheduler_type: schedule over iterations: linear or cosine decay to zero, or constant.
         warmup_iterations: iterations of linear warm-up.
-        max_grad_norm: gradient norm clipped to, policy and value each; 0 does not clip.
-        adam_epsilon: of AdamW.
-        weight_decay: of AdamW.
-        kl_coef: β, price of one nat of divergence from the reference.
-        kl_target: nats per response that an adaptive β steers to (Ziegler et al. 2019, section 2.2); fixed β when
-            omitted.
-        kl_horizon: responses over which the adaptive β reacts.
+        max_grad_norm: gradient norm to clip to, for policy and value function each; 0 does not clip.
+        adam_epsilon: ε of AdamW.
+        weight_decay: weight decay of AdamW.
+        kl_coef: β, coefficient of the KL penalty per nat of divergence from the reference.
+        kl_target: divergence in nats per response that an adaptive β aims at (Ziegler et al. 2019, section 2.2); β is
+            fixed when omitted.
+        kl_horizon: responses over which the adaptive β adapts.
         kl_in_loss: put the divergence into the loss instead of the reward: k3's value with k2's gradient.
         gamma: discount.
         lam: λ of generalised advantage estimation.
-        whiten: advantages to mean 0 and variance 1 over the whole rollout.
+        whiten: whiten advantages to mean 0 and variance 1 over the full rollout.
         whiten_rewards: scale rewards by their standard deviation, keeping their mean.
         clip_range: ε of the probability ratio.
-        clip_range_high: ε above 1, where it differs (clip-higher, Yu et al. 2025, arXiv:2503.14476); 0.28 keeps entropy
-            up.
+        clip_range_high: ε for ratios above 1 (clip-higher, Yu et al. 2025, arXiv:2503.14476); `clip_range` when
+            omitted. 0.28 keeps entropy up.
         dual_clip: bound on the loss of a negative advantage, as a ratio (Ye et al. 2020, arXiv:1912.09729); 0
-            switches it off.
-        value_clip: of the value's change, in units of the returns' standard deviation (at least 1); 0 does not clip.
+            disables it.
+        value_clip: clip range of the value's change, in standard deviations of the returns (at least 1); 0 does not
+            clip.
         value_coef: weight of the value loss.
-        value_gradient: whether a value head on the policy's trunk sends its gradient into the trunk.
-        critic_warmup: first iterations that train the value function alone.
+        value_gradient: whether the gradient of a value head on the policy's trunk reaches the trunk.
+        critic_warmup: number of first iterations that train the value function only.
         entropy_coef: weight of an entropy bonus.
-        target_kl: mean divergence of new from old policy at which the remaining epochs of a rollout are skipped; 0
-            never.
-        max_ratio: probability ratio of any token at which they are skipped too; 0 never.
+        target_kl: mean divergence of new from old policy; the remaining epochs of a rollout are skipped beyond 1.5
+            times this. 0 never skips.
+        max_ratio: probability ratio of any token beyond which they are skipped too; 0 never skips.
         tis_clip: largest weight of a token whose probability under the rollout engine differs from the trainer's
-            (truncated importance sampling, Yao et al. 2025); 0 does not weigh.
-        ema_decay: of an exponential moving average of the policy, per optimizer step; the average is then what is
-            evaluated and kept.
-        missing_eos_penalty: taken off the score of a response without an end token.
+            (truncated importance sampling, Yao et al. 2025); 0 disables the weights.
+        ema_decay: decay of an exponential moving average of the policy, per optimizer step; the average is evaluated
+            and saved. 0 disables it.
+        missing_eos_penalty: subtracted from the score of a response without an end token.
         overlong_buffer: tokens before max_new_tokens over which a response's reward falls by up to 1 (DAPO's ramp).
-        truncation: what a response without an end token is worth after its last token: nothing (`terminal`), the value
-            function's estimate (`bootstrap`), or it is left out of the loss (`mask`).
-        score_clip: scores are cut to ± this; 0 does not.
+        truncation: value after the last token of a response without an end token: 0 (`terminal`), the value function's
+            estimate (`bootstrap`); `mask` leaves such responses out of the loss.
+        score_clip: scores are clipped to ± this; 0 does not clip.
         score_scaling: `running` divides scores by their running standard deviation.
         score_center: `reference` subtracts the mean score of the reference's own responses, measured once.
         ptx_coef: weight of a language-model loss on `ptx_data`, in the same optimizer step (PPO-ptx, InstructGPT
@@ -71,7 +72,7 @@ class PPOSettings(StageConfig):
         ptx_batch: conversations of `ptx_data` per optimizer step.
         eval_every: iterations between two evaluations on held-out prompts.
         eval_prompts: prompts of an evaluation; split off deterministically where the data holds out none.
-        max_skipped: optimizer steps in a row that may be skipped for a gradient that is not finite.
+        max_skipped: number of consecutive optimizer steps with a gradient that is not finite that ends the run.
         token_budget: padded tokens per forward pass.
     """
 
@@ -123,11 +124,11 @@ class PPOSettings(StageConfig):
 
     @property
     def value_rate(self) -> float:
-        """The value function's learning rate in force."""
+        """The value function's learning rate, with its default applied."""
         return 5 * self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
 
     def rate_factor(self, done: int) -> float:
-        """Return the factor on both learning rates after so many iterations."""
+        """Return the schedule's factor on both learning rates after ``done`` iterations."""
         if done < self.warmup_iterations:
             return (done + 1) / (self.warmup_iterations + 1)
         share = (done - self.warmup_iterations) / max(1, self.iterations - self.warmup_iterations)
@@ -136,12 +137,12 @@ class PPOSettings(StageConfig):
 
     @property
     def clip_high(self) -> float:
-        """ε above 1 in force."""
+        """ε for ratios above 1, with its default applied."""
         return self.clip_range if self.clip_range_high is None else self.clip_range_high
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the divergence from the reference costs anything from the start; evaluations measure it anyway."""
+        """Whether training uses a KL penalty from the start; evaluations measure the divergence in any case."""
         return self.kl_coef > 0 or self.kl_target is not None
 
     def check(self) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""What a response is worth to PPO: its score centred, scaled and clipped, less what its end or its length costs. Pure.
+"""Reward shaping for PPO: centres, scales and clips scores, and subtracts penalties. Pure functions.
 
 Reference: overlong penalty, Yu et al. 2025 (DAPO), arXiv:2503.14476, equation 13.
 """
@@ -15,13 +15,13 @@ from pipeline.ppo.settings import PPOSettings
 def shaped_scores(
     episodes: Sequence[Episode], scale: ScoreScale, settings: PPOSettings, *, has_ends: bool
 ) -> list[float]:
-    """Return the reward of each response, to be paid at its last token.
+    """Return the reward of each response, which is given at its last token.
 
     Args:
-        episodes: scored.
-        scale: centre and deviation of scores so far.
-        settings: which of them are used.
-        has_ends: whether there are end tokens: without any no response is cut off.
+        episodes: scored episodes.
+        scale: centre and deviation of the scores so far.
+        settings: settings of the algorithm.
+        has_ends: whether there are end tokens; without any, no response counts as truncated.
     """
     s = settings
     shaped = []
@@ -34,16 +34,16 @@ def shaped_scores(
 
 
 def overlong_penalty(length: int, longest: int, buffer: int) -> float:
-    """Return what a response's length costs: 0 up to ``longest - buffer`` tokens, then along a line to 1."""
+    """Return the penalty on a response's length: 0 up to ``longest - buffer`` tokens, then rising linearly to 1."""
     return max(0, length - (longest - buffer)) / buffer if buffer else 0.0
 
 
 def same_length_reward(metrics: dict[str, float], start_length: float) -> float:
-    """Return the mean score that responses as long as at the start would have, by the rollout's own line over length.
+    """Return the mean score adjusted to the starting length, by linear regression of score on length in the rollout.
 
     Args:
-        metrics: of a rollout: `reward`, `length`, `score_std`, `length_std` and `length_corr`.
-        start_length: mean tokens of a response of the first rollout.
+        metrics: metrics of a rollout: `reward`, `length`, `score_std`, `length_std` and `length_corr`.
+        start_length: mean response length of the first rollout, in tokens.
     """
     slope = metrics["length_corr"] * metrics["score_std"] / metrics["length_std"] if metrics["length_std"] else 0.0
     return metrics["reward"] - slope * (metrics["length"] - start_length)

@@ -194,7 +194,10 @@ def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[P
 
 
 def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
-    """Yield a problem for an adapter that is missing, disabled or of another rank, and for a trained or unquantised base."""
+    """Yield a problem for a missing, disabled or unexpected adapter, one of another rank, and a wrong base model.
+
+    The base must be frozen, and quantised if the recipe asks for it.
+    """
     if adapter is None:
         frozen = sum(not parameter.requires_grad for parameter in model.parameters())
         if isinstance(model, PeftModel) or frozen:

@@ -60,7 +60,7 @@ class Log:
 
 
 def groups_of(model: Any) -> list[list[str]]:
-    """Return the weight names of a full model in each parameter group: with and without weight decay, as the Trainer."""
+    """Return a full model's weight names by parameter group, with and without weight decay, as the Trainer groups them."""
     decayed = set(Trainer.get_decay_parameter_names(None, model))
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     groups = [[n for n in names if n in decayed], [n for n in names if n not in decayed]]
@@ -68,7 +68,7 @@ def groups_of(model: Any) -> list[list[str]]:
 
 
 def optimizer_of(part: StageModule, groups: Sequence[Sequence[str]], arguments: Any) -> torch.optim.Optimizer:
-    """Create the optimizer of a stage's weights, with the parameter groups of the full model; the second has no decay."""
+    """Create the optimizer of a stage's weights with the full model's parameter groups; the second has no decay."""
     named = part.named_whole()
     decays = [arguments.weight_decay, 0.0]
     own = [
