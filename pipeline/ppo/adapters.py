@@ -152,7 +152,7 @@ def _with_name(saved: str, adapter: str) -> str:
 
 
 def _fits(model: PeftModel, config: LoraConfig, layers: dict[str, Tensor], folder: Path) -> bool:
-    """Return whether trunk plus adapter equal the reward artifact's weights, in the first and the last adapted layer."""
+    """Return whether trunk plus adapter give the reward artifact's weights, in the first and last adapted layer."""
     own = dict(model.named_parameters())
     downs = [name for name in layers if name.endswith("lora_A.weight")]
     with safe_open(_weights_file(folder), framework="pt") as file:

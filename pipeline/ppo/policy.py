@@ -298,7 +298,7 @@ class Policy:
         return logits_at(upper, batch.positions_N, inputs_embeds=batch.hidden_BTH)
 
     def _as_reference(self) -> AbstractContextManager[Any]:
-        """Return a context in which the policy's model is the reference: without its adapter, or with its `ref` adapter."""
+        """Return a context that makes the policy's model the reference: no adapter, or the `ref` adapter."""
         if self.reference is not None or not isinstance(self.model, PeftModel):
             return nullcontext()
         return use_adapter(self.model, REFERENCE if REFERENCE in self.model.peft_config else None)

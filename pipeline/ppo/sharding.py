@@ -1,7 +1,7 @@
-"""Steppers that share state out over processes: DeepSpeed's ZeRO stages 1 to 3, and torch's FSDP2.
+"""Train engines that shard their state over ranks: DeepSpeed's ZeRO stages 1 to 3, and torch's FSDP2.
 
-One engine holds policy, value function and reference (`Policy.whole`); every call of a model goes through it, so that
-it can gather weights. The passes over micro-batches are collective: every process runs the same number.
+One engine wraps policy, value function and reference (`Policy.whole`), and every model call goes through it, so that it
+can gather weights. Forward and backward passes are collective: every rank must run the same number of micro-batches.
 
 References: Rajbhandari et al. 2020, arXiv:1910.02054 (ZeRO); Zhao et al. 2023, arXiv:2304.11277 (FSDP).
 """
@@ -31,28 +31,31 @@ from pipeline.ppo.steppers import MOMENTS, check_names, parameter_groups
 
 
 class ZeroEngine:
-    """DeepSpeed holds optimizer states (stage 1), gradients (2) and weights (3) sharded.
+    """ZeRO: DeepSpeed shards optimizer state (stage 1), gradients (stage 2) and weights (stage 3).
 
-    Clipping is ours: DeepSpeed knows one norm for all.
+    Gradients are clipped here, because DeepSpeed supports only one norm over all parameters.
 
     Attributes:
-        engine: DeepSpeed's, around everything.
-        stage: of ZeRO.
+        engine: DeepSpeed's engine around `Policy.whole`.
+        stage: ZeRO stage.
     """
 
     in_step = True
     may_keep = False
     scaler = GradScaler(enabled=False)
-    """Never of use: fp16 is refused where weights are sharded."""
+    """Disabled, because fp16 is not supported with sharding."""
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks, config: dict[str, Any]) -> None:
-        """Shard.
+        """Shard a policy with DeepSpeed.
 
         Args:
-            policy: built, in memory in every process.
-            settings: of the algorithm.
-            ranks: the processes.
-            config: DeepSpeed's (`pipeline/parallel/zero/config.py`).
+            policy: policy, built on every rank.
+            settings: settings of the algorithm.
+            ranks: all ranks of the run.
+            config: DeepSpeed's configuration (`pipeline/parallel/zero/config.py`).
+
+        Raises:
+            PipelineError: accelerate runs DeepSpeed on another number of processes.
         """
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
@@ -73,14 +76,14 @@ class ZeroEngine:
         policy.through(self.engine)
         trained = (policy.policy_parameters, policy.value_parameters)
         self.state = ZeroState(self.optimizer, self.stage, trained, ranks)
-        unset_hf_deepspeed_config()  # models made from now on are not to be dealt out
+        unset_hf_deepspeed_config()  # models built from now on are not to be sharded
         if self.accelerator.num_processes != ranks.count:
             statement = f"accelerate runs DeepSpeed on {self.accelerator.num_processes} processes"
             raise PipelineError(Problem(statement, f"all {ranks.count}"))
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:
-        """Give the model whole: with ZeRO-3 weights are gathered once, not for every token."""
+        """Yield the model to sample from; with ZeRO-3 the weights are gathered once instead of for every token."""
         if self.stage < 3:
             with self.policy.sampling() as model:
                 yield model
@@ -97,49 +100,49 @@ class ZeroEngine:
                 add_hooks(self.engine)
 
     def consolidated_model(self) -> Any | None:
-        """Return the policy's model with all its weights on the first process."""
+        """Return the policy's model with full weights on the first rank; None on the others."""
         if self.stage < 3:
             return self.policy.model if self.ranks.is_first else None
         state = self.accelerator.get_state_dict(self.engine)
         return rebuilt(self.policy.model, _of_policy(self.policy.model, state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
-        """Forget gradients: there are none between two steps."""
+        """Do nothing: DeepSpeed holds no gradients between two optimizer steps."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of a loss; DeepSpeed takes the mean over processes, so the loss is times their number."""
+        """Accumulate the gradients of a loss; it is scaled by the world size, because DeepSpeed averages over ranks."""
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
         self.engine.backward(loss * self.ranks.count)
 
     def _gradients(self, group: int) -> list[Tensor]:
-        """Return this process's part of the summed gradients of a group."""
-        held = self.optimizer
+        """Return this rank's shards of the summed gradients of a parameter group."""
+        zero = self.optimizer
         if self.stage == 3:
-            parts = [i for i, owner in held.sub_group_to_group_id.items() if owner == group]
-            if held.offload_optimizer:
-                return [held.fp32_partitioned_groups_flat[i].grad for i in parts]
-            named = [zip(held.fp16_groups[i], held.averaged_gradients[i], strict=True) for i in parts]
+            sub_groups = [i for i, owner in zero.sub_group_to_group_id.items() if owner == group]
+            if zero.offload_optimizer:
+                return [zero.fp32_partitioned_groups_flat[i].grad for i in sub_groups]
+            named = [zip(zero.fp16_groups[i], zero.averaged_gradients[i], strict=True) for i in sub_groups]
             return [
                 self._without_padding(parameter, gradient) for group_of in named for parameter, gradient in group_of
             ]
-        if held.cpu_offload:
-            return [held.single_partition_of_fp32_groups[group].grad]
-        return list(held.averaged_gradients[group] or [])
+        if zero.cpu_offload:
+            return [zero.single_partition_of_fp32_groups[group].grad]
+        return list(zero.averaged_gradients[group] or [])
 
     def _without_padding(self, parameter: Any, gradient: Tensor) -> Tensor:
-        """Return a part of a gradient with zeros beyond the weight's end, where DeepSpeed leaves what lay there."""
+        """Zero the padding at the end of a gradient shard, which DeepSpeed leaves uninitialised; return the shard."""
         first = self.ranks.index * gradient.numel()
         gradient.view(-1)[max(0, parameter.ds_numel - first) :].zero_()
         return gradient
 
     def norms(self) -> tuple[float, float]:
-        """Return the norms of policy and value over all parts."""
-        squares = [sum(float(part.double().square().sum()) for part in self._gradients(group)) for group in (0, 1)]
+        """Return the gradient norms of policy and value function over all ranks."""
+        squares = [sum(float(shard.double().square().sum()) for shard in self._gradients(group)) for group in (0, 1)]
         policy, value = (total**0.5 for total in self.ranks.sums(*squares))
         return policy, value
 
     def step(self, factors: tuple[float, float], *, policy: bool) -> None:
-        """Scale the parts and step."""
+        """Scale the gradients of both groups and take an optimizer step; without ``policy`` its group is held still."""
         for group, factor in enumerate((factors[0] if policy else 0.0, factors[1])):
             if factor != 1:
                 for part in self._gradients(group):
@@ -148,11 +151,11 @@ class ZeroEngine:
         self.engine.step()
         if not policy:
             self.optimizer.param_groups[0].update(lr=rate, weight_decay=decay)
-            for flat in self.state.flat(0):  # its moments stayed 0; its count of steps begins when it does
+            for flat in self.state.flat(0):  # its moments stayed 0; its step count starts with its first update
                 self.optimizer.optimizer.state[flat]["step"].zero_()
 
     def _hold(self, *, policy: bool) -> tuple[float, float]:
-        """Stop the policy's group where it is; return what it had."""
+        """Return the policy's learning rate and weight decay; without ``policy`` set both to 0 for this step."""
         group = self.optimizer.param_groups[0]
         before = (group["lr"], group["weight_decay"])
         if not policy:
@@ -160,43 +163,43 @@ class ZeroEngine:
         return before
 
     def discard(self) -> None:
-        """Take no step: DeepSpeed leaves one out whose gradients are not finite, and cleans up after it."""
+        """Skip the step: DeepSpeed skips one whose gradients are not finite, and clears them."""
         for group in (0, 1):
             for part in self._gradients(group):
                 part.fill_(float("nan"))
         self.engine.step()
 
     def weights(self) -> dict[str, Tensor]:
-        """Gather what is trained, in fp32."""
+        """Gather the full trained weights, in fp32."""
         return {name: self.state.weight(parameter) for name, parameter in self.policy.trained().items()}
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Share weights out."""
+        """Load full weights into the shards."""
         own = self.policy.trained()
         check_names(own, tensors)
         for name, parameter in own.items():
             self.state.set_weight(parameter, tensors[name])
 
     def _names(self) -> Iterator[tuple[int, nn.Parameter, str]]:
-        """Yield each weight that is trained with its group and its name."""
+        """Yield group, parameter and name of each trained weight."""
         names = {id(parameter): name for name, parameter in self.policy.trained().items()}
         for group, parameters in enumerate(self.state.groups):
             for parameter in parameters:
                 yield group, parameter, names[id(parameter)]
 
     def moments(self) -> dict[str, Tensor]:
-        """Gather what Adam remembers."""
+        """Gather Adam's full moments."""
         self.state.link()
-        found: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
         for group, parameter, name in self._names():
-            moments, rest = self.state.known(group)
+            keys, rest = self.state.known(group)
             if "step" in rest:
-                found |= {f"{key}/{name}": self.state.moment(parameter, key) for key in moments}
-                found[f"step/{name}"] = torch.tensor(float(rest["step"]))
-        return found
+                moments |= {f"{key}/{name}": self.state.moment(parameter, key) for key in keys}
+                moments[f"step/{name}"] = torch.tensor(float(rest["step"]))
+        return moments
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        """Share Adam's memory out."""
+        """Load Adam's full moments into the shards."""
         steps: dict[int, Tensor] = {}
         for group, _, name in self._names():
             if f"step/{name}" in tensors:
@@ -211,12 +214,12 @@ class ZeroEngine:
 
 
 class FsdpEngine:
-    """torch's FSDP2 holds weights, gradients and optimizer states sharded, layer by layer."""
+    """FSDP2: torch shards weights, gradients and optimizer state, layer by layer."""
 
     in_step = True
     may_keep = False
     scaler = GradScaler(enabled=False)
-    """Never of use: fp16 is refused where weights are sharded."""
+    """Disabled, because fp16 is not supported with sharding."""
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -231,93 +234,94 @@ class FsdpEngine:
             parameter_groups(policy, settings), eps=settings.adam_epsilon, weight_decay=settings.weight_decay
         )
         policy.through(self.engine)
-        policy.run(lambda: None)  # the root learns of its parts before one of them is called alone, to sample
+        policy.run(lambda: None)  # initialises FSDP's root before sampling calls one of its modules directly
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:
-        """Give the model whole: weights are gathered once, not for every token."""
+        """Yield the model to sample from; the weights are gathered once instead of for every token."""
         with fsdp.gathered(self.policy.whole), self.policy.sampling() as model:
             yield model
 
     def _in_parts(self) -> dict[str, Any]:
-        """Let go of gathered weights, and return what is trained as this process's parts, by name."""
+        """Reshard gathered weights, and return the trained parameters, as DTensors, by name."""
         fsdp.let_go(self.policy.whole)
         return self.policy.trained()
 
     def consolidated_model(self) -> Any | None:
-        """Return the policy's model with all its weights on the first process."""
+        """Return the policy's model with full weights on the first rank; None on the others."""
         self._in_parts()
         state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.whole.state_dict().items()}
         return rebuilt(self.policy.model, _of_policy(self.policy.model, state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
-        """Forget gradients."""
+        """Clear the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of a loss; FSDP takes the mean over processes, so the loss is times their number."""
+        """Accumulate the gradients of a loss; it is scaled by the world size, because FSDP averages over ranks."""
         (loss * self.ranks.count).backward()  # type: ignore[no-untyped-call]
 
-    def _parts(self, group: int) -> list[Tensor]:
-        found = []
+    def _gradient_shards(self, group: int) -> list[Tensor]:
+        """Return this rank's shards of the gradients of a parameter group."""
+        shards = []
         for parameter in self.optimizer.param_groups[group]["params"]:
             if parameter.grad is not None:
-                found.append(parameter.grad.to_local())
-        return found
+                shards.append(parameter.grad.to_local())
+        return shards
 
     def norms(self) -> tuple[float, float]:
-        """Return the norms of policy and value over all parts."""
-        squares = [sum(float(part.double().square().sum()) for part in self._parts(group)) for group in (0, 1)]
+        """Return the gradient norms of policy and value function over all ranks."""
+        squares = [sum(float(s.double().square().sum()) for s in self._gradient_shards(group)) for group in (0, 1)]
         policy, value = (total**0.5 for total in self.ranks.sums(*squares))
         return policy, value
 
     def step(self, factors: tuple[float, float], *, policy: bool) -> None:
-        """Scale the parts and step."""
+        """Scale the gradients of both groups and take an optimizer step; without ``policy`` its group is held still."""
         if not policy:
             for parameter in self.optimizer.param_groups[0]["params"]:
                 parameter.grad = None
         for group, factor in enumerate(factors):
             if factor < 1:
-                torch._foreach_mul_(self._parts(group), factor)
+                torch._foreach_mul_(self._gradient_shards(group), factor)
         self.optimizer.step()
 
     def discard(self) -> None:
-        """Take no step."""
+        """Skip the step, and clear the gradients."""
         self.clear()
 
     def weights(self) -> dict[str, Tensor]:
-        """Gather what is trained."""
+        """Gather the full trained weights."""
         return {name: dtensors.full_tensor(parameter) for name, parameter in self._in_parts().items()}
 
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Share weights out."""
+        """Load full weights into the shards."""
         own = self._in_parts()
         check_names(own, tensors)
         for name, parameter in own.items():
             parameter.copy_(dtensors.distribute_like(tensors[name], parameter))
 
     def moments(self) -> dict[str, Tensor]:
-        """Gather what Adam remembers."""
-        found = {}
+        """Gather Adam's full moments."""
+        moments = {}
         for name, parameter in self._in_parts().items():
             state = self.optimizer.state.get(parameter, {})
             for key in (*MOMENTS, "step"):
                 if key in state:
-                    found[f"{key}/{name}"] = dtensors.full_tensor(state[key])
-        return found
+                    moments[f"{key}/{name}"] = dtensors.full_tensor(state[key])
+        return moments
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        """Share Adam's memory out."""
+        """Load Adam's full moments into the shards."""
         for name, parameter in self._in_parts().items():
             if f"step/{name}" in tensors:
                 state = {key: dtensors.distribute_like(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
-                step = tensors[f"step/{name}"].to(parameter.device, copy=True)  # where a fused optimizer counts
+                step = tensors[f"step/{name}"].to(parameter.device, copy=True)  # where a fused optimizer keeps it
                 self.optimizer.state[parameter] = {"step": step, **state}
 
 
 def _of_policy(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the policy's part of the state of `Policy.whole`, without other adapters on its trunk."""
+    """Return the policy model's part of `Policy.whole`'s state dict, without other adapters on its trunk."""
     own = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
     if not isinstance(model, PeftModel):
         return own

@@ -1,8 +1,8 @@
-"""The whole state of a PPO run on disk: what is trained, the optimizer, what adapts, and how far it is.
+"""Saves and loads the state of a PPO run: weights, optimizer, adaptive quantities, and progress.
 
-Nothing random needs keeping: every random number is a function of the seed, the iteration and a place in the rollout.
-A state is written beside the old one and renamed, so a kill leaves a whole one. It does not depend on what held the
-weights or on the number of processes: a run may go on with others.
+No random state is saved, because every random number is a function of the seed, the iteration and an index in the
+rollout. A new state is written next to the old one and then renamed, so a kill leaves a complete one. The state does
+not depend on the train engine or on the number of ranks: a run can resume with others.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ WEIGHTS, OPTIMIZER, AVERAGE, NUMBERS = (
 
 
 def save_weights(trainer: PPOTrainer, file: Path) -> None:
-    """Write what is trained, whole or not at all; every process calls it, the first writes."""
+    """Write the full trained weights atomically; every rank must call it, and the first writes."""
     tensors = trainer.steps_with.weights()
     if trainer.ranks.is_first:
         _write(tensors, file)
 
 
 def load_weights(trainer: PPOTrainer, file: Path) -> None:
-    """Read what `save_weights` wrote."""
+    """Load the weights that `save_weights` wrote."""
     trainer.steps_with.load_weights(load_file(file))
 
 
@@ -48,12 +48,12 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None:
-    """Write the state of a run between two iterations; every process calls it, the first writes.
+    """Write the state of a run between two iterations; every rank must call it, and the first writes.
 
     Args:
-        trainer: whose.
-        folder: replaced as a whole.
-        extra: what its caller wants to know again after a resume, as JSON.
+        trainer: trainer to save.
+        folder: folder of the state, which is replaced.
+        extra: further state of the caller, as plain data for JSON.
     """
     files = {WEIGHTS: trainer.steps_with.weights(), OPTIMIZER: trainer.steps_with.moments()}
     if trainer.average is not None:
@@ -91,7 +91,7 @@ def _replace(folder: Path, files: dict[str, dict[str, Tensor]], numbers: dict[st
 
 
 def newest_state(folder: Path) -> Path | None:
-    """Return the folder of the newest whole state: a kill between two renames leaves it under its old name."""
+    """Return the folder of the newest complete state; a kill between the two renames leaves it as `….old`."""
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / NUMBERS).is_file():
             return candidate
@@ -99,7 +99,7 @@ def newest_state(folder: Path) -> Path | None:
 
 
 def load_state(trainer: PPOTrainer, folder: Path) -> dict[str, Any]:
-    """Put a trainer where a saved one was; return the caller's extra."""
+    """Load a saved state into a trainer; return the caller's ``extra``."""
     numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
     load_weights(trainer, folder / WEIGHTS)
     trainer.steps_with.load_moments(load_file(folder / OPTIMIZER))

