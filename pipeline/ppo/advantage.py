@@ -37,7 +37,7 @@ def kl_estimate(logp: Tensor, reference: Tensor, kind: Literal["k1", "k2", "k3"]
 
 
 def old_new_divergence(log_ratio_N: Tensor) -> Tensor:
-    """Return k3 of the old policy's divergence from the new, per token sampled by the old: ρ − 1 − log ρ, ρ = new / old."""
+    """Return k3 of the old policy from the new, per token sampled by the old: ρ − 1 − log ρ, where ρ = new / old."""
     return kl_estimate(torch.zeros_like(log_ratio_N), log_ratio_N, "k3")
 
 

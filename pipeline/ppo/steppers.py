@@ -47,7 +47,7 @@ class TrainEngine(Protocol):
         ...
 
     def consolidated_model(self) -> Any | None:
-        """Return the policy's model with full weights on the first rank, None on the others; every rank must call it."""
+        """Return the policy's model with full weights on the first rank, else None; every rank must call it."""
         ...
 
     def clear(self) -> None:
