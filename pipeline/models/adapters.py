@@ -137,11 +137,11 @@ def merged(model: Any) -> Any:
     if not isinstance(model, PeftModel):
         return model
     if getattr(model.get_base_model(), "is_quantized", False):
-        model = _on_dequantised(model)
+        model = _with_dequantised_base(model)
     return model.merge_and_unload(safe_merge=True)
 
 
-def _on_dequantised(model: PeftModel) -> PeftModel:
+def _with_dequantised_base(model: PeftModel) -> PeftModel:
     """Move the active adapter onto the dequantised weights of its base model."""
     active = model.active_adapter
     state, config = get_peft_model_state_dict(model, adapter_name=active), model.peft_config[active]

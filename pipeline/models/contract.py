@@ -75,21 +75,21 @@ def facts_of_folder(folder: Path, name: str) -> TokenizerFacts | None:
     return TokenizerFacts(name, vocabulary, entries, _template(template), special)
 
 
-def disagreements(earlier: TokenizerFacts, later: TokenizerFacts) -> list[Problem]:
+def disagreements(first: TokenizerFacts, second: TokenizerFacts) -> list[Problem]:
     """Return a problem for each difference between two tokenizers that must be the same."""
     problems = []
-    remedy = f"start `{later.name}` and `{earlier.name}` from the same tokenizer"
-    if earlier.vocabulary != later.vocabulary:
-        statement = f"the vocabulary of `{later.name}` ({later.entries} entries)"
-        problems.append(Problem(statement, f"that of `{earlier.name}` ({earlier.entries} entries)", remedy))
-    if earlier.template != later.template:
-        statement = f"the chat template of `{later.name}` is {'another one' if later.template else 'missing'}"
-        expected = f"that of `{earlier.name}`" if earlier.template else f"none, as in `{earlier.name}`"
+    remedy = f"start `{second.name}` and `{first.name}` from the same tokenizer"
+    if first.vocabulary != second.vocabulary:
+        statement = f"the vocabulary of `{second.name}` ({second.entries} entries)"
+        problems.append(Problem(statement, f"that of `{first.name}` ({first.entries} entries)", remedy))
+    if first.template != second.template:
+        statement = f"the chat template of `{second.name}` is {'another one' if second.template else 'missing'}"
+        expected = f"that of `{first.name}`" if first.template else f"none, as in `{first.name}`"
         problems.append(Problem(statement, expected, remedy))
     for key, label in (("eos", "end"), ("bos", "start")):  # the padding token may differ: padding is never attended to
-        if earlier.special[key] != later.special[key]:
-            statement = f"the {label} token of `{later.name}` is {later.special[key] or 'unset'}"
-            expected = f"{earlier.special[key] or 'unset'} as in `{earlier.name}`"
+        if first.special[key] != second.special[key]:
+            statement = f"the {label} token of `{second.name}` is {second.special[key] or 'unset'}"
+            expected = f"{first.special[key] or 'unset'} as in `{first.name}`"
             problems.append(Problem(statement, expected, remedy))
     return problems
 

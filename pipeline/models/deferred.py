@@ -20,9 +20,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_EMPTY = torch.ops.aten.empty.memory_format
-_RANDOM = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
-_SILENT = {torch.ops.aten.detach.default, torch.ops.aten.set_.source_Tensor}
+_EMPTY_OP = torch.ops.aten.empty.memory_format
+_RANDOM_OPS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
+_UNRECORDED_OPS = {torch.ops.aten.detach.default, torch.ops.aten.set_.source_Tensor}
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,25 @@ class Deferred(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record an in-place operation on a meta tensor; run every other operation unchanged."""
         options = dict(kwargs or {})
-        if func is _EMPTY and str(options.get("device") or "cpu") == "cpu":
+        if func is _EMPTY_OP and str(options.get("device") or "cpu") == "cpu":
             return func(*args, **{**options, "device": "meta", "pin_memory": None})
         target = args[0] if args else None
-        if not func._schema.is_mutable or not isinstance(target, Tensor) or not target.is_meta or func in _SILENT:
+        if (
+            not func._schema.is_mutable
+            or not isinstance(target, Tensor)
+            or not target.is_meta
+            or func in _UNRECORDED_OPS
+        ):
             return func(*args, **options)
         state = None
-        if func in _RANDOM:
+        if func in _RANDOM_OPS:
             state = torch.get_rng_state()
             func(self._drop(target), *args[1:], **options)
         storage = target.untyped_storage()
         recorded = self._storages.setdefault(storage._cdata, _Storage(storage, []))
         size, stride, offset = tuple(target.shape), target.stride(), int(target.storage_offset())
         recorded.changes.append(_Change(func, size, stride, offset, tuple(args[1:]), options, state))
-        return target if func in _RANDOM else func(*args, **options)
+        return target if func in _RANDOM_OPS else func(*args, **options)
 
     def __exit__(self, *error: Any) -> None:
         """Leave the context."""

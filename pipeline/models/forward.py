@@ -99,7 +99,7 @@ class StaticLayer(DynamicLayer):  # type: ignore[misc]
         if not self.buffers or end > self.capacity:
             self.capacity = max(self.capacity, end)
             self.buffers = tuple(
-                self._roomy(new, cached) for new, cached in ((key_states, self.keys), (value_states, self.values))
+                self._allocated(new, cached) for new, cached in ((key_states, self.keys), (value_states, self.values))
             )
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[..., self.filled : end, :] = new
@@ -109,10 +109,10 @@ class StaticLayer(DynamicLayer):  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Select the rows (batch indices) ``beam_idx``."""
-        self.buffers = tuple(self._roomy(cached, cached, beam_idx) for cached in (self.keys, self.values))
+        self.buffers = tuple(self._allocated(cached, cached, beam_idx) for cached in (self.keys, self.values))
         self.keys, self.values = (buffer[..., : self.filled, :] for buffer in self.buffers)
 
-    def _roomy(self, like: Tensor, cached: Tensor, rows: Tensor | None = None) -> Tensor:
+    def _allocated(self, like: Tensor, cached: Tensor, rows: Tensor | None = None) -> Tensor:
         """Allocate a buffer of the layer's capacity, and copy the cached tokens (of ``rows``) to its start."""
         count = like.shape[0] if rows is None else len(rows)
         buffer = like.new_empty((count, like.shape[1], self.capacity, like.shape[3]))

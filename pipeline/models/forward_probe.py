@@ -29,14 +29,14 @@ class ForwardProbe:
         layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
         linear = next((part for part in layers[-1].modules() if _is_linear(part)), None) if layers else None
         # Not a hook on the layer: checkpointing in transformers recomputes its `forward` without the layer's hooks.
-        self._handle = None if linear is None else linear.register_forward_hook(self._look)
+        self._handle = None if linear is None else linear.register_forward_hook(self._record)
 
     @property
     def is_blind(self) -> bool:
         """Whether no pass was seen: the layers are of an unknown class, or none has run yet."""
         return not self.passes
 
-    def _look(self, _: nn.Module, __: Any, output: torch.Tensor) -> None:
+    def _record(self, _: nn.Module, __: Any, output: torch.Tensor) -> None:
         if torch.is_grad_enabled():
             self.dtype = self.dtype or output.dtype
             self.passes += 1

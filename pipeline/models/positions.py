@@ -39,7 +39,7 @@ def logits_at(model: Any, positions_N: Tensor, **inputs: Any) -> tuple[Tensor, T
     hidden: list[Tensor] = []
 
     def pick(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden.append(arguments[0] if is_short else _picked(arguments[0], positions_N))
+        hidden.append(arguments[0] if is_short else _selected(arguments[0], positions_N))
         return (hidden[0], *arguments[1:])
 
     with _only_at(decoder_of(model), positions_N) as is_short:
@@ -55,7 +55,7 @@ def hidden_at(decoder: Any, positions_N: Tensor, **inputs: Any) -> Tensor:
     """Return the last hidden states (N, H) of a decoder without an output layer, at selected positions."""
     with _only_at(decoder, positions_N) as is_short:
         hidden: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
-    return hidden[0] if is_short else _picked(hidden, positions_N)[0]
+    return hidden[0] if is_short else _selected(hidden, positions_N)[0]
 
 
 def decoder_of(model: Any) -> Any:
@@ -64,7 +64,7 @@ def decoder_of(model: Any) -> Any:
     return getattr(plain, plain.base_model_prefix, None)
 
 
-def _picked(hidden_BTH: Tensor, positions_N: Tensor) -> Tensor:
+def _selected(hidden_BTH: Tensor, positions_N: Tensor) -> Tensor:
     """Return the selected positions as one row, (1, N, H)."""
     # On a CPU the gradient of `index_select`, an index_add, is several times faster than that of indexing by 2 tensors.
     return hidden_BTH.flatten(0, 1).index_select(0, positions_N)[None]
@@ -88,14 +88,14 @@ def _last_layer(layer: Any, positions_N: Tensor, hidden_states: Tensor, **inputs
     """Do what the layer's own forward pass does, but compute only the selected positions after the attention."""
 
     def pick(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_picked(arguments[0], positions_N), *arguments[1:])
+        return (_selected(arguments[0], positions_N), *arguments[1:])
 
     handle = layer.self_attn.o_proj.register_forward_pre_hook(pick)
     try:
         attended_1NH = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **inputs)[0]
     finally:
         handle.remove()
-    hidden_1NH = _picked(hidden_states, positions_N) + attended_1NH
+    hidden_1NH = _selected(hidden_states, positions_N) + attended_1NH
     out_1NH: Tensor = hidden_1NH + layer.mlp(layer.post_attention_layernorm(hidden_1NH))
     return out_1NH
 

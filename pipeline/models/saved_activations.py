@@ -28,7 +28,7 @@ def count_saved_activations(config: Any) -> SavedActivations:
         config: transformers' configuration of a causal language model.
     """
     sizes = {
-        (half, r, dropout): _block(config, half=half, r=r, dropout=dropout)
+        (half, r, dropout): _bytes_per_layer(config, half=half, r=r, dropout=dropout)
         for half, r, dropout in (
             (False, 0, False),
             (True, 0, False),
@@ -53,9 +53,9 @@ def count_saved_activations(config: Any) -> SavedActivations:
     )
 
 
-def _block(config: Any, *, half: bool, r: int, dropout: bool) -> tuple[float, float]:
+def _bytes_per_layer(config: Any, *, half: bool, r: int, dropout: bool) -> tuple[float, float]:
     """Return the bytes a layer saves per token and per pair of tokens, for one row."""
-    more, fewer = (_saved(config, layers, half=half, r=r, dropout=dropout) for layers in (3, 2))
+    more, fewer = (_saved_bytes(config, layers, half=half, r=r, dropout=dropout) for layers in (3, 2))
     first, second, third = ((a - b) / ROWS for a, b in zip(more, fewer, strict=True))
     step = LENGTHS[1] - LENGTHS[0]
     pairs = (third - 2 * second + first) / (2 * step**2)
@@ -63,14 +63,14 @@ def _block(config: Any, *, half: bool, r: int, dropout: bool) -> tuple[float, fl
     return round(tokens, 3), round(pairs, 3)
 
 
-def _saved(config: Any, layers: int, *, half: bool, r: int, dropout: bool) -> list[int]:
+def _saved_bytes(config: Any, layers: int, *, half: bool, r: int, dropout: bool) -> list[int]:
     """Return the bytes saved by a forward pass over ``ROWS`` rows, for each of ``LENGTHS``, without the weights."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model = _built(config, layers, r=r, dropout=dropout)
+    model = _small_model(config, layers, r=r, dropout=dropout)
     totals = []
     with FakeTensorMode():
-        _let_hold_nothing(model)
+        _use_fake_tensors(model)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         saved: dict[int, int] = {}
 
@@ -93,7 +93,7 @@ def _saved(config: Any, layers: int, *, half: bool, r: int, dropout: bool) -> li
     return totals
 
 
-def _built(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
+def _small_model(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
     """Build a model of few layers on the meta device, with adapters of rank ``r`` if it is not 0."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -134,7 +134,7 @@ def _without_dropout(model: nn.Module) -> None:
             setattr(config, name, 0.0)
 
 
-def _let_hold_nothing(model: nn.Module) -> None:
+def _use_fake_tensors(model: nn.Module) -> None:
     """Replace weights and buffers by fake CPU tensors; tied weights stay tied."""
     fakes: dict[int, nn.Parameter] = {}
     for part in model.modules():

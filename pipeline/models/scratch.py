@@ -86,12 +86,12 @@ def model_config(model_spec: Mapping[str, Any], tokenizer: Any) -> PreTrainedCon
     try:
         return config_class(**fields, **special)
     except (TypeError, ValueError) as error:
-        raise PipelineError(Problem(f"model: {_last_line(error)}", f"a valid {model_type} configuration")) from error
+        raise PipelineError(Problem(f"model: {_one_line(error)}", f"a valid {model_type} configuration")) from error
     except Exception as error:
         # huggingface_hub's strict dataclasses raise a class of their own, not exported by transformers.
         if "StrictDataclass" not in type(error).__name__:
             raise
-        raise PipelineError(Problem(f"model: {_last_line(error)}", f"a valid {model_type} configuration")) from error
+        raise PipelineError(Problem(f"model: {_one_line(error)}", f"a valid {model_type} configuration")) from error
 
 
 def _known_fields(config_class: type[PreTrainedConfig]) -> set[str]:
@@ -104,5 +104,5 @@ def _unknown(key: str, model_type: str, known: set[str]) -> Problem:
     return Problem(f"unknown field model.{key}", f"a field of the {model_type} configuration", remedy)
 
 
-def _last_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -38,7 +38,7 @@ SLOWER: dict[CacheUse, str] = {
 _SHORT, _LONG, _NEW = 5, 12, 3
 """Prompt tokens of the two rows that a cache is tested on, and the number of tokens then fed one by one."""
 
-_KNOWN: WeakKeyDictionary[Any, CacheUse] = WeakKeyDictionary()
+_MEASURED: WeakKeyDictionary[Any, CacheUse] = WeakKeyDictionary()
 
 
 class Steps(Protocol):
@@ -136,17 +136,17 @@ def cache_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, say: Sa
         say: called once for a model whose cache cannot be used fully; prints to standard error when omitted.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if inner not in _KNOWN:
+    if inner not in _MEASURED:
         with evaluating(model), torch.inference_mode():
-            _KNOWN[inner], why = _measured_use(model, prompts, pad_id)
+            _MEASURED[inner], why = _measure_use(model, prompts, pad_id)
         if why:
             kind = getattr(model.config, "model_type", type(inner).__name__)
-            text = f"the cache of this {kind} model cannot be used as it is ({why}): {SLOWER[_KNOWN[inner]]}"
+            text = f"the cache of this {kind} model cannot be used as it is ({why}): {SLOWER[_MEASURED[inner]]}"
             say(text) if say is not None else print(text, file=sys.stderr)
-    return _KNOWN[inner]
+    return _MEASURED[inner]
 
 
-def _measured_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[CacheUse, str]:
+def _measure_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[CacheUse, str]:
     """Return the first use of the cache whose logits equal those without one, and what was wrong with the others."""
     rows, new = trial_rows(model, prompts)
     if Forward(model, padded=False).cache_argument is None:

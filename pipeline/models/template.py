@@ -148,7 +148,7 @@ class ChatTemplate:
         """
         chat = self.chat(messages, tools)
         text = self.text(chat, opens_answer=True)
-        self._refuse_left_out(chat, messages, [], [Rendered(text, [], adds_end=False)])
+        self._refuse_dropped(chat, messages, [], [Rendered(text, [], adds_end=False)])
         return text
 
     def _rendered(
@@ -181,7 +181,7 @@ class ChatTemplate:
         Raises:
             TemplateFaultError: the template raised an error, dropped something, or the answers cannot be located.
         """
-        chat, learnt = self.chat(messages, tools), _learnt(messages)
+        chat, learnt = self.chat(messages, tools), _trained_turns(messages)
         source = self.source(tools)
         if not learnt:
             raise TemplateFaultError("has no turn of the assistant to learn from, expected one without `train: false`")
@@ -194,7 +194,7 @@ class ChatTemplate:
                 "cannot be masked: the chat template begins an answer otherwise than its generation prompt does, "
                 "expected a template with {% generation %} markers, or one that only adds to what it wrote"
             )
-        self._refuse_left_out(chat, messages, learnt, texts)
+        self._refuse_dropped(chat, messages, learnt, texts)
         return texts
 
     def reply(self, prompt: Messages, response: Messages, tools: Sequence[Any] | None = None) -> tuple[Text, Rendered]:
@@ -211,9 +211,9 @@ class ChatTemplate:
                 "is rendered otherwise once the answer follows: the text of its prompt is not the beginning of prompt "
                 "and answer, expected a chat template that only adds to what it wrote"
             )
-        rendered = self._ended(full_text, [Span(len(prompt_text.text), len(full_text.text))])
-        learnt = [len(prompt) + i for i in _learnt(response)]
-        self._refuse_left_out(chat, [*prompt, *response], learnt, [rendered], whole=True)
+        rendered = self._cut_at_end_token(full_text, [Span(len(prompt_text.text), len(full_text.text))])
+        learnt = [len(prompt) + i for i in _trained_turns(response)]
+        self._refuse_dropped(chat, [*prompt, *response], learnt, [rendered], whole=True)
         return prompt_text, rendered
 
     def _by_marks(self, chat: Chat, messages: Messages, learnt: list[int], source: str) -> list[Rendered]:
@@ -227,7 +227,7 @@ class ChatTemplate:
                     "expected one for each turn, since some are not to be learnt"
                 )
             spans = [span for span, turn in zip(spans, spoken, strict=True) if turn in learnt]
-        return [self._ended(Text(text, chat.spelled), spans)._replace(adds_end=False)] if spans else []
+        return [self._cut_at_end_token(Text(text, chat.spelled), spans)._replace(adds_end=False)] if spans else []
 
     def _by_turns(self, chat: Chat, learnt: list[int]) -> list[Rendered]:
         """Locate each answer as what its turn adds to the rendered prompt.
@@ -247,7 +247,7 @@ class ChatTemplate:
                     conversation = full_text if full_text.text.startswith(turn_text) else conversation
                 texts.append((conversation, []))
             texts[-1][1].insert(0, Span(len(prompt_text), len(turn_text)))
-        return [self._ended(text, spans) for text, spans in reversed(texts)]
+        return [self._cut_at_end_token(text, spans) for text, spans in reversed(texts)]
 
     def _by_variant(self, chat: Chat, messages: Messages, learnt: list[int], source: str) -> list[Rendered]:
         variant = training_variant(source)
@@ -255,7 +255,7 @@ class ChatTemplate:
             return []
         return self._by_marks(chat, messages, learnt, variant)
 
-    def _ended(self, text: Text, spans: list[Span]) -> Rendered:
+    def _cut_at_end_token(self, text: Text, spans: list[Span]) -> Rendered:
         """End each answer at its end token; note whether the last answer has none."""
         ended, adds_end = [], False
         for span in spans:
@@ -264,35 +264,35 @@ class ChatTemplate:
             ended.append(span if adds_end else Span(span.start, span.start + len(said)))
         return Rendered(text, ended, adds_end)
 
-    def _refuse_left_out(
+    def _refuse_dropped(
         self, chat: Chat, messages: Messages, learnt: list[int], texts: list[Rendered], *, whole: bool = False
     ) -> None:
         """Raise `TemplateFaultError` if the template silently drops text, tools, tool calls or reasoning."""
         plain = "".join(one.text.text for one in texts)
         for i, turn in enumerate(chat.messages):
-            if turn["role"] != "tool" and not _holds(plain, turn.get("content")):
-                raise TemplateFaultError(_left_out(f"the text of turn {i + 1}", "contents that are plain text"))
+            if turn["role"] != "tool" and not _contains(plain, turn.get("content")):
+                raise TemplateFaultError(_dropped_message(f"the text of turn {i + 1}", "contents that are plain text"))
         if not chat.tools and all(turn["role"] != "tool" and len(turn) == 2 for turn in chat.messages):
             return
-        text = _squeezed(plain)
+        text = _without_spaces(plain)
         for tool in chat.tools or ():
             name = _name_of(tool)
-            if name and _squeezed(name) not in text:
-                raise TemplateFaultError(_left_out(f"the tool `{name}`", "tools"))
-        said = [_squeezed(one.text.text[span.start : span.end]) for one in texts for span in one.answers]
+            if name and _without_spaces(name) not in text:
+                raise TemplateFaultError(_dropped_message(f"the tool `{name}`", "tools"))
+        said = [_without_spaces(one.text.text[span.start : span.end]) for one in texts for span in one.answers]
         if whole or len(said) != len(learnt):
             said = [text] * len(learnt)
         answers = dict(zip(learnt, said, strict=True))
         for i, turn in enumerate(chat.messages):
             for call in turn.get("tool_calls") or ():
                 name = str(call["function"]["name"])
-                if _squeezed(name) not in answers.get(i, text):
-                    raise TemplateFaultError(_left_out(f"the call of `{name}` in turn {i + 1}", "tool calls"))
+                if _without_spaces(name) not in answers.get(i, text):
+                    raise TemplateFaultError(_dropped_message(f"the call of `{name}` in turn {i + 1}", "tool calls"))
             if turn["role"] == "tool" and _longest_word(turn["content"]) not in text:
-                raise TemplateFaultError(_left_out(f"the tool's result in turn {i + 1}", "tool turns"))
+                raise TemplateFaultError(_dropped_message(f"the tool's result in turn {i + 1}", "tool turns"))
             thought = turn.get("reasoning_content")
-            if i in answers and thought and _squeezed(thought) not in answers[i]:
-                raise TemplateFaultError(_left_out(f"the reasoning of turn {i + 1}", "`reasoning_content`"))
+            if i in answers and thought and _without_spaces(thought) not in answers[i]:
+                raise TemplateFaultError(_dropped_message(f"the reasoning of turn {i + 1}", "`reasoning_content`"))
 
     def end_token(self) -> int | None:
         """Return the id of the control token that ends the assistant's turn; None if the template ends it with text."""
@@ -330,12 +330,12 @@ def training_variant(source: str) -> str | None:
     return None
 
 
-def _learnt(messages: Messages) -> list[int]:
+def _trained_turns(messages: Messages) -> list[int]:
     """Return the indices of the assistant's turns that are trained on."""
     return [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("train", True)]
 
 
-def _left_out(what: str, words: str) -> str:
+def _dropped_message(what: str, words: str) -> str:
     return (
         f"loses {what}: the chat template leaves it out; expected a template that renders {words} "
         "(`chat_template` of the sft stage, or that of the model's folder)"
@@ -347,14 +347,14 @@ def _name_of(tool: Any) -> str:
     return str(function.get("name", "")) if isinstance(function, Mapping) else ""
 
 
-def _holds(text: str, content: Any) -> bool:
+def _contains(text: str, content: Any) -> bool:
     """Whether a text contains a turn's content; a template may trim it and drop the reasoning before an answer."""
     if not isinstance(content, str) or content.strip() in text:
         return True
     return _longest_word(content.rpartition("</think>")[2]) in text
 
 
-def _squeezed(text: str) -> str:
+def _without_spaces(text: str) -> str:
     return "".join(text.split())
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 PRIVATE = (0xF0000, 0x100000)
 """First characters of Unicode's two supplementary private-use areas."""
 
-_KEPT_LENGTH = 64
+_CACHED_LENGTH = 64
 """Longest text before an answer, in characters, whose tokens are cached."""
 
 _ANCHORS = ("\n", "a", ".")
@@ -96,9 +96,9 @@ class TextEncoder:
         self.control = control_tokens(tokenizer)
         longest_first = sorted(self.control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-        self._alone: dict[str, list[int]] = {}
+        self._cached_ids: dict[str, list[int]] = {}
         begun = {token[:end] for token in self.control for end in range(1, len(token))}
-        self._begun = tuple(sorted(begun, key=len, reverse=True))
+        self._control_beginnings = tuple(sorted(begun, key=len, reverse=True))
 
     def names(self, text: str) -> bool:
         """Whether a text spells a control token."""
@@ -108,7 +108,7 @@ class TextEncoder:
         """Whether a text spells a control token, or ends with the beginning of one."""
         if self._control is None:
             return False
-        return self._control.search(text) is not None or text.rstrip().endswith(self._begun)
+        return self._control.search(text) is not None or text.rstrip().endswith(self._control_beginnings)
 
     def shield(self, text: str, spelled: dict[str, str]) -> str:
         """Return a text with control tokens replaced by private characters, which are recorded in ``spelled``."""
@@ -123,7 +123,7 @@ class TextEncoder:
             return known[token]
 
         text = self._control.sub(lambda match: letter_of(match.group()), text)
-        begun = next((begun for begun in self._begun if text.rstrip().endswith(begun)), "")
+        begun = next((begun for begun in self._control_beginnings if text.rstrip().endswith(begun)), "")
         if begun:  # the template's next characters could complete the control token
             at = len(text.rstrip()) - len(begun)
             text = text[:at] + letter_of(begun) + text[at + len(begun) :]
@@ -145,17 +145,17 @@ class TextEncoder:
         said = spoken or [()] * len(texts)
         if self.backend is None:
             return [
-                self._by_parts(text, [place for part in parts for place in part])
+                self._encode_without_offsets(text, [place for part in parts for place in part])
                 for text, parts in zip(texts, said, strict=True)
             ]
-        with self._plainly():
+        with self._without_postprocessing():
             encodings = self.backend.encode_batch([text.text for text in texts], add_special_tokens=False)
             encoded = []
             for text, encoding, parts in zip(texts, encodings, said, strict=True):
                 tokens = _tokens(encoding)
                 if text.has_spelled:
-                    tokens = self._spelled_out(text, tokens)
-                encoded.append(self._cut(text, tokens, parts) if parts else tokens)
+                    tokens = self._reencoded(text, tokens)
+                encoded.append(self._split_at(text, tokens, parts) if parts else tokens)
         return encoded
 
     def encode_one(self, text: Text, spoken: Sequence[tuple[int, int]] = ()) -> Tokens:
@@ -171,7 +171,7 @@ class TextEncoder:
         return list(with_added[:at])
 
     @contextmanager
-    def _plainly(self) -> Iterator[None]:
+    def _without_postprocessing(self) -> Iterator[None]:
         """Encode without post-processing, truncation and padding, so that offsets cover white space; then restore."""
         backend = self.backend
         after, apart = backend.post_processor, backend.encode_special_tokens
@@ -183,14 +183,14 @@ class TextEncoder:
         finally:
             backend.post_processor, backend.encode_special_tokens = after, apart
 
-    def _spelled_out(self, text: Text, tokens: Tokens) -> Tokens:
+    def _reencoded(self, text: Text, tokens: Tokens) -> Tokens:
         """Re-encode the stretches between the template's control tokens in which content spells a control token."""
         joined, first, start = Tokens(), 0, 0
         control_indices = [i for i, token in enumerate(tokens.ids) if self._is_control(text.text, token, tokens, i)]
         for i in [*control_indices, len(tokens.ids)]:
             end = tokens.starts[i] if i < len(tokens.ids) else len(text.text)
             part = text.part(start, end)
-            joined.extend(self._literal(part, start) if part.has_spelled else tokens.between(first, i))
+            joined.extend(self._encode_literal(part, start) if part.has_spelled else tokens.between(first, i))
             if i < len(tokens.ids):
                 joined.extend(tokens.between(i, i + 1))
                 first, start = i + 1, tokens.ends[i]
@@ -200,7 +200,7 @@ class TextEncoder:
         there = text[tokens.starts[i] : tokens.ends[i]].strip()
         return self.control.get(there) == token
 
-    def _literal(self, part: Text, start: int) -> Tokens:
+    def _encode_literal(self, part: Text, start: int) -> Tokens:
         """Encode a stretch without control tokens of the template as text; ``start`` is its position in the text."""
         positions = [at for at, letter in enumerate(part.text) for _ in part.spelled.get(letter, letter)]
         anchor = _ANCHORS[0] if start and self._spaces_first_only else ""
@@ -212,21 +212,21 @@ class TextEncoder:
                 tokens = tokens.between(tokens.until(len(anchor)), len(tokens.ids), -len(anchor))
             ids = set(self.control.values())
             if any(token in ids for token in tokens.ids):  # the vocabulary's own merges make the control token
-                tokens = self._letters(part.plain, ids)
+                tokens = self._encode_split(part.plain, ids)
         finally:
             self.backend.encode_special_tokens = False
         starts = [start + positions[min(at, len(positions) - 1)] for at in tokens.starts]
         ends = [start + (positions[at - 1] + 1 if at else 0) for at in tokens.ends]
         return Tokens(tokens.ids, starts, ends)
 
-    def _letters(self, text: str, control: set[int]) -> Tokens:
+    def _encode_split(self, text: str, control: set[int]) -> Tokens:
         """Encode a text in pieces that split every control token it spells after the first letter."""
         assert self._control is not None
         joined, last = Tokens(), 0
         for end in [*(match.start() + 1 for match in self._control.finditer(text)), len(text)]:
             piece = _tokens(self.backend.encode(text[last:end], add_special_tokens=False))
             plain = [i for i, token in enumerate(piece.ids) if token not in control]
-            joined.extend(Tokens(*([values[i] for i in plain] for values in (piece.ids, *_moved(piece, last)))))
+            joined.extend(Tokens(*([values[i] for i in plain] for values in (piece.ids, *_shifted(piece, last)))))
             last = end
         return joined
 
@@ -242,7 +242,7 @@ class TextEncoder:
         alone, behind = (self.backend.encode(text, add_special_tokens=False).ids for text in ("x", "\nx"))
         return bool(alone != behind[-len(alone) :])
 
-    def _cut(self, text: Text, tokens: Tokens, spoken: Sequence[tuple[int, int]]) -> Tokens:
+    def _split_at(self, text: Text, tokens: Tokens, spoken: Sequence[tuple[int, int]]) -> Tokens:
         """Split the encoding at the boundaries of answers where the tokens would otherwise differ."""
         wrong = {start for start, _ in spoken if tokens.straddles(start)}
         # A control token may absorb the white space after it, as Phi-3's do; it ends the answer all the same.
@@ -253,7 +253,7 @@ class TextEncoder:
         joined = Tokens()
         bounds = [0, *sorted(wrong), len(text.text)]
         for start, end in pairwise(bounds):
-            joined.extend(self._continued(text.part(start, end), start))
+            joined.extend(self._encode_continuation(text.part(start, end), start))
         return joined
 
     def _ends_in_control(self, tokens: Tokens, place: int) -> bool:
@@ -269,30 +269,30 @@ class TextEncoder:
         last = tokens.until(place)
         first = next((i for i in reversed(range(last)) if tokens.ids[i] in self._control_ids), 0)
         before = text.part(tokens.starts[first] if first else 0, place)
-        if len(before.text) > _KEPT_LENGTH or before.has_spelled:
-            return self._one(before).ids == tokens.ids[first:last]
-        if before.text not in self._alone:
-            self._alone[before.text] = self._one(before).ids
-        return self._alone[before.text] == tokens.ids[first:last]
+        if len(before.text) > _CACHED_LENGTH or before.has_spelled:
+            return self._encode_text(before).ids == tokens.ids[first:last]
+        if before.text not in self._cached_ids:
+            self._cached_ids[before.text] = self._encode_text(before).ids
+        return self._cached_ids[before.text] == tokens.ids[first:last]
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
         return frozenset(self.control.values())
 
-    def _continued(self, part: Text, start: int) -> Tokens:
+    def _encode_continuation(self, part: Text, start: int) -> Tokens:
         """Encode a stretch as the continuation of a text; ``start`` is its position in that text."""
         for anchor in _ANCHORS if start and self._writes_a_space else ():
-            tokens = self._one(Text(anchor + part.text, part.spelled))
+            tokens = self._encode_text(Text(anchor + part.text, part.spelled))
             if not tokens.straddles(len(anchor)):
                 return tokens.between(tokens.until(len(anchor)), len(tokens.ids), start - len(anchor))
-        tokens = self._one(part)
+        tokens = self._encode_text(part)
         return tokens.between(0, len(tokens.ids), start)
 
-    def _one(self, text: Text) -> Tokens:
+    def _encode_text(self, text: Text) -> Tokens:
         tokens = _tokens(self.backend.encode(text.text, add_special_tokens=False))
-        return self._spelled_out(text, tokens) if text.has_spelled else tokens
+        return self._reencoded(text, tokens) if text.has_spelled else tokens
 
-    def _by_parts(self, text: Text, places: Sequence[int]) -> Tokens:
+    def _encode_without_offsets(self, text: Text, places: Sequence[int]) -> Tokens:
         """Encode stretch by stretch, with a tokenizer that gives no offsets."""
         joined = Tokens()
         bounds = sorted({0, len(text.text), *places})
@@ -328,7 +328,7 @@ def _free(taken: Mapping[str, str]) -> Iterator[int]:
         yield from (code for code in range(first, first + 0xFFFE) if chr(code) not in taken)
 
 
-def _moved(tokens: Tokens, by: int) -> tuple[list[int], list[int]]:
+def _shifted(tokens: Tokens, by: int) -> tuple[list[int], list[int]]:
     return [at + by for at in tokens.starts], [at + by for at in tokens.ends]
 
 

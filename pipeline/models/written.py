@@ -61,7 +61,7 @@ def witness(model: Any, rows: Sequence[Sequence[int]] = ()) -> Witness:
     vocabulary = plain_of(model).get_input_embeddings().weight.shape[0]
     longest = min(_TOKENS, context_limit(model) or _TOKENS)
     vocabulary_row = [vocabulary * i // longest for i in range(longest)]
-    taken = _affordable(model, [vocabulary_row, *([int(token) for token in row[:longest]] for row in rows if len(row))])
+    taken = _shortened(model, [vocabulary_row, *([int(token) for token in row[:longest]] for row in rows if len(row))])
     return Witness(taken, _logits(model, taken), rounding_of(model))
 
 
@@ -121,7 +121,7 @@ def plain_of(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _affordable(model: Any, rows: list[list[int]]) -> list[list[int]]:
+def _shortened(model: Any, rows: list[list[int]]) -> list[list[int]]:
     """Return the first rows, cut to fewer tokens for a large model."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     first_rows = rows[: _ROWS + 1]

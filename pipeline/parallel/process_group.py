@@ -23,13 +23,13 @@ def init_process_group(*, cpu: bool, deepspeed: bool) -> None:
     if deepspeed:
         if cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-            _spare_the_compiler()
+            _skip_shm_compilation()
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     # With `cpu=True` accelerate ignores DeepSpeed. Given the backend, it joins the other ranks all the same.
     PartialState(cpu=cpu and not deepspeed, backend="gloo" if cpu else None, timeout=TIMEOUT)
 
 
-def _spare_the_compiler() -> None:
+def _skip_shm_compilation() -> None:
     """Keep DeepSpeed from compiling a shared-memory collective that only its inference engine uses.
 
     DeepSpeed would compile it into the user's home whenever it starts on a CPU. That takes half a minute, and fails

@@ -40,10 +40,10 @@ def holding(model: nn.Module, optimizer: Any) -> ShardingState:
     """
     parameters = list(model.parameters())
     engine, over = _engine_of(parameters, optimizer)
-    local = sum(_local(parameter) for parameter in parameters)
-    trained = sum(_whole(parameter) for parameter in parameters if parameter.requires_grad)
-    stepped = sum(size for _, size in _stepped(optimizer))
-    total = max(1, sum(map(_whole, parameters)))
+    local = sum(_local_size(parameter) for parameter in parameters)
+    trained = sum(_full_size(parameter) for parameter in parameters if parameter.requires_grad)
+    stepped = sum(size for _, size in _updated_tensors(optimizer))
+    total = max(1, sum(map(_full_size, parameters)))
     return ShardingState(engine, over, round(local / total, 4), round(stepped / max(1, trained), 4))
 
 
@@ -59,17 +59,17 @@ def _engine_of(parameters: list[nn.Parameter], optimizer: Any) -> tuple[str, int
         if type(zero).__name__.endswith("Stage3"):
             sharded = [p for p in parameters if hasattr(p, "ds_tensor")]
             over = min((-(-p.ds_numel // p.ds_tensor.numel()) for p in sharded if p.ds_numel > 64), default=1)  # type: ignore[attr-defined]
-            return _counted("ZeRO-3", sharded, parameters), int(over)
+            return _engine_label("ZeRO-3", sharded, parameters), int(over)
         return f"ZeRO-{2 if zero.partition_gradients else 1}", int(min(zero.partition_count, default=1))
-    sharded = [p for p in parameters if any(place.is_shard() for place in getattr(p, "placements", ()))]
+    sharded = [p for p in parameters if any(placement.is_shard() for placement in getattr(p, "placements", ()))]
     if not sharded:
         return "plain", 1
     has_tp_mesh = any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in sharded)  # type: ignore[attr-defined]
     engine = "tensor parallelism" if has_tp_mesh else "FSDP2"
-    return _counted(engine, sharded, parameters), min(int(p.device_mesh.size()) for p in sharded)  # type: ignore[attr-defined]
+    return _engine_label(engine, sharded, parameters), min(int(p.device_mesh.size()) for p in sharded)  # type: ignore[attr-defined]
 
 
-def _counted(engine: str, some: list[nn.Parameter], of: list[nn.Parameter]) -> str:
+def _engine_label(engine: str, some: list[nn.Parameter], of: list[nn.Parameter]) -> str:
     return engine if len(some) == len(of) else f"{engine} for {len(some)} of {len(of)} weights"
 
 
@@ -81,13 +81,13 @@ def _zero_optimizer(optimizer: Any) -> Any | None:
     return None
 
 
-def _stepped(optimizer: Any) -> Iterator[tuple[int, int]]:
+def _updated_tensors(optimizer: Any) -> Iterator[tuple[int, int]]:
     """Yield the id and the element count of each tensor that this rank's optimizer updates."""
     zero = _zero_optimizer(optimizer)
     if zero is None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                yield id(parameter), _local(parameter)
+                yield id(parameter), _local_size(parameter)
         return
     stage_3 = type(zero).__name__.endswith("Stage3")
     for flat in zero.fp32_partitioned_groups_flat if stage_3 else zero.single_partition_of_fp32_groups:
@@ -102,14 +102,14 @@ def foreign_parameters(model: nn.Module, optimizer: Any) -> int:
     if _zero_optimizer(optimizer) is not None:
         return 0
     own = {id(parameter) for parameter in model.parameters()}
-    return sum(one not in own for one, _ in _stepped(optimizer))
+    return sum(one not in own for one, _ in _updated_tensors(optimizer))
 
 
-def _whole(parameter: Any) -> int:
+def _full_size(parameter: Any) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _local(parameter: Any) -> int:
+def _local_size(parameter: Any) -> int:
     if hasattr(parameter, "ds_tensor"):
         return int(parameter.ds_tensor.numel())
     return int(parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel())

@@ -19,29 +19,29 @@ class Average:
 
     def __init__(self, policy: Policy, decay: float) -> None:
         self.policy, self.decay = policy, decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in self._own().items()}
+        self.weights = {name: parameter.detach().clone() for name, parameter in self._policy_weights().items()}
 
-    def _own(self) -> dict[str, torch.nn.Parameter]:
+    def _policy_weights(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.policy.trained().items() if name.startswith("policy.")}
 
     @torch.no_grad()
     def update(self) -> None:
         """Update the average with the policy's weights after an optimizer step."""
-        for name, parameter in self._own().items():
+        for name, parameter in self._policy_weights().items():
             self.weights[name].lerp_(parameter, 1 - self.decay)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Inside the context, replace the policy's weights by their average."""
-        own = self._own()
+        own = self._policy_weights()
         current = {name: parameter.detach().clone() for name, parameter in own.items()}
-        self._put(self.weights)
+        self._copy(self.weights)
         try:
             yield
         finally:
-            self._put(current)
+            self._copy(current)
 
     @torch.no_grad()
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._own().items():
+    def _copy(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._policy_weights().items():
             parameter.copy_(weights[name])

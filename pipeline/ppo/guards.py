@@ -146,7 +146,7 @@ class Guards:
             Stopped: a failure lasted for several consecutive evaluations.
         """
         if unpriced is not None and "eval_kl" in metrics:
-            far = self._too_far(metrics["eval_kl"], metrics["eval_kl_k3"], metrics["eval_length"], unpriced)
+            far = self._check_distance(metrics["eval_kl"], metrics["eval_kl_k3"], metrics["eval_length"], unpriced)
             return [text for _, text in far] + self._about_gaming(metrics)
         return self._about_gaming(metrics)
 
@@ -188,9 +188,9 @@ class Guards:
                     "try train.temperature: 1.0 and rollout_engine: batched",
                 )
             )
-        return self._too_far(metrics["kl"], metrics["kl_k3"], metrics["length"], kl)
+        return self._check_distance(metrics["kl"], metrics["kl_k3"], metrics["length"], kl)
 
-    def _too_far(self, k1: float, k3: float, length: float, kl: KLController | None) -> list[tuple[str, str]]:
+    def _check_distance(self, k1: float, k3: float, length: float, kl: KLController | None) -> list[tuple[str, str]]:
         """Raise β if the divergence stays too large; stop the run if β was already raised."""
         too_far = k1 > LARGEST_KL or k3 / max(length, 1.0) > LARGEST_TOKEN_KL
         self.high_kl = self.high_kl + 1 if too_far else 0

@@ -118,9 +118,9 @@ class Policy:
                 without_dropout(module)
         if self.reference is not None:
             self.reference.requires_grad_(False).eval()
-        self._recomputed = self._recomputing_layers() if self.recompute else []
+        self._checkpointed = self._recomputing_layers() if self.recompute else []
         self.whole = Whole(self)
-        self._through: Any = self.whole
+        self._engine: Any = self.whole
         self.in_step = False
         self._upper: Any | None = None
         self._lower: Any | None = None
@@ -131,7 +131,7 @@ class Policy:
 
     def through(self, engine: Any) -> None:
         """Route every model call through an engine that wraps `whole`; passes are then collective over all ranks."""
-        self._through = engine
+        self._engine = engine
         self.in_step = True
 
     def _recomputing_layers(self) -> list[nn.Module]:
@@ -145,24 +145,24 @@ class Policy:
         return layers
 
     @contextmanager
-    def _learning(self) -> Iterator[None]:
+    def _checkpointing(self) -> Iterator[None]:
         """Activate activation checkpointing if gradients are enabled, by setting the layers to training mode.
 
         Their submodules stay in evaluation mode. In sampling and scoring, a layer in training mode would not use its
         cache.
         """
-        for layer in self._recomputed if torch.is_grad_enabled() else ():
+        for layer in self._checkpointed if torch.is_grad_enabled() else ():
             layer.training = True
         try:
             yield
         finally:
-            for layer in self._recomputed:
+            for layer in self._checkpointed:
                 layer.training = False
 
     def run(self, work: Callable[[], Any]) -> Any:
         """Call ``work``, which calls the models, through the engine and in the compute precision."""
         with self.computing():
-            return self._through(work)
+            return self._engine(work)
 
     def computing(self) -> AbstractContextManager[Any]:
         """Return an autocast context for `precision`."""
@@ -202,7 +202,7 @@ class Policy:
         self, batch: MicroBatch, *, values: bool = True, entropy: bool = False, entropy_gradient: bool = True
     ) -> Outputs:
         """Run policy and value function over a micro-batch."""
-        with self._learning():
+        with self._checkpointing():
             return Outputs(*self.run(lambda: self._forward(batch, values, entropy, entropy_gradient)))
 
     def _forward(
@@ -306,16 +306,16 @@ class Policy:
 
 def log_probabilities(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
     """Return the log-probability of each token, in float32, shape (N,)."""
-    return -nn.functional.cross_entropy(_tempered(logits_NV, temperature), tokens_N, reduction="none")
+    return -nn.functional.cross_entropy(_scaled_logits(logits_NV, temperature), tokens_N, reduction="none")
 
 
 def entropy_of(logits_NV: Tensor, temperature: float) -> Tensor:
     """Return the entropy of each distribution in nats, float32, shape (N,)."""
-    logp_NV = _tempered(logits_NV, temperature).log_softmax(dim=-1)
+    logp_NV = _scaled_logits(logits_NV, temperature).log_softmax(dim=-1)
     return -(logp_NV.exp() * logp_NV).sum(dim=-1)
 
 
-def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
+def _scaled_logits(logits_NV: Tensor, temperature: float) -> Tensor:
     logits_NV = logits_NV.float()
     return logits_NV if temperature == 1 else logits_NV / temperature
 

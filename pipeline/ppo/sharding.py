@@ -104,7 +104,7 @@ class ZeroEngine:
         if self.stage < 3:
             return self.policy.model if self.ranks.is_first else None
         state = self.accelerator.get_state_dict(self.engine)
-        return rebuilt(self.policy.model, _of_policy(self.policy.model, state)) if self.ranks.is_first else None
+        return rebuilt(self.policy.model, _policy_state(self.policy.model, state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
         """Do nothing: DeepSpeed holds no gradients between two optimizer steps."""
@@ -147,14 +147,14 @@ class ZeroEngine:
             if factor != 1:
                 for part in self._gradients(group):
                     part.mul_(factor)
-        rate, decay = self._hold(policy=policy)
+        rate, decay = self._hold_policy(policy=policy)
         self.engine.step()
         if not policy:
             self.optimizer.param_groups[0].update(lr=rate, weight_decay=decay)
             for flat in self.state.flat(0):  # its moments stayed 0; its step count starts with its first update
                 self.optimizer.optimizer.state[flat]["step"].zero_()
 
-    def _hold(self, *, policy: bool) -> tuple[float, float]:
+    def _hold_policy(self, *, policy: bool) -> tuple[float, float]:
         """Return the policy's learning rate and weight decay; without ``policy`` set both to 0 for this step."""
         group = self.optimizer.param_groups[0]
         before = (group["lr"], group["weight_decay"])
@@ -242,16 +242,16 @@ class FsdpEngine:
         with fsdp.gathered(self.policy.whole), self.policy.sampling() as model:
             yield model
 
-    def _in_parts(self) -> dict[str, Any]:
+    def _resharded(self) -> dict[str, Any]:
         """Reshard gathered weights, and return the trained parameters, as DTensors, by name."""
         fsdp.let_go(self.policy.whole)
         return self.policy.trained()
 
     def consolidated_model(self) -> Any | None:
         """Return the policy's model with full weights on the first rank; None on the others."""
-        self._in_parts()
+        self._resharded()
         state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.whole.state_dict().items()}
-        return rebuilt(self.policy.model, _of_policy(self.policy.model, state)) if self.ranks.is_first else None
+        return rebuilt(self.policy.model, _policy_state(self.policy.model, state)) if self.ranks.is_first else None
 
     def clear(self) -> None:
         """Clear the gradients."""
@@ -291,12 +291,12 @@ class FsdpEngine:
 
     def weights(self) -> dict[str, Tensor]:
         """Gather the full trained weights."""
-        return {name: dtensors.full_tensor(parameter) for name, parameter in self._in_parts().items()}
+        return {name: dtensors.full_tensor(parameter) for name, parameter in self._resharded().items()}
 
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Load full weights into the shards."""
-        own = self._in_parts()
+        own = self._resharded()
         check_names(own, tensors)
         for name, parameter in own.items():
             parameter.copy_(dtensors.distribute_like(tensors[name], parameter))
@@ -304,7 +304,7 @@ class FsdpEngine:
     def moments(self) -> dict[str, Tensor]:
         """Gather Adam's full moments."""
         moments = {}
-        for name, parameter in self._in_parts().items():
+        for name, parameter in self._resharded().items():
             state = self.optimizer.state.get(parameter, {})
             for key in (*MOMENTS, "step"):
                 if key in state:
@@ -313,14 +313,14 @@ class FsdpEngine:
 
     def load_moments(self, tensors: Mapping[str, Tensor]) -> None:
         """Load Adam's full moments into the shards."""
-        for name, parameter in self._in_parts().items():
+        for name, parameter in self._resharded().items():
             if f"step/{name}" in tensors:
                 state = {key: dtensors.distribute_like(tensors[f"{key}/{name}"], parameter) for key in MOMENTS}
                 step = tensors[f"step/{name}"].to(parameter.device, copy=True)  # where a fused optimizer keeps it
                 self.optimizer.state[parameter] = {"step": step, **state}
 
 
-def _of_policy(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _policy_state(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the policy model's part of `Policy.whole`'s state dict, without other adapters on its trunk."""
     own = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
     if not isinstance(model, PeftModel):

@@ -100,7 +100,7 @@ class PPOTrainer:
         self.kl = KLController(s.kl_coef, s.kl_target, s.kl_horizon)
         self.scale = ScoreScale()
         self.guards = Guards()
-        self._kept: tuple[list[Episode], Outputs] | None = None
+        self._reusable_pass: tuple[list[Episode], Outputs] | None = None
         self.steps_with: TrainEngine = self.stepper or PlainEngine(self.policy, s, self.ranks)
         self.average = Average(self.policy, s.ema_decay) if s.ema_decay else None
 
@@ -183,7 +183,7 @@ class PPOTrainer:
         If the next update starts with the same forward pass (one minibatch of one micro-batch), its outputs are kept
         with their graph, and reused there.
         """
-        self._kept = None
+        self._reusable_pass = None
         if not episodes and not self.steps_with.in_step:  # fewer held-out prompts than processes
             return
         for episode, score in zip(episodes, self.score(episodes), strict=True):  # collective for a sharded reward
@@ -201,7 +201,7 @@ class PPOTrainer:
             with torch.set_grad_enabled(keep):
                 outputs = self.policy.forward(batch, entropy=True, entropy_gradient=s.entropy_coef > 0)
             if keep:
-                self._kept = (group, outputs)
+                self._reusable_pass = (group, outputs)
             columns = {"old_T": outputs.logp_N, "values_T": outputs.values_N, "entropy_T": outputs.entropy_N}
             if reference:
                 columns["reference_T"] = self.policy.reference_logp(batch)
@@ -245,16 +245,16 @@ class PPOTrainer:
         s = self.settings
         self._set_rates()
         sums = measures.UpdateSums()
-        on = learnt(episodes, s, has_ends=bool(self.eos_ids)).tolist()
-        by_place = {episode.place: episode for episode, is_on in zip(episodes, on, strict=True) if is_on}
+        in_loss = learnt(episodes, s, has_ends=bool(self.eos_ids)).tolist()
+        by_place = {episode.place: episode for episode, is_on in zip(episodes, in_loss, strict=True) if is_on}
         total, size = s.epochs * s.minibatches, s.rollout_batch // s.minibatches
         epochs_run = 0
         for epoch in range(s.epochs):
             order = list(range(s.rollout_batch))
             random.Random(f"{self.seed}/{self.iteration}/{epoch}").shuffle(order)
             for number in range(s.minibatches):
-                chosen = order[number * size : (number + 1) * size]
-                own_episodes = [by_place[place] for place in chosen if place in by_place]
+                minibatch = order[number * size : (number + 1) * size]
+                own_episodes = [by_place[place] for place in minibatch if place in by_place]
                 if not self._step(own_episodes, sums):
                     return self._update_metrics(sums, epochs_run)
                 if self.on_step is not None:
@@ -277,7 +277,7 @@ class PPOTrainer:
         clip = s.value_clip * max(1.0, self.return_deviation)
         divergence, largest, finite = 0.0, 0.0, True
         policy_on = 0.0 if self.iteration < s.critic_warmup else 1.0
-        reusable, self._kept = self._kept, None
+        reusable, self._reusable_pass = self._reusable_pass, None
         with_language = self.language_loss is not None and bool(s.ptx_coef) and bool(policy_on)
         groups = [reusable[0]] if reusable is not None else self._passes(episodes)
         for number, group in enumerate(groups, start=1):
@@ -285,7 +285,10 @@ class PPOTrainer:
             policy_part, value_part = self._losses(group, outputs, clip)
             loss = policy_on * policy_part.loss_N.sum() + s.value_coef * value_part.loss_N.sum()
             if s.kl_in_loss and self.uses_kl_penalty:
-                loss = loss + policy_on * self.kl.coef * kl_loss(outputs.logp_N, self._of(group, "reference_T")).sum()
+                loss = (
+                    loss
+                    + policy_on * self.kl.coef * kl_loss(outputs.logp_N, self._concatenated(group, "reference_T")).sum()
+                )
             if s.entropy_coef and outputs.entropy_N is not None:
                 loss = loss - policy_on * s.entropy_coef * outputs.entropy_N.sum()
             counted = group[0].place >= 0
@@ -310,18 +313,18 @@ class PPOTrainer:
         self._apply(episodes, sums, finite=finite)
         return True
 
-    def _of(self, group: Sequence[Episode], name: str) -> torch.Tensor:
+    def _concatenated(self, group: Sequence[Episode], name: str) -> torch.Tensor:
         return torch.cat([getattr(episode, name) for episode in group]).to(self.policy.device)
 
     def _losses(self, group: Sequence[Episode], outputs: Outputs, clip: float) -> tuple[PolicyLoss, ValueLoss]:
-        s, old_N = self.settings, self._of(group, "old_T")
+        s, old_N = self.settings, self._concatenated(group, "old_T")
         weights_N = None
         if s.tis_clip and all(len(episode.sampled_T) for episode in group):
-            weights_N = importance_weights(old_N, self._of(group, "sampled_T"), clip=s.tis_clip)
+            weights_N = importance_weights(old_N, self._concatenated(group, "sampled_T"), clip=s.tis_clip)
         policy_part = policy_loss(
             outputs.logp_N,
             old_N,
-            self._of(group, "advantages_T"),
+            self._concatenated(group, "advantages_T"),
             clip_range=s.clip_range,
             clip_high=s.clip_high,
             dual_clip=s.dual_clip,
@@ -329,7 +332,7 @@ class PPOTrainer:
         )
         assert outputs.values_N is not None
         return policy_part, value_loss(
-            outputs.values_N, self._of(group, "values_T"), self._of(group, "returns_T"), clip=clip
+            outputs.values_N, self._concatenated(group, "values_T"), self._concatenated(group, "returns_T"), clip=clip
         )
 
     def _forward(self, group: Sequence[Episode]) -> Outputs:

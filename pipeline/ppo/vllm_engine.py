@@ -76,7 +76,7 @@ class VLLMEngine:
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        with _launched(), _refusing():
+        with _launcher_environment(), _explained_errors():
             self.llm = LLM(
                 model=model.name_or_path,
                 dtype=str(model.dtype).removeprefix("torch."),
@@ -100,7 +100,7 @@ class VLLMEngine:
         """Sample one response per prompt, each with its own seed; also return vLLM's log-probabilities."""
         from vllm import SamplingParams
 
-        self._push(model)
+        self._copy_weights(model)
         if self.sleeps:
             self.llm.wake_up(tags=["kv_cache"])
         settings = [
@@ -116,7 +116,7 @@ class VLLMEngine:
             for place in places
         ]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        with _refusing():
+        with _explained_errors():
             rows = [row.outputs[0] for row in self.llm.generate(asked, settings, use_tqdm=False)]
         if self.sleeps:
             self.llm.sleep(level=2)
@@ -131,7 +131,7 @@ class VLLMEngine:
             ],
         )
 
-    def _push(self, model: Any) -> None:
+    def _copy_weights(self, model: Any) -> None:
         """Copy the weights into vLLM, which converts them to the layout of its kernels as when loading a checkpoint."""
         if self.sleeps:
             self.llm.wake_up(tags=["weights"])
@@ -141,7 +141,7 @@ class VLLMEngine:
 
 
 @contextmanager
-def _launched() -> Iterator[None]:
+def _launcher_environment() -> Iterator[None]:
     """Inside the context, set the environment variables of a launcher if this process was started without one."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     missing = {} if "RANK" in os.environ else alone
@@ -154,7 +154,7 @@ def _launched() -> Iterator[None]:
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def _explained_errors() -> Iterator[None]:
     """Convert vLLM's errors for unsupported models, such as shapes its kernels lack, into one-line problems."""
     try:
         yield

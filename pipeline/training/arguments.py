@@ -266,10 +266,10 @@ def build_arguments(
     }
     values.update(train.passthrough())
     values.update(fixed)
-    return _keeping_best(arguments_class, values, has_held_out=has_held_out)
+    return _with_best(arguments_class, values, has_held_out=has_held_out)
 
 
-def _keeping_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_held_out: bool) -> Arguments:
+def _with_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_held_out: bool) -> Arguments:
     """Return the arguments; `load_best_model_at_end` is set only after transformers' checks (`best.py` implements it).
 
     transformers would need a checkpoint of every evaluation, and would choose the best among those that are left.
@@ -284,7 +284,7 @@ def _keeping_best(arguments_class: type[Arguments], values: dict[str, Any], *, h
             raise PipelineError(Problem(statement, "held-out rows to evaluate on", remedy))
         values["metric_for_best_model"] = values.get("metric_for_best_model") or "loss"
         values["save_strategy"] = "no"  # each new best is saved, and the newest checkpoint by the clock
-    arguments: Any = _made(arguments_class, values)
+    arguments: Any = _instantiated(arguments_class, values)
     arguments.load_best_model_at_end = keeps_best
     return cast(Arguments, arguments)
 
@@ -308,7 +308,7 @@ def _computing(ctx: StageContext) -> dict[str, Any]:
     return fields
 
 
-def _made(arguments_class: type[Arguments], values: dict[str, Any]) -> Arguments:
+def _instantiated(arguments_class: type[Arguments], values: dict[str, Any]) -> Arguments:
     try:
         arguments: Any = arguments_class(**values)
     except (ValueError, TypeError) as error:

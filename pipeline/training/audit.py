@@ -49,7 +49,7 @@ class Audit(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Check the prepared model and optimizer, and start the probe of the first forward pass."""
         model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
-        _refuse(self.ctx, list(trainer_problems(self.ctx, self.trainer)))
+        _raise_problems(self.ctx, list(trainer_problems(self.ctx, self.trainer)))
         check_prepared(self.ctx, model, self.trainer.optimizer, self.adapter)
         if not args.torch_compile:  # hooks would be compiled into the model
             self._first = ForwardProbe(model)
@@ -78,7 +78,7 @@ def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
 
 
 def check_prepared(
-    ctx: StageContext, model: Any, optimizer: Any, adapter: Adapter | None, whole: nn.Module | None = None
+    ctx: StageContext, model: Any, optimizer: Any, adapter: Adapter | None, prepared: nn.Module | None = None
 ) -> None:
     """Check a model and its optimizer after preparation.
 
@@ -87,13 +87,13 @@ def check_prepared(
         model: the unwrapped model; with FSDP2, the module that FSDP2 shards in place.
         optimizer: torch's, accelerate's or DeepSpeed's.
         adapter: the recipe's `adapter:` block; None without one.
-        whole: the module that was prepared, if the model is only a part of it.
+        prepared: the module that was prepared, if the model is only a part of it.
 
     Raises:
         PipelineError: it differs from what the recipe asks for.
     """
-    whole = model if whole is None else whole
-    sharding = holding(whole, optimizer)
+    prepared = model if prepared is None else prepared
+    sharding = holding(prepared, optimizer)
     ctx.runtime_report["seen"] = {
         "engine": sharding.engine,
         "weights": sharding.weights,
@@ -102,11 +102,11 @@ def check_prepared(
     problems = [
         *spread_problems(ctx, sharding),
         *bucket_problems(ctx, bucket_of(optimizer)),
-        *weight_problems(whole, optimizer, device_of(ctx).partition(":")[0]),
+        *weight_problems(prepared, optimizer, device_of(ctx).partition(":")[0]),
         *adapter_problems(model, adapter),
         *kernel_problems(ctx, model),
     ]
-    _refuse(ctx, problems)
+    _raise_problems(ctx, problems)
 
 
 def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> None:
@@ -138,7 +138,7 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
     if again and not asked:
         statement = "activations are computed twice, compute.activation_checkpointing does not ask for it"
         problems.append(Problem(statement, "once", "set compute.activation_checkpointing: true"))
-    _refuse(ctx, problems)
+    _raise_problems(ctx, problems)
 
 
 def check_copies(ctx: StageContext, model: Any) -> None:
@@ -151,15 +151,15 @@ def check_copies(ctx: StageContext, model: Any) -> None:
     if replicas is not None and replicas.count > 1 and replicas.apart(model) > 0:
         statement = f"{replicas.count} groups of {size_of(model)} processes train, and their gradients differ"
         expected, remedy = "gradients averaged over the groups", f"use {size_of(model)} processes"
-        _refuse(ctx, [Problem(statement, expected, remedy)])
+        _raise_problems(ctx, [Problem(statement, expected, remedy)])
 
 
-def _refuse(ctx: StageContext, problems: list[Problem]) -> None:
+def _raise_problems(ctx: StageContext, problems: list[Problem]) -> None:
     if problems:
         raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
 
 
-def spread_problems(ctx: StageContext, held: ShardingState) -> Iterator[Problem]:
+def spread_problems(ctx: StageContext, sharding: ShardingState) -> Iterator[Problem]:
     """Yield a problem if the number of ranks, or the sharding over them, differs from `compute`."""
     joined = Ranks.current().count
     if joined != ctx.ranks:
@@ -167,20 +167,20 @@ def spread_problems(ctx: StageContext, held: ShardingState) -> Iterator[Problem]
     zero, fsdp = int(ctx.compute.get("zero") or 0), bool(ctx.compute.get("fsdp"))
     if group_of(ctx.compute) > 1 and not (zero or fsdp):
         return  # tensor and sequence parallelism have their own checks
-    wanted = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
+    expected = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
     remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"
-    if held.engine != wanted:
-        yield Problem(f"compute asks for {wanted}, and {held.engine} runs", "what was asked for", remedy)
-    elif wanted != "plain" and held.over != ctx.ranks:
-        statement = f"{wanted} has spread its state over {held.over} of {ctx.ranks} processes"
+    if sharding.engine != expected:
+        yield Problem(f"compute asks for {expected}, and {sharding.engine} runs", "what was asked for", remedy)
+    elif expected != "plain" and sharding.over != ctx.ranks:
+        statement = f"{expected} has spread its state over {sharding.over} of {ctx.ranks} processes"
         yield Problem(statement, "all of them", remedy)
 
 
 def bucket_problems(ctx: StageContext, bucket: int | None) -> Iterator[Problem]:
     """Yield a problem if DeepSpeed's bucket size differs from the one in the memory forecast and the manifest."""
-    wanted = ctx.runtime_report.get("deepspeed", {}).get("zero_optimization", {}).get("reduce_bucket_size", bucket)
-    if bucket != wanted:
-        yield Problem(f"DeepSpeed's buckets have {bucket} elements", f"{wanted}, from the model's width", REPORT)
+    expected = ctx.runtime_report.get("deepspeed", {}).get("zero_optimization", {}).get("reduce_bucket_size", bucket)
+    if bucket != expected:
+        yield Problem(f"DeepSpeed's buckets have {bucket} elements", f"{expected}, from the model's width", REPORT)
 
 
 def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[Problem]:
@@ -223,12 +223,11 @@ def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
 
 def _quantise_problems(layers: list[Any], asked: str) -> Iterator[Problem]:
     wanted = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[asked]
-    plain = [layer for layer in layers if wanted not in {one.__name__ for one in type(layer.base_layer).__mro__}]
-    whole = [layer for layer in layers if layer.base_layer.weight.dtype not in (torch.uint8, torch.int8)]
-    if plain or whole:
-        statement = (
-            f"adapter.quantize is {asked}, {max(len(plain), len(whole))} of {len(layers)} layers are not quantised"
-        )
+    other_class = [layer for layer in layers if wanted not in {one.__name__ for one in type(layer.base_layer).__mro__}]
+    unquantised = [layer for layer in layers if layer.base_layer.weight.dtype not in (torch.uint8, torch.int8)]
+    if other_class or unquantised:
+        count = max(len(other_class), len(unquantised))
+        statement = f"adapter.quantize is {asked}, {count} of {len(layers)} layers are not quantised"
         yield Problem(statement, f"all in {asked}", "leave adapter.quantize out, or pip install 'trueup[quantize]'")
 
 

@@ -123,7 +123,7 @@ class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
         """Return a loader over `train_rows` in the order of `batches`."""
         loader = DataLoader(
             _ListDataset(self.train_rows),
-            batch_sampler=_MicroBatches(self.batches),
+            batch_sampler=_ShardableBatches(self.batches),
             collate_fn=collator(self),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -142,7 +142,7 @@ class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
         """Write nothing, because the artifact has its own card."""
 
 
-class _MicroBatches(Sampler[list[int]]):
+class _ShardableBatches(Sampler[list[int]]):
     """Batch sampler with the attributes from which accelerate reads batch size and epoch to shard over processes."""
 
     drop_last = True

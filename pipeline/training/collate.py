@@ -43,12 +43,12 @@ class CausalCollator:
             labels[i, :length] = torch.tensor(row.get("labels", row["input_ids"]))
         batch = {"input_ids": ids, "labels": labels}
         if "seq_lengths" in rows[0]:
-            return {**batch, **self._places(rows, longest)}
+            return {**batch, **self._positions(rows, longest)}
         if self.with_mask:
             batch["attention_mask"] = torch.ones_like(ids)
         return batch
 
-    def _places(self, rows: Sequence[dict[str, Any]], width: int) -> dict[str, Any]:
+    def _positions(self, rows: Sequence[dict[str, Any]], width: int) -> dict[str, Any]:
         """Return `position_ids`, by which `transformers` separates packed sequences; with ``flat`` also the bounds."""
         positions = torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):

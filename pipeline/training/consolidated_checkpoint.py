@@ -55,7 +55,7 @@ class ConsolidatedCheckpoint:
             built["parallelism_config"] = TensorParallelism(tp_size=size, dp_shard_size=Ranks.current().count // size)
         return built
 
-    def _own_rows(self, values: Any, use_gather_object: bool = False) -> Any:
+    def _gather_once_per_group(self, values: Any, use_gather_object: bool = False) -> Any:
         """Gather evaluation values as accelerate's `gather_for_metrics`, but once per tensor-parallel group.
 
         The ranks of a group evaluate the same rows.
@@ -80,7 +80,7 @@ class ConsolidatedCheckpoint:
     def create_accelerator_and_postprocess(self) -> None:
         """Enable FSDP2 if the arguments ask for it, also on a CPU, where accelerate would fall back silently.
 
-        With tensor parallelism, replace accelerate's `gather_for_metrics` by `_own_rows`.
+        With tensor parallelism, replace accelerate's `gather_for_metrics` by `_gather_once_per_group`.
         """
         plugin = self.args.fsdp_plugin_args
         if plugin is not None:
@@ -94,7 +94,7 @@ class ConsolidatedCheckpoint:
             fsdp.engage(self.accelerator, FullyShardedDataParallelPlugin(**plugin))
             self.is_fsdp_enabled = True
         if size_of(self.model) > 1:
-            self.gather_function = self.accelerator.gather_for_metrics = self._own_rows
+            self.gather_function = self.accelerator.gather_for_metrics = self._gather_once_per_group
 
     @property
     def _zero(self) -> ZeroState:
@@ -189,7 +189,7 @@ class ConsolidatedCheckpoint:
         if checkpoint is not None:
             file = Path(checkpoint) / OPTIMIZER_FILE
             if not file.is_file():
-                raise _unfit("the checkpoint has no optimizer of one process")
+                raise _unfit_checkpoint("the checkpoint has no optimizer of one process")
             # Memory-mapped: the processes of a machine share the pages, and each uses only its shard.
             consolidated = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             if self.is_deepspeed_enabled:
@@ -198,7 +198,7 @@ class ConsolidatedCheckpoint:
                 try:
                     fsdp.shard_optimizer(self.optimizer, consolidated)
                 except ValueError as error:
-                    raise _unfit(str(error)) from error
+                    raise _unfit_checkpoint(str(error)) from error
             if size_of(self.model) > 1:
                 self.optimizer.load_state_dict(shard_dtensor_optimizer(consolidated, self.optimizer))
             if self.is_fsdp_enabled or size_of(self.model) > 1:
@@ -222,13 +222,13 @@ def consolidated_optimizer(zero: ZeroState) -> dict[str, Any]:
         for index, parameter in enumerate(parameters, start):
             full_moments = {key: zero.moment(parameter, key) for key in moments}
             if zero.ranks.is_first and moments:
-                state[index] = {**_copied(rest), **full_moments}
+                state[index] = {**_cloned(rest), **full_moments}
         settings = {key: value for key, value in zero.held.param_groups[number].items() if key != "params"}
         groups.append({**settings, "params": list(range(start, start + len(parameters)))})
     return {"state": state, "param_groups": groups}
 
 
-def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state with tensors of its own, because a step counter shared by weights would count for all of them."""
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
@@ -252,7 +252,7 @@ def shard_optimizer(zero: ZeroState, consolidated: Mapping[str, Any]) -> None:
             if moments:
                 break
         if any(isinstance(value, Tensor) and value.dim() for value in rest.values()):
-            raise _unfit(f"the checkpoint's optimizer keeps {sorted(rest)} for a weight")
+            raise _unfit_checkpoint(f"the checkpoint's optimizer keeps {sorted(rest)} for a weight")
         if moments:
             zero.begin(number, moments, rest)
         settings = {key: value for key, value in consolidated["param_groups"][number].items() if key != "params"}
@@ -312,7 +312,7 @@ def shard_dtensor_optimizer(consolidated: Mapping[str, Any], optimizer: Any) -> 
         moments = consolidated["state"].get(index, {})
         unfit = [k for k, v in moments.items() if isinstance(v, Tensor) and v.dim() and not _is_moment(v, parameter)]
         if unfit:
-            raise _unfit(f"the checkpoint's optimizer keeps {sorted(unfit)} for a weight")
+            raise _unfit_checkpoint(f"the checkpoint's optimizer keeps {sorted(unfit)} for a weight")
         state[index] = {
             k: distribute_like(v.clone(), parameter) if isinstance(v, Tensor) else v for k, v in moments.items()
         }
@@ -326,7 +326,7 @@ def shard_dtensor_optimizer(consolidated: Mapping[str, Any], optimizer: Any) -> 
 def _check_groups(consolidated: Mapping[str, Any], groups: Sequence[Sequence[nn.Parameter]]) -> None:
     sizes = [len(group["params"]) for group in consolidated["param_groups"]]
     if sizes != [len(group) for group in groups]:
-        raise _unfit(f"the checkpoint's optimizer has groups of {sizes} weights")
+        raise _unfit_checkpoint(f"the checkpoint's optimizer has groups of {sizes} weights")
 
 
 def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder: Path) -> None:
@@ -351,7 +351,7 @@ def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder
         put(own[name], tensor)
         missing.discard(name)
     if missing:
-        raise _unfit(f"the checkpoint lacks {sorted(missing)[0]}")
+        raise _unfit_checkpoint(f"the checkpoint lacks {sorted(missing)[0]}")
 
 
 def tensors_in(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tensor]]:
@@ -369,5 +369,5 @@ def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == shape
 
 
-def _unfit(statement: str) -> PipelineError:
+def _unfit_checkpoint(statement: str) -> PipelineError:
     return PipelineError(Problem(statement, "what this run can share out over its processes", "resume it as it began"))

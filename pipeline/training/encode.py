@@ -82,25 +82,25 @@ def encode_messages(
     """
     encoder = RowEncoder.of(tokenizer)
 
-    def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
+    def finish(encoded: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
         for piece, piece_tokens in zip(pieces, tokens, strict=True):
             ids, labels = _labelled(piece, piece_tokens)
             if max_length is not None and len(ids) > max_length:
                 ids, labels = ids[:max_length], labels[:max_length]
-                if i not in made.too_long[-1:]:
-                    made.too_long.append(i)
+                if i not in encoded.too_long[-1:]:
+                    encoded.too_long.append(i)
             if any(label != IGNORE for label in labels):
-                made.rows.append({"input_ids": ids, "labels": labels})
-                made.kept.append(i)
+                encoded.rows.append({"input_ids": ids, "labels": labels})
+                encoded.kept.append(i)
 
     return _encode(encoder, rows, encoder.conversation, finish, progress, with_answers=True)
 
 
-def template_problems(tokenizer: Any, rows: Sequence[Row], made: EncodedRows) -> list[Problem]:
+def template_problems(tokenizer: Any, rows: Sequence[Row], encoded: EncodedRows) -> list[Problem]:
     """Return what is wrong with how the first kept conversation is rendered."""
-    if not made.kept or not tokenizer.chat_template:
+    if not encoded.kept or not tokenizer.chat_template:
         return []
-    first = rows[made.kept[0]]
+    first = rows[encoded.kept[0]]
     return conversation_problems(tokenizer, first["messages"], first.get("tools"))
 
 
@@ -133,17 +133,17 @@ def encode_pairs(
     def sides(row: Row) -> list[Piece]:
         return encoder.replies(row, row["chosen"], row["rejected"], scored=scored)
 
-    def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
+    def finish(encoded: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
         prompt = [*pieces[0].prefix, *tokens[0].ids]
         chosen = encoder.response(prompt, pieces[1], tokens[1])
         rejected = encoder.response(prompt, pieces[2], tokens[2])
         if max_length is not None and len(prompt) + max(len(chosen), len(rejected)) > max_length:
-            made.too_long.append(i)
+            encoded.too_long.append(i)
         elif chosen == rejected:
-            made.same.append(i)
+            encoded.same.append(i)
         else:
-            made.rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
-            made.kept.append(i)
+            encoded.rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+            encoded.kept.append(i)
 
     return _encode(encoder, rows, sides, finish, progress)
 
@@ -161,14 +161,14 @@ def encode_labelled(
     """
     encoder = RowEncoder.of(tokenizer)
 
-    def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
+    def finish(encoded: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
         prompt = [*pieces[0].prefix, *tokens[0].ids]
         ids = encoder.response(prompt, pieces[1], tokens[1])
         if max_length is not None and len(prompt) + len(ids) > max_length:
-            made.too_long.append(i)
+            encoded.too_long.append(i)
         else:
-            made.rows.append({"prompt_ids": prompt, "completion_ids": ids, "label": rows[i]["label"]})
-            made.kept.append(i)
+            encoded.rows.append({"prompt_ids": prompt, "completion_ids": ids, "label": rows[i]["label"]})
+            encoded.kept.append(i)
 
     return _encode(encoder, rows, lambda row: encoder.replies(row, row["completion"]), finish, progress)
 
@@ -210,31 +210,31 @@ def encode_prompts(
     """
     encoder = RowEncoder.of(tokenizer)
 
-    def finish(made: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
+    def finish(encoded: EncodedRows, i: int, pieces: list[Piece], tokens: list[Tokens]) -> None:
         ids = [*pieces[0].prefix, *tokens[0].ids]
         if max_length is not None and len(ids) > max_length:
-            made.too_long.append(i)
+            encoded.too_long.append(i)
         else:
-            made.rows.append({"prompt_ids": ids})
-            made.kept.append(i)
+            encoded.rows.append({"prompt_ids": ids})
+            encoded.kept.append(i)
 
-    made = _encode(encoder, rows, encoder.prompt, finish, progress)
+    encoded = _encode(encoder, rows, encoder.prompt, finish, progress)
     must_talk = bool(tokenizer.chat_template)
-    faults = {fault.index: fault for reader in reversed(readers) for fault in _unread(reader, rows, must_talk)}
+    faults = {fault.index: fault for reader in reversed(readers) for fault in _unreadable(reader, rows, must_talk)}
     if not faults:
-        return made
-    without_faults = [(i, row) for i, row in zip(made.kept, made.rows, strict=True) if i not in faults]
-    faults |= {fault.index: fault for fault in made.faults}
-    return made._replace(
+        return encoded
+    without_faults = [(i, row) for i, row in zip(encoded.kept, encoded.rows, strict=True) if i not in faults]
+    faults |= {fault.index: fault for fault in encoded.faults}
+    return encoded._replace(
         rows=[row for _, row in without_faults],
         kept=[i for i, _ in without_faults],
         faults=[faults[i] for i in sorted(faults)],
-        too_long=[i for i in made.too_long if i not in faults],
-        spelled=[i for i in made.spelled if i not in faults],
+        too_long=[i for i in encoded.too_long if i not in faults],
+        spelled=[i for i in encoded.spelled if i not in faults],
     )
 
 
-def _unread(reader: Reader, rows: Sequence[Row], must_talk: bool) -> list[RowFault]:
+def _unreadable(reader: Reader, rows: Sequence[Row], must_talk: bool) -> list[RowFault]:
     """Return the prompts that a reader cannot render together with an answer.
 
     Raises:
@@ -245,8 +245,8 @@ def _unread(reader: Reader, rows: Sequence[Row], must_talk: bool) -> list[RowFau
         statement = f"{reader.name} has another tokenizer than the policy, without a chat template"
         remedy = "put a chat_template.jinja into its folder"
         raise PipelineError(Problem(statement, "a chat template, to render conversations for it", remedy))
-    made = encode_labelled(reader.tokenizer, [{**row, "completion": [ANSWER], "label": True} for row in rows])
-    return [replace(fault, reason=f"{fault.reason} ({reader.name})") for fault in made.faults]
+    encoded = encode_labelled(reader.tokenizer, [{**row, "completion": [ANSWER], "label": True} for row in rows])
+    return [replace(fault, reason=f"{fault.reason} ({reader.name})") for fault in encoded.faults]
 
 
 def encode_texts(
@@ -261,14 +261,14 @@ def encode_texts(
         progress: called with the number of texts that are done.
     """
     encoder = TextEncoder(tokenizer)
-    made: list[list[int]] = []
+    encoded: list[list[int]] = []
     for first in range(0, len(texts), _BATCH):
-        part = texts[first : first + _BATCH]
-        batch = [Text(text) for text in part] if parsed else [encoder.content(text) for text in part]
-        made += [tokens.ids for tokens in encoder.encode(batch)]
+        chunk = texts[first : first + _BATCH]
+        batch = [Text(text) for text in chunk] if parsed else [encoder.content(text) for text in chunk]
+        encoded += [tokens.ids for tokens in encoder.encode(batch)]
         if progress is not None:
-            progress(len(made))
-    return made
+            progress(len(encoded))
+    return encoded
 
 
 def spelled_texts(
@@ -302,10 +302,10 @@ def encode_answers(tokenizer: Any, rows: Sequence[Row], answers: Sequence[str]) 
         {**row, "completion": [{"role": "assistant", "content": answer}], "label": True}
         for row, answer in zip(rows, answers, strict=True)
     ]
-    made = encode_labelled(tokenizer, asked)
-    if made.faults:
-        raise PipelineError(Problem(f"prompt {made.faults[0].index + 1} with its answer {made.faults[0].reason}"))
-    return [[*row["prompt_ids"], *row["completion_ids"]] for row in made.rows]
+    encoded = encode_labelled(tokenizer, asked)
+    if encoded.faults:
+        raise PipelineError(Problem(f"prompt {encoded.faults[0].index + 1} with its answer {encoded.faults[0].reason}"))
+    return [[*row["prompt_ids"], *row["completion_ids"]] for row in encoded.rows]
 
 
 def _encode(
@@ -318,24 +318,24 @@ def _encode(
     with_answers: bool = False,
 ) -> EncodedRows:
     """Render and encode rows batch by batch; ``finish`` adds each row's tokens to the result."""
-    made = nothing_encoded()
+    encoded = nothing_encoded()
     for first in range(0, len(rows), _BATCH):
         rendered: list[tuple[int, list[Piece]]] = []
         for i, row in enumerate(rows[first : first + _BATCH], first):
             try:
                 rendered.append((i, pieces_of(row)))
             except TemplateFaultError as fault:
-                made.faults.append(RowFault(i, str(fault)))
+                encoded.faults.append(RowFault(i, str(fault)))
         pieces = [piece for _, parts in rendered for piece in parts]
         spoken = [piece.answers for piece in pieces] if with_answers else ()
         tokens = iter(encoder.text.encode([piece.text for piece in pieces], spoken))
         for i, parts in rendered:
             if any(piece.text.has_spelled for piece in parts):
-                made.spelled.append(i)
-            finish(made, i, parts, [next(tokens) for _ in parts])
+                encoded.spelled.append(i)
+            finish(encoded, i, parts, [next(tokens) for _ in parts])
         if progress is not None:
             progress(min(first + _BATCH, len(rows)))
-    return made
+    return encoded
 
 
 def _labelled(piece: Piece, tokens: Tokens) -> tuple[list[int], list[int]]:

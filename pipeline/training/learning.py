@@ -67,9 +67,9 @@ class RewardWatch:
         self.idle += 1
         is_unscored = bool(torch.isnan(rewards_N).all())
         self.unscored = self.unscored + 1 if is_unscored else 0
-        self._tell(rewards_N, ctx)
+        self._notify(rewards_N, ctx)
         if self.unscored >= PATIENCE or self.idle >= IDLE_PATIENCE:
-            raise self._nothing(f"in {self.unscored if is_unscored else self.idle} rollouts in a row")
+            raise self._no_signal(f"in {self.unscored if is_unscored else self.idle} rollouts in a row")
 
     def check_end(self) -> None:
         """Check at the end that some rollout had a learning signal.
@@ -78,9 +78,9 @@ class RewardWatch:
             PipelineError: no rollout had one.
         """
         if self.idle and not self.taught:
-            raise self._nothing("in any rollout")
+            raise self._no_signal("in any rollout")
 
-    def _tell(self, rewards_N: Tensor, ctx: StageContext) -> None:
+    def _notify(self, rewards_N: Tensor, ctx: StageContext) -> None:
         kind = "unscored" if self.unscored else "same"
         if kind in self.told:
             return
@@ -96,7 +96,7 @@ class RewardWatch:
             f"{_SAME_REMEDY}"
         )
 
-    def _nothing(self, when: str) -> PipelineError:
+    def _no_signal(self, when: str) -> PipelineError:
         if self.unscored:
             problem = Problem(f"no response had a reward {when}", "a number for some of them", _NONE_REMEDY)
         else:

@@ -99,10 +99,12 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
         raise PipelineError(Problem(statement, f"less than the {context} tokens of prompt and response", "lower it"))
     all_rows = [*rows.train, *rows.held_out]
     encode = functools.partial(encode_prompts, tokenizer, readers=readers)
-    made = encode_source(ctx, "data", rows, encode, what="prompts")
+    encoded = encode_source(ctx, "data", rows, encode, what="prompts")
     first = len(rows.train)
-    kept_rows = [*made.train.kept, *(first + i for i in made.held_out.kept)]
-    ids = dict(zip(kept_rows, [one["prompt_ids"] for one in (*made.train.rows, *made.held_out.rows)], strict=True))
+    kept_rows = [*encoded.train.kept, *(first + i for i in encoded.held_out.kept)]
+    ids = dict(
+        zip(kept_rows, [one["prompt_ids"] for one in (*encoded.train.rows, *encoded.held_out.rows)], strict=True)
+    )
     fits = [i for i, tokens in ids.items() if len(tokens) <= room]
     too_long = [(rows.places[i], len(tokens)) for i, tokens in ids.items() if len(tokens) > room]
     if too_long and train.max_length is None:
@@ -115,7 +117,7 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
         )
     if too_long:
         ctx.note(f"{len(too_long)} of {len(all_rows)} prompts are longer than {room} tokens and were left out")
-    counts = {**made.counts, "dropped": len(too_long)}
+    counts = {**encoded.counts, "dropped": len(too_long)}
     fitting = [ids[i] for i in fits]
     with_positions = needs_positions(ctx, model, fitting, tokenizer.pad_token_id)
     model.generation_config.eos_token_id = end_ids(tokenizer, model)  # trl stops at these; the template's is included

@@ -48,14 +48,14 @@ class PipelineTraining:
     """
 
     def __init__(
-        self, ctx: StageContext, model: Any, later: Deferred | None, arguments: Any, batches: Batches, steps: int
+        self, ctx: StageContext, model: Any, deferred: Deferred | None, arguments: Any, batches: Batches, steps: int
     ) -> None:
         """Split the model into pipeline stages; create the optimizer and the learning rate schedule.
 
         Args:
             ctx: the stage's context.
             model: with full weights, or with weights on the meta device.
-            later: materialises the weights of a meta model; None if the model has its weights.
+            deferred: materialises the weights of a meta model; None if the model has its weights.
             arguments: `TrainingArguments`.
             batches: batch sampler.
             steps: optimizer steps.
@@ -75,15 +75,15 @@ class PipelineTraining:
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
         recompute = bool(arguments.activation_checkpointing)
-        part = StageModule(model, place.stage, place.stages, autocast=autocast, recompute=recompute)
-        if later is not None:
-            later.fill(part)
-        self.pipe = Pipeline(part.to(arguments.device), place, arguments.device)
-        self.optimizer = optimizer_of(part, groups, arguments)
-        check_prepared(ctx, model, self.optimizer, None, part)
+        stage_module = StageModule(model, place.stage, place.stages, autocast=autocast, recompute=recompute)
+        if deferred is not None:
+            deferred.fill(stage_module)
+        self.pipe = Pipeline(stage_module.to(arguments.device), place, arguments.device)
+        self.optimizer = optimizer_of(stage_module, groups, arguments)
+        check_prepared(ctx, model, self.optimizer, None, stage_module)
         warmup = arguments.get_warmup_steps(steps)
-        kind, more = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
-        self.rates = get_scheduler(kind, self.optimizer, warmup, steps, more)
+        kind, options = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
+        self.rates = get_scheduler(kind, self.optimizer, warmup, steps, options)
         self.log, self._is_seen = Log(), False
         self.state = PipelineState(self.pipe, self.optimizer, self.rates, groups)
 
@@ -193,7 +193,7 @@ class PipelineTraining:
 def train_through_pipeline(
     ctx: StageContext,
     model: Any,
-    later: Deferred | None,
+    deferred: Deferred | None,
     arguments: Any,
     batches: Batches,
     steps: int,
@@ -212,7 +212,7 @@ def train_through_pipeline(
     if rows and "seq_lengths" in rows[0] and "flash" in ctx.runtime_report["attention"]:
         statement = "train.mode packed with FlashAttention and compute.pipeline_parallel"
         raise PipelineError(Problem(statement, "rows of one conversation, or masks", "set compute.attention: sdpa"))
-    training = PipelineTraining(ctx, model, later, arguments, batches, steps)
+    training = PipelineTraining(ctx, model, deferred, arguments, batches, steps)
     trained = training.run(rows, held_out, collate)
     state = training.pipe.whole_state()
     return trained, rebuilt(model, state) if ctx.is_first else None

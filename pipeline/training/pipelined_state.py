@@ -122,7 +122,7 @@ class PipelineState:
                 own[name].copy_(tensor)
                 missing.discard(name)
         if missing:
-            raise _unfit(folder, f"without {sorted(missing)[0]}")
+            raise _unfit_checkpoint(folder, f"without {sorted(missing)[0]}")
         self._load_optimizer(folder)
         self.rates.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
         file = folder / RANDOM_FILE.format(rank=ranks.index, ranks=ranks.count)
@@ -132,7 +132,7 @@ class PipelineState:
         files = sorted(folder.glob(SUMS_FILE.format(rank="*")))
         sums = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         if not sums:
-            raise _unfit(folder, "without running sums")
+            raise _unfit_checkpoint(folder, "without running sums")
         loss = sum(one["loss"] for one in sums) / len(sums)
         steps = int(state["global_step"]) - int(sums[0]["last_logged"])
         return Log(timeless(state["log_history"]), loss, steps, sums[0]["logged_loss"])
@@ -165,11 +165,11 @@ class PipelineState:
     def _load_optimizer(self, folder: Path) -> None:
         file = folder / OPTIMIZER_FILE
         if not file.is_file():
-            raise _unfit(folder, "without an optimizer of one process")
+            raise _unfit_checkpoint(folder, "without an optimizer of one process")
         # Memory-mapped: the processes of a machine share the pages, and each uses only its part.
         consolidated = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         if [len(group["params"]) for group in consolidated["param_groups"]] != [len(group) for group in self.groups]:
-            raise _unfit(folder, "with an optimizer of other groups")
+            raise _unfit_checkpoint(folder, "with an optimizer of other groups")
         named = self.pipe.part.named_whole()
         state: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
@@ -198,5 +198,5 @@ def _set_random_states(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _unfit(folder: Path, defect: str) -> PipelineError:
+def _unfit_checkpoint(folder: Path, defect: str) -> PipelineError:
     return PipelineError(Problem(f"a checkpoint {defect} in {folder}", "one of this model", "remove the folder"))

@@ -32,7 +32,7 @@ class OwnReference:
         self.is_fsdp_enabled = False
 
 
-def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping[str, str], kept: Path) -> Any:
+def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping[str, str], cache: Path) -> Any:
     """Add the reference's summed log-probabilities of responses to ``dataset``.
 
     Every process computes its share of the rows. The values are cached in a file, exact to the bit, so a resumed stage
@@ -43,17 +43,17 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
         model: starting model of the policy; its adapter is disabled meanwhile.
         dataset: rows with `prompt_ids` and the responses.
         columns: name of each new column, to the column with the response's ids.
-        kept: the cache file, in the stage's scratch folder.
+        cache: the cache file, in the stage's scratch folder.
     """
     ranks = Ranks.current()
-    if not any_rank(kept.is_file()):
+    if not any_rank(cache.is_file()):
         values = _computed(ctx, model, dataset.to_list(), columns)
         if ranks.is_first:
-            part = kept.with_suffix(".part")
-            part.write_text(json.dumps(values), encoding="utf-8")
-            part.replace(kept)
+            partial = cache.with_suffix(".part")
+            partial.write_text(json.dumps(values), encoding="utf-8")
+            partial.replace(cache)
         ranks.wait()
-    for column, logps in json.loads(kept.read_text(encoding="utf-8")).items():
+    for column, logps in json.loads(cache.read_text(encoding="utf-8")).items():
         dataset = dataset.add_column(column, logps)
     return dataset
 

@@ -78,7 +78,7 @@ class RowEncoder:
     def prompt(self, row: Row) -> list[Piece]:
         """Return the text of a prompt up to the beginning of the answer."""
         if self.continues(row):
-            return [self._continued(row["prompt"])]
+            return [self._plain_piece(row["prompt"])]
         return [Piece(self.template.prompt(row["prompt"], row.get("tools")), [], [], [])]
 
     def replies(self, row: Row, *responses: Messages, scored: bool = False) -> list[Piece]:
@@ -95,24 +95,24 @@ class RowEncoder:
             TemplateFaultError: a response contains a turn that is not the assistant's, or cannot be rendered.
         """
         shared = 0 if scored else _shared_turns(responses)
-        prompt, rests = [*row["prompt"], *responses[0][:shared]], [response[shared:] for response in responses]
-        if not scored and any(turn["role"] != "assistant" for rest in rests for turn in rest):
+        prompt, replies = [*row["prompt"], *responses[0][:shared]], [response[shared:] for response in responses]
+        if not scored and any(turn["role"] != "assistant" for reply in replies for turn in reply):
             raise TemplateFaultError(
                 "has a response with a turn that is not the assistant's, expected the assistant's turns alone, for all "
                 "of a response is learnt; move what comes before its last turn to the prompt"
             )
         pieces: list[Piece] = []
-        for rest in rests:
+        for reply in replies:
             if self.continues(row):
-                whole = self._continued(prompt, rest)
-                before = Piece(whole.text.part(0, whole.answers[0].start), [], whole.prefix, [])
+                full_piece = self._plain_piece(prompt, reply)
+                prompt_piece = Piece(full_piece.text.part(0, full_piece.answers[0].start), [], full_piece.prefix, [])
             else:
-                text, rendered = self.template.reply(prompt, rest, row.get("tools"))
-                before, whole = Piece(text, [], [], []), self._piece(rendered)
-            pieces += [whole] if pieces else [before, whole]
+                text, rendered = self.template.reply(prompt, reply, row.get("tools"))
+                prompt_piece, full_piece = Piece(text, [], [], []), self._piece(rendered)
+            pieces += [full_piece] if pieces else [prompt_piece, full_piece]
         return pieces
 
-    def _continued(self, prompt: Messages, response: Messages = ()) -> Piece:
+    def _plain_piece(self, prompt: Messages, response: Messages = ()) -> Piece:
         sides = ["".join(turn["content"] for turn in side) for side in (prompt, response)]
         letters = own_letters("".join(sides))
         before, after = (self.text.shield(side, letters) for side in sides)

@@ -91,7 +91,7 @@ def mean_by_rows(parts: Sequence[tuple[int, int, float, int]]) -> float:
 
 
 @contextmanager
-def _named_groups(config: Any) -> Iterator[None]:
+def _with_kv_heads(config: Any) -> Iterator[None]:
     """Inside the context, set `num_key_value_heads`, which DeepSpeed needs, on a configuration that lacks it."""
     is_new = not hasattr(config, "num_key_value_heads")
     if is_new:
@@ -224,15 +224,15 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         shard = sequence_shard_of(self)
         if shard.count == 1:
             return super()._prepare_for_training(*args, **kwargs)
-        with _named_groups(self.model.config.get_text_config()):
+        with _with_kv_heads(self.model.config.get_text_config()):
             model, loader = super()._prepare_for_training(*args, **kwargs)
         kernel = self.accelerator.parallelism_config.sp_handler.sp_attn_implementation
         if int(self.accelerator.state.deepspeed_plugin.zero_stage) == 3:
-            self._announce_head()
-        self._exchange = self._tried(model, kernel, shard)
+            self._register_head()
+        self._exchange = self._probed(model, kernel, shard)
         return model, loader.dl  # `sharded_loader` has already sharded the batches
 
-    def _announce_head(self) -> None:
+    def _register_head(self) -> None:
         """Register the output layer's weight as an external parameter of the model, because trl's loss reads it there.
 
         DeepSpeed detects such a read only if the weight is not gathered at that moment. After the probe it is, because
@@ -244,7 +244,7 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         for parameter in causal.get_output_embeddings().parameters(recurse=False):
             register_external_parameter(causal, parameter)
 
-    def _tried(self, engine: Any, kernel: str, shard: SequenceShard) -> UlyssesAttention:
+    def _probed(self, engine: Any, kernel: str, shard: SequenceShard) -> UlyssesAttention:
         """Probe DeepSpeed's exchange and return it: sharded rows must give the same logits as full rows.
 
         Raises:

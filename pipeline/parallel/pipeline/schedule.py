@@ -76,9 +76,9 @@ class Pipeline:
         self._tokens = 1.0
         self.first: ForwardProbe | None = None
         self._schedules: dict[tuple[Any, ...], Any] = {}
-        self._line = _own_group(place.pipelines())
-        self._copies = _own_group(place.copies()) if place.replicas > 1 else None
-        self._ends = _own_group([[line[0], line[-1]] for line in place.pipelines()]) if part.tied else None
+        self._pp_group = _own_group(place.pipelines())
+        self._dp_group = _own_group(place.copies()) if place.replicas > 1 else None
+        self._tied_group = _own_group([[line[0], line[-1]] for line in place.pipelines()]) if part.tied else None
 
     def backward(self, ids: Tensor, labels: Tensor, passes: int, tokens: float, **places: Tensor) -> float:
         """Accumulate a batch's gradients in this rank's parameters; return the mean loss per token, on every rank.
@@ -93,11 +93,11 @@ class Pipeline:
         self._tokens = tokens
         losses = self._run(self._schedule(ids.shape, passes, self._share_of_loss).step, ids, labels, places)
         shared = self.part.shared
-        if shared is not None and self._ends is not None:
-            dist.all_reduce(shared.grad, group=self._ends)
-        if self._copies is not None:
+        if shared is not None and self._tied_group is not None:
+            dist.all_reduce(shared.grad, group=self._tied_group)
+        if self._dp_group is not None:
             gradients = [p.grad for p in self.part.parameters() if p.grad is not None]
-            for work in [dist.all_reduce(g, group=self._copies, async_op=True) for g in gradients]:
+            for work in [dist.all_reduce(g, group=self._dp_group, async_op=True) for g in gradients]:
                 work.wait()
         return self.place.ranks.sums(losses)[0]
 
@@ -107,7 +107,7 @@ class Pipeline:
 
         transformers' Trainer weighs evaluation batches the same way. Rows without a label that counts are left out.
         """
-        return self._run(self._schedule(ids.shape, passes, _rows_times_mean).eval, ids, labels, places)
+        return self._run(self._schedule(ids.shape, passes, _row_weighted_loss).eval, ids, labels, places)
 
     def _run(self, step: Callable[..., Any], ids: Tensor, labels: Tensor, places: Mapping[str, Tensor]) -> float:
         losses: list[Tensor] = []
@@ -122,18 +122,18 @@ class Pipeline:
             if len(self._schedules) == MOST_SHAPES:
                 self._schedules.clear()
             place = self.place
-            stage = _Stage(self.part, place.stage, place.stages, self.device, group=self._line)
-            stage.begin = self._watch
+            stage = _Stage(self.part, place.stage, place.stages, self.device, group=self._pp_group)
+            stage.begin = self._start_probe
             self._schedules[key] = Schedule1F1B(stage, passes, loss_fn=loss, scale_grads=False)
         return self._schedules[key]
 
-    def _watch(self) -> None:
+    def _start_probe(self) -> None:
         if self.first is None and torch.is_grad_enabled():
             self.first = ForwardProbe(self.part)
 
     def _share_of_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return a micro-batch's contribution to the batch's mean loss per token."""
-        return _summed(logits, labels) / self._tokens
+        return _summed_loss(logits, labels) / self._tokens
 
     def clip(self, most: float) -> float:
         """Clip the gradient norm over all stages to ``most`` (0 does not clip); return the norm before clipping."""
@@ -176,13 +176,13 @@ def _own_group(members: list[list[int]]) -> Any:
     return own
 
 
-def _summed(logits: Tensor, labels: Tensor) -> Tensor:
+def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross entropy of next-token prediction, summed over the labels that count."""
     flat, target = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
     return nn.functional.cross_entropy(flat, target, ignore_index=IGNORE, reduction="sum")
 
 
-def _rows_times_mean(logits: Tensor, labels: Tensor) -> Tensor:
+def _row_weighted_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return a micro-batch's mean loss per token times its number of rows that have a label that counts."""
     counts = labels[:, 1:].ne(IGNORE).sum(1)
-    return _summed(logits, labels) / counts.sum().clamp(min=1) * counts.gt(0).sum()
+    return _summed_loss(logits, labels) / counts.sum().clamp(min=1) * counts.gt(0).sum()

@@ -66,7 +66,7 @@ class StageModule(nn.Module):
         setattr(inner, names.embedding, nn.Identity())
         setattr(inner, names.layers, getattr(inner, names.layers)[self.first_layer : end])
         if not first and names.positions is not None:
-            setattr(inner, names.positions, _Nothing())
+            setattr(inner, names.positions, _ZeroPositions())
         if not first and names.dropout is not None:
             setattr(inner, names.dropout, nn.Identity())
         if not last:
@@ -114,7 +114,7 @@ class StageModule(nn.Module):
         return {name: p for name, p in named.items() if self.embedding is not None or p is not self.shared}
 
 
-class _Nothing(nn.Module):
+class _ZeroPositions(nn.Module):
     """Replaces the learned position embedding on all stages but the first: adds zero."""
 
     def forward(self, places: Tensor) -> Tensor:

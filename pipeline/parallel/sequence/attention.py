@@ -153,20 +153,20 @@ class UlyssesAttention:
         ulysses = inspect.getclosurevars(ALL_ATTENTION_FUNCTIONS[kernel]).nonlocals.get("uattn")
         if ulysses is None or ulysses.world_size != shard.count:
             raise RuntimeError(f"DeepSpeed has not put its exchange around {kernel}")
-        self._held, self.shard, self._is_packed = ulysses, shard, is_packed
+        self._ulysses, self.shard, self._is_packed = ulysses, shard, is_packed
         if is_packed:
             ulysses.attn = by_document(ulysses.attn)
 
     def cut_always(self, yes: bool) -> None:
         """Set whether evaluation passes exchange shards too; accelerate configures DeepSpeed for full rows there."""
-        self._held.disable_in_eval = not yes
+        self._ulysses.disable_in_eval = not yes
 
     def expect(self, rows: int) -> None:
         """Accept batches of ``rows`` rows; DeepSpeed was configured for those of a micro-batch."""
-        self._held.batch_size = rows
+        self._ulysses.batch_size = rows
         for name in ("required_query_shape", "required_key_value_shape", "required_context_shape"):
-            tokens, _, *rest = getattr(self._held, name)
-            setattr(self._held, name, torch.Size([tokens, rows, *rest]))
+            tokens, _, *rest = getattr(self._ulysses, name)
+            setattr(self._ulysses, name, torch.Size([tokens, rows, *rest]))
 
     @torch.no_grad()
     def difference(self, engine: Any) -> float:
@@ -180,7 +180,7 @@ class UlyssesAttention:
         """
         shard, vocab = self.shard, int(engine.module.config.get_text_config().vocab_size)
         random = torch.Generator().manual_seed(0)
-        shape = (self._held.batch_size, PROBE_TOKENS * shard.count)
+        shape = (self._ulysses.batch_size, PROBE_TOKENS * shard.count)
         ids = torch.randint(vocab, shape, generator=random).to(engine.device)
         cut_at = [ids.shape[1] // 3] if self._is_packed else []  # no shard ends there
         bounds = [0, *cut_at, ids.shape[1]]

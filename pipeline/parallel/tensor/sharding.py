@@ -90,13 +90,13 @@ def tp_config(config: Any, size: int) -> DistributedConfig:
     return TPConfig(tp_size=size, dp_replicate_size=Ranks.current().count // size)
 
 
-def shard_model(model: Any, size: int, later: Deferred | None = None) -> Any:
+def shard_model(model: Any, size: int, deferred: Deferred | None = None) -> Any:
     """Shard a model that every rank has built identically; each rank keeps its own shards.
 
     Args:
         model: with full weights, or with weights on the meta device.
         size: ranks per group.
-        later: materialises weights that are on the meta device, one full matrix at a time.
+        deferred: materialises weights that are on the meta device, one full matrix at a time.
 
     Raises:
         PipelineError: see `tp_config`.
@@ -111,7 +111,7 @@ def shard_model(model: Any, size: int, later: Deferred | None = None) -> Any:
             module._buffers[name] = buffer.to(device)
         for name, parameter in list(module.named_parameters(recurse=False)):
             full = full_parameters[f"{path}.{name}".lstrip(".")]
-            materialised = later.made(full) if later is not None and full.is_meta else None
+            materialised = deferred.made(full) if deferred is not None and full.is_meta else None
             if isinstance(parameter, DTensor):
                 own = nn.Parameter(_own_shard(parameter, materialised), requires_grad=parameter.requires_grad)
                 setattr(module, name, own)

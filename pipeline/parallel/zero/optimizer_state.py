@@ -41,7 +41,7 @@ class ZeroState:
         """Gather the full fp32 weight of a trained parameter."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return _own(safe_get_full_fp32_param(parameter), parameter)
+        return _full_copy(safe_get_full_fp32_param(parameter), parameter)
 
     @torch.no_grad()
     def set_weight(self, parameter: nn.Parameter, whole: Tensor) -> None:
@@ -51,7 +51,7 @@ class ZeroState:
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
             parameter.data.copy_(whole)
         if parameter.requires_grad:
-            self._share_out(parameter, whole)
+            self._set_shard(parameter, whole)
 
     def known(self, group: int) -> tuple[list[str], dict[str, Any]]:
         """Return the inner optimizer's state of a group: names of per-element moments, and all other state by name.
@@ -60,7 +60,7 @@ class ZeroState:
         """
         for flat in self.flat(group):
             state = self.held.optimizer.state.get(flat, {})
-            moments = [key for key, value in state.items() if _is_like(value, flat)]
+            moments = [key for key, value in state.items() if _has_shape_of(value, flat)]
             return moments, {key: value for key, value in state.items() if key not in moments}
         return [], {}
 
@@ -81,13 +81,13 @@ class ZeroState:
         """Gather one full moment of a parameter; call `link` first."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        return _own(safe_get_full_optimizer_state(parameter, key), parameter)
+        return _full_copy(safe_get_full_optimizer_state(parameter, key), parameter)
 
     def set_moment(self, parameter: nn.Parameter, key: str, whole: Tensor) -> None:
         """Set one moment of a parameter from the full tensor; call `begin` and `link` first."""
-        self._share_out(parameter, whole, key)
+        self._set_shard(parameter, whole, key)
 
-    def _share_out(self, parameter: nn.Parameter, full: Tensor, moment: str | None = None) -> None:
+    def _set_shard(self, parameter: nn.Parameter, full: Tensor, moment: str | None = None) -> None:
         """Write this rank's shard of a full weight, or of one of its moments, into DeepSpeed's partition."""
         from deepspeed import utils
 
@@ -123,10 +123,10 @@ def share_fp32(held: Any) -> None:
             copy.data = flat.data  # the inner optimizer holds this tensor object
 
 
-def _own(whole: Tensor, parameter: nn.Parameter) -> Tensor:
+def _full_copy(whole: Tensor, parameter: nn.Parameter) -> Tensor:
     """Return a CPU copy of a gathered tensor in the full shape of its parameter, which may itself be sharded."""
     return whole.detach().reshape(getattr(parameter, "ds_shape", parameter.shape)).cpu().clone()
 
 
-def _is_like(value: Any, flat: Tensor) -> bool:
+def _has_shape_of(value: Any, flat: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == flat.shape

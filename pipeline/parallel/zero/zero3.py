@@ -27,33 +27,33 @@ DeepSpeedConfig = Mapping[str, Any]
 
 
 @contextmanager
-def zero3_loading(parts: DeepSpeedConfig | None) -> Iterator[None]:
+def zero3_loading(config: DeepSpeedConfig | None) -> Iterator[None]:
     """Have `from_pretrained` shard each weight it loads; the first rank reads the files.
 
     Args:
-        parts: DeepSpeed's configuration, of which `zero_optimization`, `bf16` and `fp16` are used. None does nothing.
+        config: DeepSpeed's configuration, of which `zero_optimization`, `bf16` and `fp16` are used. None does nothing.
     """
-    if parts is None:
+    if config is None:
         yield
         return
-    _positions_kept(parts)
-    known = integration.HfDeepSpeedConfig(_of_loading(parts))  # transformers holds it weakly
+    _fp32_positions(config)
+    registered = integration.HfDeepSpeedConfig(_loading_config(config))  # transformers holds it weakly
     try:
         yield
     finally:
         integration.unset_hf_deepspeed_config()  # the next model, such as a reward model, is not to be sharded
-        del known
+        del registered
 
 
 @contextmanager
-def zero3_building(parts: DeepSpeedConfig | None) -> Iterator[None]:
-    """Have a model that is built from scratch shard each weight once it is initialised; does nothing without ``parts``.
+def zero3_building(config: DeepSpeedConfig | None) -> Iterator[None]:
+    """Have a model built from scratch shard each weight once it is initialised; does nothing without ``config``.
 
     The first rank draws the same random numbers in the same order as a single process would: once when a module is
     constructed, and again when its model initialises it. (`from_config` of transformers skips the first draw under
     ZeRO-3, and so gives other weights.)
     """
-    if parts is None:
+    if config is None:
         yield
         return
     import deepspeed
@@ -61,13 +61,13 @@ def zero3_building(parts: DeepSpeedConfig | None) -> Iterator[None]:
     original = PreTrainedModel.init_weights
     PreTrainedModel.init_weights = _init_zero3
     try:
-        with _positions_kept(parts), deepspeed.zero.Init(config_dict_or_path=_of_loading(parts)):
+        with _fp32_positions(config), deepspeed.zero.Init(config_dict_or_path=_loading_config(config)):
             yield
     finally:
         PreTrainedModel.init_weights = original
 
 
-def _positions_kept(parts: DeepSpeedConfig) -> Any:
+def _fp32_positions(config: DeepSpeedConfig) -> Any:
     """Return a context that keeps rotary positions in fp32 while DeepSpeed creates all tensors in half precision.
 
     Raises:
@@ -76,7 +76,7 @@ def _positions_kept(parts: DeepSpeedConfig) -> Any:
     context = getattr(integration, "prevent_arange_dtype_change", None)
     if context is not None:
         return context()
-    if any(parts[name].get("enabled") for name in ("bf16", "fp16")):
+    if any(config[name].get("enabled") for name in ("bf16", "fp16")):
         statement = (
             f"compute.zero is 3 in half precision, where transformers {transformers.__version__} rounds positions"
         )
@@ -85,22 +85,22 @@ def _positions_kept(parts: DeepSpeedConfig) -> Any:
     return nullcontext()
 
 
-def _of_loading(parts: DeepSpeedConfig) -> dict[str, Any]:
-    sections = {name: dict(parts[name]) for name in ("zero_optimization", "bf16", "fp16")}
+def _loading_config(config: DeepSpeedConfig) -> dict[str, Any]:
+    sections = {name: dict(config[name]) for name in ("zero_optimization", "bf16", "fp16")}
     return {**sections, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
 
 
 def _init_zero3(model: Any) -> None:
     """Do what `PreTrainedModel.init_weights` does, with one module's weights gathered at a time."""
     with torch.no_grad():
-        _init_below(model, model._initialize_weights, bool(model.is_custom_code()))
+        _init_module(model, model._initialize_weights, bool(model.is_custom_code()))
     model.tie_weights(recompute_mapping=False)
 
 
-def _init_below(module: Any, initialise: Any, is_custom: bool) -> None:
+def _init_module(module: Any, initialise: Any, is_custom: bool) -> None:
     """Initialise a module's children and then the module, as `PreTrainedModel.initialize_weights` does."""
     for child in module.children():
-        _init_below(child, child._initialize_weights if isinstance(child, PreTrainedModel) else initialise, is_custom)
+        _init_module(child, child._initialize_weights if isinstance(child, PreTrainedModel) else initialise, is_custom)
     near = [*module.parameters(recurse=False), *(p for child in module.children() for p in child.parameters(False))]
     with gathered(near, changed=True):
         if not is_partitioned(module, near) or torch.distributed.get_rank() == 0:
