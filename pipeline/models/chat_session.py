@@ -29,7 +29,7 @@ class ReplyOptions:
     """How a reply is decoded.
 
     Attributes:
-        max_new_tokens: length limit.
+        max_new_tokens: longest reply, in tokens.
         greedy: take the most likely token each time.
         beams: more than one searches that many continuations at once; nothing is then sampled or streamed.
         temperature: divides the logits.

@@ -77,7 +77,7 @@ class Deferred(TorchDispatchMode):
         return target if func in _RANDOM_OPS else func(*args, **options)
 
     def __exit__(self, *error: Any) -> None:
-        """Leave the context."""
+        """Leave the context and free the scratch tensor."""
         self._scratch = torch.empty(0)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 

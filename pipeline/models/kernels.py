@@ -67,7 +67,7 @@ def attention_of(
     if asked in ("eager", "sdpa"):
         return asked
     if asked == "auto":
-        packaged = is_there("flash_attn") or is_there("flash_attn_interface")  # nothing is fetched unasked
+        packaged = is_there("flash_attn") or is_there("flash_attn_interface")  # `auto` downloads nothing
         return flash_kernel(is_there) if on_gpu and precision != "fp32" and packaged else None
     kernel, why = flash_kernel(is_there), ""
     if not on_gpu:

@@ -52,7 +52,7 @@ def _keep_with_mkl(library: Any, name: str) -> None:
             _settings().fp32_precision = before
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a kernel is overridden
+        warnings.simplefilter("ignore", UserWarning)  # the warning that a kernel is overridden
         library.impl(name, with_mkl, "CPU", with_keyset=True, allow_override=True)
 
 

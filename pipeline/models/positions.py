@@ -118,7 +118,7 @@ def _is_common(layer_class: Any) -> bool:
     """Return whether a layer class computes what llama's does, by the source code of its forward pass."""
     try:
         return _body(layer_class) == _body(LlamaDecoderLayer)
-    except (OSError, TypeError):  # no source at hand
+    except (OSError, TypeError):  # the source code is not available
         return False
 
 

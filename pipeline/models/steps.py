@@ -28,7 +28,7 @@ CacheUse = Literal["padded", "unpadded", "none"]
 """With a cache and rows of any lengths together, with a cache and rows of one length together, or without a cache."""
 
 Say = Callable[[str], None]
-"""Tells the user one line."""
+"""Shows one line to the user."""
 
 SLOWER: dict[CacheUse, str] = {
     "unpadded": "rows are decoded together with rows of their own length only",

@@ -160,7 +160,7 @@ class PlainEngine:
 
     def step(self, factors: tuple[float, float], *, policy: bool) -> None:
         """Scale the gradients of both groups and take an optimizer step; without ``policy`` its group is held still."""
-        if not policy:  # not even Adam's moments and weight decay touch the policy
+        if not policy:  # without gradients AdamW changes neither moments nor weights of the policy
             for parameter in self._groups[0]:
                 parameter.grad = None
         for group, factor in zip(self._groups, factors, strict=True):

@@ -66,7 +66,7 @@ def _auto_precision(ctx: StageContext, width: int) -> str:
 
     if not use_cpu(ctx):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if ctx.compute.get("zero"):  # transformers takes bf16 with DeepSpeed on a GPU only
+    if ctx.compute.get("zero"):  # transformers supports bf16 with DeepSpeed on a GPU only
         return "fp32"
     width = width or _width_of_input(ctx)
     if width < SMALLEST_WIDTH:
@@ -283,14 +283,14 @@ def _with_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_
             statement, remedy = "train.load_best_model_at_end is true", "set `held_out` of the data source"
             raise PipelineError(Problem(statement, "held-out rows to evaluate on", remedy))
         values["metric_for_best_model"] = values.get("metric_for_best_model") or "loss"
-        values["save_strategy"] = "no"  # each new best is saved, and the newest checkpoint by the clock
+        values["save_strategy"] = "no"  # `Watcher` saves periodically, and `KeepsBest` at each new best evaluation
     arguments: Any = _instantiated(arguments_class, values)
     arguments.load_best_model_at_end = keeps_best
     return cast(Arguments, arguments)
 
 
 def _computing(ctx: StageContext) -> dict[str, Any]:
-    """Return the fields that say where and in what a trainer computes."""
+    """Return the `TrainingArguments` fields for device, precision, checkpointing, kernels and distribution."""
     precision, on_gpu = precision_of(ctx), not use_cpu(ctx)
     problem = None if on_gpu else cpu_problem(precision, int(ctx.compute.get("zero") or 0))
     if problem is not None:
@@ -304,7 +304,7 @@ def _computing(ctx: StageContext) -> dict[str, Any]:
         "use_liger_kernel": liger_kernels(ctx),
         **sharding(ctx, precision),
     }
-    fields["accelerator_config"]["non_blocking"] = on_gpu  # copies to a GPU run beside its work
+    fields["accelerator_config"]["non_blocking"] = on_gpu  # copies to a GPU overlap with its computation
     return fields
 
 

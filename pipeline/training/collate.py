@@ -52,7 +52,7 @@ class CausalCollator:
         """Return `position_ids`, by which `transformers` separates packed sequences; with ``flat`` also the bounds."""
         positions = torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):
-            rest = width - sum(row["seq_lengths"])  # padding, a sequence of its own
+            rest = width - sum(row["seq_lengths"])  # padding counts as a sequence of its own
             positions[i] = torch.cat([torch.arange(length) for length in [*row["seq_lengths"], rest]])
         if not self.flat:
             return {"position_ids": positions}

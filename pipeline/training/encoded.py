@@ -117,7 +117,7 @@ def _problems(ctx: StageContext, rejected: Sequence[Rejected], total: int, *, ca
         remedy += ", or set `on_bad_row: skip` of the data source to leave such rows out and keep them in a file"
     if len(rejected) == 1:
         return [Problem(f"row {rejected[0].reason}", "", remedy, rejected[0].where, ctx.name)]
-    if len(rejected) == total > FEW and len({one.reason for one in rejected}) == 1:  # not a matter of a row
+    if len(rejected) == total > FEW and len({one.reason for one in rejected}) == 1:  # the cause is not a single row
         alike = Problem(f"all {total} rows cannot be rendered for this reason", "", remedy, stage=ctx.name)
         return [Problem(f"row {rejected[0].reason}", where=rejected[0].where, stage=ctx.name), alike]
     problems = [Problem(f"row {one.reason}", where=one.where, stage=ctx.name) for one in rejected[:LISTED]]

@@ -80,7 +80,7 @@ def run_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and not hasattr(
             parameter, "ds_id"
-        ):  # trl casts what is trained on a quantised base to bfloat16, which rounds steps
+        ):  # trl casts trained weights on a quantised base to bfloat16, which would round the updates
             parameter.data = parameter.data.float()
     checkpoint = newest_checkpoint(checkpoints_dir(ctx))
     clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)
@@ -173,7 +173,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             if self.ctx.stopping():
                 control.should_save = True
                 control.should_training_stop = True
-            elif any_rank(now - self.saved_at > self.every_s):  # all save together
+            elif any_rank(now - self.saved_at > self.every_s):  # saving is collective
                 control.should_save = True
 
     def on_log(

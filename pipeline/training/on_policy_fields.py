@@ -35,7 +35,7 @@ class OnPolicyTrain(CommonTrain):
 
     @property
     def responses_at_once(self) -> int:
-        """Responses sampled at a time."""
+        """Responses sampled at a time: `generation_batch_size`, or its default."""
         return self.generation_batch_size or self.batch_size
 
     def check(self) -> list[Problem]:

@@ -59,7 +59,7 @@ def refuse_unpackable(ctx: StageContext, model: Any, rows: Sequence[dict[str, An
         PipelineError: the conversations see one another.
     """
     row = next((row for row in rows if len(row["seq_lengths"]) > 1), None)
-    if row is None:  # no row holds two
+    if row is None:  # no row has two conversations
         return
     length, other = row["seq_lengths"][:2]
     first, second = row["input_ids"][:length][:_TOKENS], row["input_ids"][length : length + other][:_TOKENS]

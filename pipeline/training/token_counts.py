@@ -90,7 +90,7 @@ class TokenRequest(BaseModel):
 
 
 class TokenFault(BaseModel):
-    """A row that cannot be rendered: where it is, and why."""
+    """A row that cannot be rendered: its file and line, and the reason."""
 
     where: str
     reason: str

@@ -70,7 +70,9 @@ class SequenceShard:
         shifted_labels = torch.nn.functional.pad(labels, (0, padding + 1), value=IGNORE)[:, 1:]
         positions = torch.arange(ids.shape[1]).expand_as(ids)
         if "position_ids" in batch:
-            padding_positions = torch.arange(padding).expand(ids.shape[0], padding)  # a document of its own
+            padding_positions = torch.arange(padding).expand(
+                ids.shape[0], padding
+            )  # padding counts as a document of its own
             positions = torch.cat([batch["position_ids"], padding_positions], dim=1)
         padded = {"input_ids": ids, "position_ids": positions, "labels": shifted_labels, "shift_labels": shifted_labels}
         if "attention_mask" in batch:
@@ -182,7 +184,7 @@ class UlyssesAttention:
         random = torch.Generator().manual_seed(0)
         shape = (self._ulysses.batch_size, PROBE_TOKENS * shard.count)
         ids = torch.randint(vocab, shape, generator=random).to(engine.device)
-        cut_at = [ids.shape[1] // 3] if self._is_packed else []  # no shard ends there
+        cut_at = [ids.shape[1] // 3] if self._is_packed else []  # not at a shard boundary
         bounds = [0, *cut_at, ids.shape[1]]
         positions = torch.cat([torch.arange(end - start) for start, end in pairwise(bounds)])
         positions = positions.to(engine.device).expand_as(ids)

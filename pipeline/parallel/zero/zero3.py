@@ -37,7 +37,9 @@ def zero3_loading(config: DeepSpeedConfig | None) -> Iterator[None]:
         yield
         return
     _fp32_positions(config)
-    registered = integration.HfDeepSpeedConfig(_loading_config(config))  # transformers holds it weakly
+    registered = integration.HfDeepSpeedConfig(
+        _loading_config(config)
+    )  # keeps it alive: transformers has only a weak reference
     try:
         yield
     finally:
