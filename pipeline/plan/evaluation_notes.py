@@ -45,8 +45,8 @@ def _metrics(folder: Path | None) -> dict[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) if folder is not None else {}
     except (OSError, ValueError):
         return {}
-    found = manifest.get("metrics", {}) if isinstance(manifest, dict) else {}
-    return found if isinstance(found, dict) else {}
+    metrics = manifest.get("metrics", {}) if isinstance(manifest, dict) else {}
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _head_warnings(plan: Plan, stage: PlannedStage) -> Iterator[str]:

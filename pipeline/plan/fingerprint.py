@@ -73,11 +73,11 @@ def config_data(config: BaseModel) -> dict[str, Any]:
     """Return the part of a configuration that can change a result, defaults included, however deep models nest."""
     if isinstance(config, TrainFields):
         return config.fingerprint_data()
-    kept = {}
+    data = {}
     for name, info in type(config).model_fields.items():
         if not any(isinstance(item, Input | Data | Code | Runtime) for item in info.metadata):
-            kept[name] = _plain(getattr(config, name))
-    return kept
+            data[name] = _plain(getattr(config, name))
+    return data
 
 
 def source_options(source: DataSource) -> dict[str, Any]:

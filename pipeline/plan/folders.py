@@ -31,8 +31,8 @@ def folder_digest(folder: Path, cache: Path | None) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
     if not files:
         raise PipelineError(Problem(f"folder `{folder}` is empty", "a folder with a model"))
-    kept = cache / "folder-digests.json" if cache is not None else None
-    known = _read(kept)
+    cache_file = cache / "folder-digests.json" if cache is not None else None
+    known = _read(cache_file)
     lines = []
     fresh: dict[str, list[Any]] = {}
     for path in files:
@@ -45,8 +45,8 @@ def folder_digest(folder: Path, cache: Path | None) -> str:
         if time.time_ns() - max(stamp[1], stamp[2]) > SETTLED_S * 1e9:
             fresh[str(path)] = [*stamp, sha256]
         lines.append(f"{path.relative_to(folder).as_posix()} {sha256}\n")
-    if kept is not None and any(known.get(key) != value for key, value in fresh.items()):
-        keep_if_possible(kept, json.dumps({**_read(kept), **fresh}))
+    if cache_file is not None and any(known.get(key) != value for key, value in fresh.items()):
+        keep_if_possible(cache_file, json.dumps({**_read(cache_file), **fresh}))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -64,11 +64,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(kept: Path | None) -> dict[str, Any]:
-    if kept is None:
+def _read(file: Path | None) -> dict[str, Any]:
+    if file is None:
         return {}
     try:
-        held = json.loads(kept.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return held if isinstance(held, dict) else {}
+    return content if isinstance(content, dict) else {}

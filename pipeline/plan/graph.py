@@ -72,14 +72,14 @@ class Graph:
 
     def with_ancestors(self, stages: list[str]) -> set[str]:
         """Return ``stages`` with everything they need."""
-        found: set[str] = set()
+        closure: set[str] = set()
         waiting = list(stages)
         while waiting:
             stage = waiting.pop()
-            if stage not in found:
-                found.add(stage)
+            if stage not in closure:
+                closure.add(stage)
                 waiting += self.needs(stage)
-        return found
+        return closure
 
 
 def build_graph(recipe: Recipe, store: Store) -> Graph:
@@ -202,24 +202,24 @@ class _Resolver:
 def _ordered(recipe: Recipe, graph: Graph) -> list[str]:
     """Sort stages so that each follows what it needs, keeping the recipe's order among equals."""
     order: list[str] = []
-    left = list(recipe.stages)
-    while left:
-        ready = next((name for name in left if all(need in order for need in graph.needs(name))), None)
+    unordered = list(recipe.stages)
+    while unordered:
+        ready = next((name for name in unordered if all(need in order for need in graph.needs(name))), None)
         if ready is None:
             break
         order.append(ready)
-        left.remove(ready)
-    for cycle in _cycles(graph, left):
+        unordered.remove(ready)
+    for cycle in _cycles(graph, unordered):
         where = _where_needed(recipe, graph, cycle[0], cycle[1])
         text = f"stages need each other: {' → '.join(cycle)}"
         graph.problems.append(Problem(text, "a graph without cycles", "", where, cycle[0]))
     return order
 
 
-def _cycles(graph: Graph, left: list[str]) -> Iterator[list[str]]:
+def _cycles(graph: Graph, unordered: list[str]) -> Iterator[list[str]]:
     """Yield the cycles among stages that could not be ordered, each once, from its first stage in recipe order."""
     reported: set[str] = set()
-    for start in left:
+    for start in unordered:
         if start in reported:
             continue
         path = _path_back(graph, start)

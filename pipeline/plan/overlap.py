@@ -71,7 +71,7 @@ def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> tuple[s
             users[learnt] += [item.ref] if item.ref not in users[learnt] else []
     index = PromptIndex(store)
     shared = {learnt: _shared(asked, learnt, index) for learnt in users}
-    return tuple(_sentence(asked, learnt, found, users[learnt]) for learnt, found in shared.items() if found)
+    return tuple(_sentence(asked, learnt, overlap, users[learnt]) for learnt, overlap in shared.items() if overlap)
 
 
 def remember_prompts(store: Store, digest: str, source: DataSource, rows: LoadedRows) -> None:
@@ -158,8 +158,8 @@ def _learnt_by_artifact(store: Store, artifact: Artifact | None, seen: set[str])
     manifest = artifact.manifest
     markers: dict[str, Data] = KINDS[manifest.kind].config.markers(Data) if manifest.kind in KINDS else {}
     for name, record in manifest.data.items():
-        kept = manifest.config.get("data", {}).get(name, {})
-        options = {word: value for word, value in kept.items() if word != "digest"}
+        recorded = manifest.config.get("data", {}).get(name, {})
+        options = {word: value for word, value in recorded.items() if word != "digest"}
         if name in markers and _learns(manifest.kind, name):
             yield _Source(manifest.name, record.source, record.digest, options, markers[name].shape)
     for parent in manifest.parents:
@@ -170,9 +170,9 @@ def _learnt_by_artifact(store: Store, artifact: Artifact | None, seen: set[str])
 
 def _shared(asked: _Source, learnt: _Source, index: PromptIndex) -> tuple[int, int] | None:
     """Return how many of the prompts asked were learnt from, and of how many; (0, 0) when only that some were."""
-    own, theirs = index.prompts(asked), index.prompts(learnt)
-    if own is not None and theirs is not None:
-        prompts, known = own[1] or own[0], set(theirs[0])
+    asked_prompts, learnt_prompts = index.prompts(asked), index.prompts(learnt)
+    if asked_prompts is not None and learnt_prompts is not None:
+        prompts, known = asked_prompts[1] or asked_prompts[0], set(learnt_prompts[0])
         count = sum(prompt in known for prompt in prompts)
         return (count, len(prompts)) if count else None
     is_held_out = 0 < asked.held_out <= learnt.held_out

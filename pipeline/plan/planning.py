@@ -44,9 +44,9 @@ def make_plan(
     Raises:
         PipelineError: everything that is wrong.
     """
-    plan, found = survey(recipe, store, only=only, until=until, force=force)
-    if problems or found:
-        raise PipelineError(*dict.fromkeys([*problems, *found]))
+    plan, plan_problems = survey(recipe, store, only=only, until=until, force=force)
+    if problems or plan_problems:
+        raise PipelineError(*dict.fromkeys([*problems, *plan_problems]))
     return plan
 
 
@@ -76,8 +76,8 @@ def survey(
     planned = {name: planner.plan(name) for name in graph.order if name in needed}
     stages = tuple(stage for name in graph.order if name in wanted and (stage := planned[name]) is not None)
     problems += planner.problems + _not_run(graph, planned, wanted)
-    left = tuple(name for name in recipe.stages if name in wanted and planned.get(name) is None)
-    return Plan(recipe, stages, _notes(recipe, graph, wanted), planner.data_artifacts, left), problems
+    unplanned = tuple(name for name in recipe.stages if name in wanted and planned.get(name) is None)
+    return Plan(recipe, stages, _notes(recipe, graph, wanted), planner.data_artifacts, unplanned), problems
 
 
 class _Planner:
@@ -156,8 +156,8 @@ class _Planner:
         Another recipe's stage of that name has nothing to do with it; that there is one is said.
         """
         artifacts = sorted(self.store.artifacts(name), key=lambda artifact: artifact.manifest.version)
-        mine = self.recipe.name
-        own = [artifact for artifact in artifacts if artifact.manifest.recipe.get("name", mine) == mine]
+        recipe_name = self.recipe.name
+        own = [artifact for artifact in artifacts if artifact.manifest.recipe.get("name", recipe_name) == recipe_name]
         if artifacts and not own:
             other = artifacts[-1]
             return (f"never run by this recipe ({other.ref} is of `{other.manifest.recipe['name']}`)",)
@@ -204,8 +204,8 @@ class _Planner:
             return PlannedData(field, source_name, f"{item.fingerprint}/{source.file or ''}", 0, item)
         if source_name not in self.digests:
             self.digests[source_name] = None
-            self.digests[source_name], found = _digest(self.recipe, self.store, source_name)
-            self.problems += found
+            self.digests[source_name], problems = _digest(self.recipe, self.store, source_name)
+            self.problems += problems
         known = self.digests[source_name]
         if known is None:
             raise _UnplannableError
@@ -221,13 +221,13 @@ def _digest(recipe: Recipe, store: Store, source_name: str) -> tuple[tuple[str, 
     from pipeline.records import digest
 
     try:
-        found = digest(recipe.data[source_name], cache=store.root / ".cache")
+        content = digest(recipe.data[source_name], cache=store.root / ".cache")
     except PipelineError as error:
         where = recipe.where("data", source_name, "path")
         return None, [
             Problem(f"data.{source_name}: {p.found}", p.expected, p.remedy, p.where or where) for p in error.problems
         ]
-    return (found.digest, found.rows), []
+    return (content.digest, content.rows), []
 
 
 def _unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
@@ -242,16 +242,16 @@ def _unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
 
 def _not_run(graph: Graph, planned: dict[str, PlannedStage | None], wanted: set[str]) -> list[Problem]:
     """Return what a part of a recipe needs that is neither in it nor in the store."""
-    found = []
+    problems = []
     for name in graph.order:
         stage = planned.get(name) if name in wanted else None
         for need in dict.fromkeys(graph.needs(name)) if stage is not None else ():
             other = planned.get(need)
             if need not in wanted and other is not None and other.status == "pending" and stage is not None:
                 remedy = f"run `{need}` first, or use `--until {name}`"
-                text = f"needs `{need}`, which is not in the store as the recipe has it"
-                found.append(Problem(text, "", remedy, stage.spec.where, name))
-    return found
+                statement = f"needs `{need}`, which is not in the store as the recipe has it"
+                problems.append(Problem(statement, "", remedy, stage.spec.where, name))
+    return problems
 
 
 def _notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:

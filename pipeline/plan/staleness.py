@@ -37,16 +37,18 @@ def reasons(
     old = before.config
     if payload["kind"] != old.get("kind"):
         return (f"kind {old.get('kind', before.kind)} → {payload['kind']}",)
-    found = [*_inputs(payload, inputs, before), *_data(payload, data, before)]
-    found += _values(old.get("config", {}), payload["config"], "")
-    found += _code(old.get("code", {}), payload["code"])
+    changes = [*_inputs(payload, inputs, before), *_data(payload, data, before)]
+    changes += _values(old.get("config", {}), payload["config"], "")
+    changes += _code(old.get("code", {}), payload["code"])
     if payload["kind_version"] != old.get("kind_version"):
-        found.append(f"kind {payload['kind']} is now version {payload['kind_version']} (was {old.get('kind_version')})")
+        changes.append(
+            f"kind {payload['kind']} is now version {payload['kind_version']} (was {old.get('kind_version')})"
+        )
     for key, default in (("seed", None), ("precision", "auto"), ("trust_remote_code", False)):
         was, now = old.get(key, default), payload.get(key, default)
         if was != now:
-            found.append(f"{key} {_change(was, now)}")
-    return tuple(found) or ("fingerprints are made in another way now",)
+            changes.append(f"{key} {_change(was, now)}")
+    return tuple(changes) or ("fingerprints are made in another way now",)
 
 
 def _inputs(payload: Mapping[str, Any], inputs: Mapping[str, list[PlannedInput]], before: Manifest) -> Iterator[str]:

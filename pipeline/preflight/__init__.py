@@ -86,7 +86,7 @@ def check_plan(
     few = [one for one in few if one.stage not in counted]
     growth, too_small = growing_embeddings(plan, shapes)
     everything = replace(plan, stages=(*plan.stages, *_unplanned(plan)))
-    found = [
+    all_problems = [
         *_launcher_problems(plan),
         *_engine_problems(everything),
         *setting_problems(everything, shapes),
@@ -104,10 +104,10 @@ def check_plan(
         *_merge_problems(plan),
         *_tensor_problems(plan, shapes),
     ]
-    found += fitting_problems(plan, store)
-    found = [*problems, *(problem for problem in found if not _rests_on_wrong(plan, problem))]
-    if found:
-        raise PipelineError(*by_line(found))
+    all_problems += fitting_problems(plan, store)
+    all_problems = [*problems, *(problem for problem in all_problems if not _rests_on_wrong(plan, problem))]
+    if all_problems:
+        raise PipelineError(*by_line(all_problems))
     unused = [
         f"data {source}: nothing reads {listed([f'`{name}`' for name in names])}"
         for source, names in sources.unused(plan).items()
@@ -150,10 +150,10 @@ def _launcher_problems(plan: Plan) -> Iterator[Problem]:
     here = [stage for stage in plan.pending if stage.spec.compute.launcher == "local"]
     names = [stage.spec.name for stage in here]
     if here and len(here) < len(plan.pending):
-        found = f"compute.launcher is local for {', '.join(names)} and slurm for the others"
+        statement = f"compute.launcher is local for {', '.join(names)} and slurm for the others"
         expected = "one launcher for all stages of a run: a job cannot wait for this machine"
         remedy = "set it for the whole recipe, or run the parts one after the other with --only or --until"
-        yield Problem(found, expected, remedy, here[0].spec.where, names[0])
+        yield Problem(statement, expected, remedy, here[0].spec.where, names[0])
 
 
 def _engine_problems(plan: Plan) -> Iterator[Problem]:
@@ -162,15 +162,15 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
         compute = stage.spec.compute
         here = compute.launcher == "local" and kind_of(stage.spec.kind).parallel
         if here and compute.zero and not installed("deepspeed"):
-            found = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
+            statement = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
-            yield Problem(found, "", remedy, stage.spec.where, stage.spec.name)
+            yield Problem(statement, "", remedy, stage.spec.where, stage.spec.name)
         train: Any = getattr(stage.spec.config, "train", None)
         if stage.spec.kind == "ppo" and train is not None and train.ema_decay and (compute.zero or compute.fsdp):
-            found = f"train.ema_decay is {train.ema_decay:g} with compute.{'zero' if compute.zero else 'fsdp'}"
+            statement = f"train.ema_decay is {train.ema_decay:g} with compute.{'zero' if compute.zero else 'fsdp'}"
             remedy = "leave one of them out: the average needs whole weights in every process"
             where = plan.recipe.where("stages", stage.spec.name, "train", "ema_decay")
-            yield Problem(found, "must be 0 there", remedy, where, stage.spec.name)
+            yield Problem(statement, "must be 0 there", remedy, where, stage.spec.name)
         if here:
             yield from _kernel_problems(stage)
             yield from _version_problems(stage)
@@ -184,10 +184,10 @@ def _version_problems(stage: PlannedStage) -> Iterator[Problem]:
     compute = stage.spec.compute
     for word, is_asked in (("tensor_parallel", compute.tensor_parallel > 1), ("fsdp", compute.fsdp)):
         if is_asked:
-            found = f"compute.{word} is {str(getattr(compute, word)).lower()}, and transformers is {version}"
+            statement = f"compute.{word} is {str(getattr(compute, word)).lower()}, and transformers is {version}"
             expected = f"must be {'.'.join(map(str, TP_TRANSFORMERS))} or later for that"
             remedy = "pip install -U transformers, in an environment without vllm, or set compute.zero: 3 instead"
-            yield Problem(found, expected, remedy, stage.spec.where, stage.spec.name)
+            yield Problem(statement, expected, remedy, stage.spec.where, stage.spec.name)
 
 
 def _precision_problems(plan: Plan) -> Iterator[Problem]:
@@ -222,8 +222,8 @@ def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
     }
     for extra, (is_missing, what) in asked.items():
         if is_missing:
-            found = f"{what}, and {NAMES[extra]} is not installed"
-            yield Problem(found, "", INSTALL[extra], stage.spec.where, stage.spec.name)
+            statement = f"{what}, and {NAMES[extra]} is not installed"
+            yield Problem(statement, "", INSTALL[extra], stage.spec.where, stage.spec.name)
 
 
 def _division_problems(plan: Plan) -> Iterator[Problem]:
@@ -232,8 +232,8 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
         train = getattr(stage.spec.config, "train", None)
         is_parallel = train is not None and kind_of(stage.spec.kind).parallel
         if is_parallel and not stage.spec.compute.contradictions():
-            found = batch_split_problems(train, stage.spec.compute, stage.spec.kind)
-            yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found)
+            problems = batch_split_problems(train, stage.spec.compute, stage.spec.kind)
+            yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in problems)
 
 
 def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
@@ -247,8 +247,8 @@ def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Pro
         asked: dict[str, Any] = train.passthrough() if train is not None else {}
         for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
             if asked.get(word, plain) != plain:
-                found = f"train.{word} is {asked[word]} with compute.sequence_parallel"
-                problems.append(Problem(found, str(plain), "leave it out: only the model's own loss can be shared"))
+                statement = f"train.{word} is {asked[word]} with compute.sequence_parallel"
+                problems.append(Problem(statement, str(plain), "leave it out: only the model's own loss can be shared"))
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
@@ -259,12 +259,12 @@ def _pipeline_split_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Proble
         if compute.pipeline_parallel == 1 or not kind_of(stage.spec.kind).parallel or train is None:
             continue
         config = shapes.config_of(stage) or {}
-        found = (
+        problems = (
             split_problem({"model_type": config.get("type", ""), **config}, compute.pipeline_parallel),
             pipeline_bubble_problem(train.batch_size, compute.replicas, compute.pipeline_parallel),
             unused_problem(train, getattr(stage.spec.config, "adapter", None)),
         )
-        yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found if one is not None)
+        yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in problems if one is not None)
 
 
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
@@ -301,39 +301,42 @@ def _merge_problems(plan: Plan) -> Iterator[Problem]:
         for index, item in enumerate(stage.inputs["adapters"]):
             made_by = stages.get(item.ref)
             if made_by is not None:
-                whole, parents = getattr(made_by.spec.config, "adapter", None) is None, made_by.inputs.get("model", [])
+                has_no_adapter, parents = (
+                    getattr(made_by.spec.config, "adapter", None) is None,
+                    made_by.inputs.get("model", []),
+                )
                 parent = parents[0].fingerprint if parents else ""
             else:
                 manifest = _json_of(item.artifact, "manifest.json")
                 settings = manifest.get("config", {}).get("config", {})
                 parent = manifest.get("lineage", {}).get("parent")
-                whole = bool(manifest) and settings.get("adapter") is None
+                has_no_adapter = bool(manifest) and settings.get("adapter") is None
                 if _json_of(item.artifact, "adapter_config.json").get("task_type") == "SEQ_CLS":
-                    found = f"`{item.ref}` is the adapter of a reward model"
-                    yield _unmergeable(plan, stage, "adapters", index, found, "that of a language model")
-            if whole:
-                found = f"`{item.ref}` holds no adapter: all its weights were trained"
-                yield _unmergeable(plan, stage, "adapters", index, found, "a stage trained with `adapter:`")
+                    statement = f"`{item.ref}` is the adapter of a reward model"
+                    yield _unmergeable(plan, stage, "adapters", index, statement, "that of a language model")
+            if has_no_adapter:
+                statement = f"`{item.ref}` holds no adapter: all its weights were trained"
+                yield _unmergeable(plan, stage, "adapters", index, statement, "a stage trained with `adapter:`")
             elif parent and parent != below.fingerprint:
-                found = f"`{item.ref}` was not trained on `{below.ref}`"
+                statement = f"`{item.ref}` was not trained on `{below.ref}`"
                 expected = "adapters in the order they were trained, each on the one before, the first on `model`"
-                yield _unmergeable(plan, stage, "adapters", index, found, expected)
+                yield _unmergeable(plan, stage, "adapters", index, statement, expected)
                 break
             below = item
 
 
-def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, found: str, expected: str) -> Problem:
+def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, statement: str, expected: str) -> Problem:
     where = plan.recipe.where("stages", stage.spec.name, field, index)
-    return Problem(f"{field}: {found}", expected, "", where, stage.spec.name)
+    return Problem(f"{field}: {statement}", expected, "", where, stage.spec.name)
 
 
 def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
     """Return a file of a folder as JSON; nothing where there is none, or it cannot be read."""
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
+        content = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
@@ -349,15 +352,17 @@ def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
         optim = getattr(getattr(stage.spec.config, "train", None), "optim", TP_OPTIMIZERS[0])
         if optim not in TP_OPTIMIZERS:
-            found = f"train.optim is {optim} with compute.tensor_parallel {size}"
+            statement = f"train.optim is {optim} with compute.tensor_parallel {size}"
             expected = f"one that steps each number by itself: {', '.join(TP_OPTIMIZERS)}"
-            yield Problem(found, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
+            yield Problem(statement, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
         dropout = getattr(getattr(stage.spec.config, "adapter", None), "dropout", 0)
         if dropout:
-            found = f"adapter.dropout is {dropout} with compute.tensor_parallel {size}"
+            statement = f"adapter.dropout is {dropout} with compute.tensor_parallel {size}"
             remedy = "remove adapter.dropout, or set compute.tensor_parallel: 1"
             where = plan.recipe.where("stages", stage.spec.name, "adapter", "dropout")
-            yield Problem(found, "0: processes would drop other numbers than one does", remedy, where, stage.spec.name)
+            yield Problem(
+                statement, "0: processes would drop other numbers than one does", remedy, where, stage.spec.name
+            )
 
 
 def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:

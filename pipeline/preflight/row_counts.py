@@ -56,12 +56,12 @@ def _ppo_prompts(_settings: Any, train: int, held_out: int, _shape: str) -> Prob
     """Without held-out prompts PPO splits some off to evaluate on."""
     if train >= 1 and train + held_out >= 2:
         return None
-    found = f"there are {train} prompts to learn from and {held_out} held out"
-    return Problem(found, "at least two prompts, one of them to learn from", "bring more prompts")
+    statement = f"there are {train} prompts to learn from and {held_out} held out"
+    return Problem(statement, "at least two prompts, one of them to learn from", "bring more prompts")
 
 
-def _too_few(found: str, needed: str, what: str) -> Problem:
-    return Problem(found, f"at least {needed}", f"lower train.batch_size or bring more {what}")
+def _too_few(statement: str, needed: str, what: str) -> Problem:
+    return Problem(statement, f"at least {needed}", f"lower train.batch_size or bring more {what}")
 
 
 NEEDS: dict[str, Callable[[Any, int, int, str], Problem | None]] = {

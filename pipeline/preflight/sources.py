@@ -110,13 +110,13 @@ class SourceReport(NamedTuple):
     def unused(self, plan: Plan) -> dict[str, list[str]]:
         """Return the columns and keys of turns that no stage reads, by source."""
         stages = {stage.spec.name: stage.spec for stage in plan.stages}
-        left: dict[str, list[str]] = {}
+        unread: dict[str, list[str]] = {}
         for use, count in self.counts.items():
             read = _columns_of(stages[use.stage]) if use.stage in stages else frozenset[str]()
             names = [name for name in count.unused if name not in read]
-            before = left.get(use.source_name, names)
-            left[use.source_name] = [name for name in before if name in names]
-        return {source: names for source, names in left.items() if names}
+            before = unread.get(use.source_name, names)
+            unread[use.source_name] = [name for name in before if name in names]
+        return {source: names for source, names in unread.items() if names}
 
 
 def read_sources(plan: Plan, store: Store, progress: Progress | None = None) -> SourceReport:
@@ -130,14 +130,14 @@ def read_sources(plan: Plan, store: Store, progress: Progress | None = None) -> 
     remembered = _Remembered(store.root / ".cache" / REMEMBERED_FILE)
     counts: dict[SourceUse, SourceCount] = {}
     problems: dict[str, Problem] = {}  # by text: two stages that read one bad row say so once
-    made: dict[str, SourceCount | tuple[Problem, ...]] = {}
+    outcomes: dict[str, SourceCount | tuple[Problem, ...]] = {}
     for use in uses_of(plan):
         source = plan.recipe.data[use.source_name]
         where = plan.recipe.where("data", use.source_name)
         options = json.dumps([use.source_name, str(use.artifact or ""), use.shapes])
-        if options not in made:
-            made[options] = _read(source, use, where, store, remembered, progress)
-        outcome = made[options]
+        if options not in outcomes:
+            outcomes[options] = _read(source, use, where, store, remembered, progress)
+        outcome = outcomes[options]
         if isinstance(outcome, SourceCount):
             counts[use] = outcome
         else:
@@ -158,11 +158,11 @@ def uses_of(plan: Plan) -> list[SourceUse]:
                 uses.append(
                     SourceUse(stage.spec.name, field, item.source_name, markers[field].shape, stage.spec.seed, folder)
                 )
-    left: dict[str, tuple[StageSpec | None, Mapping[str, str]]] = {
+    without_plan: dict[str, tuple[StageSpec | None, Mapping[str, str]]] = {
         name: (recipe.stages[name], _data_of(recipe.stages[name].config)) for name in plan.unplanned
     }
-    left |= {name: (one.spec, one.data) for name, one in recipe.broken.items()}
-    for name, (spec, data) in left.items():
+    without_plan |= {name: (one.spec, one.data) for name, one in recipe.broken.items()}
+    for name, (spec, data) in without_plan.items():
         if spec is None:
             continue
         markers = kind_of(spec.kind).config.markers(Data)
@@ -223,8 +223,10 @@ def _read(
         # A bad row is a matter of its source, whoever reads it: no stage is named.
         return tuple(replace(problem, where=problem.where or where, stage="") for problem in error.problems)
     if source.held_out and not known.held_out:
-        found = f"data {use.source_name}: held_out is {source.held_out:g}, but no row is held out: all have one prompt"
-        return (Problem(found, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
+        statement = (
+            f"data {use.source_name}: held_out is {source.held_out:g}, but no row is held out: all have one prompt"
+        )
+        return (Problem(statement, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
     remembered.put(key, known)
     remarks = (*known.remarks, *_file_remarks(source, content))
     return replace(known, source=use.source_name, unread=source.unread_files, remarks=remarks)

@@ -77,16 +77,16 @@ def _kept(ref: str, file: str) -> Path | None:
 
 def readers_of(plan: Plan, stage: PlannedStage, place: TokenizerPlace) -> list[dict[str, Any]]:
     """Return the reward models that read answers with another tokenizer than the one that writes them."""
-    found = []
+    readers = []
     for item in [*stage.inputs.get("reward", []), *stage.inputs.get("watch", [])]:
         own = tokenizer_of(plan, item, None)
         if own is None:
             continue
-        mine, theirs = (facts_of_folder(one.folder, one.name) for one in (place, own))
-        if mine is None or theirs is None or disagreements(mine, theirs):
+        writer_facts, reader_facts = (facts_of_folder(one.folder, one.name) for one in (place, own))
+        if writer_facts is None or reader_facts is None or disagreements(writer_facts, reader_facts):
             name = f"reward model `{item.ref}`"
-            found.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
-    return found
+            readers.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
+    return readers
 
 
 def growing_embeddings(plan: Plan, shapes: ModelShapes) -> tuple[list[str], list[Problem]]:

@@ -147,8 +147,8 @@ def count_stage_tokens(
         for (use, place, request), count in zip(asked, counts, strict=True)
     ]
     problems: dict[str, Problem] = {}
-    for told in stages:
-        for problem in _problems(plan, told, sources.counts[told.use]):
+    for counted in stages:
+        for problem in _problems(plan, counted, sources.counts[counted.use]):
             problems.setdefault(f"{problem.where} {problem.found}", problem)
     return TokenReport(stages, list(problems.values()))
 
@@ -202,10 +202,10 @@ def _request(
 def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
     """Return the tokens that the model of a stage has positions for, or the least of its models."""
     if stage.spec.kind == "evaluate":
-        found = [shapes.config_of_input(item) or {} for item in stage.inputs.get("models", [])]
+        configs = [shapes.config_of_input(item) or {} for item in stage.inputs.get("models", [])]
     else:
-        found = [shapes.config_of(stage) or {}]
-    known = [fields[key] for fields in found for key in CONTEXT_KEYS if isinstance(fields.get(key), int)]
+        configs = [shapes.config_of(stage) or {}]
+    known = [fields[key] for fields in configs for key in CONTEXT_KEYS if isinstance(fields.get(key), int)]
     return min(known, default=None)
 
 
@@ -235,9 +235,9 @@ def _max_length(stage: PlannedStage, field: str, shapes: ModelShapes) -> int | N
     return _room(stage, shapes)
 
 
-def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Problem]:
+def _problems(plan: Plan, tokens: StageTokens, source: SourceCount) -> Iterator[Problem]:
     """Say what would stop the stage, in the words of the stage."""
-    use, count = told.use, told.count
+    use, count = tokens.use, tokens.count
     stage = next(one for one in plan.stages if one.spec.name == use.stage)
     where = plan.recipe.where("stages", use.stage, use.field)
     for problem in count.problems:
@@ -246,39 +246,39 @@ def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Pr
         return
     options = plan.recipe.data[use.source_name]
     if count.faults and (options.on_bad_row == "stop" or count.unrendered == count.rows):
-        yield from _fault_problems(use, told, where, can_skip=count.unrendered < count.rows)
+        yield from _fault_problems(use, tokens, where, can_skip=count.unrendered < count.rows)
         return
     leaves_out = getattr(getattr(stage.spec.config, "train", None), "max_length", None) is not None
     if source.shape == "prompt" and count.too_long and not (stage.spec.kind in ("grpo", "rloo") and leaves_out):
-        found = f"{count.too_long} of {count.rows} prompts are longer than {told.max_length} tokens"
+        statement = f"{count.too_long} of {count.rows} prompts are longer than {tokens.max_length} tokens"
         is_whole = stage.spec.kind == "evaluate"
         expected = "prompts that leave room for the response in the model's context"
         remedy = "shorten or drop them" + ("" if is_whole else ", or lower max_new_tokens")
-        yield Problem(found, expected, remedy, count.first_too_long, use.stage)
+        yield Problem(statement, expected, remedy, count.first_too_long, use.stage)
         return
     usable = count.train or (count.held_out and stage.spec.kind == "evaluate") or use.field == "test"
     if source.train and not usable:
         what = "pair" if source.shape == "preference" else "prompt" if source.shape == "prompt" else "row"
-        expected = f"{what}s of at most {told.max_length} tokens"
+        expected = f"{what}s of at most {tokens.max_length} tokens"
         remedy = "shorten them" if use.field == "ptx_data" else "raise train.max_length"
         yield Problem(f"no {what} fits", expected, remedy, where, use.stage)
         return
     if len(count.labels) == 1:
         missing = "bad row" if count.labels[0] else "good row"
-        expected = f"{missing}s of at most {told.max_length} tokens"
+        expected = f"{missing}s of at most {tokens.max_length} tokens"
         yield Problem(f"no {missing} fits", expected, "raise train.max_length", where, use.stage)
     if use.field != "data":
         return
     few = rows_problem(stage.spec.kind, stage.spec.config, count.sequences, count.held_out, source.shape)
     if few is not None:
-        found = few.found
+        statement = few.found
         if count.too_long and source.shape != "messages":
-            found += f", for {count.too_long:,} of {count.rows:,} are longer than {told.max_length} tokens"
-        yield Problem(found, few.expected, few.remedy, where, use.stage)
+            statement += f", for {count.too_long:,} of {count.rows:,} are longer than {tokens.max_length} tokens"
+        yield Problem(statement, few.expected, few.remedy, where, use.stage)
 
 
-def _fault_problems(use: SourceUse, told: StageTokens, where: str, *, can_skip: bool) -> Iterator[Problem]:
-    count = told.count
+def _fault_problems(use: SourceUse, tokens: StageTokens, where: str, *, can_skip: bool) -> Iterator[Problem]:
+    count = tokens.count
     remedy = "mend the data or the template"
     if can_skip:
         remedy += f", or set `data.{use.source_name}.on_bad_row: skip` to leave such rows out and keep them in a file"
@@ -289,12 +289,14 @@ def _fault_problems(use: SourceUse, told: StageTokens, where: str, *, can_skip: 
     for fault in count.faults[:1] if is_alike else count.faults:
         yield Problem(f"row {fault.reason}", where=fault.where, stage=use.stage)
     if is_alike:
-        found = f"all {count.rows} rows cannot be rendered with the tokenizer of {told.tokenizer} for this reason"
-        yield Problem(found, "", remedy, where, use.stage)
+        statement = f"all {count.rows} rows cannot be rendered with the tokenizer of {tokens.tokenizer} for this reason"
+        yield Problem(statement, "", remedy, where, use.stage)
         return
     more = f" (the first {len(count.faults)} are listed)" if count.unrendered > len(count.faults) else ""
-    found = f"{count.unrendered} of {count.rows} rows cannot be rendered with the tokenizer of {told.tokenizer}{more}"
-    yield Problem(found, "", remedy, where, use.stage)
+    statement = (
+        f"{count.unrendered} of {count.rows} rows cannot be rendered with the tokenizer of {tokens.tokenizer}{more}"
+    )
+    yield Problem(statement, "", remedy, where, use.stage)
 
 
 def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress | None) -> list[TokenCount]:
@@ -309,8 +311,8 @@ def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress |
     keys = [_key(request, store) for request in requests]
     missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
     if missing:
-        made = _made(list(missing.values()), progress)
-        fresh = dict(zip(missing, (count.model_dump() for count in made), strict=True))
+        counts = _made(list(missing.values()), progress)
+        fresh = dict(zip(missing, (count.model_dump() for count in counts), strict=True))
         known |= fresh
         keep_if_possible(file, json.dumps(known, sort_keys=True))
     return [TokenCount.model_validate(known[key]) for key in keys]
@@ -370,11 +372,11 @@ def _made_elsewhere(requests: Sequence[TokenRequest], say: Callable[[int, int, i
         child.stdin.write(json.dumps([one.model_dump(mode="json") for one in requests]))
         child.stdin.close()
         for text in child.stdout:
-            told = json.loads(text)
-            if "count" in told:
-                counts.append(TokenCount.model_validate(told["count"]))
+            message = json.loads(text)
+            if "count" in message:
+                counts.append(TokenCount.model_validate(message["count"]))
             else:
-                say(len(counts), told["done"], told["of"])
+                say(len(counts), message["done"], message["of"])
         child.wait()
         errors.seek(0)
         reason = (errors.read().strip().splitlines() or [f"it ended with status {child.returncode}"])[-1]

@@ -81,12 +81,12 @@ def stage_checks(config: StageConfig, node: Node, stage: str) -> list[Problem]:
         below = getattr(config, name)
         if isinstance(below, StageConfig):
             problems += below.check()
-    told: dict[str, Problem] = {}
+    placed: dict[str, Problem] = {}
     for problem in problems:
         first = problem.found.split(" ")[0].strip("`")
         where = problem.where if ":" in problem.where else node.where(*(problem.where or first).split("."))
-        told[str(problem)] = Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage)
-    return list(told.values())
+        placed[str(problem)] = Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage)
+    return list(placed.values())
 
 
 def validate_repairing(model: type[Model], data: dict[str, Any]) -> Model:
@@ -150,39 +150,39 @@ class _Teller:
 
     def problems(self, error: ValidationError) -> list[Problem]:
         """Return the problems in the order of the recipe's lines."""
-        told: dict[tuple[Location, str], list[Any]] = {}
+        by_path: dict[tuple[Location, str], list[Any]] = {}
         for detail in error.errors(include_url=False):
             path = real_path(self.data, detail["loc"])
             missing = (detail["loc"][-1],) if detail["type"] == "missing" else ()
             group = detail["type"] if detail["type"] in {"missing", "extra_forbidden", "value_error"} else "value"
-            told.setdefault((path + missing, group), []).append(detail)
-        for path, group in list(told):  # a mapping is no word of a list: what is wrong inside it has been said
-            inside = any(other != (path, group) and other[0][: len(path)] == path for other in told)
+            by_path.setdefault((path + missing, group), []).append(detail)
+        for path, group in list(by_path):  # a mapping is no word of a list: what is wrong inside it has been said
+            inside = any(other != (path, group) and other[0][: len(path)] == path for other in by_path)
             if group == "value" and inside and isinstance(_at(self.data, path), Mapping):
-                del told[path, group]
-        found = [self.tell(path, group, details) for (path, group), details in told.items()]
-        found += self.passed_on({path for path, _ in told})
-        return found
+                del by_path[path, group]
+        problems = [self.tell(path, group, details) for (path, group), details in by_path.items()]
+        problems += self.passed_on({path for path, _ in by_path})
+        return problems
 
-    def passed_on(self, told: set[Location]) -> list[Problem]:
+    def passed_on(self, reported: set[Location]) -> list[Problem]:
         """Check the trainer's own fields too, which pydantic reaches only when all else is right."""
-        found = []
+        problems = []
         for name, info in self.model.model_fields.items():
             inner = models_of(info.annotation)
             given = self.data.get(name)
             for model in inner:
                 if issubclass(model, TrainFields) and isinstance(given, dict):
                     for key, problem in model.problems_in(given).items():
-                        if (name, key) not in told and given[key] is not None:
-                            found.append(self.located(problem, (name, key)))
-        return found
+                        if (name, key) not in reported and given[key] is not None:
+                            problems.append(self.located(problem, (name, key)))
+        return problems
 
     def located(self, problem: Problem, path: Location) -> Problem:
         """Give a problem its place, and the field its full name."""
-        found = problem.found
-        if found.startswith(f"{path[-1]} is "):
-            found = f"{self.name(path)}{found.removeprefix(str(path[-1]))}"
-        return Problem(found, problem.expected, problem.remedy, self.node.where(*path), self.stage)
+        statement = problem.found
+        if statement.startswith(f"{path[-1]} is "):
+            statement = f"{self.name(path)}{statement.removeprefix(str(path[-1]))}"
+        return Problem(statement, problem.expected, problem.remedy, self.node.where(*path), self.stage)
 
     def name(self, path: Location) -> str:
         """Return the dotted name of a field."""
@@ -204,9 +204,9 @@ class _Teller:
             remedy = nearest(str(path[-1]), known)
             return Problem(f"unknown key `{path[-1]}`{inside}", expected, remedy, where, self.stage)
         if group == "value_error":
-            found, _, expected = str(first["msg"]).removeprefix("Value error, ").partition("|")
+            statement, _, expected = str(first["msg"]).removeprefix("Value error, ").partition("|")
             lead = f"{self.name(path)} " if path or self.label else ""
-            return Problem(f"{lead}{found}", expected, "", where, self.stage)
+            return Problem(f"{lead}{statement}", expected, "", where, self.stage)
         value = _at(self.data, path)
         expected = " or ".join(dict.fromkeys(self.expected(detail) for detail in details))
         remedy = next((hint for hint in (self.hint(detail, value) for detail in details) if hint), "")

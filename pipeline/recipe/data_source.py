@@ -48,8 +48,8 @@ class DataSource(BaseModel):
     def _one_origin(self) -> Self:
         given = [name for name in ("path", "hub", "artifact") if getattr(self, name) is not None]
         if len(given) != 1:
-            found = f"has both `{given[0]}` and `{given[1]}`" if given else "says nowhere to read from"
-            raise ValueError(f"{found}|exactly one of `path`, `hub`, `artifact`")
+            statement = f"has both `{given[0]}` and `{given[1]}`" if given else "says nowhere to read from"
+            raise ValueError(f"{statement}|exactly one of `path`, `hub`, `artifact`")
         for name, origin in (("revision", "hub"), ("subset", "hub"), ("file", "artifact")):
             if getattr(self, name) is not None and given[0] != origin:
                 raise ValueError(f"`{name}` is given with `{given[0]}`|only with `{origin}`")

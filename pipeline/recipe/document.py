@@ -111,8 +111,8 @@ def parse(text: str, label: str) -> tuple[Node, list[Problem]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
-        found = f"not valid YAML: {error.problem or error.context or 'cannot be read'}"
-        return empty, [Problem(found, where=f"{label}:{line}")]
+        statement = f"not valid YAML: {error.problem or error.context or 'cannot be read'}"
+        return empty, [Problem(statement, where=f"{label}:{line}")]
     except YAMLError as error:
         return empty, [Problem(f"not valid YAML: {str(error).splitlines()[0]}", where=f"{label}:1")]
     except RecursionError:
@@ -132,8 +132,8 @@ class _Reader:
     def place(self, node: Any) -> str:
         return f"{self.label}:{node.start_mark.line + 1}"
 
-    def bad(self, node: Any, found: str, expected: str = "", remedy: str = "") -> None:
-        self.problems.append(Problem(found, expected, remedy, where=self.place(node)))
+    def bad(self, node: Any, statement: str, expected: str = "", remedy: str = "") -> None:
+        self.problems.append(Problem(statement, expected, remedy, where=self.place(node)))
 
     def read(self, node: Any, place: str | None) -> Node:
         """Convert ``node``; ``place`` is the line of its key, if it has one."""

@@ -25,10 +25,10 @@ def json_schema() -> Schema:
     definitions: Schema = {}
     compute = _model(Compute, "compute", definitions)
     source = _model(DataSource, "data", definitions)
-    whole = [_stage(kind, definitions, compute, partial=False) for _, kind in sorted(KINDS.items())]
-    parts = [_stage(kind, definitions, compute, partial=True) for _, kind in sorted(KINDS.items())]
-    definitions["stage"] = {"oneOf": whole, "discriminator": {"propertyName": "kind"}, "required": ["kind"]}
-    definitions["stage_part"] = {"anyOf": [*parts, {"type": "null"}]}
+    full = [_stage(kind, definitions, compute, partial=False) for _, kind in sorted(KINDS.items())]
+    partials = [_stage(kind, definitions, compute, partial=True) for _, kind in sorted(KINDS.items())]
+    definitions["stage"] = {"oneOf": full, "discriminator": {"propertyName": "kind"}, "required": ["kind"]}
+    definitions["stage_part"] = {"anyOf": [*partials, {"type": "null"}]}
     definitions["source"] = {"anyOf": [source, {"type": "string", "description": "Path of the rows."}]}
     definitions["source_part"] = {"anyOf": [source, {"type": "string"}, {"type": "null"}]}
     head = _model(Head, "head", definitions)
@@ -63,8 +63,8 @@ def json_schema() -> Schema:
 
 
 def _named(properties: Schema, *, drop: str) -> Schema:
-    kept = {key: value for key, value in properties.items() if key != drop}
-    return {"type": "object", "properties": kept, "additionalProperties": False}
+    remaining = {key: value for key, value in properties.items() if key != drop}
+    return {"type": "object", "properties": remaining, "additionalProperties": False}
 
 
 def _many(definition: str) -> Schema:

@@ -94,8 +94,8 @@ class _Building:
         self.root = without_nulls(root)
         for section in ("data", "stages"):
             if section in self.root.mapping:
-                kept = without_nulls(self.root.mapping[section])
-                self.root = Node({**self.root.value, section: kept}, self.root.place)
+                entries = without_nulls(self.root.mapping[section])
+                self.root = Node({**self.root.value, section: entries}, self.root.place)
         self.profile = profile
         self.file = reading.file
         self.search_dirs = lookup_folders(*reading.files)
@@ -134,9 +134,9 @@ class _Building:
         )
         return recipe, by_line(self.problems)
 
-    def add(self, found: str, expected: str = "", remedy: str = "", *, where: str, stage: str = "") -> None:
+    def add(self, statement: str, expected: str = "", remedy: str = "", *, where: str, stage: str = "") -> None:
         """Note a problem."""
-        self.problems.append(Problem(found, expected, remedy, where, stage))
+        self.problems.append(Problem(statement, expected, remedy, where, stage))
 
     def head(self) -> Head:
         """Check the keys that stand for themselves, and that there are no others."""
@@ -183,8 +183,8 @@ class _Building:
         """Refuse settings that exclude one another; only at the level that asks for them."""
         for name, expected, remedy in compute.contradictions():
             if node.mapping:
-                found = f"compute.{name} is {str(getattr(compute, name)).lower()}"
-                self.add(found, expected, remedy, where=node.where(name), stage=stage)
+                statement = f"compute.{name} is {str(getattr(compute, name)).lower()}"
+                self.add(statement, expected, remedy, where=node.where(name), stage=stage)
 
     def data(self) -> dict[str, DataSource]:
         """Check the data sources and find their files; one with problems is left out."""
@@ -251,8 +251,8 @@ class _Building:
         if kind is None:
             self.add("`kind` is missing", f"one of {listed(sorted(KINDS), 20)}", where=node.place, stage=name)
         elif not isinstance(kind.value, str):
-            found = f"`kind` is {shown(kind.plain())}"
-            self.add(found, f"one of {listed(sorted(KINDS), 20)}", where=kind.place, stage=name)
+            statement = f"`kind` is {shown(kind.plain())}"
+            self.add(statement, f"one of {listed(sorted(KINDS), 20)}", where=kind.place, stage=name)
         elif kind.value not in KINDS:
             hint = nearest(kind.value, KINDS)
             expected = f"one of {listed(sorted(KINDS), 20)}"
@@ -280,18 +280,20 @@ class _Building:
         asked = [word for word in refused if getattr(built, word) > 1]
         for word in asked:
             able = sorted(MODEL_PARALLEL[word])
-            found = f"compute.{word} is {getattr(built, word)} for a {node.mapping['kind'].value} stage"
+            statement = f"compute.{word} is {getattr(built, word)} for a {node.mapping['kind'].value} stage"
             remedy = f"set compute.{word}: 1 for this stage"
             if not built.zero and not built.fsdp and "adapter" not in node.mapping:
                 remedy += "; compute.zero: 3 spreads its weights instead"
             where = merged.where(word)
-            self.add(found, f"must be 1: only {listed(able, len(able))} can", remedy, where=where, stage=name)
+            self.add(statement, f"must be 1: only {listed(able, len(able))} can", remedy, where=where, stage=name)
         kind = node.mapping["kind"].value if "kind" in node.mapping else ""
         by_rows = isinstance(kind, str) and kind in ROWS_AT_ONCE
         if by_rows and "micro_batch" in own.mapping and built.micro_batch != "auto":
-            found = f"compute.micro_batch is {built.micro_batch} for a {kind} stage"
+            statement = f"compute.micro_batch is {built.micro_batch} for a {kind} stage"
             remedy = f"leave it out, {ROWS_AT_ONCE[kind]} says how many rows are worked on at once"
-            self.add(found, "must be auto: it has no effect there", remedy, where=own.where("micro_batch"), stage=name)
+            self.add(
+                statement, "must be auto: it has no effect there", remedy, where=own.where("micro_batch"), stage=name
+            )
         self.contradictions(built.model_copy(update=dict.fromkeys(asked, 1)), own, name)
         return built
 

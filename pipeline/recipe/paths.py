@@ -94,11 +94,13 @@ def find_files(pattern: str, folders: Iterable[Path]) -> tuple[Path, ...]:
             hits = []
         if hits:
             return tuple(sorted(Path(os.path.normpath(p)) for p in hits))
-    found = f"no file matches `{pattern}`" if glob.has_magic(pattern) else f"`{pattern}` does not exist"
+    statement = f"no file matches `{pattern}`" if glob.has_magic(pattern) else f"`{pattern}` does not exist"
     looked = " or ".join(str(f) for f in folders[:1]) if Path(pattern).is_absolute() is False else ""
     raise PipelineError(
         Problem(
-            found, f"a file below {looked}, its parent or the current folder" if looked else "", _near(pattern, folders)
+            statement,
+            f"a file below {looked}, its parent or the current folder" if looked else "",
+            _near(pattern, folders),
         )
     )
 
@@ -121,13 +123,15 @@ def distinct(files: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[tuple[Path,
 
     A link is the second name, not the first, where what it points to is there too.
     """
-    kept: dict[tuple[int, int], Path] = {}
+    by_identity: dict[tuple[int, int], Path] = {}
     for file in files:
-        one = kept.setdefault(_identity(file), file)
+        one = by_identity.setdefault(_identity(file), file)
         if one.is_symlink() and not file.is_symlink():
-            kept[_identity(file)] = file
-    again = ((file, kept[_identity(file)]) for file in dict.fromkeys(files) if kept[_identity(file)] != file)
-    first = dict.fromkeys(kept[_identity(file)] for file in files)
+            by_identity[_identity(file)] = file
+    again = (
+        (file, by_identity[_identity(file)]) for file in dict.fromkeys(files) if by_identity[_identity(file)] != file
+    )
+    first = dict.fromkeys(by_identity[_identity(file)] for file in files)
     return tuple(first), tuple(again)
 
 
@@ -142,8 +146,8 @@ def unread_files(pattern: str, folders: Iterable[Path]) -> tuple[str, ...]:
     for folder in folders:
         exact = folder / pattern
         if exact.is_dir():
-            left = [p for p in exact.iterdir() if not (p.is_file() and is_data_file(p))]
-            return tuple(sorted(f"{p.name}/" if p.is_dir() else p.name for p in left))
+            unread = [p for p in exact.iterdir() if not (p.is_file() and is_data_file(p))]
+            return tuple(sorted(f"{p.name}/" if p.is_dir() else p.name for p in unread))
         if exact.exists():
             break
     return ()

@@ -71,17 +71,17 @@ class Reading:
         except PipelineError as error:
             self.problems += [Problem(p.found, p.expected, p.remedy, node.place) for p in error.problems]
             return None
-        found = find(text, lookup_folders(file))
-        if found is None or not found.is_file():
+        target = find(text, lookup_folders(file))
+        if target is None or not target.is_file():
             beside = [p.name for p in file.resolve().parent.glob("*.y*ml") if p.name != file.name]
             near = nearest(Path(text).name, beside)
             self.problems.append(Problem(f"extends `{text}`, which does not exist", remedy=near, where=node.place))
             return None
-        if found.resolve() in chain:
-            names = " → ".join([*(p.name for p in chain[chain.index(found.resolve()) :]), found.name])
+        if target.resolve() in chain:
+            names = " → ".join([*(p.name for p in chain[chain.index(target.resolve()) :]), target.name])
             self.problems.append(Problem(f"recipes extend each other: {names}", where=node.place))
             return None
-        return found
+        return target
 
     def with_profile(self, root: Node, name: str | None) -> Node:
         """Lay a profile on top; look at the others so that a typing error in them shows."""
@@ -107,14 +107,14 @@ class Reading:
         for key, child in node.value.items():
             if key not in allowed:
                 expected = "" if nearest(key, allowed) else f"one of {listed(allowed)}"
-                found = f"unknown key `{key}` in profile `{name}`"
-                self.problems.append(Problem(found, expected, nearest(key, allowed), child.place))
+                statement = f"unknown key `{key}` in profile `{name}`"
+                self.problems.append(Problem(statement, expected, nearest(key, allowed), child.place))
             if key == "stages":
                 known = root.mapping[key].mapping if key in root.mapping else {}
                 for stage, entry in child.mapping.items():
                     if stage not in known and "kind" not in entry.mapping:
-                        found = f"profile `{name}` changes stage `{stage}`, which the recipe does not have"
-                        self.problems.append(Problem(found, "", nearest(stage, known), entry.place))
+                        statement = f"profile `{name}` changes stage `{stage}`, which the recipe does not have"
+                        self.problems.append(Problem(statement, "", nearest(stage, known), entry.place))
 
 
 def _label(file: Path) -> str:

@@ -176,34 +176,34 @@ class Compute(BaseModel):
 
     def contradictions(self) -> list[tuple[str, str, str]]:
         """Return ``(field, expected, remedy)`` of settings that exclude one another."""
-        found = []
+        conflicts = []
         if self.fsdp and self.zero:
             needs_zero = self.offload != "none" or self.sequence_parallel > 1
             remedy = "leave compute.fsdp out" if needs_zero else "set compute.zero: 0, or leave compute.fsdp out"
-            found.append(("fsdp", "must be false with compute.zero above 0", remedy))
+            conflicts.append(("fsdp", "must be false with compute.zero above 0", remedy))
         several = [word for word in MODEL_PARALLEL if getattr(self, word) > 1]
         if len(several) > 1:
             others = " and ".join(f"compute.{word}" for word in several[1:])
             remedy = f"set {' and '.join(f'compute.{word}: 1' for word in several[1:])}, or compute.{several[0]}: 1"
-            found.append((several[0], f"must be 1 with {others} above 1", remedy))
+            conflicts.append((several[0], f"must be 1 with {others} above 1", remedy))
         if self.pipeline_parallel > 1:
-            found += self._pipeline_contradictions()
+            conflicts += self._pipeline_contradictions()
         if self.tensor_parallel > 1:
-            found += self._tensor_contradictions()
+            conflicts += self._tensor_contradictions()
         if self.sequence_parallel > 1:
-            found += self._sequence_contradictions()
+            conflicts += self._sequence_contradictions()
         if self.offload != "none" and not self.zero:
             levels = "3" if self.offload == "all" else "2 or 3"
             remedy = f"set compute.zero: {levels}" + (", and leave compute.fsdp out" if self.fsdp else "")
             remedy = "set compute.offload: none" if set(several) - {"sequence_parallel"} else remedy
-            found.append(("offload", "must be none without compute.zero", remedy))
+            conflicts.append(("offload", "must be none without compute.zero", remedy))
         if self.offload == "all" and 0 < self.zero < 3:
             remedy = "set compute.zero: 3, or compute.offload: optimizer; only ZeRO-3 can keep weights in CPU memory"
-            found.append(("offload", "must be optimizer or none below ZeRO-3", remedy))
+            conflicts.append(("offload", "must be optimizer or none below ZeRO-3", remedy))
         if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
             remedy = "set compute.rendezvous: HOST:PORT of the first machine"
-            found.append(("nodes", "must be 1 without compute.rendezvous", remedy))
-        return found
+            conflicts.append(("nodes", "must be 1 without compute.rendezvous", remedy))
+        return conflicts
 
     def _undivided(self, word: str) -> list[tuple[str, str, str]]:
         """Return that groups of ``word`` do not come out even, with the nearest size that does."""
@@ -226,40 +226,40 @@ class Compute(BaseModel):
 
     def _pipeline_contradictions(self) -> list[tuple[str, str, str]]:
         """Return what excludes a pipeline."""
-        found, word = [], "pipeline_parallel"
+        conflicts, word = [], "pipeline_parallel"
         if self.ranks % self.pipeline_parallel:
             remedy = f"set compute.processes: {self.pipeline_parallel}, or a multiple"
-            found.append((word, f"must divide processes × nodes, which is {self.ranks}", remedy))
-        found += self._unsharded(word)
+            conflicts.append((word, f"must divide processes × nodes, which is {self.ranks}", remedy))
+        conflicts += self._unsharded(word)
         if self.precision == "fp16":
             remedy = "set compute.precision: bf16 or fp32; the scale of an fp16 loss is not shared between parts"
-            found.append((word, "must be 1 in fp16", remedy))
+            conflicts.append((word, "must be 1 in fp16", remedy))
         if self.liger == "on":
-            found.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
-        return found
+            conflicts.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
+        return conflicts
 
     def _sequence_contradictions(self) -> list[tuple[str, str, str]]:
         """Return what excludes sequence parallelism."""
         word = "sequence_parallel"
-        found = self._undivided(word)
+        conflicts = self._undivided(word)
         if not self.zero:
             more = ", and leave compute.fsdp out" if self.fsdp else ": DeepSpeed cuts the rows"
-            found.append((word, "must be 1 without compute.zero", f"set compute.zero: 1, 2 or 3{more}"))
+            conflicts.append((word, "must be 1 without compute.zero", f"set compute.zero: 1, 2 or 3{more}"))
         if self.attention == "eager":
             remedy = "set compute.attention: sdpa, flash or auto"
-            found.append((word, "must be 1 with compute.attention: eager", remedy))
-        return found
+            conflicts.append((word, "must be 1 with compute.attention: eager", remedy))
+        return conflicts
 
     def _tensor_contradictions(self) -> list[tuple[str, str, str]]:
         """Return what excludes tensor parallelism."""
         word = "tensor_parallel"
-        found = self._undivided(word)
-        found += self._unsharded(word)
+        conflicts = self._undivided(word)
+        conflicts += self._unsharded(word)
         if self.precision == "fp16":
-            found.append((word, "must be 1 in fp16", "set compute.precision: bf16 or fp32"))
+            conflicts.append((word, "must be 1 in fp16", "set compute.precision: bf16 or fp32"))
         if self.liger == "on":
-            found.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
-        return found
+            conflicts.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
+        return conflicts
 
 
 @dataclass(frozen=True)

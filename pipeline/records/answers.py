@@ -172,23 +172,23 @@ def two_answers_problem(rows: Sequence[Row], name: str, where: str) -> Problem |
         return None
     answers = " and ".join(f"`{one}`" for one in two.columns)
     if not two.vote:
-        found = f"data {name}: {answers} are two answers, and no column says which is better"
+        statement = f"data {name}: {answers} are two answers, and no column says which is better"
         first, second = two.columns
         ordered = written({first: "chosen", second: "rejected"})
         remedy = f"add a column `winner` (a, b or tie); or, if `{first}` is always better, set `columns: {ordered}`"
-        return Problem(found, "answers and a vote", remedy, where)
+        return Problem(statement, "answers and a vote", remedy, where)
     shown = listed(sorted(two.values), SHOWN_VALUES)
-    found = f"data {name}: `{two.vote}` is {shown} beside {answers}"
+    statement = f"data {name}: `{two.vote}` is {shown} beside {answers}"
     if not two.is_sure and not two.values <= BOOLEANS:
         remedy = (
             f"if it says which is better, set `columns: {written(two.columns_with('winner'))}`; if not, add `winner`"
         )
-        return Problem(found, "a vote under a name that says so", remedy, where)
+        return Problem(statement, "a vote under a name that says so", remedy, where)
     if two.values <= BOOLEANS:
         remedy = by_name_of(two)
         remedy += "" if two.is_sure else "; if it is no vote, add a column `winner`"
-        return Problem(found, "a vote whose numbers say which answer they mean", remedy, where)
-    return Problem(found, "a vote that names one of the answers", write_anew(two.vote), where)
+        return Problem(statement, "a vote whose numbers say which answer they mean", remedy, where)
+    return Problem(statement, "a vote that names one of the answers", write_anew(two.vote), where)
 
 
 def by_name_of(two: TwoAnswers, rest: Mapping[str, str] | None = None) -> str:
@@ -218,13 +218,13 @@ def index_of(row: Row) -> tuple[str, str] | None:
 
 def _index_problem(rows: Sequence[Row], name: str, where: str) -> Problem | None:
     """Return that a vote names one of a list of answers, which may count from 0 or from 1; None if none does."""
-    found = next(filter(None, map(index_of, rows)), None)
-    if found is None or found[1] == "choice":
+    columns = next(filter(None, map(index_of, rows)), None)
+    if columns is None or columns[1] == "choice":
         return None
-    shown = listed(sorted(_values(rows, found[1])), SHOWN_VALUES)
+    shown = listed(sorted(_values(rows, columns[1])), SHOWN_VALUES)
     remedy = "write a column `ranks` beside them, a list with 1 for the best answer and 2 for the others"
-    told = f"data {name}: `{found[1]}` is {shown} beside the list `{found[0]}`"
-    return Problem(told, "ranks or scores, one number for each answer", remedy, where)
+    statement = f"data {name}: `{columns[1]}` is {shown} beside the list `{columns[0]}`"
+    return Problem(statement, "ranks or scores, one number for each answer", remedy, where)
 
 
 def _values(rows: Sequence[Row], name: str) -> frozenset[str]:

@@ -75,10 +75,10 @@ def _call(value: object, here: str) -> dict[str, Any]:
     inner = function if isinstance(function, Mapping) else value
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
         raise BadRowError(f"{here} is {kind_of_value(value)}", "a call with the `name` of a function")
-    made: dict[str, Any] = {"type": "function"}
+    call: dict[str, Any] = {"type": "function"}
     if isinstance(value, Mapping) and value.get("id") not in (None, ""):
-        made["id"] = text_of(value["id"], f"{here} `id`")
-    return {**made, "function": {"name": inner["name"], "arguments": _checked(_arguments(inner, here), here)}}
+        call["id"] = text_of(value["id"], f"{here} `id`")
+    return {**call, "function": {"name": inner["name"], "arguments": _checked(_arguments(inner, here), here)}}
 
 
 def _arguments(call: Mapping[str, Any], here: str) -> dict[str, Any]:
@@ -101,15 +101,15 @@ def _arguments(call: Mapping[str, Any], here: str) -> dict[str, Any]:
 
 def unread_in_calls(message: Mapping[str, Any]) -> list[str]:
     """Return the keys of a turn's calls that hold something and that no one reads, as ``tool_calls[].key``."""
-    found: dict[str, None] = {}
+    unread: dict[str, None] = {}
     for column in CALL_KEYS:
         value = message.get(column)
         for call in value if isinstance(value, list) else [value]:
             inner = call.get("function") if isinstance(call, Mapping) else None
             for part in (one for one in (call, inner) if isinstance(one, Mapping)):
                 holds = (key for key in part.keys() - READ_IN_CALLS if part[key] not in (None, "", [], {}))
-                found |= {f"{column}{'[]' * isinstance(value, list)}.{key}": None for key in holds}
-    return sorted(found)
+                unread |= {f"{column}{'[]' * isinstance(value, list)}.{key}": None for key in holds}
+    return sorted(unread)
 
 
 def tool_result(value: object, here: str) -> str:
@@ -130,7 +130,9 @@ def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         BadRowError: the column holds something else.
     """
-    both = [made for column in ("tools", "functions") if row.get(column) for made in [_tools_in(row, column)] if made]
+    both = [
+        tools for column in ("tools", "functions") if row.get(column) for tools in [_tools_in(row, column)] if tools
+    ]
     if len(both) == 2 and both[0] != both[1]:
         raise BadRowError("has `tools` and others in `functions`", "all of them in `tools`")
     return both[0] if both else []
@@ -147,9 +149,13 @@ def _tools_in(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
         named = parsed.get("function", parsed) if isinstance(parsed, Mapping) else None
         if not isinstance(parsed, Mapping) or not isinstance(named, Mapping) or not named.get("name"):
             raise BadRowError(f"{here} is {kind_of_value(parsed)}", "an object with the `name` of a function")
-        kept = parsed if isinstance(tool, str) or isinstance(row[column], str) else filled(parsed)
-        whole = kept if isinstance(kept.get("function"), Mapping) else {"type": "function", "function": kept}
-        tools.append(_checked(dict(whole), here))
+        definition = parsed if isinstance(tool, str) or isinstance(row[column], str) else filled(parsed)
+        wrapped = (
+            definition
+            if isinstance(definition.get("function"), Mapping)
+            else {"type": "function", "function": definition}
+        )
+        tools.append(_checked(dict(wrapped), here))
     return tools
 
 

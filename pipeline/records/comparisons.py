@@ -121,7 +121,7 @@ def compared(row: Row, *, is_prompt: bool = False) -> Compared:
     Raises:
         BadRowError: it is none, a tie, or it holds something else than answers.
     """
-    whole, row = row, flat(row)
+    original, row = row, flat(row)
     names = tuple(row)
     sides = sides_of(names)
     votes = vote_columns(names, sides) if sides is not None else ()
@@ -139,7 +139,7 @@ def compared(row: Row, *, is_prompt: bool = False) -> Compared:
     if asked is not None:
         read |= {asked[0], "input"} if asked[0] == "instruction" else {asked[0]}
         better, worse, asked = _talks(better, worse, asked)
-    return Compared(better, worse, asked, frozenset(read if row is whole else {"fields", "responses"}))
+    return Compared(better, worse, asked, frozenset(read if row is original else {"fields", "responses"}))
 
 
 def _asked(row: Row) -> tuple[str, object] | None:

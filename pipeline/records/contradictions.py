@@ -108,16 +108,16 @@ class Contradictions:
         for (better, worse), (against, count) in self._against.items():
             if against * 2 <= count:
                 continue
-            found = f"data {name}: {_above(better, worse)} in {against:,} of {count:,} rows"
+            statement = f"data {name}: {_above(better, worse)} in {against:,} of {count:,} rows"
             if not worse:
-                return Problem(found, "0 or more", f"set `columns: {self._noted(better)}` to leave it out")
+                return Problem(statement, "0 or more", f"set `columns: {self._noted(better)}` to leave it out")
             old = [self._theirs.get(one, one) for one in (*SIDES, better, worse)]
             turned = {**self._columns, **dict(zip(old, ("rejected", "chosen", worse, better), strict=True))}
             remedy = (
                 f"set `columns: {written(turned)}` if the two are the wrong way round; or, if the points do not "
                 f"judge the answers, `columns: {self._noted(better)}`"
             )
-            return Problem(found, "`chosen` to be the better answer", remedy)
+            return Problem(statement, "`chosen` to be the better answer", remedy)
         return None
 
     def notes(self) -> Iterator[str]:

@@ -84,13 +84,13 @@ def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
     if "preference" in shapes and {"chosen", "rejected"} & has:  # half a pair is a bad pair, not a prompt
         told = "hh" if _holds_transcripts(row) else "preference"
         return _Told(told, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
-    found = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
-    if found in (None, "prompt") and "messages" in shapes and "prompt" not in shapes:  # half a pair is a bad pair
+    row_format = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
+    if row_format in (None, "prompt") and "messages" in shapes and "prompt" not in shapes:  # half a pair is a bad pair
         for name in ("prompt_completion", "alpaca"):
             if TOLD_BY[name] <= row.keys() and TOLD_BY[name] & has:
                 return _Told(name, tuple(sorted(TOLD_BY[name] & has)), is_whole=False)
-    if found:
-        return _Told(found, tuple(sorted(TOLD_BY[found], reverse=found == "prompt_completion")))
+    if row_format:
+        return _Told(row_format, tuple(sorted(TOLD_BY[row_format], reverse=row_format == "prompt_completion")))
     if "prompt" in shapes and "instruction" in has:
         return _Told("prompt", ("instruction",))
     return _Told("prompt", ("turns",)) if isinstance(row.get("turns"), list) else None

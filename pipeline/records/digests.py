@@ -70,16 +70,16 @@ def digest(source: Source, *, cache: Path | None, artifact: Path | None = None) 
     if source.hub is not None:
         return DataDigest(hub_digest(source), 0, 0, [hub_place(source)])
     files = files_of(source, artifact)
-    known = DigestCache(cache)
-    found = {path: known.digest(path) for path in files}
-    known.save()
+    digest_cache = DigestCache(cache)
+    digests = {path: digest_cache.digest(path) for path in files}
+    digest_cache.save()
     size_bytes = sum(path.stat().st_size for path in files)
     where = sorted(str(path) for path in files)
-    rows = sum(one.rows for one in found.values())
+    rows = sum(one.rows for one in digests.values())
     if not rows:
         raise NoRowsError(files[0])
-    empty = tuple(shown(path) for path, one in found.items() if not one.rows)
-    return DataDigest(combined(one.digest for one in found.values() if one.rows), rows, size_bytes, where, empty)
+    empty = tuple(shown(path) for path, one in digests.items() if not one.rows)
+    return DataDigest(combined(one.digest for one in digests.values() if one.rows), rows, size_bytes, where, empty)
 
 
 def hub_digest(source: Source) -> str:
@@ -147,11 +147,11 @@ class DigestCache:
         known = self._known.get(key)
         if isinstance(known, list) and len(known) == 6 and known[:4] == stamp:
             return FileDigest(str(known[4]), int(known[5]))
-        made = file_digest(path)
+        fresh = file_digest(path)
         is_settled = time.time_ns() - max(stamp[1], stamp[2]) > SETTLED_S * 1e9
         if is_settled and _stamp(path) == stamp:
-            self._new[key] = [*stamp, made.digest, made.rows]
-        return made
+            self._new[key] = [*stamp, fresh.digest, fresh.rows]
+        return fresh
 
     def save(self) -> None:
         """Add what was made to the file; another process's additions since are kept, or at worst made again."""
@@ -164,8 +164,8 @@ class DigestCache:
         if self._file is None:
             return {}
         try:
-            held = json.loads(self._file.read_text(encoding="utf-8"))
-            files = held["files"] if held["version"] == VERSION else {}
+            content = json.loads(self._file.read_text(encoding="utf-8"))
+            files = content["files"] if content["version"] == VERSION else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return files if isinstance(files, dict) else {}

@@ -12,8 +12,8 @@ from pipeline.records.opening import is_unicode
 class BadRowError(Exception):
     """Why a row is bad: what was found in it, what was expected, and what to do where there is more than one way."""
 
-    def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
-        super().__init__(sentences(found, expected, remedy))
+    def __init__(self, statement: str, expected: str = "", remedy: str = "") -> None:
+        super().__init__(sentences(statement, expected, remedy))
 
 
 def text_of(value: object, name: str) -> str:
@@ -46,11 +46,11 @@ def json_in(text: str, here: str, expected: str = "JSON") -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]], here: str) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         keys = [key for key, _ in pairs]
         raise twice_error(next(key for at, key in enumerate(keys) if key in keys[:at]), here)
-    return made
+    return mapping
 
 
 def twice_error(key: object, here: str) -> BadRowError:

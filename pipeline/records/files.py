@@ -134,10 +134,10 @@ def _text_rows(path: Path) -> Iterator[RawRow]:
         yield RawRow(number, None, fault, content.decode("utf-8", "backslashreplace"))
 
 
-def _unreadable(path: Path, found: str, expected: str, error: Exception) -> PipelineError:
+def _unreadable(path: Path, statement: str, expected: str, error: Exception) -> PipelineError:
     missing = isinstance(error, FileNotFoundError)
     remedy = "check the path" if missing else "fetch or write it again"
-    return PipelineError(Problem(f"file {found}", expected, remedy, shown(path)))
+    return PipelineError(Problem(f"file {statement}", expected, remedy, shown(path)))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {

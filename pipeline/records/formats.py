@@ -155,13 +155,13 @@ def pair_of(better: object, worse: object, row: Row) -> Parsed:
         if given is None:
             expected = "a `prompt`, or `chosen` and `rejected` as whole conversations that start alike"
             raise BadRowError("`prompt` is missing", expected)
-        made = _pair(_side(given, "prompt", role="user"), chosen, rejected, row)
-        made.is_plain = all(map(is_plain_text, (given, better, worse)))
-        return made
+        pair = _pair(_side(given, "prompt", role="user"), chosen, rejected, row)
+        pair.is_plain = all(map(is_plain_text, (given, better, worse)))
+        return pair
     prompt, chosen, rejected = _without_shared(chosen, rejected)
     if given is not None and not _is_same_prompt(_side(given, "prompt", role="user"), prompt):
-        found = "`prompt` differs from the turns `chosen` and `rejected` start with"
-        raise BadRowError(found, "the same")
+        statement = "`prompt` differs from the turns `chosen` and `rejected` start with"
+        raise BadRowError(statement, "the same")
     return _pair(prompt, chosen, rejected, row)
 
 

@@ -51,11 +51,11 @@ class RowDecoder:
         self._decoder = json.JSONDecoder(parse_constant=self._odd.append, object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
             keys = [key for key, _ in pairs]
             self._twice.append(next(key for at, key in enumerate(keys) if key in keys[:at]))
-        return made
+        return mapping
 
     def decode(self, text: str, start: int, number: int) -> tuple[RawRow, int]:
         """Return the row that starts at ``text[start]`` and where it ends.
@@ -109,9 +109,9 @@ def _json_lines(path: Path, handle: io.BufferedReader) -> Iterator[RawRow]:
             row = _json_line(path, decoder, line, number)
             if is_first and _may_go_on(row, line, handle):
                 line += handle.read()
-                found = _objects(path, line)
-                if found is not None:
-                    yield from found
+                rows = _objects(path, line)
+                if rows is not None:
+                    yield from rows
                     return
                 handle = _reader_of(line)
                 handle.readline()
@@ -195,18 +195,18 @@ def _lists_problem(path: Path, lists: Sequence[str]) -> Problem:
     stem = unpacked_name(path).rpartition(".")[0]
     command = piped(path, f"jq -c {shlex.quote(quoted)}")
     remedy = f"write one list as a file: `{command} > {shlex.quote(f'{stem}.{key}.jsonl')}`"
-    found = f"file is one object with the list{'s' * (len(lists) > 1)} {listed(lists)}"
-    return Problem(found, "a list of rows, or one row per line", remedy, shown(path))
+    statement = f"file is one object with the list{'s' * (len(lists) > 1)} {listed(lists)}"
+    return Problem(statement, "a list of rows, or one row per line", remedy, shown(path))
 
 
 def _beside_problem(path: Path, key: str, beside: Sequence[str]) -> Problem:
     """Return that an object says something of all of its rows, and the command that writes it into each."""
-    made = ", ".join(f"{one}: $all.{one}" for one in beside)
+    fields = ", ".join(f"{one}: $all.{one}" for one in beside)
     stem = unpacked_name(path).rpartition(".")[0]
-    command = piped(path, f"jq -c {shlex.quote(f'. as $all | .{key}[] | {{{made}}} + .')}")
+    command = piped(path, f"jq -c {shlex.quote(f'. as $all | .{key}[] | {{{fields}}} + .')}")
     remedy = f"write it into each row: `{command} > {shlex.quote(f'{stem}.rows.jsonl')}`"
-    found = f"file has {listed(f'`{one}`' for one in beside)} beside its rows in `{key}`"
-    return Problem(found, "all that is said of a row in the row", remedy, shown(path))
+    statement = f"file has {listed(f'`{one}`' for one in beside)} beside its rows in `{key}`"
+    return Problem(statement, "all that is said of a row in the row", remedy, shown(path))
 
 
 def lists_problem(path: Path, value: dict[str, Any], known: Collection[str]) -> Problem | None:
@@ -220,8 +220,8 @@ def table_problem(path: Path, value: dict[str, Any]) -> Problem | None:
     table = _table(value)
     if not table:
         return None
-    made = shlex.quote(f"{unpacked_name(path).rpartition('.')[0]}.rows.jsonl")
-    remedy = f"write one row per line: `{piped(path, f'jq -c {shlex.quote(TABLES[table])}')} > {made}`"
+    target = shlex.quote(f"{unpacked_name(path).rpartition('.')[0]}.rows.jsonl")
+    remedy = f"write one row per line: `{piped(path, f'jq -c {shlex.quote(TABLES[table])}')} > {target}`"
     return Problem(f"file is one object {table}", "one row per line", remedy, shown(path))
 
 
@@ -297,8 +297,8 @@ def _decoded(path: Path, content: bytes) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         where = f"{shown(path)}:{line}"
         remedy = encoding_hint(path, content).removeprefix(". ")
-        found = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        raise PipelineError(Problem(found, "UTF-8", remedy, where)) from error
+        statement = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise PipelineError(Problem(statement, "UTF-8", remedy, where)) from error
 
 
 def _list_rows(path: Path, text: str, start: int) -> Iterator[RawRow]:
@@ -325,11 +325,13 @@ def _list_rows(path: Path, text: str, start: int) -> Iterator[RawRow]:
 
 
 def _after_space(text: str, at: int) -> int:
-    found = SPACE.match(text, at)
-    return found.end() if found else at
+    match = SPACE.match(text, at)
+    return match.end() if match else at
 
 
 def _broken_list(path: Path, text: str, at: int, why: str) -> PipelineError:
     where = f"{shown(path)}:{text.count(chr(10), 0, at) + 1}"
-    found = "the JSON list ends in the middle: the file is truncated" if at >= len(text) else f"broken JSON list: {why}"
-    return PipelineError(Problem(found, "[{…}, {…}, …]", "mend it, or write one object per line", where))
+    statement = (
+        "the JSON list ends in the middle: the file is truncated" if at >= len(text) else f"broken JSON list: {why}"
+    )
+    return PipelineError(Problem(statement, "[{…}, {…}, …]", "mend it, or write one object per line", where))

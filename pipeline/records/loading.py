@@ -221,10 +221,10 @@ def _take(
             if row.value is None:
                 raise BadRowError(row.fault)
             columns = renamed(row.value, source.columns) if source.columns else row.value
-            made = shaped(columns, row_format, shape, source.system)
+            shaped_row = shaped(columns, row_format, shape, source.system)
             if shape in ("preference", "messages"):
                 contradictions.look(columns, row_format)
-            good.append(made)
+            good.append(shaped_row)
             unused.look(columns, row_format, good[-1])
             numbers.append(row.number)
         except BadRowError as fault:
@@ -259,8 +259,8 @@ def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str
     if shape == "prompt" and suffix_of(batch.name) == ".txt" and any("\n" in row["text"].strip() for row in raw):
         path = Path(batch.name)
         command = f"{piped(path, LINES_TO_PROMPTS)} > {quote(unpacked_name(path).rpartition('.')[0] + '.jsonl')}"
-        found = "file is one document of several lines"
-        raise PipelineError(Problem(found, "prompts", f"write one row per line: `{command}`", batch.name))
+        statement = "file is one document of several lines"
+        raise PipelineError(Problem(statement, "prompts", f"write one row per line: `{command}`", batch.name))
     if hidden or unclear:
         raise PipelineError(*(replace(one, where=batch.name) for one in (hidden, unclear) if one))
     return _Layout(chosen, shape, why)
@@ -278,8 +278,8 @@ def _wrong_format(
         if problem is not None:
             return problem
     remedy = remedy or (remedy_of(columns) if columns else "name another data source")
-    found = f"data {name}: rows are of {why.replace(':', ' (', 1).replace('( ', '(')})"
-    return Problem(found, " or ".join(map(_rows_of, shapes)), remedy, batch.name)
+    statement = f"data {name}: rows are of {why.replace(':', ' (', 1).replace('( ', '(')})"
+    return Problem(statement, " or ".join(map(_rows_of, shapes)), remedy, batch.name)
 
 
 def _rows_of(shape: Shape) -> str:
@@ -293,12 +293,12 @@ def _one_shape(batches: Sequence[_Batch], layouts: Sequence[_Layout], name: str)
     Raises:
         PipelineError: they are of several shapes.
     """
-    told = {layout.shape: batch for batch, layout in zip(batches, layouts, strict=True) if layout.shape is not None}
-    if len(told) > 1:
-        (one, first), (other, second) = list(told.items())[:2]
-        found = f"data {name}: rows are {other}, those of {first.name} are {one}"
-        raise PipelineError(Problem(found, "one of the two", "make them two data sources", second.name))
-    return next(iter(told), None)
+    by_shape = {layout.shape: batch for batch, layout in zip(batches, layouts, strict=True) if layout.shape is not None}
+    if len(by_shape) > 1:
+        (one, first), (other, second) = list(by_shape.items())[:2]
+        statement = f"data {name}: rows are {other}, those of {first.name} are {one}"
+        raise PipelineError(Problem(statement, "one of the two", "make them two data sources", second.name))
+    return next(iter(by_shape), None)
 
 
 def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
@@ -311,18 +311,18 @@ def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
     if len(labels) == 1:
         word = str(labels.pop()).lower()
         missing = "false" if word == "true" else "true"
-        found = f"data {name}: the label of all {len(rows)} rows to learn from is {word}"
-        raise PipelineError(Problem(found, "good rows and bad rows", f"add rows whose label is {missing}"))
+        statement = f"data {name}: the label of all {len(rows)} rows to learn from is {word}"
+        raise PipelineError(Problem(statement, "good rows and bad rows", f"add rows whose label is {missing}"))
 
 
 def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Sequence[Shape], name: str) -> Problem:
     """Return that rows are in no known format, and how to rename their columns where that would do."""
     are = f"columns {listed(rows[0])} are" if len(rows[0]) > 1 else f"column {listed(rows[0]) or '(none)'} is"
-    found = f"data {name}: {are} of no known format"
+    statement = f"data {name}: {are} of no known format"
     expected = " or ".join(map(_rows_of, shapes))
     columns = {} if source.columns else suggested(rows, shapes)
     if columns:
-        return Problem(found, expected, remedy_of(columns), batch.name)
+        return Problem(statement, expected, remedy_of(columns), batch.name)
     is_table = suffix_of(batch.name) in (".csv", ".tsv") and source.hub is None
     command = naming_command(Path(batch.name), list(rows[0]), HEADERS[shapes[0]]) if is_table else ""
     if command:
@@ -335,7 +335,7 @@ def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Seque
     first = next((row for row in rows if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]), None)
     if first is not None or "replies" in rows[0]:
         remedy = 'write each path of the tree as one row: `{"messages": [{"role": …, "content": …}, …]}`'
-    return Problem(found, expected, remedy, batch.name)
+    return Problem(statement, expected, remedy, batch.name)
 
 
 def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, advice: str, *, can_skip: bool) -> list[Problem]:
@@ -345,8 +345,8 @@ def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, advice: str, *, can
     if len(bad) == 1:
         return [Problem(found=f"row {bad[0].reason}", remedy=remedy, where=bad[0].where)]
     if len(bad) == total > FEW_BAD_ROWS and len({one.reason for one in bad}) == 1:  # not a matter of a row
-        found = f"data {name}: all {total} rows are bad for this reason"
-        return [Problem(found=f"row {bad[0].reason}", where=bad[0].where), Problem(found=found, remedy=remedy)]
+        statement = f"data {name}: all {total} rows are bad for this reason"
+        return [Problem(found=f"row {bad[0].reason}", where=bad[0].where), Problem(found=statement, remedy=remedy)]
     problems = [Problem(found=f"row {one.reason}", where=one.where) for one in bad[:LISTED_BAD_ROWS]]
     more = f" (the first {LISTED_BAD_ROWS} are listed)" if len(bad) > LISTED_BAD_ROWS else ""
     return [*problems, Problem(found=f"data {name}: {len(bad)} of {total} rows are bad{more}", remedy=remedy)]

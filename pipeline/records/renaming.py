@@ -71,15 +71,17 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     taken = [new for old, new in columns.items() if new in row and new not in {*columns, *opened} and new != old]
     if taken:
         raise BadRowError(f"has a column `{taken[0]}` already", "none, as `columns` gives another that name")
-    made = {columns.get(name, name): value for name, value in row.items()}
-    return _voting({**made, **{columns[old]: value for old, value in inner.items() if value is not _NOTHING}}, columns)
+    renamed_row = {columns.get(name, name): value for name, value in row.items()}
+    return _voting(
+        {**renamed_row, **{columns[old]: value for old, value in inner.items() if value is not _NOTHING}}, columns
+    )
 
 
 def renamed_where_possible(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Return a row renamed as far as it has the columns."""
     inner = {columns[old]: _inside(row, old) for old in columns if old not in row}
-    made = {columns.get(name, name): value for name, value in row.items()}
-    return _voting({**made, **{new: value for new, value in inner.items() if value is not _NOTHING}}, columns)
+    renamed_row = {columns.get(name, name): value for name, value in row.items()}
+    return _voting({**renamed_row, **{new: value for new, value in inner.items() if value is not _NOTHING}}, columns)
 
 
 def _voting(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -114,13 +116,13 @@ def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: s
         columns: how the recipe renames them.
         name: of the source.
     """
-    theirs = {new: old for old, new in columns.items()}
-    if "ranked" in theirs:
-        left = [{one: value for one, value in row.items() if one not in columns} for row in rows]
-        lists = [row.get(theirs["ranked"]) for row in rows]
-        beside = [{**row, "ranked": answers} for row, answers in zip(left, lists, strict=True)]
-        return _hidden_index_problem(beside, theirs["ranked"], name)
-    first, second = theirs.get("chosen", ""), theirs.get("rejected", "")
+    old_names = {new: old for old, new in columns.items()}
+    if "ranked" in old_names:
+        unrenamed = [{one: value for one, value in row.items() if one not in columns} for row in rows]
+        lists = [row.get(old_names["ranked"]) for row in rows]
+        beside = [{**row, "ranked": answers} for row, answers in zip(unrenamed, lists, strict=True)]
+        return _hidden_index_problem(beside, old_names["ranked"], name)
+    first, second = old_names.get("chosen", ""), old_names.get("rejected", "")
     if not (first and second) or {first, second} == {"chosen", "rejected"}:
         return None
     rows = [{column: value for column, value in opened(row).items() if column not in columns} for row in rows]
@@ -131,10 +133,10 @@ def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: s
     votes = [column for column in votes if column not in points] or [*points]
     if not votes:
         return None
-    found = f"data {name}: `columns` makes `{first}` the better answer in every row, and `{votes[0]}` says which is"
+    statement = f"data {name}: `columns` makes `{first}` the better answer in every row, and `{votes[0]}` says which is"
     use = _reading(columns, sides, votes[0], values[votes[0]], points)
     remedy = f"{use}; or, if it is no vote, rename it too: `{votes[0]}: note`"
-    return Problem(found, "answers in the order of the vote", remedy)
+    return Problem(statement, "answers in the order of the vote", remedy)
 
 
 def _hidden_index_problem(rows: Sequence[Row], column: str, name: str) -> Problem | None:
@@ -142,13 +144,13 @@ def _hidden_index_problem(rows: Sequence[Row], column: str, name: str) -> Proble
     beside = next(filter(None, map(index_of, rows)), None)
     if beside is None:
         return None
-    told = beside[1]
-    found = (
-        f"data {name}: `columns` makes the first of `{column}` the best answer in every row, and `{told}` says which is"
+    vote = beside[1]
+    statement = (
+        f"data {name}: `columns` makes the first of `{column}` the best answer in every row, and `{vote}` says which is"
     )
     use = "write a column `ranks`, a list with 1 for the best answer"
-    remedy = f"{use}; or, if it is no vote, rename it too: `{told}: note`"
-    return Problem(found, "answers in the order of the vote", remedy)
+    remedy = f"{use}; or, if it is no vote, rename it too: `{vote}: note`"
+    return Problem(statement, "answers in the order of the vote", remedy)
 
 
 def _reading(
@@ -173,20 +175,20 @@ def _reading(
 
 def _tells(column: str, rows: Sequence[Row], sides: tuple[str, ...]) -> bool:
     """Return whether a column whose name speaks of a vote, or whose values name both answers, says which is better."""
-    told: set[str] = set()
+    words: set[str] = set()
     for row in rows:
         value = row.get(column)
         if value is None or value == "":
             continue
         if not isinstance(value, str | int | float):
             return False
-        told.add(str(value).casefold())
+        words.add(str(value).casefold())
     answers = {side.casefold() for side in sides}
-    if answers <= told <= {*answers, *WORDS} or (len(told) > 1 and told <= LETTERS):
+    if answers <= words <= {*answers, *WORDS} or (len(words) > 1 and words <= LETTERS):
         return True
     models = {str(row[name]).casefold() for row in rows for name in ("model_a", "model_b") if row.get(name)}
-    is_told = len(told) > 1 and told <= {*answers, *WORDS, *models}
-    numbers = [as_number(value) for value in told]
+    is_told = len(words) > 1 and words <= {*answers, *WORDS, *models}
+    numbers = [as_number(value) for value in words]
     is_signed = all(number is not None for number in numbers) and min(filter(None, numbers), default=0) < 0
     return (is_told or is_signed) and VOTE_WORDS.search(column) is not None
 
@@ -234,14 +236,14 @@ def suggested(rows: Sequence[Row], shapes: Iterable[Shape]) -> dict[str, str]:
         return {}
     spelt = _spelt(tried[0])
     plain = [renamed_where_possible(row, spelt) for row in tried]
-    told = ({name: "label"} for name in plain[0] if _is_label([row.get(name) for row in plain]))
-    labels: list[dict[str, str]] = [{}, *told]
+    label_columns = ({name: "label"} for name in plain[0] if _is_label([row.get(name) for row in plain]))
+    labels: list[dict[str, str]] = [{}, *label_columns]
     for shape in shapes:
         for columns in _candidates(plain, shape):
             for label in labels if shape == "labelled" else labels[:1]:
-                written_so = _over(spelt, {**columns, **label})
-                if _works(tried, written_so, shape):
-                    return written_so
+                columns_with_label = _over(spelt, {**columns, **label})
+                if _works(tried, columns_with_label, shape):
+                    return columns_with_label
     return {}
 
 
@@ -254,11 +256,11 @@ def _spelt(row: Row) -> dict[str, str]:
 def _over(spelt: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str]:
     """Return as one renaming what renames by ``spelt``, as far as a format knows the names, and then by ``columns``."""
     old = {new: old for old, new in spelt.items()}
-    made = {name: new for name, new in spelt.items() if new in KNOWN and new not in columns}
+    renaming = {name: new for name, new in spelt.items() if new in KNOWN and new not in columns}
     for name, new in columns.items():
         column, dot, inner = name.partition(".")
-        made[f"{old.get(column, column)}{dot}{inner}"] = new
-    return {name: new for name, new in made.items() if name != new}
+        renaming[f"{old.get(column, column)}{dot}{inner}"] = new
+    return {name: new for name, new in renaming.items() if name != new}
 
 
 def _candidates(rows: Sequence[Row], shape: Shape) -> Iterator[dict[str, str]]:

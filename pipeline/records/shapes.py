@@ -55,20 +55,20 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict
     if shape == "text":
         # Turns joined by a blank line: raw material for a tokenizer or for pretraining, no chat template.
         turns = parsed.turns + parsed.chosen
-        made: dict[str, Any] = {"text": parsed.text or "\n\n".join(filter(None, map(_said, turns)))}
+        result: dict[str, Any] = {"text": parsed.text or "\n\n".join(filter(None, map(_said, turns)))}
     else:
-        made = _conversation(parsed, name, shape, parsed.system or system or "")
+        result = _conversation(parsed, name, shape, parsed.system or system or "")
         tools = tools_of(of_openai(row)) if name != "text" else []
         if tools:
-            made["tools"] = tools
+            result["tools"] = tools
         if parsed.is_plain and not parsed.system and not system and not tools:
-            made["plain_text"] = True
+            result["plain_text"] = True
     # A prompt row keeps the columns it does not use: an answer beside the prompt is what a reward function checks.
     used = frozenset({"prompt"}) if shape == "prompt" else read_columns(name, row)
     if shape == "labelled":
-        column, made["label"] = _label(row)
+        column, result["label"] = _label(row)
         used |= {column}
-    return {**{column: value for column, value in row.items() if column not in used}, **made}
+    return {**{column: value for column, value in row.items() if column not in used}, **result}
 
 
 def _check_speaker(row: Row) -> None:

@@ -90,8 +90,8 @@ def _artifact_file(source: Source, folder: Path | None) -> Path:
     if source.file is not None:
         path = (root / source.file).resolve()
         if not path.is_relative_to(root):
-            found = f"file `{source.file}` lies outside of artifact `{source.artifact}`"
-            raise PipelineError(Problem(found, "a path inside of it", "correct `file`"))
+            statement = f"file `{source.file}` lies outside of artifact `{source.artifact}`"
+            raise PipelineError(Problem(statement, "a path inside of it", "correct `file`"))
         if path.is_file():
             return path
     candidates = [str(path.relative_to(root)) for path in sorted(root.rglob("*")) if _is_data_file(path)]
@@ -100,8 +100,8 @@ def _artifact_file(source: Source, folder: Path | None) -> Path:
     has = f"has {listed(candidates) or 'no data file'}"
     if source.file is None:
         raise PipelineError(Problem(f"artifact `{source.artifact}` {has}", "one file", "name it with `file:`"))
-    found = f"artifact `{source.artifact}` has no file `{source.file}`"
-    raise PipelineError(Problem(found, f"it {has}", "correct `file`"))
+    statement = f"artifact `{source.artifact}` has no file `{source.file}`"
+    raise PipelineError(Problem(statement, f"it {has}", "correct `file`"))
 
 
 def _is_data_file(path: Path) -> bool:
@@ -123,17 +123,19 @@ def hub_rows(source: Source) -> Iterator[RawRow]:
     """
     hub_id = source.hub or ""
     if not HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
-        found = f"hub id `{hub_id}` is {'a local path' if Path(hub_id).exists() else 'not an id'}"
-        raise PipelineError(Problem(found, "`owner/name`", "use `path:` for files"))
+        statement = f"hub id `{hub_id}` is {'a local path' if Path(hub_id).exists() else 'not an id'}"
+        raise PipelineError(Problem(statement, "`owner/name`", "use `path:` for files"))
     import datasets
 
     try:
         rows = datasets.load_dataset(hub_id, source.subset, split=source.hub_split, revision=source.revision)
     except Exception as error:  # datasets, huggingface_hub and the HTTP client each raise their own
         reason = (str(error).strip().splitlines() or [""])[0][:300]
-        found = f"cannot load data set: {type(error).__name__}: {reason}"
+        statement = f"cannot load data set: {type(error).__name__}: {reason}"
         expected = "a data set of the hub, and a connection or a cached copy"
-        raise PipelineError(Problem(found, expected, "check id, subset, split, network", hub_place(source))) from error
+        raise PipelineError(
+            Problem(statement, expected, "check id, subset, split, network", hub_place(source))
+        ) from error
     _check_revision(source, [file["filename"] for file in rows.cache_files])
     for number, row in enumerate(rows, start=1):
         yield RawRow(number, dict(row))
@@ -145,6 +147,6 @@ def _check_revision(source: Source, cached: list[str]) -> None:
         return
     commits = {part for file in cached for part in Path(file).parts if COMMIT.fullmatch(part)}
     if commits - {source.revision}:
-        found = f"the local copy is of commit {', '.join(sorted(commits))}"
+        statement = f"the local copy is of commit {', '.join(sorted(commits))}"
         remedy = "connect to fetch it, or name the commit there is"
-        raise PipelineError(Problem(found, f"commit {source.revision}", remedy, hub_place(source)))
+        raise PipelineError(Problem(statement, f"commit {source.revision}", remedy, hub_place(source)))

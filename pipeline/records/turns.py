@@ -143,13 +143,13 @@ def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> 
 
 def _thought_and_weight(message: Mapping[str, Any], here: str) -> Turn:
     """Return what the assistant thought, and whether its turn is learnt, where a message says it."""
-    made: Turn = {}
+    fields: Turn = {}
     thoughts = next((message[key] for key in REASONING_KEYS if message.get(key)), None)
     if thoughts is not None:
-        made["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
+        fields["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
     if not is_trained(message, here):
-        made["train"] = False
-    return made
+        fields["train"] = False
+    return fields
 
 
 def unused_keys(message: object) -> Iterable[str]:
@@ -200,16 +200,16 @@ def _python_list(text: str, name: str) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):
             parsed = ast.parse(text.strip(), mode="eval")
-            made = ast.literal_eval(parsed)
+            messages = ast.literal_eval(parsed)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        found = f"`{name}` is the text of a Python list that cannot be read, as pandas writes one to CSV"
+        statement = f"`{name}` is the text of a Python list that cannot be read, as pandas writes one to CSV"
         remedy = 'write the table with `to_json("rows.jsonl", orient="records", lines=True)`'
-        raise BadRowError(found, "JSON", remedy) from None
+        raise BadRowError(statement, "JSON", remedy) from None
     for node in (node for node in ast.walk(parsed) if isinstance(node, ast.Dict)):
         keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
         if len(set(keys)) != len(keys):
             raise twice_error(next(key for at, key in enumerate(keys) if key in keys[:at]), f"`{name}`")
-    return made
+    return messages
 
 
 def _is_parts(content: Sequence[Any]) -> bool:

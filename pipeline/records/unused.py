@@ -43,25 +43,25 @@ class Unused:
         self._further = False  # one of them is a third answer
         self._lost: dict[str, str] = {}  # column to the format that could have read it
 
-    def look(self, row: Row, row_format: str, made: Mapping[str, Any]) -> None:
+    def look(self, row: Row, row_format: str, shaped_row: Mapping[str, Any]) -> None:
         """Note what of a row no one reads.
 
         Args:
             row: columns, renamed where the recipe says so.
-            row_format: it was read as.
-            made: the shape it became.
+            row_format: format the row was read in.
+            shaped_row: the row in the stage's shape.
         """
         read = read_columns(row_format, row)
         for column in row.keys() - read if not row.keys() <= read else ():
             value = row[column]
             if value is None or value == "" or value == [] or (self.shape == "labelled" and column == _label_of(row)):
                 continue
-            if column not in self._lost and self._is_lost(column, row, row_format, made):
+            if column not in self._lost and self._is_lost(column, row, row_format, shaped_row):
                 self._lost[column] = row_format
                 self._further |= row_format == "comparison" and column in further_answers(row)
                 self._seen |= row.keys()
             self._columns[column] = None
-        self._look_at_system(row, read, made)
+        self._look_at_system(row, read, shaped_row)
         for column in row.keys() & read:
             self._look_at_turns(column, row[column])
         openai = row.get("input")
@@ -80,14 +80,14 @@ class Unused:
         for message in value if isinstance(value, list) else ():
             self._keys |= {f"{name}[].{key}": None for key in unused_keys(message)}
 
-    def _look_at_system(self, row: Row, read: frozenset[str], made: Mapping[str, Any]) -> None:
+    def _look_at_system(self, row: Row, read: frozenset[str], shaped_row: Mapping[str, Any]) -> None:
         """Note a column `system` beside a conversation that has another system turn of its own."""
-        system, turns = row.get("system"), made.get("messages" if self.shape == "messages" else "prompt")
+        system, turns = row.get("system"), shaped_row.get("messages" if self.shape == "messages" else "prompt")
         is_read = "system" in read and isinstance(system, str) and bool(system.strip()) and self.shape != "text"
         if is_read and turns and turns[0]["content"].strip() != str(system).strip():
             self._columns["system"] = None
 
-    def _is_lost(self, column: str, row: Row, row_format: str, made: Mapping[str, Any]) -> bool:
+    def _is_lost(self, column: str, row: Row, row_format: str, shaped_row: Mapping[str, Any]) -> bool:
         """Return whether what a column asks is missing in the prompt."""
         if self.shape == "text":
             return False
@@ -97,7 +97,7 @@ class Unused:
         holds_all = row_format in ("messages", "sharegpt", "hh")  # a conversation is whole without them
         if known not in ASKED or (holds_all and not known.startswith("system")):
             return False
-        value, asked = row[column], made.get("prompt") or made.get("messages") or []
+        value, asked = row[column], shaped_row.get("prompt") or shaped_row.get("messages") or []
         return not (isinstance(value, str) and any(value in turn["content"] for turn in asked))
 
     def names(self) -> tuple[str, ...]:
@@ -119,19 +119,19 @@ class Unused:
         first = "input" if "input" in lost else lost[0]
         known = plain_name(first)
         named = listed(f"`{column}`" for column in lost)
-        found = f"data {name}: column{'s' if len(lost) > 1 else ''} {named} would not reach the model"
+        statement = f"data {name}: column{'s' if len(lost) > 1 else ''} {named} would not reach the model"
         if known in MEDIA_KEYS:
-            return Problem(found, "text only: models here read no pictures, sound or film", "use rows without them")
+            return Problem(statement, "text only: models here read no pictures, sound or film", "use rows without them")
         has_input = "input" in self._seen or "input" in columns.values()
         keep = f"if it is no part of the prompt, set `columns: {written({**columns, first: 'note'})}`"
         if self._further:
             noted = written({**columns, **{column: f"note_{at}" for at, column in enumerate(lost, start=1)}})
             remedy = "write the answers of a row as a list `responses` with their `ranks`"
-            return Problem(found, "two answers", f"{remedy}; or, to leave them out, set `columns: {noted}`")
+            return Problem(statement, "two answers", f"{remedy}; or, to leave them out, set `columns: {noted}`")
         if known == "input" or (known == "context" and not has_input):
             joined = {"prompt": "instruction", "completion": "output"}
-            kept = {one: one for one in joined if one in self._seen and one not in columns.values()}
-            new = {old: joined.get(ours, ours) for old, ours in {**kept, **columns, first: "input"}.items()}
+            unchanged = {one: one for one in joined if one in self._seen and one not in columns.values()}
+            new = {old: joined.get(ours, ours) for old, ours in {**unchanged, **columns, first: "input"}.items()}
             new = {old: ours for old, ours in new.items() if old != ours}
             use = f"set `columns: {written(new)}`" if new else "leave `columns` out"
             remedy = f"{use}, which joins the two"
@@ -139,7 +139,7 @@ class Unused:
             remedy = f"set `columns: {written({**columns, first: 'system'})}`"
         else:
             remedy = "put it into the messages of a conversation"
-        return Problem(found, "", f"{remedy}; or, {keep}")
+        return Problem(statement, "", f"{remedy}; or, {keep}")
 
 
 def _label_of(row: Row) -> str | None:

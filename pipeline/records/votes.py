@@ -256,8 +256,8 @@ def naming_problem(rows: Collection[Row], column: str, sides: Sides, name: str) 
     if not words:
         return None
     answers = " and ".join(f"`{one}`" for one in sides.columns)
-    found = f"data {name}: `{column}` is {listed((word[:40] for word in words), 3)} beside {answers}"
-    return Problem(found, "a vote that names one of the answers", write_anew(column))
+    statement = f"data {name}: `{column}` is {listed((word[:40] for word in words), 3)} beside {answers}"
+    return Problem(statement, "a vote that names one of the answers", write_anew(column))
 
 
 def write_anew(vote: str) -> str:
@@ -293,5 +293,5 @@ def meaning_problem(values: Collection[object], column: str, sides: Sides, name:
     )
     if any(number < 0 for number in numbers):
         remedy = f"set `columns: {{{column}: preference_strength}}` if below 0 means the first"
-    found = f"data {name}: `{column}` is {said} beside {answers}"
-    return Problem(found, "a vote whose numbers say which answer they mean", remedy)
+    statement = f"data {name}: `{column}` is {said} beside {answers}"
+    return Problem(statement, "a vote whose numbers say which answer they mean", remedy)

@@ -78,15 +78,19 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     done, full = batch.progress(state)
     if done < full:
         remedy = f"`trueup collect RECIPE {ctx.name}` opens the labelling app; run again when they are there"
-        found_so_far = f"waiting for people: {done} of {full} labels"
-        raise PipelineError(Problem(found_so_far, "", remedy), exit_code=ExitCode.WAITING)
-    found, without = exported(items, state)
-    if not found:
+        statement = f"waiting for people: {done} of {full} labels"
+        raise PipelineError(Problem(statement, "", remedy), exit_code=ExitCode.WAITING)
+    preferences, without = exported(items, state)
+    if not preferences:
         raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
     with (ctx.out / FILE).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in preferences)
     agreed = agreement(items, state)
-    metrics: dict[str, Any] = {"labels": float(done), "pairs": float(len(found)), "left_out": float(without.total())}
+    metrics: dict[str, Any] = {
+        "labels": float(done),
+        "pairs": float(len(preferences)),
+        "left_out": float(without.total()),
+    }
     if agreed.pairs:
         metrics["agreement"] = agreed.same / agreed.pairs
     if agreed.alpha is not None:
@@ -95,6 +99,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.runtime_report["ledger"] = {"event": state.number, "head": state.head}
     return StageResult(
         metrics=metrics,
-        rows={"pairs": len(found), "labels": done},
-        summary=f"{len(found)} preferences from {done} labels" + (f"; no row of {said}" if said else ""),
+        rows={"pairs": len(preferences), "labels": done},
+        summary=f"{len(preferences)} preferences from {done} labels" + (f"; no row of {said}" if said else ""),
     )

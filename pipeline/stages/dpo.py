@@ -126,11 +126,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     encode = functools.partial(encode_pairs, tokenizer)
-    made = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
-    encoded, held_out = made.train.rows, made.held_out.rows
+    encoded_source = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
+    encoded, held_out = encoded_source.train.rows, encoded_source.held_out.rows
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
-    dropped = len(made.train.too_long)
+    dropped = len(encoded_source.train.too_long)
     lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
     micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
@@ -169,7 +169,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx,
         trained,
         metrics={},
-        rows={**made.counts, "dropped": dropped},
+        rows={**encoded_source.counts, "dropped": dropped},
         lineage=lineage,
         summary=f"implicit reward prefers the chosen response in {accuracy:.1%} of pairs",
         scoring_seconds=scoring_s,

@@ -182,11 +182,11 @@ def _prompts(ctx: StageContext) -> list[dict[str, Any]]:
     for field in ("models", "reward"):
         for source in ctx.inputs.get(field, []):
             tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-            made = encode_prompts(tokenizer, given) if field == "models" else encode_labelled(tokenizer, asked)
-            for fault in made.faults:
+            encoded = encode_prompts(tokenizer, given) if field == "models" else encode_labelled(tokenizer, asked)
+            for fault in encoded.faults:
                 faults.setdefault(fault.index, replace(fault, reason=f"{fault.reason} (model {source.name})"))
-    found = nothing_encoded()._replace(faults=[faults[i] for i in sorted(faults)])
-    sides = (nothing_encoded(), found) if rows.held_out else (found, nothing_encoded())
+    faulty = nothing_encoded()._replace(faults=[faults[i] for i in sorted(faults)])
+    sides = (nothing_encoded(), faulty) if rows.held_out else (faulty, nothing_encoded())
     set_faults_aside(ctx, "data", rows, *sides)
     return [row for i, row in enumerate(given) if i not in faults]
 
@@ -198,12 +198,12 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
     from pipeline.training.arguments import frozen_weights
     from pipeline.training.fitting import fit
 
-    where, weights = frozen_weights(ctx)
+    device, weights = frozen_weights(ctx)
 
     def loaded(source: ResolvedInput, tokenizer: Any) -> Any:
         model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
         fit(ctx, model, tokenizer, weights)
-        return model.to(where)
+        return model.to(device)
 
     inputs = dict(zip(config.models, ctx.inputs["models"], strict=True))
     greedy = [config.baseline] if config.greedy is None else config.greedy
@@ -211,7 +211,7 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
     base_tokenizer = load_tokenizer(base_input, ctx.trust_remote_code)
     baseline = loaded(base_input, base_tokenizer)
     total, done = (len(inputs) + len(greedy)) * len(asked.rows), 0
-    found = []
+    sampled = []
     for name, source in inputs.items():
         is_baseline = name == config.baseline
         tokenizer = base_tokenizer if is_baseline else load_tokenizer(source, ctx.trust_remote_code)
@@ -222,18 +222,18 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
         reference = None if is_baseline or differs else baseline
         is_variant = source.fingerprint == base_input.fingerprint
         ctx.phase(f"{name} answers {len(asked.rows)} prompts")
-        speaker = ResponseGenerator(ctx, config, model, tokenizer, done, total)
-        own = speaker.answer(name, source, asked, reference, greedy=False)
-        found.append(replace(own, is_variant=is_variant and not is_baseline))
+        generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
+        own = generator.answer(name, source, asked, reference, greedy=False)
+        sampled.append(replace(own, is_variant=is_variant and not is_baseline))
         done += len(asked.rows)
         if name in greedy:
             ctx.phase(f"{name} answers {len(asked.rows)} prompts greedily")
-            speaker = ResponseGenerator(ctx, config, model, tokenizer, done, total)
-            own = speaker.answer(f"{name} (greedy)", source, asked, None, greedy=True)
-            found.append(replace(own, is_variant=is_variant))
+            generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
+            own = generator.answer(f"{name} (greedy)", source, asked, None, greedy=True)
+            sampled.append(replace(own, is_variant=is_variant))
             done += len(asked.rows)
-        del model, speaker  # before the next one is loaded: beside the baseline there is one at a time
-    return found
+        del model, generator  # before the next one is loaded: beside the baseline there is one at a time
+    return sampled
 
 
 @dataclass(frozen=True)
@@ -367,10 +367,10 @@ def _score_by_model(
 
     source = ctx.input("reward")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    where, weights = frozen_weights(ctx)
+    device, weights = frozen_weights(ctx)
     judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
     fit(ctx, judge, tokenizer, weights)
-    judge.to(where)
+    judge.to(device)
     for each in sampled:
         sequences = encode_answers(tokenizer, rows, each.texts)
         scores[each.name]["reward"] = score(judge, sequences, tokenizer.pad_token_id)

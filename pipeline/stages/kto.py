@@ -128,21 +128,23 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     is_paired = rows.shape == "preference"
-    together = 2 if is_paired else 1  # rows that stay in one batch
+    rows_per_unit = 2 if is_paired else 1  # rows that stay in one batch
     what = "pairs" if is_paired else "rows"
     encode = functools.partial(encode_pairs if is_paired else encode_labelled, tokenizer)
-    given = encode_source(ctx, "data", rows, encode, what=what, max_length=max_length)
-    encoded, held_out = (_labelled(part.rows) if is_paired else part.rows for part in (given.train, given.held_out))
+    encoded_source = encode_source(ctx, "data", rows, encode, what=what, max_length=max_length)
+    encoded, held_out = (
+        _labelled(part.rows) if is_paired else part.rows for part in (encoded_source.train, encoded_source.held_out)
+    )
     _check_fitting(encoded, max_length, is_paired=is_paired)
-    dropped = len(given.train.too_long)
+    dropped = len(encoded_source.train.too_long)
     held_out = _mismatched(held_out, encoded, max_length, ctx.seed)
     encoded = _mismatched(encoded, encoded, max_length, ctx.seed)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in encoded]
-    micro_batch = _share(ctx, train, together, max(lengths))
+    micro_batch = _share(ctx, train, rows_per_unit, max(lengths))
     batches = Batches(
-        [sum(lengths[i : i + together]) for i in range(0, len(lengths), together)],
-        train.batch_size // together,
-        micro_batch // together,
+        [sum(lengths[i : i + rows_per_unit]) for i in range(0, len(lengths), rows_per_unit)],
+        train.batch_size // rows_per_unit,
+        micro_batch // rows_per_unit,
         ctx.seed,
         order=None if is_paired else _standing(lengths, [row["label"] for row in encoded]),
     )
@@ -177,8 +179,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
         )
     scoring_s = time.perf_counter() - started
-    made = trainer.train_dataset.to_list()
-    trainer.train_rows = [{"rows": made[i : i + together]} for i in range(0, len(made), together)]
+    train_rows = trainer.train_dataset.to_list()
+    trainer.train_rows = [{"rows": train_rows[i : i + rows_per_unit]} for i in range(0, len(train_rows), rows_per_unit)]
     trainer.batches, trainer.data_collator = batches, _ungrouped(trainer.data_collator)
     ctx.phase(f"training on {len(encoded):,} rows")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
@@ -191,7 +193,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         trained,
         metrics={},
         rows={
-            **given.counts,
+            **encoded_source.counts,
             "dropped": dropped,
             **({} if is_paired else {"good": good, "bad": bad}),
         },
@@ -201,7 +203,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
 
 
-def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
+def _share(ctx: StageContext, train: Train, rows_per_unit: int, longest: int) -> int:
     """Return each process's rows of a forward pass: its share of `kl_batch`, over which trl averages the divergence.
 
     Raises:
@@ -211,9 +213,11 @@ def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
     from pipeline.training.distribution import note_model_parallel
 
     note_model_parallel(ctx)
-    share = divide(train.kl_batch, train.kl_batch, longest, ctx.replicas, group=together, word="kl_batch").micro_batch
-    division = BatchSplit(train.batch_size, share, ctx.replicas)
-    ctx.runtime_report["batch"] = division.sentence("rows", longest)
+    share = divide(
+        train.kl_batch, train.kl_batch, longest, ctx.replicas, group=rows_per_unit, word="kl_batch"
+    ).micro_batch
+    batch_split = BatchSplit(train.batch_size, share, ctx.replicas)
+    ctx.runtime_report["batch"] = batch_split.sentence("rows", longest)
     if ctx.ranks > 1:
         ctx.note(ctx.runtime_report["batch"])
     return share
@@ -243,8 +247,8 @@ def _check_fitting(encoded: Sequence[dict[str, Any]], max_length: int, *, is_pai
     labels = {row["label"] for row in encoded}
     if len(labels) < 2:
         what = "pair" if is_paired else "row" if not labels else "bad row" if True in labels else "good row"
-        found, expected = f"no {what} fits", f"{what}s of at most {max_length} tokens"
-        raise PipelineError(Problem(found, expected, "raise train.max_length"))
+        statement, expected = f"no {what} fits", f"{what}s of at most {max_length} tokens"
+        raise PipelineError(Problem(statement, expected, "raise train.max_length"))
 
 
 def _standing(lengths: Sequence[int], labels: Sequence[bool]) -> list[float]:
@@ -297,14 +301,14 @@ def _mismatched(
         PipelineError: the pool has no other prompt.
     """
     rng = random.Random(f"{seed}/matched")
-    matched = []
+    mismatched = []
     for row in rows:
         drawn = rng.randrange(len(pool))
         following = (pool[(drawn + step) % len(pool)] for step in range(len(pool)))
         other = next((one for one in following if one["prompt_ids"] != row["prompt_ids"]), None)
         if other is None:
-            found = "all rows have the same prompt"
-            raise PipelineError(Problem(found, "at least two: responses to one are held against those to another"))
+            statement = "all rows have the same prompt"
+            raise PipelineError(Problem(statement, "at least two: responses to one are held against those to another"))
         room = max_length - len(row["prompt_ids"])
-        matched.append({**row, "KL_completion_ids": other["completion_ids"][:room]})
-    return matched
+        mismatched.append({**row, "KL_completion_ids": other["completion_ids"][:room]})
+    return mismatched

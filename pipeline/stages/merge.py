@@ -90,8 +90,8 @@ def _own(adapter: ResolvedInput) -> AppliedAdapter:
         return AppliedAdapter(label(adapter.name, adapter.fingerprint))
     known = adapters_of(adapter.manifest.get("lineage", {}))
     if not known or known[-1].name != adapter.name:
-        found = f"{adapter.name} holds no adapter: all its weights were trained"
-        raise PipelineError(Problem(found, "a stage trained with `adapter:`", "put the adapters on it: `model`"))
+        statement = f"{adapter.name} holds no adapter: all its weights were trained"
+        raise PipelineError(Problem(statement, "a stage trained with `adapter:`", "put the adapters on it: `model`"))
     return known[-1]
 
 
@@ -123,14 +123,14 @@ def _lineage(source: ResolvedInput, adapters: list[ResolvedInput]) -> dict[str, 
     lineage = descended(source.manifest.get("lineage", {}), source.name, source.fingerprint)
     keys, below = [known.key for known in adapters_of(lineage)], source
     for adapter in adapters:
-        own, theirs = _own(adapter), adapter.manifest.get("lineage", {})
+        own, adapter_lineage = _own(adapter), adapter.manifest.get("lineage", {})
         if own.key in keys:
-            found = f"the adapter {own.key} is in the weights of {source.name} already"
-            raise PipelineError(Problem(found, "each adapter once", "remove it from `adapters`"))
-        if theirs and theirs.get("parent") != below.fingerprint:
-            found = f"{adapter.name} was not trained on {label(below.name, below.fingerprint)}"
-            found += f", but on {own.on}" if own.on else ""
-            raise PipelineError(Problem(found, "the model it was trained on, or its parent's adapter before it"))
+            statement = f"the adapter {own.key} is in the weights of {source.name} already"
+            raise PipelineError(Problem(statement, "each adapter once", "remove it from `adapters`"))
+        if adapter_lineage and adapter_lineage.get("parent") != below.fingerprint:
+            statement = f"{adapter.name} was not trained on {label(below.name, below.fingerprint)}"
+            statement += f", but on {own.on}" if own.on else ""
+            raise PipelineError(Problem(statement, "the model it was trained on, or its parent's adapter before it"))
         keys.append(own.key)
         lineage["adapters"].append(replace(own, merged=True).record())
         below = adapter

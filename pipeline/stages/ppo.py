@@ -74,11 +74,15 @@ class Config(RewardFields):
         """Return contradictions between fields."""
         problems = [*self.reward_problems(), *self.train.check()]
         if (self.train.ptx_coef > 0) != (self.ptx_data is not None):
-            found = "ptx_data without train.ptx_coef" if self.ptx_data else "train.ptx_coef without ptx_data"
-            problems.append(Problem(found, "both or neither"))
+            statement = "ptx_data without train.ptx_coef" if self.ptx_data else "train.ptx_coef without ptx_data"
+            problems.append(Problem(statement, "both or neither"))
         if self.value == "adapter" and (self.adapter is None or self.layout == "separate"):
-            found = "value is adapter" + (" without an adapter" if self.adapter is None else " with layout: separate")
-            problems.append(Problem(found, "an adapter on a shared trunk", "set `adapter: {r: 16}`, or value: head"))
+            statement = "value is adapter" + (
+                " without an adapter" if self.adapter is None else " with layout: separate"
+            )
+            problems.append(
+                Problem(statement, "an adapter on a shared trunk", "set `adapter: {r: 16}`, or value: head")
+            )
         return problems
 
 
@@ -100,9 +104,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     policy = trainer.policy
     check_prepared(ctx, policy.model, trainer.steps_with.optimizer, config.adapter, policy.whole)
     log = RunLog(ctx, trainer, tokenizer)
-    found = newest_state(ctx.work / "state")
-    if found is not None:
-        log.restore(load_state(trainer, found))
+    state_path = newest_state(ctx.work / "state")
+    if state_path is not None:
+        log.restore(load_state(trainer, state_path))
         ctx.note(f"resumes at iteration {trainer.iteration} of {config.train.iterations}")
     ctx.phase(f"training on {len(trainer.prompts):,} prompts")
     try:
@@ -111,8 +115,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
     log.take_best()
     value = log.value_weights()
-    whole, seen = trainer.steps_with.consolidated_model(), [prompt.ids for prompt in trainer.prompts[:3]]
-    lineage = save_trained(ctx, whole, tokenizer, source, config.adapter, seen)
+    consolidated, seen = trainer.steps_with.consolidated_model(), [prompt.ids for prompt in trainer.prompts[:3]]
+    lineage = save_trained(ctx, consolidated, tokenizer, source, config.adapter, seen)
     return log.finish(lineage, value)
 
 
@@ -238,8 +242,10 @@ def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
     from pipeline.training.arguments import precision_of
 
     if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
-        found = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"
-        raise PipelineError(Problem(found, "whole weights in every process", "leave one of them out", stage=ctx.name))
+        statement = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"
+        raise PipelineError(
+            Problem(statement, "whole weights in every process", "leave one of them out", stage=ctx.name)
+        )
     if ctx.compute.get("zero"):
         from pipeline.ppo.sharding import ZeroEngine
 
@@ -266,13 +272,13 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
     rows = ctx.load_rows("data")
     limit, room = context_limit(model), config.train.max_new_tokens
     encode = functools.partial(encode_prompts, tokenizer, readers=reward_readers(ctx, tokenizer))
-    made = encode_source(ctx, "data", rows, encode, what="prompts")
+    encoded_source = encode_source(ctx, "data", rows, encode, what="prompts")
     train, held_out = (
         [Prompt(given[i], tuple(one["prompt_ids"])) for i, one in zip(part.kept, part.rows, strict=True)]
-        for given, part in ((rows.train, made.train), (rows.held_out, made.held_out))
+        for given, part in ((rows.train, encoded_source.train), (rows.held_out, encoded_source.held_out))
     )
-    kept = [*made.train.kept, *(len(rows.train) + i for i in made.held_out.kept)]
-    for prompt, place in zip([*train, *held_out], [rows.places[i] for i in kept], strict=True):
+    indices = [*encoded_source.train.kept, *(len(rows.train) + i for i in encoded_source.held_out.kept)]
+    for prompt, place in zip([*train, *held_out], [rows.places[i] for i in indices], strict=True):
         if limit is not None and len(prompt.ids) + room > limit:
             raise PipelineError(
                 Problem(
@@ -335,15 +341,19 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     from pipeline.training.arguments import zero3_config
     from pipeline.training.fitting import fit
 
-    how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "zero3": zero3_config(ctx)}
+    load_options: dict[str, Any] = {
+        "seed": ctx.seed,
+        "trust_remote_code": ctx.trust_remote_code,
+        "zero3": zero3_config(ctx),
+    }
     for source in ctx.inputs.get("reward", []):
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
-            model = load_reward_model(source, tokenizer, **how)
-            fit(ctx, model, tokenizer, how)
+            model = load_reward_model(source, tokenizer, **load_options)
+            fit(ctx, model, tokenizer, load_options)
             return model
-    classifier = load_reward_model(ctx.input("model"), tokenizer, **how)
-    fit(ctx, classifier, tokenizer, how)
+    classifier = load_reward_model(ctx.input("model"), tokenizer, **load_options)
+    fit(ctx, classifier, tokenizer, load_options)
     classifier.score.weight.data.zero_()
     return classifier
 
@@ -367,8 +377,8 @@ def _language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int
     given = ctx.load_rows("ptx_data")
     rows = encode_source(ctx, "ptx_data", given, encode, what=what, max_length=limit, fate=fate).train.rows
     if not rows:
-        found = f"no conversation of ptx_data has an answer within {limit} tokens"
-        raise PipelineError(Problem(found, "at least one", "shorten the conversations", stage=ctx.name))
+        statement = f"no conversation of ptx_data has an answer within {limit} tokens"
+        raise PipelineError(Problem(statement, "at least one", "shorten the conversations", stage=ctx.name))
     if given.held_out:
         ctx.note(f"{len(given.held_out)} held-out conversations of ptx_data are not used")
     size = min(config.train.ptx_batch, len(rows))

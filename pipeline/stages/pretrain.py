@@ -103,12 +103,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
-    model, later = _model(ctx, config, tokenizer)
+    model, deferred = _model(ctx, config, tokenizer)
     tp_size = int(ctx.compute.get("tensor_parallel", 1))
     if config.model is None:
-        fit(ctx, model, tokenizer, {"zero3": later or zero3_config(ctx), "tp_size": tp_size})
+        fit(ctx, model, tokenizer, {"zero3": deferred or zero3_config(ctx), "tp_size": tp_size})
     if tp_size > 1:
-        model = shard_model(model, tp_size, later)
+        model = shard_model(model, tp_size, deferred)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
@@ -116,10 +116,16 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase("tokenizing")
     total = len(rows.train) + len(rows.held_out)
     texts, held_texts = ([row["text"] for row in part] for part in (rows.train, rows.held_out))
-    how: dict[str, Any] = {"max_length": max_length, "mode": train.mode, "parsed": config.control_tokens == "parsed"}
-    documents = _documents(tokenizer, texts, **how, progress=lambda done: ctx.progress(done, total))
-    held_out = _documents(tokenizer, held_texts, **how, progress=lambda done: ctx.progress(len(texts) + done, total))
-    _say_spelled(ctx, tokenizer, [*texts, *held_texts], parsed=how["parsed"])
+    encode_options: dict[str, Any] = {
+        "max_length": max_length,
+        "mode": train.mode,
+        "parsed": config.control_tokens == "parsed",
+    }
+    documents = _documents(tokenizer, texts, **encode_options, progress=lambda done: ctx.progress(done, total))
+    held_out = _documents(
+        tokenizer, held_texts, **encode_options, progress=lambda done: ctx.progress(len(texts) + done, total)
+    )
+    _say_spelled(ctx, tokenizer, [*texts, *held_texts], parsed=encode_options["parsed"])
     if not documents:
         raise PipelineError(
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
@@ -137,10 +143,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
         refuse_unused(train)
         collate = CausalCollator(tokenizer.pad_token_id)
-        trained, whole = train_through_pipeline(
-            ctx, model, later, arguments, batches, steps, documents, held_out, collate
+        trained, consolidated = train_through_pipeline(
+            ctx, model, deferred, arguments, batches, steps, documents, held_out, collate
         )
-        return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, documents)
+        return _finished(ctx, config, trained, consolidated, tokenizer, rows, parameters, documents)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -160,24 +166,24 @@ def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any 
     from pipeline.models.scratch import build_causal_lm
     from pipeline.training.arguments import attention_kernel, zero3_config
 
-    staged, attention = int(ctx.compute.get("pipeline_parallel", 1)) > 1, attention_kernel(ctx)
+    is_pipelined, attention = int(ctx.compute.get("pipeline_parallel", 1)) > 1, attention_kernel(ctx)
     if config.model is None:
         source = ctx.input("init")
-        if staged:
+        if is_pipelined:
             return load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
         zero3 = zero3_config(ctx)
         return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention, zero3=zero3), None
-    if not staged and int(ctx.compute.get("tensor_parallel", 1)) == 1:
+    if not is_pipelined and int(ctx.compute.get("tensor_parallel", 1)) == 1:
         return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, zero3=zero3_config(ctx)), None
-    with Deferred() as later:
-        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), later
+    with Deferred() as deferred:
+        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), deferred
 
 
 def _finished(
     ctx: StageContext,
     config: Config,
     trained: Any,
-    whole: Any | None,
+    consolidated: Any | None,
     tokenizer: Any,
     rows: Any,
     parameters: int,
@@ -188,8 +194,8 @@ def _finished(
     from pipeline.models.save import save_model
     from pipeline.training.finish import finish
 
-    if whole is not None:
-        save_model(whole, tokenizer, ctx.out, [row["input_ids"] for row in documents[:3]])
+    if consolidated is not None:
+        save_model(consolidated, tokenizer, ctx.out, [row["input_ids"] for row in documents[:3]])
     lineage: dict[str, Any] = {"base": "scratch", "adapters": []}
     if config.model is None:
         init = ctx.input("init")

@@ -98,9 +98,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     encode = functools.partial(encode_pairs, tokenizer, scored=True)
-    made = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
-    encoded = _sequences(made.train, rows.train, use_margin=train.use_margin)
-    held_out, test_rows = _sequences(made.held_out, rows.held_out, use_margin=False), rows.held_out
+    encoded_source = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
+    encoded = _sequences(encoded_source.train, rows.train, use_margin=train.use_margin)
+    held_out, test_rows = _sequences(encoded_source.held_out, rows.held_out, use_margin=False), rows.held_out
     if config.test:
         tests = ctx.load_rows("test")
         test_rows = tests.train
@@ -110,7 +110,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             ctx.note(f"{len(rows.held_out)} held-out pairs of `data` are not used: the report is of `test`")
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
-    dropped = len(made.train.too_long)
+    dropped = len(encoded_source.train.too_long)
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
     micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
@@ -139,10 +139,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    whole = consolidated_model(trainer)
-    lineage = save_trained(ctx, whole, tokenizer, source, config.adapter, [row["chosen_ids"] for row in encoded[:3]])
+    consolidated = consolidated_model(trainer)
+    lineage = save_trained(
+        ctx, consolidated, tokenizer, source, config.adapter, [row["chosen_ids"] for row in encoded[:3]]
+    )
     started = time.perf_counter()
-    metrics = _report(ctx, config, whole, tokenizer, held_out) if held_out and whole is not None else {}
+    metrics = _report(ctx, config, consolidated, tokenizer, held_out) if held_out and consolidated is not None else {}
     scoring_s = time.perf_counter() - started
     shown = accuracy_summary(metrics)
     if "gold_agreement" in metrics:
@@ -151,17 +153,17 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx,
         trained,
         metrics=metrics,
-        rows={**made.counts, "held_out": len(test_rows), "dropped": dropped},
+        rows={**encoded_source.counts, "held_out": len(test_rows), "dropped": dropped},
         lineage=lineage,
         summary=shown,
         scoring_seconds=scoring_s,
     )
 
 
-def _sequences(made: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
+def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
     """Return whole sequences of encoded pairs (a cut response has no honest score), each with its row."""
     encoded = []
-    for i, one in zip(made.kept, made.rows, strict=True):
+    for i, one in zip(encoded_rows.kept, encoded_rows.rows, strict=True):
         prompt, row = one["prompt_ids"], rows[i]
         pair: dict[str, Any] = {f"{side}_ids": [*prompt, *one[f"{side}_ids"]] for side in SIDES}
         pair |= {"row": row, "prompt_tokens": len(prompt)}

@@ -78,8 +78,8 @@ def contradictions(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[
     yield from _loss_problems(given)
     yield from _vllm_problems(given)
     if given.get("desirable_weight") == 0 == given.get("undesirable_weight"):
-        found = "train.desirable_weight and train.undesirable_weight are 0"
-        yield Problem(found, "one of them above 0: no row would be learnt from")
+        statement = "train.desirable_weight and train.undesirable_weight are 0"
+        yield Problem(statement, "one of them above 0: no row would be learnt from")
 
 
 def _bounds_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
@@ -106,17 +106,17 @@ def _loss_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
     for loss in losses:
         above, below = SMOOTHED.get(loss, (-math.inf, math.inf))
         if not above < smoothing < below:
-            found = f"train.label_smoothing is {smoothing:g} with train.loss_type {loss}"
-            yield Problem(found, "must be > 0" if smoothing <= above else f"must be < {below:g}", "set it to 0.001")
+            statement = f"train.label_smoothing is {smoothing:g} with train.loss_type {loss}"
+            yield Problem(statement, "must be > 0" if smoothing <= above else f"must be < {below:g}", "set it to 0.001")
     unweighted = [loss for loss in losses if loss in SORTED]
     if given.get("use_weighting") and unweighted:
-        found = f"train.use_weighting is true with train.loss_type {unweighted[0]}"
-        yield Problem(found, "a loss that does not sort its rows", "leave one of them out")
+        statement = f"train.use_weighting is true with train.loss_type {unweighted[0]}"
+        yield Problem(statement, "a loss that does not sort its rows", "leave one of them out")
     divergence = given.get("f_divergence_type", "reverse_kl")
     without = [loss for loss in losses if loss not in WITH_DIVERGENCE]
     if isinstance(asked, list) and divergence != "reverse_kl" and without and len(without) < len(losses):
-        found = f"train.f_divergence_type is {divergence} with train.loss_type {without[0]}"
-        yield Problem(found, f"losses that take it: {listed(WITH_DIVERGENCE)}", "leave one of them out")
+        statement = f"train.f_divergence_type is {divergence} with train.loss_type {without[0]}"
+        yield Problem(statement, f"losses that take it: {listed(WITH_DIVERGENCE)}", "leave one of them out")
 
 
 def _vllm_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
@@ -126,8 +126,8 @@ def _vllm_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
     mode = str(given.get("vllm_importance_sampling_mode", "sequence_mask"))
     bounds = given.get("vllm_importance_sampling_clip_min"), given.get("vllm_importance_sampling_clip_max", 3.0)
     if mode.endswith("_truncate") and bounds == (None, None):
-        found = f"train.vllm_importance_sampling_mode is {mode} without a bound to cut at"
-        yield Problem(found, "", "set train.vllm_importance_sampling_clip_max: 3.0")
+        statement = f"train.vllm_importance_sampling_mode is {mode} without a bound to cut at"
+        yield Problem(statement, "", "set train.vllm_importance_sampling_clip_max: 3.0")
     if given.get("loss_type") == "vespo" and not mode.startswith("token_"):
-        found = f"train.loss_type is vespo, train.use_vllm is true and train.vllm_importance_sampling_mode {mode}"
-        yield Problem(found, "a mode for each token", "set train.vllm_importance_sampling_mode: token_truncate")
+        statement = f"train.loss_type is vespo, train.use_vllm is true and train.vllm_importance_sampling_mode {mode}"
+        yield Problem(statement, "a mode for each token", "set train.vllm_importance_sampling_mode: token_truncate")

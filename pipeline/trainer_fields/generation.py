@@ -107,22 +107,22 @@ def generation_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
     if not isinstance(kwargs, Mapping) or given.get("use_vllm"):
         return
     for key, value in kwargs.items():
-        found = f"train.generation_kwargs has {key}"
+        statement = f"train.generation_kwargs has {key}"
         if key in OF_TRAIN:
-            yield Problem(found, "a word that `train` does not have", f"use train.{key}")
+            yield Problem(statement, "a word that `train` does not have", f"use train.{key}")
         elif key in REFUSED:
-            yield Problem(found, "a word that changes what is sampled", REFUSED[key])
+            yield Problem(statement, "a word that changes what is sampled", REFUSED[key])
         elif key not in TAKEN:
             remedy = nearest(str(key), TAKEN) or "leave it out"
-            yield Problem(f"{found}, which transformers does not know", "", remedy)
+            yield Problem(f"{statement}, which transformers does not know", "", remedy)
         elif value is not None and not TAKEN[key].holds(value):
-            yield Problem(f"{found}: {value}", TAKEN[key].expected)
+            yield Problem(f"{statement}: {value}", TAKEN[key].expected)
         elif value is not None and key in _BEAMS and not _has_beams(kwargs):
-            yield Problem(f"{found}, which ranks beams", "num_beams above 1 beside it", "leave it out")
+            yield Problem(f"{statement}, which ranks beams", "num_beams above 1 beside it", "leave it out")
     least, most = kwargs.get("min_new_tokens"), given.get("max_new_tokens")
     if is_number(least) and is_number(most) and least > most:
-        found = f"train.generation_kwargs has min_new_tokens: {least}"
-        yield Problem(found, f"at most train.max_new_tokens ({most})")
+        statement = f"train.generation_kwargs has min_new_tokens: {least}"
+        yield Problem(statement, f"at most train.max_new_tokens ({most})")
 
 
 def _are_ids(value: Any) -> bool:

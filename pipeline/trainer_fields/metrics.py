@@ -58,26 +58,26 @@ def direction_problems(trainer: str, given: Mapping[str, Any]) -> Iterator[Probl
     plain = str(asked or "loss").removeprefix("eval_")
     direction = _direction(plain)
     if given.get("load_best_model_at_end") and asked and direction == "" and given.get("greater_is_better") is None:
-        found = f"train.metric_for_best_model is {asked}, of which neither more nor less is better by itself"
-        yield Problem(found, "train.greater_is_better beside it", "set train.greater_is_better: true, or false")
+        statement = f"train.metric_for_best_model is {asked}, of which neither more nor less is better by itself"
+        yield Problem(statement, "train.greater_is_better beside it", "set train.greater_is_better: true, or false")
     if schedule not in BY_EVALUATION:
         return
     if not asked and MEASURED[trainer] is _SAMPLED:
-        found = (
+        statement = (
             f"train.lr_scheduler_type is {schedule}, which follows the loss, and that tells nothing of what is learnt"
         )
         remedy = "set train.metric_for_best_model: reward, and train.lr_scheduler_kwargs: {mode: max}"
-        yield Problem(found, "a metric that does", remedy)
+        yield Problem(statement, "a metric that does", remedy)
         return
     kwargs = given.get("lr_scheduler_kwargs") or {}
     mode = kwargs.get("mode") if isinstance(kwargs, Mapping) else None
     if mode in (None, "min", "max") and (mode or "min") != direction and (direction or mode is None):
-        found = (
+        statement = (
             f"train.lr_scheduler_type is {schedule}, which takes {'more' if mode == 'max' else 'less'} of {plain} for"
         )
         better = f"mode: {direction}" if direction else "its mode beside a metric of which either may be better"
         remedy = f"set train.lr_scheduler_kwargs: {{mode: {direction or 'max'}}}" + ("" if direction else ", or min")
-        yield Problem(f"{found} better", better, remedy)
+        yield Problem(f"{statement} better", better, remedy)
 
 
 def _direction(plain: str) -> str:

@@ -100,8 +100,8 @@ def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
     """
     optim, text = str(given.get("optim", "")), given.get("optim_args")
     if optim in LOW_RANK and not given.get("optim_target_modules"):
-        found = f"train.optim is {optim} without the layers it works on"
-        yield Problem(found, "", "set train.optim_target_modules: all-linear")
+        statement = f"train.optim is {optim} without the layers it works on"
+        yield Problem(statement, "", "set train.optim_target_modules: all-linear")
     if not isinstance(text, str) or not text:
         return
     takes, read = OPTIM_ARGS.get(optim, {}), {}
@@ -112,9 +112,9 @@ def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
         if not sign or "=" in word:
             yield Problem(f"train.optim_args is {text!r}", "must be like `momentum=0.9,nesterov=true`")
         elif key not in takes:
-            found = f"train.optim_args has `{key}`, which {optim} does not take"
+            statement = f"train.optim_args has `{key}`, which {optim} does not take"
             expected = f"one of {listed(takes)}" if takes else "none: its arguments are fields of `train`"
-            yield Problem(found, expected, nearest(key, takes) or "leave it out")
+            yield Problem(statement, expected, nearest(key, takes) or "leave it out")
         elif key in keys[:number]:
             yield Problem(f"train.optim_args has {key} twice", "each argument once", "leave one out")
         elif not takes[key].holds(value := _read(word, takes[key])):
@@ -122,8 +122,8 @@ def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
         else:
             read[key] = value
     if read.get("nesterov") and (not read.get("momentum") or read.get("dampening")):
-        found = "train.optim_args has nesterov=true"
-        yield Problem(found, "a momentum above 0 beside it, and no dampening", "write momentum=0.9,nesterov=true")
+        statement = "train.optim_args has nesterov=true"
+        yield Problem(statement, "a momentum above 0 beside it, and no dampening", "write momentum=0.9,nesterov=true")
 
 
 def _read(word: str, argument: Argument) -> Any:

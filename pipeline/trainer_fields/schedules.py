@@ -92,25 +92,25 @@ def schedule_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterat
     right = {}
     for key, value in kwargs.items():
         if key not in takes:
-            found = f"train.lr_scheduler_kwargs has `{key}`, which {schedule} does not take"
+            statement = f"train.lr_scheduler_kwargs has `{key}`, which {schedule} does not take"
             expected = f"one of {listed(takes)}" if takes else "none: it has no arguments"
-            yield Problem(found, expected, nearest(str(key), takes) or "leave it out")
+            yield Problem(statement, expected, nearest(str(key), takes) or "leave it out")
         elif value is not None and not takes[key].holds(value):
             yield Problem(f"train.lr_scheduler_kwargs has {key}: {value}", takes[key].expected)
         elif value is not None:
             right[key] = value
     if schedule.endswith("min_lr") and not {"min_lr", "min_lr_rate"} & set(kwargs):
-        found = f"train.lr_scheduler_type is {schedule} without its lowest rate"
-        yield Problem(found, "", "set train.lr_scheduler_kwargs: {min_lr_rate: 0.1}")
+        statement = f"train.lr_scheduler_type is {schedule} without its lowest rate"
+        yield Problem(statement, "", "set train.lr_scheduler_kwargs: {min_lr_rate: 0.1}")
     if {"min_lr", "min_lr_rate"} <= set(kwargs) and schedule.endswith("min_lr"):
         yield Problem("train.lr_scheduler_kwargs has min_lr and min_lr_rate", "one of them", "leave one out")
     if schedule == "warmup_stable_decay" and "num_decay_steps" not in kwargs:
-        found = f"train.lr_scheduler_type is {schedule} without the length of its decay"
-        yield Problem(found, "", "set train.lr_scheduler_kwargs: {num_decay_steps: 100}")
+        statement = f"train.lr_scheduler_type is {schedule} without the length of its decay"
+        yield Problem(statement, "", "set train.lr_scheduler_kwargs: {num_decay_steps: 100}")
     if schedule in WITHOUT_WARMUP and "warmup_steps" in asked and given["warmup_steps"]:
         remedy = "set train.lr_scheduler_type: constant_with_warmup" if schedule == "constant" else "leave it out"
-        found = f"train.warmup_steps is {given['warmup_steps']:g}, and {schedule} has no warm-up"
-        yield Problem(found, "", remedy)
+        statement = f"train.warmup_steps is {given['warmup_steps']:g}, and {schedule} has no warm-up"
+        yield Problem(statement, "", remedy)
     yield from _rate_problems(schedule, right, given)
     yield from _length_problems(right, given)
 
@@ -121,14 +121,14 @@ def _rate_problems(schedule: str, kwargs: Mapping[str, Any], given: Mapping[str,
     name, default = LOWEST.get(schedule, ("", 0))
     lowest = kwargs.get(name, default)
     if name and isinstance(rate, int | float) and not lowest < rate:
-        found = f"train.lr_scheduler_kwargs has {name}: {lowest:g}"
+        statement = f"train.lr_scheduler_kwargs has {name}: {lowest:g}"
         if name not in kwargs:
-            found = f"train.lr_scheduler_type is {schedule}, which ends at a rate of {lowest:g}"
+            statement = f"train.lr_scheduler_type is {schedule}, which ends at a rate of {lowest:g}"
         remedy = f"set train.lr_scheduler_kwargs: {{{name}: 0}}"
-        yield Problem(found, f"one below train.learning_rate ({rate:g})", remedy)
+        yield Problem(statement, f"one below train.learning_rate ({rate:g})", remedy)
     if "max_lr" in kwargs and not kwargs.get("min_lr", 0) <= kwargs["max_lr"]:
-        found = f"train.lr_scheduler_kwargs has min_lr: {kwargs['min_lr']:g}"
-        yield Problem(found, f"at most its max_lr ({kwargs['max_lr']:g})")
+        statement = f"train.lr_scheduler_kwargs has min_lr: {kwargs['min_lr']:g}"
+        yield Problem(statement, f"at most its max_lr ({kwargs['max_lr']:g})")
 
 
 def _length_problems(kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
@@ -137,8 +137,8 @@ def _length_problems(kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Ite
     if steps is None or decay is None:
         return
     warmup = warmup if warmup >= 1 else warmup * steps
-    left = int(steps - warmup) - kwargs.get("num_stable_steps", 0)
-    if decay > left:
-        found = f"train.lr_scheduler_kwargs has num_decay_steps: {decay}"
-        expected = f"at most {max(left, 0)}, the steps of train.max_steps ({steps}) that are left for it"
-        yield Problem(found, expected)
+    remaining = int(steps - warmup) - kwargs.get("num_stable_steps", 0)
+    if decay > remaining:
+        statement = f"train.lr_scheduler_kwargs has num_decay_steps: {decay}"
+        expected = f"at most {max(remaining, 0)}, the steps of train.max_steps ({steps}) that are left for it"
+        yield Problem(statement, expected)

@@ -56,6 +56,6 @@ def missing_trackers(report_to: Any, has: Callable[[str], bool]) -> Iterator[Pro
     """Yield trackers whose package is not installed."""
     for name in asked_for(report_to):
         modules, install = TRACKERS.get(name, ((), "")) if isinstance(name, str) else ((), "")
-        found = [has(module) for module in modules]
-        if modules and not (any(found) if name in ANY_OF else all(found)):
+        are_installed = [has(module) for module in modules]
+        if modules and not (any(are_installed) if name in ANY_OF else all(are_installed)):
             yield Problem(f"train.report_to is {name}, which is not installed", "", f"{install}, or leave it out")
