@@ -1,7 +1,7 @@
 """Bytes of activations that autograd saves for one block's backward pass.
 
-The model types below have closed formulas, in which each term is a saved tensor. Other types are counted on the meta
-device (`pipeline/models/saved_activations.py`). A test requires formula and count to be equal to the byte.
+The model types below have closed formulas, in which each term is a saved tensor. Other types are counted with fake
+tensors (`pipeline/models/saved_activations.py`). A test requires formula and count to be equal to the byte.
 
 Letters: h hidden size, a width of all query heads, k width of all key heads, i inner width of the MLP, n number of
 query heads, m number of key heads.

@@ -1,6 +1,6 @@
-"""Two answers and a vote in columns that no format knows: which they may be, and how to rename them.
+"""Guesses which columns hold two answers and a vote when no format knows their names, and how to rename them.
 
-Owns guesses for messages; no row is read by them.
+The guesses are used in messages only; no row is read by them.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ OTHER_WORDS = frozenset(
         *("language", "winner"),
     )
 )
-"""Words of columns that tell something of an answer and are none."""
+"""Words in names of columns that describe an answer but are not the answer."""
 
 VOTE_WORD = re.compile(r"(label|annotat|gold|human|judg|rank|target)", re.IGNORECASE)
-"""In names of columns that vote where they name a side, beside those of `VOTE_WORDS`."""
+"""Matches further names of columns, which are votes only if their values name a side or are digits."""
 
 VOTE_WORDS = re.compile(
     r"(winner|winning|won|better|best|preferred|preference|pref|votes?|voted|verdict|judg[e]?ment|choice|chosen"
     r"|selected|strength)",
     re.IGNORECASE,
 )
-"""Words in the name of a column that votes, whatever else stands in it: `human_vote`, `winner_model`."""
+"""Matches a word of voting anywhere in a column's name: `human_vote`, `winner_model`."""
 
 POINT_WORDS = re.compile(
     r"(score|rating|reward|vote|point|like|elo|rank|win|grade|quality|helpful(ness)?|correct(ness)?|overall)s?(?![a-z])",
     re.IGNORECASE,
 )
-"""Words in the names of columns that judge each answer by itself."""
+"""Matches names of columns that score each answer separately."""
 
 SIDE_WORDS = ["a", "b", "0", "1", "2", "-1", "true", "false", "first", "second", "left", "right", "model_a", "model_b"]
 BOOLEANS = frozenset({"true", "false", "0", "1"})
@@ -54,15 +54,15 @@ SHOWN_VALUES = 3
 
 
 class TwoAnswers(NamedTuple):
-    """Two answers of rows and what may say which is better.
+    """Two answer columns and the columns that may say which answer is better.
 
     Attributes:
-        columns: that hold the answers.
-        names: under which the two are read as answers.
-        vote: the column that says which is better; empty if none does, or if points do.
-        values: what the vote's column holds, as texts in small letters.
-        is_sure: the name of the vote's column speaks of a vote.
-        points: the columns of the points that each answer got; empty where there are none.
+        columns: the two columns that hold the answers.
+        names: names under which a format reads them as answers.
+        vote: the column that says which is better; empty if there is none, or if the points decide.
+        values: distinct values of the vote column, as lower-case texts.
+        is_sure: whether the vote column was recognised as a vote, not only taken for one by its values.
+        points: the columns of each answer's points; empty if there are none.
     """
 
     columns: tuple[str, str]
@@ -73,7 +73,7 @@ class TwoAnswers(NamedTuple):
     points: tuple[str, ...] = ()
 
     def columns_with(self, vote: str) -> dict[str, str]:
-        """Return the renaming that reads the two, with the vote under a name that says what it means."""
+        """Return the `columns` renaming that reads both answers, with the vote column renamed to ``vote``."""
         new = dict(zip(self.columns, self.names, strict=True))
         if self.vote:
             new[self.vote] = vote
@@ -83,7 +83,7 @@ class TwoAnswers(NamedTuple):
 
 
 def two_answers(rows: Sequence[Row]) -> TwoAnswers | None:
-    """Return the two answers of rows and their vote, None if there are not two that look like it."""
+    """Return the likely answer columns of rows and their vote; None if no two columns look like answers."""
     if not rows:
         return None
     rows = [opened(row) for row in rows]
@@ -106,7 +106,7 @@ def two_answers(rows: Sequence[Row]) -> TwoAnswers | None:
 
 
 def opened(row: Row) -> dict[str, Any]:
-    """Return a row with what its objects hold as columns of their own, `meta.winner`, as `columns` names them."""
+    """Return a row with the fields of its objects added as columns with dotted names, such as `meta.winner`."""
     inner = {
         f"{column}.{key}": one
         for column, value in row.items()
@@ -117,11 +117,11 @@ def opened(row: Row) -> dict[str, Any]:
 
 
 def points_of(columns: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return two columns of numbers that judge each answer, named after it or its side; nothing if there are none."""
+    """Return two numeric columns that score each answer, named after the answer or its side; empty if absent."""
     for first, second in permutations(
         filter(POINT_WORDS.search, dict.fromkeys(name for row in rows for name in row)), 2
     ):
-        owners = (columns, tuple(column.partition(".")[0] for column in columns))  # or those of the objects they lie in
+        owners = (columns, tuple(column.partition(".")[0] for column in columns))  # or the objects that contain them
         is_named = any(one in first and first.replace(one, other, 1) == second != first for one, other in owners)
         if {first, second} & set(columns) or not (is_named or _sides_told(words_of(first), words_of(second))):
             continue
@@ -133,14 +133,14 @@ def points_of(columns: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def renamings(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
-    """Yield the renamings that may read two answers by their vote, the likeliest first."""
+    """Yield the renamings of rows that may read two answers and their vote, the likeliest first."""
     two = two_answers(rows)
     if two is not None and (two.points or (two.vote and two.is_sure)):
         yield from readings(two)
 
 
 def readings(two: TwoAnswers) -> Iterator[dict[str, str]]:
-    """Yield the renamings that may read two answers by their vote or their points, the likeliest first."""
+    """Yield the renamings that may read two answers and their vote or points, the likeliest first."""
     if not two.vote:
         yield two.columns_with("")
     elif two.values <= BOOLEANS:
@@ -157,12 +157,12 @@ def readings(two: TwoAnswers) -> Iterator[dict[str, str]]:
 
 
 def two_answers_problem(rows: Sequence[Row], name: str, where: str) -> Problem | None:
-    """Return that rows hold two answers whose vote cannot be read, and what to write; None if they hold none.
+    """Return a problem if rows hold two answers whose vote cannot be read; None if they hold no two answers.
 
     Args:
-        rows: as the file has them.
-        name: of the source.
-        where: the file.
+        rows: rows with the columns of the file.
+        name: name of the source.
+        where: the file, for the message.
     """
     listed_so = _index_problem(rows, name, where)
     if listed_so is not None:
@@ -192,11 +192,11 @@ def two_answers_problem(rows: Sequence[Row], name: str, where: str) -> Problem |
 
 
 def by_name_of(two: TwoAnswers, rest: Mapping[str, str] | None = None) -> str:
-    """Return the advice to say by its name what the 0 and 1 of a vote mean.
+    """Return the advice to rename a vote of 0 and 1 so that its name says what they mean.
 
     Args:
-        two: answers and the vote.
-        rest: what else is renamed.
+        two: the answers and the vote.
+        rest: further columns to rename.
     """
     by_first, by_index = ({**(rest or {}), **two.columns_with(name)} for name in ("first_is_better", "better_index"))
     return (
@@ -206,7 +206,7 @@ def by_name_of(two: TwoAnswers, rest: Mapping[str, str] | None = None) -> str:
 
 
 def index_of(row: Row) -> tuple[str, str] | None:
-    """Return a column that lists answers and the one beside it that names one of them; None where there are none."""
+    """Return the column that lists answers and the column that selects one of them by index or text; None if absent."""
     lists = [name for name in LISTS if isinstance(row.get(name), list) and len(row[name]) > 1]
     for column in lists[:1]:
         for name in (*NAMES, "chosen"):
@@ -217,7 +217,7 @@ def index_of(row: Row) -> tuple[str, str] | None:
 
 
 def _index_problem(rows: Sequence[Row], name: str, where: str) -> Problem | None:
-    """Return that a vote names one of a list of answers, which may count from 0 or from 1; None if none does."""
+    """Return a problem if a vote selects one of a list of answers, since its index may start at 0 or 1; else None."""
     columns = next(filter(None, map(index_of, rows)), None)
     if columns is None or columns[1] == "choice":
         return None
@@ -228,7 +228,7 @@ def _index_problem(rows: Sequence[Row], name: str, where: str) -> Problem | None
 
 
 def _values(rows: Sequence[Row], name: str) -> frozenset[str]:
-    """Return what a column holds as texts in small letters; nothing if it holds something else than words."""
+    """Return the distinct values of a column as lower-case texts; empty if it holds anything but texts and numbers."""
     values = {row.get(name) for row in rows if isinstance(row.get(name), str | int | float)}
     if any(row.get(name) is not None and not isinstance(row.get(name), str | int | float) for row in rows):
         return frozenset()
@@ -236,7 +236,7 @@ def _values(rows: Sequence[Row], name: str) -> frozenset[str]:
 
 
 def _by_name(row: Row) -> tuple[str, str] | None:
-    """Return two columns of text whose names differ by a word for a side, or by a 2 that the second has."""
+    """Return two columns of the same type whose names differ by a word for a side, or by an added 2; None if absent."""
     texts = {name: value for name, value in row.items() if isinstance(value, str | list) and value}
     pairs = []
     for first, second in combinations(texts, 2):
@@ -249,7 +249,7 @@ def _by_name(row: Row) -> tuple[str, str] | None:
 
 
 def _sides_told(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, str] | None:
-    """Return the words by which two names tell two sides apart, None if they do not."""
+    """Return the words in which two names differ if these name two sides, such as ``a`` and ``b``; else None."""
     if second == (*first, "2"):
         return ("1", "2")
     if len(first) != len(second):
@@ -259,7 +259,7 @@ def _sides_told(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, s
 
 
 def _named_by_vote(row: Row, votes: Mapping[str, frozenset[str]]) -> tuple[str, str] | None:
-    """Return the two columns of text that the values of another column name."""
+    """Return the two columns of text whose names are the values of another column; None if there are none."""
     by_name = {name.casefold(): name for name, value in row.items() if isinstance(value, str | list)}
     for name, values in votes.items():
         named = [by_name[value] for value in by_name if value in values]
@@ -269,7 +269,7 @@ def _named_by_vote(row: Row, votes: Mapping[str, frozenset[str]]) -> tuple[str, 
 
 
 def new_names(columns: tuple[str, str]) -> tuple[str, str]:
-    """Return names under which two answers are read, `response_a` and `response_b`."""
+    """Return the names under which a format reads two answers, such as `response_a` and `response_b`."""
     told = _sides_told(*map(words_of, columns)) or ("a", "b")
     return f"response_{told[0]}", f"response_{told[1]}"
 
@@ -286,7 +286,7 @@ def _is_vote(name: str, values: frozenset[str], columns: tuple[str, str]) -> boo
 
 
 def _sides(columns: tuple[str, str]) -> frozenset[str]:
-    """Return the words by which a vote may name one of two answers, or neither."""
+    """Return the words with which a vote may name one of two answers, or a tie."""
     told = _sides_told(*map(words_of, columns)) or ()
     return frozenset({*SIDE_WORDS, *TIES, *told, *(column.casefold() for column in columns)})
 
@@ -296,7 +296,7 @@ def _names_both(values: frozenset[str], columns: tuple[str, str]) -> bool:
 
 
 def _side_named(two: TwoAnswers) -> int | None:
-    """Return which answer the name of a column of true and false speaks of (`is_a_better`), None if it names none."""
+    """Return the index of the answer that a boolean vote's name mentions (`is_a_better`); None if not exactly one."""
     told = _sides_told(*map(words_of, two.columns)) or two.columns
     named = set(words_of(two.vote))
     sides = [{told[0], "first"}, {told[1], "second"}]

@@ -1,7 +1,7 @@
-"""Votes and scores beside `chosen` and `rejected` that say the rejected answer is the better one.
+"""Finds votes and scores beside `chosen` and `rejected` that prefer the rejected answer.
 
-A word that says so for certain (`winner: rejected`, the text of the rejected answer, a tie) makes a bad row. Points may
-come from another judge than the pair: they are counted, and are a problem where most rows contradict them.
+A vote that certainly does (`winner: rejected`, the text of the rejected answer, a tie) makes a bad row. Scores may come
+from another judge than the pair, so contradictions are counted and are a problem only in most of the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POINTS = frozenset(
     {"score", "scores", "rating", "ratings", "reward", "rewards", "points", "votes", "upvotes", "likes", "elo"}
 )
 RANKS = frozenset({"rank", "ranks", "ranking"})
-"""Of which the lower is the better."""
+"""Words of columns whose lower value is the better one."""
 SIDES = ("chosen", "rejected")
 SURE_TIES = TIES - {"c", "none", "same", "both", "neither"}
 PAIR_FORMATS = ("preference", "hh")
@@ -36,9 +36,9 @@ class _Watched(NamedTuple):
     """Columns of a pair that say which answer is better.
 
     Attributes:
-        votes: whose words may name an answer, each alone or those of one vote together.
-        points: columns of points, of the chosen and of the rejected answer; the second empty for a margin.
-        models: columns that say whose answers the two are.
+        votes: groups of columns that form one vote, most of a single column.
+        points: columns of points of the chosen and of the rejected answer; the second is empty for a margin.
+        models: columns that name the models the two answers come from.
     """
 
     votes: tuple[tuple[str, ...], ...]
@@ -47,27 +47,27 @@ class _Watched(NamedTuple):
 
 
 class Contradictions:
-    """Collects, over the good pairs of a source, what speaks against their order.
+    """Collects, over the good pairs of a source, the votes and scores that contradict `chosen` and `rejected`.
 
     Args:
-        columns: how the recipe renames columns.
+        columns: the recipe's renaming of columns.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self._columns = columns
         self._theirs = {new: old for old, new in columns.items()}
-        self._against: dict[tuple[str, str], list[int]] = {}  # columns to rows that say so, and rows that have both
+        self._against: dict[tuple[str, str], list[int]] = {}  # columns to (contradicting rows, rows with both columns)
         self._unclear: dict[str, None] = {}
 
     def look(self, row: Row, row_format: str) -> None:
-        """Note what a row says of its order.
+        """Record whether a row's votes and scores contradict its order.
 
         Args:
-            row: columns, renamed where the recipe says so.
-            row_format: it was read as.
+            row: columns, renamed as the recipe asks.
+            row_format: format the row was read in.
 
         Raises:
-            BadRowError: a vote says that the rejected answer is the better one, or that neither is.
+            BadRowError: a vote prefers the rejected answer, or is a tie.
         """
         if row_format not in PAIR_FORMATS:
             return
@@ -96,14 +96,14 @@ class Contradictions:
         raise BadRowError(f"{shown} {'says tie' if told == 'tie' else 'is for `rejected`'}", "one for `chosen`", remedy)
 
     def _noted(self, column: str) -> str:
-        """Return the renaming that takes a column for no vote."""
+        """Return the `columns` renaming that makes a column a note, which no format reads."""
         return written({**self._columns, self._theirs.get(column, column): "note"})
 
     def problem(self, name: str) -> Problem | None:
-        """Return that the points of most rows say that the rejected answer is the better one; None if they do not.
+        """Return a problem if the points of most rows prefer the rejected answer; else None.
 
         Args:
-            name: of the source.
+            name: name of the source.
         """
         for (better, worse), (against, count) in self._against.items():
             if against * 2 <= count:
@@ -121,7 +121,7 @@ class Contradictions:
         return None
 
     def notes(self) -> Iterator[str]:
-        """Yield what a person should know of the order of pairs."""
+        """Yield notes on points that contradict some pairs, and on votes that are not read."""
         for columns, (against, count) in self._against.items():
             if against:
                 yield f"{_above(*columns)} in {against:,} of {count:,} rows; `chosen` is taken as the better answer"
@@ -135,7 +135,7 @@ def _above(better: str, worse: str) -> str:
 
 @lru_cache(maxsize=256)
 def _watched(names: tuple[str, ...]) -> _Watched:
-    """Return the columns of a pair that say which of the two is better."""
+    """Return the columns among ``names`` that say which answer of a pair is better."""
     others = [name for name in names if name not in SIDES]
     by_words = {words_of(name): name for name in others}
     paired = []
@@ -160,7 +160,7 @@ def _watched(names: tuple[str, ...]) -> _Watched:
 
 
 def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | None:
-    """Return which side a vote is for (``chosen``, ``rejected``, ``tie``), None if that is not certain."""
+    """Return the side a vote is for (``chosen``, ``rejected``, ``tie``); None if that is not certain."""
     answers = [_text(row.get(side)) for side in SIDES]
     others = tuple(name for name in row if name not in SIDES)
     sides = sides_of(others)
@@ -189,21 +189,21 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
 
 
 def _judged_side(name: str) -> str | None:
-    """Return the side of which a column of true and false says that it is better: `is_chosen_better`."""
+    """Return the side that a boolean column calls better by its name (`is_chosen_better`); None if it names no side."""
     words = words_of(name)
     named = [side for side in SIDES if side in words]
     return named[0] if len(named) == 1 and {"better", "best", "preferred", "won", "wins"} & set(words) else None
 
 
 def _one_of(both: list[str], said: str) -> str | None:
-    """Return the side that alone holds what was said."""
+    """Return the side whose value equals ``said``; None if neither or both do."""
     if both[0] == both[1] or said not in both:
         return None
     return SIDES[both.index(said)]
 
 
 def _text(value: object) -> str:
-    """Return an answer as text: what its last turn says."""
+    """Return an answer as text; of a conversation, the text of its last turn."""
     last = value[-1] if isinstance(value, list) and value else value
     said = last.get("content", last.get("value")) if isinstance(last, Mapping) else last
     return said.strip() if isinstance(said, str) else ""

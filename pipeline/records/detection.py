@@ -1,6 +1,6 @@
-"""Which format rows are in: told by all columns of all rows, and by what the columns hold.
+"""Detects the format of rows from all columns of all rows, and from what the columns hold.
 
-A row that holds half of what its format needs (a pair with one answer) speaks only where no whole row does.
+Incomplete rows (a pair with one answer) count only if no row is complete.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ TOLD_BY: dict[str, frozenset[str]] = {
     "prompt": frozenset({"prompt"}),
     "text": frozenset({"text"}),
 }
-"""Columns that tell a format, the richer one first, as data sets repeat the same content in several."""
+"""Columns that identify a format; richer formats come first, as data sets repeat one content in several formats."""
 
 
 class Detected(NamedTuple):
-    """The format of rows, and why it was taken, as a sentence goes on after ``format NAME:``."""
+    """The format of rows, and the reason as text that follows ``format NAME:``."""
 
     format: str
     why: str
@@ -41,11 +41,11 @@ class _Told(NamedTuple):
 
 
 def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected | None:
-    """Return the format most of the rows are in and why, None when they are in none.
+    """Return the format that most rows have and the reason; None if no row has a known format.
 
     Args:
-        rows: all that could be read, renamed where the recipe says so.
-        shapes: one of which they are to be of.
+        rows: all readable rows, renamed as the recipe asks.
+        shapes: shapes the stage takes.
     """
     votes = Counter(_told(row, shapes) for row in rows)
     count = sum(votes.values())
@@ -71,7 +71,7 @@ def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected 
 
 
 def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
-    """Tell the format of one row by its columns."""
+    """Return the format of one row by its columns; None if it has none."""
     has = {name for name, value in row.items() if value is not None and value != "" and value != []}
     if "text" in shapes and isinstance(row.get("text"), str):
         return _Told("text", ("text",))
