@@ -1,4 +1,4 @@
-"""The content hash of a local folder that holds a model, remembered while its files do not change.
+"""The content hash of a local model folder, cached until its files change.
 
 Owns hashing files. Knows nothing of what a model is.
 """
@@ -15,18 +15,18 @@ from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, Problem
 
 SETTLED_S = 0.1
-"""A file changed more recently is not remembered: a second change in the same tick of the clock would go unseen."""
+"""Seconds since its last change before a file is cached: two changes in one tick of the clock look like one."""
 
 
 def folder_digest(folder: Path, cache: Path | None) -> str:
-    """Return the sha256 over the sorted ``path sha256`` lines of a folder's files; hidden ones do not count.
+    """Return the sha256 over the sorted ``path sha256`` lines of a folder's files, without hidden ones.
 
     Args:
-        folder: what to hash.
-        cache: folder that remembers the hashes of unchanged files; None hashes every file.
+        folder: the folder to hash.
+        cache: folder for the cached hashes of unchanged files; None hashes every file.
 
     Raises:
-        PipelineError: there are no files in it, or one cannot be read.
+        PipelineError: the folder has no files, or one cannot be read.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
     if not files:

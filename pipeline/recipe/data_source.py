@@ -1,6 +1,6 @@
-"""A data source of a recipe: where its rows are, and how they are to be taken.
+"""A data source of a recipe: where its rows are, and how they are read.
 
-Owns the fields and the finding of files. Knows nothing of what is in a row.
+Owns the fields and the lookup of files. Knows nothing of what is in a row.
 """
 
 from __future__ import annotations
@@ -57,32 +57,32 @@ class DataSource(BaseModel):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Absolute paths of the files; looked up from the current folder unless a recipe has placed them."""
+        """Absolute paths of the files; looked up from the current folder unless `place` was called before."""
         if self._files is None:
             self.place([Path.cwd()])
         return self._files or ()
 
     @property
     def unread_files(self) -> tuple[str, ...]:
-        """What lies in the folders of `path` and is not read."""
+        """Names of files and folders in the folders of `path` that are not read."""
         return self._unread
 
     @property
     def repeated_files(self) -> tuple[tuple[Path, Path], ...]:
-        """Second names (links) of files, which are not read again, each with the name that is read."""
+        """Links to files that are read already, each with the path that is read."""
         return self._repeated
 
     def place(self, folders: list[Path] | tuple[Path, ...]) -> None:
         """Find the files of `path` in ``folders``.
 
         Raises:
-            PipelineError: a path names nothing, or an environment variable in it is not set.
+            PipelineError: a path matches no file, or an environment variable in it is not set.
         """
         patterns = [self.path] if isinstance(self.path, str) else self.path or []
         try:
             files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
             self._files, self._repeated = distinct(tuple(files))
             self._unread = tuple(name for pattern in patterns for name in unread_files(expand(pattern), folders))
-        except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
+        except (OSError, ValueError) as error:  # the name is too long, or the folder is not readable
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise PipelineError(Problem(f"`{str(self.path)[:80]}` cannot be looked up: {reason}")) from None

@@ -1,4 +1,4 @@
-"""From files to one tree: the recipe, those it extends, and a profile on top.
+"""Reads a recipe, the recipes it extends, and a profile into one tree.
 
 Owns finding and reading those files. Knows nothing of what a stage or a data source is.
 """
@@ -17,7 +17,7 @@ RECIPE_KEYS = ("extends", "name", "seed", "trust_remote_code", "store", "data", 
 
 
 class Reading:
-    """Gathers one tree from a file, those it extends, and a profile."""
+    """Merges a recipe file, the files it extends, and a profile into one tree, collecting problems."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -25,7 +25,7 @@ class Reading:
         self.problems: list[Problem] = []
 
     def read(self, file: Path, chain: tuple[Path, ...]) -> Node:
-        """Read a file with what it extends below it."""
+        """Read a file and merge it over the files it extends."""
         label = _label(file)
         try:
             text = file.read_bytes().decode("utf-8-sig")
@@ -65,7 +65,7 @@ class Reading:
         return good
 
     def locate(self, node: Node, file: Path, chain: tuple[Path, ...]) -> Path | None:
-        """Find a file that is extended, beside the one that extends it or by the usual lookup."""
+        """Find an extended file in the lookup folders; record a problem and return None if it is missing or a cycle."""
         try:
             text = expand(node.value)
         except PipelineError as error:
@@ -84,7 +84,7 @@ class Reading:
         return target
 
     def with_profile(self, root: Node, name: str | None) -> Node:
-        """Lay a profile on top; look at the others so that a typing error in them shows."""
+        """Merge a profile over the recipe; check the keys of all profiles."""
         section = root.mapping.get("profiles")
         profiles = without_nulls(section).mapping if section is not None else {}
         for other, node in profiles.items():
@@ -99,7 +99,7 @@ class Reading:
         return merge(root, profiles[name]) if isinstance(profiles[name].value, dict) else root
 
     def check_profile(self, name: str, node: Node, root: Node) -> None:
-        """Check the keys of a profile and the stages and sources it names."""
+        """Check the keys of a profile and the names of the stages it changes."""
         if not isinstance(node.value, dict):
             self.problems.append(Problem(f"profile `{name}` is not a mapping", where=node.place))
             return
@@ -118,6 +118,6 @@ class Reading:
 
 
 def _label(file: Path) -> str:
-    """Return how messages name a file: relative to the current folder where that is shorter."""
+    """Return the name of a file in messages: relative to the current folder if it is inside it."""
     full = Path(os.path.abspath(file))  # noqa: PTH100
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)

@@ -1,4 +1,4 @@
-"""The short ways to write `reward:`: one name, one mapping, or a list of them with weights.
+"""Expands the short forms of `reward:`: one name, one mapping, or a list of them with weights.
 
     reward: rm                                        a reward model
     reward: {function: rewards.py:polite}             a Python function
@@ -6,8 +6,8 @@
       - {model: rm, weight: 1.0}
       - {function: rewards.py:short, weight: 0.2}
 
-They are written out as the fields a configuration has (`pipeline/training/reward_fields.py`): names of models, names of
-functions, and one weight for each, models first. Every part keeps its place in the file. `watch:` is written alike,
+They are expanded to the fields of a configuration (`pipeline/training/reward_fields.py`): names of models, names of
+functions, and one weight for each, models first. Every part keeps its file and line. `watch:` has the same forms
 without weights.
 """
 
@@ -21,7 +21,7 @@ KEYS = ("model", "function", "weight")
 
 
 def unfold_rewards(body: Node, stage: str, key: str = "reward") -> tuple[Node, list[Problem]]:
-    """Return a stage's body with `reward` (or `watch`) written out, and what is wrong with it."""
+    """Return a stage's body with `reward` (or `watch`) expanded, and its problems."""
     if key not in body.mapping or f"{key}_functions" in body.mapping or f"{key}_weights" in body.mapping:
         return body, []
     node = body.mapping[key]

@@ -277,7 +277,7 @@ def transcript_turns(text: str, name: str) -> Turns:
 
 
 FOLLOWS = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant", "user")}
-"""Role to the roles that may follow it. A user may follow a tool, since a call may be in the text of a turn."""
+"""Role to the roles that may follow it. A tool result may follow any assistant turn, whose text may hold the call."""
 
 
 def check_order(turns: Turns, name: str, *, first: str = "user", last: str) -> None:
