@@ -152,7 +152,7 @@ class _Resolver:
         return None
 
     def artifact(self, text: str, where: str, stage: str, *, quiet: bool) -> Artifact | None:
-        """Return the artifact a ref names, or None; a ref with a version or tag that does not exist is a problem."""
+        """Return the artifact a ref names, or None; a missing version, fingerprint or tag is a problem."""
         from pipeline.artifacts.refs import resolve
 
         if "@" not in text and ":" not in text and not self.store.artifacts(text):

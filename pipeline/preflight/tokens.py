@@ -1,8 +1,8 @@
-"""Rows, tokenizer and chat template meet before anything runs: which rows fit the context, which cannot be rendered.
+"""Encodes rows with tokenizer and chat template before anything runs, to find rows that are too long or do not render.
 
-Owns which tokenizer a stage will have, where that is on this machine already, and what it means for the stage that rows
-are left out. The encoding itself is the stages' own, done by `pipeline/training/token_counts.py` in another process
-and remembered by the content of rows and tokenizer.
+Owns which tokenizer encodes a stage's rows, and the problems that follow for the stage when rows are left out. The
+encoding is the stages' own; `pipeline/training/token_counts.py` runs it in a subprocess. Counts are cached by the
+content of rows and tokenizer.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from pipeline.training.token_counts import TokenCount, TokenRequest
 
 REMEMBERED_FILE = "checked-tokens-3.json"
-"""The number is that of its form, and of how rows are encoded."""
+"""The number in the name is raised when the file's format or the encoding of rows changes."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 LONGEST_BY_DEFAULT = 2048
-"""Tokens of the longest row where a recipe says nothing, as `training/fitting.py` has it."""
+"""Default of `train.max_length` in tokens, the same as in `training/fitting.py`."""
 
 PROMPTS: dict[str, str] = {"prompt": "prompts"}
 CONVERSATIONS: dict[str, str] = {"messages": "messages"}
@@ -63,21 +63,21 @@ ENCODINGS: dict[tuple[str, str], dict[str, str]] = {
     ("rloo", "data"): PROMPTS,
     ("evaluate", "data"): PROMPTS,
 }
-"""How a kind encodes the rows of a field, by their shape."""
+"""Kind and field to the encoding of its rows, by their shape."""
 
 WITH_TOKENIZER = ("tokenizer", "model", "models", "init")
-"""Inputs of stages that bring the tokenizer their rows are encoded with, the first of them that is there."""
+"""Input fields that may provide the tokenizer of a stage's rows; the first one that is set does."""
 
 
 @dataclass(frozen=True)
 class StageTokens:
-    """What a stage gets once its rows are tokens.
+    """Token counts of a stage's rows.
 
     Attributes:
-        use: of the source by the stage.
-        tokenizer: name of where it comes from.
-        max_length: longest row in tokens, None where that is not known.
-        count: of the rows.
+        use: the stage's data field and its source.
+        tokenizer: name of the stage, folder or hub model the tokenizer comes from.
+        max_length: longest allowed row in tokens; None when not known.
+        count: counts of the encoded rows.
     """
 
     use: SourceUse
@@ -87,7 +87,7 @@ class StageTokens:
 
     @property
     def notes(self) -> Iterator[str]:
-        """What a person should know, a sentence each."""
+        """Notes on the encoded rows for the user, one sentence each."""
         head, count, rows = f"stage {self.use.stage}:", self.count, self.use.source_name
         if count.too_long:
             fate = "cut at their end" if "messages" in self.shapes else "left out"
@@ -112,7 +112,7 @@ class StageTokens:
 
 
 class TokenReport(NamedTuple):
-    """What came of encoding the rows of a plan: counts by stage, and problems."""
+    """Results of encoding the rows of a plan: counts by stage, and problems."""
 
     stages: list[StageTokens]
     problems: list[Problem]
@@ -129,12 +129,12 @@ def count_stage_tokens(
     """Encode the rows of every pending stage whose tokenizer is on this machine.
 
     Args:
-        plan: of a recipe.
-        store: remembers what was encoded once.
-        shapes: of the models, for their contexts.
-        sources: the rows.
-        refused: stages that get too few rows as it is.
-        progress: is told how far it is.
+        plan: plan of a recipe.
+        store: caches token counts.
+        shapes: shapes of the models, for their context lengths.
+        sources: the row counts.
+        refused: stages that get too few rows and are not encoded.
+        progress: is called with the progress.
     """
     asked: list[tuple[SourceUse, TokenizerPlace, TokenRequest]] = []
     for use, stage, place in _encoded_uses(plan, sources):
@@ -154,14 +154,14 @@ def count_stage_tokens(
 
 
 def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse, PlannedStage, TokenizerPlace]]:
-    """Yield the uses of rows that can be encoded now, with the tokenizer that will encode them."""
+    """Yield the data fields whose tokenizer is on this machine, with stage and tokenizer."""
     stages = {stage.spec.name: stage for stage in plan.stages}
     for use in sources.counts:
         stage = stages.get(use.stage)
         if stage is None or (stage.spec.kind, use.field) not in ENCODINGS:
             continue
         if getattr(stage.spec.config, "control_tokens", "text") == "parsed":
-            continue  # nothing of its texts is to be said
+            continue  # control tokens in its texts are intended
         items = next((stage.inputs[field] for field in WITH_TOKENIZER if stage.inputs.get(field)), [])
         places = (tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
         seen: set[tuple[Path, str | None]] = set()
@@ -200,7 +200,7 @@ def _request(
 
 
 def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
-    """Return the tokens that the model of a stage has positions for, or the least of its models."""
+    """Return the context length of a stage's model in tokens, or the shortest of its models; None if not known."""
     if stage.spec.kind == "evaluate":
         configs = [shapes.config_of_input(item) or {} for item in stage.inputs.get("models", [])]
     else:
@@ -210,7 +210,7 @@ def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
 
 
 def _room(stage: PlannedStage, shapes: ModelShapes) -> int | None:
-    """Return the longest prompt beside which the longest answer fits the model's context."""
+    """Return the tokens left for a prompt in the model's context beside the longest response; None if not known."""
     config: Any = stage.spec.config
     context = _context(stage, shapes)
     train = getattr(config, "train", None)
@@ -221,7 +221,7 @@ def _room(stage: PlannedStage, shapes: ModelShapes) -> int | None:
 
 
 def _max_length(stage: PlannedStage, field: str, shapes: ModelShapes) -> int | None:
-    """Return the longest row that fits a stage: for prompts what is left beside the response."""
+    """Return the longest row that fits a stage, in tokens; for prompts, the tokens left beside the response."""
     config: Any = stage.spec.config
     asked = getattr(getattr(config, "train", None), "max_length", None)
     context = _context(stage, shapes)
@@ -236,7 +236,7 @@ def _max_length(stage: PlannedStage, field: str, shapes: ModelShapes) -> int | N
 
 
 def _problems(plan: Plan, tokens: StageTokens, source: SourceCount) -> Iterator[Problem]:
-    """Say what would stop the stage, in the words of the stage."""
+    """Yield the problems that would stop the stage, with the stage's own texts."""
     use, count = tokens.use, tokens.count
     stage = next(one for one in plan.stages if one.spec.name == use.stage)
     where = plan.recipe.where("stages", use.stage, use.field)
@@ -300,7 +300,7 @@ def _fault_problems(use: SourceUse, tokens: StageTokens, where: str, *, can_skip
 
 
 def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress | None) -> list[TokenCount]:
-    """Return the counts of requests, remembered or made."""
+    """Return the counts of requests, from the cache or newly encoded."""
     from pipeline.training.token_counts import TokenCount
 
     file = store.root / ".cache" / REMEMBERED_FILE
@@ -319,7 +319,7 @@ def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress |
 
 
 def _key(request: TokenRequest, store: Store) -> str:
-    """Return what identifies an answer: the content of rows and tokenizer, and how one is read with the other."""
+    """Return the cache key of a request: the content of rows and tokenizers, the options, and library versions."""
     from pipeline.records import digest
 
     rows = digest(request.source, cache=store.root / ".cache", artifact=request.artifact).digest
@@ -330,15 +330,17 @@ def _key(request: TokenRequest, store: Store) -> str:
         content.update(content_of(each / name))
     left_out: Any = {"tokenizer": True, "source": {"path"}, "artifact": True, "readers": {"__all__": {"tokenizer"}}}
     options = request.model_dump(mode="json", exclude=left_out)
-    # Where rows lie is part of the answer: it names the first that are too long or cannot be rendered.
+    # The counts contain file and line of the first rows that are too long or cannot be rendered.
     places = [str(file) for file in request.source.files] if request.source.path else str(request.artifact)
-    libraries = [version(name) for name in ("transformers", "tokenizers", "trl")]  # trl's templates help out
+    libraries = [
+        version(name) for name in ("transformers", "tokenizers", "trl")
+    ]  # trl ships training variants of chat templates
     text = json.dumps([rows, content.hexdigest(), options, places, libraries], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:
-    """Encode in this process where transformers is loaded already, else in one of its own."""
+    """Encode in this process if torch and transformers are imported already, else in a subprocess."""
     from pipeline.training.token_counts import count_tokens
 
     def say(i: int, done: int, total: int) -> None:
@@ -355,10 +357,10 @@ def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[T
 
 
 def _made_elsewhere(requests: Sequence[TokenRequest], say: Callable[[int, int, int], None]) -> list[TokenCount]:
-    """Encode in a process of its own, which imports transformers so that this one need not.
+    """Encode in a subprocess, so that this process need not import transformers.
 
     Raises:
-        PipelineError: the process ended before it had answered.
+        PipelineError: the subprocess ended before it had encoded all requests.
     """
     from pipeline.training.token_counts import TokenCount
 

@@ -1,7 +1,4 @@
-"""Fields that have an effect beside another one only.
-
-A field that would be passed over is refused, with what it needs: an ε of Adam with plain SGD changes nothing.
-"""
+"""Rejects fields that have no effect because another field is not set: Adam's ε does nothing with plain SGD."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from pipeline.trainer_fields.schedules import BY_EVALUATION, schedule_problems
 
 @dataclass(frozen=True)
 class Need:
-    """What a field has to stand beside.
+    """Another field that a field needs to have an effect.
 
     Attributes:
-        other: the other field.
-        values: values of it that do; empty: any that is not null, false or 0.
-        default: what it is where the recipe says nothing.
+        other: name of the other field.
+        values: values of the other field that meet the need; empty for any value but null, false and 0.
+        default: default of the other field.
     """
 
     other: str
@@ -32,7 +29,7 @@ class Need:
     default: Any = None
 
     def is_met(self, given: Mapping[str, Any]) -> bool:
-        """Say whether it stands there."""
+        """Return whether the other field has a value that meets the need."""
         value = given.get(self.other, self.default)
         values = value if isinstance(value, list) else [value]
         return any(one in self.values for one in values) if self.values else bool(value)
@@ -111,15 +108,15 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "vllm_structured_outputs_regex": (_VLLM,),
     "vllm_tensor_parallel_size": (_VLLM, _COLOCATED),
 }
-"""Fields that are passed over unless another one stands beside them."""
+"""Field to the other fields it needs to have an effect."""
 
 
 def need_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
-    """Yield fields that are asked for and would be passed over, and those that contradict one another.
+    """Yield problems of fields in the recipe that would have no effect, or that contradict one another.
 
     Args:
-        given: all words of `train` with their values, defaults of the kind's own among them.
-        asked: those the recipe has.
+        given: all fields of `train` with their values, including defaults of the kind's own fields.
+        asked: names of the fields the recipe sets.
     """
     for field in sorted(asked):
         if given[field] is None or given[field] is False:

@@ -1,4 +1,4 @@
-"""The optimizers of transformers: the packages they stand in, and which values the arguments of each take."""
+"""The optimizers of transformers: the packages they need, and the allowed values of their arguments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WITH_EPS = (
     *("stable_adamw", "adamw_anyprecision"),
 )
 LOW_RANK = (*_GALORE, *_APOLLO)
-"""Optimizers that work on the layers of `optim_target_modules`."""
+"""Optimizers with low-rank states for the layers of `optim_target_modules`."""
 
 PACKAGES: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys((*_ADAM_BNB, *_ADEMAMIX, *LION, *_RMS_BNB), ("bitsandbytes", "pip install 'trueup[quantize]'")),
@@ -51,7 +51,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "grokadamw": ("grokadamw", "pip install grokadamw"),
     "stable_adamw": ("optimi", "pip install torch-optimi"),
 }
-"""Optimizers that stand in a package of their own: its module, and how to get it."""
+"""Optimizer to the module of the package it needs, and how to install it."""
 
 _DTYPE = of_words("float32", "bfloat16", "float16")
 _ALWAYS = Argument("must be true: transformers takes any word for it", lambda value: value is True)
@@ -86,17 +86,17 @@ OPTIM_ARGS: Mapping[str, Mapping[str, Argument]] = {
     "stable_adamw": {"max_lr": POSITIVE, "kahan_sum": _ALWAYS, "decouple_lr": _ALWAYS},
     **dict.fromkeys(_RMS_BNB, _RMS_ARGS),
 }
-"""Arguments that `optim_args` may hold; an optimizer that is not here reads none."""
+"""Optimizer to the arguments that `optim_args` may hold; other optimizers read none."""
 
 _SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-"""What transformers reads as on and off."""
+"""Texts that transformers reads as booleans."""
 
 
 def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what is wrong with `optim` and `optim_args` together.
+    """Yield the problems of `optim` and `optim_args` together.
 
     Args:
-        given: all words of `train` with their values.
+        given: all fields of `train` with their values.
     """
     optim, text = str(given.get("optim", "")), given.get("optim_args")
     if optim in LOW_RANK and not given.get("optim_target_modules"):
@@ -127,7 +127,7 @@ def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _read(word: str, argument: Argument) -> Any:
-    """Return an argument's value as the optimizer gets it."""
+    """Return the value of an argument's text as the optimizer gets it."""
     if argument in (SWITCH, _ALWAYS):
         return _SWITCHES.get(word.lower(), word)
     try:

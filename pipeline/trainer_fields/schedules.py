@@ -1,6 +1,6 @@
-"""The learning-rate schedules of transformers: which arguments each takes, of which values, and what they end below.
+"""The learning-rate schedules of transformers: their arguments, the allowed values, and their lowest rates.
 
-A schedule is made when a trainer makes its optimizer, after data and model are loaded; here it is known beforehand.
+A trainer constructs its schedule only after data and model are loaded; these checks need neither.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ SCHEDULE_KWARGS: Mapping[str, Mapping[str, Argument]] = {
         "reset_start": COUNT,
     },
 }
-"""Arguments that `lr_scheduler_kwargs` may hold."""
+"""Schedule to the arguments that `lr_scheduler_kwargs` may hold."""
 
 LOWEST = {
     "polynomial": ("lr_end", 1e-7),
     "cosine_with_min_lr": ("min_lr", 0),
     "cosine_warmup_with_min_lr": ("min_lr", 0),
 }
-"""Schedules that go down to a rate of their own: its name, and what it is where the recipe says nothing."""
+"""Schedule to the argument of its lowest rate, and that argument's default."""
 
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
@@ -78,16 +78,16 @@ BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 
 
 def schedule_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
-    """Yield what is wrong with `lr_scheduler_type` and `lr_scheduler_kwargs` together, and beside the other words.
+    """Yield the problems of `lr_scheduler_type` and `lr_scheduler_kwargs`, together and with other fields.
 
     Args:
-        given: all words of `train` with their values.
-        asked: those the recipe has.
+        given: all fields of `train` with their values.
+        asked: names of the fields the recipe sets.
     """
     schedule = str(given.get("lr_scheduler_type", "linear"))
     kwargs = given.get("lr_scheduler_kwargs") or {}
     takes = SCHEDULE_KWARGS.get(schedule)
-    if takes is None:  # an unknown schedule is said to be
+    if takes is None:  # an unknown schedule is reported elsewhere
         return
     right = {}
     for key, value in kwargs.items():
@@ -116,7 +116,7 @@ def schedule_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterat
 
 
 def _rate_problems(schedule: str, kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a lowest rate that is not below the highest."""
+    """Yield a problem if the lowest rate is not below the highest."""
     rate = given.get("learning_rate")
     name, default = LOWEST.get(schedule, ("", 0))
     lowest = kwargs.get(name, default)
@@ -132,7 +132,7 @@ def _rate_problems(schedule: str, kwargs: Mapping[str, Any], given: Mapping[str,
 
 
 def _length_problems(kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a decay for which a run is too short."""
+    """Yield a problem if the decay is longer than the steps left for it."""
     steps, decay, warmup = given.get("max_steps"), kwargs.get("num_decay_steps"), given.get("warmup_steps") or 0
     if steps is None or decay is None:
         return
