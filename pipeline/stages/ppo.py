@@ -1,9 +1,8 @@
 """PPO: optimise a policy against a reward with proximal policy optimisation, by our own trainer (`pipeline/ppo/`).
 
 Reference: Schulman et al. 2017, arXiv:1707.06347; for language models Ouyang et al. 2022, arXiv:2203.02155. The
-reference policy
-is the model the stage starts from; its divergence is priced per token. The result is the best policy by held-out
-reward minus β·KL, which need not be the last.
+reference policy is the model the stage starts from; the KL penalty is applied per token. The result is the policy with
+the best held-out reward minus β·KL, which need not be the last.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Train(PPOSettings):
     report_to: Annotated[list[str], Runtime()] = Field(default=[])
 
     def check(self) -> list[Problem]:
-        """Return contradictions between fields, and trackers nobody knows."""
+        """Return contradictions between fields, and unknown trackers."""
         return [*super().check(), *tracker_problems(self.report_to)]
 
 
@@ -52,7 +51,7 @@ class Config(RewardFields):
         value: with an adapter and the shared layout, `adapter` gives the value function one of its own beside its head,
             for a second forward pass; `head` reads the policy's trunk.
         ptx_data: conversations for PPO-ptx (`train.ptx_coef`).
-        watch: a reward model or Python function nobody learns from, written as `reward` is: it scores held-out
+        watch: a reward model or Python function that is not trained on, written as `reward` is: it scores held-out
             responses, and a reward that rises while it falls is being gamed.
         rollout_engine: `batched` is our own loop, `generate` that of transformers, `vllm` samples with vLLM on the
             training GPU; `auto` takes the first on a CPU, and on a GPU vLLM where it is installed.
@@ -88,7 +87,7 @@ class Config(RewardFields):
 
 @stage("ppo", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
-    """Train the policy and keep its best state."""
+    """Train the policy and save its best state."""
     from pipeline.models.load import load_tokenizer
     from pipeline.ppo.guards import Stopped
     from pipeline.ppo.state import load_state, newest_state
@@ -121,7 +120,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
-    """Put models, prompts and rewards together, and check them before anything is trained."""
+    """Build the trainer from models, prompts and rewards, and check the policy before training."""
     from pipeline.models.contract import end_ids
     from pipeline.models.forward import context_limit
     from pipeline.models.kernels import apply_liger
@@ -131,7 +130,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     from pipeline.training.arguments import liger_kernels
     from pipeline.training.reward_sources import load_rewards, load_watched
 
-    precision = _precision(ctx)  # before weights are loaded in it
+    precision = _precision(ctx)  # resolved before weights are loaded
     model, reference = _start(ctx, config, tokenizer)
     if liger_kernels(ctx):
         apply_liger(model)
@@ -155,10 +154,10 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     )
     watched = load_watched(ctx, config.watch, config.watch_functions, tokenizer)
     ranks = Ranks.current()
-    stepper = _stepper(ctx, config, policy, ranks)
+    train_engine = _train_engine(ctx, config, policy, ranks)
     longest = max(len(prompt.ids) for prompt in [*prompts, *held_out])
     engine = _engine(ctx, config, policy, tokenizer.pad_token_id, eos_ids, longest)
-    note = check_policy(policy, engine, prompts, eos_ids, stepper)
+    note = check_policy(policy, engine, prompts, eos_ids, train_engine)
     if note:
         ctx.note(note)
     return PPOTrainer(
@@ -173,14 +172,14 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         seed=ctx.seed,
         ranks=ranks,
         language_loss=_language_loss(ctx, config, tokenizer, context_limit(policy.model)),
-        stepper=stepper,
+        stepper=train_engine,
         watch=_score_of(watched) if watched.names else None,
         ends_are_taught=not tokenizer.chat_template or _ends_are_taught(tokenizer, prompts[0].row),
     )
 
 
 def _ends_are_taught(tokenizer: Any, row: dict[str, Any]) -> bool:
-    """Whether the chat template ends an answer to a prompt with a token that a model can learn to write."""
+    """Return whether the chat template ends an answer with a token that the model can learn to generate."""
     from pipeline.models.contract import eos_is_learned
     from pipeline.training.encode import ANSWER
 
@@ -188,7 +187,7 @@ def _ends_are_taught(tokenizer: Any, row: dict[str, Any]) -> bool:
 
 
 def _start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
-    """Return the policy's start, and where that cannot be copied, for it is sharded, once more as the reference."""
+    """Return the policy's initial model, and with ZeRO-3 a second one as reference, since shards cannot be copied."""
     from pipeline.models.load import load_causal_lm
     from pipeline.training.arguments import device_of, starting_weights
     from pipeline.training.fitting import fit
@@ -199,13 +198,13 @@ def _start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any 
     fit(ctx, model, tokenizer, weights)
     if weights.get("zero3") is not None:
         return model, load() if config.adapter is None else None
-    if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already
+    if config.adapter is None or config.adapter.quantize is None:  # quantised weights are loaded onto the device
         model.to(device_of(ctx))
     return model, None
 
 
 def _on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
-    """Return the scorer of a reward model whose adapter fits the policy's trunk; None when it has to be loaded."""
+    """Return a scorer for a reward model that is an adapter on the policy's trunk; None if it must be loaded."""
     from pathlib import Path
 
     from pipeline.ppo.adapters import reward_on_trunk, start_value_from_reward
@@ -221,7 +220,7 @@ def _on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
 
 
 def _precision(ctx: StageContext) -> Any:
-    """Return the format of the computation where it is not that of the weights."""
+    """Return the dtype of the computation if it differs from that of the weights; else None."""
     from pipeline.models.precision import HALF
     from pipeline.training.arguments import precision_of
     from pipeline.training.precision_problems import ppo_problem
@@ -236,8 +235,8 @@ def _precision(ctx: StageContext) -> Any:
     return HALF.get(picked)
 
 
-def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
-    """Return what shares state out over processes; None where every process holds everything."""
+def _train_engine(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
+    """Return the engine that shards the training state (ZeRO or FSDP2); None if it is not sharded."""
     from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
     from pipeline.training.arguments import precision_of
 
@@ -260,7 +259,7 @@ def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
 
 
 def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> tuple[list[Any], list[Any]]:
-    """Return prompts to train on and held-out ones, encoded; all must leave room for an answer."""
+    """Return encoded training and held-out prompts; raise if one leaves no room for a response in the context."""
     import random
 
     from pipeline.models.forward import context_limit
@@ -299,10 +298,10 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
 
 
 def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids: Sequence[int], longest: int) -> Any:
-    """Return what samples responses to prompts of up to ``longest`` tokens, and say which it is.
+    """Return the rollout engine for prompts of up to ``longest`` tokens, and note which one `auto` chose.
 
     Raises:
-        PipelineError: vLLM was asked for and is not there.
+        PipelineError: vLLM was requested and is not available.
     """
     from pipeline.models.kernels import INSTALL
     from pipeline.ppo.rollout import BatchedEngine, GenerateEngine
@@ -335,7 +334,7 @@ def _score_of(rewards: Any) -> Any:
 
 
 def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
-    """Return what a separate value function starts from: the reward model if it reads the same tokens."""
+    """Return the initial separate value model: a reward model with the policy's tokenizer, else the policy's start."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.training.arguments import zero3_config
@@ -359,9 +358,9 @@ def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
 
 
 def _language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int | None) -> Any:
-    """Return the loss of PPO-ptx: mean cross-entropy on the assistant's tokens of a few conversations.
+    """Return the loss of PPO-ptx: mean cross-entropy on the assistant's tokens of a batch of conversations.
 
-    Conversations longer than the model's context of ``limit`` tokens are cut at their end.
+    Conversations longer than the model's context of ``limit`` tokens are truncated.
     """
     if config.ptx_data is None:
         return None

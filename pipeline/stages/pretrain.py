@@ -1,8 +1,8 @@
 """Pretraining: next-token prediction from scratch, or continued, with transformers' Trainer.
 
-Reference: Radford et al. 2019 (GPT-2); architectures are those of transformers, built from their config.
-Two ways to make rows: `rows` keeps one document per row and buckets by length (no work on padding, no attention
-between documents; fastest on a CPU), `packed` joins documents into full rows (best on a GPU).
+Reference: Radford et al. 2019 (GPT-2). Architectures are those of transformers, built from their configuration.
+There are two modes: `rows` has one document per row and buckets rows by length (no work on padding, no attention
+between documents; fastest on a CPU); `packed` joins documents into full rows (best on a GPU).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Config(StageConfig):
         tokenizer: a tokenizer stage, a folder, or a hub id.
         model: architecture: `type` of transformers (llama, qwen3, gpt2, …) and any field of its config.
         init: weights to go on from, instead of `model`.
-        control_tokens: what the name of a control token, as `<|user|>`, is in a text: `text` as any other, or `parsed`
-            to the token, for texts that are conversations rendered beforehand.
+        control_tokens: how the name of a control token in a text, such as `<|user|>`, is tokenized: as `text` like any
+            other, or `parsed` to the token, for texts that are conversations rendered beforehand.
         train: how to train.
     """
 
@@ -56,7 +56,7 @@ class Config(StageConfig):
     train: Train = Train()
 
     def check(self) -> list[Problem]:
-        """Ask for exactly one of `model` and `init`, and a tokenizer for a new model."""
+        """Return problems unless exactly one of `model` and `init` is set, and a new model has a tokenizer."""
         problems = self.train.check()
         if (self.model is None) == (self.init is None):
             problems.append(
@@ -73,7 +73,7 @@ class Config(StageConfig):
 
 @stage("pretrain", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
-    """Build or load the model, train it, save it with its tokenizer."""
+    """Build or load the model, train it, and save it with its tokenizer."""
     from transformers import TrainingArguments, set_seed
 
     from pipeline.models.load import load_tokenizer
@@ -160,7 +160,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
-    """Build or load the model; where a process keeps a part of it without weights, with what gives it them."""
+    """Build or load the model; with pipeline or tensor parallelism, also return its deferred weights, else None."""
     from pipeline.models.deferred import Deferred
     from pipeline.models.load import load_causal_lm, load_deferred_causal_lm
     from pipeline.models.scratch import build_causal_lm
@@ -189,7 +189,7 @@ def _finished(
     parameters: int,
     documents: list[dict[str, list[int]]],
 ) -> StageResult:
-    """Write the model, and return what the manifest says of it."""
+    """Write the model, and return the stage's result for the manifest."""
     from pipeline.artifacts.provenance import descended
     from pipeline.models.save import save_model
     from pipeline.training.finish import finish
@@ -211,7 +211,7 @@ def _finished(
 
 
 def _say_spelled(ctx: StageContext, tokenizer: Any, texts: list[str], *, parsed: bool) -> None:
-    """Say how many texts spell a control token, where they are not meant to."""
+    """Note how many texts spell a control token, unless these are parsed."""
     from pipeline.models.tokens import TextEncoder
 
     spells = TextEncoder(tokenizer).names
@@ -232,9 +232,9 @@ def _documents(
     parsed: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, list[int]]]:
-    """Tokenize texts, begin and end each as the tokenizer does, and cut them to rows of at most ``max_length`` tokens.
+    """Tokenize texts and cut them into rows of at most ``max_length`` tokens.
 
-    A text begins with the tokens that the tokenizer writes before one, as Llama's `<s>`, and ends with the end token.
+    Each text gets the tokenizer's prefix tokens, such as Llama's `<s>`, and the end token.
     """
     if not texts:
         return []

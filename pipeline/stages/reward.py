@@ -1,7 +1,7 @@
 """Reward model: learn which of two responses people prefer, with trl's RewardTrainer, and say how far to trust it.
 
 Reference: Ouyang et al. 2022 (InstructGPT), equation 1 (Bradley-Terry); the margin is that of Touvron et al. 2023
-(Llama 2), equation 2. The held-out report goes beyond accuracy: calibration, margins, and how much is mere length.
+(Llama 2), equation 2. The held-out report has accuracy, calibration, margins, and the effect of length.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         steps=steps,
         has_held_out=bool(rows.held_out) and bool(held_out) and not config.test,
         max_length=None,
-        liger_kernel_config={"fused_linear_cross_entropy": False},  # a head of scores is no output layer
+        liger_kernel_config={"fused_linear_cross_entropy": False},  # a reward head has no vocabulary logits to fuse
     )
     columns = ("chosen_ids", "rejected_ids")
-    set_seed(arguments.seed)  # as the trainer is about to: an adapter in shards is drawn from here
+    set_seed(arguments.seed)  # as the trainer will: a sharded adapter is initialised from this random state
     trainer = BucketedRewardTrainer(
         model=model,
         args=arguments,
@@ -161,7 +161,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
-    """Return whole sequences of encoded pairs (a cut response has no honest score), each with its row."""
+    """Return the full sequences (prompt and response) of encoded pairs, each with its row.
+
+    Raises:
+        PipelineError: margins are used, and rows lack them.
+    """
     encoded = []
     for i, one in zip(encoded_rows.kept, encoded_rows.rows, strict=True):
         prompt, row = one["prompt_ids"], rows[i]
@@ -180,7 +184,7 @@ def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_mar
 def _report(
     ctx: StageContext, config: Config, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]
 ) -> dict[str, float]:
-    """Score the held-out pairs and write the report card; return its headline figures."""
+    """Score the held-out pairs and write the report card; return its main figures."""
     from pipeline.evaluation.reward_card import build_card, write_card
     from pipeline.models.scoring import score
     from pipeline.training.arguments import precision_of
@@ -212,7 +216,7 @@ SIDES = ("chosen", "rejected")
 
 
 def _gold_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return the true scores of both sides where every row has them (`gold_chosen`, `gold_rejected`)."""
+    """Return the true scores (`gold_chosen`, `gold_rejected`) by side; empty unless every row has both."""
     if not all(row.get(f"gold_{side}") is not None for row in rows for side in SIDES):
         return {}
     return {side: [float(row[f"gold_{side}"]) for row in rows] for side in SIDES}

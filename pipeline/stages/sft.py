@@ -1,8 +1,8 @@
 """Instruction tuning (SFT): learn the assistant's turns of demonstrations, with trl's SFTTrainer.
 
-Reference: Ouyang et al. 2022 (InstructGPT), section 3.5, step 1. Loss falls on the assistant's tokens only, its
-end-of-turn token included, so the model learns to stop. Rows are bucketed by length (fastest on a CPU), or packed into
-full ones whose conversations do not see one another (best on a GPU: every step has the same shape).
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.5, step 1. The loss is computed on the assistant's tokens only,
+end-of-turn token included, so that the model learns to stop. Rows are bucketed by length (fastest on a CPU), or packed
+into full rows whose conversations do not attend to one another (best on a GPU: every step has the same shape).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.stage import Data, Input, Rows, StageConfig, StageContext, StageRe
 from pipeline.training.fields import CommonTrain, unknown_word
 
 LOSSES = ("nll", "dft")
-"""Losses of trl's SFTTrainer: of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""
+"""Losses of trl's SFTTrainer: cross-entropy of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""
 
 if TYPE_CHECKING:
     from pipeline.training.encoded import EncodedSource
@@ -105,7 +105,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     is_pipelined, deferred = int(ctx.compute.get("pipeline_parallel", 1)) > 1, None
     if is_pipelined:
         refuse_unused(train, config.adapter)
-        starting_weights(ctx, config.adapter)  # refuses quantised files
+        starting_weights(ctx, config.adapter)  # raises for quantised files
         attention = attention_kernel(ctx)
         model, deferred = load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
     else:
@@ -171,7 +171,7 @@ def _finished(
     counts: dict[str, int],
     seen: list[list[int]],
 ) -> StageResult:
-    """Write the model, and return what the manifest says of it."""
+    """Write the model, and return the stage's result for the manifest."""
     from pipeline.training.finish import finish, save_trained
 
     lineage = save_trained(ctx, consolidated, tokenizer, ctx.input("model"), config.adapter, seen)
@@ -186,10 +186,10 @@ def _finished(
 
 
 def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> EncodedSource:
-    """Tokenize conversations; cut the end of rows that are too long and leave out those with nothing left to learn.
+    """Tokenize conversations; truncate rows that are too long, and drop rows without a token to train on.
 
     Raises:
-        PipelineError: there is no chat template, or the end token is not among what is learnt.
+        PipelineError: there is no chat template, or the end token is not trained on.
     """
     from pipeline.models.contract import unseen_opening
     from pipeline.training.encode import encode_messages, template_problems
