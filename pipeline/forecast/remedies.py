@@ -45,11 +45,11 @@ def resolve_auto(plan: Plan, store: Store) -> Plan:
     A stage that fits keeps its `auto`. Fingerprints do not change, because both are runtime settings.
     """
     needs, _ = forecasts(plan, store)
-    chosen = {forecast.stage.spec.name: _eased(forecast) for forecast in needs}
+    by_name = {forecast.stage.spec.name: _with_auto_resolved(forecast) for forecast in needs}
     stages = []
     for stage in plan.stages:
-        eased = chosen.get(stage.spec.name)
-        stages.append(stage if eased is None else replace(stage, spec=replace(stage.spec, compute=eased.compute)))
+        resolved = by_name.get(stage.spec.name)
+        stages.append(stage if resolved is None else replace(stage, spec=replace(stage.spec, compute=resolved.compute)))
     return replace(plan, stages=tuple(stages))
 
 
@@ -66,19 +66,19 @@ def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Ite
         compute = forecast.stage.spec.compute
         if elsewhere and compute.launcher == "slurm" and compute.hardware is None:
             continue  # the memory of the cluster's nodes is not known here
-        eased = _eased(forecast)
-        if eased.fits:
+        resolved = _with_auto_resolved(forecast)
+        if resolved.fits:
             continue
-        if eased.fits_host:
-            parts = ", ".join(f"{name} {gib(size)}" for name, size in eased.memory.parts().items())
-            word = " or ".join(eased.formats)
-            statement = f"needs about {gib(eased.memory.peak)} on each process in {word} ({parts})"
-            expected = f"at most {gib(eased.room)} of {eased.device.name}"
+        if resolved.fits_host:
+            parts = ", ".join(f"{name} {gib(size)}" for name, size in resolved.memory.parts().items())
+            word = " or ".join(resolved.formats)
+            statement = f"needs about {gib(resolved.memory.peak)} on each process in {word} ({parts})"
+            expected = f"at most {gib(resolved.room)} of {resolved.device.name}"
         else:
-            statement = f"compute.offload keeps about {gib(eased.host * compute.processes)} in the machine's memory"
-            expected = f"at most {gib(eased.device.host_gib * 2**30)}, as the machine has"
-        where = plan.recipe.where("stages", eased.stage.spec.name, "compute")
-        yield Problem(statement, expected, advice(eased), where, eased.stage.spec.name)
+            statement = f"compute.offload keeps about {gib(resolved.host * compute.processes)} in the machine's memory"
+            expected = f"at most {gib(resolved.device.host_gib * 2**30)}, as the machine has"
+        where = plan.recipe.where("stages", resolved.stage.spec.name, "compute")
+        yield Problem(statement, expected, advice(resolved), where, resolved.stage.spec.name)
 
 
 def gib(size: float) -> str:
@@ -86,7 +86,7 @@ def gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
-def _eased(forecast: Forecast) -> Forecast:
+def _with_auto_resolved(forecast: Forecast) -> Forecast:
     """Resolve `auto` values by the cheapest change that fits; return the forecast unchanged if it fits or none does."""
     if forecast.fits:
         return forecast

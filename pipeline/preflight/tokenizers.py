@@ -45,8 +45,8 @@ def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> Tokeni
         if folder is None or not (folder / "tokenizer.json").is_file():
             return None
         path = str(item.artifact or item.ref)
-        given = ResolvedInput(ref=item.ref, name=item.name, kind=item.kind, fingerprint=item.fingerprint, path=path)
-        return TokenizerPlace(item.name, given, folder, template)
+        resolved = ResolvedInput(ref=item.ref, name=item.name, kind=item.kind, fingerprint=item.fingerprint, path=path)
+        return TokenizerPlace(item.name, resolved, folder, template)
     stage = next((one for one in plan.stages if one.spec.name == item.ref), None)
     if stage is None:
         return None
@@ -59,30 +59,30 @@ def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> Tokeni
 
 def hub_folder(ref: str) -> Path | None:
     """Return the cache folder of a hub model's tokenizer; None if it is not downloaded."""
-    return _kept(ref, "tokenizer.json")
+    return _cached_folder(ref, "tokenizer.json")
 
 
 def _is_downloaded(ref: str) -> bool:
     """Return whether any file of a hub model or tokenizer is in this machine's cache."""
-    return any(_kept(ref, name) for name in ("config.json", *TOKENIZER_FILES))
+    return any(_cached_folder(ref, name) for name in ("config.json", *TOKENIZER_FILES))
 
 
-def _kept(ref: str, file: str) -> Path | None:
+def _cached_folder(ref: str, file: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     name, _, revision = ref.partition("@")
-    place = try_to_load_from_cache(name, file, revision=revision or None)
-    return Path(place).parent if isinstance(place, str) else None
+    cached = try_to_load_from_cache(name, file, revision=revision or None)
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
-def readers_of(plan: Plan, stage: PlannedStage, place: TokenizerPlace) -> list[dict[str, Any]]:
+def readers_of(plan: Plan, stage: PlannedStage, tokenizer: TokenizerPlace) -> list[dict[str, Any]]:
     """Return the reward models whose tokenizer differs from the policy's, as fields of a `TokenRequest`."""
     readers = []
     for item in [*stage.inputs.get("reward", []), *stage.inputs.get("watch", [])]:
         own = tokenizer_of(plan, item, None)
         if own is None:
             continue
-        writer_facts, reader_facts = (facts_of_folder(one.folder, one.name) for one in (place, own))
+        writer_facts, reader_facts = (facts_of_folder(one.folder, one.name) for one in (tokenizer, own))
         if writer_facts is None or reader_facts is None or disagreements(writer_facts, reader_facts):
             name = f"reward model `{item.ref}`"
             readers.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
@@ -105,9 +105,9 @@ def growing_embeddings(plan: Plan, shapes: ModelShapes) -> tuple[list[str], list
         for field in MODELS:
             for item in stage.inputs.get(field, []):
                 own = stage.inputs.get("tokenizer", [item])[0]
-                place = tokenizer_of(plan, own, None) if item.artifact is not None or item.external else None
-                rows = (shapes.config_of_input(item) or {}).get("vocab_size") if place is not None else None
-                facts = facts_of_folder(place.folder, place.name) if place is not None else None
+                tokenizer = tokenizer_of(plan, own, None) if item.artifact is not None or item.external else None
+                rows = (shapes.config_of_input(item) or {}).get("vocab_size") if tokenizer is not None else None
+                facts = facts_of_folder(tokenizer.folder, tokenizer.name) if tokenizer is not None else None
                 if facts is None or not isinstance(rows, int) or facts.entries <= rows:
                     continue
                 if can_grow:

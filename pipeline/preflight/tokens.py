@@ -137,14 +137,14 @@ def count_stage_tokens(
         progress: is called with the progress.
     """
     asked: list[tuple[SourceUse, TokenizerPlace, TokenRequest]] = []
-    for use, stage, place in _encoded_uses(plan, sources):
+    for use, stage, tokenizer in _encoded_uses(plan, sources):
         if use.stage in refused:
             continue
-        asked.append((use, place, _request(plan, use, stage, place, shapes)))
+        asked.append((use, tokenizer, _request(plan, use, stage, tokenizer, shapes)))
     counts = _counts([request for _, _, request in asked], store, progress)
     stages = [
-        StageTokens(use, place.name, request.max_length, count)
-        for (use, place, request), count in zip(asked, counts, strict=True)
+        StageTokens(use, tokenizer.name, request.max_length, count)
+        for (use, tokenizer, request), count in zip(asked, counts, strict=True)
     ]
     problems: dict[str, Problem] = {}
     for counted in stages:
@@ -163,16 +163,16 @@ def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse
         if getattr(stage.spec.config, "control_tokens", "text") == "parsed":
             continue  # control tokens in its texts are intended
         items = next((stage.inputs[field] for field in WITH_TOKENIZER if stage.inputs.get(field)), [])
-        places = (tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
+        tokenizers = (tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
         seen: set[tuple[Path, str | None]] = set()
-        for place in places:
-            if place is not None and (place.folder, place.chat_template) not in seen:
-                seen.add((place.folder, place.chat_template))
-                yield use, stage, place
+        for tokenizer in tokenizers:
+            if tokenizer is not None and (tokenizer.folder, tokenizer.chat_template) not in seen:
+                seen.add((tokenizer.folder, tokenizer.chat_template))
+                yield use, stage, tokenizer
 
 
 def _request(
-    plan: Plan, use: SourceUse, stage: PlannedStage, place: TokenizerPlace, shapes: ModelShapes
+    plan: Plan, use: SourceUse, stage: PlannedStage, tokenizer: TokenizerPlace, shapes: ModelShapes
 ) -> TokenRequest:
     from pipeline.training.token_counts import TokenRequest
 
@@ -181,8 +181,8 @@ def _request(
         source = source.model_copy(update={"path": [str(file) for file in source.files]})
     return TokenRequest.model_validate(
         {
-            "tokenizer": place.item,
-            "chat_template": place.chat_template,
+            "tokenizer": tokenizer.item,
+            "chat_template": tokenizer.chat_template,
             "trust_remote_code": plan.recipe.trust_remote_code,
             "encodings": ENCODINGS[stage.spec.kind, use.field],
             "source": source.model_dump(mode="json"),
@@ -193,7 +193,7 @@ def _request(
             "max_length": _max_length(stage, use.field, shapes),
             "packed": getattr(getattr(stage.spec.config, "train", None), "mode", "") == "packed",
             "room": _room(stage, shapes) if stage.spec.kind == "evaluate" else None,
-            "readers": readers_of(plan, stage, place) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
+            "readers": readers_of(plan, stage, tokenizer) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
             "held_out_only": stage.spec.kind == "evaluate",
         }
     )
@@ -311,7 +311,7 @@ def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress |
     keys = [_key(request, store) for request in requests]
     missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
     if missing:
-        counts = _made(list(missing.values()), progress)
+        counts = _encode(list(missing.values()), progress)
         fresh = dict(zip(missing, (count.model_dump() for count in counts), strict=True))
         known |= fresh
         keep_if_possible(file, json.dumps(known, sort_keys=True))
@@ -339,7 +339,7 @@ def _key(request: TokenRequest, store: Store) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:
+def _encode(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:
     """Encode in this process if torch and transformers are imported already, else in a subprocess."""
     from pipeline.training.token_counts import count_tokens
 
@@ -353,10 +353,10 @@ def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[T
         return [count_tokens(one, partial(say, i)) for i, one in enumerate(requests)]
     if progress is not None:
         progress("loading the tokenizers")
-    return _made_elsewhere(requests, say)
+    return _encode_in_subprocess(requests, say)
 
 
-def _made_elsewhere(requests: Sequence[TokenRequest], say: Callable[[int, int, int], None]) -> list[TokenCount]:
+def _encode_in_subprocess(requests: Sequence[TokenRequest], say: Callable[[int, int, int], None]) -> list[TokenCount]:
     """Encode in a subprocess, so that this process need not import transformers.
 
     Raises:

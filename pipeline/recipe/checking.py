@@ -69,8 +69,8 @@ def validate(
     try:
         built = validate_repairing(model, data)
     except ValidationError as error:
-        teller = _Teller(model, node, data, stage, label, tuple(extra_keys))
-        return None, teller.problems(error)
+        translator = _ErrorTranslator(model, node, data, stage, label, tuple(extra_keys))
+        return None, translator.problems(error)
     return built, []
 
 
@@ -135,7 +135,7 @@ def _at(data: Any, path: Location) -> Any:
     return data
 
 
-class _Teller:
+class _ErrorTranslator:
     """Translates one validation error into problems."""
 
     def __init__(
@@ -160,20 +160,20 @@ class _Teller:
             inside = any(other != (path, group) and other[0][: len(path)] == path for other in by_path)
             if group == "value" and inside and isinstance(_at(self.data, path), Mapping):
                 del by_path[path, group]
-        problems = [self.tell(path, group, details) for (path, group), details in by_path.items()]
-        problems += self.passed_on({path for path, _ in by_path})
+        problems = [self.problem_at(path, group, details) for (path, group), details in by_path.items()]
+        problems += self.passthrough_problems({path for path, _ in by_path})
         return problems
 
-    def passed_on(self, reported: set[Location]) -> list[Problem]:
+    def passthrough_problems(self, reported: set[Location]) -> list[Problem]:
         """Check the fields passed on to the trainer too, which pydantic checks only if all other fields are valid."""
         problems = []
         for name, info in self.model.model_fields.items():
             inner = models_of(info.annotation)
-            given = self.data.get(name)
+            block = self.data.get(name)
             for model in inner:
-                if issubclass(model, TrainFields) and isinstance(given, dict):
-                    for key, problem in model.problems_in(given).items():
-                        if (name, key) not in reported and given[key] is not None:
+                if issubclass(model, TrainFields) and isinstance(block, dict):
+                    for key, problem in model.problems_in(block).items():
+                        if (name, key) not in reported and block[key] is not None:
                             problems.append(self.located(problem, (name, key)))
         return problems
 
@@ -189,7 +189,7 @@ class _Teller:
         parts = [self.label] if self.label else []
         return ".".join([*parts, *(str(part) for part in path)])
 
-    def tell(self, path: Location, group: str, details: list[Any]) -> Problem:
+    def problem_at(self, path: Location, group: str, details: list[Any]) -> Problem:
         """Return the problem of all errors at one path."""
         first = details[0]
         where = self.node.where(*path)

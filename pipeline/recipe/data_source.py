@@ -46,13 +46,13 @@ class DataSource(BaseModel):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [name for name in ("path", "hub", "artifact") if getattr(self, name) is not None]
-        if len(given) != 1:
-            statement = f"has both `{given[0]}` and `{given[1]}`" if given else "says nowhere to read from"
+        origins = [name for name in ("path", "hub", "artifact") if getattr(self, name) is not None]
+        if len(origins) != 1:
+            statement = f"has both `{origins[0]}` and `{origins[1]}`" if origins else "says nowhere to read from"
             raise ValueError(f"{statement}|exactly one of `path`, `hub`, `artifact`")
         for name, origin in (("revision", "hub"), ("subset", "hub"), ("file", "artifact")):
-            if getattr(self, name) is not None and given[0] != origin:
-                raise ValueError(f"`{name}` is given with `{given[0]}`|only with `{origin}`")
+            if getattr(self, name) is not None and origins[0] != origin:
+                raise ValueError(f"`{name}` is given with `{origins[0]}`|only with `{origin}`")
         return self
 
     @property

@@ -55,8 +55,8 @@ class Hardware(BaseModel):
     def device(self) -> Device:
         """The device these fields describe."""
         start = DEVICES[self.name] if self.name else Device("hardware", 0.0, is_gpu=self.tflops is not None)
-        given = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
-        return replace(start, **given)
+        overrides = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        return replace(start, **overrides)
 
 
 class Slurm(BaseModel):

@@ -96,13 +96,13 @@ def two_answers(rows: Sequence[Row]) -> TwoAnswers | None:
     points = points_of(columns, rows)
     one_sided = {name for pair in combinations(names, 2) if _sides_told(*map(words_of, pair)) for name in pair}
     votes = {name: values for name, values in votes.items() if name not in (*columns, *one_sided)}
-    told = [name for name in votes if votes[name] and _is_vote(name, votes[name], columns)]
-    told.sort(key=lambda name: (name not in NAMES, VOTE_WORDS.search(name) is None))
-    may = [name for name in votes if len(votes[name]) > 1 and votes[name] <= _sides(columns)]
-    vote = (told or ([] if points else may) or [""])[0]
+    recognised = [name for name in votes if votes[name] and _is_vote(name, votes[name], columns)]
+    recognised.sort(key=lambda name: (name not in NAMES, VOTE_WORDS.search(name) is None))
+    possible = [name for name in votes if len(votes[name]) > 1 and votes[name] <= _sides(columns)]
+    vote = (recognised or ([] if points else possible) or [""])[0]
     new = known.columns if known else new_names(columns)
     values = votes.get(vote, frozenset())
-    return TwoAnswers(columns, new, vote, values, is_sure=bool(told), points=() if told else points)
+    return TwoAnswers(columns, new, vote, values, is_sure=bool(recognised), points=() if recognised else points)
 
 
 def opened(row: Row) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def points_of(columns: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
         is_named = any(one in first and first.replace(one, other, 1) == second != first for one, other in owners)
         if {first, second} & set(columns) or not (is_named or _sides_told(words_of(first), words_of(second))):
             continue
-        given = [row.get(name) for row in rows for name in (first, second)]
-        given = [value for value in given if value is not None and value != ""]
-        if given and all(as_number(value) is not None for value in given):
+        points = [row.get(name) for row in rows for name in (first, second)]
+        points = [value for value in points if value is not None and value != ""]
+        if points and all(as_number(value) is not None for value in points):
             return first, second
     return ()
 
@@ -244,8 +244,8 @@ def _by_name(row: Row) -> tuple[str, str] | None:
             if type(row[one]) is type(row[other]) and _sides_told(words_of(one), words_of(other)) is not None:
                 pairs.append((one, other))
     named = [pair for pair in pairs if ANSWER_WORDS & set(words_of(pair[0])) and not set(words_of(pair[0])) & {"id"}]
-    left = [pair for pair in pairs if not OTHER_WORDS & set(words_of(pair[0]))]
-    return next(iter(named or left), None)
+    others = [pair for pair in pairs if not OTHER_WORDS & set(words_of(pair[0]))]
+    return next(iter(named or others), None)
 
 
 def _sides_told(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, str] | None:
@@ -270,8 +270,8 @@ def _named_by_vote(row: Row, votes: Mapping[str, frozenset[str]]) -> tuple[str, 
 
 def new_names(columns: tuple[str, str]) -> tuple[str, str]:
     """Return the names under which a format reads two answers, such as `response_a` and `response_b`."""
-    told = _sides_told(*map(words_of, columns)) or ("a", "b")
-    return f"response_{told[0]}", f"response_{told[1]}"
+    suffixes = _sides_told(*map(words_of, columns)) or ("a", "b")
+    return f"response_{suffixes[0]}", f"response_{suffixes[1]}"
 
 
 def _is_vote(name: str, values: frozenset[str], columns: tuple[str, str]) -> bool:
@@ -287,8 +287,8 @@ def _is_vote(name: str, values: frozenset[str], columns: tuple[str, str]) -> boo
 
 def _sides(columns: tuple[str, str]) -> frozenset[str]:
     """Return the words with which a vote may name one of two answers, or a tie."""
-    told = _sides_told(*map(words_of, columns)) or ()
-    return frozenset({*SIDE_WORDS, *TIES, *told, *(column.casefold() for column in columns)})
+    suffixes = _sides_told(*map(words_of, columns)) or ()
+    return frozenset({*SIDE_WORDS, *TIES, *suffixes, *(column.casefold() for column in columns)})
 
 
 def _names_both(values: frozenset[str], columns: tuple[str, str]) -> bool:
@@ -297,8 +297,8 @@ def _names_both(values: frozenset[str], columns: tuple[str, str]) -> bool:
 
 def _side_named(two: TwoAnswers) -> int | None:
     """Return the index of the answer that a boolean vote's name mentions (`is_a_better`); None if not exactly one."""
-    told = _sides_told(*map(words_of, two.columns)) or two.columns
+    suffixes = _sides_told(*map(words_of, two.columns)) or two.columns
     named = set(words_of(two.vote))
-    sides = [{told[0], "first"}, {told[1], "second"}]
+    sides = [{suffixes[0], "first"}, {suffixes[1], "second"}]
     hits = [at for at, words in enumerate(sides) if words & named]
     return hits[0] if len(hits) == 1 else None

@@ -85,13 +85,13 @@ def _arguments(call: Mapping[str, Any], here: str) -> dict[str, Any]:
     """Return the arguments of a call, under whichever of `ARGUMENTS` they are."""
     read: dict[str, dict[str, Any]] = {}
     for key in ARGUMENTS:
-        given = call.get(key)
-        if given is None or given == "":
+        value = call.get(key)
+        if value is None or value == "":
             continue
-        arguments = _parsed(given, f"{here} {key}") or {}
+        arguments = _parsed(value, f"{here} {key}") or {}
         if not isinstance(arguments, Mapping):
             raise BadRowError(f"{here} has {key} that are {kind_of_value(arguments)}", "an object")
-        read[key] = dict(arguments if isinstance(given, str) else filled(arguments))
+        read[key] = dict(arguments if isinstance(value, str) else filled(arguments))
     first = next(iter(read), "")
     other = next((key for key in read if read[key] != read[first]), None)
     if other is not None:

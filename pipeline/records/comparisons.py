@@ -84,8 +84,8 @@ def flat(row: Row) -> Row:
     if not isinstance(fields, Mapping) or not isinstance(answers, Mapping):
         return row
     votes: dict[str, Any] = {}
-    for given in answers.values():
-        for number, one in enumerate(given if isinstance(given, list) else [given], start=1):
+    for annotation in answers.values():
+        for number, one in enumerate(annotation if isinstance(annotation, list) else [annotation], start=1):
             value = one.get("value") if isinstance(one, Mapping) else one
             if isinstance(value, str) and len(votes) < 100:
                 votes[f"annotator{number}"] = value

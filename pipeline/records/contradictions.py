@@ -84,16 +84,18 @@ class Contradictions:
     def _look_at_vote(self, row: Row, votes: tuple[str, ...], watched: _Watched) -> None:
         if any(row[vote] is None or row[vote] == "" for vote in votes):
             return
-        told = _side_told(row, votes, watched)
-        if told == "chosen":
+        preferred = _side_told(row, votes, watched)
+        if preferred == "chosen":
             return
-        if told is None:
+        if preferred is None:
             if votes[0].casefold() in NAMES:
                 self._unclear[votes[0]] = None
             return
         shown = " and ".join(f"`{vote}` {row[vote]!r}"[:60] for vote in votes[:3])
         remedy = f"if it is no vote on the two, set `columns: {self._noted(votes[0])}`"
-        raise BadRowError(f"{shown} {'says tie' if told == 'tie' else 'is for `rejected`'}", "one for `chosen`", remedy)
+        raise BadRowError(
+            f"{shown} {'says tie' if preferred == 'tie' else 'is for `rejected`'}", "one for `chosen`", remedy
+        )
 
     def _noted(self, column: str) -> str:
         """Return the `columns` renaming that makes a column a note, which no format reads."""
@@ -172,8 +174,8 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
             return None
         return _one_of(answers, voted) if sorted(texts) == sorted(answers) else None
     judged = _judged_side(votes[0])
-    if judged is not None and (said := label_in(row[votes[0]])) is not None:
-        return judged if said else SIDES[1 - SIDES.index(judged)]
+    if judged is not None and (label := label_in(row[votes[0]])) is not None:
+        return judged if label else SIDES[1 - SIDES.index(judged)]
     if not isinstance(row[votes[0]], str):
         return None
     word = row[votes[0]].strip()
@@ -182,10 +184,10 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
     named = re.sub(r"[_ -](response|answer|output)$", "", word.casefold())
     if named in SIDES:
         return named
-    told = _one_of(answers, word)
+    side_named = _one_of(answers, word)
     for pair in watched.models:
-        told = told or _one_of([str(row[name]).casefold() for name in pair], word.casefold())
-    return told
+        side_named = side_named or _one_of([str(row[name]).casefold() for name in pair], word.casefold())
+    return side_named
 
 
 def _judged_side(name: str) -> str | None:
@@ -195,11 +197,11 @@ def _judged_side(name: str) -> str | None:
     return named[0] if len(named) == 1 and {"better", "best", "preferred", "won", "wins"} & set(words) else None
 
 
-def _one_of(both: list[str], said: str) -> str | None:
+def _one_of(both: list[str], value: str) -> str | None:
     """Return the side whose value equals ``said``; None if neither or both do."""
-    if both[0] == both[1] or said not in both:
+    if both[0] == both[1] or value not in both:
         return None
-    return SIDES[both.index(said)]
+    return SIDES[both.index(value)]
 
 
 def _text(value: object) -> str:

@@ -92,10 +92,10 @@ def _header(path: Path, lines: _Lines, delimiter: str) -> tuple[list[str], str]:
     where = f"{shown(path)}:1"
     header: list[str] = []
     fault = ""
-    given = _Replayed(lines)
+    replayed = _Replayed(lines)
     for divider in dict.fromkeys((delimiter, *DELIMITERS)):
         try:
-            names = next(filter(None, csv.reader(given.again(), delimiter=divider, strict=True)), [])
+            names = next(filter(None, csv.reader(replayed.again(), delimiter=divider, strict=True)), [])
         except csv.Error as error:
             fault = fault or str(error)
             continue

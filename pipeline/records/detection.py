@@ -34,7 +34,7 @@ class Detected(NamedTuple):
     why: str
 
 
-class _Told(NamedTuple):
+class _RowFormat(NamedTuple):
     format: str
     columns: tuple[str, ...]
     is_whole: bool = True
@@ -47,53 +47,53 @@ def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected 
         rows: all readable rows, renamed as the recipe asks.
         shapes: shapes the stage takes.
     """
-    votes = Counter(_told(row, shapes) for row in rows)
+    votes = Counter(_format_of(row, shapes) for row in rows)
     count = sum(votes.values())
     votes.pop(None, None)
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for is_whole in (True, False):
         for vote, number in votes.items():
             if vote is not None and vote.is_whole == is_whole:
-                told[vote.format] += number
-        if told:
+                counts[vote.format] += number
+        if counts:
             break
-    if not told:
+    if not counts:
         return None
-    taken, number = told.most_common(1)[0]
+    row_format, number = counts.most_common(1)[0]
     columns = next(
         vote.columns
         for vote, _ in votes.most_common()
-        if vote is not None and vote.format == taken and vote.is_whole == is_whole
+        if vote is not None and vote.format == row_format and vote.is_whole == is_whole
     )
-    others = ", ".join(f"{more} of format {name}" for name, more in told.items() if name != taken)
+    others = ", ".join(f"{more} of format {name}" for name, more in counts.items() if name != row_format)
     why = f"{number:,} of {count:,} rows have {' and '.join(f'`{one}`' for one in columns)}"
-    return Detected(taken, f"{why}; {others}" if others else why)
+    return Detected(row_format, f"{why}; {others}" if others else why)
 
 
-def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
+def _format_of(row: Row, shapes: Collection[Shape]) -> _RowFormat | None:
     """Return the format of one row by its columns; None if it has none."""
     has = {name for name, value in row.items() if value is not None and value != "" and value != []}
     if "text" in shapes and isinstance(row.get("text"), str):
-        return _Told("text", ("text",))
+        return _RowFormat("text", ("text",))
     if {"chosen", "rejected"} <= has:
-        return _Told("hh" if _holds_transcripts(row) else "preference", ("chosen", "rejected"))
+        return _RowFormat("hh" if _holds_transcripts(row) else "preference", ("chosen", "rejected"))
     if has.issuperset(OPENAI_PAIR):
-        return _Told("preference", OPENAI_PAIR)
+        return _RowFormat("preference", OPENAI_PAIR)
     if is_comparison(row):
-        return _Told("comparison", read_by(row))
+        return _RowFormat("comparison", read_by(row))
     if "preference" in shapes and {"chosen", "rejected"} & has:  # half a pair is a bad pair, not a prompt
-        told = "hh" if _holds_transcripts(row) else "preference"
-        return _Told(told, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
+        pair_format = "hh" if _holds_transcripts(row) else "preference"
+        return _RowFormat(pair_format, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
     row_format = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
     if row_format in (None, "prompt") and "messages" in shapes and "prompt" not in shapes:  # half a pair is a bad pair
         for name in ("prompt_completion", "alpaca"):
             if TOLD_BY[name] <= row.keys() and TOLD_BY[name] & has:
-                return _Told(name, tuple(sorted(TOLD_BY[name] & has)), is_whole=False)
+                return _RowFormat(name, tuple(sorted(TOLD_BY[name] & has)), is_whole=False)
     if row_format:
-        return _Told(row_format, tuple(sorted(TOLD_BY[row_format], reverse=row_format == "prompt_completion")))
+        return _RowFormat(row_format, tuple(sorted(TOLD_BY[row_format], reverse=row_format == "prompt_completion")))
     if "prompt" in shapes and "instruction" in has:
-        return _Told("prompt", ("instruction",))
-    return _Told("prompt", ("turns",)) if isinstance(row.get("turns"), list) else None
+        return _RowFormat("prompt", ("instruction",))
+    return _RowFormat("prompt", ("turns",)) if isinstance(row.get("turns"), list) else None
 
 
 def _holds_transcripts(row: Row) -> bool:

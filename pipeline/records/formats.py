@@ -98,20 +98,20 @@ def instruction_of(row: Row) -> str:
         BadRowError: one of them is not text.
     """
     asked = text_of(row.get("instruction"), "`instruction`")
-    given = row.get("input")
-    if not given or (isinstance(given, str) and given.strip("<> ").casefold() in NO_INPUT):
+    context = row.get("input")
+    if not context or (isinstance(context, str) and context.strip("<> ").casefold() in NO_INPUT):
         return asked
-    return f"{asked}\n\n{text_of(given, '`input`')}"
+    return f"{asked}\n\n{text_of(context, '`input`')}"
 
 
 def _history(row: Row) -> Turns:
     turns: Turns = []
-    given = row.get("history") or []
-    if isinstance(given, str) and given.lstrip().startswith("["):  # CSV has text only
-        given = json_in(given, "`history`")
-    if not isinstance(given, list):
-        raise BadRowError(f"`history` is {kind_of_value(given)}", "a list of [question, answer]")
-    for number, exchange in enumerate(given, start=1):
+    history = row.get("history") or []
+    if isinstance(history, str) and history.lstrip().startswith("["):  # CSV has text only
+        history = json_in(history, "`history`")
+    if not isinstance(history, list):
+        raise BadRowError(f"`history` is {kind_of_value(history)}", "a list of [question, answer]")
+    for number, exchange in enumerate(history, start=1):
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRowError(f"`history` exchange {number} is {exchange!r}"[:80], "[question, answer]")
         turns += _exchange(*(text_of(text, f"`history` exchange {number}") for text in exchange))
@@ -147,19 +147,19 @@ def pair_of(better: object, worse: object, row: Row) -> Parsed:
     """
     chosen = _side(better, "chosen", role="assistant")
     rejected = _side(worse, "rejected", role="assistant")
-    given = row.get("prompt")
+    prompt_value = row.get("prompt")
     if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
-        if given is None and row.get("instruction"):
+        if prompt_value is None and row.get("instruction"):
             asked = [*_history(row), {"role": "user", "content": instruction_of(row)}]
             return _pair(asked, chosen, rejected, row)
-        if given is None:
+        if prompt_value is None:
             expected = "a `prompt`, or `chosen` and `rejected` as whole conversations that start alike"
             raise BadRowError("`prompt` is missing", expected)
-        pair = _pair(_side(given, "prompt", role="user"), chosen, rejected, row)
-        pair.is_plain = all(map(is_plain_text, (given, better, worse)))
+        pair = _pair(_side(prompt_value, "prompt", role="user"), chosen, rejected, row)
+        pair.is_plain = all(map(is_plain_text, (prompt_value, better, worse)))
         return pair
     prompt, chosen, rejected = _without_shared(chosen, rejected)
-    if given is not None and not _is_same_prompt(_side(given, "prompt", role="user"), prompt):
+    if prompt_value is not None and not _is_same_prompt(_side(prompt_value, "prompt", role="user"), prompt):
         statement = "`prompt` differs from the turns `chosen` and `rejected` start with"
         raise BadRowError(statement, "the same")
     return _pair(prompt, chosen, rejected, row)

@@ -68,9 +68,9 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     if missing:
         raise BadRowError(f"has no column `{missing[0]}`, which `columns` names", f"it has {listed(row)}")
     opened = {old.partition(".")[0] for old in inner}
-    taken = [new for old, new in columns.items() if new in row and new not in {*columns, *opened} and new != old]
-    if taken:
-        raise BadRowError(f"has a column `{taken[0]}` already", "none, as `columns` gives another that name")
+    occupied = [new for old, new in columns.items() if new in row and new not in {*columns, *opened} and new != old]
+    if occupied:
+        raise BadRowError(f"has a column `{occupied[0]}` already", "none, as `columns` gives another that name")
     renamed_row = {columns.get(name, name): value for name, value in row.items()}
     return _voting(
         {**renamed_row, **{columns[old]: value for old, value in inner.items() if value is not _NOTHING}}, columns
@@ -159,17 +159,17 @@ def _reading(
 ) -> str:
     """Return the advice to read two answers by their vote instead of always preferring the first."""
     rest = {old: new for old, new in columns.items() if new not in ("chosen", "rejected")}
-    given = {sides[0]: "", sides[1]: "", **dict.fromkeys(points or (vote,), "")}
-    if is_comparison(renamed_where_possible(given, rest)):
+    empty_row = {sides[0]: "", sides[1]: "", **dict.fromkeys(points or (vote,), "")}
+    if is_comparison(renamed_where_possible(empty_row, rest)):
         return f"{f'set `columns: {written(rest)}`' if rest else 'leave `columns` out'}, which reads the vote"
-    told = frozenset(str(value).casefold().removesuffix(".0") for value in values if value not in (None, ""))
+    texts = frozenset(str(value).casefold().removesuffix(".0") for value in values if value not in (None, ""))
     known = sides_of(sides)
     names = known.columns if known is not None and known.columns == sides else new_names(sides)
-    if known is None and not {name.rpartition("_")[2] for name in names} & told:
+    if known is None and not {name.rpartition("_")[2] for name in names} & texts:
         names = ("response_a", "response_b")  # match `model_a` and `model_b`, which may name the answers' models
-    two = TwoAnswers(sides, names, "" if vote in points else vote, told, points=points)
+    two = TwoAnswers(sides, names, "" if vote in points else vote, texts, points=points)
     read = next(readings(two), None)
-    if read is None and told <= BOOLEANS:
+    if read is None and texts <= BOOLEANS:
         return by_name_of(two, rest)
     return f"set `columns: {written({**rest, **(read or {})})}`, which reads the vote"
 
@@ -209,14 +209,14 @@ def _deciding_points(sides: tuple[str, str], rows: Sequence[Row]) -> tuple[str, 
 def _is_vote(column: str, values: Sequence[object]) -> bool:
     """Return whether a column's name is that of a vote, or a weaker name whose values name sides."""
     known = column.casefold()
-    given = [value for value in values if value is not None and value != ""]
-    if not given:
+    filled = [value for value in values if value is not None and value != ""]
+    if not filled:
         return False
     if known in NAMES or ONE_HOT.match(column) or ANNOTATOR.match(column):
         return True
     if known not in WEAK and not known.startswith("is_"):
         return False
-    words = {str(value).casefold().removesuffix(".0") for value in given}
+    words = {str(value).casefold().removesuffix(".0") for value in filled}
     return len(words) > 1 and words <= WORDS
 
 

@@ -78,11 +78,11 @@ def _check_speaker(row: Row) -> None:
         BadRowError: the row says that it is not.
     """
     asked = next((name for name in ("text", "prompt", "instruction") if isinstance(row.get(name), str)), None)
-    told = {name: row[name].strip() for name in SPEAKERS if isinstance(row.get(name), str)}
-    roles = {name: ROLES[said.casefold()] for name, said in told.items() if said.casefold() in ROLES}
+    speakers = {name: row[name].strip() for name in SPEAKERS if isinstance(row.get(name), str)}
+    roles = {name: ROLES[speaker.casefold()] for name, speaker in speakers.items() if speaker.casefold() in ROLES}
     other = next((name for name, role in roles.items() if role != "user"), None)
     if asked and other:
-        raise BadRowError(f"`{other}` is {told[other]}, so `{asked}` is no prompt", "a message of the user")
+        raise BadRowError(f"`{other}` is {speakers[other]}, so `{asked}` is no prompt", "a message of the user")
     if asked and roles and row.get("parent_id"):
         raise BadRowError(f"`parent_id` is set, so `{asked}` is the middle of a conversation", "its first message")
 
@@ -123,13 +123,13 @@ def _check_learnt(turns: Turns) -> None:
 
 def _label(row: Row) -> tuple[str, bool]:
     """Return the column of a row's label, and whether the label is good."""
-    given = [name for name in LABELS if row.get(name) not in (None, "")]
-    if not given:
+    labels = [name for name in LABELS if row.get(name) not in (None, "")]
+    if not labels:
         raise BadRowError("`label` is missing", "true or false")
-    column, label = given[0], label_in(row[given[0]])
+    column, label = labels[0], label_in(row[labels[0]])
     if label is None:
         raise BadRowError(f"`{column}` is {row[column]!r}"[:60], "true or false (or 1 or 0)")
-    other = next((name for name in given if label_in(row[name]) is (not label)), None)
+    other = next((name for name in labels if label_in(row[name]) is (not label)), None)
     if other is not None:
         raise BadRowError(f"`{column}` is {row[column]!r} and `{other}` is {row[other]!r}"[:80], "one label")
     return column, label

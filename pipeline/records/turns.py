@@ -107,11 +107,11 @@ def _keys_of(message: object, here: str) -> tuple[str, str]:
 
 def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: str) -> Turn:
     """Return the turn of one message."""
-    given = message[role_key]
-    role = ROLES.get(given.casefold()) if isinstance(given, str) else None
+    speaker = message[role_key]
+    role = ROLES.get(speaker.casefold()) if isinstance(speaker, str) else None
     if role is None:
-        told = json.dumps(given, default=str)[:60]
-        raise BadRowError(f"{here} has unknown role {told}", "one of system, user, assistant, tool")
+        shown = json.dumps(speaker, default=str)[:60]
+        raise BadRowError(f"{here} has unknown role {shown}", "one of system, user, assistant, tool")
     media = next((key for key in MEDIA_KEYS if message.get(key)), None)
     if media is not None:
         raise BadRowError(f"{here} has `{media}`", TEXT_ONLY)
@@ -136,10 +136,10 @@ def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> 
         return {"content": text_of(content, here)}
     calls = calls_of(message, here)
     is_silent = content is None or (isinstance(content, str) and not content.strip())
-    said: Turn = {"content": "" if calls and is_silent else text_of(content, here)}
+    fields: Turn = {"content": "" if calls and is_silent else text_of(content, here)}
     if calls:
-        said["tool_calls"] = calls
-    return {**said, **_thought_and_weight(message, here)}
+        fields["tool_calls"] = calls
+    return {**fields, **_thought_and_weight(message, here)}
 
 
 def _thought_and_weight(message: Mapping[str, Any], here: str) -> Turn:
@@ -167,19 +167,19 @@ def unused_keys(message: object) -> Iterable[str]:
     ]
     if message.keys() in PLAIN_KEYS:
         return in_parts
-    given = {key: value for key, value in message.items() if value not in (None, "", [], {})}
+    filled = {key: value for key, value in message.items() if value not in (None, "", [], {})}
     read = {next((key for key in keys if message.get(key) is not None), "") for keys in (ROLE_KEYS, CONTENT_KEYS)}
-    said = message.get(next(iter(read & set(ROLE_KEYS)), ""))
-    role = ROLES.get(said.casefold()) if isinstance(said, str) else None
+    speaker = message.get(next(iter(read & set(ROLE_KEYS)), ""))
+    role = ROLES.get(speaker.casefold()) if isinstance(speaker, str) else None
     in_calls = unread_in_calls(message) if role == "assistant" else []
     if role in ("assistant", "call"):
-        read |= {*TRAIN_KEYS, next((key for key in REASONING_KEYS if key in given), "")}
+        read |= {*TRAIN_KEYS, next((key for key in REASONING_KEYS if key in filled), "")}
         read |= set(CALL_KEYS) if role == "assistant" else set()
     elif role == "tool":
         read |= {"tool_call_id", "name"}
     # Only assistant turns are trained on, so `train: 0` in another turn changes nothing.
-    left = [key for key in given if key not in read and not (key in TRAIN_KEYS and given[key] == 0)]
-    return [*left, *in_parts, *in_calls]
+    unread = [key for key in filled if key not in read and not (key in TRAIN_KEYS and filled[key] == 0)]
+    return [*unread, *in_parts, *in_calls]
 
 
 def listed_messages(value: object, name: str) -> Sequence[Any]:

@@ -67,8 +67,8 @@ class Unused:
         openai = row.get("input")
         if of_openai(row) is not row and isinstance(openai, Mapping):
             self._look_at_turns("input.messages", openai.get("messages"))
-            left = openai.keys() - {"messages", "tools"}
-            self._keys |= {f"input.{key}": None for key in left if openai[key] not in (None, "", [], {})}
+            unread = openai.keys() - {"messages", "tools"}
+            self._keys |= {f"input.{key}": None for key in unread if openai[key] not in (None, "", [], {})}
 
     def _look_at_turns(self, name: str, value: object) -> None:
         """Record the unread keys of turns in a column, which holds them as a list or as text."""

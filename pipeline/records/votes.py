@@ -136,8 +136,8 @@ def better_side(row: Row, sides: Sides, votes: tuple[str, ...]) -> str:
         side = max((FIRST, SECOND), key=lambda one: counted[one])
         side = TIE if counted[FIRST] == counted[SECOND] or counted[TIE] > len(votes) / 2 else side
     if side == TIE:
-        said = " and ".join(f"`{name}` {row[name]!r}"[:60] for name in votes[:3])
-        raise BadRowError(f"is a tie ({said})", "one answer that is better")
+        shown = " and ".join(f"`{name}` {row[name]!r}"[:60] for name in votes[:3])
+        raise BadRowError(f"is a tie ({shown})", "one answer that is better")
     return side
 
 
@@ -285,7 +285,7 @@ def meaning_problem(values: Collection[object], column: str, sides: Sides, name:
         return None
     if not is_word and numbers == {1} and sides.suffixes == ("1", "2"):
         return None
-    said = ", ".join(f"{number:g}" for number in sorted(numbers)[:5])
+    shown = ", ".join(f"{number:g}" for number in sorted(numbers)[:5])
     answers = " and ".join(f"`{one}`" for one in sides.columns)
     remedy = (
         f"say it by its name: `columns: {{{column}: first_is_better}}` if 1 means the first, "
@@ -293,5 +293,5 @@ def meaning_problem(values: Collection[object], column: str, sides: Sides, name:
     )
     if any(number < 0 for number in numbers):
         remedy = f"set `columns: {{{column}: preference_strength}}` if below 0 means the first"
-    statement = f"data {name}: `{column}` is {said} beside {answers}"
+    statement = f"data {name}: `{column}` is {shown} beside {answers}"
     return Problem(statement, "a vote whose numbers say which answer they mean", remedy)

@@ -96,10 +96,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         metrics["agreement"] = agreed.same / agreed.pairs
     if agreed.alpha is not None:
         metrics["krippendorff_alpha"] = agreed.alpha
-    said = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
+    reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
     ctx.runtime_report["ledger"] = {"event": state.number, "head": state.head}
     return StageResult(
         metrics=metrics,
         rows={"pairs": len(preferences), "labels": done},
-        summary=f"{len(preferences)} preferences from {done} labels" + (f"; no row of {said}" if said else ""),
+        summary=f"{len(preferences)} preferences from {done} labels" + (f"; no row of {reasons}" if reasons else ""),
     )

@@ -176,19 +176,19 @@ def _prompts(ctx: StageContext) -> list[dict[str, Any]]:
     from pipeline.training.encoded import set_faults_aside
 
     rows = ctx.load_rows("data")
-    given = rows.held_out or rows.train
-    asked = [{**row, "completion": [ANSWER], "label": True} for row in given]
+    prompts = rows.held_out or rows.train
+    asked = [{**row, "completion": [ANSWER], "label": True} for row in prompts]
     faults: dict[int, RowFault] = {}
     for field in ("models", "reward"):
         for source in ctx.inputs.get(field, []):
             tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-            encoded = encode_prompts(tokenizer, given) if field == "models" else encode_labelled(tokenizer, asked)
+            encoded = encode_prompts(tokenizer, prompts) if field == "models" else encode_labelled(tokenizer, asked)
             for fault in encoded.faults:
                 faults.setdefault(fault.index, replace(fault, reason=f"{fault.reason} (model {source.name})"))
     faulty = nothing_encoded()._replace(faults=[faults[i] for i in sorted(faults)])
     sides = (nothing_encoded(), faulty) if rows.held_out else (faulty, nothing_encoded())
     set_faults_aside(ctx, "data", rows, *sides)
-    return [row for i, row in enumerate(given) if i not in faults]
+    return [row for i, row in enumerate(prompts) if i not in faults]
 
 
 def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled]:
@@ -303,13 +303,13 @@ class ResponseGenerator:
         from pipeline.models.logprobs import response_logprobs
 
         rows = [i for i, response in enumerate(responses) if response]
-        prompts, given = [prompts[i] for i in rows], [responses[i] for i in rows]
-        longest = max(map(len, given))
+        prompts, nonempty = [prompts[i] for i in rows], [responses[i] for i in rows]
+        longest = max(map(len, nonempty))
         padded = {}
         for side, model in (("policy", self.model), ("reference", reference)):
-            values = response_logprobs(model, prompts, given, temperature=self.config.temperature)
+            values = response_logprobs(model, prompts, nonempty, temperature=self.config.temperature)
             padded[side] = np.array([[*row, *[0.0] * (longest - len(row))] for row in values])
-        mask = np.array([[t < len(response) for t in range(longest)] for response in given])
+        mask = np.array([[t < len(response) for t in range(longest)] for response in nonempty])
         sums = per_sequence(padded["policy"], padded["reference"], mask)
         k1, k3 = [[float("nan")] * len(responses) for _ in range(2)]
         for i, own_k1, own_k3 in zip(rows, sums.k1_B.tolist(), sums.k3_B.tolist(), strict=True):

@@ -259,8 +259,8 @@ def _standing(lengths: Sequence[int], labels: Sequence[bool]) -> list[float]:
     standing = [0.0] * len(lengths)
     for label in (True, False):
         alike = sorted((length, row) for row, length in enumerate(lengths) if labels[row] == label)
-        for place, (_, row) in enumerate(alike):
-            standing[row] = (place + 0.5) / len(alike)
+        for rank, (_, row) in enumerate(alike):
+            standing[row] = (rank + 0.5) / len(alike)
     return standing
 
 

@@ -273,18 +273,18 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
     encode = functools.partial(encode_prompts, tokenizer, readers=reward_readers(ctx, tokenizer))
     encoded_source = encode_source(ctx, "data", rows, encode, what="prompts")
     train, held_out = (
-        [Prompt(given[i], tuple(one["prompt_ids"])) for i, one in zip(part.kept, part.rows, strict=True)]
-        for given, part in ((rows.train, encoded_source.train), (rows.held_out, encoded_source.held_out))
+        [Prompt(source_rows[i], tuple(one["prompt_ids"])) for i, one in zip(part.kept, part.rows, strict=True)]
+        for source_rows, part in ((rows.train, encoded_source.train), (rows.held_out, encoded_source.held_out))
     )
     indices = [*encoded_source.train.kept, *(len(rows.train) + i for i in encoded_source.held_out.kept)]
-    for prompt, place in zip([*train, *held_out], [rows.places[i] for i in indices], strict=True):
+    for prompt, where in zip([*train, *held_out], [rows.places[i] for i in indices], strict=True):
         if limit is not None and len(prompt.ids) + room > limit:
             raise PipelineError(
                 Problem(
                     f"the prompt has {len(prompt.ids)} tokens, with max_new_tokens {room} more than fit",
                     f"at most {limit - room} tokens, for the model's context is {limit}",
                     "shorten or drop the prompt, or lower train.max_new_tokens",
-                    place,
+                    where,
                     ctx.name,
                 )
             )
@@ -373,13 +373,13 @@ def _language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int
 
     encode = functools.partial(encode_messages, tokenizer)
     what, fate = "conversations of ptx_data", "cut at the end"
-    given = ctx.load_rows("ptx_data")
-    rows = encode_source(ctx, "ptx_data", given, encode, what=what, max_length=limit, fate=fate).train.rows
+    conversations = ctx.load_rows("ptx_data")
+    rows = encode_source(ctx, "ptx_data", conversations, encode, what=what, max_length=limit, fate=fate).train.rows
     if not rows:
         statement = f"no conversation of ptx_data has an answer within {limit} tokens"
         raise PipelineError(Problem(statement, "at least one", "shorten the conversations", stage=ctx.name))
-    if given.held_out:
-        ctx.note(f"{len(given.held_out)} held-out conversations of ptx_data are not used")
+    if conversations.held_out:
+        ctx.note(f"{len(conversations.held_out)} held-out conversations of ptx_data are not used")
     size = min(config.train.ptx_batch, len(rows))
 
     def loss(model: Any, step: int) -> Any:
