@@ -35,7 +35,7 @@ class Config(StageConfig):
 
     Attributes:
         data: pairs of answers to compare.
-        labels_per_item: number of people who label each pair.
+        labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
         guidelines: what annotators are told, plain text.
         batch: name of the labels in the ledger; the stage's name when empty.

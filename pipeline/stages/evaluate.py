@@ -37,13 +37,13 @@ class Config(StageConfig):
         judge: whose scores decide a win; by default `gold` where there is one.
         group_by: column that names the task of a prompt.
         greedy: models also decoded greedily and listed as `NAME (greedy)`; by default the baseline.
-        temperature: of sampling.
+        temperature: sampling temperature.
         max_new_tokens: longest answer.
         reference: column with the right answer, kept beside the answers; by default the first of the usual names
             (`answer`, `reference`, `solution`, …), else what follows the prompt in `messages`.
         limit: only so many prompts: a sample drawn with the seed, in which every task keeps its share.
-        resamples: of every bootstrap.
-        title: of the report.
+        resamples: number of resamples of every bootstrap.
+        title: title of the report.
     """
 
     data: Annotated[str, Data("prompt")]

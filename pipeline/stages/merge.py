@@ -30,9 +30,9 @@ class Config(StageConfig):
     """Configuration of a merge.
 
     Attributes:
-        model: base of the adapters.
+        model: what the adapters are put on.
         adapters: in the order they are folded in.
-        dtype: of the weights written.
+        dtype: number format of the written weights.
     """
 
     model: Annotated[str, Input(external=True)]
