@@ -1,1 +1,1 @@
-"""Shapes in, bytes and operations out: what a stage needs, computed before it runs. No torch, no files."""
+"""Computes the bytes and operations of a stage from its model's shape, before it runs. Imports no torch."""

@@ -1,8 +1,8 @@
-"""What a device can do at its peak, from the makers' data sheets.
+"""Peak throughput, memory and price of devices, from the makers' data sheets.
 
-In fp32 half of the peak is assumed (TF32). Prices are the rounded middle of what clouds asked by the hour in May 2026
-(medians and ranges of mercatus-ai.com and aimultiple.com); a device without one gets no cost. They move:
-`compute.hardware: {usd_per_hour: …}` has the last word.
+In fp32, half of the bf16 peak is assumed (TF32). Prices are rounded medians of what clouds asked per hour in May 2026
+(mercatus-ai.com and aimultiple.com). A device without a price gets no cost. `compute.hardware: {usd_per_hour: …}`
+overrides the price.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
     "MI300X": 1307.0,
 }
-"""Dense bf16 products with fp32 sums, by card: NVIDIA's and AMD's data sheets (half of the figures "with sparsity")."""
+"""Dense bf16 TFLOPS with fp32 accumulation, by card, from NVIDIA's and AMD's data sheets (half of "with sparsity")."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator, or the memory of a machine.
+    """One accelerator, or a machine's CPU and memory.
 
     Attributes:
-        name: of the device.
-        memory_gib: of one device.
-        tflops: dense bf16 peak; 0 when unknown: then no hours are estimated.
-        usd_per_hour: of one device; 0 when unknown.
-        is_gpu: whether it is one.
-        host_gib: memory of the machine a GPU is in; 0 when unknown: then nothing says whether offloaded state fits.
+        name: name of the device.
+        memory_gib: memory of one device.
+        tflops: dense bf16 peak; 0 when unknown, then no hours are estimated.
+        usd_per_hour: price of one device; 0 when unknown.
+        is_gpu: whether the device is a GPU.
+        host_gib: host memory of the machine a GPU is in; 0 when unknown, then offloaded state is assumed to fit.
     """
 
     name: str
@@ -70,6 +70,6 @@ DEVICES = {
 
 
 def peak_tflops(card: str) -> float | None:
-    """Return a card's peak by its name as CUDA gives it; None for one that is not in the table."""
-    found = [name for name in PEAK_TFLOPS if all(word in card.split() or word in card for word in name.split())]
-    return PEAK_TFLOPS[max(found, key=len)] if found else None
+    """Return the bf16 peak of a card by the name CUDA reports; None if it is not in the table."""
+    names = [name for name in PEAK_TFLOPS if all(word in card.split() or word in card for word in name.split())]
+    return PEAK_TFLOPS[max(names, key=len)] if names else None

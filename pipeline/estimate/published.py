@@ -1,7 +1,7 @@
-"""Configurations of published models that come with trueup, so that they are sized without a connection.
+"""Configurations of published models, shipped with trueup so that they can be sized offline.
 
-`published.json` holds what decides a model's size, as the `config.json` of its hub repository has it; a test compares
-the parameters it gives with the number the publisher names. The sizes of a released model do not change.
+`published.json` holds the size fields of each model's `config.json` on the hub. A test compares the parameters computed
+from it with the number the publisher states. The sizes of a released model do not change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("published.json")
 
 
 def published_config(name: str) -> dict[str, Any] | None:
-    """Return the configuration of a hub model, whatever the case of its letters; None for one that is not known."""
+    """Return the shipped configuration of a hub model, by its id in any case; None if it is not shipped."""
     return _configs().get(name.lower())
 
 

@@ -1,9 +1,10 @@
-"""What autograd keeps of one block for its backward pass, in bytes: counted, never guessed.
+"""Bytes of activations that autograd saves for one block's backward pass.
 
-For the model types below by closed formula, each term a tensor that is kept; others are counted with tensors that hold
-nothing (`pipeline/models/saved_activations.py`), and a test holds formula and count equal to the byte.
+The model types below have closed formulas, in which each term is a saved tensor. Other types are counted with fake
+tensors (`pipeline/models/saved_activations.py`). A test requires formula and count to be equal to the byte.
 
-Letters: h hidden, a all query heads together, k all key heads together, i inside the MLP, n query heads, m key heads.
+Letters: h hidden size, a width of all query heads, k width of all key heads, i inner width of the MLP, n number of
+query heads, m number of key heads.
 """
 
 from __future__ import annotations
@@ -18,25 +19,28 @@ INNER_GRADIENTS = {
     **dict.fromkeys(("gelu_accurate", "gelu_new", "gelu_python_tanh", "laplace", "xielu"), 6),
     "gelu_python": 7,
 }
-"""Gradients of its inner width that the backward pass of an MLP holds at once, by its activation: two on both sides of
-one operator, more where it is written out or what it returned is kept. SiLU alone holds two. It has three here, for
-models have it with a gate, which is not always found by its name."""
+"""Gradients of the MLP's inner width alive at once in its backward pass, by activation function.
+
+A fused operator has two, its input's and its output's. One that is written out in several operators, or whose output is
+saved, has more. SiLU alone has two; it has three here because models use it with a gate, which the configuration does
+not always name.
+"""
 
 
 @dataclass(frozen=True)
 class SavedActivations:
-    """Bytes one block keeps for its backward pass, with fused attention.
+    """Bytes of activations one block saves for its backward pass, with fused attention.
 
     Attributes:
         fp32: per token, computed in fp32, all weights trained.
-        half: the same, computed in 16 bits by autocast (norms and the residual stream stay fp32).
-        adapted_fp32: per token beneath adapters; frozen norms do not keep what they normalised.
-        adapted_half: the same in 16 bits.
-        rank: per token and rank of an adapter, fp32: what its lower half makes of each linear layer's input.
+        half: per token, computed in 16 bits by autocast (norms and the residual stream stay fp32).
+        adapted_fp32: per token with LoRA in fp32; frozen norms do not save their normalised input.
+        adapted_half: per token with LoRA in 16 bits.
+        rank: per token and unit of LoRA's rank, fp32: the outputs of matrix A of all linear layers.
         dropped_fp32: what dropout adds per token in fp32.
-        dropped_half: the same in 16 bits.
-        scores: per row and pair of positions where dropout keeps a CPU's attention from being fused.
-        inner_gradients: of the MLP's inner width, that its backward pass holds at once (`inner_gradients`).
+        dropped_half: what dropout adds per token in 16 bits.
+        scores: per row and pair of positions, if dropout prevents fused attention on a CPU.
+        inner_gradients: gradients of the MLP's inner width alive at once (see the function `inner_gradients`).
     """
 
     fp32: float
@@ -50,33 +54,34 @@ class SavedActivations:
     inner_gradients: int = 3
 
     def per_token(self, *, half: bool, adapter_r: int = 0, dropout: bool = False) -> float:
-        """Return the bytes per token of a block."""
+        """Return the bytes of activations one block saves per token."""
         if adapter_r:
-            found = (self.adapted_half if half else self.adapted_fp32) + adapter_r * self.rank / (2 if half else 1)
+            size = (self.adapted_half if half else self.adapted_fp32) + adapter_r * self.rank / (2 if half else 1)
         else:
-            found = self.half if half else self.fp32
-        return found + (self.dropped_half if half else self.dropped_fp32) * dropout
+            size = self.half if half else self.fp32
+        return size + (self.dropped_half if half else self.dropped_fp32) * dropout
 
 
 def inner_gradients(*, gated: bool, activation: str) -> int:
-    """Return how many gradients of its inner width an MLP's backward pass holds at once: counted, like what is kept.
+    """Return how many gradients of its inner width are alive at once in an MLP's backward pass.
 
-    With a gate at least three: of the product, of the gate, and one on its way.
+    The numbers are counted, not derived. With a gate there are at least three: the product's, the gate's, and the one
+    being computed.
 
     Args:
         gated: whether the MLP has a gate.
-        activation: as `ACT2FN` of transformers names it; a configuration without one has it written out (Bloom).
+        activation: name in transformers' `ACT2FN`; an unknown or empty one is assumed to be written out (Bloom).
     """
-    made = INNER_GRADIENTS.get(activation, 3 if gated else 6)
-    return max(3, made) if gated else made
+    count = INNER_GRADIENTS.get(activation, 3 if gated else 6)
+    return max(3, count) if gated else count
 
 
 def llama_saved(h: int, a: int, k: int, i: int, n: int) -> SavedActivations:
-    """Return what a block of Llama, Mistral or Qwen2 keeps.
+    """Return the saved activations of a block of Llama, Mistral or Qwen2.
 
-    fp32: both norms keep input, normalised and scaled value (6h) and a factor (2); query, key, value, the output of
-    attention (2a + 2k) and its log-sums (n); gate, activated gate, up and their product (4i). In 16 bits the
-    normalised values are kept in both formats.
+    In fp32: both norms save their input, normalised and scaled values (6h) and a factor (2); attention saves query,
+    key, value, output (2a + 2k) and log-sum-exp (n); the MLP saves gate, activated gate, up and their product (4i). In
+    16 bits the normalised values are saved in both precisions.
     """
     return SavedActivations(
         fp32=4.0 * (6 * h + 2 * a + 2 * k + 4 * i + n + 2),
@@ -88,7 +93,7 @@ def llama_saved(h: int, a: int, k: int, i: int, n: int) -> SavedActivations:
 
 
 def qwen3_saved(h: int, a: int, k: int, i: int, n: int, m: int) -> SavedActivations:
-    """Return what a block of Qwen3 keeps: Llama's, and the norms of query and key with a factor for each head."""
+    """Return the saved activations of a block of Qwen3: Llama's, and those of the norms of query and key."""
     return SavedActivations(
         fp32=4.0 * (6 * h + 4 * a + 4 * k + 4 * i + 2 * n + m + 2),
         half=26.0 * h + 10 * a + 10 * k + 8 * i + 8 * n + 4 * m + 8,
@@ -99,10 +104,11 @@ def qwen3_saved(h: int, a: int, k: int, i: int, n: int, m: int) -> SavedActivati
 
 
 def gpt2_saved(h: int, i: int, n: int, *, attention_dropout: bool) -> SavedActivations:
-    """Return what a block of GPT-2 keeps.
+    """Return the saved activations of a block of GPT-2.
 
-    Its `gelu_new` is written out, so five values inside the MLP are kept (20i). Dropout keeps its noise (8h); on
-    attention it unfuses a CPU's kernel: scores, their noise and the product, 12 bytes for each head and pair.
+    Its `gelu_new` is written out in several operators, so the MLP saves five inner tensors (20i). Dropout saves its
+    masks (8h). With attention dropout a CPU has no fused kernel, so scores, mask and product are saved: 12 bytes for
+    each head and pair of positions.
     """
     unfused = 4 * n if attention_dropout else 0
     return SavedActivations(
@@ -119,7 +125,7 @@ def gpt2_saved(h: int, i: int, n: int, *, attention_dropout: bool) -> SavedActiv
 
 
 def gpt_neox_saved(h: int, i: int, n: int) -> SavedActivations:
-    """Return what a block of GPT-NeoX keeps: one fused GELU, so two values inside the MLP (8i)."""
+    """Return the saved activations of a block of GPT-NeoX: one fused GELU, so two inner tensors of the MLP (8i)."""
     full = 40.0 * h + 8 * i + 4 * n + 16
     half = 22.0 * h + 4 * i + 4 * n + 16
     gradients = inner_gradients(gated=False, activation="gelu")

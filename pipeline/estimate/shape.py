@@ -1,7 +1,7 @@
-"""The shape of a language model: its parameters by part, and the sizes that decide memory and work.
+"""The shape of a language model: its parameters by part, and the sizes that determine memory and operations.
 
-Owns the closed formulas of architectures whose configuration says everything; others are counted on the meta device
-(`pipeline/models/sizing.py`), and a test holds both equal.
+Owns the closed formulas of architectures that their configuration describes fully. Others are counted on the meta
+device (`pipeline/models/sizing.py`). A test requires formula and count to be equal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 FORMULAS = LLAMA_LIKE | {"gpt2", "gpt_neox"}
 """Model types whose parameters are counted by formula."""
 _ACTIVATIONS = {"gpt2": ("activation_function", "gelu_new"), "gpt_neox": ("hidden_act", "gelu")}
-"""What a configuration calls its activation, and the one a formula counts; Llama's is SiLU."""
+"""Model type to the configuration field of its activation function, and the function the formula assumes.
+
+Other types use `hidden_act` and SiLU.
+"""
 
 
 SIZES = (
@@ -26,24 +29,24 @@ SIZES = (
     *("n_embd", "n_layer", "n_head", "n_positions", "n_ctx", "d_model", "n_layers", "n_heads", "ffn_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"),
 )
-"""Fields of a configuration that are whole numbers above 0 in every architecture that has them."""
+"""Fields of a configuration that must be integers above 0."""
 OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "n_inner", "sliding_window")
-"""The same, but null stands for what the others give."""
+"""Fields of a configuration that must be integers above 0, or null for the architecture's default."""
 LARGEST = 2**31
-"""No size of a model comes near it; products of larger ones mean nothing."""
+"""Upper bound of a size: no model comes near it, and products of larger sizes would overflow."""
 
 
 def type_problems(config: Mapping[str, Any]) -> list[Problem]:
-    """Return that a `model:` block does not say which architecture it is."""
+    """Return a problem if a `model:` block does not name its architecture."""
     kind = config.get("type")
     if isinstance(kind, str) and kind:
         return []
-    found = "model has no `type`" if kind is None else f"model.type is {json.dumps(kind)[:60]}"
-    return [Problem(found, "the name of a causal model of transformers, such as llama, qwen3, gpt2")]
+    statement = "model has no `type`" if kind is None else f"model.type is {json.dumps(kind)[:60]}"
+    return [Problem(statement, "the name of a causal model of transformers, such as llama, qwen3, gpt2")]
 
 
 def size_problems(config: Mapping[str, Any]) -> list[Problem]:
-    """Return which sizes of a `model:` block are none."""
+    """Return a problem for each size of a `model:` block that is not a valid integer."""
     problems = []
     for key in (*SIZES, *OPTIONAL_SIZES):
         value = config.get(key)
@@ -60,20 +63,20 @@ class ModelShape:
     """Sizes of a decoder.
 
     Attributes:
-        parameters: all of them; a tied head counts once.
-        active: those a token meets (fewer than all in a mixture of experts).
-        embedding: of the input embeddings, positions included.
-        layers: transformer blocks.
+        parameters: number of all parameters; a tied head counts once.
+        active: parameters used for one token (fewer than all in a mixture of experts).
+        embedding: parameters of the input embeddings, positions included.
+        layers: number of transformer blocks.
         hidden: width of the residual stream.
-        attention: width of all query heads together.
-        kv: width of all key heads together.
-        inner: width inside the MLP (of all experts a token meets).
-        vocab: tokens.
+        attention: total width of the query heads.
+        kv: total width of the key heads.
+        inner: inner width of the MLP (total of the experts used for one token).
+        vocab: vocabulary size in tokens.
         gated: whether the MLP has a gate beside its up projection.
-        tied: whether head and embeddings are one matrix.
-        context: tokens; 0 when the configuration names no limit.
-        heads: of the queries.
-        kept: what a block keeps for its backward pass.
+        tied: whether head and embeddings share one matrix.
+        context: context length in tokens; 0 when the configuration names no limit.
+        heads: number of query heads.
+        kept: activations a block saves for its backward pass.
     """
 
     parameters: int
@@ -93,11 +96,11 @@ class ModelShape:
 
     @property
     def body(self) -> int:
-        """Parameters a token's forward pass multiplies by: all active ones but the looked-up embeddings."""
+        """Parameters used in matrix products for one token: all active ones except the embedding lookup."""
         return self.active - self.embedding + (self.vocab * self.hidden if self.tied else 0)
 
     def adapter(self, r: int, *, layers: int | None = None) -> int:
-        """Return the parameters of LoRA of rank ``r`` on every linear layer of the blocks: r·(in + out) each.
+        """Return the parameters of LoRA with rank ``r`` on every linear layer of the blocks: r·(in + out) each.
 
         Reference: Hu et al. 2021, arXiv:2106.09685, section 4.1.
         """
@@ -107,28 +110,28 @@ class ModelShape:
 
     @property
     def linear(self) -> int:
-        """Parameters of the blocks' linear layers: what is quantised."""
+        """Parameters of the blocks' linear layers, the ones that quantisation stores in 4 or 8 bits."""
         return self.parameters - self.embedding - (0 if self.tied else self.vocab * self.hidden)
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
-    """Return the shape a configuration (`config.json`) describes by formula; None where there is none for it."""
+    """Return the shape of a configuration (`config.json`) by formula; None if there is no formula for it."""
     kind = str(config.get("model_type") or config.get("type") or "")
     if kind not in FORMULAS:
         return None
     named, usual = _ACTIVATIONS.get(kind, ("hidden_act", "silu"))
-    if config.get(named, usual) != usual:  # it would keep other values
+    if config.get(named, usual) != usual:  # another activation function saves other tensors
         return None
     try:
         return _gpt2(config) if kind == "gpt2" else _gpt_neox(config) if kind == "gpt_neox" else _llama(kind, config)
     except KeyError:  # a size left to the architecture's default
         return None
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError):  # a file of someone's: no size can be read in it
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):  # a user's file whose sizes are not numbers
         return None
 
 
 def _llama(kind: str, config: Mapping[str, Any]) -> ModelShape | None:
-    """Count Llama and its relatives: grouped queries, RMSNorm, a gated MLP."""
+    """Count the parameters of Llama-like models: grouped-query attention, RMSNorm, gated MLP."""
     h, layers, inner, vocab = (
         int(config[k]) for k in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
     )
@@ -152,15 +155,15 @@ def _llama(kind: str, config: Mapping[str, Any]) -> ModelShape | None:
     tied = bool(config.get("tie_word_embeddings", False))
     total = vocab * h * (1 if tied else 2) + layers * block + h
     context = int(config.get("max_position_embeddings") or 0)
-    kept = llama_saved(h, attention, kv, inner, heads)
+    saved = llama_saved(h, attention, kv, inner, heads)
     if kind == "qwen3":
-        kept = qwen3_saved(h, attention, kv, inner, heads, groups)
+        saved = qwen3_saved(h, attention, kv, inner, heads, groups)
     sizes = (total, total, vocab * h, layers, h, attention, kv, inner, vocab)
-    return ModelShape(*sizes, gated=True, tied=tied, context=context, heads=heads, kept=kept)
+    return ModelShape(*sizes, gated=True, tied=tied, context=context, heads=heads, kept=saved)
 
 
 def _gpt2(config: Mapping[str, Any]) -> ModelShape:
-    """Count GPT-2: learned positions, LayerNorm with bias, a tied head."""
+    """Count the parameters of GPT-2: learned positions, LayerNorm with bias, tied head."""
     h = int(config.get("n_embd") or config["hidden_size"])
     layers = int(config.get("n_layer") or config["num_hidden_layers"])
     context = int(config.get("n_positions") or config.get("max_position_embeddings") or 1024)
@@ -170,13 +173,13 @@ def _gpt2(config: Mapping[str, Any]) -> ModelShape:
     embedding = (vocab + context) * h
     total = embedding + layers * block + 2 * h + (0 if tied else vocab * h)
     heads = int(config.get("n_head") or config["num_attention_heads"])
-    kept = gpt2_saved(h, inner, heads, attention_dropout=float(config.get("attn_pdrop", 0.1)) > 0)
+    saved = gpt2_saved(h, inner, heads, attention_dropout=float(config.get("attn_pdrop", 0.1)) > 0)
     sizes = (total, total, embedding, layers, h, h, h, inner, vocab)
-    return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=kept)
+    return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=saved)
 
 
 def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
-    """Count GPT-NeoX (Pythia): one fused query, key and value, LayerNorm and biases, an untied head."""
+    """Count the parameters of GPT-NeoX (Pythia): fused query-key-value matrix, LayerNorm, biases, untied head."""
     h, layers, inner, vocab = (
         int(config[k]) for k in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
     )
@@ -186,6 +189,6 @@ def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
     total = vocab * h * (1 if tied else 2) + layers * block + 2 * h
     context = int(config.get("max_position_embeddings") or 0)
     heads = int(config["num_attention_heads"])
-    kept = gpt_neox_saved(h, inner, heads)
+    saved = gpt_neox_saved(h, inner, heads)
     sizes = (total, total, vocab * h, layers, h, h, h, inner, vocab)
-    return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=kept)
+    return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=saved)

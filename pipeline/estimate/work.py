@@ -1,4 +1,4 @@
-"""Floating-point operations of a stage, and the hours and money they cost on a device.
+"""Floating-point operations of a stage, and the hours they take on a device.
 
 References: Kaplan et al. 2020 (arXiv:2001.08361, section 2.1): a forward pass costs 2 operations per parameter and
 token, a backward pass twice that, so training costs 6·P·D; with 12·layers·width·context for attention over the whole
@@ -22,17 +22,17 @@ def training_flops(
     """Return the operations of forward and backward passes.
 
     Args:
-        shape: of the model.
-        tokens: trained on.
-        length: of a row.
-        trained_all: whether weights need gradients; beneath an adapter only activations do, which is half the work.
-        recompute: one more forward pass, of activation checkpointing.
+        shape: shape of the model.
+        tokens: number of tokens trained on.
+        length: tokens of a row.
+        trained_all: whether all weights need gradients; with LoRA only activations do, which halves the backward pass.
+        recompute: whether activation checkpointing adds a forward pass.
     """
     return forward_flops(shape, tokens, length) * (1 + (2 if trained_all else 1) + (1 if recompute else 0))
 
 
 def hours(flops: float, device: Device, devices: int, *, half: bool) -> float | None:
-    """Return the hours on ``devices`` at the usual share of their peak; None where the peak is not known."""
+    """Return the hours on ``devices`` at the assumed model FLOPs utilisation; None when the peak is not known."""
     if not device.tflops:
         return None
     rate = device.tflops * 1e12 * MFU * (1.0 if half or not device.is_gpu else 0.5)

@@ -1,4 +1,4 @@
-"""What a plan will need before it runs: parameters, operations, memory, hours, cost; and whether it fits. No torch."""
+"""Forecasts parameters, operations, memory, hours and cost of a plan, and whether each stage fits. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The memory of this machine: of its GPU where there is one, else its own, or what its container may use. No torch."""
+"""This machine as a device: its first GPU and that GPU's memory, else the CPU and the memory the container may use.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 @cache
 def this_machine(*, gpu: bool) -> Device:
-    """Return the device stages run on here.
+    """Return the device on which stages run on this machine.
 
     Args:
         gpu: whether a GPU may be used if there is one.
@@ -26,12 +29,12 @@ def this_machine(*, gpu: bool) -> Device:
 
 
 def has_no_gpu() -> bool:
-    """Return whether this machine surely has none: no driver has left its device file."""
+    """Return whether this machine certainly has no GPU: no driver's device file exists and nvidia-smi names none."""
     return not any(Path(file).exists() for file in DRIVERS) and _gpu() is None
 
 
 def _gpu() -> Device | None:
-    """Ask nvidia-smi for the first GPU's name and memory; peak and price are known where its name is."""
+    """Ask nvidia-smi for the first GPU's name and memory; look up its peak and its price by that name."""
     if shutil.which("nvidia-smi") is None:
         return None
     line = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -42,14 +45,14 @@ def _gpu() -> Device | None:
     if done.returncode or not done.stdout.strip():
         return None
     name, _, mib = done.stdout.splitlines()[0].rpartition(",")
-    words = name.lower().replace(" ", "").replace("-", "")
+    plain_name = name.lower().replace(" ", "").replace("-", "")
     gib = float(mib) / 1024
-    known = [d for d in DEVICES.values() if d.name.partition("-")[0] in words and abs(d.memory_gib - gib) < 10]
+    known = [d for d in DEVICES.values() if d.name.partition("-")[0] in plain_name and abs(d.memory_gib - gib) < 10]
     price = known[0].usd_per_hour if known else 0.0
     return Device(name.strip(), gib, peak_tflops(name) or 0.0, price, host_gib=_memory_bytes() / 2**30)
 
 
 def _memory_bytes() -> float:
-    """Return the bytes of memory of this machine, or of the control group it runs in."""
+    """Return the bytes of memory of this machine, or the limit of its control group if that is lower."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(total, memory_limit() or total)

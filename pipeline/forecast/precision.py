@@ -1,4 +1,4 @@
-"""Which number format a stage will compute in, before it runs. No torch."""
+"""Predicts the precision (number format) a stage will compute in. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pipeline.recipe.schema import Compute
 
 
 def formats_of(kind: str, compute: Compute, device: Device, width: int) -> tuple[str, ...]:
-    """Return the format, or both that `precision: auto` may come to on a CPU where it was not measured yet.
+    """Return the precision of a stage; both candidates if `precision: auto` is not measured yet on this CPU.
 
     Args:
-        kind: of the stage.
-        compute: it runs with.
-        device: it runs on.
+        kind: kind of the stage.
+        compute: compute settings of the stage.
+        device: device the stage runs on.
         width: hidden size of its model.
     """
-    if kind == "evaluate" and not device.is_gpu:  # on a CPU models that only answer and score stay in fp32
+    if kind == "evaluate" and not device.is_gpu:  # on a CPU, models that only generate and score stay in fp32
         return ("fp32",)
     if compute.precision != "auto":
         return (compute.precision,)

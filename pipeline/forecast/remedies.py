@@ -1,7 +1,7 @@
-"""What to do where a stage does not fit: the cheapest change that makes it fit, and what `auto` stands for.
+"""Resolves the `auto` values that depend on memory, and advises the cheapest change that makes a stage fit.
 
-Changes are tried from the cheapest on: smaller micro-batches and recomputed activations give the same result for some
-time, sharding needs processes, an adapter changes what is learned.
+Changes are tried from the cheapest on. Smaller micro-batches and activation checkpointing cost time and give the same
+result; sharding needs more processes; an adapter changes what is learned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NOTHING = "no setting that we know makes it fit: a smaller model, or a device w
 _ANOTHER_MACHINE = "where it will run on another machine, name that: compute.hardware"
 SHARDED = (2, 4, 8, 16, 32, 64)
 Setting = tuple[Compute, Adapter | None, dict[str, int]]
-"""Computation, adapter, and fields of `train` that are changed."""
+"""Compute settings, adapter, and the changed fields of `train`."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Change:
     """One change of a recipe.
 
     Attributes:
-        words: for a person.
-        apply: to what a stage is computed with.
+        words: the change as advice, in recipe keys.
+        apply: returns the changed `Setting`.
     """
 
     words: str
@@ -40,45 +40,45 @@ class Change:
 
 
 def resolve_auto(plan: Plan, store: Store) -> Plan:
-    """Return the plan with `micro_batch: auto` and `activation_checkpointing: auto` replaced where memory asks for it.
+    """Return the plan with `micro_batch: auto` and `activation_checkpointing: auto` resolved so that stages fit.
 
-    Fingerprints stay as they are: both are runtime.
+    A stage that fits keeps its `auto`. Fingerprints do not change, because both are runtime settings.
     """
-    found, _ = forecasts(plan, store)
-    chosen = {forecast.stage.spec.name: _eased(forecast) for forecast in found}
+    needs, _ = forecasts(plan, store)
+    by_name = {forecast.stage.spec.name: _with_auto_resolved(forecast) for forecast in needs}
     stages = []
     for stage in plan.stages:
-        eased = chosen.get(stage.spec.name)
-        stages.append(stage if eased is None else replace(stage, spec=replace(stage.spec, compute=eased.compute)))
+        resolved = by_name.get(stage.spec.name)
+        stages.append(stage if resolved is None else replace(stage, spec=replace(stage.spec, compute=resolved.compute)))
     return replace(plan, stages=tuple(stages))
 
 
 def fitting_problems(plan: Plan, store: Store, *, elsewhere: bool = True) -> Iterator[Problem]:
-    """Yield a problem for every stage that cannot fit, naming the parts and the cheapest change that does.
+    """Yield a problem for every stage that does not fit, with its memory by part and the cheapest change that fits.
 
     Args:
-        plan: the stages.
-        store: with what they read.
+        plan: the planned stages.
+        store: holds the artifacts they read, and cached counts.
         elsewhere: whether stages of `launcher: slurm` run on another machine than this one; false inside their job.
     """
     needs, _ = forecasts(plan, store)
     for forecast in needs:
         compute = forecast.stage.spec.compute
         if elsewhere and compute.launcher == "slurm" and compute.hardware is None:
-            continue  # on a node whose memory is not known here
-        eased = _eased(forecast)
-        if eased.fits:
+            continue  # the memory of the cluster's nodes is not known here
+        resolved = _with_auto_resolved(forecast)
+        if resolved.fits:
             continue
-        if eased.fits_host:
-            parts = ", ".join(f"{name} {gib(size)}" for name, size in eased.memory.parts().items())
-            word = " or ".join(eased.formats)
-            found = f"needs about {gib(eased.memory.peak)} on each process in {word} ({parts})"
-            expected = f"at most {gib(eased.room)} of {eased.device.name}"
+        if resolved.fits_host:
+            parts = ", ".join(f"{name} {gib(size)}" for name, size in resolved.memory.parts().items())
+            word = " or ".join(resolved.formats)
+            statement = f"needs about {gib(resolved.memory.peak)} on each process in {word} ({parts})"
+            expected = f"at most {gib(resolved.room)} of {resolved.device.name}"
         else:
-            found = f"compute.offload keeps about {gib(eased.host * compute.processes)} in the machine's memory"
-            expected = f"at most {gib(eased.device.host_gib * 2**30)}, as the machine has"
-        where = plan.recipe.where("stages", eased.stage.spec.name, "compute")
-        yield Problem(found, expected, advice(eased), where, eased.stage.spec.name)
+            statement = f"compute.offload keeps about {gib(resolved.host * compute.processes)} in the machine's memory"
+            expected = f"at most {gib(resolved.device.host_gib * 2**30)}, as the machine has"
+        where = plan.recipe.where("stages", resolved.stage.spec.name, "compute")
+        yield Problem(statement, expected, advice(resolved), where, resolved.stage.spec.name)
 
 
 def gib(size: float) -> str:
@@ -86,8 +86,8 @@ def gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
-def _eased(forecast: Forecast) -> Forecast:
-    """Return a forecast with the smallest use of what `auto` leaves open that makes it fit; unchanged if none does."""
+def _with_auto_resolved(forecast: Forecast) -> Forecast:
+    """Resolve `auto` values by the cheapest change that fits; return the forecast unchanged if it fits or none does."""
     if forecast.fits:
         return forecast
     open_to: list[Change] = []
@@ -95,16 +95,16 @@ def _eased(forecast: Forecast) -> Forecast:
         open_to += _micro_batches(forecast)
     if forecast.compute.activation_checkpointing == "auto" and forecast.stage.spec.kind != "ppo":
         open_to.append(_CHECKPOINTING)
-    return next((made for _, made in _tried(forecast, open_to) if made.fits), forecast)
+    return next((candidate for _, candidate in _candidates(forecast, open_to) if candidate.fits), forecast)
 
 
 def remedy(forecast: Forecast) -> str:
-    """Return the cheapest change, or few together, that makes a stage fit; nothing if none does."""
+    """Return the cheapest change, or combination of up to three, that makes a stage fit; empty if none does."""
     changes = list(_changes(forecast))
     own = [change for change in changes if "processes" not in change.words]
     for pool in (own, changes):  # more devices only where nothing else is enough
-        for chosen, made in _tried(forecast, pool):
-            if made.fits:
+        for chosen, candidate in _candidates(forecast, pool):
+            if candidate.fits:
                 return "cheapest change that fits: " + " and ".join(change.words for change in chosen)
     return ""
 
@@ -115,17 +115,18 @@ def advice(forecast: Forecast) -> str:
     return f"{remedy(forecast) or _NOTHING}{elsewhere}"
 
 
-def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Change, ...], Forecast]]:
+def _candidates(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Change, ...], Forecast]]:
+    """Yield combinations of one to three changes that are a valid recipe, each with its forecast."""
     for count in (1, 2, 3):
         for chosen in combinations(changes, count):
             setting: Setting = (forecast.compute, forecast.adapter, {})
             for change in chosen:
                 setting = change.apply(*setting)
             compute, adapter = setting[0], setting[1]
-            whole = compute.zero != 3 and not compute.fsdp and compute.tensor_parallel == 1
+            is_unsharded = compute.zero != 3 and not compute.fsdp and compute.tensor_parallel == 1
             barred = adapter is not None and (
                 compute.pipeline_parallel > 1
-                or ((adapter.quantize is not None or bool(forecast.facts.stored)) and not whole)
+                or ((adapter.quantize is not None or bool(forecast.facts.stored)) and not is_unsharded)
             )
             facts, kind = forecast.facts.with_train(setting[2]), forecast.stage.spec.kind
             uneven = kind in (*TRAINED, *SAMPLED) and any(batch_split_problems(facts.train, compute, kind))
@@ -133,12 +134,12 @@ def _tried(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tuple[Ch
                 yield chosen, facts.forecast(*setting[:2])
 
 
-def _on_compute(words: str, **fields: object) -> Change:
-    return Change(words, lambda compute, adapter, train: (compute.model_copy(update=fields), adapter, train))
+def _on_compute(setting: str, **fields: object) -> Change:
+    return Change(setting, lambda compute, adapter, train: (compute.model_copy(update=fields), adapter, train))
 
 
-def _on_train(words: str, **fields: int) -> Change:
-    return Change(words, lambda compute, adapter, train: (compute, adapter, {**train, **fields}))
+def _on_train(setting: str, **fields: int) -> Change:
+    return Change(setting, lambda compute, adapter, train: (compute, adapter, {**train, **fields}))
 
 
 _CHECKPOINTING = _on_compute("compute.activation_checkpointing: true", activation_checkpointing=True)
@@ -155,7 +156,7 @@ def _micro_batches(forecast: Forecast) -> Iterator[Change]:
 
 
 def _rollouts(forecast: Forecast) -> Iterator[Change]:
-    """Yield smaller passes of PPO, which give the same result, then smaller rollouts, which do not."""
+    """Yield smaller forward passes of PPO, which give the same result, then smaller rollouts, which do not."""
     if forecast.stage.spec.kind != "ppo":
         return
     train: Any = forecast.facts.train
@@ -169,7 +170,7 @@ def _rollouts(forecast: Forecast) -> Iterator[Change]:
 
 
 def _changes(forecast: Forecast) -> Iterator[Change]:
-    """Yield changes, the cheapest first."""
+    """Yield the changes that apply to a stage, the cheapest first."""
     compute, kind, gpu = forecast.compute, forecast.stage.spec.kind, forecast.device.is_gpu
     if kind not in (*TRAINED, *SAMPLED):
         return
@@ -181,8 +182,8 @@ def _changes(forecast: Forecast) -> Iterator[Change]:
         for level in range(compute.zero + 1, 4):
             yield _on_compute(f"compute.zero: {level}", zero=level)
     if gpu and compute.offload == "none" and not compute.fsdp:
-        words, level = "compute: {zero: 2, offload: optimizer}", max(2, compute.zero)
-        yield _on_compute(words.replace("2", str(level), 1), zero=level, offload="optimizer")
+        setting, level = "compute: {zero: 2, offload: optimizer}", max(2, compute.zero)
+        yield _on_compute(setting.replace("2", str(level), 1), zero=level, offload="optimizer")
     if kind != "pretrain":
         if forecast.adapter is None:
             yield Change("adapter: {r: 16} (LoRA instead of full training)", lambda c, a, t: (c, Adapter(r=16), t))
@@ -193,8 +194,8 @@ def _changes(forecast: Forecast) -> Iterator[Change]:
             )
     if gpu and not compute.fsdp:
         for count in (n for n in SHARDED if n > compute.processes):
-            words = f"compute: {{processes: {count}, zero: 3}}"
-            yield _on_compute(words, processes=count, zero=3)
+            setting = f"compute: {{processes: {count}, zero: 3}}"
+            yield _on_compute(setting, processes=count, zero=3)
     if gpu and compute.offload == "all":
         yield _on_compute("compute.offload: optimizer", offload="optimizer")
     if gpu and compute.offload != "none":

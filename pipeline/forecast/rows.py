@@ -1,7 +1,7 @@
-"""How long the rows of a stage are, in tokens, before a tokenizer has seen them: counted in characters.
+"""Estimates the token lengths of a stage's rows from their characters, before a tokenizer has seen them.
 
-An estimate: a token of English text is about four characters in a large vocabulary, fewer in a small one. Remembered
-in the store by the digest of the rows.
+A token of English text has about four characters in a large vocabulary and fewer in a small one. Lengths are cached in
+the store by the digest of the rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.records import load
 from pipeline.stage import Data
 
 CACHE_FILE = "row-lengths-2.json"
-"""The number is that of how rows are read."""
+"""The number in the name is raised when rows are read in another way."""
 TURN = 5
 """Tokens a chat template adds to a turn."""
 
@@ -28,10 +28,10 @@ class Lengths:
     """Sizes of the rows a stage trains on.
 
     Attributes:
-        rows: how many are trained on.
-        characters: of all.
-        longest: characters of the longest.
-        turns: of all.
+        rows: number of rows.
+        characters: total over all rows.
+        longest: characters of the longest row.
+        turns: total over all rows.
     """
 
     rows: int
@@ -40,21 +40,21 @@ class Lengths:
     turns: int
 
     def tokens(self, vocab: int) -> float:
-        """Return the tokens of all rows, about."""
+        """Return the approximate number of tokens of all rows."""
         return self.characters / per_token(vocab) + TURN * self.turns
 
     def longest_tokens(self, vocab: int) -> int:
-        """Return the tokens of the longest row, about."""
+        """Return the approximate number of tokens of the longest row."""
         return int(self.longest / per_token(vocab)) + TURN * max(1, round(self.turns / max(self.rows, 1)))
 
 
 def per_token(vocab: int) -> float:
-    """Return the characters of a token, about."""
+    """Return the approximate number of characters per token."""
     return 3.0 if vocab < 4_000 else 3.7 if vocab < 32_000 else 4.2
 
 
 class RowLengths:
-    """Lengths of the rows of a plan's sources."""
+    """Row lengths of a plan's data sources, cached by content."""
 
     def __init__(self, plan: Plan, cache: Path) -> None:
         self.plan = plan
@@ -65,7 +65,7 @@ class RowLengths:
             self._known = {}
 
     def of(self, stage: PlannedStage) -> Lengths | None:
-        """Return the lengths of the rows a stage learns from; None when they are not on this machine."""
+        """Return the lengths of the rows a stage trains on; None when the rows are not on this machine."""
         item = stage.data.get("data")
         source = self.plan.recipe.data[item.source_name] if item is not None else None
         if item is None or source is None or source.path is None:
@@ -75,19 +75,19 @@ class RowLengths:
         if key not in self._known:
             try:
                 rows = load(source, shape, seed=stage.spec.seed, name=item.source_name).train
-            except PipelineError:  # told by the checks of the rows
+            except PipelineError:  # preflight reports bad rows
                 return None
             sizes = [_size(row) for row in rows]
-            found = Lengths(
+            lengths = Lengths(
                 len(sizes), sum(c for c, _ in sizes), max((c for c, _ in sizes), default=0), sum(t for _, t in sizes)
             )
-            self._known[key] = asdict(found)
+            self._known[key] = asdict(lengths)
             keep_if_possible(self.file, json.dumps(self._known))
         return Lengths(**self._known[key])
 
 
 def _size(row: dict[str, Any]) -> tuple[int, int]:
-    """Return characters and turns; a pair's prompt counts twice, for it is read with each response."""
+    """Return the characters and turns of a row; a pair's prompt counts twice, once for each response."""
     twice = 2 if "chosen" in row else 1
     texts = [
         (key, text)

@@ -1,7 +1,7 @@
-"""Where the shape of a stage's model is known from: the recipe, an artifact, a folder, or a hub's configuration.
+"""Finds the shape of a stage's model: from the recipe, an artifact, a folder, or the configuration on the hub.
 
-Shapes without a formula are counted on the meta device by a process of its own and remembered in the store by the
-digest of their configuration.
+Architectures without a formula are counted on the meta device in a subprocess. Counts are cached in the store by the
+digest of the configuration.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from pipeline.models.quantized_files import TRAINABLE, quantization_of_files
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 
 CACHE_FILE = "model-shapes-3.json"
-"""The number is that of its form."""
+"""The number in the name is raised when the format of the file changes."""
 SIZING_S = 120.0
-"""Longest time a count on the meta device may take."""
+"""Seconds that a count on the meta device may take."""
 REACH_S = 3.0
-"""Seconds a hub has to answer."""
+"""Seconds to wait for a connection to the hub."""
 
 
 class ModelShapes:
     """Shapes of the models of a plan.
 
     Attributes:
-        notes: what is not known, and why, in one line each.
+        notes: which shapes are unknown, or not from the model's own files, and why; one line each.
     """
 
     def __init__(self, plan: Plan, cache: Path) -> None:
@@ -53,7 +53,7 @@ class ModelShapes:
             self._known = {}
 
     def of_stage(self, stage: PlannedStage) -> ModelShape | None:
-        """Return the shape of the model a stage trains or makes; None when it is not known."""
+        """Return the shape of the model a stage trains or creates; None when it is not known."""
         spec = getattr(stage.spec.config, "model", None)
         if isinstance(spec, dict):
             vocab = self._vocab(stage)
@@ -64,7 +64,7 @@ class ModelShapes:
         return None
 
     def config_of(self, stage: PlannedStage) -> dict[str, Any] | None:
-        """Return the configuration of the model a stage trains, as far as recipe, folder or hub tell it."""
+        """Return the configuration of the model a stage trains, from recipe, folder or hub; None if none has it."""
         spec = getattr(stage.spec.config, "model", None)
         if isinstance(spec, dict):
             return spec
@@ -73,13 +73,13 @@ class ModelShapes:
         return None
 
     def config_of_input(self, item: PlannedInput) -> dict[str, Any] | None:
-        """Return the configuration of a model a stage reads, as far as recipe, folder or hub tell it."""
+        """Return the configuration of a model a stage reads, from recipe, folder or hub; None if none has it."""
         return self._config(item) or (self.config_of(self.stages[item.ref]) if item.ref in self.stages else None)
 
     def stored_of(self, stage: PlannedStage) -> str:
-        """Return ``4bit`` or ``8bit`` where the model a stage begins with lies so in its files, else nothing.
+        """Return ``4bit`` or ``8bit`` if the files of a stage's starting model are quantised so; empty otherwise.
 
-        An adapter leaves its base as it is; what `merge` makes is in full precision again.
+        A stage that trains an adapter does not change its base. `merge` writes full-precision weights.
         """
         for field in ("model", "init", "models"):
             for item in stage.inputs.get(field, []):
@@ -99,10 +99,10 @@ class ModelShapes:
         return self.of_stage(self.stages[item.ref]) if item.ref in self.stages else None
 
     def of_config(self, config: Mapping[str, Any]) -> ModelShape | None:
-        """Return the shape a configuration describes: by formula, else counted once and remembered."""
-        found = shape_of(config)
-        if found is not None:
-            return found
+        """Return the shape a configuration describes: by formula, else counted once and cached."""
+        shape = shape_of(config)
+        if shape is not None:
+            return shape
         text = json.dumps(config, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
         if key not in self._known and key not in self._failed:
@@ -111,7 +111,7 @@ class ModelShapes:
         return ModelShape(**{**known, "kept": SavedActivations(**known["kept"])}) if known else None
 
     def _count(self, key: str, text: str) -> None:
-        """Build the model on the meta device in another process, for it needs torch."""
+        """Count the model on the meta device in a subprocess, which imports torch; cache the count."""
         kind = json.loads(text).get("model_type") or json.loads(text).get("type")
         if sys.stderr.isatty():
             print(f"counting the parameters of a {kind} model (once) …", file=sys.stderr, flush=True)
@@ -128,7 +128,7 @@ class ModelShapes:
         keep_if_possible(self.file, json.dumps(self._known))
 
     def _config(self, item: PlannedInput) -> dict[str, Any] | None:
-        """Return the configuration of a model that is there already, or that a hub has."""
+        """Return the configuration of an existing artifact, folder or hub model; None for a pending stage."""
         if item.artifact is not None:
             return _json(item.artifact / "config.json")
         if item.external:
@@ -136,31 +136,33 @@ class ModelShapes:
         return None
 
     def _of_hub(self, ref: str) -> dict[str, Any] | None:
-        """Return a hub model's configuration: of this machine's cache, else as shipped, else of the hub (one file)."""
+        """Return a hub model's `config.json`: from the local cache, else as shipped with trueup, else downloaded."""
         if ref in self._hub:
             return self._hub[ref]
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         name, _, revision = ref.partition("@")
         at, file = revision or None, "config.json"
-        found: dict[str, Any] | None = None
+        config: dict[str, Any] | None = None
         reason = "it does not answer"
         try:
-            place = try_to_load_from_cache(name, file, revision=at)
-            if not isinstance(place, str) and (found := published_config(name)) is not None:
+            cached = try_to_load_from_cache(name, file, revision=at)
+            if not isinstance(cached, str) and (config := published_config(name)) is not None:
                 self.notes.append(f"{name} is sized from the configuration that trueup ships, not from its files")
-            elif not isinstance(place, str) and _hub_answers():  # else its library tries for a minute
-                place = hf_hub_download(name, file, revision=at, etag_timeout=3)
-            found = _json(Path(place)) if isinstance(place, str) else found
-        except Exception as error:  # offline, gated, unknown: many classes, one meaning
+            elif (
+                not isinstance(cached, str) and _hub_answers()
+            ):  # without this test huggingface_hub retries for a minute
+                cached = hf_hub_download(name, file, revision=at, etag_timeout=3)
+            config = _json(Path(cached)) if isinstance(cached, str) else config
+        except Exception as error:  # offline, gated or unknown: each library raises its own class
             reason = type(error).__name__
-        if found is None:
+        if config is None:
             self.notes.append(f"{name} could not be sized: its configuration cannot be read from the hub ({reason})")
-        self._hub[ref] = found
-        return found
+        self._hub[ref] = config
+        return config
 
     def _vocab(self, stage: PlannedStage) -> int | None:
-        """Return the vocabulary a new model gets from its tokenizer."""
+        """Return the vocabulary size that a new model gets from its tokenizer; None when it is not known."""
         for item in stage.inputs.get("tokenizer", []):
             if item.artifact is not None:
                 return _vocab_of_folder(item.artifact)
@@ -175,8 +177,8 @@ def _vocab_of_folder(folder: Path) -> int | None:
     content = _json(folder / "tokenizer.json")
     if content is None:
         return None
-    words = content.get("model", {}).get("vocab", {})
-    names = set(words) if isinstance(words, dict) else {item[0] for item in words}
+    vocab = content.get("model", {}).get("vocab", {})
+    names = set(vocab) if isinstance(vocab, dict) else {item[0] for item in vocab}
     return len(names | {item["content"] for item in content.get("added_tokens", [])})
 
 
@@ -190,7 +192,7 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Return whether the hub answers, or may through a proxy."""
+    """Return whether the hub accepts a connection; assume so behind a proxy."""
     if getproxies():
         return True
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")

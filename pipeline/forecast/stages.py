@@ -1,4 +1,4 @@
-"""What one stage needs: its work, and the memory of each of its processes, by what its kind holds at once."""
+"""Forecasts one stage: its operations, and the peak memory of each process by the tensors its kind holds at once."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ from pipeline.stage import kind_of
 TRAINED = ("pretrain", "sft", "reward", "dpo", "kto")
 SAMPLED = ("ppo", "grpo", "rloo")
 DROPOUT_KINDS = ("pretrain", "sft", "grpo", "rloo")
-"""Kinds that leave a model's dropout on; trl and PPO switch it off for the others."""
+"""Kinds that train with the model's dropout on; trl and PPO switch it off for the others."""
 PPO_COPIES = 5.0
-"""fp32 copies of the head's output in PPO's kept pass: logits, log-probabilities, and those of the entropy."""
+"""fp32 copies of the head's output that PPO's forward pass saves: logits, log-probabilities, and the entropy's."""
 ASSUMED_LENGTH = 1024
-"""Tokens of the longest row where the rows are not on this machine and nothing says how long they may be."""
+"""Tokens of the longest row if the rows are not on this machine and no setting bounds their length."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a stage will need.
+    """Operations and memory of a stage under given compute settings.
 
     Attributes:
-        facts: of the stage.
-        compute: it was made for.
-        adapter: it was made for.
-        device: it was made for.
-        trained: parameters that are trained.
-        longest: tokens of its longest row, about.
+        facts: what is known of the stage.
+        compute: compute settings of the forecast.
+        adapter: adapter of the forecast; None trains all weights.
+        device: device of the forecast.
+        trained: number of trained parameters.
+        longest: approximate tokens of the longest row.
         micro_batch: rows, or pairs, of a forward pass.
-        tokens: it reads, samples and learns from, each once; None when the rows are not known.
-        flops: of all processes; None likewise.
-        memory: of one process.
-        host: bytes of one process in its machine's memory, where a GPU's state is offloaded.
-        formats: number format of the computation; two where `auto` is not measured yet, and the larger is counted.
+        tokens: tokens read, sampled or trained on, each counted once; None when the rows are not known.
+        flops: operations of all processes; None when the rows are not known.
+        memory: peak memory of one process.
+        host: bytes of one process in host memory for offloaded GPU state.
+        formats: precision of the computation; two if `auto` is not measured yet, and the larger memory is used.
     """
 
     facts: Facts
@@ -82,12 +82,12 @@ class Forecast:
 
     @property
     def stage(self) -> PlannedStage:
-        """The stage."""
+        """The planned stage."""
         return self.facts.stage
 
     @property
     def shape(self) -> ModelShape:
-        """The shape of its model."""
+        """The shape of the stage's model."""
         return self.facts.shape
 
     @property
@@ -97,49 +97,49 @@ class Forecast:
 
     @property
     def room(self) -> float:
-        """Bytes one process has: a device's, or its share of a machine's."""
+        """Bytes available to one process: a GPU's memory, or an equal share of a machine's."""
         share = 1 if self.device.is_gpu else self.compute.processes
         return self.device.memory_gib * 2**30 / share
 
     @property
     def host_room(self) -> float:
-        """Bytes of its machine's memory one process has for what is offloaded; 0 where that is not known."""
+        """Bytes of host memory available to one process for offloaded state; 0 when not known."""
         return self.device.host_gib * 2**30 / self.compute.processes
 
     @property
     def fits_host(self) -> bool:
-        """Whether what is offloaded has room; True where the room is not known."""
+        """Whether offloaded state fits host memory; True when host memory is not known."""
         return not self.host_room or self.host <= self.host_room
 
     @property
     def fits(self) -> bool:
-        """Whether a process has room on its device and in its machine; True where the room is not known."""
+        """Whether a process fits its device and host memory; True where their sizes are not known."""
         return (not self.device.memory_gib or self.memory.peak <= self.room) and self.fits_host
 
     @property
     def hours(self) -> float | None:
-        """Hours on the device; None where work or peak are not known."""
+        """Hours on the device; None when the operations or the device's peak are not known."""
         if self.flops is None:
             return None
         return hours(self.flops, self.device, self.processes, half="fp32" not in self.formats)
 
     @property
     def cost(self) -> float | None:
-        """US dollars; None where no price is known."""
+        """Cost in US dollars; None when the hours or the price are not known."""
         if self.hours is None or not self.device.usd_per_hour:
             return None
         return self.hours * self.device.usd_per_hour * self.processes
 
 
 def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
-    """Return what each pending stage with a model will need, and what could not be known.
+    """Return a forecast for each pending stage with a model, and notes on what is not known.
 
     Args:
-        plan: of a recipe.
-        store: keeps what was counted once.
+        plan: plan of a recipe.
+        store: caches row lengths and model shapes.
     """
     shapes, rows = ModelShapes(plan, store.root / ".cache"), RowLengths(plan, store.root / ".cache")
-    found = []
+    needs = []
     for stage in plan.pending:
         if stage.spec.kind not in (*TRAINED, *SAMPLED, "evaluate"):
             continue
@@ -151,12 +151,12 @@ def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
         compute = stage.spec.compute if kind_of(stage.spec.kind).parallel else stage.spec.compute.alone()
         known = tuple(other for other in others if other is not None)
         facts = Facts(stage, shape, lengths, known, stored=shapes.stored_of(stage))
-        found.append(facts.forecast(compute, getattr(stage.spec.config, "adapter", None)))
-    return found, list(dict.fromkeys(shapes.notes))
+        needs.append(facts.forecast(compute, getattr(stage.spec.config, "adapter", None)))
+    return needs, list(dict.fromkeys(shapes.notes))
 
 
 def device_of(compute: Compute) -> Device:
-    """Return the device a stage is planned for: the one `compute.hardware` names, else this machine's."""
+    """Return the device a stage is forecast for: the one `compute.hardware` names, else this machine's."""
     asked = compute.hardware
     if asked is not None:
         return (Hardware(name=asked) if isinstance(asked, str) else asked).device
@@ -165,15 +165,15 @@ def device_of(compute: Compute) -> Device:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a stage, whatever it is computed on.
+    """What is known of a stage independently of its compute settings.
 
     Attributes:
-        stage: of the plan.
-        shape: of its model.
-        lengths: of its rows; None when they are not on this machine.
-        others: models beside the one it trains.
-        stored: ``4bit`` or ``8bit`` where its model's files are quantised so, else nothing.
-        changed: fields of `train` that are other than the recipe's, to see what they would bring.
+        stage: the planned stage.
+        shape: shape of its model.
+        lengths: lengths of its rows; None when they are not on this machine.
+        others: shapes of the reward models beside the trained one.
+        stored: ``4bit`` or ``8bit`` if the model's files are quantised so; empty otherwise.
+        changed: fields of `train` that replace the recipe's in this forecast.
     """
 
     stage: PlannedStage
@@ -185,25 +185,25 @@ class Facts:
 
     @property
     def train(self) -> Any:
-        """The stage's `train`, with what is changed of it."""
+        """The stage's `train` block with the fields of `changed` replaced."""
         own: Any = self.stage.spec.config
         return own.train.model_copy(update=dict(self.changed))
 
     def with_train(self, changed: Mapping[str, int]) -> Facts:
-        """Return the same stage with some fields of `train` changed."""
+        """Return the facts with some fields of `train` replaced."""
         return replace(self, changed={**self.changed, **changed})
 
     def forecast(self, compute: Compute, adapter: Adapter | None) -> Forecast:
-        """Return what the stage needs under ``compute``, with or without an adapter."""
+        """Forecast the stage under ``compute``, with or without an adapter."""
         device = device_of(compute)
         formats = formats_of(self.stage.spec.kind, compute, device, self.shape.hidden)
-        made = [self._computed_in(word, compute, adapter, device) for word in formats]
-        return replace(max(made, key=lambda forecast: forecast.memory.peak), formats=formats)
+        candidates = [self._computed_in(word, compute, adapter, device) for word in formats]
+        return replace(max(candidates, key=lambda forecast: forecast.memory.peak), formats=formats)
 
     def _computed_in(self, word: str, compute: Compute, adapter: Adapter | None, device: Device) -> Forecast:
-        """Return what the stage needs in one number format."""
+        """Forecast the stage in one precision."""
         kind = self.stage.spec.kind
-        spread = ParallelLayout(
+        layout = ParallelLayout(
             processes=compute.processes * compute.nodes,
             zero=3 if compute.fsdp else compute.zero,
             offload=compute.offload,
@@ -214,118 +214,118 @@ class Facts:
             eager=compute.attention == "eager",
             fsdp=compute.fsdp,
         )
-        made: Any = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
-        forecast: Forecast = made(compute, adapter, device, spread)
-        return replace(forecast, host=host_bytes(self.shape, forecast.trained, spread))
+        method: Any = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
+        forecast: Forecast = method(compute, adapter, device, layout)
+        return replace(forecast, host=host_bytes(self.shape, forecast.trained, layout))
 
-    def _parts(self, adapter: Adapter | None, spread: ParallelLayout) -> tuple[int, Memory]:
-        """Return the trained parameters, and the memory of weights, gradients and optimizer."""
+    def _parts(self, adapter: Adapter | None, layout: ParallelLayout) -> tuple[int, Memory]:
+        """Return the number of trained parameters; the memory of weights, gradients, optimizer state and buffers."""
         shape, trained = self.shape, self.shape.parameters
         if adapter is not None:
             layers = shape.layers - shape.layers // 2 if adapter.layers == "top-half" else shape.layers
             trained = shape.adapter(adapter.r, layers=layers)
         quantize = self.stored or (adapter.quantize if adapter is not None else None)
-        weights, gradients, optimizer = state(shape, trained, spread, quantize=quantize)
-        buffers = buffer_bytes(shape, trained, spread)
+        weights, gradients, optimizer = state(shape, trained, layout, quantize=quantize)
+        buffers = buffer_bytes(shape, trained, layout)
         return trained, Memory(weights=weights, gradients=gradients, optimizer=optimizer, buffers=buffers)
 
-    def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, spread: ParallelLayout) -> Forecast:
-        """Forecast a stage that learns from rows."""
+    def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, layout: ParallelLayout) -> Forecast:
+        """Forecast a stage that trains on rows of a data source."""
         kind, train, shape = self.stage.spec.kind, self.train, self.shape
         longest = self._longest(train, both=kind in ("dpo", "reward"))
         asked = max(1, train.kl_batch // compute.replicas) if kind == "kto" else compute.micro_batch
         stages = compute.pipeline_parallel
         micro = _micro_batch(train.batch_size, asked, longest, compute.replicas, passes=stages)
-        trained, parts = self._parts(adapter, spread)
-        if stages > 1:  # each has its layers and at most one end of the model
+        trained, parts = self._parts(adapter, layout)
+        if stages > 1:  # each pipeline stage holds its layers, and the embedding or the head
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
-            held = ("weights", "gradients", "optimizer")
-            parts = replace(parts, **{name: getattr(parts, name) * share for name in held})
+            sharded = ("weights", "gradients", "optimizer")
+            parts = replace(parts, **{name: getattr(parts, name) * share for name in sharded})
         rows, length = (2 * micro, longest // 2) if kind in ("dpo", "reward") else (micro, longest)
         length = -(-length // compute.sequence_parallel)
         logits, tp_size = 0.0, compute.tensor_parallel
         if kind == "pretrain":
-            logits = logit_bytes(shape, rows * length, spread)
+            logits = logit_bytes(shape, rows * length, layout)
         elif kind != "reward":
-            logits = tiled_logit_bytes(shape, rows * length, spread, trained=adapter is None)
+            logits = tiled_logit_bytes(shape, rows * length, layout, trained=adapter is None)
         if tp_size > 1:
             parts = tensor_parallel(
                 parts, shape, tp_size, adapter_r=adapter.r if adapter else 0, layers=shape.layers if adapter else 0
             )
-            if kind in ("sft", "dpo", "kto"):  # trl puts the head together for its loss, and takes a whole gradient
+            if kind in ("sft", "dpo", "kto"):  # trl's loss gathers the head's weight, and makes a full gradient
                 logits += 8.0 * shape.vocab * shape.hidden
-        parts = self._learning(parts, adapter, spread, rows, length, logits)
-        if stages > 1:  # what comes from one neighbour and goes back to it has a buffer for every row of the batch
+        parts = self._learning(parts, adapter, layout, rows, length, logits)
+        if stages > 1:  # buffers for received activations and returned gradients, for every row of the batch
             waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden
             parts = replace(parts, activations=parts.activations + waiting)
         parts = replace(
             parts,
-            peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas, recomputes=spread.checkpointing),
+            peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas, recomputes=layout.checkpointing),
         )
         tokens = self._tokens(train)
         work = tokens and training_flops(
-            shape, tokens, longest, trained_all=adapter is None, recompute=spread.checkpointing
+            shape, tokens, longest, trained_all=adapter is None, recompute=layout.checkpointing
         )
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work or None, parts)
 
     def _learning(
-        self, parts: Memory, adapter: Adapter | None, spread: ParallelLayout, rows: int, length: int, logits: float
+        self, parts: Memory, adapter: Adapter | None, layout: ParallelLayout, rows: int, length: int, logits: float
     ) -> Memory:
-        """Add what a pass over ``rows`` of ``length`` tokens keeps, and what its end still needs."""
+        """Add the saved activations of a pass over ``rows`` of ``length`` tokens, and what its end still needs."""
         shape, share, r = self.shape, 1.0, adapter.r if adapter is not None else 0
         if adapter is not None and adapter.layers == "top-half":
             share = (shape.layers - shape.layers // 2) / shape.layers
-        activations = activation_bytes(shape, rows, length, spread, adapter_r=r, share=share)
-        block = block_bytes(shape, rows, length, spread, adapter_r=r)
-        ending = block + transient_bytes(shape, rows * length, spread)
-        heap = heap_bytes(ending, spread, adapted=adapter is not None, headless=not logits)
+        activations = activation_bytes(shape, rows, length, layout, adapter_r=r, share=share)
+        block = block_bytes(shape, rows, length, layout, adapter_r=r)
+        ending = block + transient_bytes(shape, rows * length, layout)
+        heap = heap_bytes(ending, layout, adapted=adapter is not None, headless=not logits)
         return replace(parts, activations=activations, ending=ending, logits=logits, heap=heap)
 
-    def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, spread: ParallelLayout) -> Forecast:
-        """Forecast a stage that learns from its own responses."""
+    def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, layout: ParallelLayout) -> Forecast:
+        """Forecast a stage that trains on its own sampled responses."""
         config, train, shape, kind = self.stage.spec.config, self.train, self.shape, self.stage.spec.kind
         prompt = self.lengths.longest_tokens(shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
         longest = prompt + train.max_new_tokens
         at_once = train.rollout_batch if kind == "ppo" else train.responses_at_once
-        share = max(1, at_once // spread.processes)
-        trained, parts = self._parts(adapter, spread)
+        share = max(1, at_once // layout.processes)
+        trained, parts = self._parts(adapter, layout)
         if kind == "ppo":
             share = min(share, 128)
-            micro = max(1, min(train.token_budget // longest, at_once // spread.processes))
-            accumulates = at_once // train.minibatches > micro * spread.processes
+            micro = max(1, min(train.token_budget // longest, at_once // layout.processes))
+            accumulates = at_once // train.minibatches > micro * layout.processes
         else:
-            micro = _micro_batch(train.batch_size, compute.micro_batch, longest, spread.processes)
-            accumulates = train.batch_size > micro * spread.processes
-        shards = spread.processes if spread.zero >= 3 else 1
-        frozen = _frozen_bytes(spread)
+            micro = _micro_batch(train.batch_size, compute.micro_batch, longest, layout.processes)
+            accumulates = train.batch_size > micro * layout.processes
+        shards = layout.processes if layout.zero >= 3 else 1
+        frozen = _frozen_bytes(layout)
         others = sum(frozen * (o.parameters - o.vocab * o.hidden * (not o.tied)) for o in self.others)
         if adapter is None and (kind == "ppo" or getattr(train, "beta", 0.0) > 0):
             others += 4.0 * shape.parameters / shards
-        logits = tiled_logit_bytes(shape, micro * longest, spread, trained=adapter is None)
+        logits = tiled_logit_bytes(shape, micro * longest, layout, trained=adapter is None)
         if kind == "ppo":
-            logits = logit_bytes(shape, micro * train.max_new_tokens, spread, copies=PPO_COPIES)
-        parts = self._learning(parts, adapter, spread, micro, longest, logits)
-        parts = replace(parts, others=others, cache=cache_bytes(shape, share, longest, half=spread.half))
+            logits = logit_bytes(shape, micro * train.max_new_tokens, layout, copies=PPO_COPIES)
+        parts = self._learning(parts, adapter, layout, micro, longest, logits)
+        parts = replace(parts, others=others, cache=cache_bytes(shape, share, longest, half=layout.half))
         if getattr(config, "layout", "shared") == "separate":
-            own = self._separate_value(spread, micro, longest)
+            own = self._separate_value(layout, micro, longest)
             trained += own[0]
             parts = replace(parts, **{name: getattr(parts, name) + more for name, more in own[1].parts().items()})
-        parts = replace(parts, peak=peak(parts, accumulates=accumulates, recomputes=spread.checkpointing))
+        parts = replace(parts, peak=peak(parts, accumulates=accumulates, recomputes=layout.checkpointing))
         tokens, work = self._sampled_work(train, longest, adapter)
         return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work, parts)
 
-    def _separate_value(self, spread: ParallelLayout, rows: int, length: int) -> tuple[int, Memory]:
-        """Return parameters and memory of a value function beside the policy.
+    def _separate_value(self, layout: ParallelLayout, rows: int, length: int) -> tuple[int, Memory]:
+        """Return parameters and memory of a separate value model.
 
-        It starts from the first reward model with the policy's tokens, else from the policy.
+        It is initialised from the first reward model with the policy's vocabulary size, else from the policy.
         """
         shape = next((other for other in self.others if other.vocab == self.shape.vocab), self.shape)
         size = shape.parameters - shape.vocab * shape.hidden * (not shape.tied)
-        parts = Memory(*state(shape, size, spread))
-        return size, replace(self, shape=shape)._learning(parts, None, spread, rows, length, 0.0)
+        parts = Memory(*state(shape, size, layout))
+        return size, replace(self, shape=shape)._learning(parts, None, layout, rows, length, 0.0)
 
     def _sampled_work(self, train: Any, longest: int, adapter: Adapter | None) -> tuple[float | None, float | None]:
-        """Return tokens and operations: sampled once, scored by reference and reward, learned from some times."""
+        """Return tokens and operations: one sampling pass, one pass per scorer, and several training passes."""
         if self.stage.spec.kind == "ppo":
             responses, passes, scorers = train.iterations * train.rollout_batch, train.epochs, 2 + len(self.others)
         else:
@@ -338,21 +338,21 @@ class Facts:
         learning = training_flops(self.shape, tokens, longest, trained_all=adapter is None)
         return tokens, once * (1 + scorers) + passes * learning
 
-    def _evaluated(self, compute: Compute, adapter: Adapter | None, device: Device, spread: ParallelLayout) -> Forecast:
-        """Forecast an evaluation: models one after another, with the rollout of 128 answers."""
+    def _evaluated(self, compute: Compute, adapter: Adapter | None, device: Device, layout: ParallelLayout) -> Forecast:
+        """Forecast an evaluation: models one after another, each generating up to 128 answers at a time."""
         config: Any = self.stage.spec.config
         prompt = self.lengths.longest_tokens(self.shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
         longest = prompt + config.max_new_tokens
         rows = min(config.limit or self.lengths.rows, self.lengths.rows) if self.lengths else config.limit
-        frozen = _frozen_bytes(spread)
-        parts = Memory(  # the baseline stays beside the model that answers; the judge comes when both are gone
+        frozen = _frozen_bytes(layout)
+        parts = Memory(  # baseline and current model are loaded together; the judge is loaded after both are freed
             weights=max(
                 min(len(config.models), 2) * quantised_bytes(self.shape, int(frozen), self.stored or None),
                 *(frozen * other.parameters for other in self.others),
                 0.0,
             ),
             cache=cache_bytes(self.shape, min(rows or 128, 128), longest, half=frozen == 2),
-            logits=logit_bytes(self.shape, 128, spread, copies=2, learns=False),
+            logits=logit_bytes(self.shape, 128, layout, copies=2, learns=False),
         )
         parts = replace(parts, peak=peak(parts, accumulates=False))
         tokens = float(rows * longest * len(config.models)) if rows else None
@@ -360,7 +360,7 @@ class Facts:
         return Forecast(self, compute, None, device, 0, longest, min(rows or 128, 128), tokens, work or None, parts)
 
     def _longest(self, train: Any, *, both: bool) -> int:
-        """Return the tokens of the longest row: of both responses and both prompts where a pair is one row."""
+        """Return the tokens of the longest row; with ``both``, of both sequences of a pair, prompts included."""
         most = train.max_length or self.shape.context or 0
         if getattr(train, "mode", "rows") == "packed" and most:
             return int(most)
@@ -371,7 +371,7 @@ class Facts:
         return min(bound, known) if bound else known
 
     def _tokens(self, train: Any) -> float | None:
-        """Return the tokens trained on in all."""
+        """Return the total number of tokens trained on; None when the rows are not known."""
         if self.lengths is None or not self.lengths.rows:
             return None
         per_row = min(self.lengths.tokens(self.shape.vocab) / self.lengths.rows, self._longest(train, both=True))
@@ -380,9 +380,9 @@ class Facts:
         return float(rows * per_row)
 
 
-def _frozen_bytes(spread: ParallelLayout) -> float:
-    """Return the bytes of a weight that only answers or scores: on a GPU in the format of the computation."""
-    return 2.0 if spread.on_gpu and spread.half else 4.0
+def _frozen_bytes(layout: ParallelLayout) -> float:
+    """Return the bytes of a frozen weight: on a GPU in the precision of the computation, else fp32."""
+    return 2.0 if layout.on_gpu and layout.half else 4.0
 
 
 def _steps(train: Any, rows: int | None) -> int | None:
@@ -392,7 +392,7 @@ def _steps(train: Any, rows: int | None) -> int | None:
 
 
 def _micro_batch(batch_size: int, asked: int | str, longest: int, processes: int, passes: int = 1) -> int:
-    """Return the rows of a forward pass; where the batch does not divide, which is told elsewhere, about as many."""
+    """Return the rows of a forward pass; an approximation if the batch does not divide, which preflight reports."""
     try:
         return divide(batch_size, asked, longest, processes, passes=passes).micro_batch
     except PipelineError:

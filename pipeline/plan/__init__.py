@@ -1,6 +1,6 @@
-"""The plan: a recipe resolved to an ordered graph, every stage with its fingerprint and what has to run.
+"""The plan: a recipe's stages in order, each with its fingerprint and whether it must run.
 
-Owns what is decided before anything runs; imports no torch. Knows nothing of how a stage works or is run.
+Owns what is decided before anything runs. Imports no torch. Knows nothing of how a stage works or is run.
 """
 
 from pipeline.plan.fingerprint import digest_of

@@ -1,6 +1,6 @@
-"""What a plan knows beforehand that a reader of an evaluation must know: prompts learnt from, a judge that guesses.
+"""Notes for readers of an evaluation that a plan can tell: prompts seen in training, an unreliable judge.
 
-Owns the list. Knows nothing of statistics: how often a reward model is right stands in its manifest.
+Owns the list. Knows nothing of statistics: a reward model's accuracy comes from its manifest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.stage import kind_of
 
 
 def evaluation_notes(plan: Plan, store: Store) -> list[str]:
-    """Return one line for each thing to know; reads the rows of sources that nobody has read before."""
+    """Return the notes on a plan's evaluations, one line each; reads rows of sources that are not cached."""
     return [
         f"stage {stage.spec.name}: {text}"
         for stage in plan.stages
@@ -30,7 +30,7 @@ def evaluation_notes(plan: Plan, store: Store) -> list[str]:
 
 
 def _judge_warnings(stage: PlannedStage) -> Iterator[str]:
-    """Yield what its card says of a reward model that is there; one still to be trained is judged when it judges."""
+    """Yield warnings on existing reward models from their cards; pending ones are checked when they score."""
     for item in stage.inputs.get("reward", []):
         if item.artifact is not None or item.external:
             judges = getattr(stage.spec.config, "judges_by_reward", True)
@@ -40,17 +40,17 @@ def _judge_warnings(stage: PlannedStage) -> Iterator[str]:
 
 
 def _metrics(folder: Path | None) -> dict[str, Any]:
-    """Return the metrics of a manifest; nothing where there is none."""
+    """Return the metrics of a folder's manifest; empty if there are none."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) if folder is not None else {}
     except (OSError, ValueError):
         return {}
-    found = manifest.get("metrics", {}) if isinstance(manifest, dict) else {}
-    return found if isinstance(found, dict) else {}
+    metrics = manifest.get("metrics", {}) if isinstance(manifest, dict) else {}
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _head_warnings(plan: Plan, stage: PlannedStage) -> Iterator[str]:
-    """Yield that a source is cut after its first rows, which a file sorted by task makes a choice of tasks."""
+    """Yield a warning for each source with a `limit`: the first rows of a file sorted by task cover few tasks."""
     for item in stage.data.values():
         limit = plan.recipe.data[item.source_name].limit
         if limit is not None and limit < (item.rows or limit + 1):

@@ -1,7 +1,7 @@
 """Fingerprints: the hash of everything that can change a stage's result.
 
-Owns what enters and what stays out. Fields marked `Input`, `Data` and `Code` enter as the content they name; fields
-marked `Runtime` and a trainer's runtime fields stay out. Knows nothing of graphs or of the store's layout.
+Owns what a fingerprint includes. Fields marked `Input`, `Data` and `Code` are included as the content they name; fields
+marked `Runtime` and a trainer's runtime fields are excluded. Knows nothing of graphs or of the store's layout.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def payload(
     *,
     trust_remote_code: bool,
 ) -> dict[str, Any]:
-    """Return what a stage's fingerprint is the hash of, as plain data.
+    """Return the plain data whose hash is a stage's fingerprint.
 
     Args:
         spec: the stage.
-        inputs: field to fingerprints of what it names.
-        data: field to the source it names and the digest of its content.
+        inputs: field to the fingerprints of its inputs.
+        data: field to its data source and the digest of the source's content.
         search_dirs: where user functions are looked up.
-        trust_remote_code: of the recipe.
+        trust_remote_code: the recipe's setting.
 
     Raises:
-        PipelineError: a user function is not there.
+        PipelineError: a user function does not exist.
     """
     result: dict[str, Any] = {
         "kind": spec.kind,
@@ -70,18 +70,18 @@ def digest_of(data: Any) -> str:
 
 
 def config_data(config: BaseModel) -> dict[str, Any]:
-    """Return the part of a configuration that can change a result, defaults included, however deep models nest."""
+    """Return the fields of a configuration that can change a result, defaults and nested models included."""
     if isinstance(config, TrainFields):
         return config.fingerprint_data()
-    kept = {}
+    data = {}
     for name, info in type(config).model_fields.items():
         if not any(isinstance(item, Input | Data | Code | Runtime) for item in info.metadata):
-            kept[name] = _plain(getattr(config, name))
-    return kept
+            data[name] = _plain(getattr(config, name))
+    return data
 
 
 def source_options(source: DataSource) -> dict[str, Any]:
-    """Return the settings of a data source that change what its rows become; where they are is not among them."""
+    """Return the settings of a data source that change its rows; their location is not included."""
     return {name: value for name, value in config_data(source).items() if name not in _ORIGIN}
 
 

@@ -1,4 +1,4 @@
-"""The content hash of a local folder that holds a model, remembered while its files do not change.
+"""The content hash of a local model folder, cached until its files change.
 
 Owns hashing files. Knows nothing of what a model is.
 """
@@ -15,24 +15,24 @@ from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, Problem
 
 SETTLED_S = 0.1
-"""A file changed more recently is not remembered: a second change in the same tick of the clock would go unseen."""
+"""Seconds since its last change before a file is cached: two changes in one tick of the clock look like one."""
 
 
 def folder_digest(folder: Path, cache: Path | None) -> str:
-    """Return the sha256 over the sorted ``path sha256`` lines of a folder's files; hidden ones do not count.
+    """Return the sha256 over the sorted ``path sha256`` lines of a folder's files, without hidden ones.
 
     Args:
-        folder: what to hash.
-        cache: folder that remembers the hashes of unchanged files; None hashes every file.
+        folder: the folder to hash.
+        cache: folder for the cached hashes of unchanged files; None hashes every file.
 
     Raises:
-        PipelineError: there are no files in it, or one cannot be read.
+        PipelineError: the folder has no files, or one cannot be read.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
     if not files:
         raise PipelineError(Problem(f"folder `{folder}` is empty", "a folder with a model"))
-    kept = cache / "folder-digests.json" if cache is not None else None
-    known = _read(kept)
+    cache_file = cache / "folder-digests.json" if cache is not None else None
+    known = _read(cache_file)
     lines = []
     fresh: dict[str, list[Any]] = {}
     for path in files:
@@ -45,8 +45,8 @@ def folder_digest(folder: Path, cache: Path | None) -> str:
         if time.time_ns() - max(stamp[1], stamp[2]) > SETTLED_S * 1e9:
             fresh[str(path)] = [*stamp, sha256]
         lines.append(f"{path.relative_to(folder).as_posix()} {sha256}\n")
-    if kept is not None and any(known.get(key) != value for key, value in fresh.items()):
-        keep_if_possible(kept, json.dumps({**_read(kept), **fresh}))
+    if cache_file is not None and any(known.get(key) != value for key, value in fresh.items()):
+        keep_if_possible(cache_file, json.dumps({**_read(cache_file), **fresh}))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -64,11 +64,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(kept: Path | None) -> dict[str, Any]:
-    if kept is None:
+def _read(file: Path | None) -> dict[str, Any]:
+    if file is None:
         return {}
     try:
-        held = json.loads(kept.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return held if isinstance(held, dict) else {}
+    return content if isinstance(content, dict) else {}

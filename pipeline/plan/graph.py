@@ -1,7 +1,7 @@
-"""The graph of a recipe: what every stage reads, and in which order stages can run.
+"""The graph of a recipe: the inputs of every stage, and the order in which stages can run.
 
-Owns resolving names to stages, artifacts, folders and hub ids, kinds that do not fit, and cycles. Knows nothing of
-fingerprints or of what is done already.
+Owns resolving names to stages, artifacts, folders and hub ids, and finding inputs of the wrong kind and cycles. Knows
+nothing of fingerprints or of what is cached.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*([@:][^/]*)?")
 
 @dataclass(frozen=True)
 class Reference:
-    """What a name in a stage's configuration stands for; exactly one of the last four is set.
+    """A resolved name of a stage's configuration; exactly one of the last four attributes is set.
 
     Attributes:
         field: configuration field that holds the name.
         ref: the name.
         stage: stage of this recipe.
-        artifact: artifact of the store.
+        artifact: artifact in the store.
         folder: local folder.
         hub: ``ID@REVISION``.
     """
@@ -43,15 +43,15 @@ class Reference:
 
 @dataclass
 class Graph:
-    """What the stages of a recipe read.
+    """The inputs of a recipe's stages and their order.
 
     Attributes:
         inputs: stage to field to references.
         data: stage to field to name of the data source.
-        sources: data source to the reference it is, when it is an artifact.
-        order: stages, each after what it needs; stages of cycles are left out.
-        unresolved: stages that name something which is not there, or which has problems itself.
-        problems: everything that is wrong with it.
+        sources: name of a data source to its reference, if it is an artifact.
+        order: stages in topological order; stages in cycles are left out.
+        unresolved: stages with an input that does not exist or has problems itself.
+        problems: all problems of the graph.
     """
 
     inputs: dict[str, dict[str, list[Reference]]] = field(default_factory=dict)
@@ -71,19 +71,19 @@ class Graph:
                 yield reference.stage
 
     def with_ancestors(self, stages: list[str]) -> set[str]:
-        """Return ``stages`` with everything they need."""
-        found: set[str] = set()
+        """Return ``stages`` and all stages they need, directly or indirectly."""
+        closure: set[str] = set()
         waiting = list(stages)
         while waiting:
             stage = waiting.pop()
-            if stage not in found:
-                found.add(stage)
+            if stage not in closure:
+                closure.add(stage)
                 waiting += self.needs(stage)
-        return found
+        return closure
 
 
 def build_graph(recipe: Recipe, store: Store) -> Graph:
-    """Resolve every name of a recipe; problems are collected in the graph."""
+    """Resolve all names of a recipe and order its stages; collect problems in the graph."""
     graph = Graph()
     resolver = _Resolver(recipe, store, graph.problems)
     for name, source in recipe.data.items():
@@ -111,14 +111,14 @@ def build_graph(recipe: Recipe, store: Store) -> Graph:
 
 @dataclass(frozen=True)
 class _Resolver:
-    """Finds what names stand for."""
+    """Resolves names to references, collecting problems."""
 
     recipe: Recipe
     store: Store
     problems: list[Problem]
 
     def resolve_all(self, spec: StageSpec, field_name: str, marker: Input, names: list[str]) -> Iterator[Reference]:
-        """Yield the references of one field."""
+        """Yield the references of the names in one field."""
         for index, text in enumerate(names):
             where = self.recipe.where("stages", spec.name, field_name, index)
             reference = self.resolve(text, field_name, marker, where, spec.name)
@@ -126,7 +126,7 @@ class _Resolver:
                 yield reference
 
     def resolve(self, text: str, field_name: str, marker: Input | None, where: str, stage: str) -> Reference | None:
-        """Return what a name stands for: a stage, an artifact, a folder, a hub model; in this order."""
+        """Resolve a name to a stage, an artifact, a folder or a hub model, tried in this order; None on a problem."""
         if text in self.recipe.broken:
             return None
         if text in self.recipe.stages:
@@ -152,7 +152,7 @@ class _Resolver:
         return None
 
     def artifact(self, text: str, where: str, stage: str, *, quiet: bool) -> Artifact | None:
-        """Return the artifact a ref names; a ref that says more than a name must exist."""
+        """Return the artifact a ref names, or None; a missing version, fingerprint or tag is a problem."""
         from pipeline.artifacts.refs import resolve
 
         if "@" not in text and ":" not in text and not self.store.artifacts(text):
@@ -167,7 +167,7 @@ class _Resolver:
     def check_kind(
         self, kind: str, makes: str | None, text: str, field_name: str, marker: Input | None, where: str, stage: str
     ) -> None:
-        """Refuse a stage or artifact of a kind the field does not take."""
+        """Record a problem if the field does not take a stage or artifact of this kind."""
         if marker is None:
             return
         if marker.kinds:
@@ -185,7 +185,7 @@ class _Resolver:
         self.problems.append(Problem(f"{field_name}: `{text}` is of kind {kind}", wanted, remedy, where, stage))
 
     def unknown(self, text: str, field_name: str, where: str, stage: str, *, external: bool) -> None:
-        """Say that a name stands for nothing."""
+        """Record the problem of a name that cannot be resolved."""
         path = self.recipe.find(text)
         if external and path is not None:
             self.problems.append(
@@ -200,26 +200,26 @@ class _Resolver:
 
 
 def _ordered(recipe: Recipe, graph: Graph) -> list[str]:
-    """Sort stages so that each follows what it needs, keeping the recipe's order among equals."""
+    """Return the stages in topological order, in the recipe's order where possible; record cycles as problems."""
     order: list[str] = []
-    left = list(recipe.stages)
-    while left:
-        ready = next((name for name in left if all(need in order for need in graph.needs(name))), None)
+    unordered = list(recipe.stages)
+    while unordered:
+        ready = next((name for name in unordered if all(need in order for need in graph.needs(name))), None)
         if ready is None:
             break
         order.append(ready)
-        left.remove(ready)
-    for cycle in _cycles(graph, left):
+        unordered.remove(ready)
+    for cycle in _cycles(graph, unordered):
         where = _where_needed(recipe, graph, cycle[0], cycle[1])
         text = f"stages need each other: {' → '.join(cycle)}"
         graph.problems.append(Problem(text, "a graph without cycles", "", where, cycle[0]))
     return order
 
 
-def _cycles(graph: Graph, left: list[str]) -> Iterator[list[str]]:
-    """Yield the cycles among stages that could not be ordered, each once, from its first stage in recipe order."""
+def _cycles(graph: Graph, unordered: list[str]) -> Iterator[list[str]]:
+    """Yield each cycle among the unordered stages once, starting at its first stage in the recipe."""
     reported: set[str] = set()
-    for start in left:
+    for start in unordered:
         if start in reported:
             continue
         path = _path_back(graph, start)
@@ -229,7 +229,7 @@ def _cycles(graph: Graph, left: list[str]) -> Iterator[list[str]]:
 
 
 def _path_back(graph: Graph, start: str) -> list[str]:
-    """Return a shortest path from a stage along what it needs back to itself, or nothing."""
+    """Return a shortest path of needed stages from a stage back to itself; empty if there is none."""
     paths = [[start]]
     seen: set[str] = set()
     while paths:
@@ -244,7 +244,7 @@ def _path_back(graph: Graph, start: str) -> list[str]:
 
 
 def _where_needed(recipe: Recipe, graph: Graph, stage: str, need: str) -> str:
-    """Return the line on which a stage names another."""
+    """Return ``file:line`` at which a stage names another."""
     for field_name, references in graph.inputs[stage].items():
         for index, reference in enumerate(references):
             if reference.stage == need:

@@ -1,4 +1,4 @@
-"""What a plan is made of."""
+"""The records of a plan: stages, their inputs and their data."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class PlannedInput:
     Attributes:
         field: configuration field that names it.
         ref: as the recipe writes it.
-        name: of the stage that makes or made it; the folder's or the hub repository's name.
-        kind: of that stage, or ``external``.
-        fingerprint: of the artifact; of the folder's content; ``hub:ID@REVISION``.
-        artifact: payload directory or local folder; None while pending and for the hub.
-        external: a folder or a hub id.
+        name: name of the stage that makes it, of the folder, or of the hub repository.
+        kind: kind of that stage, or ``external``.
+        fingerprint: fingerprint of the artifact, hash of the folder's content, or ``hub:ID@REVISION``.
+        artifact: payload directory or local folder; None for a pending stage and for the hub.
+        external: whether it is a folder or a hub id.
     """
 
     field: str
@@ -38,14 +38,14 @@ class PlannedInput:
 
 @dataclass(frozen=True)
 class PlannedData:
-    """Rows a stage reads.
+    """A data source that a stage reads.
 
     Attributes:
         field: configuration field that names the source.
         source_name: name of the source in the recipe.
-        digest: of its content; of the artifact and file it is, when it is one.
-        rows: rows in it; 0 when not known before it is read.
-        input: the artifact it is, if it is one.
+        digest: digest of its content; for an artifact, its fingerprint and file.
+        rows: number of rows; 0 when not known before they are read.
+        input: the artifact, if the source is one.
     """
 
     field: str
@@ -57,18 +57,18 @@ class PlannedData:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with what it reads and whether it must run.
+    """A stage with its inputs and whether it must run.
 
     Attributes:
         spec: the stage as the recipe has it.
-        fingerprint: of everything that can change its result.
-        status: ``cached`` when the store has it.
-        why: reasons it must run, one line each; empty when cached.
-        inputs: by field, in the order the field names them.
-        data: by field.
+        fingerprint: hash of everything that can change its result.
+        status: ``cached`` if the store has its artifact.
+        why: reasons to run it, one line each; empty when cached.
+        inputs: inputs by field, in the order of the field's names.
+        data: data sources by field.
         artifact: the cached artifact.
-        resumable: an earlier attempt left checkpoints.
-        payload: what the fingerprint is the hash of; the manifest keeps it as `config`.
+        resumable: whether an earlier attempt left checkpoints.
+        payload: the data whose hash is the fingerprint; the manifest stores it as `config`.
     """
 
     spec: StageSpec
@@ -84,13 +84,13 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe resolved to what has to be done.
+    """The requested stages of a recipe in the order they run.
 
     Attributes:
         recipe: the recipe.
-        stages: what was asked for, each after what it needs, otherwise in the recipe's order.
-        notes: what a person should know before running it.
-        data_artifacts: payload directories of the artifacts that data sources name and the store has.
+        stages: the requested stages in topological order, otherwise in the recipe's order.
+        notes: notes for the user before running it.
+        data_artifacts: name of an artifact used as a data source to its payload directory, if the store has it.
         unplanned: names of stages that cannot be planned because of problems (empty in a plan that runs).
     """
 
@@ -106,5 +106,5 @@ class Plan:
         return tuple(stage for stage in self.stages if stage.status == "pending")
 
     def data_artifact(self, ref: str) -> Path | None:
-        """Return the payload directory of an artifact that a data source names, if the store has it."""
+        """Return the payload directory of an artifact that a data source names; None if the store does not have it."""
         return self.data_artifacts.get(ref)

@@ -1,11 +1,11 @@
-"""Whether a stage is evaluated on prompts that one of its models has learnt from.
+"""Finds evaluation prompts that one of the evaluated models was trained on.
 
-Owns the walk over what its inputs were made from, in the plan and in the store, and the index of the prompts of a
-source. Two sources share prompts when their content is the same, whatever they are called, or when the first user turn
-of a row is: what also decides the side of a held-out split. Pure but for reading files.
+Owns the walk over the ancestors of an evaluation's inputs, in the plan and in the store, and the index of a source's
+prompts. Two sources share prompts if they have the same digest, or rows with the same first user turn, which is also
+the key of the held-out split. Has no side effects except reading files and writing the index.
 
-Left out: texts that quote a prompt somewhere in the middle; sources whose rows are neither here nor were read into this
-store before, beyond their digest.
+Not covered: texts that quote a prompt in the middle. Sources whose rows are not on this machine and were never read
+into this store are compared by digest only.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from pipeline.records.split import key
 from pipeline.stage import KINDS, Data, Shapes
 
 HELD_OUT_FIELDS = frozenset({"test"})
-"""Fields of data that a stage measures itself by and does not learn from."""
+"""Data fields that a stage only evaluates on and does not train on."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Rows as a stage takes them.
+    """A data source as one stage reads it.
 
     Attributes:
-        stage: that takes them.
-        name: of the source in its recipe.
-        digest: of their content.
-        options: settings that change what the rows become.
-        shape: they are taken in.
-        source: where they are, if this recipe says so.
+        stage: name of the stage.
+        name: name of the source in the stage's recipe.
+        digest: digest of the source's content.
+        options: settings of the source that change its rows.
+        shape: shape the stage reads.
+        source: the data source, if it is one of this recipe.
     """
 
     stage: str
@@ -55,12 +55,12 @@ class _Source:
 
     @property
     def held_out(self) -> float:
-        """Share of the prompts that is split off."""
+        """Share of the prompts that is held out."""
         return float(self.options.get("held_out", 0.0))
 
 
 def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> tuple[str, ...]:
-    """Return a sentence for each source that an input of an evaluation, or what it stands on, learnt the prompts of."""
+    """Return a sentence for each training source, of an evaluation's inputs or their ancestors, that shares prompts."""
     asked = _planned_source(plan, planned, "data")
     if asked is None or KINDS[planned.spec.kind].makes != "report":
         return ()
@@ -71,23 +71,23 @@ def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> tuple[s
             users[learnt] += [item.ref] if item.ref not in users[learnt] else []
     index = PromptIndex(store)
     shared = {learnt: _shared(asked, learnt, index) for learnt in users}
-    return tuple(_sentence(asked, learnt, found, users[learnt]) for learnt, found in shared.items() if found)
+    return tuple(_sentence(asked, learnt, overlap, users[learnt]) for learnt, overlap in shared.items() if overlap)
 
 
 def remember_prompts(store: Store, digest: str, source: DataSource, rows: LoadedRows) -> None:
-    """Keep the prompts of rows that were read, for evaluations to come; a lost write only costs a warning."""
+    """Store the prompts of rows for the overlap checks of later evaluations; a lost write only loses a warning."""
     if rows.shape != "text":
         PromptIndex(store).keep(digest, source_options(source), rows)
 
 
 class PromptIndex:
-    """The prompts of sources as hashes of 8 bytes, in files of the store's cache named by content."""
+    """Index of the prompts of sources as 8-byte hashes, in cache files named by the source's content."""
 
     def __init__(self, store: Store) -> None:
         self._folder = store.root / ".cache" / "prompts"
 
     def prompts(self, asked: _Source) -> tuple[Sequence[int], Sequence[int]] | None:
-        """Return the prompts learnt from and those held out, one per row; None when nobody here has read them."""
+        """Return the hashes of training and of held-out prompts, one per row; None when the rows cannot be read."""
         for shape in [asked.shape] if isinstance(asked.shape, str) else asked.shape:
             with contextlib.suppress(OSError, EOFError, ValueError, IndexError):
                 content = array("Q", self._file(asked.digest, asked.options, shape).read_bytes())
@@ -97,11 +97,11 @@ class PromptIndex:
         try:
             rows = load(asked.source, asked.shape, seed=0, name=asked.name)
         except PipelineError:
-            return None  # the check of the rows says why
+            return None  # preflight reports the reason
         return self.keep(asked.digest, asked.options, rows) if rows.shape != "text" else None
 
     def keep(self, digest: str, options: Mapping[str, Any], rows: LoadedRows) -> tuple[Sequence[int], Sequence[int]]:
-        """Write the prompts of rows and return them."""
+        """Write the hashes of the rows' prompts; return those of training and of held-out rows."""
         train, held_out = ([_number(key(row, rows.shape)) for row in side] for side in (rows.train, rows.held_out))
         file = self._file(digest, options, rows.shape)
         keep_if_possible(file, array("Q", [len(train), *train, *held_out]).tobytes())
@@ -126,7 +126,7 @@ def _planned_source(plan: Plan, planned: PlannedStage, name: str) -> _Source | N
 
 
 def _learnt(plan: Plan, store: Store, item: PlannedInput, seen: set[str]) -> Iterator[_Source]:
-    """Yield the sources that an input, and what it was made from, learnt from."""
+    """Yield the sources that an input and its ancestors were trained on."""
     if item.fingerprint in seen:
         return
     seen.add(item.fingerprint)
@@ -147,19 +147,19 @@ def _learnt(plan: Plan, store: Store, item: PlannedInput, seen: set[str]) -> Ite
 
 
 def _learns(kind: str, name: str) -> bool:
-    """Whether a stage of a kind learns from the rows of a field; a tokenizer remembers no prompt."""
+    """Return whether a stage of a kind trains on the rows of a field; tokenizers do not count."""
     return kind in KINDS and KINDS[kind].makes != "tokenizer" and name not in HELD_OUT_FIELDS
 
 
 def _learnt_by_artifact(store: Store, artifact: Artifact | None, seen: set[str]) -> Iterator[_Source]:
-    """Yield the same for what is only in the store, by its manifest."""
+    """Yield the sources that an artifact in the store and its ancestors were trained on, from the manifests."""
     if artifact is None:
         return
     manifest = artifact.manifest
     markers: dict[str, Data] = KINDS[manifest.kind].config.markers(Data) if manifest.kind in KINDS else {}
     for name, record in manifest.data.items():
-        kept = manifest.config.get("data", {}).get(name, {})
-        options = {word: value for word, value in kept.items() if word != "digest"}
+        recorded = manifest.config.get("data", {}).get(name, {})
+        options = {word: value for word, value in recorded.items() if word != "digest"}
         if name in markers and _learns(manifest.kind, name):
             yield _Source(manifest.name, record.source, record.digest, options, markers[name].shape)
     for parent in manifest.parents:
@@ -169,10 +169,10 @@ def _learnt_by_artifact(store: Store, artifact: Artifact | None, seen: set[str])
 
 
 def _shared(asked: _Source, learnt: _Source, index: PromptIndex) -> tuple[int, int] | None:
-    """Return how many of the prompts asked were learnt from, and of how many; (0, 0) when only that some were."""
-    own, theirs = index.prompts(asked), index.prompts(learnt)
-    if own is not None and theirs is not None:
-        prompts, known = own[1] or own[0], set(theirs[0])
+    """Return how many evaluated prompts were trained on, and of how many; (0, 0) if only the digests are known."""
+    asked_prompts, learnt_prompts = index.prompts(asked), index.prompts(learnt)
+    if asked_prompts is not None and learnt_prompts is not None:
+        prompts, known = asked_prompts[1] or asked_prompts[0], set(learnt_prompts[0])
         count = sum(prompt in known for prompt in prompts)
         return (count, len(prompts)) if count else None
     is_held_out = 0 < asked.held_out <= learnt.held_out

@@ -1,6 +1,7 @@
-"""From a recipe and a store to a plan.
+"""Makes a plan from a recipe and a store.
 
-Owns the walk over the graph: fingerprints, what is cached, what must run and why. Pure but for reading files.
+Owns the walk over the graph: fingerprints, cached stages, stages to run and the reasons. Has no side effects except
+reading files and caching digests.
 """
 
 from __future__ import annotations
@@ -35,35 +36,35 @@ def make_plan(
 
     Args:
         recipe: from `recipe.load`, or from `recipe.inspect` together with ``problems``.
-        store: what exists already.
-        only: plan these stages; what they need must be in the store.
-        until: plan this stage and what it needs.
+        store: the artifacts that exist.
+        only: plan these stages; other stages they need must be in the store.
+        until: plan this stage and the stages it needs.
         force: run these stages, and those that need them, even if cached.
-        problems: what `recipe.inspect` found; told together with what is found here.
+        problems: problems from `recipe.inspect`, reported together with those found here.
 
     Raises:
-        PipelineError: everything that is wrong.
+        PipelineError: there are problems; all of them are listed.
     """
-    plan, found = survey(recipe, store, only=only, until=until, force=force)
-    if problems or found:
-        raise PipelineError(*dict.fromkeys([*problems, *found]))
+    plan, plan_problems = survey(recipe, store, only=only, until=until, force=force)
+    if problems or plan_problems:
+        raise PipelineError(*dict.fromkeys([*problems, *plan_problems]))
     return plan
 
 
 def survey(
     recipe: Recipe, store: Store, *, only: Sequence[str] = (), until: str | None = None, force: Sequence[str] = ()
 ) -> tuple[Plan, list[Problem]]:
-    """Plan what can be planned, so that a recipe with problems is checked beyond the first of them.
+    """Plan as many stages as possible, so that a recipe with problems can be checked further.
 
     Args:
         recipe: from `recipe.inspect`.
-        store: what exists already.
+        store: the artifacts that exist.
         only: plan these stages.
-        until: plan this stage and what it needs.
+        until: plan this stage and the stages it needs.
         force: run these stages even if cached.
 
     Returns:
-        A plan without the stages that cannot be planned (they are `unplanned`), and everything that is wrong.
+        A plan without the stages that cannot be planned (listed in `unplanned`), and all problems.
     """
     graph = build_graph(recipe, store)
     problems = [*graph.problems, *_unknown_stages(recipe, [*only, *([until] if until else []), *force])]
@@ -76,12 +77,12 @@ def survey(
     planned = {name: planner.plan(name) for name in graph.order if name in needed}
     stages = tuple(stage for name in graph.order if name in wanted and (stage := planned[name]) is not None)
     problems += planner.problems + _not_run(graph, planned, wanted)
-    left = tuple(name for name in recipe.stages if name in wanted and planned.get(name) is None)
-    return Plan(recipe, stages, _notes(recipe, graph, wanted), planner.data_artifacts, left), problems
+    unplanned = tuple(name for name in recipe.stages if name in wanted and planned.get(name) is None)
+    return Plan(recipe, stages, _notes(recipe, graph, wanted), planner.data_artifacts, unplanned), problems
 
 
 class _Planner:
-    """Plans one stage after the other; each needs those before it."""
+    """Plans stages one by one in topological order."""
 
     def __init__(self, recipe: Recipe, store: Store, graph: Graph, force: frozenset[str]) -> None:
         self.recipe = recipe
@@ -95,7 +96,7 @@ class _Planner:
         self.data_artifacts: dict[str, Path] = {}
 
     def plan(self, name: str) -> PlannedStage | None:
-        """Plan a stage; None if it cannot be, because of problems here or in what it needs."""
+        """Plan a stage; return None if it, or a stage it needs, has problems."""
         spec = self.recipe.stages[name]
         if name in self.graph.unresolved:
             return None
@@ -138,7 +139,7 @@ class _Planner:
         return stage
 
     def forced(self, name: str) -> tuple[str, ...]:
-        """Return why a stage runs although it may be cached."""
+        """Return the reasons if a stage, or a stage it needs, is forced to run; empty otherwise."""
         if name in self.force:
             return (FORCED,)
         needs = [need for need in dict.fromkeys(self.graph.needs(name)) if FORCED in self.planned[need].why]
@@ -151,20 +152,20 @@ class _Planner:
         inputs: dict[str, list[PlannedInput]],
         data: dict[str, PlannedData],
     ) -> tuple[str, ...]:
-        """Return why a stage runs: what changed since the newest artifact of its name that this recipe made.
+        """Return why a stage must run: the changes since this recipe's newest artifact of that name.
 
-        Another recipe's stage of that name has nothing to do with it; that there is one is said.
+        An artifact of another recipe with that name is mentioned but not compared.
         """
         artifacts = sorted(self.store.artifacts(name), key=lambda artifact: artifact.manifest.version)
-        mine = self.recipe.name
-        own = [artifact for artifact in artifacts if artifact.manifest.recipe.get("name", mine) == mine]
+        recipe_name = self.recipe.name
+        own = [artifact for artifact in artifacts if artifact.manifest.recipe.get("name", recipe_name) == recipe_name]
         if artifacts and not own:
             other = artifacts[-1]
             return (f"never run by this recipe ({other.ref} is of `{other.manifest.recipe['name']}`)",)
         return reasons(content, inputs, data, own[-1].manifest if own else None)
 
     def input(self, reference: Reference) -> PlannedInput:
-        """Return an input with its fingerprint."""
+        """Return the planned input of a reference, with its fingerprint."""
         if reference.stage is not None:
             stage = self.planned.get(reference.stage)
             if stage is None:
@@ -204,8 +205,8 @@ class _Planner:
             return PlannedData(field, source_name, f"{item.fingerprint}/{source.file or ''}", 0, item)
         if source_name not in self.digests:
             self.digests[source_name] = None
-            self.digests[source_name], found = _digest(self.recipe, self.store, source_name)
-            self.problems += found
+            self.digests[source_name], problems = _digest(self.recipe, self.store, source_name)
+            self.problems += problems
         known = self.digests[source_name]
         if known is None:
             raise _UnplannableError
@@ -213,21 +214,21 @@ class _Planner:
 
 
 class _UnplannableError(Exception):
-    """A stage cannot be planned, and why was told elsewhere."""
+    """A stage cannot be planned; the problem is recorded elsewhere."""
 
 
 def _digest(recipe: Recipe, store: Store, source_name: str) -> tuple[tuple[str, int] | None, list[Problem]]:
-    """Return digest and rows of a data source, or what is wrong with it."""
+    """Return digest and number of rows of a data source, or its problems."""
     from pipeline.records import digest
 
     try:
-        found = digest(recipe.data[source_name], cache=store.root / ".cache")
+        content = digest(recipe.data[source_name], cache=store.root / ".cache")
     except PipelineError as error:
         where = recipe.where("data", source_name, "path")
         return None, [
             Problem(f"data.{source_name}: {p.found}", p.expected, p.remedy, p.where or where) for p in error.problems
         ]
-    return (found.digest, found.rows), []
+    return (content.digest, content.rows), []
 
 
 def _unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
@@ -241,21 +242,21 @@ def _unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
 
 
 def _not_run(graph: Graph, planned: dict[str, PlannedStage | None], wanted: set[str]) -> list[Problem]:
-    """Return what a part of a recipe needs that is neither in it nor in the store."""
-    found = []
+    """Return a problem for each needed stage that is neither requested nor in the store."""
+    problems = []
     for name in graph.order:
         stage = planned.get(name) if name in wanted else None
         for need in dict.fromkeys(graph.needs(name)) if stage is not None else ():
             other = planned.get(need)
             if need not in wanted and other is not None and other.status == "pending" and stage is not None:
                 remedy = f"run `{need}` first, or use `--until {name}`"
-                text = f"needs `{need}`, which is not in the store as the recipe has it"
-                found.append(Problem(text, "", remedy, stage.spec.where, name))
-    return found
+                statement = f"needs `{need}`, which is not in the store as the recipe has it"
+                problems.append(Problem(statement, "", remedy, stage.spec.where, name))
+    return problems
 
 
 def _notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
-    """Return what a person should know before running a plan."""
+    """Return notes on remote code and unpinned hub revisions, for the user before running a plan."""
     notes = []
     if recipe.trust_remote_code:
         notes.append("trust_remote_code is on: Python code that comes with models of the hub or a folder will run")

@@ -1,6 +1,6 @@
-"""Why a stage must run: what differs from the newest artifact of its name.
+"""Explains why a stage must run: its differences from the newest artifact of its name.
 
-Owns the comparison and its wording. Knows nothing of how fingerprints are made.
+Owns the comparison and its wording. Knows nothing of how fingerprints are computed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.plan.model import PlannedData, PlannedInput
 
 _ABSENT = object()
 _SHOWN, _BEFORE_CHANGE = 60, 20
-"""Characters shown of a value, and of those before the first that differs."""
+"""Characters shown of a value, and how many of them precede the first difference."""
 
 
 def reasons(
@@ -24,12 +24,12 @@ def reasons(
     data: Mapping[str, PlannedData],
     before: Manifest | None,
 ) -> tuple[str, ...]:
-    """Return what changed since an artifact, one line each.
+    """Return the changes since an artifact, one line each.
 
     Args:
-        payload: what the stage's fingerprint is the hash of.
-        inputs: what the stage reads, by field.
-        data: rows the stage reads, by field.
+        payload: the data whose hash is the stage's fingerprint.
+        inputs: inputs of the stage, by field.
+        data: data sources of the stage, by field.
         before: manifest of the newest artifact of that name, or None.
     """
     if before is None:
@@ -37,20 +37,22 @@ def reasons(
     old = before.config
     if payload["kind"] != old.get("kind"):
         return (f"kind {old.get('kind', before.kind)} → {payload['kind']}",)
-    found = [*_inputs(payload, inputs, before), *_data(payload, data, before)]
-    found += _values(old.get("config", {}), payload["config"], "")
-    found += _code(old.get("code", {}), payload["code"])
+    changes = [*_inputs(payload, inputs, before), *_data(payload, data, before)]
+    changes += _values(old.get("config", {}), payload["config"], "")
+    changes += _code(old.get("code", {}), payload["code"])
     if payload["kind_version"] != old.get("kind_version"):
-        found.append(f"kind {payload['kind']} is now version {payload['kind_version']} (was {old.get('kind_version')})")
+        changes.append(
+            f"kind {payload['kind']} is now version {payload['kind_version']} (was {old.get('kind_version')})"
+        )
     for key, default in (("seed", None), ("precision", "auto"), ("trust_remote_code", False)):
         was, now = old.get(key, default), payload.get(key, default)
         if was != now:
-            found.append(f"{key} {_change(was, now)}")
-    return tuple(found) or ("fingerprints are made in another way now",)
+            changes.append(f"{key} {_change(was, now)}")
+    return tuple(changes) or ("fingerprints are made in another way now",)
 
 
 def _inputs(payload: Mapping[str, Any], inputs: Mapping[str, list[PlannedInput]], before: Manifest) -> Iterator[str]:
-    """Compare inputs field by field; within a list by what they are called."""
+    """Yield changes of inputs, field by field; within a list they are matched by name."""
     for field_name in dict.fromkeys([*inputs, *(record.field for record in before.inputs)]):
         was = {record.ref: record.fingerprint for record in before.inputs if record.field == field_name}
         now = {item.ref: item.fingerprint for item in inputs.get(field_name, [])}
@@ -68,7 +70,7 @@ def _inputs(payload: Mapping[str, Any], inputs: Mapping[str, list[PlannedInput]]
 
 
 def _data(payload: Mapping[str, Any], data: Mapping[str, PlannedData], before: Manifest) -> Iterator[str]:
-    """Compare data sources field by field: their content, then how they are read."""
+    """Yield changes of data sources, field by field: their content, then their settings."""
     old_data = before.config.get("data", {})
     for field_name in dict.fromkeys([*payload["data"], *old_data]):
         was, now = old_data.get(field_name), payload["data"].get(field_name)
@@ -93,7 +95,7 @@ def _label(field_name: str, planned: PlannedData) -> str:
 
 
 def _code(was: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> Iterator[str]:
-    """Compare user functions: another one, or another source."""
+    """Yield changes of user functions: other functions, or changed source code."""
     for field_name in dict.fromkeys([*was, *now]):
         old, new = was.get(field_name, []), now.get(field_name, [])
         if old == new:
@@ -107,7 +109,7 @@ def _code(was: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> Iterato
 
 
 def _values(was: Any, now: Any, name: str) -> Iterator[str]:
-    """Compare plain data key by key."""
+    """Yield changes of plain data, key by key."""
     if isinstance(was, Mapping) and isinstance(now, Mapping) and (name == "" or (was and now)):
         for key in dict.fromkeys([*now, *was]):
             below = f"{name}.{key}" if name else str(key)
@@ -121,7 +123,7 @@ def _values(was: Any, now: Any, name: str) -> Iterator[str]:
 
 
 def _change(was: Any, now: Any) -> str:
-    """Return ``before → after``; of long values the part in which they differ."""
+    """Return ``before → after``; of long values only the part around their first difference."""
     before, after = _text(was), _text(now)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
     start = max(0, same - _BEFORE_CHANGE) if max(len(before), len(after)) > _SHOWN else 0
@@ -139,6 +141,6 @@ def _text(value: Any) -> str:
 
 
 def _cut(text: str, start: int) -> str:
-    """Return a text from ``start`` on; dots stand for what is left out."""
+    """Return a text from ``start`` on, shortened; an ellipsis replaces omitted text."""
     end = start + _SHOWN
     return f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}"

@@ -1,7 +1,6 @@
-"""What can be known to go wrong before anything runs: bad rows, rows without a judge, contexts that are too short.
+"""Checks a plan before it runs: bad rows, too few rows, unsupported compute settings, stages that do not fit memory.
 
-Owns the checks of a plan that need to read data or to follow a model through the chain. Imports no torch. Rows that
-were read once without a problem are remembered by their digest, so a second run does not read them again.
+Owns the checks that read data or follow a model through the chain. Caches sources without problems. Imports no torch.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ from pipeline.training.pipelined_fields import unused_problem
 from pipeline.training.precision_problems import cpu_problem, ppo_problem
 
 TP_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
-"""Optimizers whose steps were shown to be the same under tensor parallelism."""
+"""Optimizers whose steps tests have shown to be equal under tensor parallelism."""
 
 TP_TRANSFORMERS = (5, 23)
-"""First version of transformers that cuts every model and adapter; 5.20 breaks on odd vocabularies and reward heads."""
+"""First version of transformers that shards every model and adapter; 5.20 fails on odd vocabularies, reward heads."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check saw.
+    """Results of a successful check.
 
     Attributes:
-        sources: what each field of a stage that reads rows gets.
-        tokens: what each stage gets once its rows are tokens, where its tokenizer is on this machine.
-        notes: columns that nothing reads, and what a person should know before an evaluation is made.
+        sources: row counts of each data field of a stage.
+        tokens: token counts of each stage whose tokenizer is on this machine.
+        notes: notes on unread columns, embeddings, missing models and evaluations.
     """
 
     sources: Mapping[SourceUse, SourceCount]
@@ -65,28 +64,28 @@ class CheckReport:
 def check_plan(
     plan: Plan, store: Store, *, problems: Sequence[Problem] = (), progress: Progress | None = None
 ) -> CheckReport:
-    """Check everything pending, and what can be checked of stages that could not be planned.
+    """Check all pending stages, and as far as possible stages that could not be planned.
 
     Args:
-        plan: of `make_plan`, or of `survey` together with ``problems``.
-        store: remembers what was looked at once.
-        problems: found while reading and planning; told together with what is found here.
-        progress: is told what is being looked at now.
+        plan: from `make_plan`, or from `survey` together with ``problems``.
+        store: caches the results of earlier checks.
+        problems: problems from reading and planning, reported together with those found here.
+        progress: is called with a description of the current step.
 
     Raises:
-        PipelineError: all problems found.
+        PipelineError: there are problems; all of them are listed.
     """
     shapes = ModelShapes(plan, store.root / ".cache")
     sources = read_sources(plan, store, progress)
     few = list(_count_problems(plan, sources))
     kinds = {stage.spec.name: stage.spec.kind for stage in plan.pending}
-    refused = {one.stage for one in few if kinds.get(one.stage) != "sft"}  # a template may make several rows of one
+    refused = {one.stage for one in few if kinds.get(one.stage) != "sft"}  # SFT may make several sequences of a row
     tokens = count_stage_tokens(plan, store, shapes, sources, refused, progress)
     counted = {one.use.stage for one in tokens.stages}
     few = [one for one in few if one.stage not in counted]
     growth, too_small = growing_embeddings(plan, shapes)
     everything = replace(plan, stages=(*plan.stages, *_unplanned(plan)))
-    found = [
+    all_problems = [
         *_launcher_problems(plan),
         *_engine_problems(everything),
         *setting_problems(everything, shapes),
@@ -104,10 +103,10 @@ def check_plan(
         *_merge_problems(plan),
         *_tensor_problems(plan, shapes),
     ]
-    found += fitting_problems(plan, store)
-    found = [*problems, *(problem for problem in found if not _rests_on_wrong(plan, problem))]
-    if found:
-        raise PipelineError(*by_line(found))
+    all_problems += fitting_problems(plan, store)
+    all_problems = [*problems, *(problem for problem in all_problems if not _rests_on_wrong(plan, problem))]
+    if all_problems:
+        raise PipelineError(*by_line(all_problems))
     unused = [
         f"data {source}: nothing reads {listed([f'`{name}`' for name in names])}"
         for source, names in sources.unused(plan).items()
@@ -117,13 +116,13 @@ def check_plan(
 
 
 def _rests_on_wrong(plan: Plan, problem: Problem) -> bool:
-    """Return whether a problem is about the default of a field whose own value is wrong, which has been said."""
+    """Return whether a problem is about the default of a field whose own value is invalid and already reported."""
     broken = plan.recipe.broken.get(problem.stage)
     return broken is not None and mentions(problem, broken.wrong)
 
 
 def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
-    """Yield the stages that have problems, or need one that has, for the checks that look only at a stage itself."""
+    """Yield stages that could not be planned, for the checks that need only the stage's own settings."""
     specs = [plan.recipe.stages[name] for name in plan.unplanned]
     specs += [broken.spec for broken in plan.recipe.broken.values() if broken.spec is not None]
     for spec in specs:
@@ -131,7 +130,7 @@ def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
 
 
 def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
-    """Find stages that get fewer rows than they need."""
+    """Yield a problem for each stage that gets fewer rows than it needs."""
     stages = {name: plan.recipe.stages[name] for name in plan.unplanned}
     stages |= {name: broken.spec for name, broken in plan.recipe.broken.items() if broken.spec is not None}
     stages |= {stage.spec.name: stage.spec for stage in plan.pending}
@@ -146,52 +145,52 @@ def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
 
 
 def _launcher_problems(plan: Plan) -> Iterator[Problem]:
-    """Refuse to start stages here and on a cluster in one run: a job in a queue cannot wait for this machine."""
+    """Yield a problem if a run has both local and Slurm stages: a queued job cannot wait for this machine."""
     here = [stage for stage in plan.pending if stage.spec.compute.launcher == "local"]
     names = [stage.spec.name for stage in here]
     if here and len(here) < len(plan.pending):
-        found = f"compute.launcher is local for {', '.join(names)} and slurm for the others"
+        statement = f"compute.launcher is local for {', '.join(names)} and slurm for the others"
         expected = "one launcher for all stages of a run: a job cannot wait for this machine"
         remedy = "set it for the whole recipe, or run the parts one after the other with --only or --until"
-        yield Problem(found, expected, remedy, here[0].spec.where, names[0])
+        yield Problem(statement, expected, remedy, here[0].spec.where, names[0])
 
 
 def _engine_problems(plan: Plan) -> Iterator[Problem]:
-    """Find stages that need a package this machine lacks; what another machine has is for it to say."""
+    """Yield problems of engines: DeepSpeed is missing on this machine, or PPO's moving average with sharded weights."""
     for stage in plan.pending:
         compute = stage.spec.compute
         here = compute.launcher == "local" and kind_of(stage.spec.kind).parallel
         if here and compute.zero and not installed("deepspeed"):
-            found = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
+            statement = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
-            yield Problem(found, "", remedy, stage.spec.where, stage.spec.name)
+            yield Problem(statement, "", remedy, stage.spec.where, stage.spec.name)
         train: Any = getattr(stage.spec.config, "train", None)
         if stage.spec.kind == "ppo" and train is not None and train.ema_decay and (compute.zero or compute.fsdp):
-            found = f"train.ema_decay is {train.ema_decay:g} with compute.{'zero' if compute.zero else 'fsdp'}"
+            statement = f"train.ema_decay is {train.ema_decay:g} with compute.{'zero' if compute.zero else 'fsdp'}"
             remedy = "leave one of them out: the average needs whole weights in every process"
             where = plan.recipe.where("stages", stage.spec.name, "train", "ema_decay")
-            yield Problem(found, "must be 0 there", remedy, where, stage.spec.name)
+            yield Problem(statement, "must be 0 there", remedy, where, stage.spec.name)
         if here:
             yield from _kernel_problems(stage)
             yield from _version_problems(stage)
 
 
 def _version_problems(stage: PlannedStage) -> Iterator[Problem]:
-    """Name what the installed transformers is too old for; vLLM keeps it below what is tested with it."""
+    """Yield a problem if the installed transformers is too old for tensor parallelism or FSDP; vLLM may pin it."""
     version = installed("transformers")
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= TP_TRANSFORMERS:
         return
     compute = stage.spec.compute
     for word, is_asked in (("tensor_parallel", compute.tensor_parallel > 1), ("fsdp", compute.fsdp)):
         if is_asked:
-            found = f"compute.{word} is {str(getattr(compute, word)).lower()}, and transformers is {version}"
+            statement = f"compute.{word} is {str(getattr(compute, word)).lower()}, and transformers is {version}"
             expected = f"must be {'.'.join(map(str, TP_TRANSFORMERS))} or later for that"
             remedy = "pip install -U transformers, in an environment without vllm, or set compute.zero: 3 instead"
-            yield Problem(found, expected, remedy, stage.spec.where, stage.spec.name)
+            yield Problem(statement, expected, remedy, stage.spec.where, stage.spec.name)
 
 
 def _precision_problems(plan: Plan) -> Iterator[Problem]:
-    """Find number formats and devices that a stage or this machine lacks; what another machine has is for it to say."""
+    """Yield a problem for each precision or device that a stage or this machine does not support."""
     for stage in plan.pending:
         compute, kind = stage.spec.compute, stage.spec.kind
         problem = None
@@ -214,7 +213,7 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
 
 
 def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
-    """Find what is asked for by name and not installed; whether there is a GPU, torch says when the stage runs."""
+    """Yield a problem for each requested kernel that is not installed; the stage itself checks for a GPU."""
     compute = stage.spec.compute
     asked = {
         "flash": (compute.attention == "flash" and flash_kernel() is None, "compute.attention is flash"),
@@ -222,22 +221,22 @@ def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
     }
     for extra, (is_missing, what) in asked.items():
         if is_missing:
-            found = f"{what}, and {NAMES[extra]} is not installed"
-            yield Problem(found, "", INSTALL[extra], stage.spec.where, stage.spec.name)
+            statement = f"{what}, and {NAMES[extra]} is not installed"
+            yield Problem(statement, "", INSTALL[extra], stage.spec.where, stage.spec.name)
 
 
 def _division_problems(plan: Plan) -> Iterator[Problem]:
-    """Find batches that do not divide over the processes of their stage, or not into its micro-batches."""
+    """Yield a problem for each batch that the processes or the micro-batch size of its stage do not divide."""
     for stage in plan.pending:
         train = getattr(stage.spec.config, "train", None)
         is_parallel = train is not None and kind_of(stage.spec.kind).parallel
         if is_parallel and not stage.spec.compute.contradictions():
-            found = batch_split_problems(train, stage.spec.compute, stage.spec.kind)
-            yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found)
+            problems = batch_split_problems(train, stage.spec.compute, stage.spec.kind)
+            yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in problems)
 
 
 def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Find what sequence parallelism cannot do, as far as the configuration of a stage's model is known."""
+    """Yield models and fields of `train` that sequence parallelism does not support."""
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
         count, where = compute.sequence_parallel, (stage.spec.where, stage.spec.name)
@@ -247,28 +246,28 @@ def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Pro
         asked: dict[str, Any] = train.passthrough() if train is not None else {}
         for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
             if asked.get(word, plain) != plain:
-                found = f"train.{word} is {asked[word]} with compute.sequence_parallel"
-                problems.append(Problem(found, str(plain), "leave it out: only the model's own loss can be shared"))
+                statement = f"train.{word} is {asked[word]} with compute.sequence_parallel"
+                problems.append(Problem(statement, str(plain), "leave it out: only the model's own loss can be shared"))
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
 def _pipeline_split_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Find what a pipeline cannot do: cut the model, keep its stages busy, heed a field of the trainer."""
+    """Yield problems of pipeline parallelism: an unsplittable model, a large bubble, unsupported trainer fields."""
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
         if compute.pipeline_parallel == 1 or not kind_of(stage.spec.kind).parallel or train is None:
             continue
         config = shapes.config_of(stage) or {}
-        found = (
+        problems = (
             split_problem({"model_type": config.get("type", ""), **config}, compute.pipeline_parallel),
             pipeline_bubble_problem(train.batch_size, compute.replicas, compute.pipeline_parallel),
             unused_problem(train, getattr(stage.spec.config, "adapter", None)),
         )
-        yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in found if one is not None)
+        yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in problems if one is not None)
 
 
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
-    """Name what quantised weights need and this recipe lacks."""
+    """Yield problems of quantised weights: no adapter, or an unsupported parallel layout."""
     for stage in plan.pending:
         compute = stage.spec.compute.model_dump()
         takes_adapter = "adapter" in type(stage.spec.config).model_fields
@@ -291,7 +290,7 @@ def _quantize_problems(plan: Plan) -> Iterator[Problem]:
 
 
 def _merge_problems(plan: Plan) -> Iterator[Problem]:
-    """Find what a merge cannot fold in: no adapter, one of a reward model, one trained on other weights."""
+    """Yield inputs that a merge cannot fold in: no adapter, a reward model's, or one trained on other weights."""
     stages = {stage.spec.name: stage for stage in plan.stages}
     for stage in (stage for stage in plan.pending if stage.spec.kind == "merge"):
         below = stage.inputs["model"][0]
@@ -301,43 +300,44 @@ def _merge_problems(plan: Plan) -> Iterator[Problem]:
         for index, item in enumerate(stage.inputs["adapters"]):
             made_by = stages.get(item.ref)
             if made_by is not None:
-                whole, parents = getattr(made_by.spec.config, "adapter", None) is None, made_by.inputs.get("model", [])
+                has_no_adapter = getattr(made_by.spec.config, "adapter", None) is None
+                parents = made_by.inputs.get("model", [])
                 parent = parents[0].fingerprint if parents else ""
             else:
                 manifest = _json_of(item.artifact, "manifest.json")
                 settings = manifest.get("config", {}).get("config", {})
                 parent = manifest.get("lineage", {}).get("parent")
-                whole = bool(manifest) and settings.get("adapter") is None
+                has_no_adapter = bool(manifest) and settings.get("adapter") is None
                 if _json_of(item.artifact, "adapter_config.json").get("task_type") == "SEQ_CLS":
-                    found = f"`{item.ref}` is the adapter of a reward model"
-                    yield _unmergeable(plan, stage, "adapters", index, found, "that of a language model")
-            if whole:
-                found = f"`{item.ref}` holds no adapter: all its weights were trained"
-                yield _unmergeable(plan, stage, "adapters", index, found, "a stage trained with `adapter:`")
+                    statement = f"`{item.ref}` is the adapter of a reward model"
+                    yield _unmergeable(plan, stage, "adapters", index, statement, "that of a language model")
+            if has_no_adapter:
+                statement = f"`{item.ref}` holds no adapter: all its weights were trained"
+                yield _unmergeable(plan, stage, "adapters", index, statement, "a stage trained with `adapter:`")
             elif parent and parent != below.fingerprint:
-                found = f"`{item.ref}` was not trained on `{below.ref}`"
+                statement = f"`{item.ref}` was not trained on `{below.ref}`"
                 expected = "adapters in the order they were trained, each on the one before, the first on `model`"
-                yield _unmergeable(plan, stage, "adapters", index, found, expected)
+                yield _unmergeable(plan, stage, "adapters", index, statement, expected)
                 break
             below = item
 
 
-def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, found: str, expected: str) -> Problem:
+def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, statement: str, expected: str) -> Problem:
     where = plan.recipe.where("stages", stage.spec.name, field, index)
-    return Problem(f"{field}: {found}", expected, "", where, stage.spec.name)
+    return Problem(f"{field}: {statement}", expected, "", where, stage.spec.name)
 
 
 def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
-    """Return a file of a folder as JSON; nothing where there is none, or it cannot be read."""
+    """Return a JSON file of a folder; empty if it is missing, unreadable, or not an object."""
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
+        content = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Find models and adapters that tensor parallelism cannot divide; what only a hub knows is said when it runs."""
+    """Yield models, optimizers and adapters that tensor parallelism does not support."""
     for stage in plan.pending:
         size = stage.spec.compute.tensor_parallel if kind_of(stage.spec.kind).parallel else 1
         if size == 1:
@@ -349,19 +349,20 @@ def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
         optim = getattr(getattr(stage.spec.config, "train", None), "optim", TP_OPTIMIZERS[0])
         if optim not in TP_OPTIMIZERS:
-            found = f"train.optim is {optim} with compute.tensor_parallel {size}"
+            statement = f"train.optim is {optim} with compute.tensor_parallel {size}"
             expected = f"one that steps each number by itself: {', '.join(TP_OPTIMIZERS)}"
-            yield Problem(found, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
+            yield Problem(statement, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
         dropout = getattr(getattr(stage.spec.config, "adapter", None), "dropout", 0)
         if dropout:
-            found = f"adapter.dropout is {dropout} with compute.tensor_parallel {size}"
+            statement = f"adapter.dropout is {dropout} with compute.tensor_parallel {size}"
             remedy = "remove adapter.dropout, or set compute.tensor_parallel: 1"
             where = plan.recipe.where("stages", stage.spec.name, "adapter", "dropout")
-            yield Problem(found, "0: processes would drop other numbers than one does", remedy, where, stage.spec.name)
+            expected = "0: processes would drop other numbers than one does"
+            yield Problem(statement, expected, remedy, where, stage.spec.name)
 
 
 def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
-    """Compare `train.max_length` with the context of the model the stage's chain starts from."""
+    """Yield a problem for each `train.max_length` above the model's context length."""
     for stage in plan.pending:
         train = getattr(stage.spec.config, "train", None)
         asked = getattr(train, "max_length", None)
@@ -380,7 +381,7 @@ def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
 
 
 def _template_problems(plan: Plan) -> Iterator[Problem]:
-    """Ask for a chat template where a stage reads conversations with a model that is already there."""
+    """Yield a problem for each existing model without a chat template in a stage that reads conversations."""
     for stage in plan.pending:
         if all(marker.shape == "text" for marker in type(stage.spec.config).markers(Data).values()):
             continue

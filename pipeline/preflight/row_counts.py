@@ -1,7 +1,7 @@
-"""Whether a stage gets enough rows for what it is asked to do: a batch to learn from, prompts to sample for.
+"""Checks that a stage gets enough rows: at least one batch to train on, or the prompts of one rollout.
 
-Owns how many rows each kind needs. Knows nothing of where the rows come from: the numbers are counted before
-tokenization (`sources.py`) or after it (`tokens.py`).
+Owns how many rows each kind needs. Knows nothing of where the rows come from: they are counted before tokenization
+(`sources.py`) or after it (`tokens.py`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pipeline.stage import StageConfig
 
 
 def rows_problem(kind: str, config: StageConfig, train: int, held_out: int, shape: str) -> Problem | None:
-    """Return what is wrong with the number of rows a stage would learn from, None when there are enough.
+    """Return a problem if a stage gets too few rows; None if it gets enough.
 
     Args:
-        kind: of the stage.
-        config: of the stage.
-        train: rows to learn from.
-        held_out: rows held out.
-        shape: of the rows.
+        kind: kind of the stage.
+        config: configuration of the stage.
+        train: number of training rows.
+        held_out: number of held-out rows.
+        shape: shape of the rows.
     """
     needs = NEEDS.get(kind)
     settings: Any = getattr(config, "train", None)
@@ -36,7 +36,7 @@ def _batch(settings: Any, train: int, _held_out: int, shape: str) -> Problem | N
 
 
 def _kto_batch(settings: Any, train: int, _held_out: int, shape: str) -> Problem | None:
-    """A pair counts as two rows of a batch: the good response and the bad one."""
+    """Check KTO's rows; a pair counts as two rows of a batch, the good response and the bad one."""
     rows = 2 * train if shape == "preference" else train
     if rows >= settings.batch_size:
         return None
@@ -53,15 +53,15 @@ def _prompt_batch(settings: Any, train: int, _held_out: int, _shape: str) -> Pro
 
 
 def _ppo_prompts(_settings: Any, train: int, held_out: int, _shape: str) -> Problem | None:
-    """Without held-out prompts PPO splits some off to evaluate on."""
+    """Check PPO's prompts; without held-out prompts it splits some off for evaluation."""
     if train >= 1 and train + held_out >= 2:
         return None
-    found = f"there are {train} prompts to learn from and {held_out} held out"
-    return Problem(found, "at least two prompts, one of them to learn from", "bring more prompts")
+    statement = f"there are {train} prompts to learn from and {held_out} held out"
+    return Problem(statement, "at least two prompts, one of them to learn from", "bring more prompts")
 
 
-def _too_few(found: str, needed: str, what: str) -> Problem:
-    return Problem(found, f"at least {needed}", f"lower train.batch_size or bring more {what}")
+def _too_few(statement: str, needed: str, what: str) -> Problem:
+    return Problem(statement, f"at least {needed}", f"lower train.batch_size or bring more {what}")
 
 
 NEEDS: dict[str, Callable[[Any, int, int, str], Problem | None]] = {
@@ -73,4 +73,4 @@ NEEDS: dict[str, Callable[[Any, int, int, str], Problem | None]] = {
     "rloo": _prompt_batch,
     "ppo": _ppo_prompts,
 }
-"""How many rows a kind needs. Pretraining cuts documents into rows, so only their tokens tell."""
+"""Kind to the check of its row counts. Pretraining cuts documents into rows, so only token counts can be checked."""

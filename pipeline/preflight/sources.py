@@ -1,7 +1,7 @@
-"""What stages get from the data sources of a recipe: rows read, kept, rejected, held out; and what is wrong with them.
+"""Reads the data sources of a plan: counts training, held-out and rejected rows for each stage, and finds problems.
 
-Owns reading every source once for each shape that is asked of it, and remembering what came of it by its digest, so a
-second look reads nothing. Knows nothing of tokens.
+Owns reading every source once for each requested shape, and caching the counts by the source's digest. Knows nothing
+of tokens.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipeline.records import DataDigest, digest, load
 from pipeline.stage import Data, Shapes, kind_of
 
 REMEMBERED_FILE = "checked-sources-4.json"
-"""The number is that of its form, and of how rows are read: what an older reader found good may be refused now."""
+"""The number in the name is raised when the file's format changes, or the reader rejects more rows."""
 
 GOLD_COLUMNS = frozenset({"gold_chosen", "gold_rejected"})
-"""True scores of both sides, which the card of a reward model is held against."""
+"""Columns of true scores of both sides, with which a reward model's card is compared."""
 
 Progress = Callable[[str], None]
-"""Is told what is being looked at now."""
+"""Is called with a description of the current step."""
 
 
 class SourceUse(NamedTuple):
@@ -37,11 +37,11 @@ class SourceUse(NamedTuple):
 
     Attributes:
         stage: name of the stage.
-        field: of its configuration.
-        source_name: of the data source in the recipe.
-        shapes: the stage takes one of.
-        seed: of the stage.
-        artifact: payload folder the rows lie in, when the source is an artifact.
+        field: field of its configuration.
+        source_name: name of the data source in the recipe.
+        shapes: shapes of which the stage takes one.
+        seed: seed of the stage.
+        artifact: payload folder of the rows, when the source is an artifact.
     """
 
     stage: str
@@ -54,19 +54,19 @@ class SourceUse(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceCount:
-    """What a data source gives the stages that read it in one shape.
+    """Row counts of a data source in one shape.
 
     Attributes:
-        source: its name in the recipe.
-        shape: of its rows, e.g. ``preference``.
-        train: rows to learn from.
-        held_out: rows held out.
-        rejected: bad rows left out.
-        detected: which row format was taken and why; empty when the recipe names it.
+        source: name of the source in the recipe.
+        shape: shape of its rows, e.g. ``preference``.
+        train: number of training rows.
+        held_out: number of held-out rows.
+        rejected: number of bad rows left out.
+        detected: the row format taken and the reason.
         unused: columns and keys of turns that nothing reads.
-        unread: files of its folder that hold no rows.
-        margins: pairs to learn from that have a margin.
-        remarks: what else there is to say of its rows, a sentence each.
+        unread: names in its folder that are not data files.
+        margins: number of training pairs with a margin.
+        remarks: further notes on its rows, one sentence each.
     """
 
     source: str
@@ -82,12 +82,12 @@ class SourceCount:
 
     @property
     def kept(self) -> int:
-        """Rows that can be used."""
+        """Number of usable rows, training and held-out."""
         return self.train + self.held_out
 
     @property
     def notes(self) -> Iterator[str]:
-        """What a person should know of the source, a sentence each."""
+        """Notes on the source for the user, one sentence each."""
         if self.rejected:
             rows = self.kept + self.rejected
             yield f"data {self.source}: {self.rejected:,} of {rows:,} rows are bad and are left out"
@@ -97,47 +97,47 @@ class SourceCount:
 
 
 class SourceReport(NamedTuple):
-    """What came of reading the sources of a plan.
+    """Results of reading the sources of a plan.
 
     Attributes:
-        counts: by use.
-        problems: of sources and of stages that would get too few rows.
+        counts: row counts by use.
+        problems: problems of the sources.
     """
 
     counts: dict[SourceUse, SourceCount]
     problems: list[Problem]
 
     def unused(self, plan: Plan) -> dict[str, list[str]]:
-        """Return the columns and keys of turns that no stage reads, by source."""
+        """Return, by source, the columns and keys of turns that no stage reads."""
         stages = {stage.spec.name: stage.spec for stage in plan.stages}
-        left: dict[str, list[str]] = {}
+        unread: dict[str, list[str]] = {}
         for use, count in self.counts.items():
             read = _columns_of(stages[use.stage]) if use.stage in stages else frozenset[str]()
             names = [name for name in count.unused if name not in read]
-            before = left.get(use.source_name, names)
-            left[use.source_name] = [name for name in before if name in names]
-        return {source: names for source, names in left.items() if names}
+            before = unread.get(use.source_name, names)
+            unread[use.source_name] = [name for name in before if name in names]
+        return {source: names for source, names in unread.items() if names}
 
 
 def read_sources(plan: Plan, store: Store, progress: Progress | None = None) -> SourceReport:
-    """Read every source that a pending stage, or one with problems, takes rows from; hubs are read when they run.
+    """Read every source of pending and of unplanned stages, except hub data sets, which are read when the stage runs.
 
     Args:
-        plan: of a recipe, with the stages that could not be planned.
-        store: remembers sources that were read without a problem.
-        progress: is told which source is being read.
+        plan: plan of a recipe, with the stages that could not be planned.
+        store: caches the counts of sources without problems.
+        progress: is called with the name of the source being read.
     """
     remembered = _Remembered(store.root / ".cache" / REMEMBERED_FILE)
     counts: dict[SourceUse, SourceCount] = {}
-    problems: dict[str, Problem] = {}  # by text: two stages that read one bad row say so once
-    made: dict[str, SourceCount | tuple[Problem, ...]] = {}
+    problems: dict[str, Problem] = {}  # by text: a bad row that two stages read is reported once
+    outcomes: dict[str, SourceCount | tuple[Problem, ...]] = {}
     for use in uses_of(plan):
         source = plan.recipe.data[use.source_name]
         where = plan.recipe.where("data", use.source_name)
         options = json.dumps([use.source_name, str(use.artifact or ""), use.shapes])
-        if options not in made:
-            made[options] = _read(source, use, where, store, remembered, progress)
-        outcome = made[options]
+        if options not in outcomes:
+            outcomes[options] = _read(source, use, where, store, remembered, progress)
+        outcome = outcomes[options]
         if isinstance(outcome, SourceCount):
             counts[use] = outcome
         else:
@@ -147,7 +147,7 @@ def read_sources(plan: Plan, store: Store, progress: Progress | None = None) -> 
 
 
 def uses_of(plan: Plan) -> list[SourceUse]:
-    """Return what reads rows: pending stages, those that cannot be planned, and those with a broken configuration."""
+    """Return the data fields of pending stages, unplanned stages, and stages with a broken configuration."""
     recipe = plan.recipe
     uses = []
     for stage in plan.pending:
@@ -158,11 +158,11 @@ def uses_of(plan: Plan) -> list[SourceUse]:
                 uses.append(
                     SourceUse(stage.spec.name, field, item.source_name, markers[field].shape, stage.spec.seed, folder)
                 )
-    left: dict[str, tuple[StageSpec | None, Mapping[str, str]]] = {
+    without_plan: dict[str, tuple[StageSpec | None, Mapping[str, str]]] = {
         name: (recipe.stages[name], _data_of(recipe.stages[name].config)) for name in plan.unplanned
     }
-    left |= {name: (one.spec, one.data) for name, one in recipe.broken.items()}
-    for name, (spec, data) in left.items():
+    without_plan |= {name: (one.spec, one.data) for name, one in recipe.broken.items()}
+    for name, (spec, data) in without_plan.items():
         if spec is None:
             continue
         markers = kind_of(spec.kind).config.markers(Data)
@@ -175,14 +175,14 @@ def uses_of(plan: Plan) -> list[SourceUse]:
 
 
 def _columns_of(spec: StageSpec) -> frozenset[str]:
-    """Return the columns that a stage reads beside those of the row format."""
+    """Return the columns a stage reads in addition to those of the row format."""
     named = getattr(spec.config, "group_by", None)
     gold = GOLD_COLUMNS if spec.kind == "reward" else frozenset[str]()
     return gold | ({named} if named else set())
 
 
 def _data_of(config: Any) -> dict[str, str]:
-    """Return the data sources a configuration names, by field."""
+    """Return the names of a configuration's data sources, by field."""
     return {field: getattr(config, field) for field in type(config).markers(Data) if getattr(config, field)}
 
 
@@ -194,12 +194,12 @@ def _read(
     remembered: _Remembered,
     progress: Progress | None,
 ) -> SourceCount | tuple[Problem, ...]:
-    """Read a source, or recall what came of reading it; return what it gives, or what is wrong with it."""
+    """Return the counts of a source, read or from the cache, or its problems."""
     if progress is not None:
         progress(f"reading data {use.source_name}")
     try:
         content = digest(source, cache=store.root / ".cache", artifact=use.artifact)
-    except PipelineError as error:  # in the words of the plan, which may have said so already
+    except PipelineError as error:  # same text as the plan's problem, so that it is reported once
         named = [replace(problem, found=f"data.{use.source_name}: {problem.found}") for problem in error.problems]
         return tuple(replace(problem, where=problem.where or where) for problem in named)
     try:
@@ -220,18 +220,20 @@ def _read(
                 margins=sum(row.get("margin") is not None for row in rows.train),
             )
     except PipelineError as error:
-        # A bad row is a matter of its source, whoever reads it: no stage is named.
+        # A bad row is a problem of its source, not of a stage that reads it.
         return tuple(replace(problem, where=problem.where or where, stage="") for problem in error.problems)
     if source.held_out and not known.held_out:
-        found = f"data {use.source_name}: held_out is {source.held_out:g}, but no row is held out: all have one prompt"
-        return (Problem(found, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
+        statement = (
+            f"data {use.source_name}: held_out is {source.held_out:g}, but no row is held out: all have one prompt"
+        )
+        return (Problem(statement, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
     remembered.put(key, known)
     remarks = (*known.remarks, *_file_remarks(source, content))
     return replace(known, source=use.source_name, unread=source.unread_files, remarks=remarks)
 
 
 def _file_remarks(source: DataSource, content: DataDigest) -> Iterator[str]:
-    """Yield what a person should know of the files of a source."""
+    """Yield notes on empty and duplicate files of a source."""
     if content.empty:
         yield f"these files hold no rows: {listed(content.empty)}"
     if source.repeated_files:
@@ -240,7 +242,7 @@ def _file_remarks(source: DataSource, content: DataDigest) -> Iterator[str]:
 
 
 class _Remembered:
-    """What sources gave that were read without a problem, by digest, shape and options."""
+    """Cache of the counts of sources without problems, by digest, shape and options."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -255,11 +257,11 @@ class _Remembered:
 
     @staticmethod
     def key(content: str, shapes: Shapes, options: Mapping[str, Any]) -> str:
-        """Return what identifies rows read in one way."""
+        """Return the cache key of a source's content, the requested shapes and the source's options."""
         return hashlib.sha256(json.dumps([content, shapes, options], sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> SourceCount | None:
-        """Return what is remembered, None when nothing is."""
+        """Return the cached counts; None if there are none."""
         known = self.counts.get(key)
         if known is None:
             return None
@@ -268,13 +270,13 @@ class _Remembered:
         )
 
     def put(self, key: str, count: SourceCount) -> None:
-        """Remember what a source gave."""
+        """Add the counts of a source."""
         if key not in self.counts:
             self.counts[key] = asdict(count)
             self.is_changed = True
 
     def save(self) -> None:
-        """Write the file, if anything was added; a lost write only costs time."""
+        """Write the file if counts were added; a lost write only costs time."""
         if not self.is_changed:
             return
         keep_if_possible(self.file, json.dumps(self.counts, sort_keys=True))

@@ -1,6 +1,6 @@
-"""Where on this machine the tokenizer lies that a stage will have, and which models would have to be downloaded.
+"""Finds the folder of the tokenizer a stage will use on this machine, and the models that are not downloaded yet.
 
-Owns the way from a stage's input, through stages that are still to run, to a folder. Torch-free; nothing is downloaded.
+Owns the walk from a stage's input through pending stages to a folder. Imports no torch and downloads nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pipeline.stage import ResolvedInput
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 MODELS = ("model", "init", "models", "reward", "watch", "value")
-"""Inputs that are models with a tokenizer of their own."""
+"""Input fields that name models, each with its own tokenizer."""
 
 
 class TokenizerPlace(NamedTuple):
-    """A tokenizer that is on this machine.
+    """A tokenizer on this machine.
 
     Attributes:
-        name: of the stage, folder or hub model it comes from.
-        item: as a stage's input.
-        folder: its files are in.
-        chat_template: a stage puts in place of its own, None where none does.
+        name: name of the stage, folder or hub model it comes from.
+        item: the tokenizer as a stage's input.
+        folder: folder of its files.
+        chat_template: template with which a stage replaces its own; None if no stage does.
     """
 
     name: str
@@ -39,14 +39,14 @@ class TokenizerPlace(NamedTuple):
 
 
 def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> TokenizerPlace | None:
-    """Return the tokenizer that a model will have: its own, or that of what it will be made from."""
+    """Return the tokenizer a model will have: its own or its ancestor's; None if it is not on this machine."""
     if item.artifact is not None or item.external:
         folder = item.artifact or hub_folder(item.ref)
         if folder is None or not (folder / "tokenizer.json").is_file():
             return None
         path = str(item.artifact or item.ref)
-        given = ResolvedInput(ref=item.ref, name=item.name, kind=item.kind, fingerprint=item.fingerprint, path=path)
-        return TokenizerPlace(item.name, given, folder, template)
+        resolved = ResolvedInput(ref=item.ref, name=item.name, kind=item.kind, fingerprint=item.fingerprint, path=path)
+        return TokenizerPlace(item.name, resolved, folder, template)
     stage = next((one for one in plan.stages if one.spec.name == item.ref), None)
     if stage is None:
         return None
@@ -58,44 +58,44 @@ def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> Tokeni
 
 
 def hub_folder(ref: str) -> Path | None:
-    """Return where this machine keeps the tokenizer of a hub model, None where it has none."""
-    return _kept(ref, "tokenizer.json")
+    """Return the cache folder of a hub model's tokenizer; None if it is not downloaded."""
+    return _cached_folder(ref, "tokenizer.json")
 
 
 def _is_downloaded(ref: str) -> bool:
-    """Whether anything of a hub model or tokenizer is on this machine."""
-    return any(_kept(ref, name) for name in ("config.json", *TOKENIZER_FILES))
+    """Return whether any file of a hub model or tokenizer is in this machine's cache."""
+    return any(_cached_folder(ref, name) for name in ("config.json", *TOKENIZER_FILES))
 
 
-def _kept(ref: str, file: str) -> Path | None:
+def _cached_folder(ref: str, file: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     name, _, revision = ref.partition("@")
-    place = try_to_load_from_cache(name, file, revision=revision or None)
-    return Path(place).parent if isinstance(place, str) else None
+    cached = try_to_load_from_cache(name, file, revision=revision or None)
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
-def readers_of(plan: Plan, stage: PlannedStage, place: TokenizerPlace) -> list[dict[str, Any]]:
-    """Return the reward models that read answers with another tokenizer than the one that writes them."""
-    found = []
+def readers_of(plan: Plan, stage: PlannedStage, tokenizer: TokenizerPlace) -> list[dict[str, Any]]:
+    """Return the reward models whose tokenizer differs from the policy's, as fields of a `TokenRequest`."""
+    readers = []
     for item in [*stage.inputs.get("reward", []), *stage.inputs.get("watch", [])]:
         own = tokenizer_of(plan, item, None)
         if own is None:
             continue
-        mine, theirs = (facts_of_folder(one.folder, one.name) for one in (place, own))
-        if mine is None or theirs is None or disagreements(mine, theirs):
+        writer_facts, reader_facts = (facts_of_folder(one.folder, one.name) for one in (tokenizer, own))
+        if writer_facts is None or reader_facts is None or disagreements(writer_facts, reader_facts):
             name = f"reward model `{item.ref}`"
-            found.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
-    return found
+            readers.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
+    return readers
 
 
 def growing_embeddings(plan: Plan, shapes: ModelShapes) -> tuple[list[str], list[Problem]]:
-    """Return which models have fewer rows in their embedding than their tokenizer has tokens.
+    """Find models whose embedding has fewer rows than their tokenizer has tokens.
 
-    Only models that are on this machine are looked at: what an earlier stage of the plan makes has grown there.
+    Only models on this machine are checked; a pending stage resizes the embedding of the model it writes.
 
     Returns:
-        A note for each model that gets the missing rows, a problem for each that cannot grow.
+        A note for each model whose embedding will be resized, and a problem for each that cannot be resized.
     """
     notes, problems = [], []
     for stage in plan.pending:
@@ -105,9 +105,9 @@ def growing_embeddings(plan: Plan, shapes: ModelShapes) -> tuple[list[str], list
         for field in MODELS:
             for item in stage.inputs.get(field, []):
                 own = stage.inputs.get("tokenizer", [item])[0]
-                place = tokenizer_of(plan, own, None) if item.artifact is not None or item.external else None
-                rows = (shapes.config_of_input(item) or {}).get("vocab_size") if place is not None else None
-                facts = facts_of_folder(place.folder, place.name) if place is not None else None
+                tokenizer = tokenizer_of(plan, own, None) if item.artifact is not None or item.external else None
+                rows = (shapes.config_of_input(item) or {}).get("vocab_size") if tokenizer is not None else None
+                facts = facts_of_folder(tokenizer.folder, tokenizer.name) if tokenizer is not None else None
                 if facts is None or not isinstance(rows, int) or facts.entries <= rows:
                     continue
                 if can_grow:
@@ -120,12 +120,12 @@ def growing_embeddings(plan: Plan, shapes: ModelShapes) -> tuple[list[str], list
 
 
 def content_of(file: Path) -> bytes:
-    """Return what stands in a tokenizer's file, a mark where there is none."""
+    """Return the content of a tokenizer's file; ``-`` if there is none."""
     return file.read_bytes() if file.is_file() else b"-"
 
 
 def offline_notes(plan: Plan) -> Iterator[str]:
-    """Say which hub models are to be downloaded, where `HF_HUB_OFFLINE` forbids it here; a cluster may have them."""
+    """Yield a note for each missing hub model if `HF_HUB_OFFLINE` is set; a cluster's nodes may have it."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     for stage in plan.pending if HF_HUB_OFFLINE else ():

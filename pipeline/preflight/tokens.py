@@ -1,8 +1,8 @@
-"""Rows, tokenizer and chat template meet before anything runs: which rows fit the context, which cannot be rendered.
+"""Encodes rows with tokenizer and chat template before anything runs, to find rows that are too long or do not render.
 
-Owns which tokenizer a stage will have, where that is on this machine already, and what it means for the stage that rows
-are left out. The encoding itself is the stages' own, done by `pipeline/training/token_counts.py` in another process
-and remembered by the content of rows and tokenizer.
+Owns which tokenizer encodes a stage's rows, and the problems that follow for the stage when rows are left out. The
+encoding is the stages' own; `pipeline/training/token_counts.py` runs it in a subprocess. Counts are cached by the
+content of rows and tokenizer.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from pipeline.training.token_counts import TokenCount, TokenRequest
 
 REMEMBERED_FILE = "checked-tokens-3.json"
-"""The number is that of its form, and of how rows are encoded."""
+"""The number in the name is raised when the file's format or the encoding of rows changes."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 LONGEST_BY_DEFAULT = 2048
-"""Tokens of the longest row where a recipe says nothing, as `training/fitting.py` has it."""
+"""Default of `train.max_length` in tokens, the same as in `training/fitting.py`."""
 
 PROMPTS: dict[str, str] = {"prompt": "prompts"}
 CONVERSATIONS: dict[str, str] = {"messages": "messages"}
@@ -63,21 +63,21 @@ ENCODINGS: dict[tuple[str, str], dict[str, str]] = {
     ("rloo", "data"): PROMPTS,
     ("evaluate", "data"): PROMPTS,
 }
-"""How a kind encodes the rows of a field, by their shape."""
+"""Kind and field to the encoding of its rows, by their shape."""
 
 WITH_TOKENIZER = ("tokenizer", "model", "models", "init")
-"""Inputs of stages that bring the tokenizer their rows are encoded with, the first of them that is there."""
+"""Input fields that may provide the tokenizer of a stage's rows; the first one that is set does."""
 
 
 @dataclass(frozen=True)
 class StageTokens:
-    """What a stage gets once its rows are tokens.
+    """Token counts of a stage's rows.
 
     Attributes:
-        use: of the source by the stage.
-        tokenizer: name of where it comes from.
-        max_length: longest row in tokens, None where that is not known.
-        count: of the rows.
+        use: the stage's data field and its source.
+        tokenizer: name of the stage, folder or hub model the tokenizer comes from.
+        max_length: longest allowed row in tokens; None when not known.
+        count: counts of the encoded rows.
     """
 
     use: SourceUse
@@ -87,7 +87,7 @@ class StageTokens:
 
     @property
     def notes(self) -> Iterator[str]:
-        """What a person should know, a sentence each."""
+        """Notes on the encoded rows for the user, one sentence each."""
         head, count, rows = f"stage {self.use.stage}:", self.count, self.use.source_name
         if count.too_long:
             fate = "cut at their end" if "messages" in self.shapes else "left out"
@@ -112,7 +112,7 @@ class StageTokens:
 
 
 class TokenReport(NamedTuple):
-    """What came of encoding the rows of a plan: counts by stage, and problems."""
+    """Results of encoding the rows of a plan: counts by stage, and problems."""
 
     stages: list[StageTokens]
     problems: list[Problem]
@@ -129,50 +129,50 @@ def count_stage_tokens(
     """Encode the rows of every pending stage whose tokenizer is on this machine.
 
     Args:
-        plan: of a recipe.
-        store: remembers what was encoded once.
-        shapes: of the models, for their contexts.
-        sources: the rows.
-        refused: stages that get too few rows as it is.
-        progress: is told how far it is.
+        plan: plan of a recipe.
+        store: caches token counts.
+        shapes: shapes of the models, for their context lengths.
+        sources: the row counts.
+        refused: stages that get too few rows and are not encoded.
+        progress: is called with the progress.
     """
     asked: list[tuple[SourceUse, TokenizerPlace, TokenRequest]] = []
-    for use, stage, place in _encoded_uses(plan, sources):
+    for use, stage, tokenizer in _encoded_uses(plan, sources):
         if use.stage in refused:
             continue
-        asked.append((use, place, _request(plan, use, stage, place, shapes)))
+        asked.append((use, tokenizer, _request(plan, use, stage, tokenizer, shapes)))
     counts = _counts([request for _, _, request in asked], store, progress)
     stages = [
-        StageTokens(use, place.name, request.max_length, count)
-        for (use, place, request), count in zip(asked, counts, strict=True)
+        StageTokens(use, tokenizer.name, request.max_length, count)
+        for (use, tokenizer, request), count in zip(asked, counts, strict=True)
     ]
     problems: dict[str, Problem] = {}
-    for told in stages:
-        for problem in _problems(plan, told, sources.counts[told.use]):
+    for counted in stages:
+        for problem in _problems(plan, counted, sources.counts[counted.use]):
             problems.setdefault(f"{problem.where} {problem.found}", problem)
     return TokenReport(stages, list(problems.values()))
 
 
 def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse, PlannedStage, TokenizerPlace]]:
-    """Yield the uses of rows that can be encoded now, with the tokenizer that will encode them."""
+    """Yield the data fields whose tokenizer is on this machine, with stage and tokenizer."""
     stages = {stage.spec.name: stage for stage in plan.stages}
     for use in sources.counts:
         stage = stages.get(use.stage)
         if stage is None or (stage.spec.kind, use.field) not in ENCODINGS:
             continue
         if getattr(stage.spec.config, "control_tokens", "text") == "parsed":
-            continue  # nothing of its texts is to be said
+            continue  # control tokens in its texts are intended
         items = next((stage.inputs[field] for field in WITH_TOKENIZER if stage.inputs.get(field)), [])
-        places = (tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
+        tokenizers = (tokenizer_of(plan, item, getattr(stage.spec.config, "chat_template", None)) for item in items)
         seen: set[tuple[Path, str | None]] = set()
-        for place in places:
-            if place is not None and (place.folder, place.chat_template) not in seen:
-                seen.add((place.folder, place.chat_template))
-                yield use, stage, place
+        for tokenizer in tokenizers:
+            if tokenizer is not None and (tokenizer.folder, tokenizer.chat_template) not in seen:
+                seen.add((tokenizer.folder, tokenizer.chat_template))
+                yield use, stage, tokenizer
 
 
 def _request(
-    plan: Plan, use: SourceUse, stage: PlannedStage, place: TokenizerPlace, shapes: ModelShapes
+    plan: Plan, use: SourceUse, stage: PlannedStage, tokenizer: TokenizerPlace, shapes: ModelShapes
 ) -> TokenRequest:
     from pipeline.training.token_counts import TokenRequest
 
@@ -181,8 +181,8 @@ def _request(
         source = source.model_copy(update={"path": [str(file) for file in source.files]})
     return TokenRequest.model_validate(
         {
-            "tokenizer": place.item,
-            "chat_template": place.chat_template,
+            "tokenizer": tokenizer.item,
+            "chat_template": tokenizer.chat_template,
             "trust_remote_code": plan.recipe.trust_remote_code,
             "encodings": ENCODINGS[stage.spec.kind, use.field],
             "source": source.model_dump(mode="json"),
@@ -193,24 +193,24 @@ def _request(
             "max_length": _max_length(stage, use.field, shapes),
             "packed": getattr(getattr(stage.spec.config, "train", None), "mode", "") == "packed",
             "room": _room(stage, shapes) if stage.spec.kind == "evaluate" else None,
-            "readers": readers_of(plan, stage, place) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
+            "readers": readers_of(plan, stage, tokenizer) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
             "held_out_only": stage.spec.kind == "evaluate",
         }
     )
 
 
 def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
-    """Return the tokens that the model of a stage has positions for, or the least of its models."""
+    """Return the context length of a stage's model in tokens, or the shortest of its models; None if not known."""
     if stage.spec.kind == "evaluate":
-        found = [shapes.config_of_input(item) or {} for item in stage.inputs.get("models", [])]
+        configs = [shapes.config_of_input(item) or {} for item in stage.inputs.get("models", [])]
     else:
-        found = [shapes.config_of(stage) or {}]
-    known = [fields[key] for fields in found for key in CONTEXT_KEYS if isinstance(fields.get(key), int)]
+        configs = [shapes.config_of(stage) or {}]
+    known = [fields[key] for fields in configs for key in CONTEXT_KEYS if isinstance(fields.get(key), int)]
     return min(known, default=None)
 
 
 def _room(stage: PlannedStage, shapes: ModelShapes) -> int | None:
-    """Return the longest prompt beside which the longest answer fits the model's context."""
+    """Return the tokens left for a prompt in the model's context beside the longest response; None if not known."""
     config: Any = stage.spec.config
     context = _context(stage, shapes)
     train = getattr(config, "train", None)
@@ -221,7 +221,7 @@ def _room(stage: PlannedStage, shapes: ModelShapes) -> int | None:
 
 
 def _max_length(stage: PlannedStage, field: str, shapes: ModelShapes) -> int | None:
-    """Return the longest row that fits a stage: for prompts what is left beside the response."""
+    """Return the longest row that fits a stage, in tokens; for prompts, the tokens left beside the response."""
     config: Any = stage.spec.config
     asked = getattr(getattr(config, "train", None), "max_length", None)
     context = _context(stage, shapes)
@@ -235,9 +235,9 @@ def _max_length(stage: PlannedStage, field: str, shapes: ModelShapes) -> int | N
     return _room(stage, shapes)
 
 
-def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Problem]:
-    """Say what would stop the stage, in the words of the stage."""
-    use, count = told.use, told.count
+def _problems(plan: Plan, tokens: StageTokens, source: SourceCount) -> Iterator[Problem]:
+    """Yield the problems that would stop the stage, with the stage's own texts."""
+    use, count = tokens.use, tokens.count
     stage = next(one for one in plan.stages if one.spec.name == use.stage)
     where = plan.recipe.where("stages", use.stage, use.field)
     for problem in count.problems:
@@ -246,39 +246,39 @@ def _problems(plan: Plan, told: StageTokens, source: SourceCount) -> Iterator[Pr
         return
     options = plan.recipe.data[use.source_name]
     if count.faults and (options.on_bad_row == "stop" or count.unrendered == count.rows):
-        yield from _fault_problems(use, told, where, can_skip=count.unrendered < count.rows)
+        yield from _fault_problems(use, tokens, where, can_skip=count.unrendered < count.rows)
         return
     leaves_out = getattr(getattr(stage.spec.config, "train", None), "max_length", None) is not None
     if source.shape == "prompt" and count.too_long and not (stage.spec.kind in ("grpo", "rloo") and leaves_out):
-        found = f"{count.too_long} of {count.rows} prompts are longer than {told.max_length} tokens"
+        statement = f"{count.too_long} of {count.rows} prompts are longer than {tokens.max_length} tokens"
         is_whole = stage.spec.kind == "evaluate"
         expected = "prompts that leave room for the response in the model's context"
         remedy = "shorten or drop them" + ("" if is_whole else ", or lower max_new_tokens")
-        yield Problem(found, expected, remedy, count.first_too_long, use.stage)
+        yield Problem(statement, expected, remedy, count.first_too_long, use.stage)
         return
     usable = count.train or (count.held_out and stage.spec.kind == "evaluate") or use.field == "test"
     if source.train and not usable:
         what = "pair" if source.shape == "preference" else "prompt" if source.shape == "prompt" else "row"
-        expected = f"{what}s of at most {told.max_length} tokens"
+        expected = f"{what}s of at most {tokens.max_length} tokens"
         remedy = "shorten them" if use.field == "ptx_data" else "raise train.max_length"
         yield Problem(f"no {what} fits", expected, remedy, where, use.stage)
         return
     if len(count.labels) == 1:
         missing = "bad row" if count.labels[0] else "good row"
-        expected = f"{missing}s of at most {told.max_length} tokens"
+        expected = f"{missing}s of at most {tokens.max_length} tokens"
         yield Problem(f"no {missing} fits", expected, "raise train.max_length", where, use.stage)
     if use.field != "data":
         return
     few = rows_problem(stage.spec.kind, stage.spec.config, count.sequences, count.held_out, source.shape)
     if few is not None:
-        found = few.found
+        statement = few.found
         if count.too_long and source.shape != "messages":
-            found += f", for {count.too_long:,} of {count.rows:,} are longer than {told.max_length} tokens"
-        yield Problem(found, few.expected, few.remedy, where, use.stage)
+            statement += f", for {count.too_long:,} of {count.rows:,} are longer than {tokens.max_length} tokens"
+        yield Problem(statement, few.expected, few.remedy, where, use.stage)
 
 
-def _fault_problems(use: SourceUse, told: StageTokens, where: str, *, can_skip: bool) -> Iterator[Problem]:
-    count = told.count
+def _fault_problems(use: SourceUse, tokens: StageTokens, where: str, *, can_skip: bool) -> Iterator[Problem]:
+    count = tokens.count
     remedy = "mend the data or the template"
     if can_skip:
         remedy += f", or set `data.{use.source_name}.on_bad_row: skip` to leave such rows out and keep them in a file"
@@ -289,16 +289,18 @@ def _fault_problems(use: SourceUse, told: StageTokens, where: str, *, can_skip: 
     for fault in count.faults[:1] if is_alike else count.faults:
         yield Problem(f"row {fault.reason}", where=fault.where, stage=use.stage)
     if is_alike:
-        found = f"all {count.rows} rows cannot be rendered with the tokenizer of {told.tokenizer} for this reason"
-        yield Problem(found, "", remedy, where, use.stage)
+        statement = f"all {count.rows} rows cannot be rendered with the tokenizer of {tokens.tokenizer} for this reason"
+        yield Problem(statement, "", remedy, where, use.stage)
         return
     more = f" (the first {len(count.faults)} are listed)" if count.unrendered > len(count.faults) else ""
-    found = f"{count.unrendered} of {count.rows} rows cannot be rendered with the tokenizer of {told.tokenizer}{more}"
-    yield Problem(found, "", remedy, where, use.stage)
+    statement = (
+        f"{count.unrendered} of {count.rows} rows cannot be rendered with the tokenizer of {tokens.tokenizer}{more}"
+    )
+    yield Problem(statement, "", remedy, where, use.stage)
 
 
 def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress | None) -> list[TokenCount]:
-    """Return the counts of requests, remembered or made."""
+    """Return the counts of requests, from the cache or newly encoded."""
     from pipeline.training.token_counts import TokenCount
 
     file = store.root / ".cache" / REMEMBERED_FILE
@@ -309,15 +311,15 @@ def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress |
     keys = [_key(request, store) for request in requests]
     missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
     if missing:
-        made = _made(list(missing.values()), progress)
-        fresh = dict(zip(missing, (count.model_dump() for count in made), strict=True))
+        counts = _encode(list(missing.values()), progress)
+        fresh = dict(zip(missing, (count.model_dump() for count in counts), strict=True))
         known |= fresh
         keep_if_possible(file, json.dumps(known, sort_keys=True))
     return [TokenCount.model_validate(known[key]) for key in keys]
 
 
 def _key(request: TokenRequest, store: Store) -> str:
-    """Return what identifies an answer: the content of rows and tokenizer, and how one is read with the other."""
+    """Return the cache key of a request: the content of rows and tokenizers, the options, and library versions."""
     from pipeline.records import digest
 
     rows = digest(request.source, cache=store.root / ".cache", artifact=request.artifact).digest
@@ -328,15 +330,17 @@ def _key(request: TokenRequest, store: Store) -> str:
         content.update(content_of(each / name))
     left_out: Any = {"tokenizer": True, "source": {"path"}, "artifact": True, "readers": {"__all__": {"tokenizer"}}}
     options = request.model_dump(mode="json", exclude=left_out)
-    # Where rows lie is part of the answer: it names the first that are too long or cannot be rendered.
+    # The counts contain file and line of the first rows that are too long or cannot be rendered.
     places = [str(file) for file in request.source.files] if request.source.path else str(request.artifact)
-    libraries = [version(name) for name in ("transformers", "tokenizers", "trl")]  # trl's templates help out
+    libraries = [
+        version(name) for name in ("transformers", "tokenizers", "trl")
+    ]  # trl ships training variants of chat templates
     text = json.dumps([rows, content.hexdigest(), options, places, libraries], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:
-    """Encode in this process where transformers is loaded already, else in one of its own."""
+def _encode(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:
+    """Encode in this process if torch and transformers are imported already, else in a subprocess."""
     from pipeline.training.token_counts import count_tokens
 
     def say(i: int, done: int, total: int) -> None:
@@ -349,14 +353,14 @@ def _made(requests: Sequence[TokenRequest], progress: Progress | None) -> list[T
         return [count_tokens(one, partial(say, i)) for i, one in enumerate(requests)]
     if progress is not None:
         progress("loading the tokenizers")
-    return _made_elsewhere(requests, say)
+    return _encode_in_subprocess(requests, say)
 
 
-def _made_elsewhere(requests: Sequence[TokenRequest], say: Callable[[int, int, int], None]) -> list[TokenCount]:
-    """Encode in a process of its own, which imports transformers so that this one need not.
+def _encode_in_subprocess(requests: Sequence[TokenRequest], say: Callable[[int, int, int], None]) -> list[TokenCount]:
+    """Encode in a subprocess, so that this process need not import transformers.
 
     Raises:
-        PipelineError: the process ended before it had answered.
+        PipelineError: the subprocess ended before it had encoded all requests.
     """
     from pipeline.training.token_counts import TokenCount
 
@@ -370,11 +374,11 @@ def _made_elsewhere(requests: Sequence[TokenRequest], say: Callable[[int, int, i
         child.stdin.write(json.dumps([one.model_dump(mode="json") for one in requests]))
         child.stdin.close()
         for text in child.stdout:
-            told = json.loads(text)
-            if "count" in told:
-                counts.append(TokenCount.model_validate(told["count"]))
+            message = json.loads(text)
+            if "count" in message:
+                counts.append(TokenCount.model_validate(message["count"]))
             else:
-                say(len(counts), told["done"], told["of"])
+                say(len(counts), message["done"], message["of"])
         child.wait()
         errors.seek(0)
         reason = (errors.read().strip().splitlines() or [f"it ended with status {child.returncode}"])[-1]

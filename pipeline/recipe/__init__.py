@@ -1,6 +1,6 @@
-"""The recipe: one YAML file that says everything about a chain.
+"""The recipe: one YAML file that describes a chain of stages.
 
-Owns reading it, checking all of it at once, and the types it becomes. Knows nothing of the store or of running.
+Owns reading it, checking all of it at once, and its types. Knows nothing of the store or of running stages.
 """
 
 from pipeline.recipe.code import CodeSource, find_code, load_function

@@ -1,4 +1,4 @@
-"""Checks a part of a recipe against its pydantic model and says what is wrong in our own words.
+"""Validates a part of a recipe with its pydantic model and translates pydantic's errors.
 
 Owns the translation of pydantic's errors into problems with file and line. Knows nothing of the parts a recipe has.
 """
@@ -53,11 +53,11 @@ def validate(
     """Validate a mapping of a recipe.
 
     Args:
-        model: what it must be.
+        model: the pydantic model.
         node: the mapping.
         stage: stage the problems belong to.
-        label: put before field names in messages, e.g. ``data.pairs``.
-        extra_keys: keys that are read elsewhere and may be suggested for an unknown one.
+        label: prefix of field names in messages, e.g. ``data.pairs``.
+        extra_keys: keys that are read elsewhere and may be suggested for an unknown key.
 
     Returns:
         The model, or None if there are problems.
@@ -69,28 +69,28 @@ def validate(
     try:
         built = validate_repairing(model, data)
     except ValidationError as error:
-        teller = _Teller(model, node, data, stage, label, tuple(extra_keys))
-        return None, teller.problems(error)
+        translator = _ErrorTranslator(model, node, data, stage, label, tuple(extra_keys))
+        return None, translator.problems(error)
     return built, []
 
 
 def stage_checks(config: StageConfig, node: Node, stage: str) -> list[Problem]:
-    """Ask a configuration, and those inside it, for contradictions; place each at the field it starts with."""
+    """Run `check` of a configuration and of those inside it; locate each problem at the field its text starts with."""
     problems = list(config.check())
     for name in type(config).model_fields:
         below = getattr(config, name)
         if isinstance(below, StageConfig):
             problems += below.check()
-    told: dict[str, Problem] = {}
+    placed: dict[str, Problem] = {}
     for problem in problems:
         first = problem.found.split(" ")[0].strip("`")
         where = problem.where if ":" in problem.where else node.where(*(problem.where or first).split("."))
-        told[str(problem)] = Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage)
-    return list(told.values())
+        placed[str(problem)] = Problem(problem.found, problem.expected, problem.remedy, where, problem.stage or stage)
+    return list(placed.values())
 
 
 def validate_repairing(model: type[Model], data: dict[str, Any]) -> Model:
-    """Validate strictly, after two allowances: whole floats are integers, null takes out a field that has no null."""
+    """Validate strictly, with two exceptions: a whole float may be an int, and null removes a field without null."""
     for _ in range(100):
         try:
             return model.model_validate_json(json.dumps(data), strict=True)
@@ -102,7 +102,7 @@ def validate_repairing(model: type[Model], data: dict[str, Any]) -> Model:
 
 
 def _repair(data: Any, error_type: str, location: Location) -> bool:
-    """Change the value an error is about, if it is one of the allowances."""
+    """Change the value at an error's location if it is one of the exceptions; return whether it was changed."""
     path = real_path(data, location)
     if not path:
         return False
@@ -118,7 +118,7 @@ def _repair(data: Any, error_type: str, location: Location) -> bool:
 
 
 def real_path(data: Any, location: Location) -> Location:
-    """Drop the parts of a pydantic location that name a branch of a union."""
+    """Return a pydantic location without the parts that name a branch of a union."""
     path: list[str | int] = []
     for part in location:
         if (isinstance(data, dict) and part in data) or (
@@ -135,8 +135,8 @@ def _at(data: Any, path: Location) -> Any:
     return data
 
 
-class _Teller:
-    """Turns one validation error into problems."""
+class _ErrorTranslator:
+    """Translates one validation error into problems."""
 
     def __init__(
         self, model: type[BaseModel], node: Node, data: Any, stage: str, label: str, extra_keys: tuple[str, ...]
@@ -150,47 +150,47 @@ class _Teller:
 
     def problems(self, error: ValidationError) -> list[Problem]:
         """Return the problems in the order of the recipe's lines."""
-        told: dict[tuple[Location, str], list[Any]] = {}
+        by_path: dict[tuple[Location, str], list[Any]] = {}
         for detail in error.errors(include_url=False):
             path = real_path(self.data, detail["loc"])
             missing = (detail["loc"][-1],) if detail["type"] == "missing" else ()
             group = detail["type"] if detail["type"] in {"missing", "extra_forbidden", "value_error"} else "value"
-            told.setdefault((path + missing, group), []).append(detail)
-        for path, group in list(told):  # a mapping is no word of a list: what is wrong inside it has been said
-            inside = any(other != (path, group) and other[0][: len(path)] == path for other in told)
+            by_path.setdefault((path + missing, group), []).append(detail)
+        for path, group in list(by_path):  # drop an error of a union's other branch if there is an error inside
+            inside = any(other != (path, group) and other[0][: len(path)] == path for other in by_path)
             if group == "value" and inside and isinstance(_at(self.data, path), Mapping):
-                del told[path, group]
-        found = [self.tell(path, group, details) for (path, group), details in told.items()]
-        found += self.passed_on({path for path, _ in told})
-        return found
+                del by_path[path, group]
+        problems = [self.problem_at(path, group, details) for (path, group), details in by_path.items()]
+        problems += self.passthrough_problems({path for path, _ in by_path})
+        return problems
 
-    def passed_on(self, told: set[Location]) -> list[Problem]:
-        """Check the trainer's own fields too, which pydantic reaches only when all else is right."""
-        found = []
+    def passthrough_problems(self, reported: set[Location]) -> list[Problem]:
+        """Check the fields passed on to the trainer too, which pydantic checks only if all other fields are valid."""
+        problems = []
         for name, info in self.model.model_fields.items():
             inner = models_of(info.annotation)
-            given = self.data.get(name)
+            block = self.data.get(name)
             for model in inner:
-                if issubclass(model, TrainFields) and isinstance(given, dict):
-                    for key, problem in model.problems_in(given).items():
-                        if (name, key) not in told and given[key] is not None:
-                            found.append(self.located(problem, (name, key)))
-        return found
+                if issubclass(model, TrainFields) and isinstance(block, dict):
+                    for key, problem in model.problems_in(block).items():
+                        if (name, key) not in reported and block[key] is not None:
+                            problems.append(self.located(problem, (name, key)))
+        return problems
 
     def located(self, problem: Problem, path: Location) -> Problem:
-        """Give a problem its place, and the field its full name."""
-        found = problem.found
-        if found.startswith(f"{path[-1]} is "):
-            found = f"{self.name(path)}{found.removeprefix(str(path[-1]))}"
-        return Problem(found, problem.expected, problem.remedy, self.node.where(*path), self.stage)
+        """Return a problem with its file and line, and the full name of its field."""
+        statement = problem.found
+        if statement.startswith(f"{path[-1]} is "):
+            statement = f"{self.name(path)}{statement.removeprefix(str(path[-1]))}"
+        return Problem(statement, problem.expected, problem.remedy, self.node.where(*path), self.stage)
 
     def name(self, path: Location) -> str:
         """Return the dotted name of a field."""
         parts = [self.label] if self.label else []
         return ".".join([*parts, *(str(part) for part in path)])
 
-    def tell(self, path: Location, group: str, details: list[Any]) -> Problem:
-        """Return the problem of one place."""
+    def problem_at(self, path: Location, group: str, details: list[Any]) -> Problem:
+        """Return the problem of all errors at one path."""
         first = details[0]
         where = self.node.where(*path)
         if first["type"] == "trainer_field":
@@ -204,16 +204,16 @@ class _Teller:
             remedy = nearest(str(path[-1]), known)
             return Problem(f"unknown key `{path[-1]}`{inside}", expected, remedy, where, self.stage)
         if group == "value_error":
-            found, _, expected = str(first["msg"]).removeprefix("Value error, ").partition("|")
+            statement, _, expected = str(first["msg"]).removeprefix("Value error, ").partition("|")
             lead = f"{self.name(path)} " if path or self.label else ""
-            return Problem(f"{lead}{found}", expected, "", where, self.stage)
+            return Problem(f"{lead}{statement}", expected, "", where, self.stage)
         value = _at(self.data, path)
         expected = " or ".join(dict.fromkeys(self.expected(detail) for detail in details))
         remedy = next((hint for hint in (self.hint(detail, value) for detail in details) if hint), "")
         return Problem(f"{self.name(path)} is {shown(value)}", f"must be {expected}", remedy, where, self.stage)
 
     def expected(self, detail: Any) -> str:
-        """Say what one branch of a field would have taken."""
+        """Return the text of what one branch of a field accepts."""
         kind, context = detail["type"], detail.get("ctx") or {}
         if kind in _TYPE_WORDS:
             return _TYPE_WORDS[kind]
@@ -229,7 +229,7 @@ class _Teller:
         return str(detail["msg"])[:1].lower() + str(detail["msg"])[1:]
 
     def hint(self, detail: Any, value: Any) -> str:
-        """Suggest the nearest allowed word, or quotes."""
+        """Return a suggestion: the nearest allowed word, or quotes; empty if there is none."""
         if detail["type"] == "literal_error" and isinstance(value, str):
             return nearest(
                 value, [w.strip(" '") for w in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
@@ -239,7 +239,7 @@ class _Teller:
         return ""
 
     def known(self, path: Location) -> list[str]:
-        """Return the keys allowed at a place."""
+        """Return the keys allowed at a path."""
         models: list[type[BaseModel]] = [self.model]
         for part in path:
             models = [
@@ -252,7 +252,7 @@ class _Teller:
         return keys if path else [*self.extra_keys, *keys]
 
     def wanted(self, path: Location) -> str:
-        """Say what a missing field is, from its description or the docstring."""
+        """Return the description of a missing field, from its `Field` or the docstring."""
         info = self.model.model_fields.get(str(path[0])) if len(path) == 1 else None
         if info is None:
             return ""
@@ -261,7 +261,7 @@ class _Teller:
 
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models inside a type."""
+    """Return the pydantic models in a type annotation."""
     origin = typing.get_origin(annotation)
     if origin is Annotated or origin in {Union, types.UnionType}:
         return [model for part in typing.get_args(annotation) for model in models_of(part)]
@@ -271,7 +271,7 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
 
 
 def shown(value: Any) -> str:
-    """Return a value as YAML would show it, shortened."""
+    """Return a value for messages, shortened; mappings and lists by their type only."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list):

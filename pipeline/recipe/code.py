@@ -1,7 +1,7 @@
 """User functions named in a recipe: ``module:name`` or ``path/to/file.py:name``.
 
-Owns finding such a function without running anything, hashing the source it stands on, and loading it. Knows nothing
-of what a function is for.
+Owns finding such a function without importing it, hashing its source, and importing it. Knows nothing of what a
+function is for.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pipeline.recipe.paths import find
 
 @dataclass(frozen=True)
 class CodeSource:
-    """Where a function is defined.
+    """The source of a function.
 
     Attributes:
-        function: its name.
+        function: name of the function.
         file: the file that defines it.
-        sha256: over that file and the files beside it that it imports.
+        sha256: hash of that file and of the files in its folder that it imports.
     """
 
     function: str
@@ -37,7 +37,7 @@ class CodeSource:
 
     @property
     def fingerprint(self) -> str:
-        """What enters a stage's fingerprint."""
+        """The text that enters a stage's fingerprint."""
         return f"{self.function}@{self.sha256}"
 
 
@@ -45,7 +45,7 @@ def find_code(spec: str, search_dirs: Sequence[Path]) -> CodeSource:
     """Find a function without importing anything.
 
     Raises:
-        PipelineError: the text cannot be read, there is no such file or module, or it does not define the function.
+        PipelineError: the text has the wrong form, there is no such file or module, or it does not define the function.
     """
     target, function = _split(spec)
     file = _file_of(target, search_dirs)
@@ -65,10 +65,10 @@ def find_code(spec: str, search_dirs: Sequence[Path]) -> CodeSource:
 
 
 def load_function(spec: str, search_dirs: Sequence[Path]) -> Callable[..., Any]:
-    """Import a function; its folder can be imported from, as if the file were run.
+    """Import a function, with its folder on `sys.path` as if the file were run.
 
     Raises:
-        PipelineError: it is not there, or is not callable.
+        PipelineError: the function does not exist, or is not callable.
     """
     source = find_code(spec, search_dirs)
     target, function = _split(spec)
@@ -92,7 +92,7 @@ def _is_file(target: str) -> bool:
 
 
 def _file_of(target: str, search_dirs: Sequence[Path]) -> Path:
-    """Return the source file of a path or of a module's dotted name."""
+    """Return the source file of a path or of a dotted module name."""
     if _is_file(target):
         file = find(target, search_dirs)
         if file is None:
@@ -128,7 +128,7 @@ def _defined(tree: ast.Module) -> Iterator[str]:
 
 
 def _source_digest(file: Path) -> str:
-    """Hash a file together with the files beside it that it imports, however deep."""
+    """Hash a file together with the files in its folder that it imports, directly or indirectly."""
     seen: dict[Path, str] = {}
     waiting = [file]
     while waiting:
@@ -160,7 +160,7 @@ def _imported_beside(file: Path, content: bytes) -> list[Path]:
 
 
 def _module_from(file: Path) -> ModuleType:
-    """Import a file under a name of its own."""
+    """Import a file under a unique module name."""
     name = f"trueup_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -180,7 +180,7 @@ def _module_from(file: Path) -> ModuleType:
 
 
 def _named_module(target: str, file: Path) -> ModuleType:
-    """Import a dotted name; the folder its package stands in can be imported from."""
+    """Import a dotted name, with the folder of its package on `sys.path`."""
     depth = target.count(".") + (2 if file.name == "__init__.py" else 1)
     root = str(file.parents[depth - 1])
     if root not in sys.path:

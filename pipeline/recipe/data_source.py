@@ -1,6 +1,6 @@
-"""A data source of a recipe: where its rows are, and how they are to be taken.
+"""A data source of a recipe: where its rows are, and how they are read.
 
-Owns the fields and the finding of files. Knows nothing of what is in a row.
+Owns the fields and the lookup of files. Knows nothing of what is in a row.
 """
 
 from __future__ import annotations
@@ -46,43 +46,43 @@ class DataSource(BaseModel):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [name for name in ("path", "hub", "artifact") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = f"has both `{given[0]}` and `{given[1]}`" if given else "says nowhere to read from"
-            raise ValueError(f"{found}|exactly one of `path`, `hub`, `artifact`")
+        origins = [name for name in ("path", "hub", "artifact") if getattr(self, name) is not None]
+        if len(origins) != 1:
+            statement = f"has both `{origins[0]}` and `{origins[1]}`" if origins else "says nowhere to read from"
+            raise ValueError(f"{statement}|exactly one of `path`, `hub`, `artifact`")
         for name, origin in (("revision", "hub"), ("subset", "hub"), ("file", "artifact")):
-            if getattr(self, name) is not None and given[0] != origin:
-                raise ValueError(f"`{name}` is given with `{given[0]}`|only with `{origin}`")
+            if getattr(self, name) is not None and origins[0] != origin:
+                raise ValueError(f"`{name}` is given with `{origins[0]}`|only with `{origin}`")
         return self
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Absolute paths of the files; looked up from the current folder unless a recipe has placed them."""
+        """Absolute paths of the files; looked up from the current folder unless `place` was called before."""
         if self._files is None:
             self.place([Path.cwd()])
         return self._files or ()
 
     @property
     def unread_files(self) -> tuple[str, ...]:
-        """What lies in the folders of `path` and is not read."""
+        """Names of files and folders in the folders of `path` that are not read."""
         return self._unread
 
     @property
     def repeated_files(self) -> tuple[tuple[Path, Path], ...]:
-        """Second names (links) of files, which are not read again, each with the name that is read."""
+        """Links to files that are read already, each with the path that is read."""
         return self._repeated
 
     def place(self, folders: list[Path] | tuple[Path, ...]) -> None:
         """Find the files of `path` in ``folders``.
 
         Raises:
-            PipelineError: a path names nothing, or an environment variable in it is not set.
+            PipelineError: a path matches no file, or an environment variable in it is not set.
         """
         patterns = [self.path] if isinstance(self.path, str) else self.path or []
         try:
             files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
             self._files, self._repeated = distinct(tuple(files))
             self._unread = tuple(name for pattern in patterns for name in unread_files(expand(pattern), folders))
-        except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
+        except (OSError, ValueError) as error:  # the name is too long, or the folder is not readable
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise PipelineError(Problem(f"`{str(self.path)[:80]}` cannot be looked up: {reason}")) from None

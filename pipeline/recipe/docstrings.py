@@ -1,6 +1,6 @@
-"""What the `Attributes:` section of a model's docstring says of its fields.
+"""Reads descriptions of fields from the `Attributes:` section of a model's docstring.
 
-Owns the reading of that section, so that a kind describes its words once. Knows nothing of any model.
+A kind thus describes its fields once, for readers, messages and the JSON schema. Knows nothing of any model.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ def summary(text: str) -> str:
 
 
 def attributes(text: str) -> dict[str, str]:
-    """Return field names and what the docstring says of them."""
-    found: dict[str, str] = {}
+    """Return the description of each field in a docstring's `Attributes:` section."""
+    descriptions: dict[str, str] = {}
     name = ""
     for line in inspect.cleandoc(text).partition(_SECTION)[2].splitlines():
         entry = _ENTRY.fullmatch(line)
         if entry:
             name = entry["name"]
-            found[name] = entry["text"].strip()
+            descriptions[name] = entry["text"].strip()
         elif name and line.startswith("        "):
-            found[name] += f" {line.strip()}"
+            descriptions[name] += f" {line.strip()}"
         elif line.strip():
             break
-    return found
+    return descriptions
 
 
 def of_class(cls: type) -> dict[str, str]:
-    """Return what a class and those it inherits from say of their fields; the nearest wins."""
-    found: dict[str, str] = {}
+    """Return the descriptions of a class's fields; a subclass overrides its base classes."""
+    descriptions: dict[str, str] = {}
     for parent in reversed(cls.__mro__):
-        found.update(attributes(parent.__dict__.get("__doc__") or ""))
-    return found
+        descriptions.update(attributes(parent.__dict__.get("__doc__") or ""))
+    return descriptions

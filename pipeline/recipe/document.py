@@ -1,6 +1,6 @@
-"""YAML text as a tree of nodes that remember their file and line.
+"""Parses YAML text into a tree of nodes with file and line.
 
-Owns reading one YAML document safely (version 1.2, no tags that make objects, duplicate keys are problems). Knows
+Owns reading one YAML document safely (version 1.2, no tags that construct objects, duplicate keys are problems). Knows
 nothing of what a recipe means.
 """
 
@@ -18,7 +18,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from pipeline.errors import Problem
 
 DEPTH_LIMIT = 100
-"""Levels of mappings and lists inside one another: no recipe needs them, and what reads recipes stops at 200."""
+"""Largest depth of nested mappings and lists; no recipe needs more, and the parsers of a recipe fail at 200."""
 DEEP, DEEP_EXPECTED = "nested too deeply", f"at most {DEPTH_LIMIT} levels of lists and mappings"
 
 NODE_LIMIT = 100_000
@@ -28,11 +28,11 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value of a document and the place it was written.
+    """A value of a document and its position.
 
     Attributes:
         value: a scalar, a dictionary of nodes, or a list of nodes.
-        place: ``file:line`` of its key (of itself, inside a list).
+        place: ``file:line`` of its key; of the value itself inside a list.
     """
 
     value: Any
@@ -40,11 +40,11 @@ class Node:
 
     @property
     def mapping(self) -> dict[str, Node]:
-        """The entries of a mapping; empty for everything else."""
+        """The entries of a mapping; empty for other values."""
         return self.value if isinstance(self.value, dict) else {}
 
     def plain(self) -> Any:
-        """Return the value without places."""
+        """Return the value as plain Python data."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -61,7 +61,7 @@ class Node:
         return None
 
     def where(self, *keys: str | int) -> str:
-        """Return the place of the deepest node on the way along ``keys``."""
+        """Return ``file:line`` of the deepest existing node on the path ``keys``."""
         node = self
         for key in keys:
             below = node.child(key)
@@ -77,12 +77,12 @@ class Node:
             yield from child.walk()
 
     def value_list(self) -> list[Node]:
-        """The entries of a list; empty for everything else."""
+        """Return the entries of a list; empty for other values."""
         return self.value if isinstance(self.value, list) else []
 
 
 def wrap(value: Any, place: str) -> Node:
-    """Turn plain data into nodes that all have one place."""
+    """Convert plain data to nodes that all have the same place."""
     if isinstance(value, dict):
         return Node({str(key): wrap(child, place) for key, child in value.items()}, place)
     if isinstance(value, list):
@@ -95,10 +95,10 @@ def parse(text: str, label: str) -> tuple[Node, list[Problem]]:
 
     Args:
         text: the document.
-        label: how places name the file.
+        label: name of the file in places.
 
     Returns:
-        The tree and everything that is wrong with the text; the tree is an empty mapping if it cannot be read at all.
+        The tree and all problems of the text; the tree is an empty mapping if the text is not YAML.
     """
     yaml = YAML(typ="safe", pure=True)
     empty = Node({}, f"{label}:1")
@@ -111,8 +111,8 @@ def parse(text: str, label: str) -> tuple[Node, list[Problem]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
-        found = f"not valid YAML: {error.problem or error.context or 'cannot be read'}"
-        return empty, [Problem(found, where=f"{label}:{line}")]
+        statement = f"not valid YAML: {error.problem or error.context or 'cannot be read'}"
+        return empty, [Problem(statement, where=f"{label}:{line}")]
     except YAMLError as error:
         return empty, [Problem(f"not valid YAML: {str(error).splitlines()[0]}", where=f"{label}:1")]
     except RecursionError:
@@ -120,7 +120,7 @@ def parse(text: str, label: str) -> tuple[Node, list[Problem]]:
 
 
 class _Reader:
-    """Turns composed YAML nodes into ours, collecting problems."""
+    """Converts composed YAML nodes to `Node`, collecting problems."""
 
     def __init__(self, yaml: YAML, label: str) -> None:
         self.yaml = yaml
@@ -132,8 +132,8 @@ class _Reader:
     def place(self, node: Any) -> str:
         return f"{self.label}:{node.start_mark.line + 1}"
 
-    def bad(self, node: Any, found: str, expected: str = "", remedy: str = "") -> None:
-        self.problems.append(Problem(found, expected, remedy, where=self.place(node)))
+    def bad(self, node: Any, statement: str, expected: str = "", remedy: str = "") -> None:
+        self.problems.append(Problem(statement, expected, remedy, where=self.place(node)))
 
     def read(self, node: Any, place: str | None) -> Node:
         """Convert ``node``; ``place`` is the line of its key, if it has one."""
@@ -160,7 +160,7 @@ class _Reader:
             self.open.discard(id(node))
 
     def entries(self, node: Any) -> dict[str, Node]:
-        """Read a mapping: keys must be text and differ; ``<<`` gives defaults."""
+        """Return the entries of a mapping; keys must be text and unique, and ``<<`` merges defaults."""
         if not str(node.tag).endswith(":map"):
             self.bad(node, f"tag `{node.tag}` is not allowed", "plain YAML values")
         own: dict[str, Node] = {}
@@ -183,7 +183,7 @@ class _Reader:
         return {**inherited, **own}
 
     def scalar(self, node: Any) -> Any:
-        """Read a scalar; dates stay text, numbers must be finite."""
+        """Return the value of a scalar; dates stay text, and numbers must be finite."""
         tag = str(node.tag).removeprefix(_TAG)
         if tag in {"str", "timestamp", "merge", "value"}:
             return str(node.value)

@@ -1,6 +1,6 @@
-"""The JSON schema of recipes, for editors: completion, hover texts and red lines while typing.
+"""The JSON schema of recipes, with which editors offer completion, hover texts and validation.
 
-Owns the document. Knows nothing of any single kind: it asks the registry.
+Knows nothing of any single kind; kinds come from the registry.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Schema = dict[str, Any]
 
 
 def json_schema() -> Schema:
-    """Return the schema of recipes with the kinds registered now."""
+    """Return the JSON schema of recipes for all registered kinds."""
     definitions: Schema = {}
     compute = _model(Compute, "compute", definitions)
     source = _model(DataSource, "data", definitions)
-    whole = [_stage(kind, definitions, compute, partial=False) for _, kind in sorted(KINDS.items())]
-    parts = [_stage(kind, definitions, compute, partial=True) for _, kind in sorted(KINDS.items())]
-    definitions["stage"] = {"oneOf": whole, "discriminator": {"propertyName": "kind"}, "required": ["kind"]}
-    definitions["stage_part"] = {"anyOf": [*parts, {"type": "null"}]}
+    full = [_stage(kind, definitions, compute, partial=False) for _, kind in sorted(KINDS.items())]
+    partials = [_stage(kind, definitions, compute, partial=True) for _, kind in sorted(KINDS.items())]
+    definitions["stage"] = {"oneOf": full, "discriminator": {"propertyName": "kind"}, "required": ["kind"]}
+    definitions["stage_part"] = {"anyOf": [*partials, {"type": "null"}]}
     definitions["source"] = {"anyOf": [source, {"type": "string", "description": "Path of the rows."}]}
     definitions["source_part"] = {"anyOf": [source, {"type": "string"}, {"type": "null"}]}
     head = _model(Head, "head", definitions)
@@ -63,12 +63,12 @@ def json_schema() -> Schema:
 
 
 def _named(properties: Schema, *, drop: str) -> Schema:
-    kept = {key: value for key, value in properties.items() if key != drop}
-    return {"type": "object", "properties": kept, "additionalProperties": False}
+    remaining = {key: value for key, value in properties.items() if key != drop}
+    return {"type": "object", "properties": remaining, "additionalProperties": False}
 
 
 def _many(definition: str) -> Schema:
-    """Return a mapping from names to one definition."""
+    """Return the schema of a mapping from names to one definition."""
     return {
         "type": "object",
         "propertyNames": {"pattern": f"^{NAME_PATTERN}$"},
@@ -77,7 +77,7 @@ def _many(definition: str) -> Schema:
 
 
 def _model(model: type[BaseModel], prefix: str, definitions: Schema) -> Schema:
-    """Return a model's schema; its definitions go under ``prefix`` with the others."""
+    """Add a model's schema and its definitions under ``prefix`` to ``definitions``; return a reference to it."""
     schema = model.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
     classes = {inner.__name__: inner for inner in _within(model)}
     for name, definition in {**schema.pop("$defs", {}), model.__name__: schema}.items():
@@ -87,7 +87,7 @@ def _model(model: type[BaseModel], prefix: str, definitions: Schema) -> Schema:
 
 
 def _within(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """Yield a model and those its fields hold."""
+    """Yield a model and the models of its fields, recursively."""
     yield model
     for info in model.model_fields.values():
         for inner in models_of(info.annotation):
@@ -95,7 +95,7 @@ def _within(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def _describe(definition: Schema, model: type[BaseModel] | None) -> None:
-    """Give fields the words of the model's docstring, where they have none of their own."""
+    """Add descriptions from the model's docstring to fields without a description."""
     if model is None:
         return
     if "description" in definition:
@@ -106,7 +106,7 @@ def _describe(definition: Schema, model: type[BaseModel] | None) -> None:
 
 
 def _stage(kind: Kind, definitions: Schema, compute: Schema, *, partial: bool) -> Schema:
-    """Return the schema of stages of one kind; a part may leave out what it does not change."""
+    """Return the schema of stages of one kind; with ``partial`` (in a profile) no key is required."""
     own = _model(kind.config, kind.name, definitions)
     name = own["$ref"].removeprefix("#/$defs/")
     body = definitions[name]

@@ -1,7 +1,7 @@
-"""From a file to a checked recipe.
+"""Loads a recipe from its file and checks it.
 
-Owns the order of things: read, extend, lay profiles and overrides on top, check every part, collect every problem.
-Knows nothing of the store, of graphs, or of any single kind.
+Owns the order of steps: read, extend, merge profile and overrides, check every part, collect all problems. Knows
+nothing of the store, of graphs, or of any single kind.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
 STAGE_KEYS = ("kind", "seed", "compute")
 
 ROWS_AT_ONCE = {"ppo": "train.token_budget", "kto": "train.kl_batch"}
-"""Kinds that do not go by `compute.micro_batch`, which a recipe may give for its other stages, and what they go by."""
+"""Kinds that ignore `compute.micro_batch` (a recipe may set it for other stages), and the setting they use instead."""
 
 
 class Head(BaseModel):
-    """The keys of a recipe that stand for themselves."""
+    """The scalar keys at the top level of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,7 +43,7 @@ class Head(BaseModel):
 
 
 class StageHead(BaseModel):
-    """The keys every stage has beside those of its kind; `compute` is checked once merged with the recipe's."""
+    """The keys of every stage beside those of its kind; `compute` is checked after merging with the recipe's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,12 +54,12 @@ def load(path: Path | str, *, overrides: Sequence[str] = (), profile: str | None
     """Read and check a recipe.
 
     Args:
-        path: its file.
+        path: file of the recipe.
         overrides: ``key.key=value`` of `--set`.
-        profile: name of the profile to lay on top.
+        profile: name of the profile to merge on top.
 
     Raises:
-        PipelineError: everything that is wrong with it.
+        PipelineError: the recipe has problems; all of them are listed.
     """
     recipe, problems = inspect(path, overrides=overrides, profile=profile)
     if problems:
@@ -70,10 +70,10 @@ def load(path: Path | str, *, overrides: Sequence[str] = (), profile: str | None
 def inspect(
     path: Path | str, *, overrides: Sequence[str] = (), profile: str | None = None
 ) -> tuple[Recipe, list[Problem]]:
-    """Read a recipe as far as it can be read.
+    """Read a recipe even if it has problems.
 
     Returns:
-        The recipe without its broken stages, and everything that is wrong with it.
+        The recipe without its broken stages, and all of its problems.
 
     Raises:
         PipelineError: the file itself cannot be read.
@@ -88,14 +88,14 @@ def inspect(
 
 
 class _Building:
-    """Turns one tree into a recipe, collecting problems."""
+    """Builds a recipe from a merged tree of nodes, collecting problems."""
 
     def __init__(self, reading: Reading, root: Node, profile: str | None) -> None:
         self.root = without_nulls(root)
         for section in ("data", "stages"):
             if section in self.root.mapping:
-                kept = without_nulls(self.root.mapping[section])
-                self.root = Node({**self.root.value, section: kept}, self.root.place)
+                entries = without_nulls(self.root.mapping[section])
+                self.root = Node({**self.root.value, section: entries}, self.root.place)
         self.profile = profile
         self.file = reading.file
         self.search_dirs = lookup_folders(*reading.files)
@@ -104,7 +104,7 @@ class _Building:
         self.broken: dict[str, BrokenStage] = {}
 
     def build(self) -> tuple[Recipe, list[Problem]]:
-        """Check every part and return the recipe with everything that is wrong."""
+        """Check every part; return the recipe and all problems."""
         head = self.head()
         compute = self.compute()
         data = self.data()
@@ -134,12 +134,12 @@ class _Building:
         )
         return recipe, by_line(self.problems)
 
-    def add(self, found: str, expected: str = "", remedy: str = "", *, where: str, stage: str = "") -> None:
-        """Note a problem."""
-        self.problems.append(Problem(found, expected, remedy, where, stage))
+    def add(self, statement: str, expected: str = "", remedy: str = "", *, where: str, stage: str = "") -> None:
+        """Record a problem."""
+        self.problems.append(Problem(statement, expected, remedy, where, stage))
 
     def head(self) -> Head:
-        """Check the keys that stand for themselves, and that there are no others."""
+        """Check the scalar keys of the recipe, and that there are no unknown keys."""
         for key, node in self.root.mapping.items():
             if key not in RECIPE_KEYS:
                 hint = nearest(key, RECIPE_KEYS)
@@ -154,7 +154,7 @@ class _Building:
         return head or Head()
 
     def section(self, key: str) -> dict[str, Node]:
-        """Return a mapping of named things; their names must be plain."""
+        """Return the entries of `data` or `stages` by name; check the names."""
         node = self.root.mapping.get(key)
         if node is None:
             return {}
@@ -168,7 +168,7 @@ class _Building:
         return node.value
 
     def compute(self) -> Compute:
-        """Check the compute of all stages."""
+        """Check the recipe's `compute`, which applies to all stages."""
         node = self.root.mapping.get("compute")
         if node is None:
             return Compute()
@@ -180,14 +180,14 @@ class _Building:
         return built or Compute()
 
     def contradictions(self, compute: Compute, node: Node, stage: str) -> None:
-        """Refuse settings that exclude one another; only at the level that asks for them."""
+        """Record contradictions between compute settings, unless ``node``, this level's settings, is empty."""
         for name, expected, remedy in compute.contradictions():
             if node.mapping:
-                found = f"compute.{name} is {str(getattr(compute, name)).lower()}"
-                self.add(found, expected, remedy, where=node.where(name), stage=stage)
+                statement = f"compute.{name} is {str(getattr(compute, name)).lower()}"
+                self.add(statement, expected, remedy, where=node.where(name), stage=stage)
 
     def data(self) -> dict[str, DataSource]:
-        """Check the data sources and find their files; one with problems is left out."""
+        """Check the data sources and find their files; leave out sources with problems."""
         sources = {}
         for name, node in self.section("data").items():
             place = node.place
@@ -207,7 +207,7 @@ class _Building:
         return sources
 
     def stage(self, name: str, node: Node, head: Head) -> StageSpec | None:
-        """Check one stage; None if it has problems."""
+        """Check one stage; return None and record it as broken if it has problems."""
         before = len(self.problems)
         if not isinstance(node.value, dict):
             self.add(f"stage {name} is not a mapping", "{kind: …}", where=node.place)
@@ -246,13 +246,13 @@ class _Building:
         return StageSpec(name, kind, config, seed, compute, node.place)
 
     def kind(self, name: str, node: Node) -> str | None:
-        """Return the stage's kind if there is such a one."""
+        """Return the stage's kind; record a problem and return None if it is missing or unknown."""
         kind = node.mapping.get("kind")
         if kind is None:
             self.add("`kind` is missing", f"one of {listed(sorted(KINDS), 20)}", where=node.place, stage=name)
         elif not isinstance(kind.value, str):
-            found = f"`kind` is {shown(kind.plain())}"
-            self.add(found, f"one of {listed(sorted(KINDS), 20)}", where=kind.place, stage=name)
+            statement = f"`kind` is {shown(kind.plain())}"
+            self.add(statement, f"one of {listed(sorted(KINDS), 20)}", where=kind.place, stage=name)
         elif kind.value not in KINDS:
             hint = nearest(kind.value, KINDS)
             expected = f"one of {listed(sorted(KINDS), 20)}"
@@ -262,12 +262,12 @@ class _Building:
         return None
 
     def stage_compute(self, name: str, node: Node, refused: Sequence[str]) -> Compute:
-        """Check a stage's compute, laid on the recipe's.
+        """Check a stage's compute, merged over the recipe's.
 
         Args:
-            name: of the stage.
+            name: name of the stage.
             node: the stage.
-            refused: words its kind cannot heed; what else they exclude is not told beside that.
+            refused: model-parallel settings that its kind does not support; their other conflicts are not reported.
         """
         own = node.mapping.get("compute", Node({}, node.place))
         if own.value is None:
@@ -280,23 +280,25 @@ class _Building:
         asked = [word for word in refused if getattr(built, word) > 1]
         for word in asked:
             able = sorted(MODEL_PARALLEL[word])
-            found = f"compute.{word} is {getattr(built, word)} for a {node.mapping['kind'].value} stage"
+            statement = f"compute.{word} is {getattr(built, word)} for a {node.mapping['kind'].value} stage"
             remedy = f"set compute.{word}: 1 for this stage"
             if not built.zero and not built.fsdp and "adapter" not in node.mapping:
                 remedy += "; compute.zero: 3 spreads its weights instead"
             where = merged.where(word)
-            self.add(found, f"must be 1: only {listed(able, len(able))} can", remedy, where=where, stage=name)
+            self.add(statement, f"must be 1: only {listed(able, len(able))} can", remedy, where=where, stage=name)
         kind = node.mapping["kind"].value if "kind" in node.mapping else ""
         by_rows = isinstance(kind, str) and kind in ROWS_AT_ONCE
         if by_rows and "micro_batch" in own.mapping and built.micro_batch != "auto":
-            found = f"compute.micro_batch is {built.micro_batch} for a {kind} stage"
+            statement = f"compute.micro_batch is {built.micro_batch} for a {kind} stage"
             remedy = f"leave it out, {ROWS_AT_ONCE[kind]} says how many rows are worked on at once"
-            self.add(found, "must be auto: it has no effect there", remedy, where=own.where("micro_batch"), stage=name)
+            self.add(
+                statement, "must be auto: it has no effect there", remedy, where=own.where("micro_batch"), stage=name
+            )
         self.contradictions(built.model_copy(update=dict.fromkeys(asked, 1)), own, name)
         return built
 
     def expanded(self, node: Node, stage: str) -> Node:
-        """Return a node with the environment variables in its text replaced."""
+        """Return a node with environment variables in its text expanded."""
         if isinstance(node.value, list):
             return Node([self.expanded(item, stage) for item in node.value], node.place)
         if not isinstance(node.value, str):
@@ -327,13 +329,13 @@ class _Building:
 
 
 def _texts(node: Node | None) -> list[Node]:
-    """Return the nodes of a field that is one name or a list of names."""
+    """Return the text nodes of a field that is one name or a list of names."""
     items = [] if node is None else node.value_list() or [node]
     return [item for item in items if isinstance(item.value, str)]
 
 
 def by_line(problems: list[Problem]) -> list[Problem]:
-    """Order problems as the files read; those without a line come last."""
+    """Sort problems by file and line; those without a line come last."""
     files = list(dict.fromkeys(problem.where.rpartition(":")[0] for problem in problems))
 
     def key(problem: Problem) -> tuple[int, int]:

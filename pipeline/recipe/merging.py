@@ -1,7 +1,7 @@
-"""How several sources of one recipe become one tree: `extends`, profiles and `--set`.
+"""Merges the sources of a recipe into one tree: `extends`, profiles and `--set`.
 
-Owns deep merging and overrides. A key set to null takes the key out (a field that may itself be null becomes null).
-Knows nothing of kinds or of what keys mean.
+Owns deep merging and overrides. A key set to null is removed (a field that may be null becomes null). Knows nothing of
+kinds or of what keys mean.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pipeline.recipe.document import Node, parse, wrap
 
 
 def merge(under: Node, over: Node) -> Node:
-    """Lay ``over`` on ``under``: mappings merge key by key, anything else is replaced; nulls stay, as removals."""
+    """Merge ``over`` into ``under``: mappings key by key, other values are replaced; nulls stay for later removal."""
     if not isinstance(under.value, dict) or not isinstance(over.value, dict):
         return over
     merged = dict(under.value)
@@ -53,7 +53,7 @@ def override(root: Node, text: str) -> tuple[Node, list[Problem]]:
 
 
 def _joined(root: Node, parts: list[str]) -> list[str]:
-    """Join parts again where an existing key has dots in its name."""
+    """Rejoin parts of a dotted path that form an existing key with dots in its name."""
     keys: list[str] = []
     node: Node | None = root
     while parts:

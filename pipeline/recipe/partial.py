@@ -1,6 +1,6 @@
-"""What is right in a configuration that has problems: it is checked as if the wrong fields were left out.
+"""Checks the valid fields of an invalid configuration, as if the invalid fields were left out.
 
-Owns taking the wrong fields out, so that contradictions and unknown words elsewhere are told in the same round.
+Contradictions and unknown values in other fields are thus reported in the same run.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pipeline.recipe.document import Node
 from pipeline.stage import StageConfig
 
 ROUNDS = 100
-"""Wrong fields inside one another are taken out round by round; no configuration is that deep."""
+"""Largest number of rounds that remove invalid fields; nested fields take one round per level."""
 
 UNNAMED = "?"
-"""Stands for a required text that is missing; what is said of it is not told."""
+"""Placeholder of a missing required text; problems that mention the field are not reported."""
 
 
 class Partial(NamedTuple):
-    """A configuration without its wrong fields.
+    """A configuration without its invalid fields.
 
     Attributes:
-        config: the stage's configuration, or each of its blocks that can be built where it cannot be built as a whole.
-        wrong: names of the fields left out and of those that are missing.
+        config: the stage's configuration under the key ``""``; if it cannot be built, its valid blocks by name.
+        wrong: names of the fields that were removed or are missing.
     """
 
     config: dict[str, StageConfig]
@@ -37,18 +37,18 @@ class Partial(NamedTuple):
 
     @property
     def whole(self) -> StageConfig | None:
-        """The stage's own configuration, None if a required field is missing that nothing can stand for."""
+        """The stage's configuration; None if a missing required field has no placeholder."""
         return self.config.get("")
 
 
 def mentions(problem: Problem, words: Iterable[str]) -> bool:
-    """Return whether one of the words stands in a problem's sentence."""
+    """Return whether a problem's text contains one of the words."""
     text = f"{problem.found} {problem.expected} {problem.remedy}"
     return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words)
 
 
 def partial(model: type[StageConfig], node: Node) -> Partial:
-    """Build what is right of a configuration."""
+    """Build a configuration from its valid fields."""
     data = node.plain()
     config, wrong = _without_wrong(model, data)
     if config is not None:
@@ -65,16 +65,16 @@ def partial(model: type[StageConfig], node: Node) -> Partial:
 
 
 def partial_checks(rest: Partial, node: Node, stage: str) -> Iterator[Problem]:
-    """Yield the contradictions and unknown words of what is right.
+    """Yield the problems that `check` reports for the valid fields.
 
-    What is said of a field that was left out is not told: its default was looked at, not the user's value.
+    Problems that mention a removed field are dropped, because they are about its default, not the user's value.
     """
     for config in rest.config.values():
         yield from (problem for problem in stage_checks(config, node, stage) if not mentions(problem, rest.wrong))
 
 
 def _without_wrong(model: type[StageConfig], data: dict[str, Any]) -> tuple[StageConfig | None, set[str]]:
-    """Take wrong fields out until the rest is valid; None if a required field is missing that is not a text."""
+    """Remove invalid fields until the rest is valid; return the configuration (None on failure) and their names."""
     data = copy.deepcopy(data)
     wrong: set[str] = set()
     for _ in range(ROUNDS):
@@ -93,7 +93,7 @@ def _without_wrong(model: type[StageConfig], data: dict[str, Any]) -> tuple[Stag
 
 
 def _unnamed(annotation: Any) -> str | list[str] | None:
-    """Return what can stand for a required field: a text, a list of one, or nothing."""
+    """Return the placeholder of a required field: a text or a list of one text; None for other types."""
     kinds = (annotation, *get_args(annotation))
     if str in kinds and get_origin(annotation) is not list:
         return UNNAMED
@@ -101,7 +101,7 @@ def _unnamed(annotation: Any) -> str | list[str] | None:
 
 
 def _take_out(data: Any, path: tuple[str | int, ...]) -> str:
-    """Remove the last named field of a path from its mapping; an item of a list takes its list with it."""
+    """Remove the field at a path from its mapping and return its name; for an item of a list, remove the list."""
     names = path[: next((at for at, part in enumerate(path) if isinstance(part, int)), len(path))]
     for part in names[:-1]:
         data = data.get(part, {})

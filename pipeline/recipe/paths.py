@@ -1,6 +1,6 @@
-"""Where a path in a recipe points: environment variables, lookup folders, globs.
+"""Resolves paths of a recipe to files: environment variables, lookup folders, globs.
 
-Owns turning the text of a path into files. Knows nothing of what the files hold.
+Knows nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError, Problem, nearest
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
-"""What rows are read from, each also compressed, in any case: the one list for folders, globs and readers."""
+"""Suffixes of data files, in any case and also with a compression suffix; used for folders, globs and readers."""
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
@@ -24,7 +24,7 @@ def expand(text: str, environ: Mapping[str, str] | None = None) -> str:
     """Replace ``${NAME}`` and ``${NAME:-default}``, and a leading ``~``.
 
     Raises:
-        PipelineError: a variable without a default is not set; one problem for each.
+        PipelineError: a variable without a default is not set; there is one problem for each.
     """
     environ = os.environ if environ is None else environ
     unset: list[str] = []
@@ -53,7 +53,7 @@ def expand(text: str, environ: Mapping[str, str] | None = None) -> str:
 
 
 def lookup_folders(*files: Path) -> tuple[Path, ...]:
-    """Return the folders a relative path is looked up in: each file's, its parent, then the current one."""
+    """Return the lookup folders of relative paths: each file's folder and its parent, then the current folder."""
     folders: list[Path] = []
     for file in files:
         folder = file.resolve().parent
@@ -62,7 +62,7 @@ def lookup_folders(*files: Path) -> tuple[Path, ...]:
 
 
 def find(path: str, folders: Iterable[Path]) -> Path | None:
-    """Return the first existing ``folder/path``, absolute, or None; an absolute path needs no folders."""
+    """Return the absolute path of the first existing ``folder/path``, or None; an absolute path ignores the folders."""
     for folder in [*folders, Path.cwd()]:
         candidate = folder / path
         if os.path.exists(candidate):  # noqa: PTH110 -- Path.exists raises for a name that is too long
@@ -71,10 +71,10 @@ def find(path: str, folders: Iterable[Path]) -> Path | None:
 
 
 def find_files(pattern: str, folders: Iterable[Path]) -> tuple[Path, ...]:
-    """Return the files a path, a folder or a glob names; the first lookup folder with any wins.
+    """Return the files of a path, folder or glob in the first lookup folder that has any.
 
     Raises:
-        PipelineError: there are none.
+        PipelineError: there are no such files.
     """
     folders = tuple(folders)
     for folder in folders:
@@ -94,22 +94,24 @@ def find_files(pattern: str, folders: Iterable[Path]) -> tuple[Path, ...]:
             hits = []
         if hits:
             return tuple(sorted(Path(os.path.normpath(p)) for p in hits))
-    found = f"no file matches `{pattern}`" if glob.has_magic(pattern) else f"`{pattern}` does not exist"
+    statement = f"no file matches `{pattern}`" if glob.has_magic(pattern) else f"`{pattern}` does not exist"
     looked = " or ".join(str(f) for f in folders[:1]) if Path(pattern).is_absolute() is False else ""
     raise PipelineError(
         Problem(
-            found, f"a file below {looked}, its parent or the current folder" if looked else "", _near(pattern, folders)
+            statement,
+            f"a file below {looked}, its parent or the current folder" if looked else "",
+            _near(pattern, folders),
         )
     )
 
 
 def is_data_file(path: Path) -> bool:
-    """Say whether a file's name is one of a format rows are read from, compressed or not."""
+    """Return whether a file's name has the suffix of a data file and is not hidden."""
     return suffix_of(path.name) in FILE_TYPES and not path.name.startswith(".")
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix that names the type of a file, in small letters, with those of compressions taken off."""
+    """Return the suffix that names the type of a file, in lower case and without compression suffixes."""
     name = name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -117,40 +119,42 @@ def suffix_of(name: str) -> str:
 
 
 def distinct(files: Iterable[Path]) -> tuple[tuple[Path, ...], tuple[tuple[Path, Path], ...]]:
-    """Return files without those that are another one of them by a second name, and which name each of those repeats.
+    """Return files without duplicates by inode, and each duplicate with the path it repeats.
 
-    A link is the second name, not the first, where what it points to is there too.
+    Of a symbolic link and its target, the link is the duplicate.
     """
-    kept: dict[tuple[int, int], Path] = {}
+    by_identity: dict[tuple[int, int], Path] = {}
     for file in files:
-        one = kept.setdefault(_identity(file), file)
+        one = by_identity.setdefault(_identity(file), file)
         if one.is_symlink() and not file.is_symlink():
-            kept[_identity(file)] = file
-    again = ((file, kept[_identity(file)]) for file in dict.fromkeys(files) if kept[_identity(file)] != file)
-    first = dict.fromkeys(kept[_identity(file)] for file in files)
+            by_identity[_identity(file)] = file
+    again = (
+        (file, by_identity[_identity(file)]) for file in dict.fromkeys(files) if by_identity[_identity(file)] != file
+    )
+    first = dict.fromkeys(by_identity[_identity(file)] for file in files)
     return tuple(first), tuple(again)
 
 
 def _identity(file: Path) -> tuple[int, int]:
-    """Return what all names of a file share."""
+    """Return device and inode of a file, which are the same for all of its names."""
     status = file.stat()
     return status.st_dev, status.st_ino
 
 
 def unread_files(pattern: str, folders: Iterable[Path]) -> tuple[str, ...]:
-    """Return what else lies in the folder that a path names and is not read, sorted; a folder ends with ``/``."""
+    """Return the names in a folder of `path` that are not data files, sorted; names of folders end with ``/``."""
     for folder in folders:
         exact = folder / pattern
         if exact.is_dir():
-            left = [p for p in exact.iterdir() if not (p.is_file() and is_data_file(p))]
-            return tuple(sorted(f"{p.name}/" if p.is_dir() else p.name for p in left))
+            unread = [p for p in exact.iterdir() if not (p.is_file() and is_data_file(p))]
+            return tuple(sorted(f"{p.name}/" if p.is_dir() else p.name for p in unread))
         if exact.exists():
             break
     return ()
 
 
 def _near(pattern: str, folders: tuple[Path, ...]) -> str:
-    """Suggest a sibling with a similar name."""
+    """Return a suggestion of an existing path with a similar name; empty if there is none."""
     for folder in folders:
         parent = (folder / pattern).parent
         if parent.is_dir():

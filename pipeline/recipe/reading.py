@@ -1,4 +1,4 @@
-"""From files to one tree: the recipe, those it extends, and a profile on top.
+"""Reads a recipe, the recipes it extends, and a profile into one tree.
 
 Owns finding and reading those files. Knows nothing of what a stage or a data source is.
 """
@@ -17,7 +17,7 @@ RECIPE_KEYS = ("extends", "name", "seed", "trust_remote_code", "store", "data", 
 
 
 class Reading:
-    """Gathers one tree from a file, those it extends, and a profile."""
+    """Merges a recipe file, the files it extends, and a profile into one tree, collecting problems."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -25,7 +25,7 @@ class Reading:
         self.problems: list[Problem] = []
 
     def read(self, file: Path, chain: tuple[Path, ...]) -> Node:
-        """Read a file with what it extends below it."""
+        """Read a file and merge it over the files it extends."""
         label = _label(file)
         try:
             text = file.read_bytes().decode("utf-8-sig")
@@ -65,26 +65,26 @@ class Reading:
         return good
 
     def locate(self, node: Node, file: Path, chain: tuple[Path, ...]) -> Path | None:
-        """Find a file that is extended, beside the one that extends it or by the usual lookup."""
+        """Find an extended file in the lookup folders; record a problem and return None if it is missing or a cycle."""
         try:
             text = expand(node.value)
         except PipelineError as error:
             self.problems += [Problem(p.found, p.expected, p.remedy, node.place) for p in error.problems]
             return None
-        found = find(text, lookup_folders(file))
-        if found is None or not found.is_file():
+        target = find(text, lookup_folders(file))
+        if target is None or not target.is_file():
             beside = [p.name for p in file.resolve().parent.glob("*.y*ml") if p.name != file.name]
             near = nearest(Path(text).name, beside)
             self.problems.append(Problem(f"extends `{text}`, which does not exist", remedy=near, where=node.place))
             return None
-        if found.resolve() in chain:
-            names = " → ".join([*(p.name for p in chain[chain.index(found.resolve()) :]), found.name])
+        if target.resolve() in chain:
+            names = " → ".join([*(p.name for p in chain[chain.index(target.resolve()) :]), target.name])
             self.problems.append(Problem(f"recipes extend each other: {names}", where=node.place))
             return None
-        return found
+        return target
 
     def with_profile(self, root: Node, name: str | None) -> Node:
-        """Lay a profile on top; look at the others so that a typing error in them shows."""
+        """Merge a profile over the recipe; check the keys of all profiles."""
         section = root.mapping.get("profiles")
         profiles = without_nulls(section).mapping if section is not None else {}
         for other, node in profiles.items():
@@ -99,7 +99,7 @@ class Reading:
         return merge(root, profiles[name]) if isinstance(profiles[name].value, dict) else root
 
     def check_profile(self, name: str, node: Node, root: Node) -> None:
-        """Check the keys of a profile and the stages and sources it names."""
+        """Check the keys of a profile and the names of the stages it changes."""
         if not isinstance(node.value, dict):
             self.problems.append(Problem(f"profile `{name}` is not a mapping", where=node.place))
             return
@@ -107,17 +107,17 @@ class Reading:
         for key, child in node.value.items():
             if key not in allowed:
                 expected = "" if nearest(key, allowed) else f"one of {listed(allowed)}"
-                found = f"unknown key `{key}` in profile `{name}`"
-                self.problems.append(Problem(found, expected, nearest(key, allowed), child.place))
+                statement = f"unknown key `{key}` in profile `{name}`"
+                self.problems.append(Problem(statement, expected, nearest(key, allowed), child.place))
             if key == "stages":
                 known = root.mapping[key].mapping if key in root.mapping else {}
                 for stage, entry in child.mapping.items():
                     if stage not in known and "kind" not in entry.mapping:
-                        found = f"profile `{name}` changes stage `{stage}`, which the recipe does not have"
-                        self.problems.append(Problem(found, "", nearest(stage, known), entry.place))
+                        statement = f"profile `{name}` changes stage `{stage}`, which the recipe does not have"
+                        self.problems.append(Problem(statement, "", nearest(stage, known), entry.place))
 
 
 def _label(file: Path) -> str:
-    """Return how messages name a file: relative to the current folder where that is shorter."""
+    """Return the name of a file in messages: relative to the current folder if it is inside it."""
     full = Path(os.path.abspath(file))  # noqa: PTH100
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)

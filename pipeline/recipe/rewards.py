@@ -1,4 +1,4 @@
-"""The short ways to write `reward:`: one name, one mapping, or a list of them with weights.
+"""Expands the short forms of `reward:`: one name, one mapping, or a list of them with weights.
 
     reward: rm                                        a reward model
     reward: {function: rewards.py:polite}             a Python function
@@ -6,8 +6,8 @@
       - {model: rm, weight: 1.0}
       - {function: rewards.py:short, weight: 0.2}
 
-They are written out as the fields a configuration has (`pipeline/training/reward_fields.py`): names of models, names of
-functions, and one weight for each, models first. Every part keeps its place in the file. `watch:` is written alike,
+They are expanded to the fields of a configuration (`pipeline/training/reward_fields.py`): names of models, names of
+functions, and one weight for each, models first. Every part keeps its file and line. `watch:` has the same forms
 without weights.
 """
 
@@ -21,7 +21,7 @@ KEYS = ("model", "function", "weight")
 
 
 def unfold_rewards(body: Node, stage: str, key: str = "reward") -> tuple[Node, list[Problem]]:
-    """Return a stage's body with `reward` (or `watch`) written out, and what is wrong with it."""
+    """Return a stage's body with `reward` (or `watch`) expanded, and its problems."""
     if key not in body.mapping or f"{key}_functions" in body.mapping or f"{key}_weights" in body.mapping:
         return body, []
     node = body.mapping[key]
@@ -33,21 +33,21 @@ def unfold_rewards(body: Node, stage: str, key: str = "reward") -> tuple[Node, l
         if isinstance(entry.value, str):
             models.append((entry, Node(1.0, entry.place)))
             continue
-        found = _problems_of(entry, stage, key)
-        problems += found
-        if not found:
+        entry_problems = _problems_of(entry, stage, key)
+        problems += entry_problems
+        if not entry_problems:
             weight = entry.mapping.get("weight", Node(1.0, entry.place))
             if "model" in entry.mapping:
                 models.append((entry.mapping["model"], weight))
             else:
                 functions.append((entry.mapping["function"], weight))
-    whole = dict(body.mapping)
-    whole[key] = Node([name for name, _ in models], node.place)
+    fields = dict(body.mapping)
+    fields[key] = Node([name for name, _ in models], node.place)
     if functions:
-        whole[f"{key}_functions"] = Node([name for name, _ in functions], node.place)
+        fields[f"{key}_functions"] = Node([name for name, _ in functions], node.place)
     if key == "reward":
-        whole["reward_weights"] = Node([weight for _, weight in (*models, *functions)], node.place)
-    return Node(whole, body.place), problems
+        fields["reward_weights"] = Node([weight for _, weight in (*models, *functions)], node.place)
+    return Node(fields, body.place), problems
 
 
 def _problems_of(entry: Node, stage: str, key: str) -> list[Problem]:
@@ -64,6 +64,6 @@ def _problems_of(entry: Node, stage: str, key: str) -> list[Problem]:
         if name not in keys
     ]
     if ("model" in entry.mapping) == ("function" in entry.mapping):
-        found = f"{key} names both a model and a function" if "model" in entry.mapping else f"{key} names nothing"
-        problems.append(Problem(found, expected, "one entry of a list for each", entry.place, stage))
+        statement = f"{key} names both a model and a function" if "model" in entry.mapping else f"{key} names nothing"
+        problems.append(Problem(statement, expected, "one entry of a list for each", entry.place, stage))
     return problems

@@ -1,6 +1,6 @@
-"""What a recipe is once read: data sources, compute, stages.
+"""The types of a recipe that has been read: data sources, compute, stages.
 
-Owns the types other rows are given. Knows nothing of YAML or of single kinds.
+Knows nothing of YAML or of single kinds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Hardwares = Literal[
     "rtx4090-24gb",
     "mi300x-192gb",
 ]
-"""Names of `pipeline/estimate/devices.py`; a test holds both equal."""
+"""Names of the devices in `pipeline/estimate/devices.py`; a test requires both to be equal."""
 
 
 class Hardware(BaseModel):
@@ -53,10 +53,10 @@ class Hardware(BaseModel):
 
     @property
     def device(self) -> Device:
-        """The device it describes."""
+        """The device these fields describe."""
         start = DEVICES[self.name] if self.name else Device("hardware", 0.0, is_gpu=self.tflops is not None)
-        given = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
-        return replace(start, **given)
+        overrides = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        return replace(start, **overrides)
 
 
 class Slurm(BaseModel):
@@ -155,58 +155,58 @@ class Compute(BaseModel):
         return value
 
     def alone(self) -> Compute:
-        """Return the same for a stage that runs on one process."""
+        """Return these settings for a stage that runs in one process."""
         one = {"processes": 1, "nodes": 1, "zero": 0, "fsdp": False, "offload": "none"}
         return self.model_copy(update={**one, **dict.fromkeys(MODEL_PARALLEL, 1)})
 
     @property
     def ranks(self) -> int:
-        """Processes on all nodes."""
+        """World size: processes on all nodes."""
         return self.processes * self.nodes
 
     @property
     def group(self) -> int:
-        """Processes that work on the same rows: those of a pipeline, or that share matrices or tokens."""
+        """Model-parallel size: processes that work on the same rows (pipeline, tensor or sequence parallelism)."""
         return group_of(self.model_dump(include=set(MODEL_PARALLEL)))
 
     @property
     def replicas(self) -> int:
-        """Groups that share the rows of a batch: data parallelism."""
+        """Data-parallel replicas: model-parallel groups among which the rows of a batch are divided."""
         return self.ranks // self.group
 
     def contradictions(self) -> list[tuple[str, str, str]]:
-        """Return ``(field, expected, remedy)`` of settings that exclude one another."""
-        found = []
+        """Return ``(field, expected, remedy)`` for each setting that contradicts another."""
+        conflicts = []
         if self.fsdp and self.zero:
             needs_zero = self.offload != "none" or self.sequence_parallel > 1
             remedy = "leave compute.fsdp out" if needs_zero else "set compute.zero: 0, or leave compute.fsdp out"
-            found.append(("fsdp", "must be false with compute.zero above 0", remedy))
+            conflicts.append(("fsdp", "must be false with compute.zero above 0", remedy))
         several = [word for word in MODEL_PARALLEL if getattr(self, word) > 1]
         if len(several) > 1:
             others = " and ".join(f"compute.{word}" for word in several[1:])
             remedy = f"set {' and '.join(f'compute.{word}: 1' for word in several[1:])}, or compute.{several[0]}: 1"
-            found.append((several[0], f"must be 1 with {others} above 1", remedy))
+            conflicts.append((several[0], f"must be 1 with {others} above 1", remedy))
         if self.pipeline_parallel > 1:
-            found += self._pipeline_contradictions()
+            conflicts += self._pipeline_contradictions()
         if self.tensor_parallel > 1:
-            found += self._tensor_contradictions()
+            conflicts += self._tensor_contradictions()
         if self.sequence_parallel > 1:
-            found += self._sequence_contradictions()
+            conflicts += self._sequence_contradictions()
         if self.offload != "none" and not self.zero:
             levels = "3" if self.offload == "all" else "2 or 3"
             remedy = f"set compute.zero: {levels}" + (", and leave compute.fsdp out" if self.fsdp else "")
             remedy = "set compute.offload: none" if set(several) - {"sequence_parallel"} else remedy
-            found.append(("offload", "must be none without compute.zero", remedy))
+            conflicts.append(("offload", "must be none without compute.zero", remedy))
         if self.offload == "all" and 0 < self.zero < 3:
             remedy = "set compute.zero: 3, or compute.offload: optimizer; only ZeRO-3 can keep weights in CPU memory"
-            found.append(("offload", "must be optimizer or none below ZeRO-3", remedy))
+            conflicts.append(("offload", "must be optimizer or none below ZeRO-3", remedy))
         if self.nodes > 1 and self.launcher == "local" and not self.rendezvous:
             remedy = "set compute.rendezvous: HOST:PORT of the first machine"
-            found.append(("nodes", "must be 1 without compute.rendezvous", remedy))
-        return found
+            conflicts.append(("nodes", "must be 1 without compute.rendezvous", remedy))
+        return conflicts
 
     def _undivided(self, word: str) -> list[tuple[str, str, str]]:
-        """Return that groups of ``word`` do not come out even, with the nearest size that does."""
+        """Return a conflict if ``word`` does not divide the processes; its remedy is the nearest size that does."""
         size = getattr(self, word)
         if self.ranks % size == 0:
             return []
@@ -216,7 +216,7 @@ class Compute(BaseModel):
         return [(word, f"must divide processes × nodes, which is {self.ranks}", remedy)]
 
     def _unsharded(self, word: str) -> list[tuple[str, str, str]]:
-        """Return what excludes ``word`` and engines that shard: none of them knows parts of a model."""
+        """Return a conflict if ``word`` is combined with ZeRO or FSDP, which do not support a divided model."""
         asked = {"compute.zero: 0": self.zero > 0, "compute.fsdp: false": self.fsdp}
         off = [text for text, is_asked in asked.items() if is_asked]
         if self.offload != "none" and self.zero:
@@ -225,41 +225,41 @@ class Compute(BaseModel):
         return [(word, "must be 1 with compute.zero or compute.fsdp", remedy)] if off else []
 
     def _pipeline_contradictions(self) -> list[tuple[str, str, str]]:
-        """Return what excludes a pipeline."""
-        found, word = [], "pipeline_parallel"
+        """Return the conflicts of pipeline parallelism with other settings."""
+        conflicts, word = [], "pipeline_parallel"
         if self.ranks % self.pipeline_parallel:
             remedy = f"set compute.processes: {self.pipeline_parallel}, or a multiple"
-            found.append((word, f"must divide processes × nodes, which is {self.ranks}", remedy))
-        found += self._unsharded(word)
+            conflicts.append((word, f"must divide processes × nodes, which is {self.ranks}", remedy))
+        conflicts += self._unsharded(word)
         if self.precision == "fp16":
             remedy = "set compute.precision: bf16 or fp32; the scale of an fp16 loss is not shared between parts"
-            found.append((word, "must be 1 in fp16", remedy))
+            conflicts.append((word, "must be 1 in fp16", remedy))
         if self.liger == "on":
-            found.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
-        return found
+            conflicts.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
+        return conflicts
 
     def _sequence_contradictions(self) -> list[tuple[str, str, str]]:
-        """Return what excludes sequence parallelism."""
+        """Return the conflicts of sequence parallelism with other settings."""
         word = "sequence_parallel"
-        found = self._undivided(word)
+        conflicts = self._undivided(word)
         if not self.zero:
             more = ", and leave compute.fsdp out" if self.fsdp else ": DeepSpeed cuts the rows"
-            found.append((word, "must be 1 without compute.zero", f"set compute.zero: 1, 2 or 3{more}"))
+            conflicts.append((word, "must be 1 without compute.zero", f"set compute.zero: 1, 2 or 3{more}"))
         if self.attention == "eager":
             remedy = "set compute.attention: sdpa, flash or auto"
-            found.append((word, "must be 1 with compute.attention: eager", remedy))
-        return found
+            conflicts.append((word, "must be 1 with compute.attention: eager", remedy))
+        return conflicts
 
     def _tensor_contradictions(self) -> list[tuple[str, str, str]]:
-        """Return what excludes tensor parallelism."""
+        """Return the conflicts of tensor parallelism with other settings."""
         word = "tensor_parallel"
-        found = self._undivided(word)
-        found += self._unsharded(word)
+        conflicts = self._undivided(word)
+        conflicts += self._unsharded(word)
         if self.precision == "fp16":
-            found.append((word, "must be 1 in fp16", "set compute.precision: bf16 or fp32"))
+            conflicts.append((word, "must be 1 in fp16", "set compute.precision: bf16 or fp32"))
         if self.liger == "on":
-            found.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
-        return found
+            conflicts.append((word, "must be 1 with Liger's kernels", "set compute.liger: off"))
+        return conflicts
 
 
 @dataclass(frozen=True)
@@ -267,12 +267,12 @@ class StageSpec:
     """A stage of a recipe.
 
     Attributes:
-        name: of the stage.
+        name: name of the stage.
         kind: registered name of its kind.
-        config: of the kind's own class.
-        seed: its own, or the recipe's.
-        compute: the recipe's with the stage's on top.
-        where: ``file:line``.
+        config: configuration, an instance of the kind's class.
+        seed: the stage's seed, or the recipe's.
+        compute: the recipe's settings, overridden by the stage's.
+        where: ``file:line`` of the stage.
     """
 
     name: str
@@ -284,13 +284,13 @@ class StageSpec:
 
 
 class BrokenStage(NamedTuple):
-    """A stage whose configuration has problems, as far as it can be read: its compute and its rows are checked too.
+    """A stage whose configuration has problems; its compute and its rows are checked nevertheless.
 
     Attributes:
-        spec: its configuration without what is wrong in it; None when its kind is unknown.
-        data: field to the data source it names, of the fields its kind has.
-        words: the configuration as the recipe has it, right or wrong.
-        wrong: names of the fields left out of the configuration, and of those that are missing.
+        spec: the stage without its invalid fields; None when its kind is unknown.
+        data: field of the configuration to the data source it names.
+        words: the configuration as the recipe has it, invalid fields included.
+        wrong: names of the fields that were removed from the configuration or are missing.
     """
 
     spec: StageSpec | None
@@ -304,17 +304,17 @@ class Recipe:
     """A recipe as read, checked and resolved.
 
     Attributes:
-        name: of the recipe.
-        seed: for stages without their own.
-        data: sources by name; their files are found.
-        stages: by name, in the order of the file.
-        compute: for all stages.
-        profiles: names of the profiles the recipe has.
-        profile: the one in use.
+        name: name of the recipe.
+        seed: seed of stages without their own.
+        data: data sources by name, with their files resolved.
+        stages: stages by name, in the order of the file.
+        compute: default compute settings of all stages.
+        profiles: names of all profiles of the recipe.
+        profile: name of the profile in use.
         trust_remote_code: whether model repositories may run their own Python.
         store: folder of artifacts the recipe asks for.
         file: the recipe's file.
-        search_dirs: where relative paths and user functions are looked up, in order.
+        search_dirs: folders in which relative paths and user functions are looked up, in order.
         root: the resolved document.
         broken: stages left out because they have problems, by name (empty after `load`).
     """
@@ -334,7 +334,7 @@ class Recipe:
     broken: Mapping[str, BrokenStage] = field(default_factory=dict)
 
     def where(self, *keys: str | int) -> str:
-        """Return ``file:line`` of a key, or of the closest thing around it."""
+        """Return ``file:line`` of a key, or of its nearest existing parent."""
         return self.root.where(*keys)
 
     def find(self, path: str) -> Path | None:
@@ -343,6 +343,6 @@ class Recipe:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The resolved recipe as plain data: what a manifest records."""
+        """The resolved recipe as plain data, as manifests record it."""
         plain: dict[str, Any] = self.root.plain()
         return {**plain, "name": self.name, "seed": self.seed}

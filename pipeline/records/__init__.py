@@ -1,4 +1,4 @@
-"""Rows in, rows out: reads data sources, checks every row, and says what their content is.
+"""Reads data sources, checks every row, converts rows to the shape a stage takes, and hashes their content.
 
 Owns file formats, row formats, the held-out split and the content digest. Knows nothing of recipes beyond the fields of
 a `Source`, nothing of tokenizers, and imports no torch.

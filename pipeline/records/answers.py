@@ -1,6 +1,6 @@
-"""Two answers and a vote in columns that no format knows: which they may be, and how to rename them.
+"""Guesses which columns hold two answers and a vote when no format knows their names, and how to rename them.
 
-Owns guesses for messages; no row is read by them.
+The guesses are used in messages only; no row is read by them.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ OTHER_WORDS = frozenset(
         *("language", "winner"),
     )
 )
-"""Words of columns that tell something of an answer and are none."""
+"""Words in names of columns that describe an answer but are not the answer."""
 
 VOTE_WORD = re.compile(r"(label|annotat|gold|human|judg|rank|target)", re.IGNORECASE)
-"""In names of columns that vote where they name a side, beside those of `VOTE_WORDS`."""
+"""Matches further names of columns, which are votes only if their values name a side or are digits."""
 
 VOTE_WORDS = re.compile(
     r"(winner|winning|won|better|best|preferred|preference|pref|votes?|voted|verdict|judg[e]?ment|choice|chosen"
     r"|selected|strength)",
     re.IGNORECASE,
 )
-"""Words in the name of a column that votes, whatever else stands in it: `human_vote`, `winner_model`."""
+"""Matches a word of voting anywhere in a column's name: `human_vote`, `winner_model`."""
 
 POINT_WORDS = re.compile(
     r"(score|rating|reward|vote|point|like|elo|rank|win|grade|quality|helpful(ness)?|correct(ness)?|overall)s?(?![a-z])",
     re.IGNORECASE,
 )
-"""Words in the names of columns that judge each answer by itself."""
+"""Matches names of columns that score each answer separately."""
 
 SIDE_WORDS = ["a", "b", "0", "1", "2", "-1", "true", "false", "first", "second", "left", "right", "model_a", "model_b"]
 BOOLEANS = frozenset({"true", "false", "0", "1"})
@@ -54,15 +54,15 @@ SHOWN_VALUES = 3
 
 
 class TwoAnswers(NamedTuple):
-    """Two answers of rows and what may say which is better.
+    """Two answer columns and the columns that may say which answer is better.
 
     Attributes:
-        columns: that hold the answers.
-        names: under which the two are read as answers.
-        vote: the column that says which is better; empty if none does, or if points do.
-        values: what the vote's column holds, as texts in small letters.
-        is_sure: the name of the vote's column speaks of a vote.
-        points: the columns of the points that each answer got; empty where there are none.
+        columns: the two columns that hold the answers.
+        names: names under which a format reads them as answers.
+        vote: the column that says which is better; empty if there is none, or if the points decide.
+        values: distinct values of the vote column, as lower-case texts.
+        is_sure: whether the vote column was recognised as a vote, not only taken for one by its values.
+        points: the columns of each answer's points; empty if there are none.
     """
 
     columns: tuple[str, str]
@@ -73,7 +73,7 @@ class TwoAnswers(NamedTuple):
     points: tuple[str, ...] = ()
 
     def columns_with(self, vote: str) -> dict[str, str]:
-        """Return the renaming that reads the two, with the vote under a name that says what it means."""
+        """Return the `columns` renaming that reads both answers, with the vote column renamed to ``vote``."""
         new = dict(zip(self.columns, self.names, strict=True))
         if self.vote:
             new[self.vote] = vote
@@ -83,7 +83,7 @@ class TwoAnswers(NamedTuple):
 
 
 def two_answers(rows: Sequence[Row]) -> TwoAnswers | None:
-    """Return the two answers of rows and their vote, None if there are not two that look like it."""
+    """Return the likely answer columns of rows and their vote; None if no two columns look like answers."""
     if not rows:
         return None
     rows = [opened(row) for row in rows]
@@ -96,17 +96,17 @@ def two_answers(rows: Sequence[Row]) -> TwoAnswers | None:
     points = points_of(columns, rows)
     one_sided = {name for pair in combinations(names, 2) if _sides_told(*map(words_of, pair)) for name in pair}
     votes = {name: values for name, values in votes.items() if name not in (*columns, *one_sided)}
-    told = [name for name in votes if votes[name] and _is_vote(name, votes[name], columns)]
-    told.sort(key=lambda name: (name not in NAMES, VOTE_WORDS.search(name) is None))
-    may = [name for name in votes if len(votes[name]) > 1 and votes[name] <= _sides(columns)]
-    vote = (told or ([] if points else may) or [""])[0]
+    recognised = [name for name in votes if votes[name] and _is_vote(name, votes[name], columns)]
+    recognised.sort(key=lambda name: (name not in NAMES, VOTE_WORDS.search(name) is None))
+    possible = [name for name in votes if len(votes[name]) > 1 and votes[name] <= _sides(columns)]
+    vote = (recognised or ([] if points else possible) or [""])[0]
     new = known.columns if known else new_names(columns)
     values = votes.get(vote, frozenset())
-    return TwoAnswers(columns, new, vote, values, is_sure=bool(told), points=() if told else points)
+    return TwoAnswers(columns, new, vote, values, is_sure=bool(recognised), points=() if recognised else points)
 
 
 def opened(row: Row) -> dict[str, Any]:
-    """Return a row with what its objects hold as columns of their own, `meta.winner`, as `columns` names them."""
+    """Return a row with the fields of its objects added as columns with dotted names, such as `meta.winner`."""
     inner = {
         f"{column}.{key}": one
         for column, value in row.items()
@@ -117,30 +117,30 @@ def opened(row: Row) -> dict[str, Any]:
 
 
 def points_of(columns: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return two columns of numbers that judge each answer, named after it or its side; nothing if there are none."""
+    """Return two numeric columns that score each answer, named after the answer or its side; empty if absent."""
     for first, second in permutations(
         filter(POINT_WORDS.search, dict.fromkeys(name for row in rows for name in row)), 2
     ):
-        owners = (columns, tuple(column.partition(".")[0] for column in columns))  # or those of the objects they lie in
+        owners = (columns, tuple(column.partition(".")[0] for column in columns))  # or the objects that contain them
         is_named = any(one in first and first.replace(one, other, 1) == second != first for one, other in owners)
         if {first, second} & set(columns) or not (is_named or _sides_told(words_of(first), words_of(second))):
             continue
-        given = [row.get(name) for row in rows for name in (first, second)]
-        given = [value for value in given if value is not None and value != ""]
-        if given and all(as_number(value) is not None for value in given):
+        points = [row.get(name) for row in rows for name in (first, second)]
+        points = [value for value in points if value is not None and value != ""]
+        if points and all(as_number(value) is not None for value in points):
             return first, second
     return ()
 
 
 def renamings(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
-    """Yield the renamings that may read two answers by their vote, the likeliest first."""
+    """Yield the renamings of rows that may read two answers and their vote, the likeliest first."""
     two = two_answers(rows)
     if two is not None and (two.points or (two.vote and two.is_sure)):
         yield from readings(two)
 
 
 def readings(two: TwoAnswers) -> Iterator[dict[str, str]]:
-    """Yield the renamings that may read two answers by their vote or their points, the likeliest first."""
+    """Yield the renamings that may read two answers and their vote or points, the likeliest first."""
     if not two.vote:
         yield two.columns_with("")
     elif two.values <= BOOLEANS:
@@ -157,12 +157,12 @@ def readings(two: TwoAnswers) -> Iterator[dict[str, str]]:
 
 
 def two_answers_problem(rows: Sequence[Row], name: str, where: str) -> Problem | None:
-    """Return that rows hold two answers whose vote cannot be read, and what to write; None if they hold none.
+    """Return a problem if rows hold two answers whose vote cannot be read; None if they hold no two answers.
 
     Args:
-        rows: as the file has them.
-        name: of the source.
-        where: the file.
+        rows: rows with the columns of the file.
+        name: name of the source.
+        where: the file, for the message.
     """
     listed_so = _index_problem(rows, name, where)
     if listed_so is not None:
@@ -172,31 +172,31 @@ def two_answers_problem(rows: Sequence[Row], name: str, where: str) -> Problem |
         return None
     answers = " and ".join(f"`{one}`" for one in two.columns)
     if not two.vote:
-        found = f"data {name}: {answers} are two answers, and no column says which is better"
+        statement = f"data {name}: {answers} are two answers, and no column says which is better"
         first, second = two.columns
         ordered = written({first: "chosen", second: "rejected"})
         remedy = f"add a column `winner` (a, b or tie); or, if `{first}` is always better, set `columns: {ordered}`"
-        return Problem(found, "answers and a vote", remedy, where)
+        return Problem(statement, "answers and a vote", remedy, where)
     shown = listed(sorted(two.values), SHOWN_VALUES)
-    found = f"data {name}: `{two.vote}` is {shown} beside {answers}"
+    statement = f"data {name}: `{two.vote}` is {shown} beside {answers}"
     if not two.is_sure and not two.values <= BOOLEANS:
         remedy = (
             f"if it says which is better, set `columns: {written(two.columns_with('winner'))}`; if not, add `winner`"
         )
-        return Problem(found, "a vote under a name that says so", remedy, where)
+        return Problem(statement, "a vote under a name that says so", remedy, where)
     if two.values <= BOOLEANS:
         remedy = by_name_of(two)
         remedy += "" if two.is_sure else "; if it is no vote, add a column `winner`"
-        return Problem(found, "a vote whose numbers say which answer they mean", remedy, where)
-    return Problem(found, "a vote that names one of the answers", write_anew(two.vote), where)
+        return Problem(statement, "a vote whose numbers say which answer they mean", remedy, where)
+    return Problem(statement, "a vote that names one of the answers", write_anew(two.vote), where)
 
 
 def by_name_of(two: TwoAnswers, rest: Mapping[str, str] | None = None) -> str:
-    """Return the advice to say by its name what the 0 and 1 of a vote mean.
+    """Return the advice to rename a vote of 0 and 1 so that its name says what they mean.
 
     Args:
-        two: answers and the vote.
-        rest: what else is renamed.
+        two: the answers and the vote.
+        rest: further columns to rename.
     """
     by_first, by_index = ({**(rest or {}), **two.columns_with(name)} for name in ("first_is_better", "better_index"))
     return (
@@ -206,7 +206,7 @@ def by_name_of(two: TwoAnswers, rest: Mapping[str, str] | None = None) -> str:
 
 
 def index_of(row: Row) -> tuple[str, str] | None:
-    """Return a column that lists answers and the one beside it that names one of them; None where there are none."""
+    """Return the column that lists answers and the column that selects one of them by index or text; None if absent."""
     lists = [name for name in LISTS if isinstance(row.get(name), list) and len(row[name]) > 1]
     for column in lists[:1]:
         for name in (*NAMES, "chosen"):
@@ -217,18 +217,18 @@ def index_of(row: Row) -> tuple[str, str] | None:
 
 
 def _index_problem(rows: Sequence[Row], name: str, where: str) -> Problem | None:
-    """Return that a vote names one of a list of answers, which may count from 0 or from 1; None if none does."""
-    found = next(filter(None, map(index_of, rows)), None)
-    if found is None or found[1] == "choice":
+    """Return a problem if a vote selects one of a list of answers, since its index may start at 0 or 1; else None."""
+    columns = next(filter(None, map(index_of, rows)), None)
+    if columns is None or columns[1] == "choice":
         return None
-    shown = listed(sorted(_values(rows, found[1])), SHOWN_VALUES)
+    shown = listed(sorted(_values(rows, columns[1])), SHOWN_VALUES)
     remedy = "write a column `ranks` beside them, a list with 1 for the best answer and 2 for the others"
-    told = f"data {name}: `{found[1]}` is {shown} beside the list `{found[0]}`"
-    return Problem(told, "ranks or scores, one number for each answer", remedy, where)
+    statement = f"data {name}: `{columns[1]}` is {shown} beside the list `{columns[0]}`"
+    return Problem(statement, "ranks or scores, one number for each answer", remedy, where)
 
 
 def _values(rows: Sequence[Row], name: str) -> frozenset[str]:
-    """Return what a column holds as texts in small letters; nothing if it holds something else than words."""
+    """Return the distinct values of a column as lower-case texts; empty if it holds anything but texts and numbers."""
     values = {row.get(name) for row in rows if isinstance(row.get(name), str | int | float)}
     if any(row.get(name) is not None and not isinstance(row.get(name), str | int | float) for row in rows):
         return frozenset()
@@ -236,7 +236,7 @@ def _values(rows: Sequence[Row], name: str) -> frozenset[str]:
 
 
 def _by_name(row: Row) -> tuple[str, str] | None:
-    """Return two columns of text whose names differ by a word for a side, or by a 2 that the second has."""
+    """Return two columns of the same type whose names differ by a word for a side, or by an added 2; None if absent."""
     texts = {name: value for name, value in row.items() if isinstance(value, str | list) and value}
     pairs = []
     for first, second in combinations(texts, 2):
@@ -244,12 +244,12 @@ def _by_name(row: Row) -> tuple[str, str] | None:
             if type(row[one]) is type(row[other]) and _sides_told(words_of(one), words_of(other)) is not None:
                 pairs.append((one, other))
     named = [pair for pair in pairs if ANSWER_WORDS & set(words_of(pair[0])) and not set(words_of(pair[0])) & {"id"}]
-    left = [pair for pair in pairs if not OTHER_WORDS & set(words_of(pair[0]))]
-    return next(iter(named or left), None)
+    others = [pair for pair in pairs if not OTHER_WORDS & set(words_of(pair[0]))]
+    return next(iter(named or others), None)
 
 
 def _sides_told(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, str] | None:
-    """Return the words by which two names tell two sides apart, None if they do not."""
+    """Return the words in which two names differ if these name two sides, such as ``a`` and ``b``; else None."""
     if second == (*first, "2"):
         return ("1", "2")
     if len(first) != len(second):
@@ -259,7 +259,7 @@ def _sides_told(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, s
 
 
 def _named_by_vote(row: Row, votes: Mapping[str, frozenset[str]]) -> tuple[str, str] | None:
-    """Return the two columns of text that the values of another column name."""
+    """Return the two columns of text whose names are the values of another column; None if there are none."""
     by_name = {name.casefold(): name for name, value in row.items() if isinstance(value, str | list)}
     for name, values in votes.items():
         named = [by_name[value] for value in by_name if value in values]
@@ -269,9 +269,9 @@ def _named_by_vote(row: Row, votes: Mapping[str, frozenset[str]]) -> tuple[str, 
 
 
 def new_names(columns: tuple[str, str]) -> tuple[str, str]:
-    """Return names under which two answers are read, `response_a` and `response_b`."""
-    told = _sides_told(*map(words_of, columns)) or ("a", "b")
-    return f"response_{told[0]}", f"response_{told[1]}"
+    """Return the names under which a format reads two answers, such as `response_a` and `response_b`."""
+    suffixes = _sides_told(*map(words_of, columns)) or ("a", "b")
+    return f"response_{suffixes[0]}", f"response_{suffixes[1]}"
 
 
 def _is_vote(name: str, values: frozenset[str], columns: tuple[str, str]) -> bool:
@@ -286,9 +286,9 @@ def _is_vote(name: str, values: frozenset[str], columns: tuple[str, str]) -> boo
 
 
 def _sides(columns: tuple[str, str]) -> frozenset[str]:
-    """Return the words by which a vote may name one of two answers, or neither."""
-    told = _sides_told(*map(words_of, columns)) or ()
-    return frozenset({*SIDE_WORDS, *TIES, *told, *(column.casefold() for column in columns)})
+    """Return the words with which a vote may name one of two answers, or a tie."""
+    suffixes = _sides_told(*map(words_of, columns)) or ()
+    return frozenset({*SIDE_WORDS, *TIES, *suffixes, *(column.casefold() for column in columns)})
 
 
 def _names_both(values: frozenset[str], columns: tuple[str, str]) -> bool:
@@ -296,9 +296,9 @@ def _names_both(values: frozenset[str], columns: tuple[str, str]) -> bool:
 
 
 def _side_named(two: TwoAnswers) -> int | None:
-    """Return which answer the name of a column of true and false speaks of (`is_a_better`), None if it names none."""
-    told = _sides_told(*map(words_of, two.columns)) or two.columns
+    """Return the index of the answer that a boolean vote's name mentions (`is_a_better`); None if not exactly one."""
+    suffixes = _sides_told(*map(words_of, two.columns)) or two.columns
     named = set(words_of(two.vote))
-    sides = [{told[0], "first"}, {told[1], "second"}]
+    sides = [{suffixes[0], "first"}, {suffixes[1], "second"}]
     hits = [at for at, words in enumerate(sides) if words & named]
     return hits[0] if len(hits) == 1 else None

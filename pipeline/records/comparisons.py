@@ -1,7 +1,7 @@
-"""Rows with several answers to one prompt and a word on which is better: arenas, ratings, rankings.
+"""Reads comparisons: rows with several answers to one prompt and a vote, ratings or ranks.
 
-Owns where the answers and the prompt stand; what a vote means is known to `votes`. Of more than two answers the best
-and the worst make the pair. No answer is taken for better because it stands first, except in a column `ranked`.
+Owns which columns hold the answers and the prompt; `votes` knows what a vote means. Of more than two answers the best
+and the worst become the pair. The order of answers means nothing, except in a column `ranked`.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ ANSWER = re.compile(
     re.IGNORECASE,
 )
 SIDE_PAIRS = (("a", "b"), ("0", "1"), ("1", "2"), ("x", "y"), ("left", "right"), ("first", "second"), ("one", "two"))
-"""What tells two answers apart in their names."""
+"""Suffixes that distinguish the names of two answers."""
 FURTHER = re.compile(r"[a-h]|\d|third|fourth|three|four")
 LISTS = ("responses", "completions", "generations", "outputs", "answers", "candidates", "ranked", "summaries")
 RANKS = ("ranks", "rank", "ranking")
 POINTS = ("scores", "score", "ratings", "rating", "rewards", "overall_score", "overall_scores")
 TEXTS = ("response", "answer", "text", "content", "output", "completion", "generated_text", "generation")
 LARGEST = 1e300
-"""A rank or a score beyond, or one that is no number, orders nothing."""
+"""Bound of ranks and scores; a larger one, or one that is not a number, is rejected."""
 ASKED = ("prompt", "instruction", "question", "query", "input", "history", "context")
-"""Columns that hold the prompt, the first that a row fills."""
+"""Columns that may hold the prompt; the first one with a value does."""
 
 
 class Compared(NamedTuple):
-    """What a comparison says.
+    """A comparison as read from a row.
 
     Attributes:
         better: the better answer.
-        worse: the other, or the worst of all others.
-        asked: the prompt's column and what it holds; None where the answers are whole conversations.
-        columns: all that were read.
+        worse: the other answer, or the worst of all others.
+        asked: the prompt's column and its value; None if the answers are full conversations.
+        columns: all columns that were read.
     """
 
     better: object
@@ -53,7 +53,7 @@ class Compared(NamedTuple):
 
 @lru_cache(maxsize=256)
 def sides_of(names: tuple[str, ...]) -> Sides | None:
-    """Return the two columns that hold answers; None unless there are two."""
+    """Return the two columns that hold answers, by their names; None if there are no two."""
     stems: dict[str, dict[str, str]] = {}
     for name in names:
         match = ANSWER.fullmatch(name)
@@ -67,7 +67,7 @@ def sides_of(names: tuple[str, ...]) -> Sides | None:
 
 
 def further_answers(row: Row) -> list[str]:
-    """Return the columns of a third answer and more beside two (`response_c`), which are not part of a pair."""
+    """Return the columns of further answers beside two (`response_c`), which are not part of the pair."""
     sides = sides_of(tuple(row))
     if sides is None:
         return []
@@ -77,15 +77,15 @@ def further_answers(row: Row) -> list[str]:
 
 
 def flat(row: Row) -> Row:
-    """Return the row of an Argilla export with its fields and answers as columns, any other as it is."""
+    """Return the row of an Argilla export with its fields and annotations as columns; any other row unchanged."""
     if "fields" not in row:
         return row
     fields, answers = row["fields"], row.get("responses")
     if not isinstance(fields, Mapping) or not isinstance(answers, Mapping):
         return row
     votes: dict[str, Any] = {}
-    for given in answers.values():
-        for number, one in enumerate(given if isinstance(given, list) else [given], start=1):
+    for annotation in answers.values():
+        for number, one in enumerate(annotation if isinstance(annotation, list) else [annotation], start=1):
             value = one.get("value") if isinstance(one, Mapping) else one
             if isinstance(value, str) and len(votes) < 100:
                 votes[f"annotator{number}"] = value
@@ -93,7 +93,7 @@ def flat(row: Row) -> Row:
 
 
 def is_comparison(row: Row) -> bool:
-    """Return whether a row holds several answers and a word on which is better."""
+    """Return whether a row holds several answers and a vote, ratings or ranks."""
     row = flat(row)
     names = tuple(row)
     sides = sides_of(names)
@@ -115,13 +115,13 @@ def compared(row: Row, *, is_prompt: bool = False) -> Compared:
     """Read a comparison.
 
     Args:
-        row: columns.
-        is_prompt: only the prompt is wanted, so it does not matter which answer is better.
+        row: the row's columns.
+        is_prompt: only the prompt is needed, so a tie is allowed.
 
     Raises:
-        BadRowError: it is none, a tie, or it holds something else than answers.
+        BadRowError: the row is not a comparison, is a tie, or holds something else than answers.
     """
-    whole, row = row, flat(row)
+    original, row = row, flat(row)
     names = tuple(row)
     sides = sides_of(names)
     votes = vote_columns(names, sides) if sides is not None else ()
@@ -139,10 +139,11 @@ def compared(row: Row, *, is_prompt: bool = False) -> Compared:
     if asked is not None:
         read |= {asked[0], "input"} if asked[0] == "instruction" else {asked[0]}
         better, worse, asked = _talks(better, worse, asked)
-    return Compared(better, worse, asked, frozenset(read if row is whole else {"fields", "responses"}))
+    return Compared(better, worse, asked, frozenset(read if row is original else {"fields", "responses"}))
 
 
 def _asked(row: Row) -> tuple[str, object] | None:
+    """Return the prompt's column and its value; None if the row has no prompt."""
     column = next((name for name in ASKED if row.get(name)), None)
     if column is None:
         info = row.get("info")
@@ -157,7 +158,7 @@ def _asked(row: Row) -> tuple[str, object] | None:
 def _talks(
     better: object, worse: object, asked: tuple[str, object]
 ) -> tuple[object, object, tuple[str, object] | None]:
-    """Join prompts and answers that are lists of texts, one for each exchange, to conversations."""
+    """Join prompts and answers that are lists of texts, one per exchange, into conversations."""
     if not (_are_texts(asked[1]) and _are_texts(better) and _are_texts(worse)):
         return better, worse, asked
     return _talk(asked[1], better), _talk(asked[1], worse), None
@@ -176,7 +177,7 @@ def _are_texts(value: object) -> bool:
 
 
 def _unpacked(value: object) -> object:
-    """Return the list of texts that a text holds as JSON, anything else as it is."""
+    """Return the list of texts that a JSON text holds; any other value unchanged."""
     if isinstance(value, str) and value.startswith('["') and value.endswith("]"):
         try:
             return json.loads(value)
@@ -186,7 +187,7 @@ def _unpacked(value: object) -> object:
 
 
 def _listed_answers(row: Row) -> tuple[str, str] | None:
-    """Return the column that lists the answers and what ranks them: a column, a key of each, or nothing."""
+    """Return the column that lists the answers and the column or key that ranks them; empty for a column `ranked`."""
     for column in LISTS:
         if column not in row:
             continue
@@ -205,6 +206,7 @@ def _listed_answers(row: Row) -> tuple[str, str] | None:
 
 
 def _of_list(row: Row, column: str, by: str, *, is_prompt: bool) -> tuple[object, object, set[str]]:
+    """Return the best and the worst answer of a list, and the columns read."""
     answers = [_text(one, f"`{column}` {number}") for number, one in enumerate(row[column], start=1)]
     if not by or is_prompt:
         return answers[0], answers[-1], {column, *filter(None, [by if by in row else ""])}
@@ -227,6 +229,7 @@ def _of_list(row: Row, column: str, by: str, *, is_prompt: bool) -> tuple[object
 
 
 def _text(value: object, here: str) -> object:
+    """Return an answer, taken out of its object if it is one."""
     if not isinstance(value, Mapping):
         return value
     key = next((name for name in TEXTS if value.get(name)), None)
@@ -236,7 +239,7 @@ def _text(value: object, here: str) -> object:
 
 
 def votes_problem(rows: Iterable[Row], name: str) -> Problem | None:
-    """Return why the votes of rows cannot be understood; None if they can."""
+    """Return a problem if the votes of rows are ambiguous or name no answer; None if they can be read."""
     seen: dict[tuple[str, Sides], list[Row]] = {}
     for row in map(flat, rows):
         sides = sides_of(tuple(row))

@@ -1,7 +1,7 @@
-"""Votes and scores beside `chosen` and `rejected` that say the rejected answer is the better one.
+"""Finds votes and scores beside `chosen` and `rejected` that prefer the rejected answer.
 
-A word that says so for certain (`winner: rejected`, the text of the rejected answer, a tie) makes a bad row. Points may
-come from another judge than the pair: they are counted, and are a problem where most rows contradict them.
+A vote that certainly does (`winner: rejected`, the text of the rejected answer, a tie) makes a bad row. Scores may come
+from another judge than the pair, so contradictions are counted and are a problem only in most of the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POINTS = frozenset(
     {"score", "scores", "rating", "ratings", "reward", "rewards", "points", "votes", "upvotes", "likes", "elo"}
 )
 RANKS = frozenset({"rank", "ranks", "ranking"})
-"""Of which the lower is the better."""
+"""Words of columns whose lower value is the better one."""
 SIDES = ("chosen", "rejected")
 SURE_TIES = TIES - {"c", "none", "same", "both", "neither"}
 PAIR_FORMATS = ("preference", "hh")
@@ -36,9 +36,9 @@ class _Watched(NamedTuple):
     """Columns of a pair that say which answer is better.
 
     Attributes:
-        votes: whose words may name an answer, each alone or those of one vote together.
-        points: columns of points, of the chosen and of the rejected answer; the second empty for a margin.
-        models: columns that say whose answers the two are.
+        votes: groups of columns that form one vote, most of a single column.
+        points: columns of points of the chosen and of the rejected answer; the second is empty for a margin.
+        models: columns that name the models the two answers come from.
     """
 
     votes: tuple[tuple[str, ...], ...]
@@ -47,27 +47,27 @@ class _Watched(NamedTuple):
 
 
 class Contradictions:
-    """Collects, over the good pairs of a source, what speaks against their order.
+    """Collects, over the good pairs of a source, the votes and scores that contradict `chosen` and `rejected`.
 
     Args:
-        columns: how the recipe renames columns.
+        columns: the recipe's renaming of columns.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self._columns = columns
         self._theirs = {new: old for old, new in columns.items()}
-        self._against: dict[tuple[str, str], list[int]] = {}  # columns to rows that say so, and rows that have both
+        self._against: dict[tuple[str, str], list[int]] = {}  # columns to (contradicting rows, rows with both columns)
         self._unclear: dict[str, None] = {}
 
     def look(self, row: Row, row_format: str) -> None:
-        """Note what a row says of its order.
+        """Record whether a row's votes and scores contradict its order.
 
         Args:
-            row: columns, renamed where the recipe says so.
-            row_format: it was read as.
+            row: columns, renamed as the recipe asks.
+            row_format: format the row was read in.
 
         Raises:
-            BadRowError: a vote says that the rejected answer is the better one, or that neither is.
+            BadRowError: a vote prefers the rejected answer, or is a tie.
         """
         if row_format not in PAIR_FORMATS:
             return
@@ -84,44 +84,46 @@ class Contradictions:
     def _look_at_vote(self, row: Row, votes: tuple[str, ...], watched: _Watched) -> None:
         if any(row[vote] is None or row[vote] == "" for vote in votes):
             return
-        told = _side_told(row, votes, watched)
-        if told == "chosen":
+        preferred = _side_told(row, votes, watched)
+        if preferred == "chosen":
             return
-        if told is None:
+        if preferred is None:
             if votes[0].casefold() in NAMES:
                 self._unclear[votes[0]] = None
             return
         shown = " and ".join(f"`{vote}` {row[vote]!r}"[:60] for vote in votes[:3])
         remedy = f"if it is no vote on the two, set `columns: {self._noted(votes[0])}`"
-        raise BadRowError(f"{shown} {'says tie' if told == 'tie' else 'is for `rejected`'}", "one for `chosen`", remedy)
+        raise BadRowError(
+            f"{shown} {'says tie' if preferred == 'tie' else 'is for `rejected`'}", "one for `chosen`", remedy
+        )
 
     def _noted(self, column: str) -> str:
-        """Return the renaming that takes a column for no vote."""
+        """Return the `columns` renaming that makes a column a note, which no format reads."""
         return written({**self._columns, self._theirs.get(column, column): "note"})
 
     def problem(self, name: str) -> Problem | None:
-        """Return that the points of most rows say that the rejected answer is the better one; None if they do not.
+        """Return a problem if the points of most rows prefer the rejected answer; else None.
 
         Args:
-            name: of the source.
+            name: name of the source.
         """
         for (better, worse), (against, count) in self._against.items():
             if against * 2 <= count:
                 continue
-            found = f"data {name}: {_above(better, worse)} in {against:,} of {count:,} rows"
+            statement = f"data {name}: {_above(better, worse)} in {against:,} of {count:,} rows"
             if not worse:
-                return Problem(found, "0 or more", f"set `columns: {self._noted(better)}` to leave it out")
+                return Problem(statement, "0 or more", f"set `columns: {self._noted(better)}` to leave it out")
             old = [self._theirs.get(one, one) for one in (*SIDES, better, worse)]
             turned = {**self._columns, **dict(zip(old, ("rejected", "chosen", worse, better), strict=True))}
             remedy = (
                 f"set `columns: {written(turned)}` if the two are the wrong way round; or, if the points do not "
                 f"judge the answers, `columns: {self._noted(better)}`"
             )
-            return Problem(found, "`chosen` to be the better answer", remedy)
+            return Problem(statement, "`chosen` to be the better answer", remedy)
         return None
 
     def notes(self) -> Iterator[str]:
-        """Yield what a person should know of the order of pairs."""
+        """Yield notes on points that contradict some pairs, and on votes that are not read."""
         for columns, (against, count) in self._against.items():
             if against:
                 yield f"{_above(*columns)} in {against:,} of {count:,} rows; `chosen` is taken as the better answer"
@@ -135,7 +137,7 @@ def _above(better: str, worse: str) -> str:
 
 @lru_cache(maxsize=256)
 def _watched(names: tuple[str, ...]) -> _Watched:
-    """Return the columns of a pair that say which of the two is better."""
+    """Return the columns among ``names`` that say which answer of a pair is better."""
     others = [name for name in names if name not in SIDES]
     by_words = {words_of(name): name for name in others}
     paired = []
@@ -160,7 +162,7 @@ def _watched(names: tuple[str, ...]) -> _Watched:
 
 
 def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | None:
-    """Return which side a vote is for (``chosen``, ``rejected``, ``tie``), None if that is not certain."""
+    """Return the side a vote is for (``chosen``, ``rejected``, ``tie``); None if that is not certain."""
     answers = [_text(row.get(side)) for side in SIDES]
     others = tuple(name for name in row if name not in SIDES)
     sides = sides_of(others)
@@ -172,8 +174,8 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
             return None
         return _one_of(answers, voted) if sorted(texts) == sorted(answers) else None
     judged = _judged_side(votes[0])
-    if judged is not None and (said := label_in(row[votes[0]])) is not None:
-        return judged if said else SIDES[1 - SIDES.index(judged)]
+    if judged is not None and (label := label_in(row[votes[0]])) is not None:
+        return judged if label else SIDES[1 - SIDES.index(judged)]
     if not isinstance(row[votes[0]], str):
         return None
     word = row[votes[0]].strip()
@@ -182,28 +184,28 @@ def _side_told(row: Row, votes: tuple[str, ...], watched: _Watched) -> str | Non
     named = re.sub(r"[_ -](response|answer|output)$", "", word.casefold())
     if named in SIDES:
         return named
-    told = _one_of(answers, word)
+    side_named = _one_of(answers, word)
     for pair in watched.models:
-        told = told or _one_of([str(row[name]).casefold() for name in pair], word.casefold())
-    return told
+        side_named = side_named or _one_of([str(row[name]).casefold() for name in pair], word.casefold())
+    return side_named
 
 
 def _judged_side(name: str) -> str | None:
-    """Return the side of which a column of true and false says that it is better: `is_chosen_better`."""
+    """Return the side that a boolean column calls better by its name (`is_chosen_better`); None if it names no side."""
     words = words_of(name)
     named = [side for side in SIDES if side in words]
     return named[0] if len(named) == 1 and {"better", "best", "preferred", "won", "wins"} & set(words) else None
 
 
-def _one_of(both: list[str], said: str) -> str | None:
-    """Return the side that alone holds what was said."""
-    if both[0] == both[1] or said not in both:
+def _one_of(both: list[str], value: str) -> str | None:
+    """Return the side whose value equals ``said``; None if neither or both do."""
+    if both[0] == both[1] or value not in both:
         return None
-    return SIDES[both.index(said)]
+    return SIDES[both.index(value)]
 
 
 def _text(value: object) -> str:
-    """Return an answer as text: what its last turn says."""
+    """Return an answer as text; of a conversation, the text of its last turn."""
     last = value[-1] if isinstance(value, list) and value else value
     said = last.get("content", last.get("value")) if isinstance(last, Mapping) else last
     return said.strip() if isinstance(said, str) else ""

@@ -1,6 +1,6 @@
-"""Rows of CSV and TSV files; their columns are named in the first line.
+"""Reads rows of CSV and TSV files, whose first line names the columns.
 
-Owns delimited text to rows. Where the first line is one name with semicolons, tabs or bars in it, those divide.
+If the first line does not divide by the suffix's delimiter, the other delimiters are tried.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.records.opening import (
 LONGEST_NAME = 40
 DELIMITERS = (",", ";", "\t", "|")
 INDEX = "Unnamed: 0"
-"""What pandas calls the first column if it has no name: the index that it wrote."""
+"""The name pandas gives a first column without a name, the index that it wrote."""
 
 
 class _Lines:
@@ -48,7 +48,7 @@ class _Lines:
         return line
 
     def seen(self) -> str:
-        """Return the lines read since the last call."""
+        """Return the text of the lines read since the last call."""
         text = "".join(self._seen)
         self._seen.clear()
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").rstrip("\r\n")
@@ -84,7 +84,7 @@ def delimited_rows(path: Path, delimiter: str) -> Iterator[RawRow]:
 
 
 def _header(path: Path, lines: _Lines, delimiter: str) -> tuple[list[str], str]:
-    """Read the names of the columns; return them and what divides them.
+    """Read the names of the columns; return them and the delimiter.
 
     Raises:
         PipelineError: a name is missing or given twice, or the line is not CSV.
@@ -92,10 +92,10 @@ def _header(path: Path, lines: _Lines, delimiter: str) -> tuple[list[str], str]:
     where = f"{shown(path)}:1"
     header: list[str] = []
     fault = ""
-    given = _Replayed(lines)
+    replayed = _Replayed(lines)
     for divider in dict.fromkeys((delimiter, *DELIMITERS)):
         try:
-            names = next(filter(None, csv.reader(given.again(), delimiter=divider, strict=True)), [])
+            names = next(filter(None, csv.reader(replayed.again(), delimiter=divider, strict=True)), [])
         except csv.Error as error:
             fault = fault or str(error)
             continue
@@ -116,12 +116,12 @@ def _header(path: Path, lines: _Lines, delimiter: str) -> tuple[list[str], str]:
 
 
 def naming_command(path: Path, header: Sequence[str], columns: Sequence[str]) -> str:
-    """Return the command that puts names of columns above the rows of a file, beside it; empty if names are above.
+    """Return the shell command that writes a copy of a file with a header; empty if its first line is a header.
 
     Args:
         path: the file.
-        header: what stands in its first line.
-        columns: names for the first of its columns.
+        header: fields of its first line.
+        columns: names for its first columns.
     """
     if len(header) < len(columns) or not any(map(_is_value, header)):
         return ""
@@ -143,12 +143,12 @@ def _divides(line: str, divider: str, header: Sequence[str]) -> bool:
 
 
 def _is_value(name: str) -> bool:
-    """Return whether what stands in a first line is a value rather than a name: a sentence, or a number."""
+    """Return whether a field of the first line looks like a value, a sentence or a number, rather than a name."""
     return len(name) > LONGEST_NAME or name[-1:] in ".?!" or name.count(" ") > 2 or name.lstrip("-").isdigit()
 
 
 class _Replayed:
-    """Lines that can be read from the start again, as far as they were read."""
+    """An iterator of lines that can be restarted; lines read before are replayed."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines

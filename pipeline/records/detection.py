@@ -1,6 +1,6 @@
-"""Which format rows are in: told by all columns of all rows, and by what the columns hold.
+"""Detects the format of rows from all columns of all rows, and from what the columns hold.
 
-A row that holds half of what its format needs (a pair with one answer) speaks only where no whole row does.
+Incomplete rows (a pair with one answer) count only if no row is complete.
 """
 
 from __future__ import annotations
@@ -24,76 +24,76 @@ TOLD_BY: dict[str, frozenset[str]] = {
     "prompt": frozenset({"prompt"}),
     "text": frozenset({"text"}),
 }
-"""Columns that tell a format, the richer one first, as data sets repeat the same content in several."""
+"""Columns that identify a format; richer formats come first, as data sets repeat one content in several formats."""
 
 
 class Detected(NamedTuple):
-    """The format of rows, and why it was taken, as a sentence goes on after ``format NAME:``."""
+    """The format of rows, and the reason as text that follows ``format NAME:``."""
 
     format: str
     why: str
 
 
-class _Told(NamedTuple):
+class _RowFormat(NamedTuple):
     format: str
     columns: tuple[str, ...]
     is_whole: bool = True
 
 
 def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected | None:
-    """Return the format most of the rows are in and why, None when they are in none.
+    """Return the format that most rows have and the reason; None if no row has a known format.
 
     Args:
-        rows: all that could be read, renamed where the recipe says so.
-        shapes: one of which they are to be of.
+        rows: all readable rows, renamed as the recipe asks.
+        shapes: shapes the stage takes.
     """
-    votes = Counter(_told(row, shapes) for row in rows)
+    votes = Counter(_format_of(row, shapes) for row in rows)
     count = sum(votes.values())
     votes.pop(None, None)
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for is_whole in (True, False):
         for vote, number in votes.items():
             if vote is not None and vote.is_whole == is_whole:
-                told[vote.format] += number
-        if told:
+                counts[vote.format] += number
+        if counts:
             break
-    if not told:
+    if not counts:
         return None
-    taken, number = told.most_common(1)[0]
+    row_format, number = counts.most_common(1)[0]
     columns = next(
         vote.columns
         for vote, _ in votes.most_common()
-        if vote is not None and vote.format == taken and vote.is_whole == is_whole
+        if vote is not None and vote.format == row_format and vote.is_whole == is_whole
     )
-    others = ", ".join(f"{more} of format {name}" for name, more in told.items() if name != taken)
+    others = ", ".join(f"{more} of format {name}" for name, more in counts.items() if name != row_format)
     why = f"{number:,} of {count:,} rows have {' and '.join(f'`{one}`' for one in columns)}"
-    return Detected(taken, f"{why}; {others}" if others else why)
+    return Detected(row_format, f"{why}; {others}" if others else why)
 
 
-def _told(row: Row, shapes: Collection[Shape]) -> _Told | None:
-    """Tell the format of one row by its columns."""
+def _format_of(row: Row, shapes: Collection[Shape]) -> _RowFormat | None:
+    """Return the format of one row by its columns; None if it has none."""
     has = {name for name, value in row.items() if value is not None and value != "" and value != []}
     if "text" in shapes and isinstance(row.get("text"), str):
-        return _Told("text", ("text",))
+        return _RowFormat("text", ("text",))
     if {"chosen", "rejected"} <= has:
-        return _Told("hh" if _holds_transcripts(row) else "preference", ("chosen", "rejected"))
+        return _RowFormat("hh" if _holds_transcripts(row) else "preference", ("chosen", "rejected"))
     if has.issuperset(OPENAI_PAIR):
-        return _Told("preference", OPENAI_PAIR)
+        return _RowFormat("preference", OPENAI_PAIR)
     if is_comparison(row):
-        return _Told("comparison", read_by(row))
+        return _RowFormat("comparison", read_by(row))
     if "preference" in shapes and {"chosen", "rejected"} & has:  # half a pair is a bad pair, not a prompt
-        told = "hh" if _holds_transcripts(row) else "preference"
-        return _Told(told, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
-    found = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
-    if found in (None, "prompt") and "messages" in shapes and "prompt" not in shapes:  # half a pair is a bad pair
+        pair_format = "hh" if _holds_transcripts(row) else "preference"
+        return _RowFormat(pair_format, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
+    row_format = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
+    if row_format in (None, "prompt") and "messages" in shapes and "prompt" not in shapes:  # half a pair is a bad pair
         for name in ("prompt_completion", "alpaca"):
             if TOLD_BY[name] <= row.keys() and TOLD_BY[name] & has:
-                return _Told(name, tuple(sorted(TOLD_BY[name] & has)), is_whole=False)
-    if found:
-        return _Told(found, tuple(sorted(TOLD_BY[found], reverse=found == "prompt_completion")))
+                return _RowFormat(name, tuple(sorted(TOLD_BY[name] & has)), is_whole=False)
+    if row_format:
+        return _RowFormat(row_format, tuple(sorted(TOLD_BY[row_format], reverse=row_format == "prompt_completion")))
     if "prompt" in shapes and "instruction" in has:
-        return _Told("prompt", ("instruction",))
-    return _Told("prompt", ("turns",)) if isinstance(row.get("turns"), list) else None
+        return _RowFormat("prompt", ("instruction",))
+    return _RowFormat("prompt", ("turns",)) if isinstance(row.get("turns"), list) else None
 
 
 def _holds_transcripts(row: Row) -> bool:

@@ -1,7 +1,7 @@
-"""What the content of a data source is, as one hash that only its rows can change.
+"""Hashes the content of a data source; only its rows change the digest.
 
-Owns the canonical form of a row, the digest of files, and the cache that makes a second look cheap. Knows nothing of
-row formats: every column counts, also those a stage will not use.
+Owns the canonical form of a row, the digest of files, and the cache of digests. Knows nothing of row formats: every
+column counts, also those a stage does not use.
 
 A file's digest hashes its rows in their order, each as JSON with sorted keys, so white space, key order, compression
 and the choice between JSON Lines and a JSON list do not count. A source's digest hashes the sorted digests of its
@@ -24,22 +24,22 @@ from pipeline.records.opening import RawRow, shown
 from pipeline.records.sources import Source, files_of, hub_place
 
 VERSION = 1
-"""Raised when the same rows would get another digest; cached digests of other versions are not used."""
+"""Raised when the digest of the same rows changes; cached digests of other versions are not used."""
 
 SETTLED_S = 0.1
-"""A file changed more recently is not cached: a second change in the same tick of the clock would go unseen."""
+"""Seconds since its last change before a file is cached: two changes in one tick of the clock look like one."""
 
 
 @dataclass(frozen=True)
 class DataDigest:
-    """What the content of a source is.
+    """The digest of a source and its size.
 
     Attributes:
         digest: 64 hex digits; for a hub source of its id, revision, subset and split, not of its rows.
-        rows: rows found, bad ones included; 0 for a hub source, which is not read.
-        bytes: size of the files as they lie on disk.
-        where: absolute paths of the files, or the place on the hub.
-        empty: files that hold no rows, as messages show them; they do not count.
+        rows: number of rows, bad ones included; 0 for a hub source, which is not read.
+        bytes: size of the files on disk.
+        where: absolute paths of the files, or the id on the hub.
+        empty: files without rows, as messages show them; they do not enter the digest.
     """
 
     digest: str
@@ -50,18 +50,18 @@ class DataDigest:
 
 
 class FileDigest(NamedTuple):
-    """What the content of one file is, and how many rows it has."""
+    """The digest of one file and its number of rows."""
 
     digest: str
     rows: int
 
 
 def digest(source: Source, *, cache: Path | None, artifact: Path | None = None) -> DataDigest:
-    """Return what the content of a source is. Bad rows are no error here: they count as the text they are.
+    """Return the digest of a source. Bad rows are no error here; their text is hashed.
 
     Args:
         source: where the rows are.
-        cache: folder that remembers the digests of unchanged files; None reads every file.
+        cache: folder for the cached digests of unchanged files; None reads every file.
         artifact: payload folder, when the source names an artifact.
 
     Raises:
@@ -70,30 +70,30 @@ def digest(source: Source, *, cache: Path | None, artifact: Path | None = None) 
     if source.hub is not None:
         return DataDigest(hub_digest(source), 0, 0, [hub_place(source)])
     files = files_of(source, artifact)
-    known = DigestCache(cache)
-    found = {path: known.digest(path) for path in files}
-    known.save()
+    digest_cache = DigestCache(cache)
+    digests = {path: digest_cache.digest(path) for path in files}
+    digest_cache.save()
     size_bytes = sum(path.stat().st_size for path in files)
     where = sorted(str(path) for path in files)
-    rows = sum(one.rows for one in found.values())
+    rows = sum(one.rows for one in digests.values())
     if not rows:
         raise NoRowsError(files[0])
-    empty = tuple(shown(path) for path, one in found.items() if not one.rows)
-    return DataDigest(combined(one.digest for one in found.values() if one.rows), rows, size_bytes, where, empty)
+    empty = tuple(shown(path) for path, one in digests.items() if not one.rows)
+    return DataDigest(combined(one.digest for one in digests.values() if one.rows), rows, size_bytes, where, empty)
 
 
 def hub_digest(source: Source) -> str:
-    """Return the digest of a hub source: of where it is, so that a plan needs no download."""
+    """Return the digest of a hub source: the hash of its id, so that a plan needs no download."""
     return hashlib.sha256(hub_place(source).encode()).hexdigest()
 
 
 def combined(digests: Iterable[str]) -> str:
-    """Return the digest of files together, whatever their order."""
+    """Return the joint digest of several files, independent of their order."""
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> FileDigest:
-    """Return the digest of a file and how many rows it holds, 0 if none.
+    """Return the digest of a file and its number of rows.
 
     Raises:
         PipelineError: it cannot be read.
@@ -115,13 +115,13 @@ def digest_of(rows: Iterable[RawRow]) -> FileDigest:
 
 
 def canonical(row: RawRow) -> bytes:
-    """Return the one form of a row: a line of JSON with sorted keys; a row that cannot be read is its own text."""
+    """Return the canonical form of a row: a line of JSON with sorted keys; of an unreadable row, its text."""
     text = _ENCODER.encode(row.value) if row.value is not None else "!" + _ENCODER.encode(row.raw)
     return text.encode("ascii") + b"\n"
 
 
 def _plain(value: object) -> str:
-    """Write what Parquet has and JSON has not (dates, bytes, decimals)."""
+    """Return the text of a value that Parquet has and JSON has not (date, bytes, decimal)."""
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
@@ -140,21 +140,21 @@ class DigestCache:
         self._new: dict[str, list[Any]] = {}
 
     def digest(self, path: Path) -> FileDigest:
-        """Return the digest of a file, remembered or made."""
+        """Return the digest of a file, from the cache if the file is unchanged."""
         if self._file is None or not path.exists():
             return file_digest(path)
         key, stamp = str(path), _stamp(path)
         known = self._known.get(key)
         if isinstance(known, list) and len(known) == 6 and known[:4] == stamp:
             return FileDigest(str(known[4]), int(known[5]))
-        made = file_digest(path)
+        fresh = file_digest(path)
         is_settled = time.time_ns() - max(stamp[1], stamp[2]) > SETTLED_S * 1e9
         if is_settled and _stamp(path) == stamp:
-            self._new[key] = [*stamp, made.digest, made.rows]
-        return made
+            self._new[key] = [*stamp, fresh.digest, fresh.rows]
+        return fresh
 
     def save(self) -> None:
-        """Add what was made to the file; another process's additions since are kept, or at worst made again."""
+        """Merge new digests into the cache file; an entry lost to a concurrent write is only computed again."""
         if self._file is None or not self._new:
             return
         files = {**self._read(), **self._new}
@@ -164,8 +164,8 @@ class DigestCache:
         if self._file is None:
             return {}
         try:
-            held = json.loads(self._file.read_text(encoding="utf-8"))
-            files = held["files"] if held["version"] == VERSION else {}
+            content = json.loads(self._file.read_text(encoding="utf-8"))
+            files = content["files"] if content["version"] == VERSION else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return files if isinstance(files, dict) else {}

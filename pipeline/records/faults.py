@@ -1,4 +1,4 @@
-"""Why a row is bad, in the words a user reads beside file and line; and texts, checked."""
+"""The error of a bad row, which a user reads beside file and line, and checks of texts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pipeline.records.opening import is_unicode
 
 
 class BadRowError(Exception):
-    """Why a row is bad: what was found in it, what was expected, and what to do where there is more than one way."""
+    """Why a row is bad: what it holds, what was expected, and a remedy if there is more than one."""
 
-    def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
-        super().__init__(sentences(found, expected, remedy))
+    def __init__(self, statement: str, expected: str = "", remedy: str = "") -> None:
+        super().__init__(sentences(statement, expected, remedy))
 
 
 def text_of(value: object, name: str) -> str:
-    """Return a text that is there, is not blank, and can be written as UTF-8; it is not changed.
+    """Return a text unchanged after checking it.
 
     Raises:
-        BadRowError: it is not.
+        BadRowError: the value is not text, is blank, or cannot be written as UTF-8.
     """
     if not isinstance(value, str):
         raise BadRowError(f"{name} is {kind_of_value(value)}", "text")
@@ -32,10 +32,10 @@ def text_of(value: object, name: str) -> str:
 
 
 def json_in(text: str, here: str, expected: str = "JSON") -> Any:
-    """Return what a text in a column says as JSON.
+    """Parse the JSON text of a column.
 
     Raises:
-        BadRowError: it is none, or an object in it has two equal keys: which of the two is meant cannot be known.
+        BadRowError: the text is not JSON, or an object in it has a key twice, which is ambiguous.
     """
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, here))
@@ -46,20 +46,21 @@ def json_in(text: str, here: str, expected: str = "JSON") -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]], here: str) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    """Return key-value pairs as a dictionary; raise if a key occurs twice."""
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         keys = [key for key, _ in pairs]
         raise twice_error(next(key for at, key in enumerate(keys) if key in keys[:at]), here)
-    return made
+    return mapping
 
 
 def twice_error(key: object, here: str) -> BadRowError:
-    """Return that a key stands twice in one object of a text."""
+    """Return the error of a key that occurs twice in one JSON object."""
     return BadRowError(f"{here} has the key `{key}` twice in one object", "once")
 
 
 def kind_of_value(value: object) -> str:
-    """Name what a column holds instead of what was wanted."""
+    """Describe the value of a column for a message: its type, or the value itself if it is short."""
     if value is None:
         return "missing"
     if isinstance(value, list | dict | str):

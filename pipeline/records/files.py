@@ -1,11 +1,11 @@
 """Reads one data file row by row: JSON Lines, a JSON list, CSV, TSV, Parquet or plain text, each also compressed.
 
-Owns which reader a file gets, by its suffix. A row that cannot be read is not an error here: it comes out as a `RawRow`
-with a fault, so that whoever reads decides whether to stop or to skip. A file that cannot be read at all raises. Knows
-nothing of what the columns of a row mean.
+The suffix of a file chooses its reader. An unreadable row is no error here: it becomes a `RawRow` with a fault, and the
+caller decides whether to stop or to skip it. A file that cannot be read at all raises. Knows nothing of what the
+columns of a row mean.
 
-A `.txt` file is one document. A JSON list, a text, a compressed Parquet file and a zstd file are held in memory whole
-while they are read.
+A `.txt` file is one document. A JSON list, a text, a compressed Parquet file and a zstd file are read into memory as a
+whole.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.records.opening import (
 
 
 class NoRowsError(PipelineError):
-    """A file holds no rows; beside files that do it is left out and named."""
+    """A file holds no rows; the caller may skip it if other files of the source do."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(Problem("file holds no rows", "at least one row", "remove it or fill it", shown(path)))
@@ -66,7 +66,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
 
 
 def file_type(path: Path) -> str:
-    """Return the suffix that names the type of a file, with compression suffixes taken off.
+    """Return the suffix that names the type of a file, without compression suffixes.
 
     Raises:
         PipelineError: the suffix is not one of `FILE_TYPES`.
@@ -99,7 +99,7 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _refuse_twice(path: Path, fields: Iterable[Any]) -> None:
-    """Refuse a table with two columns, or an object with two fields, of one name: which is meant cannot be known."""
+    """Raise if two columns of a table, or two fields of an object in it, have the same name, which is ambiguous."""
     import pyarrow as pa
 
     names: set[str] = set()
@@ -134,10 +134,10 @@ def _text_rows(path: Path) -> Iterator[RawRow]:
         yield RawRow(number, None, fault, content.decode("utf-8", "backslashreplace"))
 
 
-def _unreadable(path: Path, found: str, expected: str, error: Exception) -> PipelineError:
+def _unreadable(path: Path, statement: str, expected: str, error: Exception) -> PipelineError:
     missing = isinstance(error, FileNotFoundError)
     remedy = "check the path" if missing else "fetch or write it again"
-    return PipelineError(Problem(f"file {found}", expected, remedy, shown(path)))
+    return PipelineError(Problem(f"file {statement}", expected, remedy, shown(path)))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {

@@ -1,7 +1,7 @@
-"""Row formats: how people write demonstrations, preferences, prompts and text.
+"""Row formats of demonstrations, preferences, prompts and text.
 
-Owns one function per format, which reads a row into `Parsed`. Knows nothing of files, nor how a format is told, nor of
-what a stage gets (`pipeline/records/shapes.py`).
+Owns one function per format, which parses a row into `Parsed`. Knows nothing of files, of format detection
+(`detection.py`), or of the shapes that stages take (`shapes.py`).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pipeline.stage import Shape
 Row = Mapping[str, Any]
 
 NO_INPUT = ("noinput", "no input", "")
-"""What data sets write into the `input` of an instruction that has none."""
+"""Values of `input` with which data sets say that an instruction has no input."""
 TOOLS = frozenset({"tools", "functions"})
 MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*[\"'](role|from|content|value)[\"']\s*:")
-"""How the text of a list of messages begins, which CSV holds."""
+"""Matches the beginning of a list of messages written as text, as CSV files hold it."""
 
 
 @dataclass
 class Parsed:
-    """What a row says, whatever its format.
+    """The content of a row, independent of its format.
 
     Attributes:
         turns: the conversation, or the prompt of a pair.
-        text: of a text row.
+        text: content of a text row.
         chosen: preferred continuation of ``turns``.
         rejected: the other continuation.
-        margin: by how much the chosen one is better.
-        system: system turn from a column of its own.
-        is_plain: every side was text without roles.
+        margin: how much better the chosen continuation is.
+        system: system message from a separate column.
+        is_plain: whether all sides were plain text without roles.
     """
 
     turns: Turns = field(default_factory=list)
@@ -67,7 +67,7 @@ def _parse_prompt_completion(row: Row) -> Parsed:
 
 
 def _parse_sharegpt(row: Row) -> Parsed:
-    """Read `conversations`: messages, or the exchanges or the bare texts of a user and an assistant in turn."""
+    """Parse `conversations`: messages, objects of `input` and `output`, or alternating texts of user and assistant."""
     value, name = row.get("conversations"), "conversations"
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, str) and not isinstance(value, str):
@@ -92,26 +92,26 @@ def _parse_alpaca(row: Row) -> Parsed:
 
 
 def instruction_of(row: Row) -> str:
-    """Return the `instruction` of a row with its `input` below.
+    """Return the `instruction` of a row, followed by its `input` if there is one.
 
     Raises:
-        BadRowError: one of them is no text.
+        BadRowError: one of them is not text.
     """
     asked = text_of(row.get("instruction"), "`instruction`")
-    given = row.get("input")
-    if not given or (isinstance(given, str) and given.strip("<> ").casefold() in NO_INPUT):
+    context = row.get("input")
+    if not context or (isinstance(context, str) and context.strip("<> ").casefold() in NO_INPUT):
         return asked
-    return f"{asked}\n\n{text_of(given, '`input`')}"
+    return f"{asked}\n\n{text_of(context, '`input`')}"
 
 
 def _history(row: Row) -> Turns:
     turns: Turns = []
-    given = row.get("history") or []
-    if isinstance(given, str) and given.lstrip().startswith("["):  # CSV has text only
-        given = json_in(given, "`history`")
-    if not isinstance(given, list):
-        raise BadRowError(f"`history` is {kind_of_value(given)}", "a list of [question, answer]")
-    for number, exchange in enumerate(given, start=1):
+    history = row.get("history") or []
+    if isinstance(history, str) and history.lstrip().startswith("["):  # CSV has text only
+        history = json_in(history, "`history`")
+    if not isinstance(history, list):
+        raise BadRowError(f"`history` is {kind_of_value(history)}", "a list of [question, answer]")
+    for number, exchange in enumerate(history, start=1):
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRowError(f"`history` exchange {number} is {exchange!r}"[:80], "[question, answer]")
         turns += _exchange(*(text_of(text, f"`history` exchange {number}") for text in exchange))
@@ -123,7 +123,7 @@ def _exchange(asked: str, answer: str) -> Turns:
 
 
 def _parse_hh(row: Row) -> Parsed:
-    """Read two transcripts, Anthropic's HH; a `prompt` column holds the start of both where there is one."""
+    """Parse two transcripts as in Anthropic's HH; a `prompt` column, if present, holds their common start."""
     opening = row.get("prompt") or ""
     both = []
     for name in ("chosen", "rejected"):
@@ -140,33 +140,33 @@ def _parse_preference(row: Row) -> Parsed:
 
 
 def pair_of(better: object, worse: object, row: Row) -> Parsed:
-    """Return a pair: two answers to the `prompt` (or `instruction`) of a row, or two conversations that start alike.
+    """Return a pair: two answers to the `prompt` (or `instruction`) of a row, or two conversations with a common start.
 
     Raises:
-        BadRowError: they are none.
+        BadRowError: the values are no such pair.
     """
     chosen = _side(better, "chosen", role="assistant")
     rejected = _side(worse, "rejected", role="assistant")
-    given = row.get("prompt")
+    prompt_value = row.get("prompt")
     if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
-        if given is None and row.get("instruction"):
+        if prompt_value is None and row.get("instruction"):
             asked = [*_history(row), {"role": "user", "content": instruction_of(row)}]
             return _pair(asked, chosen, rejected, row)
-        if given is None:
+        if prompt_value is None:
             expected = "a `prompt`, or `chosen` and `rejected` as whole conversations that start alike"
             raise BadRowError("`prompt` is missing", expected)
-        made = _pair(_side(given, "prompt", role="user"), chosen, rejected, row)
-        made.is_plain = all(map(is_plain_text, (given, better, worse)))
-        return made
+        pair = _pair(_side(prompt_value, "prompt", role="user"), chosen, rejected, row)
+        pair.is_plain = all(map(is_plain_text, (prompt_value, better, worse)))
+        return pair
     prompt, chosen, rejected = _without_shared(chosen, rejected)
-    if given is not None and not _is_same_prompt(_side(given, "prompt", role="user"), prompt):
-        found = "`prompt` differs from the turns `chosen` and `rejected` start with"
-        raise BadRowError(found, "the same")
+    if prompt_value is not None and not _is_same_prompt(_side(prompt_value, "prompt", role="user"), prompt):
+        statement = "`prompt` differs from the turns `chosen` and `rejected` start with"
+        raise BadRowError(statement, "the same")
     return _pair(prompt, chosen, rejected, row)
 
 
 def of_openai(row: Row) -> Row:
-    """Return a row of OpenAI's preference files in our names, any other as it is."""
+    """Return a row of OpenAI's preference files with our column names; any other row unchanged."""
     asked = row.get("input")
     if not (isinstance(asked, Mapping) and row.get("preferred_output") is not None):
         return row
@@ -175,10 +175,10 @@ def of_openai(row: Row) -> Row:
 
 
 def parse_comparison(row: Row, *, is_prompt: bool = False) -> Parsed:
-    """Read several answers and a word on which is better; a tie is a prompt too.
+    """Parse a comparison into a pair; with ``is_prompt`` only the prompt matters, so ties are allowed.
 
     Raises:
-        BadRowError: they are none.
+        BadRowError: the row is not a comparison.
     """
     one = compared(row, is_prompt=is_prompt)
     beside = {name: row[name] for name in ("system", "history") if name in row and name not in one.columns}
@@ -191,13 +191,13 @@ def parse_comparison(row: Row, *, is_prompt: bool = False) -> Parsed:
 
 
 def _is_same_prompt(given: Turns, prompt: Turns) -> bool:
-    """Data sets that repeat the prompt as text repeat its first or its last user turn."""
+    """Return whether a `prompt` column repeats a prompt: all of it, or its first or last user turn."""
     asked = [turn for turn in prompt if turn["role"] == "user"]
     return given in (prompt, asked[:1], asked[-1:])
 
 
 def _without_shared(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
-    """Split two conversations into the longest start they share that ends with the user, and what follows in each."""
+    """Split two conversations into their longest common start that ends with a user turn, and the rest of each."""
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1
@@ -234,7 +234,7 @@ def _parse_prompt(row: Row) -> Parsed:
 
 
 def _side(value: object, name: str, *, role: str) -> Turns:
-    """Read a column that holds turns, a transcript, or the text of one turn of ``role``."""
+    """Parse a column that holds turns, a transcript, or the text of one turn of ``role``."""
     if isinstance(value, list) or (isinstance(value, str) and MESSAGES_AS_TEXT.match(value)):
         return turns_of(listed_messages(value, name), name)
     text = text_of(value, f"`{name}`")
@@ -246,7 +246,7 @@ def _side(value: object, name: str, *, role: str) -> Turns:
 
 
 def is_plain_text(value: object) -> bool:
-    """Return whether a side is text without roles."""
+    """Return whether a value is plain text without roles."""
     return isinstance(value, str) and not value.startswith("\n\nHuman:") and not MESSAGES_AS_TEXT.match(value)
 
 
@@ -276,10 +276,10 @@ class Format:
     """A row format.
 
     Attributes:
-        parse: reads a row; raises `BadRowError`.
-        columns: those it reads, which do not stay beside the shape.
-        shapes: shapes it is used for without being asked.
-        asked: shapes it is used for only when the recipe names the format.
+        parse: parses a row; raises `BadRowError`.
+        columns: columns it reads, which are removed from the row.
+        shapes: shapes it can give when it is detected.
+        asked: shapes it can give only when the recipe names the format.
     """
 
     parse: Callable[[Row], Parsed]
@@ -321,7 +321,7 @@ FORMATS: dict[str, Format] = {
 
 
 def read_columns(name: str, row: Row) -> frozenset[str]:
-    """Return the columns a format reads of a row: a pair that has a `prompt` needs no `instruction`."""
+    """Return the columns a format reads of a row; in a row with a `prompt`, `instruction` is not read."""
     columns = FORMATS[name].columns
     if name == "comparison":
         read = compared(row, is_prompt=True).columns

@@ -1,6 +1,6 @@
-"""Rows of JSON files: one object per line, objects one after another, a list, or an object around one list.
+"""Reads rows of JSON files: one object per line, concatenated objects, a list, or an object that holds one list.
 
-Owns JSON to rows. A row with two equal keys is a bad row: which of the two is meant cannot be known.
+A row with a duplicate key is a bad row, because it is ambiguous.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WRAPPERS = ("data", "rows", "train", "examples", "instances", "items", "records"
 """Keys under which an object holds the rows of a file."""
 
 FOR_ALL = ("system", "system_prompt", "tools", "functions", "instruction", "prompt", "context")
-"""Keys beside a list of rows that say something of each of them."""
+"""Keys beside a list of rows that apply to every row."""
 
 BY_COLUMN, BY_ROW, SPLIT = "of columns", "of rows under their numbers", "of columns and data, as pandas splits it"
 TABLES = {
@@ -39,11 +39,11 @@ TABLES = {
     BY_ROW: ".[]",
     SPLIT: ".columns as $names | .data[] | [$names, .] | transpose | map({(.[0] | tostring): .[1]}) | add",
 }
-"""Tables that are one object, with the `jq` that writes their rows: pandas' `to_json`, `Dataset.to_dict`."""
+"""Layouts of a table in one object (pandas' `to_json`, `Dataset.to_dict`), with the `jq` program that writes rows."""
 
 
 class RowDecoder:
-    """Decodes JSON rows and notes equal keys, and the constants that JSON does not have (NaN, Infinity)."""
+    """Decodes JSON rows and records duplicate keys and constants that JSON does not have (NaN, Infinity)."""
 
     def __init__(self) -> None:
         self._odd: list[str] = []
@@ -51,14 +51,14 @@ class RowDecoder:
         self._decoder = json.JSONDecoder(parse_constant=self._odd.append, object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
             keys = [key for key, _ in pairs]
             self._twice.append(next(key for at, key in enumerate(keys) if key in keys[:at]))
-        return made
+        return mapping
 
     def decode(self, text: str, start: int, number: int) -> tuple[RawRow, int]:
-        """Return the row that starts at ``text[start]`` and where it ends.
+        """Return the row that starts at ``text[start]`` and the index of its end.
 
         Raises:
             ValueError: there is no JSON value at ``start`` (a `json.JSONDecodeError`), or it is nested too deeply.
@@ -109,9 +109,9 @@ def _json_lines(path: Path, handle: io.BufferedReader) -> Iterator[RawRow]:
             row = _json_line(path, decoder, line, number)
             if is_first and _may_go_on(row, line, handle):
                 line += handle.read()
-                found = _objects(path, line)
-                if found is not None:
-                    yield from found
+                rows = _objects(path, line)
+                if rows is not None:
+                    yield from rows
                     return
                 handle = _reader_of(line)
                 handle.readline()
@@ -120,7 +120,7 @@ def _json_lines(path: Path, handle: io.BufferedReader) -> Iterator[RawRow]:
 
 
 def _may_go_on(row: RawRow, line: bytes, handle: io.BufferedReader) -> bool:
-    """Return whether what begins in the first line may be something else than one row a line."""
+    """Return whether the first line may begin something else than one row per line."""
     if row.fault.startswith("is not JSON"):
         return line.lstrip()[:1] == b"{"
     if row.fault.startswith("has more text"):
@@ -130,7 +130,7 @@ def _may_go_on(row: RawRow, line: bytes, handle: io.BufferedReader) -> bool:
 
 
 def _reader_of(content: bytes) -> io.BufferedReader:
-    """Return a reader of bytes that are in memory."""
+    """Return a buffered reader of bytes in memory."""
     return io.BufferedReader(io.BytesIO(content))
 
 
@@ -142,14 +142,14 @@ def _is_rows(value: object) -> bool:
 
 
 def _is_said(value: dict[str, Any]) -> bool:
-    """Return whether an object is a turn whose keys are not known: one of its values names a speaker."""
+    """Return whether an object with unknown keys is a turn: one of its values names a speaker."""
     return any(
         isinstance(one, str) and one.casefold() in ("user", "human", "assistant", "gpt") for one in value.values()
     )
 
 
 def _objects(path: Path, content: bytes) -> Iterator[RawRow] | None:
-    """Return the rows of objects that stand one after another, or in one object's list; None if it is neither."""
+    """Return the rows of concatenated objects, or of the list in a single object; None if the text is neither."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -172,10 +172,10 @@ def _objects(path: Path, content: bytes) -> Iterator[RawRow] | None:
 
 
 def _wrapped(path: Path, text: str, value: dict[str, Any]) -> Iterator[RawRow] | None:
-    """Return the rows of the list an object holds, None if it holds none.
+    """Return the rows of the list an object holds; None if it holds no list of rows.
 
     Raises:
-        PipelineError: it holds several lists, or one under a name that does not say that it is the data.
+        PipelineError: it holds several lists of rows, one under an unknown key, or keys that apply to every row.
     """
     lists = [key for key in value if _is_rows(value[key])]
     if not lists:
@@ -189,44 +189,44 @@ def _wrapped(path: Path, text: str, value: dict[str, Any]) -> Iterator[RawRow] |
 
 
 def _lists_problem(path: Path, lists: Sequence[str]) -> Problem:
-    """Return that one object holds lists that may all be the rows, and the command that writes the likeliest."""
+    """Return the problem of an object with several or unnamed lists of rows; its remedy writes the likeliest list."""
     key = next((one for one in WRAPPERS if one in lists), lists[0])
     quoted = f".{key}[]" if re.fullmatch(r"[A-Za-z_]\w*", key) else f'.["{key}"][]'
     stem = unpacked_name(path).rpartition(".")[0]
     command = piped(path, f"jq -c {shlex.quote(quoted)}")
     remedy = f"write one list as a file: `{command} > {shlex.quote(f'{stem}.{key}.jsonl')}`"
-    found = f"file is one object with the list{'s' * (len(lists) > 1)} {listed(lists)}"
-    return Problem(found, "a list of rows, or one row per line", remedy, shown(path))
+    statement = f"file is one object with the list{'s' * (len(lists) > 1)} {listed(lists)}"
+    return Problem(statement, "a list of rows, or one row per line", remedy, shown(path))
 
 
 def _beside_problem(path: Path, key: str, beside: Sequence[str]) -> Problem:
-    """Return that an object says something of all of its rows, and the command that writes it into each."""
-    made = ", ".join(f"{one}: $all.{one}" for one in beside)
+    """Return the problem of keys that apply to every row; its remedy copies them into each row."""
+    fields = ", ".join(f"{one}: $all.{one}" for one in beside)
     stem = unpacked_name(path).rpartition(".")[0]
-    command = piped(path, f"jq -c {shlex.quote(f'. as $all | .{key}[] | {{{made}}} + .')}")
+    command = piped(path, f"jq -c {shlex.quote(f'. as $all | .{key}[] | {{{fields}}} + .')}")
     remedy = f"write it into each row: `{command} > {shlex.quote(f'{stem}.rows.jsonl')}`"
-    found = f"file has {listed(f'`{one}`' for one in beside)} beside its rows in `{key}`"
-    return Problem(found, "all that is said of a row in the row", remedy, shown(path))
+    statement = f"file has {listed(f'`{one}`' for one in beside)} beside its rows in `{key}`"
+    return Problem(statement, "all that is said of a row in the row", remedy, shown(path))
 
 
 def lists_problem(path: Path, value: dict[str, Any], known: Collection[str]) -> Problem | None:
-    """Return that the one row of a file holds lists of rows; None if it holds none, or a column that is known."""
+    """Return a problem if the only row of a file holds lists of rows and no known column; else None."""
     lists = [key for key in value if _is_rows(value[key]) and len(value[key]) > 1]
     return _lists_problem(path, lists) if lists and not value.keys() & known else None
 
 
 def table_problem(path: Path, value: dict[str, Any]) -> Problem | None:
-    """Return that the one row of a file holds a table, and the command that writes its rows; None if it holds none."""
+    """Return a problem if the only row of a file is a table; its remedy writes one row per line. Else None."""
     table = _table(value)
     if not table:
         return None
-    made = shlex.quote(f"{unpacked_name(path).rpartition('.')[0]}.rows.jsonl")
-    remedy = f"write one row per line: `{piped(path, f'jq -c {shlex.quote(TABLES[table])}')} > {made}`"
+    target = shlex.quote(f"{unpacked_name(path).rpartition('.')[0]}.rows.jsonl")
+    remedy = f"write one row per line: `{piped(path, f'jq -c {shlex.quote(TABLES[table])}')} > {target}`"
     return Problem(f"file is one object {table}", "one row per line", remedy, shown(path))
 
 
 def _table(value: dict[str, Any]) -> str:
-    """Return how one object holds a table, as `TABLES` says it; empty if it holds none."""
+    """Return the layout of the table in an object, a key of `TABLES`; empty if it is not a table."""
     fields = list(value.values())
     if set(value) | {"index"} == {"columns", "index", "data"} and all(isinstance(field, list) for field in fields):
         return SPLIT
@@ -240,12 +240,12 @@ def _table(value: dict[str, Any]) -> str:
     is_text = all(isinstance(one, str) for one in fields[0])
     if len({len(field) for field in fields}) > 1 or len(fields[0]) < 2 or any(_is_talk(field) for field in fields):
         return ""
-    # A conversation may be a list of texts; a table of one column is told by a name that has one text a row.
+    # One list of texts may be a conversation; it is a table of one column only under the name of a text column.
     return BY_COLUMN if len(fields) > 1 or not is_text or next(iter(value)) in ("text", "prompt") else ""
 
 
 def _are_numbers(value: dict[str, Any]) -> bool:
-    """Return whether all keys are numbers, as those of an index are."""
+    """Return whether all keys are numbers, as in an index."""
     return bool(value) and all(key.isdigit() for key in value)
 
 
@@ -255,7 +255,7 @@ def _is_talk(field: list[Any]) -> bool:
 
 
 def _start_of(text: str, key: str) -> int:
-    """Return where the value of a key of the outermost object starts."""
+    """Return the index at which the value of a key of the outermost object starts."""
     decoder = json.JSONDecoder()
     at = _after_space(text, text.index("{") + 1)
     while True:
@@ -297,8 +297,8 @@ def _decoded(path: Path, content: bytes) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         where = f"{shown(path)}:{line}"
         remedy = encoding_hint(path, content).removeprefix(". ")
-        found = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        raise PipelineError(Problem(found, "UTF-8", remedy, where)) from error
+        statement = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise PipelineError(Problem(statement, "UTF-8", remedy, where)) from error
 
 
 def _list_rows(path: Path, text: str, start: int) -> Iterator[RawRow]:
@@ -325,11 +325,13 @@ def _list_rows(path: Path, text: str, start: int) -> Iterator[RawRow]:
 
 
 def _after_space(text: str, at: int) -> int:
-    found = SPACE.match(text, at)
-    return found.end() if found else at
+    match = SPACE.match(text, at)
+    return match.end() if match else at
 
 
 def _broken_list(path: Path, text: str, at: int, why: str) -> PipelineError:
     where = f"{shown(path)}:{text.count(chr(10), 0, at) + 1}"
-    found = "the JSON list ends in the middle: the file is truncated" if at >= len(text) else f"broken JSON list: {why}"
-    return PipelineError(Problem(found, "[{…}, {…}, …]", "mend it, or write one object per line", where))
+    statement = (
+        "the JSON list ends in the middle: the file is truncated" if at >= len(text) else f"broken JSON list: {why}"
+    )
+    return PipelineError(Problem(statement, "[{…}, {…}, …]", "mend it, or write one object per line", where))

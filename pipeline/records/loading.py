@@ -1,6 +1,6 @@
-"""Loads a data source in a shape a stage takes: read, check, count, split. No row is dropped without a word.
+"""Loads a data source in a shape a stage takes: reads, checks, counts and splits its rows; reports every dropped row.
 
-Owns the order of rows, what happens to bad ones, and `LoadedRows`. Knows nothing of stages.
+Owns the order of rows, the treatment of bad rows, and `LoadedRows`. Knows nothing of stages.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
 FEW_BAD_ROWS = 3
-"""So many are listed though all are bad for one reason."""
+"""Up to this many bad rows are listed one by one even if all have the same reason."""
 HEADERS: dict[Shape, tuple[str, ...]] = {
     "text": ("text",),
     "messages": ("prompt", "completion"),
@@ -52,9 +52,9 @@ HEADERS: dict[Shape, tuple[str, ...]] = {
     "labelled": ("prompt", "completion", "label"),
     "prompt": ("prompt",),
 }
-"""What the columns of a file without names are most likely."""
+"""Likely column names of a file without a header, by the shape the stage takes."""
 LISTED = frozenset({*KNOWN, *LISTS, *TALKS})
-"""Columns of one row that may hold a list of objects."""
+"""Columns of a row that may hold a list of objects."""
 LINES_TO_PROMPTS = "jq -cR 'select(. != \"\") | {prompt: .}'"
 
 
@@ -63,16 +63,16 @@ class LoadedRows:
     """Checked rows of one shape.
 
     Attributes:
-        shape: the one they are in.
-        train: rows to learn from.
+        shape: shape of all rows.
+        train: rows to train on.
         held_out: rows split off by prompt; empty when the source asks for no split.
         places: ``file:line`` of each row, those of `train` first.
-        rejected: bad rows left out, each kept in the rejects file.
-        digest: of the source's content, as `digest` gives it.
-        unused: columns that no one reads, and keys of turns as ``messages[].id``; a reward function may
-            read the columns of prompt rows, so those are not named.
-        detected: which format was taken and why, one sentence for each way that files were read.
-        notes: what else a person should know of the rows, a sentence each.
+        rejected: number of bad rows left out, each written to the rejects file.
+        digest: digest of the source's content, as `digest` returns it.
+        unused: columns that nothing reads, and keys of turns as ``messages[].id``; columns of prompt rows are
+            not listed, because a reward function may read them.
+        detected: the format taken and the reason, one sentence for each format that files were read in.
+        notes: further notes on the rows, one sentence each.
     """
 
     shape: Shape
@@ -87,16 +87,16 @@ class LoadedRows:
 
 
 class _Batch(NamedTuple):
-    """Rows that lie in one place, and so are in one format."""
+    """The rows of one file or hub data set, which have one format."""
 
-    name: str  # as messages show it
-    kept_as: str  # as the rejects file shows it: the same on every machine
+    name: str  # for messages
+    kept_as: str  # for the rejects file: the same on every machine
     digest: str
     rows: list[RawRow]
 
 
 class _Layout(NamedTuple):
-    """How the rows of a batch are to be taken."""
+    """The format of a batch's rows and the shape they are converted to."""
 
     format: str
     shape: Shape | None  # None when no row can be read
@@ -121,19 +121,19 @@ def load(
 ) -> LoadedRows:
     """Read a source into checked rows of one shape.
 
-    Rows keep their order in a file; files follow one another in the order of their digests, so that neither names nor
-    the order in the recipe change the result.
+    Rows keep their order in a file. Files are ordered by their digests, so that neither their names nor the order in
+    the recipe change the result.
 
     Args:
-        source: where the rows are and how to take them.
-        shape: what the stage needs; of several shapes, the one all files are in.
-        seed: of the stage. The split does not depend on it, and nothing else here is random.
-        name: of the source in the recipe.
+        source: where the rows are and how to read them.
+        shape: shape the stage takes; of several shapes, the first that all files can give.
+        seed: seed of the stage. The split does not depend on it, and nothing else here is random.
+        name: name of the source in the recipe.
         artifact: payload folder, when the source names an artifact.
         rejects: JSON Lines file for the bad rows of a source that skips them; written only when there are any.
 
     Raises:
-        PipelineError: a file cannot be read, rows are of no known or of the wrong format, a row is bad and the source
+        PipelineError: a file cannot be read, rows have an unknown or the wrong format, a row is bad and the source
             stops on bad rows, no row is left, or all labels are the same.
     """
     shapes = (shape,) if isinstance(shape, str) else shape
@@ -142,7 +142,7 @@ def load(
     shape = _one_shape(batches, layouts, name) or shapes[0]
     _check_options(source, shape, name)
     good: list[dict[str, Any]] = []
-    places: dict[int, tuple[str, int]] = {}  # of each good row, by its identity: the split moves rows, not copies
+    places: dict[int, tuple[str, int]] = {}  # by `id` of each good row: the split moves rows without copying them
     bad: list[_BadRow] = []
     unused, contradictions = Unused(shape), Contradictions(source.columns)
     for batch, layout in zip(batches, layouts, strict=True):
@@ -212,7 +212,7 @@ def _take(
     unused: Unused,
     contradictions: Contradictions,
 ) -> list[int]:
-    """Add the rows of a batch to the good and the bad ones, up to the source's limit; return the good ones' lines."""
+    """Append the rows of a batch to ``good`` and ``bad``, up to the source's limit; return the good rows' numbers."""
     numbers: list[int] = []
     for row in batch.rows:
         if source.limit is not None and len(good) >= source.limit:
@@ -221,10 +221,10 @@ def _take(
             if row.value is None:
                 raise BadRowError(row.fault)
             columns = renamed(row.value, source.columns) if source.columns else row.value
-            made = shaped(columns, row_format, shape, source.system)
+            shaped_row = shaped(columns, row_format, shape, source.system)
             if shape in ("preference", "messages"):
                 contradictions.look(columns, row_format)
-            good.append(made)
+            good.append(shaped_row)
             unused.look(columns, row_format, good[-1])
             numbers.append(row.number)
         except BadRowError as fault:
@@ -234,17 +234,17 @@ def _take(
 
 
 def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str) -> _Layout:
-    """Return the format of a batch's rows, named by the recipe or told by the first rows, and the shape it gives.
+    """Return the format of a batch's rows, named by the recipe or detected, and the shape it gives.
 
     Raises:
-        PipelineError: it is none, or one that can give none of the shapes.
+        PipelineError: the format is unknown or gives none of the shapes.
     """
     chosen, why = source.format, f"format {source.format}: the recipe names it"
     raw = [row.value for row in batch.rows if row.value is not None]
     readable = [renamed_where_possible(row, source.columns) for row in raw] if source.columns else raw
     if chosen == "auto":
         if not readable:
-            return _Layout("", None)  # every row is bad whatever the format
+            return _Layout("", None)  # no row can be read, so every row is bad in any format
         detected = detected_format(readable, shapes)
         if detected is None:
             raise PipelineError(_no_format(batch, raw, source, shapes, name))
@@ -259,8 +259,8 @@ def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str
     if shape == "prompt" and suffix_of(batch.name) == ".txt" and any("\n" in row["text"].strip() for row in raw):
         path = Path(batch.name)
         command = f"{piped(path, LINES_TO_PROMPTS)} > {quote(unpacked_name(path).rpartition('.')[0] + '.jsonl')}"
-        found = "file is one document of several lines"
-        raise PipelineError(Problem(found, "prompts", f"write one row per line: `{command}`", batch.name))
+        statement = "file is one document of several lines"
+        raise PipelineError(Problem(statement, "prompts", f"write one row per line: `{command}`", batch.name))
     if hidden or unclear:
         raise PipelineError(*(replace(one, where=batch.name) for one in (hidden, unclear) if one))
     return _Layout(chosen, shape, why)
@@ -269,7 +269,7 @@ def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str
 def _wrong_format(
     batch: _Batch, rows: Sequence[Row], source: Source, shapes: Sequence[Shape], name: str, why: str
 ) -> Problem:
-    """Return that rows are of a format which gives none of the shapes, and the way to use them if there is one."""
+    """Return the problem of rows whose format gives none of the shapes, with a way to use them if there is one."""
     chosen = why.removeprefix("format ").partition(":")[0]
     remedy = f"set `format: {chosen}` to use them so" if set(shapes) & set(FORMATS[chosen].asked) else ""
     columns = {} if remedy or source.columns else suggested(rows, shapes)
@@ -278,8 +278,8 @@ def _wrong_format(
         if problem is not None:
             return problem
     remedy = remedy or (remedy_of(columns) if columns else "name another data source")
-    found = f"data {name}: rows are of {why.replace(':', ' (', 1).replace('( ', '(')})"
-    return Problem(found, " or ".join(map(_rows_of, shapes)), remedy, batch.name)
+    statement = f"data {name}: rows are of {why.replace(':', ' (', 1).replace('( ', '(')})"
+    return Problem(statement, " or ".join(map(_rows_of, shapes)), remedy, batch.name)
 
 
 def _rows_of(shape: Shape) -> str:
@@ -288,41 +288,41 @@ def _rows_of(shape: Shape) -> str:
 
 
 def _one_shape(batches: Sequence[_Batch], layouts: Sequence[_Layout], name: str) -> Shape | None:
-    """Return the shape of all batches, None when none of them can be read.
+    """Return the common shape of all batches; None when no batch can be read.
 
     Raises:
-        PipelineError: they are of several shapes.
+        PipelineError: the batches have several shapes.
     """
-    told = {layout.shape: batch for batch, layout in zip(batches, layouts, strict=True) if layout.shape is not None}
-    if len(told) > 1:
-        (one, first), (other, second) = list(told.items())[:2]
-        found = f"data {name}: rows are {other}, those of {first.name} are {one}"
-        raise PipelineError(Problem(found, "one of the two", "make them two data sources", second.name))
-    return next(iter(told), None)
+    by_shape = {layout.shape: batch for batch, layout in zip(batches, layouts, strict=True) if layout.shape is not None}
+    if len(by_shape) > 1:
+        (one, first), (other, second) = list(by_shape.items())[:2]
+        statement = f"data {name}: rows are {other}, those of {first.name} are {one}"
+        raise PipelineError(Problem(statement, "one of the two", "make them two data sources", second.name))
+    return next(iter(by_shape), None)
 
 
 def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
-    """Check that there are good and bad rows to learn from: each kind has its meaning beside the other.
+    """Check that training rows have both labels, since neither label means anything without the other.
 
     Raises:
-        PipelineError: all have the same label.
+        PipelineError: all rows have the same label.
     """
     labels = {row["label"] for row in rows}
     if len(labels) == 1:
         word = str(labels.pop()).lower()
         missing = "false" if word == "true" else "true"
-        found = f"data {name}: the label of all {len(rows)} rows to learn from is {word}"
-        raise PipelineError(Problem(found, "good rows and bad rows", f"add rows whose label is {missing}"))
+        statement = f"data {name}: the label of all {len(rows)} rows to learn from is {word}"
+        raise PipelineError(Problem(statement, "good rows and bad rows", f"add rows whose label is {missing}"))
 
 
 def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Sequence[Shape], name: str) -> Problem:
-    """Return that rows are in no known format, and how to rename their columns where that would do."""
+    """Return the problem of rows without a known format; its remedy renames their columns if that is enough."""
     are = f"columns {listed(rows[0])} are" if len(rows[0]) > 1 else f"column {listed(rows[0]) or '(none)'} is"
-    found = f"data {name}: {are} of no known format"
+    statement = f"data {name}: {are} of no known format"
     expected = " or ".join(map(_rows_of, shapes))
     columns = {} if source.columns else suggested(rows, shapes)
     if columns:
-        return Problem(found, expected, remedy_of(columns), batch.name)
+        return Problem(statement, expected, remedy_of(columns), batch.name)
     is_table = suffix_of(batch.name) in (".csv", ".tsv") and source.hub is None
     command = naming_command(Path(batch.name), list(rows[0]), HEADERS[shapes[0]]) if is_table else ""
     if command:
@@ -335,7 +335,7 @@ def _no_format(batch: _Batch, rows: Sequence[Row], source: Source, shapes: Seque
     first = next((row for row in rows if isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"]), None)
     if first is not None or "replies" in rows[0]:
         remedy = 'write each path of the tree as one row: `{"messages": [{"role": …, "content": …}, …]}`'
-    return Problem(found, expected, remedy, batch.name)
+    return Problem(statement, expected, remedy, batch.name)
 
 
 def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, advice: str, *, can_skip: bool) -> list[Problem]:
@@ -344,9 +344,9 @@ def _bad_rows(bad: Sequence[_BadRow], total: int, name: str, advice: str, *, can
         remedy += f", or set `data.{name}.on_bad_row: skip` to leave bad rows out and keep them in a file"
     if len(bad) == 1:
         return [Problem(found=f"row {bad[0].reason}", remedy=remedy, where=bad[0].where)]
-    if len(bad) == total > FEW_BAD_ROWS and len({one.reason for one in bad}) == 1:  # not a matter of a row
-        found = f"data {name}: all {total} rows are bad for this reason"
-        return [Problem(found=f"row {bad[0].reason}", where=bad[0].where), Problem(found=found, remedy=remedy)]
+    if len(bad) == total > FEW_BAD_ROWS and len({one.reason for one in bad}) == 1:  # one cause for all rows
+        statement = f"data {name}: all {total} rows are bad for this reason"
+        return [Problem(found=f"row {bad[0].reason}", where=bad[0].where), Problem(found=statement, remedy=remedy)]
     problems = [Problem(found=f"row {one.reason}", where=one.where) for one in bad[:LISTED_BAD_ROWS]]
     more = f" (the first {LISTED_BAD_ROWS} are listed)" if len(bad) > LISTED_BAD_ROWS else ""
     return [*problems, Problem(found=f"data {name}: {len(bad)} of {total} rows are bad{more}", remedy=remedy)]

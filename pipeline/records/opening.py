@@ -1,6 +1,6 @@
-"""Opens a data file: decompressed, past its byte order mark, told what it is when it is no data.
+"""Opens data files: decompresses them, skips a byte order mark, and rejects files that are not data.
 
-Owns compression, text encodings, and the row as it stands in its file. Compression is told by the first bytes.
+Owns compression, text encodings, and the raw row. Compression is detected by the first bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.recipe.paths import COMPRESSIONS, suffix_of
 
 MAX_ROW_BYTES = 64 * 2**20
-"""A longer line or field is a bad row: such a file is hardly ever what its name says."""
+"""A longer line or field is a bad row, because such a file is rarely what its name says."""
 
 SHOWN_OF_LONG_ROW = 200
 POINTERS = {
@@ -31,7 +31,7 @@ POINTERS = {
 ANNEX = re.compile(rb"[\w./-]*annex/objects/[^\n]+\s*\Z")
 PAGE = re.compile(rb"<(!doctype html|html)", re.IGNORECASE)
 MARKUP = re.compile(rb"<(!doctype|html|head|body|!--|\?xml)", re.IGNORECASE)
-"""A page or an answer of a server; a document may be written in other markup than HTML."""
+"""`PAGE` matches a web page in a `.txt` file, which may hold other markup; `MARKUP` matches any page in other files."""
 
 ARCHIVE = "unpack it and name what it holds"
 EXPORT = "write it anew as one of the files that `docs/data.md` lists"
@@ -51,19 +51,19 @@ KINDS = {
     b"\x80\x04\x95": ("a pickle", EXPORT),
     b"\x93NUMPY": ("an array of NumPy", EXPORT),
 }
-"""How files begin that are no text, what each is, and what to do."""
+"""First bytes of files that are not data, to what the file is and the remedy."""
 ZSTD = b"\x28\xb5\x2f\xfd"
 UNPACK = {".gz": "gzip -dc", ".bz2": "bzip2 -dc", ".xz": "xz -dc", ".zst": "zstd -dc"}
 
 
 class RawRow(NamedTuple):
-    """One row as it stands in its file.
+    """One row as read from its file, before its columns are interpreted.
 
     Attributes:
         number: 1-based line the row starts at; for Parquet and hub data the 1-based row.
         value: the columns, or None when the row cannot be read.
-        fault: why it cannot be read, e.g. ``is not JSON: …``; empty for a good row.
-        raw: text of a row that cannot be read.
+        fault: why it cannot be read, e.g. ``is not JSON: …``; empty for a readable row.
+        raw: text of an unreadable row.
     """
 
     number: int
@@ -73,7 +73,7 @@ class RawRow(NamedTuple):
 
 
 def shown(path: Path) -> str:
-    """Return a path as messages show it: relative to the current directory when it lies in it."""
+    """Return a path for messages: relative to the current directory if it is inside it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -87,7 +87,7 @@ def place(name: str, number: int) -> str:
 
 @lru_cache(maxsize=64)
 def _is_by_row(name: str) -> bool:
-    """Return whether the rows of a place have no lines."""
+    """Return whether the rows of a file or hub data set are numbered by row, not by line."""
     return name.startswith("hub:") or ".parquet" in Path(name).name
 
 
@@ -113,10 +113,10 @@ def open_bytes(path: Path) -> io.BufferedReader:
 
 
 def _start_of(path: Path) -> bytes:
-    """Return how a file begins, decompressed."""
+    """Return the first bytes of a file, decompressed."""
     with path.open("rb") as handle:
         is_zstd = handle.read(len(ZSTD)) == ZSTD
-    if is_zstd:  # read in part: a zstd file is held whole while its rows are read
+    if is_zstd:  # `open_bytes` would decompress all of it
         import pyarrow as pa
 
         with pa.input_stream(str(path), compression="zstd") as stream:
@@ -126,10 +126,10 @@ def _start_of(path: Path) -> bytes:
 
 
 def refuse_other(path: Path) -> None:
-    """Refuse a file that only stands for the data, a page that was saved in its place, and what is no data file.
+    """Reject pointers (Git LFS, Xet, git-annex), web pages, and files that are not what their suffix says.
 
     Raises:
-        PipelineError: it is a pointer, a web page, or of another kind than its name says.
+        PipelineError: the file is one of these.
     """
     start = _start_of(path)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -173,26 +173,26 @@ def skip_bom(path: Path, handle: io.BufferedReader) -> bytes:
 
 
 def converted(path: Path, encoding: str) -> str:
-    """Return the command that writes a file as UTF-8 beside it."""
+    """Return the shell command that writes a UTF-8 copy beside a file."""
     stem, _, suffix = unpacked_name(path).rpartition(".")
     return f"{piped(path, f'iconv -f {encoding} -t UTF-8')} > {shlex.quote(f'{stem}.utf8.{suffix}')}"
 
 
 def unpacked_name(path: Path) -> str:
-    """Return the name of a file without the suffix of a compression."""
+    """Return the name of a file without its compression suffix."""
     packed = next((one for one in COMPRESSIONS if path.name.lower().endswith(one)), "")
     return path.name[: len(path.name) - len(packed)]
 
 
 def piped(path: Path, command: str) -> str:
-    """Return a shell command that reads a file, unpacked where it is compressed."""
+    """Return a shell command applied to a file, which is decompressed first if it is compressed."""
     packed = path.name[len(unpacked_name(path)) :].lower()
     name = shlex.quote(path.name)
     return f"{UNPACK[packed]} {name} | {command}" if packed else f"{command} {name}"
 
 
 def encoding_hint(path: Path, content: bytes) -> str:
-    """Return the advice to convert a file, where a line that is not UTF-8 reads as another encoding."""
+    """Return the advice to convert a file whose bytes decode in another encoding than UTF-8; empty if none fits."""
     for encoding in ("GB18030", "CP1252"):
         try:
             text = content.decode(encoding)
@@ -204,7 +204,7 @@ def encoding_hint(path: Path, content: bytes) -> str:
 
 
 def oversized(number: int, start: bytes, rest: Iterable[bytes]) -> RawRow:
-    """Pass over a row too long to hold; what is kept of it still tells its content apart."""
+    """Return a row that is too long to read as unreadable, with its first characters and the hash of its content."""
     content = hashlib.sha256(start)
     size_bytes = len(start)
     for more in rest:
@@ -216,7 +216,7 @@ def oversized(number: int, start: bytes, rest: Iterable[bytes]) -> RawRow:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: it holds no half of a surrogate pair."""
+    """Return whether a text can be written as UTF-8, that is, holds no lone surrogate."""
     if text.isascii():
         return True
     try:

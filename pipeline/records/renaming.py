@@ -1,6 +1,6 @@
-"""`columns` of a data source: columns by other names; and what renaming would hide or could mend.
+"""Renames columns as `columns` of a data source asks, finds votes that this would hide, and suggests renamings.
 
-A name may reach into an object: ``{info.post: prompt}``.
+A name may be a path into an object: ``{info.post: prompt}``.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from pipeline.stage import Shape
 
 ROWS_TRIED = 20
 IGNORED = re.compile(r"note(_\w+)?")
-"""Names that no format reads: a column that becomes one is left out of account, and a row may lack it."""
+"""Matches names that no format reads; a column renamed to one is ignored, and a row may lack it."""
 WORDS = frozenset({*SIDE_WORDS, "tie"})
 LETTERS = frozenset({*WORDS, "[[a]]", "[[b]]"} - {"-1", "2", *BOOLEANS})
-"""Words that name one of two sides whatever the name of their column."""
+"""Values that name one of two sides, whatever the name of their column."""
 
 TALKS = ("conversation", "conversations", "messages", "contents", "data", "dialogue", "dialog", "chat", "turns")
 ASKED = (
@@ -61,29 +61,31 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     """Rename the columns of a row.
 
     Raises:
-        BadRowError: a column is missing, or the new name is taken by a column that keeps it.
+        BadRowError: a column is missing, or another column already has the new name.
     """
     inner = {old: _inside(row, old) for old in columns if old not in row}
     missing = [old for old, value in inner.items() if value is _NOTHING and not IGNORED.fullmatch(columns[old])]
     if missing:
         raise BadRowError(f"has no column `{missing[0]}`, which `columns` names", f"it has {listed(row)}")
     opened = {old.partition(".")[0] for old in inner}
-    taken = [new for old, new in columns.items() if new in row and new not in {*columns, *opened} and new != old]
-    if taken:
-        raise BadRowError(f"has a column `{taken[0]}` already", "none, as `columns` gives another that name")
-    made = {columns.get(name, name): value for name, value in row.items()}
-    return _voting({**made, **{columns[old]: value for old, value in inner.items() if value is not _NOTHING}}, columns)
+    occupied = [new for old, new in columns.items() if new in row and new not in {*columns, *opened} and new != old]
+    if occupied:
+        raise BadRowError(f"has a column `{occupied[0]}` already", "none, as `columns` gives another that name")
+    renamed_row = {columns.get(name, name): value for name, value in row.items()}
+    return _voting(
+        {**renamed_row, **{columns[old]: value for old, value in inner.items() if value is not _NOTHING}}, columns
+    )
 
 
 def renamed_where_possible(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row renamed as far as it has the columns."""
+    """Rename the columns that a row has; ignore missing ones."""
     inner = {columns[old]: _inside(row, old) for old in columns if old not in row}
-    made = {columns.get(name, name): value for name, value in row.items()}
-    return _voting({**made, **{new: value for new, value in inner.items() if value is not _NOTHING}}, columns)
+    renamed_row = {columns.get(name, name): value for name, value in row.items()}
+    return _voting({**renamed_row, **{new: value for new, value in inner.items() if value is not _NOTHING}}, columns)
 
 
 def _voting(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row whose vote names its answers as `columns` does: one for `gpt` is one for what `gpt` became."""
+    """Rename the answer that a row's vote names, too: a vote for column `gpt` becomes one for its new name."""
     answers = {old.casefold(): new for old, new in columns.items() if ANSWER.fullmatch(new)}
     if not answers:
         return row
@@ -98,6 +100,7 @@ _NOTHING = object()
 
 
 def _inside(row: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path into a row; `_NOTHING` if there is none."""
     value: Any = row
     for key in path.split("."):
         if not isinstance(value, Mapping) or key not in value:
@@ -107,20 +110,20 @@ def _inside(row: Mapping[str, Any], path: str) -> Any:
 
 
 def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: str) -> Problem | None:
-    """Return that `columns` makes one of two answers the better one while another column votes; None if it does not.
+    """Return a problem if `columns` always makes the same answer the better one although a column votes; else None.
 
     Args:
-        rows: as the file has them.
-        columns: how the recipe renames them.
-        name: of the source.
+        rows: rows with the columns of the file.
+        columns: the recipe's renaming.
+        name: name of the source.
     """
-    theirs = {new: old for old, new in columns.items()}
-    if "ranked" in theirs:
-        left = [{one: value for one, value in row.items() if one not in columns} for row in rows]
-        lists = [row.get(theirs["ranked"]) for row in rows]
-        beside = [{**row, "ranked": answers} for row, answers in zip(left, lists, strict=True)]
-        return _hidden_index_problem(beside, theirs["ranked"], name)
-    first, second = theirs.get("chosen", ""), theirs.get("rejected", "")
+    old_names = {new: old for old, new in columns.items()}
+    if "ranked" in old_names:
+        unrenamed = [{one: value for one, value in row.items() if one not in columns} for row in rows]
+        lists = [row.get(old_names["ranked"]) for row in rows]
+        beside = [{**row, "ranked": answers} for row, answers in zip(unrenamed, lists, strict=True)]
+        return _hidden_index_problem(beside, old_names["ranked"], name)
+    first, second = old_names.get("chosen", ""), old_names.get("rejected", "")
     if not (first and second) or {first, second} == {"chosen", "rejected"}:
         return None
     rows = [{column: value for column, value in opened(row).items() if column not in columns} for row in rows]
@@ -131,68 +134,68 @@ def hidden_vote_problem(rows: Sequence[Row], columns: Mapping[str, str], name: s
     votes = [column for column in votes if column not in points] or [*points]
     if not votes:
         return None
-    found = f"data {name}: `columns` makes `{first}` the better answer in every row, and `{votes[0]}` says which is"
+    statement = f"data {name}: `columns` makes `{first}` the better answer in every row, and `{votes[0]}` says which is"
     use = _reading(columns, sides, votes[0], values[votes[0]], points)
     remedy = f"{use}; or, if it is no vote, rename it too: `{votes[0]}: note`"
-    return Problem(found, "answers in the order of the vote", remedy)
+    return Problem(statement, "answers in the order of the vote", remedy)
 
 
 def _hidden_index_problem(rows: Sequence[Row], column: str, name: str) -> Problem | None:
-    """Return that a list is taken as ranked while a vote names one of its answers; None if none does."""
+    """Return a problem if a list is renamed to `ranked` although a column selects one of its answers; else None."""
     beside = next(filter(None, map(index_of, rows)), None)
     if beside is None:
         return None
-    told = beside[1]
-    found = (
-        f"data {name}: `columns` makes the first of `{column}` the best answer in every row, and `{told}` says which is"
+    vote = beside[1]
+    statement = (
+        f"data {name}: `columns` makes the first of `{column}` the best answer in every row, and `{vote}` says which is"
     )
     use = "write a column `ranks`, a list with 1 for the best answer"
-    remedy = f"{use}; or, if it is no vote, rename it too: `{told}: note`"
-    return Problem(found, "answers in the order of the vote", remedy)
+    remedy = f"{use}; or, if it is no vote, rename it too: `{vote}: note`"
+    return Problem(statement, "answers in the order of the vote", remedy)
 
 
 def _reading(
     columns: Mapping[str, str], sides: tuple[str, str], vote: str, values: Sequence[object], points: tuple[str, ...]
 ) -> str:
-    """Return the advice that reads two answers by their vote instead of taking the first for the better one."""
+    """Return the advice to read two answers by their vote instead of always preferring the first."""
     rest = {old: new for old, new in columns.items() if new not in ("chosen", "rejected")}
-    given = {sides[0]: "", sides[1]: "", **dict.fromkeys(points or (vote,), "")}
-    if is_comparison(renamed_where_possible(given, rest)):
+    empty_row = {sides[0]: "", sides[1]: "", **dict.fromkeys(points or (vote,), "")}
+    if is_comparison(renamed_where_possible(empty_row, rest)):
         return f"{f'set `columns: {written(rest)}`' if rest else 'leave `columns` out'}, which reads the vote"
-    told = frozenset(str(value).casefold().removesuffix(".0") for value in values if value not in (None, ""))
+    texts = frozenset(str(value).casefold().removesuffix(".0") for value in values if value not in (None, ""))
     known = sides_of(sides)
     names = known.columns if known is not None and known.columns == sides else new_names(sides)
-    if known is None and not {name.rpartition("_")[2] for name in names} & told:
-        names = ("response_a", "response_b")  # as `model_a` and `model_b` go, which may say whose answers they are
-    two = TwoAnswers(sides, names, "" if vote in points else vote, told, points=points)
+    if known is None and not {name.rpartition("_")[2] for name in names} & texts:
+        names = ("response_a", "response_b")  # match `model_a` and `model_b`, which may name the answers' models
+    two = TwoAnswers(sides, names, "" if vote in points else vote, texts, points=points)
     read = next(readings(two), None)
-    if read is None and told <= BOOLEANS:
+    if read is None and texts <= BOOLEANS:
         return by_name_of(two, rest)
     return f"set `columns: {written({**rest, **(read or {})})}`, which reads the vote"
 
 
 def _tells(column: str, rows: Sequence[Row], sides: tuple[str, ...]) -> bool:
-    """Return whether a column whose name speaks of a vote, or whose values name both answers, says which is better."""
-    told: set[str] = set()
+    """Return whether a column votes: its values name the answers or sides, and its name or values leave no doubt."""
+    words: set[str] = set()
     for row in rows:
         value = row.get(column)
         if value is None or value == "":
             continue
         if not isinstance(value, str | int | float):
             return False
-        told.add(str(value).casefold())
+        words.add(str(value).casefold())
     answers = {side.casefold() for side in sides}
-    if answers <= told <= {*answers, *WORDS} or (len(told) > 1 and told <= LETTERS):
+    if answers <= words <= {*answers, *WORDS} or (len(words) > 1 and words <= LETTERS):
         return True
     models = {str(row[name]).casefold() for row in rows for name in ("model_a", "model_b") if row.get(name)}
-    is_told = len(told) > 1 and told <= {*answers, *WORDS, *models}
-    numbers = [as_number(value) for value in told]
+    is_told = len(words) > 1 and words <= {*answers, *WORDS, *models}
+    numbers = [as_number(value) for value in words]
     is_signed = all(number is not None for number in numbers) and min(filter(None, numbers), default=0) < 0
     return (is_told or is_signed) and VOTE_WORDS.search(column) is not None
 
 
 def _deciding_points(sides: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return two columns of points of the answers in which the first is not always above."""
+    """Return the columns of the answers' points unless the first answer has more in every row; then return none."""
     points = points_of(sides, rows)
     for row in rows if points else ():
         first, second = (as_number(row.get(name)) for name in points)
@@ -204,70 +207,72 @@ def _deciding_points(sides: tuple[str, str], rows: Sequence[Row]) -> tuple[str, 
 
 
 def _is_vote(column: str, values: Sequence[object]) -> bool:
+    """Return whether a column's name is that of a vote, or a weaker name whose values name sides."""
     known = column.casefold()
-    given = [value for value in values if value is not None and value != ""]
-    if not given:
+    filled = [value for value in values if value is not None and value != ""]
+    if not filled:
         return False
     if known in NAMES or ONE_HOT.match(column) or ANNOTATOR.match(column):
         return True
     if known not in WEAK and not known.startswith("is_"):
         return False
-    words = {str(value).casefold().removesuffix(".0") for value in given}
+    words = {str(value).casefold().removesuffix(".0") for value in filled}
     return len(words) > 1 and words <= WORDS
 
 
 def remedy_of(columns: Mapping[str, str]) -> str:
-    """Return the advice to rename columns so."""
+    """Return the advice to set `columns`."""
     sure = ", if the best answer stands first in it" if "ranked" in columns.values() else ""
     return f"set `columns: {written(columns)}`{sure}"
 
 
 def suggested(rows: Sequence[Row], shapes: Iterable[Shape]) -> dict[str, str]:
-    """Return `columns` with which most of the first rows can be used, empty where none is known: each one is tried.
+    """Return a `columns` with which most of the first rows become a shape; empty if no candidate does.
 
     Args:
-        rows: as the file has them.
-        shapes: of which the stage takes one.
+        rows: rows with the columns of the file.
+        shapes: shapes the stage takes.
     """
     tried = rows[:ROWS_TRIED]
     if not tried:
         return {}
     spelt = _spelt(tried[0])
     plain = [renamed_where_possible(row, spelt) for row in tried]
-    told = ({name: "label"} for name in plain[0] if _is_label([row.get(name) for row in plain]))
-    labels: list[dict[str, str]] = [{}, *told]
+    label_columns = ({name: "label"} for name in plain[0] if _is_label([row.get(name) for row in plain]))
+    labels: list[dict[str, str]] = [{}, *label_columns]
     for shape in shapes:
         for columns in _candidates(plain, shape):
             for label in labels if shape == "labelled" else labels[:1]:
-                written_so = _over(spelt, {**columns, **label})
-                if _works(tried, written_so, shape):
-                    return written_so
+                columns_with_label = _over(spelt, {**columns, **label})
+                if _works(tried, columns_with_label, shape):
+                    return columns_with_label
     return {}
 
 
 def _spelt(row: Row) -> dict[str, str]:
-    """Return the renaming of a row's columns to small letters with `_` between words, where no other has that name."""
+    """Return the renaming of a row's columns to snake case, except where two columns would get the same name."""
     plain = Counter(map(plain_name, row))
     return {name: plain_name(name) for name in row if plain_name(name) != name and plain[plain_name(name)] == 1}
 
 
 def _over(spelt: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Return as one renaming what renames by ``spelt``, as far as a format knows the names, and then by ``columns``."""
+    """Compose two renamings: ``spelt``, as far as a format reads the names, and then ``columns``."""
     old = {new: old for old, new in spelt.items()}
-    made = {name: new for name, new in spelt.items() if new in KNOWN and new not in columns}
+    renaming = {name: new for name, new in spelt.items() if new in KNOWN and new not in columns}
     for name, new in columns.items():
         column, dot, inner = name.partition(".")
-        made[f"{old.get(column, column)}{dot}{inner}"] = new
-    return {name: new for name, new in made.items() if name != new}
+        renaming[f"{old.get(column, column)}{dot}{inner}"] = new
+    return {name: new for name, new in renaming.items() if name != new}
 
 
 def _candidates(rows: Sequence[Row], shape: Shape) -> Iterator[dict[str, str]]:
+    """Yield the renamings that may give rows a shape."""
     row = rows[0]
     system = {old: new for old, new in SYSTEM.items() if old in row and new not in row}
     asked = [name for name in ASKED if name in row]
     nested = [f"{column}.{key}" for column, value in row.items() if isinstance(value, Mapping) for key in value]
     inner = [path for path in nested if path.rpartition(".")[2] in (*ASKED, "text", "full_text", "post")]
-    yield {}  # their spelling alone
+    yield {}  # only the spelling differs
     if shape == "text":
         yield from ({name: "text"} for name in TEXTS if name in row)
         return
@@ -293,11 +298,12 @@ def _candidates(rows: Sequence[Row], shape: Shape) -> Iterator[dict[str, str]]:
 
 
 def _is_label(values: Sequence[object]) -> bool:
-    """Return whether a column says good of some rows and bad of others."""
+    """Return whether a column labels some rows good and others bad."""
     return {label_in(value) for value in values} == {True, False}
 
 
 def _pair_candidates(rows: Sequence[Row], system: Mapping[str, str], asked: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield the renamings that may read preference pairs."""
     row = rows[0]
     yield from ({name: "ranked"} for name in ("output", "outputs", "responses") if isinstance(row.get(name), list))
     for voted in renamings(rows):
@@ -312,7 +318,7 @@ def _unless(name: str, ours: str) -> dict[str, str]:
 
 
 def _works(rows: Sequence[Row], columns: Mapping[str, str], shape: Shape) -> bool:
-    """Return whether more than half of the rows become the shape, and no part of a prompt is lost."""
+    """Return whether a renaming gives more than half of the rows the shape and loses no part of a prompt."""
     if not columns:
         return False
     tried = [renamed_where_possible(row, columns) for row in rows]

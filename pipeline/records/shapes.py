@@ -1,4 +1,4 @@
-"""The five shapes a stage takes rows in, made from what a format read.
+"""Converts parsed rows to the five shapes that stages take.
 
     text         {"text": str}
     messages     {"messages": turns}                  ends with the assistant: a demonstration
@@ -6,10 +6,10 @@
     labelled     {"prompt": turns, "completion": turns, "label": bool}      a demonstration's final turn, good or bad
     prompt       {"prompt": turns}                    ends with the user
 
-A turn has `role` (system, user, assistant, tool) and `content`; one of the assistant may have `tool_calls`,
-`reasoning_content` and `train: False`, one of a tool `tool_call_id` and `name`. Beside a shape may stand `tools`, what
-the assistant may call, and `plain_text: True`: the row was plain text on every side, so it can be continued as text.
-Columns that did not go into the shape stay in the row as they are.
+A turn has `role` (system, user, assistant, tool) and `content`. An assistant turn may have `tool_calls`,
+`reasoning_content` and `train: False`; a tool turn may have `tool_call_id` and `name`. A row may also have `tools`, the
+tools the assistant may call, and `plain_text: True` if all its sides were plain text, so that it can be continued as
+text. Columns that are not read stay in the row unchanged.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pipeline.records.turns import ROLES, Turns, check_order
 from pipeline.stage import Shape
 
 LABELS = ("label", "kto_tag", "desirable")
-"""Columns that say whether a completion is good, the first that a row fills: trl's, LLaMA-Factory's, other tools'."""
+"""Columns that label a completion good or bad (trl's, LLaMA-Factory's, other tools'); the first with a value counts."""
 
 SPEAKERS = ("role", "from", "speaker", "author", "sender")
-"""Columns beside a text that say who speaks, in files that hold one message a row."""
+"""Columns that name the speaker of a text, in files that hold one message per row."""
 
 _LABEL_WORDS = {
     **dict.fromkeys(("true", "1", "yes", "good", "desirable", "chosen", "positive"), True),
@@ -37,13 +37,13 @@ _LABEL_WORDS = {
 
 
 def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict[str, Any]:
-    """Return the row a stage gets.
+    """Return a row in a shape.
 
     Args:
-        row: columns as read, renamed where the recipe says so.
-        name: of the format.
-        shape: wanted by the stage; one the format can give.
-        system: system turn for a conversation that has none.
+        row: columns as read, renamed as the recipe asks.
+        name: name of the row's format.
+        shape: shape the stage takes, one that the format can give.
+        system: system message for a conversation that has none.
 
     Raises:
         BadRowError: the row is bad.
@@ -55,46 +55,46 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict
     if shape == "text":
         # Turns joined by a blank line: raw material for a tokenizer or for pretraining, no chat template.
         turns = parsed.turns + parsed.chosen
-        made: dict[str, Any] = {"text": parsed.text or "\n\n".join(filter(None, map(_said, turns)))}
+        result: dict[str, Any] = {"text": parsed.text or "\n\n".join(filter(None, map(_said, turns)))}
     else:
-        made = _conversation(parsed, name, shape, parsed.system or system or "")
+        result = _conversation(parsed, name, shape, parsed.system or system or "")
         tools = tools_of(of_openai(row)) if name != "text" else []
         if tools:
-            made["tools"] = tools
+            result["tools"] = tools
         if parsed.is_plain and not parsed.system and not system and not tools:
-            made["plain_text"] = True
+            result["plain_text"] = True
     # A prompt row keeps the columns it does not use: an answer beside the prompt is what a reward function checks.
     used = frozenset({"prompt"}) if shape == "prompt" else read_columns(name, row)
     if shape == "labelled":
-        column, made["label"] = _label(row)
+        column, result["label"] = _label(row)
         used |= {column}
-    return {**{column: value for column, value in row.items() if column not in used}, **made}
+    return {**{column: value for column, value in row.items() if column not in used}, **result}
 
 
 def _check_speaker(row: Row) -> None:
-    """Refuse a message as a prompt that the row itself calls another's, or the middle of a conversation.
+    """Check that a message used as a prompt is the user's and the first of its conversation.
 
     Raises:
-        BadRowError: it is one.
+        BadRowError: the row says that it is not.
     """
     asked = next((name for name in ("text", "prompt", "instruction") if isinstance(row.get(name), str)), None)
-    told = {name: row[name].strip() for name in SPEAKERS if isinstance(row.get(name), str)}
-    roles = {name: ROLES[said.casefold()] for name, said in told.items() if said.casefold() in ROLES}
+    speakers = {name: row[name].strip() for name in SPEAKERS if isinstance(row.get(name), str)}
+    roles = {name: ROLES[speaker.casefold()] for name, speaker in speakers.items() if speaker.casefold() in ROLES}
     other = next((name for name, role in roles.items() if role != "user"), None)
     if asked and other:
-        raise BadRowError(f"`{other}` is {told[other]}, so `{asked}` is no prompt", "a message of the user")
+        raise BadRowError(f"`{other}` is {speakers[other]}, so `{asked}` is no prompt", "a message of the user")
     if asked and roles and row.get("parent_id"):
         raise BadRowError(f"`parent_id` is set, so `{asked}` is the middle of a conversation", "its first message")
 
 
 def _said(turn: Mapping[str, Any]) -> str:
-    """Return all a turn says, as text."""
+    """Return a turn as text: reasoning, content and calls, one per line."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
     return "\n".join(filter(None, (turn.get("reasoning_content", ""), turn["content"], *calls)))
 
 
 def _conversation(parsed: Parsed, row_format: str, shape: Shape, system: str) -> dict[str, Any]:
-    name = "conversations" if row_format == "sharegpt" else row_format  # as the column is called
+    name = "conversations" if row_format == "sharegpt" else row_format  # the column's name, for messages
     turns = parsed.turns or [{"role": "user", "content": parsed.text}]
     if system and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": system}, *turns]
@@ -112,31 +112,31 @@ def _conversation(parsed: Parsed, row_format: str, shape: Shape, system: str) ->
 
 
 def _check_learnt(turns: Turns) -> None:
-    """Refuse a row of which nothing is learnt.
+    """Check that a row has an assistant turn to train on.
 
     Raises:
-        BadRowError: every turn of the assistant says that it is not to be learnt.
+        BadRowError: every assistant turn is excluded from training.
     """
     if all(turn.get("train") is False for turn in turns if turn["role"] == "assistant"):
         raise BadRowError("no turn of the assistant is to be learnt", "one without `weight: 0` or `train: false`")
 
 
 def _label(row: Row) -> tuple[str, bool]:
-    """Return the column that holds the label of a row, and whether it says good."""
-    given = [name for name in LABELS if row.get(name) not in (None, "")]
-    if not given:
+    """Return the column of a row's label, and whether the label is good."""
+    labels = [name for name in LABELS if row.get(name) not in (None, "")]
+    if not labels:
         raise BadRowError("`label` is missing", "true or false")
-    column, label = given[0], label_in(row[given[0]])
+    column, label = labels[0], label_in(row[labels[0]])
     if label is None:
         raise BadRowError(f"`{column}` is {row[column]!r}"[:60], "true or false (or 1 or 0)")
-    other = next((name for name in given if label_in(row[name]) is (not label)), None)
+    other = next((name for name in labels if label_in(row[name]) is (not label)), None)
     if other is not None:
         raise BadRowError(f"`{column}` is {row[column]!r} and `{other}` is {row[other]!r}"[:80], "one label")
     return column, label
 
 
 def label_in(value: object) -> bool | None:
-    """Return what a label says, None if it is none."""
+    """Return a label's value as a boolean; None if it is not a label."""
     if isinstance(value, str):  # CSV has text only
         return _LABEL_WORDS.get(value.strip().casefold())
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None

@@ -1,7 +1,7 @@
-"""Where the rows of a data source are: files of a path, files of an artifact, or a data set of the Hugging Face hub.
+"""Locates the rows of a data source: files of a path, files of an artifact, or a data set of the Hugging Face hub.
 
-Owns the finding of files and the call to `datasets`. Knows nothing of what is in a row. Nothing a data set brings is
-ever executed: `trust_remote_code` is not passed on.
+Owns the lookup of files and the call to `datasets`. Knows nothing of what is in a row. Code of a data set is never
+executed: `trust_remote_code` is not passed on.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class Source(Protocol):
-    """The fields of a recipe's data source that records read; exactly one of files, hub and artifact is meant.
+    """The fields of a recipe's data source that this package reads; exactly one of files, hub and artifact is set.
 
     Attributes:
-        hub: id of a data set of the hub, ``owner/name``.
+        hub: id of a data set on the hub, ``owner/name``.
         revision: commit, tag or branch of the hub's data set.
         subset: configuration of the hub's data set.
         hub_split: split of the hub's data set.
         artifact: name or ref of the artifact whose files hold the rows.
-        file: which file of the artifact, relative to its folder.
+        file: file of the artifact, relative to its folder.
         format: row format, or ``auto``.
-        columns: column as the file names it to the name our formats use.
+        columns: the file's column names to the names that formats read.
         on_bad_row: ``stop`` or ``skip``.
         held_out: share of prompts split off.
-        limit: rows used, the first ones.
-        system: system turn for rows that have none.
+        limit: number of first rows to use.
+        system: system message for rows that have none.
         files: absolute paths of the files of a path.
     """
 
@@ -74,7 +74,7 @@ def files_of(source: Source, artifact: Path | None) -> tuple[Path, ...]:
         artifact: payload folder of the artifact the source names, None when it names none.
 
     Raises:
-        PipelineError: there is no file, or the artifact's file is not told or lies outside of it.
+        PipelineError: there is no file, or the artifact's file is ambiguous or outside of the artifact.
     """
     if source.artifact is not None:
         return (_artifact_file(source, artifact),)
@@ -90,8 +90,8 @@ def _artifact_file(source: Source, folder: Path | None) -> Path:
     if source.file is not None:
         path = (root / source.file).resolve()
         if not path.is_relative_to(root):
-            found = f"file `{source.file}` lies outside of artifact `{source.artifact}`"
-            raise PipelineError(Problem(found, "a path inside of it", "correct `file`"))
+            statement = f"file `{source.file}` lies outside of artifact `{source.artifact}`"
+            raise PipelineError(Problem(statement, "a path inside of it", "correct `file`"))
         if path.is_file():
             return path
     candidates = [str(path.relative_to(root)) for path in sorted(root.rglob("*")) if _is_data_file(path)]
@@ -100,51 +100,53 @@ def _artifact_file(source: Source, folder: Path | None) -> Path:
     has = f"has {listed(candidates) or 'no data file'}"
     if source.file is None:
         raise PipelineError(Problem(f"artifact `{source.artifact}` {has}", "one file", "name it with `file:`"))
-    found = f"artifact `{source.artifact}` has no file `{source.file}`"
-    raise PipelineError(Problem(found, f"it {has}", "correct `file`"))
+    statement = f"artifact `{source.artifact}` has no file `{source.file}`"
+    raise PipelineError(Problem(statement, f"it {has}", "correct `file`"))
 
 
 def _is_data_file(path: Path) -> bool:
-    # JSON and text in an artifact are manifests, configurations and merges, not rows.
+    # JSON and text files in an artifact are manifests, configurations and BPE merges, not rows.
     return path.is_file() and is_data_file(path) and suffix_of(path.name) not in (".json", ".txt")
 
 
 def hub_place(source: Source) -> str:
-    """Return ``hub:owner/name@revision (subset, split)``, which is also what the digest of a hub source stands on."""
+    """Return ``hub:owner/name@revision (subset, split)``, which is also the hashed content of a hub source's digest."""
     revision = f"@{source.revision}" if source.revision else ""
     return f"hub:{source.hub}{revision} ({', '.join(filter(None, (source.subset, source.hub_split)))})"
 
 
 def hub_rows(source: Source) -> Iterator[RawRow]:
-    """Yield the rows of a data set of the hub, downloaded or from the local cache.
+    """Yield the rows of a data set on the hub, downloaded or from the local cache.
 
     Raises:
-        PipelineError: it cannot be had: no such data set, subset or split, or no connection.
+        PipelineError: it cannot be loaded: no such data set, subset or split, or no connection.
     """
     hub_id = source.hub or ""
     if not HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
-        found = f"hub id `{hub_id}` is {'a local path' if Path(hub_id).exists() else 'not an id'}"
-        raise PipelineError(Problem(found, "`owner/name`", "use `path:` for files"))
+        statement = f"hub id `{hub_id}` is {'a local path' if Path(hub_id).exists() else 'not an id'}"
+        raise PipelineError(Problem(statement, "`owner/name`", "use `path:` for files"))
     import datasets
 
     try:
         rows = datasets.load_dataset(hub_id, source.subset, split=source.hub_split, revision=source.revision)
     except Exception as error:  # datasets, huggingface_hub and the HTTP client each raise their own
         reason = (str(error).strip().splitlines() or [""])[0][:300]
-        found = f"cannot load data set: {type(error).__name__}: {reason}"
+        statement = f"cannot load data set: {type(error).__name__}: {reason}"
         expected = "a data set of the hub, and a connection or a cached copy"
-        raise PipelineError(Problem(found, expected, "check id, subset, split, network", hub_place(source))) from error
+        raise PipelineError(
+            Problem(statement, expected, "check id, subset, split, network", hub_place(source))
+        ) from error
     _check_revision(source, [file["filename"] for file in rows.cache_files])
     for number, row in enumerate(rows, start=1):
         yield RawRow(number, dict(row))
 
 
 def _check_revision(source: Source, cached: list[str]) -> None:
-    """Refuse another commit than the one asked for: without a connection `datasets` takes whichever it has."""
+    """Check that cached rows are of the requested commit; offline, `datasets` takes any commit in its cache."""
     if not COMMIT.fullmatch(source.revision or ""):
         return
     commits = {part for file in cached for part in Path(file).parts if COMMIT.fullmatch(part)}
     if commits - {source.revision}:
-        found = f"the local copy is of commit {', '.join(sorted(commits))}"
+        statement = f"the local copy is of commit {', '.join(sorted(commits))}"
         remedy = "connect to fetch it, or name the commit there is"
-        raise PipelineError(Problem(found, f"commit {source.revision}", remedy, hub_place(source)))
+        raise PipelineError(Problem(statement, f"commit {source.revision}", remedy, hub_place(source)))

@@ -1,8 +1,8 @@
-"""Which rows are held out: decided by the prompt's text alone.
+"""Splits rows into training and held-out rows by a hash of the prompt's text.
 
-Owns the key of a row and the side it falls on. The side does not depend on seeds, on other rows, on file order or on
-the source, so a prompt held out from the demonstrations is also held out from the preferences, and more rows added
-later never move an old one. The share reached is therefore near the one asked for, not equal to it.
+Owns the key of a row and its side. The side does not depend on seeds, other rows, file order or the source. A prompt
+held out from the demonstrations is therefore also held out from the preferences, and added rows never move an old one.
+The share held out is close to the requested share, not equal to it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ SALT = b"trueup-held-out"
 
 
 def split(rows: list[dict[str, Any]], share: float, shape: Shape) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Split rows into those to learn from and those held out, in their order.
+    """Split rows into training rows and held-out rows; both keep the order of the rows.
 
     All rows of one prompt fall on one side. With two prompts or more and ``0 < share < 1`` each side gets at least one:
     the lowest prompt is always held out, the highest never.
 
     Args:
         rows: loaded rows.
-        share: of prompts to hold out, from 0 to 1.
-        shape: of the rows.
+        share: share of the prompts to hold out, from 0 to 1.
+        shape: shape of the rows.
     """
     if share <= 0:
         return rows, []
@@ -44,10 +44,10 @@ def _above(position: float) -> float:
 
 
 def key(row: dict[str, Any], shape: Shape) -> str:
-    """Return what decides a row's side: the first user turn of its prompt, or its text.
+    """Return the text whose hash decides a row's side: the first user turn of its prompt, or its text.
 
-    The first turn and not the whole prompt, because later turns of one conversation quote its earlier answers: two
-    rows of one conversation on two sides would leak. Case and white space do not count.
+    Only the first turn counts, because later turns contain earlier answers of the same conversation: two rows of one
+    conversation on different sides would leak. Case and white space are normalised.
     """
     if shape == "text":
         opening = row["text"]
@@ -60,6 +60,6 @@ def key(row: dict[str, Any], shape: Shape) -> str:
 
 
 def position(text: str) -> float:
-    """Return where a key stands in [0, 1): evenly spread, the same for ever."""
+    """Return the hash of a key as a number in [0, 1), uniformly distributed and the same in every version."""
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=SALT).digest(), "big")
     return (number >> 11) * 2.0**-53

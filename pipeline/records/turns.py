@@ -1,7 +1,7 @@
-"""Turns of a conversation: read from what a row holds, and checked.
+"""Parses and checks the turns of a conversation.
 
-Owns roles, what a turn may hold, and the order of turns. Raises `BadRowError` with the reason a user reads beside file
-and line.
+Owns roles, the content of a turn, and the order of turns. Raises `BadRowError` with the reason that a user reads beside
+file and line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROLES = {
     "function_call": "call",
     "tool_call": "call",
 }
-"""How data sets name a speaker, to our names; a `call` is a turn of the assistant whose text is a call."""
+"""Names of speakers in data sets to our roles; a `call` is an assistant turn whose text is a tool call."""
 
 PLAIN_ROLES = ("system", "user", "assistant")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "parts", "text")
@@ -52,25 +52,25 @@ PARTS_ELSEWHERE = {
     **dict.fromkeys(("tool_result", "functionResponse"), "what a tool gave as a turn of role tool"),
     "refusal": "what is said as text",
 }
-"""Parts of Anthropic's, OpenAI's and Google's messages, and where we read what they hold."""
+"""Parts of Anthropic's, OpenAI's and Google's messages, to where their content belongs in our turns."""
 PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
 TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 TRANSCRIPT_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 def turns_of(value: object, name: str) -> Turns:
-    """Return the turns of a list of messages, with our names of roles; blank system turns are left out.
+    """Return the turns of a list of messages, with our roles; blank system turns are left out.
 
     Args:
-        value: what the column holds: a list, or (from CSV) the text of one, as JSON or as Python writes it.
-        name: of the column, for messages.
+        value: the column's value: a list, or (from CSV) its text as JSON or as a Python literal.
+        name: name of the column, for error messages.
 
     Raises:
-        BadRowError: it is no list of messages, a role is unknown, a text is missing, or a turn has what we cannot use.
+        BadRowError: it is no list of messages, a role is unknown, a text is missing, or a turn has unsupported content.
     """
     turns: Turns = []
     for number, message in enumerate(listed_messages(value, name), start=1):
-        if isinstance(message, dict) and len(message) == 2:  # most of all turns, fast
+        if isinstance(message, dict) and len(message) == 2:  # fast path for most turns
             role, content = message.get("role"), message.get("content")
             if (
                 role in PLAIN_ROLES
@@ -91,7 +91,7 @@ def turns_of(value: object, name: str) -> Turns:
 
 
 def _keys_of(message: object, here: str) -> tuple[str, str]:
-    """Return which keys of a message name its speaker and hold its text."""
+    """Return the keys of a message's role and of its content."""
     if isinstance(message, Mapping):
         role = next((key for key in ROLE_KEYS if message.get(key) is not None), None)
         content = next((key for key in CONTENT_KEYS if message.get(key) is not None), None)
@@ -106,11 +106,12 @@ def _keys_of(message: object, here: str) -> tuple[str, str]:
 
 
 def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: str) -> Turn:
-    given = message[role_key]
-    role = ROLES.get(given.casefold()) if isinstance(given, str) else None
+    """Return the turn of one message."""
+    speaker = message[role_key]
+    role = ROLES.get(speaker.casefold()) if isinstance(speaker, str) else None
     if role is None:
-        told = json.dumps(given, default=str)[:60]
-        raise BadRowError(f"{here} has unknown role {told}", "one of system, user, assistant, tool")
+        shown = json.dumps(speaker, default=str)[:60]
+        raise BadRowError(f"{here} has unknown role {shown}", "one of system, user, assistant, tool")
     media = next((key for key in MEDIA_KEYS if message.get(key)), None)
     if media is not None:
         raise BadRowError(f"{here} has `{media}`", TEXT_ONLY)
@@ -130,30 +131,30 @@ def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: 
 
 
 def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> Turn:
-    """Return what the system, a user or the assistant says."""
+    """Return the content of a system, user or assistant turn, with the assistant's calls and reasoning."""
     if role != "assistant":
         return {"content": text_of(content, here)}
     calls = calls_of(message, here)
     is_silent = content is None or (isinstance(content, str) and not content.strip())
-    said: Turn = {"content": "" if calls and is_silent else text_of(content, here)}
+    fields: Turn = {"content": "" if calls and is_silent else text_of(content, here)}
     if calls:
-        said["tool_calls"] = calls
-    return {**said, **_thought_and_weight(message, here)}
+        fields["tool_calls"] = calls
+    return {**fields, **_thought_and_weight(message, here)}
 
 
 def _thought_and_weight(message: Mapping[str, Any], here: str) -> Turn:
-    """Return what the assistant thought, and whether its turn is learnt, where a message says it."""
-    made: Turn = {}
+    """Return the assistant's reasoning, and `train: False` for a turn excluded from training."""
+    fields: Turn = {}
     thoughts = next((message[key] for key in REASONING_KEYS if message.get(key)), None)
     if thoughts is not None:
-        made["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
+        fields["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
     if not is_trained(message, here):
-        made["train"] = False
-    return made
+        fields["train"] = False
+    return fields
 
 
 def unused_keys(message: object) -> Iterable[str]:
-    """Return keys of a message that hold something and that no one reads; which are read depends on its speaker."""
+    """Return the keys of a message that have a value and are not read for its role."""
     if not isinstance(message, Mapping) or not message.keys() & set(ROLE_KEYS):
         return ()
     in_parts = [
@@ -166,26 +167,26 @@ def unused_keys(message: object) -> Iterable[str]:
     ]
     if message.keys() in PLAIN_KEYS:
         return in_parts
-    given = {key: value for key, value in message.items() if value not in (None, "", [], {})}
+    filled = {key: value for key, value in message.items() if value not in (None, "", [], {})}
     read = {next((key for key in keys if message.get(key) is not None), "") for keys in (ROLE_KEYS, CONTENT_KEYS)}
-    said = message.get(next(iter(read & set(ROLE_KEYS)), ""))
-    role = ROLES.get(said.casefold()) if isinstance(said, str) else None
+    speaker = message.get(next(iter(read & set(ROLE_KEYS)), ""))
+    role = ROLES.get(speaker.casefold()) if isinstance(speaker, str) else None
     in_calls = unread_in_calls(message) if role == "assistant" else []
     if role in ("assistant", "call"):
-        read |= {*TRAIN_KEYS, next((key for key in REASONING_KEYS if key in given), "")}
+        read |= {*TRAIN_KEYS, next((key for key in REASONING_KEYS if key in filled), "")}
         read |= set(CALL_KEYS) if role == "assistant" else set()
     elif role == "tool":
         read |= {"tool_call_id", "name"}
-    # Only the assistant is learnt: a turn of another that says it is not says nothing new.
-    left = [key for key in given if key not in read and not (key in TRAIN_KEYS and given[key] == 0)]
-    return [*left, *in_parts, *in_calls]
+    # Only assistant turns are trained on, so `train: 0` in another turn changes nothing.
+    unread = [key for key in filled if key not in read and not (key in TRAIN_KEYS and filled[key] == 0)]
+    return [*unread, *in_parts, *in_calls]
 
 
 def listed_messages(value: object, name: str) -> Sequence[Any]:
-    """Return the list a column of messages holds, as a list or as its text.
+    """Return the list of a column of messages, parsed if it is text.
 
     Raises:
-        BadRowError: it holds none.
+        BadRowError: the column does not hold a list.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         is_python = PYTHON_LIST.match(value) is not None
@@ -196,24 +197,24 @@ def listed_messages(value: object, name: str) -> Sequence[Any]:
 
 
 def _python_list(text: str, name: str) -> Any:
-    """Return the list that stands in a text as Python writes it, which is how pandas writes one to CSV."""
+    """Parse a list written as a Python literal, as pandas writes it to CSV."""
     try:
         with warnings.catch_warnings(action="ignore"):
             parsed = ast.parse(text.strip(), mode="eval")
-            made = ast.literal_eval(parsed)
+            messages = ast.literal_eval(parsed)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        found = f"`{name}` is the text of a Python list that cannot be read, as pandas writes one to CSV"
+        statement = f"`{name}` is the text of a Python list that cannot be read, as pandas writes one to CSV"
         remedy = 'write the table with `to_json("rows.jsonl", orient="records", lines=True)`'
-        raise BadRowError(found, "JSON", remedy) from None
+        raise BadRowError(statement, "JSON", remedy) from None
     for node in (node for node in ast.walk(parsed) if isinstance(node, ast.Dict)):
         keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
         if len(set(keys)) != len(keys):
             raise twice_error(next(key for at, key in enumerate(keys) if key in keys[:at]), f"`{name}`")
-    return made
+    return messages
 
 
 def _is_parts(content: Sequence[Any]) -> bool:
-    """Return whether a list holds the parts of a message, not the things that a tool found."""
+    """Return whether a list holds the parts of a message, not a tool's result."""
     return bool(content) and all(isinstance(part, Mapping) and _is_part(part) for part in content)
 
 
@@ -231,7 +232,7 @@ def _is_media(part: Mapping[str, Any]) -> bool:
 
 
 def _joined_parts(parts: Sequence[Any], here: str) -> str:
-    """Join the parts of a message that are written as ``{"type": "text", "text": …}``."""
+    """Return the joined text of a message's parts ``{"type": "text", "text": …}``."""
     return "".join(_text_of_part(part, here) for part in parts)
 
 
@@ -239,7 +240,7 @@ def _text_of_part(part: object, here: str) -> str:
     """Return the text of a part of a message.
 
     Raises:
-        BadRowError: it holds something else, or says that its text is a thought or is not to be learnt.
+        BadRowError: it is not text, or its text is reasoning or excluded from training.
     """
     if not isinstance(part, Mapping):
         raise BadRowError(f"{here} has a part that is {kind_of_value(part)}", '`{"type": "text", "text": …}`')
@@ -260,7 +261,7 @@ def _text_of_part(part: object, here: str) -> str:
 
 
 def transcript_turns(text: str, name: str) -> Turns:
-    r"""Return the turns of ``\n\nHuman: … \n\nAssistant: …``, without the white space around each.
+    r"""Return the turns of a transcript ``\n\nHuman: … \n\nAssistant: …``, each without surrounding white space.
 
     Raises:
         BadRowError: it does not start with a speaker, or a turn is empty.
@@ -276,16 +277,16 @@ def transcript_turns(text: str, name: str) -> Turns:
 
 
 FOLLOWS = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant", "user")}
-"""Which speakers may follow one. A call may stand in the text of a turn, so a result may follow any of them."""
+"""Role to the roles that may follow it. A tool result may follow any assistant turn, whose text may hold the call."""
 
 
 def check_order(turns: Turns, name: str, *, first: str = "user", last: str) -> None:
-    """Check who speaks after whom, from ``first`` (after one system turn) to ``last``.
+    """Check the order of roles, from ``first`` (after an optional system turn) to ``last``.
 
-    A prompt that is to end with the user may also end with a tool's result.
+    A prompt that must end with the user may also end with a tool's result.
 
     Raises:
-        BadRowError: they do not.
+        BadRowError: the order is wrong.
     """
     spoken = turns[1:] if turns and turns[0]["role"] == "system" and first == "user" else turns
     if not spoken:

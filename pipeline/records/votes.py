@@ -1,7 +1,7 @@
-"""Which of two answers is better, as data sets say it: by a name, a number, a sign, two scores or several people.
+"""Reads which of two answers is better from a name, a number, a sign, two scores, or several annotators.
 
-Owns what a vote means. A number whose meaning a file does not show (0 and 1 beside answers `a` and `b`) is refused with
-the names that say it.
+Owns what a vote means. An ambiguous number (0 or 1 beside answers `a` and `b`) is rejected; the message names the
+columns that are unambiguous.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ NAMES = [
     "preference_strength",
     "first_is_better",
 ]
-"""Columns that are votes, the first of them that a row has."""
+"""Columns that are votes; the first that a row has is read."""
 
 WEAK = ("label", "labels", "chosen", "safer_response_id")
-"""Columns that are votes where there are no scores."""
+"""Columns that are votes if there are no scores."""
 
 SIGNED = ("overall_preference", "preference_strength")
-"""Below 0 the first is better, above 0 the second (HelpSteer2 and 3)."""
+"""Columns in which a negative number prefers the first answer and a positive one the second (HelpSteer2 and 3)."""
 
 ONE_HOT = re.compile(r"winner_(model_|response_)?(?P<side>a|b|1|2|tie)$", re.IGNORECASE)
 ANNOTATOR = re.compile(r"annotator_?\d+$", re.IGNORECASE)
 SCORES = ("score", "rating", "reward", "overall_score", "rank")
-"""Points of both answers; of ranks the lower is the better."""
+"""Words of columns with one score per answer; a lower `rank` is better."""
 
 TIES = frozenset(
     [
@@ -80,8 +80,8 @@ class Sides(NamedTuple):
     """Two answers of a row.
 
     Attributes:
-        columns: that hold them; one twice where it holds both.
-        suffixes: that tell them apart, such as ``a`` and ``b``.
+        columns: the columns that hold them; the same column twice if it holds both.
+        suffixes: the suffixes of their names, such as ``a`` and ``b``.
     """
 
     columns: tuple[str, str]
@@ -90,10 +90,10 @@ class Sides(NamedTuple):
 
 @lru_cache(maxsize=256)
 def vote_columns(names: tuple[str, ...], sides: Sides) -> tuple[str, ...]:
-    """Return the columns that say which side is better, none if there are none.
+    """Return the columns that say which side is better; empty if there are none.
 
     Args:
-        names: of all columns of a row, in their order.
+        names: names of all columns of a row, in their order.
         sides: the answers.
     """
     by_name = {name.casefold(): name for name in names}
@@ -112,17 +112,17 @@ def vote_columns(names: tuple[str, ...], sides: Sides) -> tuple[str, ...]:
 
 
 def _points_of(word: str, suffix: str, column: str, by_name: Mapping[str, str]) -> str | None:
-    """Return the column of an answer's points: `score_a`, `a_score`, `response_a_score`, `score_response_a`."""
+    """Return the column of an answer's score: `score_a`, `a_score`, `response_a_score` or `score_response_a`."""
     answer = column.casefold()
     spelt = (f"{word}_{suffix}", f"{word}{suffix}", f"{suffix}_{word}", f"{answer}_{word}", f"{word}_{answer}")
     return next((by_name[name] for name in spelt if name in by_name), None)
 
 
 def better_side(row: Row, sides: Sides, votes: tuple[str, ...]) -> str:
-    """Return which side a row calls better: ``first`` or ``second``.
+    """Return the side a row prefers: ``first`` or ``second``.
 
     Raises:
-        BadRowError: it calls neither better, or what it says is no vote.
+        BadRowError: the vote is a tie, or cannot be read.
     """
     if ONE_HOT.match(votes[0]):
         side = _one_hot(row, votes)
@@ -136,8 +136,8 @@ def better_side(row: Row, sides: Sides, votes: tuple[str, ...]) -> str:
         side = max((FIRST, SECOND), key=lambda one: counted[one])
         side = TIE if counted[FIRST] == counted[SECOND] or counted[TIE] > len(votes) / 2 else side
     if side == TIE:
-        said = " and ".join(f"`{name}` {row[name]!r}"[:60] for name in votes[:3])
-        raise BadRowError(f"is a tie ({said})", "one answer that is better")
+        shown = " and ".join(f"`{name}` {row[name]!r}"[:60] for name in votes[:3])
+        raise BadRowError(f"is a tie ({shown})", "one answer that is better")
     return side
 
 
@@ -175,7 +175,7 @@ _BOOLEANS = {"true": FIRST, "false": SECOND}
 
 
 def is_from_zero(column: str, sides: Sides) -> bool:
-    """Return whether a number counts the answers from 0."""
+    """Return whether a vote's number is a 0-based index of the answers."""
     return column.casefold() == "better_index" or sides.suffixes == ("0", "1")
 
 
@@ -193,19 +193,19 @@ def _side_of_word(value: object, row: Row, sides: Sides) -> str | None:
         if plain in names - {""} or (match and match[1] == sides.suffixes[at]):
             return side
     for at, side in enumerate((FIRST, SECOND)):
-        if word == str(row.get(sides.columns[at])).strip().casefold():  # the better answer itself
+        if word == str(row.get(sides.columns[at])).strip().casefold():  # the vote repeats the better answer
             return side
     return _side_of_owner(word, row, sides)
 
 
 def _is_third(row: Row, sides: Sides) -> bool:
-    """Return whether a row has a third answer, `response_c`; without one, a judge's C is a tie."""
+    """Return whether a row has a third answer, `response_c`; without one, a judge's `C` is a tie."""
     stem = words_of(sides.columns[0])[:-1]
     return any(words_of(name) == (*stem, "c") for name in row)
 
 
 def _side_of_owner(word: str, row: Row, sides: Sides) -> str | None:
-    """Return the side whose column (`model_a`, `response_b_model`) holds a word, None unless it is one side's."""
+    """Return the side whose column (`model_a`, `response_b_model`) holds a word; None if both or neither do."""
     owned = [
         any(
             suffix in words_of(column) and isinstance(value, str) and value.strip().casefold() == word
@@ -218,7 +218,7 @@ def _side_of_owner(word: str, row: Row, sides: Sides) -> str | None:
 
 
 def as_number(value: object) -> float | None:
-    """Return a finite number, or the one that a text holds; None if it is none."""
+    """Return a value as a finite number, parsed if it is text; None if it is not a finite number."""
     if not isinstance(value, int | float | str):
         return None
     try:
@@ -236,13 +236,13 @@ def _number(value: object, column: str) -> float:
 
 
 def naming_problem(rows: Collection[Row], column: str, sides: Sides, name: str) -> Problem | None:
-    """Return that the words of a vote's column name none of the answers in any row; None if one does.
+    """Return a problem if the words of a vote column name no answer in any row; None if one does.
 
     Args:
-        rows: that have the column.
-        column: that votes.
+        rows: rows that have the column.
+        column: the vote column.
         sides: the answers.
-        name: of the source.
+        name: name of the source.
     """
     words: dict[str, None] = {}
     for row in rows:
@@ -256,23 +256,23 @@ def naming_problem(rows: Collection[Row], column: str, sides: Sides, name: str) 
     if not words:
         return None
     answers = " and ".join(f"`{one}`" for one in sides.columns)
-    found = f"data {name}: `{column}` is {listed((word[:40] for word in words), 3)} beside {answers}"
-    return Problem(found, "a vote that names one of the answers", write_anew(column))
+    statement = f"data {name}: `{column}` is {listed((word[:40] for word in words), 3)} beside {answers}"
+    return Problem(statement, "a vote that names one of the answers", write_anew(column))
 
 
 def write_anew(vote: str) -> str:
-    """Return the advice for a vote whose words name neither answer."""
+    """Return the advice for a vote whose words name no answer."""
     return f"add columns `model_a` and `model_b` that say whose answer each is, or write `{vote}` as a, b or tie"
 
 
 def meaning_problem(values: Collection[object], column: str, sides: Sides, name: str) -> Problem | None:
-    """Return why the numbers of a vote's column cannot be understood; None if they can.
+    """Return a problem if the numbers of a vote column are ambiguous; None if they are not.
 
     Args:
-        values: all that the column holds.
-        column: that votes.
+        values: all values of the column.
+        column: the vote column.
         sides: the answers.
-        name: of the source.
+        name: name of the source.
     """
     known = column.casefold()
     numbers = {number for number in map(as_number, values) if number is not None}
@@ -285,7 +285,7 @@ def meaning_problem(values: Collection[object], column: str, sides: Sides, name:
         return None
     if not is_word and numbers == {1} and sides.suffixes == ("1", "2"):
         return None
-    said = ", ".join(f"{number:g}" for number in sorted(numbers)[:5])
+    shown = ", ".join(f"{number:g}" for number in sorted(numbers)[:5])
     answers = " and ".join(f"`{one}`" for one in sides.columns)
     remedy = (
         f"say it by its name: `columns: {{{column}: first_is_better}}` if 1 means the first, "
@@ -293,5 +293,5 @@ def meaning_problem(values: Collection[object], column: str, sides: Sides, name:
     )
     if any(number < 0 for number in numbers):
         remedy = f"set `columns: {{{column}: preference_strength}}` if below 0 means the first"
-    found = f"data {name}: `{column}` is {said} beside {answers}"
-    return Problem(found, "a vote whose numbers say which answer they mean", remedy)
+    statement = f"data {name}: `{column}` is {shown} beside {answers}"
+    return Problem(statement, "a vote whose numbers say which answer they mean", remedy)

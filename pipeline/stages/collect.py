@@ -1,4 +1,4 @@
-"""Collect: people say which of two answers is better; of what they said come the pairs reward, dpo and kto train on.
+"""Collect: people say which of two answers is better; their labels become the pairs reward, dpo and kto train on.
 
     data:
       answers: {path: answers.jsonl}                 # prompt and two answers: the rows of preference data
@@ -7,8 +7,8 @@
       labels: {kind: collect, data: answers, overlap: 0.15}
       dpo:    {kind: dpo, data: pairs, model: sft}
 
-`trueup collect RECIPE labels` opens the labelling app; `trueup run` waits here (exit code 3) until the labels are
-there. Which of two answers the data calls the chosen one is not used, and never shown.
+`trueup collect RECIPE labels` opens the labelling app; `trueup run` stops at this stage with exit code 3 until the
+labels are complete. Which answer the data calls the chosen one is neither used nor shown.
 
 References: Stiennon et al. 2020, arXiv:2009.01325, section 3.3 (comparisons by people); Touvron et al. 2023,
 arXiv:2307.09288, section 3.2 (the strength of a preference as a margin).
@@ -27,7 +27,7 @@ from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.stage import Data, Runtime, StageConfig, StageContext, StageResult, stage
 
 FILE = "preferences.jsonl"
-"""Of the artifact: the rows to train on."""
+"""File of the artifact with the rows to train on."""
 
 
 class Config(StageConfig):
@@ -38,8 +38,9 @@ class Config(StageConfig):
         labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
         guidelines: what annotators are told, plain text.
-        batch: name the labels have in the ledger; the stage's when empty.
-        ledger: where labels are kept, a URL of SQLAlchemy; `TRUEUP_LEDGER` comes first, a file in the store last.
+        batch: name of the labels in the ledger; the stage's name when empty.
+        ledger: SQLAlchemy URL of the database of labels; `TRUEUP_LEDGER` overrides it, the default is a file in the
+            store.
     """
 
     data: Annotated[str, Data("preference")]
@@ -51,7 +52,7 @@ class Config(StageConfig):
 
 
 def ledger_url(config: Config, store: Path) -> str:
-    """Return where the labels are kept."""
+    """Return the SQLAlchemy URL of the ledger."""
     from pipeline.preferences.ledger import default_url
 
     return os.environ.get("TRUEUP_LEDGER") or config.ledger or default_url(store)
@@ -59,7 +60,7 @@ def ledger_url(config: Config, store: Path) -> str:
 
 @stage("collect", version=1, config=Config, makes="preferences")
 def run(ctx: StageContext, config: Config) -> StageResult:
-    """Write what people prefer, or say how many labels are still wanted."""
+    """Write the preferred pairs; while labels are missing, raise with their number."""
     from pipeline.preferences import need
 
     need("sqlalchemy")
@@ -78,23 +79,27 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     done, full = batch.progress(state)
     if done < full:
         remedy = f"`trueup collect RECIPE {ctx.name}` opens the labelling app; run again when they are there"
-        found_so_far = f"waiting for people: {done} of {full} labels"
-        raise PipelineError(Problem(found_so_far, "", remedy), exit_code=ExitCode.WAITING)
-    found, without = exported(items, state)
-    if not found:
+        statement = f"waiting for people: {done} of {full} labels"
+        raise PipelineError(Problem(statement, "", remedy), exit_code=ExitCode.WAITING)
+    preferences, without = exported(items, state)
+    if not preferences:
         raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
     with (ctx.out / FILE).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in preferences)
     agreed = agreement(items, state)
-    metrics: dict[str, Any] = {"labels": float(done), "pairs": float(len(found)), "left_out": float(without.total())}
+    metrics: dict[str, Any] = {
+        "labels": float(done),
+        "pairs": float(len(preferences)),
+        "left_out": float(without.total()),
+    }
     if agreed.pairs:
         metrics["agreement"] = agreed.same / agreed.pairs
     if agreed.alpha is not None:
         metrics["krippendorff_alpha"] = agreed.alpha
-    said = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
+    reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
     ctx.runtime_report["ledger"] = {"event": state.number, "head": state.head}
     return StageResult(
         metrics=metrics,
-        rows={"pairs": len(found), "labels": done},
-        summary=f"{len(found)} preferences from {done} labels" + (f"; no row of {said}" if said else ""),
+        rows={"pairs": len(preferences), "labels": done},
+        summary=f"{len(preferences)} preferences from {done} labels" + (f"; no row of {reasons}" if reasons else ""),
     )

@@ -1,10 +1,10 @@
 """Direct preference optimisation (DPO): align the policy to preference pairs without a reward model, with trl.
 
 Reference: Rafailov et al. 2023, equation 7. `train: {loss_type: NAME}` takes any loss of trl (`LOSSES` has their
-papers), or a list of them added up with `loss_weights`; what `beta` means is the loss's matter.
+papers), or a list of losses that are summed with `loss_weights`; the meaning of `beta` depends on the loss.
 
-The reference is the model the stage starts from (with LoRA: the adapter switched off); its log-probabilities are
-computed once, length-bucketed, kept across a kill, and its weights are not held in memory while training.
+The reference model is the model the stage starts from (with LoRA: the adapter disabled). Its log-probabilities are
+computed once, in length buckets, and saved for a resumed run. Its weights are not in memory during training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOSSES = {
     "sft": "cross-entropy of the chosen response alone, to be added to another loss",
     "sigmoid_norm": "DPO with log-probabilities per token, as in TÜLU 3, arXiv:2411.15124",
 }
-"""Losses of trl's DPOTrainer and where they come from."""
+"""Losses of trl's DPOTrainer and their papers."""
 
 
 class Train(CommonTrain):
@@ -107,7 +107,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.reference import OwnReference, unhashed, with_reference
 
     class BucketedDPOTrainer(OwnReference, BucketedBatches, DPOTrainer):  # type: ignore[misc]
-        """trl's DPOTrainer on rows that are tokenized already, with bucketed batches and reference passes."""
+        """trl's DPOTrainer on tokenized rows, with bucketed batches, also for the reference log-probabilities."""
 
         def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
             return dataset
@@ -126,11 +126,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     encode = functools.partial(encode_pairs, tokenizer)
-    made = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
-    encoded, held_out = made.train.rows, made.held_out.rows
+    encoded_source = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
+    encoded, held_out = encoded_source.train.rows, encoded_source.held_out.rows
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
-    dropped = len(made.train.too_long)
+    dropped = len(encoded_source.train.too_long)
     lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
     micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
@@ -169,7 +169,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx,
         trained,
         metrics={},
-        rows={**made.counts, "dropped": dropped},
+        rows={**encoded_source.counts, "dropped": dropped},
         lineage=lineage,
         summary=f"implicit reward prefers the chosen response in {accuracy:.1%} of pairs",
         scoring_seconds=scoring_s,

@@ -1,8 +1,8 @@
 """Evaluation: let checkpoints answer held-out prompts and compare them, with intervals.
 
 Reference: win rate over paired prompts as in Rafailov et al. 2023, section 6, ties counting one half, with a bootstrap
-interval over prompts; KL by the k1 and k3 estimators of Schulman 2020. The judge is a gold function where there is
-one, a reward model otherwise. Greedy decoding of the baseline is a second baseline: win rate alone flatters.
+interval over prompts; KL by the k1 and k3 estimators of Schulman 2020. The judge is the gold function if there is one,
+else the reward model. The greedily decoded baseline is a second baseline, because a win rate over samples flatters.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Config(StageConfig):
         judge: whose scores decide a win; by default `gold` where there is one.
         group_by: column that names the task of a prompt.
         greedy: models also decoded greedily and listed as `NAME (greedy)`; by default the baseline.
-        temperature: of sampling.
+        temperature: sampling temperature.
         max_new_tokens: longest answer.
         reference: column with the right answer, kept beside the answers; by default the first of the usual names
             (`answer`, `reference`, `solution`, …), else what follows the prompt in `messages`.
         limit: only so many prompts: a sample drawn with the seed, in which every task keeps its share.
-        resamples: of every bootstrap.
-        title: of the report.
+        resamples: number of resamples of every bootstrap.
+        title: title of the report.
     """
 
     data: Annotated[str, Data("prompt")]
@@ -68,7 +68,7 @@ class Config(StageConfig):
         return self.judge == "reward" or (self.judge is None and self.gold is None)
 
     def check(self) -> list[Problem]:
-        """Ask for a known baseline and for a judge."""
+        """Return problems of an unknown baseline or greedy model, and of a missing judge."""
         problems = [
             Problem(f"{what} `{name}`", f"one of models: {listed(self.models)}", nearest(name, self.models))
             for what, names in (("baseline", [self.baseline]), ("greedy", self.greedy or []))
@@ -86,17 +86,17 @@ class Config(StageConfig):
 
 @dataclass(frozen=True)
 class Sampled:
-    """What one model answered.
+    """The answers of one model.
 
     Attributes:
-        name: in the report.
-        ref: how the store names the checkpoint.
+        name: name in the report.
+        ref: ref of the checkpoint in the store.
         texts: one answer per prompt.
         lengths: tokens of each answer, its end token included.
-        stops: why each answer stops.
-        kl: what each answer adds to the KL to the baseline, by k1; none for the baseline and for greedy answers.
-        kl_k3: the same by k3.
-        is_variant: it is the baseline's checkpoint, decoded in another way.
+        stops: reason why each answer ends.
+        kl: k1 estimate of the KL to the baseline, per answer; None for the baseline and for greedy answers.
+        kl_k3: k3 estimate of the same KL.
+        is_variant: whether it is the baseline's checkpoint with another decoding.
     """
 
     name: str
@@ -153,7 +153,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _warnings(ctx: StageContext, config: Config) -> list[str]:
-    """Return what a reader must know before believing a figure; what the plan did not know is told while it runs."""
+    """Return the plan's warnings and one on the reward model as a judge, which is also noted while the stage runs."""
     from pipeline.evaluation.judging import judge_warning
 
     if config.reward is None:
@@ -166,44 +166,44 @@ def _warnings(ctx: StageContext, config: Config) -> list[str]:
 
 
 def _prompts(ctx: StageContext) -> list[dict[str, Any]]:
-    """Return the prompts that every model and the judge can read; others are set aside.
+    """Return the prompts that all models and the judge can render; write the others to the rejects file.
 
     Raises:
-        PipelineError: one cannot be rendered, and the source stops at bad rows.
+        PipelineError: a prompt cannot be rendered, and the source stops at bad rows.
     """
     from pipeline.models.load import load_tokenizer
     from pipeline.training.encode import ANSWER, RowFault, encode_labelled, encode_prompts, nothing_encoded
     from pipeline.training.encoded import set_faults_aside
 
     rows = ctx.load_rows("data")
-    given = rows.held_out or rows.train
-    asked = [{**row, "completion": [ANSWER], "label": True} for row in given]
+    prompts = rows.held_out or rows.train
+    asked = [{**row, "completion": [ANSWER], "label": True} for row in prompts]
     faults: dict[int, RowFault] = {}
     for field in ("models", "reward"):
         for source in ctx.inputs.get(field, []):
             tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-            made = encode_prompts(tokenizer, given) if field == "models" else encode_labelled(tokenizer, asked)
-            for fault in made.faults:
+            encoded = encode_prompts(tokenizer, prompts) if field == "models" else encode_labelled(tokenizer, asked)
+            for fault in encoded.faults:
                 faults.setdefault(fault.index, replace(fault, reason=f"{fault.reason} (model {source.name})"))
-    found = nothing_encoded()._replace(faults=[faults[i] for i in sorted(faults)])
-    sides = (nothing_encoded(), found) if rows.held_out else (found, nothing_encoded())
+    faulty = nothing_encoded()._replace(faults=[faults[i] for i in sorted(faults)])
+    sides = (nothing_encoded(), faulty) if rows.held_out else (faulty, nothing_encoded())
     set_faults_aside(ctx, "data", rows, *sides)
-    return [row for i, row in enumerate(given) if i not in faults]
+    return [row for i, row in enumerate(prompts) if i not in faults]
 
 
 def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled]:
-    """Let every model answer every prompt; the baseline stays loaded, since KL is measured to it."""
+    """Let every model answer every prompt; the baseline stays loaded, because KL is measured to it."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_causal_lm, load_tokenizer
     from pipeline.training.arguments import frozen_weights
     from pipeline.training.fitting import fit
 
-    where, weights = frozen_weights(ctx)
+    device, weights = frozen_weights(ctx)
 
     def loaded(source: ResolvedInput, tokenizer: Any) -> Any:
         model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
         fit(ctx, model, tokenizer, weights)
-        return model.to(where)
+        return model.to(device)
 
     inputs = dict(zip(config.models, ctx.inputs["models"], strict=True))
     greedy = [config.baseline] if config.greedy is None else config.greedy
@@ -211,7 +211,7 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
     base_tokenizer = load_tokenizer(base_input, ctx.trust_remote_code)
     baseline = loaded(base_input, base_tokenizer)
     total, done = (len(inputs) + len(greedy)) * len(asked.rows), 0
-    found = []
+    sampled = []
     for name, source in inputs.items():
         is_baseline = name == config.baseline
         tokenizer = base_tokenizer if is_baseline else load_tokenizer(source, ctx.trust_remote_code)
@@ -222,18 +222,18 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
         reference = None if is_baseline or differs else baseline
         is_variant = source.fingerprint == base_input.fingerprint
         ctx.phase(f"{name} answers {len(asked.rows)} prompts")
-        speaker = ResponseGenerator(ctx, config, model, tokenizer, done, total)
-        own = speaker.answer(name, source, asked, reference, greedy=False)
-        found.append(replace(own, is_variant=is_variant and not is_baseline))
+        generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
+        own = generator.answer(name, source, asked, reference, greedy=False)
+        sampled.append(replace(own, is_variant=is_variant and not is_baseline))
         done += len(asked.rows)
         if name in greedy:
             ctx.phase(f"{name} answers {len(asked.rows)} prompts greedily")
-            speaker = ResponseGenerator(ctx, config, model, tokenizer, done, total)
-            own = speaker.answer(f"{name} (greedy)", source, asked, None, greedy=True)
-            found.append(replace(own, is_variant=is_variant))
+            generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
+            own = generator.answer(f"{name} (greedy)", source, asked, None, greedy=True)
+            sampled.append(replace(own, is_variant=is_variant))
             done += len(asked.rows)
-        del model, speaker  # before the next one is loaded: beside the baseline there is one at a time
-    return found
+        del model, generator  # only one model beside the baseline is loaded at a time
+    return sampled
 
 
 @dataclass(frozen=True)
@@ -248,10 +248,9 @@ class ResponseGenerator:
     total: int
 
     def answer(self, name: str, source: ResolvedInput, asked: Asked, reference: Any | None, *, greedy: bool) -> Sampled:
-        """Answer every prompt once, and measure KL to ``reference`` where one is given.
+        """Answer every prompt once, and measure the KL to ``reference`` if one is given.
 
-        A prompt has the random numbers of its place in the data, so a sample of the prompts gets the same answers as
-        all of them do.
+        The random numbers of a prompt depend on its index in the data, so a subset of prompts gets the same answers.
         """
         from pipeline.models.contract import end_ids
         from pipeline.models.decode import decode
@@ -296,7 +295,7 @@ class ResponseGenerator:
     def _kl(
         self, prompts: list[list[int]], responses: list[list[int]], reference: Any
     ) -> tuple[list[float], list[float]]:
-        """Return k1 and k3 of each response, rounded as the samples keep them; NaN for an empty one."""
+        """Return k1 and k3 of each response, rounded as in the samples file; NaN for an empty response."""
         import numpy as np
 
         from pipeline.evaluation.divergence import per_sequence
@@ -304,13 +303,13 @@ class ResponseGenerator:
         from pipeline.models.logprobs import response_logprobs
 
         rows = [i for i, response in enumerate(responses) if response]
-        prompts, given = [prompts[i] for i in rows], [responses[i] for i in rows]
-        longest = max(map(len, given))
+        prompts, nonempty = [prompts[i] for i in rows], [responses[i] for i in rows]
+        longest = max(map(len, nonempty))
         padded = {}
         for side, model in (("policy", self.model), ("reference", reference)):
-            values = response_logprobs(model, prompts, given, temperature=self.config.temperature)
+            values = response_logprobs(model, prompts, nonempty, temperature=self.config.temperature)
             padded[side] = np.array([[*row, *[0.0] * (longest - len(row))] for row in values])
-        mask = np.array([[t < len(response) for t in range(longest)] for response in given])
+        mask = np.array([[t < len(response) for t in range(longest)] for response in nonempty])
         sums = per_sequence(padded["policy"], padded["reference"], mask)
         k1, k3 = [[float("nan")] * len(responses) for _ in range(2)]
         for i, own_k1, own_k3 in zip(rows, sums.k1_B.tolist(), sums.k3_B.tolist(), strict=True):
@@ -319,10 +318,10 @@ class ResponseGenerator:
 
 
 def _score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sampled: list[Sampled]) -> list[Answers]:
-    """Score every answer by the functions and by the reward model.
+    """Score every answer with the functions and the reward model.
 
-    Scores are rounded as the samples keep them *before* anything is computed: a report is then a function of its
-    samples, ties included.
+    Scores are rounded as in the samples file *before* they are used, so that a report, its ties included, can be
+    computed from the samples file.
     """
     from pipeline.evaluation.answers import Answers
     from pipeline.evaluation.estimate import rounded
@@ -358,7 +357,7 @@ def _score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sa
 def _score_by_model(
     ctx: StageContext, rows: list[dict[str, Any]], sampled: list[Sampled], scores: dict[str, dict[str, list[float]]]
 ) -> None:
-    """Score with the reward model, each answer as text through the reward model's own chat template."""
+    """Score each answer's text with the reward model, rendered with its own chat template."""
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.models.scoring import score
     from pipeline.training.arguments import frozen_weights
@@ -367,17 +366,17 @@ def _score_by_model(
 
     source = ctx.input("reward")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    where, weights = frozen_weights(ctx)
+    device, weights = frozen_weights(ctx)
     judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
     fit(ctx, judge, tokenizer, weights)
-    judge.to(where)
+    judge.to(device)
     for each in sampled:
         sequences = encode_answers(tokenizer, rows, each.texts)
         scores[each.name]["reward"] = score(judge, sequences, tokenizer.pad_token_id)
 
 
 def _metrics(report: Report) -> dict[str, float]:
-    """Flatten the figures worth having in the manifest: `dpo/win_rate`, `dpo/correct`, …."""
+    """Return the report's main figures as flat metrics for the manifest: `dpo/win_rate`, `dpo/correct`, …."""
     figures = ("win_rate", "gold", "reward", "correct", "kl", "length", "eos_rate")
     return {
         f"{name}/{figure}": getattr(model, figure).value
@@ -393,7 +392,7 @@ def _ref(source: ResolvedInput) -> str:
 
 
 def _shown(prompt: list[dict[str, str]]) -> str:
-    """Render a prompt for people: the text alone when it is one user turn, else with roles."""
+    """Return a prompt as text for readers: a single turn without its role, several turns with roles."""
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

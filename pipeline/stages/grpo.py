@@ -1,10 +1,10 @@
 """Group relative policy optimisation (GRPO): several responses of a prompt are measured against one another, with trl.
 
-Reference: Shao et al. 2024, arXiv:2402.03300, equations 3 and 4; trl's default loss is DAPO's (`loss_type: dapo`), and
-`beta` is 0, so there is no reference: set `train.beta` for the pull towards the start. A group whose responses all got
-the same reward teaches nothing (`frac_reward_zero_std` in the metrics). Rewards are reward models, Python functions
-with trl's signature, or a weighted sum of them. On one CPU process the same seed gives the same weights, and a run that
-was cut off ends in the same bits.
+Reference: Shao et al. 2024, arXiv:2402.03300, equations 3 and 4. trl's default loss is DAPO's (`loss_type: dapo`).
+`beta` is 0 by default, so there is no reference model; set `train.beta` to add the KL penalty. A group whose responses
+all get the same reward has no gradient (`frac_reward_zero_std` in the metrics). Rewards are reward models, Python
+functions with trl's signature, or a weighted sum of them. On one CPU process the same seed gives the same weights, also
+if the run was interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.training.on_policy_fields import OnPolicyTrain
 from pipeline.training.reward_fields import RewardFields
 
 LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
-"""Losses of trl's GRPOTrainer: how the tokens of a batch are weighted, and what is clipped."""
+"""Losses of trl's GRPOTrainer, which differ in the weights of tokens and in clipping."""
 
 
 class Train(OnPolicyTrain):
@@ -87,7 +87,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.reward_sources import load_rewards
 
     class Trainer(OnPolicy, GRPOTrainer):  # type: ignore[misc]
-        """trl's GRPOTrainer on our order of prompts, with checkpoints that hold its rollouts."""
+        """trl's GRPOTrainer with our order of prompts, and checkpoints that include its rollouts."""
 
     prepare_torch(ctx)
     set_seed(ctx.seed)

@@ -2,13 +2,13 @@
 
 Reference: Ethayarajh et al. 2024, arXiv:2402.01306, equations 7 and 8; `loss_type: apo_zero_unpaired` is APO's,
 arXiv:2408.06266. Rows are labelled good or bad, or come as preference pairs: each pair gives a good row and a bad one,
-which stay in one batch. Sorted by length alone, batches would hold rows of one kind wherever good responses are longer;
-so labelled rows are sorted by where their length stands among the rows of their own label.
+which stay in one batch. If good responses are longer, buckets by length alone would hold one label only. Labelled rows
+are therefore sorted by the quantile of their length among the rows of their label.
 
-The divergence from the reference that both are measured against is estimated on responses to other prompts. trl matches
-those by their place in a micro-batch; here every row gets one once, from the seed, so that the reference's
-log-probabilities can be computed beforehand. The estimate is averaged over `kl_batch` rows, which therefore is a word
-of the recipe, and `compute.micro_batch` does not apply.
+The KL to the reference, the loss's reference point, is estimated on mismatched responses, those to other prompts. trl
+matches rows by their position in a micro-batch. Here the seed draws one mismatched response per row, once, so that the
+reference log-probabilities can be computed beforehand. The estimate is averaged over `kl_batch` rows; it changes the
+result, so it is a recipe setting, and `compute.micro_batch` does not apply.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pipeline.training.fields import CommonTrain, unknown_word
 LOSSES = ("kto", "apo_zero_unpaired")
 
 BALANCE = (1.0, 1.5)
-"""Where (λ_D n_D) / (λ_U n_U), the weight of all good rows over that of all bad ones, should lie: equation 9."""
+"""Range of (λ_D n_D) / (λ_U n_U), the total weight of good rows over that of bad rows, by equation 9."""
 
 FAR_OFF = 1.5
-"""A ratio this many times below or above `BALANCE` is worth a note, a near miss is not."""
+"""Factor by which the ratio must be below or above `BALANCE` before the stage notes it."""
 
 
 class Train(CommonTrain):
@@ -104,7 +104,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.reference import OwnReference, unhashed, with_reference
 
     class BucketedKTOTrainer(OwnReference, BucketedBatches, KTOTrainer):  # type: ignore[misc]
-        """trl's KTOTrainer on rows that are tokenized and matched already, with bucketed batches."""
+        """trl's KTOTrainer on tokenized rows with mismatched responses, with bucketed batches."""
 
         def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
             return dataset
@@ -128,21 +128,23 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     is_paired = rows.shape == "preference"
-    together = 2 if is_paired else 1  # rows that stay in one batch
+    rows_per_unit = 2 if is_paired else 1  # rows that stay in one batch
     what = "pairs" if is_paired else "rows"
     encode = functools.partial(encode_pairs if is_paired else encode_labelled, tokenizer)
-    given = encode_source(ctx, "data", rows, encode, what=what, max_length=max_length)
-    encoded, held_out = (_labelled(part.rows) if is_paired else part.rows for part in (given.train, given.held_out))
+    encoded_source = encode_source(ctx, "data", rows, encode, what=what, max_length=max_length)
+    encoded, held_out = (
+        _labelled(part.rows) if is_paired else part.rows for part in (encoded_source.train, encoded_source.held_out)
+    )
     _check_fitting(encoded, max_length, is_paired=is_paired)
-    dropped = len(given.train.too_long)
+    dropped = len(encoded_source.train.too_long)
     held_out = _mismatched(held_out, encoded, max_length, ctx.seed)
     encoded = _mismatched(encoded, encoded, max_length, ctx.seed)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in encoded]
-    micro_batch = _share(ctx, train, together, max(lengths))
+    micro_batch = _share(ctx, train, rows_per_unit, max(lengths))
     batches = Batches(
-        [sum(lengths[i : i + together]) for i in range(0, len(lengths), together)],
-        train.batch_size // together,
-        micro_batch // together,
+        [sum(lengths[i : i + rows_per_unit]) for i in range(0, len(lengths), rows_per_unit)],
+        train.batch_size // rows_per_unit,
+        micro_batch // rows_per_unit,
         ctx.seed,
         order=None if is_paired else _standing(lengths, [row["label"] for row in encoded]),
     )
@@ -177,8 +179,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
         )
     scoring_s = time.perf_counter() - started
-    made = trainer.train_dataset.to_list()
-    trainer.train_rows = [{"rows": made[i : i + together]} for i in range(0, len(made), together)]
+    train_rows = trainer.train_dataset.to_list()
+    trainer.train_rows = [{"rows": train_rows[i : i + rows_per_unit]} for i in range(0, len(train_rows), rows_per_unit)]
     trainer.batches, trainer.data_collator = batches, _ungrouped(trainer.data_collator)
     ctx.phase(f"training on {len(encoded):,} rows")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
@@ -191,7 +193,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         trained,
         metrics={},
         rows={
-            **given.counts,
+            **encoded_source.counts,
             "dropped": dropped,
             **({} if is_paired else {"good": good, "bad": bad}),
         },
@@ -201,26 +203,28 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
 
 
-def _share(ctx: StageContext, train: Train, together: int, longest: int) -> int:
-    """Return each process's rows of a forward pass: its share of `kl_batch`, over which trl averages the divergence.
+def _share(ctx: StageContext, train: Train, rows_per_unit: int, longest: int) -> int:
+    """Return the rows per forward pass of a process: its share of `kl_batch`, over which trl averages the KL.
 
     Raises:
-        PipelineError: it does not divide.
+        PipelineError: the processes do not divide `kl_batch`.
     """
     from pipeline.parallel.batch_split import BatchSplit, divide
     from pipeline.training.distribution import note_model_parallel
 
     note_model_parallel(ctx)
-    share = divide(train.kl_batch, train.kl_batch, longest, ctx.replicas, group=together, word="kl_batch").micro_batch
-    division = BatchSplit(train.batch_size, share, ctx.replicas)
-    ctx.runtime_report["batch"] = division.sentence("rows", longest)
+    share = divide(
+        train.kl_batch, train.kl_batch, longest, ctx.replicas, group=rows_per_unit, word="kl_batch"
+    ).micro_batch
+    batch_split = BatchSplit(train.batch_size, share, ctx.replicas)
+    ctx.runtime_report["batch"] = batch_split.sentence("rows", longest)
     if ctx.ranks > 1:
         ctx.note(ctx.runtime_report["batch"])
     return share
 
 
 def _ungrouped(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """Return a collator that also takes groups of rows, as the rows they are."""
+    """Return a collator that flattens units of several rows, under the key `rows`, before it collates them."""
     return lambda rows: collate([part for row in rows for part in row.get("rows", (row,))])
 
 
@@ -235,35 +239,35 @@ def _labelled(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _check_fitting(encoded: Sequence[dict[str, Any]], max_length: int, *, is_paired: bool) -> None:
-    """Check that good and bad rows are left once those that do not fit are gone.
+    """Check that good and bad rows are left after rows that do not fit were removed.
 
     Raises:
-        PipelineError: they are not.
+        PipelineError: no row, or no row of one label, is left.
     """
     labels = {row["label"] for row in encoded}
     if len(labels) < 2:
         what = "pair" if is_paired else "row" if not labels else "bad row" if True in labels else "good row"
-        found, expected = f"no {what} fits", f"{what}s of at most {max_length} tokens"
-        raise PipelineError(Problem(found, expected, "raise train.max_length"))
+        statement, expected = f"no {what} fits", f"{what}s of at most {max_length} tokens"
+        raise PipelineError(Problem(statement, expected, "raise train.max_length"))
 
 
 def _standing(lengths: Sequence[int], labels: Sequence[bool]) -> list[float]:
-    """Return where each row stands by length among the rows of its label, from 0 to 1.
+    """Return the quantile of each row's length among the rows of its label, from 0 to 1.
 
-    Rows sorted by it lie beside rows of the other label, and of like standing, in the proportion of the labels.
+    Sorting by it mixes the labels evenly, in the proportion of their rows.
     """
     standing = [0.0] * len(lengths)
     for label in (True, False):
         alike = sorted((length, row) for row, length in enumerate(lengths) if labels[row] == label)
-        for place, (_, row) in enumerate(alike):
-            standing[row] = (place + 0.5) / len(alike)
+        for rank, (_, row) in enumerate(alike):
+            standing[row] = (rank + 0.5) / len(alike)
     return standing
 
 
 def _advice(good: int, bad: int, desirable_weight: float, undesirable_weight: float) -> str:
-    """Return what to say of labels whose weights are far from balance; empty when they are not.
+    """Return the advice for labels whose total weights are far from balance; empty if they are not.
 
-    Reference: Ethayarajh et al. 2024, equation 9: of the two weights, that of the rarer label is raised.
+    Reference: Ethayarajh et al. 2024, equation 9; the weight of the rarer label is raised.
     """
     if desirable_weight <= 0 or undesirable_weight <= 0:
         return ""  # one side is switched off on purpose
@@ -282,7 +286,7 @@ def _advice(good: int, bad: int, desirable_weight: float, undesirable_weight: fl
 
 
 def _set_margin(sums: dict[str, list[float]]) -> None:
-    """Make the logged margin that of the logged rewards: trl's leaves out micro-batches that hold one label only."""
+    """Set the logged margin to the difference of the mean rewards: trl's omits micro-batches of one label."""
     good, bad = sums.get("rewards/chosen"), sums.get("rewards/rejected")
     if good and bad:
         sums["rewards/margins"] = [sum(good) / len(good) - sum(bad) / len(bad)]
@@ -291,20 +295,20 @@ def _set_margin(sums: dict[str, list[float]]) -> None:
 def _mismatched(
     rows: Sequence[dict[str, Any]], pool: Sequence[dict[str, Any]], max_length: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Return rows with a response of ``pool`` to another prompt each, cut to fit.
+    """Return each row with a mismatched response, one from ``pool`` to another prompt, truncated to ``max_length``.
 
     Raises:
-        PipelineError: the pool has no other prompt.
+        PipelineError: all rows of the pool have the same prompt.
     """
     rng = random.Random(f"{seed}/matched")
-    matched = []
+    mismatched = []
     for row in rows:
         drawn = rng.randrange(len(pool))
         following = (pool[(drawn + step) % len(pool)] for step in range(len(pool)))
         other = next((one for one in following if one["prompt_ids"] != row["prompt_ids"]), None)
         if other is None:
-            found = "all rows have the same prompt"
-            raise PipelineError(Problem(found, "at least two: responses to one are held against those to another"))
+            statement = "all rows have the same prompt"
+            raise PipelineError(Problem(statement, "at least two: responses to one are held against those to another"))
         room = max_length - len(row["prompt_ids"])
-        matched.append({**row, "KL_completion_ids": other["completion_ids"][:room]})
-    return matched
+        mismatched.append({**row, "KL_completion_ids": other["completion_ids"][:room]})
+    return mismatched

@@ -1,13 +1,13 @@
 """Merge: adapters folded into full weights, each exactly once, in the order given.
 
-A model this program trained holds its adapters in its weights already, so `adapters` names only further ones: folders
-or hub ids of a LoRA adapter, or stages trained with one. An adapter of a stage is taken alone and must have been
-trained on just what it is put on, so the adapter of an adapter needs its parent's before it:
+The weights of a model that trueup trained contain its adapters already, so `adapters` names only further ones: folders
+or hub ids of a LoRA adapter, or stages trained with one. Only a stage's own adapter is folded in, and it must have been
+trained on exactly the weights it is added to. An adapter trained on top of another needs its parent before it:
 
     full: {kind: merge, model: base, adapters: [sft, dpo]}    # the weights of dpo, from base
 
-The base is loaded in full precision, also where an adapter was trained on a quantised one (QLoRA): the sum then differs
-from what was trained by the rounding of the base, and the stage says so.
+The base is loaded in full precision, even if an adapter was trained on a quantised base (QLoRA). The merged weights
+then differ from the trained model by the quantisation error of the base, which the stage notes.
 
 Reference: Hu et al. 2021 (LoRA), arXiv:2106.09685, section 4.1: W = W0 + alpha / r · B A.
 """
@@ -32,7 +32,7 @@ class Config(StageConfig):
     Attributes:
         model: what the adapters are put on.
         adapters: in the order they are folded in.
-        dtype: of the weights written.
+        dtype: number format of the written weights.
     """
 
     model: Annotated[str, Input(external=True)]
@@ -42,7 +42,7 @@ class Config(StageConfig):
 
 @stage("merge", version=2, config=Config, makes="model")
 def run(ctx: StageContext, config: Config) -> StageResult:
-    """Fold the adapters in and write full weights with tokenizer and chat template."""
+    """Fold the adapters in, and write full weights with tokenizer and chat template."""
     import torch
 
     from pipeline.models.adapters import fold_in
@@ -81,25 +81,25 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _own(adapter: ResolvedInput) -> AppliedAdapter:
-    """Return the adapter itself: the last one of a stage's weights, or one from outside.
+    """Return the adapter of an input: the last adapter of a stage's weights, or an external one.
 
     Raises:
-        PipelineError: the stage trained all its weights.
+        PipelineError: the stage trained all weights, without an adapter.
     """
     if not adapter.manifest:
         return AppliedAdapter(label(adapter.name, adapter.fingerprint))
     known = adapters_of(adapter.manifest.get("lineage", {}))
     if not known or known[-1].name != adapter.name:
-        found = f"{adapter.name} holds no adapter: all its weights were trained"
-        raise PipelineError(Problem(found, "a stage trained with `adapter:`", "put the adapters on it: `model`"))
+        statement = f"{adapter.name} holds no adapter: all its weights were trained"
+        raise PipelineError(Problem(statement, "a stage trained with `adapter:`", "put the adapters on it: `model`"))
     return known[-1]
 
 
 def _check_outside(ctx: StageContext, adapter: ResolvedInput, source: ResolvedInput) -> None:
-    """Look at an adapter of a folder or a hub before any weights are read; say it when it names another base.
+    """Check the configuration of an external adapter before loading weights; note if it names another base.
 
     Raises:
-        PipelineError: it is that of a reward model.
+        PipelineError: it is the adapter of a reward model.
     """
     from pipeline.models.adapters import config_of
 
@@ -115,22 +115,22 @@ def _check_outside(ctx: StageContext, adapter: ResolvedInput, source: ResolvedIn
 
 
 def _lineage(source: ResolvedInput, adapters: list[ResolvedInput]) -> dict[str, Any]:
-    """Return what the merged weights stand on.
+    """Return the lineage of the merged weights.
 
     Raises:
-        PipelineError: an adapter is in the weights already, or was trained on other weights than it is put on.
+        PipelineError: an adapter is in the weights already, or was trained on other weights.
     """
     lineage = descended(source.manifest.get("lineage", {}), source.name, source.fingerprint)
     keys, below = [known.key for known in adapters_of(lineage)], source
     for adapter in adapters:
-        own, theirs = _own(adapter), adapter.manifest.get("lineage", {})
+        own, adapter_lineage = _own(adapter), adapter.manifest.get("lineage", {})
         if own.key in keys:
-            found = f"the adapter {own.key} is in the weights of {source.name} already"
-            raise PipelineError(Problem(found, "each adapter once", "remove it from `adapters`"))
-        if theirs and theirs.get("parent") != below.fingerprint:
-            found = f"{adapter.name} was not trained on {label(below.name, below.fingerprint)}"
-            found += f", but on {own.on}" if own.on else ""
-            raise PipelineError(Problem(found, "the model it was trained on, or its parent's adapter before it"))
+            statement = f"the adapter {own.key} is in the weights of {source.name} already"
+            raise PipelineError(Problem(statement, "each adapter once", "remove it from `adapters`"))
+        if adapter_lineage and adapter_lineage.get("parent") != below.fingerprint:
+            statement = f"{adapter.name} was not trained on {label(below.name, below.fingerprint)}"
+            statement += f", but on {own.on}" if own.on else ""
+            raise PipelineError(Problem(statement, "the model it was trained on, or its parent's adapter before it"))
         keys.append(own.key)
         lineage["adapters"].append(replace(own, merged=True).record())
         below = adapter

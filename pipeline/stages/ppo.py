@@ -1,9 +1,8 @@
 """PPO: optimise a policy against a reward with proximal policy optimisation, by our own trainer (`pipeline/ppo/`).
 
 Reference: Schulman et al. 2017, arXiv:1707.06347; for language models Ouyang et al. 2022, arXiv:2203.02155. The
-reference policy
-is the model the stage starts from; its divergence is priced per token. The result is the best policy by held-out
-reward minus β·KL, which need not be the last.
+reference policy is the model the stage starts from; the KL penalty is applied per token. The result is the policy with
+the best held-out reward minus β·KL, which need not be the last.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Train(PPOSettings):
     report_to: Annotated[list[str], Runtime()] = Field(default=[])
 
     def check(self) -> list[Problem]:
-        """Return contradictions between fields, and trackers nobody knows."""
+        """Return contradictions between fields, and unknown trackers."""
         return [*super().check(), *tracker_problems(self.report_to)]
 
 
@@ -52,7 +51,7 @@ class Config(RewardFields):
         value: with an adapter and the shared layout, `adapter` gives the value function one of its own beside its head,
             for a second forward pass; `head` reads the policy's trunk.
         ptx_data: conversations for PPO-ptx (`train.ptx_coef`).
-        watch: a reward model or Python function nobody learns from, written as `reward` is: it scores held-out
+        watch: a reward model or Python function that is not trained on, written as `reward` is: it scores held-out
             responses, and a reward that rises while it falls is being gamed.
         rollout_engine: `batched` is our own loop, `generate` that of transformers, `vllm` samples with vLLM on the
             training GPU; `auto` takes the first on a CPU, and on a GPU vLLM where it is installed.
@@ -74,17 +73,21 @@ class Config(RewardFields):
         """Return contradictions between fields."""
         problems = [*self.reward_problems(), *self.train.check()]
         if (self.train.ptx_coef > 0) != (self.ptx_data is not None):
-            found = "ptx_data without train.ptx_coef" if self.ptx_data else "train.ptx_coef without ptx_data"
-            problems.append(Problem(found, "both or neither"))
+            statement = "ptx_data without train.ptx_coef" if self.ptx_data else "train.ptx_coef without ptx_data"
+            problems.append(Problem(statement, "both or neither"))
         if self.value == "adapter" and (self.adapter is None or self.layout == "separate"):
-            found = "value is adapter" + (" without an adapter" if self.adapter is None else " with layout: separate")
-            problems.append(Problem(found, "an adapter on a shared trunk", "set `adapter: {r: 16}`, or value: head"))
+            statement = "value is adapter" + (
+                " without an adapter" if self.adapter is None else " with layout: separate"
+            )
+            problems.append(
+                Problem(statement, "an adapter on a shared trunk", "set `adapter: {r: 16}`, or value: head")
+            )
         return problems
 
 
 @stage("ppo", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
-    """Train the policy and keep its best state."""
+    """Train the policy and save its best state."""
     from pipeline.models.load import load_tokenizer
     from pipeline.ppo.guards import Stopped
     from pipeline.ppo.state import load_state, newest_state
@@ -100,9 +103,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     policy = trainer.policy
     check_prepared(ctx, policy.model, trainer.steps_with.optimizer, config.adapter, policy.whole)
     log = RunLog(ctx, trainer, tokenizer)
-    found = newest_state(ctx.work / "state")
-    if found is not None:
-        log.restore(load_state(trainer, found))
+    state_path = newest_state(ctx.work / "state")
+    if state_path is not None:
+        log.restore(load_state(trainer, state_path))
         ctx.note(f"resumes at iteration {trainer.iteration} of {config.train.iterations}")
     ctx.phase(f"training on {len(trainer.prompts):,} prompts")
     try:
@@ -111,13 +114,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
     log.take_best()
     value = log.value_weights()
-    whole, seen = trainer.steps_with.consolidated_model(), [prompt.ids for prompt in trainer.prompts[:3]]
-    lineage = save_trained(ctx, whole, tokenizer, source, config.adapter, seen)
+    consolidated, seen = trainer.steps_with.consolidated_model(), [prompt.ids for prompt in trainer.prompts[:3]]
+    lineage = save_trained(ctx, consolidated, tokenizer, source, config.adapter, seen)
     return log.finish(lineage, value)
 
 
 def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
-    """Put models, prompts and rewards together, and check them before anything is trained."""
+    """Build the trainer from models, prompts and rewards, and check the policy before training."""
     from pipeline.models.contract import end_ids
     from pipeline.models.forward import context_limit
     from pipeline.models.kernels import apply_liger
@@ -127,7 +130,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     from pipeline.training.arguments import liger_kernels
     from pipeline.training.reward_sources import load_rewards, load_watched
 
-    precision = _precision(ctx)  # before weights are loaded in it
+    precision = _precision(ctx)  # resolved before weights are loaded
     model, reference = _start(ctx, config, tokenizer)
     if liger_kernels(ctx):
         apply_liger(model)
@@ -151,10 +154,10 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     )
     watched = load_watched(ctx, config.watch, config.watch_functions, tokenizer)
     ranks = Ranks.current()
-    stepper = _stepper(ctx, config, policy, ranks)
+    train_engine = _train_engine(ctx, config, policy, ranks)
     longest = max(len(prompt.ids) for prompt in [*prompts, *held_out])
     engine = _engine(ctx, config, policy, tokenizer.pad_token_id, eos_ids, longest)
-    note = check_policy(policy, engine, prompts, eos_ids, stepper)
+    note = check_policy(policy, engine, prompts, eos_ids, train_engine)
     if note:
         ctx.note(note)
     return PPOTrainer(
@@ -169,14 +172,14 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         seed=ctx.seed,
         ranks=ranks,
         language_loss=_language_loss(ctx, config, tokenizer, context_limit(policy.model)),
-        stepper=stepper,
+        stepper=train_engine,
         watch=_score_of(watched) if watched.names else None,
         ends_are_taught=not tokenizer.chat_template or _ends_are_taught(tokenizer, prompts[0].row),
     )
 
 
 def _ends_are_taught(tokenizer: Any, row: dict[str, Any]) -> bool:
-    """Whether the chat template ends an answer to a prompt with a token that a model can learn to write."""
+    """Return whether the chat template ends an answer with a token that the model can learn to generate."""
     from pipeline.models.contract import eos_is_learned
     from pipeline.training.encode import ANSWER
 
@@ -184,7 +187,7 @@ def _ends_are_taught(tokenizer: Any, row: dict[str, Any]) -> bool:
 
 
 def _start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
-    """Return the policy's start, and where that cannot be copied, for it is sharded, once more as the reference."""
+    """Return the policy's initial model, and with ZeRO-3 a second one as reference, since shards cannot be copied."""
     from pipeline.models.load import load_causal_lm
     from pipeline.training.arguments import device_of, starting_weights
     from pipeline.training.fitting import fit
@@ -195,13 +198,13 @@ def _start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any 
     fit(ctx, model, tokenizer, weights)
     if weights.get("zero3") is not None:
         return model, load() if config.adapter is None else None
-    if config.adapter is None or config.adapter.quantize is None:  # what is quantised is where it belongs already
+    if config.adapter is None or config.adapter.quantize is None:  # quantised weights are loaded onto the device
         model.to(device_of(ctx))
     return model, None
 
 
 def _on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
-    """Return the scorer of a reward model whose adapter fits the policy's trunk; None when it has to be loaded."""
+    """Return a scorer for a reward model that is an adapter on the policy's trunk; None if it must be loaded."""
     from pathlib import Path
 
     from pipeline.ppo.adapters import reward_on_trunk, start_value_from_reward
@@ -217,7 +220,7 @@ def _on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
 
 
 def _precision(ctx: StageContext) -> Any:
-    """Return the format of the computation where it is not that of the weights."""
+    """Return the dtype of the computation if it differs from that of the weights; else None."""
     from pipeline.models.precision import HALF
     from pipeline.training.arguments import precision_of
     from pipeline.training.precision_problems import ppo_problem
@@ -232,14 +235,16 @@ def _precision(ctx: StageContext) -> Any:
     return HALF.get(picked)
 
 
-def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
-    """Return what shares state out over processes; None where every process holds everything."""
+def _train_engine(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
+    """Return the engine that shards the training state (ZeRO or FSDP2); None if it is not sharded."""
     from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
     from pipeline.training.arguments import precision_of
 
     if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
-        found = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"
-        raise PipelineError(Problem(found, "whole weights in every process", "leave one of them out", stage=ctx.name))
+        statement = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"
+        raise PipelineError(
+            Problem(statement, "whole weights in every process", "leave one of them out", stage=ctx.name)
+        )
     if ctx.compute.get("zero"):
         from pipeline.ppo.sharding import ZeroEngine
 
@@ -254,7 +259,7 @@ def _stepper(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
 
 
 def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> tuple[list[Any], list[Any]]:
-    """Return prompts to train on and held-out ones, encoded; all must leave room for an answer."""
+    """Return encoded training and held-out prompts; raise if one leaves no room for a response in the context."""
     import random
 
     from pipeline.models.forward import context_limit
@@ -266,20 +271,20 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
     rows = ctx.load_rows("data")
     limit, room = context_limit(model), config.train.max_new_tokens
     encode = functools.partial(encode_prompts, tokenizer, readers=reward_readers(ctx, tokenizer))
-    made = encode_source(ctx, "data", rows, encode, what="prompts")
+    encoded_source = encode_source(ctx, "data", rows, encode, what="prompts")
     train, held_out = (
-        [Prompt(given[i], tuple(one["prompt_ids"])) for i, one in zip(part.kept, part.rows, strict=True)]
-        for given, part in ((rows.train, made.train), (rows.held_out, made.held_out))
+        [Prompt(source_rows[i], tuple(one["prompt_ids"])) for i, one in zip(part.kept, part.rows, strict=True)]
+        for source_rows, part in ((rows.train, encoded_source.train), (rows.held_out, encoded_source.held_out))
     )
-    kept = [*made.train.kept, *(len(rows.train) + i for i in made.held_out.kept)]
-    for prompt, place in zip([*train, *held_out], [rows.places[i] for i in kept], strict=True):
+    indices = [*encoded_source.train.kept, *(len(rows.train) + i for i in encoded_source.held_out.kept)]
+    for prompt, where in zip([*train, *held_out], [rows.places[i] for i in indices], strict=True):
         if limit is not None and len(prompt.ids) + room > limit:
             raise PipelineError(
                 Problem(
                     f"the prompt has {len(prompt.ids)} tokens, with max_new_tokens {room} more than fit",
                     f"at most {limit - room} tokens, for the model's context is {limit}",
                     "shorten or drop the prompt, or lower train.max_new_tokens",
-                    place,
+                    where,
                     ctx.name,
                 )
             )
@@ -293,10 +298,10 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
 
 
 def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids: Sequence[int], longest: int) -> Any:
-    """Return what samples responses to prompts of up to ``longest`` tokens, and say which it is.
+    """Return the rollout engine for prompts of up to ``longest`` tokens, and note which one `auto` chose.
 
     Raises:
-        PipelineError: vLLM was asked for and is not there.
+        PipelineError: vLLM was requested and is not available.
     """
     from pipeline.models.kernels import INSTALL
     from pipeline.ppo.rollout import BatchedEngine, GenerateEngine
@@ -329,29 +334,33 @@ def _score_of(rewards: Any) -> Any:
 
 
 def _value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
-    """Return what a separate value function starts from: the reward model if it reads the same tokens."""
+    """Return the initial separate value model: a reward model with the policy's tokenizer, else the policy's start."""
     from pipeline.models.contract import disagreements, facts
     from pipeline.models.load import load_reward_model, load_tokenizer
     from pipeline.training.arguments import zero3_config
     from pipeline.training.fitting import fit
 
-    how: dict[str, Any] = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "zero3": zero3_config(ctx)}
+    load_options: dict[str, Any] = {
+        "seed": ctx.seed,
+        "trust_remote_code": ctx.trust_remote_code,
+        "zero3": zero3_config(ctx),
+    }
     for source in ctx.inputs.get("reward", []):
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
-            model = load_reward_model(source, tokenizer, **how)
-            fit(ctx, model, tokenizer, how)
+            model = load_reward_model(source, tokenizer, **load_options)
+            fit(ctx, model, tokenizer, load_options)
             return model
-    classifier = load_reward_model(ctx.input("model"), tokenizer, **how)
-    fit(ctx, classifier, tokenizer, how)
+    classifier = load_reward_model(ctx.input("model"), tokenizer, **load_options)
+    fit(ctx, classifier, tokenizer, load_options)
     classifier.score.weight.data.zero_()
     return classifier
 
 
 def _language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int | None) -> Any:
-    """Return the loss of PPO-ptx: mean cross-entropy on the assistant's tokens of a few conversations.
+    """Return the loss of PPO-ptx: mean cross-entropy on the assistant's tokens of a batch of conversations.
 
-    Conversations longer than the model's context of ``limit`` tokens are cut at their end.
+    Conversations longer than the model's context of ``limit`` tokens are truncated.
     """
     if config.ptx_data is None:
         return None
@@ -364,13 +373,13 @@ def _language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int
 
     encode = functools.partial(encode_messages, tokenizer)
     what, fate = "conversations of ptx_data", "cut at the end"
-    given = ctx.load_rows("ptx_data")
-    rows = encode_source(ctx, "ptx_data", given, encode, what=what, max_length=limit, fate=fate).train.rows
+    conversations = ctx.load_rows("ptx_data")
+    rows = encode_source(ctx, "ptx_data", conversations, encode, what=what, max_length=limit, fate=fate).train.rows
     if not rows:
-        found = f"no conversation of ptx_data has an answer within {limit} tokens"
-        raise PipelineError(Problem(found, "at least one", "shorten the conversations", stage=ctx.name))
-    if given.held_out:
-        ctx.note(f"{len(given.held_out)} held-out conversations of ptx_data are not used")
+        statement = f"no conversation of ptx_data has an answer within {limit} tokens"
+        raise PipelineError(Problem(statement, "at least one", "shorten the conversations", stage=ctx.name))
+    if conversations.held_out:
+        ctx.note(f"{len(conversations.held_out)} held-out conversations of ptx_data are not used")
     size = min(config.train.ptx_batch, len(rows))
 
     def loss(model: Any, step: int) -> Any:

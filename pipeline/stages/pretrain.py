@@ -1,8 +1,8 @@
 """Pretraining: next-token prediction from scratch, or continued, with transformers' Trainer.
 
-Reference: Radford et al. 2019 (GPT-2); architectures are those of transformers, built from their config.
-Two ways to make rows: `rows` keeps one document per row and buckets by length (no work on padding, no attention
-between documents; fastest on a CPU), `packed` joins documents into full rows (best on a GPU).
+Reference: Radford et al. 2019 (GPT-2). Architectures are those of transformers, built from their configuration.
+There are two modes: `rows` has one document per row and buckets rows by length (no work on padding, no attention
+between documents; fastest on a CPU); `packed` joins documents into full rows (best on a GPU).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Config(StageConfig):
         tokenizer: a tokenizer stage, a folder, or a hub id.
         model: architecture: `type` of transformers (llama, qwen3, gpt2, …) and any field of its config.
         init: weights to go on from, instead of `model`.
-        control_tokens: what the name of a control token, as `<|user|>`, is in a text: `text` as any other, or `parsed`
-            to the token, for texts that are conversations rendered beforehand.
+        control_tokens: how the name of a control token in a text, such as `<|user|>`, is tokenized: as `text` like any
+            other, or `parsed` to the token, for texts that are conversations rendered beforehand.
         train: how to train.
     """
 
@@ -56,7 +56,7 @@ class Config(StageConfig):
     train: Train = Train()
 
     def check(self) -> list[Problem]:
-        """Ask for exactly one of `model` and `init`, and a tokenizer for a new model."""
+        """Return problems unless exactly one of `model` and `init` is set, and a new model has a tokenizer."""
         problems = self.train.check()
         if (self.model is None) == (self.init is None):
             problems.append(
@@ -73,7 +73,7 @@ class Config(StageConfig):
 
 @stage("pretrain", version=2, config=Config, makes="model", parallel=True)
 def run(ctx: StageContext, config: Config) -> StageResult:
-    """Build or load the model, train it, save it with its tokenizer."""
+    """Build or load the model, train it, and save it with its tokenizer."""
     from transformers import TrainingArguments, set_seed
 
     from pipeline.models.load import load_tokenizer
@@ -103,12 +103,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     set_seed(ctx.seed)
     train = config.train
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
-    model, later = _model(ctx, config, tokenizer)
+    model, deferred = _model(ctx, config, tokenizer)
     tp_size = int(ctx.compute.get("tensor_parallel", 1))
     if config.model is None:
-        fit(ctx, model, tokenizer, {"zero3": later or zero3_config(ctx), "tp_size": tp_size})
+        fit(ctx, model, tokenizer, {"zero3": deferred or zero3_config(ctx), "tp_size": tp_size})
     if tp_size > 1:
-        model = shard_model(model, tp_size, later)
+        model = shard_model(model, tp_size, deferred)
     attend_without_mask(ctx, model)
     precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     max_length = context_length(model, train.max_length)
@@ -116,10 +116,16 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase("tokenizing")
     total = len(rows.train) + len(rows.held_out)
     texts, held_texts = ([row["text"] for row in part] for part in (rows.train, rows.held_out))
-    how: dict[str, Any] = {"max_length": max_length, "mode": train.mode, "parsed": config.control_tokens == "parsed"}
-    documents = _documents(tokenizer, texts, **how, progress=lambda done: ctx.progress(done, total))
-    held_out = _documents(tokenizer, held_texts, **how, progress=lambda done: ctx.progress(len(texts) + done, total))
-    _say_spelled(ctx, tokenizer, [*texts, *held_texts], parsed=how["parsed"])
+    encode_options: dict[str, Any] = {
+        "max_length": max_length,
+        "mode": train.mode,
+        "parsed": config.control_tokens == "parsed",
+    }
+    documents = _documents(tokenizer, texts, **encode_options, progress=lambda done: ctx.progress(done, total))
+    held_out = _documents(
+        tokenizer, held_texts, **encode_options, progress=lambda done: ctx.progress(len(texts) + done, total)
+    )
+    _say_spelled(ctx, tokenizer, [*texts, *held_texts], parsed=encode_options["parsed"])
     if not documents:
         raise PipelineError(
             Problem("no text to train on", "at least one token", "check the data source", stage=ctx.name)
@@ -137,10 +143,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
         refuse_unused(train)
         collate = CausalCollator(tokenizer.pad_token_id)
-        trained, whole = train_through_pipeline(
-            ctx, model, later, arguments, batches, steps, documents, held_out, collate
+        trained, consolidated = train_through_pipeline(
+            ctx, model, deferred, arguments, batches, steps, documents, held_out, collate
         )
-        return _finished(ctx, config, trained, whole, tokenizer, rows, parameters, documents)
+        return _finished(ctx, config, trained, consolidated, tokenizer, rows, parameters, documents)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -154,42 +160,42 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
-    """Build or load the model; where a process keeps a part of it without weights, with what gives it them."""
+    """Build or load the model; with pipeline or tensor parallelism, also return its deferred weights, else None."""
     from pipeline.models.deferred import Deferred
     from pipeline.models.load import load_causal_lm, load_deferred_causal_lm
     from pipeline.models.scratch import build_causal_lm
     from pipeline.training.arguments import attention_kernel, zero3_config
 
-    staged, attention = int(ctx.compute.get("pipeline_parallel", 1)) > 1, attention_kernel(ctx)
+    is_pipelined, attention = int(ctx.compute.get("pipeline_parallel", 1)) > 1, attention_kernel(ctx)
     if config.model is None:
         source = ctx.input("init")
-        if staged:
+        if is_pipelined:
             return load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
         zero3 = zero3_config(ctx)
         return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention, zero3=zero3), None
-    if not staged and int(ctx.compute.get("tensor_parallel", 1)) == 1:
+    if not is_pipelined and int(ctx.compute.get("tensor_parallel", 1)) == 1:
         return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, zero3=zero3_config(ctx)), None
-    with Deferred() as later:
-        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), later
+    with Deferred() as deferred:
+        return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), deferred
 
 
 def _finished(
     ctx: StageContext,
     config: Config,
     trained: Any,
-    whole: Any | None,
+    consolidated: Any | None,
     tokenizer: Any,
     rows: Any,
     parameters: int,
     documents: list[dict[str, list[int]]],
 ) -> StageResult:
-    """Write the model, and return what the manifest says of it."""
+    """Write the model, and return the stage's result for the manifest."""
     from pipeline.artifacts.provenance import descended
     from pipeline.models.save import save_model
     from pipeline.training.finish import finish
 
-    if whole is not None:
-        save_model(whole, tokenizer, ctx.out, [row["input_ids"] for row in documents[:3]])
+    if consolidated is not None:
+        save_model(consolidated, tokenizer, ctx.out, [row["input_ids"] for row in documents[:3]])
     lineage: dict[str, Any] = {"base": "scratch", "adapters": []}
     if config.model is None:
         init = ctx.input("init")
@@ -205,7 +211,7 @@ def _finished(
 
 
 def _say_spelled(ctx: StageContext, tokenizer: Any, texts: list[str], *, parsed: bool) -> None:
-    """Say how many texts spell a control token, where they are not meant to."""
+    """Note how many texts spell a control token, unless these are parsed."""
     from pipeline.models.tokens import TextEncoder
 
     spells = TextEncoder(tokenizer).names
@@ -226,9 +232,9 @@ def _documents(
     parsed: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, list[int]]]:
-    """Tokenize texts, begin and end each as the tokenizer does, and cut them to rows of at most ``max_length`` tokens.
+    """Tokenize texts and cut them into rows of at most ``max_length`` tokens.
 
-    A text begins with the tokens that the tokenizer writes before one, as Llama's `<s>`, and ends with the end token.
+    Each text gets the tokenizer's prefix tokens, such as Llama's `<s>`, and the end token.
     """
     if not texts:
         return []

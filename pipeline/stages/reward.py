@@ -1,7 +1,7 @@
 """Reward model: learn which of two responses people prefer, with trl's RewardTrainer, and say how far to trust it.
 
 Reference: Ouyang et al. 2022 (InstructGPT), equation 1 (Bradley-Terry); the margin is that of Touvron et al. 2023
-(Llama 2), equation 2. The held-out report goes beyond accuracy: calibration, margins, and how much is mere length.
+(Llama 2), equation 2. The held-out report has accuracy, calibration, margins, and the effect of length.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
     encode = functools.partial(encode_pairs, tokenizer, scored=True)
-    made = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
-    encoded = _sequences(made.train, rows.train, use_margin=train.use_margin)
-    held_out, test_rows = _sequences(made.held_out, rows.held_out, use_margin=False), rows.held_out
+    encoded_source = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
+    encoded = _sequences(encoded_source.train, rows.train, use_margin=train.use_margin)
+    held_out, test_rows = _sequences(encoded_source.held_out, rows.held_out, use_margin=False), rows.held_out
     if config.test:
         tests = ctx.load_rows("test")
         test_rows = tests.train
@@ -110,7 +110,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             ctx.note(f"{len(rows.held_out)} held-out pairs of `data` are not used: the report is of `test`")
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
-    dropped = len(made.train.too_long)
+    dropped = len(encoded_source.train.too_long)
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
     micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
     batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
@@ -123,10 +123,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         steps=steps,
         has_held_out=bool(rows.held_out) and bool(held_out) and not config.test,
         max_length=None,
-        liger_kernel_config={"fused_linear_cross_entropy": False},  # a head of scores is no output layer
+        liger_kernel_config={"fused_linear_cross_entropy": False},  # a reward head has no vocabulary logits to fuse
     )
     columns = ("chosen_ids", "rejected_ids")
-    set_seed(arguments.seed)  # as the trainer is about to: an adapter in shards is drawn from here
+    set_seed(arguments.seed)  # as the trainer will: a sharded adapter is initialised from this random state
     trainer = BucketedRewardTrainer(
         model=model,
         args=arguments,
@@ -139,10 +139,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows, trainer.batches = encoded, batches
     ctx.phase(f"training on {len(encoded):,} pairs")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    whole = consolidated_model(trainer)
-    lineage = save_trained(ctx, whole, tokenizer, source, config.adapter, [row["chosen_ids"] for row in encoded[:3]])
+    consolidated = consolidated_model(trainer)
+    lineage = save_trained(
+        ctx, consolidated, tokenizer, source, config.adapter, [row["chosen_ids"] for row in encoded[:3]]
+    )
     started = time.perf_counter()
-    metrics = _report(ctx, config, whole, tokenizer, held_out) if held_out and whole is not None else {}
+    metrics = _report(ctx, config, consolidated, tokenizer, held_out) if held_out and consolidated is not None else {}
     scoring_s = time.perf_counter() - started
     shown = accuracy_summary(metrics)
     if "gold_agreement" in metrics:
@@ -151,17 +153,21 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx,
         trained,
         metrics=metrics,
-        rows={**made.counts, "held_out": len(test_rows), "dropped": dropped},
+        rows={**encoded_source.counts, "held_out": len(test_rows), "dropped": dropped},
         lineage=lineage,
         summary=shown,
         scoring_seconds=scoring_s,
     )
 
 
-def _sequences(made: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
-    """Return whole sequences of encoded pairs (a cut response has no honest score), each with its row."""
+def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
+    """Return the full sequences (prompt and response) of encoded pairs, each with its row.
+
+    Raises:
+        PipelineError: margins are used, and rows lack them.
+    """
     encoded = []
-    for i, one in zip(made.kept, made.rows, strict=True):
+    for i, one in zip(encoded_rows.kept, encoded_rows.rows, strict=True):
         prompt, row = one["prompt_ids"], rows[i]
         pair: dict[str, Any] = {f"{side}_ids": [*prompt, *one[f"{side}_ids"]] for side in SIDES}
         pair |= {"row": row, "prompt_tokens": len(prompt)}
@@ -178,7 +184,7 @@ def _sequences(made: EncodedRows, rows: list[dict[str, Any]], *, use_margin: boo
 def _report(
     ctx: StageContext, config: Config, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]
 ) -> dict[str, float]:
-    """Score the held-out pairs and write the report card; return its headline figures."""
+    """Score the held-out pairs and write the report card; return its main figures."""
     from pipeline.evaluation.reward_card import build_card, write_card
     from pipeline.models.scoring import score
     from pipeline.training.arguments import precision_of
@@ -210,7 +216,7 @@ SIDES = ("chosen", "rejected")
 
 
 def _gold_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return the true scores of both sides where every row has them (`gold_chosen`, `gold_rejected`)."""
+    """Return the true scores (`gold_chosen`, `gold_rejected`) by side; empty unless every row has both."""
     if not all(row.get(f"gold_{side}") is not None for row in rows for side in SIDES):
         return {}
     return {side: [float(row[f"gold_{side}"]) for row in rows] for side in SIDES}

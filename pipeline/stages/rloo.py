@@ -1,8 +1,8 @@
 """REINFORCE leave-one-out (RLOO): each response is measured against the mean of its prompt's others, with trl.
 
-Reference: Ahmadian et al. 2024, arXiv:2402.14740, equation 8; the divergence from the start is a part of the reward
-(`beta`). Rewards are reward models, Python functions with trl's signature, or a weighted sum of them. On one CPU
-process the same seed gives the same weights, and a run that was cut off ends in the same bits.
+Reference: Ahmadian et al. 2024, arXiv:2402.14740, equation 8; the KL penalty is a part of the reward (`beta`). Rewards
+are reward models, Python functions with trl's signature, or a weighted sum of them. On one CPU process the same seed
+gives the same weights, also if the run was interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Train(OnPolicyTrain):
     """`train:` of RLOO; other keys are fields of trl's RLOOConfig.
 
     Attributes:
-        beta: price of a nat of divergence from the start, taken off the reward; 0 needs no reference.
+        beta: coefficient of the KL to the start, subtracted from the reward; 0 needs no reference.
         num_generations: responses sampled of each prompt; their rewards are compared with one another.
     """
 
@@ -76,7 +76,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.reward_sources import load_rewards
 
     class Trainer(OnPolicy, RLOOTrainer):  # type: ignore[misc]
-        """trl's RLOOTrainer on our order of prompts, with checkpoints that hold its rollouts."""
+        """trl's RLOOTrainer with our order of prompts, and checkpoints that include its rollouts."""
 
     prepare_torch(ctx)
     set_seed(ctx.seed)

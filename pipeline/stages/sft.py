@@ -1,8 +1,8 @@
 """Instruction tuning (SFT): learn the assistant's turns of demonstrations, with trl's SFTTrainer.
 
-Reference: Ouyang et al. 2022 (InstructGPT), section 3.5, step 1. Loss falls on the assistant's tokens only, its
-end-of-turn token included, so the model learns to stop. Rows are bucketed by length (fastest on a CPU), or packed into
-full ones whose conversations do not see one another (best on a GPU: every step has the same shape).
+Reference: Ouyang et al. 2022 (InstructGPT), section 3.5, step 1. The loss is computed on the assistant's tokens only,
+end-of-turn token included, so that the model learns to stop. Rows are bucketed by length (fastest on a CPU), or packed
+into full rows whose conversations do not attend to one another (best on a GPU: every step has the same shape).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.stage import Data, Input, Rows, StageConfig, StageContext, StageRe
 from pipeline.training.fields import CommonTrain, unknown_word
 
 LOSSES = ("nll", "dft")
-"""Losses of trl's SFTTrainer: of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""
+"""Losses of trl's SFTTrainer: cross-entropy of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""
 
 if TYPE_CHECKING:
     from pipeline.training.encoded import EncodedSource
@@ -102,20 +102,20 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
-    in_parts, later = int(ctx.compute.get("pipeline_parallel", 1)) > 1, None
-    if in_parts:
+    is_pipelined, deferred = int(ctx.compute.get("pipeline_parallel", 1)) > 1, None
+    if is_pipelined:
         refuse_unused(train, config.adapter)
-        starting_weights(ctx, config.adapter)  # refuses quantised files
+        starting_weights(ctx, config.adapter)  # raises for quantised files
         attention = attention_kernel(ctx)
-        model, later = load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
+        model, deferred = load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
     else:
         weights = starting_weights(ctx, config.adapter)
         model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
-    fit(ctx, model, tokenizer, {"zero3": in_parts} if in_parts else weights)
+    fit(ctx, model, tokenizer, {"zero3": is_pipelined} if is_pipelined else weights)
     max_length = context_length(model, train.max_length)
     rows = ctx.load_rows("data")
-    source_rows = _encode(ctx, tokenizer, rows, max_length)
-    encoded, held_out, counts = source_rows.train.rows, source_rows.held_out.rows, source_rows.counts
+    encoded_source = _encode(ctx, tokenizer, rows, max_length)
+    encoded, held_out, counts = encoded_source.train.rows, encoded_source.held_out.rows, encoded_source.counts
     if not encoded:
         raise PipelineError(Problem("no row fits", f"rows of at most {max_length} tokens", "raise train.max_length"))
     conversations, seen = len(encoded), [row["input_ids"] for row in encoded[:3]]
@@ -141,11 +141,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     is_flat = "flash" in ctx.runtime_report["attention"] and int(ctx.compute.get("sequence_parallel", 1)) == 1
     collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat=is_flat)
     ctx.phase(f"training on {conversations:,} conversations")
-    if in_parts:
-        trained, whole = train_through_pipeline(
-            ctx, model, later, arguments, batches, steps, encoded, held_out, collate
+    if is_pipelined:
+        trained, consolidated = train_through_pipeline(
+            ctx, model, deferred, arguments, batches, steps, encoded, held_out, collate
         )
-        return _finished(ctx, config, trained, whole, tokenizer, counts, seen)
+        return _finished(ctx, config, trained, consolidated, tokenizer, counts, seen)
     trainer = BucketedSFTTrainer(
         model=model,
         args=arguments,
@@ -166,15 +166,15 @@ def _finished(
     ctx: StageContext,
     config: Config,
     trained: Any,
-    whole: Any | None,
+    consolidated: Any | None,
     tokenizer: Any,
     counts: dict[str, int],
     seen: list[list[int]],
 ) -> StageResult:
-    """Write the model, and return what the manifest says of it."""
+    """Write the model, and return the stage's result for the manifest."""
     from pipeline.training.finish import finish, save_trained
 
-    lineage = save_trained(ctx, whole, tokenizer, ctx.input("model"), config.adapter, seen)
+    lineage = save_trained(ctx, consolidated, tokenizer, ctx.input("model"), config.adapter, seen)
     return finish(
         ctx,
         trained,
@@ -186,10 +186,10 @@ def _finished(
 
 
 def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> EncodedSource:
-    """Tokenize conversations; cut the end of rows that are too long and leave out those with nothing left to learn.
+    """Tokenize conversations; truncate rows that are too long, and drop rows without a token to train on.
 
     Raises:
-        PipelineError: there is no chat template, or the end token is not among what is learnt.
+        PipelineError: there is no chat template, or the end token is not trained on.
     """
     from pipeline.models.contract import unseen_opening
     from pipeline.training.encode import encode_messages, template_problems
@@ -197,8 +197,8 @@ def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> E
 
     encode = functools.partial(encode_messages, tokenizer)
     fate = "cut at the end"
-    made = encode_source(ctx, "data", rows, encode, what="conversations", max_length=max_length, fate=fate)
-    train = made.train
+    encoded_source = encode_source(ctx, "data", rows, encode, what="conversations", max_length=max_length, fate=fate)
+    train = encoded_source.train
     problems = template_problems(tokenizer, rows.train, train)
     if problems:
         raise PipelineError(*problems)
@@ -211,4 +211,6 @@ def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> E
                 "begin otherwise: what follows such a beginning is not learnt here"
             )
     empty = len(rows.train) - len({*train.kept, *(fault.index for fault in train.faults)})
-    return dataclasses.replace(made, counts={**made.counts, "cut": len(train.too_long), "dropped": empty})
+    return dataclasses.replace(
+        encoded_source, counts={**encoded_source.counts, "cut": len(train.too_long), "dropped": empty}
+    )

@@ -20,7 +20,7 @@ class Config(StageConfig):
 
     Attributes:
         data: text to learn from.
-        algorithm: byte-level BPE is the one there is.
+        algorithm: `bpe`, byte-level BPE, is the only one.
         vocab_size: entries, special tokens included.
         min_frequency: pairs seen fewer times are not merged.
         special_tokens: further tokens that are never split.
@@ -41,7 +41,7 @@ SAMPLE = [
     {"role": "user", "content": "another"},
     {"role": "assistant", "content": "the last"},
 ]
-"""A conversation the chat template must render so that the end of each answer is learnt."""
+"""A conversation with which the chat template is checked: the end of each answer must be trained on."""
 
 
 @stage("tokenizer", version=1, config=Config, makes="tokenizer")
@@ -100,7 +100,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _without(texts: list[str], special: list[str]) -> list[str]:
-    """Replace special tokens written out in the texts by spaces: they are entries already and must not be learnt."""
+    """Replace special tokens in the texts by spaces, because they are entries already and must not be merged again."""
     cleaned = []
     for text in texts:
         for token in special:

@@ -1,10 +1,10 @@
-"""The fields of a trainer's own configuration that `train:` may pass on.
+"""The fields of a trainer's configuration (trl, transformers) that `train:` may pass on.
 
-`table.json` has the fields of the installed trl and transformers (`python -m pipeline.trainer_fields` makes it),
-`classes.py` says of each whether it changes the result, is runtime, or is refused; `values.py` which values it takes,
-`needs.py` beside what it has an effect, `contradictions.py` beside what it is wrong. What stands inside a field has
-`schedules.py`, `optimizers.py` and `generation.py`. Knows nothing of recipes or of any single kind. Imports neither
-trl nor transformers, except to make the table.
+`table.json` lists the fields of the installed trl and transformers (written by `python -m pipeline.trainer_fields`).
+`classes.py` says whether a field changes the result, is runtime, or is refused. `values.py` has the values a field
+takes, `needs.py` the fields it needs to have an effect, `contradictions.py` the fields it contradicts. `schedules.py`,
+`optimizers.py` and `generation.py` check the arguments inside a field. Knows nothing of recipes or of any single kind.
+Imports trl and transformers only to write the table.
 """
 
 from pipeline.trainer_fields.classes import CONTROLLED, RUNTIME_TRAIN_FIELDS

@@ -1,4 +1,4 @@
-"""Arguments of a schedule or an optimizer, which stand inside one field: what values each takes."""
+"""Allowed values of an argument inside a field, such as those of a schedule or an optimizer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, TypeGuard
 
 @dataclass(frozen=True)
 class Argument:
-    """What an argument takes.
+    """The allowed values of an argument.
 
     Attributes:
-        expected: the values, in words that follow "it".
-        holds: whether a value is one of them.
+        expected: description of the values for messages, e.g. ``must be a number``.
+        holds: returns whether a value is allowed.
     """
 
     expected: str
@@ -22,23 +22,23 @@ class Argument:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Say whether a value is a number; true and false are none, and no setting is infinite."""
+    """Return whether a value is a finite number; booleans are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def of_words(*words: str) -> Argument:
-    """Return an argument that is one of some words."""
+    """Return an argument that takes one of ``words``."""
     last = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
     return Argument(f"must be {last}", lambda value: value in words)
 
 
 def ranged(words: str, holds: Callable[[Any], bool], *, whole: bool = False) -> Argument:
-    """Return an argument that is a number within bounds.
+    """Return an argument that takes a number within bounds.
 
     Args:
-        words: the bounds, e.g. ``>= 0``.
-        holds: whether a number is within them.
-        whole: only whole numbers.
+        words: the bounds as text, e.g. ``>= 0``.
+        holds: returns whether a number is within the bounds.
+        whole: whether only whole numbers are allowed.
     """
     expected = f"must be a whole number {words}" if whole else f"must be a number {words}"
     return Argument(expected, lambda value: is_number(value) and (not whole or value == int(value)) and holds(value))

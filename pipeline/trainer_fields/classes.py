@@ -1,7 +1,7 @@
-"""What becomes of every field of every trainer's configuration: it changes the result, is runtime, or is refused.
+"""Classifies every field of every trainer's configuration: it changes the result, is runtime, or is refused.
 
-One of the three holds for every field of `table.json`; a test fails when a new trl or transformers brings a field that
-nobody classified. A field that a kind has as a word of its own (`learning_rate`, `beta`) is that word.
+Every field of `table.json` is in one of the three classes; a test fails when a new trl or transformers adds a field
+without a class. A kind's own field of that name (`learning_rate`, `beta`) takes precedence.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
         "vllm_tensor_parallel_size",
     ),
 }
-"""Fields that change the weights or the metrics, by what they change; they enter the fingerprint."""
+"""Fields that change the weights or the metrics, grouped by what they change; they enter the fingerprint."""
 
 RUNTIME_TRAIN_FIELDS: frozenset[str] = frozenset(
     {
@@ -85,8 +85,7 @@ RUNTIME_TRAIN_FIELDS: frozenset[str] = frozenset(
         "vllm_server_timeout",
     }
 )
-"""Fields that cannot change the weights; they say how and where it runs, is logged and saved, and stay out of the
-fingerprint."""
+"""Fields that cannot change the weights: where a stage runs, how it logs and saves. They are not in the fingerprint."""
 
 _BATCH = "use `train.batch_size` (rows per step in all) and `compute.micro_batch` (rows a device works on at once)"
 _PRECISION = "use `compute.precision`"
@@ -195,7 +194,7 @@ CONTROLLED: Mapping[str, str] = {
     "use_transformers_paged": "use `train.use_transformers_continuous_batching`, its new name",
     "vllm_importance_sampling_cap": "use `train.vllm_importance_sampling_clip_max`, its new name",
 }
-"""Fields trueup decides itself, with what to write instead."""
+"""Fields that trueup sets itself, with what to write instead."""
 
 _ONCE = "the reference is the model the stage starts from, its log-probabilities are computed once"
 _OWN_LOSS = "{} has a loss of its own that does not read it"
@@ -225,11 +224,11 @@ REFUSED_BY: Mapping[str, Mapping[str, str]] = {
         "per_device_eval_batch_size": _SAMPLED,
     },
 }
-"""Fields that others read and this trainer does not, with what to write instead."""
+"""Trainer to the fields that only other trainers read, with what to write instead."""
 
 ALL_CHANGES = frozenset(name for names in CHANGES.values() for name in names)
 
 
 def refusal(trainer: str, field: str) -> str | None:
-    """Return what to write instead of a field; None for one that is passed on."""
+    """Return what to write instead of a refused field; None for a field that is passed on."""
     return REFUSED_BY.get(trainer, {}).get(field, CONTROLLED.get(field))

@@ -1,6 +1,6 @@
-"""Fields whose values are right each by itself and wrong beside one another: a lower bound above its upper one.
+"""Finds fields with valid values that contradict one another, such as a lower bound above its upper bound.
 
-A trainer refuses them when it is made, after data and model are loaded, or takes them and learns nothing.
+A trainer rejects them only when it is constructed, after data and model are loaded, or accepts them and learns nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Bounds:
     """Two fields of which one must not exceed the other.
 
     Attributes:
-        lower: the field that is to be the smaller one.
-        upper: the field that is to be the greater one.
-        at_least: of ``lower`` where the recipe says nothing, the trainer's own default.
-        at_most: of ``upper`` where the recipe says nothing.
-        beside: a switch without which neither is read.
-        strictly: equal values are wrong too.
+        lower: the field with the smaller value.
+        upper: the field with the greater value.
+        at_least: the trainer's default of ``lower``.
+        at_most: the trainer's default of ``upper``.
+        beside: field that must be on for either to be read; empty if there is none.
+        strictly: whether equal values are wrong too.
     """
 
     lower: str
@@ -54,22 +54,22 @@ EXCLUDED = (
     ("vllm_server_base_url", "vllm_server_host"),
     ("vllm_server_base_url", "vllm_server_port"),
 )
-"""Fields of which the second has no effect beside the first."""
+"""Pairs of fields of which the second has no effect if the first is set."""
 
 SMOOTHED = {"exo_pair": (0.0, 1.0), "robust": (-math.inf, 0.5)}
-"""Losses of DPO that take a `label_smoothing` above the first number and below the second."""
+"""Losses of DPO that need a `label_smoothing` between two numbers, both excluded."""
 SORTED = ("aot", "aot_unpaired")
-"""Losses that sort the rows of a batch, so that no weight can follow its row."""
+"""Losses that sort the rows of a batch, so that weights of rows cannot be applied."""
 WITH_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
-"""Losses that are functions of a difference of divergences, whichever `f_divergence_type` is."""
+"""Losses of a difference of divergences, which take any `f_divergence_type`."""
 
 
 def contradictions(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
-    """Yield fields that contradict one another.
+    """Yield problems of fields that contradict one another.
 
     Args:
-        given: all words of `train` with their values, defaults of the kind's own among them.
-        asked: those the recipe has.
+        given: all fields of `train` with their values, including defaults of the kind's own fields.
+        asked: names of the fields the recipe sets.
     """
     yield from _bounds_problems(given, asked)
     for first, second in EXCLUDED:
@@ -78,8 +78,8 @@ def contradictions(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[
     yield from _loss_problems(given)
     yield from _vllm_problems(given)
     if given.get("desirable_weight") == 0 == given.get("undesirable_weight"):
-        found = "train.desirable_weight and train.undesirable_weight are 0"
-        yield Problem(found, "one of them above 0: no row would be learnt from")
+        statement = "train.desirable_weight and train.undesirable_weight are 0"
+        yield Problem(statement, "one of them above 0: no row would be learnt from")
 
 
 def _bounds_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
@@ -95,7 +95,7 @@ def _bounds_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterato
 
 
 def _loss_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what the losses of DPO refuse beside one another."""
+    """Yield problems of DPO's losses and of the fields they do not take."""
     asked = given.get("loss_type")
     losses = [str(loss) for loss in asked] if isinstance(asked, list) else [str(asked)]
     if asked == []:
@@ -106,28 +106,28 @@ def _loss_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
     for loss in losses:
         above, below = SMOOTHED.get(loss, (-math.inf, math.inf))
         if not above < smoothing < below:
-            found = f"train.label_smoothing is {smoothing:g} with train.loss_type {loss}"
-            yield Problem(found, "must be > 0" if smoothing <= above else f"must be < {below:g}", "set it to 0.001")
+            statement = f"train.label_smoothing is {smoothing:g} with train.loss_type {loss}"
+            yield Problem(statement, "must be > 0" if smoothing <= above else f"must be < {below:g}", "set it to 0.001")
     unweighted = [loss for loss in losses if loss in SORTED]
     if given.get("use_weighting") and unweighted:
-        found = f"train.use_weighting is true with train.loss_type {unweighted[0]}"
-        yield Problem(found, "a loss that does not sort its rows", "leave one of them out")
+        statement = f"train.use_weighting is true with train.loss_type {unweighted[0]}"
+        yield Problem(statement, "a loss that does not sort its rows", "leave one of them out")
     divergence = given.get("f_divergence_type", "reverse_kl")
     without = [loss for loss in losses if loss not in WITH_DIVERGENCE]
     if isinstance(asked, list) and divergence != "reverse_kl" and without and len(without) < len(losses):
-        found = f"train.f_divergence_type is {divergence} with train.loss_type {without[0]}"
-        yield Problem(found, f"losses that take it: {listed(WITH_DIVERGENCE)}", "leave one of them out")
+        statement = f"train.f_divergence_type is {divergence} with train.loss_type {without[0]}"
+        yield Problem(statement, f"losses that take it: {listed(WITH_DIVERGENCE)}", "leave one of them out")
 
 
 def _vllm_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what the correction of vLLM's probabilities refuses."""
+    """Yield problems of the importance-sampling correction for vLLM."""
     if not given.get("use_vllm") or not given.get("vllm_importance_sampling_correction", True):
         return
     mode = str(given.get("vllm_importance_sampling_mode", "sequence_mask"))
     bounds = given.get("vllm_importance_sampling_clip_min"), given.get("vllm_importance_sampling_clip_max", 3.0)
     if mode.endswith("_truncate") and bounds == (None, None):
-        found = f"train.vllm_importance_sampling_mode is {mode} without a bound to cut at"
-        yield Problem(found, "", "set train.vllm_importance_sampling_clip_max: 3.0")
+        statement = f"train.vllm_importance_sampling_mode is {mode} without a bound to cut at"
+        yield Problem(statement, "", "set train.vllm_importance_sampling_clip_max: 3.0")
     if given.get("loss_type") == "vespo" and not mode.startswith("token_"):
-        found = f"train.loss_type is vespo, train.use_vllm is true and train.vllm_importance_sampling_mode {mode}"
-        yield Problem(found, "a mode for each token", "set train.vllm_importance_sampling_mode: token_truncate")
+        statement = f"train.loss_type is vespo, train.use_vllm is true and train.vllm_importance_sampling_mode {mode}"
+        yield Problem(statement, "a mode for each token", "set train.vllm_importance_sampling_mode: token_truncate")

@@ -1,4 +1,4 @@
-"""`train:` of a kind: its own words, and every field of its trainer that is passed on, checked without importing it."""
+"""`train:` of a kind: its own fields and those passed on to its trainer, checked without importing the trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.trainer_fields.values import value_problem, words_of
 
 
 class TrainFields(StageConfig):
-    """Base of a kind's `train:`: its own words are fields; any other key must be one of the trainer's own fields.
+    """Base class of a kind's `train:`; a key that is not a field of the class must be a field of the trainer.
 
     Attributes:
         trainer: name of the trainer's config class, one of `TRAINERS`.
@@ -35,7 +35,7 @@ class TrainFields(StageConfig):
 
     @classmethod
     def problems_in(cls, given: Mapping[str, Any]) -> dict[str, Problem]:
-        """Return what is wrong with the keys of ``given`` that are not own fields, by key."""
+        """Return the problems of the keys in ``given`` that are not fields of the class, by key."""
         bad = {}
         for key, value in given.items():
             if key not in cls.model_fields:
@@ -69,20 +69,20 @@ class TrainFields(StageConfig):
                     for key, problem in bad.items()
                 ],
             )
-        for key, value in extra.items():  # 1 and 1.0 are one setting: they must give one fingerprint
+        for key, value in extra.items():  # 1 and 1.0 must give the same fingerprint
             kind = self.allowed()[key]["type"]
             if kind in {"int", "float"} and value is not None:
                 extra[key] = int(value) if kind == "int" else float(value)
         return self
 
     def passthrough(self) -> dict[str, Any]:
-        """Return the keys given that are the trainer's own fields."""
+        """Return the fields that are passed on to the trainer, with their values."""
         return dict(self.__pydantic_extra__ or {})
 
     def fingerprint_data(self) -> dict[str, Any]:
-        """Return all that can change a result, as JSON data.
+        """Return the fields that can change a result, as JSON data.
 
-        When the best evaluation's weights are kept, the rows of an evaluation's pass may decide which they are.
+        With `load_best_model_at_end`, the evaluation batch size may change which weights are the best.
         """
         data = self.model_dump(mode="json")
         runtime = set(RUNTIME_TRAIN_FIELDS) | set(self.markers(Runtime))
@@ -92,7 +92,7 @@ class TrainFields(StageConfig):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Add the trainer's fields with their types."""
+        """Return the JSON schema with the trainer's fields added."""
         schema = handler.resolve_ref_schema(handler(core))
         names = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
         properties = schema.setdefault("properties", {})

@@ -1,7 +1,7 @@
-"""The words of transformers' GenerationConfig, which `generation_kwargs` may hold: those that change what is sampled.
+"""Checks `generation_kwargs`, fields of transformers' GenerationConfig that change what is sampled.
 
-transformers keeps a word that it does not know and samples without it. Others it knows and passes over here, or breaks
-at, once the first answers are sampled: those are refused, with what to write instead.
+transformers silently ignores unknown fields. Some known fields have no effect in these trainers, or fail when the first
+responses are sampled; they are refused, with what to write instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.trainer_fields.arguments import (
 )
 
 OF_TRAIN = ("cache_implementation", "max_new_tokens", "min_p", "repetition_penalty", "temperature", "top_k", "top_p")
-"""Words that a recipe says in `train` itself; here they would take their place unseen."""
+"""Fields that a recipe sets in `train` itself; here they would override them silently."""
 
 _IDS = Argument("must be a list of token ids", lambda value: _are_ids(value) and bool(value))
 _ID = Argument("must be a token id, or a list of them", lambda value: COUNT.holds(value) or _IDS.holds(value))
@@ -60,7 +60,7 @@ TAKEN: Mapping[str, Argument] = {
     "length_penalty": NUMBER,
     "sequence_bias": _BIASES,
 }
-"""Words that change what is sampled, with the values each takes."""
+"""Fields that change what is sampled, with the values each takes."""
 
 _TOKENS = "special tokens belong to the tokenizer stage"
 _ONE_AT_A_TIME = "answers are sampled many at a time, an assistant serves one"
@@ -91,38 +91,38 @@ REFUSED: Mapping[str, str] = {
     "stop_strings": "answers end at tokens; end them with the chat template",
     "token_healing": "an answer begins where the prompt ends",
 }
-"""Words that have no effect here, or break the sampling, with what to write instead or why."""
+"""Fields that have no effect here or make sampling fail, with the reason or what to write instead."""
 
 _BEAMS = ("early_stopping", "length_penalty")
-"""Words that rank beams."""
+"""Fields that rank beams and need beam search."""
 
 
 def generation_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what transformers would pass over in `generation_kwargs`; vLLM, which has other words, refuses it itself.
+    """Yield fields of `generation_kwargs` that transformers would ignore; vLLM checks its own fields.
 
     Args:
-        given: all words of `train` with their values.
+        given: all fields of `train` with their values.
     """
     kwargs = given.get("generation_kwargs")
     if not isinstance(kwargs, Mapping) or given.get("use_vllm"):
         return
     for key, value in kwargs.items():
-        found = f"train.generation_kwargs has {key}"
+        statement = f"train.generation_kwargs has {key}"
         if key in OF_TRAIN:
-            yield Problem(found, "a word that `train` does not have", f"use train.{key}")
+            yield Problem(statement, "a word that `train` does not have", f"use train.{key}")
         elif key in REFUSED:
-            yield Problem(found, "a word that changes what is sampled", REFUSED[key])
+            yield Problem(statement, "a word that changes what is sampled", REFUSED[key])
         elif key not in TAKEN:
             remedy = nearest(str(key), TAKEN) or "leave it out"
-            yield Problem(f"{found}, which transformers does not know", "", remedy)
+            yield Problem(f"{statement}, which transformers does not know", "", remedy)
         elif value is not None and not TAKEN[key].holds(value):
-            yield Problem(f"{found}: {value}", TAKEN[key].expected)
+            yield Problem(f"{statement}: {value}", TAKEN[key].expected)
         elif value is not None and key in _BEAMS and not _has_beams(kwargs):
-            yield Problem(f"{found}, which ranks beams", "num_beams above 1 beside it", "leave it out")
+            yield Problem(f"{statement}, which ranks beams", "num_beams above 1 beside it", "leave it out")
     least, most = kwargs.get("min_new_tokens"), given.get("max_new_tokens")
     if is_number(least) and is_number(most) and least > most:
-        found = f"train.generation_kwargs has min_new_tokens: {least}"
-        yield Problem(found, f"at most train.max_new_tokens ({most})")
+        statement = f"train.generation_kwargs has min_new_tokens: {least}"
+        yield Problem(statement, f"at most train.max_new_tokens ({most})")
 
 
 def _are_ids(value: Any) -> bool:

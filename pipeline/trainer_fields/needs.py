@@ -1,7 +1,4 @@
-"""Fields that have an effect beside another one only.
-
-A field that would be passed over is refused, with what it needs: an ε of Adam with plain SGD changes nothing.
-"""
+"""Rejects fields that have no effect because another field is not set: Adam's ε does nothing with plain SGD."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from pipeline.trainer_fields.schedules import BY_EVALUATION, schedule_problems
 
 @dataclass(frozen=True)
 class Need:
-    """What a field has to stand beside.
+    """Another field that a field needs to have an effect.
 
     Attributes:
-        other: the other field.
-        values: values of it that do; empty: any that is not null, false or 0.
-        default: what it is where the recipe says nothing.
+        other: name of the other field.
+        values: values of the other field that meet the need; empty for any value but null, false and 0.
+        default: default of the other field.
     """
 
     other: str
@@ -32,10 +29,10 @@ class Need:
     default: Any = None
 
     def is_met(self, given: Mapping[str, Any]) -> bool:
-        """Say whether it stands there."""
+        """Return whether the other field has a value that meets the need."""
         value = given.get(self.other, self.default)
-        found = value if isinstance(value, list) else [value]
-        return any(one in self.values for one in found) if self.values else bool(value)
+        values = value if isinstance(value, list) else [value]
+        return any(one in self.values for one in values) if self.values else bool(value)
 
 
 _ADAPTIVE = Need("use_adaptive_entropy")
@@ -111,15 +108,15 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "vllm_structured_outputs_regex": (_VLLM,),
     "vllm_tensor_parallel_size": (_VLLM, _COLOCATED),
 }
-"""Fields that are passed over unless another one stands beside them."""
+"""Field to the other fields it needs to have an effect."""
 
 
 def need_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
-    """Yield fields that are asked for and would be passed over, and those that contradict one another.
+    """Yield problems of fields in the recipe that would have no effect, or that contradict one another.
 
     Args:
-        given: all words of `train` with their values, defaults of the kind's own among them.
-        asked: those the recipe has.
+        given: all fields of `train` with their values, including defaults of the kind's own fields.
+        asked: names of the fields the recipe sets.
     """
     for field in sorted(asked):
         if given[field] is None or given[field] is False:
@@ -129,8 +126,8 @@ def need_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[P
                 words = listed(need.values)
                 wanted = "" if not need.values else f" to be one of {words}" if len(need.values) > 1 else f": {words}"
                 remedy = f"set train.{need.other}" + (f": {need.values[0]}" if len(need.values) == 1 else "")
-                found = f"train.{field} has no effect here"
-                yield Problem(found, f"it needs train.{need.other}{wanted}", f"{remedy}, or leave it out")
+                statement = f"train.{field} has no effect here"
+                yield Problem(statement, f"it needs train.{need.other}{wanted}", f"{remedy}, or leave it out")
                 break
     yield from schedule_problems(given, asked)
     yield from optimizer_problems(given)
@@ -160,20 +157,22 @@ def _evaluation_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Ite
             "train.save_strategy is best without a best to load", "", "set train.load_best_model_at_end: true"
         )
     if best and save not in (None, "best", strategy):
-        found = (
+        statement = (
             f"train.load_best_model_at_end is true, train.save_strategy is {save} and train.eval_strategy {strategy}"
         )
-        yield Problem(found, "the same strategy", "leave save_strategy out: the best evaluation is saved when it ends")
+        yield Problem(
+            statement, "the same strategy", "leave save_strategy out: the best evaluation is saved when it ends"
+        )
     every, steps = given.get("save_steps"), given.get("eval_steps")
     if best and save == "steps" and every and every != steps:
         beside = f"train.eval_steps {steps:g}" if steps else "train.eval_steps not said"
-        found = f"train.load_best_model_at_end is true, train.save_steps is {every:g} and {beside}"
-        yield Problem(found, "the same steps", "leave save_steps out: the best evaluation is saved when it ends")
+        statement = f"train.load_best_model_at_end is true, train.save_steps is {every:g} and {beside}"
+        yield Problem(statement, "the same steps", "leave save_steps out: the best evaluation is saved when it ends")
     for field in ("metric_for_best_model", "greater_is_better"):
         follows = best or (by_evaluation and field == "metric_for_best_model")
         if field in asked and given[field] is not None and not follows:
-            found = f"train.{field} has no effect here"
+            statement = f"train.{field} has no effect here"
             remedy = "set train.load_best_model_at_end: true"
             if by_evaluation:
                 remedy = "set train.lr_scheduler_kwargs: {mode: max}, or min"
-            yield Problem(found, "a best evaluation to choose by it", remedy)
+            yield Problem(statement, "a best evaluation to choose by it", remedy)

@@ -1,4 +1,4 @@
-"""The optimizers of transformers: the packages they stand in, and which values the arguments of each take."""
+"""The optimizers of transformers: the packages they need, and the allowed values of their arguments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WITH_EPS = (
     *("stable_adamw", "adamw_anyprecision"),
 )
 LOW_RANK = (*_GALORE, *_APOLLO)
-"""Optimizers that work on the layers of `optim_target_modules`."""
+"""Optimizers with low-rank states for the layers of `optim_target_modules`."""
 
 PACKAGES: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys((*_ADAM_BNB, *_ADEMAMIX, *LION, *_RMS_BNB), ("bitsandbytes", "pip install 'trueup[quantize]'")),
@@ -51,7 +51,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "grokadamw": ("grokadamw", "pip install grokadamw"),
     "stable_adamw": ("optimi", "pip install torch-optimi"),
 }
-"""Optimizers that stand in a package of their own: its module, and how to get it."""
+"""Optimizer to the module of the package it needs, and how to install it."""
 
 _DTYPE = of_words("float32", "bfloat16", "float16")
 _ALWAYS = Argument("must be true: transformers takes any word for it", lambda value: value is True)
@@ -86,22 +86,22 @@ OPTIM_ARGS: Mapping[str, Mapping[str, Argument]] = {
     "stable_adamw": {"max_lr": POSITIVE, "kahan_sum": _ALWAYS, "decouple_lr": _ALWAYS},
     **dict.fromkeys(_RMS_BNB, _RMS_ARGS),
 }
-"""Arguments that `optim_args` may hold; an optimizer that is not here reads none."""
+"""Optimizer to the arguments that `optim_args` may hold; other optimizers read none."""
 
 _SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-"""What transformers reads as on and off."""
+"""Texts that transformers reads as booleans."""
 
 
 def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what is wrong with `optim` and `optim_args` together.
+    """Yield the problems of `optim` and `optim_args` together.
 
     Args:
-        given: all words of `train` with their values.
+        given: all fields of `train` with their values.
     """
     optim, text = str(given.get("optim", "")), given.get("optim_args")
     if optim in LOW_RANK and not given.get("optim_target_modules"):
-        found = f"train.optim is {optim} without the layers it works on"
-        yield Problem(found, "", "set train.optim_target_modules: all-linear")
+        statement = f"train.optim is {optim} without the layers it works on"
+        yield Problem(statement, "", "set train.optim_target_modules: all-linear")
     if not isinstance(text, str) or not text:
         return
     takes, read = OPTIM_ARGS.get(optim, {}), {}
@@ -112,9 +112,9 @@ def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
         if not sign or "=" in word:
             yield Problem(f"train.optim_args is {text!r}", "must be like `momentum=0.9,nesterov=true`")
         elif key not in takes:
-            found = f"train.optim_args has `{key}`, which {optim} does not take"
+            statement = f"train.optim_args has `{key}`, which {optim} does not take"
             expected = f"one of {listed(takes)}" if takes else "none: its arguments are fields of `train`"
-            yield Problem(found, expected, nearest(key, takes) or "leave it out")
+            yield Problem(statement, expected, nearest(key, takes) or "leave it out")
         elif key in keys[:number]:
             yield Problem(f"train.optim_args has {key} twice", "each argument once", "leave one out")
         elif not takes[key].holds(value := _read(word, takes[key])):
@@ -122,12 +122,12 @@ def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
         else:
             read[key] = value
     if read.get("nesterov") and (not read.get("momentum") or read.get("dampening")):
-        found = "train.optim_args has nesterov=true"
-        yield Problem(found, "a momentum above 0 beside it, and no dampening", "write momentum=0.9,nesterov=true")
+        statement = "train.optim_args has nesterov=true"
+        yield Problem(statement, "a momentum above 0 beside it, and no dampening", "write momentum=0.9,nesterov=true")
 
 
 def _read(word: str, argument: Argument) -> Any:
-    """Return an argument's value as the optimizer gets it."""
+    """Return the value of an argument's text as the optimizer gets it."""
     if argument in (SWITCH, _ALWAYS):
         return _SWITCHES.get(word.lower(), word)
     try:

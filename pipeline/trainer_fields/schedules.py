@@ -1,6 +1,6 @@
-"""The learning-rate schedules of transformers: which arguments each takes, of which values, and what they end below.
+"""The learning-rate schedules of transformers: their arguments, the allowed values, and their lowest rates.
 
-A schedule is made when a trainer makes its optimizer, after data and model are loaded; here it is known beforehand.
+A trainer constructs its schedule only after data and model are loaded; these checks need neither.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ SCHEDULE_KWARGS: Mapping[str, Mapping[str, Argument]] = {
         "reset_start": COUNT,
     },
 }
-"""Arguments that `lr_scheduler_kwargs` may hold."""
+"""Schedule to the arguments that `lr_scheduler_kwargs` may hold."""
 
 LOWEST = {
     "polynomial": ("lr_end", 1e-7),
     "cosine_with_min_lr": ("min_lr", 0),
     "cosine_warmup_with_min_lr": ("min_lr", 0),
 }
-"""Schedules that go down to a rate of their own: its name, and what it is where the recipe says nothing."""
+"""Schedule to the argument of its lowest rate, and that argument's default."""
 
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
@@ -78,67 +78,67 @@ BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 
 
 def schedule_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
-    """Yield what is wrong with `lr_scheduler_type` and `lr_scheduler_kwargs` together, and beside the other words.
+    """Yield the problems of `lr_scheduler_type` and `lr_scheduler_kwargs`, together and with other fields.
 
     Args:
-        given: all words of `train` with their values.
-        asked: those the recipe has.
+        given: all fields of `train` with their values.
+        asked: names of the fields the recipe sets.
     """
     schedule = str(given.get("lr_scheduler_type", "linear"))
     kwargs = given.get("lr_scheduler_kwargs") or {}
     takes = SCHEDULE_KWARGS.get(schedule)
-    if takes is None:  # an unknown schedule is said to be
+    if takes is None:  # an unknown schedule is reported elsewhere
         return
     right = {}
     for key, value in kwargs.items():
         if key not in takes:
-            found = f"train.lr_scheduler_kwargs has `{key}`, which {schedule} does not take"
+            statement = f"train.lr_scheduler_kwargs has `{key}`, which {schedule} does not take"
             expected = f"one of {listed(takes)}" if takes else "none: it has no arguments"
-            yield Problem(found, expected, nearest(str(key), takes) or "leave it out")
+            yield Problem(statement, expected, nearest(str(key), takes) or "leave it out")
         elif value is not None and not takes[key].holds(value):
             yield Problem(f"train.lr_scheduler_kwargs has {key}: {value}", takes[key].expected)
         elif value is not None:
             right[key] = value
     if schedule.endswith("min_lr") and not {"min_lr", "min_lr_rate"} & set(kwargs):
-        found = f"train.lr_scheduler_type is {schedule} without its lowest rate"
-        yield Problem(found, "", "set train.lr_scheduler_kwargs: {min_lr_rate: 0.1}")
+        statement = f"train.lr_scheduler_type is {schedule} without its lowest rate"
+        yield Problem(statement, "", "set train.lr_scheduler_kwargs: {min_lr_rate: 0.1}")
     if {"min_lr", "min_lr_rate"} <= set(kwargs) and schedule.endswith("min_lr"):
         yield Problem("train.lr_scheduler_kwargs has min_lr and min_lr_rate", "one of them", "leave one out")
     if schedule == "warmup_stable_decay" and "num_decay_steps" not in kwargs:
-        found = f"train.lr_scheduler_type is {schedule} without the length of its decay"
-        yield Problem(found, "", "set train.lr_scheduler_kwargs: {num_decay_steps: 100}")
+        statement = f"train.lr_scheduler_type is {schedule} without the length of its decay"
+        yield Problem(statement, "", "set train.lr_scheduler_kwargs: {num_decay_steps: 100}")
     if schedule in WITHOUT_WARMUP and "warmup_steps" in asked and given["warmup_steps"]:
         remedy = "set train.lr_scheduler_type: constant_with_warmup" if schedule == "constant" else "leave it out"
-        found = f"train.warmup_steps is {given['warmup_steps']:g}, and {schedule} has no warm-up"
-        yield Problem(found, "", remedy)
+        statement = f"train.warmup_steps is {given['warmup_steps']:g}, and {schedule} has no warm-up"
+        yield Problem(statement, "", remedy)
     yield from _rate_problems(schedule, right, given)
     yield from _length_problems(right, given)
 
 
 def _rate_problems(schedule: str, kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a lowest rate that is not below the highest."""
+    """Yield a problem if the lowest rate is not below the highest."""
     rate = given.get("learning_rate")
     name, default = LOWEST.get(schedule, ("", 0))
     lowest = kwargs.get(name, default)
     if name and isinstance(rate, int | float) and not lowest < rate:
-        found = f"train.lr_scheduler_kwargs has {name}: {lowest:g}"
+        statement = f"train.lr_scheduler_kwargs has {name}: {lowest:g}"
         if name not in kwargs:
-            found = f"train.lr_scheduler_type is {schedule}, which ends at a rate of {lowest:g}"
+            statement = f"train.lr_scheduler_type is {schedule}, which ends at a rate of {lowest:g}"
         remedy = f"set train.lr_scheduler_kwargs: {{{name}: 0}}"
-        yield Problem(found, f"one below train.learning_rate ({rate:g})", remedy)
+        yield Problem(statement, f"one below train.learning_rate ({rate:g})", remedy)
     if "max_lr" in kwargs and not kwargs.get("min_lr", 0) <= kwargs["max_lr"]:
-        found = f"train.lr_scheduler_kwargs has min_lr: {kwargs['min_lr']:g}"
-        yield Problem(found, f"at most its max_lr ({kwargs['max_lr']:g})")
+        statement = f"train.lr_scheduler_kwargs has min_lr: {kwargs['min_lr']:g}"
+        yield Problem(statement, f"at most its max_lr ({kwargs['max_lr']:g})")
 
 
 def _length_problems(kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a decay for which a run is too short."""
+    """Yield a problem if the decay is longer than the steps left for it."""
     steps, decay, warmup = given.get("max_steps"), kwargs.get("num_decay_steps"), given.get("warmup_steps") or 0
     if steps is None or decay is None:
         return
     warmup = warmup if warmup >= 1 else warmup * steps
-    left = int(steps - warmup) - kwargs.get("num_stable_steps", 0)
-    if decay > left:
-        found = f"train.lr_scheduler_kwargs has num_decay_steps: {decay}"
-        expected = f"at most {max(left, 0)}, the steps of train.max_steps ({steps}) that are left for it"
-        yield Problem(found, expected)
+    remaining = int(steps - warmup) - kwargs.get("num_stable_steps", 0)
+    if decay > remaining:
+        statement = f"train.lr_scheduler_kwargs has num_decay_steps: {decay}"
+        expected = f"at most {max(remaining, 0)}, the steps of train.max_steps ({steps}) that are left for it"
+        yield Problem(statement, expected)

@@ -1,4 +1,4 @@
-"""The fields of the installed trainers' configurations, with their types: reads `table.json`, and makes it."""
+"""Reads and writes `table.json`, the fields of the installed trainers' configurations with their types."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TRAINERS = ("TrainingArguments", "SFTConfig", "RewardConfig", "DPOConfig", "KTOC
 
 @functools.cache
 def table() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return ``{class: {field: {"type": …, "optional": …}}}``; with ``values`` where the type lists all there are."""
+    """Return ``{class: {field: {"type": …, "optional": …}}}``, with ``values`` for enumerations."""
     data: dict[str, dict[str, dict[str, Any]]] = json.loads(TABLE.read_text(encoding="utf-8"))
     return data
 
 
 def build_table() -> dict[str, dict[str, dict[str, Any]]]:
-    """Read the fields of the installed trainers' configs; imports trl."""
+    """Return the table of the installed trainers' configurations; imports trl."""
     import dataclasses
 
     import transformers
@@ -36,7 +36,7 @@ def build_table() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _describe(hint: Any) -> dict[str, Any]:
-    """Reduce a type hint to one of the table's types."""
+    """Return a field's entry in the table from its type hint."""
     import enum
     import types
     import typing
@@ -52,7 +52,7 @@ def _describe(hint: Any) -> dict[str, Any]:
 
 
 def _kind(part: Any) -> str:
-    """Name one member of a hint; an enumeration of strings is written as text."""
+    """Return the table's type of one member of a hint; an enumeration is ``str``."""
     import enum
 
     if isinstance(part, type) and issubclass(part, enum.Enum):
@@ -61,7 +61,7 @@ def _kind(part: Any) -> str:
 
 
 def render(built: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table as JSON with one field on a line."""
+    """Return the table as JSON with one field per line."""
     classes = []
     for name in sorted(built):
         lines = [f'  "{field}": {json.dumps(info, sort_keys=True)}' for field, info in sorted(built[name].items())]

@@ -1,4 +1,4 @@
-"""The trackers that `train.report_to` names, those of transformers, and the packages they need."""
+"""The trackers of transformers that `train.report_to` may name, and the packages they need."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "trackio": (("trackio",), "pip install trackio"),
     "wandb": (("wandb",), "pip install wandb"),
 }
-"""Tracker to the modules it is made of, and how to get them."""
+"""Tracker to the modules it needs, and how to install them."""
 
 ANY_OF = ("tensorboard",)
-"""Trackers of which one of the modules is enough."""
+"""Trackers that need only one of their modules."""
 
 SWITCHES = ("none", "all")
-"""No tracker, or all that are installed."""
+"""Values for no tracker and for all installed ones."""
 
 
 def asked_for(report_to: Any) -> list[Any]:
-    """Return the trackers a recipe names, however it writes them."""
+    """Return the trackers a recipe names as a list: of null, one name, or a list."""
     if report_to is None:
         return []
     return list(report_to) if isinstance(report_to, list) else [report_to]
 
 
 def tracker_problems(report_to: Any) -> Iterator[Problem]:
-    """Yield trackers nobody knows."""
+    """Yield a problem for each unknown tracker, and for `none` or `all` beside others."""
     names = asked_for(report_to)
     for name in names:
         if name in SWITCHES and len(names) > 1:
@@ -53,9 +53,9 @@ def tracker_problems(report_to: Any) -> Iterator[Problem]:
 
 
 def missing_trackers(report_to: Any, has: Callable[[str], bool]) -> Iterator[Problem]:
-    """Yield trackers whose package is not installed."""
+    """Yield a problem for each tracker whose package is not installed."""
     for name in asked_for(report_to):
         modules, install = TRACKERS.get(name, ((), "")) if isinstance(name, str) else ((), "")
-        found = [has(module) for module in modules]
-        if modules and not (any(found) if name in ANY_OF else all(found)):
+        are_installed = [has(module) for module in modules]
+        if modules and not (any(are_installed) if name in ANY_OF else all(are_installed)):
             yield Problem(f"train.report_to is {name}, which is not installed", "", f"{install}, or leave it out")

@@ -1,4 +1,4 @@
-"""Which values a field of a trainer takes: its type, its words, its range. What a trainer would refuse hours later."""
+"""Checks the value of a trainer's field by type, allowed words and range, which a trainer would do hours later."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "vllm_mode": ("colocate", "server"),
     "vllm_model_impl": ("vllm", "transformers"),
 }
-"""Words of fields whose types do not list them; of the others `table.json` has them."""
+"""Allowed words of fields whose types do not list them; `table.json` has those of the others."""
 
 _ABOVE, _LEAST, _BELOW, _MOST = "> ", ">= ", "< ", "<= "
 RANGES: Mapping[str, tuple[tuple[str, float], ...]] = {
@@ -39,7 +39,7 @@ RANGES: Mapping[str, tuple[tuple[str, float], ...]] = {
         ),
         ((_ABOVE, 0),),
     ),
-    "delta": ((_ABOVE, 1),),  # at 1 and below, no response that did well would be learnt from
+    "delta": ((_ABOVE, 1),),  # at 1 and below, no response with a positive advantage would be trained on
     **dict.fromkeys(
         (
             *("center_rewards_coefficient", "desirable_weight", "undesirable_weight", "entropy_coef_delta"),
@@ -58,10 +58,10 @@ RANGES: Mapping[str, tuple[tuple[str, float], ...]] = {
         ((_LEAST, 1),),
     ),
 }
-"""Bounds of numbers."""
+"""Field to the bounds of its number."""
 
 WHOLE_ABOVE_1 = ("eval_steps", "logging_steps", "save_steps")
-"""Below 1 a share of all steps, above a number of steps."""
+"""Fields that are a share of all steps below 1, and a number of steps above."""
 
 MAPPINGS = ("generation_kwargs", "lr_scheduler_kwargs", "transformers_continuous_batching_config")
 NUMBERS = ("loss_weights", "reward_clip_range")
@@ -71,17 +71,17 @@ _TYPE_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or fa
 
 
 def words_of(field: str, info: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return all words a field takes; empty where it takes any text, or no text."""
+    """Return the words a field takes; empty if it takes any text, or no text."""
     return WORDS.get(field) or tuple(info.get("values", ()))
 
 
 def value_problem(field: str, value: Any, info: Mapping[str, Any]) -> Problem | None:
-    """Return what is wrong with the value of a field.
+    """Return a problem if a field does not take a value; else None.
 
     Args:
-        field: its name.
-        value: as the recipe has it.
-        info: its entry in the table.
+        field: name of the field.
+        value: value in the recipe.
+        info: the field's entry in the table.
     """
     if value is None and info["optional"]:
         return None
@@ -125,7 +125,7 @@ def _shape_problem(field: str, value: Any) -> Problem | None:
 
 
 def fits(kind: str, value: Any) -> bool:
-    """Say whether a YAML value is of a table's type; a whole float may stand for an int."""
+    """Return whether a YAML value has a type of the table; a whole float counts as an int."""
     if isinstance(value, bool):
         return kind == "bool"
     if kind == "int" and isinstance(value, float):
