@@ -30,7 +30,7 @@ from pipeline.stage import Event, kind_of
 LOOK_S = 0.5
 """Seconds between two reads of a job's journal."""
 ASK_EVERY_S = 5.0
-"""Seconds between two queries to Slurm."""
+"""Seconds between two queries of Slurm."""
 SETTLE_S = 60.0
 """Seconds a job may stay COMPLETING, and seconds a network file system may take to show the job's artifact."""
 PROGRESS_FILE = "progress.json"
@@ -64,17 +64,12 @@ class StageInQueue:
     """A stage and the Slurm job that runs it.
 
     Attributes:
-        planned: the stage.
-        job: number of the job.
         folder: folder the job writes to; see the module.
-        offset: bytes of the journal already read.
-        shown: step and total of the progress shown last.
+        offset, shown: position in the journal; step and total of the progress shown last.
         said: state and reason of the job at the last query.
         ending: whether Slurm says COMPLETING: the job may be saving its state.
         ended: monotonic time since which Slurm no longer lists the job as active; None while it does.
-        failed: problems of the stage, from its journal.
-        stopped: whether the stage was stopped, from its journal.
-        exit_code: exit code of the failed stage.
+        failed: problems of the stage, from its journal, as are ``stopped`` and ``exit_code``.
         artifact: the stage's artifact, once the journal reports it.
     """
 
@@ -352,8 +347,8 @@ class _Follower:
     def _check_failures(self) -> None:
         """Raise when any job has ended without an artifact; a job that never started gets two more queries.
 
-        A pending job that is cancelled together with a running one it needs leaves the queue at once, while the running
-        one leaves later, after saving its state. The delay lets the running one be reported.
+        When two jobs are cancelled together, the pending one leaves the queue before the running one it needs, which
+        saves its state first. The delay lets the running one be reported.
         """
         for item in self.queue.values():
             if item.artifact is not None or item.ended is None:
