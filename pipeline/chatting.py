@@ -54,8 +54,8 @@ def find_checkpoint(store: Store, ref: str) -> ResolvedInput:
     if manifest.makes != "model":
         models = sorted({other.manifest.name for other in store.artifacts() if other.manifest.makes == "model"})
         remedy = f"models here: {', '.join(models)}" if models else ""
-        found = f"`{artifact.ref}` is a {_THINGS.get(manifest.makes, manifest.makes)}"
-        raise PipelineError(Problem(found, "must be a language model", remedy))
+        statement = f"`{artifact.ref}` is a {_THINGS.get(manifest.makes, manifest.makes)}"
+        raise PipelineError(Problem(statement, "must be a language model", remedy))
     return ResolvedInput(
         ref=ref,
         name=manifest.name,
@@ -161,8 +161,8 @@ class ChatLoop:
     def _settings(self) -> None:
         options = self.session.options
         chance = f"temperature {options.temperature:g}, top-p {options.top_p:g}, top-k {options.top_k}"
-        how = "greedy" if options.greedy else f"{chance}, seed {options.seed}"
-        self.write(f"{how}, at most {options.max_new_tokens} tokens\n")
+        decoding = "greedy" if options.greedy else f"{chance}, seed {options.seed}"
+        self.write(f"{decoding}, at most {options.max_new_tokens} tokens\n")
 
     def _reset(self) -> None:
         self.session.reset()

@@ -85,11 +85,13 @@ def disk_problem(error: BaseException, at: Path | str, *, needed: int | None = N
     path = cause.path or str(at)
     said, remedy = _SAID[cause.number]
     do, path = _denied(path) if "{do}" in said else ("", path)
-    found = said.format(do=do, path=path if len(path) <= 160 else f"{path[:157]}…")
+    statement = said.format(do=do, path=path if len(path) <= 160 else f"{path[:157]}…")
     if cause.number == errno.ENOSPC and (files := _most_files(Path(path))):
-        return Problem(f"{found}: it holds {files:,} files, as many as it can", remedy="delete some and run it again")
+        return Problem(
+            f"{statement}: it holds {files:,} files, as many as it can", remedy="delete some and run it again"
+        )
     room = _room(Path(path), needed, own=cause.number == errno.ENOSPC) if remedy == _FREE else ""
-    return Problem(f"{found}: {room}" if room else found, remedy=remedy)
+    return Problem(f"{statement}: {room}" if room else statement, remedy=remedy)
 
 
 def exit_code_of(error: BaseException, at: Path | str) -> ExitCode:

@@ -100,8 +100,8 @@ def examine(store: Path) -> list[Check]:
 
 def _python() -> Check:
     is_new = sys.version_info >= (3, 11)
-    found = f"{platform.python_version()} ({sys.executable})"
-    return Check("python", "ok" if is_new else "missing", found, "" if is_new else "install Python 3.11 or later")
+    version = f"{platform.python_version()} ({sys.executable})"
+    return Check("python", "ok" if is_new else "missing", version, "" if is_new else "install Python 3.11 or later")
 
 
 def _packages() -> Iterator[Check]:
@@ -207,12 +207,12 @@ def _memory() -> Check:
 def _shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Check]:
     if folder.is_dir():
         size = shutil.disk_usage(folder).total / 2**30
-        found = f"{size:.1f} GiB in {folder}"
+        amount = f"{size:.1f} GiB in {folder}"
         if size >= LEAST_SHARED_GIB:
-            yield Check("shared memory", "ok", found)
+            yield Check("shared memory", "ok", amount)
         else:
-            found += ": little for processes on several GPUs"
-            yield Check("shared memory", "optional", found, "start the container with --shm-size=2g")
+            amount += ": little for processes on several GPUs"
+            yield Check("shared memory", "optional", amount, "start the container with --shm-size=2g")
 
 
 def _store(store: Path) -> Check:
@@ -241,8 +241,8 @@ def _hub_cache() -> Check:
 
     trouble = _cannot_write(Path(HF_HUB_CACHE))
     if trouble:
-        found = f"{HF_HUB_CACHE} cannot be written: {trouble}; nothing can be fetched from the hub"
-        return Check("hub cache", "optional", found, "name another folder with HF_HOME")
+        statement = f"{HF_HUB_CACHE} cannot be written: {trouble}; nothing can be fetched from the hub"
+        return Check("hub cache", "optional", statement, "name another folder with HF_HOME")
     return Check("hub cache", "ok", HF_HUB_CACHE)
 
 
@@ -285,10 +285,14 @@ def _optional() -> Iterator[Check]:
 def _on_gpu(*, has_gpu: bool) -> Iterator[Check]:
     """Look for what is used on a GPU; where there is none, `auto` leaves it aside."""
     for name, (packages, purpose, remedy) in ON_GPU.items():
-        there = next((package for package in packages if installed(package)), None)
-        if there is not None:
+        package_name = next((package for package in packages if installed(package)), None)
+        if package_name is not None:
             unused = "" if has_gpu else "auto does not take it here, without a GPU; on one: "
-            yield Check(name, "ok", f"{'' if there == name else f'{there} '}{installed(there)}: {unused}{purpose}")
+            yield Check(
+                name,
+                "ok",
+                f"{'' if package_name == name else f'{package_name} '}{installed(package_name)}: {unused}{purpose}",
+            )
         elif has_gpu:
             yield Check(name, "optional", f"not installed: {purpose}", remedy)
         else:

@@ -45,9 +45,9 @@ class Problem:
 
     def __str__(self) -> str:
         """Render as ``where stage NAME: found; expected that. Do this``."""
-        place = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
+        location = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
         text = sentences(self.found, self.expected, self.remedy)
-        text = f"{place}: {text}" if place else text
+        text = f"{location}: {text}" if location else text
         return text.replace("\n", "\\n").replace("\r", "\\r")  # names are a user's: one line all the same
 
 

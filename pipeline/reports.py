@@ -121,11 +121,11 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
         PipelineError: no such report, model or common prompt.
     """
     if report is None:
-        whole = [_report_artifact(store, ref) for ref in (first, second)]
-        if whole[0] is not None and whole[1] is not None:
-            return _compare_reports(whole[0], whole[1])
-        if whole[0] is not None or whole[1] is not None:
-            one, other = (first, second) if whole[0] is not None else (second, first)
+        reports = [_report_artifact(store, ref) for ref in (first, second)]
+        if reports[0] is not None and reports[1] is not None:
+            return _compare_reports(reports[0], reports[1])
+        if reports[0] is not None or reports[1] is not None:
+            one, other = (first, second) if reports[0] is not None else (second, first)
             raise PipelineError(
                 Problem(f"`{one}` is a report and `{other}` is not", "two reports, or two models of one")
             )
@@ -189,13 +189,13 @@ def _limit_of(artifact: Artifact, report: Report) -> int:
 
 def _by_prompt(samples: Sequence[Sample]) -> dict[tuple[str, int], Sample]:
     """Return samples by prompt and how often it came before."""
-    found: dict[tuple[str, int], Sample] = {}
+    by_prompt: dict[tuple[str, int], Sample] = {}
     for sample in samples:
         count = 0
-        while (sample.prompt, count) in found:
+        while (sample.prompt, count) in by_prompt:
             count += 1
-        found[sample.prompt, count] = sample
-    return found
+        by_prompt[sample.prompt, count] = sample
+    return by_prompt
 
 
 def _report_artifact(store: Store, ref: str) -> Artifact | None:
@@ -235,20 +235,20 @@ def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> _Ch
         models = _names(content)
         names = [models.get(ref) or models.get(_full_ref(store, ref)) for ref in refs]
         if names[0] is not None and names[1] is not None:
-            found = _Chosen(artifact, (names[0], names[1]))
+            candidate = _Chosen(artifact, (names[0], names[1]))
             if not _limit_of(artifact, content):
-                return found._replace(notes=_passed_over(limited))
-            limited.append(found)
+                return candidate._replace(notes=_passed_over(limited))
+            limited.append(candidate)
         known += [model for model in dict.fromkeys(models.values()) if model not in known]
     if limited:
         return limited[0]
     missing = [ref for ref in refs if ref not in known] or list(refs)
-    where = f"{candidates[0].ref} has" if report is not None else "reports have"
+    subject = f"{candidates[0].ref} has" if report is not None else "reports have"
     wanted = " and ".join(f"`{ref}`" for ref in missing)
     raise PipelineError(
         Problem(
             f"no report with {wanted}" if candidates else "no reports in this store",
-            f"{where} {listed(known)}" if known else "",
+            f"{subject} {listed(known)}" if known else "",
             nearest(missing[0], known) or "make one with `trueup evaluate`",
             str(store.root),
         )

@@ -77,12 +77,12 @@ class StageConfig(BaseModel):
     @classmethod
     def markers(cls, marker: type[Any]) -> dict[str, Any]:
         """Return ``{field name: marker instance}`` for the fields annotated with ``marker``."""
-        found = {}
+        markers = {}
         for name, info in cls.model_fields.items():
             for item in info.metadata:
                 if isinstance(item, marker):
-                    found[name] = item
-        return found
+                    markers[name] = item
+        return markers
 
     def check(self) -> list[Problem]:
         """Return what is wrong beyond types, e.g. two fields that exclude each other."""

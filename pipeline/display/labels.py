@@ -49,9 +49,8 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     if rate is None:
         print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
         return
-    print_line(
-        f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}] of {result.pairs} comparisons agree, on {result.items} pairs"
-    )
+    share = f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
+    print_line(f"{share} of {result.pairs} comparisons agree, on {result.items} pairs")
     alpha = "has no value: all labels are equal" if result.alpha is None else f"{result.alpha:.3f}"
     print_line(f"Krippendorff's alpha (nominal): {alpha}")
 

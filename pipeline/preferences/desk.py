@@ -135,8 +135,8 @@ class LabelQueue:
         with self._turn:
 
             def after(events: list[LedgerEvent]) -> tuple[str, Mapping[str, Any]] | None:
-                made: tuple[str, Mapping[str, Any]] | None = decide(self._state.take(events))
-                return made
+                event: tuple[str, Mapping[str, Any]] | None = decide(self._state.take(events))
+                return event
 
             self.ledger.append(after, self._state.number)
 

@@ -40,11 +40,11 @@ def items_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Item], int]:
     for row in rows:
         prompt, first, second = (tuple(row[key]) for key in ("prompt", "chosen", "rejected"))
         text = json.dumps([prompt, first, second], sort_keys=True, ensure_ascii=False)
-        found = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if found in items or _plain(first) == _plain(second):
+        item_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if item_id in items or _plain(first) == _plain(second):
             left_out += 1
             continue
-        items[found] = Item(found, prompt, (first, second))
+        items[item_id] = Item(item_id, prompt, (first, second))
     return list(items.values()), left_out
 
 

@@ -107,11 +107,11 @@ class Ledger:
         with _told(self.url), self._engine.begin() as connection:
             _take_turns(connection)
             known = self._read(connection, after)
-            made = decide(known)
-            if made is None:
+            event = decide(known)
+            if event is None:
                 return
             last = known[-1] if known else self._last(connection)
-            kind, body = made
+            kind, body = event
             at = time.time()
             number, before = (last.number + 1, last.hash) if last else (1, GENESIS)
             text = _canonical(body)
@@ -125,15 +125,15 @@ class Ledger:
 
     def problems(self) -> list[str]:
         """Return what does not add up, in order: an event that was changed, or one that is missing."""
-        found, before = [], (0, GENESIS)
+        problems, before = [], (0, GENESIS)
         for event in self.events():
             if event.number != before[0] + 1:
-                found.append(f"event {before[0] + 1} is missing")
+                problems.append(f"event {before[0] + 1} is missing")
             row = {"batch": self.batch, "number": event.number, "at": event.at, "kind": event.kind}
             if _hash(before[1], {**row, "body": _canonical(event.body)}) != event.hash:
-                found.append(f"event {event.number} is not what was written, or does not follow the one before it")
+                problems.append(f"event {event.number} is not what was written, or does not follow the one before it")
             before = (event.number, event.hash)
-        return found
+        return problems
 
     def _read(self, connection: Connection, after: int, until: int | None = None) -> list[LedgerEvent]:
         wanted = sa.select(_EVENTS).where(_EVENTS.c.batch == self.batch, _EVENTS.c.number > after)
@@ -151,11 +151,11 @@ class Ledger:
 
 def _engine(url: str) -> Engine:
     """Open a database; a file's folder is made, and its journal lets readers read while somebody writes."""
-    made = sa.make_url(url)
-    if made.get_backend_name() == "sqlite":
-        if made.database:
-            Path(made.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(made, connect_args={"timeout": 30})  # seconds a writer waits for its turn
+    parsed_url = sa.make_url(url)
+    if parsed_url.get_backend_name() == "sqlite":
+        if parsed_url.database:
+            Path(parsed_url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed_url, connect_args={"timeout": 30})  # seconds a writer waits for its turn
 
         @sa.event.listens_for(engine, "connect")
         def _configure(connection: Any, _: Any) -> None:
@@ -168,7 +168,7 @@ def _engine(url: str) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
         return engine
-    return sa.create_engine(made, pool_pre_ping=True)
+    return sa.create_engine(parsed_url, pool_pre_ping=True)
 
 
 def _take_turns(connection: Connection) -> None:
@@ -180,10 +180,10 @@ def _take_turns(connection: Connection) -> None:
 def _parsed(body: str) -> dict[str, Any]:
     """Return what an event says; nothing, where somebody wrote what no event says (`problems` finds it)."""
     try:
-        said = json.loads(body)
+        fields = json.loads(body)
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _canonical(body: Mapping[str, Any]) -> str:

@@ -21,9 +21,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        found = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        statement = f"cannot listen on {host}:{port}: {error.strerror or error}"
         raise PipelineError(
-            Problem(found, "an address of this machine and a free port", "see --host and --port")
+            Problem(statement, "an address of this machine and a free port", "see --host and --port")
         ) from error
 
 
