@@ -24,7 +24,7 @@ BLOCK_BYTES = 8 * 2**20
 """Bytes per request, and so the most that a killed transfer has to fetch again of a file."""
 
 UNKNOWN = -1
-"""Size of a file whose server reports none, as some web servers do not."""
+"""Size of a file whose server does not report one, as happens with web servers."""
 
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 """Extra of this package that installs a protocol's file system, by protocol."""
