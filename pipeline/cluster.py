@@ -250,10 +250,10 @@ def _record(store: Store, planned: PlannedStage) -> dict[str, str] | None:
 
 def _active(record: dict[str, str] | None) -> dict[str, str] | None:
     """Return the record if its job is active; waits for a COMPLETING job to leave the queue."""
-    ends = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + SETTLE_S
     while record is not None:
         state = slurm.states([record["job"]])[record["job"]]
-        if state.state != "COMPLETING" or time.monotonic() > ends:
+        if state.state != "COMPLETING" or time.monotonic() > deadline:
             return record if state.is_active else None
         time.sleep(LOOK_S)
     return None
@@ -313,9 +313,9 @@ class _Follower:
 
     def _find(self, item: StageInQueue) -> Artifact:
         """Return the artifact of a job; waits up to `SETTLE_S` for a network file system to show it."""
-        ends = time.monotonic() + SETTLE_S
+        deadline = time.monotonic() + SETTLE_S
         while (artifact := self.store.find(item.name, item.planned.fingerprint)) is None:
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 problem = Problem(f"job {item.job} made an artifact, but this machine's store has it not")
                 remedy = f"share {self.store.root} with the nodes"
                 raise StageFailed(Problem(problem.found, remedy=remedy, stage=item.name))

@@ -226,8 +226,8 @@ def _refused_commit(planned: PlannedStage, error: PipelineError, view: View, jou
 
 
 def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
-    told = [str(problem) for problem in outcome.problems]
-    fields = {"problems": told, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
+    messages = [str(problem) for problem in outcome.problems]
+    fields = {"problems": messages, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
     journal.write("stage_failed", stage=planned.spec.name, **fields)
     view.stage_failed(planned, outcome.problems, outcome.exit_code)
 

@@ -137,12 +137,12 @@ class _WorkerNode:
         refs = {item.ref for items in planned.inputs.values() for item in items}
         refs |= {item.input.ref for item in planned.data.values() if item.input is not None}
         needs = [self.stages[ref] for ref in refs if ref in self.stages]
-        ends = time.monotonic() + VISIBLE_S
+        deadline = time.monotonic() + VISIBLE_S
         while True:
             finished = [each for each in self.finished() if each.stage in needs]
             if len(finished) == len(needs):
                 return finished
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 missing = {stage.spec.name for stage in needs} - {each.stage.spec.name for each in finished}
                 problem = Problem(f"node 0 made {', '.join(sorted(missing))}, but this machine's store has it not")
                 raise PipelineError(replace(problem, remedy=f"share {self.store.root} between the machines"))

@@ -39,11 +39,11 @@ def locked(
     Raises:
         InterruptedError: ``stopping`` returned true.
     """
-    told = False
+    announced = False
     while (lock := _try_lock(path)) is None:
-        if waiting is not None and not told:
+        if waiting is not None and not announced:
             waiting()
-        told = True
+        announced = True
         if stopping is not None and stopping():
             raise InterruptedError(f"stopped while waiting for {path}")
         time.sleep(POLL_S)

@@ -74,8 +74,8 @@ def _detections(report: CheckReport) -> list[str]:
     detections = (
         (count.source, each) for count, _ in _by_source(report) for each in count.detected.split("; ") if each
     )
-    told = [f"data {source} is read as {each.removeprefix('format ')}" for source, each in detections]
-    return list(dict.fromkeys(line for line in told if not line.endswith(": the recipe names it")))
+    lines = [f"data {source} is read as {each.removeprefix('format ')}" for source, each in detections]
+    return list(dict.fromkeys(line for line in lines if not line.endswith(": the recipe names it")))
 
 
 def _token_row(tokens: StageTokens) -> list[str]:

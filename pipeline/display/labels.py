@@ -24,8 +24,8 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         word = {"label": "labels", "skip": "skipped", "flag": "flagged"}[answer.kind]
         people[who][word] += 1
     if as_json:
-        told = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
-        print_json({**told, "event": state.number, "head": state.head})
+        totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
+        print_json({**totals, "event": state.number, "head": state.head})
         return
     print_line(f"{done} of {full} labels of {len(batch.items)} pairs, event {state.number}")
     for name, counts in sorted(people.items()):

@@ -112,8 +112,8 @@ def difference_data(difference: Difference) -> dict[str, Any]:
 
 def print_difference(before: Artifact, after: Artifact, difference: Difference, *, everything: bool) -> None:
     """Print the settings and results in which two artifacts differ, then the number of differences not shown."""
-    told = [change for change in difference.changes if not _is_hash(change)]
-    shown = [change for change in told if everything or change.section not in _DETAILS]
+    changes = [change for change in difference.changes if not _is_hash(change)]
+    shown = [change for change in changes if everything or change.section not in _DETAILS]
     if shown:
         columns = (
             Column("section", style="dim"),
@@ -126,7 +126,7 @@ def print_difference(before: Artifact, after: Artifact, difference: Difference, 
     else:
         print_line(f"{before.ref} and {after.ref} agree in configuration, inputs, data and metrics")
     print_line(f"\npayload: {'the same bytes' if difference.same_payload else 'different bytes'}")
-    hidden = len(told) - len(shown)
+    hidden = len(changes) - len(shown)
     if hidden:
         print_line(f"{hidden} more differences in files, environment and runtime: --all shows them")
 

@@ -110,7 +110,7 @@ def conclude(figures: Figures, first: str, second: str) -> Conclusion:
     text = f"{first} is {word} than {second}: {decides.text}."
     if beyond:
         text = f"{first} is {word} than {second} by {decides.name}, but not by every figure: {decides.text}."
-    said = [
+    contradictions = [
         f"{_capital(each.name)} says the opposite: {each.text}."
         if each.is_beyond
         else f"{_capital(each.name)} leans the other way, within noise ({each.short})."
@@ -120,7 +120,7 @@ def conclude(figures: Figures, first: str, second: str) -> Conclusion:
         outcome="mixed" if beyond else "better" if decides.side > 0 else "worse",
         deciding=decides.name,
         text=text,
-        contradictions=[*said, *_explained(figures, evidence, first)],
+        contradictions=[*contradictions, *_explained(figures, evidence, first)],
     )
 
 

@@ -41,7 +41,7 @@ def gaming_sentences(report: Report, said_of: Callable[[str, str], str] = "{} {}
         report: the report.
         said_of: formats a model's name and its predicate.
     """
-    said = []
+    sentences = []
     for name, metrics in report.models.items():
         gaming = metrics.gaming
         if gaming is None or not metrics.is_gamed:
@@ -50,10 +50,10 @@ def gaming_sentences(report: Report, said_of: Callable[[str, str], str] = "{} {}
         lead = said_of(name, "games the reward model")
         if gaming.verdict:
             lead += f": {_told(report, name, gaming)}"
-            said.append(f"{lead}. By task: {tasks}." if tasks else f"{lead}.")
+            sentences.append(f"{lead}. By task: {tasks}." if tasks else f"{lead}.")
         else:
-            said.append(f"{lead} in single tasks: {tasks}.")
-    return said
+            sentences.append(f"{lead} in single tasks: {tasks}.")
+    return sentences
 
 
 def least_prompts(level: float) -> int:

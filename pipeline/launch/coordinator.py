@@ -102,7 +102,7 @@ class Coordinator:
         command = {"stage": job.name, "fingerprint": job.fingerprint, "number": self._calls, "compute": job.compute}
         self._write(what="stage", **command)
         timeout_s = float(job.compute["join_timeout_s"])
-        ends, told = time.monotonic() + timeout_s, False
+        deadline, announced = time.monotonic() + timeout_s, False
         while True:
             missing, refused = self._answers(job.nodes)
             if refused:
@@ -111,12 +111,12 @@ class Coordinator:
                 return Outcome()
             if stopping():
                 return Outcome(problems=(Problem("stopped while waiting for the other machines"),), stopped=True)
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 return Outcome(problems=(_not_here(missing, job.nodes, timeout_s),))
-            if not told:
+            if not announced:
                 text = f"waits for node {_and(missing)}: run the same command there with --node-rank {_or(missing)}"
                 show(Event("note", text))
-                told = True
+                announced = True
             time.sleep(POLL_S)
 
     def done(self, stage: str) -> None:
@@ -130,7 +130,7 @@ class Coordinator:
             PipelineError: node 0 did not start within ``join_timeout_s``.
             Interrupted: ``stopping`` returned true.
         """
-        ends, held_since, told = time.monotonic() + self.join_timeout_s, None, False
+        deadline, held_since, announced = time.monotonic() + self.join_timeout_s, None, False
         while True:
             if not self.has_host():
                 held_since = None
@@ -141,11 +141,11 @@ class Coordinator:
                 return
             if stopping():
                 raise Interrupted(Problem("stopped while waiting for node 0"))
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise PipelineError(_no_host(self.folder.parents[1], self.join_timeout_s), exit_code=ExitCode.FAILED)
-            if not told and held_since is None:
+            if not announced and held_since is None:
                 note("waits for node 0: run the same command there without --node-rank")
-                told = True
+                announced = True
             time.sleep(POLL_S)
 
     def has_host(self) -> bool:

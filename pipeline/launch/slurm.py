@@ -134,9 +134,11 @@ def submit(name: str, folder: Path, command: Sequence[str], compute: Compute, af
     try:
         job = executor.submit(StageJob(tuple(command)))
     except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
-        said = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines() or ["no word"]
+        messages = (
+            [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines() or ["no word"]
+        )
         remedy = "see compute.slurm, and `sinfo` for what the cluster has"
-        raise PipelineError(Problem(f"Slurm refused the job: {said[-1].strip()}", remedy=remedy)) from None
+        raise PipelineError(Problem(f"Slurm refused the job: {messages[-1].strip()}", remedy=remedy)) from None
     return str(job.job_id)
 
 

@@ -79,8 +79,8 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[dict[str, Any]],
         elif not labels:
             without["unlabelled"] += 1
         elif (margin := _margin(labels)) == 0:
-            said = {label.verdict for label in labels}
-            without[str(said.pop()) if len(said) == 1 else "split"] += 1
+            verdicts = {label.verdict for label in labels}
+            without[str(verdicts.pop()) if len(verdicts) == 1 else "split"] += 1
         else:
             chosen, rejected = item.responses if margin > 0 else item.responses[::-1]
             turns = {"prompt": item.prompt, "chosen": chosen, "rejected": rejected}

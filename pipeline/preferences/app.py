@@ -65,10 +65,10 @@ def make_app(desk: LabelQueue, title: str, guidelines: str = "") -> Starlette:
                 annotator = await run_in_threadpool(desk.annotator, token)
                 if annotator is None:
                     return _refusal("this link is not valid any more: ask for a new one", 401)
-                told = await run_in_threadpool(answer, desk, annotator, given)
+                answer_data = await run_in_threadpool(answer, desk, annotator, given)
             except PipelineError as error:
                 return _refusal("; ".join(str(problem) for problem in error.problems), 409)
-            return JSONResponse(told, headers=HEADERS)
+            return JSONResponse(answer_data, headers=HEADERS)
 
         return serve
 

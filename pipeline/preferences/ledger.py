@@ -84,7 +84,7 @@ class Ledger:
 
     def __init__(self, url: str, batch: str) -> None:
         self.url, self.batch = url, batch
-        with _told(url):
+        with _database_errors(url):
             self._engine = _engine(url)
             with self._engine.begin() as connection:
                 _take_turns(connection)
@@ -104,7 +104,7 @@ class Ledger:
         Raises:
             PipelineError: the database cannot be written.
         """
-        with _told(self.url), self._engine.begin() as connection:
+        with _database_errors(self.url), self._engine.begin() as connection:
             _take_turns(connection)
             known = self._read(connection, after)
             event = decide(known)
@@ -120,7 +120,7 @@ class Ledger:
 
     def events(self, after: int = 0, until: int | None = None) -> list[LedgerEvent]:
         """Return the events with numbers above ``after``, up to and including ``until``, in order."""
-        with _told(self.url), self._engine.connect() as connection:
+        with _database_errors(self.url), self._engine.connect() as connection:
             return self._read(connection, after, until)
 
     def problems(self) -> list[str]:
@@ -196,7 +196,7 @@ def _hash(before: str, row: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def _database_errors(url: str) -> Iterator[None]:
     """Convert errors of a database or its driver to a `PipelineError` of one line, without the password."""
     try:
         yield
@@ -210,8 +210,8 @@ def _told(url: str) -> Iterator[None]:
         folder = Path(sa.make_url(url).database or ".").parent if is_file else None
         refused = disk_problem(error, folder) if folder is not None else None
         if refused is not None:
-            told = Problem(f"the ledger {shown} cannot be used: {refused.found}", "", f"{refused.remedy}; {remedy}")
-            raise CannotWrite(told, exit_code=exit_code_of(error, folder or ".")) from error
+            problem = Problem(f"the ledger {shown} cannot be used: {refused.found}", "", f"{refused.remedy}; {remedy}")
+            raise CannotWrite(problem, exit_code=exit_code_of(error, folder or ".")) from error
         if isinstance(error, ModuleNotFoundError):
             remedy = "pip install 'trueup[collect]'"
         expected = "a database that can be written, sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
