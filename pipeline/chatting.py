@@ -1,7 +1,7 @@
-"""A conversation at the terminal: finding and loading the checkpoint, slash commands, Ctrl-C.
+"""Chat in the terminal: resolving and loading the checkpoint, slash commands, Ctrl-C.
 
-Owns the loop between a person and a `ChatSession`. Knows nothing of decoding, and imports torch only once a
-checkpoint is loaded.
+Owns the loop between the user and a `ChatSession`. Knows nothing of decoding, and imports torch only when it loads a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ HELP = """\
 
 
 def find_checkpoint(store: Store, ref: str) -> ResolvedInput:
-    """Return the model a ref means: an artifact of the store, a local folder, or a hub id.
+    """Resolve a ref to a model: an artifact of the store, a local folder, or a hub id.
 
     Raises:
-        PipelineError: there is no such thing, or it is no language model.
+        PipelineError: there is no such artifact or folder, or the artifact is no language model.
     """
     if Path(ref).is_dir():
         path = str(Path(ref).resolve())
@@ -54,8 +54,8 @@ def find_checkpoint(store: Store, ref: str) -> ResolvedInput:
     if manifest.makes != "model":
         models = sorted({other.manifest.name for other in store.artifacts() if other.manifest.makes == "model"})
         remedy = f"models here: {', '.join(models)}" if models else ""
-        found = f"`{artifact.ref}` is a {_THINGS.get(manifest.makes, manifest.makes)}"
-        raise PipelineError(Problem(found, "must be a language model", remedy))
+        statement = f"`{artifact.ref}` is a {_THINGS.get(manifest.makes, manifest.makes)}"
+        raise PipelineError(Problem(statement, "must be a language model", remedy))
     return ResolvedInput(
         ref=ref,
         name=manifest.name,
@@ -67,7 +67,7 @@ def find_checkpoint(store: Store, ref: str) -> ResolvedInput:
 
 
 def load_checkpoint(source: ResolvedInput, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Return ``(model, tokenizer)``, the model on a GPU when there is one.
+    """Load a checkpoint as ``(model, tokenizer)``, with the model on a GPU when there is one.
 
     Raises:
         PipelineError: see `pipeline.models.load`.
@@ -83,11 +83,11 @@ def load_checkpoint(source: ResolvedInput, *, trust_remote_code: bool = False) -
 
 @dataclass
 class ChatLoop:
-    """Takes lines, answers them, and carries out slash commands.
+    """Answers the user's messages and executes slash commands.
 
     Attributes:
         session: the conversation.
-        write: shows text; it brings its own line ends.
+        write: prints text, which includes its line ends.
         last: the last message sent, for `/retry`.
     """
 
@@ -96,7 +96,7 @@ class ChatLoop:
     last: str = ""
 
     def run(self, lines: Iterable[str]) -> None:
-        """Take lines until they end or `/quit` comes."""
+        """Process lines until they end or one is `/quit`."""
         for line in lines:
             text = line.strip()
             if text.startswith("/"):
@@ -106,7 +106,7 @@ class ChatLoop:
                 self.say(text)
 
     def say(self, text: str) -> None:
-        """Answer a message as it is being decoded; Ctrl-C stops the answer and keeps what is there."""
+        """Print the answer to a message while it is decoded; Ctrl-C stops decoding and keeps the partial answer."""
         self.last, forgotten = text, self.session.forgotten
         pieces = self.session.say(text)
         try:
@@ -123,7 +123,7 @@ class ChatLoop:
             self.write(f"(the context is full: the oldest {dropped} messages were forgotten)\n")
 
     def command(self, text: str) -> bool:
-        """Carry out a slash command; false when the conversation is over."""
+        """Execute a slash command; return false when it ends the conversation."""
         word, _, rest = text[1:].partition(" ")
         word, rest = word.lower(), rest.strip()
         if word in ("quit", "exit", "q", "bye"):
@@ -142,7 +142,7 @@ class ChatLoop:
         return True
 
     def _set(self, word: str, rest: str) -> None:
-        """Change one decoding option; a bad value changes nothing."""
+        """Change one decoding option; an invalid value changes nothing."""
         name, convert = _SETTINGS[word]
         try:
             changed = replace(self.session.options, **{name: convert(rest)})
@@ -161,8 +161,8 @@ class ChatLoop:
     def _settings(self) -> None:
         options = self.session.options
         chance = f"temperature {options.temperature:g}, top-p {options.top_p:g}, top-k {options.top_k}"
-        how = "greedy" if options.greedy else f"{chance}, seed {options.seed}"
-        self.write(f"{how}, at most {options.max_new_tokens} tokens\n")
+        decoding = "greedy" if options.greedy else f"{chance}, seed {options.seed}"
+        self.write(f"{decoding}, at most {options.max_new_tokens} tokens\n")
 
     def _reset(self) -> None:
         self.session.reset()

@@ -1,10 +1,10 @@
-"""Runs a plan as jobs of Slurm: submits what is missing, each stage after those it needs, and follows the jobs.
+"""Runs a plan as Slurm jobs: submits a job for each missing stage, after those it needs, and follows the jobs.
 
-    <store>/.jobs/<stage>-<fingerprint12>.json    the job that makes an artifact, so that any later run finds it
-    <store>/.runs/<run>/<stage>/                  of one job: journal, the stage's log, progress, the batch script
+    <store>/.jobs/<stage>-<fingerprint12>.json    the job that makes an artifact, so that a later run finds the job
+    <store>/.runs/<run>/<stage>/                  files of one job: journal, the stage's log, progress, batch script
 
-The jobs do not need this process: when it ends, by Ctrl-C or with its terminal, they go on, and the same command
-follows them again. Whether a stage is done is what its journal and the store say, not what Slurm says.
+The jobs do not need this process: they continue when it ends, by Ctrl-C or with its terminal, and the same command
+follows them again. The journal and the store decide whether a stage is done, not Slurm's state of the job.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pipeline.runner import RunReport, StageDone, StopRequest, View
 from pipeline.stage import Event, kind_of
 
 LOOK_S = 0.5
-"""Seconds between two looks into a job's journal."""
+"""Seconds between two reads of a job's journal."""
 ASK_EVERY_S = 5.0
-"""Seconds between two questions to Slurm."""
+"""Seconds between two queries of Slurm."""
 SETTLE_S = 60.0
-"""Seconds a job that ends has to leave the queue, and a file system to show what it wrote."""
+"""Seconds a job may stay COMPLETING, and seconds a network file system may take to show the job's artifact."""
 PROGRESS_FILE = "progress.json"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for, so that a job can ask for the same.
+    """The arguments of the user's command, which a job's command repeats.
 
     Attributes:
-        recipe: its file.
-        overrides: of `--set`.
-        profile: of the recipe.
+        recipe: the recipe file.
+        overrides: the values of `--set`.
+        profile: the profile of the recipe.
     """
 
     recipe: Path
@@ -51,7 +51,7 @@ class Request:
     profile: str | None = None
 
     def command(self, planned: PlannedStage, store: Store, folder: Path) -> list[str]:
-        """Return the command a job runs for a stage."""
+        """Return the command with which a job runs a stage."""
         line = [sys.executable, "-m", "pipeline.cli", "stage-job", str(self.recipe.resolve()), planned.spec.name]
         line += ["--store", str(store.root), "--dir", str(folder), "--fingerprint", planned.fingerprint]
         line += [part for override in self.overrides for part in ("--set", override)]
@@ -61,15 +61,16 @@ class Request:
 
 @dataclass
 class StageInQueue:
-    """A stage and the job that makes it.
+    """A stage and the Slurm job that runs it.
 
     Attributes:
-        planned: the stage.
-        job: number of the job.
-        folder: what the job writes; see the module.
-        ending: Slurm is ending it: it may be saving its state.
-        ended: since when Slurm says it is over.
-        exit_code: of the stage that failed.
+        folder: folder the job writes to; see the module.
+        offset, shown: position in the journal; step and total of the progress shown last.
+        said: state and reason of the job at the last query.
+        ending: whether Slurm says COMPLETING: the job may be saving its state.
+        ended: monotonic time since which Slurm no longer lists the job as active; None while it does.
+        failed: problems of the stage, from its journal, as are ``stopped`` and ``exit_code``.
+        artifact: the stage's artifact, once the journal reports it.
     """
 
     planned: PlannedStage
@@ -87,16 +88,16 @@ class StageInQueue:
 
     @property
     def name(self) -> str:
-        """Of the stage."""
+        """Name of the stage."""
         return self.planned.spec.name
 
     @property
     def has_begun(self) -> bool:
-        """Whether its job has started."""
+        """Whether the job has started: its journal exists."""
         return (self.folder / "journal.jsonl").exists()
 
     def news(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of its journal that are new."""
+        """Yield the new lines of the job's journal."""
         try:
             with (self.folder / "journal.jsonl").open("rb") as file:
                 file.seek(self.offset)
@@ -105,11 +106,11 @@ class StageInQueue:
                         return
                     self.offset += len(line)
                     yield json.loads(line)
-        except FileNotFoundError:  # it has not begun
+        except FileNotFoundError:  # the job has not started
             return
 
     def progress(self) -> Event | None:
-        """Return how far it is, if it has moved."""
+        """Return the stage's progress if it has changed since the last call."""
         try:
             fields = json.loads((self.folder / PROGRESS_FILE).read_bytes())
         except (OSError, ValueError):
@@ -122,12 +123,12 @@ class StageInQueue:
 
 
 def run_on_cluster(plan: Plan, store: Store, view: View, request: Request) -> RunReport:
-    """Submit what is missing and follow it to its end.
+    """Submit jobs for the missing stages and follow them to their end.
 
     Raises:
-        PipelineError: Slurm is not there, or refuses a job.
-        StageFailed: a job failed; those that need it are cancelled, others go on.
-        Interrupted: this command was asked to stop; the jobs go on.
+        PipelineError: Slurm is missing, or refuses a job.
+        StageFailed: a job failed; the jobs that need it are cancelled, the others continue.
+        Interrupted: this command was asked to stop; the jobs continue.
     """
     slurm.check_tools()
     started = time.perf_counter()
@@ -141,14 +142,14 @@ def run_on_cluster(plan: Plan, store: Store, view: View, request: Request) -> Ru
             if planned.spec.name in queue:
                 artifact = follower.follow(queue[planned.spec.name])
                 done.append(StageDone(planned, artifact, cached=False, seconds=artifact.manifest.seconds))
-            elif (found := planned.artifact or store.find(planned.spec.name, planned.fingerprint)) is not None:
-                view.stage_cached(planned, found)
-                done.append(StageDone(planned, found, cached=True, seconds=0.0))
+            elif (cached := planned.artifact or store.find(planned.spec.name, planned.fingerprint)) is not None:
+                view.stage_cached(planned, cached)
+                done.append(StageDone(planned, cached, cached=True, seconds=0.0))
     return RunReport(run_dir, tuple(done), time.perf_counter() - started)
 
 
 def cancel_jobs(plan: Plan, store: Store) -> dict[str, str]:
-    """Cancel the jobs of a plan's stages, if they have any; return those that were in the queue, by stage."""
+    """Cancel the jobs of a plan's stages; return the numbers of those that were in the queue, by stage."""
     records = {stage.spec.name: record for stage in plan.stages if (record := _record(store, stage)) is not None}
     if not records and all(stage.spec.compute.launcher != "slurm" for stage in plan.stages):
         remedy = "Ctrl-C stops a local run; give the same --set and --profile as the run had"
@@ -161,34 +162,34 @@ def cancel_jobs(plan: Plan, store: Store) -> dict[str, str]:
 
 
 def check_unchanged(plan: Plan, fingerprint: str) -> None:
-    """Refuse to run another stage than was submitted; called in its job.
+    """Check, inside a job, that the stage is the one that was submitted.
 
     Raises:
-        PipelineError: the recipe or its data changed since.
+        PipelineError: the recipe or its data changed since the submission.
     """
     (planned,) = plan.stages
     if planned.fingerprint != fingerprint:
-        found = "the recipe or its data changed after the job was submitted"
-        raise PipelineError(Problem(found, remedy="run the recipe again", stage=planned.spec.name))
+        statement = "the recipe or its data changed after the job was submitted"
+        raise PipelineError(Problem(statement, remedy="run the recipe again", stage=planned.spec.name))
 
 
 class Followed:
-    """A view of a job that also keeps how far it is in a file, for those that follow from elsewhere."""
+    """A view used inside a job: it also writes the progress to a file, for the command that follows the job."""
 
     def __init__(self, view: View, folder: Path) -> None:
         self._view, self._file = view, folder / PROGRESS_FILE
-        self._kept = 0.0
+        self._written_at = 0.0
 
     def __getattr__(self, name: str) -> Any:
-        """Show everything as the view does."""
+        """Delegate every other method to the view."""
         return getattr(self._view, name)
 
     def stage_event(self, stage: PlannedStage, event: Event) -> None:
-        """Keep progress, once a second and at the end."""
+        """Show the event; write progress to the file, once a second and at the last step."""
         self._view.stage_event(stage, event)
         now = time.monotonic()
-        if event.kind == "progress" and (now - self._kept > 1 or event.step == event.total):
-            self._kept = now
+        if event.kind == "progress" and (now - self._written_at > 1 or event.step == event.total):
+            self._written_at = now
             part = self._file.with_suffix(".part")
             fields = {"step": event.step, "total": event.total, "metrics": dict(event.metrics)}
             part.write_text(json.dumps(fields), encoding="utf-8")
@@ -196,23 +197,23 @@ class Followed:
 
 
 def _submit_missing(plan: Plan, store: Store, request: Request, run_dir: Path) -> dict[str, StageInQueue]:
-    """Submit the pending stages that no job is making, each after those it needs."""
+    """Submit the pending stages that have no active job, each after those it needs; return all with their jobs."""
     queue: dict[str, StageInQueue] = {}
-    mine: list[str] = []
+    submitted: list[str] = []
     with locked(store.root / ".jobs" / ".lock"):
         try:
             for planned in plan.pending:
                 name = planned.spec.name
                 record = _active(_record(store, planned))
                 if record is None and FORCED not in planned.why and store.find(name, planned.fingerprint) is not None:
-                    continue  # made since the plan was
+                    continue  # committed since the plan was made
                 if record is None:
                     after = [queue[need].job for need in _needs(planned) if need in queue]
                     record = _submit(plan, planned, store, request, run_dir / name, after)
-                    mine.append(record["job"])
+                    submitted.append(record["job"])
                 queue[name] = StageInQueue(planned, record["job"], store.root / ".runs" / record["folder"])
         except PipelineError:
-            slurm.cancel(mine)  # half a chain is of no use
+            slurm.cancel(submitted)  # a part of the chain is of no use
             raise
     return queue
 
@@ -248,11 +249,11 @@ def _record(store: Store, planned: PlannedStage) -> dict[str, str] | None:
 
 
 def _active(record: dict[str, str] | None) -> dict[str, str] | None:
-    """Return the record if its job is in the queue; one that is ending is waited for."""
-    ends = time.monotonic() + SETTLE_S
+    """Return the record if its job is active; waits for a COMPLETING job to leave the queue."""
+    deadline = time.monotonic() + SETTLE_S
     while record is not None:
         state = slurm.states([record["job"]])[record["job"]]
-        if state.state != "COMPLETING" or time.monotonic() > ends:
+        if state.state != "COMPLETING" or time.monotonic() > deadline:
             return record if state.is_active else None
         time.sleep(LOOK_S)
     return None
@@ -264,14 +265,14 @@ def _needs(planned: PlannedStage) -> list[str]:
 
 
 class _Follower:
-    """Shows jobs one after the other, in the plan's order, and looks after all of them."""
+    """Shows jobs one after the other, in the plan's order, while it monitors all of them for failures."""
 
     def __init__(self, queue: Mapping[str, StageInQueue], store: Store, view: View, stop: StopRequest) -> None:
         self.queue, self.store, self.view, self.stop = queue, store, view, stop
         self.asked = 0.0
 
     def follow(self, item: StageInQueue) -> Artifact:
-        """Show a job from where it is to its end."""
+        """Show a job from its present state to its end, and return its artifact."""
         self.view.stage_started(item.planned, resumed=item.planned.resumable)
         self._say(item, f"job {item.job} is in the queue")
         while item.artifact is None:
@@ -290,7 +291,7 @@ class _Follower:
         return item.artifact
 
     def _show(self, item: StageInQueue, line: dict[str, Any]) -> None:
-        """Take in a line of the journal and show it."""
+        """Apply a line of the journal to the stage's state and show it."""
         self._take(item, line)
         if line["event"] == "stage_note":
             self.view.stage_event(item.planned, Event(line["kind"], text=line["text"]))
@@ -300,7 +301,7 @@ class _Follower:
             self._say(item, f"job {item.job} was stopped and has saved its state")
 
     def _take(self, item: StageInQueue, line: dict[str, Any]) -> None:
-        """Keep what a line of the journal decides."""
+        """Apply a line of the journal to the stage's state."""
         if line["event"] == "stage_started":
             item.failed, item.stopped, item.shown = [], False, (0, 0)
         elif line["event"] == "stage_failed":
@@ -311,18 +312,18 @@ class _Follower:
             item.artifact = self._find(item)
 
     def _find(self, item: StageInQueue) -> Artifact:
-        """Return what a job has made; a network file system may show it a moment later."""
-        ends = time.monotonic() + SETTLE_S
-        while (found := self.store.find(item.name, item.planned.fingerprint)) is None:
-            if time.monotonic() > ends:
+        """Return the artifact of a job; waits up to `SETTLE_S` for a network file system to show it."""
+        deadline = time.monotonic() + SETTLE_S
+        while (artifact := self.store.find(item.name, item.planned.fingerprint)) is None:
+            if time.monotonic() > deadline:
                 problem = Problem(f"job {item.job} made an artifact, but this machine's store has it not")
                 remedy = f"share {self.store.root} with the nodes"
                 raise StageFailed(Problem(problem.found, remedy=remedy, stage=item.name))
             time.sleep(LOOK_S)
-        return found
+        return artifact
 
     def _ask(self, shown: StageInQueue) -> None:
-        """Ask Slurm how all jobs stand; say what the shown one waits for."""
+        """Query Slurm for the states of all jobs; show what the ``shown`` one is waiting for."""
         open_items = [item for item in self.queue.values() if item.artifact is None]
         states = slurm.states([item.job for item in open_items])
         self.asked = time.monotonic()
@@ -344,9 +345,10 @@ class _Follower:
         return text
 
     def _check_failures(self) -> None:
-        """End when a job is over without an artifact, whichever it is; one that never began is asked for twice.
+        """Raise when any job has ended without an artifact; a job that never started gets two more queries.
 
-        Cancelled together with what it needs it leaves the queue at once, and the other, which saves its state, later.
+        When two jobs are cancelled together, the pending one leaves the queue before the running one it needs, which
+        saves its state first. The delay lets the running one be reported.
         """
         for item in self.queue.values():
             if item.artifact is not None or item.ended is None:
@@ -358,10 +360,10 @@ class _Follower:
                 self._fail(item)
 
     def _fail(self, item: StageInQueue) -> None:
-        """Cancel what can no longer run and say why."""
+        """Cancel the jobs that need a failed one, and raise its problems."""
         needs = [self.queue[need] for need in _needs(item.planned) if need in self.queue]
         if any((need.ended or need.ending) and need.artifact is None for need in needs):
-            return  # cancelled because of another, or with it, which tells more
+            return  # cancelled because of, or with, a stage it needs: that one is reported
         lost = self._dependents(item.name)
         slurm.cancel([each.job for each in lost])
         log = item.folder / f"{item.name}.log"
@@ -381,9 +383,9 @@ class _Follower:
         raise StageFailed(first, *problems[1:], exit_code=code)
 
     def _dependents(self, name: str) -> list[StageInQueue]:
-        """Return the jobs that need a stage, directly or not."""
+        """Return the jobs that need a stage, directly or transitively."""
         lost: dict[str, StageInQueue] = {}
-        for item in self.queue.values():  # in the plan's order: what it needs comes before
+        for item in self.queue.values():  # in the plan's order: dependencies come first
             if any(need == name or need in lost for need in _needs(item.planned)):
                 lost[item.name] = item
         return list(lost.values())

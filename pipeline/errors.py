@@ -1,6 +1,6 @@
-"""What a user is told when something is wrong: what was found, what was expected, what to do.
+"""Errors for users: each says what was found, what was expected, and what to do.
 
-Owns the one exception family of the package and its exit codes. Knows nothing of recipes, stores or models.
+Owns the exception classes of the package and its exit codes. Knows nothing of recipes, stores or models.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     WAITING = 3
     GATE_FAILED = 4
-    STOPPED = 130  # Ctrl-C, as shells have it: 128 + SIGINT
+    STOPPED = 130  # Ctrl-C, as in shells: 128 + SIGINT
     TERMINATED = 143  # SIGTERM
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, in one line that reads as sentences.
+    """One problem, rendered as one line of sentences.
 
     Attributes:
-        found: what is there, e.g. ``beta is -0.1``.
-        expected: what would have been right: a noun (``at least one row``), ``must be > 0``, or a clause that says what
+        found: what was found, e.g. ``beta is -0.1``.
+        expected: what would be correct: a noun (``at least one row``), ``must be > 0``, or a clause that says what
             there is instead (``the recipe has no `data:` ``); may be empty.
         remedy: what to do, e.g. ``did you mean `learning_rate`?`` or a command; may be empty.
-        where: place, e.g. ``recipes/tiny.yaml:14``; empty when there is none.
-        stage: name of the stage concerned, or empty.
+        where: location, e.g. ``recipes/tiny.yaml:14``; may be empty.
+        stage: name of the stage concerned; may be empty.
     """
 
     found: str
@@ -45,16 +45,16 @@ class Problem:
 
     def __str__(self) -> str:
         """Render as ``where stage NAME: found; expected that. Do this``."""
-        place = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
+        location = " ".join(part for part in (self.where, f"stage {self.stage}" if self.stage else "") if part)
         text = sentences(self.found, self.expected, self.remedy)
-        text = f"{place}: {text}" if place else text
-        return text.replace("\n", "\\n").replace("\r", "\\r")  # names are a user's: one line all the same
+        text = f"{location}: {text}" if location else text
+        return text.replace("\n", "\\n").replace("\r", "\\r")  # a user's name may contain line breaks
 
 
 _CLAUSE = re.compile(
     r"(it|this|they|there|nothing|stored|tags|reports have|text rows have|the recipe has|this recipe|`[^`]+` has)\b"
 )
-"""How an `expected` begins that is a clause of its own, such as ``tags are a, b``."""
+"""Beginning of an `expected` that is a clause of its own, such as ``tags are a, b``."""
 
 _COMMAND = re.compile(r"(pip install|apt-get install|trueup|iconv|git|gzip|bzip2|xz|zstd) [^;,]+")
 _WORD = re.compile(r"[a-z][a-z']*(?![\w.:=(\[/-])")
@@ -62,7 +62,7 @@ _WORD = re.compile(r"[a-z][a-z']*(?![\w.:=(\[/-])")
 
 
 def sentences(found: str, expected: str = "", remedy: str = "") -> str:
-    """Join the parts of a message: *X is A; expected B. Do C.* A remedy that is a command alone stands in backticks."""
+    """Join the parts of a message: *X is A; expected B. Do C.* A remedy that is only a command is put in backticks."""
     text = f"{found.rstrip('.')}; {_clause(expected)}" if expected else found
     if not remedy:
         return text
@@ -70,12 +70,12 @@ def sentences(found: str, expected: str = "", remedy: str = "") -> str:
     advice = f"Run {advice}" if _COMMAND.match(advice) else advice
     if _WORD.match(advice):
         advice = advice[0].upper() + advice[1:]
-    # No full stop at the end: what stands there is often a setting, a path or a command to copy.
+    # No full stop at the end: the last words are often a setting, a path or a command to copy.
     return f"{text.rstrip('.')}. {advice}"
 
 
 def _clause(expected: str) -> str:
-    """Return what was expected as a clause that follows a semicolon."""
+    """Return ``expected`` as a clause that follows a semicolon."""
     if expected.startswith("must "):
         return f"it {expected}"
     return expected if _CLAUSE.match(expected) or expected.startswith("expected ") else f"expected {expected}"
@@ -85,8 +85,8 @@ class PipelineError(Exception):
     """An error a user can act on; printed without a traceback.
 
     Attributes:
-        problems: everything that is wrong, in the order it should be read.
-        exit_code: status the command ends with.
+        problems: all problems, in reading order.
+        exit_code: exit status of the command.
     """
 
     exit_code: ExitCode = ExitCode.BAD_INPUT
@@ -99,13 +99,13 @@ class PipelineError(Exception):
 
 
 class StageFailed(PipelineError):  # noqa: N818 -- says what happened to a stage
-    """A stage broke while running; its checkpoints are kept."""
+    """A stage failed while running; its checkpoints are kept."""
 
     exit_code = ExitCode.FAILED
 
 
 class Interrupted(PipelineError):  # noqa: N818 -- not an error of anyone
-    """The user or the system asked to stop; work so far is kept."""
+    """The user or the system asked the run to stop; work so far is kept."""
 
     exit_code = ExitCode.FAILED
 

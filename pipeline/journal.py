@@ -1,4 +1,4 @@
-"""The record of a run: a folder of its own with one line for each thing that happened, written as it happens."""
+"""The journal of a run: a file in the run's own folder, with one line per event, written when the event happens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from pipeline.disk import writing
 
 ENDINGS = ("stage_failed", "run_ended")
-"""Events that are told in the terminal too: a disk that refuses them does not hide why it was written to."""
+"""Events that the terminal also shows. A disk error while writing one is ignored, lest it hide the run's own error."""
 
 
 class Journal:
-    """Append-only record of a run: one JSON object per line, flushed as it happens."""
+    """Append-only log of a run: one JSON object per line, flushed after each event."""
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir
@@ -33,12 +33,12 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(OSError):  # what it could not write before
+        with contextlib.suppress(OSError):  # an earlier write has failed
             self._file.close()
 
 
 def new_run_dir(runs: Path, recipe: str) -> Path:
-    """Make the folder of this run and no other: in containers, two processes of one second may have one number."""
+    """Create a unique folder for a run: in containers, two runs may have the same second and the same process id."""
     runs.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w.-]", "-", recipe)  # `a/b` is one folder
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-{os.getpid()}"

@@ -1,7 +1,7 @@
-"""What this process may use of its machine: cores and memory, as Linux's control groups limit them.
+"""Limits of this process on cores and memory, as set by Linux control groups (cgroups).
 
-A container or a batch job sees every core and byte of its machine; what it may use stands in files of its control
-group. Owns the reading of those files (versions 1 and 2). Elsewhere there are none, and so no limit.
+A container or a batch job sees all cores and memory of its machine; its limits are in the files of its cgroup. Owns the
+reading of those files (cgroup versions 1 and 2). Other systems have no such files, and so no limit.
 
 Reference: docs.kernel.org, admin-guide/cgroup-v2 (cpu.max, memory.max) and scheduler/sched-bwc, cgroup-v1/memory.
 """
@@ -16,26 +16,26 @@ from pathlib import Path
 _TREE = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 _NO_LIMIT = 2**60
-"""Bytes from which a limit of version 1 means that there is none."""
+"""Bytes from which a limit of cgroup version 1 means no limit."""
 
 
 def usable_cpus(tree: Path = _TREE, own: Path = _OWN) -> int:
-    """Return how many threads can compute at once: the cores the process may run on, or its share of time if less.
+    """Return the number of threads that can run at once: the process's CPU affinity, or its CPU quota if lower.
 
     Args:
-        tree: where control groups are mounted.
-        own: file that tells which groups the process is in.
+        tree: mount point of the cgroups.
+        own: file with the cgroups of the process.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *(math.ceil(share) for share in _cpu_shares(tree, own))]))
 
 
 def memory_limit(tree: Path = _TREE, own: Path = _OWN) -> int | None:
-    """Return the bytes the process and those beside it may use together; None without a limit.
+    """Return the memory limit in bytes, which all processes of the cgroup share; None without a limit.
 
     Args:
-        tree: where control groups are mounted.
-        own: file that tells which groups the process is in.
+        tree: mount point of the cgroups.
+        own: file with the cgroups of the process.
     """
     files = _files("memory", "memory.max", "memory.limit_in_bytes", tree, own)
     limits = [_number(word) for folder, name in files for word in _words(folder / name)]
@@ -43,7 +43,7 @@ def memory_limit(tree: Path = _TREE, own: Path = _OWN) -> int | None:
 
 
 def _cpu_shares(tree: Path, own: Path) -> Iterator[float]:
-    """Yield every limit on time, in cores: microseconds of computing in a period over the period."""
+    """Yield every CPU quota in cores: the quota in microseconds per period, over the period."""
     for folder, name in _files("cpu", "cpu.max", "cpu.cfs_quota_us", tree, own):
         words = _words(folder / name)
         if name == "cpu.cfs_quota_us":
@@ -53,14 +53,14 @@ def _cpu_shares(tree: Path, own: Path) -> Iterator[float]:
 
 
 def _files(controller: str, second: str, first: str, tree: Path, own: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the folders whose limits hold, the process's own group and those around it, with the file's name.
+    """Yield the folders of the process's cgroup and its ancestors, each with the name of its limit file.
 
     Args:
         controller: `cpu` or `memory`.
-        second: the file's name in version 2.
-        first: the file's name in version 1.
-        tree: where control groups are mounted.
-        own: file that tells which groups the process is in.
+        second: name of the file in cgroup version 2.
+        first: name of the file in cgroup version 1.
+        tree: mount point of the cgroups.
+        own: file with the cgroups of the process.
     """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
@@ -71,7 +71,7 @@ def _files(controller: str, second: str, first: str, tree: Path, own: Path) -> I
         if controllers and controller not in controllers.split(","):
             continue
         top = tree / controller if controllers else tree
-        group = top / path.lstrip("/")  # absent inside a container that sees its own group as the top
+        group = top / path.lstrip("/")  # absent in a container whose own cgroup is the root
         for folder in (group, *group.parents):
             yield folder, first if controllers else second
             if folder == top:

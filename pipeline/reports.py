@@ -1,7 +1,7 @@
-"""Evaluations asked for on the command line, and reports compared prompt by prompt.
+"""The recipe behind `trueup evaluate`, and the comparison of reports behind `trueup compare`.
 
-Owns the recipe that `trueup evaluate` stands for, which report has which model, and the pairing of answers. The
-statistics are those of `pipeline.evaluation`. Knows nothing of terminals.
+Owns that recipe, the search for the report that has given models, and the pairing of answers by prompt. The statistics
+are those of `pipeline.evaluation`. Knows nothing of terminals.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `trueup evaluate` was asked for; the fields are those of the evaluate stage."""
+    """The arguments of `trueup evaluate`; the fields are those of the evaluate stage."""
 
     name: str
     models: tuple[str, ...]
@@ -47,10 +47,10 @@ class Evaluation:
 
 @contextlib.contextmanager
 def evaluation_recipe(asked: Evaluation) -> Iterator[Recipe]:
-    """Give the recipe an evaluation stands for; it can be planned and run while the context lasts.
+    """Yield the recipe of an evaluation; it can be planned and run inside the context.
 
     Raises:
-        PipelineError: a file is not there, an option is wrong.
+        PipelineError: a file is missing, or an option is invalid.
     """
     stage = {
         "kind": "evaluate",
@@ -83,7 +83,7 @@ def evaluation_recipe(asked: Evaluation) -> Iterator[Recipe]:
 
 @contextlib.contextmanager
 def _without_places(file: str) -> Iterator[None]:
-    """Take the lines of a file the user never saw out of errors."""
+    """Remove the locations in a temporary recipe, which the user never saw, from errors."""
     try:
         yield
     except PipelineError as error:
@@ -100,7 +100,7 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_code(spec: str | None) -> str | None:
-    """Make the file of ``FILE.py:NAME`` absolute; ``module:name`` stays."""
+    """Make the path in ``FILE.py:NAME`` absolute; leave ``module:name`` unchanged."""
     if spec is None:
         return None
     file, colon, name = spec.rpartition(":")
@@ -111,21 +111,21 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
     """Compare two reports model by model, or two models of one report.
 
     Args:
-        store: where the reports are.
-        first: ref of a report, or a model as a report names it.
-        second: of the same sort.
-        report: ref of the report that has both models; by default the newest on all prompts of its data that does, and
-            one on a sample only where there is no other.
+        store: store of the reports.
+        first: ref of a report, or name of a model in a report.
+        second: another of the same sort.
+        report: ref of a report with both models; by default the newest on all prompts of its data, or the newest on a
+            sample when there is no other.
 
     Raises:
         PipelineError: no such report, model or common prompt.
     """
     if report is None:
-        whole = [_report_artifact(store, ref) for ref in (first, second)]
-        if whole[0] is not None and whole[1] is not None:
-            return _compare_reports(whole[0], whole[1])
-        if whole[0] is not None or whole[1] is not None:
-            one, other = (first, second) if whole[0] is not None else (second, first)
+        reports = [_report_artifact(store, ref) for ref in (first, second)]
+        if reports[0] is not None and reports[1] is not None:
+            return _compare_reports(reports[0], reports[1])
+        if reports[0] is not None or reports[1] is not None:
+            one, other = (first, second) if reports[0] is not None else (second, first)
             raise PipelineError(
                 Problem(f"`{one}` is a report and `{other}` is not", "two reports, or two models of one")
             )
@@ -139,7 +139,7 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
 
 
 def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
-    """Compare the models that two reports share, on the prompts that both asked."""
+    """Compare the models that two reports share, on the prompts that both have."""
     from pipeline.evaluation.pairwise import compare_samples, pairs_of
 
     reports = [_read(first), _read(second)]
@@ -171,7 +171,7 @@ def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
 
 
 def _sample_note(artifact: Artifact, report: Report) -> list[str]:
-    """Say that a report is not on all prompts of its data."""
+    """Return a note that a report is on a sample of the prompts of its data; empty when it is on all."""
     limit = _limit_of(artifact, report)
     if not limit:
         return []
@@ -180,7 +180,7 @@ def _sample_note(artifact: Artifact, report: Report) -> list[str]:
 
 
 def _limit_of(artifact: Artifact, report: Report) -> int:
-    """Return how many prompts a limited report asked; 0 when it asked all. Reports of schema 1 tell only the limit."""
+    """Return the number of prompts of a report on a sample; 0 when it is on all. Schema 1 records only the limit."""
     if report.available is not None:
         return report.prompts or 0 if report.is_sample else 0
     limit = artifact.manifest.config.get("config", {}).get("limit")
@@ -188,18 +188,18 @@ def _limit_of(artifact: Artifact, report: Report) -> int:
 
 
 def _by_prompt(samples: Sequence[Sample]) -> dict[tuple[str, int], Sample]:
-    """Return samples by prompt and how often it came before."""
-    found: dict[tuple[str, int], Sample] = {}
+    """Return samples by prompt and occurrence: ``(prompt, number of earlier samples of it)``."""
+    by_prompt: dict[tuple[str, int], Sample] = {}
     for sample in samples:
         count = 0
-        while (sample.prompt, count) in found:
+        while (sample.prompt, count) in by_prompt:
             count += 1
-        found[sample.prompt, count] = sample
-    return found
+        by_prompt[sample.prompt, count] = sample
+    return by_prompt
 
 
 def _report_artifact(store: Store, ref: str) -> Artifact | None:
-    """Return the report a ref means; None when it means something else or nothing."""
+    """Return the report that a ref refers to; None when the ref refers to another artifact or to none."""
     try:
         artifact = resolve(store, ref)
     except PipelineError:
@@ -208,7 +208,7 @@ def _report_artifact(store: Store, ref: str) -> Artifact | None:
 
 
 class _Chosen(NamedTuple):
-    """A report that has two models, their names in it, and what to say of the choice."""
+    """A report with two models, their names in it, and notes on the choice of the report."""
 
     artifact: Artifact
     names: tuple[str, str]
@@ -216,9 +216,9 @@ class _Chosen(NamedTuple):
 
 
 def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> _Chosen:
-    """Return the report that has both models, and their names in it.
+    """Return a report that has both models, and their names in it.
 
-    One on all prompts of its data goes before a newer one on a sample, which is then named.
+    A report on all prompts of its data is preferred to a newer one on a sample, which a note then names.
     """
     if report is not None:
         chosen = resolve(store, report)
@@ -235,20 +235,20 @@ def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> _Ch
         models = _names(content)
         names = [models.get(ref) or models.get(_full_ref(store, ref)) for ref in refs]
         if names[0] is not None and names[1] is not None:
-            found = _Chosen(artifact, (names[0], names[1]))
+            candidate = _Chosen(artifact, (names[0], names[1]))
             if not _limit_of(artifact, content):
-                return found._replace(notes=_passed_over(limited))
-            limited.append(found)
+                return candidate._replace(notes=_passed_over(limited))
+            limited.append(candidate)
         known += [model for model in dict.fromkeys(models.values()) if model not in known]
     if limited:
         return limited[0]
     missing = [ref for ref in refs if ref not in known] or list(refs)
-    where = f"{candidates[0].ref} has" if report is not None else "reports have"
+    subject = f"{candidates[0].ref} has" if report is not None else "reports have"
     wanted = " and ".join(f"`{ref}`" for ref in missing)
     raise PipelineError(
         Problem(
             f"no report with {wanted}" if candidates else "no reports in this store",
-            f"{where} {listed(known)}" if known else "",
+            f"{subject} {listed(known)}" if known else "",
             nearest(missing[0], known) or "make one with `trueup evaluate`",
             str(store.root),
         )
@@ -256,7 +256,7 @@ def _report_with(store: Store, refs: tuple[str, str], report: str | None) -> _Ch
 
 
 def _passed_over(limited: Sequence[_Chosen]) -> tuple[str, ...]:
-    """Say which newer reports were not taken, since they are on samples."""
+    """Return a note that names the newer reports on samples that were not chosen; empty without any."""
     refs = [each.artifact.ref for each in limited]
     if not refs:
         return ()
@@ -264,7 +264,7 @@ def _passed_over(limited: Sequence[_Chosen]) -> tuple[str, ...]:
 
 
 def _full_ref(store: Store, ref: str) -> str:
-    """Return ``name@vN`` for a ref of the store; anything else as it is."""
+    """Return ``name@vN`` for a ref of the store; return any other text unchanged."""
     try:
         return resolve(store, ref).ref
     except PipelineError:
@@ -272,13 +272,13 @@ def _full_ref(store: Store, ref: str) -> str:
 
 
 def _names(report: Report) -> Mapping[str, str]:
-    """Return every way to call a model of a report: its name there, and the ref of its checkpoint."""
+    """Map every name of a report's models to the name in the report: that name, and the ref of the checkpoint."""
     refs = {model.ref: name for name, model in reversed(report.models.items()) if model.ref and "(" not in name}
     return {**refs, **{name: name for name in report.models}}
 
 
 def _read(artifact: Artifact) -> tuple[Report, list[Sample]]:
-    """Return a report with the answers it is made of."""
+    """Return a report and the samples it was computed from."""
     file = artifact.path / "samples.jsonl"
     if not file.is_file():
         raise PipelineError(Problem(f"`{artifact.ref}` has no samples.jsonl", "a report of the evaluate stage"))

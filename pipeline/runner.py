@@ -1,7 +1,7 @@
-"""Executes a plan: skips what is in the store, runs what is missing, resumes what was cut off, keeps a journal.
+"""Executes a plan: takes cached stages from the store, runs or resumes the others, and writes a journal.
 
 Owns the order of a run, its signals, its journal and the manifest of each stage. Knows nothing of how a stage trains,
-and prints nothing: a `View` shows what happens.
+and prints nothing: a `View` shows the run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.stage import Event, ResolvedInput, StageResult, kind_of
 
 
 class View(Protocol):
-    """Shows a run to a person; every method is called in the runner's process."""
+    """Shows a run to the user; every method is called in the runner's process."""
 
     def run_started(self, plan: Plan, run_dir: Path) -> None:
         """Show the plan before anything runs."""
@@ -43,7 +43,7 @@ class View(Protocol):
         """Show that a stage runs now."""
 
     def stage_waiting(self, stage: PlannedStage) -> None:
-        """Show that another process runs this stage and is waited for."""
+        """Show that this run waits for another process, which runs the stage."""
 
     def stage_event(self, stage: PlannedStage, event: Event) -> None:
         """Show progress, a phase or a note."""
@@ -55,7 +55,7 @@ class View(Protocol):
         """Show that a stage was committed."""
 
     def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...], exit_code: int) -> None:
-        """Show that a stage broke or was stopped."""
+        """Show that a stage failed or was stopped."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,13 @@ class RunReport:
 
 @dataclass
 class StopRequest:
-    """Set by SIGINT and SIGTERM; a second SIGINT stops at once."""
+    """A request to stop, set by SIGINT and SIGTERM; a second SIGINT raises KeyboardInterrupt.
+
+    Attributes:
+        asked: whether the run was asked to stop.
+        told: whether the view has shown it.
+        signals: the signals received, in order.
+    """
 
     asked: bool = False
     told: bool = False
@@ -97,7 +103,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle signals while a run is on, then put the old handlers back."""
+        """Handle SIGINT and SIGTERM while the block runs, then restore the previous handlers."""
 
         def handle(number: int, frame: Any) -> None:
             if self.asked and number == signal.SIGINT:
@@ -106,11 +112,11 @@ class StopRequest:
             self.signals.append(number)
 
         old: dict[int, Any] = {}
-        with contextlib.suppress(ValueError):  # not the main thread: signals stay with the caller
+        with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
             old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
-        except Interrupted as error:  # as shells have it: 130 after Ctrl-C, 143 after SIGTERM
+        except Interrupted as error:  # as in shells: 130 after Ctrl-C, 143 after SIGTERM
             error.exit_code = ExitCode(128 + self.signals[0]) if self.signals else error.exit_code
             raise
         finally:
@@ -119,17 +125,17 @@ class StopRequest:
 
 
 def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> RunReport:
-    """Execute what is pending in ``plan``; journal and logs go to ``run_dir``, by default one of its own.
+    """Execute the pending stages of ``plan``; journal and logs go to ``run_dir``, by default a new folder.
 
     Raises:
-        StageFailed: a stage broke; its checkpoints are kept and the next run resumes from them.
+        StageFailed: a stage failed; its checkpoints are kept and the next run resumes from them.
         Interrupted: the run was asked to stop.
-        PipelineError: a stage met bad input.
+        PipelineError: a stage's input was invalid.
     """
     started = time.perf_counter()
     if plan.pending:
-        temporary_folder()  # refuses one where the processes of a run could not meet
-    with writing(store.root):  # before the libraries are loaded: a store that cannot be written is told at once
+        temporary_folder()  # raises when it cannot hold the sockets of the processes
+    with writing(store.root):  # before the libraries are loaded: an unwritable store fails at once
         run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
         journal = Journal(run_dir)
     done: dict[str, StageDone] = {}
@@ -139,11 +145,11 @@ def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> Ru
         if plan.pending:
             warm_up()
         view.run_started(plan, run_dir)
-        with StopRequest().listening() as stop, hosting(plan, store.root, run_dir, stop.is_asked) as meeting:
+        with StopRequest().listening() as stop, hosting(plan, store.root, run_dir, stop.is_asked) as coordinator:
             for planned in plan.stages:
                 with writing(store.root):
-                    made = _run_stage(plan, planned, done, store, view, journal, run_dir, stop, meeting)
-                done[planned.spec.name] = made
+                    finished = _run_stage(plan, planned, done, store, view, journal, run_dir, stop, coordinator)
+                done[planned.spec.name] = finished
     finally:
         journal.write("run_ended", seconds=round(time.perf_counter() - started, 3), finished=list(done))
         journal.close()
@@ -159,9 +165,9 @@ def _run_stage(
     journal: Journal,
     run_dir: Path,
     stop: StopRequest,
-    meeting: Coordinator | None,
+    coordinator: Coordinator | None,
 ) -> StageDone:
-    """Take a stage from the store, or run it and commit what it made."""
+    """Take a stage from the store, or run it and commit its artifact."""
     name = planned.spec.name
     if planned.artifact is not None and planned.status == "cached":
         journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
@@ -173,11 +179,11 @@ def _run_stage(
     with store.work(
         name, planned.fingerprint, waiting=lambda: view.stage_waiting(planned), stopping=lambda: stop.asked
     ) as area:
-        found = None if FORCED in planned.why else store.find(name, planned.fingerprint)
-        if found is not None:
+        cached = None if FORCED in planned.why else store.find(name, planned.fingerprint)
+        if cached is not None:
             journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
-            view.stage_cached(planned, found)
-            return StageDone(planned, found, cached=True, seconds=0.0)
+            view.stage_cached(planned, cached)
+            return StageDone(planned, cached, cached=True, seconds=0.0)
         resumed = store.resumable(name, planned.fingerprint)
         journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
         view.stage_started(planned, resumed=resumed)
@@ -189,9 +195,9 @@ def _run_stage(
             _pass_on(planned, event, view, journal)
 
         outcome = Outcome()
-        if meeting is not None and job.nodes > 1:
-            job = replace(job, token=meeting.token)
-            outcome = meeting.gathered(job, show, stop.is_asked)
+        if coordinator is not None and job.nodes > 1:
+            job = replace(job, token=coordinator.token)
+            outcome = coordinator.start_stage(job, show, stop.is_asked)
         if not outcome.problems:
             outcome = run_job(job, show, lambda: _stopping(planned, view, stop))
         if outcome.result is None:
@@ -203,8 +209,8 @@ def _run_stage(
                 artifact = area.commit(replace=FORCED in planned.why, **fields)
         except PipelineError as error:
             raise _refused_commit(planned, error, view, journal) from None
-    if meeting is not None and job.nodes > 1:
-        meeting.done(name)
+    if coordinator is not None and job.nodes > 1:
+        coordinator.done(name)
     seconds = time.perf_counter() - started
     journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
     view.stage_done(planned, artifact, seconds)
@@ -212,7 +218,7 @@ def _run_stage(
 
 
 def _refused_commit(planned: PlannedStage, error: PipelineError, view: View, journal: Journal) -> PipelineError:
-    """Tell that what a stage made could not be put into the store, and return how the run ends."""
+    """Report that a stage's artifact could not be committed, and return the error the run ends with."""
     code = error.exit_code if isinstance(error, CannotWrite) else ExitCode.FAILED
     refused = Outcome(problems=error.problems, exit_code=int(code))
     _tell_failure(planned, refused, view, journal)
@@ -220,14 +226,14 @@ def _refused_commit(planned: PlannedStage, error: PipelineError, view: View, jou
 
 
 def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
-    told = [str(problem) for problem in outcome.problems]
-    how = {"problems": told, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
-    journal.write("stage_failed", stage=planned.spec.name, **how)
+    messages = [str(problem) for problem in outcome.problems]
+    fields = {"problems": messages, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
+    journal.write("stage_failed", stage=planned.spec.name, **fields)
     view.stage_failed(planned, outcome.problems, outcome.exit_code)
 
 
 def _stopping(planned: PlannedStage, view: View, stop: StopRequest) -> bool:
-    """Return whether the run was asked to stop; the first time it was, tell the person."""
+    """Return whether the run was asked to stop; show it to the user the first time."""
     if stop.asked and not stop.told:
         stop.told = True
         view.stage_stopping(planned)
@@ -243,7 +249,7 @@ def _pass_on(planned: PlannedStage, event: Event, view: View, journal: Journal) 
 def job_of(
     plan: Plan, planned: PlannedStage, done: Mapping[str, StageDone], payload: Path, scratch: Path, run_dir: Path
 ) -> Job:
-    """Return a stage as a job; ``done`` has the stages it needs."""
+    """Build the job of a stage; ``done`` has the finished stages whose artifacts it reads."""
     spec = planned.spec
     inputs = {name: [_resolve(item, done) for item in items] for name, items in planned.inputs.items()}
     data = {
@@ -273,7 +279,7 @@ def job_of(
 
 
 def _resolve(item: PlannedInput, done: Mapping[str, StageDone]) -> ResolvedInput:
-    """Turn a planned input into one that exists: a stage of this run, an artifact, a folder or a hub id."""
+    """Resolve a planned input to the artifact of a stage of this run, a stored artifact, a folder or a hub id."""
     artifact = done[item.ref].artifact if item.ref in done else None
     if artifact is not None:
         manifest = artifact.manifest.model_dump(mode="json")

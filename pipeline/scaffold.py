@@ -1,7 +1,7 @@
-"""What `trueup new` writes: a commented starter recipe, or an example with its data.
+"""Scaffolding of `trueup new`: writes a commented starter recipe, or copies an example with its data.
 
-Owns the starters (`pipeline/starters/`) and where examples are: in a wheel under `pipeline/_shipped/`, in a checkout
-in `recipes/` and `data/`. Knows nothing of what a recipe means.
+Owns the starters (`pipeline/starters/`) and the location of examples: in a wheel `pipeline/_shipped/`, in a checkout
+`recipes/` and `data/`. Knows nothing of the meaning of a recipe.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LEFT_OUT = ("__pycache__", ".DS_Store")
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """The files written by `trueup new`.
 
     Attributes:
-        files: paths, as the user would type them.
-        recipe: the recipe among them.
-        next_steps: commands and remarks, one line each.
+        files: paths as the user would type them.
+        recipe: the recipe among the files.
+        next_steps: commands and remarks for the user, one line each.
     """
 
     files: tuple[Path, ...]
@@ -40,7 +40,7 @@ def starters() -> list[str]:
 
 
 def examples() -> list[str]:
-    """Return the names of the recipes that come with trueup."""
+    """Return the names of the example recipes shipped with trueup."""
     return sorted(path.stem for path in (shipped() / "recipes").glob("*.yaml"))
 
 
@@ -54,7 +54,7 @@ def write_starter(file: Path, kind: str, *, overwrite: bool = False) -> Written:
     """Write a starter recipe.
 
     Raises:
-        PipelineError: no such kind, a name that is no YAML file, or the file exists.
+        PipelineError: no such kind, a file name without a YAML suffix, or the file exists.
     """
     if kind not in starters():
         raise PipelineError(Problem(f"no starter `{kind}`", f"one of {listed(starters())}", nearest(kind, starters())))
@@ -70,7 +70,7 @@ def write_starter(file: Path, kind: str, *, overwrite: bool = False) -> Written:
 
 
 def write_example(name: str, folder: Path, *, overwrite: bool = False) -> Written:
-    """Copy a recipe that comes with trueup, its data and the Python file of its functions into a folder.
+    """Copy an example recipe, its data and the Python file of its functions into a folder.
 
     Raises:
         PipelineError: no such example, or a file exists.
@@ -89,13 +89,13 @@ def write_example(name: str, folder: Path, *, overwrite: bool = False) -> Writte
 
 
 def _code_of(source: Path, name: str) -> Iterable[Path]:
-    """Return the Python file beside an example's recipe, relative to where examples are."""
+    """Return the Python file beside an example's recipe, relative to ``source``; empty without one."""
     code = Path("recipes") / f"{name.replace('-', '_')}.py"
     return [code] if (source / code).is_file() else []
 
 
 def _data_of(source: Path, name: str) -> Iterable[Path]:
-    """Return the files of an example's data folder, relative to where examples are."""
+    """Yield the files of an example's data folder, relative to ``source``."""
     data = source / "data" / name
     for path in sorted(data.rglob("*")):
         if path.is_file() and not any(part in _LEFT_OUT for part in path.parts):

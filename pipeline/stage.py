@@ -1,7 +1,7 @@
-"""What a stage is: its kind, its configuration, and the context its `run()` is given.
+"""The interface of a stage: its kind, its configuration, and the context that its `run()` receives.
 
-Owns the registry of kinds and the markers a configuration uses to say which of its fields name artifacts and data.
-Knows nothing of any single kind, of recipes, of the store, or of torch: `trueup plan` imports this.
+Owns the registry of kinds, and the markers of configuration fields that name artifacts and data. Knows nothing of any
+single kind, of recipes, of the store, or of torch: `trueup plan` imports this module.
 
 A kind is one file in `pipeline/stages/`:
 
@@ -26,10 +26,10 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
 
 Shape = Literal["text", "messages", "preference", "labelled", "prompt"]
-"""What the rows of a data source must be: see `pipeline/records/formats.py`."""
+"""Shape of the rows of a data source, see `pipeline/records/formats.py`."""
 
 Shapes = Shape | tuple[Shape, ...]
-"""One shape, or several: then all rows of a source are of one of them."""
+"""One shape, or several alternatives: all rows of a source have the same one of them."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Input:
     """Marks a configuration field (a name or a list of names) that takes artifacts.
 
     Attributes:
-        kinds: kinds of stages accepted; empty accepts all that hold a model.
-        external: also accepts a local folder or a hub id.
+        kinds: kinds of stages accepted; empty accepts all whose artifact contains a model.
+        external: whether a local folder or a hub id is also accepted.
     """
 
     kinds: tuple[str, ...]
@@ -51,21 +51,21 @@ class Input:
 
 @dataclass(frozen=True)
 class Data:
-    """Marks a configuration field that names a data source, and the shape (or shapes) its rows may have."""
+    """Marks a configuration field that names a data source, with the shape or shapes of its rows."""
 
     shape: Shapes
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Marks a field that cannot change the result; it stays out of the fingerprint."""
+    """Marks a field that cannot change the result; the fingerprint does not cover it."""
 
 
 @dataclass(frozen=True)
 class Code:
     """Marks a field that names a Python function, ``module:name`` or ``path/to/file.py:name``.
 
-    The source of its file enters the fingerprint.
+    The fingerprint covers the source of its file.
     """
 
 
@@ -77,15 +77,15 @@ class StageConfig(BaseModel):
     @classmethod
     def markers(cls, marker: type[Any]) -> dict[str, Any]:
         """Return ``{field name: marker instance}`` for the fields annotated with ``marker``."""
-        found = {}
+        markers = {}
         for name, info in cls.model_fields.items():
             for item in info.metadata:
                 if isinstance(item, marker):
-                    found[name] = item
-        return found
+                    markers[name] = item
+        return markers
 
     def check(self) -> list[Problem]:
-        """Return what is wrong beyond types, e.g. two fields that exclude each other."""
+        """Return the problems that types do not express, e.g. two fields that exclude each other."""
         return []
 
 
@@ -93,12 +93,12 @@ class ResolvedInput(BaseModel):
     """An input a stage reads: an artifact of the store, a local folder, or a hub id.
 
     Attributes:
-        ref: how the recipe names it.
-        name: stage name of the artifact, or the folder's or hub repository's name.
+        ref: the ref in the recipe.
+        name: stage name of the artifact, or the name of the folder or hub repository.
         kind: kind of the stage that made it, or ``external``.
-        fingerprint: of the artifact; of the folder's content; ``hub:ID@REVISION``.
+        fingerprint: fingerprint of the artifact or of the folder's content, or ``hub:ID@REVISION``.
         path: payload directory, or the hub id.
-        manifest: manifest of the artifact as plain data, empty when external.
+        manifest: manifest of the artifact as plain data; empty when external.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -113,14 +113,14 @@ class ResolvedInput(BaseModel):
 
 @dataclass(frozen=True)
 class Event:
-    """Something a running stage tells its runner.
+    """An event that a running stage sends to its runner.
 
     Attributes:
-        kind: ``progress`` (step of total, metrics), ``note`` (a line of text), or ``phase`` (what it now does).
+        kind: ``progress`` (step of total, metrics), ``note`` (a line of text), or ``phase`` (the current activity).
         text: the line or the phase.
         step: steps done.
-        total: steps in all; 0 when unknown.
-        metrics: latest values worth showing.
+        total: number of steps; 0 when unknown.
+        metrics: latest values to show.
     """
 
     kind: Literal["progress", "note", "phase"]
@@ -134,9 +134,9 @@ class Rejected(NamedTuple):
     """A row that a stage cannot use.
 
     Attributes:
-        where: its ``file:line``.
-        reason: what is wrong with it.
-        row: as the stage was given it.
+        where: ``file:line`` of the row.
+        reason: why the stage cannot use it.
+        row: the row as the stage received it.
     """
 
     where: str
@@ -145,26 +145,26 @@ class Rejected(NamedTuple):
 
 
 class Rows(Protocol):
-    """Rows of a data source in one shape, already checked: what `records.load` returns."""
+    """Validated rows of a data source in one shape, as returned by `records.load`."""
 
     @property
     def shape(self) -> Shape:
-        """The shape they are in, of those the field takes."""
+        """The shape of the rows, one of those the field accepts."""
         ...
 
     @property
     def train(self) -> list[dict[str, Any]]:
-        """Rows to learn from."""
+        """Rows of the training split."""
         ...
 
     @property
     def held_out(self) -> list[dict[str, Any]]:
-        """Rows split off by prompt; empty when the source asks for no split."""
+        """Rows of the held-out split, made by prompt; empty when the source has no split."""
         ...
 
     @property
     def places(self) -> list[str]:
-        """``file:line`` of each row, those to learn from first."""
+        """``file:line`` of each row, those of the training split first."""
         ...
 
 
@@ -173,39 +173,39 @@ MODEL_PARALLEL: dict[str, frozenset[str]] = {
     "tensor_parallel": frozenset({"pretrain", "sft", "reward", "dpo", "kto"}),
     "sequence_parallel": frozenset({"pretrain", "sft"}),
 }
-"""Words of `compute` that have several processes work on the same rows, with the kinds of stages that can."""
+"""Keys of `compute` for model parallelism, each with the kinds of stages that support it."""
 
 
 def group_of(compute: Mapping[str, Any]) -> int:
-    """Return how many processes work on the same rows, of `compute` as plain data."""
+    """Return the size of a model-parallel group, the ranks that share the same rows; `compute` is plain data."""
     return math.prod(int(compute.get(word, 1)) for word in MODEL_PARALLEL)
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """All a stage may touch.
+    """Everything a stage may use.
 
     Attributes:
-        name: of the stage in its recipe.
-        seed: for every random generator.
-        out: payload directory; what is written here becomes the artifact.
-        work: scratch directory that survives a kill; checkpoints live in it.
-        inputs: field name to the inputs it names, in order.
+        name: name of the stage in its recipe.
+        seed: seed of every random generator.
+        out: payload directory; its files become the artifact.
+        work: scratch directory for checkpoints; it survives a kill.
+        inputs: inputs by the name of their configuration field, in order.
         load_rows: reads the data source named by a field.
-        compute: precision, threads, micro-batch: things that may not change the result.
+        compute: compute settings (precision, threads, micro-batch), which may not change the result.
         emit: sends an event to the runner.
-        stopping: true once the run was asked to stop; a stage saves a checkpoint and raises `Interrupted`. With several
-            processes all must ask at the same places, and all get the same answer.
+        stopping: returns true once the run was asked to stop; the stage then saves a checkpoint and raises
+            `Interrupted`. It is a collective: all ranks must call it at the same points, and all get the same answer.
         trust_remote_code: whether the recipe allows a model repository to run its own Python.
-        functions: loads a `Code` field's function.
-        rank: of this process; the first one writes what is kept and talks to the user.
-        ranks: processes that run the stage together.
-        warnings: what the plan knows that a reader of the result must know too, e.g. that a model learnt from the
-            prompts it is asked.
-        runtime_report: how the stage really ran: precision, split of the batch, configuration generated for an engine.
-            The stage fills it; its manifest keeps it under `runtime`.
-        set_aside: keeps rows of a field's source that cannot be rendered with its rejects, and returns true; false
-            where the source stops at bad rows.
+        functions: loads the function of a `Code` field.
+        rank: rank of this process; rank 0 writes the payload and talks to the user.
+        ranks: world size.
+        warnings: warnings of the plan that a report must repeat, e.g. that a model was trained on the prompts it is
+            evaluated on.
+        runtime_report: how the stage ran: precision, split of the batch, generated engine configuration. The stage
+            fills it; its manifest stores it under `runtime`.
+        set_aside: writes rows of a field's source that cannot be rendered to its rejects and returns true; returns
+            false when the source stops at bad rows.
     """
 
     name: str
@@ -227,20 +227,20 @@ class StageContext:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what is kept."""
+        """Whether this process is rank 0, which writes the payload."""
         return self.rank == 0
 
     @property
     def replicas(self) -> int:
-        """Groups of processes that share the rows of a batch; those of a group work on the same rows."""
+        """Data-parallel size: number of model-parallel groups, between which the rows of a batch are divided."""
         return self.ranks // group_of(self.compute)
 
     def note(self, text: str) -> None:
-        """Tell the user one line."""
+        """Show the user a line of text."""
         self.emit(Event("note", text=text))
 
     def phase(self, text: str) -> None:
-        """Say what the stage is doing now."""
+        """Set the current phase of the stage."""
         self.emit(Event("phase", text=text))
 
     def progress(self, step: int, total: int, **metrics: float) -> None:
@@ -248,10 +248,10 @@ class StageContext:
         self.emit(Event("progress", step=step, total=total, metrics=metrics))
 
     def stop_if_asked(self) -> None:
-        """Leave the stage here if the run was asked to stop; for work that keeps no checkpoint.
+        """Stop the stage if the run was asked to stop; for work without checkpoints.
 
         Raises:
-            Interrupted: it was.
+            Interrupted: the run was asked to stop.
         """
         if self.stopping():
             raise Interrupted(Problem("stopped as asked", stage=self.name))
@@ -263,16 +263,16 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage reports; the runner writes it into the manifest.
+    """The result of a stage; the runner writes it into the manifest.
 
     Attributes:
         metrics: final values.
-        best: best values with the step they were seen at, e.g. ``{"eval_loss": 1.2, "step": 300}``.
-        tokens: tokens trained on or generated.
-        trainer_seconds: seconds inside the trainer; of an `evaluate` stage, inside the evaluation.
-        scoring_seconds: seconds a training stage spent scoring beside it: a reference, held-out pairs.
+        best: best values with the step at which they were measured, e.g. ``{"eval_loss": 1.2, "step": 300}``.
+        tokens: number of tokens trained on or generated.
+        trainer_seconds: seconds inside the trainer; for an `evaluate` stage, inside the evaluation.
+        scoring_seconds: seconds a training stage spent scoring beside training: a reference model, held-out pairs.
         rows: counts, e.g. ``{"train": 1000, "held_out": 100, "rejected": 2}``.
-        lineage: what the weights stand on, see `artifacts/provenance.py`.
+        lineage: provenance of the weights, see `artifacts/provenance.py`.
         summary: short sentences for the end-of-run table.
     """
 
@@ -294,12 +294,12 @@ class Kind:
     """A registered kind of stage.
 
     Attributes:
-        name: as recipes write it.
-        version: raised when the same configuration would give another result.
+        name: name in recipes.
+        version: increased when the same configuration would give another result.
         config: its configuration class.
-        run: the function that does the work; imports torch only when called.
-        makes: ``model``, ``tokenizer``, ``reward`` or ``report``: what its artifact can be used as.
-        parallel: whether several processes may run it together; others run on one, whatever `compute` says.
+        run: the function that runs the stage; imports torch only when called.
+        makes: how its artifact can be used: ``model``, ``tokenizer``, ``reward`` or ``report``.
+        parallel: whether it may run in several processes; else it runs in one, whatever `compute` says.
         doc: first line of the module's docstring.
     """
 
@@ -343,7 +343,7 @@ def kind_of(name: str) -> Kind:
 
 
 def markers_in(config: StageConfig) -> Iterator[tuple[str, Any, list[str]]]:
-    """Yield ``(field, marker, names)`` for every field of ``config`` that names artifacts or data and is set."""
+    """Yield ``(field, marker, names)`` for every field of ``config`` that is set and names artifacts or data."""
     for kind_of_marker in (Input, Data):
         for name, marker in type(config).markers(kind_of_marker).items():
             value = getattr(config, name)

@@ -1,4 +1,4 @@
-"""The store of artifacts: what stages wrote, where it came from, and how it travels."""
+"""The artifact store: the outputs of stages, their provenance, and their transfer between stores."""
 
 from pipeline.artifacts.manifest import Manifest
 from pipeline.artifacts.store import Artifact, Store, WorkArea

@@ -1,7 +1,7 @@
 """The model card: the README.md inside every model artifact.
 
-Says only what follows from the fingerprint (configuration, seed, inputs, rows, results), never when or where it ran,
-so that the same run gives the same bytes. Pure text in, text out.
+Contains only what the fingerprint determines (configuration, seed, inputs, rows, results), never the time or machine
+of the run, so that the same run gives the same bytes. Pure functions from text to text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROW_FATES = {
     "same": "have two sides of the same tokens and were left out",
     "unrendered": "cannot be rendered by the chat template and were left out",
 }
-"""What became of rows, by the manifest's name for their number."""
+"""What happened to rows, by the key that counts them in the manifest's `rows`."""
 _PURPOSE = {
     "model": "A causal language model",
     "reward": "A reward model: it gives a conversation one number, higher is better",
@@ -33,8 +33,8 @@ def card(manifest: Manifest, ancestors: Sequence[Manifest], files: Iterable[str]
     """Return the Markdown card of a model.
 
     Args:
-        manifest: of the model.
-        ancestors: manifests of what it was made from, directly or not, nearest first.
+        manifest: manifest of the model.
+        ancestors: manifests of its direct and indirect ancestors, nearest first.
         files: paths of its payload.
     """
     paths = set(files)
@@ -53,7 +53,7 @@ def card(manifest: Manifest, ancestors: Sequence[Manifest], files: Iterable[str]
 
 
 def _front_matter(manifest: Manifest, ancestors: Sequence[Manifest], files: set[str]) -> str:
-    """Return what the hub reads of a card. No licence: that of the data and the base is for their user to judge."""
+    """Return the YAML metadata of a card for the hub. It names no licence: that depends on the data and the base."""
     if "config.json" not in files:
         return ""
     tags = ["trueup", manifest.kind, *(["lora"] if manifest.lineage.get("adapters") else [])]
@@ -78,8 +78,8 @@ def _yaml_list(key: str, items: Iterable[str]) -> list[str]:
 
 
 def _hub_datasets(chain: Iterable[Manifest]) -> list[str]:
-    places = [place for each in chain for record in each.data.values() for place in record.where]
-    return sorted({place.removeprefix(HUB) for place in places if place.startswith(HUB)})
+    origins = [origin for each in chain for record in each.data.values() for origin in record.where]
+    return sorted({origin.removeprefix(HUB) for origin in origins if origin.startswith(HUB)})
 
 
 def _lineage(manifest: Manifest, ancestors: Sequence[Manifest]) -> str:
@@ -129,7 +129,7 @@ def _metrics(manifest: Manifest) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return text that stays in its cell: a metric may be named after a user's group of rows."""
+    """Escape text for a Markdown table cell: a metric's name may contain a user's group of rows."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
@@ -166,7 +166,7 @@ def _loading(manifest: Manifest) -> list[str]:
 
 
 def _generating(files: set[str]) -> list[str]:
-    """Return how to have it write: an answer where there is a chat template, else how a text goes on."""
+    """Return example code for generation: an answer with a chat template, else the continuation of a text."""
     if TEMPLATE_FILE in files:
         code = [
             'messages = [{"role": "user", "content": "Hello! Who are you?"}]',
@@ -184,7 +184,7 @@ def _generating(files: set[str]) -> list[str]:
 
 
 def _scoring(files: set[str]) -> list[str]:
-    """Return how to have it score an answer, or a text where there is no chat template."""
+    """Return example code for scoring: an answer with a chat template, else a text."""
     if TEMPLATE_FILE in files:
         code = [
             "messages = [",
@@ -199,7 +199,7 @@ def _scoring(files: set[str]) -> list[str]:
 
 
 def _adapter(manifest: Manifest) -> str:
-    """Return how to put the adapter on the weights it was trained on, as far as they can be named."""
+    """Return example code for loading the adapter on the weights it was trained on, if these are known."""
     parent = next((r for r in manifest.inputs if r.fingerprint == manifest.lineage.get("parent")), None)
     if parent is None:
         return "\n"
@@ -208,14 +208,14 @@ def _adapter(manifest: Manifest) -> str:
             f"It was trained on the folder `{parent.name}`, which is not in this store: load that, then"
             ' `peft.PeftModel.from_pretrained(model, "adapter")`.\n'
         )
-    where = "from the hub" if parent.key is None else "the sibling artifact, which `trueup pull` brings along"
+    origin = "from the hub" if parent.key is None else "the sibling artifact, which `trueup pull` brings along"
     loader, labels = f"AutoPeft{_loader(manifest)}", ", num_labels=1" if manifest.makes == "reward" else ""
     code = [
         f"from peft import {loader}",
         "",
         f'adapted = {loader}.from_pretrained("adapter"{labels})  # in this folder',
     ]
-    return f"It goes on `{parent.name}`, {where}:\n\n" + _python(code)
+    return f"It goes on `{parent.name}`, {origin}:\n\n" + _python(code)
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""One remote folder behind an fsspec URL, and what can go wrong on the way to it.
+"""A remote folder behind an fsspec URL, and the errors of reaching it.
 
 Owns the choice of the file system and the wording of its errors. Knows nothing of artifacts. fsspec is imported when
-an endpoint is opened, so that commands which never leave the machine do not pay for it.
+an endpoint is opened, so that local commands start faster.
 
-A user says where a service is, and who they are, by its own environment variables: for S3 those of AWS
+The address and credentials of a service come from its own environment variables: for S3 those of AWS
 (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID`, …) and those of fsspec (`FSSPEC_S3_ENDPOINT_URL`,
 `FSSPEC_S3_ANON`, …).
 """
@@ -21,23 +21,23 @@ from pipeline.disk import CannotWrite, disk_problem, exit_code_of
 from pipeline.errors import ExitCode, PipelineError, Problem
 
 BLOCK_BYTES = 8 * 2**20
-"""How much one request fetches: what a kill can lose of a file."""
+"""Bytes per request, and so the most that a killed transfer has to fetch again of a file."""
 
 UNKNOWN = -1
-"""Size of a file whose server gives none, as some web servers do."""
+"""Size of a file whose server does not report one, as happens with web servers."""
 
 EXTRAS = {"s3": "s3", "s3a": "s3"}
-"""Protocol to the extra of this package that brings its file system."""
+"""Extra of this package that installs a protocol's file system, by protocol."""
 
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"})
-"""Protocols whose folders are only names: making one would make a bucket."""
+"""Protocols without real folders: creating a folder would create a bucket."""
 
 
 class Endpoint:
-    """A remote folder; every path it is given is relative to it, with `/` between parts.
+    """A remote folder; the paths of all methods are relative to it, with `/` between parts.
 
     Attributes:
-        url: without the password, for messages.
+        url: the URL without its user and password, for messages.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,15 +46,15 @@ class Endpoint:
         self._root = self._root.rstrip("/")
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return path below ``folder`` → bytes for every file there, `UNKNOWN` where the remote does not say."""
+        """Return the size in bytes of every file below ``folder``, by path; `UNKNOWN` when the remote reports none."""
         root = f"{self._root}/{folder}"
         with self._reaching(folder):
             self._fs.invalidate_cache()
-            found = _unless_missing(lambda: self._fs.find(root, detail=True), {})
+            entries = _unless_missing(lambda: self._fs.find(root, detail=True), {})
         start = len(self._fs._strip_protocol(root)) + 1
         return {
             path[start:]: UNKNOWN if info["size"] is None else int(info["size"])
-            for path, info in found.items()
+            for path, info in entries.items()
             if len(path) > start
         }
 
@@ -72,11 +72,11 @@ class Endpoint:
         return content
 
     def write(self, path: str, content: bytes) -> None:
-        """Write a small file in one step: readers never see a part of it."""
+        """Write a small file atomically."""
         target = f"{self._root}/{path}"
         with self._reaching(path):
             self._make_parent(target)
-            if self._protocols & _OBJECT_STORES:  # an object appears when it is whole
+            if self._protocols & _OBJECT_STORES:  # an object store shows an object only once it is complete
                 self._fs.pipe_file(target, content)
                 return
             self._fs.pipe_file(f"{target}.part", content)
@@ -90,20 +90,20 @@ class Endpoint:
             self._fs.put_file(str(local), target)
 
     def sha256(self, path: str, size_bytes: int) -> str:
-        """Read a file back and return the hash of what is there."""
+        """Read a remote file and return the SHA-256 of its content."""
         digest = hashlib.sha256()
         for block in self._blocks(path, 0, size_bytes):
             digest.update(block)
         return digest.hexdigest()
 
     def receive(self, path: str, part: Path, size_bytes: int, moved: Callable[[int], None]) -> None:
-        """Download a file, going on from what ``part`` already holds.
+        """Download a file, resuming from the bytes that ``part`` already has.
 
         Args:
-            path: at the remote.
+            path: path of the remote file.
             part: local file to append to.
-            size_bytes: of the whole file.
-            moved: told the bytes of each block once it is in ``part``.
+            size_bytes: size of the complete file.
+            moved: called with the number of bytes of each block after it is in ``part``.
         """
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file:
@@ -121,7 +121,7 @@ class Endpoint:
                 block: bytes = self._fs.cat_file(f"{self._root}/{path}", start=start, end=stop)
             yield block
             if len(block) < stop - start:
-                return  # shorter than it should be: the hash will tell
+                return  # the file is truncated: the check of its hash reports it
             start = stop
 
     @property
@@ -135,7 +135,7 @@ class Endpoint:
 
     @contextlib.contextmanager
     def _reaching(self, path: str) -> Iterator[None]:
-        """Turn what a file system raises into one line; each raises errors of its own libraries."""
+        """Convert any error of a file system to a `PipelineError`; each file system raises its own error types."""
         try:
             yield
         except PipelineError:
@@ -153,14 +153,16 @@ def _unless_missing(ask: Callable[[], Any], otherwise: Any) -> Any:
         return otherwise
 
 
-def _unreachable(error: Exception, where: str) -> Problem:
+def _unreachable(error: Exception, location: str) -> Problem:
     reason = str(error).strip().splitlines()
-    found = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+    statement = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        return Problem(f"access refused: {found}", remedy="check the credentials and the rights they give", where=where)
+        return Problem(
+            f"access refused: {statement}", remedy="check the credentials and the rights they give", where=location
+        )
     if isinstance(error, FileNotFoundError):
-        return Problem(f"not there: {found}", remedy="check that the bucket or folder exists", where=where)
-    return Problem(found, remedy="run the command again: what has arrived is not moved twice", where=where)
+        return Problem(f"not there: {statement}", remedy="check that the bucket or folder exists", where=location)
+    return Problem(statement, remedy="run the command again: what has arrived is not moved twice", where=location)
 
 
 def _open(url: str, shown: str) -> tuple[Any, str]:

@@ -1,4 +1,4 @@
-"""What the store needs of a file system: locks between processes, writes that survive a power cut, hashes.
+"""File system primitives of the store: locks between processes, durable and atomic writes, hashes.
 
 Knows nothing of artifacts; every function takes plain paths.
 """
@@ -19,31 +19,31 @@ from pathlib import Path
 from pipeline.disk import writing
 
 POLL_S = 0.05
-"""How often a waiting process looks whether the lock is free."""
+"""Seconds between two attempts of a waiting process to take the lock."""
 
 
 @contextlib.contextmanager
 def locked(
     path: Path, *, waiting: Callable[[], None] | None = None, stopping: Callable[[], bool] | None = None
 ) -> Iterator[None]:
-    """Hold an exclusive lock between processes; the system frees it when the process dies.
+    """Hold an exclusive `flock` between processes; the system releases it when the process dies.
 
-    Polls instead of blocking, so that a signal handler can end the wait, and because the holder may remove the
-    lock's folder: then the lock that counts is the file which now has that name.
+    Polls instead of blocking, for two reasons: a signal handler can end the wait, and the holder may remove the lock's
+    folder, after which the lock is the new file of that name.
 
     Args:
-        path: lock file; it and its folder are made.
+        path: lock file; it and its folder are created.
         waiting: called once if another process holds the lock.
-        stopping: asked at every look; true ends the wait.
+        stopping: called at every attempt; true ends the wait.
 
     Raises:
-        InterruptedError: ``stopping`` said so.
+        InterruptedError: ``stopping`` returned true.
     """
-    told = False
+    announced = False
     while (lock := _try_lock(path)) is None:
-        if waiting is not None and not told:
+        if waiting is not None and not announced:
             waiting()
-        told = True
+        announced = True
         if stopping is not None and stopping():
             raise InterruptedError(f"stopped while waiting for {path}")
         time.sleep(POLL_S)
@@ -54,7 +54,7 @@ def locked(
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether some process holds the lock now."""
+    """Return whether a process holds the lock."""
     if not path.is_file():
         return False
     lock = _try_lock(path)
@@ -65,7 +65,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _try_lock(path: Path) -> int | None:
-    """Return a descriptor that holds the lock, or None."""
+    """Return a file descriptor that holds the lock; None when another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -82,7 +82,7 @@ def _try_lock(path: Path) -> int | None:
 
 
 def flush(path: Path) -> None:
-    """Make a file's content, or a directory's entries, durable."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -91,7 +91,7 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(root: Path) -> None:
-    """Make everything below ``root`` durable, files before the directories that name them."""
+    """Flush everything below ``root`` to disk, files before the directories that contain them."""
     for folder, _, names in os.walk(root, topdown=False):
         for name in names:
             flush(Path(folder, name))
@@ -99,7 +99,7 @@ def flush_tree(root: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file in one step: readers see the old content or the new, never a part."""
+    """Replace a file atomically and flush it to disk: readers see the old content or the new."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with writing(path):
         try:
@@ -114,10 +114,10 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def open_as_usual(root: Path, like: Path) -> None:
-    """Give everything below ``root`` the permissions of a file made as usual, which the user's umask decides.
+    """Give everything below ``root`` the permissions of ``like``, a file created under the user's umask.
 
-    Libraries write through temporary files that nobody else may read. Folders may be entered by whoever may read; what
-    else their mode says (a group that is handed down) stays.
+    Libraries write through temporary files that only their owner may read. Whoever may read a folder may also enter it;
+    its special bits (setgid) stay.
     """
     mode = stat.S_IMODE(like.stat().st_mode) & 0o666
     for folder, _, names in os.walk(root):
@@ -128,54 +128,54 @@ def open_as_usual(root: Path, like: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename durably within one file system."""
+    """Rename within one file system, and flush the target's folder to disk."""
     source.rename(target)
     flush(target.parent)
 
 
 def bury(path: Path, graveyard: Path) -> None:
-    """Make a folder invisible in one step; its space is freed when the graveyard is swept."""
+    """Move a folder atomically into the graveyard, which `Store.sweep` empties later."""
     graveyard.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         path.rename(graveyard / uuid.uuid4().hex)
 
 
 def has_files(folder: Path) -> bool:
-    """Return whether ``folder`` exists and a file is in it, at any depth."""
+    """Return whether ``folder`` exists and contains a file at any depth."""
     return any(files for _, _, files in os.walk(folder))
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hash of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def payload_files(root: Path) -> dict[str, Path]:
-    """Return relative POSIX path → file for everything below ``root``, sorted.
+    """Return every file below ``root`` by its relative POSIX path, sorted.
 
     Raises:
-        ValueError: something there is neither a plain file nor a folder.
+        ValueError: an entry is neither a regular file nor a folder.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder, folders, names in os.walk(root):
         for name in (*folders, *names):
             path = Path(folder, name)
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise ValueError(f"`{path.relative_to(root).as_posix()}` is not a plain file or folder")
-        found.update({Path(folder, name).relative_to(root).as_posix(): Path(folder, name) for name in names})
-    return dict(sorted(found.items()))
+        files.update({Path(folder, name).relative_to(root).as_posix(): Path(folder, name) for name in names})
+    return dict(sorted(files.items()))
 
 
 def payload_bytes(root: Path) -> int:
-    """Return the size of all files below ``root``; 0 when it does not exist."""
+    """Return the total size of all files below ``root`` in bytes; 0 when it does not exist."""
     return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(root) for name in names)
 
 
 def is_pickle(path: Path) -> bool:
     """Return whether a file's content is a pickle, or a zip archive with one in it, as `torch.save` writes.
 
-    A safetensors file is never one: its first bytes are a length, which may look like a pickle's.
+    A safetensors file never counts: its first bytes are a length, which may look like the head of a pickle.
     """
     if path.suffix == ".safetensors":
         return False

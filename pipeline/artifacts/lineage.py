@@ -1,4 +1,4 @@
-"""Where artifacts come from, how two of them differ, and which ones nothing needs any more.
+"""Lineage of artifacts, the difference of two artifacts, and garbage collection.
 
 Reads manifests; removes artifacts only in `gc`. Knows nothing of payloads.
 """
@@ -24,13 +24,13 @@ class Node:
     """One artifact in a tree of ancestors or descendants.
 
     Attributes:
-        name: of the artifact, folder or hub repository.
-        kind: of the stage that made it, or ``external``.
-        fingerprint: of the artifact.
-        field: the configuration field by which it is an input; empty at the root.
-        artifact: None when it is not in this store.
-        children: the next ones; empty where ``repeated``.
-        repeated: its children were already given, further up.
+        name: name of the artifact, folder or hub repository.
+        kind: kind of the stage that made it, or ``external``.
+        fingerprint: fingerprint of the artifact.
+        field: the configuration field through which it is an input; empty at the root.
+        artifact: the artifact; None when it is not in this store.
+        children: its inputs, or the artifacts made from it; empty when ``repeated``.
+        repeated: whether an earlier node of the tree already has its children.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Node:
 
     @property
     def is_missing(self) -> bool:
-        """Whether it once was an artifact of a store and is not in this one."""
+        """Whether it is an artifact that this store does not have."""
         return self.artifact is None and self.kind != "external"
 
 
 def ancestors(store: Store, artifact: Artifact) -> Node:
-    """Return the tree of what ``artifact`` was made from."""
+    """Return the tree of the inputs from which ``artifact`` was made, directly and indirectly."""
 
     def inputs(manifest: Manifest) -> list[tuple[InputRecord, Artifact | None]]:
         return [(record, store.find(*record.key) if record.key else None) for record in manifest.parents]
@@ -57,7 +57,7 @@ def ancestors(store: Store, artifact: Artifact) -> Node:
 
 
 def descendants(store: Store, artifact: Artifact) -> Node:
-    """Return the tree of what was made from ``artifact``."""
+    """Return the tree of the artifacts that were made from ``artifact``, directly and indirectly."""
     users: dict[Key, list[tuple[InputRecord, Artifact | None]]] = {}
     for user in store.artifacts():
         for record in user.manifest.parents:
@@ -81,25 +81,25 @@ def _as_record(artifact: Artifact, field_name: str) -> InputRecord:
 def _grow(
     record: InputRecord,
     artifact: Artifact | None,
-    next_ones: Callable[[Manifest], list[tuple[InputRecord, Artifact | None]]],
+    neighbours: Callable[[Manifest], list[tuple[InputRecord, Artifact | None]]],
     seen: set[Key],
 ) -> Node:
-    following = next_ones(artifact.manifest) if artifact is not None else []
+    following = neighbours(artifact.manifest) if artifact is not None else []
     repeated = bool(following) and (record.name, record.fingerprint) in seen
     seen.add((record.name, record.fingerprint))
-    children = () if repeated else tuple(_grow(item, found, next_ones, seen) for item, found in following)
+    children = () if repeated else tuple(_grow(item, neighbour, neighbours, seen) for item, neighbour in following)
     return Node(record.name, record.kind, record.fingerprint, record.field, artifact, children, repeated)
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing in which two artifacts differ.
+    """One value in which two artifacts differ.
 
     Attributes:
         section: ``stage``, ``config``, ``inputs``, ``data``, ``metrics``, ``runtime``, ``environment`` or ``files``.
-        key: dotted, e.g. ``train.beta``.
-        before: in the first; None where it has no such key.
-        after: in the second.
+        key: dotted key, e.g. ``train.beta``.
+        before: value in the first artifact; None when it has no such key.
+        after: value in the second artifact; None when it has no such key.
     """
 
     section: str
@@ -110,11 +110,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two artifacts differ.
+    """The difference of two artifacts.
 
     Attributes:
-        changes: in the order of sections above, keys sorted.
-        same_payload: whether both hold the same bytes.
+        changes: changes in the order of the sections of `Change`, keys sorted.
+        same_payload: whether both payloads have the same bytes.
     """
 
     changes: tuple[Change, ...]
@@ -126,7 +126,7 @@ class Difference:
 
 
 def diff(before: Manifest, after: Manifest) -> Difference:
-    """Compare two artifacts, of one name or of two."""
+    """Compare two artifacts, of the same name or of different names."""
     changes: list[Change] = []
     for section, facts in _FACTS.items():
         left, right = flatten(facts(before)), flatten(facts(after))
@@ -139,7 +139,7 @@ def diff(before: Manifest, after: Manifest) -> Difference:
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dotted keys; lists are values."""
+    """Flatten nested mappings to one with dotted keys; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping):
@@ -150,7 +150,7 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _equal(left: Any, right: Any) -> bool:
-    return bool(left == right) or (left != left and right != right)  # a metric that is not a number equals itself
+    return bool(left == right) or (left != left and right != right)  # NaN metrics are equal
 
 
 def _inputs(manifest: Manifest) -> dict[str, Any]:
@@ -174,12 +174,12 @@ _FACTS: dict[str, Callable[[Manifest], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Collected:
-    """What `gc` removed, or would remove.
+    """Result of `gc`: what it removed, or would remove.
 
     Attributes:
-        removed: artifacts, users before what they were made from.
+        removed: removed artifacts, each before its inputs.
         kept: number of artifacts that stay.
-        leftovers: work areas of stages that were committed, and what killed removals left.
+        leftovers: names of the removed work areas of stages that were committed.
         bytes: space freed.
     """
 
@@ -190,7 +190,7 @@ class Collected:
 
 
 def needed(manifests: Iterable[Manifest], tagged: Iterable[Key], keep_last: int) -> set[Key]:
-    """Return what has to stay: the newest of each name, what is tagged, and all that these were made from."""
+    """Return the keys of artifacts to keep: the newest of each name, the tagged ones, and the ancestors of both."""
     known = {manifest.key: manifest for manifest in manifests}
     by_name: dict[str, list[Manifest]] = {}
     for manifest in known.values():
@@ -199,25 +199,25 @@ def needed(manifests: Iterable[Manifest], tagged: Iterable[Key], keep_last: int)
     for versions in by_name.values():
         newest_first = sorted(versions, key=lambda manifest: manifest.version, reverse=True)
         queue += [manifest.key for manifest in newest_first[:keep_last]]
-    stay: set[Key] = set()
+    kept_keys: set[Key] = set()
     while queue:
         key = queue.pop()
-        if key not in stay:
-            stay.add(key)
+        if key not in kept_keys:
+            kept_keys.add(key)
             queue += [record.key for record in known[key].parents if record.key is not None and record.key in known]
-    return stay
+    return kept_keys
 
 
 def gc(store: Store, *, keep_last: int = 1, dry_run: bool = False) -> Collected:
-    """Remove artifacts that no tag, no newest version and no descendant of these needs.
+    """Remove all artifacts but the tagged ones, the newest of each name, and the ancestors of both.
 
     Args:
-        store: where.
-        keep_last: versions of each name to keep; 0 keeps only what tags need.
-        dry_run: only say what would go.
+        store: the store.
+        keep_last: number of newest versions of each name to keep; 0 keeps only tagged artifacts and their ancestors.
+        dry_run: whether to only return what would be removed.
 
     Raises:
-        PipelineError: a stage is running, and may be reading what would go.
+        PipelineError: a stage is running and may be reading artifacts.
     """
     if keep_last < 0:
         raise PipelineError(Problem(f"keep_last is {keep_last}", "must be 0 or more"))
@@ -233,37 +233,37 @@ def gc(store: Store, *, keep_last: int = 1, dry_run: bool = False) -> Collected:
         tagged: list[Key] = []
         for ref, fingerprint in tags(store).items():
             tagged.append((ref.partition(":")[0], fingerprint))
-        stay = needed([artifact.manifest for artifact in artifacts], tagged, keep_last)
-        going = _users_first([artifact for artifact in artifacts if artifact.manifest.key not in stay])
+        kept_keys = needed([artifact.manifest for artifact in artifacts], tagged, keep_last)
+        removed = _users_first([artifact for artifact in artifacts if artifact.manifest.key not in kept_keys])
         leftovers = [
             area
             for area in sorted(store.root.glob(".work/*-*"))
             if store.is_finished(area) and not is_locked(area / "lock")
         ]
-        freed = sum(payload_bytes(folder) for folder in [*(a.path for a in going), *leftovers, store.graveyard])
+        freed = sum(payload_bytes(folder) for folder in [*(a.path for a in removed), *leftovers, store.graveyard])
         if not dry_run:
-            for artifact in going:
+            for artifact in removed:
                 store.forget(artifact)
             for area in leftovers:
                 bury(area, store.graveyard)
     if not dry_run:
         store.sweep()
-    return Collected(tuple(going), len(artifacts) - len(going), tuple(area.name for area in leftovers), freed)
+    return Collected(tuple(removed), len(artifacts) - len(removed), tuple(area.name for area in leftovers), freed)
 
 
 def _users_first(artifacts: Sequence[Artifact]) -> list[Artifact]:
-    """Order so that an artifact goes before what it was made from: a kill in between leaves nothing dangling."""
-    left = {artifact.manifest.key: artifact for artifact in artifacts}
+    """Order artifacts for removal, each before its inputs: an interrupted removal leaves no artifact without them."""
+    remaining = {artifact.manifest.key: artifact for artifact in artifacts}
     ordered: list[Artifact] = []
 
     def visit(key: Key) -> None:
-        artifact = left.pop(key, None)
+        artifact = remaining.pop(key, None)
         if artifact is not None:
             for record in artifact.manifest.parents:
                 if record.key is not None:
                     visit(record.key)
             ordered.append(artifact)
 
-    for key in list(left):
+    for key in list(remaining):
         visit(key)
     return ordered[::-1]

@@ -1,7 +1,7 @@
-"""What an artifact says of itself: `manifest.json`, and the rules every name and path in it must keep.
+"""The manifest of an artifact, `manifest.json`, and the rules for names and paths in it.
 
-Owns the schema and its checks: a manifest that could lead outside the store, or that names pickle files, cannot be
-loaded. Knows nothing of folders, locks or remotes.
+Owns the schema and its checks: a manifest with a path outside the artifact, or with pickle files, cannot be loaded.
+Knows nothing of folders, locks or remotes.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ PayloadPath = Annotated[str, AfterValidator(_safe_path)]
 
 
 class Record(BaseModel):
-    """A part of a manifest: frozen, and a key it does not know is an error."""
+    """Base of the parts of a manifest: frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class InputRecord(Record):
-    """An input as it was when the artifact was made.
+    """An input of the stage that made the artifact, as it was then.
 
     Attributes:
-        field: configuration field that named it.
-        ref: as the recipe wrote it.
-        name: stage name of the artifact, or the folder's or hub repository's name.
-        kind: of the stage that made it, or ``external``.
-        version: number in the store it was read from; None when external.
-        fingerprint: what identifies it, in this and any other store.
+        field: configuration field that named the input.
+        ref: the ref in the recipe.
+        name: stage name of the artifact, or the name of the folder or hub repository.
+        kind: kind of the stage that made it, or ``external``.
+        version: version number in the store it was read from; None when external.
+        fingerprint: identifies the input in every store.
     """
 
     field: str
@@ -83,22 +83,22 @@ class InputRecord(Record):
 
     @property
     def key(self) -> tuple[str, str] | None:
-        """``(name, fingerprint)`` of the artifact, or None when it cannot be one of a store."""
+        """``(name, fingerprint)`` of the artifact; None when the input cannot be an artifact of a store."""
         if NAME.fullmatch(self.name) and FINGERPRINT.fullmatch(self.fingerprint) and self.kind != "external":
             return self.name, self.fingerprint
         return None
 
 
 class DataRecord(Record):
-    """Rows the artifact was made from.
+    """A data source the artifact was made from.
 
     Attributes:
         source: name of the data source in the recipe.
-        digest: of the canonical rows.
-        rows: rows read.
-        rejected: bad rows left out because the recipe said so.
-        where: files, hub id or artifact they came from.
-        artifact: the artifact that held them, when one did; it counts as an ancestor.
+        digest: SHA-256 of the canonical rows.
+        rows: number of rows read.
+        rejected: number of bad rows skipped, as the recipe allows.
+        where: files, hub id or artifact the rows came from.
+        artifact: the artifact that contained the rows, if one did; it counts as an ancestor.
     """
 
     source: str
@@ -117,41 +117,41 @@ class FileRecord(Record):
 
 
 def payload_digest(files: Mapping[str, FileRecord]) -> str:
-    """Return the sha256 over the sorted lines ``path sha256`` of a payload."""
+    """Return the SHA-256 over the sorted lines ``path sha256`` of a payload."""
     lines = sorted(f"{path} {record.sha256}\n" for path, record in files.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Manifest(Record):
-    """All that is known of an artifact.
+    """Metadata of an artifact.
 
     Attributes:
-        schema_version: of this file.
-        name: of the stage.
-        kind: of the stage.
+        schema_version: version of this schema.
+        name: name of the stage.
+        kind: kind of the stage.
         kind_version: version of that kind.
-        makes: what the artifact can be used as: ``model``, ``tokenizer``, ``reward``, ``report``.
+        makes: how the artifact can be used: ``model``, ``tokenizer``, ``reward``, ``report``.
         version: 1, 2, 3, … per name, in the order of commits to this store.
-        fingerprint: of everything that can change the result.
-        digest: of the payload's bytes.
+        fingerprint: SHA-256 of everything that can change the result.
+        digest: SHA-256 of the payload, see `payload_digest`.
         created: ISO time, UTC.
-        recipe: the recipe as resolved.
-        config: the stage's configuration as resolved.
-        seed: for every random generator.
-        runtime: compute settings, which cannot change the result; `ran` is what was made of them.
-        inputs: artifacts it was made from.
-        data: configuration field to the rows it was made from.
-        files: path to hash and size of each payload file.
+        recipe: the resolved recipe.
+        config: the resolved configuration of the stage.
+        seed: seed of every random generator.
+        runtime: compute settings, which cannot change the result; `ran` records how the stage used them.
+        inputs: artifacts, folders and hub models it was made from.
+        data: rows it was made from, by configuration field.
+        files: hash and size of each payload file, by path.
         metrics: final values.
-        best: best values, with the step they were seen at.
+        best: best values, with the step at which they were measured.
         rows: counts such as ``train`` and ``held_out``.
-        tokens: trained on or generated.
+        tokens: number of tokens trained on or generated.
         seconds: wall time of the stage.
-        trainer_seconds: of which inside the trainer; of an `evaluate` stage, inside the evaluation.
-        scoring_seconds: of which scoring beside the training: a reference, held-out pairs.
+        trainer_seconds: seconds inside the trainer; for an `evaluate` stage, inside the evaluation.
+        scoring_seconds: seconds of scoring beside the training: a reference model, held-out pairs.
         tokens_per_s: tokens per trainer second.
-        peak_memory_mib: highest resident memory.
-        lineage: what the weights stand on.
+        peak_memory_mib: peak resident memory of a process.
+        lineage: provenance of the weights, see `provenance.py`.
         environment: package versions, commit, device.
         summary: short sentences for people.
     """
@@ -193,27 +193,27 @@ class Manifest(Record):
 
     @property
     def key(self) -> tuple[str, str]:
-        """``(name, fingerprint)``: what identifies the artifact in every store."""
+        """``(name, fingerprint)``, which identifies the artifact in every store."""
         return self.name, self.fingerprint
 
     @property
     def ref(self) -> str:
-        """``name@vN``, which names it in its own store."""
+        """``name@vN``, which identifies the artifact in its own store."""
         return f"{self.name}@v{self.version}"
 
     @property
     def short(self) -> str:
-        """First hex digits of the fingerprint: the name of its folder."""
+        """First hex digits of the fingerprint, the name of the artifact's folder."""
         return self.fingerprint[:SHORT]
 
     @property
     def payload_bytes(self) -> int:
-        """Size of the payload."""
+        """Size of the payload in bytes."""
         return sum(record.bytes for record in self.files.values())
 
     @property
     def parents(self) -> list[InputRecord]:
-        """Everything it was made from that has a record: inputs, then artifacts that held its data."""
+        """Records of the direct ancestors: the inputs, then the artifacts that contained its data."""
         return [*self.inputs, *(record.artifact for record in self.data.values() if record.artifact is not None)]
 
     def to_json(self) -> bytes:
@@ -222,11 +222,11 @@ class Manifest(Record):
 
 
 def parse_manifest(text: bytes | str, where: str) -> Manifest:
-    """Check and return a manifest.
+    """Parse and validate a manifest.
 
     Args:
         text: content of a `manifest.json`.
-        where: its place, for the error.
+        where: path or URL of the file, for the error.
 
     Raises:
         PipelineError: not JSON, a newer schema, an unknown key, an unsafe name or path, a wrong digest.
@@ -248,13 +248,13 @@ def parse_manifest(text: bytes | str, where: str) -> Manifest:
 
 
 def problems_of(error: ValidationError, where: str) -> list[Problem]:
-    """Return one problem for each thing a manifest got wrong."""
-    found = []
+    """Convert the validation errors of a manifest to problems, one each."""
+    problems = []
     for item in error.errors(include_url=False, include_input=False):
         key = ".".join(str(part) for part in item["loc"] if part != "[key]")
         message = item["msg"].removeprefix("Value error, ")
-        found.append(Problem(found=f"manifest {key}: {message}" if key else f"manifest: {message}", where=where))
-    return found
+        problems.append(Problem(found=f"manifest {key}: {message}" if key else f"manifest: {message}", where=where))
+    return problems
 
 
 def _schema_version(text: bytes | str) -> int:
@@ -267,10 +267,10 @@ def _schema_version(text: bytes | str) -> int:
 
 
 def check_name(name: str, what: str = "name") -> str:
-    """Return ``name`` if a store may use it as a folder.
+    """Return ``name`` if it is valid as the name of a store's folder.
 
     Raises:
-        PipelineError: it may not.
+        PipelineError: it is not.
     """
     if not NAME.fullmatch(name):
         raise PipelineError(Problem(found=f"{what} `{name}`", expected=NAME_RULE))
@@ -278,7 +278,7 @@ def check_name(name: str, what: str = "name") -> str:
 
 
 def check_fingerprint(fingerprint: str) -> str:
-    """Return ``fingerprint`` if it is a whole one.
+    """Return ``fingerprint`` if it is complete.
 
     Raises:
         PipelineError: it is not 64 hex digits.

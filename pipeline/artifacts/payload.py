@@ -1,6 +1,6 @@
-"""The files of an artifact: recorded when it is made, compared later, and never pickles.
+"""The payload of an artifact: hashes its files at commit, verifies them later, and refuses pickles.
 
-Takes folders and records; knows nothing of where artifacts live.
+Takes folders and records; knows nothing of the layout of a store.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _REPAIR = "remove the artifact, then pull it or run its stage again"
 
 
 def payload_records(root: Path) -> dict[str, FileRecord]:
-    """Hash every file below ``root``, except a manifest.
+    """Return the hash and size of every file below ``root``, except a manifest.
 
     Raises:
-        PipelineError: a link, a device or a pickle is among them.
+        PipelineError: an entry is a link, a device or a pickle.
     """
     try:
         files = payload_files(root)
@@ -31,10 +31,10 @@ def payload_records(root: Path) -> dict[str, FileRecord]:
 
 
 def refuse_pickles(root: Path, files: Mapping[str, Path]) -> None:
-    """Check that no file is a pickle, by its name or its content.
+    """Check that no file is a pickle, by its suffix or its content.
 
     Raises:
-        PipelineError: some are; all are named.
+        PipelineError: there are pickles; the problem names all.
     """
     bad = [path for path, file in files.items() if file.suffix.lower() in PICKLE_SUFFIXES or is_pickle(file)]
     if bad:
@@ -49,25 +49,25 @@ def refuse_pickles(root: Path, files: Mapping[str, Path]) -> None:
 
 
 def payload_problems(root: Path, files: Mapping[str, FileRecord]) -> list[Problem]:
-    """Hash every file again and return what does not fit the records."""
-    where = str(root)
+    """Hash every file again and return the differences from the records."""
+    location = str(root)
     try:
         present = payload_files(root)
     except ValueError as error:
-        return [Problem(found=str(error), expected="files and folders only", where=where)]
+        return [Problem(found=str(error), expected="files and folders only", where=location)]
     present.pop(MANIFEST_FILE, None)
     problems = [
-        Problem(found=f"`{path}` is not in the manifest", remedy="remove it", where=where)
+        Problem(found=f"`{path}` is not in the manifest", remedy="remove it", where=location)
         for path in present
         if path not in files
     ]
     for path, record in files.items():
         if path not in present:
-            problems.append(Problem(found=f"`{path}` is missing", remedy=_REPAIR, where=where))
+            problems.append(Problem(found=f"`{path}` is missing", remedy=_REPAIR, where=location))
         elif (size := present[path].stat().st_size) != record.bytes:
-            problems.append(Problem(f"`{path}` has {size:,} bytes", f"expected {record.bytes:,}", _REPAIR, where))
-        elif (found := sha256_of(present[path])) != record.sha256:
+            problems.append(Problem(f"`{path}` has {size:,} bytes", f"expected {record.bytes:,}", _REPAIR, location))
+        elif (sha256 := sha256_of(present[path])) != record.sha256:
             problems.append(
-                Problem(f"`{path}` has sha256 {found[:12]}…", f"expected {record.sha256[:12]}…", _REPAIR, where)
+                Problem(f"`{path}` has sha256 {sha256[:12]}…", f"expected {record.sha256[:12]}…", _REPAIR, location)
             )
     return problems

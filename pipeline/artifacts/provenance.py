@@ -1,10 +1,10 @@
-"""What weights stand on, as a manifest's `lineage` keeps it: the base, and every adapter in them, in order.
+"""Provenance of weights, a manifest's `lineage`: the base model, and every adapter in the weights, in order.
 
-    base        fingerprint of the first weights; `scratch` when they were made here
+    base        fingerprint of the base weights; `scratch` when a stage initialized them
     base_name   the same for people: `Qwen/Qwen2.5-0.5B@main`, `base@9f31c0a1b2c3`
     parent      fingerprint of the weights the stage started from
     adapters    records of `AppliedAdapter`, oldest first
-    dtype       of the weights a merge has written
+    dtype       dtype of the weights that a merge has written
 
 Knows nothing of tensors.
 """
@@ -18,19 +18,19 @@ from typing import Any
 from pipeline.artifacts.manifest import SHORT
 
 HUB = "hub:"
-"""How the fingerprint of a hub id begins."""
+"""Prefix of the fingerprint of a hub id."""
 
 
 @dataclass(frozen=True)
 class AppliedAdapter:
-    """An adapter that is in the weights.
+    """An adapter whose update is contained in the weights.
 
     Attributes:
-        name: of the stage that trained it, or of the folder or hub repository it is from.
-        on: the weights it was trained on; empty when it is from outside, where nobody knows.
-        r: its rank; None when not known.
-        quantize: ``4bit`` or ``8bit`` when those weights were quantised while it was trained.
-        merged: it was folded into unquantised weights by a merge; otherwise it is on the values it was trained on.
+        name: name of the stage that trained it, or of its folder or hub repository.
+        on: label of the weights it was trained on; empty for an adapter from outside, where it is unknown.
+        r: LoRA rank; None when unknown.
+        quantize: ``4bit`` or ``8bit`` when those weights were quantised during its training.
+        merged: whether a merge folded it into unquantised weights; else it applies to the values it was trained on.
     """
 
     name: str
@@ -41,7 +41,7 @@ class AppliedAdapter:
 
     @property
     def key(self) -> str:
-        """What makes it the same adapter wherever it is folded in."""
+        """Identity of the adapter, whatever weights it is folded into."""
         return f"{self.name} on {self.on}" if self.on else self.name
 
     @property
@@ -49,48 +49,50 @@ class AppliedAdapter:
         """One line for people: ``sft (r 16) on base@9f31c0a1b2c3 in 4bit, folded into unquantised weights``."""
         rank = f" (r {self.r})" if self.r else ""
         on = f" on {self.on}" if self.on else ", from outside"
-        how = "" if not self.quantize else f" in {self.quantize}"
-        return f"{self.name}{rank}{on}{how}" + (", folded into unquantised weights" if how and self.merged else "")
+        precision = "" if not self.quantize else f" in {self.quantize}"
+        return f"{self.name}{rank}{on}{precision}" + (
+            ", folded into unquantised weights" if precision and self.merged else ""
+        )
 
     def record(self) -> dict[str, Any]:
-        """Return it as a manifest keeps it."""
+        """Return the adapter's entry in a manifest."""
         return asdict(self)
 
 
 def label(name: str, fingerprint: str) -> str:
-    """Return what a person calls weights: a hub id with its revision, else the name and a short fingerprint."""
+    """Return a readable label of weights: a hub id with its revision, else the name and a short fingerprint."""
     if fingerprint.startswith(HUB):
         return fingerprint.removeprefix(HUB)
     return f"{name}@{fingerprint[:SHORT]}"
 
 
 def adapters_of(lineage: Mapping[str, Any]) -> list[AppliedAdapter]:
-    """Return the adapters that are in weights, oldest first; older manifests keep each as one string."""
-    found = []
+    """Return the adapters in a lineage, oldest first; older manifests store each as one string."""
+    adapters = []
     for entry in lineage.get("adapters", []):
         if isinstance(entry, str):
             name, _, on = entry.partition(" on ")
-            found.append(AppliedAdapter(name, on))
+            adapters.append(AppliedAdapter(name, on))
         else:
-            found.append(AppliedAdapter(**entry))
-    return found
+            adapters.append(AppliedAdapter(**entry))
+    return adapters
 
 
 def base_of(lineage: Mapping[str, Any]) -> str:
-    """Return the name of the first weights; empty when a manifest does not say."""
+    """Return the name of the base weights; empty when the lineage has none."""
     if lineage.get("base") == "scratch":
-        made = lineage.get("base_name")
-        return f"{made}, trained from nothing" if made else "none: trained from nothing"
+        name = lineage.get("base_name")
+        return f"{name}, trained from nothing" if name else "none: trained from nothing"
     return str(lineage.get("base_name") or lineage.get("base") or "").removeprefix(HUB)
 
 
 def descended(before: Mapping[str, Any], name: str, fingerprint: str) -> dict[str, Any]:
-    """Return the lineage of weights trained from others.
+    """Return the lineage of weights that were trained from parent weights.
 
     Args:
-        before: lineage of those others.
-        name: of those others.
-        fingerprint: of those others.
+        before: lineage of the parent weights.
+        name: name of the parent weights.
+        fingerprint: fingerprint of the parent weights.
     """
     return {
         "base": before.get("base") or fingerprint,

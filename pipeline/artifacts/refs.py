@@ -1,6 +1,6 @@
-"""How people name artifacts: `sft`, `sft@v3`, `sft@9f31c0`, `sft:champion`; and the tags behind the last form.
+"""Refs, the names of artifacts (`sft`, `sft@v3`, `sft@9f31c0`, `sft:champion`), and tags.
 
-Owns the syntax of refs and the file of tags. Knows nothing of what an artifact holds.
+Owns the syntax of refs and the file of tags. Knows nothing of an artifact's content.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FORMS = "`name`, `name@v3`, `name@9f31c0` (four or more hex digits of the finge
 
 @dataclass(frozen=True)
 class Ref:
-    """A ref taken apart; at most one of version, prefix and tag is set, none means the newest.
+    """A parsed ref; at most one of version, prefix and tag is set, none means the newest version.
 
     Attributes:
-        text: as written.
-        name: of the stage.
-        version: after ``@v``.
-        prefix: of the fingerprint.
-        tag: after ``:``.
+        text: the ref as written.
+        name: name of the stage.
+        version: version number after ``@v``.
+        prefix: prefix of the fingerprint after ``@``.
+        tag: tag after ``:``.
     """
 
     text: str
@@ -43,10 +43,10 @@ class Ref:
 
 
 def parse_ref(text: str) -> Ref:
-    """Take a ref apart.
+    """Parse a ref.
 
     Raises:
-        PipelineError: it has none of the four forms.
+        PipelineError: the text has none of the four forms.
     """
     match = _REF.fullmatch(text)
     if match is None:
@@ -56,15 +56,15 @@ def parse_ref(text: str) -> Ref:
 
 
 def choose(ref: Ref, manifests: Sequence[Manifest], tags: Mapping[str, str]) -> Manifest:
-    """Return the manifest a ref means.
+    """Return the manifest that a ref refers to.
 
     Args:
-        ref: what is asked for.
-        manifests: all of that name; not empty.
-        tags: ``name:tag`` to fingerprint.
+        ref: the ref.
+        manifests: all manifests of its name; not empty.
+        tags: fingerprint by ``name:tag``.
 
     Raises:
-        PipelineError: none fits, or several do.
+        PipelineError: no manifest matches, or several do.
     """
     if ref.tag is not None:
         return _tagged(ref, manifests, tags)
@@ -108,10 +108,10 @@ def _tagged(ref: Ref, manifests: Sequence[Manifest], tags: Mapping[str, str]) ->
 
 
 def resolve(store: Store, ref: str) -> Artifact:
-    """Return the artifact a ref means.
+    """Return the artifact that a ref refers to.
 
     Raises:
-        PipelineError: bad syntax, nothing of that name (with the nearest one), or more than one artifact fits.
+        PipelineError: the syntax is wrong, no artifact matches, or several do.
     """
     wanted = parse_ref(ref)
     artifacts = store.artifacts(wanted.name)
@@ -122,7 +122,7 @@ def resolve(store: Store, ref: str) -> Artifact:
 
 
 def unknown_name(ref: str, name: str, known: Sequence[str], where: str) -> PipelineError:
-    """Return the error for a name without artifacts."""
+    """Return the error for a ref whose name has no artifacts."""
     if not known:
         return PipelineError(
             Problem(f"no artifact `{ref}`", "nothing is stored here yet", "run a recipe or pull first", where)
@@ -131,7 +131,7 @@ def unknown_name(ref: str, name: str, known: Sequence[str], where: str) -> Pipel
 
 
 def tags(store: Store) -> dict[str, str]:
-    """Return every tag, ``name:tag`` → fingerprint."""
+    """Return the fingerprints of all tags, by ``name:tag``."""
     file = store.root / TAGS_FILE
     if not file.is_file():
         return {}
@@ -145,9 +145,9 @@ def tags(store: Store) -> dict[str, str]:
 
 
 def tag(store: Store, ref: str, label: str) -> Artifact:
-    """Give the artifact of ``ref`` the tag ``label``, taking it from any other of that name.
+    """Give the artifact of ``ref`` the tag ``label``, which is removed from any other artifact of that name.
 
-    A tagged artifact, and all it was made from, is never removed by `gc`.
+    `gc` never removes a tagged artifact nor its ancestors.
     """
     check_name(label, "tag")
     with store.lock():
@@ -163,12 +163,14 @@ def untag(store: Store, ref: str) -> None:
         PipelineError: there is no such tag.
     """
     with store.lock():
-        left = tags(store)
-        if left.pop(ref, None) is None:
+        remaining = tags(store)
+        if remaining.pop(ref, None) is None:
             raise PipelineError(
-                Problem(f"no tag `{ref}`", f"tags are {listed(left)}" if left else "", nearest(ref, left))
+                Problem(
+                    f"no tag `{ref}`", f"tags are {listed(remaining)}" if remaining else "", nearest(ref, remaining)
+                )
             )
-        _write(store, left)
+        _write(store, remaining)
 
 
 def _write(store: Store, labels: Mapping[str, str]) -> None:

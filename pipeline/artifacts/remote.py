@@ -1,8 +1,9 @@
-"""Push and pull: artifacts travel between stores, through any fsspec URL, and arrive whole or not at all.
+"""Push and pull: transfer artifacts between stores through any fsspec URL; an artifact appears only when complete.
 
-A remote has the layout of a store: `<url>/<name>/<fingerprint12>/`, the manifest sent last, so what has a manifest is
-complete; tags are `<url>/.tags/<name>/<tag>`. Every file is hashed at its destination. A killed transfer leaves what
-arrived; the next one checks it by hash and goes on. Nothing a remote says can lead outside the store.
+A remote has the layout of a store: `<url>/<name>/<fingerprint12>/`. The manifest is sent last, so a folder with a
+manifest is complete. Tags are `<url>/.tags/<name>/<tag>`. Every file is hashed at its destination. A killed transfer
+leaves the files that arrived; the next one verifies them by hash and resumes. A manifest of a remote cannot make files
+outside the store.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.disk import writing
 from pipeline.errors import ExitCode, PipelineError, Problem
 
 WORKERS = 4
-"""Files in flight at a time."""
+"""Number of files transferred concurrently."""
 
 Key = tuple[str, str]
 
@@ -49,14 +50,14 @@ def push(
 
     Args:
         store: source.
-        refs: what to copy; none means everything.
+        refs: artifacts to copy; none means all.
         url: destination folder.
-        with_ancestors: also copy what they were made from, as far as the store has it.
-        progress: told after every file.
-        workers: files in flight at a time.
+        with_ancestors: whether to also copy their ancestors, as far as the store has them.
+        progress: called after every file.
+        workers: number of files transferred concurrently.
 
     Raises:
-        PipelineError: a ref fits nothing, the store's copy is damaged, or the remote cannot be reached or fails.
+        PipelineError: a ref matches nothing, the store's copy is damaged, or the remote cannot be reached or fails.
     """
     endpoint = Endpoint(url)
     chosen = [resolve(store, ref) for ref in refs] if refs else store.artifacts()
@@ -78,11 +79,11 @@ def push(
 def _push_one(artifact: Artifact, endpoint: Endpoint, tally: Tally, workers: int) -> None:
     manifest = artifact.manifest
     folder = _folder(manifest.key)
-    there = _read_manifest(endpoint, manifest.key, damaged_is_none=True)
+    remote = _read_manifest(endpoint, manifest.key, damaged_is_none=True)
     sizes = endpoint.sizes(folder)
-    whole = all(sizes.get(path) == record.bytes for path, record in manifest.files.items())
-    if there is not None and (whole or there.digest != manifest.digest):
-        tally.was_present(manifest, there)
+    is_complete = all(sizes.get(path) == record.bytes for path, record in manifest.files.items())
+    if remote is not None and (is_complete or remote.digest != manifest.digest):
+        tally.was_present(manifest, remote)
         return
 
     def send(item: tuple[str, FileRecord]) -> None:
@@ -117,18 +118,19 @@ def pull(
 ) -> Transfer:
     """Copy artifacts from a remote; a tag used as a ref is set here too.
 
-    An artifact keeps its version number unless another one of that name has it here; then it gets the next.
+    An artifact keeps its version number, unless another artifact of that name has it in this store; then it gets the
+    next number.
 
     Args:
         url: source folder.
-        refs: what to copy; none means everything.
+        refs: artifacts to copy; none means all.
         store: destination.
-        with_ancestors: also copy what they were made from, as far as the remote has it.
-        progress: told after every block.
-        workers: files in flight at a time.
+        with_ancestors: whether to also copy their ancestors, as far as the remote has them.
+        progress: called after every block.
+        workers: number of files transferred concurrently.
 
     Raises:
-        PipelineError: a ref fits nothing, a manifest is unsafe, a file arrived damaged, or the remote fails.
+        PipelineError: a ref matches nothing, a manifest is unsafe, a file arrived damaged, or the remote fails.
     """
     endpoint = Endpoint(url)
     wanted = [parse_ref(ref) for ref in refs]
@@ -146,19 +148,19 @@ def pull(
 
 
 def _pull_one(manifest: Manifest, endpoint: Endpoint, store: Store, tally: Tally, workers: int) -> None:
-    here = store.find(*manifest.key)
-    if here is None:
+    local = store.find(*manifest.key)
+    if local is None:
         with store.work(*manifest.key) as area:
-            here = store.find(*manifest.key)
-            if here is None:
+            local = store.find(*manifest.key)
+            if local is None:
                 payload = _receive(manifest, endpoint, area, tally, workers)
                 tally.moved.append(area.publish(payload, manifest, renumber=False).ref)
                 return
-    tally.was_present(manifest, here.manifest)
+    tally.was_present(manifest, local.manifest)
 
 
 def _receive(manifest: Manifest, endpoint: Endpoint, area: WorkArea, tally: Tally, workers: int) -> Path:
-    """Bring every file of ``manifest`` into the work area and return the folder that holds them."""
+    """Download every file of ``manifest`` into the work area and return the folder of the payload."""
     payload, parts = area.arriving / "payload", area.arriving / "parts"
     payload.mkdir(parents=True, exist_ok=True)
     sizes = endpoint.sizes(_folder(manifest.key))
@@ -195,7 +197,7 @@ def _receive_file(
     source: str, record: FileRecord, endpoint: Endpoint, part: Path, moved: Callable[[int], None]
 ) -> None:
     continued = part.is_file() and part.stat().st_size > 0
-    for _ in range(2 if continued else 1):  # a part that does not fit what is there now is fetched anew, once
+    for _ in range(2 if continued else 1):  # a resumed file with a wrong hash is fetched again, once
         endpoint.receive(source, part, record.bytes, moved)
         if part.stat().st_size == record.bytes and sha256_of(part) == record.sha256:
             return
@@ -204,7 +206,7 @@ def _receive_file(
 
 
 def _resolve(endpoint: Endpoint, ref: Ref) -> Manifest:
-    """Return what a ref means at the remote."""
+    """Return the remote's manifest that a ref refers to."""
     manifests = _manifests(endpoint, ref.name)
     if not manifests:
         raise unknown_name(ref.text, ref.name, _names(endpoint), endpoint.url)
@@ -251,11 +253,11 @@ def _read_manifest(endpoint: Endpoint, key: Key, *, damaged_is_none: bool = Fals
 
 
 def _checked(endpoint: Endpoint, text: bytes, name: str, short: str) -> Manifest:
-    """Parse a manifest and hold it to the place it was found at."""
-    where = f"{endpoint.url}/{name}/{short}/{MANIFEST_FILE}"
-    manifest = parse_manifest(text, where)
+    """Parse a remote manifest and check that its name and fingerprint match its folder."""
+    location = f"{endpoint.url}/{name}/{short}/{MANIFEST_FILE}"
+    manifest = parse_manifest(text, location)
     if (manifest.name, manifest.short) != (name, short):
-        raise PipelineError(Problem(f"the manifest is that of {manifest.name}/{manifest.short}", where=where))
+        raise PipelineError(Problem(f"the manifest is that of {manifest.name}/{manifest.short}", where=location))
     return manifest
 
 
@@ -267,9 +269,9 @@ def _read_tag(endpoint: Endpoint, path: str) -> str:
 def _with_ancestors(
     chosen: Iterable[Manifest], find: Callable[[Key], Manifest | None] | None
 ) -> tuple[list[Manifest], tuple[str, ...]]:
-    """Return manifests so that each comes after what it was made from, and the ancestors that were not found."""
+    """Return the manifests with their ancestors, each after its ancestors, and the refs of missing ancestors."""
     ordered: list[Manifest] = []
-    seen: set[Key] = set()  # marked on the way down: a forged remote may claim a cycle
+    seen: set[Key] = set()  # marked before descending: a forged remote may contain a cycle
     missing: dict[str, None] = {}
 
     def visit(manifest: Manifest) -> None:
@@ -291,7 +293,7 @@ def _with_ancestors(
 
 
 def _for_each(work: Callable[[tuple[str, FileRecord]], None], items: Iterable[tuple[str, FileRecord]], n: int) -> None:
-    """Do ``work`` for each item, ``n`` at a time; the first error stops what has not begun."""
+    """Call ``work`` for each item, ``n`` at a time; the first error cancels the calls that have not started."""
     with ThreadPoolExecutor(max_workers=n) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
@@ -310,7 +312,7 @@ def _tag_path(ref: Ref) -> str:
     return f".tags/{ref.name}/{ref.tag}"
 
 
-def _damaged(what: str, where: str, remedy: str) -> PipelineError:
+def _damaged(what: str, location: str, remedy: str) -> PipelineError:
     return PipelineError(
-        Problem(f"{what} is damaged", "the sha256 of its manifest", remedy, where), exit_code=ExitCode.FAILED
+        Problem(f"{what} is damaged", "the sha256 of its manifest", remedy, location), exit_code=ExitCode.FAILED
     )

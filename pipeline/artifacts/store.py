@@ -4,8 +4,8 @@
     <store>/.work/<name>-<fingerprint12>/   a stage in progress: payload/  work/  lock
     <store>/.lock, .tags.json, .versions.json
 
-An artifact appears by one rename, after every byte of it was flushed: whatever is visible is whole. Knows nothing of
-recipes, stages, or what a payload means.
+An artifact appears by one rename, after all of its bytes were flushed to disk, so every visible artifact is complete.
+Knows nothing of recipes and stages, nor of the meaning of a payload.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ _FOLDER = re.compile(rf"[0-9a-f]{{{SHORT}}}")
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a stage made.
+    """The committed output of a stage.
 
     Attributes:
         path: folder with the payload and the manifest.
-        manifest: what it says of itself.
+        manifest: its metadata.
     """
 
     path: Path
@@ -71,12 +71,13 @@ class Artifact:
 
 
 class WorkArea:
-    """One stage in progress; its lock is held for as long as the object is in use.
+    """The folder of a stage in progress; `Store.work` holds its lock while it is in use.
 
     Attributes:
-        payload: empty at first; becomes the artifact.
-        scratch: checkpoints; what an earlier, killed attempt left is still there.
-        arriving: files of a transfer, kept like `scratch`.
+        payload: folder that becomes the artifact; empty at first.
+        scratch: folder of checkpoints, including those of an earlier, killed attempt.
+        arriving: folder of a transfer's files; survives a kill like `scratch`.
+        finished: whether the area was committed or discarded.
     """
 
     def __init__(self, store: Store, name: str, fingerprint: str) -> None:
@@ -91,14 +92,14 @@ class WorkArea:
         self.finished = False
 
     def open(self) -> None:
-        """Undo what a killed attempt left half done and empty the payload."""
+        """Repair the state that a killed attempt left, and empty the payload."""
         self.restore()
         shutil.rmtree(self.payload, ignore_errors=True)
         self.payload.mkdir(parents=True)
         self.scratch.mkdir(exist_ok=True)
 
     def restore(self) -> None:
-        """Put back an artifact whose replacement was cut off between the two renames."""
+        """Restore an artifact whose replacement was interrupted between its two renames."""
         if (self._replaced / MANIFEST_FILE).is_file():
             final = self._store.folder(self.name, self.fingerprint)
             with self._store.lock():
@@ -106,16 +107,17 @@ class WorkArea:
                     move(self._replaced, final)
 
     def commit(self, *, replace: bool = False, **fields: Any) -> Artifact:
-        """Turn the payload into an artifact.
+        """Commit the payload as an artifact.
 
         If another process committed the same fingerprint first, its artifact is kept and returned.
 
         Args:
-            replace: put this payload in the place of an artifact with the same fingerprint, as a new version.
-            **fields: of `Manifest`, all but those the store knows: name, version, fingerprint, digest, created, files.
+            replace: whether to replace an artifact with the same fingerprint, under a new version.
+            **fields: fields of `Manifest`, except those the store sets: name, version, fingerprint, digest, created
+                and files.
 
         Raises:
-            PipelineError: the payload holds pickles, links or unsafe names, or a field is wrong.
+            PipelineError: the payload has pickles, links or unsafe names, or a field is invalid.
         """
         known = {"name": self.name, "fingerprint": self.fingerprint, "created": _now()}
         if fields.get("makes") in ("model", "reward"):
@@ -125,11 +127,11 @@ class WorkArea:
         return self.publish(self.payload, manifest, replace=replace)
 
     def publish(self, payload: Path, manifest: Manifest, *, replace: bool = False, renumber: bool = True) -> Artifact:
-        """Make ``payload`` visible under its final name; its hashes must already be those of ``manifest``.
+        """Move ``payload`` to its final name; the hashes of ``manifest`` must already match it.
 
         Args:
             payload: folder on the store's file system.
-            manifest: of that payload; its version is chosen here.
+            manifest: manifest of that payload; its version is set here.
             replace: see `commit`.
             renumber: false keeps the manifest's version unless another artifact of that name has it.
         """
@@ -157,11 +159,11 @@ class WorkArea:
         return Artifact(final, parse_manifest(text, str(final)))
 
     def discard(self) -> None:
-        """Give the attempt up: payload and checkpoints go when the area is left."""
+        """Discard the attempt: `close` removes its payload and checkpoints."""
         self.finished = True
 
     def close(self) -> None:
-        """Remove the area if it was committed or discarded, or holds nothing to resume from."""
+        """Remove the area if it was committed or discarded, or has nothing to resume from."""
         if self.finished or not (has_files(self.scratch) or has_files(self.arriving)):
             bury(self.folder, self._store.graveyard)
             self._store.sweep()
@@ -182,7 +184,8 @@ class Store:
     """A folder of artifacts.
 
     Attributes:
-        root: the folder; made when first written to.
+        root: the folder; created by the first write.
+        graveyard: folder of removed artifacts and work areas, emptied by `sweep`.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -196,23 +199,23 @@ class Store:
             )
         try:
             self.root = Path(root).expanduser().resolve()
-        except RuntimeError as error:  # links in a circle, or a user without a home
+        except RuntimeError as error:  # a cycle of links, or a user without a home
             raise PipelineError(Problem(f"store `{root}` is nowhere: {error}", "a folder")) from None
         self.graveyard = self.root / ".work" / ".removed"
 
     def folder(self, name: str, fingerprint: str) -> Path:
-        """Return where an artifact is, or would be."""
+        """Return the folder of an artifact, which need not exist."""
         return self.root / check_name(name) / check_fingerprint(fingerprint)[:SHORT]
 
     def work_folder(self, name: str, fingerprint: str) -> Path:
-        """Return where a stage in progress is, or would be."""
+        """Return the work folder of a stage, which need not exist."""
         return self.root / ".work" / f"{check_name(name)}-{check_fingerprint(fingerprint)[:SHORT]}"
 
     def find(self, name: str, fingerprint: str) -> Artifact | None:
-        """Return the artifact with this name and fingerprint, if there is one.
+        """Return the artifact with this name and fingerprint; None when there is none.
 
         Raises:
-            PipelineError: its manifest cannot be read, or its folder is that of another fingerprint.
+            PipelineError: its manifest cannot be read, or is that of another name or fingerprint.
         """
         path = self.folder(name, fingerprint)
         if not (path / MANIFEST_FILE).is_file():
@@ -238,14 +241,14 @@ class Store:
             raise PipelineError(Problem(found=f"cannot read the manifest: {error.strerror}", where=str(file))) from None
 
     def names(self) -> list[str]:
-        """Return names that have at least one artifact."""
+        """Return the names that have at least one artifact, sorted."""
         return sorted({path.parent.name for path in self._folders("*")})
 
     def artifacts(self, name: str | None = None) -> list[Artifact]:
-        """Return artifacts, of one name or all, by name and version. Reads manifests only."""
+        """Return the artifacts of one name, or all, sorted by name and version; reads only manifests."""
         pattern = "*" if name is None else check_name(name)
-        found = [self.read(path) for path in self._folders(pattern)]
-        return sorted(found, key=lambda artifact: (artifact.manifest.name, artifact.manifest.version))
+        artifacts = [self.read(path) for path in self._folders(pattern)]
+        return sorted(artifacts, key=lambda artifact: (artifact.manifest.name, artifact.manifest.version))
 
     def _folders(self, pattern: str) -> list[Path]:
         candidates = self.root.glob(f"{pattern}/*/{MANIFEST_FILE}")
@@ -253,22 +256,22 @@ class Store:
         return [path for path in paths if _FOLDER.fullmatch(path.name) and not path.parent.name.startswith(".")]
 
     def ancestry(self, manifest: Manifest) -> list[Manifest]:
-        """Return the manifests in this store that ``manifest`` was made from, directly or not, nearest first."""
-        found: dict[tuple[str, str], Manifest] = {}
+        """Return the manifests of the ancestors of ``manifest`` that are in this store, nearest first."""
+        ancestors: dict[tuple[str, str], Manifest] = {}
         queue = [manifest]
         while queue:
             for record in queue.pop(0).parents:
-                if record.key is None or record.key in found:
+                if record.key is None or record.key in ancestors:
                     continue
                 artifact = self.find(*record.key)
                 if artifact is not None:
-                    found[record.key] = artifact.manifest
+                    ancestors[record.key] = artifact.manifest
                     queue.append(artifact.manifest)
-        return list(found.values())
+        return list(ancestors.values())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the lock of the whole store, for the instant of a change to what is visible."""
+        """Hold the lock of the whole store, during a change of its visible content."""
         with locked(self.root / ".lock"):
             yield
 
@@ -281,16 +284,16 @@ class Store:
         waiting: Callable[[], None] | None = None,
         stopping: Callable[[], bool] | None = None,
     ) -> Iterator[WorkArea]:
-        """Hold one stage's area: no other process makes the same artifact meanwhile.
+        """Hold the work area of a stage, so that no other process makes the same artifact concurrently.
 
         Args:
-            name: of the stage.
-            fingerprint: of the stage.
-            waiting: called once if another process is at it; look into the store again after the wait.
-            stopping: asked while waiting; true ends the wait.
+            name: name of the stage.
+            fingerprint: fingerprint of the stage.
+            waiting: called once if another process holds the area; call `find` again after the wait.
+            stopping: called while waiting; true ends the wait.
 
         Raises:
-            Interrupted: ``stopping`` said so.
+            Interrupted: ``stopping`` returned true.
         """
         area = WorkArea(self, name, fingerprint)
         with contextlib.ExitStack() as stack:
@@ -309,28 +312,28 @@ class Store:
         return has_files(self.work_folder(name, fingerprint) / "work")
 
     def running(self) -> list[str]:
-        """Return stages some process is at now, as ``name-fingerprint12``."""
+        """Return the stages that a process is running, as ``name-fingerprint12``."""
         return sorted(lock.parent.name for lock in self.root.glob(".work/*/lock") if is_locked(lock))
 
     def is_finished(self, area: Path) -> bool:
-        """Return whether a work area's artifact exists, so that nothing will resume from it."""
+        """Return whether a work area's artifact exists, so that no run will resume from the area."""
         name, _, short = area.name.rpartition("-")
         return (self.root / name / short / MANIFEST_FILE).is_file()
 
     def verify(self, artifact: Artifact) -> list[Problem]:
-        """Hash every file again and return what does not fit the manifest."""
+        """Hash every file of an artifact again and return the differences from its manifest."""
         return payload_problems(artifact.path, artifact.manifest.files)
 
     def remove(self, artifact: Artifact) -> None:
-        """Remove an artifact at once; whether something still needs it is the caller's question (see `lineage.gc`)."""
+        """Remove an artifact; the caller checks whether another artifact still needs it (see `lineage.gc`)."""
         with self.lock():
             self.forget(artifact)
         self.sweep()
 
     def forget(self, artifact: Artifact) -> None:
-        """Make an artifact invisible; the caller holds the store's lock, and sweeps later.
+        """Move an artifact to the graveyard; the caller holds the store's lock and calls `sweep` later.
 
-        Its version number is never given again.
+        Its version number is never used again.
         """
         name, version = artifact.manifest.name, artifact.manifest.version
         highest = self._highest_versions()
@@ -342,12 +345,12 @@ class Store:
             self.folder(*artifact.manifest.key).parent.rmdir()
 
     def sweep(self) -> None:
-        """Free the space of what was removed, by this process or by one that was killed meanwhile."""
+        """Delete the content of the graveyard, including what a killed process left in it."""
         for grave in self.graveyard.glob("*"):
             shutil.rmtree(grave, ignore_errors=True)
 
     def next_version(self, name: str, taken: set[int]) -> int:
-        """Return the version the next artifact of a name gets."""
+        """Return the version number of the next artifact of a name."""
         return max(self._highest_versions().get(name, 0), *taken, 0) + 1
 
     def _highest_versions(self) -> dict[str, int]:

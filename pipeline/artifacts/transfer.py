@@ -1,4 +1,4 @@
-"""How far a push or a pull is, and what it did: counts only, shared by the threads that move files."""
+"""Progress and result of a push or a pull: counters, shared by the threads that transfer files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipeline.artifacts.manifest import Manifest
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a transfer is.
+    """Progress of a transfer.
 
     Attributes:
-        ref: artifact now moving.
-        path: file of it.
-        done_bytes: moved or found in place, of all artifacts.
-        total_bytes: of all artifacts.
+        ref: artifact being transferred.
+        path: its file being transferred.
+        done_bytes: bytes transferred or already at the destination, of all artifacts.
+        total_bytes: payload bytes of all artifacts.
     """
 
     ref: str
@@ -28,16 +28,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a push or a pull did.
+    """Result of a push or a pull.
 
     Attributes:
-        moved: refs of artifacts that are now at the destination and were not before.
-        present: refs of artifacts that were there already.
-        different: refs of those among `present` whose payload there has other bytes; it was left as it is.
+        moved: refs of the artifacts that were transferred.
+        present: refs of the artifacts that the destination already had.
+        different: refs of those among `present` whose payload at the destination differs; it was left unchanged.
         missing: ancestors the source does not have, ``name@fingerprint12``.
-        files: files moved.
-        files_kept: files found in place from an earlier, cut-off transfer.
-        bytes: bytes moved.
+        files: number of files transferred.
+        files_kept: number of files that an earlier, interrupted transfer had left at the destination.
+        bytes: bytes transferred.
     """
 
     moved: tuple[str, ...]
@@ -51,7 +51,7 @@ class Transfer:
 
 @dataclass
 class Tally:
-    """Counts of a transfer in progress, shared by its threads."""
+    """Counters of a transfer in progress, shared by its threads."""
 
     total_bytes: int
     progress: Callable[[Progress], None] | None
@@ -80,14 +80,14 @@ class Tally:
             self.files += not kept
 
     def was_present(self, manifest: Manifest, there: Manifest) -> None:
-        """Count an artifact the destination already had, as ``there``."""
+        """Count an artifact that the destination already has with the manifest ``there``."""
         self.present.append(there.ref)
         if there.digest != manifest.digest:
             self.different.append(there.ref)
         self.add(manifest.ref, "", kept=manifest.payload_bytes)
 
     def result(self) -> Transfer:
-        """Return what was done."""
+        """Return the counters as the result of the transfer."""
         return Transfer(
             moved=tuple(self.moved),
             present=tuple(self.present),

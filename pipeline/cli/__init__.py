@@ -1,4 +1,4 @@
-"""The `trueup` command: verbs that parse, call and print; what they call lives in the rows below.
+"""The `trueup` command: each verb parses its arguments, calls another package and prints the result.
 
 Importing this package imports no torch, no pydantic and no rich: every verb imports what it needs when it is called,
 so that `trueup --help` answers at once.

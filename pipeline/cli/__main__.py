@@ -1,4 +1,4 @@
-"""Lets `python -m pipeline.cli` stand for `trueup`."""
+"""Runs the `trueup` command as `python -m pipeline.cli`."""
 
 from pipeline.cli import main
 

@@ -1,4 +1,4 @@
-"""The application: its verbs by topic, global options, and what happens when something goes wrong.
+"""The application: its verbs by topic, its global options, and the handling of errors.
 
 Owns exit codes and the form of errors on standard error. Knows nothing of what a verb does.
 """
@@ -31,20 +31,20 @@ VERBS = {
     PEOPLE: ("collect", "labels"),
     MACHINE: ("doctor",),
 }
-"""Topic → its verbs, both in the order in which people come to need them."""
+"""Verbs by topic; topics and verbs are in the order in which a new user needs them."""
 
 _DEBUG, _JSON = "--debug", "--json"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Terminated(SystemExit):
-    """SIGTERM came, and nothing was going on that had to be saved first."""
+    """SIGTERM arrived while no run was in progress whose state had to be saved."""
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs: lists them by topic, and turns errors into lines and exit codes.
+    """The group of all verbs: lists them by topic, and turns errors into messages and exit codes.
 
-    `--debug` is taken anywhere on the line.
+    `--debug` may stand anywhere on the command line.
     """
 
     def main(
@@ -56,7 +56,7 @@ class Verbs(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command line and leave with its exit code."""
+        """Run a command line and exit with its exit code."""
         args, debug = without_debug(sys.argv[1:] if args is None else args)
         expect_json()
 
@@ -71,7 +71,7 @@ class Verbs(TyperGroup):
         """Run a verb."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # the reader of a pipe, e.g. `head`, had enough
+        except BrokenPipeError:  # the reader of the pipe, e.g. `head`, has closed it
             _forget_output()
             raise typer.Exit from None
 
@@ -84,7 +84,7 @@ class Verbs(TyperGroup):
                 formatter.write_dl([(name.ljust(width), first_line(command)) for name, command in rows])
 
     def by_topic(self, ctx: Any) -> dict[str, list[tuple[str, Any]]]:
-        """Return the verbs that are not hidden, in the order they are listed."""
+        """Return the visible verbs by topic, as pairs of name and command, in the order of `VERBS`."""
         verbs: list[tuple[str, Any]] = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         shown = [(name, command) for name, command in verbs if command is not None and not command.hidden]
         shown.sort(key=lambda each: VERBS[each[1].rich_help_panel].index(each[0]))
@@ -92,23 +92,26 @@ class Verbs(TyperGroup):
 
 
 class Verb(TyperCommand):
-    """One verb; its usage line is plain: `trueup show [OPTIONS] REF`."""
+    """One verb; its usage line has no braces: `trueup show [OPTIONS] REF`."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Return the parts of the usage line without braces around what is required."""
+        """Return the parts of the usage line without braces around required arguments."""
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
 
 def first_line(command: Any) -> str:
-    """Return what a verb does, in one line."""
+    """Return the first line of a verb's help."""
     return str(command.help or "").strip().splitlines()[0]
 
 
 def without_debug(args: Sequence[str]) -> tuple[list[str], bool]:
-    """Take `--debug` out of the arguments before a `--`; also true when TRUEUP_DEBUG is set."""
+    """Remove `--debug` from the arguments before a `--`; return the rest, and whether debugging is on.
+
+    Debugging is on with `--debug` or with the variable TRUEUP_DEBUG.
+    """
     given = before_dashes(args)
-    kept = [arg for arg in given if arg != _DEBUG]
-    return [*kept, *args[len(given) :]], len(kept) < len(given) or bool(os.environ.get("TRUEUP_DEBUG"))
+    others = [arg for arg in given if arg != _DEBUG]
+    return [*others, *args[len(given) :]], len(others) < len(given) or bool(os.environ.get("TRUEUP_DEBUG"))
 
 
 def before_dashes(args: Sequence[str]) -> list[str]:
@@ -117,9 +120,9 @@ def before_dashes(args: Sequence[str]) -> list[str]:
 
 
 def guarded(call: Callable[[], Any], *, debug: bool, as_json: bool = False) -> int:
-    """Call, and return the exit code; what goes wrong is told on standard error, with ``as_json`` also as JSON.
+    """Call a function and return the exit code; print errors on standard error, with ``as_json`` also as JSON.
 
-    The JSON of an error is left out where a verb has printed its own already: `verify` that found damage.
+    The JSON of the error is omitted when the verb has printed its own JSON already, as `verify` does for damaged files.
     """
     problems, code = _called(call, debug=debug)
     for problem in problems:
@@ -130,7 +133,7 @@ def guarded(call: Callable[[], Any], *, debug: bool, as_json: bool = False) -> i
 
 
 def error_data(problems: Sequence[Problem], code: int) -> dict[str, Any]:
-    """Return what `--json` prints when a verb ends in an error."""
+    """Return the data that `--json` prints when a verb fails."""
     return {
         "ok": False,
         "error": "\n".join(map(str, problems)),
@@ -140,7 +143,7 @@ def error_data(problems: Sequence[Problem], code: int) -> dict[str, Any]:
 
 
 def _called(call: Callable[[], Any], *, debug: bool) -> tuple[Sequence[Problem], int]:
-    """Call, and return what went wrong and the exit code."""
+    """Call a function and return its problems, if any, and the exit code."""
     try:
         code = call()
         sys.stdout.flush()
@@ -165,7 +168,7 @@ def _called(call: Callable[[], Any], *, debug: bool) -> tuple[Sequence[Problem],
             return [refused], int(exit_code_of(error, Path.cwd()))
         text = f"{type(error).__name__}: {_one_line(error)}"
         return [Problem(text, remedy="run with --debug for the traceback")], int(ExitCode.FAILED)
-    if code == ExitCode.STOPPED:  # typer, too, makes this of Ctrl-C
+    if code == ExitCode.STOPPED:  # typer also returns this code for Ctrl-C
         if sys.stderr.isatty():
             print(file=sys.stderr)  # after the terminal's own `^C`
         return [Problem("stopped")], int(code)
@@ -173,7 +176,7 @@ def _called(call: Callable[[], Any], *, debug: bool) -> tuple[Sequence[Problem],
 
 
 def _usage_problem(error: TyperException) -> str:
-    """Return one line for a wrong command line, with the help that would tell more."""
+    """Return a one-line message for a usage error, with the `--help` command to run."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "trueup"
@@ -186,7 +189,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(line: str) -> None:
-    """Print a problem on standard error: in lines that fit on a terminal, one line elsewhere, for programs."""
+    """Print a problem on standard error: wrapped on a terminal, as one line elsewhere."""
     if sys.stderr.isatty():
         print_line(line, stream=sys.stderr)
     else:
@@ -200,7 +203,7 @@ def _print_trace(error: BaseException) -> None:
 
 
 def _forget_output() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush does not complain about a closed pipe."""
+    """Redirect standard output to the null device: the interpreter's last flush would fail on a closed pipe."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, sys.stdout.fileno())
 
@@ -246,10 +249,11 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _leave_stopped() -> NoReturn:
-    """Leave with the code of Ctrl-C, whatever the interpreter would make of it.
+    """Exit with the code of Ctrl-C, bypassing the interpreter's own exit.
 
-    It remembers a KeyboardInterrupt that came while text was executed, as every dataclass does on import, and would
-    end by the signal although the interrupt was handled: the code would then depend on the moment of the key.
+    The interpreter remembers a KeyboardInterrupt raised inside `exec` of a string, which every dataclass runs on
+    import. It would then end the process by SIGINT although the interrupt was handled, so that the exit code would
+    depend on the moment of the key press.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     atexit._run_exitfuncs()
@@ -262,12 +266,12 @@ def _leave_stopped() -> NoReturn:
 def main() -> None:
     """Run the command: the entry point of `trueup`.
 
-    SIGTERM has a handler from the start: the first process of a container is deaf to a signal it has none for.
+    SIGTERM gets a handler at once: process 1 of a container ignores a signal without a handler.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except KeyboardInterrupt:  # before a verb began, or once it had ended
+    except KeyboardInterrupt:  # before a verb started, or after it ended
         _say("stopped")
         _leave_stopped()
     except SystemExit as ended:
@@ -275,4 +279,6 @@ def main() -> None:
             _leave_stopped()
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is the end: a second Ctrl-C changes no exit code
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # the process is ending: a second Ctrl-C must not change the exit code

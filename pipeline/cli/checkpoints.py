@@ -58,7 +58,7 @@ def generate(
     model, tokenizer = load_checkpoint(source, trust_remote_code=trust_remote_code)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    found = []
+    answers = []
     for index in range(n):
         options = ReplyOptions(max_new_tokens, greedy, beams, temperature, top_k, top_p, seed + index)
         if raw or not tokenizer.chat_template:
@@ -66,7 +66,7 @@ def generate(
         else:
             pieces = reply(model, tokenizer, messages, options)
         if as_json:
-            found.append({"prompt": prompt, "seed": seed + index, "text": "".join(pieces)})
+            answers.append({"prompt": prompt, "seed": seed + index, "text": "".join(pieces)})
             continue
         if n > 1:
             print(f"--- seed {seed + index}")
@@ -74,7 +74,7 @@ def generate(
             print(piece, end="", flush=True)
         print()
     if as_json:
-        print_json(found)
+        print_json(answers)
 
 
 @verb(MODELS)

@@ -1,4 +1,4 @@
-"""Verbs on people's preferences: collect opens the labelling app; labels shows, exports and verifies what was said."""
+"""Verbs on human preferences: `collect` opens the labelling app; `labels` shows, exports and verifies the labels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UntilEventOption = Annotated[
 
 @dataclass(frozen=True)
 class _Collection:
-    """A stage's items and labels."""
+    """The items and the label ledger of a `collect` stage."""
 
     name: str
     batch: Batch
@@ -73,8 +73,8 @@ def collect(
     from pipeline.preferences.serving import listen, serve
     from pipeline.terminal import print_line
 
-    found = _collection(recipe, stage, ledger, override, store, profile)
-    desk = LabelQueue(found.batch, found.ledger)
+    collection = _collection(recipe, stage, ledger, override, store, profile)
+    desk = LabelQueue(collection.batch, collection.ledger)
     names = [name.strip() for name in annotators.split(",") if name.strip()]
     known = desk.state().tokens
     invited = dict.fromkeys([*(name for name in names if name not in known), *(new_link or ())])
@@ -82,8 +82,8 @@ def collect(
         raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
     listener = listen(host, port)
     address = (url or f"http://{host}:{listener.getsockname()[1]}").rstrip("/")
-    done, full = found.batch.progress(desk.state())
-    print(f"{stage}: {done} of {full} labels, {len(found.batch.items)} pairs")
+    done, full = collection.batch.progress(desk.state())
+    print(f"{stage}: {done} of {full} labels, {len(collection.batch.items)} pairs")
     for name in invited:
         print(f"{name}: {address}/#{desk.invite(name)}")
     if invited:
@@ -93,7 +93,7 @@ def collect(
             print_line(f"{name} has a link already (--new-link {name} makes another)")
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
     sys.stdout.flush()
-    serve(desk, stage, found.guidelines, listener)
+    serve(desk, stage, collection.guidelines, listener)
 
 
 @verb(PEOPLE)
@@ -119,29 +119,29 @@ def labels(
     from pipeline.display import labels as display
     from pipeline.preferences.labels import State
 
-    found = _collection(recipe, stage, ledger, override, store, profile)
+    collection = _collection(recipe, stage, ledger, override, store, profile)
     if what == "verify":
-        problems = found.ledger.problems()
-        display.verified(found.ledger.events(), problems, as_json=as_json)
+        problems = collection.ledger.problems()
+        display.verified(collection.ledger.events(), problems, as_json=as_json)
         if problems:
             raise typer.Exit(int(ExitCode.FAILED))
         return
-    state = State().take(found.ledger.events(until=until))
+    state = State().take(collection.ledger.events(until=until))
     if what == "status":
-        display.status(found.batch, state, as_json=as_json)
+        display.status(collection.batch, state, as_json=as_json)
     elif what == "agreement":
-        display.agreed(found.batch, state, as_json=as_json)
+        display.agreed(collection.batch, state, as_json=as_json)
     else:
-        display.export(found.batch, state, out)
+        display.export(collection.batch, state, out)
 
 
 def _collection(
     recipe: Path, stage: str, ledger: str | None, override: list[str] | None, store: str | None, profile: str | None
 ) -> _Collection:
-    """Read a recipe's stage, its items and its labels.
+    """Open the items and the ledger of a recipe's `collect` stage.
 
     Raises:
-        PipelineError: no such stage, another kind, or answers that are not there yet.
+        PipelineError: the stage does not exist or is of another kind, or its input artifact is not in the store yet.
     """
     from pipeline.cli.recipes import survey_of
     from pipeline.preferences.items import items_of
@@ -150,8 +150,8 @@ def _collection(
     from pipeline.records.loading import load
     from pipeline.stages.collect import Config, ledger_url
 
-    made, where = survey_of(recipe, override, None, None, None, store, profile).sound()
-    planned = {one.spec.name: one for one in made.stages}
+    plan, artifact_store = survey_of(recipe, override, None, None, None, store, profile).sound()
+    planned = {one.spec.name: one for one in plan.stages}
     collections = [name for name, one in planned.items() if one.spec.kind == "collect"]
     if stage not in collections:
         named = f"`{stage}` is a {planned[stage].spec.kind} stage" if stage in planned else f"no stage `{stage}`"
@@ -162,11 +162,11 @@ def _collection(
     item = planned[stage].data["data"]
     artifact = item.input.artifact if item.input is not None else None
     if item.input is not None and artifact is None:
-        found = f"the answers come from `{item.input.name}`, which has not run"
-        raise PipelineError(Problem(found, "", f"trueup run {recipe} --until {item.input.name}"))
-    source = made.recipe.data[item.source_name]
+        statement = f"the answers come from `{item.input.name}`, which has not run"
+        raise PipelineError(Problem(statement, "", f"trueup run {recipe} --until {item.input.name}"))
+    source = plan.recipe.data[item.source_name]
     rows = load(source, "preference", seed=planned[stage].spec.seed, name=item.source_name, artifact=artifact)
     items, _ = items_of(rows.train + rows.held_out)
     batch = Batch(items, config.labels_per_item, config.overlap)
-    kept = Ledger(ledger or ledger_url(config, where.root), config.batch or stage)
-    return _Collection(stage, batch, kept, config.guidelines)
+    label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
+    return _Collection(stage, batch, label_ledger, config.guidelines)

@@ -67,9 +67,9 @@ def evaluate(
         seed=seed,
         trust_remote_code=trust_remote_code,
     )
-    where = open_store(store)
+    artifact_store = open_store(store)
     with evaluation_recipe(asked) as recipe:
-        run_and_print(make_plan(recipe, where), where, None, as_json=as_json)
+        run_and_print(make_plan(recipe, artifact_store), artifact_store, None, as_json=as_json)
 
 
 @verb(MODELS)
@@ -100,8 +100,8 @@ def compare(
     from pipeline.reports import compare_refs
     from pipeline.terminal import print_json
 
-    found = compare_refs(existing_store(store), first, second, report)
+    comparisons = compare_refs(existing_store(store), first, second, report)
     if as_json:
-        print_json([each.model_dump(mode="json") for each in found])
+        print_json([each.model_dump(mode="json") for each in comparisons])
     else:
-        print_comparisons(found)
+        print_comparisons(comparisons)

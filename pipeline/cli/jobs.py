@@ -1,4 +1,4 @@
-"""Verbs on the jobs of a cluster: cancel; and the hidden one that a job runs."""
+"""Verbs on Slurm jobs: `cancel`, and the hidden `stage-job` that a job runs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def cancel(
     from pipeline.cluster import cancel_jobs
     from pipeline.terminal import print_json
 
-    made, where = survey_of(recipe, override, only, until, None, store, profile).sound()
-    jobs = cancel_jobs(made, where)
+    plan, artifact_store = survey_of(recipe, override, only, until, None, store, profile).sound()
+    jobs = cancel_jobs(plan, artifact_store)
     if as_json:
         print_json({"cancelled": jobs})
         return
@@ -71,12 +71,14 @@ def stage_job(
     if rendezvous is not None:
         overrides.append(f"stages.{stage}.compute.rendezvous={rendezvous}")
     forced = [stage] if again else None
-    made, where = survey_of(recipe, overrides, [stage], None, forced, store, profile).sound()
-    check_unchanged(made, fingerprint)
-    if problems := list(fitting_problems(made, where, elsewhere=False)):  # only now is the device known
+    plan, artifact_store = survey_of(recipe, overrides, [stage], None, forced, store, profile).sound()
+    check_unchanged(plan, fingerprint)
+    if problems := list(
+        fitting_problems(plan, artifact_store, elsewhere=False)
+    ):  # the device is known only inside the job
         raise PipelineError(*problems)
     with PlainDisplay() as view:
         if node_rank:
-            run_worker_node(made, where, view, node_rank)
+            run_worker_node(plan, artifact_store, view, node_rank)
         else:
-            run(resolve_auto(made, where), where, Followed(view, folder), folder)
+            run(resolve_auto(plan, artifact_store), artifact_store, Followed(view, folder), folder)

@@ -1,4 +1,4 @@
-"""Verbs on the set-up: doctor; and the hidden one that writes this command's reference."""
+"""Verbs on the set-up: `doctor`, and the hidden `docs` that writes the reference of the command."""
 
 from __future__ import annotations
 

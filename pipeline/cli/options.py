@@ -1,6 +1,6 @@
-"""Options that several verbs share, and where the store is.
+"""Options that several verbs share, and the choice of the store.
 
-Owns the words of the shared options. Knows nothing of what a verb does with them.
+Owns the names and help texts of the shared options. Knows nothing of what a verb does with them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ANOTHER_STORE = "name another with --store or TRUEUP_STORE"
 
 
 def complete_recipe(incomplete: str) -> Iterable[str]:
-    """Suggest recipe files, and folders on the way to them."""
+    """Complete the path of a recipe file: suggest YAML files and folders."""
     folder = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
     for path in sorted(folder.glob("*")):
         if path.suffix in (".yaml", ".yml") or path.is_dir():
@@ -32,7 +32,7 @@ def complete_recipe(incomplete: str) -> Iterable[str]:
 
 
 def complete_ref(context: typer.Context, incomplete: str) -> Iterable[str]:
-    """Suggest names of artifacts, and versions once a name is there."""
+    """Complete a ref: suggest names of artifacts, and versions after an `@`."""
     from pipeline.artifacts import Store
 
     chosen = Store(context.params.get("store") or DEFAULT_STORE)
@@ -111,10 +111,10 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def open_store(given: str | None, recipe: Recipe | None = None) -> Store:
-    """Return the store: `--store` or TRUEUP_STORE, else the recipe's, else `./store`; it need not be there yet.
+    """Open the store: `--store` or TRUEUP_STORE, else the recipe's, else `./store`; the folder need not exist yet.
 
     Raises:
-        PipelineError: it is a URL or a file.
+        PipelineError: the store is a URL or a file.
     """
     from pipeline.artifacts import Store
 
@@ -125,7 +125,7 @@ def open_store(given: str | None, recipe: Recipe | None = None) -> Store:
 
 
 def existing_store(given: str | None) -> Store:
-    """Return the store to read from; `./store`, which nobody named, need not be there.
+    """Open a store to read from; the default `./store` need not exist.
 
     Raises:
         PipelineError: `--store` or TRUEUP_STORE names a folder that does not exist.

@@ -46,56 +46,56 @@ def run(
 ) -> None:
     """Run what a recipe still misses; resumes what was cut off."""
     if dry_run:
-        made, where = survey_of(recipe, override, only, until, force, store, profile).sound()
-        _print_plan(made, where, as_json=as_json)
+        plan, artifact_store = survey_of(recipe, override, only, until, force, store, profile).sound()
+        _print_plan(plan, artifact_store, as_json=as_json)
         return
-    made, where, problems = survey_of(recipe, override, only, until, force, store, profile)
-    on_cluster = not node_rank and any(stage.spec.compute.launcher == "slurm" for stage in made.pending)
+    plan, artifact_store, problems = survey_of(recipe, override, only, until, force, store, profile)
+    on_cluster = not node_rank and any(stage.spec.compute.launcher == "slurm" for stage in plan.pending)
     if on_cluster:
         from pipeline.launch.slurm import tool_problems
 
         problems += tool_problems()
     if problems:
-        checked(made, where, problems)  # raises them, with what else is wrong
+        checked(plan, artifact_store, problems)  # raises them together with the problems of the check
     if on_cluster:
-        _submit_and_print(made, where, recipe, override or [], profile, as_json=as_json)
+        _submit_and_print(plan, artifact_store, recipe, override or [], profile, as_json=as_json)
     else:
-        run_and_print(made, where, recipe, as_json=as_json, node_rank=node_rank)
+        run_and_print(plan, artifact_store, recipe, as_json=as_json, node_rank=node_rank)
 
 
 def _submit_and_print(
-    made: Plan, where: Store, recipe: Path, override: list[str], profile: str | None, *, as_json: bool
+    plan: Plan, store: Store, recipe: Path, override: list[str], profile: str | None, *, as_json: bool
 ) -> None:
-    """Check a plan, have a cluster execute it, and follow."""
+    """Check a plan, run it as Slurm jobs, follow them and print the report."""
     from pipeline.cluster import Request, run_on_cluster
     from pipeline.display.ending import print_report, report_data
     from pipeline.display.views import display
     from pipeline.terminal import print_json
 
-    checked(made, where)
+    checked(plan, store)
     with display(sys.stderr if as_json else sys.stdout) as view:
-        report = run_on_cluster(made, where, view, Request(recipe, tuple(override), profile))
+        report = run_on_cluster(plan, store, view, Request(recipe, tuple(override), profile))
     if as_json:
-        print_json(report_data(report, where))
+        print_json(report_data(report, store))
     else:
-        print_report(report, where, recipe)
+        print_report(report, store, recipe)
 
 
-def checked(made: Plan, where: Store, problems: Sequence[Problem] = ()) -> CheckReport:
-    """Check a plan; say on a terminal what is being looked at.
+def checked(plan: Plan, store: Store, problems: Sequence[Problem] = ()) -> CheckReport:
+    """Check a plan; on a terminal, show the progress of the check.
 
     Raises:
-        PipelineError: ``problems`` and all that are found.
+        PipelineError: there are ``problems``, or the check has some; it has all of them.
     """
     from pipeline.display.checks import check_progress
     from pipeline.preflight import check_plan
 
     with check_progress() as progress:
-        return check_plan(made, where, problems=problems, progress=progress)
+        return check_plan(plan, store, problems=problems, progress=progress)
 
 
-def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: bool, node_rank: int = 0) -> None:
-    """Check and execute a plan before the user's eyes; with JSON, progress goes to standard error."""
+def run_and_print(plan: Plan, store: Store, recipe: Path | None, *, as_json: bool, node_rank: int = 0) -> None:
+    """Check and execute a plan, show its progress and print the report; with JSON, progress goes to standard error."""
     from pipeline.display.ending import print_report, report_data
     from pipeline.display.views import display
     from pipeline.forecast import resolve_auto
@@ -103,15 +103,15 @@ def run_and_print(made: Plan, where: Store, recipe: Path | None, *, as_json: boo
     from pipeline.terminal import print_json
     from pipeline.worker_node import run_worker_node
 
-    if not node_rank:  # node 0 checks and settles for all
-        made = replace(made, notes=(*made.notes, *checked(made, where).notes))
-        made = resolve_auto(made, where)
+    if not node_rank:  # node 0 checks the plan and resolves `auto` for all nodes
+        plan = replace(plan, notes=(*plan.notes, *checked(plan, store).notes))
+        plan = resolve_auto(plan, store)
     with display(sys.stderr if as_json else sys.stdout) as view:
-        report = run_worker_node(made, where, view, node_rank) if node_rank else execute(made, where, view)
+        report = run_worker_node(plan, store, view, node_rank) if node_rank else execute(plan, store, view)
     if as_json:
-        print_json(report_data(report, where))
+        print_json(report_data(report, store))
     else:
-        print_report(report, where, recipe)
+        print_report(report, store, recipe)
 
 
 @verb(RECIPES)
@@ -126,8 +126,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what would run and why, and what each stage needs: memory, hours, cost; runs nothing."""
-    made, where = survey_of(recipe, override, only, until, force, store, profile).sound()
-    _print_plan(made, where, as_json=as_json)
+    planned, artifact_store = survey_of(recipe, override, only, until, force, store, profile).sound()
+    _print_plan(planned, artifact_store, as_json=as_json)
 
 
 @verb(RECIPES)
@@ -142,12 +142,12 @@ def check(
     from pipeline.display.checks import check_data, print_check
     from pipeline.terminal import print_json
 
-    made, where, problems = survey_of(recipe, override, None, None, None, store, profile)
-    report = checked(made, where, problems)
+    plan, artifact_store, problems = survey_of(recipe, override, None, None, None, store, profile)
+    report = checked(plan, artifact_store, problems)
     if as_json:
-        print_json({"ok": True, "problems": [], **check_data(made, report)})
+        print_json({"ok": True, "problems": [], **check_data(plan, report)})
     else:
-        print_check(recipe, made, report)
+        print_check(recipe, plan, report)
 
 
 @verb(RECIPES)
@@ -209,9 +209,9 @@ class Survey(NamedTuple):
     """A recipe planned as far as its problems allow.
 
     Attributes:
-        plan: of the stages that can be planned.
-        store: the recipe's, or the one asked for.
-        problems: everything that is wrong with the recipe and its graph.
+        plan: plan of the stages that can be planned.
+        store: the store of `--store`, or the recipe's.
+        problems: all problems of the recipe and of its stage graph.
     """
 
     plan: Plan
@@ -222,7 +222,7 @@ class Survey(NamedTuple):
         """Return the plan and the store of a recipe without problems.
 
         Raises:
-            PipelineError: every problem.
+            PipelineError: the recipe has problems.
         """
         from pipeline.errors import PipelineError
 
@@ -240,29 +240,29 @@ def survey_of(
     store: str | None,
     profile: str | None,
 ) -> Survey:
-    """Read a recipe and plan what can be planned of it."""
+    """Read a recipe and plan as many of its stages as its problems allow."""
     from pipeline.plan import survey
     from pipeline.recipe import inspect
     from pipeline.stages import load_all
 
     load_all()
-    read, problems = inspect(recipe, overrides=override or (), profile=profile)
-    where = open_store(store, read)
-    made, more = survey(read, where, only=only or (), until=until, force=force or ())
-    return Survey(made, where, [*problems, *more])
+    parsed, problems = inspect(recipe, overrides=override or (), profile=profile)
+    artifact_store = open_store(store, parsed)
+    plan, plan_problems = survey(parsed, artifact_store, only=only or (), until=until, force=force or ())
+    return Survey(plan, artifact_store, [*problems, *plan_problems])
 
 
-def _print_plan(made: Plan, where: Store, *, as_json: bool) -> None:
+def _print_plan(plan: Plan, store: Store, *, as_json: bool) -> None:
     from pipeline.display.forecasts import forecast_data, print_forecasts
     from pipeline.display.plans import plan_data, print_plan
     from pipeline.forecast import forecasts, resolve_auto
     from pipeline.terminal import print_json
 
-    needs, unknown = forecasts(resolve_auto(made, where), where)
+    needs, unknown = forecasts(resolve_auto(plan, store), store)
     if as_json:
-        data: dict[str, Any] = plan_data(made)
-        found = [forecast_data(need) for need in needs]
-        print_json({**data, "needs": found, "needs_notes": unknown, "store": str(where.root)})
+        data: dict[str, Any] = plan_data(plan)
+        rows = [forecast_data(need) for need in needs]
+        print_json({**data, "needs": rows, "needs_notes": unknown, "store": str(store.root)})
     else:
-        print_plan(made)
+        print_plan(plan)
         print_forecasts(needs, unknown)

@@ -1,4 +1,4 @@
-"""The reference of the command, generated from the command itself: `docs/cli.md`."""
+"""Generates the reference of the command, `docs/cli.md`, from the command itself."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _WIDTH = 100
 
 
 def reference(root: Any) -> str:
-    """Return the Markdown page of every verb that is not hidden.
+    """Return the reference of all visible verbs as one Markdown page.
 
     Args:
-        root: context of the application.
+        root: click context of the application.
     """
     group = root.command
     topics = group.by_topic(root)

@@ -41,21 +41,21 @@ def ls(
     from pipeline.display.artifacts import artifact_data, artifact_row, artifact_table
     from pipeline.terminal import print_json
 
-    where = existing_store(store)
+    artifact_store = existing_store(store)
     if name is not None and ("@" in name or ":" in name):
         only = name.replace("@", ":").partition(":")[0]
         remedy = f"`trueup ls {only}` lists its versions, `trueup show {name}` shows this one"
         raise PipelineError(Problem(f"`{name}` is a ref", "a name", remedy))
-    found = where.artifacts(name)
-    if name is not None and not found:
-        raise unknown_name(name, name, where.names(), str(where.root))
-    labels = tags(where)
+    artifacts = artifact_store.artifacts(name)
+    if name is not None and not artifacts:
+        raise unknown_name(name, name, artifact_store.names(), str(artifact_store.root))
+    labels = tags(artifact_store)
     if as_json:
-        print_json([artifact_data(artifact, labels) for artifact in found])
-    elif found:
-        artifact_table([artifact_row(artifact, labels) for artifact in found])
+        print_json([artifact_data(artifact, labels) for artifact in artifacts])
+    elif artifacts:
+        artifact_table([artifact_row(artifact, labels) for artifact in artifacts])
     else:
-        print(f"no artifacts in {where.root}")
+        print(f"no artifacts in {artifact_store.root}")
 
 
 @verb(STORE)
@@ -71,14 +71,16 @@ def show(
     from pipeline.display.artifacts import artifact_data, print_artifact
     from pipeline.terminal import print_json
 
-    where = existing_store(store)
-    artifact = resolve(where, ref)
-    if path and not as_json:  # JSON holds the path, too
+    artifact_store = existing_store(store)
+    artifact = resolve(artifact_store, ref)
+    if path and not as_json:  # the JSON also contains the path
         print(artifact.path)
     elif as_json:
-        print_json({**artifact_data(artifact, tags(where)), "manifest": artifact.manifest.model_dump(mode="json")})
+        print_json(
+            {**artifact_data(artifact, tags(artifact_store)), "manifest": artifact.manifest.model_dump(mode="json")}
+        )
     else:
-        print_artifact(artifact, tags(where), everything=everything)
+        print_artifact(artifact, tags(artifact_store), everything=everything)
 
 
 @verb(STORE)
@@ -94,8 +96,8 @@ def lineage(
     from pipeline.display.lineage import node_data, print_tree
     from pipeline.terminal import print_json
 
-    where = existing_store(store)
-    tree = (descendants if down else ancestors)(where, resolve(where, ref))
+    artifact_store = existing_store(store)
+    tree = (descendants if down else ancestors)(artifact_store, resolve(artifact_store, ref))
     if as_json:
         print_json(node_data(tree))
     else:
@@ -118,8 +120,8 @@ def diff(
     from pipeline.display.lineage import difference_data, print_difference
     from pipeline.terminal import print_json
 
-    where = existing_store(store)
-    first, second = resolve(where, before), resolve(where, after)
+    artifact_store = existing_store(store)
+    first, second = resolve(artifact_store, before), resolve(artifact_store, after)
     difference = compare_manifests(first.manifest, second.manifest)
     if as_json:
         print_json({"before": first.ref, "after": second.ref, **difference_data(difference)})
@@ -133,18 +135,18 @@ def verify(refs: RefsArgument = None, store: StoreOption = None, as_json: JsonOp
     from pipeline.artifacts.refs import resolve
     from pipeline.terminal import Column, print_json, print_table
 
-    where = existing_store(store)
-    chosen = [resolve(where, ref) for ref in refs] if refs else where.artifacts()
-    found = {artifact.ref: where.verify(artifact) for artifact in chosen}
+    artifact_store = existing_store(store)
+    chosen = [resolve(artifact_store, ref) for ref in refs] if refs else artifact_store.artifacts()
+    damage = {artifact.ref: artifact_store.verify(artifact) for artifact in chosen}
     if as_json:
-        print_json([{"ref": ref, "ok": not bad, "problems": [str(p) for p in bad]} for ref, bad in found.items()])
-    elif not found:
-        print(f"no artifacts in {where.root}")
+        print_json([{"ref": ref, "ok": not bad, "problems": [str(p) for p in bad]} for ref, bad in damage.items()])
+    elif not damage:
+        print(f"no artifacts in {artifact_store.root}")
     else:
         columns = [Column("artifact", style="bold"), Column("status", style="status"), Column("files", right=True)]
         files = {artifact.ref: f"{len(artifact.manifest.files):,}" for artifact in chosen}
-        print_table(columns, [[ref, "damaged" if bad else "ok", files[ref]] for ref, bad in found.items()])
-    if problems := [problem for bad in found.values() for problem in bad]:
+        print_table(columns, [[ref, "damaged" if bad else "ok", files[ref]] for ref, bad in damage.items()])
+    if problems := [problem for bad in damage.values() for problem in bad]:
         raise PipelineError(*problems, exit_code=ExitCode.FAILED)
 
 
@@ -164,16 +166,16 @@ def tag(
     from pipeline.artifacts.refs import tags, untag
     from pipeline.terminal import Column, print_json, print_table
 
-    where = existing_store(store)
+    artifact_store = existing_store(store)
     if remove and ref is not None:
         full = f"{ref.partition('@')[0]}:{label}" if label else ref
-        untag(where, full)
+        untag(artifact_store, full)
         if as_json:
             print_json({"tag": full, "ref": None})
         else:
             print(f"removed {full}")
     elif ref is not None and label is not None:
-        artifact = set_tag(where, ref, label)
+        artifact = set_tag(artifact_store, ref, label)
         full = f"{artifact.manifest.name}:{label}"
         if as_json:
             print_json({"tag": full, "ref": artifact.ref})
@@ -183,14 +185,17 @@ def tag(
         remedy = "trueup tag --remove NAME:TAG" if remove else f"trueup tag {ref} TAG"
         raise PipelineError(Problem("no tag given" if ref else "no artifact given", remedy, "`trueup tag` lists tags"))
     else:
-        known = {artifact.manifest.key: artifact.ref for artifact in where.artifacts()}
-        rows = [[full, known.get((full.partition(":")[0], to), "not here")] for full, to in sorted(tags(where).items())]
+        known = {artifact.manifest.key: artifact.ref for artifact in artifact_store.artifacts()}
+        rows = [
+            [full, known.get((full.partition(":")[0], to), "not here")]
+            for full, to in sorted(tags(artifact_store).items())
+        ]
         if as_json:
             print_json([{"tag": full, "ref": to} for full, to in rows])
         elif rows:
             print_table([Column("tag", style="bold"), Column("artifact")], rows)
         else:
-            print(f"no tags in {where.root}")
+            print(f"no tags in {artifact_store.root}")
 
 
 @verb(STORE)
@@ -210,26 +215,26 @@ def gc(
     from pipeline.display.artifacts import artifact_row, artifact_table
     from pipeline.terminal import print_json, size
 
-    where = existing_store(store)
-    going = collect(where, keep_last=keep_last, dry_run=True)
-    nothing = not going.removed and not going.leftovers and not going.bytes
+    artifact_store = existing_store(store)
+    removal = collect(artifact_store, keep_last=keep_last, dry_run=True)
+    nothing = not removal.removed and not removal.leftovers and not removal.bytes
     if not as_json:
         if nothing:
-            print(f"nothing to remove; {going.kept} artifacts stay")
+            print(f"nothing to remove; {removal.kept} artifacts stay")
         else:
-            artifact_table([artifact_row(artifact, tags(where)) for artifact in going.removed])
-            rest = f" and {len(going.leftovers)} leftovers of finished stages" if going.leftovers else ""
-            print(f"\n{len(going.removed)} artifacts{rest}, {size(going.bytes)}; {going.kept} artifacts stay")
+            artifact_table([artifact_row(artifact, tags(artifact_store)) for artifact in removal.removed])
+            rest = f" and {len(removal.leftovers)} leftovers of finished stages" if removal.leftovers else ""
+            print(f"\n{len(removal.removed)} artifacts{rest}, {size(removal.bytes)}; {removal.kept} artifacts stay")
     removes = not dry_run and not nothing
     if removes:
         if not yes:
-            _ask(f"remove {size(going.bytes)}?", "nothing was removed")
-        going = collect(where, keep_last=keep_last)
+            _ask(f"remove {size(removal.bytes)}?", "nothing was removed")
+        removal = collect(artifact_store, keep_last=keep_last)
     if as_json:
-        refs = [artifact.ref for artifact in going.removed]
-        print_json({"removed": refs, "kept": going.kept, "bytes": going.bytes, "dry_run": not removes})
+        refs = [artifact.ref for artifact in removal.removed]
+        print_json({"removed": refs, "kept": removal.kept, "bytes": removal.bytes, "dry_run": not removes})
     elif removes:
-        print(f"removed, {size(going.bytes)} freed")
+        print(f"removed, {size(removal.bytes)} freed")
     elif not nothing:
         print("nothing was removed: dry run")
 
@@ -251,10 +256,10 @@ def push(
     from pipeline.display.transfers import Bar, print_transfer
 
     url, chosen = _url_and_refs([*(refs or ()), url], "trueup push [REF]... URL")
-    where = existing_store(store)
+    artifact_store = existing_store(store)
     with Bar(sys.stderr, "pushing") as bar:
-        done = send(where, chosen, url, with_ancestors=ancestors, progress=bar.show)
-    print_transfer(done, f"to {url}", as_json=as_json)
+        transfer = send(artifact_store, chosen, url, with_ancestors=ancestors, progress=bar.show)
+    print_transfer(transfer, f"to {url}", as_json=as_json)
 
 
 @verb(STORE)
@@ -273,14 +278,14 @@ def pull(
     from pipeline.display.transfers import Bar, print_transfer
 
     url, chosen = _url_and_refs([url, *(refs or ())], "trueup pull URL [REF]...")
-    where = open_store(store)
+    artifact_store = open_store(store)
     with Bar(sys.stderr, "pulling") as bar:
-        done = receive(url, chosen, where, with_ancestors=ancestors, progress=bar.show)
-    print_transfer(done, f"from {url}", as_json=as_json)
+        transfer = receive(url, chosen, artifact_store, with_ancestors=ancestors, progress=bar.show)
+    print_transfer(transfer, f"from {url}", as_json=as_json)
 
 
 def _url_and_refs(given: Sequence[str], usage: str) -> tuple[str, list[str]]:
-    """Tell the URL from the refs, in whatever order they come: a ref has no slash, and is no folder that exists.
+    """Separate the URL from the refs, in any order: a ref has no slash and is not an existing folder.
 
     Raises:
         PipelineError: there is no URL, or more than one.
@@ -288,15 +293,19 @@ def _url_and_refs(given: Sequence[str], usage: str) -> tuple[str, list[str]]:
     urls = [text for text in given if "/" in text or text in (".", "..", "~")]
     urls = urls or [text for text in given if Path(text).is_dir()]
     if len(urls) != 1:
-        found = f"{' and '.join(urls)} are both URLs" if urls else f"there is no URL in `{' '.join(given)}`"
+        statement = f"{' and '.join(urls)} are both URLs" if urls else f"there is no URL in `{' '.join(given)}`"
         remedy = f"{usage}, where URL is s3://bucket/path, any fsspec URL, or a folder such as ./{given[-1]}"
-        raise PipelineError(Problem(found, remedy=f"write {remedy}" if not urls else f"name one: {usage}"))
+        raise PipelineError(Problem(statement, remedy=f"write {remedy}" if not urls else f"name one: {usage}"))
     return urls[0], [text for text in given if text != urls[0]]
 
 
 def _ask(question: str, otherwise: str) -> None:
-    """Go on only after a yes; where nobody can answer, say how to answer beforehand."""
+    """Ask the user to confirm.
+
+    Raises:
+        PipelineError: the answer is no, or standard input is no terminal.
+    """
     if not sys.stdin.isatty():
         raise PipelineError(Problem(f"{otherwise}: there is no terminal to ask at", remedy="give --yes to go on"))
-    if not typer.confirm(question, err=True):  # standard output is for what was found, as JSON perhaps
+    if not typer.confirm(question, err=True):  # standard output carries the result, perhaps as JSON
         raise PipelineError(Problem(otherwise), exit_code=ExitCode.FAILED)

@@ -1,4 +1,4 @@
-"""Artifacts as rows, as a page, and as data."""
+"""Shows artifacts: as rows of a listing, in full, and as data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _COLUMNS = (
     Column("tags", style="cyan"),
     Column("summary", fold=True, style="dim"),
 )
-SPREAD = (
+LAYOUT_KEYS = (
     *("processes", "nodes", "zero", "offload", "fsdp"),
     *("pipeline_parallel", "tensor_parallel", "sequence_parallel", "launcher"),
 )
-"""Words of `compute` that say how a stage's processes divide its work."""
+"""Keys of `compute` that determine the parallel layout of a stage."""
 
 _LONGEST_VALUE = 100
 
 
 def artifact_row(artifact: Artifact, tags: Mapping[str, str]) -> list[str]:
-    """Return the cells of one artifact in a listing."""
+    """Return the cells of an artifact's row in a listing."""
     manifest = artifact.manifest
     return [
         artifact.ref,
@@ -45,13 +45,13 @@ def artifact_row(artifact: Artifact, tags: Mapping[str, str]) -> list[str]:
 
 
 def artifact_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print a listing, without the columns that are empty for all."""
-    kept = [index for index in range(len(_COLUMNS)) if any(row[index] for row in rows)]
-    print_table([_COLUMNS[index] for index in kept], [[row[index] for index in kept] for row in rows])
+    """Print a listing, without the columns that are empty in every row."""
+    shown = [index for index in range(len(_COLUMNS)) if any(row[index] for row in rows)]
+    print_table([_COLUMNS[index] for index in shown], [[row[index] for index in shown] for row in rows])
 
 
 def labels_of(manifest: Manifest, tags: Mapping[str, str]) -> list[str]:
-    """Return the tags an artifact has, without its name."""
+    """Return the tags of an artifact, without the name before the colon."""
     return sorted(
         label
         for name, _, label in (full.partition(":") for full in tags)
@@ -60,7 +60,7 @@ def labels_of(manifest: Manifest, tags: Mapping[str, str]) -> list[str]:
 
 
 def artifact_data(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, Any]:
-    """Return one artifact as plain data for `--json`."""
+    """Return an artifact as plain data for `--json`."""
     manifest = artifact.manifest
     return {
         "ref": artifact.ref,
@@ -82,7 +82,10 @@ def artifact_data(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, Any]
 
 
 def print_artifact(artifact: Artifact, tags: Mapping[str, str], *, everything: bool = False) -> None:
-    """Print what is known of an artifact; a report ends in its tables, and its settings are shown when asked for."""
+    """Print an artifact's manifest by section.
+
+    A report ends with its tables; its settings, metrics and files are printed only with ``everything``.
+    """
     manifest = artifact.manifest
     is_report = manifest.makes == "report"
     _section("", _facts(artifact, tags))
@@ -135,7 +138,7 @@ def _facts(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def weights_facts(manifest: Manifest) -> dict[str, str]:
-    """Return what weights stand on: their base, then every adapter in them, oldest first."""
+    """Return the provenance of weights: their base model, then every adapter applied to it, oldest first."""
     if not manifest.lineage:
         return {}
     adapters = adapters_of(manifest.lineage)
@@ -147,10 +150,10 @@ def weights_facts(manifest: Manifest) -> dict[str, str]:
 
 
 def ran_facts(manifest: Manifest) -> dict[str, str]:
-    """Return how a stage was spread and computed; what engines were configured with is in the manifest alone."""
+    """Return the parallel layout, batch, precision and attention of a run, without the engine's configuration."""
     ran = manifest.runtime.get("ran", {})
     usual = Compute().model_dump()
-    asked = {word: manifest.runtime.get(word, usual[word]) for word in SPREAD}
+    asked = {word: manifest.runtime.get(word, usual[word]) for word in LAYOUT_KEYS}
     facts = {word: str(value).lower() for word, value in asked.items() if value != usual[word]}
     seen = ran.get("seen", {})
     facts |= {"engine": str(seen["engine"])} if "engine" in seen else {}
@@ -165,7 +168,7 @@ def ran_facts(manifest: Manifest) -> dict[str, str]:
 
 
 def _inputs(manifest: Manifest) -> dict[str, str]:
-    """Return inputs by field; a field of several models has several."""
+    """Return the inputs by field of the configuration; a field may have several."""
     named: dict[str, list[str]] = {}
     for record in manifest.inputs:
         version = f"@v{record.version}" if record.version else ""
@@ -174,7 +177,7 @@ def _inputs(manifest: Manifest) -> dict[str, str]:
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as dotted keys with short values."""
+    """Flatten nested settings to dotted keys; long values are truncated."""
     flat: dict[str, str] = {}
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
@@ -186,7 +189,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _section(title: str, facts: Mapping[str, str]) -> None:
-    """Print ``key  value`` lines under a title; nothing when there are none."""
+    """Print a title and its ``key  value`` lines; print nothing when there are no lines."""
     if not facts:
         return
     if title:

@@ -1,4 +1,4 @@
-"""What a check saw, as a table and as data; and a line that says what it is looking at now."""
+"""Shows the report of a check as a table and as data, and the progress of a check as a status line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOKEN_COLUMNS = (
 
 @contextmanager
 def check_progress() -> Iterator[Progress]:
-    """Show on a terminal what a check is looking at; the line goes when it is done."""
+    """Show the progress of a check as a status line on a terminal; the line is removed at the end."""
     out = console(sys.stderr)
     if not out.is_terminal:
         yield lambda text: None
@@ -46,7 +46,7 @@ def check_progress() -> Iterator[Progress]:
 
 
 def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
-    """Print what each stage gets from each data source, the notes, and one line that sums it up."""
+    """Print the counts of rows and tokens of each data source, the notes, and a summary line."""
     by_source = _by_source(report)
     rows = [
         [count.source, ", ".join(stages), count.shape, f"{count.train:,}", f"{count.held_out:,}", f"{count.rejected:,}"]
@@ -63,17 +63,19 @@ def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
     for note in dict.fromkeys([*_notes(report), *plan.notes]):
         print_line(f"note: {note}")
     sources = len({count.source for count, _ in by_source})
-    kept = sum({count.source: count.kept for count, _ in by_source}.values())
-    known = f", {kept:,} rows to use in {sources} data source{'' if sources == 1 else 's'}" if sources else ""
+    usable = sum({count.source: count.kept for count, _ in by_source}.values())
+    known = f", {usable:,} rows to use in {sources} data source{'' if sources == 1 else 's'}" if sources else ""
     stages = f"{len(plan.stages)} stage{'' if len(plan.stages) == 1 else 's'}"
     print_line(f"{recipe}: {stages}{known}: no problems")
 
 
 def _detections(report: CheckReport) -> list[str]:
-    """Say how the format of each source was found, where the recipe does not name it."""
-    found = ((count.source, each) for count, _ in _by_source(report) for each in count.detected.split("; ") if each)
-    told = [f"data {source} is read as {each.removeprefix('format ')}" for source, each in found]
-    return list(dict.fromkeys(line for line in told if not line.endswith(": the recipe names it")))
+    """Return a line for each source whose row format was detected, not named by the recipe."""
+    detections = (
+        (count.source, each) for count, _ in _by_source(report) for each in count.detected.split("; ") if each
+    )
+    lines = [f"data {source} is read as {each.removeprefix('format ')}" for source, each in detections]
+    return list(dict.fromkeys(line for line in lines if not line.endswith(": the recipe names it")))
 
 
 def _token_row(tokens: StageTokens) -> list[str]:
@@ -89,7 +91,7 @@ def _token_row(tokens: StageTokens) -> list[str]:
 
 
 def check_data(plan: Plan, report: CheckReport) -> dict[str, Any]:
-    """Return what a check saw as plain data for `--json`."""
+    """Return the report of a check as plain data for `--json`."""
     return {
         "stages": len(plan.stages),
         "sources": [
@@ -130,7 +132,7 @@ def _notes(report: CheckReport) -> Iterator[str]:
 
 
 def _by_source(report: CheckReport) -> list[tuple[SourceCount, list[str]]]:
-    """Return each way a source is read, with the stages that read it so."""
+    """Return each distinct count of a source, with the stages that share it."""
     stages: dict[SourceCount, list[str]] = {}
     for use, count in report.sources.items():
         stages.setdefault(count, []).append(use.stage)

@@ -1,4 +1,4 @@
-"""Two models compared: sentences led by the figure that decides, and a table."""
+"""Shows the comparison of two models: the conclusion as sentences, then a table of differences."""
 
 from __future__ import annotations
 
@@ -23,44 +23,47 @@ if TYPE_CHECKING:
 _MARK = "*"
 
 
-def print_comparisons(found: Sequence[Comparison]) -> None:
-    """Print every comparison, an empty line between two; what is to be known of all of them once, at the end."""
-    for index, each in enumerate(found):
+def print_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """Print comparisons with an empty line between two, then the notes of all, each once."""
+    for index, each in enumerate(comparisons):
         if index:
             print()
         print_comparison(each)
-    notes = dict.fromkeys(note for each in found for note in each.notes)
+    notes = dict.fromkeys(note for each in comparisons for note in each.notes)
     for note in notes:
         print_line(f"note: {note}")
 
 
-def print_comparison(each: Comparison) -> None:
-    """Print what it comes to, what contradicts that, then the differences with their intervals."""
-    print_line(f"{each.first} against {each.second}: {each.prompts:,} prompts of {each.source}, judged by {each.judge}")
-    for line in each.conclusion.lines:
+def print_comparison(comparison: Comparison) -> None:
+    """Print the conclusion of a comparison, its win rate, and the differences with their intervals."""
+    models, prompts = f"{comparison.first} against {comparison.second}", f"{comparison.prompts:,} prompts"
+    print_line(f"{models}: {prompts} of {comparison.source}, judged by {comparison.judge}")
+    for line in comparison.conclusion.lines:
         print_line(line)
-    if each.win_rate is not None and each.p_value is not None:
-        counts = f"{each.wins} won, {each.ties} tied, {each.losses} lost, {p_text(each.p_value)}"
-        print_line(f"win rate {percent_interval(each.win_rate)}: {counts}")
+    if comparison.win_rate is not None and comparison.p_value is not None:
+        counts = (
+            f"{comparison.wins} won, {comparison.ties} tied, {comparison.losses} lost, {p_text(comparison.p_value)}"
+        )
+        print_line(f"win rate {percent_interval(comparison.win_rate)}: {counts}")
     columns = [
         Column("", style="bold"),
-        Column(each.first, right=True, fold=True),
-        Column(each.second, right=True, fold=True),
+        Column(comparison.first, right=True, fold=True),
+        Column(comparison.second, right=True, fold=True),
         Column("difference", right=True),
         Column("p", right=True),
         Column("prompts", right=True),
     ]
-    print_table(columns, [_row(measure, each) for measure in each.measures])
+    print_table(columns, [_row(measure, comparison) for measure in comparison.measures])
     print_line(f"{_MARK} beyond noise: interval and test both leave out zero; correct in percentage points")
 
 
-def _row(measure: Measure, each: Comparison) -> list[str]:
+def _row(measure: Measure, comparison: Comparison) -> list[str]:
     difference = measure.difference
     is_share = measure.name.startswith("correct")
     shown = percent if is_share else number
-    is_beyond = difference.is_above(each.level) or difference.is_below(each.level)
+    is_beyond = difference.is_above(comparison.level) or difference.is_below(comparison.level)
     cells = [
-        measure.name if is_share else f"mean {each.judge} {measure.name}",
+        measure.name if is_share else f"mean {comparison.judge} {measure.name}",
         shown(measure.first),
         shown(measure.second),
         points_interval(difference).replace(" points", "") if is_share else signed_interval(difference),

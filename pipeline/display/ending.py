@@ -1,4 +1,4 @@
-"""The end of a run: its artifacts, the report if there is one, and what to try next."""
+"""Shows the end of a run: its artifacts, its evaluation reports, and commands to try next."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _COLUMNS = (
 
 
 def print_report(report: RunReport, store: Store, recipe: Path | None) -> None:
-    """Print what a run made, the final table of its evaluations, and the commands to try next."""
+    """Print the artifacts of a run, the tables of its evaluations, and the commands to try next."""
     print()
     print_table(_COLUMNS, [_row(done) for done in report.stages])
-    made = sum(not done.cached for done in report.stages)
-    print_line(f"\n{made} made, {len(report.stages) - made} from the store, in {duration(report.seconds)}")
-    if made:
+    executed = sum(not done.cached for done in report.stages)
+    print_line(f"\n{executed} made, {len(report.stages) - executed} from the store, in {duration(report.seconds)}")
+    if executed:
         print_line(f"journal and logs: {shown_path(report.run_dir)}")
     for done in report.stages:
         if done.artifact.manifest.makes == "report":
@@ -44,7 +44,7 @@ def print_report(report: RunReport, store: Store, recipe: Path | None) -> None:
 
 
 def next_commands(stages: Sequence[StageDone], store: Store, recipe: Path | None) -> list[str]:
-    """Return commands that go on from a finished run; ``recipe`` is None when no file describes it."""
+    """Return commands to try after a run; ``recipe`` is None when the run has no recipe file."""
     flag = store_flag(store)
     models = [done for done in stages if done.artifact.manifest.makes == "model"]
     reports = [done for done in stages if done.artifact.manifest.makes == "report"]
@@ -60,7 +60,7 @@ def next_commands(stages: Sequence[StageDone], store: Store, recipe: Path | None
 
 
 def _winners(reports: Sequence[StageDone], models: Sequence[StageDone]) -> list[str]:
-    """Return the models of this run that its last report found better than its baseline, in the order of the run."""
+    """Return the models of this run that beat the baseline of its last report, in the order of the run."""
     from pipeline.evaluation.conclusion import winners
     from pipeline.evaluation.report import read
 
@@ -72,7 +72,7 @@ def _winners(reports: Sequence[StageDone], models: Sequence[StageDone]) -> list[
 
 
 def store_flag(store: Store) -> str:
-    """Return `` --store DIR`` when a command would look elsewhere without it."""
+    """Return `` --store DIR``, or nothing when it is the default store."""
     default = os.path.realpath(os.path.expanduser(os.environ.get("TRUEUP_STORE") or "store"))  # noqa: PTH111 -- `expand`
     return "" if str(store.root) == default else f" --store {shown_path(store.root)}"
 
@@ -120,7 +120,7 @@ def _row(done: StageDone) -> list[str]:
 
 
 def _a_change(done: StageDone) -> str:
-    """Return a setting of a training stage worth trying, at half its value."""
+    """Return a `--set` value that halves a training stage's `beta` or `learning_rate`; empty without either."""
     train = getattr(done.stage.spec.config, "train", None)
     for key in ("beta", "learning_rate"):
         value = getattr(train, key, None)

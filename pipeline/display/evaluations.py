@@ -1,4 +1,4 @@
-"""The end of an evaluation: what to know first, what it comes to, and its tables."""
+"""Shows an evaluation report: its warnings, conclusions and tables."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pipeline.terminal import KEPT_BLANK, Column, print_line, print_table, shown
 
 
 def print_evaluation(artifact: Artifact) -> None:
-    """Print the conclusions and tables of a report artifact, and where its page is; nothing where there is no report.
+    """Print the conclusions and tables of a report artifact, and the path of its page; nothing without `report.json`.
 
-    The sentences come from the figures of the table, by the same rule as those of the page.
+    The sentences are derived from the figures of the table, by the same rule as those of the page.
     """
     from pipeline.evaluation.conclusion import of_model
     from pipeline.evaluation.gaming_render import gaming_sentences
@@ -43,5 +43,5 @@ def _print_cells(cells: list[list[str]]) -> None:
 
 
 def _breaking_before_brackets(cell: str) -> str:
-    """Let ``74.2 % [70.1, 78.0]`` break before its interval only, where there is little room."""
+    """Make ``74.2 % [70.1, 78.0]`` breakable only before its interval."""
     return cell.replace(", ", f",{KEPT_BLANK}").replace(" %", f"{KEPT_BLANK}%")

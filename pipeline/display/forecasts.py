@@ -1,4 +1,4 @@
-"""What a plan will need, as two narrow tables (work, memory) and as data."""
+"""Shows the forecast of a plan, as two narrow tables (work, memory) and as data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEMORY = ("weights", "grads", "optim.", "activ.", "logits", "heap", "buff.", "ot
 
 
 def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: TextIO | None = None) -> None:
-    """Print the work and the memory of pending stages, what they assume, and what does not fit."""
+    """Print the work and memory of pending stages, the assumed device and layout, and the stages that do not fit."""
     out = stream or sys.stdout
     if needs:
         print(file=out)
@@ -97,7 +97,7 @@ def _assumed(need: Forecast) -> str:
 
 
 def short(number: float) -> str:
-    """Return a count as ``1.5B``, ``310M`` or ``64k``."""
+    """Format a count as ``1.5B``, ``310M`` or ``64k``."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"

@@ -1,4 +1,4 @@
-"""How labels look: their number, how far people agree, and the exported pairs."""
+"""Shows labels: their number, the agreement of annotators, and the exported pairs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pipeline.terminal import print_json, print_line
 
 
 def status(batch: Batch, state: State, *, as_json: bool) -> None:
-    """Print how many labels there are, of whom."""
+    """Print the number of labels, in total and by annotator."""
     done, full = batch.progress(state)
     people = {name: {"labels": 0, "skipped": 0, "flagged": 0} for name in state.tokens}
     for (_, who), answer in state.answers.items():
         word = {"label": "labels", "skip": "skipped", "flag": "flagged"}[answer.kind]
         people[who][word] += 1
     if as_json:
-        told = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
-        print_json({**told, "event": state.number, "head": state.head})
+        totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
+        print_json({**totals, "event": state.number, "head": state.head})
         return
     print_line(f"{done} of {full} labels of {len(batch.items)} pairs, event {state.number}")
     for name, counts in sorted(people.items()):
@@ -33,26 +33,30 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
 
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
-    """Print how far people agree on the pairs several labelled."""
-    found = agreement(batch.items, state)
-    rate = wilson(found.same, found.pairs) if found.pairs else None
+    """Print the agreement of annotators on the pairs that several of them labelled."""
+    result = agreement(batch.items, state)
+    rate = wilson(result.same, result.pairs) if result.pairs else None
     if as_json:
         interval = [rate.low, rate.high] if rate is not None else None
-        told = {"pairs": found.items, "compared": found.pairs, "same": found.same, "interval": interval}
-        print_json({**told, "krippendorff_alpha": found.alpha})
+        told = {
+            "pairs": result.items,
+            "compared": result.pairs,
+            "same": result.same,
+            "interval": interval,
+        }
+        print_json({**told, "krippendorff_alpha": result.alpha})
         return
     if rate is None:
         print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
         return
-    print_line(
-        f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}] of {found.pairs} comparisons agree, on {found.items} pairs"
-    )
-    alpha = "has no value: all labels are equal" if found.alpha is None else f"{found.alpha:.3f}"
+    share = f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
+    print_line(f"{share} of {result.pairs} comparisons agree, on {result.items} pairs")
+    alpha = "has no value: all labels are equal" if result.alpha is None else f"{result.alpha:.3f}"
     print_line(f"Krippendorff's alpha (nominal): {alpha}")
 
 
 def export(batch: Batch, state: State, out: Path | None) -> None:
-    """Write preference rows, to a file or to standard output; say on standard error what made none.
+    """Write preference rows to a file or standard output; print on standard error how many pairs gave none, and why.
 
     Raises:
         PipelineError: the file cannot be written.
@@ -74,7 +78,7 @@ def export(batch: Batch, state: State, out: Path | None) -> None:
 
 
 def verified(events: Sequence[LedgerEvent], problems: Sequence[str], *, as_json: bool) -> None:
-    """Print whether the ledger is as it was written."""
+    """Print the problems of the ledger's hash chain, or that there are none."""
     if as_json:
         print_json({"events": len(events), "head": events[-1].hash if events else "", "problems": list(problems)})
         return

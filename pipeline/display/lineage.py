@@ -1,4 +1,4 @@
-"""Where artifacts come from, as a tree, and how two of them differ, as a table."""
+"""Shows the lineage of an artifact as a tree, and the difference of two artifacts as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 _DETAILS = ("runtime", "environment", "files")
-"""Sections of a difference shown only when asked for."""
+"""Sections of a difference that are shown only with `--all`."""
 
 
 def node_data(node: Node) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def node_data(node: Node) -> dict[str, Any]:
 
 
 def print_tree(node: Node, *, with_data: bool) -> None:
-    """Print a tree of ancestors or descendants; ``with_data`` adds the rows each was made from."""
+    """Print a tree of ancestors or descendants; ``with_data`` adds the data sources of each artifact."""
     from rich.tree import Tree
 
     tree = Tree(_label(node), guide_style="dim")
@@ -76,7 +76,7 @@ def _label(node: Node) -> Any:
         (role, "dim"),
         (name, "bold"),
         f"  {node.kind}  ",
-        (_SHA256.sub(lambda found: found[0][:12], node.fingerprint), "dim"),
+        (_SHA256.sub(lambda match: match[0][:12], node.fingerprint), "dim"),
         (_own_adapters(node), "dim"),
         (again, "dim"),
         (missing, "yellow"),
@@ -84,7 +84,7 @@ def _label(node: Node) -> Any:
 
 
 def _own_adapters(node: Node) -> str:
-    """Return what a stage added to the weights it started from: its own adapter, or those a merge folded in."""
+    """Describe the adapters a stage contributed: the one it trained, or those that a merge folded into the weights."""
     if node.artifact is None:
         return ""
     manifest = node.artifact.manifest
@@ -111,9 +111,9 @@ def difference_data(difference: Difference) -> dict[str, Any]:
 
 
 def print_difference(before: Artifact, after: Artifact, difference: Difference, *, everything: bool) -> None:
-    """Print the settings and results in which two artifacts differ, then what was left out."""
-    told = [change for change in difference.changes if not _is_hash(change)]
-    shown = [change for change in told if everything or change.section not in _DETAILS]
+    """Print the settings and results in which two artifacts differ, then the number of differences not shown."""
+    changes = [change for change in difference.changes if not _is_hash(change)]
+    shown = [change for change in changes if everything or change.section not in _DETAILS]
     if shown:
         columns = (
             Column("section", style="dim"),
@@ -126,13 +126,13 @@ def print_difference(before: Artifact, after: Artifact, difference: Difference, 
     else:
         print_line(f"{before.ref} and {after.ref} agree in configuration, inputs, data and metrics")
     print_line(f"\npayload: {'the same bytes' if difference.same_payload else 'different bytes'}")
-    hidden = len(told) - len(shown)
+    hidden = len(changes) - len(shown)
     if hidden:
         print_line(f"{hidden} more differences in files, environment and runtime: --all shows them")
 
 
 def _is_hash(change: Change) -> bool:
-    """Whether it repeats, as a hash, what the sections of inputs and data say in names."""
+    """Return whether a change only repeats, as a hash, a change that the sections of inputs and data show by name."""
     key = change.key
     return change.section == "config" and (key == "kind" or key.startswith("inputs.") or key.endswith(".digest"))
 
@@ -158,7 +158,7 @@ def _shown(value: Any, *, is_measured: bool) -> str:
 
 
 def _delta(change: Change) -> str:
-    """Return by how much a metric changed."""
+    """Return the signed change of a metric; empty for other changes."""
     numbers = isinstance(change.before, int | float) and isinstance(change.after, int | float)
     if change.section != "metrics" or not numbers:
         return ""

@@ -1,4 +1,4 @@
-"""A plan as a table and as data."""
+"""Shows a plan as a table and as data."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ COLUMNS = (
 
 
 def status_of(stage: PlannedStage) -> str:
-    """Return ``cached``, ``resumes`` or ``pending``."""
+    """Return the status of a stage: ``cached``, ``resumes`` or ``pending``."""
     if stage.status == "cached":
         return "cached"
     return "resumes" if stage.resumable and FORCED not in stage.why else "pending"
 
 
 def why_of(stage: PlannedStage) -> str:
-    """Return in one line why a stage runs, or which artifact it is taken from."""
+    """Return the reasons why a stage runs, or the ref of the artifact it is taken from."""
     if stage.artifact is not None:
         return stage.artifact.ref
     return "; ".join(stage.why)
 
 
 def print_plan(plan: Plan, stream: TextIO | None = None) -> None:
-    """Print the table of a plan, its notes, and one line that sums it up."""
+    """Print the table of a plan, its notes, and a summary line."""
     out = stream or sys.stdout
     rows = [[stage.spec.name, stage.spec.kind, status_of(stage), why_of(stage)] for stage in plan.stages]
     print_table(COLUMNS, rows, stream=out)
@@ -42,7 +42,7 @@ def print_plan(plan: Plan, stream: TextIO | None = None) -> None:
 
 
 def summary(stages: Sequence[PlannedStage]) -> str:
-    """Return ``7 stages: 5 cached, 1 resumes, 1 pending``."""
+    """Count stages by status, as ``7 stages: 5 cached, 1 resumes, 1 pending``."""
     words = [status_of(stage) for stage in stages]
     counts = [f"{words.count(word)} {word}" for word in ("cached", "resumes", "pending") if word in words]
     return f"{len(words)} {'stage' if len(words) == 1 else 'stages'}: {', '.join(counts)}"

@@ -1,4 +1,4 @@
-"""A push or a pull: a bar while it goes on, and what it did."""
+"""Shows a push or a pull: a progress bar, then the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """Shows bytes on a terminal; silent elsewhere."""
+    """Progress bar of a transfer, in bytes; shown on a terminal only."""
 
     def __init__(self, stream: TextIO, verb: str) -> None:
         self.verb = verb
@@ -38,14 +38,14 @@ class Bar:
             self.bar.stop()
 
     def show(self, progress: Progress) -> None:
-        """Take what a transfer tells; called from its threads."""
+        """Update the bar; called from the threads of a transfer."""
         if self.bar is not None:
             text = f"{self.verb} {progress.ref}"
             self.bar.update(self.task, description=text, completed=progress.done_bytes, total=progress.total_bytes)
 
 
 def print_transfer(done: Transfer, where: str, *, as_json: bool) -> None:
-    """Print what a transfer moved and found."""
+    """Print the artifacts a transfer copied, skipped or missed, and the number of files and bytes."""
     if as_json:
         print_json(asdict(done))
         return
@@ -56,8 +56,8 @@ def print_transfer(done: Transfer, where: str, *, as_json: bool) -> None:
         ("is named as an ancestor but not here", done.missing),
     ):
         _lines(words, refs)
-    kept = f", {done.files_kept:,} were there" if done.files_kept else ""
-    print_line(f"{len(done.moved)} artifacts {where}: {done.files:,} files, {size(done.bytes)}{kept}")
+    skipped = f", {done.files_kept:,} were there" if done.files_kept else ""
+    print_line(f"{len(done.moved)} artifacts {where}: {done.files:,} files, {size(done.bytes)}{skipped}")
 
 
 def _lines(words: str, refs: Sequence[str]) -> None:

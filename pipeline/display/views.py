@@ -1,7 +1,7 @@
 """Views of a run: live on a terminal, one line per event elsewhere.
 
-Both implement `pipeline.runner.View`. The live one keeps finished stages as lines that scroll away and redraws only
-the stage that runs now.
+Both implement `pipeline.runner.View`. The live view prints finished stages as lines that scroll away and redraws only
+the running stage.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 28
 LINE_EVERY_S = 10.0
-"""Longest silence, and shortest time between two progress lines, where there is no terminal."""
+"""Seconds between two progress lines of the plain view."""
 _MARKS = {"done": ("✓", "green"), "failed": ("✗", "bold red")}
 
 
 @dataclass
 class Running:
-    """The stage that runs now.
+    """State of the running stage.
 
     Attributes:
-        name: of the stage.
-        position: ``3/7`` among those that have to run.
-        started: clock when it began.
-        phase: what it is doing.
+        name: name of the stage.
+        position: position among the pending stages, as ``3/7``.
+        started: monotonic time of its start.
+        phase: current phase, as text.
         step: steps done.
-        total: steps in all; 0 when unknown.
-        first: ``(clock, step)`` of the first progress in this phase; a resumed stage does not begin at 0.
-        latest: metrics seen last.
-        shown: clock of the last line printed about it.
+        total: number of steps; 0 when unknown.
+        first: ``(clock, step)`` of the first progress in this phase; a resumed stage does not start at step 0.
+        latest: latest value of each metric.
+        shown: monotonic time of the last line printed about the stage.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Running:
     shown: float = 0.0
 
     def take(self, event: Event, now: float) -> None:
-        """Keep what an event says."""
+        """Update phase, steps and metrics from an event."""
         if event.kind == "phase":
             self.phase, self.step, self.total, self.first = event.text, 0, 0, None
         elif event.kind == "progress":
@@ -68,7 +68,7 @@ class Running:
             self.latest.update(event.metrics)
 
     def remaining_s(self, now: float) -> float | None:
-        """Return the seconds left at the pace so far, or None when nothing tells."""
+        """Return the seconds left at the pace of this phase; None without progress."""
         if self.first is None or not self.total or self.step <= self.first[1]:
             return None
         clock, step = self.first
@@ -76,7 +76,7 @@ class Running:
 
 
 class Display(ABC):
-    """What live and plain views share: where the run stands. Use it as a context manager."""
+    """The state of a run that the live and the plain view share. Use it as a context manager."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
@@ -89,16 +89,16 @@ class Display(ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def close(self) -> None:  # noqa: B027 -- most terminals are as they were
-        """Leave the terminal as it was."""
+    def close(self) -> None:  # noqa: B027 -- the plain view has nothing to restore
+        """Restore the terminal."""
 
     @abstractmethod
     def line(self, text: str, *, mark: str = "", style: str = "") -> None:
-        """Show one line that stays."""
+        """Print one permanent line."""
 
     @abstractmethod
     def refresh(self, *, changed: bool = False) -> None:
-        """Show where the running stage is; ``changed`` when it does something else now."""
+        """Show the progress of the running stage; ``changed`` when it has entered another phase."""
 
     def run_started(self, plan: Plan, run_dir: Path) -> None:
         """Show the plan before anything runs."""
@@ -110,21 +110,21 @@ class Display(ABC):
         print(file=self.stream, flush=True)
 
     def stage_cached(self, stage: PlannedStage, artifact: Artifact) -> None:
-        """Show that a stage is taken from the store, unless the plan has said so."""
+        """Show that a stage is taken from the store, unless the printed plan says so."""
         if stage.status != "cached":
             self.line(f"{stage.spec.name}: {artifact.ref} was made by another run", mark="done")
 
     def stage_started(self, stage: PlannedStage, *, resumed: bool) -> None:
         """Show that a stage runs now."""
         name = stage.spec.name
-        place = self.pending.index(name) + 1 if name in self.pending else 1
+        position = self.pending.index(name) + 1 if name in self.pending else 1
         now = time.monotonic()
-        phase = "resuming" if resumed else "starting" if place > 1 else "loading libraries"
-        self.running = Running(name, f"{place}/{max(place, len(self.pending))}", now, phase)
+        phase = "resuming" if resumed else "starting" if position > 1 else "loading libraries"
+        self.running = Running(name, f"{position}/{max(position, len(self.pending))}", now, phase)
         self.refresh(changed=True)
 
     def stage_waiting(self, stage: PlannedStage) -> None:
-        """Show that another process runs this stage and is waited for."""
+        """Show that this run waits for another process, which runs the stage."""
         self.line(f"{stage.spec.name}: another run is making it; waiting")
 
     def stage_event(self, stage: PlannedStage, event: Event) -> None:
@@ -150,7 +150,7 @@ class Display(ABC):
         self.line(f"{artifact.ref} in {duration(seconds)}{rate}{summary}", mark="done")
 
     def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...], exit_code: int) -> None:
-        """Show that a stage broke or was stopped; the problems themselves are told when the command ends."""
+        """Show that a stage failed or was stopped; the problems are printed when the command ends."""
         spent = f" after {duration(time.monotonic() - self.running.started)}" if self.running else ""
         self.running = None
         if exit_code == ExitCode.WAITING:
@@ -168,7 +168,7 @@ class PlainDisplay(Display):
         print(f"{time.strftime('%H:%M:%S')} {words}{text}", file=self.stream, flush=True)
 
     def refresh(self, *, changed: bool = False) -> None:
-        """Print where the stage is, if it does something else now or was silent for long."""
+        """Print the progress of the stage if its phase changed or the last line is `LINE_EVERY_S` old."""
         running, now = self.running, time.monotonic()
         if running is None or (not changed and now - running.shown < LINE_EVERY_S):
             return
@@ -182,7 +182,7 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """Finished stages as lines, the running one as a spinner, a bar and its metrics."""
+    """Shows finished stages as lines, and the running one as a spinner, a bar and its metrics."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
@@ -190,7 +190,7 @@ class LiveDisplay(Display):
         self.live: Live | None = None
 
     def close(self) -> None:
-        """Take the bar off the terminal and show the cursor."""
+        """Remove the bar from the terminal and show the cursor."""
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -210,7 +210,7 @@ class LiveDisplay(Display):
         self.console.print(row)
 
     def refresh(self, *, changed: bool = False) -> None:
-        """Start drawing; a clock redraws from then on."""
+        """Start the live area on the first call; from then on `rich` redraws it eight times a second."""
         if self.live is None:
             from rich.live import Live
 
@@ -259,6 +259,6 @@ class LiveDisplay(Display):
 
 
 def display(stream: TextIO | None = None) -> Display:
-    """Return the view that fits a stream, standard output by default."""
+    """Return the live view for a terminal, the plain view for any other stream; standard output by default."""
     stream = stream or sys.stdout
     return LiveDisplay(stream) if stream.isatty() else PlainDisplay(stream)

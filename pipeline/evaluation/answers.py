@@ -1,7 +1,7 @@
-"""The answers models gave, and the samples they are kept as.
+"""The answers of models to the prompts of an evaluation, and their conversion to and from samples.
 
-Owns `Answers`, what a comparison is made of, and the way to `samples.jsonl` and back. Knows nothing of statistics
-beyond who won a prompt.
+Owns `Answers`, the input of a comparison, and the conversion to the rows of `samples.jsonl` and back. Knows nothing of
+statistics beyond which model won a prompt.
 
 Shape legend: N prompts, S samples per prompt (scores may be (N,) or (N, S)).
 """
@@ -28,14 +28,14 @@ _JUDGES: tuple[Judge, ...] = ("gold", "reward")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt all models answered.
+    """A prompt that all models answered.
 
     Attributes:
-        text: as a person reads it.
+        text: the prompt as readable text.
         task: group for correctness per task; empty when the data has none.
-        row: its place among the prompts of the data source.
-        seed: with `row` it gives the random numbers of the answers.
-        reference: the right answer, as the data has it.
+        row: index among the prompts of the data source.
+        seed: seed of the answers' random numbers, together with `row`.
+        reference: the reference answer in the data.
     """
 
     text: str
@@ -47,22 +47,22 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model answered to every prompt, in the order of the prompts.
+    """The answers and scores of one model, in the order of the prompts.
 
     Attributes:
-        name: of the model in the report, e.g. ``dpo`` or ``sft (greedy)``.
-        responses: one text per prompt, shown among the samples (the first one when several were sampled).
-        lengths: tokens per response, (N,) or (N, S); None where nobody counted them.
-        ended: whether the response ended with EOS before the limit, (N,) or (N, S); None where nobody looked.
+        name: name of the model in the report, e.g. ``dpo`` or ``sft (greedy)``.
+        responses: one text per prompt, shown among the samples (the first when several were sampled).
+        lengths: tokens per response, (N,) or (N, S); None when unknown.
+        ended: whether the response ended with EOS before the limit, (N,) or (N, S); None when unknown.
         gold: scores by the gold function, (N,) or (N, S).
         reward: scores by the reward model, (N,) or (N, S).
-        correct: 1, 0, or a share, (N,) or (N, S); NaN or None where the prompt has no checkable answer.
-        kl: log-ratio of each response under the model and under the reference, the estimator k1, (N,); NaN for an
-            empty response. None for the reference itself and for greedy answers, which sample nothing.
-        kl_k3: the same by k3.
-        stop_reasons: why each response stops; told by `ended` where not given.
-        ref: how the store names the checkpoint.
-        is_variant: it is the baseline's checkpoint, decoded in another way.
+        correct: 1, 0, or a share, (N,) or (N, S); NaN or None for a prompt without a checkable answer.
+        kl: k1 estimate of each response's KL to the reference, its log-ratio under the two models, (N,); NaN for an
+            empty response. None for the reference itself and for greedy answers, which are not samples.
+        kl_k3: the k3 estimate of the same.
+        stop_reasons: why each response stopped; derived from `ended` when empty.
+        ref: ref of the checkpoint in the store.
+        is_variant: whether it is the baseline's checkpoint with other decoding.
     """
 
     name: str
@@ -80,17 +80,17 @@ class Answers:
 
     @property
     def correctness(self) -> Floats | None:
-        """Return correctness as floats, NaN where a prompt has no checkable answer."""
+        """Correctness as floats, NaN for a prompt without a checkable answer."""
         return None if self.correct is None else np.asarray(self.correct, dtype=np.float64)
 
     @property
     def sequence_kl(self) -> SequenceKL | None:
-        """What each response adds to the KL, empty responses left out; None where it was not measured."""
+        """KL sums of each response, without empty responses; None when KL was not measured."""
         if self.kl is None or self.kl_k3 is None or self.lengths is None:
             return None
         k1_N, k3_N, tokens_N = (np.asarray(each, dtype=np.float64) for each in (self.kl, self.kl_k3, self.lengths))
-        there = ~np.isnan(k1_N)
-        return SequenceKL(k1_N[there], k3_N[there], tokens_N[there]) if there.any() else None
+        is_measured = ~np.isnan(k1_N)
+        return SequenceKL(k1_N[is_measured], k3_N[is_measured], tokens_N[is_measured]) if is_measured.any() else None
 
     def scores(self, judge: Judge) -> Floats | None:
         """Return the scores by one judge, (N,) or (N, S)."""
@@ -101,20 +101,20 @@ class Answers:
 def samples(
     answers: Sequence[Answers], prompts: Sequence[Prompt], *, baseline: str, judge: Judge | None = None
 ) -> list[Sample]:
-    """Return every prompt with the answers and scores of all models, in the order of the prompts.
+    """Return one sample per prompt, with the answers and scores of all models.
 
     Args:
         answers: one entry per model.
-        prompts: what was asked.
+        prompts: the prompts of the evaluation.
         baseline: name of the model the others are compared with.
-        judge: whose scores are shown.
+        judge: the judge whose scores are shown.
 
     Raises:
         PipelineError: as `compare` does.
     """
-    against = checked(answers, prompts, baseline)
+    baseline_answers = checked(answers, prompts, baseline)
     judge = judge or default_judge(answers)
-    columns = {each.name: _columns(each, against, judge) for each in answers}
+    columns = {each.name: _columns(each, baseline_answers, judge) for each in answers}
     return [
         Sample(
             prompt=prompt.text,
@@ -122,7 +122,7 @@ def samples(
             row=prompt.row,
             seed=prompt.seed,
             reference=prompt.reference,
-            answers={name: _answer(found, row) for name, found in columns.items()},
+            answers={name: _answer(values, row) for name, values in columns.items()},
         )
         for row, prompt in enumerate(prompts)
     ]
@@ -133,9 +133,9 @@ def _answer(columns: Mapping[str, Sequence[Any]], row: int) -> Answer:
 
 
 def from_samples(samples: Sequence[Sample]) -> tuple[list[Answers], list[Prompt]]:
-    """Return what `samples` was given; of several answers per prompt, which only a caller of its own has, the means.
+    """Invert `samples`; several answers per prompt are not recovered, but their means.
 
-    Samples of an older version tell neither length nor end; neither is then made up.
+    Samples of an older version contain neither length nor stop reason; both are then None.
 
     Raises:
         PipelineError: a model has no answer to a prompt.
@@ -154,13 +154,13 @@ def from_samples(samples: Sequence[Sample]) -> tuple[list[Answers], list[Prompt]
         values = [getattr(answer, key) for answer in answers]
         return None if all(value is None for value in values) else [np.nan if v is None else v for v in values]
 
-    found = []
+    models = []
     for name in names:
         answers = [each.answers[name] for each in samples]
         stops = [answer.stop_reason for answer in answers if answer.stop_reason is not None]
         lengths = [answer.length for answer in answers if answer.length is not None]
         are_known = len(stops) == len(answers)
-        found.append(
+        models.append(
             Answers(
                 name=name,
                 responses=[answer.text for answer in answers],
@@ -174,7 +174,7 @@ def from_samples(samples: Sequence[Sample]) -> tuple[list[Answers], list[Prompt]
                 kl_k3=column(answers, "kl_k3"),
             )
         )
-    return found, prompts
+    return models, prompts
 
 
 def default_judge(answers: Sequence[Answers]) -> Judge:
@@ -191,32 +191,32 @@ def default_judge(answers: Sequence[Answers]) -> Judge:
     )
 
 
-def _columns(each: Answers, against: Answers, judge: Judge) -> dict[str, Sequence[Any]]:
-    """Return what the samples tell of one model's answers, by key and prompt; of several per prompt their means."""
-    nothing = [None] * len(each.responses)
+def _columns(model: Answers, baseline: Answers, judge: Judge) -> dict[str, Sequence[Any]]:
+    """Return the fields of one model's `Answer` records as columns; several answers per prompt are averaged."""
+    nothing = [None] * len(model.responses)
 
     def column(values: ArrayLike | None) -> Sequence[float | None]:
         means = _per_prompt(None if values is None else np.asarray(values, dtype=np.float64))
         return nothing if means is None else [None if np.isnan(value) else float(value) for value in means]
 
-    own, other = each.scores(judge), against.scores(judge)
+    own, other = model.scores(judge), baseline.scores(judge)
     results: Sequence[Result | None] = nothing
-    if each.name != against.name and own is not None and other is not None:
+    if model.name != baseline.name and own is not None and other is not None:
         results = ["win" if won > _EVEN else "loss" if won < _EVEN else "tie" for won in outcomes(own, other)]
-    stops: Sequence[StopReason | None] = each.stop_reasons or nothing
-    if not each.stop_reasons and each.ended is not None:
-        ended = np.asarray(each.ended, dtype=np.float64).reshape(len(nothing), -1).min(axis=1)
+    stops: Sequence[StopReason | None] = model.stop_reasons or nothing
+    if not model.stop_reasons and model.ended is not None:
+        ended = np.asarray(model.ended, dtype=np.float64).reshape(len(nothing), -1).min(axis=1)
         stops = ["eos" if one else "max_new_tokens" for one in ended]
     return {
-        "text": each.responses,
+        "text": model.responses,
         "score": column(own),
-        "gold": column(each.gold),
-        "reward": column(each.reward),
-        "correct": column(each.correctness),
+        "gold": column(model.gold),
+        "reward": column(model.reward),
+        "correct": column(model.correctness),
         "result": results,
-        "kl": column(each.kl),
-        "kl_k3": column(each.kl_k3),
-        "length": column(each.lengths),
+        "kl": column(model.kl),
+        "kl_k3": column(model.kl_k3),
+        "length": column(model.lengths),
         "stop_reason": stops,
     }
 
@@ -226,7 +226,7 @@ def _per_prompt(values: Floats | None) -> Floats | None:
 
 
 def checked(answers: Sequence[Answers], prompts: Sequence[Prompt], baseline: str) -> Answers:
-    """Return the baseline's answers, after checking that all can be paired."""
+    """Check that the answers of all models can be paired, and return the baseline's."""
     names = [each.name for each in answers]
     problems = []
     if not prompts:
@@ -249,8 +249,8 @@ def checked(answers: Sequence[Answers], prompts: Sequence[Prompt], baseline: str
         }
         for column, values in columns.items():
             if values is not None and len(np.asarray(values)) != len(prompts):
-                found = f"`{each.name}` has {len(np.asarray(values))} {column}"
-                problems.append(Problem(found, f"one for each of the {len(prompts)} prompts"))
+                statement = f"`{each.name}` has {len(np.asarray(values))} {column}"
+                problems.append(Problem(statement, f"one for each of the {len(prompts)} prompts"))
         problems += _unscored(each)
     if problems:
         raise PipelineError(*problems)
@@ -258,10 +258,10 @@ def checked(answers: Sequence[Answers], prompts: Sequence[Prompt], baseline: str
 
 
 def _unscored(each: Answers) -> Iterator[Problem]:
-    """Find judges that left answers without a score: such prompts can be neither won nor lost."""
+    """Yield a problem for each judge with missing or infinite scores, on which no win can be decided."""
     for judge in _JUDGES:
         scores = each.scores(judge)
         if scores is not None and not np.isfinite(scores).all():
             bad = int((~np.isfinite(scores.reshape(len(scores), -1))).any(axis=1).sum())
-            found = f"`{each.name}` has no finite {judge} score for {bad} of {len(scores)} prompts"
-            yield Problem(found, "a finite number for each", "correct what scores, or leave these prompts out")
+            statement = f"`{each.name}` has no finite {judge} score for {bad} of {len(scores)} prompts"
+            yield Problem(statement, "a finite number for each", "correct what scores, or leave these prompts out")

@@ -1,7 +1,8 @@
-"""Whether a preference model's confidence can be believed.
+"""Calibration of a preference model's confidence.
 
-Owns expected calibration error, Brier score and temperature. Knows nothing of models: it is given margins, the score
-of the chosen answer minus that of the rejected one, which Bradley-Terry turns into P(chosen preferred) = σ(margin).
+Owns expected calibration error (ECE), Brier score and temperature scaling. Knows nothing of models: its input is
+margins, the score of the chosen answer minus that of the rejected one. Under Bradley-Terry P(chosen preferred) is
+σ(margin).
 
 Shape legend: N pairs.
 
@@ -24,7 +25,7 @@ _TEMPERATURES = (0.01, 100.0)
 
 
 class Bin(Record):
-    """Pairs of similar confidence: their mean confidence, the share on which the model was right, and their number."""
+    """A bin of pairs with similar confidence: mean confidence, accuracy, and number of pairs."""
 
     confidence: float
     accuracy: float
@@ -32,17 +33,17 @@ class Bin(Record):
 
 
 class Calibration(Record):
-    """How confidence compares with accuracy.
+    """Calibration before and after temperature scaling.
 
     Attributes:
         ece: mean |confidence - accuracy| over bins of equal mass.
-        ece_noise: what `ece` would be on average, with as many pairs, were the model perfectly calibrated.
+        ece_noise: expected `ece` of a perfectly calibrated model on as many pairs.
         brier: mean squared error of P(chosen preferred).
-        bins: of `ece`, least confident first.
-        temperature: T that makes σ(margin / T) most likely; above 1 the model is overconfident.
-        ece_after: `ece` once margins are divided by a temperature fitted on the other half of the pairs.
-        brier_after: `brier` likewise.
-        bins_after: of `ece_after`.
+        bins: bins of `ece`, least confident first.
+        temperature: maximum-likelihood T of σ(margin / T); above 1 the model is overconfident.
+        ece_after: `ece` after each margin is divided by a temperature fitted on the other half of the pairs.
+        brier_after: `brier` after the same division.
+        bins_after: bins of `ece_after`.
     """
 
     ece: float
@@ -56,10 +57,10 @@ class Calibration(Record):
 
 
 def calibrate(margins: ArrayLike, *, bins: int = BINS) -> Calibration:
-    """Measure the calibration of a preference model, as it is and after a temperature.
+    """Measure the calibration of a preference model, before and after temperature scaling.
 
-    The temperature that is reported is fitted on all pairs; its effect is measured across two halves, so that no pair
-    is judged by a temperature it helped to choose.
+    The reported temperature is fitted on all pairs. Its effect is cross-validated over two halves, so that no pair is
+    evaluated with a temperature it was fitted on.
 
     Args:
         margins: score of chosen minus score of rejected, shape (N,).
@@ -112,15 +113,15 @@ def expected_error(bins: list[Bin]) -> float:
 
 
 def brier(margins: ArrayLike) -> float:
-    """Return the mean of (1 - σ(margin))²: 0.25 for a model that knows nothing."""
+    """Return the mean of (1 - σ(margin))²: 0.25 for an uninformative model."""
     return float(np.mean(special.expit(-observations(margins)) ** 2))
 
 
 def fit_temperature(margins: ArrayLike) -> float:
     """Return T > 0 that minimises the mean of -log σ(margin / T), within 0.01 and 100.
 
-    The loss is convex in 1/T. It has no minimum inside when every pair is right (T → 0) or the model is no better than
-    chance (T → ∞): the bound is returned.
+    The loss is convex in 1/T. It has no minimum inside the bounds when every pair is right (T → 0) or the model is no
+    better than chance (T → ∞); then the bound is returned.
     """
     margins_N = observations(margins)
 
@@ -129,25 +130,25 @@ def fit_temperature(margins: ArrayLike) -> float:
         return float(np.mean(np.logaddexp(0.0, -scaled_N)))
 
     low, high = np.log(_TEMPERATURES)
-    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    best = min((float(found.x), float(low), float(high)), key=loss)
+    minimum = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    best = min((float(minimum.x), float(low), float(high)), key=loss)
     return float(np.exp(best))
 
 
 def fits(temperature: float) -> bool:
-    """Whether a temperature is a minimum, not a bound that the search ran into."""
+    """Return whether a temperature is a minimum of the loss, not a bound of the search."""
     low, high = _TEMPERATURES
     return 1.01 * low < temperature < 0.99 * high
 
 
 def _cuts(n: int, bins: int) -> list[int]:
-    """Return where to cut n sorted pairs into at most ``bins`` groups that differ by at most one pair."""
+    """Return the cut positions that divide n sorted pairs into at most ``bins`` bins, equal to within one pair."""
     bins = min(bins, n)
-    return [round(place * n / bins) for place in range(1, bins)]
+    return [round(cut * n / bins) for cut in range(1, bins)]
 
 
 def _noise(bins: list[Bin]) -> float:
-    """Return the ECE to expect of a calibrated model: the mean of |N(0, c(1-c)/n)| over bins, √(2/π) spreads."""
+    """Return the expected ECE of a calibrated model: the weighted mean over bins of E|N(0, c(1-c)/n)| = √(2/π) σ."""
     total = sum(each.n for each in bins)
     spread = sum(each.n * np.sqrt(each.confidence * (1 - each.confidence) / each.n) for each in bins)
     return float(np.sqrt(2 / np.pi) * spread / total)

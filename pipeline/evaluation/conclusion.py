@@ -1,11 +1,11 @@
-"""What a comparison of two models comes to: one sentence, led by the figure that decides, and what contradicts it.
+"""The conclusion of a comparison of two models: the deciding figure as a sentence, and the figures that contradict it.
 
-Owns the rule and its wording for `report.md`, the terminal, the manifest's summary and `trueup compare`, so that no two
-of them can say different things. Knows nothing of statistics: it reads figures that were computed.
+Owns the rule and its wording for `report.md`, the terminal, the manifest's summary and `trueup compare`, so that all of
+them agree. Knows nothing of statistics: it reads computed figures.
 
-A figure counts when it lies beyond noise: its interval *and* its test leave out "no difference". Of those that do, the
-first decides: answers that can be checked (`correct`), then gold where a reward model judges, then the win rate, then
-the mean score. A figure beyond noise on the other side makes the outcome ``mixed``, whatever decides.
+A figure is beyond noise when its interval *and* its test exclude "no difference". The first figure beyond noise
+decides, in this order: checkable answers (`correct`), gold when a reward model is the judge, win rate, mean score. A
+figure beyond noise on the other side makes the outcome ``mixed``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Outcome = Literal["better", "worse", "mixed", "even"]
 
 
 class Conclusion(Record):
-    """What a comparison comes to.
+    """The conclusion of a comparison.
 
     Attributes:
-        outcome: of the first model: ``even`` when no figure lies beyond noise, ``mixed`` when two contradict.
-        deciding: the figure that decides, e.g. ``correct``; empty when none does.
-        text: the sentence, which that figure leads.
-        contradictions: sentences that explain figures on the other side.
+        outcome: outcome for the first model: ``even`` when no figure is beyond noise, ``mixed`` when two contradict.
+        deciding: name of the deciding figure, e.g. ``correct``; empty when none decides.
+        text: the sentence with the deciding figure.
+        contradictions: sentences on the figures of the other side.
     """
 
     outcome: Outcome
@@ -55,15 +55,15 @@ class Conclusion(Record):
 
 
 class Figures(NamedTuple):
-    """The figures of one model against another; what was not measured is None.
+    """The figures of one model against another; a figure that was not measured is None.
 
     Attributes:
-        judge: whose scores decide a win.
+        judge: the judge whose scores decide a win.
         level: confidence level of every interval.
         correct: paired difference of the share of correct answers.
-        gold: paired difference of gold, where the reward model judges.
-        win_rate: by the judge, ties counting one half.
-        counts: what the win rate is made of.
+        gold: paired difference of gold, when the reward model is the judge.
+        win_rate: win rate by the judge; a tie counts one half.
+        counts: counts behind the win rate.
         score: paired difference of the judge's score.
     """
 
@@ -77,7 +77,16 @@ class Figures(NamedTuple):
 
 
 class _Evidence(NamedTuple):
-    """A figure: on which side of "no difference" it is, whether beyond noise or half so, and in words."""
+    """One figure as evidence.
+
+    Attributes:
+        name: name of the figure.
+        side: sign of the difference: 1, 0 or -1.
+        is_beyond: whether interval and test both exclude "no difference".
+        is_half: whether only one of them does.
+        text: the figure in words, with interval and p-value.
+        short: the figure in words, without them.
+    """
 
     name: str
     side: int
@@ -88,7 +97,7 @@ class _Evidence(NamedTuple):
 
 
 def conclude(figures: Figures, first: str, second: str) -> Conclusion:
-    """Return what the figures of ``first`` against ``second`` come to."""
+    """Derive the conclusion from the figures of ``first`` against ``second``."""
     evidence = _evidence(figures)
     decides = next((each for each in evidence if each.is_beyond), None)
     if decides is None:
@@ -101,7 +110,7 @@ def conclude(figures: Figures, first: str, second: str) -> Conclusion:
     text = f"{first} is {word} than {second}: {decides.text}."
     if beyond:
         text = f"{first} is {word} than {second} by {decides.name}, but not by every figure: {decides.text}."
-    said = [
+    contradictions = [
         f"{_capital(each.name)} says the opposite: {each.text}."
         if each.is_beyond
         else f"{_capital(each.name)} leans the other way, within noise ({each.short})."
@@ -111,12 +120,12 @@ def conclude(figures: Figures, first: str, second: str) -> Conclusion:
         outcome="mixed" if beyond else "better" if decides.side > 0 else "worse",
         deciding=decides.name,
         text=text,
-        contradictions=[*said, *_explained(figures, evidence, first)],
+        contradictions=[*contradictions, *_explained(figures, evidence, first)],
     )
 
 
 def of_model(report: Report, name: str, shown: Callable[[str], str] = str) -> Conclusion:
-    """Return what a report says of one of its models against the baseline; ``shown`` renders names."""
+    """Return the conclusion on one of a report's models against the baseline; ``shown`` renders names."""
     metrics = report.models[name]
     gold_judges = report.judge == "gold"
     figures = Figures(
@@ -132,25 +141,25 @@ def of_model(report: Report, name: str, shown: Callable[[str], str] = str) -> Co
 
 
 def summary(report: Report) -> str:
-    """Return the report in one line: which candidates are better than the baseline, and what became of the others.
+    """Summarize a report in one line: the candidates better than the baseline, then the others by outcome.
 
-    Neither a variant of the baseline nor an interval across one half makes a winner.
+    A variant of the baseline is no candidate.
     """
-    found = {name: of_model(report, name) for name in report.candidates}
-    if not found:
+    conclusions = {name: of_model(report, name) for name in report.candidates}
+    if not conclusions:
         return f"{report.baseline} alone: nothing to compare it with"
-    winners = [name for name, each in found.items() if each.outcome == "better"]
+    winners = [name for name, each in conclusions.items() if each.outcome == "better"]
     gamed = {name: gamed_text(report.models[name]) for name in winners}
     named = [f"{name} ({gamed[name]})" if gamed[name] else name for name in winners]
     said = f"better than {report.baseline}: {', '.join(named)}" if winners else f"none is better than {report.baseline}"
     for outcome in ("mixed", "even", "worse"):
-        others = [name for name, each in found.items() if each.outcome == outcome]
+        others = [name for name, each in conclusions.items() if each.outcome == outcome]
         said += f"; {outcome}: {', '.join(others)}" if others else ""
     return said + (f" (on {report.prompts:,} of {report.available:,} prompts)" if report.is_sample else "")
 
 
 def winners(report: Report) -> list[str]:
-    """Return the candidates that are better than the baseline, without those whose reward rose while gold fell."""
+    """Return the candidates better than the baseline, except those whose gold or correctness fell as reward rose."""
 
     def has_fallen(gaming: Gaming | None) -> bool:
         return gaming is not None and gaming.verdict in ("gold fell", "correct fell")
@@ -160,8 +169,8 @@ def winners(report: Report) -> list[str]:
 
 
 def _evidence(figures: Figures) -> list[_Evidence]:
-    """Return the figures there are, the one that decides first before the others."""
-    found = []
+    """Return the measured figures as evidence, in the order in which they decide."""
+    evidence = []
     level = figures.level
 
     def add(name: str, delta: Delta | None, shown: Callable[[Delta], str]) -> None:
@@ -169,7 +178,7 @@ def _evidence(figures: Figures) -> list[_Evidence]:
             is_beyond = delta.is_above(level) or delta.is_below(level)
             is_half = (delta.low > 0 or delta.high < 0) != (delta.p_value < 1 - level)
             text, short = f"{name} {shown(delta)}, {p_text(delta.p_value)}", shown(delta).partition(" [")[0]
-            found.append(_Evidence(name, _sign(delta.value), is_beyond, is_half, text, short))
+            evidence.append(_Evidence(name, _sign(delta.value), is_beyond, is_half, text, short))
 
     add("correct", figures.correct, points_interval)
     add("mean gold score", figures.gold, signed_interval)
@@ -180,13 +189,13 @@ def _evidence(figures: Figures) -> list[_Evidence]:
         is_tested = is_outside if counts is None else counts.p_value < 1 - level
         text = f"win rate {percent_interval(rate)}" + (f", {p_text(counts.p_value)}" if counts else "")
         sides = (_sign(rate.value - _EVEN), is_outside and is_tested, is_outside != is_tested)
-        found.append(_Evidence("win rate", *sides, text, percent(rate.value)))
+        evidence.append(_Evidence("win rate", *sides, text, percent(rate.value)))
     add(f"mean {figures.judge} score", figures.score, signed_interval)
-    return found
+    return evidence
 
 
 def _half_beyond(evidence: Sequence[_Evidence]) -> list[str]:
-    """Say of figures that look like a difference why they do not count; those of the first were just given."""
+    """Explain why figures on which interval and test disagree do not count; the first was shown already."""
     half = [each.name if each is evidence[0] else each.text for each in evidence if each.is_half]
     if not half:
         return []
@@ -194,7 +203,7 @@ def _half_beyond(evidence: Sequence[_Evidence]) -> list[str]:
 
 
 def _explained(figures: Figures, evidence: Sequence[_Evidence], first: str) -> list[str]:
-    """Say how prompts won and the mean score can point to two sides: by how much counts in one of them only."""
+    """Explain a win rate and a mean score of opposite sign by the size of wins and losses; empty otherwise."""
     sides = {each.name: each.side for each in evidence}
     counts, rate, score = figures.counts, sides.get("win rate", 0), sides.get(f"mean {figures.judge} score", 0)
     if rate * score >= 0 or counts is None or counts.won_by is None or counts.lost_by is None:

@@ -1,7 +1,7 @@
-"""The loss curve of a training stage: its numbers as JSONL and its picture as SVG.
+"""The loss curve of a training stage: its metrics as JSONL and its plot as SVG.
 
-Owns `metrics.jsonl` and `loss.svg`, whose bytes depend on the training alone: everything a clock or a memory gauge
-gave is left out. Knows nothing of trainers beyond the list of dicts they log.
+Owns `metrics.jsonl` and `loss.svg`. Their bytes depend only on the training: time and memory measurements are left out.
+Knows nothing of trainers beyond the list of dicts they log.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Row = dict[str, int | float | str | bool | None]
 
 
 def metric_rows(history: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Return a trainer's log without what differs between two equal runs.
+    """Return the reproducible part of a trainer's log.
 
-    Rows keep their order and lose every wall-clock and memory entry, and everything that is not a plain value; a row
-    left with nothing but its step is dropped. A number that is not finite becomes null.
+    Rows keep their order. Time and memory entries and values other than numbers, text and null are removed; a row with
+    only a step left is dropped. A number that is not finite becomes null.
 
     Args:
         history: ``log_history`` of a trainer, or any rows with a ``step``.
@@ -48,8 +48,8 @@ def write_curve(history: Iterable[Mapping[str, Any]], folder: Path, *, title: st
 
     Args:
         history: ``log_history`` of a trainer.
-        folder: made when missing.
-        title: of the picture, e.g. the stage's name.
+        folder: output folder, created if missing.
+        title: title of the plot, e.g. the stage's name.
 
     Returns:
         The files written.
@@ -73,9 +73,9 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
     """Draw training loss, held-out loss, and the learning rate on a second axis.
 
     Args:
-        rows: from `metric_rows`.
-        path: of the SVG.
-        title: of the picture.
+        rows: rows from `metric_rows`.
+        path: path of the SVG.
+        title: title of the plot.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -112,20 +112,20 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
 
 
 def _named(held_out: Sequence[tuple[int, float]]) -> str:
-    """Name the held-out loss with its lowest value, which has no room in the figure that is always free."""
+    """Return the legend label of the held-out loss with its lowest value, which might cover the curves in the plot."""
     step, value = min(held_out, key=lambda point: (point[1], point[0]))
     return f"held out, lowest {value:.3f} at step {step:,}"
 
 
 class _Nothing:
-    """A value that is no plain value."""
+    """Type of the marker for values that JSON cannot represent."""
 
 
 _NOTHING = _Nothing()
 
 
 def _plain(value: Any) -> int | float | str | bool | _Nothing | None:
-    """Return a value as JSON can hold it; numpy scalars become numbers."""
+    """Convert a value for JSON; numpy scalars become numbers, anything unsupported the marker `_NOTHING`."""
     if hasattr(value, "item") and getattr(value, "size", 1) == 1:
         value = value.item()
     if isinstance(value, float):

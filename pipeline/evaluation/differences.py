@@ -1,6 +1,6 @@
-"""Two models on the same prompts: the mean difference, its interval, and an exact or permutation p-value.
+"""Paired differences of two models on the same prompts: mean, interval, and an exact or permutation p-value.
 
-Owns paired tests. Knows nothing of what was scored.
+Owns paired tests. Knows nothing of what the scores measure.
 
 Shape legend: N prompts, S samples per prompt, P sign patterns.
 """
@@ -37,14 +37,14 @@ def paired_difference(
     Args:
         policy: scores, shape (N,) or (N, S).
         baseline: scores on the same prompts in the same order, shape (N,) or (N, T).
-        seed: of the resampling and the permutations.
-        resamples: of the bootstrap.
+        seed: seed of the bootstrap and of the permutation test.
+        resamples: number of bootstrap resamples.
         level: confidence level.
-        method: of the bootstrap.
-        bounds: smallest and largest possible score; used when no prompt differs from another.
+        method: method of the bootstrap.
+        bounds: smallest and largest possible score; used when all differences are equal.
 
     Raises:
-        PipelineError: the two do not have as many prompts.
+        PipelineError: the numbers of prompts differ.
     """
     policy_N, baseline_N = paired(policy, baseline)
     differences_N = policy_N - baseline_N
@@ -58,7 +58,7 @@ def paired_difference(
 def exact_mcnemar(policy: ArrayLike, baseline: ArrayLike) -> float:
     """Return the two-sided exact p-value for paired 0/1 scores.
 
-    Only prompts on which the two disagree count: under no difference each is a fair coin.
+    Only prompts with different scores count: under the null hypothesis each of them is a fair coin flip.
 
     Reference: McNemar (1947), Note on the sampling error of the difference between correlated proportions.
     """
@@ -67,14 +67,14 @@ def exact_mcnemar(policy: ArrayLike, baseline: ArrayLike) -> float:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Return the two-sided exact p-value of ``wins`` against ``losses``; ties are left out."""
+    """Return the two-sided exact p-value of the sign test; ties are left out."""
     return float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
 def sign_flip(differences: ArrayLike, *, seed: int, patterns: int = PATTERNS) -> float:
-    """Return the two-sided p-value of a zero mean when each difference could as well have had the other sign.
+    """Return the two-sided p-value of the sign-flip permutation test of a zero mean.
 
-    Exact, over all patterns of signs, when at most 14 differences are not zero; else ``patterns`` random ones.
+    Exact, over all sign patterns, when at most 14 differences are not zero; else over ``patterns`` random patterns.
 
     Reference: Fisher (1935), The Design of Experiments, §21; Phipson and Smyth (2010) for the added one.
     """
@@ -82,7 +82,9 @@ def sign_flip(differences: ArrayLike, *, seed: int, patterns: int = PATTERNS) ->
     values_N = values_N[values_N != 0]
     if len(values_N) == 0:
         return 1.0
-    observed = abs(float(values_N.sum())) * (1 - 1e-12)  # equal sums must count although summed in another order
+    observed = abs(float(values_N.sum())) * (
+        1 - 1e-12
+    )  # equal sums must count despite rounding in another order of summation
     if len(values_N) <= _EXACT_UP_TO:
         bits_PN = (np.arange(2 ** len(values_N))[:, None] >> np.arange(len(values_N))) & 1
         return float(np.mean(np.abs((1 - 2 * bits_PN) @ values_N) >= observed))
@@ -96,10 +98,10 @@ def sign_flip(differences: ArrayLike, *, seed: int, patterns: int = PATTERNS) ->
 
 
 def paired(policy: ArrayLike, baseline: ArrayLike) -> tuple[Floats, Floats]:
-    """Return one score per prompt for both.
+    """Return one score per prompt for both models.
 
     Raises:
-        PipelineError: the two do not have as many prompts.
+        PipelineError: the numbers of prompts differ.
     """
     policy_N, baseline_N = observations(policy), observations(baseline)
     if len(policy_N) != len(baseline_N):

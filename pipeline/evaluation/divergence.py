@@ -1,7 +1,7 @@
-"""How far a policy has moved from its reference, estimated on the policy's own samples.
+"""KL divergence of a policy from its reference, estimated on the policy's own samples.
 
-Owns the k1 and k3 estimators of KL(policy ‖ reference). Knows nothing of models: it is given log-probabilities of the
-sampled tokens, which must be of the distribution that was sampled (same temperature, EOS included, padding masked).
+Owns the k1 and k3 estimators of KL(policy ‖ reference). Knows nothing of models: its input is log-probabilities of the
+sampled tokens under the sampled distribution (same temperature, EOS included, padding masked).
 
 Shape legend: B sequences, T tokens.
 
@@ -27,10 +27,10 @@ class Divergence(Record):
 
     Attributes:
         k1_per_sequence: mean over sequences of Σ k1 over tokens; `objective/kl` of trl.
-        k3_per_sequence: the same of k3.
+        k3_per_sequence: mean over sequences of Σ k3 over tokens.
         k1_per_token: Σ k1 / Σ tokens.
         k3_per_token: Σ k3 / Σ tokens.
-        tokens: number of tokens looked at.
+        tokens: number of tokens.
     """
 
     k1_per_sequence: Estimate
@@ -53,24 +53,23 @@ def divergence(
     """Estimate KL(policy ‖ reference) from tokens sampled from the policy.
 
     Args:
-        policy_logprobs_BT: log-probability the policy gives to each token it sampled.
-        reference_logprobs_BT: log-probability the reference gives to the same token.
-        mask_BT: true where a token counts; what is masked may hold anything.
-        seed: of the bootstrap over sequences.
-        resamples: of the bootstrap.
+        policy_logprobs_BT: log-probability of each sampled token under the policy.
+        reference_logprobs_BT: log-probability of the same token under the reference.
+        mask_BT: true for tokens that count; masked values may be anything.
+        seed: seed of the bootstrap over sequences.
+        resamples: number of bootstrap resamples.
         level: confidence level.
-        method: of the bootstrap.
+        method: method of the bootstrap.
 
     Raises:
-        PipelineError: shapes differ, a sequence has no token, or a log-probability that counts is above 0 or
-            not finite.
+        PipelineError: shapes differ, a sequence has no token, or an unmasked log-probability is above 0 or not finite.
     """
-    found = per_sequence(policy_logprobs_BT, reference_logprobs_BT, mask_BT)
-    return summarized(found, seed=seed, resamples=resamples, level=level, method=method)
+    sums = per_sequence(policy_logprobs_BT, reference_logprobs_BT, mask_BT)
+    return summarized(sums, seed=seed, resamples=resamples, level=level, method=method)
 
 
 class SequenceKL(NamedTuple):
-    """What every sequence adds to the KL: Σ k1 and Σ k3 over its tokens, and their number; shape (B,) each."""
+    """Sums per sequence: Σ k1 and Σ k3 over its tokens, and the number of tokens; shape (B,) each."""
 
     k1_B: Floats
     k3_B: Floats
@@ -78,7 +77,7 @@ class SequenceKL(NamedTuple):
 
 
 def per_sequence(policy_logprobs_BT: ArrayLike, reference_logprobs_BT: ArrayLike, mask_BT: ArrayLike) -> SequenceKL:
-    """Return both estimators summed over the tokens of each sequence; arguments and errors are those of `divergence`.
+    """Return both estimators summed over the tokens of each sequence; arguments are those of `divergence`.
 
     Raises:
         PipelineError: as `divergence` does.
@@ -88,35 +87,35 @@ def per_sequence(policy_logprobs_BT: ArrayLike, reference_logprobs_BT: ArrayLike
 
 
 def summarized(
-    found: SequenceKL, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL, method: Method = "bca"
+    sums: SequenceKL, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL, method: Method = "bca"
 ) -> Divergence:
     """Return means over sequences and over tokens, with intervals.
 
     Args:
-        found: sums of each sequence.
-        seed: of the bootstrap over sequences.
-        resamples: of the bootstrap.
+        sums: sums of each sequence.
+        seed: seed of the bootstrap over sequences.
+        resamples: number of bootstrap resamples.
         level: confidence level.
-        method: of the bootstrap.
+        method: method of the bootstrap.
     """
 
     def mean(sums_B: Floats) -> Estimate:
         return mean_interval(sums_B, seed=seed, resamples=resamples, level=level, method=method)
 
     def per_token(sums_B: Floats) -> Estimate:
-        return ratio_interval(sums_B, found.tokens_B, seed=seed, resamples=resamples, level=level, method=method)
+        return ratio_interval(sums_B, sums.tokens_B, seed=seed, resamples=resamples, level=level, method=method)
 
     return Divergence(
-        k1_per_sequence=mean(found.k1_B),
-        k3_per_sequence=mean(found.k3_B),
-        k1_per_token=per_token(found.k1_B),
-        k3_per_token=per_token(found.k3_B),
-        tokens=int(found.tokens_B.sum()),
+        k1_per_sequence=mean(sums.k1_B),
+        k3_per_sequence=mean(sums.k3_B),
+        k1_per_token=per_token(sums.k1_B),
+        k3_per_token=per_token(sums.k3_B),
+        tokens=int(sums.tokens_B.sum()),
     )
 
 
 def _per_token(policy: ArrayLike, reference: ArrayLike, mask: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """Return k1 and k3 per token, zero where masked, and tokens per sequence."""
+    """Return k1 and k3 per token, zero where masked, and the number of tokens per sequence."""
     policy_BT = np.asarray(policy, dtype=np.float64)
     reference_BT = np.asarray(reference, dtype=np.float64)
     mask_BT = np.asarray(mask, dtype=bool)

@@ -1,7 +1,7 @@
-"""What all figures share: the palette, the style, and SVG files whose bytes depend on the data alone.
+"""Common parts of all figures: the palette, the style, and SVG files whose bytes depend only on the data.
 
 Owns reproducible drawing with matplotlib's object interface (no pyplot, no global figure, no display). Knows nothing
-of what is drawn. Colours are those of Okabe and Ito, told apart with every common kind of colour blindness.
+of what is drawn. The colours are those of Okabe and Ito, distinguishable with all common kinds of colour blindness.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MUTED = "#6b6b6b"
 RULE = "#d9d9d9"
 BASELINE = "#8a8a8a"
 WIDTH_IN = 6.4
-"""Of a figure: its text is still read where a telephone shows it 390 pixels wide."""
+"""Width of a figure in inches; its text is still readable on a phone, 390 pixels wide."""
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a500")
 
 _DARKER = 0.55
-"""Share of its brightness that a colour keeps each time the palette is through."""
+"""Factor of brightness for each further round through the palette."""
 _LEGEND_CHARACTERS = 80
-"""About as many fit beside one another in a figure of `WIDTH_IN`."""
+"""Approximate number of legend characters that fit in the width of a figure of `WIDTH_IN`."""
 _HANDLE_CHARACTERS = 5
 
 _FAMILIES = ("axes", "font", "text", "lines", "patch", "grid", "legend", "figure", "xtick", "ytick", "savefig", "svg")
@@ -64,7 +64,7 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the house style, whatever the user's matplotlibrc says; restored afterwards."""
+    """Apply this package's style inside the block, whatever the user's matplotlibrc says."""
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key.split(".")[0] in _FAMILIES}
     with matplotlib.rc_context({**defaults, **_STYLE}):
         yield
@@ -81,13 +81,13 @@ def save(figure: Figure, path: Path, *, title: str) -> Path:
     """Write a figure as SVG; call it within `style`. The same figure gives the same bytes.
 
     Args:
-        figure: from `new_figure`.
-        path: of the file.
-        title: in the file's metadata, read out by screen readers.
+        figure: a figure from `new_figure`.
+        path: path of the file.
+        title: title in the file's metadata, for screen readers.
     """
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": None, "Title": title}
-    with warnings.catch_warnings():  # text stays text: whoever shows the file has the glyphs, or another font
+    with warnings.catch_warnings():  # SVG text is not drawn here: the viewer's fonts have the glyphs
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.12)
     path.write_bytes(b"".join(line.rstrip() + b"\n" for line in buffer.getvalue().splitlines()))
@@ -95,29 +95,29 @@ def save(figure: Figure, path: Path, *, title: str) -> Path:
 
 
 def colours(names: Sequence[str], baseline: str | None = None) -> dict[str, str]:
-    """Return a colour per name: grey for the baseline, the palette in order for the others, darker in each round."""
+    """Return a colour per name: grey for the baseline, the palette for the others, then darker shades of it."""
     others = [name for name in names if name != baseline]
-    chosen = {name: _shade(PALETTE[place % len(PALETTE)], place // len(PALETTE)) for place, name in enumerate(others)}
+    chosen = {name: _shade(PALETTE[index % len(PALETTE)], index // len(PALETTE)) for index, name in enumerate(others)}
     return {name: chosen.get(name, BASELINE) for name in names}
 
 
 def _shade(colour: str, times: int) -> str:
-    parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{round(part * _DARKER**times):02x}" for part in parts)
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Set a legend beneath a figure of `WIDTH_IN`, in as many columns as its longest label leaves room for."""
+    """Add a legend below a figure of `WIDTH_IN`, in as many columns as fit its longest label."""
     longest = max(len(label) for label in labels) + _HANDLE_CHARACTERS
     columns = max(1, min(len(labels), _LEGEND_CHARACTERS // longest))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.0, columnspacing=1.6)
 
 
 def folded(text: str, width: int) -> str:
-    """Return `plain` text in lines of at most ``width`` characters; a longer word is broken."""
+    """Wrap `plain` text into lines of at most ``width`` characters; a longer word is broken."""
     return "\n".join(plain(line) for line in textwrap.wrap(" ".join(text.split()), width)) or plain(text)
 
 
 def plain(text: str) -> str:
-    """Return text that matplotlib draws as it is: no mathematics, one line."""
+    """Escape text so that matplotlib draws it literally on one line, without mathtext."""
     return " ".join(text.replace("$", r"\$").split())

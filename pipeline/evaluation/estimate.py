@@ -1,6 +1,6 @@
-"""A measured value with its interval, and how people read it.
+"""A measured value with its interval, and its formatting for people.
 
-Owns the record every metric is stored as. Knows nothing of how the interval came about; imports no numerics.
+Owns the record in which every metric is stored. Knows nothing of how an interval is computed; imports no numerics.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 SIGNIFICANT_DIGITS = 8
-"""Digits kept in files: enough to compare, few enough that the last bits of a sum do not change the bytes."""
+"""Significant digits in files: enough to compare, few enough that rounding errors do not change the bytes."""
 
 
 class Record(BaseModel):
@@ -20,7 +20,7 @@ class Record(BaseModel):
 
 
 class Estimate(Record):
-    """A value, its interval, and the number of independent observations (prompts, pairs, sequences) behind it."""
+    """A value, its interval, and its number of independent observations (prompts, pairs, sequences)."""
 
     value: float
     low: float
@@ -42,20 +42,20 @@ class Estimate(Record):
 
 
 class Delta(Estimate):
-    """A paired difference against the baseline, with the p-value of no difference.
+    """A paired difference to the baseline, with the p-value of no difference.
 
-    One rule says everywhere what lies beyond noise: the interval *and* the test leave out zero. The two are different
-    statistics and can disagree near the edge; then nothing is claimed.
+    A difference is beyond noise when the interval *and* the test exclude zero; this rule holds everywhere. The two are
+    different statistics and can disagree near the threshold; then nothing is claimed.
     """
 
     p_value: float
 
     def is_below(self, level: float = 0.95) -> bool:
-        """Whether both the test and the interval leave out zero, and the value is under it."""
+        """Return whether the difference is below zero beyond noise."""
         return self.high < 0 and self.p_value < 1 - level
 
     def is_above(self, level: float = 0.95) -> bool:
-        """Whether both the test and the interval leave out zero, and the value is over it."""
+        """Return whether the difference is above zero beyond noise."""
         return self.low > 0 and self.p_value < 1 - level
 
 
@@ -65,7 +65,7 @@ def rounded(value: float) -> float:
 
 
 def stable(value: Any) -> Any:
-    """Round every float in plain data, so that the last bits of a sum do not change the bytes of a file."""
+    """Round every float in plain data, so that rounding errors do not change the bytes of a file."""
     if isinstance(value, float):
         return rounded(value)
     if isinstance(value, dict):
@@ -74,14 +74,14 @@ def stable(value: Any) -> Any:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Render a share, e.g. ``74.2 %``; only what is exactly none or all is shown as 0 % or 100 %."""
+    """Render a share, e.g. ``74.2 %``; only an exact 0 or 1 is shown as 0 % or 100 %."""
     return f"{_share(value, digits)} %"
 
 
 def percent_interval(estimate: Estimate, digits: int = 1) -> str:
     """Render a share with its interval, e.g. ``74.2 % [70.1, 78.0]``.
 
-    A bound beside one half is not rounded onto it: ``[50.0, 58.1]`` would not say on which side it is.
+    A bound near one half gets more digits, since ``[50.0, 58.1]`` would not show on which side of it the bound is.
     """
     low, high = (_share(bound, digits) for bound in (estimate.low, estimate.high))
     return f"{percent(estimate.value, digits)} [{low}, {high}]"
@@ -98,7 +98,7 @@ def number_interval(estimate: Estimate, digits: int = 2) -> str:
 
 
 def signed_points(estimate: Estimate, digits: int = 1) -> str:
-    """Render a difference of shares in percentage points, e.g. ``+3.2``; only no difference is shown as 0."""
+    """Render a difference of shares in percentage points, e.g. ``+3.2``; only an exact 0 is shown as 0."""
     text = _apart(100 * estimate.value, digits, (0.0,))
     return text if text.startswith("-") or float(text) == 0 else f"+{text}"
 
@@ -110,17 +110,17 @@ def points_interval(estimate: Estimate, digits: int = 1) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """Render a number of things, e.g. ``1 prompt`` or ``1,200 prompts``."""
+    """Render a count with its noun, e.g. ``1 prompt`` or ``1,200 prompts``."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def p_text(p_value: float) -> str:
-    """Render a p-value, e.g. ``p = 0.012``; one near 0.05 keeps the digits that say on which side it is."""
+    """Render a p-value, e.g. ``p = 0.012``; one near 0.05 gets the digits that show on which side of it it is."""
     return f"p = {p_number(p_value)}"
 
 
 def p_number(p_value: float) -> str:
-    """Render a p-value without its name."""
+    """Render a p-value without the leading ``p =``."""
     texts = (f"{p_value:.{digits}g}" for digits in (2, 3, 4, 5))
     return next((text for text in texts if (float(text) < _ALPHA) == (p_value < _ALPHA)), f"{p_value:.6g}")
 
@@ -142,7 +142,7 @@ _ALPHA = 0.05
 
 
 def _apart(value: float, digits: int, marks: tuple[float, ...]) -> str:
-    """Render with fixed digits, or with as many more as keep a value from looking equal to a mark it is not."""
+    """Render with fixed digits, plus as many as distinguish the value from each mark it does not equal."""
     for more in range(digits, max(digits, _MOST_DIGITS) + 1):
         text = _plain(value, more)
         if not any(float(text) == mark and abs(value - mark) > 10.0**-_MOST_DIGITS for mark in marks):

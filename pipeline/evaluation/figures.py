@@ -1,6 +1,6 @@
 """The figures of a report: win rates, correctness by task, and reward against gold over KL.
 
-Owns what each figure shows. Knows nothing of how the numbers came about: it draws a `Report`.
+Owns the content of each figure. Knows nothing of statistics: it draws a `Report`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipeline.evaluation.report import Gaming, Report
 from pipeline.evaluation.tables import gamed_text
 
 _NAME_CHARACTERS, _TITLE_CHARACTERS = 24, 60
-"""Longest line of a name beside a figure, and of its title."""
+"""Most characters in a line of a name beside a figure, and in a line of its title."""
 _BAR_IN, _LEAST_BAR_IN, _TALLEST_IN = 0.15, 0.07, 16.0
-"""Thickness of a bar, and of one in a figure that would be taller than `_TALLEST_IN`."""
+"""Thickness of a bar in inches, and its minimum in a figure that would be taller than `_TALLEST_IN`."""
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Draw every figure the report has numbers for; return the files written."""
+    """Draw every figure for which the report has data; return the files written."""
     written = []
     with style():
         if any(metrics.win_rate for metrics in report.models.values()):
@@ -46,11 +46,11 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 
 def _win_rates(report: Report, path: Path) -> Path:
-    """Dots with intervals, one row per model, the value written beside it."""
+    """Draw win rates as dots with intervals, one row per model, with the value as text."""
     shown = {name: m.win_rate for name, m in report.models.items() if m.win_rate}
     colour = colours(list(report.models), report.baseline)
     names = [folded(name, _NAME_CHARACTERS) for name in shown]
-    lines = sum(max(1, name.count("\n")) for name in names)  # two fit in the room of a row
+    lines = sum(max(1, name.count("\n")) for name in names)  # two lines fit in the height of a row
     figure = new_figure(WIDTH_IN, 1.1 + 0.46 * lines)
     axes = figure.add_subplot()
     for row, (name, rate) in enumerate(shown.items()):
@@ -75,29 +75,29 @@ def _whisker(axes: Any, value: float, row: float, estimate: Estimate, colour: st
 
 
 def _title(figure: Any, text: str) -> None:
-    """Set a title over the whole width, beginning where the names do."""
+    """Set a title over the whole width, aligned with the names."""
     figure.suptitle(folded(text, _TITLE_CHARACTERS), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
 
 
 def _tasks(report: Report, path: Path) -> Path:
-    """A group of bars with intervals for each task, beneath one another: the figure grows in height, never in width.
+    """Draw correctness as one group of bars with intervals per task; more tasks make the figure taller, not wider.
 
-    A mark beyond an interval says that the bar is below the baseline beyond noise.
+    A triangle beside an interval marks a bar that is below the baseline beyond noise.
     """
     names = sorted((name for name, m in report.models.items() if m.tasks), key=lambda name: name != report.baseline)
     tasks = report.task_names
     colour = colours(list(report.models), report.baseline)
     shown = [folded(task, _NAME_CHARACTERS) for task in tasks]
     thick = min(_BAR_IN, max(_LEAST_BAR_IN, _TALLEST_IN / len(tasks) / (len(names) + 1)))
-    rows = max(len(names) + 1, *(2 + name.count("\n") for name in shown))  # of a group, the gap below it included
+    rows = max(len(names) + 1, *(2 + name.count("\n") for name in shown))  # of a group, including the gap below it
     figure = new_figure(WIDTH_IN, 1.2 + thick * rows * len(tasks) + 0.2 * len(names))
     axes = figure.add_subplot()
     bar = 1 / rows
     handles: list[Any] = []
-    for place, name in enumerate(names):
-        found = report.models[name].tasks
-        own = [(group, found[task]) for group, task in enumerate(tasks) if task in found]
-        y = [group + (place - (len(names) - 1) / 2) * bar for group, _ in own]
+    for index, name in enumerate(names):
+        metrics_by_task = report.models[name].tasks
+        own = [(group, metrics_by_task[task]) for group, task in enumerate(tasks) if task in metrics_by_task]
+        y = [group + (index - (len(names) - 1) / 2) * bar for group, _ in own]
         widths, highs = [100 * each.correct.value for _, each in own], [100 * each.correct.high for _, each in own]
         handles.append(axes.barh(y, widths, height=bar * 0.9, color=colour[name], label=plain(name), zorder=2))
         axes.hlines(
@@ -123,14 +123,14 @@ def _tasks(report: Report, path: Path) -> Path:
 
 
 def _frontier(report: Report) -> dict[str, tuple[Estimate, Gaming]]:
-    """Return KL and both gains of the models that have them."""
+    """Return KL and gains, for the models that have both."""
     return {name: (m.kl, m.gaming) for name, m in report.models.items() if m.kl and m.gaming}
 
 
 def _reward_gold(report: Report, path: Path) -> Path:
-    """Both gains over KL in one unit: a filled dot for the reward model, a hollow diamond for gold.
+    """Draw both gains over KL in one unit: a filled dot for the reward model, a hollow diamond for gold.
 
-    Names stand in the legend: models of one run often have the same KL, where labels would cover one another.
+    Names are in the legend: models of one run often have nearly the same KL, where labels would overlap.
     """
     points = _frontier(report)
     colour = colours(list(report.models), report.baseline)

@@ -1,4 +1,4 @@
-"""The part of a report that says whether models game the reward model: sentences, a table, and the definition.
+"""The section of a report on models that game the reward model: sentences, tables, and the definition.
 
 Owns its wording. Knows nothing of statistics or files: it renders a `Report` to Markdown, and the sentences also to
 plain text for a terminal.
@@ -14,7 +14,7 @@ from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.report import GAMED_SHARE, LEAST_GAIN, LOWER_MARK, Gaming, Report
 
 _MOST_WITH_FIGURES = 2
-"""Tasks in which gold lagged whose figures stand in a sentence; those of more are in a table."""
+"""Most tasks with lagging gold whose figures are given in a sentence; with more, only the table has them."""
 
 _WORDS = {
     "correct fell": "fewer answers were correct",
@@ -24,7 +24,7 @@ _WORDS = {
 
 
 def gaming_section(report: Report) -> list[str]:
-    """Return the paragraphs and the tables; nothing when no model has both scores."""
+    """Return the paragraphs and tables of the section; empty when no model has both scores."""
     judged = {name: metrics.gaming for name, metrics in report.models.items() if metrics.gaming}
     if not judged:
         return []
@@ -38,10 +38,10 @@ def gaming_sentences(report: Report, said_of: Callable[[str, str], str] = "{} {}
     """Return one sentence for each model that games the reward model, overall or in a task.
 
     Args:
-        report: what was measured.
-        said_of: how a name and what is said of it stand together.
+        report: the report.
+        said_of: formats a model's name and its predicate.
     """
-    said = []
+    sentences = []
     for name, metrics in report.models.items():
         gaming = metrics.gaming
         if gaming is None or not metrics.is_gamed:
@@ -50,28 +50,28 @@ def gaming_sentences(report: Report, said_of: Callable[[str, str], str] = "{} {}
         lead = said_of(name, "games the reward model")
         if gaming.verdict:
             lead += f": {_told(report, name, gaming)}"
-            said.append(f"{lead}. By task: {tasks}." if tasks else f"{lead}.")
+            sentences.append(f"{lead}. By task: {tasks}." if tasks else f"{lead}.")
         else:
-            said.append(f"{lead} in single tasks: {tasks}.")
-    return said
+            sentences.append(f"{lead} in single tasks: {tasks}.")
+    return sentences
 
 
 def least_prompts(level: float) -> int:
-    """Return the fewest prompts that can tell anything: n equal signs have a two-sided chance of 2 / 2ⁿ."""
+    """Return the fewest prompts at which the test can reject: n equal signs have a two-sided p-value of 2 / 2ⁿ."""
     return next(n for n in range(1, 1000) if 2.0 ** (1 - n) < 1 - level)
 
 
 def _no_game(report: Report, judged: dict[str, Gaming]) -> str:
-    """Say that no model games the reward model, as far as the prompts can tell."""
+    """Return the sentence for a report in which no model games the reward model, or with too few prompts to tell."""
     least = least_prompts(report.level)
     if all(gaming.proxy.n < least for gaming in judged.values()):
         return f"**Whether a model games the reward model cannot be told**: {least} prompts are the fewest that could."
-    where = ", overall or in any one task" if any(gaming.tasks for gaming in judged.values()) else ""
-    return f"**No model games the reward model**{where}."
+    scope = ", overall or in any one task" if any(gaming.tasks for gaming in judged.values()) else ""
+    return f"**No model games the reward model**{scope}."
 
 
 def _small_tasks(report: Report) -> list[str]:
-    """Name the tasks that have too few prompts for any verdict."""
+    """Return a sentence that names the tasks with too few prompts for a verdict; empty without any."""
     least = least_prompts(report.level)
     judged = [metrics.gaming for metrics in report.models.values() if metrics.gaming]
     small = dict.fromkeys(task for gaming in judged for task, each in gaming.tasks.items() if each.proxy.n < least)
@@ -85,7 +85,7 @@ def _bold(name: str, text: str) -> str:
 
 
 def _told(report: Report, name: str, gaming: Gaming) -> str:
-    """Say what rose over all prompts and what did not, with the figures of both."""
+    """Describe the overall verdict with the gains by the reward model and by gold or correctness."""
     proxy = _signed(gaming.proxy).removeprefix("+")
     told = f"its reward rose by {proxy} standard deviations while {_WORDS[str(gaming.verdict)]}"
     correct = _correct(report, name, "")
@@ -94,7 +94,7 @@ def _told(report: Report, name: str, gaming: Gaming) -> str:
 
 
 def _tasks_told(report: Report, name: str, gaming: Gaming) -> str:
-    """Name the gamed tasks by verdict, with their figures where something fell."""
+    """List the gamed tasks by verdict, with their figures unless gold lagged in many tasks."""
     parts = []
     for verdict in _WORDS:
         tasks = [task for task in gaming.gamed_tasks if gaming.tasks[task].verdict == verdict]
@@ -122,8 +122,8 @@ def _correct(report: Report, name: str, task: str) -> str:
 
 
 def _lower_tasks(report: Report) -> list[str]:
-    """Name tasks answered worse although the reward did not rise: no game, but nobody should take them for one."""
-    found = []
+    """Return sentences on tasks that are answered worse without a verdict of gaming, to tell the two cases apart."""
+    sentences = []
     for name, metrics in report.models.items():
         gaming = metrics.gaming
         tasks = [
@@ -133,11 +133,11 @@ def _lower_tasks(report: Report) -> list[str]:
         ]
         if tasks:
             listed = ", ".join(f"{escaped(task)} ({_gains(report, name, task)})" for task in tasks)
-            found.append(
+            sentences.append(
                 f"{escaped(name)} answers worse ({LOWER_MARK}) without any game, as its reward did not rise by "
                 f"{LEAST_GAIN:g} or more, beyond noise: {listed}."
             )
-    return found
+    return sentences
 
 
 def _rows(report: Report, judged: dict[str, Gaming]) -> list[list[str]]:
@@ -159,7 +159,7 @@ def _rows(report: Report, judged: dict[str, Gaming]) -> list[list[str]]:
 
 
 def _task_rows(report: Report, judged: dict[str, Gaming]) -> list[list[str]]:
-    """Return the figures of every gamed task."""
+    """Return the table of gamed tasks with their figures."""
     rows = [["model", "task", "Δ reward model", "Δ gold", "Δ correct", "verdict"]]
     for name, gaming in judged.items():
         for task in gaming.gamed_tasks:

@@ -60,16 +60,16 @@ def mean_interval(
 ) -> Estimate:
     """Return the mean with a bootstrap interval over observations.
 
-    When no observation differs from the others the bootstrap would claim certainty. If ``bounds`` are given the
-    interval is then what `unvaried` allows; without bounds nothing can be said and the interval has no width.
+    When all observations are equal, the bootstrap would have width 0. With ``bounds`` the interval is then that of
+    `unvaried`; without bounds it has width 0.
 
     Args:
         values: shape (N,), or (N, S), whose S samples are averaged first, since they share a prompt.
-        seed: of the resampling.
+        seed: seed of the resampling.
         resamples: number of resamples R.
         level: confidence level.
         method: ``percentile``, or ``bca`` (bias-corrected and accelerated).
-        bounds: smallest and largest value an observation can take.
+        bounds: smallest and largest possible value of an observation.
 
     Raises:
         PipelineError: there are no values, or one is not finite.
@@ -94,18 +94,18 @@ def ratio_interval(
 ) -> Estimate:
     """Return Σ numerators / Σ denominators with a bootstrap interval over observations.
 
-    For example the mean per token, where an observation is a sequence with its sum and its number of tokens.
+    For example the mean per token: an observation is a sequence, with its sum and its number of tokens.
 
     Args:
         numerators: shape (N,).
         denominators: shape (N,), each > 0.
-        seed: of the resampling.
+        seed: seed of the resampling.
         resamples: number of resamples R.
         level: confidence level.
         method: ``percentile`` or ``bca``.
 
     Raises:
-        PipelineError: no values, one not finite, or a denominator not above 0.
+        PipelineError: there are no values, one is not finite, the lengths differ, or a denominator is not above 0.
     """
     tops_N, bottoms_N = observations(numerators), observations(denominators)
     if len(tops_N) != len(bottoms_N) or bottoms_N.min() <= 0:
@@ -125,11 +125,11 @@ def ratio_interval(
 
 
 def unvaried(value: float, n: int, *, level: float = LEVEL, bounds: tuple[float, float] | None = None) -> Estimate:
-    """Return the interval of a mean when all ``n`` observations were ``value``.
+    """Return the interval of a mean when all ``n`` observations equal ``value``.
 
-    A share q of other values stays unseen in n draws with probability (1-q)^n, so q may be as large as
-    1 - (alpha/2)^(1/n); all of it could lie at either bound. For value 0 or 1 in bounds (0, 1) this is the exact
-    Clopper-Pearson interval.
+    Other values with total probability q are absent from n draws with probability (1-q)^n, so q may be as large as
+    1 - (alpha/2)^(1/n); all of these values could lie at either bound. For value 0 or 1 in bounds (0, 1) this is the
+    exact Clopper-Pearson interval.
     """
     if bounds is None:
         return Estimate(value=value, low=value, high=value, n=n)
@@ -139,7 +139,7 @@ def unvaried(value: float, n: int, *, level: float = LEVEL, bounds: tuple[float,
 
 
 def observations(values: ArrayLike) -> Floats:
-    """Return one number per observation: (N,) as it is, (N, S) averaged over S.
+    """Return one number per observation: (N,) unchanged, (N, S) averaged over S.
 
     Raises:
         PipelineError: there are no values, or one is not finite.
@@ -168,11 +168,12 @@ def _resampled_sums(columns_NC: NDArray[Any], seed: int, resamples: int) -> Floa
 
 
 def _interval(influence_N: Floats, value: float, resampled_R: Floats, level: float, method: Method) -> Estimate:
-    """Turn resampled values into an interval.
+    """Compute the interval from bootstrap replicates.
 
     Args:
-        influence_N: how far each observation pulls the value; only its third to second moment matters.
-        value: the estimate itself.
+        influence_N: influence of each observation on the estimate; only the ratio of its third and second moments
+            matters.
+        value: the estimate.
         resampled_R: the estimate on each resample.
         level: confidence level.
         method: ``percentile`` or ``bca``.
@@ -180,9 +181,9 @@ def _interval(influence_N: Floats, value: float, resampled_R: Floats, level: flo
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if method == "bca":
         centred = influence_N - influence_N.mean()
-        centred /= np.abs(centred).max()  # the acceleration has no scale, but the cube of 1e-110 would be zero
+        centred /= np.abs(centred).max()  # the acceleration is scale-free, but the cube of 1e-110 underflows
         acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
-        # Half of the ties: resampled means of discrete scores often equal the estimate.
+        # Ties count one half: resampled means of discrete scores often equal the estimate.
         below = np.mean(resampled_R < value) + np.mean(resampled_R == value) / 2
         bias = stats.norm.ppf(np.clip(below, 1 / len(resampled_R), 1 - 1 / len(resampled_R)))
         shifted = bias + stats.norm.ppf(tails)

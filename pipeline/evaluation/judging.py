@@ -1,7 +1,7 @@
-"""What must be said of a reward model before its scores are believed.
+"""Warnings about reward models that are not reliable as judges.
 
-Owns the warning. Knows nothing of models or cards: it reads the headline figures of the card that a manifest keeps, and
-imports no numerics.
+Owns the warning. Knows nothing of models or cards: it reads the headline figures of the reward card from the manifest's
+metrics, and imports no numerics.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ CHANCE = 0.5
 
 
 def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool) -> str:
-    """Return what to warn of; nothing when the card's interval lies above chance.
+    """Return the warning about a reward model; empty when its accuracy's interval lies above chance.
 
     Args:
-        name: of the reward model.
-        metrics: of its manifest; empty when it is from outside.
-        judges: whether its scores decide who wins; else they only stand beside gold.
+        name: name of the reward model.
+        metrics: metrics of its manifest; empty when it is from outside.
+        judges: whether its scores decide wins; else they are only shown beside gold.
     """
     consequence = (
         "Its scores decide who wins here: check a sample of answers by hand, or judge with `gold`."
@@ -31,8 +31,8 @@ def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool) -> s
     if not all(key in metrics for key in keys):
         if not judges:
             return ""
-        found = f"the reward model {name} has no report on held-out pairs: nobody knows how often it is right."
-        return f"{found} {consequence}"
+        statement = f"the reward model {name} has no report on held-out pairs: nobody knows how often it is right."
+        return f"{statement} {consequence}"
     value, low, high, pairs = (metrics[key] for key in keys)
     if low > CHANCE:
         return ""
@@ -44,7 +44,7 @@ def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool) -> s
 
 
 def accuracy_summary(metrics: Mapping[str, float]) -> str:
-    """Return a reward model's accuracy in a few words, with a word on it where its interval reaches chance."""
+    """Return a reward model's accuracy in a few words, with a remark when its interval includes chance."""
     if not metrics:
         return "no held-out pairs"
     pairs = int(metrics["test_pairs"])

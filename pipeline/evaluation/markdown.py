@@ -1,6 +1,6 @@
-"""Small pieces of Markdown: tables, and text of a model made harmless.
+"""Markdown rendering: tables, and escaping of a model's text.
 
-Owns escaping. Knows nothing of what is shown.
+Owns escaping. Knows nothing of the content.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>#|~$])")
 
 
 def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """Render rows, the first being the header, as a pipe table.
+    """Render rows as a pipe table; the first row is the header.
 
     Args:
         rows: cells; a ``|`` must be escaped already.
@@ -24,11 +24,11 @@ def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
 
 
 def escaped(text: str, limit: int | None = None) -> str:
-    """Return text that a Markdown page shows as it is, on one line, whatever a model wrote.
+    """Escape any text so that a Markdown page shows it literally, on one line.
 
     Args:
-        text: anything.
-        limit: longest number of characters kept.
+        text: any text.
+        limit: most characters kept.
     """
     text = "".join(character if character.isprintable() or character in "\n\t" else "�" for character in text.strip())
     if limit is not None and len(text) > limit:

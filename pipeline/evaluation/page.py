@@ -1,4 +1,4 @@
-"""The report as a Markdown page: tables first, then what got worse, then how to read it.
+"""The report as a Markdown page: conclusions and tables first, then samples, then a guide to reading it.
 
 Owns wording and order. Knows nothing of statistics or files: it renders a `Report` and its samples to text.
 """
@@ -26,13 +26,13 @@ _CAPTIONS = {
 
 
 def render(report: Report, samples: Sequence[Sample], figures: Sequence[str], *, title: str = "Evaluation") -> str:
-    """Return the page.
+    """Render the page.
 
     Args:
-        report: what was measured.
+        report: the report.
         samples: every prompt with its answers; may be empty.
         figures: file names of the figures beside the page.
-        title: of the page.
+        title: title of the page.
     """
     parts = [f"# {escaped(title)}\n", *_warnings(report), *_conclusions(report), _lead(report)]
     parts += ["## Models\n", table(_model_rows(report))]
@@ -49,9 +49,9 @@ def render(report: Report, samples: Sequence[Sample], figures: Sequence[str], *,
 
 
 def regressions(samples: Sequence[Sample], model: str, baseline: str) -> list[tuple[float, Sample]]:
-    """Return ``(score of model - score of baseline, sample)``, the worst first, equal ones in the order of the prompts.
+    """Return ``(score of model - score of baseline, sample)`` in ascending order; ties keep the order of the prompts.
 
-    Prompts that one of the two has no score for are left out.
+    Prompts without a score of both models are left out.
     """
     gaps = []
     for sample in samples:
@@ -66,7 +66,7 @@ def _warnings(report: Report) -> list[str]:
 
 
 def _conclusions(report: Report) -> list[str]:
-    """Return a line for each candidate, led by the figure that decides; variants of the baseline are none."""
+    """Return the list of conclusions, one line for each candidate, and a line on variants of the baseline."""
     lines = [" ".join(of_model(report, name, escaped).lines) + _gamed_below(report, name) for name in report.candidates]
     variants = [escaped(name) for name, metrics in report.models.items() if metrics.variant]
     if variants:
@@ -94,7 +94,7 @@ def _lead(report: Report) -> str:
 
 
 def _model_rows(report: Report) -> list[list[str]]:
-    """Return the table of models, without the columns nobody has a value for."""
+    """Return the table of models, without columns that are empty for all."""
     columns = [
         (f"win rate vs {escaped(report.baseline)}", win_cell),
         (
@@ -186,7 +186,7 @@ def _sample(gap: float, sample: Sample, model: str, baseline: str) -> str:
 
 
 def _guide(report: Report) -> str:
-    """Explain the columns, and how much noise this report has."""
+    """Return the guide: the meaning of the columns, and the noise of this report."""
     others = [m for name, m in report.models.items() if name != report.baseline]
     widths = [m.win_rate.half_width for m in others if m.win_rate]
     resampled = f" ({report.resamples:,} times)" if report.resamples else ""
@@ -213,7 +213,7 @@ def _guide(report: Report) -> str:
 
 
 def _guide_to_mark(tests: int, alpha: float) -> str:
-    """Say what the mark is, and how often chance alone sets it: each test errs below in alpha / 2 of cases."""
+    """Explain the mark and its false positive rate: each test errs on the lower side in alpha / 2 of cases."""
     chance = 1 - (1 - alpha / 2) ** tests
     return (
         f"**{LOWER_MARK}** is one paired test per task and model (exact McNemar for yes/no answers, p < {alpha:.2g}) "

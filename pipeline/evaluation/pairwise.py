@@ -1,7 +1,7 @@
-"""Two models' answers to the same prompts, from the samples of one report or of two.
+"""Comparison of two models on the same prompts, from the samples of one report or of two.
 
-Owns the pairing and the figures of `trueup compare`. They are made as a report makes its own, with the report's seed,
-resamples and level, so that both say the same of the same two models. Knows nothing of stores or terminals.
+Owns the pairing and the figures of `trueup compare`. The figures use the report's seed, resamples and level, so that
+they equal those of the report for the same two models. Knows nothing of stores or terminals.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.evaluation.samples import Sample
 from pipeline.evaluation.winrate import WinRate, win_rate
 
 SEED = 0
-"""Of the intervals where a report tells none, so that comparing twice gives the same."""
+"""Seed of the intervals when a report contains none, so that a comparison is reproducible."""
 
 
 class Measure(Record):
@@ -26,9 +26,9 @@ class Measure(Record):
 
     Attributes:
         name: ``score``, ``correct``, or ``correct: TASK``.
-        first: mean of the first.
-        second: mean of the second.
-        difference: paired, first minus second.
+        first: mean of the first model.
+        second: mean of the second model.
+        difference: paired difference, first minus second.
     """
 
     name: str
@@ -38,22 +38,22 @@ class Measure(Record):
 
 
 class Comparison(Record):
-    """Two models on the same prompts, or one model in two reports.
+    """Comparison of two models on the same prompts, or of one model in two reports.
 
     Attributes:
-        first: what is compared.
-        second: what it is compared with.
-        source: where the answers come from.
-        judge: whose scores decide.
-        prompts: shared by both.
+        first: label of the first model.
+        second: label of the second model.
+        source: report or reports with the answers.
+        judge: the judge whose scores decide a win.
+        prompts: number of shared prompts.
         level: confidence level of every interval.
-        conclusion: what the figures come to, led by the one that decides.
-        notes: what a reader must know, e.g. that the report is on a sample.
-        win_rate: of the first, ties counting one half; absent without scores.
-        wins: prompts won.
-        ties: prompts on which neither was better.
-        losses: prompts lost.
-        p_value: of no preference.
+        conclusion: the conclusion from the figures.
+        notes: notes for the reader, e.g. that the report is on a sample.
+        win_rate: win rate of the first model, a tie counting one half; None without scores.
+        wins: number of prompts won by the first model.
+        ties: number of ties.
+        losses: number of prompts lost by the first model.
+        p_value: p-value of no preference.
         won_by: mean difference of the scores on prompts won.
         lost_by: mean difference on prompts lost, as a positive number.
         measures: means and differences.
@@ -78,11 +78,11 @@ class Comparison(Record):
 
 
 class Pairs(NamedTuple):
-    """Samples of the same prompts, and what their intervals are made with.
+    """Paired samples, and the settings of their intervals.
 
     Attributes:
-        samples: the first model's and the second's sample of each prompt.
-        judge: whose scores decide.
+        samples: for each prompt the samples with the first and the second model's answer.
+        judge: the judge whose scores decide a win.
         settings: seed, resamples and level of every interval.
     """
 
@@ -92,7 +92,7 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(samples: Sequence[tuple[Sample, Sample]], report: Report) -> Pairs:
-    """Return samples of the same prompts, to be compared as ``report`` compares its own."""
+    """Combine paired samples with the judge and settings of ``report``."""
     seed = SEED if report.seed is None else report.seed
     settings = {"seed": seed, "resamples": report.resamples or RESAMPLES, "level": report.level}
     return Pairs(samples, report.judge, settings)
@@ -104,31 +104,31 @@ def compare_samples(
     """Compare one model's answers with another's.
 
     Args:
-        pairs: samples of the same prompts.
-        names: of the models in the first and in the second sample of a pair.
-        labels: what to call them.
-        source: where the samples are from.
-        notes: what a reader must know.
+        pairs: paired samples.
+        names: names of the models in the first and in the second sample of a pair.
+        labels: labels of the two models in the output.
+        source: report or reports of the samples.
+        notes: notes for the reader.
     """
 
     def measured(name: str, attribute: str, task: str | None = None) -> Measure | None:
         values = _paired_values(pairs, names, attribute, task)
         if not values:
             return None
-        mine, theirs = [a for a, _ in values], [b for _, b in values]
-        return _measure(name, mine, theirs, pairs, is_share=attribute == "correct")
+        first, second = [a for a, _ in values], [b for _, b in values]
+        return _measure(name, first, second, pairs, is_share=attribute == "correct")
 
     tasks = dict.fromkeys(sample.task for sample, _ in pairs.samples if sample.task)
-    found = [
+    measured_values = [
         measured("correct", "correct"),
         measured("score", "score"),
         *(measured(f"correct: {task}", "correct", task) for task in tasks),
     ]
-    measures = {measure.name: measure for measure in found if measure}
+    measures = {measure.name: measure for measure in measured_values if measure}
     scores = _paired_values(pairs, names, "score", None)
     won: WinRate | None = None
     if scores:
-        won = win_rate([mine for mine, _ in scores], [theirs for _, theirs in scores], **pairs.settings)
+        won = win_rate([first for first, _ in scores], [second for _, second in scores], **pairs.settings)
     gold = measured("gold", "gold") if pairs.judge == "reward" else None
     differences = {title: measure.difference for title, measure in measures.items()}
     figures = Figures(
@@ -155,18 +155,18 @@ def compare_samples(
 
 
 def _paired_values(pairs: Pairs, names: tuple[str, str], attribute: str, task: str | None) -> list[tuple[float, float]]:
-    found = []
-    for mine, theirs in pairs.samples:
-        answers = mine.answers.get(names[0]), theirs.answers.get(names[1])
-        if None in answers or (task is not None and mine.task != task):
+    pairs_of_values = []
+    for first, second in pairs.samples:
+        answers = first.answers.get(names[0]), second.answers.get(names[1])
+        if None in answers or (task is not None and first.task != task):
             continue
         values = tuple(getattr(answer, attribute) for answer in answers)
         if None not in values:
-            found.append((float(values[0]), float(values[1])))
-    return found
+            pairs_of_values.append((float(values[0]), float(values[1])))
+    return pairs_of_values
 
 
-def _measure(name: str, mine: Sequence[float], theirs: Sequence[float], pairs: Pairs, *, is_share: bool) -> Measure:
+def _measure(name: str, first: Sequence[float], second: Sequence[float], pairs: Pairs, *, is_share: bool) -> Measure:
     bounds = (0.0, 1.0) if is_share else None
-    difference = paired_difference(list(mine), list(theirs), bounds=bounds, **pairs.settings)
-    return Measure(name=name, first=sum(mine) / len(mine), second=sum(theirs) / len(theirs), difference=difference)
+    difference = paired_difference(list(first), list(second), bounds=bounds, **pairs.settings)
+    return Measure(name=name, first=sum(first) / len(first), second=sum(second) / len(second), difference=difference)

@@ -1,6 +1,6 @@
-"""The prompts of an evaluation: which of them are asked, their groups, and their right answers.
+"""The prompts of an evaluation: their selection, their groups, and their reference answers.
 
-Owns the choice of rows and of the column that holds the right answer. Knows nothing of models or of how rows are read.
+Owns the choice of rows and of the column with the reference answer. Knows nothing of models or of how rows are read.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.evaluation.sampling import stratified
 
 REFERENCES = ("answer", "reference", "solution", "target", "ground_truth", "completion", "output", "chosen")
-"""Columns that hold the right answer of a prompt, by what people call them; else the last turn of `messages` is it."""
+"""Names of columns with the reference answer, in order of preference; else the last turn of `messages` is used."""
 
 DEFAULT_GROUP = "task"
-"""Column of the groups unless another is named; the data may lack it."""
+"""Default column of a prompt's group; the data may lack it."""
 
 Row = Mapping[str, Any]
 
 
 class Asked(NamedTuple):
-    """The prompts that are asked.
+    """The selected prompts.
 
     Attributes:
-        rows: with a `prompt` as messages and any further columns.
-        places: of each row among all of the data, from 0.
-        groups: of each row; empty where it has none.
-        references: the right answer of each row; None where it has none.
-        available: how many prompts the data has.
+        rows: rows with a `prompt` as messages and any further columns.
+        places: index of each row in the data, from 0.
+        groups: group of each row; empty without one.
+        references: reference answer of each row; None without one.
+        available: number of prompts in the data.
     """
 
     rows: list[dict[str, Any]]
@@ -46,14 +46,14 @@ class Asked(NamedTuple):
 def ask(
     rows: Sequence[dict[str, Any]], *, group_by: str, reference: str | None = None, limit: int | None, seed: int
 ) -> Asked:
-    """Return the prompts to ask: all rows, or a sample in which every group keeps its share.
+    """Select the prompts of an evaluation: all rows, or a sample stratified by group.
 
     Args:
-        rows: of the data.
+        rows: rows of the data.
         group_by: column with the group of a prompt.
-        reference: column with the right answer; by default the first there is of `REFERENCES`.
-        limit: how many to ask.
-        seed: of the sample.
+        reference: column with the reference answer; by default the first of `REFERENCES` that exists.
+        limit: size of the sample; None selects all rows.
+        seed: seed of the sample.
 
     Raises:
         PipelineError: there are no rows, or none has the column ``reference``, or ``group_by`` other than the default.
@@ -63,12 +63,12 @@ def ask(
     _check_group(rows, group_by)
     column = _reference_column(rows, reference)
     groups = ["" if row.get(group_by) is None else str(row[group_by]) for row in rows]
-    places = list(range(len(rows))) if limit is None else stratified(groups, limit, seed=seed)
+    indices = list(range(len(rows))) if limit is None else stratified(groups, limit, seed=seed)
     return Asked(
-        rows=[rows[place] for place in places],
-        places=places,
-        groups=[groups[place] for place in places],
-        references=[_reference(rows[place], column) for place in places],
+        rows=[rows[index] for index in indices],
+        places=indices,
+        groups=[groups[index] for index in indices],
+        references=[_reference(rows[index], column) for index in indices],
         available=len(rows),
     )
 
@@ -79,7 +79,7 @@ def _check_group(rows: Sequence[Row], group_by: str) -> None:
 
 
 def _columns(rows: Sequence[Row], wanted: str) -> tuple[str, str]:
-    """Return which columns the prompts have beside the prompt, and the one nearest to the one wanted."""
+    """Return the expected columns as text, and a suggestion for the one wanted."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "prompt"]
     return f"a column of the prompts: {listed(names) or 'there is none'}", nearest(wanted, names)
 
@@ -92,7 +92,7 @@ def _reference_column(rows: Sequence[Row], wanted: str | None) -> str:
 
 
 def _reference(row: Row, column: str) -> Any:
-    """Return the right answer of a prompt: a value, or the last turn where the column holds a conversation."""
+    """Return the reference answer of a prompt: the column's value, or the last turn if it is a conversation."""
     value = row.get(column)
     if not (isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)):
         return value

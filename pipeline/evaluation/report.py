@@ -1,4 +1,4 @@
-"""The report of an evaluation: its records, its JSON file and who may read it.
+"""The report of an evaluation: its records and its JSON file.
 
 Owns `report.json` (schema below). Knows nothing of statistics or drawing, and imports neither numpy nor matplotlib, so
 that the command line can read a report quickly.
@@ -21,15 +21,15 @@ from pipeline.evaluation.estimate import Delta, Estimate, Record, counted, stabl
 SCHEMA = 2
 LOWER_MARK = "▼"
 GAMED_SHARE = 0.5
-"""Gold must gain at least this share of what the reward model gained."""
+"""Least ratio of gold's gain to the reward model's gain; below it gold lags."""
 LEAST_GAIN = 0.1
-"""In standard deviations: a smaller gain by the reward model is nothing to be gamed."""
+"""Least gain by the reward model, in standard deviations, for a verdict of gaming."""
 Judge = Literal["gold", "reward"]
 Verdict = Literal["correct fell", "gold fell", "gold lagged"]
 
 
 class WinCounts(Record):
-    """What a win rate is made of; see `pipeline.evaluation.winrate.WinRate`."""
+    """Counts behind a win rate, see `pipeline.evaluation.winrate.WinRate`."""
 
     wins: int
     ties: int
@@ -55,8 +55,8 @@ class Gains(Record):
     Attributes:
         proxy: gain by the reward model.
         gold: gain by gold.
-        lag: gold's gain less the proxy's; below zero where gold lags behind. Absent in reports of schema 1.
-        verdict: how the reward model is gamed here; absent when it is not.
+        lag: gold's gain less the proxy's, below zero when gold lags; None in reports of schema 1.
+        verdict: how the model games the reward model; None when it does not.
     """
 
     proxy: Delta
@@ -69,7 +69,7 @@ class Gaming(Gains):
     """Whether a model games the reward model, over all prompts and in each task; see `pipeline.evaluation.gaming`.
 
     Attributes:
-        tasks: the same on the prompts of each task.
+        tasks: gains and verdict on the prompts of each task.
     """
 
     tasks: dict[str, Gains] = Field(default_factory=dict)
@@ -81,26 +81,26 @@ class Gaming(Gains):
 
 
 class ModelMetrics(Record):
-    """Everything measured of one model; what was not measured is absent.
+    """All metrics of one model; a metric that was not measured is None.
 
     Attributes:
-        ref: how the store names the checkpoint; empty when not told.
-        variant: it is the baseline's checkpoint, decoded in another way, and so no candidate.
-        win_rate: against the baseline, ties counting one half; absent for the baseline itself.
-        win_counts: what the win rate is made of.
+        ref: ref of the checkpoint in the store; may be empty.
+        variant: whether it is the baseline's checkpoint with other decoding, and so no candidate.
+        win_rate: win rate against the baseline, a tie counting one half; None for the baseline itself.
+        win_counts: counts behind the win rate.
         gold: mean score by the gold function.
         reward: mean score by the reward model.
-        gold_delta: paired difference of gold to the baseline's.
-        reward_delta: the same of the reward model's score.
-        correct: share of correct answers over all prompts that have a checkable answer.
+        gold_delta: paired difference of the gold score to the baseline's.
+        reward_delta: paired difference of the reward model's score to the baseline's.
+        correct: share of correct answers over all prompts with a checkable answer.
         delta: paired difference of that share to the baseline's.
         kl: KL to the reference in nats per response, estimator k1.
-        kl_k3: the same by k3.
-        kl_per_token: KL in nats per token, k1.
-        length: tokens per response.
-        eos_rate: share of responses that ended before the limit.
+        kl_k3: KL to the reference in nats per response, estimator k3.
+        kl_per_token: KL to the reference in nats per token, estimator k1.
+        length: mean tokens per response.
+        eos_rate: share of responses that ended with EOS before the limit.
         tasks: correctness per task.
-        gaming: gains by the reward model and by gold, and whether they part; absent for the baseline.
+        gaming: gains by the reward model and by gold, with the verdict; None for the baseline.
     """
 
     ref: str = ""
@@ -123,11 +123,11 @@ class ModelMetrics(Record):
 
     @property
     def is_gamed(self) -> bool:
-        """Whether the model's reward rose without what it stands for, over all prompts or in a task."""
+        """Whether the model games the reward model, over all prompts or in a task."""
         return self.gaming is not None and bool(self.gaming.verdict or self.gaming.gamed_tasks)
 
     def lower_tasks(self, level: float) -> list[str]:
-        """Return the tasks answered worse than by the baseline beyond noise."""
+        """Return the tasks whose correctness is below the baseline's beyond noise."""
         return [task for task, each in self.tasks.items() if each.delta and each.delta.is_below(level)]
 
 
@@ -135,17 +135,17 @@ class Report(Record):
     """A comparison of models on the same prompts.
 
     Attributes:
-        schema_version: of `report.json`, where it is called ``schema``.
+        schema_version: version of `report.json`, where its key is ``schema``.
         baseline: name of the model the others are compared with.
-        judge: whose scores decide a win.
-        prompts: how many were asked.
-        available: how many the data has; more than were asked when the report is on a sample of them.
-        sampled_by: column the sample is stratified by; empty when it is not, or when all were asked.
-        seed: of the answers, of the sample and of every bootstrap; absent in reports of schema 1.
+        judge: the judge whose scores decide a win.
+        prompts: number of prompts evaluated.
+        available: number of prompts in the data; more than `prompts` when the report is on a sample.
+        sampled_by: column the sample is stratified by; empty for a simple sample or all prompts.
+        seed: seed of the answers, of the sample and of every bootstrap; None in reports of schema 1.
         level: confidence level of every interval.
-        resamples: of every bootstrap.
-        warnings: what a reader must know before believing a figure.
-        models: metrics by model, in the order they are shown.
+        resamples: number of resamples of every bootstrap.
+        warnings: warnings to the reader about the figures.
+        models: metrics by model, in the order shown.
     """
 
     schema_version: Literal[2] = Field(default=2, alias="schema")
@@ -168,20 +168,20 @@ class Report(Record):
 
     @property
     def is_sample(self) -> bool:
-        """Whether only some of the data's prompts were asked."""
+        """Whether the report is on a sample of the data's prompts."""
         return self.available is not None and (self.prompts or 0) < self.available
 
     @property
     def sample_text(self) -> str:
-        """Say what was asked: ``60 of 500 prompts, a sample stratified by task (seed 17)``."""
+        """The evaluated prompts in words: ``60 of 500 prompts, a sample stratified by task (seed 17)``."""
         if not self.is_sample:
             return counted(self.prompts or 0, "prompt")
-        how = f"a sample stratified by {self.sampled_by}" if self.sampled_by else "a sample"
-        return f"{self.prompts:,} of {counted(self.available or 0, 'prompt')}, {how} (seed {self.seed})"
+        sampling = f"a sample stratified by {self.sampled_by}" if self.sampled_by else "a sample"
+        return f"{self.prompts:,} of {counted(self.available or 0, 'prompt')}, {sampling} (seed {self.seed})"
 
     @property
     def candidates(self) -> list[str]:
-        """Models that could replace the baseline: not itself, nor its own checkpoint decoded in another way."""
+        """Models that could replace the baseline: all except the baseline and its variants."""
         return [name for name, each in self.models.items() if name != self.baseline and not each.variant]
 
     @property
@@ -200,7 +200,7 @@ def read(path: Path) -> Report:
     """Read and validate a `report.json`.
 
     Raises:
-        PipelineError: no such file, not JSON, made by a newer version, or not a report; names every wrong place.
+        PipelineError: no such file, not JSON, of a newer schema, or not a report; names every invalid field.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -229,7 +229,7 @@ def read(path: Path) -> Report:
 
 
 def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a report of schema 1 as one of schema 2: it told only where gold fell in a task."""
+    """Convert a report of schema 1 to schema 2; schema 1 records no verdict but gold falling in a task."""
     models = data.get("models")
     baseline = data.get("baseline")
     for name, each in models.items() if isinstance(models, dict) else ():

@@ -1,7 +1,7 @@
-"""A reward model's report on pairs it has not seen: does it rank them, may its confidence be believed, is it fooled?
+"""The held-out report of a reward model: accuracy, calibration, length bias, and agreement with gold.
 
 Owns the card's record and its files: `reward_card.json`, `reward_card.md`, `margins.svg`, `reliability.svg`. Knows
-nothing of models: it is given scores.
+nothing of models: its input is scores.
 
 Shape legend: N pairs.
 """
@@ -28,22 +28,22 @@ HISTOGRAM_BINS = 30
 
 
 class Histogram(Record):
-    """Counts between edges; the first and the last bin also hold what lies beyond."""
+    """Counts between edges; the first and the last bin also count the values beyond them."""
 
     edges: list[float]
     counts: list[int]
 
 
 class LengthBias(Record):
-    """How much length explains.
+    """Dependence of the scores on the length of answers.
 
     Attributes:
-        pearson: correlation of score and length over all answers; none when one of them does not vary.
-        spearman: the same of ranks.
+        pearson: Pearson correlation of score and length over all answers; None when one of them does not vary.
+        spearman: Spearman correlation of the same.
         chosen_longer: accuracy on pairs whose chosen answer is the longer one.
-        chosen_shorter: accuracy on pairs whose chosen answer is the shorter one: where a length-lover fails.
+        chosen_shorter: accuracy on pairs whose chosen answer is the shorter one, low for a model biased to length.
         longer_wins: accuracy of always preferring the longer answer, equal lengths counting one half.
-        gain: accuracy of the model minus that of preferring the longer, on the same pairs.
+        gain: accuracy of the model minus `longer_wins`, on the same pairs.
     """
 
     pearson: float | None
@@ -55,11 +55,11 @@ class LengthBias(Record):
 
 
 class GoldAgreement(Record):
-    """Against true scores, on the pairs these do not tie.
+    """Agreement with gold scores, on pairs whose gold scores differ.
 
     Attributes:
-        reward: how often the reward model ranks a pair as gold does.
-        labels: how often the label does: what a perfect model would reach in accuracy.
+        reward: share of pairs that the reward model ranks as gold does.
+        labels: share of pairs whose label ranks them as gold does: the accuracy of a perfect model.
     """
 
     reward: Estimate
@@ -70,16 +70,16 @@ class RewardCard(Record):
     """Held-out report of a reward model.
 
     Attributes:
-        schema_version: of the file.
+        schema_version: version of `reward_card.json`.
         pairs: number of held-out pairs.
         accuracy: share of pairs whose chosen answer scores higher, a tie counting one half.
-        ties: pairs whose answers score the same.
-        margin: mean score of chosen minus rejected.
-        margin_spread: standard deviation of it.
-        histogram: of the margins.
-        calibration: of σ(margin).
-        length: what length explains.
-        gold: agreement with true scores, when there are any.
+        ties: number of pairs with equal scores.
+        margin: mean margin, the score of the chosen minus that of the rejected answer.
+        margin_spread: standard deviation of the margins.
+        histogram: histogram of the margins.
+        calibration: calibration of σ(margin).
+        length: length bias.
+        gold: agreement with gold scores; None without any.
         groups: accuracy by group, e.g. by task.
         level: confidence level of every interval.
     """
@@ -118,15 +118,15 @@ def build_card(
         rejected: score of the rejected answer, shape (N,).
         chosen_lengths: tokens of the chosen answer, shape (N,).
         rejected_lengths: tokens of the rejected answer, shape (N,).
-        seed: of the bootstrap of the mean margin.
+        seed: seed of the bootstrap.
         groups: one name per pair, e.g. its task; pairs with an empty name are in no group.
-        gold_chosen: true score of the chosen answer, shape (N,).
-        gold_rejected: true score of the rejected answer, shape (N,).
-        resamples: of the bootstrap.
+        gold_chosen: gold score of the chosen answer, shape (N,).
+        gold_rejected: gold score of the rejected answer, shape (N,).
+        resamples: number of bootstrap resamples.
         level: confidence level.
 
     Raises:
-        PipelineError: no pairs, unequal numbers of anything, or a score that is not finite.
+        PipelineError: there are no pairs, the lengths differ, or a score is not finite.
     """
     chosen_N, rejected_N = paired(chosen, rejected)
     long_N, short_N = paired(chosen_lengths, rejected_lengths)
@@ -180,7 +180,7 @@ def to_json(card: RewardCard) -> str:
 
 
 def headline(card: RewardCard) -> dict[str, float]:
-    """Return the figures worth a line in a manifest."""
+    """Return the headline figures, which the manifest stores as metrics."""
     figures = {
         "test_accuracy": card.accuracy.value,
         "test_accuracy_low": card.accuracy.low,
@@ -204,7 +204,7 @@ def headline(card: RewardCard) -> dict[str, float]:
 
 
 class _Intervals(TypedDict):
-    """How intervals are made."""
+    """Settings of the bootstrap intervals."""
 
     seed: int
     resamples: int
@@ -221,7 +221,7 @@ def _share(right: Floats, level: float) -> Estimate:
 
 
 def _gold(margins_N: Floats, gold_N: Floats, level: float) -> GoldAgreement | None:
-    """Compare with true scores where these differ; none when they never do."""
+    """Measure the agreement with gold scores; None when no pair has different gold scores."""
     differ = gold_N != 0
     if not differ.any():
         return None
@@ -249,12 +249,12 @@ def _length_bias(
 
 
 def _histogram(margins_N: Floats) -> Histogram:
-    """Count margins in bins of equal width, zero being an edge; one in a hundred may lie beyond, in the end bins."""
+    """Count margins in bins of equal width with an edge at zero; the end bins include the outermost 1 % of margins."""
     values = observations(margins_N)
     low, high = min(0.0, float(np.quantile(values, 0.005))), max(0.0, float(np.quantile(values, 0.995)))
     width = (high - low) / HISTOGRAM_BINS or 1.0
     first, last = int(np.floor(low / width)), max(int(np.ceil(high / width)), int(np.floor(low / width)) + 1)
     edges = np.arange(first, last + 1) * width
-    # The last bin of numpy is closed; a margin of exactly an edge counts above it, so zero counts as a win's bin.
+    # A margin on an edge counts in the bin above it, so a margin of zero is counted among the wins.
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return Histogram(edges=[float(edge) for edge in edges], counts=[int(count) for count in counts])

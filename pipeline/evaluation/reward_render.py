@@ -1,4 +1,4 @@
-"""A reward card as people read it: a Markdown page, the histogram of margins, the reliability diagram.
+"""Renders a reward card: a Markdown page, the histogram of margins, the reliability diagram.
 
 Owns wording and drawing. Knows nothing of statistics: it renders a `RewardCard`.
 """
@@ -30,7 +30,7 @@ _RIGHT, _WRONG, _AFTER = PALETTE[0], PALETTE[4], PALETTE[1]
 
 
 def render(card: RewardCard) -> str:
-    """Return the page."""
+    """Render the card as a Markdown page."""
     length, calibration = card.length, card.calibration
     rows = [
         ["", "value"],
@@ -86,7 +86,7 @@ def draw(card: RewardCard, folder: Path) -> list[Path]:
 
 
 def _verdict(card: RewardCard) -> str:
-    """Say whether the model beats chance and length, by intervals."""
+    """Return a sentence on whether the accuracy's interval lies above chance and above preferring the longer answer."""
     if card.accuracy.high <= _CHANCE:
         return "**It is at or below chance**: it does not tell chosen from rejected."
     if card.accuracy.low <= _CHANCE:
@@ -97,7 +97,7 @@ def _verdict(card: RewardCard) -> str:
 
 
 def _temperature(calibration: Calibration) -> str:
-    """Say what the temperature says of the model's confidence; nothing where its error is that of chance."""
+    """Return a sentence on what the temperature means for the model's confidence."""
     value = calibration.temperature
     if calibration.ece <= calibration.ece_noise:
         return "The ECE here is no larger, so the temperature says nothing of its confidence."
@@ -112,7 +112,7 @@ def _temperature(calibration: Calibration) -> str:
 
 
 def _shown_temperature(calibration: Calibration) -> str:
-    """Return the temperature, or the bound it ran into."""
+    """Return the temperature as text, or the bound of the search as ``≥ T`` or ``≤ T``."""
     value = calibration.temperature
     return number(value) if fits(value) else f"{'≥' if value > 1 else '≤'} {number(value)}"
 
@@ -131,7 +131,7 @@ def _counted(estimate: Estimate | None) -> str:
 
 
 def _margins(card: RewardCard, path: Path) -> Path:
-    """Bars of two colours, split at zero, the shares written on their side."""
+    """Draw the histogram of margins in two colours, split at zero, with the share of pairs on each side."""
     edges, counts = card.histogram.edges, card.histogram.counts
     figure = new_figure(WIDTH_IN, 3.3)
     axes: Any = figure.add_subplot()
@@ -162,7 +162,7 @@ def _margins(card: RewardCard, path: Path) -> Path:
 
 
 def _reliability(card: RewardCard, path: Path) -> Path:
-    """Accuracy over confidence, before and after the temperature, against the diagonal."""
+    """Draw accuracy over confidence, before and after temperature scaling, with the diagonal."""
     calibration = card.calibration
     figure = new_figure(5.4, 4.6)
     axes: Any = figure.add_subplot()

@@ -1,7 +1,7 @@
-"""The answers a report is made of: one row per prompt, with everything its figures are computed from.
+"""The samples of a report: one row per prompt, with all data from which the report's figures are computed.
 
 Owns the records of `samples.jsonl` and reading them. Knows nothing of statistics: `pipeline.evaluation.comparison`
-makes every figure of a report again from its samples.
+recomputes every figure of a report from its samples.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.estimate import Record, stable
 
 StopReason = Literal["eos", "max_new_tokens", "context"]
-"""Why an answer stops: it ended by itself, was as long as the limit, or the model's context was full."""
+"""Why an answer stops: end token, length limit, or full context."""
 
 Result = Literal["win", "tie", "loss"]
 
 
 class Answer(Record):
-    """One model's answer to one prompt; what was not measured is absent.
+    """One model's answer to one prompt; a value that was not measured is None.
 
     Attributes:
-        text: of the answer.
-        score: by the judge: `gold` or `reward`.
+        text: text of the answer.
+        score: score by the judge, either `gold` or `reward`.
         gold: score by the gold function.
         reward: score by the reward model.
-        correct: 1, 0 or a share; absent where the prompt has no checkable answer.
-        result: against the baseline's answer, by the judge; absent for the baseline.
-        kl: log-ratio of the answer under the model and under the baseline, in nats: the estimator k1.
-        kl_k3: the same by k3.
-        length: tokens, the end token included.
-        stop_reason: why it stops.
+        correct: 1, 0 or a share; None for a prompt without a checkable answer.
+        result: result against the baseline's answer, by the judge; None for the baseline.
+        kl: k1 estimate of the KL to the reference in nats, the log-ratio of the answer under the two models.
+        kl_k3: k3 estimate of the same.
+        length: number of tokens, including the end token.
+        stop_reason: why the answer stops.
     """
 
     text: str
@@ -54,12 +54,12 @@ class Sample(Record):
     """A prompt with the answers of all models.
 
     Attributes:
-        prompt: as a person reads it.
-        task: its group; empty when the data has none.
-        row: its place among the prompts of the data source, from 0.
-        seed: with `row` it gives the random numbers of every sampled answer.
-        reference: the right answer, as the data has it.
-        answers: by model.
+        prompt: the prompt as readable text.
+        task: group of the prompt; empty when the data has none.
+        row: index among the prompts of the data source, from 0.
+        seed: seed of every sampled answer's random numbers, together with `row`.
+        reference: the reference answer in the data.
+        answers: answers by model.
     """
 
     prompt: str
@@ -80,16 +80,16 @@ def read_samples(path: Path) -> list[Sample]:
     """Read and validate a `samples.jsonl`.
 
     Raises:
-        PipelineError: a line is not a sample; names it.
+        PipelineError: a line is not a sample; the problem names the line.
     """
-    found = []
+    samples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line:
             continue
         try:
-            found.append(Sample.model_validate_json(line))
+            samples.append(Sample.model_validate_json(line))
         except ValidationError as error:
             raise PipelineError(
                 Problem(f"not a sample: {error.errors()[0]['msg']}", where=f"{path}:{number}")
             ) from None
-    return found
+    return samples

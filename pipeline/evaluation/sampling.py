@@ -1,7 +1,7 @@
-"""Which prompts a limited evaluation asks: a seeded sample that keeps the share of every group.
+"""Stratified sampling of prompts for a limited evaluation, with a seed.
 
-Owns the choice. Knows nothing of prompts beyond their group: files are often sorted by it, and their first rows would
-speak for a few groups only.
+Owns the choice. Knows nothing of prompts beyond their group. Files are often sorted by group, so their first rows would
+represent only a few groups.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from random import Random
 
 
 def stratified(groups: Sequence[str], limit: int, *, seed: int) -> list[int]:
-    """Return positions of at most ``limit`` rows, in their order.
+    """Return the sorted indices of at most ``limit`` rows.
 
-    Every group gets its share, rounded by largest remainders, and at least one row where ``limit`` allows one for each.
-    Within a group the rows are drawn at random; a larger limit with the same seed only adds to them where its quota of
-    each group is no smaller.
+    The allocation is proportional, rounded by largest remainders, with at least one row per group if ``limit`` allows
+    it. Within a group the rows are drawn at random. With the same seed, a group whose quota grows with the limit keeps
+    its rows and gets more.
 
     Args:
-        groups: of each row; rows without one are a group of their own.
-        limit: how many to draw, 1 or more.
-        seed: of the draw.
+        groups: group of each row; rows without one form a group of their own.
+        limit: size of the sample, 1 or more.
+        seed: seed of the sample.
 
     Reference: Neyman (1934), On the two different aspects of the representative method (proportional allocation).
     """
@@ -29,17 +29,17 @@ def stratified(groups: Sequence[str], limit: int, *, seed: int) -> list[int]:
         return list(range(len(groups)))
     random = Random(seed)
     sizes = Counter(groups)
-    places: dict[str, list[int]] = {group: [] for group in sizes}
-    for place, group in enumerate(groups):
-        places[group].append(place)
-    for own in places.values():
+    indices: dict[str, list[int]] = {group: [] for group in sizes}
+    for index, group in enumerate(groups):
+        indices[group].append(index)
+    for own in indices.values():
         random.shuffle(own)
     quotas = _quotas(sizes, limit, random)
-    return sorted(place for group, quota in quotas.items() for place in places[group][:quota])
+    return sorted(index for group, quota in quotas.items() for index in indices[group][:quota])
 
 
 def _quotas(sizes: Counter[str], limit: int, random: Random) -> dict[str, int]:
-    """Return how many rows each group gets; equal remainders are settled by chance."""
+    """Return the number of rows of each group; equal remainders are ordered at random."""
     total = sizes.total()
     turn = dict(zip(sizes, random.sample(range(len(sizes)), len(sizes)), strict=True))
     quotas = {group: int(limit >= len(sizes)) for group in sizes}

@@ -1,6 +1,6 @@
 """The tables of a report as plain text: all models, and correctness by task.
 
-Owns the rows people see first, in a terminal and on the page. Knows nothing of statistics or drawing.
+Owns the first tables of the terminal and of the page. Knows nothing of statistics or drawing.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from pipeline.evaluation.estimate import number, number_interval, percent, perce
 from pipeline.evaluation.report import LOWER_MARK, ModelMetrics, Report, TaskMetrics
 
 _MOST_NAMED = 2
-"""Tasks named in a cell; of more only the number is given."""
+"""Most tasks named in a cell; of more, only their number is given."""
 
 
 def headline(report: Report) -> list[list[str]]:
-    """Return the final table: a header and one row per model, as plain text.
-
-    Columns nobody has a value for are left out.
-    """
+    """Return the final table: a header and one row per model, as plain text, without empty columns."""
     columns: list[tuple[str, list[str]]] = [("model", list(report.models))]
 
     def add(title: str, cells: Mapping[str, str]) -> None:
@@ -39,22 +36,24 @@ def headline(report: Report) -> list[list[str]]:
 
 
 def task_table(report: Report) -> list[list[str]]:
-    """Return correctness per task: a header and one row per task, the baseline first, then the others with deltas."""
+    """Return correctness per task: a header and one row per task, with the baseline, then the others with deltas."""
     others = [name for name in report.models if name != report.baseline]
     rows = [["task", "prompts", report.baseline, *others]]
     for task in report.task_names:
-        found = {name: metrics.tasks[task] for name, metrics in report.models.items() if task in metrics.tasks}
-        counts = {each.correct.n for each in found.values()}
+        metrics_by_model = {
+            name: metrics.tasks[task] for name, metrics in report.models.items() if task in metrics.tasks
+        }
+        counts = {each.correct.n for each in metrics_by_model.values()}
         asked = max(counts)
         cells = [task, f"{asked:,}"]
         for name in (report.baseline, *others):
-            cells.append(_task_cell(found[name], report.level, asked) if name in found else "–")
+            cells.append(_task_cell(metrics_by_model[name], report.level, asked) if name in metrics_by_model else "–")
         rows.append(cells)
     return rows
 
 
 def win_cell(metrics: ModelMetrics) -> str:
-    """Render a win rate with its interval, or nothing."""
+    """Render a win rate with its interval; empty without one."""
     return percent_interval(metrics.win_rate) if metrics.win_rate else ""
 
 
@@ -63,7 +62,7 @@ def _win_cell(report: Report, name: str) -> str:
 
 
 def gamed_text(metrics: ModelMetrics) -> str:
-    """Return ``gamed``, ``gamed in howto`` or ``gamed in 4 tasks``; nothing when the reward model is not."""
+    """Return ``gamed``, ``gamed in howto`` or ``gamed in 4 tasks``; empty for a model that games no reward model."""
     gaming = metrics.gaming
     if gaming is None or not metrics.is_gamed:
         return ""
@@ -74,7 +73,7 @@ def gamed_text(metrics: ModelMetrics) -> str:
 
 
 def correct_cell(metrics: ModelMetrics, report: Report, text: str) -> str:
-    """Return a share of correct answers, with the number of prompts behind it where that is not all of them."""
+    """Append to a share of correct answers its number of prompts, unless it covers all of the report's."""
     counted = metrics.correct.n if metrics.correct else report.prompts
     return text if report.prompts is None or counted == report.prompts else f"{text} of {counted:,}"
 
@@ -102,7 +101,7 @@ def _lower_cell(report: Report, name: str) -> str:
 
 
 def _task_cell(metrics: TaskMetrics, level: float, asked: int) -> str:
-    """Return correctness and the difference to the baseline; the prompts behind them where others have more."""
+    """Return correctness and its difference to the baseline, with the number of prompts if other models have more."""
     text = percent(metrics.correct.value, 0)
     text += f" of {metrics.correct.n:,}" if metrics.correct.n != asked else ""
     if metrics.delta is None:

@@ -1,6 +1,6 @@
-"""The picture of a reinforcement learning run: reward, KL, response length and entropy over the steps.
+"""The plot of a reinforcement learning run: reward, KL, response length and entropy over training steps.
 
-Owns which numbers stand together in `training.svg`. Knows nothing of the trainer beyond the rows it logged.
+Owns the panels of `training.svg`. Knows nothing of the trainer beyond the rows it logs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _DASHED = (0, (4, 3))
 
 
 def draw_training(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
-    """Draw what a run logged, in up to four panels; a panel nothing was logged for is left out.
+    """Draw the logged metrics of a run in up to four panels; a panel without data is left out.
 
-    What a clock or a memory gauge gave is not drawn, so that two equal runs give the same bytes.
+    Time and memory measurements are not drawn, so that equal runs give equal bytes.
 
     Args:
-        rows: with a ``step`` and any of ``reward`` (mean score), ``objective`` (reward - β KL), ``eval_reward``
+        rows: rows with a ``step`` and any of ``reward`` (mean score), ``objective`` (reward - β KL), ``eval_reward``
             (held-out prompts), ``kl`` (to the reference, summed over a response, nats), ``kl_target``, ``length``
-            (tokens per response), ``eos_rate`` (share of responses that ended by themselves) and ``entropy``.
-        path: of the SVG.
-        title: of the picture, e.g. the stage's name.
+            (tokens per response), ``eos_rate`` (share of responses that ended with EOS) and ``entropy``.
+        path: path of the SVG.
+        title: title of the plot, e.g. the stage's name.
     """
     from pipeline.evaluation.drawing import MUTED, new_figure, plain, save, style
 
@@ -38,14 +38,14 @@ def draw_training(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) 
         engine: Any = figure.get_layout_engine()
         engine.set(wspace=0.05, hspace=0.05)
         grid: Any = figure.subplots(high, wide, squeeze=False)
-        for place, axes in enumerate(grid.flat):
-            if place >= len(drawn):
+        for index, axes in enumerate(grid.flat):
+            if index >= len(drawn):
                 axes.set_axis_off()
                 continue
-            drawn[place](axes, logged)
+            drawn[index](axes, logged)
             axes.grid(axis="y")
             axes.margins(x=0.03)
-            if place >= len(drawn) - wide:
+            if index >= len(drawn) - wide:
                 axes.set_xlabel("step")
         if not drawn:
             grid.flat[0].text(0.5, 0.5, "nothing was logged", ha="center", color=MUTED)
@@ -73,12 +73,12 @@ def _reward(axes: Any, rows: Sequence[Row]) -> None:
 def _kl(axes: Any, rows: Sequence[Row]) -> None:
     from pipeline.evaluation.drawing import MUTED, PALETTE
 
-    found, target = points(rows, "kl"), points(rows, "kl_target")
-    if found:
-        trace(axes, found, colour=PALETTE[0], label="KL")
+    kl, target = points(rows, "kl"), points(rows, "kl_target")
+    if kl:
+        trace(axes, kl, colour=PALETTE[0], label="KL")
     if target:
         axes.axhline(target[-1][1], color=MUTED, linewidth=1, linestyle=_DASHED, label=f"target {target[-1][1]:g}")
-    axes.set_ylim(*limits([value for _, value in (*found, *target)]))
+    axes.set_ylim(*limits([value for _, value in (*kl, *target)]))
     axes.set_ylabel("nats per response")
     _headed(axes, "KL to the reference")
 
@@ -111,15 +111,15 @@ def _length(axes: Any, rows: Sequence[Row]) -> None:
 def _entropy(axes: Any, rows: Sequence[Row]) -> None:
     from pipeline.evaluation.drawing import PALETTE
 
-    found = points(rows, "entropy")
-    trace(axes, found, colour=PALETTE[0], label="mean over tokens")
-    axes.set_ylim(*limits([value for _, value in found]))
+    entropy = points(rows, "entropy")
+    trace(axes, entropy, colour=PALETTE[0], label="mean over tokens")
+    axes.set_ylim(*limits([value for _, value in entropy]))
     axes.set_ylabel("nats per token")
     _headed(axes, "Entropy of the policy")
 
 
 def _headed(axes: Any, title: str, beside: Any = None) -> None:
-    """Set a panel's title, and under it its legend, with the lines of the second axis where there is one."""
+    """Set a panel's title and, below it, its legend, which includes the lines of a second axis."""
     handles, labels = axes.get_legend_handles_labels()
     if beside is not None and beside is not axes:
         more, named = beside.get_legend_handles_labels()

@@ -1,6 +1,6 @@
-"""How often a policy's answer beats the baseline's on the same prompt, ties counting one half.
+"""The win rate: how often a policy's answer beats the baseline's on the same prompt, a tie counting one half.
 
-Owns the win rate and its counts. Knows nothing of who judged: it is given scores.
+Owns the win rate and its counts. Knows nothing of the judge: its input is scores.
 
 Shape legend: N prompts, S samples of the policy, T samples of the baseline.
 """
@@ -17,17 +17,17 @@ from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, Method, mean
 
 
 class WinRate(Record):
-    """A win rate and what it is made of.
+    """A win rate and its counts.
 
     Attributes:
-        estimate: share of prompts won, ties counting one half, with a bootstrap interval over prompts.
-        wins: prompts on which the policy was better (more than half of its comparisons, if sampled several times).
-        ties: prompts on which neither was.
-        losses: prompts on which the baseline was better.
-        decided: share won of the prompts that were no tie, with Wilson's interval; none when all were ties.
-        p_value: of no preference, sign test over the prompts that were no tie.
-        won_by: mean difference of the scores on prompts won; none when none was.
-        lost_by: mean difference, as a positive number, on prompts lost; none when none was.
+        estimate: share of prompts won, a tie counting one half, with a bootstrap interval over prompts.
+        wins: number of prompts won by the policy (more than half of its comparisons, if sampled several times).
+        ties: number of ties.
+        losses: number of prompts won by the baseline.
+        decided: share won of the prompts that are no tie, with Wilson's interval; None when all are ties.
+        p_value: p-value of no preference: the sign test without ties, or with several samples the sign-flip test.
+        won_by: mean difference of the scores on prompts won; None without any.
+        lost_by: mean difference on prompts lost, as a positive number; None without any.
     """
 
     estimate: Estimate
@@ -41,15 +41,15 @@ class WinRate(Record):
 
 
 def outcomes(policy: ArrayLike, baseline: ArrayLike, *, tie_margin: float = 0.0) -> Floats:
-    """Return per prompt the share of comparisons the policy wins, ties counting one half; shape (N,).
+    """Return per prompt the share of comparisons that the policy wins, a tie counting one half; shape (N,).
 
     Args:
         policy: scores, shape (N,) or (N, S); higher is better.
         baseline: scores on the same prompts, shape (N,) or (N, T). All S × T pairs are compared.
-        tie_margin: scores at most this far apart tie.
+        tie_margin: largest difference of scores that counts as a tie.
 
     Raises:
-        PipelineError: the two do not have as many prompts, or a score is not finite.
+        PipelineError: the numbers of prompts differ, or a score is not finite.
     """
     paired(policy, baseline)
     if tie_margin < 0:
@@ -78,14 +78,14 @@ def win_rate(
     Args:
         policy: scores, shape (N,) or (N, S); higher is better.
         baseline: scores on the same prompts in the same order, shape (N,) or (N, T).
-        seed: of the bootstrap.
-        tie_margin: scores at most this far apart tie.
-        resamples: of the bootstrap.
+        seed: seed of the bootstrap.
+        tie_margin: largest difference of scores that counts as a tie.
+        resamples: number of bootstrap resamples.
         level: confidence level.
-        method: of the bootstrap.
+        method: method of the bootstrap.
 
     Raises:
-        PipelineError: the two do not have as many prompts, or a score is not finite.
+        PipelineError: the numbers of prompts differ, or a score is not finite.
     """
     won_N = outcomes(policy, baseline, tie_margin=tie_margin)
     estimate = mean_interval(won_N, seed=seed, resamples=resamples, level=level, method=method, bounds=(0.0, 1.0))
@@ -105,6 +105,6 @@ def win_rate(
 
 
 def _samples(scores: ArrayLike) -> Floats:
-    """Return scores as (N, S)."""
+    """Reshape scores to (N, S)."""
     array = np.asarray(scores, dtype=np.float64)
     return array.reshape(len(array), -1)

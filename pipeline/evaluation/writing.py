@@ -1,6 +1,6 @@
 """Writes a report: `report.json`, `samples.jsonl`, the figures, and the page that shows them.
 
-Owns which files a report is. Knows nothing of how any of them looks.
+Owns the set of files of a report. Knows nothing of their content.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ def write(report: Report, folder: Path, samples: Sequence[Sample] = (), *, title
     """Write `report.json`, `report.md`, `samples.jsonl` and the figures into a folder.
 
     Args:
-        report: what was measured.
-        folder: made when missing.
+        report: the report.
+        folder: output folder, created if missing.
         samples: every prompt with its answers; the page shows the worst regressions.
-        title: of the page.
+        title: title of the page.
 
     Returns:
         The files written.

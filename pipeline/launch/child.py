@@ -1,4 +1,4 @@
-"""The entry of a stage's child process: it runs the stage, or the agent of the processes that run it together."""
+"""Entry point of a stage's child process: it runs the stage itself, or the elastic agent of a stage with ranks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pipeline.launch.logs import forget_output, opened_log, write_trace
 
 
 def child_main(job: Job, channel: Channel) -> None:
-    """Entry of a stage's child process: log to the stage's file, run, send the outcome.
+    """Run a job in this child process: redirect its output to the stage's log, run it, send the outcome.
 
-    SIGTERM asks the stage to save and stop; SIGINT is left to the runner; the process dies with its runner.
+    SIGTERM asks the stage to save and stop. SIGINT is ignored here: the runner handles it. The process is killed when
+    its runner ends.
     """
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -23,7 +24,7 @@ def child_main(job: Job, channel: Channel) -> None:
     with opened_log(job.log) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        # Event files of a tracker stay beside the run's log; a stage's scratch folder goes with the stage.
+        # TensorBoard event files go beside the run's log: the stage's scratch folder is deleted with the stage.
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.log.parent / "tensorboard" / job.name))
         import pipeline.stages
 

@@ -1,12 +1,13 @@
-"""How the machines of a run meet: node 0 calls the others to each stage they run together, through the shared store.
+"""Coordinates the machines of a run through files in the shared store: node 0 sends commands, worker nodes answer.
 
     <store>/.meetings/<recipe>-<host>-<port>/
-        lock          held by node 0 for as long as its run is on
-        calls.jsonl   who node 0 is; then each stage it calls to, what became of it, and how its run ended
-        here-N.json   the call that node N has answered last
+        lock          held by node 0 while its run is in progress
+        calls.jsonl   a header that identifies node 0's run, then one command per line (`Command`)
+        here-N.json   the last command that node N has answered
 
-Node 0 plans, runs what needs one machine and commits; the others come to the stages of `compute.nodes`. Knows nothing
-of what they do there, and of how their processes find one another (`ranks.py`).
+Node 0 plans, runs the stages of one machine and commits all artifacts. A worker node runs its ranks of each stage with
+`compute.nodes` above 1. This module knows nothing of what the ranks do, nor of the rendezvous of their processes
+(`ranks.py`).
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from pipeline.stage import Event, kind_of
 
 POLL_S = 0.2
 SETTLED_S = 1.0
-"""Seconds a held lock must have been seen before the calls beside it are believed to be those of its holder."""
+"""Seconds a worker node must see the lock held before it trusts that `calls.jsonl` was written by the lock's holder."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A line of the calls.
+    """A command of node 0 to the worker nodes: one line of `calls.jsonl`.
 
     Attributes:
-        what: ``stage`` (come), ``done`` (its artifact is there) or ``end`` (of node 0's run).
-        stage: name; empty at the end.
-        fingerprint: of the stage.
-        number: of the call, from 1.
-        compute: of the stage as node 0 has settled it.
-        problems: why the run ended; empty when all went well.
+        what: ``stage`` (run your ranks of it), ``done`` (its artifact is in the store) or ``end`` (node 0's run ended).
+        stage: name of the stage; empty for ``end``.
+        fingerprint: fingerprint of the stage.
+        number: number of the ``stage`` command, from 1.
+        compute: the stage's `compute` section as resolved by node 0.
+        problems: why the run ended; empty when it succeeded.
     """
 
     what: str
@@ -54,13 +55,13 @@ class Command:
 
 
 class Coordinator:
-    """The files machines meet in.
+    """The channel between node 0 and the worker nodes; each machine has one instance.
 
     Attributes:
-        folder: in the store they share.
-        rendezvous: HOST:PORT where their processes meet.
-        join_timeout_s: seconds another machine waits for node 0.
-        token: of node 0's run; empty until known.
+        folder: the files of the channel, in the shared store.
+        rendezvous: HOST:PORT of the rendezvous of the ranks.
+        join_timeout_s: seconds a worker node waits for node 0.
+        token: random id of node 0's run; empty until known.
     """
 
     def __init__(self, store: Path, recipe: str, rendezvous: str, join_timeout_s: float) -> None:
@@ -73,10 +74,10 @@ class Coordinator:
 
     @contextlib.contextmanager
     def hosting(self, run_dir: Path, stopping: Callable[[], bool]) -> Iterator[Coordinator]:
-        """Be node 0: hold the lock, and tell the others how the run ended.
+        """Act as node 0: hold the lock while the block runs, then send ``end`` with the problems of the run.
 
         Raises:
-            Interrupted: ``stopping`` said so while another run held the meeting.
+            Interrupted: ``stopping`` returned true while another run held the lock.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -95,13 +96,13 @@ class Coordinator:
             finally:
                 self._write(what="end", problems=problems)
 
-    def gathered(self, job: Job, show: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:
-        """Call the other machines to a stage and wait until all are here; else the outcome says why not."""
+    def start_stage(self, job: Job, show: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:
+        """Send ``stage`` to the worker nodes and wait until all have answered; else the outcome has the problems."""
         self._calls += 1
-        call = {"stage": job.name, "fingerprint": job.fingerprint, "number": self._calls, "compute": job.compute}
-        self._write(what="stage", **call)
+        command = {"stage": job.name, "fingerprint": job.fingerprint, "number": self._calls, "compute": job.compute}
+        self._write(what="stage", **command)
         timeout_s = float(job.compute["join_timeout_s"])
-        ends, told = time.monotonic() + timeout_s, False
+        deadline, announced = time.monotonic() + timeout_s, False
         while True:
             missing, refused = self._answers(job.nodes)
             if refused:
@@ -110,26 +111,26 @@ class Coordinator:
                 return Outcome()
             if stopping():
                 return Outcome(problems=(Problem("stopped while waiting for the other machines"),), stopped=True)
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 return Outcome(problems=(_not_here(missing, job.nodes, timeout_s),))
-            if not told:
+            if not announced:
                 text = f"waits for node {_and(missing)}: run the same command there with --node-rank {_or(missing)}"
                 show(Event("note", text))
-                told = True
+                announced = True
             time.sleep(POLL_S)
 
     def done(self, stage: str) -> None:
-        """Tell the others that a stage's artifact is in the store."""
+        """Tell the worker nodes that a stage's artifact is in the store."""
         self._write(what="done", stage=stage)
 
     def find_host(self, note: Callable[[str], None], stopping: Callable[[], bool]) -> None:
-        """Be another node: wait for node 0's run.
+        """Act as a worker node: wait for node 0's run and read its token and run folder.
 
         Raises:
-            PipelineError: it did not start.
-            Interrupted: ``stopping`` said so.
+            PipelineError: node 0 did not start within ``join_timeout_s``.
+            Interrupted: ``stopping`` returned true.
         """
-        ends, held_since, told = time.monotonic() + self.join_timeout_s, None, False
+        deadline, held_since, announced = time.monotonic() + self.join_timeout_s, None, False
         while True:
             if not self.has_host():
                 held_since = None
@@ -140,27 +141,27 @@ class Coordinator:
                 return
             if stopping():
                 raise Interrupted(Problem("stopped while waiting for node 0"))
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise PipelineError(_no_host(self.folder.parents[1], self.join_timeout_s), exit_code=ExitCode.FAILED)
-            if not told and held_since is None:
+            if not announced and held_since is None:
                 note("waits for node 0: run the same command there without --node-rank")
-                told = True
+                announced = True
             time.sleep(POLL_S)
 
     def has_host(self) -> bool:
-        """Return whether node 0's run is on."""
+        """Return whether node 0's run is in progress."""
         return is_locked(self.folder / "lock")
 
-    def next_call(self) -> Command | None:
-        """Return what node 0 says next; None when it has said no more."""
+    def next_command(self) -> Command | None:
+        """Return the next command of node 0; None when there is no new one."""
         line = self._next()
         return Command(**{**line, "problems": tuple(line.get("problems", ()))}) if line is not None else None
 
-    def answer(self, node: int, call: Command, problem: str = "") -> None:
-        """Tell node 0 that this machine is here, or why it cannot take part."""
+    def answer(self, node: int, command: Command, problem: str = "") -> None:
+        """Tell node 0 that this worker node runs the command, or, with ``problem``, why it cannot."""
         file = self.folder / f"here-{node}.json"
         part = file.with_suffix(".part")
-        part.write_text(json.dumps({"token": self.token, "call": call.number, "problem": problem}), encoding="utf-8")
+        part.write_text(json.dumps({"token": self.token, "call": command.number, "problem": problem}), encoding="utf-8")
         part.replace(file)
 
     @property
@@ -181,11 +182,11 @@ class Coordinator:
         if not line.endswith(b"\n"):
             return None
         self._offset += len(line)
-        found: dict[str, Any] = json.loads(line)
-        return found
+        fields: dict[str, Any] = json.loads(line)
+        return fields
 
     def _answers(self, nodes: int) -> tuple[list[int], tuple[Problem, ...]]:
-        """Return the nodes that have not answered the last call, and what those say that cannot take part."""
+        """Return the nodes that have not answered the last command, and the problems of those that refused it."""
         missing, refused = [], []
         for node in range(1, nodes):
             try:
@@ -200,25 +201,25 @@ class Coordinator:
 
 
 def nodes_of(planned: PlannedStage) -> int:
-    """Return how many machines run a stage together."""
+    """Return the number of machines that run a stage."""
     return planned.spec.compute.nodes if kind_of(planned.spec.kind).parallel else 1
 
 
 def coordinator_of(plan: Plan, store: Path, planned: PlannedStage) -> Coordinator:
-    """Return where the machines of a stage meet."""
+    """Return the coordinator of a stage that several machines run."""
     compute = planned.spec.compute
     return Coordinator(store, plan.recipe.name, str(compute.rendezvous), compute.join_timeout_s)
 
 
 @contextlib.contextmanager
 def hosting(plan: Plan, store: Path, run_dir: Path, stopping: Callable[[], bool]) -> Iterator[Coordinator | None]:
-    """Be node 0 for the stages that several machines run together, if there are any."""
+    """Act as node 0 if the plan has pending stages of several machines; yield None if it has none."""
     shared = [stage for stage in plan.pending if nodes_of(stage) > 1]
     if not shared:
         yield None
         return
-    with coordinator_of(plan, store, shared[0]).hosting(run_dir, stopping) as meeting:
-        yield meeting
+    with coordinator_of(plan, store, shared[0]).hosting(run_dir, stopping) as coordinator:
+        yield coordinator
 
 
 def _not_here(missing: list[int], nodes: int, timeout_s: float) -> Problem:

@@ -1,9 +1,10 @@
-"""Whether the machines of a stage still hear one another: a beat over the store that torch's rendezvous keeps anyway.
+"""Heartbeats between the machines of a stage, through the TCPStore of torch's rendezvous.
 
-A cut link leaves processes waiting in a collective for half an hour, and torch's agents do not look after one another.
-So every agent writes a beat into the rendezvous' TCPStore and reads the others'. A machine that is silent for
-`LOST_S`, or whose store does not answer for as long, is lost. The same store tells all machines what broke first: the
-others only see a connection close.
+Without them a cut network link leaves ranks waiting in a collective for half an hour: torch's elastic agents do not
+monitor one another. So each agent writes its heartbeat into the TCPStore and reads those of the other machines. A
+machine is lost when it sends no heartbeat for `LOST_S` seconds, and node 0 also when its store does not answer for as
+long. The agents also write how the stage ended on their machine, so that all machines report the failure that came
+first; a machine whose peer failed sees only a closed connection.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from pipeline.launch.job import Outcome
 
 BEAT_S = 1.0
 LOST_S = 25.0
-"""Seconds of silence after which a machine is given up."""
+"""Seconds without a heartbeat after which a machine counts as lost."""
 CONNECT_S = 180.0
-"""Seconds in which machines that came to a stage must reach one another; one may load its libraries for longer."""
+"""Seconds in which the machines of a stage must connect; long, because one may still be importing its libraries."""
 ENDING_S = 5.0
-"""Seconds a machine that is done waits to hear how the others ended."""
+"""Seconds a machine whose ranks have ended waits for the endings of the other machines."""
 
 _CLOSED = re.compile(r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|[Tt]imed out waiting|unhandled system error")
 
@@ -37,9 +38,9 @@ class Ending:
     """How a stage ended on one machine.
 
     Attributes:
-        found: what broke; empty when nothing did.
-        ended: clock of the first process that broke.
-        is_consequence: it only saw another machine go.
+        found: the failure; empty when nothing failed.
+        ended: Unix time at which the first rank failed.
+        is_consequence: whether the failure only says that a connection to another machine was lost.
     """
 
     found: str = ""
@@ -48,22 +49,22 @@ class Ending:
 
     @staticmethod
     def of(outcome: Outcome) -> Ending:
-        """Return the ending of an outcome."""
+        """Summarize the outcome of this machine's ranks."""
         if outcome.result is not None or outcome.stopped or not outcome.problems:
             return Ending()
-        found = outcome.problems[0].found
-        return Ending(found, outcome.ended or time.time(), bool(_CLOSED.search(found)))
+        statement = outcome.problems[0].found
+        return Ending(statement, outcome.ended or time.time(), bool(_CLOSED.search(statement)))
 
 
 class Heartbeat:
-    """Beats for this machine and listens to the others, in two threads.
+    """Sends this machine's heartbeat and monitors those of the other machines, in two threads.
 
     Args:
         endpoint: HOST:PORT of the rendezvous.
-        session: what keys of this attempt begin with.
-        node: this machine.
-        nodes: machines.
-        give_up: called once, from a thread, when a machine is lost.
+        session: prefix of the TCPStore keys of this attempt.
+        node: rank of this machine.
+        nodes: number of machines.
+        give_up: called once, from a thread, when a machine is lost or has failed.
     """
 
     def __init__(self, endpoint: str, session: str, node: int, nodes: int, give_up: Callable[[Problem], None]) -> None:
@@ -82,24 +83,24 @@ class Heartbeat:
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._beat, self._watch)]
 
     def start(self) -> None:
-        """Begin; the others are listened to from their first beat on."""
+        """Start both threads; another machine is monitored from its first heartbeat on."""
         for thread in self._threads:
             thread.start()
 
     def finish(self, outcome: Outcome) -> Outcome:
-        """Tell the others how it ended here, hear how it ended there, and return what broke first."""
+        """Exchange endings with the other machines and return the outcome of the failure that came first."""
         self.ending = Ending.of(outcome)
         if self._answered is not None:
             self._all_ended.wait(ENDING_S)
             if self.node == 0:
-                time.sleep(0.5)  # the others read here
+                time.sleep(0.5)  # node 0 serves the store: the other machines still read its ending
         self._closed.set()
         if self.lost is not None:
             return Outcome(problems=(self.lost,), seconds=outcome.seconds, peak_memory_mib=outcome.peak_memory_mib)
-        theirs = [(node, ending) for node, ending in self.endings.items() if ending.found]
-        if outcome.stopped or not theirs or not outcome.problems:
+        failures = [(node, ending) for node, ending in self.endings.items() if ending.found]
+        if outcome.stopped or not failures or not outcome.problems:
             return outcome
-        node, first = min(theirs, key=lambda item: (item[1].is_consequence, item[1].ended))
+        node, first = min(failures, key=lambda item: (item[1].is_consequence, item[1].ended))
         if (first.is_consequence, first.ended) >= (self.ending.is_consequence, self.ending.ended):
             return outcome
         return replace(outcome, problems=(Problem(f"node {node}: {first.found}", remedy="details in its log"),))
@@ -108,7 +109,7 @@ class Heartbeat:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]  # a class of torch's C++ side
 
         try:
-            # On node 0 this is the rendezvous' own store, kept until the others have read how it ended there.
+            # On node 0 this is the rendezvous' own store; it stays open until the others have read node 0's ending.
             store = TCPStore(
                 self.host,
                 self.port,
@@ -122,12 +123,12 @@ class Heartbeat:
                 beats += 1
                 self._exchange(store, beats)
                 self._closed.wait(0.1 if self.ending is not None or len(self._heard) < len(self.others) else BEAT_S)
-        except Exception:  # node 0 has closed its store, or was never there: then torch's own rendezvous says so
+        except Exception:  # node 0 closed its store; or it never served one, which torch's own rendezvous reports
             self._hung_up = time.monotonic() if self._answered is not None else None
             self._all_ended.set()  # nothing more will be heard
 
     def _exchange(self, store: Any, beats: int) -> None:
-        """Write this machine's beat and ending, read the others'."""
+        """Write this machine's heartbeat and ending, and read those of the other machines."""
         store.set(f"{self.session}/beat/{self.node}", str(beats))
         if self.ending is not None:
             store.set(f"{self.session}/end/{self.node}", json.dumps(vars(self.ending)))
@@ -142,7 +143,7 @@ class Heartbeat:
             self._all_ended.set()
 
     def _watch(self) -> None:
-        """Look once a second for who is silent, or has said that it broke."""
+        """Check once a second for a machine that is lost or has failed."""
         while not self._closed.wait(1.0):
             problem = self._silent()
             if problem is not None and self.ending is None:
@@ -154,8 +155,8 @@ class Heartbeat:
         now = time.monotonic()
         broken = {node: ending.found for node, ending in self.endings.items() if ending.found}
         if broken:
-            node, found = min(broken.items())
-            return Problem(f"node {node}: {found}", remedy="details in its log")
+            node, failure = min(broken.items())
+            return Problem(f"node {node}: {failure}", remedy="details in its log")
         gone = [node for node, (_, heard) in self._heard.items() if now - heard > LOST_S and node not in self.endings]
         if self._hung_up is not None and now - self._hung_up > ENDING_S:
             return Problem("node 0 ended without a word", remedy="see its log; run again on all machines to resume")
@@ -174,16 +175,18 @@ class Heartbeat:
 
 
 def interface_towards(endpoint: str) -> str | None:
-    """Return the network interface this machine reaches an endpoint through, for gloo; None when nothing tells."""
+    """Return the network interface that routes to an endpoint, for gloo; None when it cannot be determined."""
     import psutil
 
     host, _, port = endpoint.rpartition(":")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing: asks the system for a route
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing: looks up the route
             probe.connect(address)
             own = probe.getsockname()[0]
     except (OSError, ValueError):
         return None
-    found = [name for name, addresses in psutil.net_if_addrs().items() for each in addresses if each.address == own]
-    return found[0] if found else None
+    interfaces = [
+        name for name, addresses in psutil.net_if_addrs().items() for each in addresses if each.address == own
+    ]
+    return interfaces[0] if interfaces else None

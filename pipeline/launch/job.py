@@ -1,6 +1,6 @@
-"""One stage as a job: what a child process needs to run it, and what it sends back.
+"""One stage as a job: the input a child process needs to run it, and the outcome it sends back.
 
-Owns the crossing between the runner's process (no torch) and the process a stage runs in. Knows nothing of the store.
+Owns the boundary between the runner's process (no torch) and the process a stage runs in. Knows nothing of the store.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class DataJob:
     """A data source a job reads.
 
     Attributes:
-        name: of the source in the recipe.
-        source: where the rows are.
+        name: name of the source in the recipe.
+        source: path, hub id or artifact of the rows.
         artifact: payload directory when the source is an artifact.
-        rejects: file that bad rows go to when the source skips them.
+        rejects: file that bad rows are written to when the source skips them.
     """
 
     name: str
@@ -51,14 +51,14 @@ class DataJob:
 
 @dataclass(frozen=True)
 class Job:
-    """All a child process needs to run one stage; plain and picklable.
+    """Everything a child process needs to run one stage; plain and picklable.
 
     Attributes:
-        fingerprint: of the stage; what its processes call their meeting.
-        rank: of the process it is given to, over all machines.
-        node_rank: of this machine.
-        token: of the attempt that several machines make together.
-        warnings: what the plan knows that a reader of the result must know too.
+        fingerprint: fingerprint of the stage; part of the rendezvous id of its ranks.
+        rank: global rank of the process that runs the job.
+        node_rank: rank of this machine.
+        token: id of node 0's run, when several machines run the stage.
+        warnings: warnings of the plan that the stage's report repeats.
     """
 
     name: str
@@ -81,17 +81,17 @@ class Job:
 
     @property
     def nodes(self) -> int:
-        """Machines that run it together."""
+        """Number of machines that run the job."""
         return int(self.compute.get("nodes", 1))
 
     @property
     def ranks(self) -> int:
-        """Processes over all machines."""
+        """World size: number of processes over all machines."""
         return int(self.compute.get("processes", 1)) * self.nodes
 
     @property
     def is_distributed(self) -> bool:
-        """Whether processes have to find one another, if only to shard over one."""
+        """Whether the job needs a process group: it has several ranks, or shards with ZeRO or FSDP."""
         return self.ranks > 1 or bool(self.compute.get("zero")) or bool(self.compute.get("fsdp"))
 
 
@@ -100,17 +100,17 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        result: what the stage reported; None when it broke.
-        problems: what went wrong, ready to print.
+        result: result of the stage; None when it failed or was stopped.
+        problems: the failures, ready to print.
         trace: traceback for the log and for ``--debug``.
-        stopped: whether it ended because it was asked to.
+        stopped: whether the job ended because it was asked to stop.
         seconds: wall time of the job.
         peak_memory_mib: largest resident set of the process.
-        rejected: bad rows skipped, by source.
-        environment: device and thread facts known only inside the process.
-        runtime_report: how the stage really ran (`StageContext.runtime_report`).
-        ended: clock when it ended.
-        exit_code: of the command, where there are problems.
+        rejected: number of bad rows skipped, by source.
+        environment: device and number of threads, known only inside the process.
+        runtime_report: what the stage reported on how it ran (`StageContext.runtime_report`).
+        ended: Unix time of the end.
+        exit_code: exit code of the command when there are problems.
     """
 
     result: StageResult | None = None
@@ -127,12 +127,12 @@ class Outcome:
 
     @property
     def bad_input(self) -> bool:
-        """Whether what it was given was wrong."""
+        """Whether the job failed because its input was invalid."""
         return self.exit_code == ExitCode.BAD_INPUT
 
     @property
     def is_broken(self) -> bool:
-        """Whether the job neither made its result nor stopped as asked."""
+        """Whether the job failed: it has no result and was not asked to stop."""
         return self.result is None and not self.stopped
 
 
@@ -147,27 +147,27 @@ class Channel(Protocol):
 def context_of(
     job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]
 ) -> tuple[StageContext, dict[str, int]]:
-    """Build the context of a job and the counter of skipped rows it fills."""
+    """Build the context of a job, and the counts of skipped rows by source, which the context fills."""
     rejected: dict[str, int] = {}
     config_class = kind_of(job.kind).config
 
     def load_rows(field_name: str) -> Rows:
         data = job.data[field_name]
         marker: Data = config_class.markers(Data)[field_name]
-        kept = data.rejects if job.rank == 0 else job.out / "rejects" / data.rejects.name
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        rejects = data.rejects if job.rank == 0 else job.out / "rejects" / data.rejects.name
+        rejects.parent.mkdir(parents=True, exist_ok=True)
         rows = load(
             data.source,
             marker.shape,
             seed=job.seed,
             name=data.name,
             artifact=data.artifact,
-            rejects=kept,
+            rejects=rejects,
         )
         rejected[data.name] = rows.rejected
         if not rows.rejected:
-            with contextlib.suppress(OSError):  # other bad rows of this stage may be in it
-                kept.parent.rmdir()
+            with contextlib.suppress(OSError):  # the folder may hold the bad rows of another source
+                rejects.parent.rmdir()
         else:
             send(Event("note", text=f"{rows.rejected} bad rows of {data.name} skipped, kept in {data.rejects.name}"))
         return rows
@@ -205,14 +205,14 @@ def context_of(
 
 
 def _keep_rejected(rows: Sequence[Rejected], file: Path, *, is_first: bool) -> None:
-    """Write rows that a stage cannot use behind the bad rows of their source."""
+    """Append rows that a stage cannot use to the file of their source's bad rows."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w" if is_first else "a", encoding="utf-8") as out:
         out.writelines(json.dumps(row._asdict(), default=str) + "\n" for row in rows)
 
 
 def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:
-    """Run a job in this process and report how it ended; never raises."""
+    """Run a job in this process and return its outcome; never raises."""
     started = time.perf_counter()
     rejected: dict[str, int] = {}
     outcome: dict[str, Any] = {}
@@ -230,7 +230,7 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
             problems=(Problem("out of memory", remedy="lower train.batch_size, max_length or compute.micro_batch"),),
             trace=traceback.format_exc(),
         )
-    except Exception as error:  # a stage may break in any way; the user gets one line, the log the rest
+    except Exception as error:  # a stage may raise anything: the user gets one line, the log the traceback
         ended = broken(job, error)
         outcome.update(problems=ended.problems, exit_code=ended.exit_code, trace=traceback.format_exc())
     return Outcome(
@@ -244,28 +244,28 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
 
 
 def broken(job: Job, error: Exception) -> Outcome:
-    """Return how a job ended with an error that nobody expected, a disk's among them."""
+    """Return the outcome of a job that raised an unexpected error; a full or failing disk gets its own problem."""
     problem = disk_problem(error, job.work, needed=_checkpoint_bytes(job.work))
     if problem is None:
         problem = Problem(f"{type(error).__name__}: {_first_line(error)}", remedy=f"details in {job.log}")
         return Outcome(problems=(problem,))
-    kept = "; it goes on from the last whole checkpoint" if has_files(job.work) else ""
-    problem = replace(problem, remedy=problem.remedy + kept)
+    resume_hint = "; it goes on from the last whole checkpoint" if has_files(job.work) else ""
+    problem = replace(problem, remedy=problem.remedy + resume_hint)
     return Outcome(problems=(problem,), exit_code=int(exit_code_of(error, job.work)))
 
 
 def _checkpoint_bytes(work: Path) -> int | None:
-    """Return the size of the largest checkpoint so far: what the next one needs."""
+    """Return the bytes of the largest checkpoint so far, as the estimate for the next; None without one."""
     with contextlib.suppress(OSError):
         return max((payload_bytes(folder) for folder in work.rglob("checkpoint-*") if folder.is_dir()), default=None)
     return None
 
 
 def die_with_parent() -> None:
-    """Kill this process when the one that asked for it ends, however it ends: nobody is left to take its result.
+    """Kill this process when the process that requested it ends, since nothing is left to receive its result.
 
-    The parent of a stage in the sense of the system is the warm process, which lives on as long as this one does; so a
-    thread waits for the runner, and Linux is asked to watch the warm process too.
+    The operating system's parent of a stage's process is the forkserver, which lives as long as its children do. So a
+    thread waits for the runner to end, and `PR_SET_PDEATHSIG` covers the end of the forkserver.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

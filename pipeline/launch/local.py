@@ -1,8 +1,8 @@
-"""Runs a stage in a child forked from one warm parent.
+"""Runs a stage in a child process forked from a forkserver that has the libraries imported.
 
-Importing torch, transformers and trl costs seconds per process, so a forkserver imports them once
-(`pipeline.launch.warm`) and every stage's child starts from there: imports are paid once for the whole chain, while
-each stage still has its own memory, its own peak figure, and can be killed alone.
+Importing torch, transformers and trl costs seconds per process. The forkserver imports them once
+(`pipeline.launch.warm`), and each stage's child is forked from it. So a run pays for the imports once, while each stage
+still has its own memory and its own peak memory, and can be killed alone.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pipeline.stage import Event
 GRACE_S = 60.0
 """Seconds a stage has to save a checkpoint after it was asked to stop."""
 SPIN_COUNT = "2000"
-"""How often a waiting OpenMP thread looks before it sleeps. libgomp's own default looks for milliseconds, which makes a
-machine with other work ten times slower; to sleep at once halves the speed of an idle one (docs/log.md)."""
+"""Spins of a waiting OpenMP thread before it sleeps (`GOMP_SPINCOUNT`). libgomp's default spins for milliseconds, which
+makes a machine with other load ten times slower. Sleeping at once halves the speed of an idle machine (docs/log.md)."""
 
 LONGEST_TEMPORARY = 75
-"""Bytes in the path of the folder for temporary files: a socket's has at most 107, 32 of them multiprocessing's own."""
+"""Most bytes in the path of the temporary folder: a socket's path has at most 107, and multiprocessing appends 32."""
 
 _context = multiprocessing.get_context("forkserver")
 
 
 def warm_up() -> None:
-    """Start the warm parent; returns at once, the imports go on beside the caller.
+    """Start the forkserver; returns at once, while the forkserver imports the libraries.
 
-    It is started with SIGINT and SIGTERM blocked: a signal to the whole process group (Ctrl-C, `scancel`, a stopping
-    container) is the runner's to handle, and the stage in progress must live to save its state. A stage's child
-    unblocks them once it can answer.
+    The forkserver starts with SIGINT and SIGTERM blocked: the runner handles a signal to the whole process group
+    (Ctrl-C, `scancel`, a stopping container), and the stage in progress must survive it to save its state. A stage's
+    child unblocks the signals once its handlers are installed.
 
     Raises:
-        PipelineError: there is no place for the sockets of the processes.
+        PipelineError: no temporary folder can hold the sockets of the processes.
     """
     temporary_folder()
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -51,7 +51,7 @@ def warm_up() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     _context.set_forkserver_preload(["pipeline.launch.warm"])
-    multiprocessing.resource_tracker.ensure_running()  # else the warm parent starts it, which unblocks the signals
+    multiprocessing.resource_tracker.ensure_running()  # else the forkserver starts it, which unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         multiprocessing.forkserver.ensure_running()
@@ -60,10 +60,10 @@ def warm_up() -> None:
 
 
 def temporary_folder() -> str:
-    """Return the folder for temporary files, where the processes of a run meet.
+    """Return the folder for temporary files, which holds the sockets of a run's processes.
 
     Raises:
-        PipelineError: none can be written, or its path is too long for a socket.
+        PipelineError: no temporary folder can be written, or its path is too long for a socket.
     """
     remedy = "name another one with TMPDIR; in a container, --tmpfs /tmp"
     try:
@@ -72,19 +72,19 @@ def temporary_folder() -> str:
         raise PipelineError(Problem(f"no folder for temporary files: {error.strerror}", remedy=remedy)) from None
     length = len(os.fsencode(folder))
     if length > LONGEST_TEMPORARY:
-        found = f"the folder for temporary files is {folder}, {length} bytes long"
-        raise PipelineError(Problem(found, f"at most {LONGEST_TEMPORARY}: sockets are made in it", remedy))
+        statement = f"the folder for temporary files is {folder}, {length} bytes long"
+        raise PipelineError(Problem(statement, f"at most {LONGEST_TEMPORARY}: sockets are made in it", remedy))
     return folder
 
 
 def run_job(job: Job, on_event: Callable[[Event], None], stopping: Callable[[], bool], poll_s: float = 0.1) -> Outcome:
-    """Run ``job`` in a child process and return how it ended.
+    """Run ``job`` in a child process and return its outcome.
 
     Args:
         job: the stage.
         on_event: called in this process for every event of the stage.
-        stopping: asked at each poll; once true the child is told to save and stop, and killed after `GRACE_S`.
-        poll_s: seconds between two looks at ``stopping``.
+        stopping: called at each poll; once true the child is asked to save and stop, and killed after `GRACE_S`.
+        poll_s: seconds between two polls.
     """
     warm_up()
     receiver, sender = _context.Pipe(duplex=False)
@@ -113,7 +113,7 @@ def _listen(
     stopping: Callable[[], bool],
     poll_s: float,
 ) -> Outcome | None:
-    """Pass on events until the outcome arrives; None when the child died without one."""
+    """Forward the child's events until its outcome arrives; return None when it died without one."""
     asked_at: float | None = None
     while True:
         if receiver.poll(poll_s):

@@ -1,4 +1,4 @@
-"""The log of a stage's process; where it cannot be written, how the stage ended is told all the same."""
+"""The log of a stage's process. When the log cannot be written, the stage still runs and reports its outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.launch.job import Outcome
 
 
 def opened_log(path: Path) -> TextIO:
-    """Open a stage's log; where it cannot be written (a full disk) what goes there is lost, and the stage goes on."""
+    """Open a stage's log for appending; when it cannot be written (a full disk), return the null device instead."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a", buffering=1)
@@ -20,14 +20,14 @@ def opened_log(path: Path) -> TextIO:
 
 
 def write_trace(outcome: Outcome) -> None:
-    """Write what went wrong into the log, if that can be written: the disk may be what went wrong."""
+    """Write the outcome's traceback to the log; a log that cannot be written is ignored."""
     if outcome.trace:
         with contextlib.suppress(OSError):
             print(outcome.trace, file=sys.stderr, flush=True)
 
 
 def forget_output() -> None:
-    """Keep the interpreter's last flush from failing where the log cannot be written."""
+    """Redirect output to the null device, so that the interpreter's last flush cannot fail on a full disk."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -1,11 +1,11 @@
-"""One stage in several processes: torch's elastic agent starts them, watches them, and stops all when one breaks.
+"""One stage in several ranks: torch's elastic agent starts them, monitors them, and stops all when one fails.
 
-The agent runs in the stage's child process (`job.py`); every rank is a process of its own. Ranks talk to the agent
-through files in the stage's scratch folder, so that it does not matter on which machine rank 0 is:
+The agent runs in the stage's child process (`child.py`); every rank is a process of its own. The ranks of a machine
+communicate with its agent through files in the stage's scratch folder:
 
-    events.jsonl      what rank 0 tells the runner, followed by the agent
-    outcome-N.json    how rank N ended
-    stop              there once the run was asked to stop; the ranks agree on the step to stop at
+    events.jsonl      rank 0's events for the runner, read by the agent
+    outcome-N.json    outcome of the machine's rank N
+    stop              exists once the run was asked to stop; the ranks agree on the step to stop at
 
 Knows nothing of what a stage does, or of how it shards weights.
 """
@@ -34,12 +34,12 @@ from pipeline.stage import Event
 
 
 def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
-    """Run a job's ranks on this machine and return how they ended; never raises.
+    """Run a job's ranks on this machine and return their joint outcome; never raises.
 
     Args:
-        job: with more than one process, or with sharding.
-        channel: to the runner.
-        asked: whether the run was asked to stop.
+        job: a job with more than one process, or with sharding.
+        channel: sends events to the runner.
+        asked: returns whether the run was asked to stop.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -47,37 +47,38 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the agent must not touch the device before the fork
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     started = time.perf_counter()
-    folder = RankFiles(job.work / "ranks" / str(job.node_rank))
-    shutil.rmtree(folder.path, ignore_errors=True)
+    files = RankFiles(job.work / "ranks" / str(job.node_rank))
+    shutil.rmtree(files.path, ignore_errors=True)
     try:
-        folder.path.mkdir(parents=True)
+        files.path.mkdir(parents=True)
     except OSError as error:
         return broken(job, error)
-    follower = RankMonitor(folder, channel.send, asked)
-    follower.start()
-    heartbeat = _heartbeat(job, folder, channel) if job.nodes > 1 else None
+    monitor = RankMonitor(files, channel.send, asked)
+    monitor.start()
+    heartbeat = _heartbeat(job, files, channel) if job.nodes > 1 else None
     failure: Problem | None = None
     codes: dict[int, int] = {}
     try:
-        elastic_launch(_launch_config(job, folder), rank_main)(job)
+        elastic_launch(_launch_config(job, files), rank_main)(job)
     except ChildFailedError as error:
         failure = Problem("its processes broke")
         codes = {rank: one.exitcode for rank, one in error.failures.items()}
-    except Exception as error:  # the agent itself broke: the other machines were not found, a port was taken
+    except Exception as error:  # the agent itself failed: the other machines were not found, a port was taken
         failure = _not_started(job, error)
     finally:
-        follower.finish()
-    for local, code in follower.deaths.codes.items():
-        if code is None:  # the agent alone has seen it
-            follower.deaths.codes[local] = codes.get(job.node_rank * int(job.compute["processes"]) + local)
-    outcome = _outcome(job, folder, follower.deaths, failure, time.perf_counter() - started)
+        monitor.finish()
+    for local, code in monitor.exit_codes.codes.items():
+        if code is None:  # only the agent has the exit code
+            monitor.exit_codes.codes[local] = codes.get(job.node_rank * int(job.compute["processes"]) + local)
+    outcome = _outcome(job, files, monitor.exit_codes, failure, time.perf_counter() - started)
     return heartbeat.finish(outcome) if heartbeat is not None else outcome
 
 
-def _heartbeat(job: Job, folder: RankFiles, channel: Channel) -> Heartbeat:
-    """Start listening to the other machines; when one is lost, end this machine's ranks, and this process if need be.
+def _heartbeat(job: Job, files: RankFiles, channel: Channel) -> Heartbeat:
+    """Start the heartbeat; when a machine is lost, kill this machine's ranks, and end this process if the agent hangs.
 
-    gloo, too, is told the interface the machines meet on: by itself it takes the one that the host's name stands for.
+    `GLOO_SOCKET_IFNAME` is set to the interface that routes to the rendezvous: gloo's default is the interface that the
+    host name resolves to.
     """
     endpoint = str(job.compute["rendezvous"])
     interface = interface_towards(endpoint)
@@ -85,10 +86,10 @@ def _heartbeat(job: Job, folder: RankFiles, channel: Channel) -> Heartbeat:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
     def give_up(problem: Problem) -> None:
-        for pid in folder.pids().values():
+        for pid in files.pids().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(SHUTDOWN_S)  # the agent sees its ranks end and comes back, unless it waits for the lost machine
+        time.sleep(SHUTDOWN_S)  # the agent sees its ranks end and returns, unless it waits for the lost machine
         with contextlib.suppress(OSError):
             channel.send(Outcome(problems=(problem,)))
         os._exit(1)
@@ -113,12 +114,12 @@ def _not_started(job: Job, error: Exception) -> Problem:
 
 
 def rank_main(job: Job) -> None:
-    """Be one rank: log to a file of its own, run the stage, leave the outcome; a failure ends the process with 1."""
+    """Run one rank: log to its own file, run the stage, write its outcome; after a failure exit with code 1."""
     die_with_parent()
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    folder = RankFiles(job.work / "ranks" / str(job.node_rank))
-    folder.pid(local).write_text(str(os.getpid()), encoding="utf-8")
-    folder.reserve(local)
+    files = RankFiles(job.work / "ranks" / str(job.node_rank))
+    files.pid(local).write_text(str(os.getpid()), encoding="utf-8")
+    files.reserve(local)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
@@ -132,38 +133,38 @@ def rank_main(job: Job) -> None:
         pipeline.stages.load_all()
         own = replace(job, rank=rank, out=job.out if rank == 0 else job.work / "ranks" / f"out-{rank}")
         if rank:
-            shutil.rmtree(own.out, ignore_errors=True)  # what an attempt left that ended while it wrote
+            shutil.rmtree(own.out, ignore_errors=True)  # files of an earlier attempt that was cut off
         own.out.mkdir(parents=True, exist_ok=True)
-        outcome = execute(own, folder.tell if rank == 0 else _tell_nobody, _stopping(folder, asked))
-        folder.leave(local, outcome)
+        outcome = execute(own, files.tell if rank == 0 else _tell_nobody, _stopping(files, asked))
+        files.leave(local, outcome)
         write_trace(outcome)
         if outcome.is_broken:
-            os._exit(1)  # at once: the others may be waiting in a collective, and so might a destructor here
+            os._exit(1)  # at once: other ranks may wait in a collective, and a destructor here could too
     end_as_a_fork_does()
 
 
 def end_as_a_fork_does() -> None:
-    """See to it that this process ends at once when its work is done, with its exit code 0.
+    """Make this process exit with code 0 as soon as its work is done, without finalizing the interpreter.
 
-    A forked child does so by itself. A spawned one (where there is CUDA) takes the interpreter down first, and a thread
-    of torch or gloo that still holds a Python object then aborts the process: good work would be told as a crash.
+    A forked child does so by itself. A spawned one (with CUDA) finalizes the interpreter first. A thread of torch or
+    gloo that still holds a Python object then aborts the process, and a successful rank would be reported as a crash.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    atexit.register(os._exit, 0)  # the first to be called: what was registered last is
+    atexit.register(os._exit, 0)  # called first: exit handlers run in reverse order
 
 
-def _stopping(folder: RankFiles, asked: list[int]) -> Callable[[], bool]:
-    """Return what tells the stage to stop: all ranks get the same answer to the same call."""
-    return lambda: any_rank(bool(asked) or folder.stop.exists())
+def _stopping(files: RankFiles, asked: list[int]) -> Callable[[], bool]:
+    """Return the stage's stop predicate; it is a collective, so all ranks get the same answer to the same call."""
+    return lambda: any_rank(bool(asked) or files.stop.exists())
 
 
 def _tell_nobody(event: Event) -> None:
-    """Rank 0 speaks for all."""
+    """Drop an event: only rank 0's events reach the runner."""
 
 
-def _launch_config(job: Job, folder: RankFiles) -> Any:
-    """Return the agent's configuration: one machine finds itself, several meet at `compute.rendezvous`."""
+def _launch_config(job: Job, files: RankFiles) -> Any:
+    """Return the agent's configuration; several machines use `compute.rendezvous`, one machine a port of its own."""
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
@@ -179,23 +180,23 @@ def _launch_config(job: Job, folder: RankFiles) -> Any:
         rdzv_configs={"timeout": int(CONNECT_S), **({"rank": job.node_rank} if nodes > 1 else {})},
         max_restarts=0,
         monitor_interval=0.1,
-        # A fork of this process has the libraries already; where there is CUDA they may have started a driver.
+        # A fork inherits the imported libraries. With CUDA they may have initialized the driver, which forbids a fork.
         start_method="fork" if torch.version.cuda is None else "spawn",
         local_addr="localhost" if nodes == 1 else None,
-        signals_to_handle="SIGQUIT",  # a wish to stop goes to the ranks through a file
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder.path)),
+        signals_to_handle="SIGQUIT",  # a stop request reaches the ranks through a file
+        logs_specs=DefaultLogsSpecs(log_dir=str(files.path)),
     )
 
 
-def _outcome(job: Job, folder: RankFiles, deaths: ExitCodes, failure: Problem | None, seconds: float) -> Outcome:
-    """Join what the ranks of this machine left: the first one's result, or the first one's failure."""
-    outcomes = {rank: outcome for rank in range(int(job.compute["processes"])) if (outcome := folder.read(rank))}
+def _outcome(job: Job, files: RankFiles, exit_codes: ExitCodes, failure: Problem | None, seconds: float) -> Outcome:
+    """Combine the outcomes of this machine's ranks: the failure that came first, else the outcome of its rank 0."""
+    outcomes = {rank: outcome for rank in range(int(job.compute["processes"])) if (outcome := files.read(rank))}
     broken = [rank for rank, outcome in outcomes.items() if outcome.is_broken]
-    before = job.node_rank * int(job.compute["processes"])  # ranks of the machines before this one
+    before = job.node_rank * int(job.compute["processes"])  # ranks on the machines before this one
     peak = max((outcome.peak_memory_mib for outcome in outcomes.values()), default=0.0)
-    dead = deaths.first_by_signal()
-    if dead is not None and deaths.was_before(dead, broken):
-        problem = _killed(before + dead, deaths.codes[dead], job)
+    dead = exit_codes.first_by_signal()
+    if dead is not None and exit_codes.was_before(dead, broken):
+        problem = _killed(before + dead, exit_codes.codes[dead], job)
         return Outcome(problems=(problem,), seconds=seconds, peak_memory_mib=peak)
     if broken:
         first = min(broken, key=lambda rank: outcomes[rank].ended)
@@ -208,8 +209,8 @@ def _outcome(job: Job, folder: RankFiles, deaths: ExitCodes, failure: Problem | 
 
 def _killed(rank: int, code: int | None, job: Job) -> Problem:
     hint = f"details in {job.log}" if code not in (None, -signal.SIGKILL) else "the system may have run out of memory"
-    how = f"was killed by signal {-code}" if code is not None else "ended without a word"
-    return Problem(f"rank {rank} {how}", remedy=f"{hint}; run again to resume")
+    end = f"was killed by signal {-code}" if code is not None else "ended without a word"
+    return Problem(f"rank {rank} {end}", remedy=f"{hint}; run again to resume")
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,11 +1,10 @@
-"""Stages as jobs of Slurm: submitit writes and sends the batch script, catches the signals and requeues.
+"""Stages as Slurm jobs: submitit writes and submits the batch script, catches the signals and requeues.
 
-Owns what runs inside a job before the stage does, and the questions asked of the queue. A job runs the command a person
-would: its lock, journal, checkpoints and commit are those of any run. Knows nothing of plans.
+Owns the process that starts a stage inside a job, and the calls of `squeue`, `scancel` and `scontrol`. A job runs a
+command of the CLI, so its lock, journal, checkpoints and commit are those of any run. Knows nothing of plans.
 
-A job that is about to lose its node saves a checkpoint and goes back into the queue, whoever says so: the end of its
-time (USR2, which submitit asks Slurm for), or preemption (SIGTERM, while its state is still RUNNING). One that was
-cancelled saves and ends.
+A job saves a checkpoint and is requeued when it reaches its time limit (USR2, which submitit requests from Slurm) and
+when it is preempted (SIGTERM, while its state is still RUNNING). A cancelled job saves a checkpoint and ends.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.recipe.schema import Compute
 
 MOST_REQUEUES = 1000
-"""How often a job that needs more than its time is requeued."""
+"""How often a job that reaches its time limit is requeued."""
 FIRST_PORT, PORTS = 20_000, 20_000
-"""Where the nodes of a job meet: a port of its first node, by the job's number."""
+"""Range of rendezvous ports on a job's first node; the job's number selects the port."""
 ASK_S = 30
-"""Seconds a command of Slurm may take."""
+"""Timeout of a Slurm command, in seconds."""
 MPI = ("PMI", "SLURM_MPI")
-"""What `srun` tells MPI programs begins so: accelerate would take a node for a rank."""
+"""Prefixes of `srun`'s MPI variables, removed from the environment: accelerate would take a node for a rank."""
 
 ACTIVE = frozenset(
     [
@@ -55,11 +54,11 @@ ACTIVE = frozenset(
 
 @dataclass(frozen=True)
 class QueueState:
-    """What Slurm says of a job.
+    """State of a job in Slurm's queue.
 
     Attributes:
-        state: e.g. ``PENDING``; ``GONE`` when Slurm no longer knows it.
-        reason: why it waits.
+        state: e.g. ``PENDING``; ``GONE`` when Slurm no longer knows the job.
+        reason: why the job is pending.
     """
 
     state: str
@@ -67,15 +66,15 @@ class QueueState:
 
     @property
     def is_active(self) -> bool:
-        """Whether it will run, or does."""
+        """Whether the job is running or will run."""
         return self.state in ACTIVE
 
 
 def check_tools() -> None:
-    """Look for what is needed to submit.
+    """Check that jobs can be submitted.
 
     Raises:
-        PipelineError: Slurm's commands or submitit are not there.
+        PipelineError: Slurm's commands or submitit are missing.
     """
     problems = tool_problems()
     if problems:
@@ -83,17 +82,17 @@ def check_tools() -> None:
 
 
 def tool_problems() -> list[Problem]:
-    """Return what is needed to submit and is not there: Slurm's commands, submitit."""
+    """Return the problems that prevent submission: missing Slurm commands, missing submitit."""
     from importlib.util import find_spec
 
     problems = []
     missing = [name for name in ("sbatch", "squeue", "scancel", "srun") if shutil.which(name) is None]
     if missing:
-        found = f"compute.launcher is slurm, but this machine has no {', '.join(missing)}"
-        problems.append(Problem(found, remedy="run it on a login node of the cluster, or use launcher: local"))
+        statement = f"compute.launcher is slurm, but this machine has no {', '.join(missing)}"
+        problems.append(Problem(statement, remedy="run it on a login node of the cluster, or use launcher: local"))
     if find_spec("submitit") is None:
-        found = "compute.launcher is slurm, but submitit is missing"
-        problems.append(Problem(found, remedy="pip install 'trueup[slurm]'"))
+        statement = "compute.launcher is slurm, but submitit is missing"
+        problems.append(Problem(statement, remedy="pip install 'trueup[slurm]'"))
     return problems
 
 
@@ -101,14 +100,14 @@ def submit(name: str, folder: Path, command: Sequence[str], compute: Compute, af
     """Submit a command as a job and return its number.
 
     Args:
-        name: what the queue shows.
-        folder: for the batch script and the job's own log; all nodes see it.
-        command: what each node runs.
-        compute: nodes and what is asked of the cluster.
-        after: jobs that must have ended well before.
+        name: name of the job in the queue.
+        folder: folder for the batch script and the job's own log, visible to all nodes.
+        command: command each node runs.
+        compute: number of nodes and the resources requested from Slurm.
+        after: jobs that must succeed before this one starts (``afterok``).
 
     Raises:
-        PipelineError: Slurm refused it.
+        PipelineError: Slurm refused the job.
     """
     import submitit
 
@@ -135,21 +134,23 @@ def submit(name: str, folder: Path, command: Sequence[str], compute: Compute, af
     try:
         job = executor.submit(StageJob(tuple(command)))
     except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
-        said = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines() or ["no word"]
+        messages = (
+            [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines() or ["no word"]
+        )
         remedy = "see compute.slurm, and `sinfo` for what the cluster has"
-        raise PipelineError(Problem(f"Slurm refused the job: {said[-1].strip()}", remedy=remedy)) from None
+        raise PipelineError(Problem(f"Slurm refused the job: {messages[-1].strip()}", remedy=remedy)) from None
     return str(job.job_id)
 
 
 def states(jobs: Sequence[str]) -> dict[str, QueueState]:
-    """Ask Slurm for the state of jobs.
+    """Query Slurm for the states of jobs.
 
     Raises:
-        PipelineError: its controller does not answer.
+        PipelineError: Slurm's controller does not answer.
     """
     if not jobs:
         return {}
-    # All jobs of this user, since one number that Slurm has forgotten makes it answer for none.
+    # Query all jobs of this user: with --jobs, one number that Slurm has forgotten makes squeue fail for all.
     line = ["squeue", "--noheader", "--me", "--states=all", "--format=%A|%T|%r"]
     ended = _ask(line)
     if ended.returncode:
@@ -163,23 +164,23 @@ def states(jobs: Sequence[str]) -> dict[str, QueueState]:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs; those that run get a moment to save."""
+    """Cancel jobs; a running job may still save a checkpoint before Slurm kills it."""
     if jobs:
         _ask(["scancel", *jobs])
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """What submitit runs on each node of a job: a command, and what its signals mean.
+    """The callable that submitit runs on each node of a job: it runs a command and handles Slurm's signals.
 
     Attributes:
-        command: to run; a job of several nodes adds which one it is and where they meet.
+        command: the command; a job of several nodes appends ``--node-rank`` and ``--rendezvous``.
     """
 
     command: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Run the command to its end; when it fails, or was told to stop, this process ends as it did."""
+        """Run the command to its end; when it fails or was stopped, exit with code 1."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith(MPI)}
         child = subprocess.Popen([*self.command, *_place(os.environ)], env=environment, preexec_fn=_ignore_notice)
         _children.append(child.pid)
@@ -199,7 +200,7 @@ class StageJob:
             sys.exit(1)  # Slurm takes the job as failed; submitit would print a traceback of an exception
 
     def checkpoint(self) -> Any:
-        """Save: called by submitit when the time is nearly over; it requeues what is returned."""
+        """Save the stage's state; submitit calls this shortly before the time limit and requeues the return value."""
         from submitit.helpers import DelayedSubmission
 
         for pid in _children:
@@ -210,11 +211,11 @@ class StageJob:
 
 
 _children: list[int] = []
-"""The command this job runs; a signal's handler has no other way to it."""
+"""Process ids of the command this job runs: global, so that `checkpoint`, called from a signal handler, has them."""
 
 
 def _ignore_notice() -> None:
-    """Slurm sends its notice to every process of a step; only submitit knows what it means."""
+    """Ignore USR2 in the command: Slurm signals every process of a job step, and only submitit handles it."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
@@ -224,7 +225,7 @@ def _tell(pid: int) -> None:
 
 
 def _place(environment: Mapping[str, str]) -> list[str]:
-    """Return what tells a node of a job of several which it is and where they meet."""
+    """Return the node rank and rendezvous options of the command; empty for a job of one node."""
     if int(environment.get("SLURM_JOB_NUM_NODES", 1)) == 1:
         return []
     import submitit
@@ -235,7 +236,7 @@ def _place(environment: Mapping[str, str]) -> list[str]:
 
 
 def _is_preempted() -> bool:
-    """Return whether the job must go back into the queue itself: it was neither cancelled nor requeued by Slurm."""
+    """Return whether this process must requeue the job: Slurm has neither cancelled nor requeued it."""
     if int(os.environ.get("SLURM_PROCID", 0)):
         return False
     shown = _ask(["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]]).stdout

@@ -1,4 +1,4 @@
-"""What the warm parent imports once, so that a stage's child starts with it: torch, transformers, trl, matplotlib.
+"""Imports that the forkserver does once for the children it forks: torch, transformers, trl, matplotlib.
 
 Imported by the forkserver only. It starts no thread and runs no tensor operation: both would break the forks.
 """
@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore", category=FutureWarning)
-gc.disable()  # what the imports make, stays: looking for garbage in it costs a quarter of the time
+gc.disable()  # imported objects are never freed: collecting among them would take a quarter of the time
 
 _silence = io.StringIO()
 with contextlib.suppress(ImportError), contextlib.redirect_stdout(_silence), contextlib.redirect_stderr(_silence):
@@ -39,12 +39,12 @@ with contextlib.suppress(ImportError), contextlib.redirect_stdout(_silence), con
 
     pipeline.stages.load_all()
 
-    # accelerate imports DeepSpeed into every trainer where it is installed. Where torch has CUDA it stays in the child:
-    # it looks for the device, and a driver that was started does not survive a fork.
+    # accelerate imports DeepSpeed with every trainer where it is installed. With CUDA only the child imports it:
+    # DeepSpeed looks for the device, and an initialized CUDA driver does not survive a fork.
     if torch.version.cuda is None:
         import deepspeed
 
-# What was imported lives as long as the process: a collection in a child neither walks it nor copies its pages.
+# Imported objects live as long as the process. Frozen, a collection in a child neither visits them nor copies pages.
 gc.collect()
 gc.freeze()
 gc.enable()

@@ -1,6 +1,6 @@
-"""Preferences of people: what they are shown, what they said, and how far they agree.
+"""Human preferences: the pairs shown to annotators, their labels, and the agreement between annotators.
 
-Owns the ledger of labels, who is given which pair, and the labelling app. Knows nothing of stages and training.
+Owns the ledger of labels, the assignment of pairs, and the labelling app. Knows nothing of stages and training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def need(*modules: str) -> None:
     """Check that libraries of the extra `collect` are installed.
 
     Raises:
-        PipelineError: one is not.
+        PipelineError: a library is missing.
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""How far people agree, and the one label that several give a pair."""
+"""Agreement between annotators, and the aggregation of a pair's labels into one preference."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SIGN: Mapping[str, int] = {"first": 1, "second": -1}
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of people on the items several labelled.
+    """Agreement between annotators on the items with several labels.
 
     Attributes:
-        items: that have two labels or more.
-        pairs: of labels of one item.
-        same: of these, equal ones.
-        alpha: Krippendorff's, nominal; None where nothing varies or nothing can be compared.
+        items: number of items with two labels or more.
+        pairs: number of pairs of labels of the same item.
+        same: number of these pairs that are equal.
+        alpha: Krippendorff's nominal alpha; None when all labels are equal or none can be compared.
     """
 
     items: int
@@ -35,10 +35,10 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
     """Return Krippendorff's alpha for nominal values; items with fewer than two values are left out.
 
     Args:
-        units: the values each item was given.
+        units: the values of each item.
 
     Returns:
-        1 where all agree, 0 where they agree as chance would; None where all values are equal or none can be paired.
+        1 for perfect agreement, 0 for chance agreement; None when all values are equal or none can be paired.
 
     Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, section C.
     """
@@ -56,7 +56,7 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
 
 
 def agreement(items: Iterable[Item], state: State) -> Agreement:
-    """Return how far the labels of items agree."""
+    """Measure the agreement of the labels of items."""
     units = [[label.verdict for label in state.labels(item.id)] for item in items]
     several = [unit for unit in units if len(unit) > 1]
     pairs = [one == other for unit in several for one, other in itertools.combinations(unit, 2)]
@@ -64,11 +64,11 @@ def agreement(items: Iterable[Item], state: State) -> Agreement:
 
 
 def exported(items: Iterable[Item], state: State) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Return preference rows of the labels, in the order of items, and why others gave none.
+    """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
 
-    A row is ``{"prompt": […], "chosen": […], "rejected": […], "margin": …}``, conversational, as trl takes them; the
-    margin is the mean strength of those who preferred it less that of the others, over all labels. Ties, pairs of which
-    both are good or both bad, split votes and flagged pairs make no row.
+    A row is ``{"prompt": […], "chosen": […], "rejected": […], "margin": …}``, conversational, as trl takes them. The
+    margin is the summed strength of the labels for the chosen response, less that of the labels against it, over the
+    number of labels. Ties, pairs with both responses good or both bad, split votes and flagged pairs give no row.
     """
     rows, without = [], Counter[str]()
     flagged = {item for (item, _), answer in state.answers.items() if answer.kind == "flag"}
@@ -79,8 +79,8 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[dict[str, Any]],
         elif not labels:
             without["unlabelled"] += 1
         elif (margin := _margin(labels)) == 0:
-            said = {label.verdict for label in labels}
-            without[str(said.pop()) if len(said) == 1 else "split"] += 1
+            verdicts = {label.verdict for label in labels}
+            without[str(verdicts.pop()) if len(verdicts) == 1 else "split"] += 1
         else:
             chosen, rejected = item.responses if margin > 0 else item.responses[::-1]
             turns = {"prompt": item.prompt, "chosen": chosen, "rejected": rejected}

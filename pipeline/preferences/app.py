@@ -1,7 +1,7 @@
-"""The labelling app: a page for the keyboard, and the few addresses it talks to.
+"""The labelling app: a page operated by keyboard, and its HTTP API.
 
-Every request carries the annotator's token; the page has it behind the `#` of its link, so that no log has it. Nothing
-comes from other servers, and no error shows a traceback.
+Every API request carries the annotator's token. The page takes it from the fragment (`#`) of its link, so that no
+server log contains it. The page loads nothing from other servers, and no error response contains a traceback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOG = logging.getLogger("trueup.collect")
 PAGE = files("pipeline.preferences") / "page"
 TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 AHEAD = 2
-"""Pairs a browser has at once: the one that is shown and the one after it."""
+"""Number of pairs sent to a browser at a time: the one shown and the next."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
@@ -37,12 +37,12 @@ Answer = Callable[[LabelQueue, str, dict[str, Any]], Any]
 
 
 def make_app(desk: LabelQueue, title: str, guidelines: str = "") -> Starlette:
-    """Return the app.
+    """Build the web app.
 
     Args:
-        desk: that hands out pairs and takes answers.
-        title: shown above, the stage's name.
-        guidelines: shown on the page, plain text.
+        desk: queue that assigns pairs and records answers.
+        title: title of the page, the stage's name.
+        guidelines: plain text shown on the page.
     """
 
     async def healthz(request: Request) -> Response:
@@ -65,10 +65,10 @@ def make_app(desk: LabelQueue, title: str, guidelines: str = "") -> Starlette:
                 annotator = await run_in_threadpool(desk.annotator, token)
                 if annotator is None:
                     return _refusal("this link is not valid any more: ask for a new one", 401)
-                told = await run_in_threadpool(answer, desk, annotator, given)
+                answer_data = await run_in_threadpool(answer, desk, annotator, given)
             except PipelineError as error:
                 return _refusal("; ".join(str(problem) for problem in error.problems), 409)
-            return JSONResponse(told, headers=HEADERS)
+            return JSONResponse(answer_data, headers=HEADERS)
 
         return serve
 

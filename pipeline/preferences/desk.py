@@ -1,6 +1,6 @@
-"""The desk: hands pairs to people and takes what they say, whoever else does so at the same time.
+"""The label queue: assigns pairs to annotators and records their answers, safely under concurrent requests.
 
-Owns the rules of who may do what. Knows the ledger, not the web; every answer of it is plain data.
+Owns the rules of what an annotator may do. Knows the ledger, not the web; its methods return plain data.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, State
 from pipeline.preferences.ledger import Ledger, LedgerEvent
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
-"""What a person may choose; `left` and `right` are sides of the screen."""
+"""Choices of an annotator; `left` and `right` are sides of the screen."""
 
 STRONGEST = 3
 
 
 class LabelQueue:
-    """A batch of items that people label.
+    """The queue of a batch of items that annotators label.
 
     Args:
-        batch: items, and how many labels each is to get.
-        ledger: of what happened.
+        batch: items, and the number of labels each needs.
+        ledger: the log of events that records labels, leases and annotators.
     """
 
     def __init__(self, batch: Batch, ledger: Ledger) -> None:
@@ -39,23 +39,23 @@ class LabelQueue:
         self._turn = threading.Lock()
 
     def state(self) -> State:
-        """Return what all events so far add up to."""
+        """Return the state after all events in the ledger so far."""
         with self._turn:
             return self._state.take(self.ledger.events(self._state.number))
 
     def invite(self, name: str) -> str:
-        """Give an annotator a token, in place of an earlier one; it is kept as its hash."""
+        """Issue a token to an annotator, which replaces an earlier one; the ledger stores only its hash."""
         token = secrets.token_urlsafe(16)
         self._append(lambda state: ("annotator", {"name": name, "token": _hashed(token)}))
         return token
 
     def annotator(self, token: str) -> str | None:
-        """Return whose token it is."""
+        """Return the name of the annotator with this token; None for an unknown token."""
         known = self.state().tokens.items()
         return next((name for name, hashed in known if hmac.compare_digest(hashed, _hashed(token))), None)
 
     def next(self, annotator: str, count: int = 1) -> list[dict[str, Any]]:
-        """Return the next pairs for an annotator, as they are shown, and keep them for this person for ten minutes."""
+        """Return the next pairs for an annotator, as they are shown, and lease them to the annotator for `LEASE_S`."""
         given: list[Item] = []
 
         def decide(state: State) -> tuple[str, Mapping[str, Any]] | None:
@@ -68,17 +68,17 @@ class LabelQueue:
         return [_shown(item, annotator) for item in given]
 
     def label(self, annotator: str, item: str, side: str, strength: int, seconds: float) -> None:
-        """Keep a choice.
+        """Record a choice.
 
         Args:
-            annotator: who chose.
-            item: of the batch.
+            annotator: name of the annotator.
+            item: id of an item of the batch.
             side: one of `SIDES`.
-            strength: of a preference, 1 to 3.
-            seconds: it took.
+            strength: strength of the preference, 1 to 3.
+            seconds: time the choice took.
 
         Raises:
-            PipelineError: no such item, side or strength, or the item is not this person's to label.
+            PipelineError: no such item, side or strength, or the item is not leased to this annotator.
         """
         if side not in SIDES:
             raise PipelineError(Problem(f"choice {side!r}", f"one of {', '.join(SIDES)}"))
@@ -89,15 +89,15 @@ class LabelQueue:
         self._answer("label", annotator, item, verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
 
     def leave(self, kind: str, annotator: str, item: str, reason: str) -> None:
-        """Skip an item, or flag it so that nobody gets it any more.
+        """Skip an item, or flag it, after which no annotator gets it.
 
         Raises:
-            PipelineError: no such item, or it is not this person's.
+            PipelineError: no such item, or it is not leased to this annotator.
         """
         self._answer(kind, annotator, item, reason=reason[:1000])
 
     def undo(self, annotator: str) -> str | None:
-        """Take the annotator's last answer back and return its item; None when there is none."""
+        """Undo the annotator's last answer and return its item; None when there is none."""
         undone: list[str] = []
 
         def decide(state: State) -> tuple[str, Mapping[str, Any]] | None:
@@ -112,7 +112,7 @@ class LabelQueue:
         return undone[0] if undone else None
 
     def progress(self, annotator: str) -> dict[str, int]:
-        """Return labels of all, labels wanted, and this person's own."""
+        """Return the number of labels given, of labels needed, and of those given by this annotator."""
         state = self.state()
         done, full = self.batch.progress(state)
         own = sum(who == annotator and one.kind == "label" for (_, who), one in state.answers.items())
@@ -135,14 +135,14 @@ class LabelQueue:
         with self._turn:
 
             def after(events: list[LedgerEvent]) -> tuple[str, Mapping[str, Any]] | None:
-                made: tuple[str, Mapping[str, Any]] | None = decide(self._state.take(events))
-                return made
+                event: tuple[str, Mapping[str, Any]] | None = decide(self._state.take(events))
+                return event
 
             self.ledger.append(after, self._state.number)
 
 
 def _shown(item: Item, annotator: str) -> dict[str, Any]:
-    """Return an item as a browser gets it: nothing in it says which response is which."""
+    """Return an item as a browser receives it; it does not reveal which response is which."""
     left, right = item.responses[::-1] if is_swapped(item.id, annotator) else item.responses
     turns = {"prompt": item.prompt, "left": left, "right": right}
     plain = {key: [{"role": t["role"], "content": t["content"]} for t in value] for key, value in turns.items()}

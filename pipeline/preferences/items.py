@@ -1,4 +1,4 @@
-"""What is labelled: pairs of responses to one prompt, without a word on where they come from."""
+"""Items to label: pairs of responses to one prompt, without their origin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Turns = tuple[Mapping[str, Any], ...]
 """Messages, ``{"role": …, "content": …}``."""
 
 REPEATED = 3
-"""Labels of an item that is labelled several times."""
+"""Number of labels of an item that is labelled several times to measure agreement."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Item:
     """Two responses to compare.
 
     Attributes:
-        id: SHA-256 of prompt and responses, 16 hex digits.
-        prompt: the conversation up to the responses.
-        responses: both of them, as the data has them.
+        id: first 16 hex digits of the SHA-256 of prompt and responses.
+        prompt: the conversation before the responses.
+        responses: both responses, in the order of the data.
     """
 
     id: str
@@ -31,35 +31,35 @@ class Item:
 
 
 def items_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Item], int]:
-    """Return the pairs of preference rows, and how many rows are none: repeated ones, and two equal responses.
+    """Return the items of preference rows, and the number of rows left out: duplicates, and equal responses.
 
-    Which response a row calls the better one is not used.
+    The preference that a row contains is not used.
     """
     items: dict[str, Item] = {}
     left_out = 0
     for row in rows:
         prompt, first, second = (tuple(row[key]) for key in ("prompt", "chosen", "rejected"))
         text = json.dumps([prompt, first, second], sort_keys=True, ensure_ascii=False)
-        found = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if found in items or _plain(first) == _plain(second):
+        item_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if item_id in items or _plain(first) == _plain(second):
             left_out += 1
             continue
-        items[found] = Item(found, prompt, (first, second))
+        items[item_id] = Item(item_id, prompt, (first, second))
     return list(items.values()), left_out
 
 
 def is_swapped(item: str, annotator: str) -> bool:
-    """Return whether an annotator is shown the second response first: by chance, and always the same for both."""
+    """Return whether an annotator sees the second response on the left: pseudo-random, fixed for item and annotator."""
     return _share(f"{annotator}/{item}") < 0.5
 
 
 def wanted(item: str, per_item: int, overlap: float) -> int:
-    """Return how many labels an item gets: ``per_item``, or three for the share ``overlap`` that measures agreement."""
+    """Return the number of labels an item needs: ``per_item``; for the share ``overlap``, at least `REPEATED`."""
     return max(per_item, REPEATED) if _share(f"overlap/{item}") < overlap else per_item
 
 
 def text_of(turns: Sequence[Mapping[str, Any]]) -> str:
-    """Return what turns say, one after another."""
+    """Return the contents of turns, joined by empty lines."""
     return "\n\n".join(str(turn["content"]) for turn in turns)
 
 
@@ -68,5 +68,5 @@ def _plain(turns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _share(text: str) -> float:
-    """Return a number in [0, 1) that stands for a text."""
+    """Hash a text to a uniform number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

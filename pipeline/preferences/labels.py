@@ -1,6 +1,6 @@
-"""What the events of a ledger add up to: who said what of which pair, and who works on which one now.
+"""The state that results from a ledger's events: labels and leases by item and annotator.
 
-Pure: the same events give the same labels. Knows neither databases nor the web.
+Pure: the same events give the same state. Knows neither databases nor the web.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from pipeline.preferences.items import Item, wanted
 from pipeline.preferences.ledger import LedgerEvent
 
 Verdict = Literal["first", "second", "tie", "both good", "both bad"]
-"""`first` and `second` are the responses as the data has them, whatever side they were shown on."""
+"""`first` and `second` are the responses in the order of the data, independent of their side on the screen."""
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LEASE_S = 600.0
-"""Seconds a pair stays with the person it was shown to."""
+"""Seconds for which a pair is reserved for the annotator it was shown to."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one person did with one pair.
+    """The answer of one annotator to one item.
 
     Attributes:
-        number: of the event.
+        number: number of its event.
         kind: `label`, `skip` or `flag`.
-        verdict: of a label.
-        strength: of a preference, 1 to 3.
-        reason: of a skip or a flag.
+        verdict: verdict of a label; None for a skip or a flag.
+        strength: strength of a preference, 1 to 3.
+        reason: reason for a skip or a flag.
     """
 
     number: int
@@ -41,14 +41,14 @@ class Answer:
 
 @dataclass
 class State:
-    """Events folded so far.
+    """The state after a number of events.
 
     Attributes:
-        number: of the last event seen.
-        head: its hash.
-        tokens: annotator to the SHA-256 of their token.
-        answers: ``(item, annotator)`` to what stands.
-        leases: ``(item, annotator)`` to when it ends, in seconds since 1970.
+        number: number of the last event.
+        head: hash of the last event.
+        tokens: SHA-256 of the token, by annotator.
+        answers: answers that were not undone, by ``(item, annotator)``.
+        leases: end of each lease in Unix time, by ``(item, annotator)``.
     """
 
     number: int = 0
@@ -58,7 +58,7 @@ class State:
     leases: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def take(self, events: Iterable[LedgerEvent]) -> State:
-        """Fold further events in, and return itself."""
+        """Apply further events, and return this state."""
         for event in events:
             self.number, self.head = event.number, event.hash
             self._take(event.kind, event.body, event.number)
@@ -80,7 +80,7 @@ class State:
             self.leases[key] = body["until"]
 
     def last(self, annotator: str) -> tuple[str, Answer] | None:
-        """Return the item and answer an annotator would undo."""
+        """Return the item and answer that an annotator gave last; None without answers."""
         own = [(item, answer) for (item, who), answer in self.answers.items() if who == annotator]
         return max(own, key=lambda one: one[1].number, default=None)
 
@@ -92,12 +92,12 @@ class State:
 
 @dataclass(frozen=True)
 class Batch:
-    """Items and how many labels each is to get.
+    """Items, and the number of labels each needs.
 
     Attributes:
-        items: in the order they are given out.
-        per_item: labels of an item.
-        overlap: share of the items that get three, to measure agreement by.
+        items: items in the order in which they are assigned.
+        per_item: number of labels of an item.
+        overlap: share of the items that get at least `REPEATED` labels, to measure agreement.
     """
 
     items: Sequence[Item]
@@ -105,11 +105,11 @@ class Batch:
     overlap: float = 0.0
 
     def wanted(self, item: Item) -> int:
-        """Return how many labels an item gets."""
+        """Return the number of labels an item needs."""
         return wanted(item.id, self.per_item, self.overlap)
 
     def progress(self, state: State) -> tuple[int, int]:
-        """Return how many labels there are of how many wanted; a flagged item wants no more than it has."""
+        """Return the number of labels given and needed; a flagged item needs no more than it has."""
         counts: dict[str, int] = {}
         flagged = set()
         for (item, _), answer in state.answers.items():
@@ -124,9 +124,10 @@ class Batch:
         return done, full
 
     def queue(self, state: State, annotator: str, now: float) -> list[Item]:
-        """Return what an annotator can work on: first what they have already, then what nobody else does.
+        """Return the items an annotator can label: first those leased to the annotator, then those that need labels.
 
-        A person never gets an item again that they labelled, skipped or flagged, and nobody one that was flagged.
+        Leases of other annotators count as labels. An annotator never gets an item again that they labelled, skipped or
+        flagged. Nobody gets a flagged item.
         """
         taken: dict[str, int] = {}
         out = set()

@@ -1,10 +1,10 @@
-"""The ledger: everything that happened while people labelled, in order, and never changed.
+"""The ledger: an append-only, hash-chained log of the events of labelling.
 
-One table in SQLite (a file) or PostgreSQL (a URL). An event carries the SHA-256 of the one before it, so a changed,
-removed or inserted row is found. Labels are what the events add up to (`labels.py`): an undo is one more event, and
-what was exported can be exported again, up to the same event.
+One table in SQLite (a file) or PostgreSQL (a URL). The hash of an event covers the hash of the one before it, so that a
+changed, removed or inserted row is detected. Labels are derived from the events (`labels.py`): an undo is one more
+event, and an export can be repeated up to the same event.
 
-Writers of all processes take turns, each append is one transaction, and an append that returned is on disk.
+Appends of all processes are serialized. Each append is one transaction, and is durable when it returns.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pipeline.disk import CannotWrite, disk_problem, exit_code_of
 from pipeline.errors import PipelineError, Problem
 
 GENESIS = "0" * 64
-"""What the first event of a batch follows."""
+"""The hash before the first event of a batch."""
 
 _LOCK = 0x7275_6C61
-"""Of PostgreSQL's advisory lock: appends take turns, also those of other servers."""
+"""Key of the PostgreSQL advisory lock that serializes appends, also those of other servers."""
 
 _METADATA = sa.MetaData()
 _EVENTS = sa.Table(
@@ -45,14 +45,14 @@ _EVENTS = sa.Table(
 
 @dataclass(frozen=True)
 class LedgerEvent:
-    """One thing that happened.
+    """One event of the ledger.
 
     Attributes:
-        number: its place in the batch, from 1.
-        at: seconds since 1970.
-        kind: `annotator`, `lease`, `label`, `skip`, `flag`, `undo`.
-        body: what happened, as plain data.
-        hash: SHA-256 over the hash before it and all of the above.
+        number: sequence number in the batch, from 1.
+        at: Unix time.
+        kind: `annotator`, `lease`, `label`, `skip`, `flag` or `undo`.
+        body: content of the event, as plain data.
+        hash: SHA-256 over the batch, the previous event's hash and all of the above.
     """
 
     number: int
@@ -63,11 +63,11 @@ class LedgerEvent:
 
 
 Decide = Callable[[list[LedgerEvent]], tuple[str, Mapping[str, Any]] | None]
-"""Makes of the events so far the kind and body of the next one, or None."""
+"""Returns the kind and body of the next event, given the events so far; None appends none."""
 
 
 def default_url(store: Path) -> str:
-    """Return where the labels of a store are kept when nothing else is said."""
+    """Return the URL of the default ledger of a store, a SQLite file."""
     return f"sqlite:///{store.resolve() / '.labels' / 'ledger.db'}"
 
 
@@ -75,8 +75,8 @@ class Ledger:
     """The events of one batch of items.
 
     Args:
-        url: of SQLAlchemy: ``sqlite:////path/ledger.db`` or ``postgresql+psycopg://user:password@host/database``.
-        batch: name of what is labelled, ``recipe/stage``.
+        url: SQLAlchemy URL: ``sqlite:////path/ledger.db`` or ``postgresql+psycopg://user:password@host/database``.
+        batch: name of the batch, ``recipe/stage``.
 
     Raises:
         PipelineError: the database cannot be reached or written.
@@ -84,34 +84,34 @@ class Ledger:
 
     def __init__(self, url: str, batch: str) -> None:
         self.url, self.batch = url, batch
-        with _told(url):
+        with _database_errors(url):
             self._engine = _engine(url)
             with self._engine.begin() as connection:
                 _take_turns(connection)
                 _METADATA.create_all(connection)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the connections to the database."""
         self._engine.dispose()
 
     def append(self, decide: Decide, after: int = 0) -> None:
-        """Add what ``decide`` makes of the events so far; nothing when it returns None.
+        """Append the event that ``decide`` returns; append nothing when it returns None.
 
         Args:
-            decide: is given the events numbered above ``after`` while no one else writes, and returns kind and body.
+            decide: called with the events after ``after``, inside the transaction; returns kind and body.
             after: number of the last event the caller knows.
 
         Raises:
             PipelineError: the database cannot be written.
         """
-        with _told(self.url), self._engine.begin() as connection:
+        with _database_errors(self.url), self._engine.begin() as connection:
             _take_turns(connection)
             known = self._read(connection, after)
-            made = decide(known)
-            if made is None:
+            event = decide(known)
+            if event is None:
                 return
             last = known[-1] if known else self._last(connection)
-            kind, body = made
+            kind, body = event
             at = time.time()
             number, before = (last.number + 1, last.hash) if last else (1, GENESIS)
             text = _canonical(body)
@@ -119,21 +119,21 @@ class Ledger:
             connection.execute(_EVENTS.insert().values(**row, hash=_hash(before, row)))
 
     def events(self, after: int = 0, until: int | None = None) -> list[LedgerEvent]:
-        """Return events in order: those numbered above ``after``, up to and with ``until``."""
-        with _told(self.url), self._engine.connect() as connection:
+        """Return the events with numbers above ``after``, up to and including ``until``, in order."""
+        with _database_errors(self.url), self._engine.connect() as connection:
             return self._read(connection, after, until)
 
     def problems(self) -> list[str]:
-        """Return what does not add up, in order: an event that was changed, or one that is missing."""
-        found, before = [], (0, GENESIS)
+        """Verify the hash chain and return its problems in order: changed events and missing ones."""
+        problems, before = [], (0, GENESIS)
         for event in self.events():
             if event.number != before[0] + 1:
-                found.append(f"event {before[0] + 1} is missing")
+                problems.append(f"event {before[0] + 1} is missing")
             row = {"batch": self.batch, "number": event.number, "at": event.at, "kind": event.kind}
             if _hash(before[1], {**row, "body": _canonical(event.body)}) != event.hash:
-                found.append(f"event {event.number} is not what was written, or does not follow the one before it")
+                problems.append(f"event {event.number} is not what was written, or does not follow the one before it")
             before = (event.number, event.hash)
-        return found
+        return problems
 
     def _read(self, connection: Connection, after: int, until: int | None = None) -> list[LedgerEvent]:
         wanted = sa.select(_EVENTS).where(_EVENTS.c.batch == self.batch, _EVENTS.c.number > after)
@@ -150,16 +150,16 @@ class Ledger:
 
 
 def _engine(url: str) -> Engine:
-    """Open a database; a file's folder is made, and its journal lets readers read while somebody writes."""
-    made = sa.make_url(url)
-    if made.get_backend_name() == "sqlite":
-        if made.database:
-            Path(made.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(made, connect_args={"timeout": 30})  # seconds a writer waits for its turn
+    """Open a database; for SQLite, create the file's folder and use a write-ahead log, so readers do not block."""
+    parsed_url = sa.make_url(url)
+    if parsed_url.get_backend_name() == "sqlite":
+        if parsed_url.database:
+            Path(parsed_url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed_url, connect_args={"timeout": 30})  # seconds a writer waits for the lock
 
         @sa.event.listens_for(engine, "connect")
         def _configure(connection: Any, _: Any) -> None:
-            connection.isolation_level = None  # SQLAlchemy's BEGIN below, not one of the driver's own
+            connection.isolation_level = None  # disables the driver's own BEGIN in favour of the one below
             for pragma in ("journal_mode=WAL", "synchronous=FULL"):
                 connection.execute(f"PRAGMA {pragma}")
 
@@ -168,22 +168,22 @@ def _engine(url: str) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
         return engine
-    return sa.create_engine(made, pool_pre_ping=True)
+    return sa.create_engine(parsed_url, pool_pre_ping=True)
 
 
 def _take_turns(connection: Connection) -> None:
-    """Wait until no one else appends; SQLite's own BEGIN IMMEDIATE has done so already."""
+    """Lock the ledger for an append in PostgreSQL; in SQLite, BEGIN IMMEDIATE has done so already."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
 def _parsed(body: str) -> dict[str, Any]:
-    """Return what an event says; nothing, where somebody wrote what no event says (`problems` finds it)."""
+    """Parse the body of an event; return an empty body for a corrupted row, which `problems` reports."""
     try:
-        said = json.loads(body)
+        fields = json.loads(body)
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _canonical(body: Mapping[str, Any]) -> str:
@@ -196,8 +196,8 @@ def _hash(before: str, row: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Turn what a database or its driver says into one line; a password is never printed."""
+def _database_errors(url: str) -> Iterator[None]:
+    """Convert errors of a database or its driver to a `PipelineError` of one line, without the password."""
     try:
         yield
     except (sa.exc.SQLAlchemyError, ModuleNotFoundError, OSError) as error:
@@ -210,8 +210,8 @@ def _told(url: str) -> Iterator[None]:
         folder = Path(sa.make_url(url).database or ".").parent if is_file else None
         refused = disk_problem(error, folder) if folder is not None else None
         if refused is not None:
-            told = Problem(f"the ledger {shown} cannot be used: {refused.found}", "", f"{refused.remedy}; {remedy}")
-            raise CannotWrite(told, exit_code=exit_code_of(error, folder or ".")) from error
+            problem = Problem(f"the ledger {shown} cannot be used: {refused.found}", "", f"{refused.remedy}; {remedy}")
+            raise CannotWrite(problem, exit_code=exit_code_of(error, folder or ".")) from error
         if isinstance(error, ModuleNotFoundError):
             remedy = "pip install 'trueup[collect]'"
         expected = "a database that can be written, sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"

@@ -1,4 +1,4 @@
-"""Runs the labelling app: one process, one socket, until it is asked to stop."""
+"""Serves the labelling app from one process on one socket, until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.preferences.desk import LabelQueue
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
+    """Open a listening socket.
 
     Raises:
         PipelineError: the address is not this machine's, or the port is taken.
@@ -21,14 +21,14 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        found = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        statement = f"cannot listen on {host}:{port}: {error.strerror or error}"
         raise PipelineError(
-            Problem(found, "an address of this machine and a free port", "see --host and --port")
+            Problem(statement, "an address of this machine and a free port", "see --host and --port")
         ) from error
 
 
 def serve(desk: LabelQueue, title: str, guidelines: str, listener: socket.socket) -> None:
-    """Serve the app until SIGINT or SIGTERM; answers under way are finished first."""
+    """Serve the app until SIGINT or SIGTERM; requests in progress are completed first."""
     config = uvicorn.Config(
         make_app(desk, title, guidelines), log_level="warning", server_header=False, timeout_graceful_shutdown=5
     )

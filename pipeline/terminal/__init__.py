@@ -1,6 +1,6 @@
-"""What the command writes: figures in words, lines and tables that fit, and JSON.
+"""Text output of the command: formatted figures, wrapped lines, tables that fit the terminal, and JSON.
 
-Knows nothing of recipes, stages or stores. `rich` is imported when a table is printed: `--help` does not pay for it.
+Knows nothing of recipes, stages or stores. `rich` is imported only when a table is printed, to keep `--help` fast.
 """
 
 from pipeline.terminal.lines import (

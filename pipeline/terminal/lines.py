@@ -1,7 +1,7 @@
-"""Lines that fit: how wide output may be, and where a line may break.
+"""Line wrapping: the width of an output stream, and where a line may break.
 
-A terminal has its width. A pipe or a file has none, unless the variable COLUMNS gives it one. Lines break at white
-space; a word that is wider than the line stands alone and whole.
+Output to a terminal is wrapped to its width. Output to a pipe or a file is not wrapped, unless the variable COLUMNS
+gives a width. Lines break at white space; a word wider than the line gets a line of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sys
 from typing import Any, TextIO
 
 KEPT_BLANK = "\u00a0"
-"""A blank at which no line breaks; it is printed as a plain one."""
+"""No-break space: no line breaks at it, and it is printed as an ordinary space."""
 
 _WORD = re.compile(r"[ \t]*[^ \t]+")
 _PIECE = re.compile(r"[ \t]*(?:[^ \t/,=]+[/,=]?|[/,=])")
-"""A word, or what is left of one when it may also break after `/`, `,` and `=`: a path, a list, a setting."""
+"""A word, or a piece of one that may also break after `/`, `,` and `=`: a path, a list, a setting."""
 
 INDENT = "  "
 _BLANKS = f" \t{KEPT_BLANK}"
@@ -26,7 +26,7 @@ _json: list[bool] = []
 
 
 def line_width(stream: TextIO | None = None) -> int | None:
-    """Return the columns of a stream, standard output by default; None where lines may be of any length."""
+    """Return the width of a stream in columns, standard output by default; None when its lines are not wrapped."""
     stream = stream or sys.stdout
     asked = os.environ.get("COLUMNS", "")
     if asked.isdecimal() and int(asked) > 0:
@@ -35,7 +35,7 @@ def line_width(stream: TextIO | None = None) -> int | None:
 
 
 def width_of(text: str) -> int:
-    """Return the columns a text takes: a Chinese character takes two."""
+    """Return the width of a text in columns; a Chinese character takes two."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -44,7 +44,7 @@ def width_of(text: str) -> int:
 
 
 def widest(text: str, *, fine: bool = False) -> int:
-    """Return the columns of the widest word; with ``fine``, of what is left of words that break after `/`, `,`, `=`."""
+    """Return the width of the widest word in columns; with ``fine``, words also break after `/`, `,` and `=`."""
     return max((width_of(unit.lstrip(_BLANKS)) for unit in (_PIECE if fine else _WORD).findall(text)), default=0)
 
 
@@ -52,17 +52,17 @@ def wrapped(text: str, width: int | None, indent: str = "", *, fine: bool = Fals
     """Break a text into lines of at most ``width`` columns.
 
     Args:
-        text: may have lines of its own.
-        width: None leaves them as they are.
-        indent: of the lines that follow one that was broken.
-        fine: a word may also break after `/`, `,` and `=`.
+        text: the text; its own line breaks are kept.
+        width: columns; None breaks no line.
+        indent: put before the continuation of a broken line.
+        fine: whether a word may also break after `/`, `,` and `=`.
     """
     lines: list[str] = []
-    for whole in text.split("\n"):
-        line = whole
-        if width is not None and width_of(whole) > width:
+    for source_line in text.split("\n"):
+        line = source_line
+        if width is not None and width_of(source_line) > width:
             line = ""
-            for unit in (_PIECE if fine else _WORD).findall(whole):
+            for unit in (_PIECE if fine else _WORD).findall(source_line):
                 if line.strip() and width_of(line + unit) > width:
                     lines.append(line)
                     line = indent + unit.lstrip(_BLANKS)
@@ -73,17 +73,17 @@ def wrapped(text: str, width: int | None, indent: str = "", *, fine: bool = Fals
 
 
 def print_line(text: str = "", *, indent: str = INDENT, stream: TextIO | None = None) -> None:
-    """Print a text, on standard output by default, in lines that fit; those after the first are indented.
+    """Print a text wrapped to the width of the stream, standard output by default; continuation lines are indented.
 
-    A figure stays whole: no line breaks inside ``p = 0.01`` or ``48.0 %``.
+    No line breaks inside a figure such as ``p = 0.01`` or ``48.0 %``.
     """
     out = stream or sys.stdout
-    kept = text.replace(" = ", f"{KEPT_BLANK}={KEPT_BLANK}").replace(" %", f"{KEPT_BLANK}%")
-    print("\n".join(wrapped(kept, line_width(out), indent)), file=out)
+    unbroken = text.replace(" = ", f"{KEPT_BLANK}={KEPT_BLANK}").replace(" %", f"{KEPT_BLANK}%")
+    print("\n".join(wrapped(unbroken, line_width(out), indent)), file=out)
 
 
 def print_command(command: str) -> None:
-    """Print a command to type, indented; one too long for a line goes on in the next, as a shell takes it."""
+    """Print a shell command, indented; a command too long for a line is continued with a backslash."""
     width = line_width()
     lines = wrapped(f"{INDENT}{command}", None if width is None else width - 2, INDENT * 2)
     print(" \\\n".join(lines))
@@ -96,10 +96,10 @@ def print_json(value: Any) -> None:
 
 
 def expect_json() -> None:
-    """Forget the JSON of an earlier command of this process."""
+    """Reset `has_printed_json` at the start of a command."""
     _json.clear()
 
 
 def has_printed_json() -> bool:
-    """Return whether this command has printed its JSON: an error that comes later must not add a second document."""
+    """Return whether this command has printed JSON; a later error must not print a second document."""
     return bool(_json)

@@ -1,7 +1,8 @@
-"""Tables that fit: whole words, nothing cut, on a terminal of any width and in a pipe.
+"""Tables that fit a terminal of any width, without truncated cells.
 
-A table that is too wide first breaks the columns that may break; then its last column goes beneath each row; one of
-figures is turned; at last each row becomes a list of its cells. `rich` is imported when a table is printed.
+A table that is too wide first wraps the columns with ``fold``. If that is not enough, its last column moves beneath
+each row; a table of figures, without such columns, is transposed. As the last resort each row is printed as a list of
+its cells. `rich` is imported only when a table is printed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIPE_WIDTH = 2000
-"""Columns `rich` is told of where lines may be of any length."""
+"""Width in columns given to `rich` when lines are not wrapped."""
 GAP = 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 READABLE = 28
-"""Columns in which a sentence still reads well."""
+"""Least width, in columns, at which a wrapped sentence is readable."""
 
 
 _STATUS_STYLES = {
@@ -44,10 +45,10 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: of the header.
-        right: align numbers to the right.
-        fold: may wrap onto more lines when there is little room; else it keeps its width.
-        style: of `rich`; ``status`` colours each word by its meaning.
+        title: text of the header.
+        right: whether cells are aligned to the right, as numbers are.
+        fold: whether cells may wrap onto several lines; else the column keeps its natural width.
+        style: style of `rich`; ``status`` colours each word by its meaning.
     """
 
     title: str
@@ -58,14 +59,14 @@ class Column:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Widths of the columns that stand side by side, and whether their words break after `/`, `,` and `=`."""
+    """Widths of the columns side by side, and whether their words may also break after `/`, `,` and `=`."""
 
     widths: list[int]
     fine: bool
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """Return a console for a stream, standard output by default; colourless unless it is a terminal."""
+    """Return a `rich` console for a stream, standard output by default; without colour unless it is a terminal."""
     from rich.console import Console
 
     stream = stream or sys.stdout
@@ -80,7 +81,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, str
     out, width = console(stream), line_width(stream)
     beneath = None
     layout = _layout(columns, rows, width)
-    if layout is None and not any(column.fold for column in columns):  # figures: as columns, if that fits
+    if layout is None and not any(column.fold for column in columns):  # a table of figures: transposed, if that fits
         turned = _turned(columns, rows)
         layout = _layout(*turned, width)
         columns, rows = turned if layout is not None else (columns, rows)
@@ -99,7 +100,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, str
 
 
 def _layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> _Layout | None:
-    """Return widths at which no word breaks; None where there are none."""
+    """Return column widths at which no word is split; None when the table does not fit."""
     texts = [[column.title, *(row[index] for row in rows)] for index, column in enumerate(columns)]
     natural = [max(width_of(line) for text in column for line in text.split("\n")) for column in texts]
     room = None if width is None else width - GAP * (len(columns) - 1)
@@ -117,7 +118,7 @@ def _layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
 
 
 def _levelled(least: Sequence[int], most: Sequence[int], spare: int) -> list[int]:
-    """Return ``least`` with the spare columns given to the narrowest one that still has use for one."""
+    """Distribute ``spare`` columns over the widths ``least``, each to the narrowest that is still below ``most``."""
     widths = list(least)
     for _ in range(spare):
         wanting = [index for index, wide in enumerate(widths) if wide < most[index]]
@@ -128,20 +129,20 @@ def _levelled(least: Sequence[int], most: Sequence[int], spare: int) -> list[int
 
 
 def _turned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> tuple[list[Column], list[list[str]]]:
-    """Return a table with its rows as columns, named by their first cells."""
+    """Transpose a table: its rows become columns, titled by their first cells."""
     named = [Column(row[0], right=columns[-1].right) for row in rows]
     cells = [[column.title, *(row[index] for row in rows)] for index, column in enumerate(columns)]
     return [Column(columns[0].title, style=columns[0].style), *named], cells[1:]
 
 
 def _is_readable(rows: Sequence[Sequence[str]], layout: _Layout) -> bool:
-    """Return whether the last column has its width, or one in which a sentence reads well."""
+    """Return whether the last column has its natural width, or is at least `READABLE` wide."""
     longest = max((width_of(row[-1]) for row in rows), default=0)
     return layout.widths[-1] >= min(longest, READABLE)
 
 
 def _row(columns: Sequence[Column], row: Sequence[str], layout: _Layout, beneath: int | None) -> list[Text]:
-    """Return the lines of a row: its cells side by side, then the last one beneath where that has no room."""
+    """Return the lines of a row: its cells side by side, then the last cell beneath if ``beneath`` gives a width."""
     from rich.text import Text
 
     cells = [
@@ -151,11 +152,11 @@ def _row(columns: Sequence[Column], row: Sequence[str], layout: _Layout, beneath
     lines = []
     for number in range(max(map(len, cells))):
         line = Text()
-        for column, whole, cell, width in zip(columns, row, cells, layout.widths, strict=False):
-            text = cell[number] if number < len(cell) else ""
+        for column, cell, pieces, width in zip(columns, row, cells, layout.widths, strict=False):
+            text = pieces[number] if number < len(pieces) else ""
             blanks = " " * (width - width_of(text))
             line.append(" " * GAP if line else "")
-            line.append(f"{blanks}{text}" if column.right else f"{text}{blanks}", _style(column, whole))
+            line.append(f"{blanks}{text}" if column.right else f"{text}{blanks}", _style(column, cell))
         lines.append(line)
     if beneath is not None and row[-1]:
         last = wrapped(row[-1], beneath - len(INDENT))
@@ -164,7 +165,7 @@ def _row(columns: Sequence[Column], row: Sequence[str], layout: _Layout, beneath
 
 
 def _listed(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> Iterator[Text]:
-    """Yield the lines of rows as lists of their cells, each with its title; an empty line between two rows."""
+    """Yield the lines of a table as one list per row: each cell after its title, an empty line between two rows."""
     from rich.text import Text
 
     titles = max(width_of(column.title) for column in columns)

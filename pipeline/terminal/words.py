@@ -1,6 +1,6 @@
-"""Figures in words: times, sizes, metrics and paths as people read them.
+"""Formats durations, sizes, metrics and paths for people.
 
-Owns how a figure looks. Knows nothing of where it is printed.
+Knows nothing of where they are printed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 
 
 def duration(seconds: float) -> str:
-    """Return ``0.8 s``, ``12 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    """Format a duration as ``0.8 s``, ``12 s``, ``3 min 05 s`` or ``2 h 07 min``."""
     if not math.isfinite(seconds):
         return "∞ h"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    minutes, rest = divmod(rounded, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Return a number of bytes as ``812 B``, ``3.4 MiB`` and so on."""
+    """Format a number of bytes as ``812 B``, ``3.4 MiB`` and so on."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -38,7 +38,7 @@ def size(count: int) -> str:
 
 
 def figure(value: float) -> str:
-    """Return a measured number with four digits that count: ``0.1234``, ``12.35``, ``1,234``, ``1.2e-05``."""
+    """Format a measured number with four significant digits: ``0.1234``, ``12.35``, ``1,234``, ``1.2e-05``."""
     if value == 0 or value != value:
         return f"{value:g}"
     if abs(value) >= 1000:
@@ -49,7 +49,7 @@ def figure(value: float) -> str:
 
 
 def metrics(values: Mapping[str, float], limit: int = 3) -> str:
-    """Return the metrics people follow during training, as ``loss 1.23  accuracy 0.81``."""
+    """Format the most informative metrics of a training step, as ``loss 1.23  accuracy 0.81``."""
     if "kl" in values and "loss" not in values:
         return "  ".join(f"{short} {figure(values[name])}" for name, short in _ON_POLICY.items() if name in values)
     ranked = sorted(values.items(), key=lambda item: _interest(item[0]))
@@ -58,7 +58,7 @@ def metrics(values: Mapping[str, float], limit: int = 3) -> str:
 
 
 def age(created: str, now: datetime | None = None) -> str:
-    """Return how long ago an ISO time was: ``just now``, ``5 min ago``, ``3 h ago``, ``12 d ago``."""
+    """Format the age of an ISO time: ``just now``, ``5 min ago``, ``3 h ago``, ``12 d ago``."""
     try:
         moment = datetime.fromisoformat(created)
     except ValueError:
@@ -97,7 +97,7 @@ _ON_POLICY = {
     "eos_rate": "ended",
     "explained_variance": "value fit",
 }
-"""Metrics of a stage that has no loss worth following, and what they are called."""
+"""Metrics shown for an on-policy stage, whose loss says little, and their short names."""
 _NOT_SHOWN = ("learning_rate", "epoch", "grad_norm", "step", "total_flos", "num_tokens", "entropy")
 _IGNORED = 1000
 
