@@ -50,7 +50,9 @@ bench-gpu: setup-dev benchmarks/wheels/names.txt  ## measure training on a GPU a
 	$(PY) benchmarks/gpu.py
 test-bench-gpu: setup-dev  ## go through every side of the GPU benchmark with a tiny model on a CPU
 	$(PY) -m pytest -n 0 -m whole tests/benchmarks
-docs: setup-dev  ## regenerate docs/cli.md
+.venv/.installed-docs: .venv/.installed ; $(PY) -m pip install -q -c constraints.txt -e '.[docs]' && touch $@
+docs: .venv/.installed-docs  ## regenerate docs/cli.md and build the site in site/
 	$(PY) -m pipeline.cli docs docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 clean:  ## remove the environment, caches and builds
-	rm -rf .venv .venv-peer .venv-vllm .venv-liger build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-peer .venv-vllm .venv-liger build dist site .pytest_cache .mypy_cache .ruff_cache *.egg-info
