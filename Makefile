@@ -13,8 +13,8 @@ demo: setup  ## train the whole quickstart chain
 	.venv/bin/trueup run recipes/quickstart.yaml
 test: setup-dev  ## run the whole test suite
 	$(PY) -m pytest -n 2 --dist loadgroup
-test-matrix: setup-dev  ## run every stage in every layout of processes, of which the suite runs a part
-	$(PY) -m pytest -n 2 --dist loadgroup -m "whole or not whole" tests/parallel
+test-matrix: setup-dev  ## run every stage in every layout of processes and every kill, of which the suite runs a part
+	$(PY) -m pytest -n 2 --dist loadgroup -m "whole or not whole" tests/parallel tests/ppo/test_sharded_steps.py tests/invariants tests/launch/test_two_hosts.py
 test-fields: setup-dev  ## see the effect of every field of every trainer (the suite sees some, and that all reach the trainer)
 	$(PY) -m pytest -m "whole or not whole" tests/stages/test_every_field.py
 slurm-quickstart: setup-dev  ## run the whole quickstart on a real Slurm, cancelled twice, against a local run (needs root and slurm-wlm)

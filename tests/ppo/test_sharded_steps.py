@@ -143,7 +143,9 @@ def _started(kind: str, folder: Path) -> list[subprocess.Popen[bytes]]:
     return processes
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=pytest.mark.whole if kind == "zero-1" else ()) for kind in KINDS]
+)
 def sharded(request: pytest.FixtureRequest, plain: tuple[Path, dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
