@@ -64,9 +64,8 @@ class _Partner:
     def follow(self) -> None:
         """Come to every call until the end of node 0's run."""
         while True:
-            call = self.meeting.next_call()
+            call = self.meeting.next_call() or self._last_call()
             if call is None:
-                self._check_host()
                 time.sleep(POLL_S)
             elif call.what == "stage":
                 self._come(call)
@@ -86,17 +85,21 @@ class _Partner:
             if artifact is not None
         ]
 
-    def _check_host(self) -> None:
-        """End when there is nobody left to call."""
+    def _last_call(self) -> Call | None:
+        """Return what node 0 said between the last look and its end; None while its run is on.
+
+        Raises:
+            StageFailed: it ended without a word.
+            Interrupted: this machine is asked to stop.
+        """
         if self.stop.asked:
             raise Interrupted(Problem("stopped as asked", remedy="node 0 waits for this machine at its next stage"))
         if self.meeting.has_host():
-            return
-        call = self.meeting.next_call()  # its last words came before its lock was free
+            return None
+        call = self.meeting.next_call()  # node 0 writes its last words before it frees its lock
         if call is None:
             raise StageFailed(Problem("node 0 ended without a word", remedy="run again on all machines to resume"))
-        if call.problems:
-            raise StageFailed(Problem(f"node 0: {call.problems[0]}"))
+        return call
 
     def _come(self, call: Call) -> None:
         """Run this machine's part of a stage."""
