@@ -13,8 +13,8 @@ demo: setup  ## train the whole quickstart chain
 	.venv/bin/trueup run recipes/quickstart.yaml
 test: setup-dev  ## run the whole test suite
 	$(PY) -m pytest -n 2 --dist loadgroup
-test-matrix: setup-dev  ## run every stage in every layout of processes, of which the suite runs a part
-	$(PY) -m pytest -n 2 --dist loadgroup -m "whole or not whole" tests/parallel
+test-matrix: setup-dev  ## run every stage in every layout of processes and every kill, of which the suite runs a part
+	$(PY) -m pytest -n 2 --dist loadgroup -m "whole or not whole" tests/parallel tests/ppo/test_sharded_steps.py tests/invariants tests/launch/test_two_hosts.py
 test-fields: setup-dev  ## see the effect of every field of every trainer (the suite sees some, and that all reach the trainer)
 	$(PY) -m pytest -m "whole or not whole" tests/stages/test_every_field.py
 slurm-quickstart: setup-dev  ## run the whole quickstart on a real Slurm, cancelled twice, against a local run (needs root and slurm-wlm)
@@ -50,7 +50,9 @@ bench-gpu: setup-dev benchmarks/wheels/names.txt  ## measure training on a GPU a
 	$(PY) benchmarks/gpu.py
 test-bench-gpu: setup-dev  ## go through every side of the GPU benchmark with a tiny model on a CPU
 	$(PY) -m pytest -n 0 -m whole tests/benchmarks
-docs: setup-dev  ## regenerate docs/cli.md
+.venv/.installed-docs: .venv/.installed ; $(PY) -m pip install -q -c constraints.txt -e '.[docs]' && touch $@
+docs: .venv/.installed-docs  ## regenerate docs/cli.md and build the site in site/
 	$(PY) -m pipeline.cli docs docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 clean:  ## remove the environment, caches and builds
-	rm -rf .venv .venv-peer .venv-vllm .venv-liger build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-peer .venv-vllm .venv-liger build dist site .pytest_cache .mypy_cache .ruff_cache *.egg-info

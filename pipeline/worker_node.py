@@ -66,9 +66,8 @@ class _WorkerNode:
     def follow(self) -> None:
         """Execute the commands of node 0 until its run ends."""
         while True:
-            command = self.coordinator.next_command()
+            command = self.coordinator.next_command() or self._last_command()
             if command is None:
-                self._check_host()
                 time.sleep(POLL_S)
             elif command.what == "stage":
                 self._run_stage(command)
@@ -88,17 +87,21 @@ class _WorkerNode:
             if artifact is not None
         ]
 
-    def _check_host(self) -> None:
-        """Raise when this machine was asked to stop, or when node 0's run ended without success."""
+    def _last_command(self) -> Command | None:
+        """Return the command that node 0 wrote between the last look and its end; None while its run is on.
+
+        Raises:
+            StageFailed: node 0 ended without a last command.
+            Interrupted: this machine was asked to stop.
+        """
         if self.stop.asked:
             raise Interrupted(Problem("stopped as asked", remedy="node 0 waits for this machine at its next stage"))
         if self.coordinator.has_host():
-            return
+            return None
         command = self.coordinator.next_command()  # node 0 writes its last command before it releases the lock
         if command is None:
             raise StageFailed(Problem("node 0 ended without a word", remedy="run again on all machines to resume"))
-        if command.problems:
-            raise StageFailed(Problem(f"node 0: {command.problems[0]}"))
+        return command
 
     def _run_stage(self, command: Command) -> None:
         """Run this machine's ranks of a stage."""

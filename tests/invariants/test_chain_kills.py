@@ -38,6 +38,10 @@ MOMENTS = (
 )
 """Where the command is killed, session after session, and whom the signal hits. A stage that trains has got on by a
 checkpoint first; another has just begun."""
+SHORTER = tuple(
+    moment for moment in MOMENTS if moment not in {("tokenizer", "runner"), (LOADING, "runner"), ("report", "group")}
+)
+"""What the suite kills; `make test-matrix` kills at all moments."""
 TRAINED = ("base", "sft", "rm", "dpo")
 
 pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.slow]
@@ -129,8 +133,11 @@ def _check_visible(store: Store, digests: dict[str, str]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.parametrize(
+    "moments", [pytest.param(SHORTER, id="some"), pytest.param(MOMENTS, id="all", marks=pytest.mark.whole)]
+)
 def test_a_chain_killed_again_and_again_ends_in_the_same_bytes(
-    chain: Any, tmp_path: Path, command: Any, journal: Callable[[Path], list[Any]]
+    moments: tuple[tuple[str, str], ...], chain: Any, tmp_path: Path, command: Any, journal: Callable[[Path], list[Any]]
 ) -> None:
     rng = random.Random(2023)
     store, killed = Store(tmp_path / "store"), Counter[str]()
@@ -140,7 +147,7 @@ def test_a_chain_killed_again_and_again_ends_in_the_same_bytes(
         process = command.start("run", chain.recipe, "--store", store.root, *often, cwd=tmp_path)
         return Attempt(process, store.root, journal)
 
-    for stage, whom in MOMENTS:
+    for stage, whom in moments:
         running = attempt()
         if stage == LOADING:  # while the recipe is read or the libraries load
             running.sleep(rng.uniform(0, 4))

@@ -151,6 +151,7 @@ def test_a_cut_link_is_a_clear_error_on_both_and_the_rerun_resumes(
     assert all("stopped as asked" in out for out in outs), "\n".join(outs)
 
 
+@pytest.mark.whole
 def test_a_rank_that_dies_is_named_on_both_machines(tmp_path: Path, tiny_recipe: Path, hosts: Hosts) -> None:
     store = tmp_path / "store"
     line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base")

@@ -113,18 +113,19 @@ class Layout(NamedTuple):
 
 
 SPREADS = {
-    "plain": Layout("zero=0", ("a_pretrain", "a_kto", "m_ppo"), ("a_sft", "a_reward", "a_dpo", "a_ppo")),
-    "zero-1": Layout("zero=1", ("a_sft", "a_ppo"), ("l_dpo",)),
-    "zero-2": Layout("zero=2", ("l_reward", "l_ppo"), ("n_pretrain", "a_kto")),
-    "zero-3": Layout("zero=3", ("n_pretrain", "a_reward", "l_dpo", "a_kto", "m_ppo"), TRAINED),
-    "fsdp": Layout("fsdp=true", ("a_pretrain", "l_sft", "l_reward", "a_dpo", "a_ppo"), TRAINED),
-    "tensor parallel": Layout("tensor_parallel=2", ("n_pretrain", "a_sft", "a_reward", "l_dpo"), TENSOR_PARALLEL),
-    "groups": Layout("tensor_parallel=2", ("a_kto", "l_reward"), ("a_pretrain",)),
+    "plain": Layout("zero=0", ("a_kto",), ("a_pretrain", "a_sft", "a_reward", "a_dpo", "a_ppo", "m_ppo")),
+    "zero-1": Layout("zero=1", ("l_sft",), ("a_sft", "a_ppo", "l_dpo")),
+    "zero-2": Layout("zero=2", ("l_ppo",), ("n_pretrain", "l_reward", "a_kto")),
+    "zero-3": Layout("zero=3", ("n_pretrain", "a_reward", "l_dpo", "m_ppo"), TRAINED),
+    "fsdp": Layout("fsdp=true", ("a_pretrain", "l_reward", "a_dpo", "a_ppo"), TRAINED),
+    "tensor parallel": Layout("tensor_parallel=2", ("n_pretrain", "a_sft", "l_dpo"), TENSOR_PARALLEL),
+    "groups": Layout("tensor_parallel=2", ("a_kto",), ("a_pretrain", "l_reward")),
 }
 """How stages are spread. The matrix has every stage in every layout that shares weights out, for those meet every
 kind's own code. Gradients are averaged alike with and without an adapter, and ZeRO-1 and 2 never look at the model: a
 few kinds stand for all, each trainer (transformers', trl's, ours) and each kind of batch (rows, pairs, answers) among
-them. The suite has every stage in two layouts, and every layout with a stage of each trainer that it takes."""
+them. The suite has every stage in some layout, and every layout that
+shares weights out with a stage of each trainer that it takes."""
 CASES = [
     pytest.param(spread, name, marks=() if name in layout.suite else pytest.mark.whole)
     for spread, layout in SPREADS.items()

@@ -97,7 +97,9 @@ def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
     return world.train("alone", TRAINED, "compute.micro_batch=2")
 
 
-@pytest.fixture(scope="module", params=(pytest.param(1, marks=pytest.mark.whole), 2, 3))
+@pytest.fixture(
+    scope="module", params=[pytest.param(1, marks=pytest.mark.whole), pytest.param(2, marks=pytest.mark.whole), 3]
+)
 def sharded(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
     store, again = f"zero-{request.param}", str(request.param == 2).lower()  # recomputed, shards are exchanged again
     return store, world.train(
@@ -131,6 +133,7 @@ def test_groups_of_slices_share_the_rows_of_a_batch(world: Any, alone: Any) -> N
         assert {key: cut[key] for key in same} == pytest.approx(same, rel=RELATIVE)
 
 
+@pytest.mark.whole
 def test_heads_without_groups_and_one_group_for_all_are_sharded(world: Any) -> None:
     """Pythia's configuration has no groups of queries; one group for four heads is copied to both processes."""
     names = ("pythia", "qwen")

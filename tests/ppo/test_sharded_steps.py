@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from pipeline.parallel.zero.optimizer_state.config import deepspeed_config
 from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, trainer_of
 
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.ppo.episodes import Prompt
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.state import load_state, newest_state, save_state
@@ -143,7 +143,9 @@ def _started(kind: str, folder: Path) -> list[subprocess.Popen[bytes]]:
     return processes
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=pytest.mark.whole if kind == "zero-1" else ()) for kind in KINDS]
+)
 def sharded(request: pytest.FixtureRequest, plain: tuple[Path, dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
