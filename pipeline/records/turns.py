@@ -157,7 +157,7 @@ def unused_keys(message: object) -> Iterable[str]:
     """Return the keys of a message that have a value and are not read for its role."""
     if not isinstance(message, Mapping) or not message.keys() & set(ROLE_KEYS):
         return ()
-    in_parts = [
+    from_parts = [
         f"{key}[].{one}"
         for key in CONTENT_KEYS
         if isinstance(message.get(key), list) and _is_parts(message[key])
@@ -166,7 +166,7 @@ def unused_keys(message: object) -> Iterable[str]:
         if one not in ("type", "text") and value not in (None, "", [], {})
     ]
     if message.keys() in PLAIN_KEYS:
-        return in_parts
+        return from_parts
     filled = {key: value for key, value in message.items() if value not in (None, "", [], {})}
     read = {next((key for key in keys if message.get(key) is not None), "") for keys in (ROLE_KEYS, CONTENT_KEYS)}
     speaker = message.get(next(iter(read & set(ROLE_KEYS)), ""))
@@ -179,7 +179,7 @@ def unused_keys(message: object) -> Iterable[str]:
         read |= {"tool_call_id", "name"}
     # Only assistant turns are trained on, so `train: 0` in another turn changes nothing.
     unread = [key for key in filled if key not in read and not (key in TRAIN_KEYS and filled[key] == 0)]
-    return [*unread, *in_parts, *in_calls]
+    return [*unread, *from_parts, *in_calls]
 
 
 def listed_messages(value: object, name: str) -> Sequence[Any]:
