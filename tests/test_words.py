@@ -84,7 +84,8 @@ def test_nothing_is_bound_to_the_word_found() -> None:
     seen = []
     for file in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        fields = {id(node.target) for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and node.value is None}
+        classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        fields = {id(line.target) for node in classes for line in node.body if isinstance(line, ast.AnnAssign)}
         for node in ast.walk(tree):
             is_bound = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == "found"
             if is_bound and id(node) not in fields:
