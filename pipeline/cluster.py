@@ -173,7 +173,7 @@ def check_unchanged(plan: Plan, fingerprint: str) -> None:
         raise PipelineError(Problem(statement, remedy="run the recipe again", stage=planned.spec.name))
 
 
-class Followed:
+class ProgressRecorder:
     """A view used inside a job: it also writes the progress to a file, for the command that follows the job."""
 
     def __init__(self, view: View, folder: Path) -> None:

@@ -176,7 +176,7 @@ MODEL_PARALLEL: dict[str, frozenset[str]] = {
 """Keys of `compute` for model parallelism, each with the kinds of stages that support it."""
 
 
-def group_of(compute: Mapping[str, Any]) -> int:
+def model_parallel_size(compute: Mapping[str, Any]) -> int:
     """Return the size of a model-parallel group, the ranks that share the same rows; `compute` is plain data."""
     return math.prod(int(compute.get(word, 1)) for word in MODEL_PARALLEL)
 
@@ -233,7 +233,7 @@ class StageContext:
     @property
     def replicas(self) -> int:
         """Data-parallel size: number of model-parallel groups, between which the rows of a batch are divided."""
-        return self.ranks // group_of(self.compute)
+        return self.ranks // model_parallel_size(self.compute)
 
     def note(self, text: str) -> None:
         """Show the user a line of text."""

@@ -69,23 +69,23 @@ def collect(
     from pipeline.preferences import need
 
     need("sqlalchemy", "starlette", "uvicorn")
-    from pipeline.preferences.desk import LabelQueue
+    from pipeline.preferences.label_queue import LabelQueue
     from pipeline.preferences.serving import listen, serve
     from pipeline.terminal import print_line
 
     collection = _collection(recipe, stage, ledger, override, store, profile)
-    desk = LabelQueue(collection.batch, collection.ledger)
+    queue = LabelQueue(collection.batch, collection.ledger)
     names = [name.strip() for name in annotators.split(",") if name.strip()]
-    known = desk.state().tokens
+    known = queue.state().tokens
     invited = dict.fromkeys([*(name for name in names if name not in known), *(new_link or ())])
     if not known and not invited:
         raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
     listener = listen(host, port)
     address = (url or f"http://{host}:{listener.getsockname()[1]}").rstrip("/")
-    done, full = collection.batch.progress(desk.state())
+    done, full = collection.batch.progress(queue.state())
     print(f"{stage}: {done} of {full} labels, {len(collection.batch.items)} pairs")
     for name in invited:
-        print(f"{name}: {address}/#{desk.invite(name)}")
+        print(f"{name}: {address}/#{queue.invite(name)}")
     if invited:
         print_line("A link is shown once: hand each to its person.")
     for name in known:
@@ -93,7 +93,7 @@ def collect(
             print_line(f"{name} has a link already (--new-link {name} makes another)")
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
     sys.stdout.flush()
-    serve(desk, stage, collection.guidelines, listener)
+    serve(queue, stage, collection.guidelines, listener)
 
 
 @verb(PEOPLE)

@@ -60,7 +60,7 @@ def stage_job(
 ) -> None:
     """Run one stage inside a job of a cluster."""
     from pipeline.cli.recipes import survey_of
-    from pipeline.cluster import Followed, check_unchanged
+    from pipeline.cluster import ProgressRecorder, check_unchanged
     from pipeline.display.views import PlainDisplay
     from pipeline.errors import PipelineError
     from pipeline.forecast import fitting_problems, resolve_auto
@@ -81,4 +81,4 @@ def stage_job(
         if node_rank:
             run_worker_node(plan, artifact_store, view, node_rank)
         else:
-            run(resolve_auto(plan, artifact_store), artifact_store, Followed(view, folder), folder)
+            run(resolve_auto(plan, artifact_store), artifact_store, ProgressRecorder(view, folder), folder)

@@ -14,7 +14,7 @@ from pipeline.evaluation.estimate import (
     points_interval,
     signed_interval,
 )
-from pipeline.terminal import KEPT_BLANK, Column, print_line, print_table
+from pipeline.terminal import NO_BREAK_SPACE, Column, print_line, print_table
 
 if TYPE_CHECKING:
     from pipeline.evaluation.pairwise import Comparison, Measure
@@ -70,4 +70,4 @@ def _row(measure: Measure, comparison: Comparison) -> list[str]:
         f"{p_number(difference.p_value)} {_MARK if is_beyond else ' '}",
         f"{difference.n:,}",
     ]
-    return [cell.replace(" %", f"{KEPT_BLANK}%") for cell in cells]
+    return [cell.replace(" %", f"{NO_BREAK_SPACE}%") for cell in cells]

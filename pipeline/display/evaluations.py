@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.artifacts import Artifact
-from pipeline.terminal import KEPT_BLANK, Column, print_line, print_table, shown_path
+from pipeline.terminal import NO_BREAK_SPACE, Column, print_line, print_table, shown_path
 
 
 def print_evaluation(artifact: Artifact) -> None:
@@ -44,4 +44,4 @@ def _print_cells(cells: list[list[str]]) -> None:
 
 def _breaking_before_brackets(cell: str) -> str:
     """Make ``74.2 % [70.1, 78.0]`` breakable only before its interval."""
-    return cell.replace(", ", f",{KEPT_BLANK}").replace(" %", f"{KEPT_BLANK}%")
+    return cell.replace(", ", f",{NO_BREAK_SPACE}").replace(" %", f"{NO_BREAK_SPACE}%")

@@ -7,7 +7,7 @@ from pipeline.models.bf16_speed import SMALLEST_WIDTH, possible_formats
 from pipeline.recipe.schema import Compute
 
 
-def formats_of(kind: str, compute: Compute, device: Device, width: int) -> tuple[str, ...]:
+def precisions_of(kind: str, compute: Compute, device: Device, width: int) -> tuple[str, ...]:
     """Return the precision of a stage; both candidates if `precision: auto` is not measured yet on this CPU.
 
     Args:

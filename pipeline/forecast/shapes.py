@@ -76,7 +76,7 @@ class ModelShapes:
         """Return the configuration of a model a stage reads, from recipe, folder or hub; None if none has it."""
         return self._config(item) or (self.config_of(self.stages[item.ref]) if item.ref in self.stages else None)
 
-    def stored_of(self, stage: PlannedStage) -> str:
+    def quantization_of(self, stage: PlannedStage) -> str:
         """Return ``4bit`` or ``8bit`` if the files of a stage's starting model are quantised so; empty otherwise.
 
         A stage that trains an adapter does not change its base. `merge` writes full-precision weights.
@@ -88,7 +88,7 @@ class ModelShapes:
                     stored = quantization_of_files(config)
                     return stored if stored in TRAINABLE else ""
                 before = self.stages.get(item.ref)
-                return "" if before is None or before.spec.kind == "merge" else self.stored_of(before)
+                return "" if before is None or before.spec.kind == "merge" else self.quantization_of(before)
         return ""
 
     def of_input(self, item: PlannedInput) -> ModelShape | None:

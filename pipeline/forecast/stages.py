@@ -29,7 +29,7 @@ from pipeline.estimate.memory import (
 from pipeline.estimate.shape import ModelShape
 from pipeline.estimate.work import forward_flops, hours, training_flops
 from pipeline.forecast.machine import this_machine
-from pipeline.forecast.precision import formats_of
+from pipeline.forecast.precision import precisions_of
 from pipeline.forecast.rows import Lengths, RowLengths
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.adapter_config import Adapter
@@ -150,7 +150,7 @@ def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
         others = [shapes.of_input(item) for field in ("reward", "watch") for item in stage.inputs.get(field, [])]
         compute = stage.spec.compute if kind_of(stage.spec.kind).parallel else stage.spec.compute.alone()
         known = tuple(other for other in others if other is not None)
-        facts = Facts(stage, shape, lengths, known, stored=shapes.stored_of(stage))
+        facts = Facts(stage, shape, lengths, known, stored=shapes.quantization_of(stage))
         needs.append(facts.forecast(compute, getattr(stage.spec.config, "adapter", None)))
     return needs, list(dict.fromkeys(shapes.notes))
 
@@ -196,7 +196,7 @@ class Facts:
     def forecast(self, compute: Compute, adapter: Adapter | None) -> Forecast:
         """Forecast the stage under ``compute``, with or without an adapter."""
         device = device_of(compute)
-        formats = formats_of(self.stage.spec.kind, compute, device, self.shape.hidden)
+        formats = precisions_of(self.stage.spec.kind, compute, device, self.shape.hidden)
         candidates = [self._computed_in(word, compute, adapter, device) for word in formats]
         return replace(max(candidates, key=lambda forecast: forecast.memory.peak), formats=formats)
 

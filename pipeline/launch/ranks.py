@@ -29,7 +29,7 @@ from pipeline.launch.heartbeat import CONNECT_S, Heartbeat, interface_towards
 from pipeline.launch.job import STOP_SIGNALS, Channel, Job, Outcome, broken, die_with_parent, execute
 from pipeline.launch.logs import opened_log, write_trace
 from pipeline.launch.rank_monitor import SHUTDOWN_S, ExitCodes, RankFiles, RankMonitor
-from pipeline.parallel.ranks import any_rank
+from pipeline.parallel.ranks import any_reduce
 from pipeline.stage import Event
 
 
@@ -156,7 +156,7 @@ def end_as_a_fork_does() -> None:
 
 def _stopping(files: RankFiles, asked: list[int]) -> Callable[[], bool]:
     """Return the stage's stop predicate; it is a collective, so all ranks get the same answer to the same call."""
-    return lambda: any_rank(bool(asked) or files.stop.exists())
+    return lambda: any_reduce(bool(asked) or files.stop.exists())
 
 
 def _tell_nobody(event: Event) -> None:

@@ -26,7 +26,7 @@ from transformers import GenerationConfig
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import Progress
 from pipeline.models.forward import context_limit, evaluating
-from pipeline.models.generation import only_what_is_given
+from pipeline.models.generation import without_generation_config
 from pipeline.models.sampling import Sampling, next_tokens, uniforms
 from pipeline.models.steps import CacheUse, Say, cache_use, left_padded, steps_for
 
@@ -125,7 +125,7 @@ def beam_search(
     if use == "none":
         statement = f"this {model.config.model_type} model has no cache that can be searched with {beams} beams"
         raise PipelineError(Problem(statement, "beams: 1", "sample, or decode greedily"))
-    with evaluating(model), only_what_is_given(model), torch.inference_mode():
+    with evaluating(model), without_generation_config(model), torch.inference_mode():
         for rows in _batches(order, batch_size, prompts, use):
             ids_BT, mask_BT = left_padded([prompts[row] for row in rows], pad_id, model.device)
             sequences_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)

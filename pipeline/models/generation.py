@@ -48,7 +48,7 @@ def save_settings(settings: GenerationConfig, out: Path) -> None:
 
 
 @contextmanager
-def only_what_is_given(model: Any) -> Iterator[None]:
+def without_generation_config(model: Any) -> Iterator[None]:
     """Keep `generate` from taking options it is not given from the model's own generation config."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     own = inner.generation_config

@@ -159,11 +159,11 @@ def load_causal_lm(
         )
     _refuse_missing(source, info["missing_keys"], allowed=())
     _compute_as_in_training(model)
-    count_what_is_predicted(model)
+    count_predicted_tokens(model)
     return finish_sharding(model) if tp_size > 1 else model
 
 
-def count_what_is_predicted(model: Any) -> None:
+def count_predicted_tokens(model: Any) -> None:
     """Have transformers' Trainer count only predicted tokens of a causal model: the first token of a row is none.
 
     The Trainer recognises causal models by their class name, which fails for GPT2LMHeadModel: it would divide loss and
@@ -195,7 +195,7 @@ def load_deferred_causal_lm(
             model.tie_weights()
             if (Path(source.place) / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(source.place)
-        count_what_is_predicted(model)
+        count_predicted_tokens(model)
         if deferred.knows(model):
             return model, deferred
     return load_causal_lm(model_input, "fp32", trust_remote_code, attention=attention), None

@@ -20,7 +20,7 @@ from pipeline.models.batching import Progress, length_batches
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
 from pipeline.models.precision import computing_in
-from pipeline.parallel.zero.zero3 import computing_alone, idle_passes, shape_of_weight
+from pipeline.parallel.zero.zero3 import forward_without_engine, idle_passes, shape_of_weight
 
 _LOGITS_PER_BATCH = 2**27
 """Half a GiB of float32 logits."""
@@ -62,7 +62,7 @@ def response_logprobs(
     budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
     batches = list(length_batches([len(prompt) + len(response) for prompt, response in rows], budget))
     idle = idle_passes(model, sum(any(rows[row][1] for row in batch) for batch in batches))
-    with evaluating(model), computing_alone(model), computing_in(precision, model.device):
+    with evaluating(model), forward_without_engine(model), computing_in(precision, model.device):
         for batch in batches:
             values = _batch_logprobs(model, [rows[row] for row in batch], temperature).tolist()
             for row in batch:

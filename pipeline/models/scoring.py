@@ -16,7 +16,7 @@ from pipeline.models.batching import length_batches
 from pipeline.models.forward import evaluating
 from pipeline.models.positions import decoder_of, hidden_at
 from pipeline.models.precision import computing_in
-from pipeline.parallel.zero.zero3 import computing_alone, idle_passes
+from pipeline.parallel.zero.zero3 import forward_without_engine, idle_passes
 
 
 def score(
@@ -41,7 +41,7 @@ def score(
     scores = [0.0] * len(sequences)
     batches = list(length_batches([len(sequence) for sequence in sequences], token_budget))
     idle = idle_passes(model, len(batches))
-    with evaluating(model), computing_alone(model), computing_in(precision, model.device):
+    with evaluating(model), forward_without_engine(model), computing_in(precision, model.device):
         for rows in batches:
             for row, value in zip(rows, _scores(model, [sequences[row] for row in rows], pad_id), strict=True):
                 scores[row] = value

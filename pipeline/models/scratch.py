@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
-from pipeline.models.load import count_what_is_predicted
+from pipeline.models.load import count_predicted_tokens
 from pipeline.parallel.zero.zero3 import DeepSpeedConfig, zero3_building
 
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -48,7 +48,7 @@ def build_causal_lm(
     with torch.random.fork_rng(), zero3_building(zero3):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kernel)
-    count_what_is_predicted(model)
+    count_predicted_tokens(model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

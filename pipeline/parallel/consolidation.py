@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from pipeline.parallel.dtensors import whole_weights
+from pipeline.parallel.dtensors import full_state_dict
 from pipeline.parallel.tensor.sharding import size_of
 
 
@@ -37,13 +37,13 @@ def consolidated_model(trainer: Any) -> Any | None:
     if not is_sharded(trainer):
         return trainer.model if first else None
     if size_of(trainer.model) > 1:
-        state = whole_weights(trainer.model.state_dict(), keep=first)
+        state = full_state_dict(trainer.model.state_dict(), keep=first)
     else:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return rebuilt(trainer.model, state) if first else None
+    return model_from_state(trainer.model, state) if first else None
 
 
-def rebuilt(model: Any, state: dict[str, torch.Tensor]) -> Any:
+def model_from_state(model: Any, state: dict[str, torch.Tensor]) -> Any:
     """Build a CPU model of the same class and configuration, whose weights are the tensors of ``state``, not copies."""
     unset_hf_deepspeed_config()  # under ZeRO-3 DeepSpeed would shard the new model over ranks that do not take part
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model

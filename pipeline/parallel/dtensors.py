@@ -19,7 +19,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return full.detach().cpu().clone()
 
 
-def whole_weights(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+def full_state_dict(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """All-gather the tensors of a state dict one by one; return the full ones, or an empty dict without ``keep``."""
     full_state = {}
     for name, tensor in state.items():

@@ -106,7 +106,7 @@ class Ranks:
         return items[self.index :: self.count]
 
 
-def any_rank(flag: bool) -> bool:
+def any_reduce(flag: bool) -> bool:
     """Return whether ``flag`` is set on any rank. Every rank must call it, and all get the same answer."""
     return bool(Ranks.current().all_reduce_max(float(flag)))
 

@@ -13,10 +13,10 @@ from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.adapters import attach
 from pipeline.ppo.adapters import VALUE, add_adapter, keep_reference_adapter
+from pipeline.ppo.engines import TrainEngine
 from pipeline.ppo.episodes import Episode, Prompt, pack
 from pipeline.ppo.policy import Policy, ValueHead, ValueModel, can_be_cut
 from pipeline.ppo.rollout import Engine
-from pipeline.ppo.steppers import TrainEngine
 
 Layout = Literal["shared", "separate"]
 
@@ -113,7 +113,7 @@ def check_policy(
     engine: Engine,
     prompts: Sequence[Prompt],
     eos_ids: Sequence[int],
-    stepper: TrainEngine | None = None,
+    sharded_engine: TrainEngine | None = None,
 ) -> str:
     """Check on a few greedy responses that scoring agrees with sampling, and cached lower layers with the full model.
 
@@ -124,7 +124,7 @@ def check_policy(
         PipelineError: scoring does not rank a greedily sampled token first, so sampling and scoring differ.
     """
     few = list(prompts)[:4]
-    with stepper.sampling() if stepper is not None else policy.sampling() as model:
+    with sharded_engine.sampling() if sharded_engine is not None else policy.sampling() as model:
         responses = engine(model, [p.ids for p in few], seed=0, places=range(len(few)), greedy=True).responses
     episodes = [
         Episode(i, prompt.row, prompt.ids, response, bool(response) and response[-1] in eos_ids, "")

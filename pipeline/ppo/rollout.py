@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from pipeline.models.decode import decode
-from pipeline.models.generation import only_what_is_given
+from pipeline.models.generation import without_generation_config
 from pipeline.models.steps import Say, cache_use
 from pipeline.ppo.episodes import Episode, Prompt
 
@@ -125,7 +125,7 @@ class GenerateEngine:
             **({} if greedy else {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}),
         )
         devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(), only_what_is_given(model):
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(), without_generation_config(model):
             torch.manual_seed(seed * 1_000_003 + (places[0] if places else 0))
             sequences = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings

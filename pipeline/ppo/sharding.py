@@ -20,14 +20,14 @@ from torch.amp import GradScaler
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel import dtensors
-from pipeline.parallel.consolidation import rebuilt
+from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32
+from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32_storage
 from pipeline.ppo.adapters import is_of
+from pipeline.ppo.engines import MOMENTS, check_names, parameter_groups
 from pipeline.ppo.policy import Policy
 from pipeline.ppo.settings import PPOSettings
-from pipeline.ppo.steppers import MOMENTS, check_names, parameter_groups
 
 
 class ZeroEngine:
@@ -41,7 +41,7 @@ class ZeroEngine:
     """
 
     in_step = True
-    may_keep = False
+    can_reuse_forward = False
     scaler = GradScaler(enabled=False)
     """Disabled, because fp16 is not supported with sharding."""
 
@@ -72,7 +72,7 @@ class ZeroEngine:
         self.engine, prepared = self.accelerator.prepare(policy.whole, adam)
         self.optimizer = prepared.optimizer
         if self.stage == 3:
-            share_fp32(self.optimizer)
+            share_fp32_storage(self.optimizer)
         policy.through(self.engine)
         trained = (policy.policy_parameters, policy.value_parameters)
         self.state = ZeroState(self.optimizer, self.stage, trained, ranks)
@@ -104,7 +104,8 @@ class ZeroEngine:
         if self.stage < 3:
             return self.policy.model if self.ranks.is_first else None
         state = self.accelerator.get_state_dict(self.engine)
-        return rebuilt(self.policy.model, _policy_state(self.policy.model, state)) if self.ranks.is_first else None
+        policy_state = _policy_state(self.policy.model, state)
+        return model_from_state(self.policy.model, policy_state) if self.ranks.is_first else None
 
     def clear(self) -> None:
         """Do nothing: DeepSpeed holds no gradients between two optimizer steps."""
@@ -123,7 +124,7 @@ class ZeroEngine:
                 return [zero.fp32_partitioned_groups_flat[i].grad for i in sub_groups]
             named = [zip(zero.fp16_groups[i], zero.averaged_gradients[i], strict=True) for i in sub_groups]
             return [
-                self._without_padding(parameter, gradient) for group_of in named for parameter, gradient in group_of
+                self._without_padding(parameter, gradient) for sub_group in named for parameter, gradient in sub_group
             ]
         if zero.cpu_offload:
             return [zero.single_partition_of_fp32_groups[group].grad]
@@ -217,7 +218,7 @@ class FsdpEngine:
     """FSDP2: torch shards weights, gradients and optimizer state, layer by layer."""
 
     in_step = True
-    may_keep = False
+    can_reuse_forward = False
     scaler = GradScaler(enabled=False)
     """Disabled, because fp16 is not supported with sharding."""
 
@@ -244,14 +245,15 @@ class FsdpEngine:
 
     def _resharded(self) -> dict[str, Any]:
         """Reshard gathered weights, and return the trained parameters, as DTensors, by name."""
-        fsdp.let_go(self.policy.whole)
+        fsdp.reshard(self.policy.whole)
         return self.policy.trained()
 
     def consolidated_model(self) -> Any | None:
         """Return the policy's model with full weights on the first rank; None on the others."""
         self._resharded()
         state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.whole.state_dict().items()}
-        return rebuilt(self.policy.model, _policy_state(self.policy.model, state)) if self.ranks.is_first else None
+        policy_state = _policy_state(self.policy.model, state)
+        return model_from_state(self.policy.model, policy_state) if self.ranks.is_first else None
 
     def clear(self) -> None:
         """Clear the gradients."""

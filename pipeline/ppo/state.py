@@ -31,14 +31,14 @@ WEIGHTS, OPTIMIZER, AVERAGE, NUMBERS = (
 
 def save_weights(trainer: PPOTrainer, file: Path) -> None:
     """Write the full trained weights atomically; every rank must call it, and the first writes."""
-    tensors = trainer.steps_with.weights()
+    tensors = trainer.train_engine.weights()
     if trainer.ranks.is_first:
         _write(tensors, file)
 
 
 def load_weights(trainer: PPOTrainer, file: Path) -> None:
     """Load the weights that `save_weights` wrote."""
-    trainer.steps_with.load_weights(load_file(file))
+    trainer.train_engine.load_weights(load_file(file))
 
 
 def _write(tensors: dict[str, Tensor], file: Path) -> None:
@@ -55,7 +55,7 @@ def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None
         folder: folder of the state, which is replaced.
         extra: further state of the caller, as plain data for JSON.
     """
-    files = {WEIGHTS: trainer.steps_with.weights(), OPTIMIZER: trainer.steps_with.moments()}
+    files = {WEIGHTS: trainer.train_engine.weights(), OPTIMIZER: trainer.train_engine.moments()}
     if trainer.average is not None:
         files[AVERAGE] = trainer.average.weights
     if trainer.ranks.is_first:
@@ -66,7 +66,7 @@ def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None
             "kl": asdict(trainer.kl),
             "scale": asdict(trainer.scale),
             "guards": trainer.guards.plain(),
-            "loss_scale": trainer.steps_with.scaler.state_dict(),
+            "loss_scale": trainer.train_engine.scaler.state_dict(),
             "extra": extra,
         }
         _replace(folder, files, numbers)
@@ -102,7 +102,7 @@ def load_state(trainer: PPOTrainer, folder: Path) -> dict[str, Any]:
     """Load a saved state into a trainer; return the caller's ``extra``."""
     numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
     load_weights(trainer, folder / WEIGHTS)
-    trainer.steps_with.load_moments(load_file(folder / OPTIMIZER))
+    trainer.train_engine.load_moments(load_file(folder / OPTIMIZER))
     if trainer.average is not None:
         trainer.average.weights = load_file(folder / AVERAGE)
     for group, rate in zip(trainer.optimizer.param_groups, numbers["rates"], strict=True):
@@ -111,6 +111,6 @@ def load_state(trainer: PPOTrainer, folder: Path) -> dict[str, Any]:
     trainer.kl, trainer.scale = KLController(**numbers["kl"]), ScoreScale(**numbers["scale"])
     trainer.guards = Guards(**numbers["guards"])
     if numbers.get("loss_scale"):
-        trainer.steps_with.scaler.load_state_dict(numbers["loss_scale"])
+        trainer.train_engine.scaler.load_state_dict(numbers["loss_scale"])
     extra: dict[str, Any] = numbers["extra"]
     return extra

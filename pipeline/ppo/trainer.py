@@ -28,6 +28,7 @@ from pipeline.ppo import measures
 from pipeline.ppo.advantage import old_new_divergence
 from pipeline.ppo.averaging import Average
 from pipeline.ppo.control import KLController, ScoreScale
+from pipeline.ppo.engines import PlainEngine, TrainEngine, are_finite, clip_factors, drifted
 from pipeline.ppo.episodes import Episode, Prompt, idle_episode, micro_batches, pack
 from pipeline.ppo.estimation import estimate, learnt
 from pipeline.ppo.guards import Guards
@@ -36,7 +37,6 @@ from pipeline.ppo.policy import Outputs, Policy
 from pipeline.ppo.rollout import Engine, prompt_order, roll_out
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.shaping import same_length_reward
-from pipeline.ppo.steppers import PlainEngine, TrainEngine, are_finite, clip_factors, drifted
 
 Score = Callable[[Sequence[Episode]], list[float]]
 """Returns one score per episode; higher is better."""
@@ -82,7 +82,7 @@ class PPOTrainer:
     ranks: Ranks = field(default_factory=Ranks)
     language_loss: LanguageLoss | None = None
     on_step: Callable[[int, int], None] | None = None
-    stepper: TrainEngine | None = None
+    sharded_engine: TrainEngine | None = None
     watch: Score | None = None
     ends_are_taught: bool = True
     on_skip: Callable[[Sequence[Episode]], None] | None = None
@@ -101,13 +101,13 @@ class PPOTrainer:
         self.scale = ScoreScale()
         self.guards = Guards()
         self._reusable_pass: tuple[list[Episode], Outputs] | None = None
-        self.steps_with: TrainEngine = self.stepper or PlainEngine(self.policy, s, self.ranks)
+        self.train_engine: TrainEngine = self.sharded_engine or PlainEngine(self.policy, s, self.ranks)
         self.average = Average(self.policy, s.ema_decay) if s.ema_decay else None
 
     @property
     def optimizer(self) -> Any:
         """The optimizer, with two parameter groups: policy and value function."""
-        return self.steps_with.optimizer
+        return self.train_engine.optimizer
 
     def iterations(self) -> Iterator[dict[str, float]]:
         """Train to the end, and yield the metrics of each iteration; `iteration` counts completed ones.
@@ -154,7 +154,7 @@ class PPOTrainer:
         Raises:
             PipelineError: they differ.
         """
-        if self.ranks.count > 1 and drifted(self.steps_with.weights(), self.ranks):
+        if self.ranks.count > 1 and drifted(self.train_engine.weights(), self.ranks):
             statement = f"the processes hold different weights after iteration {self.iteration}"
             problem = Problem(statement, "the same on all", "run again to resume from the last checkpoint")
             raise PipelineError(problem, exit_code=ExitCode.FAILED)
@@ -168,7 +168,7 @@ class PPOTrainer:
 
     def _sample(self, prompts: Sequence[tuple[int, Prompt]], seed: int) -> list[Episode]:
         return roll_out(
-            self.steps_with.sampling(),
+            self.train_engine.sampling(),
             self.engine,
             prompts,
             seed=seed,
@@ -184,14 +184,14 @@ class PPOTrainer:
         with their graph, and reused there.
         """
         self._reusable_pass = None
-        if not episodes and not self.steps_with.in_step:  # fewer held-out prompts than processes
+        if not episodes and not self.train_engine.in_step:  # fewer held-out prompts than processes
             return
         for episode, score in zip(episodes, self.score(episodes), strict=True):  # collective for a sharded reward
             episode.score = score
         bootstrap = self.settings.truncation == "bootstrap"
         s, groups = self.settings, self._passes(episodes)
         one = len(groups) == 1 and s.minibatches == 1 and s.truncation == "terminal"
-        keep = for_update and one and self.steps_with.may_keep
+        keep = for_update and one and self.train_engine.can_reuse_forward
         for group in groups:
             if self.policy.cut is not None:
                 plain = pack(group, self.policy.device)
@@ -216,7 +216,7 @@ class PPOTrainer:
     def _passes(self, episodes: Sequence[Episode]) -> list[list[Episode]]:
         """Split episodes into micro-batches; if passes are collective, add dummy ones until all ranks have as many."""
         groups = list(micro_batches(episodes, self.settings.token_budget))
-        if not self.steps_with.in_step:
+        if not self.train_engine.in_step:
             return groups
         missing = int(self.ranks.all_reduce_max(len(groups))) - len(groups)
         return groups + [[idle_episode()] for _ in range(missing)]
@@ -263,7 +263,7 @@ class PPOTrainer:
         return self._update_metrics(sums, epochs_run)
 
     def _update_metrics(self, sums: measures.UpdateSums, epochs_run: int) -> dict[str, float]:
-        scaler = self.steps_with.scaler
+        scaler = self.train_engine.scaler
         scale = {"loss_scale": float(scaler.get_scale())} if scaler.is_enabled() else {}
         return {**sums.metrics(self.ranks), "epochs_run": epochs_run, "lr": self.rate, **scale}
 
@@ -271,7 +271,7 @@ class PPOTrainer:
         """Take one optimizer step; return False, without a step, if the new policy is too far from the old one."""
         s, policy = self.settings, self.policy
         (tokens,) = self.ranks.sums(float(sum(len(episode.response_ids) for episode in episodes)))
-        self.steps_with.clear()
+        self.train_engine.clear()
         if not tokens:
             return True
         clip = s.value_clip * max(1.0, self.return_deviation)
@@ -295,20 +295,20 @@ class PPOTrainer:
             is_finite = bool(torch.isfinite(loss))
             finite = finite and is_finite
             last = number == len(groups) and not with_language
-            self.steps_with.backward(loss / tokens * float(counted), last=last)
+            self.train_engine.backward(loss / tokens * float(counted), last=last)
             if is_finite and counted:
                 divergence += float(old_new_divergence(policy_part.log_ratio_N).sum())
                 largest = max(largest, float(policy_part.log_ratio_N.max()))
                 sums.add(policy_part, value_part)
         if with_language and self.language_loss is not None:
             language_loss = policy.run(lambda: self.language_loss(policy.model, self.steps))  # type: ignore[misc]
-            self.steps_with.backward(s.ptx_coef * language_loss / self.ranks.count, last=True)
+            self.train_engine.backward(s.ptx_coef * language_loss / self.ranks.count, last=True)
         elif not groups:
-            self.steps_with.backward(policy.nothing(), last=True)
+            self.train_engine.backward(policy.nothing(), last=True)
         (divergence,) = self.ranks.sums(divergence)
         too_far = bool(s.target_kl) and divergence / tokens > _MOST_RATIO_KL * s.target_kl
         if too_far or (s.max_ratio and self.ranks.all_reduce_max(largest) > math.log(s.max_ratio)):
-            self.steps_with.discard()
+            self.train_engine.discard()
             return False
         self._apply(episodes, sums, finite=finite)
         return True
@@ -344,11 +344,11 @@ class PPOTrainer:
         With fp16 an overflow may only mean that the loss was scaled too far. The scale is then lowered, and the step
         does not count as skipped.
         """
-        norms, scaler = self.steps_with.norms(), self.steps_with.scaler
+        norms, scaler = self.train_engine.norms(), self.train_engine.scaler
         is_lost = bool(self.ranks.all_reduce_max(float(not finite)))
         if is_lost or self.ranks.all_reduce_max(float(not are_finite(norms))):
             was_scaled = scaler.get_scale() > 1
-            self.steps_with.discard()
+            self.train_engine.discard()
             if was_scaled and not is_lost:
                 return
             sums.skipped += 1
@@ -358,7 +358,7 @@ class PPOTrainer:
             return
         self.guards.skipped = 0
         factors = clip_factors(norms, self.settings.max_grad_norm)
-        self.steps_with.step(factors, policy=self.iteration >= self.settings.critic_warmup)
+        self.train_engine.step(factors, policy=self.iteration >= self.settings.critic_warmup)
         self.steps += 1
         if self.average is not None:
             self.average.update()
@@ -378,12 +378,12 @@ class PPOTrainer:
         reported = ("reward", "kl", "kl_k3", "objective", "length", "eos_rate", "entropy")
         metrics = {f"eval_{name}": rollout_metrics[name] for name in reported}
         if self.watch is not None:
-            watched = self.watch(episodes) if episodes or self.steps_with.in_step else []
+            watched = self.watch(episodes) if episodes or self.train_engine.in_step else []
             mean, error = measures.mean_and_error(watched, self.ranks)
             metrics |= {"eval_watch": mean, "eval_watch_se": error}
         return metrics, episodes
 
-    def kept_policy(self) -> AbstractContextManager[None]:
+    def saved_policy(self) -> AbstractContextManager[None]:
         """Return a context in which the policy has the weights that would be saved: its moving average, if enabled."""
         return nullcontext() if self.average is None else self.average.in_force()
 

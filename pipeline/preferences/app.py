@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.errors import PipelineError
-from pipeline.preferences.desk import LabelQueue
+from pipeline.preferences.label_queue import LabelQueue
 
 LOG = logging.getLogger("trueup.collect")
 PAGE = files("pipeline.preferences") / "page"
@@ -36,17 +36,17 @@ HEADERS = {
 Answer = Callable[[LabelQueue, str, dict[str, Any]], Any]
 
 
-def make_app(desk: LabelQueue, title: str, guidelines: str = "") -> Starlette:
+def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
     """Build the web app.
 
     Args:
-        desk: queue that assigns pairs and records answers.
+        queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
         guidelines: plain text shown on the page.
     """
 
     async def healthz(request: Request) -> Response:
-        await run_in_threadpool(desk.state)
+        await run_in_threadpool(queue.state)
         return PlainTextResponse("ok\n", headers=HEADERS)
 
     def page(name: str) -> Callable[[Request], Awaitable[Response]]:
@@ -62,17 +62,17 @@ def make_app(desk: LabelQueue, title: str, guidelines: str = "") -> Starlette:
             given = await _body(request)
             token = request.headers.get("authorization", "").removeprefix("Bearer ")
             try:
-                annotator = await run_in_threadpool(desk.annotator, token)
+                annotator = await run_in_threadpool(queue.annotator, token)
                 if annotator is None:
                     return _refusal("this link is not valid any more: ask for a new one", 401)
-                answer_data = await run_in_threadpool(answer, desk, annotator, given)
+                answer_data = await run_in_threadpool(answer, queue, annotator, given)
             except PipelineError as error:
                 return _refusal("; ".join(str(problem) for problem in error.problems), 409)
             return JSONResponse(answer_data, headers=HEADERS)
 
         return serve
 
-    def hello(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+    def hello(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
         return {"annotator": annotator, "title": title, "guidelines": guidelines}
 
     apis: dict[str, Answer] = {
@@ -87,29 +87,29 @@ def make_app(desk: LabelQueue, title: str, guidelines: str = "") -> Starlette:
     return Starlette(routes=routes, exception_handlers={404: _missing, Exception: _broken})
 
 
-def _next(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
-    return {"items": desk.next(annotator, AHEAD), "progress": desk.progress(annotator)}
+def _next(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+    return {"items": queue.next(annotator, AHEAD), "progress": queue.progress(annotator)}
 
 
-def _label(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+def _label(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
     seconds = given.get("seconds")
     took = float(seconds) if isinstance(seconds, int | float) else 0.0
     strength = given.get("strength", 1)
-    desk.label(annotator, str(given.get("item")), str(given.get("choice")), strength, took)
-    return _next(desk, annotator, given)
+    queue.label(annotator, str(given.get("item")), str(given.get("choice")), strength, took)
+    return _next(queue, annotator, given)
 
 
 def _left(kind: str) -> Answer:
-    def leave(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
-        desk.leave(kind, annotator, str(given.get("item")), str(given.get("reason", "")))
-        return _next(desk, annotator, given)
+    def leave(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+        queue.leave(kind, annotator, str(given.get("item")), str(given.get("reason", "")))
+        return _next(queue, annotator, given)
 
     return leave
 
 
-def _undo(desk: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
-    undone = desk.undo(annotator)
-    return {"undone": undone, **_next(desk, annotator, given)}
+def _undo(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+    undone = queue.undo(annotator)
+    return {"undone": undone, **_next(queue, annotator, given)}
 
 
 async def _body(request: Request) -> dict[str, Any]:

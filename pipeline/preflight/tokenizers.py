@@ -22,7 +22,7 @@ MODELS = ("model", "init", "models", "reward", "watch", "value")
 """Input fields that name models, each with its own tokenizer."""
 
 
-class TokenizerPlace(NamedTuple):
+class LocalTokenizer(NamedTuple):
     """A tokenizer on this machine.
 
     Attributes:
@@ -38,7 +38,7 @@ class TokenizerPlace(NamedTuple):
     chat_template: str | None
 
 
-def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> TokenizerPlace | None:
+def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> LocalTokenizer | None:
     """Return the tokenizer a model will have: its own or its ancestor's; None if it is not on this machine."""
     if item.artifact is not None or item.external:
         folder = item.artifact or hub_folder(item.ref)
@@ -46,7 +46,7 @@ def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> Tokeni
             return None
         path = str(item.artifact or item.ref)
         resolved = ResolvedInput(ref=item.ref, name=item.name, kind=item.kind, fingerprint=item.fingerprint, path=path)
-        return TokenizerPlace(item.name, resolved, folder, template)
+        return LocalTokenizer(item.name, resolved, folder, template)
     stage = next((one for one in plan.stages if one.spec.name == item.ref), None)
     if stage is None:
         return None
@@ -75,7 +75,7 @@ def _cached_folder(ref: str, file: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def readers_of(plan: Plan, stage: PlannedStage, tokenizer: TokenizerPlace) -> list[dict[str, Any]]:
+def readers_of(plan: Plan, stage: PlannedStage, tokenizer: LocalTokenizer) -> list[dict[str, Any]]:
     """Return the reward models whose tokenizer differs from the policy's, as fields of a `TokenRequest`."""
     readers = []
     for item in [*stage.inputs.get("reward", []), *stage.inputs.get("watch", [])]:

@@ -29,7 +29,7 @@ from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse
 from pipeline.preflight.tokenizers import (
     TOKENIZER_FILES,
-    TokenizerPlace,
+    LocalTokenizer,
     content_of,
     hub_folder,
     readers_of,
@@ -136,7 +136,7 @@ def count_stage_tokens(
         refused: stages that get too few rows and are not encoded.
         progress: is called with the progress.
     """
-    asked: list[tuple[SourceUse, TokenizerPlace, TokenRequest]] = []
+    asked: list[tuple[SourceUse, LocalTokenizer, TokenRequest]] = []
     for use, stage, tokenizer in _encoded_uses(plan, sources):
         if use.stage in refused:
             continue
@@ -153,7 +153,7 @@ def count_stage_tokens(
     return TokenReport(stages, list(problems.values()))
 
 
-def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse, PlannedStage, TokenizerPlace]]:
+def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse, PlannedStage, LocalTokenizer]]:
     """Yield the data fields whose tokenizer is on this machine, with stage and tokenizer."""
     stages = {stage.spec.name: stage for stage in plan.stages}
     for use in sources.counts:
@@ -172,7 +172,7 @@ def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse
 
 
 def _request(
-    plan: Plan, use: SourceUse, stage: PlannedStage, tokenizer: TokenizerPlace, shapes: ModelShapes
+    plan: Plan, use: SourceUse, stage: PlannedStage, tokenizer: LocalTokenizer, shapes: ModelShapes
 ) -> TokenRequest:
     from pipeline.training.token_counts import TokenRequest
 

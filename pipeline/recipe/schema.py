@@ -17,7 +17,7 @@ from pipeline.estimate.devices import DEVICES, Device
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
 from pipeline.recipe.paths import find
-from pipeline.stage import MODEL_PARALLEL, StageConfig, group_of
+from pipeline.stage import MODEL_PARALLEL, StageConfig, model_parallel_size
 
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -167,7 +167,7 @@ class Compute(BaseModel):
     @property
     def group(self) -> int:
         """Model-parallel size: processes that work on the same rows (pipeline, tensor or sequence parallelism)."""
-        return group_of(self.model_dump(include=set(MODEL_PARALLEL)))
+        return model_parallel_size(self.model_dump(include=set(MODEL_PARALLEL)))
 
     @property
     def replicas(self) -> int:

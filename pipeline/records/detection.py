@@ -16,7 +16,7 @@ from pipeline.stage import Shape
 
 Row = Mapping[str, Any]
 
-TOLD_BY: dict[str, frozenset[str]] = {
+IDENTIFYING_COLUMNS: dict[str, frozenset[str]] = {
     "messages": frozenset({"messages"}),
     "sharegpt": frozenset({"conversations"}),
     "prompt_completion": frozenset({"prompt", "completion"}),
@@ -84,13 +84,15 @@ def _format_of(row: Row, shapes: Collection[Shape]) -> _RowFormat | None:
     if "preference" in shapes and {"chosen", "rejected"} & has:  # half a pair is a bad pair, not a prompt
         pair_format = "hh" if _holds_transcripts(row) else "preference"
         return _RowFormat(pair_format, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)
-    row_format = next((name for name, columns in TOLD_BY.items() if columns <= has), None)
+    row_format = next((name for name, columns in IDENTIFYING_COLUMNS.items() if columns <= has), None)
     if row_format in (None, "prompt") and "messages" in shapes and "prompt" not in shapes:  # half a pair is a bad pair
         for name in ("prompt_completion", "alpaca"):
-            if TOLD_BY[name] <= row.keys() and TOLD_BY[name] & has:
-                return _RowFormat(name, tuple(sorted(TOLD_BY[name] & has)), is_whole=False)
+            if IDENTIFYING_COLUMNS[name] <= row.keys() and IDENTIFYING_COLUMNS[name] & has:
+                return _RowFormat(name, tuple(sorted(IDENTIFYING_COLUMNS[name] & has)), is_whole=False)
     if row_format:
-        return _RowFormat(row_format, tuple(sorted(TOLD_BY[row_format], reverse=row_format == "prompt_completion")))
+        return _RowFormat(
+            row_format, tuple(sorted(IDENTIFYING_COLUMNS[row_format], reverse=row_format == "prompt_completion"))
+        )
     if "prompt" in shapes and "instruction" in has:
         return _RowFormat("prompt", ("instruction",))
     return _RowFormat("prompt", ("turns",)) if isinstance(row.get("turns"), list) else None

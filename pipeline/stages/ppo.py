@@ -101,7 +101,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     trainer = _trainer(ctx, config, tokenizer)
     policy = trainer.policy
-    check_prepared(ctx, policy.model, trainer.steps_with.optimizer, config.adapter, policy.whole)
+    check_prepared(ctx, policy.model, trainer.train_engine.optimizer, config.adapter, policy.whole)
     log = RunLog(ctx, trainer, tokenizer)
     state_path = newest_state(ctx.work / "state")
     if state_path is not None:
@@ -114,7 +114,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
     log.take_best()
     value = log.value_weights()
-    consolidated, seen = trainer.steps_with.consolidated_model(), [prompt.ids for prompt in trainer.prompts[:3]]
+    consolidated, seen = trainer.train_engine.consolidated_model(), [prompt.ids for prompt in trainer.prompts[:3]]
     lineage = save_trained(ctx, consolidated, tokenizer, source, config.adapter, seen)
     return log.finish(lineage, value)
 
@@ -172,7 +172,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         seed=ctx.seed,
         ranks=ranks,
         language_loss=_language_loss(ctx, config, tokenizer, context_limit(policy.model)),
-        stepper=train_engine,
+        sharded_engine=train_engine,
         watch=_score_of(watched) if watched.names else None,
         ends_are_taught=not tokenizer.chat_template or _ends_are_taught(tokenizer, prompts[0].row),
     )

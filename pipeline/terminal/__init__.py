@@ -4,7 +4,7 @@ Knows nothing of recipes, stages or stores. `rich` is imported only when a table
 """
 
 from pipeline.terminal.lines import (
-    KEPT_BLANK,
+    NO_BREAK_SPACE,
     expect_json,
     has_printed_json,
     line_width,
@@ -17,7 +17,7 @@ from pipeline.terminal.tables import Column, console, print_table
 from pipeline.terminal.words import age, duration, figure, metrics, shown_path, size
 
 __all__ = [
-    "KEPT_BLANK",
+    "NO_BREAK_SPACE",
     "Column",
     "age",
     "console",

@@ -13,7 +13,7 @@ import shutil
 import sys
 from typing import Any, TextIO
 
-KEPT_BLANK = "\u00a0"
+NO_BREAK_SPACE = "\u00a0"
 """No-break space: no line breaks at it, and it is printed as an ordinary space."""
 
 _WORD = re.compile(r"[ \t]*[^ \t]+")
@@ -21,7 +21,7 @@ _PIECE = re.compile(r"[ \t]*(?:[^ \t/,=]+[/,=]?|[/,=])")
 """A word, or a piece of one that may also break after `/`, `,` and `=`: a path, a list, a setting."""
 
 INDENT = "  "
-_BLANKS = f" \t{KEPT_BLANK}"
+_BLANKS = f" \t{NO_BREAK_SPACE}"
 _json: list[bool] = []
 
 
@@ -69,7 +69,7 @@ def wrapped(text: str, width: int | None, indent: str = "", *, fine: bool = Fals
                 else:
                     line += unit
         lines.append(line)
-    return [line.replace(KEPT_BLANK, " ") for line in lines]
+    return [line.replace(NO_BREAK_SPACE, " ") for line in lines]
 
 
 def print_line(text: str = "", *, indent: str = INDENT, stream: TextIO | None = None) -> None:
@@ -78,7 +78,7 @@ def print_line(text: str = "", *, indent: str = INDENT, stream: TextIO | None = 
     No line breaks inside a figure such as ``p = 0.01`` or ``48.0 %``.
     """
     out = stream or sys.stdout
-    unbroken = text.replace(" = ", f"{KEPT_BLANK}={KEPT_BLANK}").replace(" %", f"{KEPT_BLANK}%")
+    unbroken = text.replace(" = ", f"{NO_BREAK_SPACE}={NO_BREAK_SPACE}").replace(" %", f"{NO_BREAK_SPACE}%")
     print("\n".join(wrapped(unbroken, line_width(out), indent)), file=out)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TextIO
 
-from pipeline.terminal.lines import INDENT, KEPT_BLANK, line_width, widest, width_of, wrapped
+from pipeline.terminal.lines import INDENT, NO_BREAK_SPACE, line_width, widest, width_of, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,7 +146,7 @@ def _row(columns: Sequence[Column], row: Sequence[str], layout: _Layout, beneath
     from rich.text import Text
 
     cells = [
-        wrapped(cell, width, fine=layout.fine) if column.fold else [cell.replace(KEPT_BLANK, " ")]
+        wrapped(cell, width, fine=layout.fine) if column.fold else [cell.replace(NO_BREAK_SPACE, " ")]
         for column, cell, width in zip(columns, row, layout.widths, strict=False)
     ]
     lines = []

@@ -24,7 +24,7 @@ from pipeline.models.forward_probe import ForwardProbe
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sharding_state import ShardingState, bucket_of, foreign_parameters, holding
 from pipeline.parallel.tensor.sharding import TPReplicas, size_of
-from pipeline.stage import StageContext, group_of
+from pipeline.stage import StageContext, model_parallel_size
 from pipeline.training.arguments import device_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +61,7 @@ class Audit(TrainerCallback):  # type: ignore[misc]
         if self._first is not None:
             check_first_pass(self.ctx, self._first, str(self.ctx.runtime_report["precision"]))
             self._first = None
-            check_copies(self.ctx, self.trainer.model)
+            check_replicas(self.ctx, self.trainer.model)
 
 
 def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
@@ -71,7 +71,7 @@ def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
     if mixed != {"fp32": "no"}.get(precision, precision):
         statement = f"accelerate computes in {'fp32' if mixed == 'no' else mixed}, compute.precision is {precision}"
         yield Problem(statement, precision, "set compute.precision: fp32")
-    alike = not (ctx.compute.get("zero") or ctx.compute.get("fsdp")) and group_of(ctx.compute) == 1
+    alike = not (ctx.compute.get("zero") or ctx.compute.get("fsdp")) and model_parallel_size(ctx.compute) == 1
     if alike and ctx.ranks > 1 and not isinstance(trainer.model_wrapped, DistributedDataParallel):
         statement = f"{ctx.ranks} processes train, and nobody sums their gradients"
         yield Problem(statement, "DistributedDataParallel around the model", "set compute.zero: 1")
@@ -100,7 +100,7 @@ def check_prepared(
         "optimizer": sharding.optimizer,
     }
     problems = [
-        *spread_problems(ctx, sharding),
+        *sharding_problems(ctx, sharding),
         *bucket_problems(ctx, bucket_of(optimizer)),
         *weight_problems(prepared, optimizer, device_of(ctx).partition(":")[0]),
         *adapter_problems(model, adapter),
@@ -141,7 +141,7 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
     _raise_problems(ctx, problems)
 
 
-def check_copies(ctx: StageContext, model: Any) -> None:
+def check_replicas(ctx: StageContext, model: Any) -> None:
     """Check that replicas of a tensor-parallel model have the same gradients in the first optimizer step.
 
     Raises:
@@ -159,13 +159,13 @@ def _raise_problems(ctx: StageContext, problems: list[Problem]) -> None:
         raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
 
 
-def spread_problems(ctx: StageContext, sharding: ShardingState) -> Iterator[Problem]:
+def sharding_problems(ctx: StageContext, sharding: ShardingState) -> Iterator[Problem]:
     """Yield a problem if the number of ranks, or the sharding over them, differs from `compute`."""
     joined = Ranks.current().count
     if joined != ctx.ranks:
         yield Problem(f"{joined} processes joined", f"{ctx.ranks}, as compute says", "see the logs of the others")
     zero, fsdp = int(ctx.compute.get("zero") or 0), bool(ctx.compute.get("fsdp"))
-    if group_of(ctx.compute) > 1 and not (zero or fsdp):
+    if model_parallel_size(ctx.compute) > 1 and not (zero or fsdp):
         return  # tensor and sequence parallelism have their own checks
     expected = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
     remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"

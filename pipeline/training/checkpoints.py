@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pipeline.parallel.ranks import Ranks
 
-WHOLE_FILE = "whole.json"
+COMPLETE_FILE = "whole.json"
 
 
-def mark_whole(folder: Path, keep: Path | None = None) -> None:
+def mark_complete(folder: Path, keep: Path | None = None) -> None:
     """Mark a checkpoint as complete and remove the others; every process calls it after writing its files.
 
     Args:
@@ -27,9 +27,9 @@ def mark_whole(folder: Path, keep: Path | None = None) -> None:
     ranks.wait()
     if ranks.is_first:
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-        part = folder / f"{WHOLE_FILE}.part"
+        part = folder / f"{COMPLETE_FILE}.part"
         part.write_text(json.dumps(sizes, sort_keys=True), encoding="utf-8")
-        part.replace(folder / WHOLE_FILE)
+        part.replace(folder / COMPLETE_FILE)
         for other in folder.parent.glob("checkpoint-*"):
             if other not in (folder, keep):
                 shutil.rmtree(other, ignore_errors=True)
@@ -54,12 +54,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(WHOLE_FILE))
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(COMPLETE_FILE))
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        sizes = json.loads((path / WHOLE_FILE).read_text(encoding="utf-8"))
+        sizes = json.loads((path / COMPLETE_FILE).read_text(encoding="utf-8"))
         return bool(sizes) and all((path / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, json.JSONDecodeError):
         return False

@@ -23,7 +23,7 @@ from pipeline.parallel.dtensors import distribute_like, full_tensor, set_weight
 from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.tensor.sharding import TensorParallelism, TPReplicas, begin_adapter, size_of
-from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32
+from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32_storage
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 KERNELS = ("fused", "foreach")
@@ -107,7 +107,7 @@ class ConsolidatedCheckpoint:
         """Write the consolidated weights; with mixed precision under DeepSpeed, the fp32 master weights."""
         lower = self.is_deepspeed_enabled and any(p.dtype != torch.float32 for p in self._groups[0])
         if self.is_fsdp_enabled:
-            weights = fsdp.gathered_weights(self.model, trained_only=isinstance(self.model, PeftModel))
+            weights = fsdp.consolidated_weights(self.model, trained_only=isinstance(self.model, PeftModel))
         elif lower:
             weights = self._gathered_weights()
         else:
@@ -156,7 +156,7 @@ class ConsolidatedCheckpoint:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[misc]
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]
         if self.is_deepspeed_enabled and self._zero.stage == 3:
-            share_fp32(self._zero.held)
+            share_fp32_storage(self._zero.held)
         if resume_from_checkpoint is not None:
             put = self._zero.set_weight if self.is_deepspeed_enabled else set_weight
             load_weights(self.model, put, Path(resume_from_checkpoint))

@@ -11,7 +11,7 @@ from pipeline.parallel.pipeline.split import pipeline_bubble_problem
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, parallelism
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
-from pipeline.stage import StageContext, group_of
+from pipeline.stage import StageContext, model_parallel_size
 
 
 def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> BatchSplit:
@@ -35,7 +35,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     note_model_parallel(ctx)
     division = divide(
-        batch_size, asked, longest, ctx.replicas, passes=stages, together=group_of(ctx.compute), **options
+        batch_size, asked, longest, ctx.replicas, passes=stages, together=model_parallel_size(ctx.compute), **options
     )
     sentence = ctx.runtime_report["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:

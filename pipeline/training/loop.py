@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
-from pipeline.parallel.ranks import any_rank
+from pipeline.parallel.ranks import any_reduce
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
 from pipeline.training.audit import Audit
@@ -173,7 +173,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             if self.ctx.stopping():
                 control.should_save = True
                 control.should_training_stop = True
-            elif any_rank(now - self.saved_at > self.every_s):  # saving is collective
+            elif any_reduce(now - self.saved_at > self.every_s):  # saving is collective
                 control.should_save = True
 
     def on_log(

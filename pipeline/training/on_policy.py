@@ -32,7 +32,7 @@ from pipeline.training.encoded import encode_source
 from pipeline.training.fitting import context_length
 from pipeline.training.learning import RewardWatch
 from pipeline.training.on_policy_fields import OnPolicyTrain
-from pipeline.training.padding import needs_positions, told_positions
+from pipeline.training.padding import needs_positions, with_position_ids
 from pipeline.training.reward_sources import RewardSources, Sample, Scorer, reward_readers
 
 Arguments = TypeVar("Arguments")
@@ -238,7 +238,7 @@ class OnPolicy(BucketedBatches):
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute log-probabilities at the positions that responses were sampled at."""
-        with told_positions(model) if self.with_positions else nullcontext():
+        with with_position_ids(model) if self.with_positions else nullcontext():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)  # type: ignore[misc]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import evaluating
 from pipeline.models.labels import IGNORE
 from pipeline.models.precision import computing_in
-from pipeline.parallel.zero.zero3 import computing_alone
+from pipeline.parallel.zero.zero3 import forward_without_engine
 from pipeline.stage import StageContext
 from pipeline.training.arguments import device_of, precision_of
 
@@ -64,7 +64,7 @@ def refuse_unpackable(ctx: StageContext, model: Any, rows: Sequence[dict[str, An
     length, other = row["seq_lengths"][:2]
     first, second = row["input_ids"][:length][:_TOKENS], row["input_ids"][length : length + other][:_TOKENS]
     kind = model.config.model_type
-    with evaluating(model), computing_alone(model), _computing(ctx, model):
+    with evaluating(model), forward_without_engine(model), _computing(ctx, model):
         try:
             packed = _logits(model, [first, second], collate)[len(first) :]
         except (TypeError, ValueError) as error:

@@ -19,7 +19,7 @@ from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import evaluating
 from pipeline.models.steps import left_padded, plain_logits, trial_rows
 from pipeline.models.written import own_attention, plain_of
-from pipeline.parallel.zero.zero3 import computing_alone
+from pipeline.parallel.zero.zero3 import forward_without_engine
 from pipeline.stage import StageContext
 
 
@@ -38,7 +38,7 @@ def needs_positions(ctx: StageContext, model: Any, prompts: Sequence[Sequence[in
     read, new = trial_rows(model, prompts)
     rows = [[*row, *more] for row, more in zip(read, new, strict=True)]
     ids_BT, mask_BT = left_padded(rows, pad_id, model.device)
-    with evaluating(model), computing_alone(model), own_attention(plain_of(model)):
+    with evaluating(model), forward_without_engine(model), own_attention(plain_of(model)):
         alone = [plain_logits(model, row, 1) for row in rows]
         attempts: list[dict[str, Tensor]] = [{}]
         if "position_ids" in inspect.signature(model.forward).parameters:
@@ -63,7 +63,7 @@ def positions_of(mask_BT: Tensor) -> Tensor:
 
 
 @contextmanager
-def told_positions(model: Any) -> Iterator[None]:
+def with_position_ids(model: Any) -> Iterator[None]:
     """Inside the context, add `position_ids` derived from the mask to each forward pass of a model."""
 
     def tell(_: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

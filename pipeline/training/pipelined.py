@@ -20,10 +20,10 @@ from transformers import get_scheduler
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.models.deferred import Deferred
 from pipeline.models.labels import IGNORE
-from pipeline.parallel.consolidation import rebuilt
+from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.pipeline.schedule import Pipeline, PipelineRank
 from pipeline.parallel.pipeline.stage_module import StageModule
-from pipeline.parallel.ranks import Ranks, any_rank
+from pipeline.parallel.ranks import Ranks, any_reduce
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir
 from pipeline.training.audit import check_first_pass, check_prepared
@@ -111,7 +111,7 @@ class PipelineTraining:
             if step == self.steps:
                 break
             stopping = self.ctx.stopping()
-            if stopping or any_rank(time.perf_counter() - saved_at > float(self.ctx.compute["checkpoint_every_s"])):
+            if stopping or any_reduce(time.perf_counter() - saved_at > float(self.ctx.compute["checkpoint_every_s"])):
                 self._save(step, clock)
                 saved_at = time.perf_counter()
             if stopping:
@@ -215,4 +215,4 @@ def train_through_pipeline(
     training = PipelineTraining(ctx, model, deferred, arguments, batches, steps)
     trained = training.run(rows, held_out, collate)
     state = training.pipe.whole_state()
-    return trained, rebuilt(model, state) if ctx.is_first else None
+    return trained, model_from_state(model, state) if ctx.is_first else None

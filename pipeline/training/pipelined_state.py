@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerControl, TrainerState
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.pipeline.schedule import Pipeline
 from pipeline.parallel.pipeline.stage_module import StageModule
-from pipeline.training.checkpoints import mark_whole
+from pipeline.training.checkpoints import mark_complete
 from pipeline.training.consolidated_checkpoint import OPTIMIZER_FILE, SCHEDULER_FILE, tensors_in
 from pipeline.training.loop import timeless
 from pipeline.training.running_metrics import SUMS_FILE
@@ -69,7 +69,7 @@ def groups_of(model: Any) -> list[list[str]]:
 
 def optimizer_of(part: StageModule, groups: Sequence[Sequence[str]], arguments: Any) -> torch.optim.Optimizer:
     """Create the optimizer of a stage's weights with the full model's parameter groups; the second has no decay."""
-    named = part.named_whole()
+    named = part.full_names()
     decays = [arguments.weight_decay, 0.0]
     own = [
         {"params": [named[name] for name in group if name in named], "weight_decay": decay}
@@ -107,7 +107,7 @@ class PipelineState:
             text = json.dumps({**sums, "metrics": {}, "tokens": 0})
             (folder / SUMS_FILE.format(rank=0)).write_text(text, encoding="utf-8")
         torch.save(_random_states(), folder / RANDOM_FILE.format(rank=ranks.index, ranks=ranks.count))
-        mark_whole(folder)
+        mark_complete(folder)
 
     def load(self, folder: Path) -> Log:
         """Load a checkpoint of this run, written by a pipeline or by the Trainer.
@@ -116,7 +116,7 @@ class PipelineState:
             PipelineError: it is not a checkpoint of this model.
         """
         ranks = self.pipe.place.ranks
-        own, missing = self.pipe.part.named_whole(), set(self.pipe.part.named_whole())
+        own, missing = self.pipe.part.full_names(), set(self.pipe.part.full_names())
         with torch.no_grad():
             for name, tensor in tensors_in(folder, own):
                 own[name].copy_(tensor)
@@ -170,7 +170,7 @@ class PipelineState:
         consolidated = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         if [len(group["params"]) for group in consolidated["param_groups"]] != [len(group) for group in self.groups]:
             raise _unfit_checkpoint(folder, "with an optimizer of other groups")
-        named = self.pipe.part.named_whole()
+        named = self.pipe.part.full_names()
         state: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
         for names, saved_group in zip(self.groups, consolidated["param_groups"], strict=True):

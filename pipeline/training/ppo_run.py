@@ -18,7 +18,7 @@ from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.evaluation.curves import metric_rows, write_curve
 from pipeline.evaluation.training_curves import draw_training
 from pipeline.models.forward_probe import ForwardProbe
-from pipeline.parallel.ranks import any_rank
+from pipeline.parallel.ranks import any_reduce
 from pipeline.ppo.episodes import Episode
 from pipeline.ppo.state import load_weights, save_state, save_weights
 from pipeline.ppo.trainer import PPOTrainer
@@ -94,7 +94,7 @@ class RunLog:
         Raises:
             Stopped: the watched score falls while the reward rises.
         """
-        with self.trainer.kept_policy():
+        with self.trainer.saved_policy():
             metrics, episodes = self.trainer.evaluate()
             row.update(metrics)
             self.keep(row)
@@ -147,7 +147,7 @@ class RunLog:
         """
         stopping = self.ctx.stopping() and done < total
         waited = time.perf_counter() - self.saved_at
-        if not stopping and not any_rank(waited > float(self.ctx.compute.get("checkpoint_every_s", 30.0))):
+        if not stopping and not any_reduce(waited > float(self.ctx.compute.get("checkpoint_every_s", 30.0))):
             return
         extra = {
             "rows": self.rows,
@@ -184,7 +184,7 @@ class RunLog:
 
     def value_weights(self) -> dict[str, Any]:
         """Return the value function's full weights; every process must call it."""
-        weights = self.trainer.steps_with.weights().items()
+        weights = self.trainer.train_engine.weights().items()
         return {
             name.removeprefix("value."): tensor.contiguous() for name, tensor in weights if name.startswith("value.")
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.models.adapters import without_adapter
 from pipeline.models.logprobs import response_logprobs
-from pipeline.parallel.ranks import Ranks, any_rank
+from pipeline.parallel.ranks import Ranks, any_reduce
 from pipeline.stage import StageContext
 from pipeline.training.arguments import precision_of
 
@@ -46,7 +46,7 @@ def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping
         cache: the cache file, in the stage's scratch folder.
     """
     ranks = Ranks.current()
-    if not any_rank(cache.is_file()):
+    if not any_reduce(cache.is_file()):
         values = _computed(ctx, model, dataset.to_list(), columns)
         if ranks.is_first:
             partial = cache.with_suffix(".part")

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.parallel.ranks import Ranks
 from pipeline.training.best import best_checkpoint
-from pipeline.training.checkpoints import mark_whole
+from pipeline.training.checkpoints import mark_complete
 
 SUMS_FILE = "running_sums-{rank}.json"
 """File of each process in a checkpoint."""
@@ -30,7 +30,7 @@ class RunningMetrics:
         file = folder / SUMS_FILE.format(rank=Ranks.current().index)
         file.write_text(json.dumps(metrics_of(self)), encoding="utf-8")
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        mark_whole(folder, keep=best_checkpoint(self))
+        mark_complete(folder, keep=best_checkpoint(self))
 
 
 def metrics_of(trainer: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from pipeline.artifacts import Store
-from pipeline.training.checkpoints import WHOLE_FILE
+from pipeline.training.checkpoints import COMPLETE_FILE
 
 LOADING = "loading"
 MOMENTS = (
@@ -88,7 +88,7 @@ class Attempt:
         return begun or bool({("stage_done", stage), ("stage_cached", stage)} & told)
 
     def checkpoints(self, stage: str) -> set[Path]:
-        return set(self.store.glob(f".work/{stage}-*/work/checkpoints/checkpoint-*/{WHOLE_FILE}"))
+        return set(self.store.glob(f".work/{stage}-*/work/checkpoints/checkpoint-*/{COMPLETE_FILE}"))
 
     def sleep(self, seconds: float) -> None:
         ends = time.monotonic() + seconds

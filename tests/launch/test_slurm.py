@@ -14,8 +14,8 @@ from waiting import until
 
 from pipeline.artifacts import Store
 from pipeline.plan import make_plan
-from pipeline.preferences.desk import LabelQueue
 from pipeline.preferences.items import items_of
+from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch
 from pipeline.preferences.ledger import Ledger, default_url
 from pipeline.recipe import inspect, load
@@ -142,9 +142,9 @@ stages:
     assert "waiting for people: 0 of 4 labels. `trueup collect RECIPE labels`" in out and "cancelled: rm" in out
     source = load(recipe).data["answers"]
     items, _ = items_of(rows_of(source, "preference", seed=0, name="answers").train)
-    desk = LabelQueue(Batch(items), Ledger(default_url(store), "labels"))
-    while handed := desk.next("ada"):
-        desk.label("ada", handed[0]["item"], "left", 2, 1.0)
+    queue = LabelQueue(Batch(items), Ledger(default_url(store), "labels"))
+    while handed := queue.next("ada"):
+        queue.label("ada", handed[0]["item"], "left", 2, 1.0)
     code, out = cluster.trueup("run", recipe, "--store", store, *SLURM, cwd=tmp_path)
     assert code == 0, out
     assert "2 made" in out

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.models.deferred import Deferred
 from pipeline.models.load import load_deferred_causal_lm
-from pipeline.parallel.pipeline.split import ANATOMY
+from pipeline.parallel.pipeline.split import MODULE_NAMES
 from pipeline.stage import ResolvedInput
 
 SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
@@ -30,7 +30,7 @@ def _built(kind: str, tied: bool) -> Any:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", sorted(ANATOMY))
+@pytest.mark.parametrize("kind", sorted(MODULE_NAMES))
 def test_weights_are_those_of_a_model_built_at_once(kind: str, tied: bool) -> None:
     whole = _built(kind, tied)
     after = torch.rand(3)

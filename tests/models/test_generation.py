@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.adapters import Base, attach, base_of_adapter
 from pipeline.models.decode import beam_search
-from pipeline.models.generation import only_what_is_given, settings_of
+from pipeline.models.generation import settings_of, without_generation_config
 from pipeline.models.save import save_model
 from pipeline.ppo.rollout import GenerateEngine
 from pipeline.stage import ResolvedInput
@@ -76,7 +76,7 @@ def test_our_sampling_does_not_take_the_penalty_of_the_base(fresh_llama: Any, to
     fresh_llama.generation_config.no_repeat_ngram_size = 1
     assert texts() == plain
     assert fresh_llama.generation_config.repetition_penalty == 30.0  # and it has it still
-    with only_what_is_given(model):
+    with without_generation_config(model):
         assert fresh_llama.generation_config.repetition_penalty is None
 
 

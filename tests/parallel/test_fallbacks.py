@@ -27,7 +27,7 @@ from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.sharding_state import ShardingState, holding
 from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.stage import StageContext
-from pipeline.training.audit import bucket_problems, spread_problems, trainer_problems
+from pipeline.training.audit import bucket_problems, sharding_problems, trainer_problems
 
 pytestmark = pytest.mark.xdist_group("fallbacks")  # what its fixtures train is trained once
 
@@ -140,7 +140,7 @@ def problems(tmp_path: Path, held: ShardingState, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pipeline.training.audit.Ranks.current", lambda: SimpleNamespace(count=2))
     nothing: Any = None
     ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, ranks=2)
-    return [problem.found for problem in spread_problems(ctx, held)]
+    return [problem.found for problem in sharding_problems(ctx, held)]
 
 
 def test_fsdp2_that_is_not_there_is_seen(

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.errors import PipelineError
-from pipeline.parallel.pipeline.split import ANATOMY, bounds, split_problem
+from pipeline.parallel.pipeline.split import MODULE_NAMES, bounds, split_problem
 from pipeline.parallel.pipeline.stage_module import StageModule
 
 SHAPE = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 5, "intermediate_size": 64}
@@ -27,7 +27,7 @@ def _model(kind: str, *, tied: bool = False) -> Any:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("stages", [2, 3])
-@pytest.mark.parametrize("kind", sorted(ANATOMY))
+@pytest.mark.parametrize("kind", sorted(MODULE_NAMES))
 def test_parts_one_after_another_are_the_whole(kind: str, stages: int, tied: bool) -> None:
     whole = _model(kind, tied=tied)
     parts = [StageModule(copy.deepcopy(whole), stage, stages) for stage in range(stages)]
@@ -41,7 +41,7 @@ def test_parts_one_after_another_are_the_whole(kind: str, stages: int, tied: boo
     expected.square().sum().backward()
     gradients: dict[str, torch.Tensor] = {}
     for part in parts:
-        for name, parameter in part.named_whole().items():
+        for name, parameter in part.full_names().items():
             gradients[name] = gradients.get(name, 0) + parameter.grad
     named = dict(whole.named_parameters())
     assert set(gradients) == set(named)

@@ -14,7 +14,7 @@ from two_processes import be_one, run_two
 from pipeline.errors import PipelineError
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.tensor.sharding import TPReplicas, shard_model
-from pipeline.training.audit import check_copies
+from pipeline.training.audit import check_replicas
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}
 
@@ -43,7 +43,7 @@ def main() -> None:
     learn(model, rows[group])
     assert copies.apart(model) > 1e-3
     with pytest.raises(PipelineError, match="2 groups of 2 processes train, and their gradients differ"):
-        check_copies(ctx, model)  # type: ignore[arg-type]
+        check_replicas(ctx, model)  # type: ignore[arg-type]
 
     model.zero_grad()
     ends: list[bool] = []
@@ -52,7 +52,7 @@ def main() -> None:
         ends.append(last)
         learn(model, batch)
         assert (copies.apart(model) == 0) == last
-    check_copies(ctx, model)  # type: ignore[arg-type]
+    check_replicas(ctx, model)  # type: ignore[arg-type]
 
     whole = tiny()
     for batch in rows:

@@ -25,13 +25,13 @@ from pipeline.models.deferred import Deferred
 from pipeline.models.load import load_causal_lm, load_reward_model
 from pipeline.models.scoring import score
 from pipeline.parallel import dtensors
-from pipeline.parallel.consolidation import rebuilt
+from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.tensor.sharding import shard_model
 from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.parallel.zero.zero3 import (
-    computing_alone,
     count_parameters,
+    forward_without_engine,
     is_partitioned,
     whole,
     zero3_building,
@@ -94,7 +94,7 @@ def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
         same[f"{name} counted"] = count_parameters(made) == count_parameters(alone) > 0
         loaded = load_causal_lm(_input(folder / name), zero3=parts)
         same[f"{name} loaded"] = _same(loaded, expected)
-        with computing_alone(loaded):
+        with forward_without_engine(loaded):
             logits = loaded.eval()(input_ids=ids).logits
         with torch.no_grad():
             same[f"{name} computes"] = torch.allclose(logits, alone.eval()(input_ids=ids).logits, atol=1e-6)
@@ -246,7 +246,7 @@ def test_a_model_that_is_put_together_holds_the_gathered_weights_once(name: str,
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     if name != "llama":  # a tied output layer is gathered with what it is tied to
         state = {key: tensor for key, tensor in state.items() if not key.endswith("lm_head.weight")}
-    made = rebuilt(model, state).eval()
+    made = model_from_state(model, state).eval()
     own = dict(made.named_parameters())
     assert {own[key].data_ptr() for key in own} == {state[key].data_ptr() for key in own}
     ids = torch.arange(40).reshape(2, 20)

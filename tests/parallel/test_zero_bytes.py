@@ -1,7 +1,7 @@
 """What ZeRO-3 on two processes holds of the parameter and optimizer bytes of a plain run, measured.
 
 Each holds at most 60 %. In bf16 that is (2 + 4 + 8) / 2 bytes a parameter for 4 + 8, 58 %; in fp32 (4 + 8) / 2, a half,
-once DeepSpeed's copy of weights that are fp32 already is given up (`share_fp32`); with it, two thirds.
+once DeepSpeed's copy of weights that are fp32 already is given up (`share_fp32_storage`); with it, two thirds.
 
 Two real processes train a small Llama with DeepSpeed as stages configure it, and count the storages of their
 weights, of the optimizer's copies of them and of its moments, each storage once.
@@ -23,7 +23,7 @@ from pipeline.estimate.memory import ParallelLayout, state
 from pipeline.estimate.shape import shape_of
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.zero.config import deepspeed_config
-from pipeline.parallel.zero.optimizer_state import share_fp32
+from pipeline.parallel.zero.optimizer_state import share_fp32_storage
 from pipeline.parallel.zero.zero3 import zero3_building
 
 CONFIG = {
@@ -78,7 +78,7 @@ def main(out: str, precision: str, offload: str) -> None:
     with zero3_building(config):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG))
     engine, prepared = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
-    share_fp32(prepared.optimizer)
+    share_fp32_storage(prepared.optimizer)
     assert (prepared.optimizer.offload_optimizer, prepared.optimizer.offload_param) == (offload == "all",) * 2
     ids = torch.arange(32).reshape(1, 32) + int(os.environ["RANK"])
     for _ in range(2):

@@ -149,7 +149,7 @@ def test_masked_rows_give_no_gradient_and_are_in_no_denominator() -> None:
     trainer.update(episodes)
     masked = gradients(trainer)
     # The same step over a rollout that never had the truncated rows.
-    trainer.steps_with.load_weights(start)
+    trainer.train_engine.load_weights(start)
     trainer._step([episode for episode in episodes if episode.ended], _sums())
     assert largest_difference(masked, gradients(trainer)) < 1e-7
 

@@ -16,7 +16,7 @@ from pipeline.ppo.state import load_state, newest_state, save_state
 def test_the_average_is_the_recursion_by_hand(kind: str) -> None:
     trainer = trainer_of(policy_of(kind), ema_decay=0.75, epochs=1, minibatches=2, learning_rate=1e-2)
     expected = {name: t for name, t in weights(trainer.policy).items() if name.startswith("policy.")}
-    step = trainer.steps_with.step
+    step = trainer.train_engine.step
 
     def remember(*arguments: object, **named: object) -> None:
         step(*arguments, **named)
@@ -24,7 +24,7 @@ def test_the_average_is_the_recursion_by_hand(kind: str) -> None:
         for name in expected:
             expected[name] = 0.75 * expected[name] + 0.25 * now[name]
 
-    trainer.steps_with.step = remember  # type: ignore[method-assign]
+    trainer.train_engine.step = remember  # type: ignore[method-assign]
     trainer.iterate()
     assert trainer.average is not None
     assert largest_difference(expected, trainer.average.weights) < 1e-6
@@ -38,7 +38,7 @@ def test_what_is_evaluated_is_the_average_and_the_policy_comes_back() -> None:
     for _ in trainer.iterations():
         pass
     moved, own = weights(trainer.policy), trainer.evaluate()[0]
-    with trainer.kept_policy():
+    with trainer.saved_policy():
         averaged, _ = trainer.evaluate()
     assert averaged == pytest.approx(before, abs=1e-3)
     assert own["eval_kl"] > 10 * abs(averaged["eval_kl"])

@@ -87,14 +87,14 @@ def test_steps_in_fp16_are_those_of_fp32_but_for_rounding() -> None:
 
 def test_without_a_scale_small_gradients_are_lost_in_fp16() -> None:
     trainers = [trainer_of(policy_of("full", precision=torch.float16), epochs=1) for _ in range(2)]
-    trainers[1].steps_with.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-20)
+    trainers[1].train_engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-20)
     scaled, lost = (trainer.iterate()["grad_norm"] for trainer in trainers)
     assert scaled > 0 and lost < 0.5 * scaled
 
 
 def test_a_scale_that_is_too_large_is_halved_until_it_fits_and_nothing_counts_as_skipped() -> None:
     trainer = trainer_of(policy_of("full", precision=torch.float16), iterations=4, max_skipped=1)
-    trainer.steps_with.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    trainer.train_engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
     before = {name: tensor.detach().clone() for name, tensor in trainer.policy.trained().items()}
     first = trainer.iterate()
     assert (first["skipped"], first["steps"], first["loss_scale"]) == (0, 0, 2.0**18)
@@ -116,7 +116,7 @@ def test_a_loss_that_is_no_number_is_skipped_and_counted_whatever_the_scale() ->
 def test_the_scale_is_kept_over_a_resume(tmp_path: Path) -> None:
     def made() -> Any:
         trainer = trainer_of(policy_of("full", precision=torch.float16), iterations=4)
-        trainer.steps_with.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+        trainer.train_engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
         return trainer
 
     whole, stopped, resumed = made(), made(), trainer_of(policy_of("full", precision=torch.float16), iterations=4)
@@ -125,7 +125,7 @@ def test_the_scale_is_kept_over_a_resume(tmp_path: Path) -> None:
         stopped.iterate()
     save_state(stopped, tmp_path / "state", {})
     load_state(resumed, tmp_path / "state")
-    assert resumed.steps_with.scaler.get_scale() == stopped.steps_with.scaler.get_scale() < 2.0**20
+    assert resumed.train_engine.scaler.get_scale() == stopped.train_engine.scaler.get_scale() < 2.0**20
     again = [resumed.iterate() for _ in range(2)]
     assert [row["loss_scale"] for row in again] == [row["loss_scale"] for row in rows[2:]]
     for name, tensor in resumed.policy.trained().items():

@@ -20,10 +20,10 @@ from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, traine
 
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
+from pipeline.ppo.engines import PlainEngine, TrainEngine
 from pipeline.ppo.episodes import Prompt
 from pipeline.ppo.settings import PPOSettings
 from pipeline.ppo.state import load_state, newest_state, save_state
-from pipeline.ppo.steppers import PlainEngine, TrainEngine
 
 pytestmark = pytest.mark.xdist_group("sharded")  # one plain side, and two processes at a time, for all
 
@@ -72,7 +72,7 @@ def trainer_with(kind: str, case: str, ranks: Ranks) -> Any:
         **settings,
     )
     if kind != "plain":
-        made.steps_with = stepper_of(kind, made.policy, made.settings, ranks)
+        made.train_engine = stepper_of(kind, made.policy, made.settings, ranks)
     return made
 
 
@@ -89,7 +89,7 @@ def run(kind: str, case: str, folder: Path, ranks: Ranks, *, resume: Path | None
         if trainer.iteration == 1:
             save_state(trainer, folder / f"{kind}-{case.replace(' ', '-')}", {})
 
-    weights, steps = trainer.steps_with.weights(), trainer.steps
+    weights, steps = trainer.train_engine.weights(), trainer.steps
     episodes = trainer.roll_out()
     trainer.measure(episodes)
     trainer.estimate(episodes)
@@ -99,10 +99,10 @@ def run(kind: str, case: str, folder: Path, ranks: Ranks, *, resume: Path | None
     return {
         "metrics": metrics,
         "weights": weights,
-        "moments": trainer.steps_with.moments(),
+        "moments": trainer.train_engine.moments(),
         "steps": steps,
         "skipped": skipped,
-        "after": trainer.steps_with.weights(),
+        "after": trainer.train_engine.weights(),
     }
 
 

@@ -401,7 +401,7 @@ def test_an_evaluation_uses_the_same_random_numbers_each_time_and_changes_nothin
     first, episodes = trainer.evaluate()
     before = weights(trainer.policy)
     trainer.iterate()
-    trainer.steps_with.load_weights(before)
+    trainer.train_engine.load_weights(before)
     second, again = trainer.evaluate()
     assert first == second
     assert [e.response_ids for e in episodes] == [e.response_ids for e in again]
@@ -519,7 +519,7 @@ def test_metrics_by_hand() -> None:
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_a_first_step_on_the_pass_that_scored_the_rollout_is_the_step_on_a_pass_of_its_own(minibatches: int) -> None:
     kept, again = (trainer_of(minibatches=minibatches, epochs=1, max_grad_norm=0, seed=3) for _ in range(2))
-    again.steps_with.may_keep = False  # type: ignore[misc]
+    again.train_engine.can_reuse_forward = False  # type: ignore[misc]
     for trainer in (kept, again):
         trainer.iterate()
     assert largest_difference(weights(kept.policy), weights(again.policy)) < 1e-6

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.preferences.desk import SIDES
+from pipeline.preferences.label_queue import SIDES
 from pipeline.preferences.ledger import Ledger
 
 Start = Callable[..., Any]

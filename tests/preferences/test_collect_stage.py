@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.preferences.desk import LabelQueue
 from pipeline.preferences.items import items_of
+from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch
 from pipeline.preferences.ledger import Ledger, default_url
 from pipeline.recipe import load as load_recipe
@@ -19,12 +19,12 @@ from pipeline.records.loading import load
 def _label_all(people: Path, store: Path, **how: Any) -> None:
     source = load_recipe(people).data["answers"]
     items, _ = items_of(load(source, "preference", seed=0, name="answers").train)
-    desk = LabelQueue(Batch(items, **how), Ledger(default_url(store), "labels"))
+    queue = LabelQueue(Batch(items, **how), Ledger(default_url(store), "labels"))
     for who in ("ada", "grace", "mary"):
-        while handed := desk.next(who):
+        while handed := queue.next(who):
             shown = handed[0]
             side = "left" if shown["left"][0]["content"].startswith("right") else "right"
-            desk.label(who, shown["item"], side, 2, 1.0)
+            queue.label(who, shown["item"], side, 2, 1.0)
 
 
 def test_a_run_waits_for_people_and_then_goes_on(people: Path, command: Any) -> None:

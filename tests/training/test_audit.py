@@ -26,7 +26,7 @@ from pipeline.training.audit import (
     adapter_problems,
     has_liger,
     kernel_problems,
-    spread_problems,
+    sharding_problems,
     weight_problems,
 )
 from pipeline.training.consolidated_checkpoint import ConsolidatedCheckpoint
@@ -193,8 +193,8 @@ def test_fewer_processes_than_asked_for_are_told(tmp_path: Any) -> None:
     model = _tiny()
     held = holding(model, torch.optim.SGD(model.parameters()))
     assert (held.engine, held.over, held.weights, held.optimizer) == ("plain", 1, 1.0, 1.0)
-    assert not list(spread_problems(_context(tmp_path), held))
-    (problem,) = spread_problems(_context(tmp_path, ranks=2), held)
+    assert not list(sharding_problems(_context(tmp_path), held))
+    (problem,) = sharding_problems(_context(tmp_path, ranks=2), held)
     assert problem.found == "1 processes joined"
 
 

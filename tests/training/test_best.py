@@ -16,7 +16,7 @@ from stopping import StopAfter
 
 from pipeline.recipe import DataSource
 from pipeline.records import load
-from pipeline.training.checkpoints import WHOLE_FILE, step_of
+from pipeline.training.checkpoints import COMPLETE_FILE, step_of
 
 TRAIN = {"batch_size": 16, "lr_scheduler_type": "constant", "eval_steps": 2, "logging_steps": 1}
 CASES: dict[str, dict[str, Any]] = {
@@ -143,11 +143,11 @@ def test_killed_around_the_best_gives_the_same_bytes(train_best: Callable[..., A
     def left() -> dict[int, bool]:
         """Say which checkpoints are there, and whether each is whole."""
         folders = (tmp_path / "killed" / "work" / "checkpoints").iterdir()
-        return {step_of(folder): (folder / WHOLE_FILE).is_file() for folder in folders}
+        return {step_of(folder): (folder / COMPLETE_FILE).is_file() for folder in folders}
 
     _killed(train, "checkpoint-6/trainer_state.json")
     assert {step: left()[step] for step in (5, 6)} == {5: True, 6: False}
-    _killed(train, f"checkpoint-6/{WHOLE_FILE}.part")
+    _killed(train, f"checkpoint-6/{COMPLETE_FILE}.part")
     assert {step: left()[step] for step in (5, 6)} == {5: True, 6: False}
     _killed(train, "checkpoint-7/trainer_state.json")
     assert left() == {6: True, 7: False}

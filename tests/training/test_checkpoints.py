@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.checkpoints import WHOLE_FILE, mark_whole, newest_checkpoint
+from pipeline.training.checkpoints import COMPLETE_FILE, mark_complete, newest_checkpoint
 
 FILES = (
     "model.safetensors",
@@ -34,15 +34,15 @@ def checkpoint(tmp_path: Path) -> Callable[[int], Path]:
 def whole(folder: Path) -> Path:
     """Declare it whole without removing others, as a disk may show it after a kill between the two."""
     sizes = {name: len("something") for name in FILES}
-    (folder / WHOLE_FILE).write_text(json.dumps(sizes))
+    (folder / COMPLETE_FILE).write_text(json.dumps(sizes))
     return folder
 
 
 def test_a_whole_checkpoint_replaces_those_before_it(tmp_path: Path, checkpoint: Callable[[int], Path]) -> None:
     old = checkpoint(9)
-    mark_whole(old)
+    mark_complete(old)
     new = checkpoint(10)
-    mark_whole(new)
+    mark_complete(new)
     assert newest_checkpoint(tmp_path / "checkpoints") == new
     assert not old.exists()
 
@@ -54,7 +54,7 @@ def test_the_newest_is_by_step_not_by_name(tmp_path: Path, checkpoint: Callable[
     assert newest_checkpoint(tmp_path / "checkpoints") == newest
 
 
-@pytest.mark.parametrize("lost", [*FILES, WHOLE_FILE])
+@pytest.mark.parametrize("lost", [*FILES, COMPLETE_FILE])
 @pytest.mark.parametrize("how", ["gone", "empty", "cut"])
 def test_half_a_checkpoint_is_ignored_and_removed(
     tmp_path: Path, checkpoint: Callable[[int], Path], lost: str, how: str

@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.models.steps import left_padded
 from pipeline.stage import StageContext
 from pipeline.training.on_policy import OnPolicy
-from pipeline.training.padding import needs_positions, told_positions
+from pipeline.training.padding import needs_positions, with_position_ids
 
 PROMPTS = [[5, 9, 33, 17, 40], [7, 8, 50, 3, 21, 30, 11, 62, 4]]
 AS_THEY_ARE = (
@@ -68,7 +68,7 @@ def test_a_model_that_is_told_positions_scores_a_padded_row_as_it_does_alone(kin
     assert off() > 0.1
     trainer.with_positions = True
     assert off() < 1e-4
-    with told_positions(model):
+    with with_position_ids(model):
         pass
     trainer.with_positions = False
     assert off() > 0.1  # no hook is left behind

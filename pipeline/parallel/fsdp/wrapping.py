@@ -62,7 +62,7 @@ def modules(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
-def let_go(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Reshard all-gathered weights on every rank.
 
     The root module keeps its weights gathered after a pass without gradients. If one rank alone then reads the state
@@ -85,13 +85,13 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for module in fsdp_modules:
             module.set_reshard_after_forward(True, recurse=False)
-        let_go(model)
+        reshard(model)
 
 
 @torch.no_grad()
-def gathered_weights(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
+def consolidated_weights(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
     """All-gather the weights; return them by name on the first rank, and an empty dict on the others."""
-    let_go(model)
+    reshard(model)
     first = Ranks.current().is_first
     weights = {}
     for name, parameter in model.named_parameters():

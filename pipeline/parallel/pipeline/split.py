@@ -42,7 +42,7 @@ class ModuleNames:
 
 
 LLAMA = ModuleNames()
-ANATOMY: Mapping[str, ModuleNames] = {
+MODULE_NAMES: Mapping[str, ModuleNames] = {
     "gpt2": ModuleNames("transformer", "wte", "h", "ln_f", positions="wpe", dropout="drop"),
     "gpt_neox": ModuleNames("gpt_neox", "embed_in", "layers", "final_layer_norm", dropout="emb_dropout"),
     "llama": LLAMA,
@@ -67,8 +67,9 @@ def split_problem(config: Mapping[str, Any], stages: int) -> Problem | None:
         stages: stages per pipeline.
     """
     kind = str(config.get("model_type", ""))
-    if kind and kind not in ANATOMY:
-        return Problem(f"{WORD} with a {kind} model", f"one of {listed(sorted(ANATOMY), len(ANATOMY))}", REMEDY)
+    if kind and kind not in MODULE_NAMES:
+        known = listed(sorted(MODULE_NAMES), len(MODULE_NAMES))
+        return Problem(f"{WORD} with a {kind} model", f"one of {known}", REMEDY)
     kinds = sorted(set(config.get("layer_types") or ()))
     if len(kinds) > 1:
         statement = f"{WORD} with layers of {len(kinds)} kinds ({', '.join(kinds)})"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.parallel.pipeline.split import ANATOMY, bounds, split_problem
+from pipeline.parallel.pipeline.split import MODULE_NAMES, bounds, split_problem
 
 
 class StageModule(nn.Module):
@@ -56,7 +56,7 @@ class StageModule(nn.Module):
             older = "gradient_checkpointing_enable"  # its name before transformers 5.23
             enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, older)
             enable({"use_reentrant": False})
-        self.anatomy = names = ANATOMY[model.config.model_type]
+        self.anatomy = names = MODULE_NAMES[model.config.model_type]
         self.tied, self.autocast = bool(model.config.tie_word_embeddings), autocast
         inner = getattr(model, names.inner)
         self.first_layer, end = bounds(len(getattr(inner, names.layers)), stages)[stage]
@@ -91,7 +91,7 @@ class StageModule(nn.Module):
         holder = self.embedding if self.embedding is not None else self.head
         return holder.weight if self.tied and holder is not None else None
 
-    def named_whole(self) -> dict[str, nn.Parameter]:
+    def full_names(self) -> dict[str, nn.Parameter]:
         """Return the parameters by their names in the full model; a tied output layer has the embedding's name."""
         names, parameters = self.anatomy, {}
         for name, parameter in self.named_parameters():
@@ -109,8 +109,8 @@ class StageModule(nn.Module):
         return parameters
 
     def counted(self) -> dict[str, nn.Parameter]:
-        """Return `named_whole` such that each name belongs to one stage: the tied matrix counts on the first only."""
-        named = self.named_whole()
+        """Return `full_names` such that each name belongs to one stage: the tied matrix counts on the first only."""
+        named = self.full_names()
         return {name: p for name, p in named.items() if self.embedding is not None or p is not self.shared}
 
 

@@ -108,7 +108,7 @@ class ZeroState:
             utils.safe_set_local_optimizer_state(parameter, shard, moment)
 
 
-def share_fp32(held: Any) -> None:
+def share_fp32_storage(held: Any) -> None:
     """Let ZeRO-3 hold fp32 weights once, as the flat partitions that its optimizer updates.
 
     DeepSpeed intends this (`stage3.py`, `_create_fp32_partitions`, the branch without `converted`), but compares

@@ -152,7 +152,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @contextmanager
-def computing_alone(model: nn.Module) -> Iterator[None]:
+def forward_without_engine(model: nn.Module) -> Iterator[None]:
     """Let a model run without gradients and outside DeepSpeed's engine, whether or not it is sharded.
 
     A sharded module's weights are gathered while it runs, so every rank must run the same modules in the same order. A

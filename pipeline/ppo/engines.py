@@ -33,14 +33,14 @@ class TrainEngine(Protocol):
         optimizer: optimizer with two parameter groups, policy and value function.
         scaler: loss scaler for fp16, where small gradients would underflow; disabled otherwise.
         in_step: whether passes are collective, so that every rank must run the same number of them.
-        may_keep: whether the forward pass of `PPOTrainer.measure` may be reused for the first optimizer step.
+        can_reuse_forward: whether the forward pass of `PPOTrainer.measure` may be reused for the first optimizer step.
     """
 
     policy: Policy
     optimizer: Any
     scaler: GradScaler
     in_step: bool
-    may_keep: bool
+    can_reuse_forward: bool
 
     def sampling(self) -> AbstractContextManager[Any]:
         """Return a context that yields the model to sample from, with full weights and a merged adapter."""
@@ -115,7 +115,7 @@ class PlainEngine:
     """Every rank holds everything; gradients are all-reduced in one message per parameter group."""
 
     in_step = False
-    may_keep = True
+    can_reuse_forward = True
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks) -> None:
         self.policy, self.ranks = policy, ranks
