@@ -43,12 +43,15 @@ def tracker_problems(report_to: Any) -> Iterator[Problem]:
     """Yield a problem for each unknown tracker, and for `none` or `all` beside others."""
     names = asked_for(report_to)
     for name in names:
-        if name in SWITCHES and len(names) > 1:
+        if not isinstance(name, str):
+            shown = "a mapping" if isinstance(name, dict) else "a list" if isinstance(name, list) else str(name).lower()
+            yield Problem(f"train.report_to is {shown}", "a tracker's name, or a list of names")
+        elif name in SWITCHES and len(names) > 1:
             yield Problem(f"train.report_to has {name} among others", "by itself", "leave it out")
         elif name not in TRACKERS and name not in SWITCHES:
             words = [*TRACKERS, *SWITCHES]
             yield Problem(
-                f"train.report_to: {name} is not supported", f"one of {listed(words, 20)}", nearest(str(name), words)
+                f"train.report_to: {name} is not supported", f"one of {listed(words, 20)}", nearest(name, words)
             )
 
 

@@ -256,6 +256,7 @@ def test_words_of_any_shape_ask_for_no_package(fresh: Any) -> None:
     assert len(told) == 3 and all("stage dpo" in line for line in told)
     told = [str(problem) for problem in fresh.problems("stages.dpo.train={report_to: {a: [b]}, optim: [sgd]}")]
     assert all("not installed" not in line for line in told)
+    assert any("train.report_to is a mapping; expected a tracker's name, or a list of names" in line for line in told)
 
 
 def test_transformers_saves_no_weights_that_tensor_parallelism_cuts(fresh: Any) -> None:
