@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline.parallel.zero.optimizer_state.config import deepspeed_config
 from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, trainer_of
 
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.ppo.engines import PlainEngine, TrainEngine
 from pipeline.ppo.episodes import Prompt
 from pipeline.ppo.settings import PPOSettings
