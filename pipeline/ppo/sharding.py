@@ -104,8 +104,9 @@ class ZeroEngine:
         if self.stage < 3:
             return self.policy.model if self.ranks.is_first else None
         state = self.accelerator.get_state_dict(self.engine)
-        policy_state = _policy_state(self.policy.model, state)
-        return model_from_state(self.policy.model, policy_state) if self.ranks.is_first else None
+        if not self.ranks.is_first:
+            return None
+        return model_from_state(self.policy.model, _policy_state(self.policy.model, state))
 
     def clear(self) -> None:
         """Do nothing: DeepSpeed holds no gradients between two optimizer steps."""
@@ -252,8 +253,9 @@ class FsdpEngine:
         """Return the policy's model with full weights on the first rank; None on the others."""
         self._resharded()
         state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.whole.state_dict().items()}
-        policy_state = _policy_state(self.policy.model, state)
-        return model_from_state(self.policy.model, policy_state) if self.ranks.is_first else None
+        if not self.ranks.is_first:
+            return None
+        return model_from_state(self.policy.model, _policy_state(self.policy.model, state))
 
     def clear(self) -> None:
         """Clear the gradients."""
