@@ -29,7 +29,7 @@ class Partial(NamedTuple):
 
     Attributes:
         config: the stage's configuration under the key ``""``; if it cannot be built, its valid blocks by name.
-        wrong: names of the fields that were removed or are missing.
+        wrong: dotted names of the fields that were removed or are missing; unknown keys are none.
     """
 
     config: dict[str, StageConfig]
@@ -41,10 +41,11 @@ class Partial(NamedTuple):
         return self.config.get("")
 
 
-def mentions(problem: Problem, words: Iterable[str]) -> bool:
-    """Return whether a problem's text contains one of the words."""
+def mentions(problem: Problem, fields: Iterable[str]) -> bool:
+    """Return whether a problem's text names a field: `train.beta`, or `model: …`, `model.…`, `model is`."""
     text = f"{problem.found} {problem.expected} {problem.remedy}"
-    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words)
+    after = {True: r"(?!\w)", False: r"(?=[:.`]| is )"}
+    return any(re.search(rf"(?<![\w.]){re.escape(field)}{after['.' in field]}", text) for field in fields)
 
 
 def partial(model: type[StageConfig], node: Node) -> Partial:
@@ -58,7 +59,7 @@ def partial(model: type[StageConfig], node: Node) -> Partial:
         inner = [one for one in models_of(info.annotation) if issubclass(one, StageConfig)]
         if len(inner) == 1 and isinstance(data.get(name), dict):
             block, below = _without_wrong(inner[0], data[name])
-            wrong |= below
+            wrong |= {f"{name}.{field}" for field in below}
             if block is not None:
                 blocks[name] = block
     return Partial(blocks, frozenset(wrong))
@@ -83,8 +84,9 @@ def _without_wrong(model: type[StageConfig], data: dict[str, Any]) -> tuple[Stag
         except ValidationError as error:
             places = [(detail["type"], detail["loc"]) for detail in error.errors(include_url=False)]
         missing = {str(place[-1]) for kind, place in places if kind == "missing" and not real_path(data, place)}
-        paths = {path for _, place in places if (path := real_path(data, place))}
-        wrong |= missing | {_take_out(data, path) for path in paths}
+        paths = {path: kind for kind, place in places if (path := real_path(data, place))}
+        taken = {_take_out(data, path): kind for path, kind in paths.items()}
+        wrong |= missing | {field for field, kind in taken.items() if kind != "extra_forbidden"}
         unnamed = {name: _unnamed(model.model_fields[name].annotation) for name in missing}
         data |= {name: value for name, value in unnamed.items() if value is not None}
         if not paths and not any(unnamed.values()):
@@ -101,9 +103,9 @@ def _unnamed(annotation: Any) -> str | list[str] | None:
 
 
 def _take_out(data: Any, path: tuple[str | int, ...]) -> str:
-    """Remove the field at a path from its mapping and return its name; for an item of a list, remove the list."""
+    """Remove the field at a path from its mapping and return its dotted name; for an item of a list, the list."""
     names = path[: next((at for at, part in enumerate(path) if isinstance(part, int)), len(path))]
     for part in names[:-1]:
         data = data.get(part, {})
     data.pop(names[-1], None)
-    return str(names[-1])
+    return ".".join(str(name) for name in names)

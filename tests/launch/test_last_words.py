@@ -27,7 +27,8 @@ class EndsBetweenLooks(Coordinator):
         return False
 
 
-def follow(folder: Path, *words: dict[str, Any]) -> None:
+def follow(folder: Path, *words: dict[str, Any]) -> Coordinator:
+    """Follow node 0 to its end; return what its words are read from."""
     coordinator = EndsBetweenLooks(folder, "recipe", "127.0.0.1:1", 1)
     coordinator.folder.mkdir(parents=True)
     coordinator.words = words
@@ -35,10 +36,11 @@ def follow(folder: Path, *words: dict[str, Any]) -> None:
     view: Any = None
     store: Any = None
     _WorkerNode(Plan(**empty), store, view, 1, coordinator, StopRequest()).follow()
+    return coordinator
 
 
 def test_an_end_in_good_order_is_one(tmp_path: Path) -> None:
-    follow(tmp_path, {"what": "end", "problems": ()})
+    assert follow(tmp_path, {"what": "end", "problems": ()}).next_command() is None  # all its words are read
 
 
 @pytest.mark.parametrize(

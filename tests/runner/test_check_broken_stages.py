@@ -44,6 +44,10 @@ STAGES: dict[str, tuple[str, list[str]]] = {
         "{kind: evaluate, data: asks, models: {a: base}, baseline: b}",
         ["models is a mapping", "no judge"],
     ),
+    "an unknown key named like a field hides nothing of that field": (
+        "{kind: kto, data: pairs, model: base, train: {model: x, kl_batch: 4, batch_size: 10}, batch_size: 9}",
+        ["unknown key `model`", "unknown key `batch_size`", "train.batch_size is 10"],
+    ),
     "blocks that are no mapping": (
         "{kind: sft, model: base, data: demos, adapter: 5, train: [a]}",
         ["adapter is 5", "train is a list"],
