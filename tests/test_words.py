@@ -54,29 +54,28 @@ def _tokens(file: Path) -> list[tokenize.TokenInfo]:
 
 
 FILES = {str(file.relative_to(ROOT)): _tokens(file) for file in sorted(PACKAGE.rglob("*.py"))}
-PROSE = (tokenize.STRING, tokenize.COMMENT)
+
+
+def _uses(pattern: str, *kinds: int) -> str:
+    """Return where tokens of some kinds match a pattern."""
+    return ", ".join(
+        f"{file}:{token.start[0]}"
+        for file, tokens in FILES.items()
+        for token in tokens
+        if token.type in kinds and re.search(pattern, token.string)
+    )
 
 
 @pytest.mark.parametrize("word", RETIRED_NAMES)
 def test_a_private_name_is_not_used_again(word: str) -> None:
-    seen = [
-        f"{file}:{token.start[0]}"
-        for file, tokens in FILES.items()
-        for token in tokens
-        if token.type == tokenize.NAME and token.string == word
-    ]
-    assert not seen, f"`{word}` is {RETIRED_NAMES[word]} in this house: {', '.join(seen)}"
+    seen = _uses(rf"^{word}$", tokenize.NAME)
+    assert not seen, f"`{word}` is {RETIRED_NAMES[word]} in this house: {seen}"
 
 
 @pytest.mark.parametrize("phrase", RETIRED_PHRASES)
 def test_a_private_phrase_is_not_used_again(phrase: str) -> None:
-    seen = [
-        f"{file}:{token.start[0]}"
-        for file, tokens in FILES.items()
-        for token in tokens
-        if token.type in PROSE and re.search(phrase, token.string)
-    ]
-    assert not seen, f"say {RETIRED_PHRASES[phrase]}: {', '.join(seen)}"
+    seen = _uses(phrase, tokenize.STRING, tokenize.COMMENT)
+    assert not seen, f"say {RETIRED_PHRASES[phrase]}: {seen}"
 
 
 def test_nothing_is_bound_to_the_word_found() -> None:
