@@ -3,23 +3,27 @@
 Owns the registry of kinds, and the markers of configuration fields that name artifacts and data. Knows nothing of any
 single kind, of recipes, of the store, or of torch: `trueup plan` imports this module.
 
-A kind is one file in `pipeline/stages/`:
+A kind is one package in `pipeline/stages/`. Its `config.py` registers it, without importing torch:
 
     class Config(StageConfig):
         data: Annotated[str, Data("messages")]
         model: Annotated[str, Input(external=True)]
 
-    @stage("sft", version=1, config=Config)
+    register_kind("sft", version=1, config=Config, run="pipeline.stages.sft.train:run", makes="model")
+
+The module of `run` is imported when a stage of the kind runs. It imports torch at its top:
+
     def run(ctx: StageContext, config: Config) -> StageResult: ...
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -297,36 +301,66 @@ class Kind:
         name: name in recipes.
         version: increased when the same configuration would give another result.
         config: its configuration class.
-        run: the function that runs the stage; imports torch only when called.
+        run: dotted name of the function that runs the stage, ``package.module:function``; `load_run` imports it.
         makes: how its artifact can be used: ``model``, ``tokenizer``, ``reward`` or ``report``.
         parallel: whether it may run in several processes; else it runs in one, whatever `compute` says.
-        doc: first line of the module's docstring.
+        doc: its description, one line.
     """
 
     name: str
     version: int
     config: type[StageConfig]
-    run: RunFunction
+    run: str
     makes: str
     parallel: bool
     doc: str
+
+    def load_run(self) -> RunFunction:
+        """Import and return the function that runs the stage; this loads torch.
+
+        Raises:
+            PipelineError: the module or the function does not exist.
+            ImportError: the module imports what is not installed.
+        """
+        module_name, _, function_name = self.run.partition(":")
+        try:
+            function = getattr(importlib.import_module(module_name), function_name, None)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and imports another one that is not
+            function = None
+        if not callable(function):
+            statement = f"`run` of kind `{self.name}` is `{self.run}`, which does not exist"
+            raise PipelineError(Problem(statement, "`package.module:function`", "correct its `register_kind`"))
+        return cast(RunFunction, function)
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def stage(
-    name: str, *, version: int, config: type[StageConfig], makes: str, parallel: bool = False
-) -> Callable[[RunFunction], RunFunction]:
-    """Register the decorated function as the `run()` of a kind."""
+def register_kind(
+    name: str,
+    *,
+    version: int,
+    config: type[StageConfig],
+    run: str,
+    makes: str,
+    parallel: bool = False,
+    doc: str | None = None,
+) -> None:
+    """Register a kind of stage under its name in recipes.
 
-    def register(run: RunFunction) -> RunFunction:
-        module_doc = run.__globals__.get("__doc__") or ""
-        doc = module_doc.strip().splitlines()[0] if module_doc else ""
-        KINDS[name] = Kind(name, version, config, run, makes, parallel, doc)
-        return run
-
-    return register
+    Args:
+        name: name in recipes.
+        version: see `Kind`.
+        config: see `Kind`.
+        run: dotted name of the function that runs the stage, ``package.module:function``.
+        makes: see `Kind`.
+        parallel: see `Kind`.
+        doc: the docstring of the kind's module; its first line describes the kind.
+    """
+    lines = (doc or "").strip().splitlines()
+    KINDS[name] = Kind(name, version, config, run, makes, parallel, lines[0] if lines else "")
 
 
 def kind_of(name: str) -> Kind:
@@ -368,5 +402,5 @@ __all__ = [
     "StageResult",
     "kind_of",
     "markers_in",
-    "stage",
+    "register_kind",
 ]

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipeline.errors import ExitCode, PipelineError, Problem
-from pipeline.stage import Data, Runtime, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Data, Runtime, StageConfig, StageContext, StageResult, register_kind
 
 FILE = "preferences.jsonl"
 """File of the artifact with the rows to train on."""
@@ -58,7 +58,16 @@ def ledger_url(config: Config, store: Path) -> str:
     return os.environ.get("TRUEUP_LEDGER") or config.ledger or default_url(store)
 
 
-@stage("collect", version=1, config=Config, makes="preferences")
+register_kind(
+    "collect",
+    version=1,
+    config=Config,
+    run="pipeline.stages.collect:run",
+    makes="preferences",
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Write the preferred pairs; while labels are missing, raise with their number."""
     from pipeline.preferences import need

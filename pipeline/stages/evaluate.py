@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP
-from pipeline.stage import Code, Data, Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Code, Data, Input, ResolvedInput, StageConfig, StageContext, StageResult, register_kind
 
 if TYPE_CHECKING:
     from pipeline.evaluation.answers import Answers
@@ -109,7 +109,16 @@ class Sampled:
     is_variant: bool
 
 
-@stage("evaluate", version=3, config=Config, makes="report")
+register_kind(
+    "evaluate",
+    version=3,
+    config=Config,
+    run="pipeline.stages.evaluate:run",
+    makes="report",
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Sample, score, compare, and write the report."""
     from pipeline.evaluation.answers import Prompt, samples

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pipeline.errors import Problem
 from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, StageContext, StageResult, stage
+from pipeline.stage import Data, Input, StageContext, StageResult, register_kind
 from pipeline.training.fields import unknown_word
 from pipeline.training.on_policy_fields import OnPolicyTrain
 from pipeline.training.reward_fields import RewardFields
@@ -62,7 +62,17 @@ class Config(RewardFields):
         return [*self.reward_problems(), *self.train.check()]
 
 
-@stage("grpo", version=2, config=Config, makes="model", parallel=True)
+register_kind(
+    "grpo",
+    version=2,
+    config=Config,
+    run="pipeline.stages.grpo:run",
+    makes="model",
+    parallel=True,
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on its own responses."""
     from datasets import Dataset

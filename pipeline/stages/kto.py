@@ -23,7 +23,7 @@ from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, register_kind
 from pipeline.training.fields import CommonTrain, unknown_word
 
 LOSSES = ("kto", "apo_zero_unpaired")
@@ -84,7 +84,17 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("kto", version=2, config=Config, makes="model", parallel=True)
+register_kind(
+    "kto",
+    version=2,
+    config=Config,
+    run="pipeline.stages.kto:run",
+    makes="model",
+    parallel=True,
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on good and bad rows."""
     from datasets import Dataset

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from pipeline.artifacts.provenance import AppliedAdapter, adapters_of, base_of, descended, label
 from pipeline.errors import PipelineError, Problem
-from pipeline.stage import Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Input, ResolvedInput, StageConfig, StageContext, StageResult, register_kind
 
 LANGUAGE_ONLY = "that of a language model: a reward model's artifact holds whole weights, and is used as it is"
 
@@ -40,7 +40,16 @@ class Config(StageConfig):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
-@stage("merge", version=2, config=Config, makes="model")
+register_kind(
+    "merge",
+    version=2,
+    config=Config,
+    run="pipeline.stages.merge:run",
+    makes="model",
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Fold the adapters in, and write full weights with tokenizer and chat template."""
     import torch

@@ -17,7 +17,7 @@ from pydantic import Field
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.ppo.settings import PPOSettings
-from pipeline.stage import Code, Data, Input, Runtime, StageContext, StageResult, stage
+from pipeline.stage import Code, Data, Input, Runtime, StageContext, StageResult, register_kind
 from pipeline.trainer_fields.trackers import tracker_problems
 from pipeline.training.reward_fields import SHORT, RewardFields
 
@@ -85,7 +85,17 @@ class Config(RewardFields):
         return problems
 
 
-@stage("ppo", version=2, config=Config, makes="model", parallel=True)
+register_kind(
+    "ppo",
+    version=2,
+    config=Config,
+    run="pipeline.stages.ppo:run",
+    makes="model",
+    parallel=True,
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the policy and save its best state."""
     from pipeline.models.load import load_tokenizer

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.estimate.shape import size_problems, type_problems
-from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, register_kind
 from pipeline.training.fields import CommonTrain
 
 
@@ -71,7 +71,17 @@ class Config(StageConfig):
         return problems
 
 
-@stage("pretrain", version=2, config=Config, makes="model", parallel=True)
+register_kind(
+    "pretrain",
+    version=2,
+    config=Config,
+    run="pipeline.stages.pretrain:run",
+    makes="model",
+    parallel=True,
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, and save it with its tokenizer."""
     from transformers import TrainingArguments, set_seed

@@ -16,7 +16,7 @@ from pydantic import Field
 from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.judging import accuracy_summary
 from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, register_kind
 from pipeline.training.fields import CommonTrain, margin_problem
 
 if TYPE_CHECKING:
@@ -60,7 +60,17 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("reward", version=2, config=Config, makes="reward", parallel=True)
+register_kind(
+    "reward",
+    version=2,
+    config=Config,
+    run="pipeline.stages.reward:run",
+    makes="reward",
+    parallel=True,
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the reward model and write its report on held-out pairs."""
     from datasets import Dataset

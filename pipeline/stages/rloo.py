@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.errors import Problem
 from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, StageContext, StageResult, stage
+from pipeline.stage import Data, Input, StageContext, StageResult, register_kind
 from pipeline.training.on_policy_fields import OnPolicyTrain
 from pipeline.training.reward_fields import RewardFields
 
@@ -51,7 +51,17 @@ class Config(RewardFields):
         return [*self.reward_problems(), *self.train.check()]
 
 
-@stage("rloo", version=2, config=Config, makes="model", parallel=True)
+register_kind(
+    "rloo",
+    version=2,
+    config=Config,
+    run="pipeline.stages.rloo:run",
+    makes="model",
+    parallel=True,
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on its own responses."""
     from datasets import Dataset

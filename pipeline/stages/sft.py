@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, Rows, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Data, Input, Rows, StageConfig, StageContext, StageResult, register_kind
 from pipeline.training.fields import CommonTrain, unknown_word
 
 LOSSES = ("nll", "dft")
@@ -66,7 +66,17 @@ class Config(StageConfig):
         return self.train.check()
 
 
-@stage("sft", version=2, config=Config, makes="model", parallel=True)
+register_kind(
+    "sft",
+    version=2,
+    config=Config,
+    run="pipeline.stages.sft:run",
+    makes="model",
+    parallel=True,
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Tune the model on demonstrations."""
     from datasets import Dataset

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.stage import Data, StageConfig, StageContext, StageResult, stage
+from pipeline.stage import Data, StageConfig, StageContext, StageResult, register_kind
 
 
 class Config(StageConfig):
@@ -44,7 +44,16 @@ SAMPLE = [
 """A conversation with which the chat template is checked: the end of each answer must be trained on."""
 
 
-@stage("tokenizer", version=1, config=Config, makes="tokenizer")
+register_kind(
+    "tokenizer",
+    version=1,
+    config=Config,
+    run="pipeline.stages.tokenizer:run",
+    makes="tokenizer",
+    doc=__doc__,
+)
+
+
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the tokenizer and save it with its chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
