@@ -114,7 +114,7 @@ def ours(kind: str, steps: int, seed: int) -> dict[str, Any]:
         if event.kind == "progress":
             marks.append((event.step, time.perf_counter(), time.process_time()))
 
-    stage = importlib.import_module(f"pipeline.stages.{kind}")
+    stage = importlib.import_module(f"pipeline.stages.{kind}.train")
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         made = tokenizer()

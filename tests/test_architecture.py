@@ -68,11 +68,11 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 ALLOWED_LENGTH: dict[str, str] = {
     "pipeline/models/decode.py:decode": "eleven options, each explained; the body is a dozen lines",
-    "pipeline/stages/pretrain.py:run": "an algorithm's control flow stands whole in its own file",
-    "pipeline/stages/sft.py:run": "an algorithm's control flow stands whole in its own file",
-    "pipeline/stages/reward.py:run": "an algorithm's control flow stands whole in its own file",
-    "pipeline/stages/dpo.py:run": "an algorithm's control flow stands whole in its own file",
-    "pipeline/stages/kto.py:run": "an algorithm's control flow stands whole in its own file",
+    "pipeline/stages/pretrain/train.py:run": "an algorithm's control flow stands whole in its own file",
+    "pipeline/stages/sft/train.py:run": "an algorithm's control flow stands whole in its own file",
+    "pipeline/stages/reward/train.py:run": "an algorithm's control flow stands whole in its own file",
+    "pipeline/stages/dpo/train.py:run": "an algorithm's control flow stands whole in its own file",
+    "pipeline/stages/kto/train.py:run": "an algorithm's control flow stands whole in its own file",
 }
 
 MODULES = {

@@ -1,4 +1,4 @@
-"""One file per kind of stage. A new kind is one new file here and its test; nothing existing changes."""
+"""One package per kind of stage. A new kind is one new package here and its test; nothing existing changes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import pkgutil
 
 
 def load_all() -> None:
-    """Import every module of this package, which registers its kinds; imports no torch."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    """Import every module of the packages in this one, which registers their kinds; imports no torch."""
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
+        importlib.import_module(module.name)

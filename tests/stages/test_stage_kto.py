@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
 from pipeline.stage import KINDS
-from pipeline.stages.kto import _advice, _check_fitting, _mismatched, _standing
+from pipeline.stages.kto.train import _advice, _check_fitting, _mismatched, _standing
 from pipeline.training.batches import Batches
 
 TRAIN = {"max_steps": 24, "batch_size": 16, "learning_rate": 3e-3, "beta": 0.5}

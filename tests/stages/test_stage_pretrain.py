@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.stage import ResolvedInput
-from pipeline.stages.pretrain import Config, _documents
+from pipeline.stages.pretrain.train import Config, _documents
 
 
 def _history(folder: Path) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.models.contract import end_ids, unseen_opening
 from pipeline.models.template import ChatTemplate
 from pipeline.models.tokens import Text, TextEncoder
-from pipeline.stages.pretrain import _documents
+from pipeline.stages.pretrain.train import _documents
 from pipeline.training.encode import (
     IGNORE,
     Reader,

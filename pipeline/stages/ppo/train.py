@@ -89,7 +89,7 @@ register_kind(
     "ppo",
     version=2,
     config=Config,
-    run="pipeline.stages.ppo:run",
+    run="pipeline.stages.ppo.train:run",
     makes="model",
     parallel=True,
     doc=__doc__,

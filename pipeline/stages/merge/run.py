@@ -44,7 +44,7 @@ register_kind(
     "merge",
     version=2,
     config=Config,
-    run="pipeline.stages.merge:run",
+    run="pipeline.stages.merge.run:run",
     makes="model",
     doc=__doc__,
 )

@@ -75,7 +75,7 @@ register_kind(
     "pretrain",
     version=2,
     config=Config,
-    run="pipeline.stages.pretrain:run",
+    run="pipeline.stages.pretrain.train:run",
     makes="model",
     parallel=True,
     doc=__doc__,

@@ -70,7 +70,7 @@ register_kind(
     "sft",
     version=2,
     config=Config,
-    run="pipeline.stages.sft:run",
+    run="pipeline.stages.sft.train:run",
     makes="model",
     parallel=True,
     doc=__doc__,

@@ -113,7 +113,7 @@ register_kind(
     "evaluate",
     version=3,
     config=Config,
-    run="pipeline.stages.evaluate:run",
+    run="pipeline.stages.evaluate.run:run",
     makes="report",
     doc=__doc__,
 )

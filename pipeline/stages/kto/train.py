@@ -88,7 +88,7 @@ register_kind(
     "kto",
     version=2,
     config=Config,
-    run="pipeline.stages.kto:run",
+    run="pipeline.stages.kto.train:run",
     makes="model",
     parallel=True,
     doc=__doc__,

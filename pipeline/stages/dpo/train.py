@@ -90,7 +90,7 @@ register_kind(
     "dpo",
     version=2,
     config=Config,
-    run="pipeline.stages.dpo:run",
+    run="pipeline.stages.dpo.train:run",
     makes="model",
     parallel=True,
     doc=__doc__,

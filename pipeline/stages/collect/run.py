@@ -62,7 +62,7 @@ register_kind(
     "collect",
     version=1,
     config=Config,
-    run="pipeline.stages.collect:run",
+    run="pipeline.stages.collect.run:run",
     makes="preferences",
     doc=__doc__,
 )

@@ -66,7 +66,7 @@ register_kind(
     "grpo",
     version=2,
     config=Config,
-    run="pipeline.stages.grpo:run",
+    run="pipeline.stages.grpo.train:run",
     makes="model",
     parallel=True,
     doc=__doc__,

@@ -64,7 +64,7 @@ register_kind(
     "reward",
     version=2,
     config=Config,
-    run="pipeline.stages.reward:run",
+    run="pipeline.stages.reward.train:run",
     makes="reward",
     parallel=True,
     doc=__doc__,

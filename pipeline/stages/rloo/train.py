@@ -55,7 +55,7 @@ register_kind(
     "rloo",
     version=2,
     config=Config,
-    run="pipeline.stages.rloo:run",
+    run="pipeline.stages.rloo.train:run",
     makes="model",
     parallel=True,
     doc=__doc__,

@@ -48,7 +48,7 @@ register_kind(
     "tokenizer",
     version=1,
     config=Config,
-    run="pipeline.stages.tokenizer:run",
+    run="pipeline.stages.tokenizer.run:run",
     makes="tokenizer",
     doc=__doc__,
 )
