@@ -23,11 +23,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
+from pipeline.results import Event, Rejected, StageResult
 
 Shape = Literal["text", "messages", "preference", "labelled", "prompt"]
 """Shape of the rows of a data source, see `pipeline/records/formats.py`."""
@@ -73,6 +74,15 @@ class Code:
     """
 
 
+@runtime_checkable
+class Checkable(Protocol):
+    """A block of a configuration that can check itself."""
+
+    def check(self) -> list[Problem]:
+        """Return the problems that types do not express."""
+        ...
+
+
 class StageConfig(BaseModel):
     """Base of every kind's configuration: strict, frozen, an unknown key is an error."""
 
@@ -89,8 +99,11 @@ class StageConfig(BaseModel):
         return markers
 
     def check(self) -> list[Problem]:
-        """Return the problems that types do not express, e.g. two fields that exclude each other."""
-        return []
+        """Return the problems that types do not express, e.g. two fields that exclude each other.
+
+        By default they are those of its blocks that can check themselves, such as `train`.
+        """
+        return [problem for _, block in self if isinstance(block, Checkable) for problem in block.check()]
 
 
 class ResolvedInput(BaseModel):
@@ -113,39 +126,6 @@ class ResolvedInput(BaseModel):
     fingerprint: str
     path: str
     manifest: dict[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Event:
-    """An event that a running stage sends to its runner.
-
-    Attributes:
-        kind: ``progress`` (step of total, metrics), ``note`` (a line of text), or ``phase`` (the current activity).
-        text: the line or the phase.
-        step: steps done.
-        total: number of steps; 0 when unknown.
-        metrics: latest values to show.
-    """
-
-    kind: Literal["progress", "note", "phase"]
-    text: str = ""
-    step: int = 0
-    total: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-class Rejected(NamedTuple):
-    """A row that a stage cannot use.
-
-    Attributes:
-        where: ``file:line`` of the row.
-        reason: why the stage cannot use it.
-        row: the row as the stage received it.
-    """
-
-    where: str
-    reason: str
-    row: Mapping[str, Any]
 
 
 class Rows(Protocol):
@@ -265,31 +245,6 @@ class StageContext:
         return self.inputs[field_name][0]
 
 
-@dataclass(frozen=True)
-class StageResult:
-    """The result of a stage; the runner writes it into the manifest.
-
-    Attributes:
-        metrics: final values.
-        best: best values with the step at which they were measured, e.g. ``{"eval_loss": 1.2, "step": 300}``.
-        tokens: number of tokens trained on or generated.
-        trainer_seconds: seconds inside the trainer; for an `evaluate` stage, inside the evaluation.
-        scoring_seconds: seconds a training stage spent scoring beside training: a reference model, held-out pairs.
-        rows: counts, e.g. ``{"train": 1000, "held_out": 100, "rejected": 2}``.
-        lineage: provenance of the weights, see `artifacts/provenance.py`.
-        summary: short sentences for the end-of-run table.
-    """
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    best: Mapping[str, float] = field(default_factory=dict)
-    tokens: int = 0
-    trainer_seconds: float = 0.0
-    scoring_seconds: float = 0.0
-    rows: Mapping[str, int] = field(default_factory=dict)
-    lineage: Mapping[str, Any] = field(default_factory=dict)
-    summary: str = ""
-
-
 RunFunction = Callable[[StageContext, Any], StageResult]
 
 
@@ -392,6 +347,7 @@ __all__ = [
     "Event",
     "Input",
     "Kind",
+    "Rejected",
     "ResolvedInput",
     "Rows",
     "Runtime",

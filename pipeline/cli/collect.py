@@ -148,7 +148,7 @@ def _collection(
     from pipeline.preferences.labels import Batch
     from pipeline.preferences.ledger import Ledger
     from pipeline.records.loading import load
-    from pipeline.stages.collect.run import Config, ledger_url
+    from pipeline.stages.collect.config import Config, ledger_url
 
     plan, artifact_store = survey_of(recipe, override, None, None, None, store, profile).sound()
     planned = {one.spec.name: one for one in plan.stages}

@@ -1,4 +1,7 @@
-"""One package per kind of stage. A new kind is one new package here and its test; nothing existing changes."""
+"""One package per kind of stage: `config.py` registers the kind, `train.py` or `run.py` runs it.
+
+A new kind is one new package here and its test; nothing existing changes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,6 @@ import pkgutil
 
 
 def load_all() -> None:
-    """Import every module of the packages in this one, which registers their kinds; imports no torch."""
-    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
-        importlib.import_module(module.name)
+    """Import the `config` module of every package in this one, which registers its kind; imports no torch."""
+    for package in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{package.name}.config")

@@ -1,116 +1,103 @@
-"""Reward model: learn which of two responses people prefer, with trl's RewardTrainer, and say how far to trust it.
-
-Reference: Ouyang et al. 2022 (InstructGPT), equation 1 (Bradley-Terry); the margin is that of Touvron et al. 2023
-(Llama 2), equation 2. The held-out report has accuracy, calibration, margins, and the effect of length.
-"""
+"""Trains a reward model with trl's RewardTrainer and reports on held-out pairs; `config.py` names the papers."""
 
 from __future__ import annotations
 
 import functools
 import json
 import time
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Any
 
-from pydantic import Field
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError
 from pipeline.evaluation.judging import accuracy_summary
-from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, register_kind
-from pipeline.training.fields import CommonTrain, margin_problem
-
-if TYPE_CHECKING:
-    from pipeline.training.encode import EncodedRows
-
-
-class Train(CommonTrain):
-    """`train:` of a reward model; other keys are fields of trl's RewardConfig.
-
-    Attributes:
-        use_margin: whether a row's `margin` enters the loss.
-    """
-
-    trainer: ClassVar[str] = "RewardConfig"
-    learning_rate: float = Field(default=1e-5, gt=0)
-    use_margin: bool = False
-
-
-class Config(StageConfig):
-    """Configuration of a reward-model stage.
-
-    Attributes:
-        data: preference pairs.
-        test: held-out pairs for the report; default are those the data source splits off.
-        model: what to start from.
-        group_by: column to report accuracy by. Columns `gold_chosen` and `gold_rejected`, where the rows have them,
-            are true scores: agreement with them is reported.
-        adapter: LoRA instead of full fine-tuning.
-        train: how to train.
-    """
-
-    data: Annotated[str, Data("preference")]
-    test: Annotated[str | None, Data("preference")] = None
-    model: Annotated[str, Input(external=True)]
-    group_by: str | None = None
-    adapter: Adapter | None = None
-    train: Train = Train()
-
-    def check(self) -> list[Problem]:
-        """Return contradictions in `train`."""
-        return self.train.check()
-
-
-register_kind(
-    "reward",
-    version=2,
-    config=Config,
-    run="pipeline.stages.reward.train:run",
-    makes="reward",
-    parallel=True,
-    doc=__doc__,
+from pipeline.evaluation.reward_card import build_card, write_card
+from pipeline.models.scoring import score
+from pipeline.parallel.consolidation import consolidated_model
+from pipeline.stage import StageContext, StageResult
+from pipeline.stages.reward.config import Config
+from pipeline.training.arguments import precision_of
+from pipeline.training.batches import BucketedBatches
+from pipeline.training.collate import PairCollator
+from pipeline.training.encode import EncodedRows, encode_pairs
+from pipeline.training.encoded import encode_source
+from pipeline.training.fields import margin_problem, nothing_fits
+from pipeline.training.finish import finish, save_trained
+from pipeline.training.loop import run_trainer
+from pipeline.training.setup import (
+    EncodedData,
+    OpenedModel,
+    arguments_for,
+    build_trainer,
+    open_reward_model,
+    prepare,
+    schedule,
 )
+
+SIDES = ("chosen", "rejected")
+COLUMNS = ("chosen_ids", "rejected_ids")
+"""The columns that the trainer reads; the others are for the report."""
+
+
+class BucketedRewardTrainer(BucketedBatches, RewardTrainer):  # type: ignore[misc]
+    """trl's RewardTrainer on bucketed batches."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the reward model and write its report on held-out pairs."""
-    from datasets import Dataset
-    from transformers import set_seed
-    from trl import RewardConfig, RewardTrainer
+    prepare(ctx)
+    train = config.train
+    opened = open_reward_model(ctx, config.adapter, train.max_length)
+    data, can_evaluate = _encode(ctx, config, opened)
+    plan = schedule(ctx, train, [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in data.train], "pairs")
+    arguments = arguments_for(
+        RewardConfig,
+        ctx,
+        train,
+        plan,
+        has_held_out=can_evaluate,
+        max_length=None,
+        liger_kernel_config={"fused_linear_cross_entropy": False},  # a reward head has no vocabulary logits to fuse
+    )
+    set_seed(arguments.seed)  # as the trainer will: a sharded adapter is initialised from this random state
+    collate = PairCollator(opened.tokenizer.pad_token_id)
+    trainer = build_trainer(
+        BucketedRewardTrainer, opened, arguments, _columns(data), task="reward", data_collator=collate
+    )
+    trainer.train_rows, trainer.batches = data.train, plan.batches
+    ctx.phase(f"training on {len(data.train):,} pairs")
+    trained = run_trainer(ctx, trainer, plan.batches, plan.steps, config.adapter)
+    consolidated = consolidated_model(trainer)
+    seen = [row["chosen_ids"] for row in data.train[:3]]
+    lineage = save_trained(ctx, consolidated, opened.tokenizer, ctx.input("model"), config.adapter, seen)
+    started = time.perf_counter()
+    metrics = {}
+    if data.held_out and consolidated is not None:
+        metrics = _report(ctx, config, consolidated, opened.tokenizer, data.held_out)
+    scoring_s = time.perf_counter() - started
+    shown = accuracy_summary(metrics)
+    if "gold_agreement" in metrics:
+        shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
+    return finish(
+        ctx, trained, metrics=metrics, rows=data.counts, lineage=lineage, summary=shown, scoring_seconds=scoring_s
+    )
 
-    from pipeline.models.adapters import lora_config
-    from pipeline.models.contract import end_ids
-    from pipeline.models.fitting import separate_padding
-    from pipeline.models.load import load_reward_model, load_tokenizer
-    from pipeline.parallel.consolidation import consolidated_model
-    from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
-    from pipeline.training.batches import Batches, BucketedBatches
-    from pipeline.training.collate import PairCollator
-    from pipeline.training.distribution import divided
-    from pipeline.training.encode import encode_pairs
-    from pipeline.training.encoded import encode_source
-    from pipeline.training.finish import finish, save_trained
-    from pipeline.training.fitting import context_length, fit
-    from pipeline.training.loop import run_trainer, steps_of
 
-    class BucketedRewardTrainer(BucketedBatches, RewardTrainer):  # type: ignore[misc]
-        """trl's RewardTrainer on bucketed batches."""
+def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> tuple[EncodedData, bool]:
+    """Tokenize the pairs, and those of `test` in place of held-out ones.
 
-    prepare_torch(ctx)
-    set_seed(ctx.seed)
-    train, source = config.train, ctx.input("model")
-    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    note = separate_padding(tokenizer, end_ids(tokenizer))
-    if note:
-        ctx.note(note)
-    weights = starting_weights(ctx, config.adapter)
-    model = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
-    fit(ctx, model, tokenizer, weights)
-    max_length = context_length(model, train.max_length)
-    rows = ctx.load_rows("data")
-    encode = functools.partial(encode_pairs, tokenizer, scored=True)
-    encoded_source = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
-    encoded = _sequences(encoded_source.train, rows.train, use_margin=train.use_margin)
-    held_out, test_rows = _sequences(encoded_source.held_out, rows.held_out, use_margin=False), rows.held_out
+    Returns:
+        The encoded pairs, and whether the held-out ones are for evaluations during training.
+
+    Raises:
+        PipelineError: no pair is left, or margins are used and pairs lack them.
+    """
+    rows, max_length = ctx.load_rows("data"), opened.max_length
+    encode = functools.partial(encode_pairs, opened.tokenizer, scored=True)
+    source = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
+    train = _sequences(source.train, rows.train, use_margin=config.train.use_margin)
+    held_out, test_rows = _sequences(source.held_out, rows.held_out, use_margin=False), rows.held_out
     if config.test:
         tests = ctx.load_rows("test")
         test_rows = tests.train
@@ -118,56 +105,16 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         held_out = _sequences(tested.train, test_rows, use_margin=False)
         if rows.held_out:
             ctx.note(f"{len(rows.held_out)} held-out pairs of `data` are not used: the report is of `test`")
-    if not encoded:
-        raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
-    dropped = len(encoded_source.train.too_long)
-    lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded]
-    micro_batch = divided(ctx, train.batch_size, max(lengths), "pairs").micro_batch
-    batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
-    steps = steps_of(batches, train.epochs, train.max_steps)
-    arguments = build_arguments(
-        RewardConfig,
-        ctx,
-        train,
-        micro_batch=micro_batch,
-        steps=steps,
-        has_held_out=bool(rows.held_out) and bool(held_out) and not config.test,
-        max_length=None,
-        liger_kernel_config={"fused_linear_cross_entropy": False},  # a reward head has no vocabulary logits to fuse
-    )
-    columns = ("chosen_ids", "rejected_ids")
-    set_seed(arguments.seed)  # as the trainer will: a sharded adapter is initialised from this random state
-    trainer = BucketedRewardTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list([{key: row[key] for key in columns} for row in encoded]),
-        eval_dataset=Dataset.from_list([{key: row[key] for key in columns} for row in held_out]) if held_out else None,
-        processing_class=tokenizer,
-        data_collator=PairCollator(tokenizer.pad_token_id),
-        peft_config=lora_config(config.adapter, "reward", model) if config.adapter else None,
-    )
-    trainer.train_rows, trainer.batches = encoded, batches
-    ctx.phase(f"training on {len(encoded):,} pairs")
-    trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    consolidated = consolidated_model(trainer)
-    lineage = save_trained(
-        ctx, consolidated, tokenizer, source, config.adapter, [row["chosen_ids"] for row in encoded[:3]]
-    )
-    started = time.perf_counter()
-    metrics = _report(ctx, config, consolidated, tokenizer, held_out) if held_out and consolidated is not None else {}
-    scoring_s = time.perf_counter() - started
-    shown = accuracy_summary(metrics)
-    if "gold_agreement" in metrics:
-        shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
-    return finish(
-        ctx,
-        trained,
-        metrics=metrics,
-        rows={**encoded_source.counts, "held_out": len(test_rows), "dropped": dropped},
-        lineage=lineage,
-        summary=shown,
-        scoring_seconds=scoring_s,
-    )
+    if not train:
+        raise nothing_fits("pair", max_length)
+    counts = {**source.counts, "held_out": len(test_rows), "dropped": len(source.train.too_long)}
+    return EncodedData(train, held_out, counts), bool(rows.held_out) and bool(held_out) and not config.test
+
+
+def _columns(data: EncodedData) -> EncodedData:
+    """Return the pairs with the columns that the trainer reads."""
+    train, held_out = ([{key: row[key] for key in COLUMNS} for row in part] for part in (data.train, data.held_out))
+    return data._replace(train=train, held_out=held_out)
 
 
 def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
@@ -195,10 +142,6 @@ def _report(
     ctx: StageContext, config: Config, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Score the held-out pairs and write the report card; return its main figures."""
-    from pipeline.evaluation.reward_card import build_card, write_card
-    from pipeline.models.scoring import score
-    from pipeline.training.arguments import precision_of
-
     ctx.phase(f"scoring {len(held_out):,} held-out pairs")
     scored = functools.partial(score, model, pad_id=tokenizer.pad_token_id, precision=precision_of(ctx))
     sides = {side: scored([row[f"{side}_ids"] for row in held_out]) for side in SIDES}
@@ -220,9 +163,6 @@ def _report(
         seed=ctx.seed,
     )
     return write_card(card, ctx.out)
-
-
-SIDES = ("chosen", "rejected")
 
 
 def _gold_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:

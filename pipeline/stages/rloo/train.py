@@ -1,123 +1,19 @@
-"""REINFORCE leave-one-out (RLOO): each response is measured against the mean of its prompt's others, with trl.
-
-Reference: Ahmadian et al. 2024, arXiv:2402.14740, equation 8; the KL penalty is a part of the reward (`beta`). Rewards
-are reward models, Python functions with trl's signature, or a weighted sum of them. On one CPU process the same seed
-gives the same weights, also if the run was interrupted and resumed.
-"""
+"""Trains a policy with trl's RLOOTrainer; `config.py` names the paper."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from trl import RLOOConfig, RLOOTrainer
 
-from pydantic import Field
-
-from pipeline.errors import Problem
-from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, StageContext, StageResult, register_kind
-from pipeline.training.on_policy_fields import OnPolicyTrain
-from pipeline.training.reward_fields import RewardFields
+from pipeline.stage import StageContext, StageResult
+from pipeline.stages.rloo.config import Config
+from pipeline.training.on_policy import OnPolicy
+from pipeline.training.on_policy_run import train_on_policy
 
 
-class Train(OnPolicyTrain):
-    """`train:` of RLOO; other keys are fields of trl's RLOOConfig.
-
-    Attributes:
-        beta: coefficient of the KL to the start, subtracted from the reward; 0 needs no reference.
-        num_generations: responses sampled of each prompt; their rewards are compared with one another.
-    """
-
-    trainer: ClassVar[str] = "RLOOConfig"
-    beta: float = Field(default=0.05, ge=0)
-    num_generations: int = Field(default=4, ge=2)
-
-
-class Config(RewardFields):
-    """Configuration of a RLOO stage.
-
-    Attributes:
-        data: prompts; further columns reach Python reward functions.
-        model: the policy's start and its reference.
-        adapter: LoRA instead of full fine-tuning.
-        train: how to train.
-    """
-
-    data: Annotated[str, Data("prompt")]
-    model: Annotated[str, Input(external=True)]
-    adapter: Adapter | None = None
-    train: Train = Train()
-
-    def check(self) -> list[Problem]:
-        """Return contradictions in `reward` and `train`."""
-        return [*self.reward_problems(), *self.train.check()]
-
-
-register_kind(
-    "rloo",
-    version=2,
-    config=Config,
-    run="pipeline.stages.rloo.train:run",
-    makes="model",
-    parallel=True,
-    doc=__doc__,
-)
+class OnPolicyRLOOTrainer(OnPolicy, RLOOTrainer):  # type: ignore[misc]
+    """trl's RLOOTrainer with our order of prompts, and checkpoints that include its rollouts."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on its own responses."""
-    from datasets import Dataset
-    from transformers import set_seed
-    from trl import RLOOConfig, RLOOTrainer
-
-    from pipeline.models.adapters import lora_config
-    from pipeline.models.load import load_causal_lm, load_tokenizer
-    from pipeline.parallel.consolidation import consolidated_model
-    from pipeline.training.arguments import prepare_torch, starting_weights
-    from pipeline.training.finish import finish, save_trained
-    from pipeline.training.fitting import fit
-    from pipeline.training.learning import on_policy_summary, with_rewards
-    from pipeline.training.loop import run_trainer
-    from pipeline.training.on_policy import (
-        Generated,
-        OnPolicy,
-        fitting_prompts,
-        on_policy_arguments,
-        trl_rewards,
-    )
-    from pipeline.training.reward_sources import load_rewards
-
-    class Trainer(OnPolicy, RLOOTrainer):  # type: ignore[misc]
-        """trl's RLOOTrainer with our order of prompts, and checkpoints that include its rollouts."""
-
-    prepare_torch(ctx)
-    set_seed(ctx.seed)
-    train, source = config.train, ctx.input("model")
-    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    weights = starting_weights(ctx, config.adapter)
-    model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
-    fit(ctx, model, tokenizer, weights)
-    prompts = fitting_prompts(ctx, train, model, tokenizer)
-    ctx.phase("loading the rewards")
-    sources = load_rewards(ctx, config, tokenizer)
-    arguments, batches, steps = on_policy_arguments(RLOOConfig, ctx, train, prompts, sources, source, beta=train.beta)
-    held_out = prompts.held_out_rows
-    trainer = Trainer(
-        model=model,
-        reward_funcs=trl_rewards(sources, prompts),
-        args=arguments,
-        train_dataset=Dataset.from_list(prompts.train_rows),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
-    )
-    trainer.learn_from(ctx, prompts, batches)
-    ctx.phase(f"training on {prompts.train:,} prompts")
-    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), trainer.watch)
-    lineage = save_trained(ctx, consolidated_model(trainer), tokenizer, source, config.adapter, prompts.prompt_ids)
-    return finish(
-        ctx,
-        trained,
-        metrics={},
-        rows=prompts.counts,
-        lineage=lineage,
-        summary=on_policy_summary(trained),
-    )
+    return train_on_policy(ctx, config, config.train, OnPolicyRLOOTrainer, RLOOConfig, beta=config.train.beta)

@@ -1,226 +1,151 @@
-"""Instruction tuning (SFT): learn the assistant's turns of demonstrations, with trl's SFTTrainer.
-
-Reference: Ouyang et al. 2022 (InstructGPT), section 3.5, step 1. The loss is computed on the assistant's tokens only,
-end-of-turn token included, so that the model learns to stop. Rows are bucketed by length (fastest on a CPU), or packed
-into full rows whose conversations do not attend to one another (best on a GPU: every step has the same shape).
-"""
+"""Trains a model on the assistant's turns of conversations with trl's SFTTrainer; `config.py` names the paper."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import Field
+from trl import SFTConfig, SFTTrainer
 
-from pipeline.errors import PipelineError, Problem
-from pipeline.models.adapter_config import Adapter
-from pipeline.stage import Data, Input, Rows, StageConfig, StageContext, StageResult, register_kind
-from pipeline.training.fields import CommonTrain, unknown_word
-
-LOSSES = ("nll", "dft")
-"""Losses of trl's SFTTrainer: cross-entropy of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""
-
-if TYPE_CHECKING:
-    from pipeline.training.encoded import EncodedSource
-
-
-class Train(CommonTrain):
-    """`train:` of instruction tuning; other keys are fields of trl's SFTConfig.
-
-    Attributes:
-        mode: `rows`, or `packed`: conversations joined to rows of `max_length` tokens; `batch_size` counts those.
-    """
-
-    trainer: ClassVar[str] = "SFTConfig"
-    learning_rate: float = Field(default=2e-5, gt=0)
-    mode: Literal["rows", "packed"] = "rows"
-
-    def check(self) -> list[Problem]:
-        """Return contradictions between fields, and a loss trl does not have."""
-        loss = self.passthrough().get("loss_type", LOSSES[0])
-        unknown = [] if loss in LOSSES else [unknown_word("loss_type", loss, LOSSES)]
-        return [*super().check(), *unknown]
-
-
-class Config(StageConfig):
-    """Configuration of an instruction-tuning stage.
-
-    Attributes:
-        data: conversations.
-        model: what to start from.
-        adapter: LoRA instead of full fine-tuning.
-        chat_template: Jinja text that renders conversations, for a base model that has none, or in place of its own;
-            with `{% generation %}` markers around what the assistant says. Later stages inherit it with the tokenizer.
-        train: how to train.
-    """
-
-    data: Annotated[str, Data("messages")]
-    model: Annotated[str, Input(external=True)]
-    adapter: Adapter | None = None
-    chat_template: str | None = Field(default=None, min_length=1)
-    train: Train = Train()
-
-    def check(self) -> list[Problem]:
-        """Return contradictions in `train`."""
-        return self.train.check()
-
-
-register_kind(
-    "sft",
-    version=2,
-    config=Config,
-    run="pipeline.stages.sft.train:run",
-    makes="model",
-    parallel=True,
-    doc=__doc__,
+from pipeline.errors import PipelineError
+from pipeline.models.contract import unseen_opening
+from pipeline.models.load import load_deferred_causal_lm, load_tokenizer
+from pipeline.parallel.consolidation import consolidated_model
+from pipeline.stage import Rows, StageContext, StageResult
+from pipeline.stages.sft.config import Config
+from pipeline.training.arguments import attend_without_mask, attention_kernel, starting_weights
+from pipeline.training.batches import BucketedBatches
+from pipeline.training.collate import CausalCollator
+from pipeline.training.encode import EncodedRows, encode_messages, template_problems
+from pipeline.training.encoded import encode_source
+from pipeline.training.fields import nothing_fits
+from pipeline.training.finish import save_and_finish
+from pipeline.training.fitting import context_length, fit
+from pipeline.training.loop import Trained, run_trainer
+from pipeline.training.packing import packed, refuse_unpackable
+from pipeline.training.pipelined import train_through_pipeline
+from pipeline.training.pipelined_fields import refuse_unused
+from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel
+from pipeline.training.setup import (
+    EncodedData,
+    OpenedModel,
+    Schedule,
+    arguments_for,
+    build_trainer,
+    open_causal_lm,
+    prepare,
+    schedule,
 )
+
+
+class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SequenceParallelTrainer):  # type: ignore[misc]
+    """trl's SFTTrainer on bucketed batches."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Tune the model on demonstrations."""
-    from datasets import Dataset
-    from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
-
-    from pipeline.models.adapters import lora_config
-    from pipeline.models.load import load_causal_lm, load_deferred_causal_lm, load_tokenizer
-    from pipeline.parallel.consolidation import consolidated_model
-    from pipeline.training.arguments import (
-        attend_without_mask,
-        attention_kernel,
-        build_arguments,
-        prepare_torch,
-        starting_weights,
-    )
-    from pipeline.training.batches import Batches, BucketedBatches
-    from pipeline.training.collate import CausalCollator
-    from pipeline.training.distribution import divided
-    from pipeline.training.fitting import context_length, fit
-    from pipeline.training.loop import run_trainer, steps_of
-    from pipeline.training.packing import packed, refuse_unpackable
-    from pipeline.training.pipelined import train_through_pipeline
-    from pipeline.training.pipelined_fields import refuse_unused
-    from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel
-
-    class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SequenceParallelTrainer):  # type: ignore[misc]
-        """trl's SFTTrainer on bucketed batches."""
-
-    prepare_torch(ctx)
-    set_seed(ctx.seed)
-    train, source = config.train, ctx.input("model")
-    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    if config.chat_template is not None:
-        tokenizer.chat_template = config.chat_template
-    is_pipelined, deferred = int(ctx.compute.get("pipeline_parallel", 1)) > 1, None
-    if is_pipelined:
-        refuse_unused(train, config.adapter)
-        starting_weights(ctx, config.adapter)  # raises for quantised files
-        attention = attention_kernel(ctx)
-        model, deferred = load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
-    else:
-        weights = starting_weights(ctx, config.adapter)
-        model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
-    fit(ctx, model, tokenizer, {"zero3": is_pipelined} if is_pipelined else weights)
-    max_length = context_length(model, train.max_length)
-    rows = ctx.load_rows("data")
-    encoded_source = _encode(ctx, tokenizer, rows, max_length)
-    encoded, held_out, counts = encoded_source.train.rows, encoded_source.held_out.rows, encoded_source.counts
-    if not encoded:
-        raise PipelineError(Problem("no row fits", f"rows of at most {max_length} tokens", "raise train.max_length"))
-    conversations, seen = len(encoded), [row["input_ids"] for row in encoded[:3]]
+    prepare(ctx)
+    train, is_pipelined = config.train, int(ctx.compute.get("pipeline_parallel", 1)) > 1
+    opened = _open_pipelined(ctx, config) if is_pipelined else _open(ctx, config)
+    data = _encode(ctx, opened)
+    conversations, seen = len(data.train), [row["input_ids"] for row in data.train[:3]]
     if train.mode == "packed":
-        encoded = packed(encoded, max_length)
+        data = data._replace(train=packed(data.train, opened.max_length))
     else:
-        attend_without_mask(ctx, model)
-    lengths = [len(row["input_ids"]) for row in encoded]
-    refuse_sequence_parallel(ctx, model, max(lengths))
-    micro_batch = divided(ctx, train.batch_size, max(lengths), "rows").micro_batch
-    batches = Batches(lengths, train.batch_size, micro_batch, ctx.seed)
-    steps = steps_of(batches, train.epochs, train.max_steps)
-    arguments = build_arguments(
-        SFTConfig,
-        ctx,
-        train,
-        micro_batch=micro_batch,
-        steps=steps,
-        has_held_out=bool(held_out),
-        max_length=None,
-        packing=False,
+        attend_without_mask(ctx, opened.model)
+    lengths = [len(row["input_ids"]) for row in data.train]
+    refuse_sequence_parallel(ctx, opened.model, max(lengths))
+    plan = schedule(ctx, train, lengths, "rows")
+    arguments = arguments_for(
+        SFTConfig, ctx, train, plan, has_held_out=bool(data.held_out), max_length=None, packing=False
     )
     is_flat = "flash" in ctx.runtime_report["attention"] and int(ctx.compute.get("sequence_parallel", 1)) == 1
-    collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat=is_flat)
+    collate = CausalCollator(opened.tokenizer.pad_token_id, with_mask=True, flat=is_flat)
     ctx.phase(f"training on {conversations:,} conversations")
     if is_pipelined:
         trained, consolidated = train_through_pipeline(
-            ctx, model, deferred, arguments, batches, steps, encoded, held_out, collate
+            ctx, opened.model, opened.deferred, arguments, plan.batches, plan.steps, data.train, data.held_out, collate
         )
-        return _finished(ctx, config, trained, consolidated, tokenizer, counts, seen)
-    trainer = BucketedSFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(encoded),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
-        processing_class=tokenizer,
-        data_collator=collate,
-        peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
-    )
-    trainer.train_rows, trainer.batches = encoded, batches
-    if train.mode == "packed":
-        refuse_unpackable(ctx, trainer.model, encoded, collate)
-    trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
-    return _finished(ctx, config, trained, consolidated_model(trainer), tokenizer, counts, seen)
-
-
-def _finished(
-    ctx: StageContext,
-    config: Config,
-    trained: Any,
-    consolidated: Any | None,
-    tokenizer: Any,
-    counts: dict[str, int],
-    seen: list[list[int]],
-) -> StageResult:
-    """Write the model, and return the stage's result for the manifest."""
-    from pipeline.training.finish import finish, save_trained
-
-    lineage = save_trained(ctx, consolidated, tokenizer, ctx.input("model"), config.adapter, seen)
-    return finish(
+    else:
+        trained, consolidated = _train(ctx, config, opened, data, plan, arguments, collate)
+    return save_and_finish(
         ctx,
         trained,
-        metrics={},
-        rows=counts,
-        lineage=lineage,
+        consolidated,
+        opened,
+        seen,
+        rows=data.counts,
         summary=f"loss {trained.metrics.get('loss', float('nan')):.3f} on the assistant's tokens",
     )
 
 
-def _encode(ctx: StageContext, tokenizer: Any, rows: Rows, max_length: int) -> EncodedSource:
+def _open(ctx: StageContext, config: Config) -> OpenedModel:
+    return open_causal_lm(ctx, config.adapter, config.train.max_length, chat_template=config.chat_template)
+
+
+def _open_pipelined(ctx: StageContext, config: Config) -> OpenedModel:
+    """Load the tokenizer and the model's structure; each pipeline stage loads its own weights later.
+
+    Raises:
+        PipelineError: a field is not supported with pipeline parallelism, or the files are quantised.
+    """
+    source = ctx.input("model")
+    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    refuse_unused(config.train, config.adapter)
+    starting_weights(ctx, config.adapter)  # raises for quantised files
+    model, deferred = load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention_kernel(ctx))
+    fit(ctx, model, tokenizer, {"zero3": True})
+    return OpenedModel(model, tokenizer, context_length(model, config.train.max_length), config.adapter, deferred)
+
+
+def _train(
+    ctx: StageContext,
+    config: Config,
+    opened: OpenedModel,
+    data: EncodedData,
+    plan: Schedule,
+    arguments: SFTConfig,
+    collate: CausalCollator,
+) -> tuple[Trained, Any | None]:
+    """Train with trl's trainer; return the measurements and, on the first process, the consolidated model."""
+    trainer = build_trainer(BucketedSFTTrainer, opened, arguments, data, data_collator=collate)
+    trainer.train_rows, trainer.batches = data.train, plan.batches
+    if config.train.mode == "packed":
+        refuse_unpackable(ctx, trainer.model, data.train, collate)
+    return run_trainer(ctx, trainer, plan.batches, plan.steps, config.adapter), consolidated_model(trainer)
+
+
+def _encode(ctx: StageContext, opened: OpenedModel) -> EncodedData:
     """Tokenize conversations; truncate rows that are too long, and drop rows without a token to train on.
 
     Raises:
-        PipelineError: there is no chat template, or the end token is not trained on.
+        PipelineError: there is no chat template, the end token is not trained on, or no row is left.
     """
-    from pipeline.models.contract import unseen_opening
-    from pipeline.training.encode import encode_messages, template_problems
-    from pipeline.training.encoded import encode_source
-
+    rows, tokenizer, max_length = ctx.load_rows("data"), opened.tokenizer, opened.max_length
     encode = functools.partial(encode_messages, tokenizer)
     fate = "cut at the end"
-    encoded_source = encode_source(ctx, "data", rows, encode, what="conversations", max_length=max_length, fate=fate)
-    train = encoded_source.train
+    source = encode_source(ctx, "data", rows, encode, what="conversations", max_length=max_length, fate=fate)
+    train = source.train
     problems = template_problems(tokenizer, rows.train, train)
     if problems:
         raise PipelineError(*problems)
     if train.kept and tokenizer.chat_template:
-        first = rows.train[train.kept[0]]
-        opening = unseen_opening(tokenizer, first["messages"], first.get("tools"))
-        if opening:
-            ctx.note(
-                f"the chat template begins a generated answer with {opening!r}, and the answers of these conversations "
-                "begin otherwise: what follows such a beginning is not learnt here"
-            )
+        _note_unseen_opening(ctx, tokenizer, rows, train)
+    if not train.rows:
+        raise nothing_fits("row", max_length)
     empty = len(rows.train) - len({*train.kept, *(fault.index for fault in train.faults)})
-    return dataclasses.replace(
-        encoded_source, counts={**encoded_source.counts, "cut": len(train.too_long), "dropped": empty}
-    )
+    counts = {**source.counts, "cut": len(train.too_long), "dropped": empty}
+    return EncodedData(train.rows, source.held_out.rows, counts)
+
+
+def _note_unseen_opening(ctx: StageContext, tokenizer: Any, rows: Rows, train: EncodedRows) -> None:
+    """Note if the chat template begins generated answers otherwise than the conversations do."""
+    first = rows.train[train.kept[0]]
+    opening = unseen_opening(tokenizer, first["messages"], first.get("tools"))
+    if opening:
+        ctx.note(
+            f"the chat template begins a generated answer with {opening!r}, and the answers of these conversations "
+            "begin otherwise: what follows such a beginning is not learnt here"
+        )
