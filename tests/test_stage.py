@@ -1,4 +1,4 @@
-"""The registry of kinds: a kind names its function, which is imported when a stage runs."""
+"""A configuration checks its blocks; a kind names its function, which is imported when a stage runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Problem
 from pipeline.stage import KINDS, Kind, StageConfig
 
 
@@ -39,3 +40,32 @@ def test_a_missing_library_is_not_mistaken_for_a_missing_function(kind_with: Cal
 def test_every_kind_names_a_function_that_exists(name: str) -> None:
     assert callable(KINDS[name].load_run())
     assert KINDS[name].doc.endswith(".")
+
+
+class Block(BaseModel):
+    """A block that can check itself."""
+
+    size: int = 1
+
+    def check(self) -> list[Problem]:
+        return [Problem(f"size is {self.size}", "at least 1")] if self.size < 1 else []
+
+
+class BlocksConfig(StageConfig):
+    """A configuration with blocks and a field without a check."""
+
+    first: Block = Block()
+    second: Block | None = None
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, []),
+        ({"first": {"size": 0}}, ["size is 0"]),
+        ({"first": {"size": -1}, "second": {"size": -2}}, ["size is -1", "size is -2"]),
+    ],
+)
+def test_a_configuration_checks_its_blocks(given: dict[str, dict[str, int]], found: list[str]) -> None:
+    assert [problem.found for problem in BlocksConfig.model_validate(given).check()] == found
