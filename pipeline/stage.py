@@ -1,7 +1,7 @@
 """The interface of a stage: its kind, its configuration, and the context that its `run()` receives.
 
-Owns the registry of kinds, and the markers of configuration fields that name artifacts and data. Knows nothing of any
-single kind, of recipes, of the store, or of torch: `trueup plan` imports this module.
+Owns the registry of kinds. Knows nothing of any single kind, of recipes, of the store, or of torch: `trueup plan`
+imports this module.
 
 A kind is one package in `pipeline/stages/`. Its `config.py` registers it, without importing torch:
 
@@ -23,55 +23,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
+from pipeline.markers import Code, Data, Input, Runtime, Shape, Shapes
 from pipeline.results import Event, Rejected, StageResult
-
-Shape = Literal["text", "messages", "preference", "labelled", "prompt"]
-"""Shape of the rows of a data source, see `pipeline/records/formats.py`."""
-
-Shapes = Shape | tuple[Shape, ...]
-"""One shape, or several alternatives: all rows of a source have the same one of them."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """Marks a configuration field (a name or a list of names) that takes artifacts.
-
-    Attributes:
-        kinds: kinds of stages accepted; empty accepts all whose artifact contains a model.
-        external: whether a local folder or a hub id is also accepted.
-    """
-
-    kinds: tuple[str, ...]
-    external: bool = False
-
-    def __init__(self, *kinds: str, external: bool = False) -> None:
-        object.__setattr__(self, "kinds", kinds)
-        object.__setattr__(self, "external", external)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Marks a configuration field that names a data source, with the shape or shapes of its rows."""
-
-    shape: Shapes
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Marks a field that cannot change the result; the fingerprint does not cover it."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """Marks a field that names a Python function, ``module:name`` or ``path/to/file.py:name``.
-
-    The fingerprint covers the source of its file.
-    """
+from pipeline.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 
 
 @runtime_checkable
@@ -150,14 +109,6 @@ class Rows(Protocol):
     def places(self) -> list[str]:
         """``file:line`` of each row, those of the training split first."""
         ...
-
-
-MODEL_PARALLEL: dict[str, frozenset[str]] = {
-    "pipeline_parallel": frozenset({"pretrain", "sft"}),
-    "tensor_parallel": frozenset({"pretrain", "sft", "reward", "dpo", "kto"}),
-    "sequence_parallel": frozenset({"pretrain", "sft"}),
-}
-"""Keys of `compute` for model parallelism, each with the kinds of stages that support it."""
 
 
 def model_parallel_size(compute: Mapping[str, Any]) -> int:
@@ -260,6 +211,7 @@ class Kind:
         makes: how its artifact can be used: ``model``, ``tokenizer``, ``reward`` or ``report``.
         parallel: whether it may run in several processes; else it runs in one, whatever `compute` says.
         doc: its description, one line.
+        traits: what plan, checks and forecast know of it.
     """
 
     name: str
@@ -269,6 +221,24 @@ class Kind:
     makes: str
     parallel: bool
     doc: str
+    traits: Traits = PLAIN
+
+    @property
+    def workload(self) -> Workload | None:
+        """What it computes with its model; None if it has no model whose work and memory can be forecast."""
+        train = self.config.model_fields.get("train")
+        is_plain = train is not None and frozenset(getattr(train.annotation, "model_fields", ())) >= PLAIN_TRAIN
+        return self.traits.workload or (Workload() if is_plain else None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether its work can be forecast and includes training."""
+        return self.workload is not None and self.workload.trains
+
+    def rows_problem(self, config: StageConfig, rows: RowCounts) -> Problem | None:
+        """Return the problem of too few rows in the field `data` of a stage; None if there are enough."""
+        train = getattr(config, "train", None)
+        return None if train is None else self.traits.row_check(train, rows)
 
     def load_run(self) -> RunFunction:
         """Import and return the function that runs the stage; this loads torch.
@@ -302,6 +272,7 @@ def register_kind(
     makes: str,
     parallel: bool = False,
     doc: str | None = None,
+    traits: Traits = PLAIN,
 ) -> None:
     """Register a kind of stage under its name in recipes.
 
@@ -313,9 +284,10 @@ def register_kind(
         makes: see `Kind`.
         parallel: see `Kind`.
         doc: the docstring of the kind's module; its first line describes the kind.
+        traits: what differs from a plain training kind.
     """
     lines = (doc or "").strip().splitlines()
-    KINDS[name] = Kind(name, version, config, run, makes, parallel, lines[0] if lines else "")
+    KINDS[name] = Kind(name, version, config, run, makes, parallel, lines[0] if lines else "", traits)
 
 
 def kind_of(name: str) -> Kind:
@@ -342,6 +314,7 @@ def markers_in(config: StageConfig) -> Iterator[tuple[str, Any, list[str]]]:
 
 __all__ = [
     "KINDS",
+    "MODEL_PARALLEL",
     "Code",
     "Data",
     "Event",

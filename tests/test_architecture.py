@@ -36,7 +36,8 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "artifacts",
         "stage",
         "results",
-        "estimate",
+        "estimate traits",
+        "markers",
         "disk",
         "errors environment limits",
     )

@@ -23,6 +23,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.stage import Data, Runtime, StageConfig, register_kind
+from pipeline.traits import Packages, Traits
 
 
 class Config(StageConfig):
@@ -60,4 +61,5 @@ register_kind(
     run="pipeline.stages.collect.run:run",
     makes="preferences",
     doc=__doc__,
+    traits=Traits(packages=Packages(("sqlalchemy",), "pip install 'trueup[collect]'")),
 )

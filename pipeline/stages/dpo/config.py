@@ -17,6 +17,7 @@ from pipeline.errors import Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain, unknown_word
+from pipeline.traits import ComputeSupport, Traits, Workload
 
 LOSSES = {
     "sigmoid": "DPO, arXiv:2305.18290",
@@ -88,4 +89,8 @@ register_kind(
     makes="model",
     parallel=True,
     doc=__doc__,
+    traits=Traits(
+        compute=ComputeSupport(model_parallel=frozenset({"tensor_parallel"})),
+        workload=Workload(sequences_per_row=2, head="weight", dropout=False),
+    ),
 )

@@ -14,6 +14,7 @@ from pydantic import Field
 from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP
 from pipeline.stage import Code, Data, Input, StageConfig, register_kind
+from pipeline.traits import Reading, Traits, Workload
 
 
 class Config(StageConfig):
@@ -83,4 +84,8 @@ register_kind(
     run="pipeline.stages.evaluate.run:run",
     makes="report",
     doc=__doc__,
+    traits=Traits(
+        reads={"data": Reading(long_prompts="answered", held_out_only=True)},
+        workload=Workload(over="answers", dropout=False),
+    ),
 )

@@ -21,6 +21,8 @@ from pipeline.errors import Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain, unknown_word
+from pipeline.training.row_counts import fill_a_batch_of_sides
+from pipeline.traits import ComputeSupport, Traits, Workload
 
 LOSSES = ("kto", "apo_zero_unpaired")
 """Losses of trl's KTOTrainer."""
@@ -79,4 +81,13 @@ register_kind(
     makes="model",
     parallel=True,
     doc=__doc__,
+    traits=Traits(
+        compute=ComputeSupport(
+            model_parallel=frozenset({"tensor_parallel"}),
+            rows_per_pass="train.kl_batch",
+            divided=("batch_size", "kl_batch"),
+        ),
+        workload=Workload(head="weight", dropout=False),
+        row_check=fill_a_batch_of_sides,
+    ),
 )

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.stage import Input, StageConfig, register_kind
+from pipeline.traits import Traits
 
 
 class Config(StageConfig):
@@ -42,4 +43,5 @@ register_kind(
     run="pipeline.stages.merge.run:run",
     makes="model",
     doc=__doc__,
+    traits=Traits(folds_adapters=True),
 )

@@ -17,6 +17,8 @@ from pipeline.ppo.settings import PPOSettings
 from pipeline.stage import Code, Data, Input, Runtime, register_kind
 from pipeline.trainer_fields.trackers import tracker_problems
 from pipeline.training.reward_fields import SHORT, RewardFields
+from pipeline.training.row_counts import learn_and_hold_out
+from pipeline.traits import ComputeSupport, Reading, Traits, Workload
 
 
 class Train(PPOSettings):
@@ -87,4 +89,17 @@ register_kind(
     makes="model",
     parallel=True,
     doc=__doc__,
+    traits=Traits(
+        reads={"ptx_data": Reading(bound="context")},
+        compute=ComputeSupport(
+            rows_per_pass="train.token_budget",
+            divided=(),
+            transformers_trainer=False,
+            activation_checkpointing=False,
+            sharded_fp16=False,
+            unsharded_fields={"ema_decay": "the average"},
+        ),
+        workload=Workload(over="rollouts", dropout=False, reference="always"),
+        row_check=learn_and_hold_out,
+    ),
 )

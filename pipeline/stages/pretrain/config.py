@@ -15,6 +15,8 @@ from pipeline.errors import Problem
 from pipeline.estimate.shape import size_problems, type_problems
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain
+from pipeline.training.row_counts import any_number
+from pipeline.traits import MODEL_PARALLEL, ComputeSupport, Traits
 
 
 class Train(CommonTrain):
@@ -78,4 +80,8 @@ register_kind(
     makes="model",
     parallel=True,
     doc=__doc__,
+    traits=Traits(
+        compute=ComputeSupport(model_parallel=frozenset(MODEL_PARALLEL)),
+        row_check=any_number,
+    ),
 )

@@ -13,6 +13,7 @@ from pydantic import Field
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain
+from pipeline.traits import ComputeSupport, Reading, Traits, Workload
 
 if TYPE_CHECKING:
     pass
@@ -59,4 +60,14 @@ register_kind(
     makes="reward",
     parallel=True,
     doc=__doc__,
+    traits=Traits(
+        reads={
+            "data": Reading({"preference": "scored_pairs"}, columns=frozenset({"gold_chosen", "gold_rejected"})),
+            "test": Reading(
+                {"preference": "scored_pairs"}, columns=frozenset({"gold_chosen", "gold_rejected"}), is_test=True
+            ),
+        },
+        compute=ComputeSupport(model_parallel=frozenset({"tensor_parallel"})),
+        workload=Workload(sequences_per_row=2, head="none", dropout=False),
+    ),
 )

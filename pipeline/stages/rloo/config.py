@@ -13,6 +13,8 @@ from pydantic import Field
 
 from pipeline.stage import register_kind
 from pipeline.training.on_policy_fields import OnPolicyConfig, OnPolicyTrain
+from pipeline.training.row_counts import fill_a_batch_of_responses
+from pipeline.traits import Reading, Traits, Workload
 
 
 class Train(OnPolicyTrain):
@@ -46,4 +48,9 @@ register_kind(
     makes="model",
     parallel=True,
     doc=__doc__,
+    traits=Traits(
+        reads={"data": Reading(long_prompts="left_out")},
+        workload=Workload(over="responses", head="weight", reference="with_beta"),
+        row_check=fill_a_batch_of_responses,
+    ),
 )

@@ -15,6 +15,7 @@ from pipeline.errors import Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain, unknown_word
+from pipeline.traits import MODEL_PARALLEL, ComputeSupport, Reading, Traits, Workload
 
 LOSSES = ("nll", "dft")
 """Losses of trl's SFTTrainer: cross-entropy of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""
@@ -68,4 +69,9 @@ register_kind(
     makes="model",
     parallel=True,
     doc=__doc__,
+    traits=Traits(
+        reads={"data": Reading(splits_rows=True)},
+        compute=ComputeSupport(model_parallel=frozenset(MODEL_PARALLEL)),
+        workload=Workload(head="weight"),
+    ),
 )
