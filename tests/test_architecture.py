@@ -204,6 +204,50 @@ def test_what_counts_as_a_repeat() -> None:
     assert _repeats({one: six, two: other[:-1]}, 6) == []  # five lines
 
 
+KIND_NAMES = frozenset(folder.name for folder in (PACKAGE / "stages").iterdir() if (folder / "config.py").is_file())
+
+
+def _texts_in(node: ast.AST) -> set[str]:
+    """Return the texts a literal holds, the node's own or those of its items and keys."""
+    items = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else getattr(node, "keys", [node])
+    return {item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)}
+
+
+def _knows_a_kind(node: ast.AST) -> bool:
+    """Return whether an expression compares a kind with the name of one, or lists several names of kinds."""
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        is_of_kind = any(ast.unparse(side).split(".")[-1] == "kind" for side in sides)
+        return is_of_kind and any(_texts_in(side) & KIND_NAMES for side in sides)
+    return isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict) and len(_texts_in(node) & KIND_NAMES) > 1
+
+
+def test_no_module_outside_stages_knows_a_kind_by_its_name() -> None:
+    assert len(KIND_NAMES) >= 12
+    found = [
+        f"{MODULES[name].relative_to(ROOT)}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if _part(name) != "stages" and isinstance(node, ast.expr) and _knows_a_kind(node)
+    ]
+    assert found == [], "what differs between kinds is a field of `Traits`"
+
+
+@pytest.mark.parametrize(
+    ("text", "knows"),
+    [
+        ("stage.spec.kind == 'ppo'", True),
+        ("kind in ('grpo', 'rloo')", True),
+        ("{'sft': 1, 'dpo': 2}", True),
+        ("event.kind == 'note'", False),
+        ("loss in ('sft', 'sigmoid')", False),
+        ("kind.makes == 'reward'", False),
+    ],
+)
+def test_what_counts_as_knowing_a_kind(text: str, knows: bool) -> None:
+    assert any(map(_knows_a_kind, ast.walk(ast.parse(text)))) is knows
+
+
 def test_no_module_imports_itself_through_others() -> None:
     graph = {name: sorted({t for t, _ in imports if t in MODULES and t != name}) for name, imports in IMPORTS.items()}
     cycles: list[list[str]] = []

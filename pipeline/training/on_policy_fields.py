@@ -1,4 +1,4 @@
-"""The configuration that stages share whose trainers sample their own responses (GRPO, RLOO). No torch."""
+"""Configuration and traits of kinds whose trainers sample their own responses (GRPO, RLOO). No torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input
 from pipeline.training.fields import CommonTrain
 from pipeline.training.reward_fields import RewardFields
+from pipeline.training.row_counts import fill_a_batch_of_responses
+from pipeline.traits import Reading, Traits, Workload
+
+ON_POLICY = Traits(
+    reads={"data": Reading(long_prompts="left_out")},
+    workload=Workload(over="responses", head="weight", reference="with_beta"),
+    row_check=fill_a_batch_of_responses,
+)
+"""Traits of a kind whose `train:` is an `OnPolicyTrain`."""
 
 
 class OnPolicyTrain(CommonTrain):

@@ -16,9 +16,7 @@ from pydantic import Field
 from pipeline.errors import Problem
 from pipeline.stage import register_kind
 from pipeline.training.fields import unknown_word
-from pipeline.training.on_policy_fields import OnPolicyConfig, OnPolicyTrain
-from pipeline.training.row_counts import fill_a_batch_of_responses
-from pipeline.traits import Reading, Traits, Workload
+from pipeline.training.on_policy_fields import ON_POLICY, OnPolicyConfig, OnPolicyTrain
 
 LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
 """Losses of trl's GRPOTrainer, which differ in the weights of tokens and in clipping."""
@@ -60,9 +58,5 @@ register_kind(
     makes="model",
     parallel=True,
     doc=__doc__,
-    traits=Traits(
-        reads={"data": Reading(long_prompts="left_out")},
-        workload=Workload(over="responses", head="weight", reference="with_beta"),
-        row_check=fill_a_batch_of_responses,
-    ),
+    traits=ON_POLICY,
 )

@@ -12,9 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from pipeline.stage import register_kind
-from pipeline.training.on_policy_fields import OnPolicyConfig, OnPolicyTrain
-from pipeline.training.row_counts import fill_a_batch_of_responses
-from pipeline.traits import Reading, Traits, Workload
+from pipeline.training.on_policy_fields import ON_POLICY, OnPolicyConfig, OnPolicyTrain
 
 
 class Train(OnPolicyTrain):
@@ -48,9 +46,5 @@ register_kind(
     makes="model",
     parallel=True,
     doc=__doc__,
-    traits=Traits(
-        reads={"data": Reading(long_prompts="left_out")},
-        workload=Workload(over="responses", head="weight", reference="with_beta"),
-        row_check=fill_a_batch_of_responses,
-    ),
+    traits=ON_POLICY,
 )
