@@ -31,18 +31,19 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "evaluation",
         "preferences",
         "records",
-        "models parallel",
+        "models",
         "recipe trainer_fields",
         "artifacts",
         "stage",
+        "parallel",
         "estimate",
         "disk",
-        "errors environment limits",
+        "errors environment limits labels",
     )
 )
 """Top to bottom; a module imports only from its own row and from rows below."""
 
-LEAVES = frozenset({"errors", "environment", "limits"})
+LEAVES = frozenset({"errors", "environment", "limits", "labels"})
 """Import nothing of the package."""
 
 LIGHT = (

@@ -366,7 +366,7 @@ def _language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int
         return None
     import torch
 
-    from pipeline.models.labels import IGNORE
+    from pipeline.labels import IGNORE
     from pipeline.ppo.rollout import prompt_order
     from pipeline.training.encode import encode_messages
     from pipeline.training.encoded import encode_source

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.labels import IGNORE
 from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import evaluating
-from pipeline.models.labels import IGNORE
 from pipeline.models.precision import computing_in
 from pipeline.parallel.zero.zero3 import forward_without_engine
 from pipeline.stage import StageContext

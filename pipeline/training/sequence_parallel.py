@@ -20,7 +20,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.models.labels import IGNORE
+from pipeline.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import PROBE_ROUNDING, SequenceShard, UlyssesAttention
 from pipeline.parallel.sequence.checks import sequence_parallel_problems

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.errors import PipelineError
-from pipeline.models.labels import IGNORE
+from pipeline.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, by_document
 from pipeline.parallel.sequence.checks import sequence_parallel_problems
