@@ -15,7 +15,6 @@ A kind is one file in `pipeline/stages/`:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.compute import ComputeSettings
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
+from pipeline.parallel.dims import ParallelDims
 
 Shape = Literal["text", "messages", "preference", "labelled", "prompt"]
 """Shape of the rows of a data source, see `pipeline/records/formats.py`."""
@@ -173,12 +174,7 @@ MODEL_PARALLEL: dict[str, frozenset[str]] = {
     "tensor_parallel": frozenset({"pretrain", "sft", "reward", "dpo", "kto"}),
     "sequence_parallel": frozenset({"pretrain", "sft"}),
 }
-"""Keys of `compute` for model parallelism, each with the kinds of stages that support it."""
-
-
-def model_parallel_size(compute: Mapping[str, Any]) -> int:
-    """Return the size of a model-parallel group, the ranks that share the same rows; `compute` is plain data."""
-    return math.prod(int(compute.get(word, 1)) for word in MODEL_PARALLEL)
+"""The dimensions of model parallelism (`MODEL_PARALLEL_DIMS`), each with the kinds of stages that support it."""
 
 
 @dataclass(frozen=True)
@@ -192,14 +188,14 @@ class StageContext:
         work: scratch directory for checkpoints; it survives a kill.
         inputs: inputs by the name of their configuration field, in order.
         load_rows: reads the data source named by a field.
-        compute: compute settings (precision, threads, micro-batch), which may not change the result.
+        compute: precision, device, kernels, micro-batch: settings that may not change the result.
         emit: sends an event to the runner.
         stopping: returns true once the run was asked to stop; the stage then saves a checkpoint and raises
             `Interrupted`. It is a collective: all ranks must call it at the same points, and all get the same answer.
         trust_remote_code: whether the recipe allows a model repository to run its own Python.
         functions: loads the function of a `Code` field.
+        dims: the parallel dimensions of the run.
         rank: rank of this process; rank 0 writes the payload and talks to the user.
-        ranks: world size.
         warnings: warnings of the plan that a report must repeat, e.g. that a model was trained on the prompts it is
             evaluated on.
         runtime_report: how the stage ran: precision, split of the batch, generated engine configuration. The stage
@@ -214,13 +210,13 @@ class StageContext:
     work: Path
     inputs: Mapping[str, list[ResolvedInput]]
     load_rows: Callable[[str], Rows]
-    compute: Mapping[str, Any]
+    compute: ComputeSettings
     emit: Callable[[Event], None]
     stopping: Callable[[], bool]
     trust_remote_code: bool = False
     functions: Callable[[str], Callable[..., Any]] | None = None
+    dims: ParallelDims = field(default_factory=ParallelDims)
     rank: int = 0
-    ranks: int = 1
     warnings: tuple[str, ...] = ()
     runtime_report: dict[str, Any] = field(default_factory=dict)
     set_aside: Callable[[str, Sequence[Rejected]], bool] | None = None
@@ -231,9 +227,14 @@ class StageContext:
         return self.rank == 0
 
     @property
+    def ranks(self) -> int:
+        """World size: processes on all nodes."""
+        return self.dims.world_size
+
+    @property
     def replicas(self) -> int:
         """Data-parallel size: number of model-parallel groups, between which the rows of a batch are divided."""
-        return self.ranks // model_parallel_size(self.compute)
+        return self.dims.replicas
 
     def note(self, text: str) -> None:
         """Show the user a line of text."""

@@ -38,12 +38,12 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "parallel",
         "estimate",
         "disk",
-        "errors environment limits labels",
+        "errors environment limits labels compute",
     )
 )
 """Top to bottom; a module imports only from its own row and from rows below."""
 
-LEAVES = frozenset({"errors", "environment", "limits", "labels"})
+LEAVES = frozenset({"errors", "environment", "limits", "labels", "compute"})
 """Import nothing of the package."""
 
 LIGHT = (

@@ -129,9 +129,12 @@ def _candidates(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tup
                 or ((adapter.quantize is not None or bool(forecast.facts.stored)) and not is_unsharded)
             )
             facts, kind = forecast.facts.with_train(setting[2]), forecast.stage.spec.kind
-            uneven = kind in (*TRAINED, *SAMPLED) and any(batch_split_problems(facts.train, compute, kind))
-            if not compute.contradictions() and not barred and not uneven:
-                yield chosen, facts.forecast(*setting[:2])
+            if barred or compute.contradictions():
+                continue
+            micro_batch, dims = compute.micro_batch, compute.dims
+            if kind in (*TRAINED, *SAMPLED) and any(batch_split_problems(facts.train, micro_batch, dims, kind)):
+                continue
+            yield chosen, facts.forecast(*setting[:2])
 
 
 def _on_compute(setting: str, **fields: object) -> Change:

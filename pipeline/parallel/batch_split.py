@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.dims import ParallelDims
 
 TOKEN_BUDGET = 16_384
 """Tokens per forward pass that `micro_batch: auto` allows."""
@@ -108,22 +109,23 @@ def divisors(rows: int) -> list[int]:
     return sorted({*small, *(rows // n for n in small)})
 
 
-def batch_split_problems(train: Any, compute: Any, kind: str) -> Iterator[Problem]:
+def batch_split_problems(train: Any, micro_batch: int | str, dims: ParallelDims, kind: str) -> Iterator[Problem]:
     """Yield each batch size of a stage that does not divide over its processes or into its micro-batches.
 
     Args:
         train: the stage's `train` block.
-        compute: the stage's `compute` block.
+        micro_batch: `compute.micro_batch`.
+        dims: the stage's parallel dimensions.
         kind: kind of the stage; `ppo` and `kto` ignore `compute.micro_batch`.
     """
     for word in ("batch_size", "kl_batch"):
         rows = getattr(train, word, None)
         if rows is None:
             continue
-        asked = compute.micro_batch if word == "batch_size" and kind not in ("ppo", "kto") else "auto"
+        asked = micro_batch if word == "batch_size" and kind not in ("ppo", "kto") else "auto"
         try:
-            options = {"passes": compute.pipeline_parallel, "together": compute.group}
-            divide(rows, asked, 1, compute.replicas, word=word, **options)
+            stages, together = dims.pipeline_parallel, dims.model_parallel_size
+            divide(rows, asked, 1, dims.replicas, word=word, passes=stages, together=together)
         except PipelineError as error:
             yield from error.problems
 

@@ -197,7 +197,7 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
         if not kind_of(kind).parallel:
             continue
         if kind == "ppo":
-            problem = ppo_problem(compute.model_dump())
+            problem = ppo_problem(compute.precision, compute)
         is_here = compute.launcher == "local" and compute.hardware is None and has_no_gpu()
         if problem is None and (is_here or compute.device == "cpu"):
             problem = cpu_problem(compute.precision, 0 if kind == "ppo" else compute.zero)
@@ -228,10 +228,10 @@ def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
 def _division_problems(plan: Plan) -> Iterator[Problem]:
     """Yield a problem for each batch that the processes or the micro-batch size of its stage do not divide."""
     for stage in plan.pending:
-        train = getattr(stage.spec.config, "train", None)
+        train, compute = getattr(stage.spec.config, "train", None), stage.spec.compute
         is_parallel = train is not None and kind_of(stage.spec.kind).parallel
-        if is_parallel and not stage.spec.compute.contradictions():
-            problems = batch_split_problems(train, stage.spec.compute, stage.spec.kind)
+        if is_parallel and not compute.contradictions():
+            problems = batch_split_problems(train, compute.micro_batch, compute.dims, stage.spec.kind)
             yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in problems)
 
 
@@ -269,7 +269,7 @@ def _pipeline_split_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Proble
 def _quantize_problems(plan: Plan) -> Iterator[Problem]:
     """Yield problems of quantised weights: no adapter, or an unsupported parallel layout."""
     for stage in plan.pending:
-        compute = stage.spec.compute.model_dump()
+        compute = stage.spec.compute
         takes_adapter = "adapter" in type(stage.spec.config).model_fields
         adapter = getattr(stage.spec.config, "adapter", None)
         for field in ("model", "init") if kind_of(stage.spec.kind).parallel else ():

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.compute import Attention, ComputeSettings, Precision, Switch
+from pipeline.compute import Device as DeviceName
 from pipeline.estimate.devices import DEVICES, Device
 from pipeline.parallel.dims import Offload, ParallelDims, model_parallel_size
 from pipeline.recipe.data_source import DataSource
@@ -117,7 +119,7 @@ class Compute(BaseModel):
     pipeline_parallel: int = Field(1, ge=1, description="Processes that hold consecutive decoder layers each.")
     tensor_parallel: int = Field(1, ge=1, description="Processes that share the numbers of every large matrix.")
     sequence_parallel: int = Field(1, ge=1, description="Processes that share the tokens of every row.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
+    precision: Precision = Field("auto", description="Number format of the computation.")
     launcher: Literal["local", "slurm"] = Field("local", description="What starts the processes.")
     rendezvous: str | None = Field(
         None,
@@ -131,11 +133,11 @@ class Compute(BaseModel):
         "`ppo` goes by `train.token_budget` instead, `kto` by `train.kl_batch`.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device to run on; `auto` is a GPU if any.")
-    attention: Literal["auto", "eager", "sdpa", "flash"] = Field(
+    device: DeviceName = Field("auto", description="Device to run on; `auto` is a GPU if any.")
+    attention: Attention = Field(
         "auto", description="Attention kernel; `auto` is FlashAttention where it is installed on a GPU, else torch's."
     )
-    liger: Literal["auto", "on", "off"] = Field(
+    liger: Switch = Field(
         "auto", description="Liger's fused kernels; `auto` uses them where they are installed on a GPU."
     )
     activation_checkpointing: bool | Literal["auto"] = Field(
@@ -194,6 +196,11 @@ class Compute(BaseModel):
             fsdp=self.fsdp,
             offload=self.offload,
         )
+
+    @property
+    def settings(self) -> ComputeSettings:
+        """What a running stage reads of these settings, besides `dims`."""
+        return ComputeSettings(**{field.name: getattr(self, field.name) for field in fields(ComputeSettings)})
 
     def contradictions(self) -> list[tuple[str, str, str]]:
         """Return ``(field, expected, remedy)`` for each setting that contradicts another."""

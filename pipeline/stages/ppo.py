@@ -146,7 +146,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         value_gradient=config.train.value_gradient,
         value=config.value,
         precision=precision,
-        recompute=ctx.compute.get("activation_checkpointing") is True,
+        recompute=ctx.compute.recomputes,
         seed=ctx.seed,
     )
     rewards = load_rewards(
@@ -226,8 +226,8 @@ def _precision(ctx: StageContext) -> Any:
     from pipeline.training.precision_problems import ppo_problem
 
     picked = precision_of(ctx)
-    if picked == "fp16" and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
-        problem = ppo_problem(ctx.compute)
+    if picked == "fp16" and ctx.dims.is_sharded:
+        problem = ppo_problem(ctx.compute.precision, ctx.dims)
         if problem is not None:
             raise PipelineError(replace(problem, stage=ctx.name))
         ctx.runtime_report["precision"] = picked = "fp32"
@@ -240,18 +240,18 @@ def _train_engine(ctx: StageContext, config: Config, policy: Any, ranks: Any) ->
     from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
     from pipeline.training.arguments import precision_of
 
-    if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
+    if config.train.ema_decay and ctx.dims.is_sharded:
         statement = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"
         raise PipelineError(
             Problem(statement, "whole weights in every process", "leave one of them out", stage=ctx.name)
         )
-    if ctx.compute.get("zero"):
+    if ctx.dims.zero:
         from pipeline.ppo.sharding import ZeroEngine
 
-        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.compute, precision_of(ctx))
+        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.dims, precision_of(ctx))
         fit_buckets(ctx.runtime_report["deepspeed"], width_of(policy.model))
         return ZeroEngine(policy, config.train, ranks, ctx.runtime_report["deepspeed"])
-    if ctx.compute.get("fsdp"):
+    if ctx.dims.fsdp:
         from pipeline.ppo.sharding import FsdpEngine
 
         return FsdpEngine(policy, config.train, ranks)

@@ -102,7 +102,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
-    is_pipelined, deferred = int(ctx.compute.get("pipeline_parallel", 1)) > 1, None
+    is_pipelined, deferred = ctx.dims.pipeline_parallel > 1, None
     if is_pipelined:
         refuse_unused(train, config.adapter)
         starting_weights(ctx, config.adapter)  # raises for quantised files
@@ -138,7 +138,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         max_length=None,
         packing=False,
     )
-    is_flat = "flash" in ctx.runtime_report["attention"] and int(ctx.compute.get("sequence_parallel", 1)) == 1
+    is_flat = "flash" in ctx.runtime_report["attention"] and ctx.dims.sequence_parallel == 1
     collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat=is_flat)
     ctx.phase(f"training on {conversations:,} conversations")
     if is_pipelined:

@@ -24,7 +24,7 @@ from pipeline.models.forward_probe import ForwardProbe
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sharding_state import ShardingState, bucket_of, foreign_parameters, holding
 from pipeline.parallel.tensor.sharding import TPReplicas, size_of
-from pipeline.stage import StageContext, model_parallel_size
+from pipeline.stage import StageContext
 from pipeline.training.arguments import device_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,7 +71,7 @@ def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
     if mixed != {"fp32": "no"}.get(precision, precision):
         statement = f"accelerate computes in {'fp32' if mixed == 'no' else mixed}, compute.precision is {precision}"
         yield Problem(statement, precision, "set compute.precision: fp32")
-    alike = not (ctx.compute.get("zero") or ctx.compute.get("fsdp")) and model_parallel_size(ctx.compute) == 1
+    alike = not ctx.dims.is_sharded and ctx.dims.model_parallel_size == 1
     if alike and ctx.ranks > 1 and not isinstance(trainer.model_wrapped, DistributedDataParallel):
         statement = f"{ctx.ranks} processes train, and nobody sums their gradients"
         yield Problem(statement, "DistributedDataParallel around the model", "set compute.zero: 1")
@@ -131,7 +131,7 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
         problems.append(
             Problem(statement, str(DTYPES[precision]).removeprefix("torch."), "set compute.precision: fp32")
         )
-    asked = ctx.compute.get("activation_checkpointing") is True
+    asked = ctx.compute.recomputes
     if asked and seen.again < seen.passes - seen.again:
         statement = f"compute.activation_checkpointing is true, {seen.passes} passes of a layer kept their activations"
         problems.append(Problem(statement, "every one computed again", "set compute.activation_checkpointing: false"))
@@ -164,10 +164,9 @@ def sharding_problems(ctx: StageContext, sharding: ShardingState) -> Iterator[Pr
     joined = Ranks.current().count
     if joined != ctx.ranks:
         yield Problem(f"{joined} processes joined", f"{ctx.ranks}, as compute says", "see the logs of the others")
-    zero, fsdp = int(ctx.compute.get("zero") or 0), bool(ctx.compute.get("fsdp"))
-    if model_parallel_size(ctx.compute) > 1 and not (zero or fsdp):
+    zero, fsdp, expected = ctx.dims.zero, ctx.dims.fsdp, ctx.dims.engine
+    if ctx.dims.model_parallel_size > 1 and not ctx.dims.is_sharded:
         return  # tensor and sequence parallelism have their own checks
-    expected = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
     remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"
     if sharding.engine != expected:
         yield Problem(f"compute asks for {expected}, and {sharding.engine} runs", "what was asked for", remedy)
@@ -235,13 +234,13 @@ def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
     """Yield a problem for each kernel that the recipe asks for and that does not run; report the ones that do."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     runs = str(plain.config.get_text_config()._attn_implementation)
-    asked, told = str(ctx.compute.get("attention", "auto")), str(ctx.runtime_report.get("attention", runs))
+    asked, told = ctx.compute.attention, str(ctx.runtime_report.get("attention", runs))
     if asked != "auto" and runs != told:
         statement = f"compute.attention is {asked}, and the model runs {runs}"
         yield Problem(statement, told, "set compute.attention: auto")
     ctx.runtime_report["attention"] = runs
     if ctx.runtime_report.get("liger") and not has_liger(plain):
-        if ctx.compute.get("liger") == "on":
+        if ctx.compute.liger == "on":
             statement = f"compute.liger is on, and no part of the {plain.config.model_type} model runs its kernels"
             yield Problem(statement, "a model Liger knows", "set compute.liger: off")
         ctx.runtime_report["liger"] = False

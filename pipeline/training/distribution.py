@@ -11,7 +11,7 @@ from pipeline.parallel.pipeline.split import pipeline_bubble_problem
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, parallelism
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
-from pipeline.stage import StageContext, model_parallel_size
+from pipeline.stage import StageContext
 
 
 def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> BatchSplit:
@@ -27,7 +27,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     Raises:
         PipelineError: the batch does not divide over the processes.
     """
-    asked, stages = ctx.compute["micro_batch"], int(ctx.compute.get("pipeline_parallel", 1))
+    stages, together = ctx.dims.pipeline_parallel, ctx.dims.model_parallel_size
     if stages > 1:
         problem = pipeline_bubble_problem(batch_size, ctx.replicas, stages)
         if problem is not None:
@@ -35,7 +35,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     note_model_parallel(ctx)
     division = divide(
-        batch_size, asked, longest, ctx.replicas, passes=stages, together=model_parallel_size(ctx.compute), **options
+        batch_size, ctx.compute.micro_batch, longest, ctx.replicas, passes=stages, together=together, **options
     )
     sentence = ctx.runtime_report["batch"] = division.sentence(what, longest)
     if division.processes > 1 or division.accumulation > 1:
@@ -45,10 +45,10 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
 
 def note_model_parallel(ctx: StageContext) -> None:
     """Note that the processes of a tensor- or sequence-parallel group count as one for the batch."""
-    size = int(ctx.compute.get("sequence_parallel", 1))
+    size = ctx.dims.sequence_parallel
     if size > 1:
         ctx.note(f"sequence parallel: {size} processes share the tokens of each row and count as one process")
-    size = int(ctx.compute.get("tensor_parallel", 1))
+    size = ctx.dims.tensor_parallel
     if size > 1:
         ctx.note(f"tensor parallel: {size} processes share every large matrix and count as one process")
 
@@ -58,13 +58,13 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
     joined = "RANK" in os.environ
     fields: dict[str, Any] = {"accelerator_config": {"use_configured_state": joined}}
     fields["ddp_find_unused_parameters"] = False
-    if ctx.compute.get("zero"):
-        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.compute, precision)
-        if int(ctx.compute.get("sequence_parallel", 1)) > 1:
-            shard = SequenceShard.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
+    if ctx.dims.zero:
+        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.dims, precision)
+        if ctx.dims.sequence_parallel > 1:
+            shard = SequenceShard.of(Ranks.current(), ctx.dims.sequence_parallel)
             fields["parallelism_config"] = parallelism(shard, ctx.runtime_report["attention"])
         return {**fields, "deepspeed": ctx.runtime_report["deepspeed"]}
-    if ctx.compute.get("fsdp"):
+    if ctx.dims.fsdp:
         config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
         ctx.runtime_report["accelerate"] = dict(config)
         # Otherwise the gradients of all but the last pass of a step would stay unsharded on every process.
@@ -83,9 +83,9 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     """
     accelerator = trainer.accelerator
     kind = str(accelerator.distributed_type).rpartition(".")[2]
-    zero, fsdp = ctx.compute.get("zero"), ctx.compute.get("fsdp")
+    zero, fsdp = ctx.dims.zero, ctx.dims.fsdp
     wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
-    size, config = int(ctx.compute.get("sequence_parallel", 1)), accelerator.parallelism_config
+    size, config = ctx.dims.sequence_parallel, accelerator.parallelism_config
     sharded = int(config.sp_size) if config is not None else 1
     if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks and sharded == size:
         ctx.runtime_report.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
@@ -98,7 +98,7 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
         return
     asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
     asked += f" and sequence parallelism over {size} processes" if size > 1 else ""
-    matrices = int(ctx.compute.get("tensor_parallel", 1))
+    matrices = ctx.dims.tensor_parallel
     asked = f"tensor parallelism over {matrices} processes" if matrices > 1 else asked
     raise PipelineError(
         Problem(
@@ -118,7 +118,7 @@ def _check_shards(ctx: StageContext, trainer: Any) -> None:
     """
     from pipeline.parallel.tensor.sharding import TPReplicas, share_of_parameters, size_of
 
-    asked, size = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
+    asked, size = ctx.dims.tensor_parallel, size_of(trainer.model)
     share = share_of_parameters(trainer.model)
     if size != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
         statement = (

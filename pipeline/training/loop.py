@@ -86,7 +86,7 @@ def run_trainer(
     clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)
     for silent in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(silent)
-    every_s = float(ctx.compute.get("checkpoint_every_s", 30.0))
+    every_s = ctx.compute.checkpoint_every_s
     trainer.add_callback(Watcher(ctx, clock, every_s, begin=lambda: restore_metrics(trainer, checkpoint)))
     trainer.add_callback(Audit(ctx, trainer, adapter))
     if checkpoint is not None:

@@ -72,7 +72,7 @@ class PipelineTraining:
             expected = "bf16 or fp32: the scale of an fp16 loss is not shared between parts"
             raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))
         ctx.runtime_report["liger"] = False  # only transformers' Trainer applies Liger's kernels
-        place = PipelineRank(ranks, int(ctx.compute["pipeline_parallel"]))
+        place = PipelineRank(ranks, ctx.dims.pipeline_parallel)
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
         recompute = bool(arguments.activation_checkpointing)
@@ -113,7 +113,7 @@ class PipelineTraining:
             if step == self.steps:
                 break
             stopping = self.ctx.stopping()
-            if stopping or any_reduce(time.perf_counter() - saved_at > float(self.ctx.compute["checkpoint_every_s"])):
+            if stopping or any_reduce(time.perf_counter() - saved_at > self.ctx.compute.checkpoint_every_s):
                 self._save(step, clock)
                 saved_at = time.perf_counter()
             if stopping:

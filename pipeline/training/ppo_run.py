@@ -147,7 +147,7 @@ class RunLog:
         """
         stopping = self.ctx.stopping() and done < total
         waited = time.perf_counter() - self.saved_at
-        if not stopping and not any_reduce(waited > float(self.ctx.compute.get("checkpoint_every_s", 30.0))):
+        if not stopping and not any_reduce(waited > self.ctx.compute.checkpoint_every_s):
             return
         extra = {
             "rows": self.rows,

@@ -114,7 +114,7 @@ def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> Non
     Raises:
         PipelineError: the model's rows cannot be sharded, or the padded rows exceed its context.
     """
-    count = int(ctx.compute.get("sequence_parallel", 1))
+    count = ctx.dims.sequence_parallel
     if count == 1:
         return
     config = model.config.get_text_config()

@@ -21,7 +21,9 @@ import pytest
 import torch
 from two_processes import be_one
 
+from pipeline.compute import ComputeSettings
 from pipeline.errors import StageFailed
+from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.sharding_state import ShardingState, holding
@@ -82,7 +84,7 @@ def with_zero(stage: int) -> ShardingState:
 
     AcceleratorState._reset_state()
     once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 2}
-    config = {**deepspeed_config({"zero": stage, "offload": "none"}, "fp32"), **once, "gradient_clipping": 0.0}
+    config = {**deepspeed_config(ParallelDims(zero=stage), "fp32"), **once, "gradient_clipping": 0.0}
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
     model = tiny()
     engine, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
@@ -139,7 +141,9 @@ def problems(tmp_path: Path, held: ShardingState, monkeypatch: pytest.MonkeyPatc
     """Return what two processes that hold so would be told."""
     monkeypatch.setattr("pipeline.training.audit.Ranks.current", lambda: SimpleNamespace(count=2))
     nothing: Any = None
-    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, ranks=2)
+    ctx = StageContext(
+        "one", 1, tmp_path, tmp_path, {}, nothing, ComputeSettings(), nothing, nothing, dims=ParallelDims(2, **compute)
+    )
     return [problem.found for problem in sharding_problems(ctx, held)]
 
 
@@ -182,7 +186,19 @@ def test_another_zero_stage_is_seen(
 def test_buckets_that_are_not_the_configured_ones_are_seen(tmp_path: Path) -> None:
     nothing: Any = None
     facts = {"deepspeed": {"zero_optimization": {"stage": 2, "reduce_bucket_size": 2**22}}}
-    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, runtime_report=facts)
+    ctx = StageContext(
+        "one",
+        1,
+        tmp_path,
+        tmp_path,
+        {},
+        nothing,
+        ComputeSettings(),
+        nothing,
+        nothing,
+        dims=ParallelDims(2),
+        runtime_report=facts,
+    )
     assert list(bucket_problems(ctx, 2**22)) == []
     (problem,) = bucket_problems(ctx, 500_000_000)
     assert problem.found == "DeepSpeed's buckets have 500000000 elements"
@@ -191,7 +207,19 @@ def test_buckets_that_are_not_the_configured_ones_are_seen(tmp_path: Path) -> No
 def test_gradients_that_nobody_sums_are_seen(tmp_path: Path) -> None:
     nothing: Any = None
     facts = {"precision": "fp32"}
-    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, runtime_report=facts)
+    ctx = StageContext(
+        "one",
+        1,
+        tmp_path,
+        tmp_path,
+        {},
+        nothing,
+        ComputeSettings(),
+        nothing,
+        nothing,
+        dims=ParallelDims(2),
+        runtime_report=facts,
+    )
     trainer = SimpleNamespace(accelerator=SimpleNamespace(mixed_precision="no"), model_wrapped=torch.nn.Linear(2, 2))
     (problem,) = trainer_problems(ctx, trainer)
     assert problem.found == "2 processes train, and nobody sums their gradients"

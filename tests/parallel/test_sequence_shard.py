@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.errors import PipelineError
 from pipeline.labels import IGNORE
+from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, by_document
 from pipeline.parallel.sequence.checks import sequence_parallel_problems
@@ -144,7 +145,8 @@ def test_what_excludes_shards(compute: dict[str, Any], said: str | None) -> None
 def test_rows_are_not_padded_beyond_the_context(longest: int, said: str | None) -> None:
     config = LlamaConfig(num_attention_heads=4, max_position_embeddings=65 if longest == 65 else 66)
     config._attn_implementation = "sdpa"
-    ctx = SimpleNamespace(compute={"sequence_parallel": 2}, ranks=2, runtime_report={"attention": "sdpa"}, name="base")
+    dims = ParallelDims(2, sequence_parallel=2, zero=1)
+    ctx = SimpleNamespace(dims=dims, ranks=2, runtime_report={"attention": "sdpa"}, name="base")
     if said is None:
         refuse_sequence_parallel(ctx, SimpleNamespace(config=config), longest)
         return

@@ -19,8 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import pipeline.models.adapters
 import pipeline.models.load
 import pipeline.training.arguments
+from pipeline.compute import ComputeSettings
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.forward_probe import ForwardProbe
+from pipeline.parallel.dims import ParallelDims
 from pipeline.stage import StageContext
 from pipeline.training.audit import (
     adapter_problems,
@@ -175,10 +177,10 @@ def test_what_is_as_asked_is_seen(
 
 def _context(tmp_path: Any, **given: Any) -> StageContext:
     report = given.pop("runtime_report", {})
-    compute, ranks = given.pop("compute", {}), given.pop("ranks", 1)
+    compute, dims = ComputeSettings(**given.pop("compute", {})), ParallelDims(given.pop("ranks", 1))
     nothing: Any = None
     return StageContext(
-        "one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, ranks=ranks, runtime_report=report
+        "one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, dims=dims, runtime_report=report
     )
 
 
