@@ -128,15 +128,3 @@ def batch_split_problems(train: Any, micro_batch: int | str, dims: ParallelDims,
             divide(rows, asked, 1, dims.replicas, word=word, passes=stages, together=together)
         except PipelineError as error:
             yield from error.problems
-
-
-def head_problem(heads: int, kv_heads: int, size: int) -> Problem | None:
-    """Return the problem of attention heads that do not divide over ``size`` processes; None if they do."""
-    for word, count in (("num_attention_heads", heads), ("num_key_value_heads", kv_heads)):
-        if count % size:
-            fitting = [n for n in range(1, count + 1) if heads % n == 0 and kv_heads % n == 0]
-            near = min(fitting, key=lambda n: (abs(n - size), n))
-            statement = f"compute.tensor_parallel {size} for a model with {word} {count}"
-            remedy = f"use {near}" + (", on as many processes or a multiple" if near > 1 else "")
-            return Problem(statement, f"one of {', '.join(map(str, fitting))}", remedy)
-    return None

@@ -21,9 +21,10 @@ from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
 from pipeline.models.quantized_files import layout_problem, quantization_of_files, quantized_files_problem
-from pipeline.parallel.batch_split import batch_split_problems, head_problem
+from pipeline.parallel.batch_split import batch_split_problems
 from pipeline.parallel.pipeline.split import pipeline_bubble_problem, split_problem
-from pipeline.parallel.sequence.checks import sequence_parallel_problems
+from pipeline.parallel.sequence.checks import field_problems, sequence_parallel_problems
+from pipeline.parallel.tensor.checks import OPTIMIZERS, dropout_problem, head_problem, optimizer_problem
 from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.row_counts import rows_problem
@@ -36,9 +37,6 @@ from pipeline.stage import MODEL_PARALLEL, Data, kind_of
 from pipeline.training.fields import margin_problem
 from pipeline.training.pipelined_fields import unused_problem
 from pipeline.training.precision_problems import cpu_problem, ppo_problem
-
-TP_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
-"""Optimizers whose steps tests have shown to be equal under tensor parallelism."""
 
 TP_TRANSFORMERS = (5, 23)
 """First version of transformers that shards every model and adapter; 5.20 fails on odd vocabularies, reward heads."""
@@ -243,11 +241,7 @@ def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Pro
         if count == 1 or stage.spec.kind not in MODEL_PARALLEL["sequence_parallel"]:
             continue
         problems = sequence_parallel_problems(shapes.config_of(stage) or {}, count, compute.ranks)
-        asked: dict[str, Any] = train.passthrough() if train is not None else {}
-        for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
-            if asked.get(word, plain) != plain:
-                statement = f"train.{word} is {asked[word]} with compute.sequence_parallel"
-                problems.append(Problem(statement, str(plain), "leave it out: only the model's own loss can be shared"))
+        problems += field_problems(train.passthrough(), count) if train is not None else []
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
@@ -347,18 +341,14 @@ def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
         problem = head_problem(heads, int(fields.get("num_key_value_heads") or heads), size) if heads else None
         if problem is not None:
             yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
-        optim = getattr(getattr(stage.spec.config, "train", None), "optim", TP_OPTIMIZERS[0])
-        if optim not in TP_OPTIMIZERS:
-            statement = f"train.optim is {optim} with compute.tensor_parallel {size}"
-            expected = f"one that steps each number by itself: {', '.join(TP_OPTIMIZERS)}"
-            yield Problem(statement, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
-        dropout = getattr(getattr(stage.spec.config, "adapter", None), "dropout", 0)
-        if dropout:
-            statement = f"adapter.dropout is {dropout} with compute.tensor_parallel {size}"
-            remedy = "remove adapter.dropout, or set compute.tensor_parallel: 1"
+        train, adapter = getattr(stage.spec.config, "train", None), getattr(stage.spec.config, "adapter", None)
+        problem = optimizer_problem(getattr(train, "optim", OPTIMIZERS[0]), size)
+        if problem is not None:
+            yield replace(problem, where=plan.recipe.where("stages", stage.spec.name), stage=stage.spec.name)
+        problem = dropout_problem(getattr(adapter, "dropout", 0), size)
+        if problem is not None:
             where = plan.recipe.where("stages", stage.spec.name, "adapter", "dropout")
-            expected = "0: processes would drop other numbers than one does"
-            yield Problem(statement, expected, remedy, where, stage.spec.name)
+            yield replace(problem, where=where, stage=stage.spec.name)
 
 
 def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:

@@ -22,8 +22,9 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.forward_probe import ForwardProbe
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.sharding_state import ShardingState, bucket_of, foreign_parameters, holding
-from pipeline.parallel.tensor.sharding import TPReplicas, size_of
+from pipeline.parallel.sharding_state import bucket_of, foreign_parameters, holding, sharding_problems
+from pipeline.parallel.tensor.audit import replicas_problem
+from pipeline.parallel.zero.config import bucket_problem
 from pipeline.stage import StageContext
 from pipeline.training.arguments import device_of
 
@@ -99,9 +100,10 @@ def check_prepared(
         "weights": sharding.weights,
         "optimizer": sharding.optimizer,
     }
+    bucket = bucket_problem(ctx.runtime_report.get("deepspeed", {}), bucket_of(optimizer))
     problems = [
-        *sharding_problems(ctx, sharding),
-        *bucket_problems(ctx, bucket_of(optimizer)),
+        *sharding_problems(ctx.dims, sharding, Ranks.current().count),
+        *([] if bucket is None else [bucket]),
         *weight_problems(prepared, optimizer, device_of(ctx).partition(":")[0]),
         *adapter_problems(model, adapter),
         *kernel_problems(ctx, model),
@@ -147,39 +149,13 @@ def check_replicas(ctx: StageContext, model: Any) -> None:
     Raises:
         PipelineError: the gradients differ, so the replicas would take different steps.
     """
-    replicas = TPReplicas(model) if size_of(model) > 1 else None
-    if replicas is not None and replicas.count > 1 and replicas.apart(model) > 0:
-        statement = f"{replicas.count} groups of {size_of(model)} processes train, and their gradients differ"
-        expected, remedy = "gradients averaged over the groups", f"use {size_of(model)} processes"
-        _raise_problems(ctx, [Problem(statement, expected, remedy)])
+    problem = replicas_problem(model)
+    _raise_problems(ctx, [] if problem is None else [problem])
 
 
 def _raise_problems(ctx: StageContext, problems: list[Problem]) -> None:
     if problems:
         raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
-
-
-def sharding_problems(ctx: StageContext, sharding: ShardingState) -> Iterator[Problem]:
-    """Yield a problem if the number of ranks, or the sharding over them, differs from `compute`."""
-    joined = Ranks.current().count
-    if joined != ctx.ranks:
-        yield Problem(f"{joined} processes joined", f"{ctx.ranks}, as compute says", "see the logs of the others")
-    zero, fsdp, expected = ctx.dims.zero, ctx.dims.fsdp, ctx.dims.engine
-    if ctx.dims.model_parallel_size > 1 and not ctx.dims.is_sharded:
-        return  # tensor and sequence parallelism have their own checks
-    remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"
-    if sharding.engine != expected:
-        yield Problem(f"compute asks for {expected}, and {sharding.engine} runs", "what was asked for", remedy)
-    elif expected != "plain" and sharding.over != ctx.ranks:
-        statement = f"{expected} has spread its state over {sharding.over} of {ctx.ranks} processes"
-        yield Problem(statement, "all of them", remedy)
-
-
-def bucket_problems(ctx: StageContext, bucket: int | None) -> Iterator[Problem]:
-    """Yield a problem if DeepSpeed's bucket size differs from the one in the memory forecast and the manifest."""
-    expected = ctx.runtime_report.get("deepspeed", {}).get("zero_optimization", {}).get("reduce_bucket_size", bucket)
-    if bucket != expected:
-        yield Problem(f"DeepSpeed's buckets have {bucket} elements", f"{expected}, from the model's width", REPORT)
 
 
 def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[Problem]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.batch_split import BatchSplit, divide
+from pipeline.parallel.fsdp import arguments as fsdp
 from pipeline.parallel.pipeline.split import pipeline_bubble_problem
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, parallelism
@@ -65,11 +67,9 @@ def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
             fields["parallelism_config"] = parallelism(shard, ctx.runtime_report["attention"])
         return {**fields, "deepspeed": ctx.runtime_report["deepspeed"]}
     if ctx.dims.fsdp:
-        config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
-        ctx.runtime_report["accelerate"] = dict(config)
-        # Otherwise the gradients of all but the last pass of a step would stay unsharded on every process.
-        fields["accelerator_config"]["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
-        return {**fields, "fsdp": True, "fsdp_config": config}
+        sharded = fsdp.trainer_fields()
+        ctx.runtime_report["accelerate"] = dict(sharded["fsdp_config"])
+        return {**fields, **sharded, "accelerator_config": fields["accelerator_config"] | sharded["accelerator_config"]}
     return fields
 
 
@@ -83,8 +83,8 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
     """
     accelerator = trainer.accelerator
     kind = str(accelerator.distributed_type).rpartition(".")[2]
-    zero, fsdp = ctx.dims.zero, ctx.dims.fsdp
-    wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
+    zero, is_fsdp = ctx.dims.zero, ctx.dims.fsdp
+    wanted = "DEEPSPEED" if zero else "FSDP" if is_fsdp else "NO" if ctx.ranks == 1 else "MULTI"
     size, config = ctx.dims.sequence_parallel, accelerator.parallelism_config
     sharded = int(config.sp_size) if config is not None else 1
     if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks and sharded == size:
@@ -96,7 +96,7 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
             engine = accelerator.state.deepspeed_plugin.hf_ds_config.config
             ctx.runtime_report["deepspeed"]["zero_optimization"].update(fit_buckets(engine, width_of(trainer.model)))
         return
-    asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
+    asked = f"ZeRO-{zero}" if zero else "FSDP2" if is_fsdp else "data parallelism"
     asked += f" and sequence parallelism over {size} processes" if size > 1 else ""
     matrices = ctx.dims.tensor_parallel
     asked = f"tensor parallelism over {matrices} processes" if matrices > 1 else asked
@@ -104,7 +104,7 @@ def check_distribution(ctx: StageContext, trainer: Any) -> None:
         Problem(
             f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",
             "what was asked for",
-            "set compute.zero: 3" if fsdp else "see `trueup doctor`",
+            "set compute.zero: 3" if is_fsdp else "see `trueup doctor`",
             stage=ctx.name,
         )
     )
@@ -116,19 +116,12 @@ def _check_shards(ctx: StageContext, trainer: Any) -> None:
     Raises:
         PipelineError: it is not, or this process holds all weights.
     """
-    from pipeline.parallel.tensor.sharding import TPReplicas, share_of_parameters, size_of
+    from pipeline.parallel.tensor.audit import shards_of, shards_problem
 
-    asked, size = ctx.dims.tensor_parallel, size_of(trainer.model)
-    share = share_of_parameters(trainer.model)
-    if size != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
-        statement = (
-            f"compute.tensor_parallel is {asked}, the trainer divides by {size}, and this process holds {share:.0%}"
-        )
-        raise PipelineError(Problem(statement, "what was asked for", "see `trueup doctor`", stage=ctx.name))
-    if asked > 1:
+    problem = shards_problem(trainer.model, ctx.dims.tensor_parallel, trainer.get_tp_size())
+    if problem is not None:
+        raise PipelineError(replace(problem, stage=ctx.name))
+    shards = shards_of(trainer.model)
+    if shards is not None:
         ctx.runtime_report["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)
-        ctx.runtime_report["tensor_parallel"] = {
-            "size": size,
-            "copies": TPReplicas(trainer.model).count,
-            "share_of_parameters": round(share, 4),
-        }
+        ctx.runtime_report["tensor_parallel"] = shards._asdict()

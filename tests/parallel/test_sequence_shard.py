@@ -19,8 +19,9 @@ from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, by_document
 from pipeline.parallel.sequence.checks import sequence_parallel_problems
+from pipeline.parallel.sequence.trainer import held_out_batches, mean_by_rows
 from pipeline.recipe.schema import Compute
-from pipeline.training.sequence_parallel import held_out_batches, mean_by_rows, refuse_sequence_parallel
+from pipeline.training.sequence_parallel import refuse_sequence_parallel
 
 
 def test_labels_are_shifted_before_they_are_cut() -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
-from pipeline.parallel.batch_split import head_problem
+from pipeline.parallel.tensor.checks import head_problem
 from pipeline.recipe import load
 
 pytestmark = pytest.mark.xdist_group("tensor")  # what its fixtures train is trained once

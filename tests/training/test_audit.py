@@ -28,7 +28,6 @@ from pipeline.training.audit import (
     adapter_problems,
     has_liger,
     kernel_problems,
-    sharding_problems,
     weight_problems,
 )
 from pipeline.training.consolidated_checkpoint import ConsolidatedCheckpoint
@@ -189,14 +188,14 @@ def _tiny() -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=50, **sizes))
 
 
-def test_fewer_processes_than_asked_for_are_told(tmp_path: Any) -> None:
-    from pipeline.parallel.sharding_state import holding
+def test_fewer_processes_than_asked_for_are_told() -> None:
+    from pipeline.parallel.sharding_state import holding, sharding_problems
 
     model = _tiny()
     held = holding(model, torch.optim.SGD(model.parameters()))
     assert (held.engine, held.over, held.weights, held.optimizer) == ("plain", 1, 1.0, 1.0)
-    assert not list(sharding_problems(_context(tmp_path), held))
-    (problem,) = sharding_problems(_context(tmp_path, ranks=2), held)
+    assert not list(sharding_problems(ParallelDims(1), held, joined=1))
+    (problem,) = sharding_problems(ParallelDims(2), held, joined=1)
     assert problem.found == "1 processes joined"
 
 

@@ -26,9 +26,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import DistributedConfig
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.parallel.batch_split import head_problem
 from pipeline.parallel.dtensors import set_weight
 from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.tensor.checks import head_problem
 
 SHARED_NORM = "replicated_with_grad_allreduce"
 """transformers' plan entry for a replicated weight applied to this rank's heads only: its gradients are summed."""

@@ -5,8 +5,10 @@ References: Rajbhandari et al. 2020, arXiv:1910.02054 (stages 1 to 3); 2021, arX
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from pipeline.errors import Problem
 from pipeline.estimate.buckets import bucket_sizes
 from pipeline.parallel.dims import ParallelDims
 
@@ -53,6 +55,20 @@ def fit_buckets(config: dict[str, Any], hidden: int) -> dict[str, int]:
     sizes = bucket_sizes(int(zero["stage"]), hidden)
     zero.update(sizes)
     return sizes
+
+
+def bucket_problem(config: Mapping[str, Any], bucket: int | None) -> Problem | None:
+    """Return the problem of a running engine whose bucket size is not the configured one, which the forecast counts.
+
+    Args:
+        config: DeepSpeed's configuration; one without a bucket size is met by any.
+        bucket: elements of the engine's buckets; None without DeepSpeed.
+    """
+    expected = config.get("zero_optimization", {}).get("reduce_bucket_size", bucket)
+    if bucket == expected:
+        return None
+    remedy = "see `trueup doctor` for what is installed, or leave it out"
+    return Problem(f"DeepSpeed's buckets have {bucket} elements", f"{expected}, from the model's width", remedy)
 
 
 def width_of(model: Any) -> int:
