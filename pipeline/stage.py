@@ -198,8 +198,8 @@ class StageContext:
         rank: rank of this process; rank 0 writes the payload and talks to the user.
         warnings: warnings of the plan that a report must repeat, e.g. that a model was trained on the prompts it is
             evaluated on.
-        runtime_report: how the stage ran: precision, split of the batch, generated engine configuration. The stage
-            fills it; its manifest stores it under `runtime`.
+        runtime_report: how the stage ran: precision, split of the batch, generated engine configuration. `report` adds
+            to it, and only the stage's manifest reads it (`runtime.ran`).
         set_aside: writes rows of a field's source that cannot be rendered to its rejects and returns true; returns
             false when the source stops at bad rows.
     """
@@ -247,6 +247,12 @@ class StageContext:
     def progress(self, step: int, total: int, **metrics: float) -> None:
         """Report ``step`` of ``total`` with the latest metrics."""
         self.emit(Event("progress", step=step, total=total, metrics=metrics))
+
+    def report(self, **facts: Any) -> None:
+        """Record how the stage ran, for its manifest; facts of one name that are mappings are merged."""
+        for name, fact in facts.items():
+            known = self.runtime_report.get(name)
+            self.runtime_report[name] = {**known, **fact} if isinstance(known, Mapping) else fact
 
     def stop_if_asked(self) -> None:
         """Stop the stage if the run was asked to stop; for work without checkpoints.

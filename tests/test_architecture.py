@@ -189,6 +189,21 @@ def test_files_and_functions_are_short_or_have_a_reason() -> None:
     assert len(ALLOWED_LENGTH) <= 6
 
 
+def test_only_a_manifest_reads_what_a_stage_reports() -> None:
+    """What a function learns about a run it returns: no other function may depend on the order of the calls."""
+    owners = {"pipeline.stage", "pipeline.launch.job", "pipeline.runner"}
+    memo = {"pipeline.training.arguments:precision_of"}  # decided once for all ranks, which is a collective
+    readers = {
+        f"{name}:{function.name}"
+        for name in TREES.keys() - owners
+        for function in ast.walk(TREES[name])
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr == "runtime_report"
+    }
+    assert readers == memo
+
+
 def test_no_module_is_a_drawer() -> None:
     drawers = {"utils", "util", "helpers", "helper", "manager", "base", "misc", "common"}
     assert not [name for name in MODULES if drawers & set(name.split("."))]

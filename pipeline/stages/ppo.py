@@ -230,7 +230,8 @@ def _precision(ctx: StageContext) -> Any:
         problem = ppo_problem(ctx.compute.precision, ctx.dims)
         if problem is not None:
             raise PipelineError(replace(problem, stage=ctx.name))
-        ctx.runtime_report["precision"] = picked = "fp32"
+        picked = "fp32"
+        ctx.report(precision=picked)
         ctx.note("this GPU has no bf16, and PPO with sharded weights takes no fp16: computes in fp32")
     return HALF.get(picked)
 
@@ -248,9 +249,10 @@ def _train_engine(ctx: StageContext, config: Config, policy: Any, ranks: Any) ->
     if ctx.dims.zero:
         from pipeline.ppo.sharding import ZeroEngine
 
-        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.dims, precision_of(ctx))
-        fit_buckets(ctx.runtime_report["deepspeed"], width_of(policy.model))
-        return ZeroEngine(policy, config.train, ranks, ctx.runtime_report["deepspeed"])
+        deepspeed = deepspeed_config(ctx.dims, precision_of(ctx))
+        fit_buckets(deepspeed, width_of(policy.model))
+        ctx.report(deepspeed=deepspeed)
+        return ZeroEngine(policy, config.train, ranks, deepspeed)
     if ctx.dims.fsdp:
         from pipeline.ppo.sharding import FsdpEngine
 
@@ -313,7 +315,7 @@ def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids
         name = "batched" if not on_gpu else "generate" if missing else "vllm"
         why = "a CPU" if not on_gpu else missing or "a GPU with vLLM"
         ctx.note(f"responses are sampled by the `{name}` engine ({why})")
-    ctx.runtime_report["rollout_engine"] = name
+    ctx.report(rollout_engine=name)
     train = config.train
     if name == "vllm":
         if missing:

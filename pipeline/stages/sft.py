@@ -79,6 +79,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.training.arguments import (
         attend_without_mask,
         attention_kernel,
+        attention_name,
         build_arguments,
         prepare_torch,
         starting_weights,
@@ -138,7 +139,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         max_length=None,
         packing=False,
     )
-    is_flat = "flash" in ctx.runtime_report["attention"] and ctx.dims.sequence_parallel == 1
+    is_flat = "flash" in attention_name(ctx) and ctx.dims.sequence_parallel == 1
     collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat=is_flat)
     ctx.phase(f"training on {conversations:,} conversations")
     if is_pipelined:

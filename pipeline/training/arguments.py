@@ -54,7 +54,7 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
     asked: str = ctx.compute.precision
     if asked == "auto":
         asked = ctx.runtime_report.get("precision") or _auto_precision(ctx, width)
-    ctx.runtime_report["precision"] = asked
+    ctx.report(precision=asked)
     return asked
 
 
@@ -91,7 +91,7 @@ def _decided_precision(ctx: StageContext, width: int) -> str:
         if choice.reason != NO_INSTRUCTIONS:
             other = "bf16" if choice.precision == "fp32" else "fp32"
             ctx.note(f"computes in {choice.precision}: {choice.reason}; `compute.precision: {other}` takes the other")
-    ctx.runtime_report["precision_reason"] = choice.reason
+    ctx.report(precision_reason=choice.reason)
     return choice.precision
 
 
@@ -162,7 +162,7 @@ def zero3_config(ctx: StageContext) -> dict[str, Any] | None:
     """Return the ZeRO-3 configuration with which a stage shards a model while loading it; None without ZeRO-3."""
     if ctx.dims.zero < 3 or "RANK" not in os.environ:
         return None
-    ctx.runtime_report["loaded"] = "sharded"
+    ctx.report(loaded="sharded")
     return deepspeed_config(ctx.dims, precision_of(ctx))
 
 
@@ -183,9 +183,12 @@ def attention_kernel(ctx: StageContext) -> str | None:
     from pipeline.models.kernels import attention_of
 
     on_gpu = not use_cpu(ctx)
-    kernel = attention_of(ctx.compute.attention, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
-    ctx.runtime_report["attention"] = kernel or "sdpa"
-    return kernel
+    return attention_of(ctx.compute.attention, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
+
+
+def attention_name(ctx: StageContext) -> str:
+    """Return `transformers`' name of the attention implementation that a stage asks for; see `attention_kernel`."""
+    return attention_kernel(ctx) or "sdpa"
 
 
 def liger_kernels(ctx: StageContext) -> bool:
@@ -198,18 +201,17 @@ def liger_kernels(ctx: StageContext) -> bool:
 
     sharded = ctx.dims.tensor_parallel > 1  # Liger's kernels do not support DTensors
     asked = "off" if sharded else ctx.compute.liger
-    ctx.runtime_report["liger"] = uses_liger(asked, on_gpu=not use_cpu(ctx))
-    return bool(ctx.runtime_report["liger"])
+    return uses_liger(asked, on_gpu=not use_cpu(ctx))
 
 
 def attend_without_mask(ctx: StageContext, model: Any) -> None:
     """On a GPU, keep a model whose rows are padded on the right from building attention masks."""
-    from pipeline.models.kernels import WITHOUT_MASK, without_mask
+    from pipeline.models.kernels import without_mask
 
     if ctx.dims.sequence_parallel > 1:  # DeepSpeed drops masks, and does not know `WITHOUT_MASK`
         return
-    if not use_cpu(ctx) and without_mask(model):
-        ctx.runtime_report["attention"] = WITHOUT_MASK
+    if not use_cpu(ctx):
+        without_mask(model)
 
 
 def build_arguments(
@@ -301,7 +303,7 @@ def _computing(ctx: StageContext) -> dict[str, Any]:
         "gradient_checkpointing": ctx.compute.recomputes,
         "dataloader_pin_memory": on_gpu,
         "use_liger_kernel": liger_kernels(ctx),
-        **sharding(ctx, precision),
+        **sharding(ctx.dims, precision, attention_name(ctx)),
     }
     fields["accelerator_config"]["non_blocking"] = on_gpu  # copies to a GPU overlap with its computation
     return fields

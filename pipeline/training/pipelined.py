@@ -26,7 +26,7 @@ from pipeline.parallel.pipeline.schedule import Pipeline, PipelineRank
 from pipeline.parallel.pipeline.stage_module import StageModule
 from pipeline.parallel.ranks import Ranks, any_reduce
 from pipeline.stage import StageContext
-from pipeline.training.arguments import checkpoints_dir
+from pipeline.training.arguments import attention_name, checkpoints_dir, precision_of
 from pipeline.training.audit import check_first_pass, check_prepared
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import newest_checkpoint, step_of
@@ -71,7 +71,6 @@ class PipelineTraining:
         if arguments.fp16:
             expected = "bf16 or fp32: the scale of an fp16 loss is not shared between parts"
             raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))
-        ctx.runtime_report["liger"] = False  # only transformers' Trainer applies Liger's kernels
         place = PipelineRank(ranks, ctx.dims.pipeline_parallel)
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
@@ -140,7 +139,7 @@ class PipelineTraining:
         )
         loss = self.pipe.backward(passes=rows_per_replica // self.batches.micro_batch, tokens=tokens, **replica_batch)
         if self._first is not None:
-            check_first_pass(self.ctx, self._first, str(self.ctx.runtime_report["precision"]))
+            check_first_pass(self.ctx, self._first, precision_of(self.ctx))
             self._first = None
         norm = self.pipe.clip(self.arguments.max_grad_norm)
         rate = self.rates.get_last_lr()[0]
@@ -214,7 +213,7 @@ def train_through_pipeline(
         Interrupted: the user asked to stop; a checkpoint was saved.
         PipelineError: the model or the recipe does not fit a pipeline, or the loss is not finite.
     """
-    if rows and "seq_lengths" in rows[0] and "flash" in ctx.runtime_report["attention"]:
+    if rows and "seq_lengths" in rows[0] and "flash" in attention_name(ctx):
         statement = "train.mode packed with FlashAttention and compute.pipeline_parallel"
         raise PipelineError(Problem(statement, "rows of one conversation, or masks", "set compute.attention: sdpa"))
     training = PipelineTraining(ctx, model, deferred, arguments, batches, steps)

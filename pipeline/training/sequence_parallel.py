@@ -9,6 +9,7 @@ from pipeline.errors import PipelineError
 from pipeline.parallel.sequence.checks import model_problems
 from pipeline.parallel.sequence.trainer import SequenceParallelTrainer
 from pipeline.stage import StageContext
+from pipeline.training.arguments import attention_name
 
 
 def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> None:
@@ -24,7 +25,7 @@ def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> Non
     """
     if ctx.dims.sequence_parallel == 1:
         return
-    problems = model_problems(model, longest, ctx.dims, ctx.runtime_report["attention"])
+    problems = model_problems(model, longest, ctx.dims, attention_name(ctx))
     if problems:
         raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
 

@@ -179,17 +179,15 @@ def test_another_zero_stage_is_seen(
 
 
 def test_buckets_that_are_not_the_configured_ones_are_seen() -> None:
-    config = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 2**22}}
-    assert bucket_problem(config, 2**22) is None
-    assert bucket_problem({}, None) is None  # without DeepSpeed there are none
-    problem = bucket_problem(config, 500_000_000)
+    assert bucket_problem(2, 2048, 2**22) is None  # the least, 4 Mi, is also 2048²
+    assert bucket_problem(2, 4096, 2**22) is not None
+    problem = bucket_problem(2, 2048, 500_000_000)
     assert problem is not None
     assert problem.found == "DeepSpeed's buckets have 500000000 elements"
 
 
 def test_gradients_that_nobody_sums_are_seen(tmp_path: Path) -> None:
     nothing: Any = None
-    facts = {"precision": "fp32"}
     ctx = StageContext(
         "one",
         1,
@@ -197,11 +195,10 @@ def test_gradients_that_nobody_sums_are_seen(tmp_path: Path) -> None:
         tmp_path,
         {},
         nothing,
-        ComputeSettings(),
+        ComputeSettings(precision="fp32"),
         nothing,
         nothing,
         dims=ParallelDims(2),
-        runtime_report=facts,
     )
     trainer = SimpleNamespace(accelerator=SimpleNamespace(mixed_precision="no"), model_wrapped=torch.nn.Linear(2, 2))
     (problem,) = trainer_problems(ctx, trainer)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from pipeline.compute import ComputeSettings
 from pipeline.errors import PipelineError
 from pipeline.labels import IGNORE
 from pipeline.parallel.dims import ParallelDims
@@ -147,7 +148,7 @@ def test_rows_are_not_padded_beyond_the_context(longest: int, said: str | None) 
     config = LlamaConfig(num_attention_heads=4, max_position_embeddings=65 if longest == 65 else 66)
     config._attn_implementation = "sdpa"
     dims = ParallelDims(2, sequence_parallel=2, zero=1)
-    ctx = SimpleNamespace(dims=dims, ranks=2, runtime_report={"attention": "sdpa"}, name="base")
+    ctx = SimpleNamespace(dims=dims, compute=ComputeSettings(device="cpu"), name="base")
     if said is None:
         refuse_sequence_parallel(ctx, SimpleNamespace(config=config), longest)
         return

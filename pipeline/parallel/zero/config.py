@@ -5,7 +5,6 @@ References: Rajbhandari et al. 2020, arXiv:1910.02054 (stages 1 to 3); 2021, arX
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import Problem
@@ -57,14 +56,15 @@ def fit_buckets(config: dict[str, Any], hidden: int) -> dict[str, int]:
     return sizes
 
 
-def bucket_problem(config: Mapping[str, Any], bucket: int | None) -> Problem | None:
-    """Return the problem of a running engine whose bucket size is not the configured one, which the forecast counts.
+def bucket_problem(stage: int, hidden: int, bucket: int | None) -> Problem | None:
+    """Return the problem of a running engine whose bucket size is not that of `fit_buckets`; None if it is.
 
     Args:
-        config: DeepSpeed's configuration; one without a bucket size is met by any.
-        bucket: elements of the engine's buckets; None without DeepSpeed.
+        stage: ZeRO stage, 1 to 3.
+        hidden: hidden size of the model.
+        bucket: elements of the engine's buckets; None if DeepSpeed does not run.
     """
-    expected = config.get("zero_optimization", {}).get("reduce_bucket_size", bucket)
+    expected = bucket_sizes(stage, hidden)["reduce_bucket_size"]
     if bucket == expected:
         return None
     remedy = "see `trueup doctor` for what is installed, or leave it out"
