@@ -241,7 +241,7 @@ def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Pro
         if count == 1 or stage.spec.kind not in MODEL_PARALLEL["sequence_parallel"]:
             continue
         problems = sequence_parallel_problems(shapes.config_of(stage) or {}, count, compute.ranks)
-        problems += field_problems(train.passthrough(), count) if train is not None else []
+        problems += field_problems(train.passthrough()) if train is not None else []
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 

@@ -19,7 +19,7 @@ from pipeline.labels import IGNORE
 from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, by_document
-from pipeline.parallel.sequence.checks import sequence_parallel_problems
+from pipeline.parallel.sequence.checks import field_problems, sequence_parallel_problems
 from pipeline.parallel.sequence.trainer import held_out_batches, mean_by_rows
 from pipeline.recipe.schema import Compute
 from pipeline.training.sequence_parallel import refuse_sequence_parallel
@@ -141,6 +141,19 @@ def test_what_excludes_shards(compute: dict[str, Any], said: str | None) -> None
     assert [name for name, *_ in found] == ([] if said is None else ["sequence_parallel"])
     if said is not None:
         assert said in ": ".join(found[0][1:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, []),
+        ({"label_smoothing_factor": 0, "loss_type": "nll", "adam_beta2": 0.9}, []),
+        ({"label_smoothing_factor": 0.1}, ["train.label_smoothing_factor is 0.1 with compute.sequence_parallel"]),
+        ({"loss_type": "dft"}, ["train.loss_type is dft with compute.sequence_parallel"]),
+    ],
+)
+def test_only_the_models_own_loss_is_shared(fields: dict[str, Any], said: list[str]) -> None:
+    assert [problem.found for problem in field_problems(fields)] == said
 
 
 @pytest.mark.parametrize(("longest", "said"), [(64, None), (65, "Set train.max_length: 64"), (66, None)])

@@ -53,12 +53,11 @@ def sequence_parallel_problems(config: Mapping[str, Any], count: int, processes:
     return problems
 
 
-def field_problems(fields: Mapping[str, Any], count: int) -> list[Problem]:
-    """Return the trainer's fields that sequence parallelism on ``count`` processes does not support.
+def field_problems(fields: Mapping[str, Any]) -> list[Problem]:
+    """Return the trainer's fields that sequence parallelism does not support.
 
     Args:
         fields: the fields of the trainer that the recipe sets under `train`.
-        count: `compute.sequence_parallel`.
     """
     problems = []
     for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
