@@ -101,6 +101,7 @@ def pretrain_rows(steps: int, seed: int) -> list[dict[str, Any]]:
 
 def ours(kind: str, steps: int, seed: int) -> dict[str, Any]:
     """Run the product's own stage and time its steps from the events it sends."""
+    from pipeline.compute import ComputeSettings
     from pipeline.models.save import save_model
     from pipeline.models.scratch import build_causal_lm
     from pipeline.stage import Event, ResolvedInput, StageContext, kind_of
@@ -130,7 +131,7 @@ def ours(kind: str, steps: int, seed: int) -> dict[str, Any]:
             work=Path(folder) / "work",
             inputs={"model": [source], "init": [source], "tokenizer": [source]},
             load_rows=lambda _: Rows(rows, []),
-            compute={"micro_batch": "auto"},
+            compute=ComputeSettings(),
             emit=emit,
             stopping=lambda: False,
         )

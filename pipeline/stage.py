@@ -19,7 +19,6 @@ The module of `run` is imported when a stage of the kind runs. It imports torch 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,10 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.compute import ComputeSettings
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
 from pipeline.markers import Code, Data, Input, Runtime, Shape, Shapes
+from pipeline.parallel.dims import ParallelDims
 from pipeline.results import Event, Rejected, StageResult
 from pipeline.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 
@@ -111,11 +112,6 @@ class Rows(Protocol):
         ...
 
 
-def model_parallel_size(compute: Mapping[str, Any]) -> int:
-    """Return the size of a model-parallel group, the ranks that share the same rows; `compute` is plain data."""
-    return math.prod(int(compute.get(word, 1)) for word in MODEL_PARALLEL)
-
-
 @dataclass(frozen=True)
 class StageContext:
     """Everything a stage may use.
@@ -127,18 +123,18 @@ class StageContext:
         work: scratch directory for checkpoints; it survives a kill.
         inputs: inputs by the name of their configuration field, in order.
         load_rows: reads the data source named by a field.
-        compute: compute settings (precision, threads, micro-batch), which may not change the result.
+        compute: precision, device, kernels, micro-batch: settings that may not change the result.
         emit: sends an event to the runner.
         stopping: returns true once the run was asked to stop; the stage then saves a checkpoint and raises
             `Interrupted`. It is a collective: all ranks must call it at the same points, and all get the same answer.
         trust_remote_code: whether the recipe allows a model repository to run its own Python.
         functions: loads the function of a `Code` field.
+        dims: the parallel dimensions of the run.
         rank: rank of this process; rank 0 writes the payload and talks to the user.
-        ranks: world size.
         warnings: warnings of the plan that a report must repeat, e.g. that a model was trained on the prompts it is
             evaluated on.
-        runtime_report: how the stage ran: precision, split of the batch, generated engine configuration. The stage
-            fills it; its manifest stores it under `runtime`.
+        runtime_report: how the stage ran: precision, split of the batch, generated engine configuration. `report` adds
+            to it, and only the stage's manifest reads it (`runtime.ran`).
         set_aside: writes rows of a field's source that cannot be rendered to its rejects and returns true; returns
             false when the source stops at bad rows.
     """
@@ -149,13 +145,13 @@ class StageContext:
     work: Path
     inputs: Mapping[str, list[ResolvedInput]]
     load_rows: Callable[[str], Rows]
-    compute: Mapping[str, Any]
+    compute: ComputeSettings
     emit: Callable[[Event], None]
     stopping: Callable[[], bool]
     trust_remote_code: bool = False
     functions: Callable[[str], Callable[..., Any]] | None = None
+    dims: ParallelDims = field(default_factory=ParallelDims)
     rank: int = 0
-    ranks: int = 1
     warnings: tuple[str, ...] = ()
     runtime_report: dict[str, Any] = field(default_factory=dict)
     set_aside: Callable[[str, Sequence[Rejected]], bool] | None = None
@@ -166,9 +162,14 @@ class StageContext:
         return self.rank == 0
 
     @property
+    def ranks(self) -> int:
+        """World size: processes on all nodes."""
+        return self.dims.world_size
+
+    @property
     def replicas(self) -> int:
         """Data-parallel size: number of model-parallel groups, between which the rows of a batch are divided."""
-        return self.ranks // model_parallel_size(self.compute)
+        return self.dims.replicas
 
     def note(self, text: str) -> None:
         """Show the user a line of text."""
@@ -181,6 +182,12 @@ class StageContext:
     def progress(self, step: int, total: int, **metrics: float) -> None:
         """Report ``step`` of ``total`` with the latest metrics."""
         self.emit(Event("progress", step=step, total=total, metrics=metrics))
+
+    def report(self, **facts: Any) -> None:
+        """Record how the stage ran, for its manifest; facts of one name that are mappings are merged."""
+        for name, fact in facts.items():
+            known = self.runtime_report.get(name)
+            self.runtime_report[name] = {**known, **fact} if isinstance(known, Mapping) else fact
 
     def stop_if_asked(self) -> None:
         """Stop the stage if the run was asked to stop; for work without checkpoints.

@@ -31,20 +31,21 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "evaluation",
         "preferences",
         "records",
-        "models parallel",
+        "models",
         "recipe trainer_fields",
         "artifacts",
         "stage",
         "results",
+        "parallel",
         "estimate traits",
         "markers",
         "disk",
-        "errors environment limits",
+        "errors environment limits labels compute",
     )
 )
 """Top to bottom; a module imports only from its own row and from rows below."""
 
-LEAVES = frozenset({"errors", "environment", "limits"})
+LEAVES = frozenset({"errors", "environment", "limits", "labels", "compute"})
 """Import nothing of the package."""
 
 LIGHT = (
@@ -297,6 +298,21 @@ def _too_long() -> Iterator[str]:
 
 def test_files_and_functions_are_short() -> None:
     assert sorted(_too_long()) == []
+
+
+def test_only_a_manifest_reads_what_a_stage_reports() -> None:
+    """What a function learns about a run it returns: no other function may depend on the order of the calls."""
+    owners = {"pipeline.stage", "pipeline.launch.job", "pipeline.runner"}
+    memo = {"pipeline.training.arguments:precision_of"}  # decided once for all ranks, which is a collective
+    readers = {
+        f"{name}:{function.name}"
+        for name in TREES.keys() - owners
+        for function in ast.walk(TREES[name])
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr == "runtime_report"
+    }
+    assert readers == memo
 
 
 def test_no_module_is_a_drawer() -> None:

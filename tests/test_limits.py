@@ -100,7 +100,9 @@ def test_torch_takes_no_more_threads_than_a_real_group_allows() -> None:
     code = (
         "import os, sys, pathlib; pathlib.Path(sys.argv[1], 'cgroup.procs').write_text(str(os.getpid()));"
         "from pipeline.limits import usable_cpus; from pipeline.training.arguments import prepare_torch;"
-        "from types import SimpleNamespace; prepare_torch(SimpleNamespace(compute={'device': 'cpu'}, ranks=1));"
+        "from types import SimpleNamespace; from pipeline.compute import ComputeSettings;"
+        "from pipeline.parallel.dims import ParallelDims; compute = ComputeSettings(device='cpu');"
+        "prepare_torch(SimpleNamespace(compute=compute, dims=ParallelDims(), ranks=1));"
         "import torch; print(usable_cpus(), torch.get_num_threads())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

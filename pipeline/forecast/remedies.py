@@ -130,9 +130,13 @@ def _candidates(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tup
                 or ((adapter.quantize is not None or bool(forecast.facts.stored)) and not is_unsharded)
             )
             facts = forecast.facts.with_train(setting[2])
-            uneven = facts.kind.trains and any(batch_split_problems(facts.train, compute, facts.kind.traits.compute))
-            if not compute.contradictions() and not barred and not uneven:
-                yield chosen, facts.forecast(*setting[:2])
+            if barred or compute.contradictions():
+                continue
+            support = facts.kind.traits.compute
+            uneven = batch_split_problems(facts.train, compute.micro_batch, compute.dims, support)
+            if facts.kind.trains and any(uneven):
+                continue
+            yield chosen, facts.forecast(*setting[:2])
 
 
 def _on_compute(setting: str, **fields: object) -> Change:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from pipeline.artifacts.files import has_files, payload_bytes
 from pipeline.disk import disk_problem, exit_code_of
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
-from pipeline.recipe import DataSource, load_function
+from pipeline.recipe import Compute, DataSource, load_function
 from pipeline.records import load
 from pipeline.stage import Data, Event, Rejected, ResolvedInput, Rows, StageContext, StageResult, kind_of
 
@@ -149,7 +149,7 @@ def context_of(
 ) -> tuple[StageContext, dict[str, int]]:
     """Build the context of a job, and the counts of skipped rows by source, which the context fills."""
     rejected: dict[str, int] = {}
-    config_class = kind_of(job.kind).config
+    config_class, compute = kind_of(job.kind).config, Compute.model_validate(job.compute)
 
     def load_rows(field_name: str) -> Rows:
         data = job.data[field_name]
@@ -191,13 +191,13 @@ def context_of(
         work=job.work,
         inputs=job.inputs,
         load_rows=load_rows,
-        compute=job.compute,
+        compute=compute.settings,
+        dims=compute.dims,
         emit=send,
         stopping=stopping,
         trust_remote_code=job.trust_remote_code,
         functions=lambda spec: load_function(spec, list(job.code_dirs)),
         rank=job.rank,
-        ranks=job.ranks,
         warnings=job.warnings,
         set_aside=set_aside,
     )

@@ -12,12 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.compute import Attention, Switch
 from pipeline.errors import PipelineError, Problem
-
-Attention = Literal["auto", "eager", "sdpa", "flash"]
-Switch = Literal["auto", "on", "off"]
 
 WITHOUT_MASK = "causal_sdpa"
 """Our name for torch's fused attention, always causal and without a mask, for rows without padding on the left."""

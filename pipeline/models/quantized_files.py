@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import Problem
+from pipeline.parallel.dims import ParallelSettings
 
 TRAINABLE = ("4bit", "8bit")
 """Formats of bitsandbytes, on which an adapter can be trained."""
@@ -58,24 +59,23 @@ def quantized_files_problem(
     return None
 
 
-def layout_problem(what: str, compute: Mapping[str, Any]) -> Problem | None:
+def layout_problem(what: str, settings: ParallelSettings) -> Problem | None:
     """Return why a quantised model cannot be sharded as `compute` asks; None if it is not to be sharded.
 
     Each process must hold the full quantised weights.
 
     Args:
         what: the quantised model, for the message.
-        compute: the stage's `compute` block as plain data.
+        settings: the stage's `compute` block, or its parallel dimensions.
     """
-    level, offload = int(compute.get("zero") or 0), ", and compute.offload: optimizer or none"
-    asked = {word: int(compute.get(word) or 1) for word in ("tensor_parallel", "pipeline_parallel")}
+    offload = ", and compute.offload: optimizer or none" if settings.offload == "all" else ""
+    asked = {"tensor_parallel": settings.tensor_parallel, "pipeline_parallel": settings.pipeline_parallel}
     word = next((word for word, processes in asked.items() if processes > 1), "")
     if word:
         setting, remedy = f"{word} is {asked[word]}", f"set compute.{word}: 1"
-    elif level == 3:
-        setting = "zero is 3"
-        remedy = "set compute.zero: 2 or less for this stage" + (offload if compute.get("offload") == "all" else "")
-    elif compute.get("fsdp"):
+    elif settings.zero == 3:
+        setting, remedy = "zero is 3", f"set compute.zero: 2 or less for this stage{offload}"
+    elif settings.fsdp:
         setting, remedy = (
             "fsdp is true",
             "set compute.fsdp: false, and compute.zero: 2 to share gradients and optimizer",

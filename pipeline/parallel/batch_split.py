@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.parallel.dims import ParallelDims
 from pipeline.traits import ComputeSupport
 
 TOKEN_BUDGET = 16_384
@@ -109,33 +110,24 @@ def divisors(rows: int) -> list[int]:
     return sorted({*small, *(rows // n for n in small)})
 
 
-def batch_split_problems(train: Any, compute: Any, support: ComputeSupport) -> Iterator[Problem]:
+def batch_split_problems(
+    train: Any, micro_batch: int | str, dims: ParallelDims, support: ComputeSupport
+) -> Iterator[Problem]:
     """Yield each batch size of a stage that does not divide over its processes or into its micro-batches.
 
     Args:
         train: the stage's `train` block.
-        compute: the stage's `compute` block.
+        micro_batch: `compute.micro_batch`.
+        dims: the stage's parallel dimensions.
         support: what of `compute` the stage's kind supports.
     """
     for word in support.divided:
         rows = getattr(train, word, None)
         if rows is None:
             continue
-        asked = compute.micro_batch if word == "batch_size" and support.takes_micro_batch else "auto"
+        asked = micro_batch if word == "batch_size" and support.takes_micro_batch else "auto"
         try:
-            options = {"passes": compute.pipeline_parallel, "together": compute.group}
-            divide(rows, asked, 1, compute.replicas, word=word, **options)
+            stages, together = dims.pipeline_parallel, dims.model_parallel_size
+            divide(rows, asked, 1, dims.replicas, word=word, passes=stages, together=together)
         except PipelineError as error:
             yield from error.problems
-
-
-def head_problem(heads: int, kv_heads: int, size: int) -> Problem | None:
-    """Return the problem of attention heads that do not divide over ``size`` processes; None if they do."""
-    for word, count in (("num_attention_heads", heads), ("num_key_value_heads", kv_heads)):
-        if count % size:
-            fitting = [n for n in range(1, count + 1) if heads % n == 0 and kv_heads % n == 0]
-            near = min(fitting, key=lambda n: (abs(n - size), n))
-            statement = f"compute.tensor_parallel {size} for a model with {word} {count}"
-            remedy = f"use {near}" + (", on as many processes or a multiple" if near > 1 else "")
-            return Problem(statement, f"one of {', '.join(map(str, fitting))}", remedy)
-    return None

@@ -12,6 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.errors import Problem
+from pipeline.parallel.dims import ParallelDims
+
 
 @dataclass(frozen=True)
 class ShardingState:
@@ -45,6 +48,27 @@ def holding(model: nn.Module, optimizer: Any) -> ShardingState:
     stepped = sum(size for _, size in _updated_tensors(optimizer))
     total = max(1, sum(map(_full_size, parameters)))
     return ShardingState(engine, over, round(local / total, 4), round(stepped / max(1, trained), 4))
+
+
+def sharding_problems(dims: ParallelDims, state: ShardingState, joined: int) -> Iterator[Problem]:
+    """Yield a problem if the number of ranks, or the sharding over them, differs from the parallel dimensions.
+
+    Args:
+        dims: the parallel dimensions that the recipe asks for.
+        state: what this rank measured after preparation.
+        joined: ranks of the process group.
+    """
+    if joined != dims.world_size:
+        yield Problem(f"{joined} processes joined", f"{dims.world_size}, as compute says", "see the logs of the others")
+    if dims.model_parallel_size > 1 and not dims.is_sharded:
+        return  # tensor and pipeline parallelism have their own checks
+    remedy = "set compute.fsdp: true" if dims.zero else "set compute.zero: 3" if dims.fsdp else "leave out what shards"
+    if state.engine != dims.engine:
+        statement = f"compute asks for {dims.engine}, and {state.engine} runs"
+        yield Problem(statement, "what was asked for", remedy)
+    elif dims.is_sharded and state.over != dims.world_size:
+        statement = f"{dims.engine} has spread its state over {state.over} of {dims.world_size} processes"
+        yield Problem(statement, "all of them", remedy)
 
 
 def bucket_of(optimizer: Any) -> int | None:

@@ -18,9 +18,10 @@ from pipeline.forecast.settings import setting_problems
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
-from pipeline.parallel.batch_split import batch_split_problems, head_problem
+from pipeline.parallel.batch_split import batch_split_problems
 from pipeline.parallel.pipeline.split import pipeline_bubble_problem, split_problem
-from pipeline.parallel.sequence.checks import sequence_parallel_problems
+from pipeline.parallel.sequence.checks import field_problems, sequence_parallel_problems
+from pipeline.parallel.tensor.checks import OPTIMIZERS, dropout_problem, head_problem, optimizer_problem
 from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.adapters import merge_problems, quantize_problems
@@ -34,9 +35,6 @@ from pipeline.training.fields import margin_problem
 from pipeline.training.pipelined_fields import unused_problem
 from pipeline.training.precision_problems import cpu_problem, ppo_problem
 from pipeline.traits import RowCounts
-
-TP_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
-"""Optimizers whose steps tests have shown to be equal under tensor parallelism."""
 
 TP_TRANSFORMERS = (5, 23)
 """First version of transformers that shards every model and adapter; 5.20 fails on odd vocabularies, reward heads."""
@@ -203,7 +201,7 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
         if not kind.parallel:
             continue
         if not support.sharded_fp16:
-            problem = ppo_problem(compute.model_dump(), kind.name)
+            problem = ppo_problem(compute.precision, compute, kind.name)
         is_here = compute.launcher == "local" and compute.hardware is None and has_no_gpu()
         if problem is None and (is_here or compute.device == "cpu"):
             problem = cpu_problem(compute.precision, compute.zero if support.transformers_trainer else 0)
@@ -234,11 +232,11 @@ def _kernel_problems(stage: PlannedStage) -> Iterator[Problem]:
 def _division_problems(plan: Plan) -> Iterator[Problem]:
     """Yield a problem for each batch that the processes or the micro-batch size of its stage do not divide."""
     for stage in plan.pending:
-        train = getattr(stage.spec.config, "train", None)
+        train, compute = getattr(stage.spec.config, "train", None), stage.spec.compute
         is_parallel = train is not None and kind_of(stage.spec.kind).parallel
-        if is_parallel and not stage.spec.compute.contradictions():
+        if is_parallel and not compute.contradictions():
             support = kind_of(stage.spec.kind).traits.compute
-            problems = batch_split_problems(train, stage.spec.compute, support)
+            problems = batch_split_problems(train, compute.micro_batch, compute.dims, support)
             yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in problems)
 
 
@@ -250,11 +248,7 @@ def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Pro
         if count == 1 or "sequence_parallel" not in kind_of(stage.spec.kind).traits.compute.model_parallel:
             continue
         problems = sequence_parallel_problems(shapes.config_of(stage) or {}, count, compute.ranks)
-        asked: dict[str, Any] = train.passthrough() if train is not None else {}
-        for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
-            if asked.get(word, plain) != plain:
-                statement = f"train.{word} is {asked[word]} with compute.sequence_parallel"
-                problems.append(Problem(statement, str(plain), "leave it out: only the model's own loss can be shared"))
+        problems += field_problems(train.passthrough()) if train is not None else []
         yield from (replace(problem, where=where[0], stage=where[1]) for problem in problems)
 
 
@@ -284,18 +278,14 @@ def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
         problem = head_problem(heads, int(fields.get("num_key_value_heads") or heads), size) if heads else None
         if problem is not None:
             yield replace(problem, where=stage.spec.where, stage=stage.spec.name)
-        optim = getattr(getattr(stage.spec.config, "train", None), "optim", TP_OPTIMIZERS[0])
-        if optim not in TP_OPTIMIZERS:
-            statement = f"train.optim is {optim} with compute.tensor_parallel {size}"
-            expected = f"one that steps each number by itself: {', '.join(TP_OPTIMIZERS)}"
-            yield Problem(statement, expected, "", plan.recipe.where("stages", stage.spec.name), stage.spec.name)
-        dropout = getattr(getattr(stage.spec.config, "adapter", None), "dropout", 0)
-        if dropout:
-            statement = f"adapter.dropout is {dropout} with compute.tensor_parallel {size}"
-            remedy = "remove adapter.dropout, or set compute.tensor_parallel: 1"
+        train, adapter = getattr(stage.spec.config, "train", None), getattr(stage.spec.config, "adapter", None)
+        problem = optimizer_problem(getattr(train, "optim", OPTIMIZERS[0]), size)
+        if problem is not None:
+            yield replace(problem, where=plan.recipe.where("stages", stage.spec.name), stage=stage.spec.name)
+        problem = dropout_problem(getattr(adapter, "dropout", 0), size)
+        if problem is not None:
             where = plan.recipe.where("stages", stage.spec.name, "adapter", "dropout")
-            expected = "0: processes would drop other numbers than one does"
-            yield Problem(statement, expected, remedy, where, stage.spec.name)
+            yield replace(problem, where=where, stage=stage.spec.name)
 
 
 def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:

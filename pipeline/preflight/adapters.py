@@ -20,7 +20,7 @@ from pipeline.stage import kind_of
 def quantize_problems(plan: Plan) -> Iterator[Problem]:
     """Yield problems of quantised weights: no adapter, or an unsupported parallel layout."""
     for stage in plan.pending:
-        compute = stage.spec.compute.model_dump()
+        compute = stage.spec.compute
         takes_adapter = "adapter" in type(stage.spec.config).model_fields
         adapter = getattr(stage.spec.config, "adapter", None)
         for field in ("model", "init") if kind_of(stage.spec.kind).parallel else ():

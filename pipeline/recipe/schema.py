@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.compute import Attention, ComputeSettings, Precision, Switch
+from pipeline.compute import Device as DeviceName
 from pipeline.estimate.devices import DEVICES, Device
+from pipeline.parallel.dims import Offload, ParallelDims, model_parallel_size
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
 from pipeline.recipe.paths import find
-from pipeline.stage import MODEL_PARALLEL, StageConfig, model_parallel_size
+from pipeline.stage import MODEL_PARALLEL, StageConfig
 
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -111,12 +114,12 @@ class Compute(BaseModel):
     zero: int = Field(
         0, ge=0, le=3, description="ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too."
     )
-    offload: Literal["none", "optimizer", "all"] = Field("none", description="What ZeRO keeps in CPU memory.")
+    offload: Offload = Field("none", description="What ZeRO keeps in CPU memory.")
     fsdp: bool = Field(False, description="Shard weights, gradients and optimizer with FSDP2 instead of ZeRO-3.")
     pipeline_parallel: int = Field(1, ge=1, description="Processes that hold consecutive decoder layers each.")
     tensor_parallel: int = Field(1, ge=1, description="Processes that share the numbers of every large matrix.")
     sequence_parallel: int = Field(1, ge=1, description="Processes that share the tokens of every row.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the computation.")
+    precision: Precision = Field("auto", description="Number format of the computation.")
     launcher: Literal["local", "slurm"] = Field("local", description="What starts the processes.")
     rendezvous: str | None = Field(
         None,
@@ -130,11 +133,11 @@ class Compute(BaseModel):
         "`ppo` goes by `train.token_budget` instead, `kto` by `train.kl_batch`.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; all cores when not given.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device to run on; `auto` is a GPU if any.")
-    attention: Literal["auto", "eager", "sdpa", "flash"] = Field(
+    device: DeviceName = Field("auto", description="Device to run on; `auto` is a GPU if any.")
+    attention: Attention = Field(
         "auto", description="Attention kernel; `auto` is FlashAttention where it is installed on a GPU, else torch's."
     )
-    liger: Literal["auto", "on", "off"] = Field(
+    liger: Switch = Field(
         "auto", description="Liger's fused kernels; `auto` uses them where they are installed on a GPU."
     )
     activation_checkpointing: bool | Literal["auto"] = Field(
@@ -167,12 +170,37 @@ class Compute(BaseModel):
     @property
     def group(self) -> int:
         """Model-parallel size: processes that work on the same rows (pipeline, tensor or sequence parallelism)."""
-        return model_parallel_size(self.model_dump(include=set[str](MODEL_PARALLEL)))
+        return model_parallel_size(self)
 
     @property
     def replicas(self) -> int:
-        """Data-parallel replicas: model-parallel groups among which the rows of a batch are divided."""
+        """Data-parallel replicas: model-parallel groups among which the rows of a batch are divided.
+
+        Rounded down where `contradictions` says that the groups do not divide the processes.
+        """
         return self.ranks // self.group
+
+    @property
+    def dims(self) -> ParallelDims:
+        """The parallel dimensions of a stage with these settings.
+
+        Raises:
+            PipelineError: the model-parallel groups do not divide the processes, see `contradictions`.
+        """
+        return ParallelDims(
+            world_size=self.ranks,
+            pipeline_parallel=self.pipeline_parallel,
+            tensor_parallel=self.tensor_parallel,
+            sequence_parallel=self.sequence_parallel,
+            zero=self.zero,
+            fsdp=self.fsdp,
+            offload=self.offload,
+        )
+
+    @property
+    def settings(self) -> ComputeSettings:
+        """What a running stage reads of these settings, besides `dims`."""
+        return ComputeSettings(**{field.name: getattr(self, field.name) for field in fields(ComputeSettings)})
 
     def contradictions(self) -> list[tuple[str, str, str]]:
         """Return ``(field, expected, remedy)`` for each setting that contradicts another."""

@@ -28,7 +28,7 @@ def use_cpu(ctx: StageContext) -> bool:
     """
     import torch
 
-    asked = ctx.compute.get("device", "auto")
+    asked = ctx.compute.device
     if asked == "cuda" and not torch.cuda.is_available():
         raise PipelineError(
             Problem("compute.device is cuda", "this machine has no CUDA device", "use `compute.device: auto`")
@@ -51,10 +51,10 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
         ctx: the stage's context.
         width: hidden size of the model; that of the stage's input model when omitted.
     """
-    asked = str(ctx.compute.get("precision", "auto"))
+    asked: str = ctx.compute.precision
     if asked == "auto":
         asked = ctx.runtime_report.get("precision") or _auto_precision(ctx, width)
-    ctx.runtime_report["precision"] = asked
+    ctx.report(precision=asked)
     return asked
 
 
@@ -66,7 +66,7 @@ def _auto_precision(ctx: StageContext, width: int) -> str:
 
     if not use_cpu(ctx):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if ctx.compute.get("zero"):  # transformers supports bf16 with DeepSpeed on a GPU only
+    if ctx.dims.zero:  # transformers supports bf16 with DeepSpeed on a GPU only
         return "fp32"
     width = width or _width_of_input(ctx)
     if width < SMALLEST_WIDTH:
@@ -91,7 +91,7 @@ def _decided_precision(ctx: StageContext, width: int) -> str:
         if choice.reason != NO_INSTRUCTIONS:
             other = "bf16" if choice.precision == "fp32" else "fp32"
             ctx.note(f"computes in {choice.precision}: {choice.reason}; `compute.precision: {other}` takes the other")
-    ctx.runtime_report["precision_reason"] = choice.reason
+    ctx.report(precision_reason=choice.reason)
     return choice.precision
 
 
@@ -116,9 +116,8 @@ def prepare_torch(ctx: StageContext) -> None:
     from pipeline.models.matmul import use_fastest_matmul
     from pipeline.parallel.ranks import Ranks
 
-    threads = ctx.compute.get("threads")
-    if threads:
-        torch.set_num_threads(int(threads))
+    if ctx.compute.threads:
+        torch.set_num_threads(ctx.compute.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         share = max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(min(share, torch.get_num_threads()))
@@ -126,9 +125,9 @@ def prepare_torch(ctx: StageContext) -> None:
         use_fastest_matmul()
     elif precision_of(ctx) != "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 for the few products autocast leaves in fp32
-    if use_cpu(ctx) and ctx.compute.get("offload", "none") != "none":
-        ctx.note(f"compute.offload: {ctx.compute['offload']} saves nothing here: it moves a GPU's state to the CPU")
-    init_process_group(cpu=use_cpu(ctx), deepspeed=bool(ctx.compute.get("zero")))
+    if use_cpu(ctx) and ctx.dims.offload != "none":
+        ctx.note(f"compute.offload: {ctx.dims.offload} saves nothing here: it moves a GPU's state to the CPU")
+    init_process_group(cpu=use_cpu(ctx), deepspeed=ctx.dims.zero > 0)
     joined = Ranks.current().count
     if joined != ctx.ranks:
         statement = f"{joined} of {ctx.ranks} processes joined"
@@ -146,12 +145,12 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     from pipeline.models.load import stored_bits
     from pipeline.models.quantized_files import layout_problem, quantized_files_problem
 
-    common = {"attention": attention_kernel(ctx), "tp_size": int(ctx.compute.get("tensor_parallel", 1))}
+    common = {"attention": attention_kernel(ctx), "tp_size": ctx.dims.tensor_parallel}
     source = ctx.input("model")
     bits = stored_bits(source, ctx.trust_remote_code)
     problem = quantized_files_problem(source.ref, bits, adapter)
     if bits and problem is None:
-        problem = layout_problem(f"`{source.ref}` is kept quantised ({bits})", ctx.compute)
+        problem = layout_problem(f"`{source.ref}` is kept quantised ({bits})", ctx.dims)
     if problem is not None:
         raise PipelineError(problem)
     if adapter is None or adapter.quantize is None:
@@ -161,10 +160,10 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
 
 def zero3_config(ctx: StageContext) -> dict[str, Any] | None:
     """Return the ZeRO-3 configuration with which a stage shards a model while loading it; None without ZeRO-3."""
-    if int(ctx.compute.get("zero") or 0) < 3 or "RANK" not in os.environ:
+    if ctx.dims.zero < 3 or "RANK" not in os.environ:
         return None
-    ctx.runtime_report["loaded"] = "sharded"
-    return deepspeed_config(ctx.compute, precision_of(ctx))
+    ctx.report(loaded="sharded")
+    return deepspeed_config(ctx.dims, precision_of(ctx))
 
 
 def frozen_weights(ctx: StageContext) -> tuple[str, dict[str, Any]]:
@@ -183,10 +182,13 @@ def attention_kernel(ctx: StageContext) -> str | None:
     """
     from pipeline.models.kernels import attention_of
 
-    asked, on_gpu = ctx.compute.get("attention", "auto"), not use_cpu(ctx)
-    kernel = attention_of(asked, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
-    ctx.runtime_report["attention"] = kernel or "sdpa"
-    return kernel
+    on_gpu = not use_cpu(ctx)
+    return attention_of(ctx.compute.attention, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
+
+
+def attention_name(ctx: StageContext) -> str:
+    """Return `transformers`' name of the attention implementation that a stage asks for; see `attention_kernel`."""
+    return attention_kernel(ctx) or "sdpa"
 
 
 def liger_kernels(ctx: StageContext) -> bool:
@@ -197,20 +199,19 @@ def liger_kernels(ctx: StageContext) -> bool:
     """
     from pipeline.models.kernels import uses_liger
 
-    sharded = int(ctx.compute.get("tensor_parallel", 1)) > 1  # Liger's kernels do not support DTensors
-    asked: Any = "off" if sharded else ctx.compute.get("liger", "auto")
-    ctx.runtime_report["liger"] = uses_liger(asked, on_gpu=not use_cpu(ctx))
-    return bool(ctx.runtime_report["liger"])
+    sharded = ctx.dims.tensor_parallel > 1  # Liger's kernels do not support DTensors
+    asked = "off" if sharded else ctx.compute.liger
+    return uses_liger(asked, on_gpu=not use_cpu(ctx))
 
 
 def attend_without_mask(ctx: StageContext, model: Any) -> None:
     """On a GPU, keep a model whose rows are padded on the right from building attention masks."""
-    from pipeline.models.kernels import WITHOUT_MASK, without_mask
+    from pipeline.models.kernels import without_mask
 
-    if int(ctx.compute.get("sequence_parallel", 1)) > 1:  # DeepSpeed drops masks, and does not know `WITHOUT_MASK`
+    if ctx.dims.sequence_parallel > 1:  # DeepSpeed drops masks, and does not know `WITHOUT_MASK`
         return
-    if not use_cpu(ctx) and without_mask(model):
-        ctx.runtime_report["attention"] = WITHOUT_MASK
+    if not use_cpu(ctx):
+        without_mask(model)
 
 
 def build_arguments(
@@ -292,17 +293,17 @@ def _with_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_
 def _computing(ctx: StageContext) -> dict[str, Any]:
     """Return the `TrainingArguments` fields for device, precision, checkpointing, kernels and distribution."""
     precision, on_gpu = precision_of(ctx), not use_cpu(ctx)
-    problem = None if on_gpu else cpu_problem(precision, int(ctx.compute.get("zero") or 0))
+    problem = None if on_gpu else cpu_problem(precision, ctx.dims.zero)
     if problem is not None:
         raise PipelineError(problem)
     fields = {
-        "use_cpu": not on_gpu and not ctx.compute.get("zero"),  # with `use_cpu` accelerate ignores DeepSpeed
+        "use_cpu": not on_gpu and not ctx.dims.zero,  # with `use_cpu` accelerate ignores DeepSpeed
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
-        "gradient_checkpointing": ctx.compute.get("activation_checkpointing") is True,
+        "gradient_checkpointing": ctx.compute.recomputes,
         "dataloader_pin_memory": on_gpu,
         "use_liger_kernel": liger_kernels(ctx),
-        **sharding(ctx, precision),
+        **sharding(ctx.dims, precision, attention_name(ctx)),
     }
     fields["accelerator_config"]["non_blocking"] = on_gpu  # copies to a GPU overlap with its computation
     return fields

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -21,11 +21,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.forward_probe import ForwardProbe
+from pipeline.models.kernels import WITHOUT_MASK
 from pipeline.parallel.ranks import Ranks
-from pipeline.parallel.sharding_state import ShardingState, bucket_of, foreign_parameters, holding
-from pipeline.parallel.tensor.sharding import TPReplicas, size_of
-from pipeline.stage import StageContext, model_parallel_size
-from pipeline.training.arguments import device_of
+from pipeline.parallel.sharding_state import bucket_of, foreign_parameters, holding, sharding_problems
+from pipeline.parallel.tensor.audit import replicas_problem
+from pipeline.parallel.zero.config import bucket_problem, width_of
+from pipeline.stage import StageContext
+from pipeline.training.arguments import attention_name, device_of, liger_kernels, precision_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REPORT = "see `trueup doctor` for what is installed, or leave it out"
@@ -59,19 +61,19 @@ class Audit(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Check the first forward and backward pass."""
         if self._first is not None:
-            check_first_pass(self.ctx, self._first, str(self.ctx.runtime_report["precision"]))
+            check_first_pass(self.ctx, self._first, precision_of(self.ctx))
             self._first = None
             check_replicas(self.ctx, self.trainer.model)
 
 
 def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
     """Yield a problem for each setting of the trainer's accelerator that differs from the recipe."""
-    precision = str(ctx.runtime_report["precision"])
+    precision = precision_of(ctx)
     mixed = str(trainer.accelerator.mixed_precision)
     if mixed != {"fp32": "no"}.get(precision, precision):
         statement = f"accelerate computes in {'fp32' if mixed == 'no' else mixed}, compute.precision is {precision}"
         yield Problem(statement, precision, "set compute.precision: fp32")
-    alike = not (ctx.compute.get("zero") or ctx.compute.get("fsdp")) and model_parallel_size(ctx.compute) == 1
+    alike = not ctx.dims.is_sharded and ctx.dims.model_parallel_size == 1
     if alike and ctx.ranks > 1 and not isinstance(trainer.model_wrapped, DistributedDataParallel):
         statement = f"{ctx.ranks} processes train, and nobody sums their gradients"
         yield Problem(statement, "DistributedDataParallel around the model", "set compute.zero: 1")
@@ -83,7 +85,7 @@ def check_prepared(
     """Check a model and its optimizer after preparation.
 
     Args:
-        ctx: the stage's context; its `runtime_report` gets what is measured.
+        ctx: the stage's context; what is measured goes into its report.
         model: the unwrapped model; with FSDP2, the module that FSDP2 shards in place.
         optimizer: torch's, accelerate's or DeepSpeed's.
         adapter: the recipe's `adapter:` block; None without one.
@@ -94,17 +96,17 @@ def check_prepared(
     """
     prepared = model if prepared is None else prepared
     sharding = holding(prepared, optimizer)
-    ctx.runtime_report["seen"] = {
-        "engine": sharding.engine,
-        "weights": sharding.weights,
-        "optimizer": sharding.optimizer,
-    }
+    kernels = kernels_of(ctx, model)
+    seen = {"engine": sharding.engine, "weights": sharding.weights, "optimizer": sharding.optimizer}
+    ctx.report(seen=seen, **kernels._asdict())
+    zero = ctx.dims.zero
+    bucket = bucket_problem(zero, width_of(model), bucket_of(optimizer)) if zero else None
     problems = [
-        *sharding_problems(ctx, sharding),
-        *bucket_problems(ctx, bucket_of(optimizer)),
+        *sharding_problems(ctx.dims, sharding, Ranks.current().count),
+        *([] if bucket is None else [bucket]),
         *weight_problems(prepared, optimizer, device_of(ctx).partition(":")[0]),
         *adapter_problems(model, adapter),
-        *kernel_problems(ctx, model),
+        *kernel_problems(ctx, model, kernels),
     ]
     _raise_problems(ctx, problems)
 
@@ -113,7 +115,7 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
     """Check the dtype and the activation checkpointing of the first pass, before the first optimizer step.
 
     Args:
-        ctx: the stage's context; its `runtime_report` gets what was measured.
+        ctx: the stage's context; what was measured goes into its report.
         seen: probe of the pass.
         precision: expected compute precision.
 
@@ -124,14 +126,14 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
     if seen.is_blind:
         return
     again = seen.again > 0
-    ctx.runtime_report.setdefault("seen", {}).update(dtype=str(seen.dtype).removeprefix("torch."), recomputed=again)
+    ctx.report(seen={"dtype": str(seen.dtype).removeprefix("torch."), "recomputed": again})
     problems = []
     if seen.dtype is not None and seen.dtype != DTYPES[precision]:
         statement = f"layers compute in {str(seen.dtype).removeprefix('torch.')}, compute.precision is {precision}"
         problems.append(
             Problem(statement, str(DTYPES[precision]).removeprefix("torch."), "set compute.precision: fp32")
         )
-    asked = ctx.compute.get("activation_checkpointing") is True
+    asked = ctx.compute.recomputes
     if asked and seen.again < seen.passes - seen.again:
         statement = f"compute.activation_checkpointing is true, {seen.passes} passes of a layer kept their activations"
         problems.append(Problem(statement, "every one computed again", "set compute.activation_checkpointing: false"))
@@ -147,40 +149,13 @@ def check_replicas(ctx: StageContext, model: Any) -> None:
     Raises:
         PipelineError: the gradients differ, so the replicas would take different steps.
     """
-    replicas = TPReplicas(model) if size_of(model) > 1 else None
-    if replicas is not None and replicas.count > 1 and replicas.apart(model) > 0:
-        statement = f"{replicas.count} groups of {size_of(model)} processes train, and their gradients differ"
-        expected, remedy = "gradients averaged over the groups", f"use {size_of(model)} processes"
-        _raise_problems(ctx, [Problem(statement, expected, remedy)])
+    problem = replicas_problem(model)
+    _raise_problems(ctx, [] if problem is None else [problem])
 
 
 def _raise_problems(ctx: StageContext, problems: list[Problem]) -> None:
     if problems:
         raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
-
-
-def sharding_problems(ctx: StageContext, sharding: ShardingState) -> Iterator[Problem]:
-    """Yield a problem if the number of ranks, or the sharding over them, differs from `compute`."""
-    joined = Ranks.current().count
-    if joined != ctx.ranks:
-        yield Problem(f"{joined} processes joined", f"{ctx.ranks}, as compute says", "see the logs of the others")
-    zero, fsdp = int(ctx.compute.get("zero") or 0), bool(ctx.compute.get("fsdp"))
-    if model_parallel_size(ctx.compute) > 1 and not (zero or fsdp):
-        return  # tensor and sequence parallelism have their own checks
-    expected = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "plain"
-    remedy = "set compute.fsdp: true" if zero else "set compute.zero: 3" if fsdp else "leave out what shards"
-    if sharding.engine != expected:
-        yield Problem(f"compute asks for {expected}, and {sharding.engine} runs", "what was asked for", remedy)
-    elif expected != "plain" and sharding.over != ctx.ranks:
-        statement = f"{expected} has spread its state over {sharding.over} of {ctx.ranks} processes"
-        yield Problem(statement, "all of them", remedy)
-
-
-def bucket_problems(ctx: StageContext, bucket: int | None) -> Iterator[Problem]:
-    """Yield a problem if DeepSpeed's bucket size differs from the one in the memory forecast and the manifest."""
-    expected = ctx.runtime_report.get("deepspeed", {}).get("zero_optimization", {}).get("reduce_bucket_size", bucket)
-    if bucket != expected:
-        yield Problem(f"DeepSpeed's buckets have {bucket} elements", f"{expected}, from the model's width", REPORT)
 
 
 def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[Problem]:
@@ -231,20 +206,41 @@ def _quantise_problems(layers: list[Any], asked: str) -> Iterator[Problem]:
         yield Problem(statement, f"all in {asked}", "leave adapter.quantize out, or pip install 'trueup[quantize]'")
 
 
-def kernel_problems(ctx: StageContext, model: Any) -> Iterator[Problem]:
-    """Yield a problem for each kernel that the recipe asks for and that does not run; report the ones that do."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    runs = str(plain.config.get_text_config()._attn_implementation)
-    asked, told = str(ctx.compute.get("attention", "auto")), str(ctx.runtime_report.get("attention", runs))
-    if asked != "auto" and runs != told:
-        statement = f"compute.attention is {asked}, and the model runs {runs}"
-        yield Problem(statement, told, "set compute.attention: auto")
-    ctx.runtime_report["attention"] = runs
-    if ctx.runtime_report.get("liger") and not has_liger(plain):
-        if ctx.compute.get("liger") == "on":
-            statement = f"compute.liger is on, and no part of the {plain.config.model_type} model runs its kernels"
-            yield Problem(statement, "a model Liger knows", "set compute.liger: off")
-        ctx.runtime_report["liger"] = False
+class Kernels(NamedTuple):
+    """The kernels that a prepared model runs; the field names are those of the manifest.
+
+    Attributes:
+        attention: `transformers`' name of the attention implementation.
+        liger: whether Liger's fused kernels run.
+    """
+
+    attention: str
+    liger: bool
+
+
+def kernels_of(ctx: StageContext, model: Any) -> Kernels:
+    """Return the kernels that a model runs; Liger's count if the stage asks for them and any module has them."""
+    plain = _without_adapter(model)
+    attention = str(plain.config.get_text_config()._attn_implementation)
+    return Kernels(attention, liger_kernels(ctx) and has_liger(plain))
+
+
+def kernel_problems(ctx: StageContext, model: Any, runs: Kernels) -> Iterator[Problem]:
+    """Yield a problem for each kernel that the recipe asks for by name and that does not run."""
+    asked = ctx.compute.attention
+    if asked != "auto":
+        wanted = attention_name(ctx)
+        if runs.attention not in ({wanted, WITHOUT_MASK} if wanted == "sdpa" else {wanted}):
+            statement = f"compute.attention is {asked}, and the model runs {runs.attention}"
+            yield Problem(statement, wanted, "set compute.attention: auto")
+    if ctx.compute.liger == "on" and not runs.liger and ctx.dims.tensor_parallel == 1:
+        kind = _without_adapter(model).config.model_type
+        statement = f"compute.liger is on, and no part of the {kind} model runs its kernels"
+        yield Problem(statement, "a model Liger knows", "set compute.liger: off")
+
+
+def _without_adapter(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def has_liger(model: nn.Module) -> bool:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from pipeline.parallel.sequence.trainer import collator, sharded_loader
 from pipeline.training.best import KeepsBest
 from pipeline.training.consolidated_checkpoint import ConsolidatedCheckpoint
 from pipeline.training.running_metrics import RunningMetrics
-from pipeline.training.sequence_parallel import collator, sharded_loader
 
 WINDOW_BATCHES = 16
 """Rows are sorted by length inside windows of this many batches. Larger windows pad less, smaller ones mix more."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.models.labels import IGNORE
+from pipeline.labels import IGNORE
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.batch_split import BatchSplit, divide
+from pipeline.parallel.dims import ParallelDims
+from pipeline.parallel.fsdp import arguments as fsdp
 from pipeline.parallel.pipeline.split import pipeline_bubble_problem
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, parallelism
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
-from pipeline.stage import StageContext, model_parallel_size
+from pipeline.stage import StageContext
 
 
 def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> BatchSplit:
@@ -27,7 +30,7 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     Raises:
         PipelineError: the batch does not divide over the processes.
     """
-    asked, stages = ctx.compute["micro_batch"], int(ctx.compute.get("pipeline_parallel", 1))
+    stages, together = ctx.dims.pipeline_parallel, ctx.dims.model_parallel_size
     if stages > 1:
         problem = pipeline_bubble_problem(batch_size, ctx.replicas, stages)
         if problem is not None:
@@ -35,9 +38,10 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     note_model_parallel(ctx)
     division = divide(
-        batch_size, asked, longest, ctx.replicas, passes=stages, together=model_parallel_size(ctx.compute), **options
+        batch_size, ctx.compute.micro_batch, longest, ctx.replicas, passes=stages, together=together, **options
     )
-    sentence = ctx.runtime_report["batch"] = division.sentence(what, longest)
+    sentence = division.sentence(what, longest)
+    ctx.report(batch=sentence)
     if division.processes > 1 or division.accumulation > 1:
         ctx.note(sentence)
     return division
@@ -45,90 +49,80 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
 
 def note_model_parallel(ctx: StageContext) -> None:
     """Note that the processes of a tensor- or sequence-parallel group count as one for the batch."""
-    size = int(ctx.compute.get("sequence_parallel", 1))
+    size = ctx.dims.sequence_parallel
     if size > 1:
         ctx.note(f"sequence parallel: {size} processes share the tokens of each row and count as one process")
-    size = int(ctx.compute.get("tensor_parallel", 1))
+    size = ctx.dims.tensor_parallel
     if size > 1:
         ctx.note(f"tensor parallel: {size} processes share every large matrix and count as one process")
 
 
-def sharding(ctx: StageContext, precision: str) -> dict[str, Any]:
-    """Return the `TrainingArguments` fields for data parallelism, ZeRO, FSDP2 and sequence parallelism."""
-    joined = "RANK" in os.environ
-    fields: dict[str, Any] = {"accelerator_config": {"use_configured_state": joined}}
-    fields["ddp_find_unused_parameters"] = False
-    if ctx.compute.get("zero"):
-        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.compute, precision)
-        if int(ctx.compute.get("sequence_parallel", 1)) > 1:
-            shard = SequenceShard.of(Ranks.current(), int(ctx.compute["sequence_parallel"]))
-            fields["parallelism_config"] = parallelism(shard, ctx.runtime_report["attention"])
-        return {**fields, "deepspeed": ctx.runtime_report["deepspeed"]}
-    if ctx.compute.get("fsdp"):
-        config = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
-        ctx.runtime_report["accelerate"] = dict(config)
-        # Otherwise the gradients of all but the last pass of a step would stay unsharded on every process.
-        fields["accelerator_config"]["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
-        return {**fields, "fsdp": True, "fsdp_config": config}
+def sharding(dims: ParallelDims, precision: str, attention: str) -> dict[str, Any]:
+    """Return the `TrainingArguments` fields for data parallelism, ZeRO, FSDP2 and sequence parallelism.
+
+    Args:
+        dims: the parallel dimensions of the run.
+        precision: compute precision.
+        attention: `transformers`' name of the attention implementation, around which Ulysses exchanges shards.
+    """
+    accelerator_config: dict[str, Any] = {"use_configured_state": "RANK" in os.environ}
+    fields: dict[str, Any] = {"accelerator_config": accelerator_config, "ddp_find_unused_parameters": False}
+    if dims.zero:
+        fields["deepspeed"] = deepspeed_config(dims, precision)
+        if dims.sequence_parallel > 1:
+            shard = SequenceShard.of(Ranks.current(), dims.sequence_parallel)
+            fields["parallelism_config"] = parallelism(shard, attention)
+    elif dims.fsdp:
+        sharded = fsdp.trainer_fields()
+        fields |= {**sharded, "accelerator_config": accelerator_config | sharded["accelerator_config"]}
     return fields
 
 
-def check_distribution(ctx: StageContext, trainer: Any) -> None:
+def check_distribution(ctx: StageContext, trainer: Any, precision: str) -> None:
     """Check that the trainer is distributed as `compute` says; fit DeepSpeed's bucket sizes to its model.
 
     accelerate falls back silently to plain data parallelism, or to one process, if it cannot do what is asked.
 
+    Args:
+        ctx: the stage's context.
+        trainer: the trainer, before it trains.
+        precision: compute precision.
+
     Raises:
         PipelineError: accelerate runs another kind of distribution, or on another number of processes.
     """
-    accelerator = trainer.accelerator
+    from pipeline.parallel.tensor.audit import shards_of, shards_problem
+
+    accelerator, dims = trainer.accelerator, ctx.dims
     kind = str(accelerator.distributed_type).rpartition(".")[2]
-    zero, fsdp = ctx.compute.get("zero"), ctx.compute.get("fsdp")
-    wanted = "DEEPSPEED" if zero else "FSDP" if fsdp else "NO" if ctx.ranks == 1 else "MULTI"
-    size, config = int(ctx.compute.get("sequence_parallel", 1)), accelerator.parallelism_config
-    sharded = int(config.sp_size) if config is not None else 1
-    if kind.startswith(wanted) and accelerator.num_processes == ctx.ranks and sharded == size:
-        ctx.runtime_report.setdefault("accelerate", {}).update(distributed_type=kind, num_processes=ctx.ranks)
-        if size > 1:
-            ctx.runtime_report["accelerate"].update(sp_backend=str(config.sp_backend), sp_size=sharded)
-        _check_shards(ctx, trainer)
-        if zero:  # the trainer starts DeepSpeed later, with this configuration
-            engine = accelerator.state.deepspeed_plugin.hf_ds_config.config
-            ctx.runtime_report["deepspeed"]["zero_optimization"].update(fit_buckets(engine, width_of(trainer.model)))
-        return
-    asked = f"ZeRO-{zero}" if zero else "FSDP2" if fsdp else "data parallelism"
-    asked += f" and sequence parallelism over {size} processes" if size > 1 else ""
-    matrices = int(ctx.compute.get("tensor_parallel", 1))
-    asked = f"tensor parallelism over {matrices} processes" if matrices > 1 else asked
-    raise PipelineError(
-        Problem(
-            f"compute asks for {asked} on {ctx.ranks} processes, accelerate runs {kind} on {accelerator.num_processes}",
-            "what was asked for",
-            "set compute.zero: 3" if fsdp else "see `trueup doctor`",
-            stage=ctx.name,
-        )
-    )
+    wanted = "DEEPSPEED" if dims.zero else "FSDP" if dims.fsdp else "NO" if ctx.ranks == 1 else "MULTI"
+    config = accelerator.parallelism_config
+    sequence_shards = int(config.sp_size) if config is not None else 1
+    is_as_asked = kind.startswith(wanted) and accelerator.num_processes == ctx.ranks
+    if not is_as_asked or sequence_shards != dims.sequence_parallel:
+        raise PipelineError(replace(_fallback_problem(dims, kind, accelerator.num_processes), stage=ctx.name))
+    problem = shards_problem(trainer.model, dims.tensor_parallel, trainer.get_tp_size())
+    if problem is not None:
+        raise PipelineError(replace(problem, stage=ctx.name))
+    engine = dict(fsdp.CONFIG) if dims.fsdp else {}
+    ctx.report(accelerate={**engine, "distributed_type": kind, "num_processes": ctx.ranks})
+    if dims.sequence_parallel > 1:
+        ctx.report(accelerate={"sp_backend": str(config.sp_backend), "sp_size": sequence_shards})
+    shards = shards_of(trainer.model)
+    if shards is not None:
+        ctx.report(accelerate={"tp_size": config.tp_size}, tensor_parallel=shards._asdict())
+    if dims.zero:  # the trainer starts DeepSpeed later, with this configuration
+        sizes = fit_buckets(accelerator.state.deepspeed_plugin.hf_ds_config.config, width_of(trainer.model))
+        deepspeed = deepspeed_config(dims, precision)
+        ctx.report(deepspeed={**deepspeed, "zero_optimization": {**deepspeed["zero_optimization"], **sizes}})
 
 
-def _check_shards(ctx: StageContext, trainer: Any) -> None:
-    """Check that the model is sharded as `compute.tensor_parallel` says, and report it for the manifest.
-
-    Raises:
-        PipelineError: it is not, or this process holds all weights.
-    """
-    from pipeline.parallel.tensor.sharding import TPReplicas, share_of_parameters, size_of
-
-    asked, size = int(ctx.compute.get("tensor_parallel", 1)), size_of(trainer.model)
-    share = share_of_parameters(trainer.model)
-    if size != asked or trainer.get_tp_size() != asked or (asked > 1 and share == 1):
-        statement = (
-            f"compute.tensor_parallel is {asked}, the trainer divides by {size}, and this process holds {share:.0%}"
-        )
-        raise PipelineError(Problem(statement, "what was asked for", "see `trueup doctor`", stage=ctx.name))
-    if asked > 1:
-        ctx.runtime_report["accelerate"].update(tp_size=trainer.accelerator.parallelism_config.tp_size)
-        ctx.runtime_report["tensor_parallel"] = {
-            "size": size,
-            "copies": TPReplicas(trainer.model).count,
-            "share_of_parameters": round(share, 4),
-        }
+def _fallback_problem(dims: ParallelDims, kind: str, processes: int) -> Problem:
+    """Return the problem of accelerate, which runs another kind of distribution, or on other processes."""
+    asked = "data parallelism" if dims.engine == "plain" else dims.engine
+    if dims.sequence_parallel > 1:
+        asked += f" and sequence parallelism over {dims.sequence_parallel} processes"
+    if dims.tensor_parallel > 1:
+        asked = f"tensor parallelism over {dims.tensor_parallel} processes"
+    statement = f"compute asks for {asked} on {dims.world_size} processes, accelerate runs {kind} on {processes}"
+    return Problem(statement, "what was asked for", "set compute.zero: 3" if dims.fsdp else "see `trueup doctor`")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.labels import IGNORE
 from pipeline.models.contract import conversation_problems
-from pipeline.models.labels import IGNORE
 from pipeline.models.template import TemplateFaultError
 from pipeline.models.tokens import Text, TextEncoder, Tokens
 from pipeline.training.row_text import Piece, Row, RowEncoder

@@ -21,7 +21,7 @@ from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.models.adapter_config import Adapter
 from pipeline.parallel.ranks import any_reduce
 from pipeline.stage import StageContext
-from pipeline.training.arguments import checkpoints_dir
+from pipeline.training.arguments import checkpoints_dir, precision_of
 from pipeline.training.audit import Audit
 from pipeline.training.batches import Batches
 from pipeline.training.best import at_step, load_best
@@ -76,7 +76,7 @@ def run_trainer(
         Interrupted: the user asked to stop; a checkpoint was saved.
         PipelineError: the loss is not finite, or the run differs from what the recipe asks for.
     """
-    check_distribution(ctx, trainer)
+    check_distribution(ctx, trainer, precision_of(ctx))
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and not hasattr(
             parameter, "ds_id"
@@ -86,7 +86,7 @@ def run_trainer(
     clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)
     for silent in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(silent)
-    every_s = float(ctx.compute.get("checkpoint_every_s", 30.0))
+    every_s = ctx.compute.checkpoint_every_s
     trainer.add_callback(Watcher(ctx, clock, every_s, begin=lambda: restore_metrics(trainer, checkpoint)))
     trainer.add_callback(Audit(ctx, trainer, adapter))
     if checkpoint is not None:

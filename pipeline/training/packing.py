@@ -13,13 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.labels import IGNORE
 from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import evaluating
-from pipeline.models.labels import IGNORE
 from pipeline.models.precision import computing_in
 from pipeline.parallel.zero.zero3 import forward_without_engine
 from pipeline.stage import StageContext
-from pipeline.training.arguments import device_of, precision_of
+from pipeline.training.arguments import attention_name, device_of, precision_of
 
 _TOKENS = 48
 """Most tokens of each of the two conversations that are compared."""
@@ -98,7 +98,7 @@ def _logits(model: Any, conversations: list[list[int]], collate: Collate) -> Ten
 
 def _computing(ctx: StageContext, model: Any) -> Any:
     """Return a context that computes in the dtype of the weights, or in half precision for FlashAttention."""
-    is_flash = "flash" in str(ctx.runtime_report.get("attention", ""))
+    is_flash = "flash" in attention_name(ctx)
     if is_flash and model.device.type == "cpu":  # DeepSpeed and FSDP move a model only when they prepare it
         model.to(device_of(ctx))
     return computing_in(precision_of(ctx) if is_flash else "fp32", model.device)

@@ -18,14 +18,15 @@ from torch.nn.functional import pad
 from transformers import get_scheduler
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.labels import IGNORE
 from pipeline.models.deferred import Deferred
-from pipeline.models.labels import IGNORE
+from pipeline.models.forward_probe import ForwardProbe
 from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.pipeline.schedule import Pipeline, PipelineRank
 from pipeline.parallel.pipeline.stage_module import StageModule
 from pipeline.parallel.ranks import Ranks, any_reduce
 from pipeline.stage import StageContext
-from pipeline.training.arguments import checkpoints_dir
+from pipeline.training.arguments import attention_name, checkpoints_dir, precision_of
 from pipeline.training.audit import check_first_pass, check_prepared
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import newest_checkpoint, step_of
@@ -70,21 +71,21 @@ class PipelineTraining:
         if arguments.fp16:
             expected = "bf16 or fp32: the scale of an fp16 loss is not shared between parts"
             raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))
-        ctx.runtime_report["liger"] = False  # only transformers' Trainer applies Liger's kernels
-        place = PipelineRank(ranks, int(ctx.compute["pipeline_parallel"]))
+        place = PipelineRank(ranks, ctx.dims.pipeline_parallel)
         groups = groups_of(model)
         autocast = torch.bfloat16 if arguments.bf16 else None
         recompute = bool(arguments.activation_checkpointing)
         stage_module = StageModule(model, place.stage, place.stages, autocast=autocast, recompute=recompute)
         if deferred is not None:
             deferred.fill(stage_module)
-        self.pipe = Pipeline(stage_module.to(arguments.device), place, arguments.device)
+        self._first: ForwardProbe | None = None
+        self.pipe = Pipeline(stage_module.to(arguments.device), place, arguments.device, self._start_probe)
         self.optimizer = optimizer_of(stage_module, groups, arguments)
         check_prepared(ctx, model, self.optimizer, None, stage_module)
         warmup = arguments.get_warmup_steps(steps)
         kind, options = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
         self.rates = get_scheduler(kind, self.optimizer, warmup, steps, options)
-        self.log, self._is_seen = Log(), False
+        self.log = Log()
         self.state = PipelineState(self.pipe, self.optimizer, self.rates, groups)
 
     def run(self, rows: Rows, held_out: Rows, collate: Collate) -> Trained:
@@ -111,7 +112,7 @@ class PipelineTraining:
             if step == self.steps:
                 break
             stopping = self.ctx.stopping()
-            if stopping or any_reduce(time.perf_counter() - saved_at > float(self.ctx.compute["checkpoint_every_s"])):
+            if stopping or any_reduce(time.perf_counter() - saved_at > self.ctx.compute.checkpoint_every_s):
                 self._save(step, clock)
                 saved_at = time.perf_counter()
             if stopping:
@@ -137,9 +138,9 @@ class PipelineTraining:
             batch, slice(place.replica * rows_per_replica, (place.replica + 1) * rows_per_replica)
         )
         loss = self.pipe.backward(passes=rows_per_replica // self.batches.micro_batch, tokens=tokens, **replica_batch)
-        if self.pipe.first is not None and not self._is_seen:
-            self._is_seen = True
-            check_first_pass(self.ctx, self.pipe.first, str(self.ctx.runtime_report["precision"]))
+        if self._first is not None:
+            check_first_pass(self.ctx, self._first, precision_of(self.ctx))
+            self._first = None
         norm = self.pipe.clip(self.arguments.max_grad_norm)
         rate = self.rates.get_last_lr()[0]
         if not math.isfinite(loss):
@@ -153,6 +154,9 @@ class PipelineTraining:
         self.ctx.progress(step, self.steps, loss=loss, learning_rate=rate, grad_norm=norm)
         if step % int(self.arguments.logging_steps) == 0 or step == self.steps:
             self.log.write(grad_norm=norm, learning_rate=rate, epoch=self._epoch(step), step=step)
+
+    def _start_probe(self) -> None:
+        self._first = ForwardProbe(self.pipe.part)
 
     def _evaluate(self, step: int, held_out: Rows, collate: Collate) -> None:
         """Log the loss of held-out rows: the mean of micro-batch losses weighted by rows, as the Trainer does."""
@@ -209,7 +213,7 @@ def train_through_pipeline(
         Interrupted: the user asked to stop; a checkpoint was saved.
         PipelineError: the model or the recipe does not fit a pipeline, or the loss is not finite.
     """
-    if rows and "seq_lengths" in rows[0] and "flash" in ctx.runtime_report["attention"]:
+    if rows and "seq_lengths" in rows[0] and "flash" in attention_name(ctx):
         statement = "train.mode packed with FlashAttention and compute.pipeline_parallel"
         raise PipelineError(Problem(statement, "rows of one conversation, or masks", "set compute.attention: sdpa"))
     training = PipelineTraining(ctx, model, deferred, arguments, batches, steps)

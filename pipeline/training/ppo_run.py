@@ -23,6 +23,7 @@ from pipeline.ppo.episodes import Episode
 from pipeline.ppo.state import load_weights, save_state, save_weights
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.stage import StageContext, StageResult
+from pipeline.training.arguments import precision_of
 from pipeline.training.audit import check_first_pass
 from pipeline.training.loop import SessionClock
 
@@ -74,7 +75,7 @@ class RunLog:
         first: ForwardProbe | None = ForwardProbe(trainer.policy.model)
         for metrics in trainer.iterations():
             if first is not None:
-                check_first_pass(self.ctx, first, str(self.ctx.runtime_report["precision"]))
+                check_first_pass(self.ctx, first, precision_of(self.ctx))
                 first = None
             done = trainer.iteration
             self.tokens += metrics["tokens"]
@@ -147,7 +148,7 @@ class RunLog:
         """
         stopping = self.ctx.stopping() and done < total
         waited = time.perf_counter() - self.saved_at
-        if not stopping and not any_reduce(waited > float(self.ctx.compute.get("checkpoint_every_s", 30.0))):
+        if not stopping and not any_reduce(waited > self.ctx.compute.checkpoint_every_s):
             return
         extra = {
             "rows": self.rows,

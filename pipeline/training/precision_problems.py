@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pipeline.errors import Problem
+from pipeline.parallel.dims import ParallelSettings
 
 
 def cpu_problem(precision: str, zero: int) -> Problem | None:
@@ -24,18 +22,19 @@ def cpu_problem(precision: str, zero: int) -> Problem | None:
     return None
 
 
-def ppo_problem(compute: Mapping[str, Any], kind: str = "ppo") -> Problem | None:
-    """Return why PPO cannot use the precision and the sharding of `compute`; None if it can.
+def ppo_problem(precision: str, settings: ParallelSettings, kind: str = "ppo") -> Problem | None:
+    """Return why PPO cannot use a precision with the sharding of `compute`; None if it can.
 
     With fp16 the loss is scaled, and adjusting the scale needs all gradients on every process.
 
     Args:
-        compute: the `compute` settings.
+        precision: `compute.precision`.
+        settings: the stage's `compute` block, or its parallel dimensions.
         kind: kind of the stage, PPO or another that scales its loss so (`ComputeSupport.sharded_fp16` is false).
     """
-    parts = next((word for word in ("zero", "fsdp") if compute.get(word)), None)
-    if compute.get("precision") != "fp16" or parts is None:
+    word = "zero" if settings.zero else "fsdp" if settings.fsdp else None
+    if precision != "fp16" or word is None:
         return None
-    statement = f"compute.precision is fp16 for a {kind} stage with compute.{parts}"
+    statement = f"compute.precision is fp16 for a {kind} stage with compute.{word}"
     expected = "auto, fp32 or bf16: sharded gradients are not scaled"
-    return Problem(statement, expected, f"set compute.precision: bf16, or leave compute.{parts} out")
+    return Problem(statement, expected, f"set compute.precision: bf16, or leave compute.{word} out")

@@ -21,13 +21,15 @@ import pytest
 import torch
 from two_processes import be_one
 
+from pipeline.compute import ComputeSettings
 from pipeline.errors import StageFailed
+from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.process_group import init_process_group
-from pipeline.parallel.sharding_state import ShardingState, holding
-from pipeline.parallel.zero.config import deepspeed_config
+from pipeline.parallel.sharding_state import ShardingState, holding, sharding_problems
+from pipeline.parallel.zero.config import bucket_problem, deepspeed_config
 from pipeline.stage import StageContext
-from pipeline.training.audit import bucket_problems, sharding_problems, trainer_problems
+from pipeline.training.audit import trainer_problems
 
 pytestmark = pytest.mark.xdist_group("fallbacks")  # what its fixtures train is trained once
 
@@ -82,7 +84,7 @@ def with_zero(stage: int) -> ShardingState:
 
     AcceleratorState._reset_state()
     once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 2}
-    config = {**deepspeed_config({"zero": stage, "offload": "none"}, "fp32"), **once, "gradient_clipping": 0.0}
+    config = {**deepspeed_config(ParallelDims(zero=stage), "fp32"), **once, "gradient_clipping": 0.0}
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
     model = tiny()
     engine, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
@@ -135,35 +137,32 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
     return prepare
 
 
-def problems(tmp_path: Path, held: ShardingState, monkeypatch: pytest.MonkeyPatch, **compute: Any) -> list[str]:
+def problems(held: ShardingState, **compute: Any) -> list[str]:
     """Return what two processes that hold so would be told."""
-    monkeypatch.setattr("pipeline.training.audit.Ranks.current", lambda: SimpleNamespace(count=2))
-    nothing: Any = None
-    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, ranks=2)
-    return [problem.found for problem in sharding_problems(ctx, held)]
+    return [problem.found for problem in sharding_problems(ParallelDims(2, **compute), held, joined=2)]
 
 
 def test_fsdp2_that_is_not_there_is_seen(
-    prepared: Callable[[str], dict[str, ShardingState]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[[str], dict[str, ShardingState]],
 ) -> None:
     found = prepared("fsdp")
     right = found["FSDP2"]
     assert (right.engine, right.over, right.optimizer) == ("FSDP2", 2, right.weights)
     assert 0.49 < right.weights < 0.51
-    assert problems(tmp_path, right, monkeypatch, fsdp=True) == []
-    assert problems(tmp_path, right, monkeypatch) == ["compute asks for plain, and FSDP2 runs"]
+    assert problems(right, fsdp=True) == []
+    assert problems(right) == ["compute asks for plain, and FSDP2 runs"]
     own = found["accelerate's own"]
     assert own == ShardingState("plain", 1, 1.0, 1.0)
-    assert problems(tmp_path, own, monkeypatch, fsdp=True) == ["compute asks for FSDP2, and plain runs"]
+    assert problems(own, fsdp=True) == ["compute asks for FSDP2, and plain runs"]
     # 9 of the 21 weights of two layers: 4 of attention, 3 of the feed-forward block and 2 norms in each, and 3 outside.
     assert found["a layer only"].engine == "FSDP2 for 9 of 21 weights"
-    assert problems(tmp_path, found["a layer only"], monkeypatch, fsdp=True)
-    told = problems(tmp_path, found["each alone"], monkeypatch, fsdp=True)
+    assert problems(found["a layer only"], fsdp=True)
+    told = problems(found["each alone"], fsdp=True)
     assert told == ["FSDP2 has spread its state over 1 of 2 processes"]
 
 
 def test_another_zero_stage_is_seen(
-    prepared: Callable[[str], dict[str, ShardingState]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[[str], dict[str, ShardingState]],
 ) -> None:
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     found = prepared("zero")
@@ -173,25 +172,34 @@ def test_another_zero_stage_is_seen(
         assert held.weights == pytest.approx(0.5 if stage == 3 else 1, abs=0.01)
         assert held.optimizer == pytest.approx(0.5, abs=0.01)
         for asked in (1, 2, 3):
-            told = problems(tmp_path, held, monkeypatch, zero=asked)
+            told = problems(held, zero=asked)
             assert told == ([] if asked == stage else [f"compute asks for ZeRO-{asked}, and ZeRO-{stage} runs"])
         alone = ShardingState(held.engine, 1, 1.0, 1.0)
-        assert problems(tmp_path, alone, monkeypatch, zero=stage)
+        assert problems(alone, zero=stage)
 
 
-def test_buckets_that_are_not_the_configured_ones_are_seen(tmp_path: Path) -> None:
-    nothing: Any = None
-    facts = {"deepspeed": {"zero_optimization": {"stage": 2, "reduce_bucket_size": 2**22}}}
-    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, runtime_report=facts)
-    assert list(bucket_problems(ctx, 2**22)) == []
-    (problem,) = bucket_problems(ctx, 500_000_000)
+def test_buckets_that_are_not_the_configured_ones_are_seen() -> None:
+    assert bucket_problem(2, 2048, 2**22) is None  # the least, 4 Mi, is also 2048²
+    assert bucket_problem(2, 4096, 2**22) is not None
+    problem = bucket_problem(2, 2048, 500_000_000)
+    assert problem is not None
     assert problem.found == "DeepSpeed's buckets have 500000000 elements"
 
 
 def test_gradients_that_nobody_sums_are_seen(tmp_path: Path) -> None:
     nothing: Any = None
-    facts = {"precision": "fp32"}
-    ctx = StageContext("one", 1, tmp_path, tmp_path, {}, nothing, {}, nothing, nothing, ranks=2, runtime_report=facts)
+    ctx = StageContext(
+        "one",
+        1,
+        tmp_path,
+        tmp_path,
+        {},
+        nothing,
+        ComputeSettings(precision="fp32"),
+        nothing,
+        nothing,
+        dims=ParallelDims(2),
+    )
     trainer = SimpleNamespace(accelerator=SimpleNamespace(mixed_precision="no"), model_wrapped=torch.nn.Linear(2, 2))
     (problem,) = trainer_problems(ctx, trainer)
     assert problem.found == "2 processes train, and nobody sums their gradients"

@@ -21,7 +21,9 @@ def one_of_two(folder: str, mine: str) -> None:
 
     import torch.distributed as dist
 
+    from pipeline.compute import ComputeSettings
     from pipeline.models import precision
+    from pipeline.parallel.dims import ParallelDims
     from pipeline.stage import StageContext
     from pipeline.training.arguments import precision_of
 
@@ -39,11 +41,11 @@ def one_of_two(folder: str, mine: str) -> None:
         work=work,
         inputs={},
         load_rows=lambda field: None,
-        compute={"device": "cpu"},
+        compute=ComputeSettings(device="cpu"),
         emit=lambda event: None,
         stopping=lambda: False,
+        dims=ParallelDims(2),
         rank=rank,
-        ranks=2,
     )
     (Path(folder) / f"picked-{rank}").write_text(precision_of(ctx, 1024))
 

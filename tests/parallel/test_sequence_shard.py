@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from pipeline.compute import ComputeSettings
 from pipeline.errors import PipelineError
-from pipeline.models.labels import IGNORE
+from pipeline.labels import IGNORE
+from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, by_document
-from pipeline.parallel.sequence.checks import sequence_parallel_problems
+from pipeline.parallel.sequence.checks import field_problems, sequence_parallel_problems
+from pipeline.parallel.sequence.trainer import held_out_batches, mean_by_rows
 from pipeline.recipe.schema import Compute
-from pipeline.training.sequence_parallel import held_out_batches, mean_by_rows, refuse_sequence_parallel
+from pipeline.training.sequence_parallel import refuse_sequence_parallel
 
 
 def test_labels_are_shifted_before_they_are_cut() -> None:
@@ -140,11 +143,25 @@ def test_what_excludes_shards(compute: dict[str, Any], said: str | None) -> None
         assert said in ": ".join(found[0][1:])
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, []),
+        ({"label_smoothing_factor": 0, "loss_type": "nll", "adam_beta2": 0.9}, []),
+        ({"label_smoothing_factor": 0.1}, ["train.label_smoothing_factor is 0.1 with compute.sequence_parallel"]),
+        ({"loss_type": "dft"}, ["train.loss_type is dft with compute.sequence_parallel"]),
+    ],
+)
+def test_only_the_models_own_loss_is_shared(fields: dict[str, Any], said: list[str]) -> None:
+    assert [problem.found for problem in field_problems(fields)] == said
+
+
 @pytest.mark.parametrize(("longest", "said"), [(64, None), (65, "Set train.max_length: 64"), (66, None)])
 def test_rows_are_not_padded_beyond_the_context(longest: int, said: str | None) -> None:
     config = LlamaConfig(num_attention_heads=4, max_position_embeddings=65 if longest == 65 else 66)
     config._attn_implementation = "sdpa"
-    ctx = SimpleNamespace(compute={"sequence_parallel": 2}, ranks=2, runtime_report={"attention": "sdpa"}, name="base")
+    dims = ParallelDims(2, sequence_parallel=2, zero=1)
+    ctx = SimpleNamespace(dims=dims, compute=ComputeSettings(device="cpu"), name="base")
     if said is None:
         refuse_sequence_parallel(ctx, SimpleNamespace(config=config), longest)
         return

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
-from pipeline.parallel.batch_split import head_problem
+from pipeline.parallel.tensor.checks import OPTIMIZERS, dropout_problem, head_problem, optimizer_problem
 from pipeline.recipe import load
 
 pytestmark = pytest.mark.xdist_group("tensor")  # what its fixtures train is trained once
@@ -103,6 +103,20 @@ def test_heads_that_do_not_divide_name_the_nearest_number(heads: int, kv_heads: 
 @pytest.mark.parametrize("heads", [(4, 4, 2), (32, 8, 8)])
 def test_heads_that_divide_are_no_problem(heads: tuple[int, int, int]) -> None:
     assert head_problem(*heads) is None
+
+
+def test_only_optimizers_that_step_each_number_by_itself_are_sharded() -> None:
+    assert [optimizer_problem(optim, 2) for optim in OPTIMIZERS] == [None] * len(OPTIMIZERS)
+    problem = optimizer_problem("adafactor", 2)  # it factors a matrix, of which each process holds a part
+    assert problem is not None
+    assert problem.found == "train.optim is adafactor with compute.tensor_parallel 2"
+
+
+def test_an_adapter_without_dropout_is_no_problem() -> None:
+    assert dropout_problem(0.0, 2) is None
+    problem = dropout_problem(0.1, 2)
+    assert problem is not None
+    assert problem.found == "adapter.dropout is 0.1 with compute.tensor_parallel 2"
 
 
 REFUSED = {

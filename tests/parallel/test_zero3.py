@@ -26,6 +26,7 @@ from pipeline.models.load import load_causal_lm, load_reward_model
 from pipeline.models.scoring import score
 from pipeline.parallel import dtensors
 from pipeline.parallel.consolidation import model_from_state
+from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.tensor.sharding import shard_model
 from pipeline.parallel.zero.config import deepspeed_config
@@ -165,7 +166,7 @@ def main(what: str, folder: str, out: str) -> None:
         Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(_sharded(what)), encoding="utf-8")
         return
     init_process_group(cpu=True, deepspeed=True)
-    parts, large = deepspeed_config({"zero": 3, "offload": "none"}, "fp32"), Path(folder) / "large"
+    parts, large = deepspeed_config(ParallelDims(zero=3), "fp32"), Path(folder) / "large"
     if what != "small":
         with zero3_building(parts):  # what DeepSpeed needs for itself is there
             _made("llama", SMALL["llama"])

@@ -21,6 +21,7 @@ from two_processes import be_one, run_two
 
 from pipeline.estimate.memory import ParallelLayout, state
 from pipeline.estimate.shape import shape_of
+from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.parallel.zero.optimizer_state import share_fp32_storage
@@ -72,7 +73,7 @@ def main(out: str, precision: str, offload: str) -> None:
     torch.set_num_threads(1)
     init_process_group(cpu=True, deepspeed=True)
     once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 2}
-    config = {**deepspeed_config({"zero": 3, "offload": offload}, precision), **once, "gradient_clipping": 0.0}
+    config = {**deepspeed_config(ParallelDims(zero=3, offload=offload), precision), **once, "gradient_clipping": 0.0}
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
     with zero3_building(config):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, trainer_of
 
+from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.zero.config import deepspeed_config
@@ -53,7 +54,7 @@ def stepper_of(kind: str, policy: Any, settings: PPOSettings, ranks: Ranks) -> T
     AcceleratorState._reset_state()  # a stage has one trainer; this process has several in turn
     if kind == "fsdp2":
         return FsdpEngine(policy, settings, ranks)
-    return ZeroEngine(policy, settings, ranks, deepspeed_config({"zero": KINDS[kind], "offload": "none"}, "fp32"))
+    return ZeroEngine(policy, settings, ranks, deepspeed_config(ParallelDims(zero=KINDS[kind]), "fp32"))
 
 
 def trainer_with(kind: str, case: str, ranks: Ranks) -> Any:

@@ -166,7 +166,7 @@ def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_coun
 
     from single_rows import encode_conversation
 
-    from pipeline.models.labels import IGNORE
+    from pipeline.labels import IGNORE
     from pipeline.stages.ppo.config import Config
     from pipeline.stages.ppo.data import language_loss
 

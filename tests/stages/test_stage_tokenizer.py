@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from pipeline.labels import IGNORE
 from pipeline.models.chat import SPECIAL_TOKENS
-from pipeline.models.labels import IGNORE
 from pipeline.training.encode import encode_messages
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.recipe import Compute
 from pipeline.stage import Event, StageContext
 
 
@@ -34,6 +35,7 @@ def make_context(tmp_path: Path) -> Callable[..., StageContext]:
     def make(events: list[Event] | None = None, **compute: Any) -> StageContext:
         for part in ("out", "work"):
             (tmp_path / part).mkdir(exist_ok=True)
+        settings = Compute(**compute)
         return StageContext(
             name="tiny",
             seed=3,
@@ -41,7 +43,8 @@ def make_context(tmp_path: Path) -> Callable[..., StageContext]:
             work=tmp_path / "work",
             inputs={},
             load_rows=lambda field: pytest.fail(f"nothing reads {field} here"),
-            compute=compute,
+            compute=settings.settings,
+            dims=settings.dims,
             emit=(events if events is not None else []).append,
             stopping=lambda: False,
         )

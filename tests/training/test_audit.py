@@ -20,14 +20,18 @@ import pipeline.models.adapters
 import pipeline.models.load
 import pipeline.training.arguments
 import pipeline.training.setup
+from pipeline.compute import ComputeSettings
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.forward_probe import ForwardProbe
+from pipeline.models.kernels import WITHOUT_MASK
+from pipeline.parallel.dims import ParallelDims
 from pipeline.stage import StageContext
 from pipeline.training.audit import (
+    Kernels,
     adapter_problems,
     has_liger,
     kernel_problems,
-    sharding_problems,
+    kernels_of,
     weight_problems,
 )
 from pipeline.training.consolidated_checkpoint import ConsolidatedCheckpoint
@@ -175,12 +179,9 @@ def test_what_is_as_asked_is_seen(
 
 
 def _context(tmp_path: Any, **given: Any) -> StageContext:
-    report = given.pop("runtime_report", {})
-    compute, ranks = given.pop("compute", {}), given.pop("ranks", 1)
+    compute, dims = ComputeSettings(**given.pop("compute", {})), ParallelDims(given.pop("ranks", 1))
     nothing: Any = None
-    return StageContext(
-        "one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, ranks=ranks, runtime_report=report
-    )
+    return StageContext("one", 1, tmp_path, tmp_path, {}, nothing, compute, nothing, nothing, dims=dims)
 
 
 def _tiny() -> Any:
@@ -188,24 +189,26 @@ def _tiny() -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=50, **sizes))
 
 
-def test_fewer_processes_than_asked_for_are_told(tmp_path: Any) -> None:
-    from pipeline.parallel.sharding_state import holding
+def test_fewer_processes_than_asked_for_are_told() -> None:
+    from pipeline.parallel.sharding_state import holding, sharding_problems
 
     model = _tiny()
     held = holding(model, torch.optim.SGD(model.parameters()))
     assert (held.engine, held.over, held.weights, held.optimizer) == ("plain", 1, 1.0, 1.0)
-    assert not list(sharding_problems(_context(tmp_path), held))
-    (problem,) = sharding_problems(_context(tmp_path, ranks=2), held)
+    assert not list(sharding_problems(ParallelDims(1), held, joined=1))
+    (problem,) = sharding_problems(ParallelDims(2), held, joined=1)
     assert problem.found == "1 processes joined"
 
 
-def test_liger_is_believed_when_a_part_of_the_model_runs_it(tmp_path: Any) -> None:
+def test_liger_is_believed_when_a_part_of_the_model_runs_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.models.kernels.uses_liger", lambda asked, **_: asked != "off")  # as on a GPU
     model = _tiny()
-    asked = {"runtime_report": {"liger": True}, "compute": {"liger": "on"}}
-    (problem,) = kernel_problems(_context(tmp_path, **asked), model)
+    asked, left = (_context(tmp_path, compute={"liger": switch}) for switch in ("on", "auto"))
+    runs = kernels_of(asked, model)
+    assert runs == kernels_of(left, model) == Kernels("sdpa", liger=False)
+    (problem,) = kernel_problems(asked, model, runs)
     assert "no part of the llama model runs its kernels" in problem.found
-    left = _context(tmp_path, runtime_report={"liger": True}, compute={"liger": "auto"})
-    assert not list(kernel_problems(left, model)) and left.runtime_report["liger"] is False
+    assert not list(kernel_problems(left, model, runs))
 
     def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -213,7 +216,18 @@ def test_liger_is_believed_when_a_part_of_the_model_runs_it(tmp_path: Any) -> No
     forward.__module__ = "liger_kernel.transformers.rms_norm"  # as Liger binds its functions to parts of a model
     model.model.norm.forward = forward.__get__(model.model.norm)
     assert has_liger(model)
-    assert not list(kernel_problems(_context(tmp_path, **asked), model))
+    runs = kernels_of(asked, model)
+    assert runs.liger and not list(kernel_problems(asked, model, runs))
+    assert not kernels_of(_context(tmp_path, compute={"liger": "off"}), model).liger
+
+
+def test_attention_asked_for_by_name_is_the_one_that_runs(tmp_path: Any) -> None:
+    model = _tiny()
+    asked, other = (_context(tmp_path, compute={"attention": name}) for name in ("sdpa", "eager"))
+    assert not list(kernel_problems(asked, model, Kernels("sdpa", liger=False)))
+    assert not list(kernel_problems(asked, model, Kernels(WITHOUT_MASK, liger=False)))  # the same kernel
+    (problem,) = kernel_problems(other, model, Kernels("sdpa", liger=False))
+    assert (problem.found, problem.expected) == ("compute.attention is eager, and the model runs sdpa", "eager")
 
 
 def test_an_adapter_must_train_alone() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.models.labels import IGNORE
+from pipeline.labels import IGNORE
 from pipeline.training.collate import CausalCollator, PairCollator
 from pipeline.training.packing import packed
 

@@ -10,7 +10,7 @@ import pytest
 from single_rows import encode_conversation, encode_pair, encode_prompt
 
 from pipeline.errors import PipelineError
-from pipeline.models.labels import IGNORE
+from pipeline.labels import IGNORE
 from pipeline.training.fitting import context_length
 
 TALK = [

@@ -17,8 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from pipeline.models.forward_probe import ForwardProbe
-from pipeline.models.labels import IGNORE
+from pipeline.labels import IGNORE
 from pipeline.parallel.pipeline.stage_module import StageModule
 from pipeline.parallel.ranks import Ranks
 
@@ -68,13 +67,25 @@ class Pipeline:
     Attributes:
         part: the layers of this rank.
         place: this rank's position among stages and replicas.
-        first: probe of the first training batch; None before its first micro-batch.
     """
 
-    def __init__(self, part: StageModule, place: PipelineRank, device: torch.device) -> None:
+    def __init__(
+        self,
+        part: StageModule,
+        place: PipelineRank,
+        device: torch.device,
+        on_first_pass: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Create the process groups of the pipeline; every rank must call it.
+
+        Args:
+            part: the layers of this rank.
+            place: this rank's position among stages and replicas.
+            device: the rank's device.
+            on_first_pass: called once, before the first training micro-batch.
+        """
         self.part, self.place, self.device = part, place, device
-        self._tokens = 1.0
-        self.first: ForwardProbe | None = None
+        self._tokens, self._has_begun, self._on_first_pass = 1.0, False, on_first_pass
         self._schedules: dict[tuple[Any, ...], Any] = {}
         self._pp_group = _own_group(place.pipelines())
         self._dp_group = _own_group(place.copies()) if place.replicas > 1 else None
@@ -123,13 +134,14 @@ class Pipeline:
                 self._schedules.clear()
             place = self.place
             stage = _Stage(self.part, place.stage, place.stages, self.device, group=self._pp_group)
-            stage.begin = self._start_probe
+            stage.begin = self._begin
             self._schedules[key] = Schedule1F1B(stage, passes, loss_fn=loss, scale_grads=False)
         return self._schedules[key]
 
-    def _start_probe(self) -> None:
-        if self.first is None and torch.is_grad_enabled():
-            self.first = ForwardProbe(self.part)
+    def _begin(self) -> None:
+        if not self._has_begun and torch.is_grad_enabled():
+            self._has_begun = True
+            self._on_first_pass()
 
     def _share_of_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return a micro-batch's contribution to the batch's mean loss per token."""
@@ -160,7 +172,7 @@ class _Stage(PipelineStage):
 
     Before the first micro-batch of a shape torch runs the module forward and backward to infer the shapes it sends. On
     the first stage, whose input has no gradient, that pass recomputes no activations. It is no training pass, so
-    the probe of `Pipeline` starts only with the callback.
+    `on_first_pass` of `Pipeline` is called only with the callback.
     """
 
     begin: Callable[[], None]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.models.labels import IGNORE
+from pipeline.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
 
 PROBE_TOKENS, PROBE_ROUNDING = 16, {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

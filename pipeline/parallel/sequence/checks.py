@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import Problem
+from pipeline.parallel.dims import ParallelDims
 
 _HEADS = ("num_attention_heads", "n_head")
 _FULL = "full_attention"
@@ -49,6 +50,46 @@ def sequence_parallel_problems(config: Mapping[str, Any], count: int, processes:
         kinds = ["sliding_attention"]
     if kinds:
         problems.append(Problem(f"{word} and the model has layers of {', '.join(kinds)}", f"{_FULL} in all", "use 1"))
+    return problems
+
+
+def field_problems(fields: Mapping[str, Any]) -> list[Problem]:
+    """Return the trainer's fields that sequence parallelism does not support.
+
+    Args:
+        fields: the fields of the trainer that the recipe sets under `train`.
+    """
+    problems = []
+    for word, plain in (("label_smoothing_factor", 0), ("loss_type", "nll")):
+        if fields.get(word, plain) != plain:
+            statement = f"train.{word} is {fields[word]} with compute.sequence_parallel"
+            problems.append(Problem(statement, str(plain), "leave it out: only the model's own loss can be shared"))
+    return problems
+
+
+def model_problems(model: Any, longest: int, dims: ParallelDims, kernel: str) -> list[Problem]:
+    """Return why a loaded model cannot be trained from shards of its rows.
+
+    Args:
+        model: of transformers.
+        longest: tokens of the longest row; rows are padded to a multiple of the number of shards.
+        dims: the parallel dimensions of the run.
+        kernel: the attention implementation that DeepSpeed wraps.
+    """
+    count, config = dims.sequence_parallel, model.config.get_text_config()
+    fields = {**config.to_dict(), "num_attention_heads": config.num_attention_heads}
+    problems = sequence_parallel_problems(fields, count, dims.world_size)
+    if model.config._attn_implementation != kernel:
+        statement = f"{type(model).__name__} attends by {model.config._attn_implementation} under sequence parallelism"
+        problems.append(
+            Problem(statement, f"{kernel}, around which DeepSpeed exchanges them", "use another architecture")
+        )
+    context = getattr(config, "max_position_embeddings", None)
+    padded = -(-longest // count) * count
+    if context is not None and padded > context:
+        statement = f"rows of {longest} tokens shared by {count} processes are padded to {padded}"
+        remedy = f"set train.max_length: {context // count * count}"
+        problems.append(Problem(statement, f"at most the model's context of {context} tokens", remedy))
     return problems
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,15 +26,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import DistributedConfig
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.parallel.batch_split import head_problem
 from pipeline.parallel.dtensors import set_weight
 from pipeline.parallel.ranks import Ranks
-
-if TYPE_CHECKING:
-    from pipeline.models.deferred import Deferred
+from pipeline.parallel.tensor.checks import head_problem
 
 SHARED_NORM = "replicated_with_grad_allreduce"
 """transformers' plan entry for a replicated weight applied to this rank's heads only: its gradients are summed."""
+
+
+class DeferredWeights(Protocol):
+    """Materialises weights of a model that was built on the meta device, as `Deferred` of `models` does."""
+
+    def made(self, parameter: Tensor, /) -> Tensor:
+        """Return a full weight on the CPU."""
+        ...
 
 
 @dataclass
@@ -90,7 +95,7 @@ def tp_config(config: Any, size: int) -> DistributedConfig:
     return TPConfig(tp_size=size, dp_replicate_size=Ranks.current().count // size)
 
 
-def shard_model(model: Any, size: int, deferred: Deferred | None = None) -> Any:
+def shard_model(model: Any, size: int, deferred: DeferredWeights | None = None) -> Any:
     """Shard a model that every rank has built identically; each rank keeps its own shards.
 
     Args:

@@ -1,24 +1,25 @@
-"""Builds DeepSpeed's ZeRO configuration from `compute:`; the stage's manifest records it. No torch.
+"""Builds DeepSpeed's ZeRO configuration from the parallel dimensions; the stage's manifest records it. No torch.
 
 References: Rajbhandari et al. 2020, arXiv:1910.02054 (stages 1 to 3); 2021, arXiv:2104.07857 (offload).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from pipeline.errors import Problem
 from pipeline.estimate.buckets import bucket_sizes
+from pipeline.parallel.dims import ParallelDims
 
 
-def deepspeed_config(compute: Mapping[str, Any], precision: str) -> dict[str, Any]:
+def deepspeed_config(dims: ParallelDims, precision: str) -> dict[str, Any]:
     """Return DeepSpeed's configuration; fields that transformers' Trainer fills in are ``auto``.
 
     Args:
-        compute: the stage's `compute` block, of which `zero` and `offload` are used.
+        dims: parallel dimensions, of which `zero` and `offload` are used.
         precision: fp32, bf16 or fp16.
     """
-    stage, offload = int(compute["zero"]), compute["offload"]
+    stage, offload = dims.zero, dims.offload
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": stage > 1}
     cpu_memory = {"device": "cpu", "pin_memory": True}
     if offload in ("optimizer", "all"):
@@ -53,6 +54,21 @@ def fit_buckets(config: dict[str, Any], hidden: int) -> dict[str, int]:
     sizes = bucket_sizes(int(zero["stage"]), hidden)
     zero.update(sizes)
     return sizes
+
+
+def bucket_problem(stage: int, hidden: int, bucket: int | None) -> Problem | None:
+    """Return the problem of a running engine whose bucket size is not that of `fit_buckets`; None if it is.
+
+    Args:
+        stage: ZeRO stage, 1 to 3.
+        hidden: hidden size of the model.
+        bucket: elements of the engine's buckets; None if DeepSpeed does not run.
+    """
+    expected = bucket_sizes(stage, hidden)["reduce_bucket_size"]
+    if bucket == expected:
+        return None
+    remedy = "see `trueup doctor` for what is installed, or leave it out"
+    return Problem(f"DeepSpeed's buckets have {bucket} elements", f"{expected}, from the model's width", remedy)
 
 
 def width_of(model: Any) -> int:

@@ -50,7 +50,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if agreed.alpha is not None:
         metrics["krippendorff_alpha"] = agreed.alpha
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
-    ctx.runtime_report["ledger"] = {"event": state.number, "head": state.head}
+    ctx.report(ledger={"event": state.number, "head": state.head})
     return StageResult(
         metrics=metrics,
         rows={"pairs": len(preferences), "labels": done},

@@ -148,9 +148,10 @@ def _share(ctx: StageContext, train: Train, rows_per_unit: int, longest: int) ->
         train.kl_batch, train.kl_batch, longest, ctx.replicas, group=rows_per_unit, word="kl_batch"
     ).micro_batch
     batch_split = BatchSplit(train.batch_size, share, ctx.replicas)
-    ctx.runtime_report["batch"] = batch_split.sentence("rows", longest)
+    sentence = batch_split.sentence("rows", longest)
+    ctx.report(batch=sentence)
     if ctx.ranks > 1:
-        ctx.note(ctx.runtime_report["batch"])
+        ctx.note(sentence)
     return share
 
 

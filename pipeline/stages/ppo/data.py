@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.labels import IGNORE
 from pipeline.models.contract import eos_is_learned
 from pipeline.models.forward import context_limit
-from pipeline.models.labels import IGNORE
 from pipeline.ppo.episodes import Prompt
 from pipeline.ppo.rollout import prompt_order
 from pipeline.stage import StageContext

@@ -33,11 +33,12 @@ from pipeline.training.trunk_scorer import trunk_scorer
 def compute_dtype(ctx: StageContext) -> Any:
     """Return the dtype of the computation if it differs from that of the weights; else None."""
     picked = precision_of(ctx)
-    if picked == "fp16" and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
-        problem = ppo_problem(ctx.compute)
+    if picked == "fp16" and ctx.dims.is_sharded:
+        problem = ppo_problem(ctx.compute.precision, ctx.dims)
         if problem is not None:
             raise PipelineError(replace(problem, stage=ctx.name))
-        ctx.runtime_report["precision"] = picked = "fp32"
+        picked = "fp32"
+        ctx.report(precision=picked)
         ctx.note("this GPU has no bf16, and PPO with sharded weights takes no fp16: computes in fp32")
     return HALF.get(picked)
 
@@ -87,15 +88,16 @@ def scorer_on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) ->
 
 def sharded_engine(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
     """Return the engine that shards the training state (ZeRO or FSDP2); None if it is not sharded."""
-    if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
+    if config.train.ema_decay and ctx.dims.is_sharded:
         statement = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"
         raise PipelineError(
             Problem(statement, "whole weights in every process", "leave one of them out", stage=ctx.name)
         )
-    if ctx.compute.get("zero"):
-        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.compute, precision_of(ctx))
-        fit_buckets(ctx.runtime_report["deepspeed"], width_of(policy.model))
-        return ZeroEngine(policy, config.train, ranks, ctx.runtime_report["deepspeed"])
-    if ctx.compute.get("fsdp"):
+    if ctx.dims.zero:
+        deepspeed = deepspeed_config(ctx.dims, precision_of(ctx))
+        fit_buckets(deepspeed, width_of(policy.model))
+        ctx.report(deepspeed=deepspeed)
+        return ZeroEngine(policy, config.train, ranks, deepspeed)
+    if ctx.dims.fsdp:
         return FsdpEngine(policy, config.train, ranks)
     return None

@@ -71,7 +71,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
         value_gradient=config.train.value_gradient,
         value=config.value,
         precision=precision,
-        recompute=ctx.compute.get("activation_checkpointing") is True,
+        recompute=ctx.compute.recomputes,
         seed=ctx.seed,
     )
     rewards = load_rewards(
@@ -115,7 +115,7 @@ def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids
         name = "batched" if not on_gpu else "generate" if missing else "vllm"
         why = "a CPU" if not on_gpu else missing or "a GPU with vLLM"
         ctx.note(f"responses are sampled by the `{name}` engine ({why})")
-    ctx.runtime_report["rollout_engine"] = name
+    ctx.report(rollout_engine=name)
     train = config.train
     if name == "vllm":
         if missing:

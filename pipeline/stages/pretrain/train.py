@@ -48,7 +48,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     parameters = count_parameters(opened.model)
     ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     collate = CausalCollator(opened.tokenizer.pad_token_id)
-    if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
+    if ctx.dims.pipeline_parallel > 1:
         refuse_unused(train)
         trained, consolidated = train_through_pipeline(
             ctx, opened.model, opened.deferred, arguments, plan.batches, plan.steps, data.train, data.held_out, collate
@@ -77,7 +77,7 @@ def _open(ctx: StageContext, config: Config) -> OpenedModel:
     """
     tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
     model, deferred = _model(ctx, config, tokenizer)
-    tp_size = int(ctx.compute.get("tensor_parallel", 1))
+    tp_size = ctx.dims.tensor_parallel
     if config.model is None:
         fit(ctx, model, tokenizer, {"zero3": deferred or zero3_config(ctx), "tp_size": tp_size})
     if tp_size > 1:
@@ -89,14 +89,14 @@ def _open(ctx: StageContext, config: Config) -> OpenedModel:
 
 def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Deferred | None]:
     """Build or load the model; with pipeline or tensor parallelism, also return its deferred weights, else None."""
-    is_pipelined, attention = int(ctx.compute.get("pipeline_parallel", 1)) > 1, attention_kernel(ctx)
+    is_pipelined, attention = ctx.dims.pipeline_parallel > 1, attention_kernel(ctx)
     if config.model is None:
         source = ctx.input("init")
         if is_pipelined:
             return load_deferred_causal_lm(source, ctx.trust_remote_code, attention=attention)
         zero3 = zero3_config(ctx)
         return load_causal_lm(source, "fp32", ctx.trust_remote_code, attention=attention, zero3=zero3), None
-    if not is_pipelined and int(ctx.compute.get("tensor_parallel", 1)) == 1:
+    if not is_pipelined and ctx.dims.tensor_parallel == 1:
         return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention, zero3=zero3_config(ctx)), None
     with Deferred() as deferred:
         return build_causal_lm(config.model, tokenizer, ctx.seed, attention=attention), deferred

@@ -13,7 +13,7 @@ from pipeline.models.load import load_deferred_causal_lm, load_tokenizer
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import Rows, StageContext, StageResult
 from pipeline.stages.sft.config import Config
-from pipeline.training.arguments import attend_without_mask, attention_kernel, starting_weights
+from pipeline.training.arguments import attend_without_mask, attention_kernel, attention_name, starting_weights
 from pipeline.training.batches import BucketedBatches
 from pipeline.training.collate import CausalCollator
 from pipeline.training.encode import EncodedRows, encode_messages, template_problems
@@ -45,7 +45,7 @@ class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SequenceParallelTrainer): 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Tune the model on demonstrations."""
     prepare(ctx)
-    train, is_pipelined = config.train, int(ctx.compute.get("pipeline_parallel", 1)) > 1
+    train, is_pipelined = config.train, ctx.dims.pipeline_parallel > 1
     opened = _open_pipelined(ctx, config) if is_pipelined else _open(ctx, config)
     data = _encode(ctx, opened)
     conversations, seen = len(data.train), [row["input_ids"] for row in data.train[:3]]
@@ -59,7 +59,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     arguments = arguments_for(
         SFTConfig, ctx, train, plan, has_held_out=bool(data.held_out), max_length=None, packing=False
     )
-    is_flat = "flash" in ctx.runtime_report["attention"] and int(ctx.compute.get("sequence_parallel", 1)) == 1
+    is_flat = "flash" in attention_name(ctx) and ctx.dims.sequence_parallel == 1
     collate = CausalCollator(opened.tokenizer.pad_token_id, with_mask=True, flat=is_flat)
     ctx.phase(f"training on {conversations:,} conversations")
     if is_pipelined:
