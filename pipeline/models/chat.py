@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 SYSTEM = "<|system|>"
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
@@ -40,8 +42,6 @@ def chat_tokenizer(backend: Any, *, context_tokens: int) -> Any:
     Returns:
         A `PreTrainedTokenizerFast` with `<|end|>` as end and `<|pad|>` as padding, without a start token.
     """
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,

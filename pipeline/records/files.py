@@ -80,8 +80,8 @@ def file_type(path: Path) -> str:
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # only Parquet files need it
+    import pyarrow.parquet as pq  # only Parquet files need it
 
     number = 0
     try:
@@ -100,7 +100,7 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
 def _refuse_twice(path: Path, fields: Iterable[Any]) -> None:
     """Raise if two columns of a table, or two fields of an object in it, have the same name, which is ambiguous."""
-    import pyarrow as pa
+    import pyarrow as pa  # only Parquet files need it
 
     names: set[str] = set()
     for one in fields:

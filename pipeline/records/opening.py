@@ -103,7 +103,7 @@ def open_bytes(path: Path) -> io.BufferedReader:
     elif start == b"\xfd7zXZ\x00":
         opened = lzma.LZMAFile(path)  # noqa: SIM115
     elif start.startswith(ZSTD):
-        import pyarrow as pa
+        import pyarrow as pa  # only zstd files need it
 
         with pa.input_stream(str(path), compression="zstd") as stream:
             opened = io.BufferedReader(io.BytesIO(stream.read()))
@@ -117,7 +117,7 @@ def _start_of(path: Path) -> bytes:
     with path.open("rb") as handle:
         is_zstd = handle.read(len(ZSTD)) == ZSTD
     if is_zstd:  # `open_bytes` would decompress all of it
-        import pyarrow as pa
+        import pyarrow as pa  # only zstd files need it
 
         with pa.input_stream(str(path), compression="zstd") as stream:
             return bytes(stream.read(SHOWN_OF_LONG_ROW))
