@@ -61,12 +61,11 @@ ALLOWED_IMPORTS: dict[tuple[str, str], str] = {}
 ALLOWED_CYCLES: dict[frozenset[str], str] = {}
 """Modules that import one another: why."""
 
-MOST_DEFERRED_IMPORTS = 39
+MOST_DEFERRED_IMPORTS = 41
 """Imports inside functions of the package; each has its reason as a comment on its line or above it."""
 
 NOT_YET_COUNTED = (
     "pipeline.stages.",
-    "pipeline.parallel.",
     "pipeline.training.arguments.",
     "pipeline.training.distribution.",
     "pipeline.training.sequence_parallel.",
@@ -226,8 +225,8 @@ def test_what_plans_and_prints_reaches_nothing_heavy(module: str) -> None:
     if module == "pipeline.stages":
         code += "pipeline.stages.load_all()\n"
     if module == "pipeline.cli":  # every verb
-        code += "import importlib, pipeline.cli.verbs as verbs\n"
-        code += "for one in verbs.VERBS.values(): importlib.import_module(f'pipeline.cli.{one.module}')\n"
+        code += "import importlib, pipeline.cli.command_table as table\n"
+        code += "for one in table.VERBS.values(): importlib.import_module(f'pipeline.cli.{one.module}')\n"
     code += "print(json.dumps(sorted(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(json.loads(ended.stdout))

@@ -22,7 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from pipeline import __version__
-from pipeline.cli.verbs import VERBS, VerbEntry, verbs_by_topic
+from pipeline.cli.command_table import VERBS, VerbEntry, verbs_by_topic
 from pipeline.disk import disk_problem, exit_code_of
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.terminal import expect_json, has_printed_json, print_json, print_line

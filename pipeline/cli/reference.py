@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.cli.app import command_of
-from pipeline.cli.verbs import VerbEntry, verbs_by_topic
+from pipeline.cli.command_table import VerbEntry, verbs_by_topic
 
 _HEAD = """\
 # The `trueup` command

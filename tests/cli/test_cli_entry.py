@@ -16,7 +16,7 @@ from typer.testing import Result
 from pipeline import __version__
 from pipeline.artifacts import Store
 from pipeline.cli.app import command_of
-from pipeline.cli.verbs import VERBS, verbs_by_topic
+from pipeline.cli.command_table import VERBS, verbs_by_topic
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "numpy", "scipy", "matplotlib", "fsspec"}

@@ -12,8 +12,8 @@ import typer
 from typer._click.exceptions import MissingParameter
 
 from pipeline.cli.app import app, command_of
+from pipeline.cli.command_table import VERBS
 from pipeline.cli.transfers import _url_and_refs
-from pipeline.cli.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (

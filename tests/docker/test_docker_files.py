@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.cli.app import command_of
-from pipeline.cli.verbs import VERBS
+from pipeline.cli.command_table import VERBS
 from pipeline.launch.local import GRACE_S
 
 ROOT = Path(__file__).resolve().parents[2]
