@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 SYSTEM = "<|system|>"
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
@@ -42,6 +40,8 @@ def chat_tokenizer(backend: Any, *, context_tokens: int) -> Any:
     Returns:
         A `PreTrainedTokenizerFast` with `<|end|>` as end and `<|pad|>` as padding, without a start token.
     """
+    from transformers import PreTrainedTokenizerFast  # slow to load; the template and its tokens do without
+
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,
