@@ -1,11 +1,11 @@
-"""Chat in the terminal: resolving and loading the checkpoint, slash commands, Ctrl-C.
+"""Chat in the terminal: resolving the checkpoint, slash commands, Ctrl-C.
 
-Owns the loop between the user and a `ChatSession`. Knows nothing of decoding, and imports torch only when it loads a
-checkpoint.
+Owns the loop between the user and a `ChatSession`. Knows nothing of decoding, and imports no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -64,21 +64,6 @@ def find_checkpoint(store: Store, ref: str) -> ResolvedInput:
         path=str(artifact.path),
         manifest=manifest.model_dump(mode="json"),
     )
-
-
-def load_checkpoint(source: ResolvedInput, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Load a checkpoint as ``(model, tokenizer)``, with the model on a GPU when there is one.
-
-    Raises:
-        PipelineError: see `pipeline.models.load`.
-    """
-    import torch
-
-    from pipeline.models.load import load_causal_lm, load_tokenizer
-
-    tokenizer = load_tokenizer(source, trust_remote_code)
-    model = load_causal_lm(source, "fp32", trust_remote_code)
-    return model.to("cuda") if torch.cuda.is_available() else model, tokenizer
 
 
 @dataclass
@@ -202,10 +187,9 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 def typed_lines(prompt: str, hint: Callable[[str], None]) -> Iterator[str]:
     """Yield lines typed at a terminal until Ctrl-D, with editing and history; Ctrl-C drops the line."""
-    import contextlib
-
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (gives `input` editing and history)
+        # It gives `input` editing and history; importing it changes the terminal, and not every Python has it.
+        import readline  # noqa: F401
 
     while True:
         try:

@@ -15,12 +15,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
+from huggingface_hub import constants
+
 from pipeline import __version__
-from pipeline.environment import environment, installed
+from pipeline.environment import PACKAGES, environment, installed
 from pipeline.errors import PipelineError
+from pipeline.launch.local import temporary_folder
 from pipeline.limits import memory_limit, usable_cpus
+from pipeline.models import bf16_speed
 
 Status = Literal["ok", "optional", "missing"]
 
@@ -123,8 +128,6 @@ def _packages() -> Iterator[Check]:
 
 def _requirements() -> dict[str, str]:
     """Return the version bounds of the required packages: from trueup's metadata, else `PACKAGES` without bounds."""
-    from pipeline.environment import PACKAGES
-
     try:
         lines = metadata.requires("trueup") or []
     except metadata.PackageNotFoundError:
@@ -136,17 +139,25 @@ def _requirements() -> dict[str, str]:
 
 def _fits(version: str, wanted: str) -> bool:
     try:
-        from packaging.specifiers import SpecifierSet
+        from packaging.specifiers import SpecifierSet  # it comes with transformers, which may be missing
     except ImportError:
         return True
     return SpecifierSet(wanted).contains(version, prereleases=True) if wanted else True
 
 
-def _torch() -> Check:
+def _imported_torch() -> ModuleType | ImportError:
+    """Return torch, or the error of its import."""
     try:
-        import torch
+        import torch  # a torch that is missing or broken is a finding
     except ImportError as error:
-        return Check("torch", "missing", f"cannot be imported: {error}", "pip install torch")
+        return error
+    return torch
+
+
+def _torch() -> Check:
+    torch = _imported_torch()
+    if isinstance(torch, ImportError):
+        return Check("torch", "missing", f"cannot be imported: {torch}", "pip install torch")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -168,31 +179,26 @@ def _processor() -> Check:
 
 
 def _has_gpu() -> bool:
-    try:
-        import torch
-    except ImportError:
-        return False
-    return torch.cuda.is_available()
+    torch = _imported_torch()
+    return not isinstance(torch, ImportError) and torch.cuda.is_available()
 
 
 def _precision() -> Iterator[Check]:
     """Check what `compute.precision: auto` resolves to on this machine; on a CPU it is measured."""
-    try:
-        import torch
-
-        from pipeline.models.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH, has_bf16
-        from pipeline.models.matmul import use_fastest_matmul
-        from pipeline.models.precision import measure
-    except ImportError:  # `_torch` reports it
+    torch = _imported_torch()
+    if isinstance(torch, ImportError):  # `_torch` reports it
         return
+    from pipeline.models.matmul import use_fastest_matmul  # loads torch, which may be missing
+    from pipeline.models.precision import measure  # loads torch, which may be missing
+
     if torch.cuda.is_available():
         yield Check("precision", "ok", f"auto is {'bf16' if torch.cuda.is_bf16_supported() else 'fp16'} on this GPU")
-    elif has_bf16() is False:
-        yield Check("precision", "ok", f"auto is fp32: {NO_INSTRUCTIONS}")
+    elif bf16_speed.has_bf16() is False:
+        yield Check("precision", "ok", f"auto is fp32: {bf16_speed.NO_INSTRUCTIONS}")
     else:
         use_fastest_matmul()  # as a stage does
         speed = measure(MEASURED_WIDTH)
-        about = f"auto is {speed.faster} at about that width; below {SMALLEST_WIDTH} it is fp32"
+        about = f"auto is {speed.faster} at about that width; below {bf16_speed.SMALLEST_WIDTH} it is fp32"
         yield Check("precision", "ok", f"{speed.words(MEASURED_WIDTH)}: {about}")
 
 
@@ -229,8 +235,6 @@ def _store(store: Path) -> Check:
 
 def _temporary() -> Check:
     """Check the folder for temporary files, which holds the sockets of a run's processes."""
-    from pipeline.launch.local import temporary_folder
-
     try:
         return Check("temporary files", "ok", temporary_folder())
     except PipelineError as error:
@@ -240,13 +244,11 @@ def _temporary() -> Check:
 
 def _hub_cache() -> Check:
     """Check that the cache of models and data from the hub is writable."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    trouble = _cannot_write(Path(HF_HUB_CACHE))
+    trouble = _cannot_write(Path(constants.HF_HUB_CACHE))
     if trouble:
-        statement = f"{HF_HUB_CACHE} cannot be written: {trouble}; nothing can be fetched from the hub"
+        statement = f"{constants.HF_HUB_CACHE} cannot be written: {trouble}; nothing can be fetched from the hub"
         return Check("hub cache", "optional", statement, "name another folder with HF_HOME")
-    return Check("hub cache", "ok", HF_HUB_CACHE)
+    return Check("hub cache", "ok", constants.HF_HUB_CACHE)
 
 
 def _cannot_write(folder: Path) -> str:

@@ -129,7 +129,7 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
             raise PipelineError(
                 Problem(f"`{one}` is a report and `{other}` is not", "two reports, or two models of one")
             )
-    from pipeline.evaluation.pairwise import compare_samples, pairs_of
+    from pipeline.evaluation.pairwise import compare_samples, pairs_of  # loads scipy
 
     chosen = _report_with(store, (first, second), report)
     content, samples = _read(chosen.artifact)
@@ -140,7 +140,7 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
 
 def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
     """Compare the models that two reports share, on the prompts that both have."""
-    from pipeline.evaluation.pairwise import compare_samples, pairs_of
+    from pipeline.evaluation.pairwise import compare_samples, pairs_of  # loads scipy
 
     reports = [_read(first), _read(second)]
     shared = [name for name in reports[0][0].models if name in reports[1][0].models]

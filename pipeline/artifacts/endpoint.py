@@ -171,7 +171,7 @@ def _open(url: str, shown: str) -> tuple[Any, str]:
     Raises:
         PipelineError: unknown protocol, a package is missing, or the URL is malformed.
     """
-    from fsspec.core import url_to_fs
+    from fsspec.core import url_to_fs  # slow to load; a folder needs none of it
 
     protocol = url.partition("://")[0] if "://" in url else "file"
     try:

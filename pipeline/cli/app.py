@@ -1,40 +1,33 @@
-"""The application: its verbs by topic, its global options, and the handling of errors.
+"""The application: the group of all verbs, its global options, and the handling of errors.
 
-Owns exit codes and the form of errors on standard error. Knows nothing of what a verb does.
+Owns exit codes and the form of errors on standard error. Knows nothing of what a verb does: it imports the module of a
+verb when the verb is called, or when its own help is shown.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from pipeline import __version__
+from pipeline.cli.command_table import VERBS, VerbEntry, verbs_by_topic
 from pipeline.disk import disk_problem, exit_code_of
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.terminal import expect_json, has_printed_json, print_json, print_line
 
-RECIPES, PEOPLE, STORE, MODELS, MACHINE = "Recipes", "Preferences", "Store", "Checkpoints", "Set-up"
-VERBS = {
-    RECIPES: ("run", "plan", "check", "new", "schema", "cancel"),
-    MODELS: ("chat", "generate", "evaluate", "compare"),
-    STORE: ("ls", "show", "lineage", "diff", "tag", "push", "pull", "verify", "gc"),
-    PEOPLE: ("collect", "labels"),
-    MACHINE: ("doctor",),
-}
-"""Verbs by topic; topics and verbs are in the order in which a new user needs them."""
-
 _DEBUG, _JSON = "--debug", "--json"
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Terminated(SystemExit):
@@ -44,8 +37,14 @@ class Terminated(SystemExit):
 class Verbs(TyperGroup):
     """The group of all verbs: lists them by topic, and turns errors into messages and exit codes.
 
+    Knows each verb by its entry of the table, so that listing and completing verbs imports none of their modules.
     `--debug` may stand anywhere on the command line.
     """
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for entry in VERBS.values():
+            self.add_command(TyperCommand(entry.name, help=entry.summary, hidden=entry.is_hidden))
 
     def main(
         self,
@@ -75,20 +74,17 @@ class Verbs(TyperGroup):
             _forget_output()
             raise typer.Exit from None
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the verb named by the first argument, with its options; import its module."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if name is None else command_of(VERBS[name]), rest
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the verbs by topic."""
-        topics = self.by_topic(ctx)
-        width = max(len(name) for rows in topics.values() for name, _ in rows)
-        for topic, rows in topics.items():
+        width = max(len(name) for name in VERBS)
+        for topic, entries in verbs_by_topic().items():
             with formatter.section(topic):
-                formatter.write_dl([(name.ljust(width), first_line(command)) for name, command in rows])
-
-    def by_topic(self, ctx: Any) -> dict[str, list[tuple[str, Any]]]:
-        """Return the visible verbs by topic, as pairs of name and command, in the order of `VERBS`."""
-        verbs: list[tuple[str, Any]] = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        shown = [(name, command) for name, command in verbs if command is not None and not command.hidden]
-        shown.sort(key=lambda each: VERBS[each[1].rich_help_panel].index(each[0]))
-        return {topic: [each for each in shown if each[1].rich_help_panel == topic] for topic in VERBS}
+                formatter.write_dl([(entry.name.ljust(width), entry.summary) for entry in entries])
 
 
 class Verb(TyperCommand):
@@ -99,9 +95,14 @@ class Verb(TyperCommand):
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
 
-def first_line(command: Any) -> str:
-    """Return the first line of a verb's help."""
-    return str(command.help or "").strip().splitlines()[0]
+def command_of(entry: VerbEntry) -> Verb:
+    """Import the module of a verb and return its command."""
+    function = getattr(importlib.import_module(f"pipeline.cli.{entry.module}"), entry.function)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(entry.name, cls=Verb, hidden=entry.is_hidden)(function)
+    command = typer.main.get_command(single)
+    assert isinstance(command, Verb)
+    return command
 
 
 def without_debug(args: Sequence[str]) -> tuple[list[str], bool]:
@@ -197,8 +198,6 @@ def _say(line: str) -> None:
 
 
 def _print_trace(error: BaseException) -> None:
-    import traceback
-
     traceback.print_exception(error)
 
 
@@ -218,11 +217,6 @@ app = typer.Typer(
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-
-def verb(topic: str, *, hidden: bool = False) -> Callable[[Function], Function]:
-    """Register the decorated function as a verb; `--help` lists it under ``topic``."""
-    return app.command(cls=Verb, rich_help_panel=topic, hidden=hidden)
 
 
 def _show_version(value: bool) -> None:

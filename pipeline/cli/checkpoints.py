@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import MODELS, verb
+from pipeline.chatting import ChatLoop, find_checkpoint, typed_lines
 from pipeline.cli.options import JsonOption, ModelArgument, StoreOption, existing_store
 from pipeline.errors import PipelineError, Problem
+from pipeline.terminal import print_json
 
 GreedyOption = Annotated[bool, typer.Option("--greedy", help="Always the most likely token.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", help="Divides the logits.")]
@@ -23,7 +24,6 @@ RemoteCodeOption = Annotated[
 ]
 
 
-@verb(MODELS)
 def generate(
     ref: ModelArgument,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Else standard input.")] = None,
@@ -42,8 +42,6 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Answer one prompt with a checkpoint."""
-    from pipeline.chatting import find_checkpoint, load_checkpoint
-
     if n < 1:
         raise PipelineError(Problem(f"--n is {n}", "must be >= 1"))
     if prompt is None or prompt == "-":
@@ -52,19 +50,18 @@ def generate(
         raise PipelineError(Problem("the prompt is empty", "some text", "give it as an argument or on standard input"))
     source = find_checkpoint(existing_store(store), ref)
 
-    from pipeline.models.chat_session import ReplyOptions, complete, reply
-    from pipeline.terminal import print_json
+    from pipeline.models import chat_session  # loading torch takes seconds; a wrong option or ref is told at once
 
-    model, tokenizer = load_checkpoint(source, trust_remote_code=trust_remote_code)
+    model, tokenizer = chat_session.load_checkpoint(source, trust_remote_code=trust_remote_code)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     answers = []
     for index in range(n):
-        options = ReplyOptions(max_new_tokens, greedy, beams, temperature, top_k, top_p, seed + index)
+        options = chat_session.ReplyOptions(max_new_tokens, greedy, beams, temperature, top_k, top_p, seed + index)
         if raw or not tokenizer.chat_template:
-            pieces = complete(model, tokenizer, prompt, options)
+            pieces = chat_session.complete(model, tokenizer, prompt, options)
         else:
-            pieces = reply(model, tokenizer, messages, options)
+            pieces = chat_session.reply(model, tokenizer, messages, options)
         if as_json:
             answers.append({"prompt": prompt, "seed": seed + index, "text": "".join(pieces)})
             continue
@@ -77,7 +74,6 @@ def generate(
         print_json(answers)
 
 
-@verb(MODELS)
 def chat(
     ref: ModelArgument,
     greedy: GreedyOption = False,
@@ -91,17 +87,15 @@ def chat(
     store: StoreOption = None,
 ) -> None:
     """Talk to a checkpoint; /help inside lists what it understands."""
-    from pipeline.chatting import ChatLoop, find_checkpoint, load_checkpoint, typed_lines
-
     source = find_checkpoint(existing_store(store), ref)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print(f"loading {ref} …", flush=True)
 
-    from pipeline.models.chat_session import ChatSession, ReplyOptions
+    from pipeline.models import chat_session  # loading torch takes seconds; a wrong ref is told at once
 
-    model, tokenizer = load_checkpoint(source, trust_remote_code=trust_remote_code)
-    options = ReplyOptions(max_new_tokens, greedy, 1, temperature, top_k, top_p, seed)
+    model, tokenizer = chat_session.load_checkpoint(source, trust_remote_code=trust_remote_code)
+    options = chat_session.ReplyOptions(max_new_tokens, greedy, 1, temperature, top_k, top_p, seed)
     problems = options.sampling.problems()
     if not tokenizer.chat_template:
         problems.append(Problem(f"`{ref}` has no chat template", "one, to chat", f"use `trueup generate {ref}`"))
@@ -111,7 +105,7 @@ def chat(
     def write(text: str) -> None:
         print(text, end="", flush=True)
 
-    loop = ChatLoop(ChatSession(model, tokenizer, options, system), write)
+    loop = ChatLoop(chat_session.ChatSession(model, tokenizer, options, system), write)
     if is_terminal:
         print("say something; /help lists commands, Ctrl-D leaves\n")
         loop.run(typed_lines("> ", write))

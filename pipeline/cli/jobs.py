@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import RECIPES, verb
 from pipeline.cli.options import (
     JsonOption,
     OnlyOption,
@@ -17,9 +16,16 @@ from pipeline.cli.options import (
     SetOption,
     UntilOption,
 )
+from pipeline.cli.survey import survey_of
+from pipeline.cluster import ProgressRecorder, cancel_jobs, check_unchanged
+from pipeline.display.views import PlainDisplay
+from pipeline.errors import PipelineError
+from pipeline.forecast import fitting_problems, resolve_auto
+from pipeline.runner import run
+from pipeline.terminal import print_json
+from pipeline.worker_node import run_worker_node
 
 
-@verb(RECIPES)
 def cancel(
     recipe: RecipeArgument,
     override: SetOption = None,
@@ -30,10 +36,6 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Cancel the Slurm jobs of a recipe; what they did is kept, and `run` resumes it."""
-    from pipeline.cli.recipes import survey_of
-    from pipeline.cluster import cancel_jobs
-    from pipeline.terminal import print_json
-
     plan, artifact_store = survey_of(recipe, override, only, until, None, store, profile).sound()
     jobs = cancel_jobs(plan, artifact_store)
     if as_json:
@@ -45,7 +47,6 @@ def cancel(
         print("nothing to cancel: no job of this recipe is in the queue")
 
 
-@verb(RECIPES, hidden=True)
 def stage_job(
     recipe: RecipeArgument,
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="Stage to run.")],
@@ -59,14 +60,6 @@ def stage_job(
     rendezvous: Annotated[str | None, typer.Option("--rendezvous", help="Where the nodes of the job meet.")] = None,
 ) -> None:
     """Run one stage inside a job of a cluster."""
-    from pipeline.cli.recipes import survey_of
-    from pipeline.cluster import ProgressRecorder, check_unchanged
-    from pipeline.display.views import PlainDisplay
-    from pipeline.errors import PipelineError
-    from pipeline.forecast import fitting_problems, resolve_auto
-    from pipeline.runner import run
-    from pipeline.worker_node import run_worker_node
-
     overrides = list(override or ())
     if rendezvous is not None:
         overrides.append(f"stages.{stage}.compute.rendezvous={rendezvous}")

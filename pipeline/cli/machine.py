@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import MACHINE, verb
 from pipeline.cli.options import JsonOption, StoreOption, open_store
+from pipeline.cli.reference import reference
+from pipeline.doctor import examine
 from pipeline.errors import ExitCode
+from pipeline.terminal import Column, print_json, print_table
 
 
-@verb(MACHINE)
 def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Check the environment; exit 1 when something needed is missing."""
-    from pipeline.doctor import examine
-    from pipeline.terminal import Column, print_json, print_table
-
     checks = examine(open_store(store).root)
     missing = sum(check.status == "missing" for check in checks)
     if as_json:
@@ -36,14 +34,11 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(int(ExitCode.FAILED))
 
 
-@verb(MACHINE, hidden=True)
 def docs(
     context: typer.Context,
     out: Annotated[Path | None, typer.Argument(metavar="FILE", help="Write it here.")] = None,
 ) -> None:
     """Write the reference of all verbs as Markdown."""
-    from pipeline.cli.reference import reference
-
     text = reference(context.find_root())
     if out is None:
         print(text, end="")

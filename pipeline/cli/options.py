@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.artifacts import Store
 from pipeline.errors import PipelineError, Problem
 
 if TYPE_CHECKING:
-    from pipeline.artifacts import Store
     from pipeline.recipe import Recipe
 
 DEFAULT_STORE = "store"
@@ -33,8 +33,6 @@ def complete_recipe(incomplete: str) -> Iterable[str]:
 
 def complete_ref(context: typer.Context, incomplete: str) -> Iterable[str]:
     """Complete a ref: suggest names of artifacts, and versions after an `@`."""
-    from pipeline.artifacts import Store
-
     chosen = Store(context.params.get("store") or DEFAULT_STORE)
     name, at, _ = incomplete.partition("@")
     if at:
@@ -116,8 +114,6 @@ def open_store(given: str | None, recipe: Recipe | None = None) -> Store:
     Raises:
         PipelineError: the store is a URL or a file.
     """
-    from pipeline.artifacts import Store
-
     store = Store(given or (recipe.store if recipe is not None else None) or DEFAULT_STORE)
     if store.root.is_file():
         raise PipelineError(Problem(f"store {store.root} is a file", "a folder", _ANOTHER_STORE))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.cli.app import first_line
+from pipeline.cli.app import command_of
+from pipeline.cli.command_table import VerbEntry, verbs_by_topic
 
 _HEAD = """\
 # The `trueup` command
@@ -30,24 +31,24 @@ def reference(root: Any) -> str:
     Args:
         root: click context of the application.
     """
-    group = root.command
-    topics = group.by_topic(root)
+    topics = verbs_by_topic()
     parts = [_HEAD, _contents(topics)]
-    for topic, commands in topics.items():
+    for topic, entries in topics.items():
         parts.append(f"## {topic}\n")
-        parts += [_verb(group, name, command) for name, command in commands]
+        parts += [_verb(root.command, entry) for entry in entries]
     return "\n".join(parts)
 
 
-def _contents(topics: dict[str, list[tuple[str, Any]]]) -> str:
+def _contents(topics: dict[str, list[VerbEntry]]) -> str:
     lines = ["| verb | does |", "|---|---|"]
-    for commands in topics.values():
-        lines += [f"| [`{name}`](#trueup-{name}) | {first_line(command)} |" for name, command in commands]
+    for entries in topics.values():
+        lines += [f"| [`{entry.name}`](#trueup-{entry.name}) | {entry.summary} |" for entry in entries]
     return "\n".join(lines) + "\n"
 
 
-def _verb(group: Any, name: str, command: Any) -> str:
+def _verb(group: Any, entry: VerbEntry) -> str:
     fresh = group.make_context("trueup", [], resilient_parsing=True, terminal_width=_WIDTH, max_content_width=_WIDTH)
-    context = command.make_context(name, [], parent=fresh, resilient_parsing=True)
+    command = command_of(entry)
+    context = command.make_context(entry.name, [], parent=fresh, resilient_parsing=True)
     help_text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines()).strip()
-    return f"### trueup {name}\n\n```\n{help_text}\n```\n"
+    return f"### trueup {entry.name}\n\n```\n{help_text}\n```\n"

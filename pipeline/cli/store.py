@@ -1,34 +1,21 @@
-"""Verbs on the store: ls, show, lineage, diff, verify, tag, gc, push, pull."""
+"""Verbs on the store: ls, verify, tag, gc."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import STORE, verb
-from pipeline.cli.options import (
-    JsonOption,
-    RefArgument,
-    RefsArgument,
-    StoreOption,
-    YesOption,
-    complete_ref,
-    existing_store,
-    open_store,
-)
+from pipeline.artifacts.lineage import gc as collect
+from pipeline.artifacts.refs import resolve, tags, unknown_name, untag
+from pipeline.artifacts.refs import tag as set_tag
+from pipeline.cli.options import JsonOption, RefsArgument, StoreOption, YesOption, complete_ref, existing_store
+from pipeline.display.artifacts import artifact_data, artifact_row, artifact_table
 from pipeline.errors import ExitCode, PipelineError, Problem
-
-UrlArgument = Annotated[str, typer.Argument(help="A folder, s3://bucket/path, or any fsspec URL.", metavar="URL")]
-AncestorsOption = Annotated[
-    bool, typer.Option("--ancestors/--no-ancestors", help="Also what the artifacts were made from.")
-]
+from pipeline.terminal import Column, print_json, print_table, size
 
 
-@verb(STORE)
 def ls(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Only artifacts of this name.", autocompletion=complete_ref)
@@ -37,10 +24,6 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List artifacts."""
-    from pipeline.artifacts.refs import tags, unknown_name
-    from pipeline.display.artifacts import artifact_data, artifact_row, artifact_table
-    from pipeline.terminal import print_json
-
     artifact_store = existing_store(store)
     if name is not None and ("@" in name or ":" in name):
         only = name.replace("@", ":").partition(":")[0]
@@ -58,83 +41,8 @@ def ls(
         print(f"no artifacts in {artifact_store.root}")
 
 
-@verb(STORE)
-def show(
-    ref: RefArgument,
-    path: Annotated[bool, typer.Option("--path", help="Print only the folder, for scripts.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Of a report also settings and files.")] = False,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show all that is known of an artifact, or a report's table."""
-    from pipeline.artifacts.refs import resolve, tags
-    from pipeline.display.artifacts import artifact_data, print_artifact
-    from pipeline.terminal import print_json
-
-    artifact_store = existing_store(store)
-    artifact = resolve(artifact_store, ref)
-    if path and not as_json:  # the JSON also contains the path
-        print(artifact.path)
-    elif as_json:
-        print_json(
-            {**artifact_data(artifact, tags(artifact_store)), "manifest": artifact.manifest.model_dump(mode="json")}
-        )
-    else:
-        print_artifact(artifact, tags(artifact_store), everything=everything)
-
-
-@verb(STORE)
-def lineage(
-    ref: RefArgument,
-    down: Annotated[bool, typer.Option("--down", help="What was made from it instead.")] = False,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what an artifact was made from, down to the data."""
-    from pipeline.artifacts.lineage import ancestors, descendants
-    from pipeline.artifacts.refs import resolve
-    from pipeline.display.lineage import node_data, print_tree
-    from pipeline.terminal import print_json
-
-    artifact_store = existing_store(store)
-    tree = (descendants if down else ancestors)(artifact_store, resolve(artifact_store, ref))
-    if as_json:
-        print_json(node_data(tree))
-    else:
-        print_tree(tree, with_data=not down)
-
-
-@verb(STORE)
-def diff(
-    before: Annotated[
-        str, typer.Argument(metavar="BEFORE", help="An artifact, e.g. dpo@v1.", autocompletion=complete_ref)
-    ],
-    after: Annotated[str, typer.Argument(metavar="AFTER", help="Another, e.g. dpo@v2.", autocompletion=complete_ref)],
-    everything: Annotated[bool, typer.Option("--all", help="Also hashes of files, environment and runtime.")] = False,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show how two artifacts differ in settings, data and results."""
-    from pipeline.artifacts.lineage import diff as compare_manifests
-    from pipeline.artifacts.refs import resolve
-    from pipeline.display.lineage import difference_data, print_difference
-    from pipeline.terminal import print_json
-
-    artifact_store = existing_store(store)
-    first, second = resolve(artifact_store, before), resolve(artifact_store, after)
-    difference = compare_manifests(first.manifest, second.manifest)
-    if as_json:
-        print_json({"before": first.ref, "after": second.ref, **difference_data(difference)})
-    else:
-        print_difference(first, second, difference, everything=everything)
-
-
-@verb(STORE)
 def verify(refs: RefsArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Hash every file again; exit 1 when one is damaged."""
-    from pipeline.artifacts.refs import resolve
-    from pipeline.terminal import Column, print_json, print_table
-
     artifact_store = existing_store(store)
     chosen = [resolve(artifact_store, ref) for ref in refs] if refs else artifact_store.artifacts()
     damage = {artifact.ref: artifact_store.verify(artifact) for artifact in chosen}
@@ -150,7 +58,6 @@ def verify(refs: RefsArgument = None, store: StoreOption = None, as_json: JsonOp
         raise PipelineError(*problems, exit_code=ExitCode.FAILED)
 
 
-@verb(STORE)
 def tag(
     ref: Annotated[
         str | None,
@@ -162,10 +69,6 @@ def tag(
     as_json: JsonOption = False,
 ) -> None:
     """Give an artifact a tag, remove one, or list them."""
-    from pipeline.artifacts.refs import tag as set_tag
-    from pipeline.artifacts.refs import tags, untag
-    from pipeline.terminal import Column, print_json, print_table
-
     artifact_store = existing_store(store)
     if remove and ref is not None:
         full = f"{ref.partition('@')[0]}:{label}" if label else ref
@@ -198,7 +101,6 @@ def tag(
             print(f"no tags in {artifact_store.root}")
 
 
-@verb(STORE)
 def gc(
     keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", help="Versions to keep of each name.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
@@ -210,11 +112,6 @@ def gc(
 
     Kept are the newest of each name, what has a tag, and all that these were made from.
     """
-    from pipeline.artifacts.lineage import gc as collect
-    from pipeline.artifacts.refs import tags
-    from pipeline.display.artifacts import artifact_row, artifact_table
-    from pipeline.terminal import print_json, size
-
     artifact_store = existing_store(store)
     removal = collect(artifact_store, keep_last=keep_last, dry_run=True)
     nothing = not removal.removed and not removal.leftovers and not removal.bytes
@@ -237,66 +134,6 @@ def gc(
         print(f"removed, {size(removal.bytes)} freed")
     elif not nothing:
         print("nothing was removed: dry run")
-
-
-@verb(STORE)
-def push(
-    refs: RefsArgument = None,
-    *,
-    url: UrlArgument,
-    ancestors: AncestorsOption = True,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Copy artifacts, and what they were made from, elsewhere.
-
-    A transfer that was cut off goes on where it was. Every file is hashed at its destination.
-    """
-    from pipeline.artifacts.remote import push as send
-    from pipeline.display.transfers import Bar, print_transfer
-
-    url, chosen = _url_and_refs([*(refs or ()), url], "trueup push [REF]... URL")
-    artifact_store = existing_store(store)
-    with Bar(sys.stderr, "pushing") as bar:
-        transfer = send(artifact_store, chosen, url, with_ancestors=ancestors, progress=bar.show)
-    print_transfer(transfer, f"to {url}", as_json=as_json)
-
-
-@verb(STORE)
-def pull(
-    url: UrlArgument,
-    refs: RefsArgument = None,
-    ancestors: AncestorsOption = True,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Copy artifacts from elsewhere into the store.
-
-    A transfer that was cut off goes on where it was. Every file is hashed on arrival.
-    """
-    from pipeline.artifacts.remote import pull as receive
-    from pipeline.display.transfers import Bar, print_transfer
-
-    url, chosen = _url_and_refs([url, *(refs or ())], "trueup pull URL [REF]...")
-    artifact_store = open_store(store)
-    with Bar(sys.stderr, "pulling") as bar:
-        transfer = receive(url, chosen, artifact_store, with_ancestors=ancestors, progress=bar.show)
-    print_transfer(transfer, f"from {url}", as_json=as_json)
-
-
-def _url_and_refs(given: Sequence[str], usage: str) -> tuple[str, list[str]]:
-    """Separate the URL from the refs, in any order: a ref has no slash and is not an existing folder.
-
-    Raises:
-        PipelineError: there is no URL, or more than one.
-    """
-    urls = [text for text in given if "/" in text or text in (".", "..", "~")]
-    urls = urls or [text for text in given if Path(text).is_dir()]
-    if len(urls) != 1:
-        statement = f"{' and '.join(urls)} are both URLs" if urls else f"there is no URL in `{' '.join(given)}`"
-        remedy = f"{usage}, where URL is s3://bucket/path, any fsspec URL, or a folder such as ./{given[-1]}"
-        raise PipelineError(Problem(statement, remedy=f"write {remedy}" if not urls else f"name one: {usage}"))
-    return urls[0], [text for text in given if text != urls[0]]
 
 
 def _ask(question: str, otherwise: str) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Store
 from pipeline.display.evaluations import print_evaluation
+from pipeline.evaluation.conclusion import winners
+from pipeline.evaluation.report import read
 from pipeline.terminal import Column, duration, figure, print_command, print_line, print_table, shown_path
 
 if TYPE_CHECKING:
@@ -61,9 +63,6 @@ def next_commands(stages: Sequence[StageDone], store: Store, recipe: Path | None
 
 def _winners(reports: Sequence[StageDone], models: Sequence[StageDone]) -> list[str]:
     """Return the models of this run that beat the baseline of its last report, in the order of the run."""
-    from pipeline.evaluation.conclusion import winners
-    from pipeline.evaluation.report import read
-
     file = reports[-1].artifact.path / "report.json" if reports else None
     if file is None or not file.is_file():
         return []

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pipeline.artifacts import Artifact
+from pipeline.evaluation.conclusion import of_model
+from pipeline.evaluation.gaming_render import gaming_sentences
+from pipeline.evaluation.report import read
+from pipeline.evaluation.tables import headline, task_table
 from pipeline.terminal import NO_BREAK_SPACE, Column, print_line, print_table, shown_path
 
 
@@ -11,11 +15,6 @@ def print_evaluation(artifact: Artifact) -> None:
 
     The sentences are derived from the figures of the table, by the same rule as those of the page.
     """
-    from pipeline.evaluation.conclusion import of_model
-    from pipeline.evaluation.gaming_render import gaming_sentences
-    from pipeline.evaluation.report import read
-    from pipeline.evaluation.tables import headline, task_table
-
     file = artifact.path / "report.json"
     if not file.is_file():
         return

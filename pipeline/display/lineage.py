@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
 
 from pipeline.artifacts import Artifact
 from pipeline.artifacts.lineage import Change, Difference, Node
 from pipeline.artifacts.provenance import adapters_of, base_of
 from pipeline.terminal import Column, console, figure, print_line, print_table
-
-if TYPE_CHECKING:
-    from rich.tree import Tree
 
 _DETAILS = ("runtime", "environment", "files")
 """Sections of a difference that are shown only with `--all`."""
@@ -40,8 +40,6 @@ def node_data(node: Node) -> dict[str, Any]:
 
 def print_tree(node: Node, *, with_data: bool) -> None:
     """Print a tree of ancestors or descendants; ``with_data`` adds the data sources of each artifact."""
-    from rich.tree import Tree
-
     tree = Tree(_label(node), guide_style="dim")
     _grow(tree, node, with_data=with_data)
     out = console()
@@ -100,8 +98,6 @@ def _own_adapters(node: Node) -> str:
 
 
 def _text(*parts: Any) -> Any:
-    from rich.text import Text
-
     return Text.assemble(*parts)
 
 

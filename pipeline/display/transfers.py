@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import Any, Self, TextIO
+
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as RichProgress
 
 from pipeline.artifacts.transfer import Progress, Transfer
 from pipeline.terminal import console, print_json, print_line, size
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
 
 
 class Bar:
@@ -21,9 +21,6 @@ class Bar:
         self.bar: RichProgress | None = None
         self.task: Any = None
         if stream.isatty():
-            from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-            from rich.progress import Progress as RichProgress
-
             columns = (TextColumn("{task.description}"), BarColumn(28), DownloadColumn(), TransferSpeedColumn())
             self.bar = RichProgress(*columns, console=console(stream), transient=True)
             self.task = self.bar.add_task(verb, total=None)

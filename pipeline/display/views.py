@@ -13,6 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
 from pipeline.artifacts import Artifact
 from pipeline.display.plans import print_plan
 from pipeline.errors import ExitCode, Problem
@@ -21,9 +28,7 @@ from pipeline.stage import Event
 from pipeline.terminal import console, duration, figure, metrics
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.text import Text
+    from rich.console import Console
 
 BAR_WIDTH = 28
 LINE_EVERY_S = 10.0
@@ -197,9 +202,6 @@ class LiveDisplay(Display):
 
     def line(self, text: str, *, mark: str = "", style: str = "") -> None:
         """Print one line above the bar."""
-        from rich.table import Table
-        from rich.text import Text
-
         words = Text(text, style=style, overflow="fold")
         if not mark:
             self.console.print(words)
@@ -212,8 +214,6 @@ class LiveDisplay(Display):
     def refresh(self, *, changed: bool = False) -> None:
         """Start the live area on the first call; from then on `rich` redraws it eight times a second."""
         if self.live is None:
-            from rich.live import Live
-
             self.live = Live(
                 console=self.console, get_renderable=self.drawn, refresh_per_second=8, transient=True, screen=False
             )
@@ -221,11 +221,6 @@ class LiveDisplay(Display):
 
     def drawn(self) -> Group | Text:
         """Return the running stage in at most two lines."""
-        from rich.console import Group
-        from rich.spinner import Spinner
-        from rich.table import Table
-        from rich.text import Text
-
         running, now = self.running, time.monotonic()
         if running is None:
             return Text("")
@@ -238,10 +233,6 @@ class LiveDisplay(Display):
         return Group(top, self._bar(running, now))
 
     def _bar(self, running: Running, now: float) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
         facts = [f"{running.step:,}/{running.total:,}"] if running.total else []
         facts.append(duration(now - running.started))
         left = running.remaining_s(now)

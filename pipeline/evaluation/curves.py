@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.evaluation.drawing import MUTED, PALETTE, WIDTH_IN, new_figure, plain, save, style
 from pipeline.evaluation.estimate import rounded
 from pipeline.evaluation.series import columns, limits, points, trace
 
@@ -77,10 +80,6 @@ def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> 
         path: path of the SVG.
         title: title of the plot.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    from pipeline.evaluation.drawing import MUTED, PALETTE, WIDTH_IN, new_figure, plain, save, style
-
     train, held_out, rate = points(rows, _TRAIN), points(rows, _EVAL), points(rows, _RATE)
     blue, orange = PALETTE[0], PALETTE[4]
     with style():

@@ -1,6 +1,6 @@
 """The held-out report of a reward model: accuracy, calibration, length bias, and agreement with gold.
 
-Owns the card's record and its files: `reward_card.json`, `reward_card.md`, `margins.svg`, `reliability.svg`. Knows
+Owns the card's computation and its files: `reward_card.json`, `reward_card.md`, `margins.svg`, `reliability.svg`. Knows
 nothing of models: its input is scores.
 
 Shape legend: N pairs.
@@ -11,91 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import Field
 from scipy import stats
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.evaluation.calibration import Calibration, calibrate
+from pipeline.evaluation.calibration import calibrate
 from pipeline.evaluation.differences import paired, paired_difference
-from pipeline.evaluation.estimate import Delta, Estimate, Record, rounded, stable
+from pipeline.evaluation.estimate import Estimate, rounded, stable
 from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, mean_interval, observations, wilson
+from pipeline.evaluation.reward_record import GoldAgreement, Histogram, LengthBias, RewardCard
+from pipeline.evaluation.reward_render import draw, render
 
 HISTOGRAM_BINS = 30
-
-
-class Histogram(Record):
-    """Counts between edges; the first and the last bin also count the values beyond them."""
-
-    edges: list[float]
-    counts: list[int]
-
-
-class LengthBias(Record):
-    """Dependence of the scores on the length of answers.
-
-    Attributes:
-        pearson: Pearson correlation of score and length over all answers; None when one of them does not vary.
-        spearman: Spearman correlation of the same.
-        chosen_longer: accuracy on pairs whose chosen answer is the longer one.
-        chosen_shorter: accuracy on pairs whose chosen answer is the shorter one, low for a model biased to length.
-        longer_wins: accuracy of always preferring the longer answer, equal lengths counting one half.
-        gain: accuracy of the model minus `longer_wins`, on the same pairs.
-    """
-
-    pearson: float | None
-    spearman: float | None
-    chosen_longer: Estimate | None
-    chosen_shorter: Estimate | None
-    longer_wins: Estimate
-    gain: Delta
-
-
-class GoldAgreement(Record):
-    """Agreement with gold scores, on pairs whose gold scores differ.
-
-    Attributes:
-        reward: share of pairs that the reward model ranks as gold does.
-        labels: share of pairs whose label ranks them as gold does: the accuracy of a perfect model.
-    """
-
-    reward: Estimate
-    labels: Estimate
-
-
-class RewardCard(Record):
-    """Held-out report of a reward model.
-
-    Attributes:
-        schema_version: version of `reward_card.json`.
-        pairs: number of held-out pairs.
-        accuracy: share of pairs whose chosen answer scores higher, a tie counting one half.
-        ties: number of pairs with equal scores.
-        margin: mean margin, the score of the chosen minus that of the rejected answer.
-        margin_spread: standard deviation of the margins.
-        histogram: histogram of the margins.
-        calibration: calibration of σ(margin).
-        length: length bias.
-        gold: agreement with gold scores; None without any.
-        groups: accuracy by group, e.g. by task.
-        level: confidence level of every interval.
-    """
-
-    schema_version: Literal[1] = 1
-    pairs: int
-    accuracy: Estimate
-    ties: int
-    margin: Estimate
-    margin_spread: float
-    histogram: Histogram
-    calibration: Calibration
-    length: LengthBias
-    gold: GoldAgreement | None = None
-    groups: dict[str, Estimate] = Field(default_factory=dict)
-    level: float = LEVEL
 
 
 def build_card(
@@ -165,12 +95,10 @@ def write_card(card: RewardCard, folder: Path) -> dict[str, float]:
     Returns:
         The headline figures, for a manifest.
     """
-    from pipeline.evaluation import reward_render
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "reward_card.json").write_text(to_json(card), encoding="utf-8")
-    (folder / "reward_card.md").write_text(reward_render.render(card), encoding="utf-8")
-    reward_render.draw(card, folder)
+    (folder / "reward_card.md").write_text(render(card), encoding="utf-8")
+    draw(card, folder)
     return headline(card)
 
 

@@ -23,7 +23,7 @@ from pipeline.evaluation.estimate import (
     signed_points,
 )
 from pipeline.evaluation.markdown import escaped, table
-from pipeline.evaluation.reward_card import RewardCard
+from pipeline.evaluation.reward_record import RewardCard
 
 _CHANCE = 0.5
 _RIGHT, _WRONG, _AFTER = PALETTE[0], PALETTE[4], PALETTE[1]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.curves import Row, metric_rows
+from pipeline.evaluation.drawing import MUTED, PALETTE, new_figure, plain, save, style
 from pipeline.evaluation.series import columns, limits, points, trace
 
 _DASHED = (0, (4, 3))
@@ -27,8 +28,6 @@ def draw_training(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) 
         path: path of the SVG.
         title: title of the plot, e.g. the stage's name.
     """
-    from pipeline.evaluation.drawing import MUTED, new_figure, plain, save, style
-
     logged = metric_rows(rows)
     drawn = [draw for keys, draw in _PANELS if any(points(logged, key) for key in keys)]
     with style():
@@ -53,8 +52,6 @@ def draw_training(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) 
 
 
 def _reward(axes: Any, rows: Sequence[Row]) -> None:
-    from pipeline.evaluation.drawing import PALETTE
-
     lines = {
         "mean score": (points(rows, "reward"), PALETTE[0]),
         "score - β KL": (points(rows, "objective"), PALETTE[2]),
@@ -71,8 +68,6 @@ def _reward(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _kl(axes: Any, rows: Sequence[Row]) -> None:
-    from pipeline.evaluation.drawing import MUTED, PALETTE
-
     kl, target = points(rows, "kl"), points(rows, "kl_target")
     if kl:
         trace(axes, kl, colour=PALETTE[0], label="KL")
@@ -84,8 +79,6 @@ def _kl(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _length(axes: Any, rows: Sequence[Row]) -> None:
-    from pipeline.evaluation.drawing import PALETTE
-
     lengths, ends = points(rows, "length"), points(rows, "eos_rate")
     if lengths:
         trace(axes, lengths, colour=PALETTE[0], label="tokens")
@@ -109,8 +102,6 @@ def _length(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _entropy(axes: Any, rows: Sequence[Row]) -> None:
-    from pipeline.evaluation.drawing import PALETTE
-
     entropy = points(rows, "entropy")
     trace(axes, entropy, colour=PALETTE[0], label="mean over tokens")
     axes.set_ylim(*limits([value for _, value in entropy]))

@@ -141,7 +141,7 @@ class ModelShapes:
         """Return a hub model's `config.json`: from the local cache, else as shipped with trueup, else downloaded."""
         if ref in self._hub:
             return self._hub[ref]
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache  # slow to load; few recipes ask the hub
 
         name, _, revision = ref.partition("@")
         at, file = revision or None, "config.json"

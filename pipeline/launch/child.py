@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 
+import pipeline.stages
 from pipeline.launch.job import STOP_SIGNALS, Channel, Job, die_with_parent, execute
 from pipeline.launch.logs import forget_output, opened_log, write_trace
 
@@ -26,11 +27,10 @@ def child_main(job: Job, channel: Channel) -> None:
         os.dup2(log.fileno(), 2)
         # TensorBoard event files go beside the run's log: the stage's scratch folder is deleted with the stage.
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.log.parent / "tensorboard" / job.name))
-        import pipeline.stages
 
         pipeline.stages.load_all()
         if job.is_distributed:
-            from pipeline.launch.ranks import run_ranks
+            from pipeline.launch.ranks import run_ranks  # loads torch; the runner, which imports this, has none
 
             outcome = run_ranks(job, channel, lambda: bool(asked))
         else:

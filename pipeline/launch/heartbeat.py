@@ -19,6 +19,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import psutil
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # a class of torch's C++ side
+
 from pipeline.errors import Problem
 from pipeline.launch.job import Outcome
 
@@ -106,8 +109,6 @@ class Heartbeat:
         return replace(outcome, problems=(Problem(f"node {node}: {first.found}", remedy="details in its log"),))
 
     def _beat(self) -> None:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # a class of torch's C++ side
-
         try:
             # On node 0 this is the rendezvous' own store; it stays open until the others have read node 0's ending.
             store = TCPStore(
@@ -176,8 +177,6 @@ class Heartbeat:
 
 def interface_towards(endpoint: str) -> str | None:
     """Return the network interface that routes to an endpoint, for gloo; None when it cannot be determined."""
-    import psutil
-
     host, _, port = endpoint.rpartition(":")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]

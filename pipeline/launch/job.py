@@ -6,6 +6,7 @@ Owns the boundary between the runner's process (no torch) and the process a stag
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import multiprocessing.process
@@ -271,8 +272,6 @@ def die_with_parent() -> None:
     if parent is not None:
         threading.Thread(target=_die_after, args=(parent,), daemon=True).start()
     with contextlib.suppress(OSError, AttributeError):
-        import ctypes
-
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 

@@ -24,6 +24,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+import pipeline.stages
 from pipeline.errors import Problem
 from pipeline.launch.heartbeat import CONNECT_S, Heartbeat, interface_towards
 from pipeline.launch.job import STOP_SIGNALS, Channel, Job, Outcome, broken, die_with_parent, execute
@@ -41,9 +47,6 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
         channel: sends events to the runner.
         asked: returns whether the run was asked to stop.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the agent must not touch the device before the fork
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     started = time.perf_counter()
@@ -128,7 +131,6 @@ def rank_main(job: Job) -> None:
     with opened_log(log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        import pipeline.stages
 
         pipeline.stages.load_all()
         own = replace(job, rank=rank, out=job.out if rank == 0 else job.work / "ranks" / f"out-{rank}")
@@ -165,10 +167,6 @@ def _tell_nobody(event: Event) -> None:
 
 def _launch_config(job: Job, files: RankFiles) -> Any:
     """Return the agent's configuration; several machines use `compute.rendezvous`, one machine a port of its own."""
-    import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.launcher.api import LaunchConfig
-
     nodes = job.nodes
     return LaunchConfig(
         min_nodes=nodes,

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,6 @@ def check_tools() -> None:
 
 def tool_problems() -> list[Problem]:
     """Return the problems that prevent submission: missing Slurm commands, missing submitit."""
-    from importlib.util import find_spec
-
     problems = []
     missing = [name for name in ("sbatch", "squeue", "scancel", "srun") if shutil.which(name) is None]
     if missing:
@@ -109,7 +108,7 @@ def submit(name: str, folder: Path, command: Sequence[str], compute: Compute, af
     Raises:
         PipelineError: Slurm refused the job.
     """
-    import submitit
+    import submitit  # optional extra `slurm`
 
     asked = compute.slurm
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +200,7 @@ class StageJob:
 
     def checkpoint(self) -> Any:
         """Save the stage's state; submitit calls this shortly before the time limit and requeues the return value."""
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # optional extra `slurm`
 
         for pid in _children:
             _tell(pid)
@@ -228,7 +227,7 @@ def _place(environment: Mapping[str, str]) -> list[str]:
     """Return the node rank and rendezvous options of the command; empty for a job of one node."""
     if int(environment.get("SLURM_JOB_NUM_NODES", 1)) == 1:
         return []
-    import submitit
+    import submitit  # optional extra `slurm`
 
     first = submitit.JobEnvironment().hostnames[0]
     port = FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS

@@ -40,7 +40,7 @@ def chat_tokenizer(backend: Any, *, context_tokens: int) -> Any:
     Returns:
         A `PreTrainedTokenizerFast` with `<|end|>` as end and `<|pad|>` as padding, without a start token.
     """
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast  # slow to load; the template and its tokens do without
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

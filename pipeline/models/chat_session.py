@@ -1,7 +1,7 @@
 """Chats with a checkpoint, or continues a text; replies are streamed.
 
-Owns what `trueup chat` and `trueup generate` do between the terminal and the model: history, the chat template, the
-choice of decoding, and incremental detokenization. Knows nothing of terminals.
+Owns what `trueup chat` and `trueup generate` do between the terminal and the model: loading it, history, the chat
+template, the choice of decoding, and incremental detokenization. Knows nothing of terminals.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.contract import end_ids
 from pipeline.models.decode import beam_search, stream
 from pipeline.models.forward import context_limit
+from pipeline.models.load import load_causal_lm, load_tokenizer
 from pipeline.models.sampling import Sampling
 from pipeline.models.template import ChatTemplate, TemplateFaultError
 from pipeline.models.tokens import TextEncoder
+from pipeline.stage import ResolvedInput
 
 Message = dict[str, str]
 
@@ -50,6 +54,17 @@ class ReplyOptions:
     def sampling(self) -> Sampling:
         """The options of `next_tokens`."""
         return Sampling(greedy=self.greedy, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+def load_checkpoint(source: ResolvedInput, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load a checkpoint as ``(model, tokenizer)``, with the model on a GPU when there is one.
+
+    Raises:
+        PipelineError: see `pipeline.models.load`.
+    """
+    tokenizer = load_tokenizer(source, trust_remote_code)
+    model = load_causal_lm(source, "fp32", trust_remote_code)
+    return model.to("cuda") if torch.cuda.is_available() else model, tokenizer
 
 
 def reply(model: Any, tokenizer: Any, messages: Sequence[Message], options: ReplyOptions) -> Iterator[str]:

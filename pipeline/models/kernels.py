@@ -99,7 +99,7 @@ def uses_liger(asked: Switch, *, on_gpu: bool, is_there: Callable[[str], bool] =
 
 def apply_liger(model: Any) -> None:
     """Apply Liger's kernels to a model outside transformers' Trainer, without the fused linear cross entropy."""
-    from transformers.integrations.liger import apply_liger_kernel
+    from transformers.integrations.liger import apply_liger_kernel  # plans use this module without transformers
 
     apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
 
@@ -110,7 +110,9 @@ def without_mask(model: Any) -> bool:
     Rows must be padded on the right or not at all, so that no real token sees the padding. A mask, even one that hides
     nothing, would be checked in every step, and would keep torch from its fastest kernel once the model is compiled.
     """
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface  # plans use this module without transformers
+
+    # plans use this module without transformers
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     config = model.config.get_text_config()

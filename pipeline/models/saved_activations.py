@@ -13,9 +13,13 @@ import copy
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM
 
 from pipeline.estimate.saved_activations import SavedActivations
+from pipeline.models.kernels import without_mask
 
 LENGTHS = (64, 128, 192)
 ROWS, RANK = 2, 8
@@ -65,8 +69,6 @@ def _bytes_per_layer(config: Any, *, half: bool, r: int, dropout: bool) -> tuple
 
 def _saved_bytes(config: Any, layers: int, *, half: bool, r: int, dropout: bool) -> list[int]:
     """Return the bytes saved by a forward pass over ``ROWS`` rows, for each of ``LENGTHS``, without the weights."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     model = _small_model(config, layers, r=r, dropout=dropout)
     totals = []
     with FakeTensorMode():
@@ -95,11 +97,6 @@ def _saved_bytes(config: Any, layers: int, *, half: bool, r: int, dropout: bool)
 
 def _small_model(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
     """Build a model of few layers on the meta device, with adapters of rank ``r`` if it is not 0."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from pipeline.models.kernels import without_mask
-
     short = copy.deepcopy(config)
     text = short.get_text_config()
     text.num_hidden_layers = layers

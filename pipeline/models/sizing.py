@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from pipeline.estimate.saved_activations import inner_gradients, llama_saved
 from pipeline.estimate.shape import ModelShape
+from pipeline.models.saved_activations import count_saved_activations
 
 
 def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
@@ -26,11 +30,6 @@ def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
     Raises:
         ValueError: transformers has no such architecture.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from pipeline.models.saved_activations import count_saved_activations
-
     fields = {key: value for key, value in config.items() if key not in ("type", "model_type")}
     built = AutoConfig.for_model(str(config.get("model_type") or config.get("type")), **fields)
     with torch.device("meta"):

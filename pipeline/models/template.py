@@ -154,6 +154,7 @@ class ChatTemplate:
     def _rendered(
         self, chat: Chat, until: int | None, opens_answer: bool, source: str, *, marks: bool
     ) -> tuple[str, list[Any]]:
+        # checks use this module without transformers
         from transformers.utils.chat_template_utils import render_jinja_template
 
         source = source or self.source(chat.tools)

@@ -16,7 +16,7 @@ def init_process_group(*, cpu: bool, deepspeed: bool) -> None:
     """Initialise the process group; does nothing in a process that was not launched as one of several ranks."""
     if "RANK" not in os.environ:
         return
-    from accelerate.state import PartialState
+    from accelerate.state import PartialState  # loads torch; `training.arguments` does without
 
     if PartialState._shared_state:
         return
@@ -35,6 +35,6 @@ def _skip_shm_compilation() -> None:
     DeepSpeed would compile it into the user's home whenever it starts on a CPU. That takes half a minute, and fails
     without a C++ compiler or a writable home, as in a slim container. Without it DeepSpeed uses gloo's collectives.
     """
-    import deepspeed.ops
+    import deepspeed.ops  # optional extra `deepspeed`
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.refs import resolve
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.recipe import Recipe, StageSpec
 from pipeline.stage import Data, Input, kind_of, markers_in
@@ -153,8 +154,6 @@ class _Resolver:
 
     def artifact(self, text: str, where: str, stage: str, *, quiet: bool) -> Artifact | None:
         """Return the artifact a ref names, or None; a missing version, fingerprint or tag is a problem."""
-        from pipeline.artifacts.refs import resolve
-
         if "@" not in text and ":" not in text and not self.store.artifacts(text):
             return None
         try:

@@ -19,6 +19,7 @@ from pipeline.plan.graph import Graph, Reference, build_graph
 from pipeline.plan.model import FORCED, Plan, PlannedData, PlannedInput, PlannedStage
 from pipeline.plan.staleness import reasons
 from pipeline.recipe import Recipe
+from pipeline.records import digest
 
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
@@ -219,8 +220,6 @@ class _UnplannableError(Exception):
 
 def _digest(recipe: Recipe, store: Store, source_name: str) -> tuple[tuple[str, int] | None, list[Problem]]:
     """Return digest and number of rows of a data source, or its problems."""
-    from pipeline.records import digest
-
     try:
         content = digest(recipe.data[source_name], cache=store.root / ".cache")
     except PipelineError as error:

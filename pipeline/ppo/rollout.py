@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from transformers import GenerationConfig
 
 from pipeline.models.decode import decode
 from pipeline.models.generation import without_generation_config
@@ -109,8 +110,6 @@ class GenerateEngine:
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
     ) -> Sampled:
         """Sample all prompts as one batch, padded on the left."""
-        from transformers import GenerationConfig
-
         if cache_use(model, prompts, self.pad_id, self.say) != "padded":
             fallback = BatchedEngine(self.max_new_tokens, self.eos_ids, self.pad_id, self.temperature, say=self.say)
             return fallback(model, prompts, seed=seed, places=places, greedy=greedy)

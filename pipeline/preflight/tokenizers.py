@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import constants
+
 from pipeline.errors import Problem
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import disagreements, facts_of_folder, growth_note, growth_problem
@@ -68,7 +70,7 @@ def _is_downloaded(ref: str) -> bool:
 
 
 def _cached_folder(ref: str, file: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache  # slow to load; few recipes name hub models
 
     name, _, revision = ref.partition("@")
     cached = try_to_load_from_cache(name, file, revision=revision or None)
@@ -126,9 +128,7 @@ def content_of(file: Path) -> bytes:
 
 def offline_notes(plan: Plan) -> Iterator[str]:
     """Yield a note for each missing hub model if `HF_HUB_OFFLINE` is set; a cluster's nodes may have it."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    for stage in plan.pending if HF_HUB_OFFLINE else ():
+    for stage in plan.pending if constants.HF_HUB_OFFLINE else ():
         for items in stage.inputs.values():
             for item in items:
                 if item.external and item.artifact is None and not _is_downloaded(item.ref):

@@ -18,7 +18,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.artifacts import Store
 from pipeline.disk import keep_if_possible
@@ -36,10 +36,8 @@ from pipeline.preflight.tokenizers import (
 )
 from pipeline.stage import Shape, kind_of
 from pipeline.training.encoded import FEW
+from pipeline.training.token_counts import TokenCount, TokenRequest, count_tokens
 from pipeline.traits import Encoding, Reading, RowCounts
-
-if TYPE_CHECKING:
-    from pipeline.training.token_counts import TokenCount, TokenRequest
 
 REMEMBERED_FILE = "checked-tokens-3.json"
 """The number in the name is raised when the file's format or the encoding of rows changes."""
@@ -157,8 +155,6 @@ def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse
 def _request(
     plan: Plan, use: SourceUse, stage: PlannedStage, tokenizer: LocalTokenizer, shapes: ModelShapes
 ) -> TokenRequest:
-    from pipeline.training.token_counts import TokenRequest
-
     source, reading, encodings = plan.recipe.data[use.source_name], _reading(stage, use.field), _encodings(stage, use)
     if source.path is not None:
         source = source.model_copy(update={"path": [str(file) for file in source.files]})
@@ -299,8 +295,6 @@ def _fault_problems(use: SourceUse, tokens: StageTokens, where: str, *, can_skip
 
 def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress | None) -> list[TokenCount]:
     """Return the counts of requests, from the cache or newly encoded."""
-    from pipeline.training.token_counts import TokenCount
-
     file = store.root / ".cache" / REMEMBERED_FILE
     try:
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -318,8 +312,6 @@ def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress |
 
 def _key(request: TokenRequest, store: Store) -> str:
     """Return the cache key of a request: the content of rows and tokenizers, the options, and library versions."""
-    from pipeline.records import digest
-
     rows = digest(request.source, cache=store.root / ".cache", artifact=request.artifact).digest
     paths = [Path(one.path) for one in (request.tokenizer, *(reader.tokenizer for reader in request.readers))]
     folders = [path if path.is_dir() else hub_folder(str(path)) or path for path in paths]
@@ -339,7 +331,6 @@ def _key(request: TokenRequest, store: Store) -> str:
 
 def _encode(requests: Sequence[TokenRequest], progress: Progress | None) -> list[TokenCount]:
     """Encode in this process if torch and transformers are imported already, else in a subprocess."""
-    from pipeline.training.token_counts import count_tokens
 
     def say(i: int, done: int, total: int) -> None:
         if progress is not None:
@@ -360,8 +351,6 @@ def _encode_in_subprocess(requests: Sequence[TokenRequest], say: Callable[[int, 
     Raises:
         PipelineError: the subprocess ended before it had encoded all requests.
     """
-    from pipeline.training.token_counts import TokenCount
-
     line = [sys.executable, "-m", "pipeline.training.token_counts"]
     counts: list[TokenCount] = []
     with (

@@ -80,28 +80,31 @@ def file_type(path: Path) -> str:
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow.parquet  # slow to load; only Parquet files need it
 
     number = 0
     try:
         with open_bytes(path) as handle:
             is_seekable = isinstance(handle, io.BufferedReader)
-            file = pq.ParquetFile(handle if is_seekable else io.BytesIO(handle.read()))
-            _refuse_twice(path, file.schema_arrow)
+            file = pyarrow.parquet.ParquetFile(handle if is_seekable else io.BytesIO(handle.read()))
+            _refuse_twice(path, file.schema_arrow, pyarrow.types)
             for batch in file.iter_batches(1024):
                 for value in batch.to_pylist():
                     number += 1
                     yield RawRow(number, value)
-    except (pa.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise _unreadable(path, f"is not readable as Parquet ({reason})", "a whole Parquet file", error) from error
 
 
-def _refuse_twice(path: Path, fields: Iterable[Any]) -> None:
-    """Raise if two columns of a table, or two fields of an object in it, have the same name, which is ambiguous."""
-    import pyarrow as pa
+def _refuse_twice(path: Path, fields: Iterable[Any], types: Any) -> None:
+    """Raise if two columns of a table, or two fields of an object in it, have the same name, which is ambiguous.
 
+    Args:
+        path: the file, for the message.
+        fields: pyarrow's fields.
+        types: the module `pyarrow.types`.
+    """
     names: set[str] = set()
     for one in fields:
         if one.name in names:
@@ -111,10 +114,10 @@ def _refuse_twice(path: Path, fields: Iterable[Any]) -> None:
             )
         names.add(one.name)
         kind = one.type
-        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
             kind = kind.value_type
-        if pa.types.is_struct(kind):
-            _refuse_twice(path, [kind.field(at) for at in range(kind.num_fields)])
+        if types.is_struct(kind):
+            _refuse_twice(path, [kind.field(at) for at in range(kind.num_fields)], types)
 
 
 def _text_rows(path: Path) -> Iterator[RawRow]:

@@ -103,13 +103,18 @@ def open_bytes(path: Path) -> io.BufferedReader:
     elif start == b"\xfd7zXZ\x00":
         opened = lzma.LZMAFile(path)  # noqa: SIM115
     elif start.startswith(ZSTD):
-        import pyarrow as pa
-
-        with pa.input_stream(str(path), compression="zstd") as stream:
+        with _zstd_stream(path) as stream:
             opened = io.BufferedReader(io.BytesIO(stream.read()))
     else:
         opened = path.open("rb")
     return cast(io.BufferedReader, opened)
+
+
+def _zstd_stream(path: Path) -> Any:
+    """Open a zstd file as a stream of pyarrow; `with` closes it."""
+    import pyarrow  # slow to load; only zstd files need it
+
+    return pyarrow.input_stream(str(path), compression="zstd")
 
 
 def _start_of(path: Path) -> bytes:
@@ -117,9 +122,7 @@ def _start_of(path: Path) -> bytes:
     with path.open("rb") as handle:
         is_zstd = handle.read(len(ZSTD)) == ZSTD
     if is_zstd:  # `open_bytes` would decompress all of it
-        import pyarrow as pa
-
-        with pa.input_stream(str(path), compression="zstd") as stream:
+        with _zstd_stream(path) as stream:
             return bytes(stream.read(SHOWN_OF_LONG_ROW))
     with open_bytes(path) as handle:
         return handle.read(SHOWN_OF_LONG_ROW)

@@ -125,7 +125,7 @@ def hub_rows(source: Source) -> Iterator[RawRow]:
     if not HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
         statement = f"hub id `{hub_id}` is {'a local path' if Path(hub_id).exists() else 'not an id'}"
         raise PipelineError(Problem(statement, "`owner/name`", "use `path:` for files"))
-    import datasets
+    import datasets  # slow to load; only hub data sets need it
 
     try:
         rows = datasets.load_dataset(hub_id, source.subset, split=source.hub_split, revision=source.revision)

@@ -38,7 +38,7 @@ def width_of(text: str) -> int:
     """Return the width of a text in columns; a Chinese character takes two."""
     if text.isascii():
         return len(text)
-    from rich.cells import cell_len
+    from rich.cells import cell_len  # slow to load; ASCII text does without
 
     return cell_len(text)
 

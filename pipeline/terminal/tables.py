@@ -67,7 +67,7 @@ class _Layout:
 
 def console(stream: TextIO | None = None) -> Console:
     """Return a `rich` console for a stream, standard output by default; without colour unless it is a terminal."""
-    from rich.console import Console
+    from rich.console import Console  # slow to load; `--help` and `--json` print no table
 
     stream = stream or sys.stdout
     width = line_width(stream)
@@ -143,7 +143,7 @@ def _is_readable(rows: Sequence[Sequence[str]], layout: _Layout) -> bool:
 
 def _row(columns: Sequence[Column], row: Sequence[str], layout: _Layout, beneath: int | None) -> list[Text]:
     """Return the lines of a row: its cells side by side, then the last cell beneath if ``beneath`` gives a width."""
-    from rich.text import Text
+    from rich.text import Text  # slow to load; `--help` and `--json` print no table
 
     cells = [
         wrapped(cell, width, fine=layout.fine) if column.fold else [cell.replace(NO_BREAK_SPACE, " ")]
@@ -166,7 +166,7 @@ def _row(columns: Sequence[Column], row: Sequence[str], layout: _Layout, beneath
 
 def _listed(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> Iterator[Text]:
     """Yield the lines of a table as one list per row: each cell after its title, an empty line between two rows."""
-    from rich.text import Text
+    from rich.text import Text  # slow to load; `--help` and `--json` print no table
 
     titles = max(width_of(column.title) for column in columns)
     for index, row in enumerate(rows):

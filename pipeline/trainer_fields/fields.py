@@ -20,7 +20,7 @@ class TrainFields(StageConfig):
     """Base class of a kind's `train:`; a key that is not a field of the class must be a field of the trainer.
 
     Attributes:
-        trainer: name of the trainer's config class, one of `TRAINERS`.
+        trainer: name of the trainer's config class, one of those in the table.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import recursively_apply
+from accelerate.utils import FullyShardedDataParallelPlugin, recursively_apply
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -89,8 +89,6 @@ class ConsolidatedCheckpoint:
             )
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         if plugin is not None:
-            from accelerate.utils import FullyShardedDataParallelPlugin
-
             fsdp.engage(self.accelerator, FullyShardedDataParallelPlugin(**plugin))
             self.is_fsdp_enabled = True
         if size_of(self.model) > 1:
@@ -117,7 +115,7 @@ class ConsolidatedCheckpoint:
 
     def _gathered_weights(self) -> dict[str, Tensor]:
         """Gather the weights to the first process, the trained ones in fp32; with an adapter only the trained ones."""
-        import deepspeed
+        import deepspeed  # optional extra `deepspeed`
 
         zero, first = self._zero, Ranks.current().is_first
         weights: dict[str, Tensor] = {}

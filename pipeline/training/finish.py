@@ -8,6 +8,9 @@ from typing import Any
 from pipeline.artifacts.provenance import AppliedAdapter, descended, label
 from pipeline.evaluation.curves import write_curve
 from pipeline.models.adapter_config import Adapter
+from pipeline.models.adapters import base_of_adapter
+from pipeline.models.load import is_tied, stored_bits
+from pipeline.models.save import save_model
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.training.loop import Trained
 from pipeline.training.setup import OpenedModel
@@ -39,10 +42,6 @@ def save_trained(
     Raises:
         PipelineError: the written files differ from the trained model.
     """
-    from pipeline.models.adapters import base_of_adapter
-    from pipeline.models.load import stored_bits
-    from pipeline.models.save import save_model
-
     lineage = descended(source.manifest.get("lineage", {}), source.name, source.fingerprint)
     if adapter is not None:
         on = label(source.name, source.fingerprint)
@@ -58,8 +57,6 @@ def save_trained(
 
 def _was_untied(ctx: StageContext, source: ResolvedInput) -> bool:
     """Whether the starting model ties its embeddings and the written model does not."""
-    from pipeline.models.load import is_tied
-
     written = source.model_copy(update={"path": str(ctx.out)})
     return is_tied(source, ctx.trust_remote_code) and not is_tied(written, ctx.trust_remote_code)
 

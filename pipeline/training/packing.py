@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from datasets import Dataset
 from torch import Tensor
+from trl import pack_dataset
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.labels import IGNORE
@@ -37,9 +39,6 @@ def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, 
 
     Reference: best-fit decreasing, Ding et al. 2024, arXiv:2404.10830; the code is trl's.
     """
-    from datasets import Dataset
-    from trl import pack_dataset
-
     # The first token of a conversation must not be predicted from the conversation before it.
     heads = [{**row, "labels": [IGNORE, *row["labels"][1:]]} for row in rows]
     joined: list[dict[str, list[int]]] = pack_dataset(Dataset.from_list(heads), length, "bfd").to_list()

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.contract import disagreements, facts
+from pipeline.models.load import load_reward_model, load_tokenizer
+from pipeline.models.scoring import score
 from pipeline.stage import StageContext
+from pipeline.training.arguments import frozen_weights, zero3_config
+from pipeline.training.encode import Reader, encode_answers
+from pipeline.training.fitting import fit
 from pipeline.training.reward_fields import RewardFields
 from pipeline.training.rewards import call_reward
-
-if TYPE_CHECKING:
-    from pipeline.training.encode import Reader
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,6 @@ def reward_readers(ctx: StageContext, tokenizer: Any) -> list[Reader]:
         ctx: the stage's context.
         tokenizer: the policy's tokenizer.
     """
-    from pipeline.models.contract import disagreements, facts
-    from pipeline.models.load import load_tokenizer
-    from pipeline.training.encode import Reader
-
     readers = []
     for source in [*ctx.inputs.get("reward", []), *ctx.inputs.get("watch", [])]:
         own = load_tokenizer(source, ctx.trust_remote_code)
@@ -173,13 +172,6 @@ def _function_scorer(ctx: StageContext, spec: str) -> Scorer:
 def _model_scorer(
     ctx: StageContext, source: Any, tokenizer: Any, on_trunk: Callable[[Any], Scorer | None] | None
 ) -> Scorer:
-    from pipeline.models.contract import disagreements, facts
-    from pipeline.models.load import load_reward_model, load_tokenizer
-    from pipeline.models.scoring import score
-    from pipeline.training.arguments import frozen_weights, zero3_config
-    from pipeline.training.encode import encode_answers
-    from pipeline.training.fitting import fit
-
     own = load_tokenizer(source, ctx.trust_remote_code)
     same = not disagreements(facts(tokenizer, "policy"), facts(own, source.name))
     on_policy = on_trunk(source) if same and on_trunk is not None else None

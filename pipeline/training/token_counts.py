@@ -155,7 +155,7 @@ def count_tokens(request: TokenRequest, progress: Callable[[int, int], None]) ->
 
 
 def _tokenizer(source: ResolvedInput, chat_template: str | None, request: TokenRequest) -> Any:
-    from pipeline.models.load import load_tokenizer
+    from pipeline.models.load import load_tokenizer  # loads torch; `preflight` imports this module
 
     tokenizer = load_tokenizer(source, request.trust_remote_code)
     if chat_template is not None:

@@ -15,6 +15,8 @@ from typer.testing import Result
 
 from pipeline import __version__
 from pipeline.artifacts import Store
+from pipeline.cli.app import command_of
+from pipeline.cli.command_table import VERBS, verbs_by_topic
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "numpy", "scipy", "matplotlib", "fsspec"}
@@ -42,18 +44,66 @@ def _process(*args: str, cwd: Path, **options: Any) -> subprocess.CompletedProce
     return subprocess.run(line, cwd=cwd, env=_environment(), capture_output=True, text=True, check=False, **options)
 
 
-def _imported(*args: str, cwd: Path) -> set[str]:
+def _modules(*args: str, cwd: Path, code: int = 0) -> set[str]:
     ended = subprocess.run(
         [sys.executable, "-c", IMPORTS, *args], cwd=cwd, env=_environment(), capture_output=True, text=True, check=True
     )
     told = json.loads(ended.stderr.splitlines()[-1])
-    assert told["code"] == 0, ended.stderr
-    return {name.partition(".")[0] for name in told["modules"]}
+    assert told["code"] == code, ended.stderr
+    return set(told["modules"])
+
+
+def _imported(*args: str, cwd: Path) -> set[str]:
+    return {name.partition(".")[0] for name in _modules(*args, cwd=cwd)}
+
+
+_VERB_MODULES = {f"pipeline.cli.{entry.module}" for entry in VERBS.values()}
+
+
+def _verb_modules(*args: str, cwd: Path, code: int = 0) -> set[str]:
+    return _VERB_MODULES & _modules(*args, cwd=cwd, code=code)
 
 
 def test_help_imports_nothing_but_the_command(tmp_path: Path) -> None:
     assert not _imported("--help", cwd=tmp_path) & {*HEAVY, "pydantic", "rich", "ruamel"}
-    assert not _imported("run", "--help", cwd=tmp_path) & {*HEAVY, "rich", "ruamel"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_imports_nothing_heavy(verb: str, tmp_path: Path) -> None:
+    assert not _imported(verb, "--help", cwd=tmp_path) & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [(["nosuch"], 2), (["--version"], 0), ([], 0), (["--show-completion", "bash"], 0)]
+)
+def test_what_names_no_verb_imports_no_verb(line: list[str], code: int, tmp_path: Path) -> None:
+    assert not _verb_modules(*line, cwd=tmp_path, code=code)
+    assert _verb_modules("new", "--help", cwd=tmp_path) == {"pipeline.cli.new"}
+
+
+def test_completing_verbs_imports_none_of_them(tmp_path: Path) -> None:
+    asked = {"_TRUEUP_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "trueup l"}
+    script = IMPORTS.replace('print(json.dumps({"code"', 'print(json.dumps({"completed": True, "code"')
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**_environment(), **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [word for word in ("ls", "lineage", "labels") if f'"{word}":' in ended.stdout] == ["ls", "lineage", "labels"]
+    assert "stage-job" not in ended.stdout
+    told = json.loads(ended.stderr.splitlines()[-1])
+    assert not _VERB_MODULES & set(told["modules"])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_table_says_what_the_docstring_of_a_verb_says(verb: str) -> None:
+    entry, command = VERBS[verb], command_of(VERBS[verb])
+    assert command.help is not None
+    assert entry.summary == command.help.splitlines()[0]
+    assert (command.name, command.hidden) == (entry.name, entry.is_hidden)
 
 
 def test_ls_and_show_import_nothing_heavy(stocked: Store, tmp_path: Path) -> None:
@@ -116,8 +166,6 @@ def test_ctrl_c_says_stopped(stocked: Store, tmp_path: Path) -> None:
 
 
 def test_help_lists_verbs_as_people_come_to_need_them(tmp_path: Path) -> None:
-    from pipeline.cli.app import VERBS
-
     shown = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "--help"],
         cwd=tmp_path,
@@ -127,7 +175,7 @@ def test_help_lists_verbs_as_people_come_to_need_them(tmp_path: Path) -> None:
         check=True,
     ).stdout
     verbs = [line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line[2].isalpha()]
-    expected = [verb for topic in VERBS.values() for verb in topic]
+    expected = [entry.name for entries in verbs_by_topic().values() for entry in entries]
     assert [verb for verb in verbs if verb in expected] == expected
     assert expected[:3] == ["run", "plan", "check"]
 
@@ -138,7 +186,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(
     def broken() -> None:
         raise LookupError("no such kind\nand more")
 
-    monkeypatch.setattr("pipeline.recipe.json_schema", broken)
+    monkeypatch.setattr("pipeline.cli.schema.json_schema", broken)
     args = ("schema",)
     told = trueup(*args)
     assert told.exit_code == 1

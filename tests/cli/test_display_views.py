@@ -15,7 +15,7 @@ from typer.testing import Result
 
 from pipeline import doctor
 from pipeline.artifacts import Artifact, Store
-from pipeline.display.artifacts import ran_facts
+from pipeline.display.manifest import ran_facts
 from pipeline.display.views import Display, LiveDisplay, PlainDisplay, Running, display
 from pipeline.errors import ExitCode, Problem
 from pipeline.models.bf16_speed import Speed
@@ -227,7 +227,7 @@ def test_doctor_counts_what_is_missing(
     trueup: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, missing: int, said: str
 ) -> None:
     checks = [doctor.Check(f"thing {i}", "missing" if i < missing else "ok", "") for i in range(3)]
-    monkeypatch.setattr(doctor, "examine", lambda store: checks)
+    monkeypatch.setattr("pipeline.cli.machine.examine", lambda store: checks)
     told = trueup("doctor")
     assert told.stdout.splitlines()[-1] == said
     assert told.exit_code == (1 if missing else 0)

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from ruamel.yaml import YAML
 
-from pipeline.cli import app as app_of_verbs
+from pipeline.cli.app import command_of
+from pipeline.cli.command_table import VERBS
 from pipeline.launch.local import GRACE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "docker" / "build.sh"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-VERBS = set(typer.main.get_command(app_of_verbs).commands)  # type: ignore[attr-defined]
 
 
 def _name(requirement: str) -> str:
@@ -162,8 +161,7 @@ def test_compose_has_the_labelling_app_with_a_database_that_wants_a_password(com
     assert app["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert database["environment"]["POSTGRES_PASSWORD"] == "${POSTGRES_PASSWORD-}"  # empty: the server refuses to start
     options = {word for word in app["command"] if word.startswith("--")}
-    command = typer.main.get_command(app_of_verbs).commands["collect"]  # type: ignore[attr-defined]
-    assert options <= {name for parameter in command.params for name in parameter.opts}
+    assert options <= {name for parameter in command_of(VERBS["collect"]).params for name in parameter.opts}
     assert app["ports"][0].startswith("${PORT:-127.0.0.1:")  # nobody else's, unless asked for
 
 

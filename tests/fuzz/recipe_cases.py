@@ -20,7 +20,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.cli.recipes import _print_plan, survey_of
+from pipeline.cli.plan import print_plan
+from pipeline.cli.survey import survey_of
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.preflight import check_plan
@@ -174,7 +175,7 @@ class RecipeCases:
         try:
             with self._world():
                 made, store = survey_of(self.file, None, None, None, None, str(self.folder / "store"), None).sound()
-                ends = [_print_plan(made, store, as_json=as_json) for as_json in (False, True)]
+                ends = [print_plan(made, store, as_json=as_json) for as_json in (False, True)]
                 check_plan(made, store)
         except PipelineError as error:
             told = [str(problem) for problem in error.problems]

@@ -23,7 +23,7 @@ class Train(TrainFields):
 
 def test_the_table_is_that_of_the_installed_trainers() -> None:
     program = (
-        "from pipeline.trainer_fields import table as t; import sys; "
+        "from pipeline.trainer_fields import installed as t; import sys; "
         "sys.stdout.write('TABLE' + t.render(t.build_table()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -17,7 +17,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from pipeline.parallel.dtensors import distribute_like, full_tensor
 from pipeline.parallel.ranks import Ranks
@@ -31,8 +34,6 @@ def mixed_precision(precision: str) -> Any | None:
     None for fp32. accelerate's own policy reduces gradients in half precision, whose rounding error grows with the
     number of ranks.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
     if precision not in _DTYPES:
         return None
     return MixedPrecisionPolicy(_DTYPES[precision], reduce_dtype=torch.float32, output_dtype=torch.float32)
@@ -45,9 +46,6 @@ def engage(accelerator: Any, plugin: Any) -> None:
         accelerator: accelerate's.
         plugin: accelerate's `FullyShardedDataParallelPlugin`.
     """
-    from accelerate.state import PartialState
-    from accelerate.utils import DistributedType
-
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.FSDP
@@ -57,8 +55,6 @@ def engage(accelerator: Any, plugin: Any) -> None:
 
 def modules(model: nn.Module) -> list[Any]:
     """Return a model's FSDP2 modules, each of which all-gathers and reshards its weights as one; none without FSDP2."""
-    from torch.distributed.fsdp import FSDPModule
-
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 

@@ -18,7 +18,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from accelerate import ParallelismConfig
+from accelerate.utils import DeepSpeedSequenceParallelConfig
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipeline.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
@@ -87,9 +90,6 @@ def parallelism(shard: SequenceShard, kernel: str) -> Any:
         shard: this rank's shard.
         kernel: `transformers`' name of the attention implementation: `sdpa` or a FlashAttention.
     """
-    from accelerate import ParallelismConfig
-    from accelerate.utils import DeepSpeedSequenceParallelConfig
-
     handler = DeepSpeedSequenceParallelConfig(sp_seq_length_is_variable=True, sp_attn_implementation=kernel)
     return ParallelismConfig(
         sp_size=shard.count, sp_backend="deepspeed", sp_handler=handler, dp_replicate_size=shard.groups
@@ -150,8 +150,6 @@ class UlyssesAttention:
         Raises:
             RuntimeError: DeepSpeed has not wrapped this implementation, or for another number of ranks.
         """
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         ulysses = inspect.getclosurevars(ALL_ATTENTION_FUNCTIONS[kernel]).nonlocals.get("uattn")
         if ulysses is None or ulysses.world_size != shard.count:
             raise RuntimeError(f"DeepSpeed has not put its exchange around {kernel}")

@@ -28,6 +28,9 @@ class ZeroState:
     """
 
     def __init__(self, held: Any, stage: int, groups: Sequence[Sequence[nn.Parameter]], ranks: Ranks) -> None:
+        import deepspeed  # optional extra `deepspeed`
+
+        self._deepspeed: Any = deepspeed
         self.held, self.stage, self.groups, self.ranks = held, stage, groups, ranks
 
     def flat(self, group: int) -> list[Tensor]:
@@ -39,16 +42,12 @@ class ZeroState:
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
         """Gather the full fp32 weight of a trained parameter."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return _full_copy(safe_get_full_fp32_param(parameter), parameter)
+        return _full_copy(self._deepspeed.utils.safe_get_full_fp32_param(parameter), parameter)
 
     @torch.no_grad()
     def set_weight(self, parameter: nn.Parameter, whole: Tensor) -> None:
         """Set a parameter from its full weight: the forward pass's copy, and the optimizer's fp32 copy if trained."""
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+        with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
             parameter.data.copy_(whole)
         if parameter.requires_grad:
             self._set_shard(parameter, whole)
@@ -79,9 +78,7 @@ class ZeroState:
 
     def moment(self, parameter: nn.Parameter, key: str) -> Tensor:
         """Gather one full moment of a parameter; call `link` first."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        return _full_copy(safe_get_full_optimizer_state(parameter, key), parameter)
+        return _full_copy(self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key), parameter)
 
     def set_moment(self, parameter: nn.Parameter, key: str, whole: Tensor) -> None:
         """Set one moment of a parameter from the full tensor; call `begin` and `link` first."""
@@ -89,9 +86,7 @@ class ZeroState:
 
     def _set_shard(self, parameter: nn.Parameter, full: Tensor, moment: str | None = None) -> None:
         """Write this rank's shard of a full weight, or of one of its moments, into DeepSpeed's partition."""
-        from deepspeed import utils
-
-        flat = full.to(parameter.device).float().flatten()
+        utils, flat = self._deepspeed.utils, full.to(parameter.device).float().flatten()
         if self.stage < 3:
             if moment is None:
                 utils.safe_set_full_fp32_param(parameter, flat)

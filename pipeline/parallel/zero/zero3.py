@@ -58,7 +58,7 @@ def zero3_building(config: DeepSpeedConfig | None) -> Iterator[None]:
     if config is None:
         yield
         return
-    import deepspeed
+    import deepspeed  # optional extra `deepspeed`
 
     original = PreTrainedModel.init_weights
     PreTrainedModel.init_weights = _init_zero3
@@ -126,7 +126,7 @@ def gathered(parameters: Iterable[Tensor], *, changed: bool = False) -> Iterator
     if not sharded:
         yield
         return
-    import deepspeed
+    import deepspeed  # optional extra `deepspeed`
 
     with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changed else None):
         yield

@@ -1,4 +1,4 @@
-"""Verbs that measure checkpoints: evaluate, compare."""
+"""The verb `evaluate`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import MODELS, verb
-from pipeline.cli.options import JsonOption, StoreOption, complete_ref, existing_store, open_store
+from pipeline.cli.options import JsonOption, StoreOption, complete_ref, open_store
+from pipeline.cli.run import run_and_print
+from pipeline.plan import make_plan
+from pipeline.reports import Evaluation, evaluation_recipe
+from pipeline.stages import load_all
 
 
-@verb(MODELS)
 def evaluate(
     refs: Annotated[
         list[str],
@@ -47,11 +49,6 @@ def evaluate(
 
     With --limit it is on a sample, which it says, and `trueup compare` goes on taking the one on all prompts.
     """
-    from pipeline.cli.recipes import run_and_print
-    from pipeline.plan import make_plan
-    from pipeline.reports import Evaluation, evaluation_recipe
-    from pipeline.stages import load_all
-
     load_all()
     asked = Evaluation(
         name=name,
@@ -70,38 +67,3 @@ def evaluate(
     artifact_store = open_store(store)
     with evaluation_recipe(asked) as recipe:
         run_and_print(make_plan(recipe, artifact_store), artifact_store, None, as_json=as_json)
-
-
-@verb(MODELS)
-def compare(
-    first: Annotated[
-        str, typer.Argument(metavar="FIRST", help="A report, or a model of a report.", autocompletion=complete_ref)
-    ],
-    second: Annotated[
-        str, typer.Argument(metavar="SECOND", help="The other one, of the same sort.", autocompletion=complete_ref)
-    ],
-    report: Annotated[
-        str | None,
-        typer.Option(
-            "--report",
-            metavar="REF",
-            help="Report with both models [default: newest on all prompts].",
-            autocompletion=complete_ref,
-        ),
-    ] = None,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare two models of a report, or two reports, with intervals.
-
-    The pairs are prompts: both answered the same ones.
-    """
-    from pipeline.display.comparisons import print_comparisons
-    from pipeline.reports import compare_refs
-    from pipeline.terminal import print_json
-
-    comparisons = compare_refs(existing_store(store), first, second, report)
-    if as_json:
-        print_json([each.model_dump(mode="json") for each in comparisons])
-    else:
-        print_comparisons(comparisons)
