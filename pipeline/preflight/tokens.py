@@ -34,6 +34,7 @@ from pipeline.preflight.tokenizers import (
     readers_of,
     tokenizer_of,
 )
+from pipeline.records import digest
 from pipeline.stage import Shape, kind_of
 from pipeline.training.encoded import FEW
 from pipeline.training.token_counts import TokenCount, TokenRequest, count_tokens
