@@ -32,6 +32,7 @@ from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import newest_checkpoint, step_of
 from pipeline.training.loop import SessionClock, Trained, measured
 from pipeline.training.pipelined_state import Log, PipelineState, groups_of, optimizer_of
+from pipeline.training.setup import EncodedData, OpenedModel, Schedule
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 Rows = Sequence[dict[str, Any]]
@@ -195,28 +196,28 @@ class PipelineTraining:
 
 
 def train_through_pipeline(
-    ctx: StageContext,
-    model: Any,
-    deferred: Deferred | None,
-    arguments: Any,
-    batches: Batches,
-    steps: int,
-    rows: Rows,
-    held_out: Rows,
-    collate: Collate,
+    ctx: StageContext, opened: OpenedModel, arguments: Any, schedule: Schedule, data: EncodedData, collate: Collate
 ) -> tuple[Trained, Any | None]:
     """Train a model with pipeline parallelism; return the run, and on the first process the consolidated model.
 
-    The model passed in is split, and no longer complete afterwards.
+    The model is split, and no longer complete afterwards.
+
+    Args:
+        ctx: the stage's context.
+        opened: the model.
+        arguments: `TrainingArguments`.
+        schedule: how the rows become optimizer steps.
+        data: rows to train and to evaluate on.
+        collate: makes a batch of rows.
 
     Raises:
         Interrupted: the user asked to stop; a checkpoint was saved.
         PipelineError: the model or the recipe does not fit a pipeline, or the loss is not finite.
     """
-    if rows and "seq_lengths" in rows[0] and "flash" in attention_name(ctx):
+    if data.train and "seq_lengths" in data.train[0] and "flash" in attention_name(ctx):
         statement = "train.mode packed with FlashAttention and compute.pipeline_parallel"
         raise PipelineError(Problem(statement, "rows of one conversation, or masks", "set compute.attention: sdpa"))
-    training = PipelineTraining(ctx, model, deferred, arguments, batches, steps)
-    trained = training.run(rows, held_out, collate)
+    training = PipelineTraining(ctx, opened.model, opened.deferred, arguments, schedule.batches, schedule.steps)
+    trained = training.run(data.train, data.held_out, collate)
     state = training.pipe.whole_state()
-    return trained, model_from_state(model, state) if ctx.is_first else None
+    return trained, model_from_state(opened.model, state) if ctx.is_first else None

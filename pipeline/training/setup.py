@@ -126,7 +126,7 @@ def open_reward_model(ctx: StageContext, adapter: Adapter | None, max_length: in
     return OpenedModel(model, tokenizer, context_length(model, max_length), adapter)
 
 
-def schedule(
+def plan_steps(
     ctx: StageContext, train: CommonTrain, lengths: Sequence[int], what: str, *, shuffle: bool = True
 ) -> Schedule:
     """Divide the batch over the processes and plan the optimizer steps.
@@ -150,7 +150,7 @@ def arguments_for(
     arguments_class: type[Arguments],
     ctx: StageContext,
     train: CommonTrain,
-    plan: Schedule,
+    schedule: Schedule,
     *,
     has_held_out: bool,
     **fixed: Any,
@@ -164,8 +164,8 @@ def arguments_for(
         arguments_class,
         ctx,
         train,
-        micro_batch=plan.micro_batch,
-        steps=plan.steps,
+        micro_batch=schedule.micro_batch,
+        steps=schedule.steps,
         has_held_out=has_held_out,
         **fixed,
     )

@@ -25,8 +25,8 @@ from pipeline.training.setup import (
     arguments_for,
     build_trainer,
     open_causal_lm,
+    plan_steps,
     prepare,
-    schedule,
 )
 
 
@@ -43,12 +43,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     opened = open_causal_lm(ctx, config.adapter, train.max_length)
     data = _encode(ctx, opened)
     lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in data.train]
-    plan = schedule(ctx, train, lengths, "pairs")
+    schedule = plan_steps(ctx, train, lengths, "pairs")
     arguments = arguments_for(
         DPOConfig,
         ctx,
         train,
-        plan,
+        schedule,
         has_held_out=bool(data.held_out),
         beta=train.beta,
         loss_type=train.loss_type,
@@ -60,9 +60,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     with unhashed(DPOTrainer):
         trainer = build_trainer(functools.partial(BucketedDPOTrainer, ctx), opened, arguments, data)
     scoring_s = time.perf_counter() - started
-    trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), plan.batches
+    trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), schedule.batches
     ctx.phase(f"training on {len(data.train):,} pairs")
-    trained = run_trainer(ctx, trainer, plan.batches, plan.steps, config.adapter)
+    trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
     return save_and_finish(
         ctx,

@@ -55,14 +55,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     train = config.train
     opened = open_causal_lm(ctx, config.adapter, train.max_length)
     data, is_paired = _encode(ctx, opened)
-    plan = _schedule(ctx, train, data, is_paired=is_paired)
+    schedule = _plan_steps(ctx, train, data, is_paired=is_paired)
     arguments = arguments_for(
         KTOConfig,
         ctx,
         train,
-        plan,
+        schedule,
         has_held_out=bool(data.held_out),
-        per_device_eval_batch_size=plan.micro_batch,
+        per_device_eval_batch_size=schedule.micro_batch,
         beta=train.beta,
         loss_type=train.loss_type,
         max_length=None,
@@ -78,10 +78,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     scoring_s = time.perf_counter() - started
     rows, size = trainer.train_dataset.to_list(), _rows_per_unit(is_paired=is_paired)
     trainer.train_rows = [{"rows": rows[i : i + size]} for i in range(0, len(rows), size)]
-    trainer.batches, trainer.data_collator = plan.batches, _ungrouped(trainer.data_collator)
+    trainer.batches, trainer.data_collator = schedule.batches, _ungrouped(trainer.data_collator)
     trainer.is_paired = is_paired
     ctx.phase(f"training on {len(data.train):,} rows")
-    trained = run_trainer(ctx, trainer, plan.batches, plan.steps, config.adapter)
+    trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     margin = trained.metrics.get("eval_rewards/margins", trained.metrics.get("rewards/margins", 0.0))
     return save_and_finish(
         ctx,
@@ -118,7 +118,7 @@ def _encode(ctx: StageContext, opened: OpenedModel) -> tuple[EncodedData, bool]:
     return EncodedData(train, held_out, {**source.counts, "dropped": len(source.train.too_long)}), is_paired
 
 
-def _schedule(ctx: StageContext, train: Train, data: EncodedData, *, is_paired: bool) -> Schedule:
+def _plan_steps(ctx: StageContext, train: Train, data: EncodedData, *, is_paired: bool) -> Schedule:
     """Divide batches of units over the processes; labelled rows are sorted by the quantile of their length.
 
     Raises:

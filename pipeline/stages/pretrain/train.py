@@ -28,7 +28,7 @@ from pipeline.training.loop import Trained, run_trainer
 from pipeline.training.pipelined import train_through_pipeline
 from pipeline.training.pipelined_fields import refuse_unused
 from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel
-from pipeline.training.setup import EncodedData, OpenedModel, arguments_for, prepare, schedule
+from pipeline.training.setup import EncodedData, OpenedModel, arguments_for, plan_steps, prepare
 
 
 class BucketedTrainer(BucketedBatches, SequenceParallelTrainer):
@@ -43,16 +43,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     data = _encode(ctx, config, opened)
     lengths = [len(row["input_ids"]) for row in data.train]
     refuse_sequence_parallel(ctx, opened.model, max(lengths))
-    plan = schedule(ctx, train, lengths, "rows", shuffle=train.order == "shuffled")
-    arguments = arguments_for(TrainingArguments, ctx, train, plan, has_held_out=bool(data.held_out))
+    schedule = plan_steps(ctx, train, lengths, "rows", shuffle=train.order == "shuffled")
+    arguments = arguments_for(TrainingArguments, ctx, train, schedule, has_held_out=bool(data.held_out))
     parameters = count_parameters(opened.model)
     ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
     collate = CausalCollator(opened.tokenizer.pad_token_id)
     if ctx.dims.pipeline_parallel > 1:
         refuse_unused(train)
-        trained, consolidated = train_through_pipeline(
-            ctx, opened.model, opened.deferred, arguments, plan.batches, plan.steps, data.train, data.held_out, collate
-        )
+        trained, consolidated = train_through_pipeline(ctx, opened, arguments, schedule, data, collate)
     else:
         trainer = BucketedTrainer(
             model=opened.model,
@@ -61,8 +59,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             eval_dataset=data.held_out or None,
             data_collator=collate,
         )
-        trainer.train_rows, trainer.batches = data.train, plan.batches
-        trained = run_trainer(ctx, trainer, plan.batches, plan.steps)
+        trainer.train_rows, trainer.batches = data.train, schedule.batches
+        trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps)
         consolidated = consolidated_model(trainer)
     if consolidated is not None:
         save_model(consolidated, opened.tokenizer, ctx.out, [row["input_ids"] for row in data.train[:3]])

@@ -31,8 +31,8 @@ from pipeline.training.setup import (
     arguments_for,
     build_trainer,
     open_reward_model,
+    plan_steps,
     prepare,
-    schedule,
 )
 
 SIDES = ("chosen", "rejected")
@@ -50,12 +50,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     train = config.train
     opened = open_reward_model(ctx, config.adapter, train.max_length)
     data, can_evaluate = _encode(ctx, config, opened)
-    plan = schedule(ctx, train, [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in data.train], "pairs")
+    lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in data.train]
+    schedule = plan_steps(ctx, train, lengths, "pairs")
     arguments = arguments_for(
         RewardConfig,
         ctx,
         train,
-        plan,
+        schedule,
         has_held_out=can_evaluate,
         max_length=None,
         liger_kernel_config={"fused_linear_cross_entropy": False},  # a reward head has no vocabulary logits to fuse
@@ -65,9 +66,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer = build_trainer(
         BucketedRewardTrainer, opened, arguments, _columns(data), task="reward", data_collator=collate
     )
-    trainer.train_rows, trainer.batches = data.train, plan.batches
+    trainer.train_rows, trainer.batches = data.train, schedule.batches
     ctx.phase(f"training on {len(data.train):,} pairs")
-    trained = run_trainer(ctx, trainer, plan.batches, plan.steps, config.adapter)
+    trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     consolidated = consolidated_model(trainer)
     seen = [row["chosen_ids"] for row in data.train[:3]]
     lineage = save_trained(ctx, consolidated, opened.tokenizer, ctx.input("model"), config.adapter, seen)

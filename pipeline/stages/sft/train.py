@@ -33,8 +33,8 @@ from pipeline.training.setup import (
     arguments_for,
     build_trainer,
     open_causal_lm,
+    plan_steps,
     prepare,
-    schedule,
 )
 
 
@@ -55,19 +55,17 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         attend_without_mask(ctx, opened.model)
     lengths = [len(row["input_ids"]) for row in data.train]
     refuse_sequence_parallel(ctx, opened.model, max(lengths))
-    plan = schedule(ctx, train, lengths, "rows")
+    schedule = plan_steps(ctx, train, lengths, "rows")
     arguments = arguments_for(
-        SFTConfig, ctx, train, plan, has_held_out=bool(data.held_out), max_length=None, packing=False
+        SFTConfig, ctx, train, schedule, has_held_out=bool(data.held_out), max_length=None, packing=False
     )
     is_flat = "flash" in attention_name(ctx) and ctx.dims.sequence_parallel == 1
     collate = CausalCollator(opened.tokenizer.pad_token_id, with_mask=True, flat=is_flat)
     ctx.phase(f"training on {conversations:,} conversations")
     if is_pipelined:
-        trained, consolidated = train_through_pipeline(
-            ctx, opened.model, opened.deferred, arguments, plan.batches, plan.steps, data.train, data.held_out, collate
-        )
+        trained, consolidated = train_through_pipeline(ctx, opened, arguments, schedule, data, collate)
     else:
-        trained, consolidated = _train(ctx, config, opened, data, plan, arguments, collate)
+        trained, consolidated = _train(ctx, config, opened, data, schedule, arguments, collate)
     return save_and_finish(
         ctx,
         trained,
@@ -105,16 +103,16 @@ def _train(
     config: Config,
     opened: OpenedModel,
     data: EncodedData,
-    plan: Schedule,
+    schedule: Schedule,
     arguments: SFTConfig,
     collate: CausalCollator,
 ) -> tuple[Trained, Any | None]:
     """Train with trl's trainer; return the measurements and, on the first process, the consolidated model."""
     trainer = build_trainer(BucketedSFTTrainer, opened, arguments, data, data_collator=collate)
-    trainer.train_rows, trainer.batches = data.train, plan.batches
+    trainer.train_rows, trainer.batches = data.train, schedule.batches
     if config.train.mode == "packed":
         refuse_unpackable(ctx, trainer.model, data.train, collate)
-    return run_trainer(ctx, trainer, plan.batches, plan.steps, config.adapter), consolidated_model(trainer)
+    return run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter), consolidated_model(trainer)
 
 
 def _encode(ctx: StageContext, opened: OpenedModel) -> EncodedData:
