@@ -246,7 +246,7 @@ def ours(kind: str, size: Size, scratch: Path) -> dict[str, Any]:
         compute={**spec.compute.model_dump(), "checkpoint_every_s": 1e9},
     )
     context, _ = context_of(job, emit, lambda: False)
-    result = kind_of(spec.kind).run(context, spec.config)
+    result = kind_of(spec.kind).load_run()(context, spec.config)
     made = {"loss": result.metrics.get("loss", 0.0), "peak_memory_mib": clock.peak_mib(), "how": context.runtime_report}
     if kind == "ppo":
         return {**made, **_ppo_figures(iterations, size)}

@@ -101,11 +101,10 @@ def pretrain_rows(steps: int, seed: int) -> list[dict[str, Any]]:
 
 def ours(kind: str, steps: int, seed: int) -> dict[str, Any]:
     """Run the product's own stage and time its steps from the events it sends."""
-    import importlib
-
     from pipeline.models.save import save_model
     from pipeline.models.scratch import build_causal_lm
-    from pipeline.stage import Event, ResolvedInput, StageContext
+    from pipeline.stage import Event, ResolvedInput, StageContext, kind_of
+    from pipeline.stages import load_all
 
     total = steps + WARMUP
     marks: list[tuple[int, float, float]] = []
@@ -114,7 +113,8 @@ def ours(kind: str, steps: int, seed: int) -> dict[str, Any]:
         if event.kind == "progress":
             marks.append((event.step, time.perf_counter(), time.process_time()))
 
-    stage = importlib.import_module(f"pipeline.stages.{kind}")
+    load_all()
+    stage = kind_of(kind)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         made = tokenizer()
@@ -136,7 +136,7 @@ def ours(kind: str, steps: int, seed: int) -> dict[str, Any]:
         )
         train = {"batch_size": BATCH, "max_steps": total, "learning_rate": 1e-4, "lr_scheduler_type": "constant"}
         config = {"data": "rows", "train": train, **({"model": "base"} if kind == "sft" else {"init": "base"})}
-        result = stage.run(context, stage.Config(**config))
+        result = stage.load_run()(context, stage.config(**config))
     first = next(mark for mark in marks if mark[0] >= WARMUP)
     last = marks[-1]
     lengths = [len(row) for row in _lengths(kind, rows)]

@@ -1,72 +1,45 @@
 """The interface of a stage: its kind, its configuration, and the context that its `run()` receives.
 
-Owns the registry of kinds, and the markers of configuration fields that name artifacts and data. Knows nothing of any
-single kind, of recipes, of the store, or of torch: `trueup plan` imports this module.
+Owns the registry of kinds. Knows nothing of any single kind, of recipes, of the store, or of torch: `trueup plan`
+imports this module.
 
-A kind is one file in `pipeline/stages/`:
+A kind is one package in `pipeline/stages/`. Its `config.py` registers it, without importing torch:
 
     class Config(StageConfig):
         data: Annotated[str, Data("messages")]
         model: Annotated[str, Input(external=True)]
 
-    @stage("sft", version=1, config=Config)
+    register_kind("sft", version=1, config=Config, run="pipeline.stages.sft.train:run", makes="model")
+
+The module of `run` is imported when a stage of the kind runs. It imports torch at its top:
+
     def run(ctx: StageContext, config: Config) -> StageResult: ...
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
-
-Shape = Literal["text", "messages", "preference", "labelled", "prompt"]
-"""Shape of the rows of a data source, see `pipeline/records/formats.py`."""
-
-Shapes = Shape | tuple[Shape, ...]
-"""One shape, or several alternatives: all rows of a source have the same one of them."""
+from pipeline.markers import Code, Data, Input, Runtime, Shape, Shapes
+from pipeline.results import Event, Rejected, StageResult
+from pipeline.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 
 
-@dataclass(frozen=True)
-class Input:
-    """Marks a configuration field (a name or a list of names) that takes artifacts.
+@runtime_checkable
+class Checkable(Protocol):
+    """A block of a configuration that can check itself."""
 
-    Attributes:
-        kinds: kinds of stages accepted; empty accepts all whose artifact contains a model.
-        external: whether a local folder or a hub id is also accepted.
-    """
-
-    kinds: tuple[str, ...]
-    external: bool = False
-
-    def __init__(self, *kinds: str, external: bool = False) -> None:
-        object.__setattr__(self, "kinds", kinds)
-        object.__setattr__(self, "external", external)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Marks a configuration field that names a data source, with the shape or shapes of its rows."""
-
-    shape: Shapes
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Marks a field that cannot change the result; the fingerprint does not cover it."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """Marks a field that names a Python function, ``module:name`` or ``path/to/file.py:name``.
-
-    The fingerprint covers the source of its file.
-    """
+    def check(self) -> list[Problem]:
+        """Return the problems that types do not express."""
+        ...
 
 
 class StageConfig(BaseModel):
@@ -85,8 +58,11 @@ class StageConfig(BaseModel):
         return markers
 
     def check(self) -> list[Problem]:
-        """Return the problems that types do not express, e.g. two fields that exclude each other."""
-        return []
+        """Return the problems that types do not express, e.g. two fields that exclude each other.
+
+        By default they are those of its blocks that can check themselves, such as `train`.
+        """
+        return [problem for _, block in self if isinstance(block, Checkable) for problem in block.check()]
 
 
 class ResolvedInput(BaseModel):
@@ -111,39 +87,6 @@ class ResolvedInput(BaseModel):
     manifest: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class Event:
-    """An event that a running stage sends to its runner.
-
-    Attributes:
-        kind: ``progress`` (step of total, metrics), ``note`` (a line of text), or ``phase`` (the current activity).
-        text: the line or the phase.
-        step: steps done.
-        total: number of steps; 0 when unknown.
-        metrics: latest values to show.
-    """
-
-    kind: Literal["progress", "note", "phase"]
-    text: str = ""
-    step: int = 0
-    total: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-class Rejected(NamedTuple):
-    """A row that a stage cannot use.
-
-    Attributes:
-        where: ``file:line`` of the row.
-        reason: why the stage cannot use it.
-        row: the row as the stage received it.
-    """
-
-    where: str
-    reason: str
-    row: Mapping[str, Any]
-
-
 class Rows(Protocol):
     """Validated rows of a data source in one shape, as returned by `records.load`."""
 
@@ -166,14 +109,6 @@ class Rows(Protocol):
     def places(self) -> list[str]:
         """``file:line`` of each row, those of the training split first."""
         ...
-
-
-MODEL_PARALLEL: dict[str, frozenset[str]] = {
-    "pipeline_parallel": frozenset({"pretrain", "sft"}),
-    "tensor_parallel": frozenset({"pretrain", "sft", "reward", "dpo", "kto"}),
-    "sequence_parallel": frozenset({"pretrain", "sft"}),
-}
-"""Keys of `compute` for model parallelism, each with the kinds of stages that support it."""
 
 
 def model_parallel_size(compute: Mapping[str, Any]) -> int:
@@ -261,31 +196,6 @@ class StageContext:
         return self.inputs[field_name][0]
 
 
-@dataclass(frozen=True)
-class StageResult:
-    """The result of a stage; the runner writes it into the manifest.
-
-    Attributes:
-        metrics: final values.
-        best: best values with the step at which they were measured, e.g. ``{"eval_loss": 1.2, "step": 300}``.
-        tokens: number of tokens trained on or generated.
-        trainer_seconds: seconds inside the trainer; for an `evaluate` stage, inside the evaluation.
-        scoring_seconds: seconds a training stage spent scoring beside training: a reference model, held-out pairs.
-        rows: counts, e.g. ``{"train": 1000, "held_out": 100, "rejected": 2}``.
-        lineage: provenance of the weights, see `artifacts/provenance.py`.
-        summary: short sentences for the end-of-run table.
-    """
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    best: Mapping[str, float] = field(default_factory=dict)
-    tokens: int = 0
-    trainer_seconds: float = 0.0
-    scoring_seconds: float = 0.0
-    rows: Mapping[str, int] = field(default_factory=dict)
-    lineage: Mapping[str, Any] = field(default_factory=dict)
-    summary: str = ""
-
-
 RunFunction = Callable[[StageContext, Any], StageResult]
 
 
@@ -297,36 +207,87 @@ class Kind:
         name: name in recipes.
         version: increased when the same configuration would give another result.
         config: its configuration class.
-        run: the function that runs the stage; imports torch only when called.
+        run: dotted name of the function that runs the stage, ``package.module:function``; `load_run` imports it.
         makes: how its artifact can be used: ``model``, ``tokenizer``, ``reward`` or ``report``.
         parallel: whether it may run in several processes; else it runs in one, whatever `compute` says.
-        doc: first line of the module's docstring.
+        doc: its description, one line.
+        traits: what plan, checks and forecast know of it.
     """
 
     name: str
     version: int
     config: type[StageConfig]
-    run: RunFunction
+    run: str
     makes: str
     parallel: bool
     doc: str
+    traits: Traits = PLAIN
+
+    @property
+    def workload(self) -> Workload | None:
+        """What it computes with its model; None if it has no model whose work and memory can be forecast."""
+        train = self.config.model_fields.get("train")
+        is_plain = train is not None and frozenset(getattr(train.annotation, "model_fields", ())) >= PLAIN_TRAIN
+        return self.traits.workload or (Workload() if is_plain else None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether its work can be forecast and includes training."""
+        return self.workload is not None and self.workload.trains
+
+    def rows_problem(self, config: StageConfig, rows: RowCounts) -> Problem | None:
+        """Return the problem of too few rows in the field `data` of a stage; None if there are enough."""
+        train = getattr(config, "train", None)
+        return None if train is None else self.traits.row_check(train, rows)
+
+    def load_run(self) -> RunFunction:
+        """Import and return the function that runs the stage; this loads torch.
+
+        Raises:
+            PipelineError: the module or the function does not exist.
+            ImportError: the module imports what is not installed.
+        """
+        module_name, _, function_name = self.run.partition(":")
+        try:
+            function = getattr(importlib.import_module(module_name), function_name, None)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and imports another one that is not
+            function = None
+        if not callable(function):
+            statement = f"`run` of kind `{self.name}` is `{self.run}`, which does not exist"
+            raise PipelineError(Problem(statement, "`package.module:function`", "correct its `register_kind`"))
+        return cast(RunFunction, function)
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def stage(
-    name: str, *, version: int, config: type[StageConfig], makes: str, parallel: bool = False
-) -> Callable[[RunFunction], RunFunction]:
-    """Register the decorated function as the `run()` of a kind."""
+def register_kind(
+    name: str,
+    *,
+    version: int,
+    config: type[StageConfig],
+    run: str,
+    makes: str,
+    parallel: bool = False,
+    doc: str | None = None,
+    traits: Traits = PLAIN,
+) -> None:
+    """Register a kind of stage under its name in recipes.
 
-    def register(run: RunFunction) -> RunFunction:
-        module_doc = run.__globals__.get("__doc__") or ""
-        doc = module_doc.strip().splitlines()[0] if module_doc else ""
-        KINDS[name] = Kind(name, version, config, run, makes, parallel, doc)
-        return run
-
-    return register
+    Args:
+        name: name in recipes.
+        version: see `Kind`.
+        config: see `Kind`.
+        run: dotted name of the function that runs the stage, ``package.module:function``.
+        makes: see `Kind`.
+        parallel: see `Kind`.
+        doc: the docstring of the kind's module; its first line describes the kind.
+        traits: what differs from a plain training kind.
+    """
+    lines = (doc or "").strip().splitlines()
+    KINDS[name] = Kind(name, version, config, run, makes, parallel, lines[0] if lines else "", traits)
 
 
 def kind_of(name: str) -> Kind:
@@ -353,11 +314,13 @@ def markers_in(config: StageConfig) -> Iterator[tuple[str, Any, list[str]]]:
 
 __all__ = [
     "KINDS",
+    "MODEL_PARALLEL",
     "Code",
     "Data",
     "Event",
     "Input",
     "Kind",
+    "Rejected",
     "ResolvedInput",
     "Rows",
     "Runtime",
@@ -368,5 +331,5 @@ __all__ = [
     "StageResult",
     "kind_of",
     "markers_in",
-    "stage",
+    "register_kind",
 ]

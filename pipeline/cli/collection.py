@@ -17,7 +17,7 @@ from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.records.loading import load
-from pipeline.stages.collect import Config, ledger_url
+from pipeline.stages.collect.config import Config, ledger_url
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def open_collection(
     """
     plan, artifact_store = survey_of(recipe, override, None, None, None, store, profile).sound()
     planned = {one.spec.name: one for one in plan.stages}
-    collections = [name for name, one in planned.items() if one.spec.kind == "collect"]
+    collections = [name for name, one in planned.items() if isinstance(one.spec.config, Config)]
     if stage not in collections:
         named = f"`{stage}` is a {planned[stage].spec.kind} stage" if stage in planned else f"no stage `{stage}`"
         expected = f"one of {', '.join(collections)}" if collections else "a stage of kind `collect`"

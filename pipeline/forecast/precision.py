@@ -5,9 +5,10 @@ from __future__ import annotations
 from pipeline.estimate.devices import Device
 from pipeline.models.bf16_speed import SMALLEST_WIDTH, possible_formats
 from pipeline.recipe.schema import Compute
+from pipeline.stage import Kind
 
 
-def precisions_of(kind: str, compute: Compute, device: Device, width: int) -> tuple[str, ...]:
+def precisions_of(kind: Kind, compute: Compute, device: Device, width: int) -> tuple[str, ...]:
     """Return the precision of a stage; both candidates if `precision: auto` is not measured yet on this CPU.
 
     Args:
@@ -16,7 +17,7 @@ def precisions_of(kind: str, compute: Compute, device: Device, width: int) -> tu
         device: device the stage runs on.
         width: hidden size of its model.
     """
-    if kind == "evaluate" and not device.is_gpu:  # on a CPU, models that only generate and score stay in fp32
+    if not kind.trains and not device.is_gpu:  # on a CPU, models that only generate and score stay in fp32
         return ("fp32",)
     if compute.precision != "auto":
         return (compute.precision,)

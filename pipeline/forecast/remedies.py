@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.artifacts import Store
 from pipeline.errors import Problem
-from pipeline.forecast.stages import SAMPLED, TRAINED, Forecast, forecasts
+from pipeline.forecast.stages import Forecast, forecasts
 from pipeline.models.adapter_config import Adapter
 from pipeline.parallel.batch_split import batch_split_problems, divisor_up_to
 from pipeline.plan import Plan
@@ -91,9 +91,10 @@ def _with_auto_resolved(forecast: Forecast) -> Forecast:
     if forecast.fits:
         return forecast
     open_to: list[Change] = []
+    support = forecast.facts.kind.traits.compute
     if forecast.compute.micro_batch == "auto":
         open_to += _micro_batches(forecast)
-    if forecast.compute.activation_checkpointing == "auto" and forecast.stage.spec.kind != "ppo":
+    if forecast.compute.activation_checkpointing == "auto" and support.activation_checkpointing:
         open_to.append(_CHECKPOINTING)
     return next((candidate for _, candidate in _candidates(forecast, open_to) if candidate.fits), forecast)
 
@@ -128,8 +129,8 @@ def _candidates(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tup
                 compute.pipeline_parallel > 1
                 or ((adapter.quantize is not None or bool(forecast.facts.stored)) and not is_unsharded)
             )
-            facts, kind = forecast.facts.with_train(setting[2]), forecast.stage.spec.kind
-            uneven = kind in (*TRAINED, *SAMPLED) and any(batch_split_problems(facts.train, compute, kind))
+            facts = forecast.facts.with_train(setting[2])
+            uneven = facts.kind.trains and any(batch_split_problems(facts.train, compute, facts.kind.traits.compute))
             if not compute.contradictions() and not barred and not uneven:
                 yield chosen, facts.forecast(*setting[:2])
 
@@ -146,10 +147,10 @@ _CHECKPOINTING = _on_compute("compute.activation_checkpointing: true", activatio
 
 
 def _micro_batches(forecast: Forecast) -> Iterator[Change]:
-    kind, size = forecast.stage.spec.kind, forecast.micro_batch
-    if kind not in (*TRAINED, *SAMPLED) or kind in ("kto", "ppo"):
+    facts, size = forecast.facts, forecast.micro_batch
+    if not facts.kind.trains or not facts.kind.traits.compute.takes_micro_batch:
         return
-    share = forecast.facts.train.batch_size // forecast.compute.replicas
+    share = facts.train.batch_size // forecast.compute.replicas
     while size > 1:
         size = divisor_up_to(share, size // 2)
         yield _on_compute(f"compute.micro_batch: {size}", micro_batch=size)
@@ -157,7 +158,7 @@ def _micro_batches(forecast: Forecast) -> Iterator[Change]:
 
 def _rollouts(forecast: Forecast) -> Iterator[Change]:
     """Yield smaller forward passes of PPO, which give the same result, then smaller rollouts, which do not."""
-    if forecast.stage.spec.kind != "ppo":
+    if forecast.facts.workload.over != "rollouts":
         return
     train: Any = forecast.facts.train
     budget, batch = train.token_budget, train.rollout_batch
@@ -171,12 +172,12 @@ def _rollouts(forecast: Forecast) -> Iterator[Change]:
 
 def _changes(forecast: Forecast) -> Iterator[Change]:
     """Yield the changes that apply to a stage, the cheapest first."""
-    compute, kind, gpu = forecast.compute, forecast.stage.spec.kind, forecast.device.is_gpu
-    if kind not in (*TRAINED, *SAMPLED):
+    compute, kind, gpu = forecast.compute, forecast.facts.kind, forecast.device.is_gpu
+    if not kind.trains:
         return
     yield from _micro_batches(forecast)
     yield from _rollouts(forecast)
-    if compute.activation_checkpointing is not True and kind != "ppo":
+    if compute.activation_checkpointing is not True and kind.traits.compute.activation_checkpointing:
         yield _CHECKPOINTING
     if forecast.processes > 1 and not compute.fsdp:
         for level in range(compute.zero + 1, 4):
@@ -184,7 +185,7 @@ def _changes(forecast: Forecast) -> Iterator[Change]:
     if gpu and compute.offload == "none" and not compute.fsdp:
         setting, level = "compute: {zero: 2, offload: optimizer}", max(2, compute.zero)
         yield _on_compute(setting.replace("2", str(level), 1), zero=level, offload="optimizer")
-    if kind != "pretrain":
+    if "adapter" in kind.config.model_fields:
         if forecast.adapter is None:
             yield Change("adapter: {r: 16} (LoRA instead of full training)", lambda c, a, t: (c, Adapter(r=16), t))
         if gpu and not forecast.facts.stored and (forecast.adapter is None or forecast.adapter.quantize is None):

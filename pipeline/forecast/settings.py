@@ -17,12 +17,9 @@ from pipeline.models.adapter_targets import layers_in, target_problems
 from pipeline.models.kernels import INSTALL, NAMES, has
 from pipeline.plan import Plan, PlannedStage
 from pipeline.recipe import StageSpec
-from pipeline.stage import Data, StageConfig
+from pipeline.stage import Data, StageConfig, kind_of
 from pipeline.trainer_fields import TrainFields
 from pipeline.training.packages import evaluation_problems, package_problems
-
-LEDGER = ("sqlalchemy",)
-"""Packages that a `collect` stage needs for the ledger of human labels."""
 
 
 def setting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
@@ -53,9 +50,9 @@ def _missing(spec: StageSpec, words: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(statement, "", "pip install 'trueup[quantize]'")
     if words.get("rollout_engine") == "vllm" and not has("vllm"):
         yield Problem(f"rollout_engine is vllm, and {NAMES['vllm']} is not installed", "", INSTALL["vllm"])
-    if spec.kind == "collect" and (missing := [name for name in LEDGER if not has(name)]):
-        statement = f"kind is collect, and {', '.join(missing)} is not installed"
-        yield Problem(statement, "", "pip install 'trueup[collect]'")
+    packages = kind_of(spec.kind).traits.packages
+    if packages is not None and (missing := [name for name in packages.modules if not has(name)]):
+        yield Problem(f"kind is {spec.kind}, and {', '.join(missing)} is not installed", "", packages.install)
 
 
 def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[Problem]:
@@ -74,7 +71,7 @@ def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[
     if fields.get("sync_ref_model") and (beside := _sync_ref_obstacle(adapter, compute)):
         statement = f"train.sync_ref_model is true with {beside}"
         yield Problem(statement, "a reference that each process holds whole", "leave one of the two out")
-    if isinstance(train, TrainFields) and (source := _source_without_held_out(plan, config)):
+    if isinstance(train, TrainFields) and (source := _source_without_held_out(plan, stage.spec)):
         yield from evaluation_problems(train, source)
     if adapter is not None:
         items = stage.inputs.get("model", [])
@@ -99,9 +96,11 @@ def _sync_ref_obstacle(adapter: Any, compute: Any) -> str:
     return next((word for word, is_asked in sharding.items() if is_asked), "")
 
 
-def _source_without_held_out(plan: Plan, config: Any) -> str:
+def _source_without_held_out(plan: Plan, spec: StageSpec) -> str:
     """Return the name of a stage's training source if that source holds out no rows; empty otherwise."""
-    names = [getattr(config, field) for field in type(config).markers(Data) if field == "data"]
-    if getattr(config, "test", None):  # `test` rows are scored after training, not during it
-        return str(config.test)
+    traits, fields = kind_of(spec.kind).traits, type(spec.config).markers(Data)
+    names = [getattr(spec.config, field) for field in fields if field == "data"]
+    tests = [getattr(spec.config, field) for field in fields if traits.reading(field).is_test]
+    if any(tests):  # these rows are scored after training, not during it
+        return str(next(filter(None, tests)))
     return next((name for name in names if name in plan.recipe.data and not plan.recipe.data[name].held_out), "")

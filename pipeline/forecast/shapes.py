@@ -25,6 +25,7 @@ from pipeline.estimate.saved_activations import SavedActivations
 from pipeline.estimate.shape import ModelShape, shape_of
 from pipeline.models.quantized_files import TRAINABLE, quantization_of_files
 from pipeline.plan import Plan, PlannedInput, PlannedStage
+from pipeline.stage import kind_of
 
 CACHE_FILE = "model-shapes-3.json"
 """The number in the name is raised when the format of the file changes."""
@@ -79,7 +80,7 @@ class ModelShapes:
     def quantization_of(self, stage: PlannedStage) -> str:
         """Return ``4bit`` or ``8bit`` if the files of a stage's starting model are quantised so; empty otherwise.
 
-        A stage that trains an adapter does not change its base. `merge` writes full-precision weights.
+        A stage that trains an adapter does not change its base; one that folds adapters writes full-precision weights.
         """
         for field in ("model", "init", "models"):
             for item in stage.inputs.get(field, []):
@@ -88,7 +89,8 @@ class ModelShapes:
                     stored = quantization_of_files(config)
                     return stored if stored in TRAINABLE else ""
                 before = self.stages.get(item.ref)
-                return "" if before is None or before.spec.kind == "merge" else self.quantization_of(before)
+                is_full = before is None or kind_of(before.spec.kind).traits.folds_adapters
+                return "" if before is None or is_full else self.quantization_of(before)
         return ""
 
     def of_input(self, item: PlannedInput) -> ModelShape | None:

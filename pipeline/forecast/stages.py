@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.artifacts import Store
-from pipeline.errors import PipelineError
 from pipeline.estimate.devices import Device
 from pipeline.estimate.memory import (
     Memory,
@@ -28,20 +27,17 @@ from pipeline.estimate.memory import (
 )
 from pipeline.estimate.shape import ModelShape
 from pipeline.estimate.work import forward_flops, hours, training_flops
+from pipeline.forecast.batches import micro_batch_of, rows_asked, steps_of
 from pipeline.forecast.machine import this_machine
 from pipeline.forecast.precision import precisions_of
 from pipeline.forecast.rows import Lengths, RowLengths
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.adapter_config import Adapter
-from pipeline.parallel.batch_split import divide, divisor_up_to
 from pipeline.plan import Plan, PlannedStage
 from pipeline.recipe.schema import Compute, Hardware
-from pipeline.stage import kind_of
+from pipeline.stage import Kind, kind_of
+from pipeline.traits import Workload
 
-TRAINED = ("pretrain", "sft", "reward", "dpo", "kto")
-SAMPLED = ("ppo", "grpo", "rloo")
-DROPOUT_KINDS = ("pretrain", "sft", "grpo", "rloo")
-"""Kinds that train with the model's dropout on; trl and PPO switch it off for the others."""
 PPO_COPIES = 5.0
 """fp32 copies of the head's output that PPO's forward pass saves: logits, log-probabilities, and the entropy's."""
 ASSUMED_LENGTH = 1024
@@ -141,14 +137,15 @@ def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
     shapes, rows = ModelShapes(plan, store.root / ".cache"), RowLengths(plan, store.root / ".cache")
     needs = []
     for stage in plan.pending:
-        if stage.spec.kind not in (*TRAINED, *SAMPLED, "evaluate"):
+        kind = kind_of(stage.spec.kind)
+        if kind.workload is None:
             continue
         shape = shapes.of_stage(stage)
         if shape is None:
             continue
         lengths = rows.of(stage)
         others = [shapes.of_input(item) for field in ("reward", "watch") for item in stage.inputs.get(field, [])]
-        compute = stage.spec.compute if kind_of(stage.spec.kind).parallel else stage.spec.compute.alone()
+        compute = stage.spec.compute if kind.parallel else stage.spec.compute.alone()
         known = tuple(other for other in others if other is not None)
         facts = Facts(stage, shape, lengths, known, stored=shapes.quantization_of(stage))
         needs.append(facts.forecast(compute, getattr(stage.spec.config, "adapter", None)))
@@ -184,6 +181,16 @@ class Facts:
     changed: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def kind(self) -> Kind:
+        """The stage's kind."""
+        return kind_of(self.stage.spec.kind)
+
+    @property
+    def workload(self) -> Workload:
+        """What the stage computes with its model."""
+        return self.kind.workload or Workload()
+
+    @property
     def train(self) -> Any:
         """The stage's `train` block with the fields of `changed` replaced."""
         own: Any = self.stage.spec.config
@@ -196,13 +203,12 @@ class Facts:
     def forecast(self, compute: Compute, adapter: Adapter | None) -> Forecast:
         """Forecast the stage under ``compute``, with or without an adapter."""
         device = device_of(compute)
-        formats = precisions_of(self.stage.spec.kind, compute, device, self.shape.hidden)
+        formats = precisions_of(self.kind, compute, device, self.shape.hidden)
         candidates = [self._computed_in(word, compute, adapter, device) for word in formats]
         return replace(max(candidates, key=lambda forecast: forecast.memory.peak), formats=formats)
 
     def _computed_in(self, word: str, compute: Compute, adapter: Adapter | None, device: Device) -> Forecast:
         """Forecast the stage in one precision."""
-        kind = self.stage.spec.kind
         layout = ParallelLayout(
             processes=compute.processes * compute.nodes,
             zero=3 if compute.fsdp else compute.zero,
@@ -210,12 +216,12 @@ class Facts:
             checkpointing=compute.activation_checkpointing is True,
             half=word != "fp32",
             on_gpu=device.is_gpu,
-            dropout=kind in DROPOUT_KINDS,
+            dropout=self.workload.dropout,
             eager=compute.attention == "eager",
             fsdp=compute.fsdp,
         )
-        method: Any = self._sampled if kind in SAMPLED else self._evaluated if kind == "evaluate" else self._trained
-        forecast: Forecast = method(compute, adapter, device, layout)
+        methods = {"rows": self._trained, "answers": self._evaluated}
+        forecast = methods.get(self.workload.over, self._sampled)(compute, adapter, device, layout)
         return replace(forecast, host=host_bytes(self.shape, forecast.trained, layout))
 
     def _parts(self, adapter: Adapter | None, layout: ParallelLayout) -> tuple[int, Memory]:
@@ -231,29 +237,25 @@ class Facts:
 
     def _trained(self, compute: Compute, adapter: Adapter | None, device: Device, layout: ParallelLayout) -> Forecast:
         """Forecast a stage that trains on rows of a data source."""
-        kind, train, shape = self.stage.spec.kind, self.train, self.shape
-        longest = self._longest(train, both=kind in ("dpo", "reward"))
-        asked = max(1, train.kl_batch // compute.replicas) if kind == "kto" else compute.micro_batch
+        train, shape, per_row = self.train, self.shape, self.workload.sequences_per_row
+        longest = self._longest(train, sequences=per_row)
+        asked = rows_asked(train, compute, self.kind.traits.compute)
         stages = compute.pipeline_parallel
-        micro = _micro_batch(train.batch_size, asked, longest, compute.replicas, passes=stages)
+        micro = micro_batch_of(train.batch_size, asked, longest, compute.replicas, passes=stages)
         trained, parts = self._parts(adapter, layout)
         if stages > 1:  # each pipeline stage holds its layers, and the embedding or the head
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters
             sharded = ("weights", "gradients", "optimizer")
             parts = replace(parts, **{name: getattr(parts, name) * share for name in sharded})
-        rows, length = (2 * micro, longest // 2) if kind in ("dpo", "reward") else (micro, longest)
-        length = -(-length // compute.sequence_parallel)
-        logits, tp_size = 0.0, compute.tensor_parallel
-        if kind == "pretrain":
-            logits = logit_bytes(shape, rows * length, layout)
-        elif kind != "reward":
-            logits = tiled_logit_bytes(shape, rows * length, layout, trained=adapter is None)
+        rows, length = per_row * micro, -(-(longest // per_row) // compute.sequence_parallel)
+        logits, tp_size = self._logits(rows * length, adapter, layout), compute.tensor_parallel
         if tp_size > 1:
             parts = tensor_parallel(
                 parts, shape, tp_size, adapter_r=adapter.r if adapter else 0, layers=shape.layers if adapter else 0
             )
-            if kind in ("sft", "dpo", "kto"):  # trl's loss gathers the head's weight, and makes a full gradient
+            if self.workload.head == "weight":  # trl's loss gathers the head's weight, and makes a full gradient
                 logits += 8.0 * shape.vocab * shape.hidden
+        parts = replace(parts, others=self._reference_bytes(adapter, layout))
         parts = self._learning(parts, adapter, layout, rows, length, logits)
         if stages > 1:  # buffers for received activations and returned gradients, for every row of the batch
             waiting = 8.0 * train.batch_size / compute.replicas * longest * shape.hidden
@@ -263,10 +265,22 @@ class Facts:
             peak=peak(parts, accumulates=train.batch_size > micro * compute.replicas, recomputes=layout.checkpointing),
         )
         tokens = self._tokens(train)
-        work = tokens and training_flops(
+        flops = tokens and training_flops(
             shape, tokens, longest, trained_all=adapter is None, recompute=layout.checkpointing
         )
-        return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, work or None, parts)
+        return Forecast(self, compute, adapter, device, trained, longest, micro, tokens, flops or None, parts)
+
+    def _logits(self, tokens: int, adapter: Adapter | None, layout: ParallelLayout) -> float:
+        """Return the bytes of the output layer's logits in a pass over ``tokens``."""
+        if self.workload.head == "weight":
+            return tiled_logit_bytes(self.shape, tokens, layout, trained=adapter is None)
+        return logit_bytes(self.shape, tokens, layout) if self.workload.head == "module" else 0.0
+
+    def _reference_bytes(self, adapter: Adapter | None, layout: ParallelLayout) -> float:
+        """Return the bytes of a reference model in fp32; with an adapter there is none, because it can be disabled."""
+        if adapter is not None or not self.workload.has_reference(self.train):
+            return 0.0
+        return 4.0 * self.shape.parameters / (layout.processes if layout.zero >= 3 else 1)
 
     def _learning(
         self, parts: Memory, adapter: Adapter | None, layout: ParallelLayout, rows: int, length: int, logits: float
@@ -283,26 +297,26 @@ class Facts:
 
     def _sampled(self, compute: Compute, adapter: Adapter | None, device: Device, layout: ParallelLayout) -> Forecast:
         """Forecast a stage that trains on its own sampled responses."""
-        config, train, shape, kind = self.stage.spec.config, self.train, self.shape, self.stage.spec.kind
+        config, train, shape = self.stage.spec.config, self.train, self.shape
+        is_rollout = self.workload.over == "rollouts"
         prompt = self.lengths.longest_tokens(shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
         longest = prompt + train.max_new_tokens
-        at_once = train.rollout_batch if kind == "ppo" else train.responses_at_once
+        at_once = train.rollout_batch if is_rollout else train.responses_at_once
         share = max(1, at_once // layout.processes)
         trained, parts = self._parts(adapter, layout)
-        if kind == "ppo":
+        if is_rollout:
             share = min(share, 128)
             micro = max(1, min(train.token_budget // longest, at_once // layout.processes))
             accumulates = at_once // train.minibatches > micro * layout.processes
         else:
-            micro = _micro_batch(train.batch_size, compute.micro_batch, longest, layout.processes)
+            micro = micro_batch_of(train.batch_size, compute.micro_batch, longest, layout.processes)
             accumulates = train.batch_size > micro * layout.processes
-        shards = layout.processes if layout.zero >= 3 else 1
         frozen = _frozen_bytes(layout)
         others = sum(frozen * (o.parameters - o.vocab * o.hidden * (not o.tied)) for o in self.others)
-        if adapter is None and (kind == "ppo" or getattr(train, "beta", 0.0) > 0):
-            others += 4.0 * shape.parameters / shards
-        logits = tiled_logit_bytes(shape, micro * longest, layout, trained=adapter is None)
-        if kind == "ppo":
+        if reference := self._reference_bytes(adapter, layout):
+            others += reference
+        logits = self._logits(micro * longest, adapter, layout)
+        if is_rollout:
             logits = logit_bytes(shape, micro * train.max_new_tokens, layout, copies=PPO_COPIES)
         parts = self._learning(parts, adapter, layout, micro, longest, logits)
         parts = replace(parts, others=others, cache=cache_bytes(shape, share, longest, half=layout.half))
@@ -326,10 +340,10 @@ class Facts:
 
     def _sampled_work(self, train: Any, longest: int, adapter: Adapter | None) -> tuple[float | None, float | None]:
         """Return tokens and operations: one sampling pass, one pass per scorer, and several training passes."""
-        if self.stage.spec.kind == "ppo":
+        if self.workload.over == "rollouts":
             responses, passes, scorers = train.iterations * train.rollout_batch, train.epochs, 2 + len(self.others)
         else:
-            steps = _steps(train, self.lengths.rows * train.num_generations if self.lengths else None)
+            steps = steps_of(train, self.lengths.rows * train.num_generations if self.lengths else None)
             if steps is None:
                 return None, None
             responses, passes, scorers = steps * train.batch_size, train.num_iterations, 1 + len(self.others)
@@ -359,12 +373,12 @@ class Facts:
         work = tokens and forward_flops(self.shape, tokens, longest) * (2 + len(self.others))
         return Forecast(self, compute, None, device, 0, longest, min(rows or 128, 128), tokens, work or None, parts)
 
-    def _longest(self, train: Any, *, both: bool) -> int:
-        """Return the tokens of the longest row; with ``both``, of both sequences of a pair, prompts included."""
+    def _longest(self, train: Any, *, sequences: int) -> int:
+        """Return the tokens of the longest row in all its ``sequences``, such as the sides of a pair with prompts."""
         most = train.max_length or self.shape.context or 0
         if getattr(train, "mode", "rows") == "packed" and most:
             return int(most)
-        bound = most * (2 if both else 1)
+        bound = most * sequences
         if self.lengths is None:
             return int(min(bound, ASSUMED_LENGTH) if bound and train.max_length is None else bound or ASSUMED_LENGTH)
         known = self.lengths.longest_tokens(self.shape.vocab)
@@ -374,7 +388,7 @@ class Facts:
         """Return the total number of tokens trained on; None when the rows are not known."""
         if self.lengths is None or not self.lengths.rows:
             return None
-        per_row = min(self.lengths.tokens(self.shape.vocab) / self.lengths.rows, self._longest(train, both=True))
+        per_row = min(self.lengths.tokens(self.shape.vocab) / self.lengths.rows, self._longest(train, sequences=2))
         steps = train.max_steps
         rows = steps * train.batch_size if steps else train.epochs * self.lengths.rows
         return float(rows * per_row)
@@ -383,18 +397,3 @@ class Facts:
 def _frozen_bytes(layout: ParallelLayout) -> float:
     """Return the bytes of a frozen weight: on a GPU in the precision of the computation, else fp32."""
     return 2.0 if layout.on_gpu and layout.half else 4.0
-
-
-def _steps(train: Any, rows: int | None) -> int | None:
-    if train.max_steps:
-        return int(train.max_steps)
-    return None if rows is None else max(1, int(train.epochs * rows / train.batch_size))
-
-
-def _micro_batch(batch_size: int, asked: int | str, longest: int, processes: int, passes: int = 1) -> int:
-    """Return the rows of a forward pass; an approximation if the batch does not divide, which preflight reports."""
-    try:
-        return divide(batch_size, asked, longest, processes, passes=passes).micro_batch
-    except PipelineError:
-        share = max(1, batch_size // processes)
-        return divisor_up_to(share, asked) if isinstance(asked, int) else share

@@ -221,7 +221,7 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
         context, rejected = context_of(job, send, stopping)
         outcome["runtime_report"] = context.runtime_report
         kind = kind_of(job.kind)
-        outcome["result"] = kind.run(context, kind.config.model_validate(job.config))
+        outcome["result"] = kind.load_run()(context, kind.config.model_validate(job.config))
     except Interrupted as error:
         outcome.update(stopped=True, problems=error.problems)
     except PipelineError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.models.adapter_config import Adapter
+from pipeline.stage import kind_of
 
 _LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
@@ -26,10 +27,7 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
 """Layer names by `model_type`, for a model that the recipe builds from scratch."""
 
 OUTPUTS = ("lm_head", "embed_out")
-"""Output layers. A reward model has none; trl's trainers of `PAST_ADAPTER` read their weight without the adapter."""
-
-PAST_ADAPTER = frozenset({"sft", "dpo", "kto", "grpo", "rloo"})
-"""Kinds of stages whose trainer reads the weight of the output layer directly, which bypasses an adapter on it."""
+"""Output layers. A reward model has none; a loss that reads their weight directly bypasses an adapter on them."""
 
 TIED = ("gpt2", "opt", "gemma", "gemma2", "gemma3_text")
 """Model types whose embeddings are tied unless the configuration says otherwise."""
@@ -72,12 +70,14 @@ def target_problems(
     model_type = str(config.get("model_type") or config.get("type") or "")
     # Files may use older layer names than the model class.
     known = layers | frozenset(ARCHITECTURES.get(model_type, ()))
+    workload = kind_of(kind).workload
+    head = workload.head if workload is not None else "module"
     tied = bool(config.get("tie_word_embeddings", model_type in TIED))
     for name in adapter.targets:
         last, statement = name.rpartition(".")[2], f"adapter.targets names {name}"
-        if kind == "reward" and last in OUTPUTS:
+        if head == "none" and last in OUTPUTS:
             yield Problem(statement, "must be a layer of the reward model, which has no output layer", "leave it out")
-        elif kind in PAST_ADAPTER and last in OUTPUTS:
+        elif head == "weight" and last in OUTPUTS:
             expected = f"must be a layer whose adapter {kind} reads: it takes the output layer's own weight"
             yield Problem(statement, expected, "leave it out")
         elif tied and last in (*EMBEDDINGS, *OUTPUTS):

@@ -33,6 +33,9 @@ from pipeline.models.steps import CacheUse, Say, cache_use, left_padded, steps_f
 _COMPACT_SHARE = 0.125
 """Ended rows are dropped once they are this fraction of the batch, because dropping copies the cache."""
 
+PLAIN_SAMPLING = Sampling()
+"""Samples from the model's own distribution."""
+
 
 def decode(
     model: Any,
@@ -41,10 +44,7 @@ def decode(
     max_new_tokens: int,
     eos_ids: int | Sequence[int],
     pad_id: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    greedy: bool = False,
+    sampling: Sampling = PLAIN_SAMPLING,
     seed: int = 0,
     batch_size: int = 128,
     row_ids: Sequence[int] | None = None,
@@ -62,10 +62,7 @@ def decode(
         max_new_tokens: length limit of a response; also ends where the model's context is full.
         eos_ids: tokens that end a response.
         pad_id: fills the left of shorter prompts.
-        temperature: divides the logits.
-        top_k: keeps the k most likely tokens; 0 keeps all.
-        top_p: keeps the smallest set of tokens whose probability reaches this; 1 keeps all.
-        greedy: take the most likely token.
+        sampling: how the next token is chosen.
         seed: of the random numbers.
         batch_size: rows decoded together.
         row_ids: identity of each row for its random numbers; its position when omitted.
@@ -79,7 +76,6 @@ def decode(
     Raises:
         PipelineError: a prompt is empty or fills the context, or an option is out of range.
     """
-    sampling = Sampling(greedy=greedy, temperature=temperature, top_k=top_k, top_p=top_p)
     limit = context_limit(model)
     _check(prompts, sampling, max_new_tokens, limit)
     eos = [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
@@ -92,7 +88,8 @@ def decode(
         for rows in _batches(order, batch_size, prompts, use):
             batch = [prompts[row] for row in rows]
             rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(row)) for row in batch]
-            uniforms_BT = None if greedy else uniforms([(seed, ids[row]) for row in rows], max(rooms), model.device)
+            keys = [(seed, ids[row]) for row in rows]
+            uniforms_BT = None if sampling.greedy else uniforms(keys, max(rooms), model.device)
             outputs = _decode_batch(model, batch, rooms, eos, pad_id, sampling, uniforms_BT, use)
             for row, output in zip(rows, outputs, strict=True):
                 responses[row] = output

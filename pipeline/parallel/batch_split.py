@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.traits import ComputeSupport
 
 TOKEN_BUDGET = 16_384
 """Tokens per forward pass that `micro_batch: auto` allows."""
@@ -108,19 +109,19 @@ def divisors(rows: int) -> list[int]:
     return sorted({*small, *(rows // n for n in small)})
 
 
-def batch_split_problems(train: Any, compute: Any, kind: str) -> Iterator[Problem]:
+def batch_split_problems(train: Any, compute: Any, support: ComputeSupport) -> Iterator[Problem]:
     """Yield each batch size of a stage that does not divide over its processes or into its micro-batches.
 
     Args:
         train: the stage's `train` block.
         compute: the stage's `compute` block.
-        kind: kind of the stage; `ppo` and `kto` ignore `compute.micro_batch`.
+        support: what of `compute` the stage's kind supports.
     """
-    for word in ("batch_size", "kl_batch"):
+    for word in support.divided:
         rows = getattr(train, word, None)
         if rows is None:
             continue
-        asked = compute.micro_batch if word == "batch_size" and kind not in ("ppo", "kto") else "auto"
+        asked = compute.micro_batch if word == "batch_size" and support.takes_micro_batch else "auto"
         try:
             options = {"passes": compute.pipeline_parallel, "together": compute.group}
             divide(rows, asked, 1, compute.replicas, word=word, **options)

@@ -15,7 +15,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.refs import resolve
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.recipe import Recipe, StageSpec
-from pipeline.stage import KINDS, Data, Input, kind_of, markers_in
+from pipeline.stage import Data, Input, kind_of, markers_in
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*([@:][^/]*)?")
@@ -169,16 +169,11 @@ class _Resolver:
         """Record a problem if the field does not take a stage or artifact of this kind."""
         if marker is None:
             return
-        if marker.kinds:
-            fits, wanted = kind in marker.kinds, f"a stage of kind {' or '.join(marker.kinds)}"
-        else:
-            fits, wanted = (makes or kind_of(kind).makes) == "model", "a stage that makes a model"
-        if fits:
+        wanted = f"a stage of kind {' or '.join(marker.kinds)}" if marker.kinds else "a stage that makes a model"
+        if _takes(marker, kind, makes):
             return
         candidates = [
-            name
-            for name, spec in self.recipe.stages.items()
-            if name != stage and (spec.kind in marker.kinds if marker.kinds else KINDS[spec.kind].makes == "model")
+            name for name, spec in self.recipe.stages.items() if name != stage and _takes(marker, spec.kind, None)
         ]
         remedy = f"this recipe has {listed(candidates)}" if candidates else ""
         self.problems.append(Problem(f"{field_name}: `{text}` is of kind {kind}", wanted, remedy, where, stage))
@@ -225,6 +220,14 @@ def _cycles(graph: Graph, unordered: list[str]) -> Iterator[list[str]]:
         if path:
             reported |= set(path)
             yield path
+
+
+def _takes(marker: Input, kind: str, makes: str | None) -> bool:
+    """Return whether a field takes a stage or artifact of a kind, which makes what its kind does if not told."""
+    if kind in marker.kinds:
+        return True
+    made = makes or kind_of(kind).makes
+    return made in marker.kinds if marker.kinds else made == "model"
 
 
 def _path_back(graph: Graph, start: str) -> list[str]:

@@ -29,9 +29,6 @@ from pipeline.records import LoadedRows, load
 from pipeline.records.split import key
 from pipeline.stage import KINDS, Data, Shapes
 
-HELD_OUT_FIELDS = frozenset({"test"})
-"""Data fields that a stage only evaluates on and does not train on."""
-
 
 @dataclass(frozen=True)
 class _Source:
@@ -148,7 +145,7 @@ def _learnt(plan: Plan, store: Store, item: PlannedInput, seen: set[str]) -> Ite
 
 def _learns(kind: str, name: str) -> bool:
     """Return whether a stage of a kind trains on the rows of a field; tokenizers do not count."""
-    return kind in KINDS and KINDS[kind].makes != "tokenizer" and name not in HELD_OUT_FIELDS
+    return kind in KINDS and KINDS[kind].makes != "tokenizer" and not KINDS[kind].traits.reading(name).is_test
 
 
 def _learnt_by_artifact(store: Store, artifact: Artifact | None, seen: set[str]) -> Iterator[_Source]:

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from pipeline.models.decode import decode
 from pipeline.models.generation import without_generation_config
+from pipeline.models.sampling import Sampling
 from pipeline.models.steps import Say, cache_use
 from pipeline.ppo.episodes import Episode, Prompt
 
@@ -83,8 +84,7 @@ class BatchedEngine:
             max_new_tokens=self.max_new_tokens,
             eos_ids=self.eos_ids,
             pad_id=self.pad_id,
-            temperature=self.temperature,
-            greedy=greedy,
+            sampling=Sampling(greedy=greedy, temperature=self.temperature),
             seed=seed,
             row_ids=list(places),
             batch_size=self.batch_size,

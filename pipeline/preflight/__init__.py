@@ -5,10 +5,8 @@ Owns the checks that read data or follow a model through the chain. Caches sourc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Store
@@ -20,22 +18,22 @@ from pipeline.forecast.settings import setting_problems
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.models.contract import facts_of_folder
 from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
-from pipeline.models.quantized_files import layout_problem, quantization_of_files, quantized_files_problem
 from pipeline.parallel.batch_split import batch_split_problems, head_problem
 from pipeline.parallel.pipeline.split import pipeline_bubble_problem, split_problem
 from pipeline.parallel.sequence.checks import sequence_parallel_problems
 from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
-from pipeline.preflight.row_counts import rows_problem
+from pipeline.preflight.adapters import merge_problems, quantize_problems
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
 from pipeline.preflight.tokenizers import growing_embeddings, offline_notes
 from pipeline.preflight.tokens import StageTokens, count_stage_tokens
 from pipeline.recipe import by_line
 from pipeline.recipe.partial import mentions
-from pipeline.stage import MODEL_PARALLEL, Data, kind_of
+from pipeline.stage import Data, kind_of
 from pipeline.training.fields import margin_problem
 from pipeline.training.pipelined_fields import unused_problem
 from pipeline.training.precision_problems import cpu_problem, ppo_problem
+from pipeline.traits import RowCounts
 
 TP_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
 """Optimizers whose steps tests have shown to be equal under tensor parallelism."""
@@ -78,8 +76,8 @@ def check_plan(
     shapes = ModelShapes(plan, store.root / ".cache")
     sources = read_sources(plan, store, progress)
     few = list(_count_problems(plan, sources))
-    kinds = {stage.spec.name: stage.spec.kind for stage in plan.pending}
-    refused = {one.stage for one in few if kinds.get(one.stage) != "sft"}  # SFT may make several sequences of a row
+    splits = {one.spec.name for one in plan.pending if kind_of(one.spec.kind).traits.reading("data").splits_rows}
+    refused = {one.stage for one in few if one.stage not in splits}
     tokens = count_stage_tokens(plan, store, shapes, sources, refused, progress)
     counted = {one.use.stage for one in tokens.stages}
     few = [one for one in few if one.stage not in counted]
@@ -99,8 +97,8 @@ def check_plan(
         *too_small,
         *_length_problems(plan, shapes),
         *_template_problems(plan),
-        *_quantize_problems(everything),
-        *_merge_problems(plan),
+        *quantize_problems(everything),
+        *merge_problems(plan),
         *_tensor_problems(plan, shapes),
     ]
     all_problems += fitting_problems(plan, store)
@@ -137,7 +135,8 @@ def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
     for use, count in sources.counts.items():
         spec = stages.get(use.stage)
         if spec is not None and use.field == "data":
-            problem = rows_problem(spec.kind, spec.config, count.train, count.held_out, count.shape)
+            rows = RowCounts(count.train, count.held_out, count.shape)
+            problem = kind_of(spec.kind).rows_problem(spec.config, rows)
             if problem is None and getattr(getattr(spec.config, "train", None), "use_margin", False):
                 problem = margin_problem(count.train, count.margins)
             if problem is not None:
@@ -156,7 +155,7 @@ def _launcher_problems(plan: Plan) -> Iterator[Problem]:
 
 
 def _engine_problems(plan: Plan) -> Iterator[Problem]:
-    """Yield problems of engines: DeepSpeed is missing on this machine, or PPO's moving average with sharded weights."""
+    """Yield problems of engines: DeepSpeed is missing on this machine, or a field of `train` with sharded weights."""
     for stage in plan.pending:
         compute = stage.spec.compute
         here = compute.launcher == "local" and kind_of(stage.spec.kind).parallel
@@ -164,15 +163,22 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
             statement = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
             yield Problem(statement, "", remedy, stage.spec.where, stage.spec.name)
-        train: Any = getattr(stage.spec.config, "train", None)
-        if stage.spec.kind == "ppo" and train is not None and train.ema_decay and (compute.zero or compute.fsdp):
-            statement = f"train.ema_decay is {train.ema_decay:g} with compute.{'zero' if compute.zero else 'fsdp'}"
-            remedy = "leave one of them out: the average needs whole weights in every process"
-            where = plan.recipe.where("stages", stage.spec.name, "train", "ema_decay")
-            yield Problem(statement, "must be 0 there", remedy, where, stage.spec.name)
+        yield from _unsharded_problems(plan, stage)
         if here:
             yield from _kernel_problems(stage)
             yield from _version_problems(stage)
+
+
+def _unsharded_problems(plan: Plan, stage: PlannedStage) -> Iterator[Problem]:
+    """Yield each number of `train` that needs whole weights in every process, with `compute` that shards them."""
+    compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
+    fields = kind_of(stage.spec.kind).traits.compute.unsharded_fields if compute.zero or compute.fsdp else {}
+    for name, needing in fields.items():
+        if value := getattr(train, name, 0):
+            statement = f"train.{name} is {value:g} with compute.{'zero' if compute.zero else 'fsdp'}"
+            remedy = f"leave one of them out: {needing} needs whole weights in every process"
+            where = plan.recipe.where("stages", stage.spec.name, "train", name)
+            yield Problem(statement, "must be 0 there", remedy, where, stage.spec.name)
 
 
 def _version_problems(stage: PlannedStage) -> Iterator[Problem]:
@@ -192,15 +198,15 @@ def _version_problems(stage: PlannedStage) -> Iterator[Problem]:
 def _precision_problems(plan: Plan) -> Iterator[Problem]:
     """Yield a problem for each precision or device that a stage or this machine does not support."""
     for stage in plan.pending:
-        compute, kind = stage.spec.compute, stage.spec.kind
-        problem = None
-        if not kind_of(kind).parallel:
+        compute, kind = stage.spec.compute, kind_of(stage.spec.kind)
+        support, problem = kind.traits.compute, None
+        if not kind.parallel:
             continue
-        if kind == "ppo":
-            problem = ppo_problem(compute.model_dump())
+        if not support.sharded_fp16:
+            problem = ppo_problem(compute.model_dump(), kind.name)
         is_here = compute.launcher == "local" and compute.hardware is None and has_no_gpu()
         if problem is None and (is_here or compute.device == "cpu"):
-            problem = cpu_problem(compute.precision, 0 if kind == "ppo" else compute.zero)
+            problem = cpu_problem(compute.precision, compute.zero if support.transformers_trainer else 0)
             if compute.device == "cuda":
                 problem = Problem(
                     "compute.device is cuda", "a GPU, which this machine lacks", "set compute.device: auto"
@@ -231,7 +237,8 @@ def _division_problems(plan: Plan) -> Iterator[Problem]:
         train = getattr(stage.spec.config, "train", None)
         is_parallel = train is not None and kind_of(stage.spec.kind).parallel
         if is_parallel and not stage.spec.compute.contradictions():
-            problems = batch_split_problems(train, stage.spec.compute, stage.spec.kind)
+            support = kind_of(stage.spec.kind).traits.compute
+            problems = batch_split_problems(train, stage.spec.compute, support)
             yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in problems)
 
 
@@ -240,7 +247,7 @@ def _sequence_parallel_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Pro
     for stage in plan.pending:
         compute, train = stage.spec.compute, getattr(stage.spec.config, "train", None)
         count, where = compute.sequence_parallel, (stage.spec.where, stage.spec.name)
-        if count == 1 or stage.spec.kind not in MODEL_PARALLEL["sequence_parallel"]:
+        if count == 1 or "sequence_parallel" not in kind_of(stage.spec.kind).traits.compute.model_parallel:
             continue
         problems = sequence_parallel_problems(shapes.config_of(stage) or {}, count, compute.ranks)
         asked: dict[str, Any] = train.passthrough() if train is not None else {}
@@ -264,76 +271,6 @@ def _pipeline_split_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Proble
             unused_problem(train, getattr(stage.spec.config, "adapter", None)),
         )
         yield from (replace(one, where=stage.spec.where, stage=stage.spec.name) for one in problems if one is not None)
-
-
-def _quantize_problems(plan: Plan) -> Iterator[Problem]:
-    """Yield problems of quantised weights: no adapter, or an unsupported parallel layout."""
-    for stage in plan.pending:
-        compute = stage.spec.compute.model_dump()
-        takes_adapter = "adapter" in type(stage.spec.config).model_fields
-        adapter = getattr(stage.spec.config, "adapter", None)
-        for field in ("model", "init") if kind_of(stage.spec.kind).parallel else ():
-            for item in stage.inputs.get(field, []):
-                stored = quantization_of_files(_json_of(item.artifact, "config.json"))
-                problem = quantized_files_problem(item.ref, stored, adapter, takes_adapter=takes_adapter)
-                if stored and problem is None:
-                    problem = layout_problem(f"`{item.ref}` is kept quantised ({stored})", compute)
-                if problem is not None:
-                    where = plan.recipe.where("stages", stage.spec.name, field)
-                    yield replace(problem, where=where, stage=stage.spec.name)
-        if getattr(adapter, "quantize", None) is None:
-            continue
-        where = plan.recipe.where("stages", stage.spec.name, "adapter", "quantize")
-        problem = layout_problem(f"adapter.quantize is {getattr(adapter, 'quantize', None)}", compute)
-        if problem is not None:
-            yield replace(problem, where=where, stage=stage.spec.name)
-
-
-def _merge_problems(plan: Plan) -> Iterator[Problem]:
-    """Yield inputs that a merge cannot fold in: no adapter, a reward model's, or one trained on other weights."""
-    stages = {stage.spec.name: stage for stage in plan.stages}
-    for stage in (stage for stage in plan.pending if stage.spec.kind == "merge"):
-        below = stage.inputs["model"][0]
-        if "SequenceClassification" in str(_json_of(below.artifact, "config.json").get("architectures")):
-            yield _unmergeable(plan, stage, "model", 0, f"`{below.ref}` is a reward model", "a language model")
-            continue
-        for index, item in enumerate(stage.inputs["adapters"]):
-            made_by = stages.get(item.ref)
-            if made_by is not None:
-                has_no_adapter = getattr(made_by.spec.config, "adapter", None) is None
-                parents = made_by.inputs.get("model", [])
-                parent = parents[0].fingerprint if parents else ""
-            else:
-                manifest = _json_of(item.artifact, "manifest.json")
-                settings = manifest.get("config", {}).get("config", {})
-                parent = manifest.get("lineage", {}).get("parent")
-                has_no_adapter = bool(manifest) and settings.get("adapter") is None
-                if _json_of(item.artifact, "adapter_config.json").get("task_type") == "SEQ_CLS":
-                    statement = f"`{item.ref}` is the adapter of a reward model"
-                    yield _unmergeable(plan, stage, "adapters", index, statement, "that of a language model")
-            if has_no_adapter:
-                statement = f"`{item.ref}` holds no adapter: all its weights were trained"
-                yield _unmergeable(plan, stage, "adapters", index, statement, "a stage trained with `adapter:`")
-            elif parent and parent != below.fingerprint:
-                statement = f"`{item.ref}` was not trained on `{below.ref}`"
-                expected = "adapters in the order they were trained, each on the one before, the first on `model`"
-                yield _unmergeable(plan, stage, "adapters", index, statement, expected)
-                break
-            below = item
-
-
-def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, statement: str, expected: str) -> Problem:
-    where = plan.recipe.where("stages", stage.spec.name, field, index)
-    return Problem(f"{field}: {statement}", expected, "", where, stage.spec.name)
-
-
-def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
-    """Return a JSON file of a folder; empty if it is missing, unreadable, or not an object."""
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:

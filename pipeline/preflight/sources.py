@@ -25,9 +25,6 @@ from pipeline.stage import Data, Shapes, kind_of
 REMEMBERED_FILE = "checked-sources-4.json"
 """The number in the name is raised when the file's format changes, or the reader rejects more rows."""
 
-GOLD_COLUMNS = frozenset({"gold_chosen", "gold_rejected"})
-"""Columns of true scores of both sides, with which a reward model's card is compared."""
-
 Progress = Callable[[str], None]
 """Is called with a description of the current step."""
 
@@ -177,8 +174,8 @@ def uses_of(plan: Plan) -> list[SourceUse]:
 def _columns_of(spec: StageSpec) -> frozenset[str]:
     """Return the columns a stage reads in addition to those of the row format."""
     named = getattr(spec.config, "group_by", None)
-    gold = GOLD_COLUMNS if spec.kind == "reward" else frozenset[str]()
-    return gold | ({named} if named else set())
+    own = frozenset[str]().union(*(reading.columns for reading in kind_of(spec.kind).traits.reads.values()))
+    return own | ({named} if named else set())
 
 
 def _data_of(config: Any) -> dict[str, str]:

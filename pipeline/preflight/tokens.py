@@ -25,7 +25,6 @@ from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, Problem
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.plan import Plan, PlannedStage
-from pipeline.preflight.row_counts import rows_problem
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse
 from pipeline.preflight.tokenizers import (
     TOKENIZER_FILES,
@@ -36,8 +35,10 @@ from pipeline.preflight.tokenizers import (
     tokenizer_of,
 )
 from pipeline.records import digest
+from pipeline.stage import Shape, kind_of
 from pipeline.training.encoded import FEW
 from pipeline.training.token_counts import TokenCount, TokenRequest, count_tokens
+from pipeline.traits import Encoding, Reading, RowCounts
 
 REMEMBERED_FILE = "checked-tokens-3.json"
 """The number in the name is raised when the file's format or the encoding of rows changes."""
@@ -45,24 +46,6 @@ REMEMBERED_FILE = "checked-tokens-3.json"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 LONGEST_BY_DEFAULT = 2048
 """Default of `train.max_length` in tokens, the same as in `training/fitting.py`."""
-
-PROMPTS: dict[str, str] = {"prompt": "prompts"}
-CONVERSATIONS: dict[str, str] = {"messages": "messages"}
-SCORED: dict[str, str] = {"preference": "scored_pairs"}
-ENCODINGS: dict[tuple[str, str], dict[str, str]] = {
-    ("pretrain", "data"): {"text": "texts"},
-    ("sft", "data"): CONVERSATIONS,
-    ("reward", "data"): SCORED,
-    ("reward", "test"): SCORED,
-    ("dpo", "data"): {"preference": "pairs"},
-    ("kto", "data"): {"preference": "pairs", "labelled": "labelled"},
-    ("ppo", "data"): PROMPTS,
-    ("ppo", "ptx_data"): CONVERSATIONS,
-    ("grpo", "data"): PROMPTS,
-    ("rloo", "data"): PROMPTS,
-    ("evaluate", "data"): PROMPTS,
-}
-"""Kind and field to the encoding of its rows, by their shape."""
 
 WITH_TOKENIZER = ("tokenizer", "model", "models", "init")
 """Input fields that may provide the tokenizer of a stage's rows; the first one that is set does."""
@@ -157,7 +140,7 @@ def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse
     stages = {stage.spec.name: stage for stage in plan.stages}
     for use in sources.counts:
         stage = stages.get(use.stage)
-        if stage is None or (stage.spec.kind, use.field) not in ENCODINGS:
+        if stage is None or not _encodings(stage, use):
             continue
         if getattr(stage.spec.config, "control_tokens", "text") == "parsed":
             continue  # control tokens in its texts are intended
@@ -173,7 +156,7 @@ def _encoded_uses(plan: Plan, sources: SourceReport) -> Iterator[tuple[SourceUse
 def _request(
     plan: Plan, use: SourceUse, stage: PlannedStage, tokenizer: LocalTokenizer, shapes: ModelShapes
 ) -> TokenRequest:
-    source = plan.recipe.data[use.source_name]
+    source, reading, encodings = plan.recipe.data[use.source_name], _reading(stage, use.field), _encodings(stage, use)
     if source.path is not None:
         source = source.model_copy(update={"path": [str(file) for file in source.files]})
     return TokenRequest.model_validate(
@@ -181,61 +164,76 @@ def _request(
             "tokenizer": tokenizer.item,
             "chat_template": tokenizer.chat_template,
             "trust_remote_code": plan.recipe.trust_remote_code,
-            "encodings": ENCODINGS[stage.spec.kind, use.field],
+            "encodings": encodings,
             "source": source.model_dump(mode="json"),
             "source_name": use.source_name,
             "artifact": use.artifact,
-            "shapes": (use.shapes,) if isinstance(use.shapes, str) else use.shapes,
+            "shapes": _shapes(use),
             "seed": use.seed,
-            "max_length": _max_length(stage, use.field, shapes),
+            "max_length": _max_length(stage, use, shapes),
             "packed": getattr(getattr(stage.spec.config, "train", None), "mode", "") == "packed",
-            "room": _room(stage, shapes) if stage.spec.kind == "evaluate" else None,
-            "readers": readers_of(plan, stage, tokenizer) if ENCODINGS[stage.spec.kind, use.field] is PROMPTS else [],
-            "held_out_only": stage.spec.kind == "evaluate",
+            "room": _room(stage, reading, shapes) if reading.long_prompts == "answered" else None,
+            "readers": readers_of(plan, stage, tokenizer) if "prompt" in encodings else [],
+            "held_out_only": reading.held_out_only,
         }
     )
 
 
+def _reading(stage: PlannedStage, field: str) -> Reading:
+    """Return how a stage uses the rows of a field."""
+    return kind_of(stage.spec.kind).traits.reading(field)
+
+
+def _shapes(use: SourceUse) -> tuple[Shape, ...]:
+    """Return the shapes of rows that a stage takes from a source."""
+    return (use.shapes,) if isinstance(use.shapes, str) else use.shapes
+
+
+def _encodings(stage: PlannedStage, use: SourceUse) -> dict[Shape, Encoding]:
+    """Return the encoding of a stage's rows for each shape they may have; empty if they are not encoded here."""
+    known = _reading(stage, use.field).encodings
+    return {shape: known[shape] for shape in _shapes(use)} if set(_shapes(use)) <= set(known) else {}
+
+
 def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
     """Return the context length of a stage's model in tokens, or the shortest of its models; None if not known."""
-    if stage.spec.kind == "evaluate":
-        configs = [shapes.config_of_input(item) or {} for item in stage.inputs.get("models", [])]
-    else:
-        configs = [shapes.config_of(stage) or {}]
+    models = stage.inputs.get("models", [])
+    configs = [shapes.config_of_input(item) or {} for item in models] or [shapes.config_of(stage) or {}]
     known = [fields[key] for fields in configs for key in CONTEXT_KEYS if isinstance(fields.get(key), int)]
     return min(known, default=None)
 
 
-def _room(stage: PlannedStage, shapes: ModelShapes) -> int | None:
+def _room(stage: PlannedStage, reading: Reading, shapes: ModelShapes) -> int | None:
     """Return the tokens left for a prompt in the model's context beside the longest response; None if not known."""
     config: Any = stage.spec.config
     context = _context(stage, shapes)
     train = getattr(config, "train", None)
-    if stage.spec.kind in ("grpo", "rloo") and (context or shapes.config_of(stage)):
+    if reading.long_prompts == "left_out" and (context or shapes.config_of(stage)):
         context = min(context or LONGEST_BY_DEFAULT, getattr(train, "max_length", None) or LONGEST_BY_DEFAULT)
     response = getattr(train, "max_new_tokens", None) or getattr(config, "max_new_tokens", None) or 0
     return max(context - response, 1) if context else None
 
 
-def _max_length(stage: PlannedStage, field: str, shapes: ModelShapes) -> int | None:
+def _max_length(stage: PlannedStage, use: SourceUse, shapes: ModelShapes) -> int | None:
     """Return the longest row that fits a stage, in tokens; for prompts, the tokens left beside the response."""
     config: Any = stage.spec.config
     asked = getattr(getattr(config, "train", None), "max_length", None)
-    context = _context(stage, shapes)
-    if stage.spec.kind == "evaluate":
+    context, reading = _context(stage, shapes), _reading(stage, use.field)
+    if reading.long_prompts == "answered":
         return max(context - 1, 1) if context else None
-    if field == "ptx_data":
+    if reading.bound == "context":
         return context
-    if ENCODINGS[stage.spec.kind, field] is not PROMPTS:
+    if "prompt" not in _shapes(use):
         is_known = context or shapes.config_of(stage)
         return asked or (min(context or LONGEST_BY_DEFAULT, LONGEST_BY_DEFAULT) if is_known else None)
-    return _room(stage, shapes)
+    return _room(stage, reading, shapes)
 
 
 def _problems(plan: Plan, tokens: StageTokens, source: SourceCount) -> Iterator[Problem]:
     """Yield the problems that would stop the stage, with the stage's own texts."""
     use, count = tokens.use, tokens.count
     stage = next(one for one in plan.stages if one.spec.name == use.stage)
+    reading = _reading(stage, use.field)
     where = plan.recipe.where("stages", use.stage, use.field)
     for problem in count.problems:
         yield Problem(**{**problem, "where": problem["where"] or where}, stage=use.stage)
@@ -246,18 +244,17 @@ def _problems(plan: Plan, tokens: StageTokens, source: SourceCount) -> Iterator[
         yield from _fault_problems(use, tokens, where, can_skip=count.unrendered < count.rows)
         return
     leaves_out = getattr(getattr(stage.spec.config, "train", None), "max_length", None) is not None
-    if source.shape == "prompt" and count.too_long and not (stage.spec.kind in ("grpo", "rloo") and leaves_out):
+    if source.shape == "prompt" and count.too_long and not (reading.long_prompts == "left_out" and leaves_out):
         statement = f"{count.too_long} of {count.rows} prompts are longer than {tokens.max_length} tokens"
-        is_whole = stage.spec.kind == "evaluate"
         expected = "prompts that leave room for the response in the model's context"
-        remedy = "shorten or drop them" + ("" if is_whole else ", or lower max_new_tokens")
+        remedy = "shorten or drop them" + ("" if reading.long_prompts == "answered" else ", or lower max_new_tokens")
         yield Problem(statement, expected, remedy, count.first_too_long, use.stage)
         return
-    usable = count.train or (count.held_out and stage.spec.kind == "evaluate") or use.field == "test"
+    usable = count.train or (count.held_out and reading.held_out_only) or reading.is_test
     if source.train and not usable:
         what = "pair" if source.shape == "preference" else "prompt" if source.shape == "prompt" else "row"
         expected = f"{what}s of at most {tokens.max_length} tokens"
-        remedy = "shorten them" if use.field == "ptx_data" else "raise train.max_length"
+        remedy = "shorten them" if reading.bound == "context" else "raise train.max_length"
         yield Problem(f"no {what} fits", expected, remedy, where, use.stage)
         return
     if len(count.labels) == 1:
@@ -266,7 +263,8 @@ def _problems(plan: Plan, tokens: StageTokens, source: SourceCount) -> Iterator[
         yield Problem(f"no {missing} fits", expected, "raise train.max_length", where, use.stage)
     if use.field != "data":
         return
-    few = rows_problem(stage.spec.kind, stage.spec.config, count.sequences, count.held_out, source.shape)
+    rows = RowCounts(count.sequences, count.held_out, source.shape)
+    few = kind_of(stage.spec.kind).rows_problem(stage.spec.config, rows)
     if few is not None:
         statement = few.found
         if count.too_long and source.shape != "messages":

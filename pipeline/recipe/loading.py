@@ -24,11 +24,9 @@ from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
 from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, Recipe, StageSpec
 from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
+from pipeline.traits import ComputeSupport
 
 STAGE_KEYS = ("kind", "seed", "compute")
-
-ROWS_AT_ONCE = {"ppo": "train.token_budget", "kto": "train.kl_batch"}
-"""Kinds that ignore `compute.micro_batch` (a recipe may set it for other stages), and the setting they use instead."""
 
 
 class Head(BaseModel):
@@ -216,9 +214,8 @@ class _Building:
         own = Node({key: node.value[key] for key in ("seed",) if key in node.value}, node.place)
         stage_head, problems = validate(StageHead, own, stage=name)
         self.problems += problems
-        refused = [
-            word for word, kinds in MODEL_PARALLEL.items() if kind and kind not in kinds and KINDS[kind].parallel
-        ]
+        is_parallel = kind is not None and KINDS[kind].parallel
+        refused = [word for word in MODEL_PARALLEL if is_parallel and kind not in _kinds_with(word)]
         compute = self.stage_compute(name, node, refused)
         if kind is None:
             return None
@@ -267,7 +264,7 @@ class _Building:
         Args:
             name: name of the stage.
             node: the stage.
-            refused: model-parallel settings that its kind does not support; their other conflicts are not reported.
+            refused: keys for model parallelism that its kind does not support; their other conflicts are not reported.
         """
         own = node.mapping.get("compute", Node({}, node.place))
         if own.value is None:
@@ -279,7 +276,7 @@ class _Building:
             return Compute()
         asked = [word for word in refused if getattr(built, word) > 1]
         for word in asked:
-            able = sorted(MODEL_PARALLEL[word])
+            able = _kinds_with(word)
             statement = f"compute.{word} is {getattr(built, word)} for a {node.mapping['kind'].value} stage"
             remedy = f"set compute.{word}: 1 for this stage"
             if not built.zero and not built.fsdp and "adapter" not in node.mapping:
@@ -287,10 +284,10 @@ class _Building:
             where = merged.where(word)
             self.add(statement, f"must be 1: only {listed(able, len(able))} can", remedy, where=where, stage=name)
         kind = node.mapping["kind"].value if "kind" in node.mapping else ""
-        by_rows = isinstance(kind, str) and kind in ROWS_AT_ONCE
-        if by_rows and "micro_batch" in own.mapping and built.micro_batch != "auto":
+        support = KINDS[kind].traits.compute if isinstance(kind, str) and kind in KINDS else ComputeSupport()
+        if not support.takes_micro_batch and "micro_batch" in own.mapping and built.micro_batch != "auto":
             statement = f"compute.micro_batch is {built.micro_batch} for a {kind} stage"
-            remedy = f"leave it out, {ROWS_AT_ONCE[kind]} says how many rows are worked on at once"
+            remedy = f"leave it out, {support.rows_per_pass} says how many rows are worked on at once"
             self.add(
                 statement, "must be auto: it has no effect there", remedy, where=own.where("micro_batch"), stage=name
             )
@@ -326,6 +323,11 @@ class _Building:
                 except PipelineError as error:
                     for p in error.problems:
                         self.add(f"{field_name}: {p.found}", p.expected, p.remedy, where=item.place, stage=stage)
+
+
+def _kinds_with(word: str) -> list[str]:
+    """Return the kinds that support a key of `compute` for model parallelism, sorted."""
+    return sorted(name for name, kind in KINDS.items() if word in kind.traits.compute.model_parallel)
 
 
 def _texts(node: Node | None) -> list[Node]:

@@ -167,7 +167,7 @@ class Compute(BaseModel):
     @property
     def group(self) -> int:
         """Model-parallel size: processes that work on the same rows (pipeline, tensor or sequence parallelism)."""
-        return model_parallel_size(self.model_dump(include=set(MODEL_PARALLEL)))
+        return model_parallel_size(self.model_dump(include=set[str](MODEL_PARALLEL)))
 
     @property
     def replicas(self) -> int:

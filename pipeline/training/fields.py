@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pipeline.errors import Problem, listed, nearest
+from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.trainer_fields import TrainFields
 from pipeline.trainer_fields.metrics import direction_problems, metric_problem
 from pipeline.trainer_fields.needs import need_problems
@@ -81,6 +81,13 @@ def unknown_word(field: str, word: str, known: Iterable[str]) -> Problem:
     """Return the problem of a value that a field of `train` does not accept."""
     words = list(known)
     return Problem(f"train.{field} is {word}", f"one of {listed(words)}", nearest(word, words))
+
+
+def nothing_fits(what: str, max_length: int) -> PipelineError:
+    """Return the error of a stage that has no row of at most ``max_length`` tokens; ``what`` names one row."""
+    return PipelineError(
+        Problem(f"no {what} fits", f"{what}s of at most {max_length} tokens", "raise train.max_length")
+    )
 
 
 def margin_problem(train: int, margins: int) -> Problem | None:

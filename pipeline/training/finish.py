@@ -13,6 +13,7 @@ from pipeline.models.load import is_tied, stored_bits
 from pipeline.models.save import save_model
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.training.loop import Trained
+from pipeline.training.setup import OpenedModel
 
 
 def save_trained(
@@ -82,4 +83,36 @@ def finish(
         rows=rows,
         lineage=lineage,
         summary=f"{summary}; weights of step {trained.best['step']:g}" if trained.keeps_best else summary,
+    )
+
+
+def save_and_finish(
+    ctx: StageContext,
+    trained: Trained,
+    model: Any | None,
+    opened: OpenedModel,
+    seen: Sequence[Sequence[int]],
+    *,
+    rows: Mapping[str, int],
+    summary: str,
+    scoring_seconds: float = 0.0,
+) -> StageResult:
+    """Save a trained policy (`save_trained`) and return the stage's result (`finish`).
+
+    Args:
+        ctx: the stage's context.
+        trained: what the training run measured.
+        model: model with full weights (`consolidated_model`); None on all processes but the first.
+        opened: the model that the stage started from, its tokenizer, and the adapter that was trained.
+        seen: token ids of some training rows, for the comparison with the written files.
+        rows: numbers of rows for the manifest.
+        summary: short sentence for the end-of-run table.
+        scoring_seconds: seconds spent scoring beside training.
+
+    Raises:
+        PipelineError: the written files differ from the trained model.
+    """
+    lineage = save_trained(ctx, model, opened.tokenizer, ctx.input("model"), opened.adapter, seen)
+    return finish(
+        ctx, trained, metrics={}, rows=rows, lineage=lineage, summary=summary, scoring_seconds=scoring_seconds
     )

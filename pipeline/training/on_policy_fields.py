@@ -1,11 +1,25 @@
-"""The fields of `train:` that stages share whose trainers sample their own responses (GRPO, RLOO). No torch."""
+"""Configuration and traits of kinds whose trainers sample their own responses (GRPO, RLOO). No torch."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 from pydantic import Field
 
 from pipeline.errors import Problem
+from pipeline.models.adapter_config import Adapter
+from pipeline.stage import Data, Input
 from pipeline.training.fields import CommonTrain
+from pipeline.training.reward_fields import RewardFields
+from pipeline.training.row_counts import fill_a_batch_of_responses
+from pipeline.traits import Reading, Traits, Workload
+
+ON_POLICY = Traits(
+    reads={"data": Reading(long_prompts="left_out")},
+    workload=Workload(over="responses", head="weight", reference="with_beta"),
+    row_check=fill_a_batch_of_responses,
+)
+"""Traits of a kind whose `train:` is an `OnPolicyTrain`."""
 
 
 class OnPolicyTrain(CommonTrain):
@@ -55,3 +69,17 @@ class OnPolicyTrain(CommonTrain):
             expected = f"a divisor of {self.responses_at_once}, the responses sampled at a time"
             problems.append(Problem(statement, expected, "leave it out, or set train.generation_batch_size"))
         return problems
+
+
+class OnPolicyConfig(RewardFields):
+    """Configuration that GRPO and RLOO share; `train` is their own.
+
+    Attributes:
+        data: prompts; further columns reach Python reward functions.
+        model: the policy's start and its reference.
+        adapter: LoRA instead of full fine-tuning.
+    """
+
+    data: Annotated[str, Data("prompt")]
+    model: Annotated[str, Input(external=True)]
+    adapter: Adapter | None = None

@@ -1,4 +1,4 @@
-"""Compute precisions that are not supported on a CPU, or for sharded PPO. No torch: `trueup check` uses it too."""
+"""Compute precisions that are not supported on a CPU, or with sharding. No torch: `trueup check` uses it too."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ def cpu_problem(precision: str, zero: int) -> Problem | None:
     return None
 
 
-def ppo_problem(compute: Mapping[str, Any]) -> Problem | None:
+def ppo_problem(compute: Mapping[str, Any], kind: str = "ppo") -> Problem | None:
     """Return why PPO cannot use the precision and the sharding of `compute`; None if it can.
 
     With fp16 the loss is scaled, and adjusting the scale needs all gradients on every process.
+
+    Args:
+        compute: the `compute` settings.
+        kind: kind of the stage, PPO or another that scales its loss so (`ComputeSupport.sharded_fp16` is false).
     """
     parts = next((word for word in ("zero", "fsdp") if compute.get(word)), None)
     if compute.get("precision") != "fp16" or parts is None:
         return None
-    statement = f"compute.precision is fp16 for a ppo stage with compute.{parts}"
+    statement = f"compute.precision is fp16 for a {kind} stage with compute.{parts}"
     expected = "auto, fp32 or bf16: sharded gradients are not scaled"
     return Problem(statement, expected, f"set compute.precision: bf16, or leave compute.{parts} out")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.models.adapters import without_adapter
 from pipeline.models.logprobs import response_logprobs
@@ -18,13 +18,31 @@ from pipeline.training.arguments import precision_of
 
 
 class OwnReference:
-    """Mixin for a trl trainer whose reference log-probabilities come from `with_reference`.
+    """Mixin for a trl trainer on encoded rows whose reference log-probabilities come from `with_reference`.
 
     With FSDP trl would load a second model as reference and never use it. So `is_fsdp_enabled` stays False until
     training begins (`ConsolidatedCheckpoint`).
+
+    Attributes:
+        columns: name of each column with reference log-probabilities, to the column with the response's ids.
     """
 
+    columns: ClassVar[Mapping[str, str]]
     is_fsdp_enabled: bool
+    model: Any
+
+    def __init__(self, ctx: StageContext, **options: Any) -> None:
+        """Build the trainer; its constructor computes the reference log-probabilities."""
+        self.ctx = ctx
+        super().__init__(**options)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        """Return the rows as they are: they are encoded."""
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Add the columns of the reference's log-probabilities, computed in length buckets."""
+        return with_reference(self.ctx, self.model, dataset, self.columns, self.ctx.work / f"reference-{name}.json")
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and hide FSDP from trl's constructor."""

@@ -41,6 +41,10 @@ class RewardFields(StageConfig):
     reward_weights: list[float] = Field(default=[])
     reward_combine: Literal["sum", "min", "uwo"] = "sum"
 
+    def check(self) -> list[Problem]:
+        """Return contradictions in the reward and in the blocks."""
+        return [*self.reward_problems(), *super().check()]
+
     def reward_problems(self) -> list[Problem]:
         """Return a problem if there is no reward, or not one weight for each reward."""
         count = len(self.reward) + len(self.reward_functions)

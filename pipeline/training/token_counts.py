@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -32,11 +32,9 @@ from pipeline.training.encode import (
     spelled_texts,
     template_problems,
 )
+from pipeline.traits import Encoding
 
 LISTED_FAULTS = 20
-
-Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts", "texts"]
-"""How rows are encoded: one word for each function of `pipeline/training/encode.py`."""
 
 
 class ReaderRequest(BaseModel):

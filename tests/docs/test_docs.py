@@ -72,6 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "data", made / "data")
     for example in (*YAML_BLOCKS, *PYTHON_BLOCKS):
         if example.file:
+            (made / example.file).parent.mkdir(parents=True, exist_ok=True)
             (made / example.file).write_text(example.text, encoding="utf-8")
     return made
 

@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.models.chat_session import ChatSession, ReplyOptions, _text_pieces, complete, reply
 from pipeline.models.decode import beam_search, decode
+from pipeline.models.sampling import Sampling
 
 ASK = [{"role": "user", "content": "say hello"}]
 
@@ -21,7 +22,9 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
 
 def test_greedy_reply_is_the_decoded_text(llama: Any, tokenizer: Any) -> None:
-    ids = decode(llama, [prompt_ids(tokenizer, ASK)], max_new_tokens=12, eos_ids=[1], pad_id=0, greedy=True)[0]
+    ids = decode(
+        llama, [prompt_ids(tokenizer, ASK)], max_new_tokens=12, eos_ids=[1], pad_id=0, sampling=Sampling(greedy=True)
+    )[0]
     pieces = list(reply(llama, tokenizer, ASK, ReplyOptions(greedy=True, max_new_tokens=12)))
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
     assert len(pieces) > 1
@@ -106,7 +109,7 @@ def test_no_template_points_to_generate(llama: Any, tokenizer: Any) -> None:
 
 def test_complete_goes_on_with_the_text(llama: Any, tokenizer: Any) -> None:
     ids = tokenizer("the cat")["input_ids"]
-    expected = decode(llama, [ids], max_new_tokens=8, eos_ids=[1], pad_id=0, greedy=True)[0]
+    expected = decode(llama, [ids], max_new_tokens=8, eos_ids=[1], pad_id=0, sampling=Sampling(greedy=True))[0]
     text = "".join(complete(llama, tokenizer, "the cat", ReplyOptions(greedy=True, max_new_tokens=8)))
     assert text == tokenizer.decode(expected, skip_special_tokens=True)
 

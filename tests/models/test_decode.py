@@ -45,7 +45,13 @@ def test_greedy_equals_generate_on_ragged_prompts(any_model: Any) -> None:
     assert any(response[-1] in eos for response in expected)
     for batch_size in (64, 7):
         found = decode(
-            any_model, prompts, max_new_tokens=20, eos_ids=eos, pad_id=PAD, greedy=True, batch_size=batch_size
+            any_model,
+            prompts,
+            max_new_tokens=20,
+            eos_ids=eos,
+            pad_id=PAD,
+            sampling=Sampling(greedy=True),
+            batch_size=batch_size,
         )
         assert found == expected
 
@@ -53,7 +59,9 @@ def test_greedy_equals_generate_on_ragged_prompts(any_model: Any) -> None:
 def test_greedy_equals_generate_over_many_steps(llama: Any) -> None:
     prompts = ragged_prompts(8, longest=5)
     expected = generate_greedily(llama, prompts, 100, [EOS])
-    assert decode(llama, prompts, max_new_tokens=100, eos_ids=EOS, pad_id=PAD, greedy=True) == expected
+    assert (
+        decode(llama, prompts, max_new_tokens=100, eos_ids=EOS, pad_id=PAD, sampling=Sampling(greedy=True)) == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,9 @@ def test_other_caches_lose_rows_correctly(tokenizer: Any, tiny_specs: dict[str, 
     prompts, eos = ragged_prompts(24), [EOS, *range(5, 20)]
     expected = generate_greedily(model, prompts, 16, eos)
     assert len({len(response) for response in expected}) > 2
-    assert decode(model, prompts, max_new_tokens=16, eos_ids=eos, pad_id=PAD, greedy=True) == expected
+    assert (
+        decode(model, prompts, max_new_tokens=16, eos_ids=eos, pad_id=PAD, sampling=Sampling(greedy=True)) == expected
+    )
 
 
 def test_adapter_counts_while_it_is_on(fresh_llama: Any) -> None:
@@ -74,7 +84,7 @@ def test_adapter_counts_while_it_is_on(fresh_llama: Any) -> None:
     from pipeline.models.adapters import attach, without_adapter
 
     prompts = ragged_prompts(8)
-    options: dict[str, Any] = {"max_new_tokens": 10, "eos_ids": EOS, "pad_id": PAD, "greedy": True}
+    options: dict[str, Any] = {"max_new_tokens": 10, "eos_ids": EOS, "pad_id": PAD, "sampling": Sampling(greedy=True)}
     plain = decode(fresh_llama, prompts, **options)
     model = attach(fresh_llama, Adapter(r=4), "causal", seed=2)
     for name, parameter in model.named_parameters():
@@ -92,7 +102,13 @@ def test_sampled_frequencies_follow_the_softmax(llama: Any) -> None:
         logits = llama(torch.tensor([prompt])).logits[0, -1].double() / temperature
     probs = torch.softmax(logits, dim=-1)
     found = decode(
-        llama, [prompt] * draws, max_new_tokens=1, eos_ids=EOS, pad_id=PAD, temperature=temperature, batch_size=2000
+        llama,
+        [prompt] * draws,
+        max_new_tokens=1,
+        eos_ids=EOS,
+        pad_id=PAD,
+        sampling=Sampling(temperature=temperature),
+        batch_size=2000,
     )
     counts = torch.bincount(torch.tensor(found)[:, 0], minlength=len(probs)).double()
     # Chi-square needs about five expected draws per cell: rarer tokens share one.
@@ -104,7 +120,15 @@ def test_sampled_frequencies_follow_the_softmax(llama: Any) -> None:
 
 def test_second_token_is_sampled_given_the_first(llama: Any) -> None:
     prompt, draws = [7, 8, 9], 4000
-    found = decode(llama, [prompt] * draws, max_new_tokens=2, eos_ids=EOS, pad_id=PAD, temperature=0.5, batch_size=2000)
+    found = decode(
+        llama,
+        [prompt] * draws,
+        max_new_tokens=2,
+        eos_ids=EOS,
+        pad_id=PAD,
+        sampling=Sampling(temperature=0.5),
+        batch_size=2000,
+    )
     first = max({tuple(row[:1]) for row in found if len(row) == 2}, key=lambda t: sum(row[:1] == [*t] for row in found))
     seconds = [row[1] for row in found if len(row) == 2 and row[0] == first[0]]
     with torch.inference_mode():
@@ -154,7 +178,7 @@ def test_global_random_state_is_left_alone(llama: Any) -> None:
 def test_dropout_is_off_and_training_mode_restored(tokenizer: Any, tiny_specs: dict[str, Any]) -> None:
     model = build_causal_lm({**tiny_specs["gpt2"], "resid_pdrop": 0.5, "embd_pdrop": 0.5}, tokenizer, seed=1).train()
     prompts = ragged_prompts(8)
-    options: dict[str, Any] = {"max_new_tokens": 8, "eos_ids": EOS, "pad_id": PAD, "greedy": True}
+    options: dict[str, Any] = {"max_new_tokens": 8, "eos_ids": EOS, "pad_id": PAD, "sampling": Sampling(greedy=True)}
     assert decode(model, prompts, **options) == decode(model, prompts, **options)
     assert model.training
 
@@ -167,7 +191,7 @@ def test_response_keeps_its_end_token_and_stops_there(llama: Any) -> None:
 
 def test_response_ends_where_the_context_is_full(any_model: Any) -> None:
     prompts = [[5] * 126, [5] * 20]  # 128 positions: room for 2 tokens after the first prompt, 108 after the second
-    found = decode(any_model, prompts, max_new_tokens=10, eos_ids=[], pad_id=PAD, greedy=True)
+    found = decode(any_model, prompts, max_new_tokens=10, eos_ids=[], pad_id=PAD, sampling=Sampling(greedy=True))
     assert [len(row) for row in found] == [2, 10]
     assert found == [
         *generate_greedily(any_model, prompts[:1], 2, [999]),
@@ -198,9 +222,9 @@ def test_no_prompts_no_responses(llama: Any) -> None:
     [
         ([[5], []], {}, "prompt 1 is empty"),
         ([[5] * 128], {}, "prompt 0 has 128 tokens; expected less than the model's 128 positions"),
-        ([[5]], {"temperature": 0.0}, "temperature is 0.0; it must be > 0. Use greedy"),
-        ([[5]], {"top_p": 0.0}, "top_p is 0.0; it must be > 0 and <= 1"),
-        ([[5]], {"top_k": -1}, "top_k is -1; it must be >= 0"),
+        ([[5]], {"sampling": Sampling(temperature=0.0)}, "temperature is 0.0; it must be > 0. Use greedy"),
+        ([[5]], {"sampling": Sampling(top_p=0.0)}, "top_p is 0.0; it must be > 0 and <= 1"),
+        ([[5]], {"sampling": Sampling(top_k=-1)}, "top_k is -1; it must be >= 0"),
         ([[5]], {"max_new_tokens": 0}, "max_new_tokens is 0; it must be >= 1"),
     ],
 )
@@ -212,7 +236,7 @@ def test_bad_options_are_told(llama: Any, prompts: list[list[int]], options: dic
 def test_stream_gives_what_decode_gives(any_model: Any) -> None:
     prompts = ragged_prompts(4)
     eos = [EOS, *range(5, 20)]
-    whole = decode(any_model, prompts, max_new_tokens=12, eos_ids=eos, pad_id=PAD, seed=7, top_k=50)
+    whole = decode(any_model, prompts, max_new_tokens=12, eos_ids=eos, pad_id=PAD, seed=7, sampling=Sampling(top_k=50))
     for row, prompt in enumerate(prompts):
         pieces = stream(
             any_model, prompt, max_new_tokens=12, eos_ids=eos, sampling=Sampling(top_k=50), seed=7, row_id=row

@@ -43,7 +43,7 @@ def test_decoding_together_and_streamed_equals_a_plain_loop(kind: str) -> None:
     model, said = tiny_causal_lm(kind), []
     wanted = [plain_loop(model, prompt) for prompt in PROMPTS]
     options: dict[str, Any] = {"max_new_tokens": NEW, "eos_ids": EOS}
-    assert decode(model, PROMPTS, pad_id=0, greedy=True, say=said.append, **options) == wanted
+    assert decode(model, PROMPTS, pad_id=0, sampling=Sampling(greedy=True), say=said.append, **options) == wanted
     streamed = [list(stream(model, prompt, sampling=Sampling(greedy=True), **options)) for prompt in PROMPTS]
     assert streamed == wanted
     if kind in WITH_CACHE:
@@ -77,7 +77,9 @@ def test_a_model_that_takes_padding_in_decodes_rows_of_one_length_together() -> 
     model, said = Leaky(), []
     twins = [*PROMPTS, PROMPTS[1][::-1]]  # two of one length
     wanted = [plain_loop(model.inner, prompt) for prompt in twins]
-    found = decode(model, twins, max_new_tokens=NEW, eos_ids=EOS, pad_id=0, greedy=True, say=said.append)
+    found = decode(
+        model, twins, max_new_tokens=NEW, eos_ids=EOS, pad_id=0, sampling=Sampling(greedy=True), say=said.append
+    )
     assert cache_use(model, PROMPTS, 0) == "unpadded"
     assert found == wanted
     assert "with padding on the left its logits differ" in said[0]

@@ -9,7 +9,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.manifest import DataRecord, InputRecord
 from pipeline.plan import Plan, PlannedStage, make_plan
 from pipeline.recipe import load
-from pipeline.stage import KINDS, Code, Data, Input, Runtime, StageConfig, StageResult, stage
+from pipeline.stage import KINDS, Code, Data, Input, Runtime, StageConfig, register_kind
 from pipeline.trainer_fields import TrainFields
 
 PLANNED = """
@@ -64,7 +64,7 @@ def kinds() -> Iterator[None]:
         ("tune", TuneConfig, "model"),
         ("judge", JudgeConfig, "report"),
     ):
-        stage(name, version=1, config=config, makes=makes)(lambda ctx, config: StageResult())
+        register_kind(name, version=1, config=config, run="", makes=makes)
     yield
     KINDS.clear()
     KINDS.update(saved)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from pipeline.plan import digest_of
 from pipeline.plan.fingerprint import config_data, payload
 from pipeline.recipe import Compute, DataSource, StageSpec
-from pipeline.stage import KINDS, Code, Data, Input, Runtime, StageConfig, StageResult, stage
+from pipeline.stage import KINDS, Code, Data, Input, Runtime, StageConfig, register_kind
 from pipeline.trainer_fields import CONTROLLED, RUNTIME_TRAIN_FIELDS, TrainFields
 from pipeline.trainer_fields.values import MAPPINGS, NUMBERS, WORDS
 
@@ -55,7 +55,7 @@ class WideConfig(StageConfig):
 
 @pytest.fixture(autouse=True)
 def wide(kinds: None) -> None:
-    stage("wide", version=1, config=WideConfig, makes="model")(lambda ctx, config: StageResult())
+    register_kind("wide", version=1, config=WideConfig, run="", makes="model")
 
 
 def fingerprint(spec: StageSpec, source: DataSource | None = None, *, digest: str = "0", trust: bool = False) -> str:

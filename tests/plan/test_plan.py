@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.plan import folders, make_plan
 from pipeline.plan.staleness import _change
 from pipeline.recipe import inspect
+from pipeline.stage import KINDS, Input, StageConfig, register_kind
 
 
 def names(plan: Any) -> list[str]:
@@ -305,6 +306,22 @@ def test_a_graph_that_cannot_be_is_told(world: Any, what: str) -> None:
     with pytest.raises(PipelineError) as caught:
         world.plan()
     assert str(caught.value) == message
+
+
+class UseConfig(StageConfig):
+    reward: Annotated[str, Input("reward")]
+
+
+def test_a_field_takes_other_kinds_that_make_what_it_names(world: Any) -> None:
+    register_kind("own-reward", version=1, config=KINDS["tune"].config, run="", makes="reward")
+    register_kind("use", version=1, config=UseConfig, run="", makes="report")
+    rm = "gold: gold.py:gold}\n  rm: {kind: own-reward, data: pairs, model: base}\n  used: {kind: use, reward: rm}"
+    world.change("gold: gold.py:gold}", rm)
+    assert [item.name for item in world.stage("used").inputs["reward"]] == ["rm"]
+    with pytest.raises(PipelineError) as caught:
+        world.plan("stages.used.reward=base")
+    message = "reward: `base` is of kind base; expected a stage of kind reward. This recipe has rm"
+    assert str(caught.value).endswith(message)
 
 
 def test_problems_of_recipe_graph_and_data_come_together(world: Any, tmp_path: Path) -> None:

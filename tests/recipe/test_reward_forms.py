@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.recipe import load
-from pipeline.stage import Code, Data, Input, StageResult, stage
+from pipeline.stage import Code, Data, Input, register_kind
 from pipeline.training.reward_fields import RewardFields, rewards_given
 
 HEAD = """data:
@@ -40,7 +40,7 @@ class OnlineConfig(RewardFields):
 @pytest.fixture
 def loaded(write: Callable[..., Path], tmp_path: Path) -> Callable[[str], Any]:
     """Load a recipe with a `reward:` and return the configuration of its stage."""
-    stage("online", version=1, config=OnlineConfig, makes="model")(lambda ctx, config: StageResult())
+    register_kind("online", version=1, config=OnlineConfig, run="", makes="model")
     (tmp_path / "rewards.py").write_text("def polite(completions, **columns): ...\ndef short(completions, **c): ...\n")
 
     def config(reward: str) -> Any:

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 
 from pipeline.stage import KINDS
-from pipeline.stages.dpo import LOSSES
+from pipeline.stages.dpo.config import LOSSES
 
 Load = Callable[[Path], tuple[Any, Any]]
 TRAIN = {"max_steps": 16, "batch_size": 16, "learning_rate": 2e-3, "beta": 0.5}

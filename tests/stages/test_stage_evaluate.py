@@ -18,7 +18,7 @@ from pipeline.evaluation.intervals import mean_interval, wilson
 from pipeline.evaluation.report import read, to_json
 from pipeline.evaluation.samples import read_samples
 from pipeline.recipe import DataSource
-from pipeline.stages.evaluate import Config
+from pipeline.stages.evaluate.config import Config
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
 from pipeline.stage import KINDS
-from pipeline.stages.kto import _advice, _check_fitting, _mismatched, _standing
+from pipeline.stages.kto.rows import add_mismatched, check_labels, length_quantiles, weight_advice
 from pipeline.training.batches import Batches
 
 TRAIN = {"max_steps": 24, "batch_size": 16, "learning_rate": 3e-3, "beta": 0.5}
@@ -211,9 +211,9 @@ def test_rows_of_one_label_are_refused_before_training(
 )
 def test_both_labels_must_fit(labels: list[bool], is_paired: bool, message: str) -> None:
     with pytest.raises(PipelineError) as caught:
-        _check_fitting([{"label": label} for label in labels], 9, is_paired=is_paired)
+        check_labels([{"label": label} for label in labels], 9, is_paired=is_paired)
     assert str(caught.value) == message
-    _check_fitting([{"label": True}, {"label": False}], 9, is_paired=is_paired)
+    check_labels([{"label": True}, {"label": False}], 9, is_paired=is_paired)
 
 
 def test_rows_that_do_not_fit_are_counted_and_must_leave_both_labels(
@@ -247,7 +247,7 @@ def test_rare_labels_get_advice_before_training(
     data = {"data": write_jsonl(tmp_path / "l.jsonl", labelled(good_every=8))}
     train = {**TRAIN, "max_steps": 1}
     ran = run_stage("kto", {"train": train}, data=data, inputs={"model": as_input(chain["sft"])})
-    assert ran.notes == [_advice(20, 140, 1.0, 1.0)]
+    assert ran.notes == [weight_advice(20, 140, 1.0, 1.0)]
     first_step = next(i for i, event in enumerate(ran.events) if event.text.startswith("training on"))
     assert [event.kind for event in ran.events[:first_step]].count("note") == 1
 
@@ -272,7 +272,7 @@ def test_rare_labels_get_advice_before_training(
     ],
 )
 def test_the_weights_advised(counts: tuple[int, int], weights: tuple[float, float], expected: str) -> None:
-    advice = _advice(*counts, *weights)
+    advice = weight_advice(*counts, *weights)
     assert bool(advice) is bool(expected)
     assert re.search(expected, advice)
 
@@ -281,8 +281,8 @@ def test_batches_of_labelled_rows_mix_the_labels_whatever_their_lengths() -> Non
     # Good rows are longer than all bad ones, one in four.
     labels = [i % 4 == 0 for i in range(256)]
     lengths = [100 + i % 50 if label else i % 50 for i, label in enumerate(labels)]
-    order = _standing(lengths, labels)
-    assert _standing([3, 1, 2, 9], [True, True, False, False]) == [0.75, 0.25, 0.25, 0.75]
+    order = length_quantiles(lengths, labels)
+    assert length_quantiles([3, 1, 2, 9], [True, True, False, False]) == [0.75, 0.25, 0.25, 0.75]
     groups = list(Batches(lengths, 16, 16, seed=3, order=order).batches())
     assert sorted(row for group in groups for row in group) == list(range(256))
     shares = [sum(labels[row] for row in group) for group in groups]
@@ -353,11 +353,11 @@ def test_a_run_cut_off_ends_in_the_same_bits(
 
 def test_every_row_is_matched_with_a_response_to_another_prompt() -> None:
     rows = [{"prompt_ids": [i // 4, 1], "completion_ids": [i] * 9, "label": True} for i in range(12)]
-    made = _mismatched(rows, rows, 6, 3)
+    made = add_mismatched(rows, rows, 6, 3)
     assert all(row["KL_completion_ids"][0] // 4 != i // 4 for i, row in enumerate(made))
     assert all(len(row["KL_completion_ids"]) == 4 for row in made)  # 6 tokens less the prompt's 2
-    assert made == _mismatched(rows, rows, 6, 3)
-    assert made != _mismatched(rows, rows, 6, 4)
+    assert made == add_mismatched(rows, rows, 6, 3)
+    assert made != add_mismatched(rows, rows, 6, 4)
 
 
 def test_pairs_of_one_prompt_are_refused(

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from pipeline.recipe import DataSource
 from pipeline.stage import KINDS as KINDS_BY_NAME
 from pipeline.stage import ResolvedInput
-from pipeline.stages.grpo import LOSSES
+from pipeline.stages.grpo.config import LOSSES
 from pipeline.training.on_policy import PromptBatches
 
 REWARDS = """\

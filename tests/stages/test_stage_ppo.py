@@ -167,7 +167,8 @@ def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_coun
     from single_rows import encode_conversation
 
     from pipeline.models.labels import IGNORE
-    from pipeline.stages.ppo import Config, _language_loss
+    from pipeline.stages.ppo.config import Config
+    from pipeline.stages.ppo.data import language_loss
 
     model, tokenizer = load_plain(chain["sft"].path)
     demos = [json.loads(line) for line in (chain.recipe.parent / "demos.jsonl").read_text().splitlines()]
@@ -180,7 +181,7 @@ def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_coun
     rows = SimpleNamespace(train=distinct, held_out=[], places=[""] * len(distinct))
     silent = dict.fromkeys(("phase", "progress", "note"), lambda *told: None)
     context: Any = SimpleNamespace(seed=3, load_rows=lambda name: rows, **silent)
-    loss = _language_loss(context, config, tokenizer, limit=64)
+    loss = language_loss(context, config, tokenizer, limit=64)
     places: list[list[int]] = []
 
     def remember(module: Any, arguments: Any, given: dict[str, Any]) -> None:

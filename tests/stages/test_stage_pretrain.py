@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.stage import ResolvedInput
-from pipeline.stages.pretrain import Config, _documents
+from pipeline.stages.pretrain.config import Config
+from pipeline.stages.pretrain.documents import cut_documents
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
@@ -74,14 +75,14 @@ class _Letters:
 
 def test_rows_by_hand() -> None:
     a, b, c, end = 97, 98, 99, 0
-    rows = _documents(_Letters(), ["abcab", "c", "ab\0", ""], 4, "rows")
+    rows = cut_documents(_Letters(), ["abcab", "c", "ab\0", ""], 4, "rows")
     # The end token closes every document once; a rest of one token predicts nothing and is left out.
     assert [row["input_ids"] for row in rows] == [[a, b, c, a], [b, end], [c, end], [a, b, end]]
-    packed = _documents(_Letters(), ["abcab", "c", "ab\0"], 4, "packed")
+    packed = cut_documents(_Letters(), ["abcab", "c", "ab\0"], 4, "packed")
     assert [row["input_ids"] for row in packed] == [[a, b, c, a], [b, end, c, end], [a, b, end]]
-    assert _documents(_Letters(), [], 4, "packed") == []
+    assert cut_documents(_Letters(), [], 4, "packed") == []
     # A tokenizer that writes a start token before a text writes it here, before each document and once.
-    started = _documents(_Letters("^"), ["abcab", "^c"], 4, "rows")
+    started = cut_documents(_Letters("^"), ["abcab", "^c"], 4, "rows")
     assert [row["input_ids"] for row in started] == [[94, a, b, c], [a, b, end], [94, c, end]]
 
 

@@ -13,6 +13,7 @@ from peft import PeftModel
 from single_rows import encode_conversation, encode_prompt
 
 from pipeline.models.decode import decode
+from pipeline.models.sampling import Sampling
 from pipeline.stage import ResolvedInput
 
 Load = Callable[[Path], tuple[Any, Any]]
@@ -22,7 +23,9 @@ def _ended(model: Any, tokenizer: Any, prompts: list[str]) -> float:
     """Return the share of greedy answers that end within 24 tokens."""
     ids = [encode_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     end = tokenizer.eos_token_id
-    answers = decode(model, ids, max_new_tokens=24, eos_ids=end, pad_id=tokenizer.pad_token_id, greedy=True)
+    answers = decode(
+        model, ids, max_new_tokens=24, eos_ids=end, pad_id=tokenizer.pad_token_id, sampling=Sampling(greedy=True)
+    )
     return sum(answer[-1] == end for answer in answers) / len(answers)
 
 

@@ -12,7 +12,7 @@ from trl import DPOConfig, RewardConfig, SFTConfig
 from pipeline.errors import PipelineError
 from pipeline.models import precision
 from pipeline.models.precision import Choice
-from pipeline.stages.sft import Train
+from pipeline.stages.sft.config import Train
 from pipeline.training.arguments import build_arguments, precision_of, starting_weights
 from pipeline.training.fields import CommonTrain
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import pipeline.models.adapters
 import pipeline.models.load
 import pipeline.training.arguments
+import pipeline.training.setup
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.forward_probe import ForwardProbe
 from pipeline.stage import StageContext
@@ -64,7 +65,7 @@ def unasked_checkpointing(patch: Patch) -> None:
 
 def loaded_otherwise(patch: Patch, **changes: Any) -> None:
     load = pipeline.models.load.load_causal_lm
-    patch.setattr(pipeline.models.load, "load_causal_lm", lambda *a, **given: load(*a, **{**given, **changes}))
+    patch.setattr(pipeline.training.setup, "load_causal_lm", lambda *a, **given: load(*a, **{**given, **changes}))
 
 
 def one_frozen(patch: Patch) -> None:
@@ -75,11 +76,11 @@ def one_frozen(patch: Patch) -> None:
         model.model.norm.weight.requires_grad_(False)
         return model
 
-    patch.setattr(pipeline.models.load, "load_causal_lm", frozen)
+    patch.setattr(pipeline.training.setup, "load_causal_lm", frozen)
 
 
 def no_adapter(patch: Patch) -> None:
-    patch.setattr(pipeline.models.adapters, "lora_config", lambda *_: None)
+    patch.setattr(pipeline.training.setup, "lora_config", lambda *_: None)
 
 
 def other_rank(patch: Patch) -> None:
@@ -90,7 +91,7 @@ def other_rank(patch: Patch) -> None:
         config.r = 2
         return config
 
-    patch.setattr(pipeline.models.adapters, "lora_config", other)
+    patch.setattr(pipeline.training.setup, "lora_config", other)
 
 
 def copies_in_the_optimizer(patch: Patch) -> None:

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.models.contract import end_ids, unseen_opening
 from pipeline.models.template import ChatTemplate
 from pipeline.models.tokens import Text, TextEncoder
-from pipeline.stages.pretrain import _documents
+from pipeline.stages.pretrain.documents import cut_documents
 from pipeline.training.encode import (
     IGNORE,
     Reader,
@@ -201,10 +201,10 @@ def test_an_end_token_that_swallows_white_space_leaves_no_token_behind_it(name: 
 def test_a_document_begins_as_the_tokenizer_begins_a_text_and_ends_once(name: str) -> None:
     tokenizer = loaded(name)
     ids, end = tokenizer(TEXTS[0])["input_ids"], tokenizer.eos_token_id
-    made = _documents(tokenizer, [TEXTS[0], TEXTS[0] + tokenizer.eos_token], 64, "rows", parsed=True)
+    made = cut_documents(tokenizer, [TEXTS[0], TEXTS[0] + tokenizer.eos_token], 64, "rows", parsed=True)
     assert [row["input_ids"] for row in made] == [[*ids, end]] * 2
     if tokenizer.bos_token_id == ids[0]:  # SmolLM2's and Qwen3's tokenizers begin with none
-        (begun,) = _documents(tokenizer, [tokenizer.bos_token + TEXTS[0]], 64, "rows", parsed=True)
+        (begun,) = cut_documents(tokenizer, [tokenizer.bos_token + TEXTS[0]], 64, "rows", parsed=True)
         assert begun["input_ids"].count(ids[0]) == 1
 
 

@@ -1,55 +1,26 @@
-"""Merge: adapters folded into full weights, each exactly once, in the order given.
-
-The weights of a model that trueup trained contain its adapters already, so `adapters` names only further ones: folders
-or hub ids of a LoRA adapter, or stages trained with one. Only a stage's own adapter is folded in, and it must have been
-trained on exactly the weights it is added to. An adapter trained on top of another needs its parent before it:
-
-    full: {kind: merge, model: base, adapters: [sft, dpo]}    # the weights of dpo, from base
-
-The base is loaded in full precision, even if an adapter was trained on a quantised base (QLoRA). The merged weights
-then differ from the trained model by the quantisation error of the base, which the stage notes.
-
-Reference: Hu et al. 2021 (LoRA), arXiv:2106.09685, section 4.1: W = W0 + alpha / r · B A.
-"""
+"""Folds adapters into full weights and writes the model; `config.py` names the paper."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
+import torch
 
 from pipeline.artifacts.provenance import AppliedAdapter, adapters_of, base_of, descended, label
 from pipeline.errors import PipelineError, Problem
-from pipeline.stage import Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
+from pipeline.models.adapters import config_of, fold_in
+from pipeline.models.load import load_causal_lm, load_tokenizer, stored_bits
+from pipeline.models.quantized_files import TRAINABLE
+from pipeline.models.save import save_model
+from pipeline.stage import ResolvedInput, StageContext, StageResult
+from pipeline.stages.merge.config import Config
 
 LANGUAGE_ONLY = "that of a language model: a reward model's artifact holds whole weights, and is used as it is"
 
 
-class Config(StageConfig):
-    """Configuration of a merge.
-
-    Attributes:
-        model: what the adapters are put on.
-        adapters: in the order they are folded in.
-        dtype: number format of the written weights.
-    """
-
-    model: Annotated[str, Input(external=True)]
-    adapters: Annotated[list[str], Input(external=True), Field(min_length=1)]
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-
-@stage("merge", version=2, config=Config, makes="model")
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Fold the adapters in, and write full weights with tokenizer and chat template."""
-    import torch
-
-    from pipeline.models.adapters import fold_in
-    from pipeline.models.load import load_causal_lm, load_tokenizer, stored_bits
-    from pipeline.models.quantized_files import TRAINABLE
-    from pipeline.models.save import save_model
-
     source = ctx.input("model")
     lineage = _lineage(source, ctx.inputs["adapters"])
     for adapter in ctx.inputs["adapters"]:
@@ -101,8 +72,6 @@ def _check_outside(ctx: StageContext, adapter: ResolvedInput, source: ResolvedIn
     Raises:
         PipelineError: it is the adapter of a reward model.
     """
-    from pipeline.models.adapters import config_of
-
     if adapter.manifest:
         return
     config = config_of(adapter)

@@ -1,39 +1,17 @@
-"""Tokenizer: byte-level BPE trained on the corpus, with the chat template every later stage uses.
-
-Reference: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"; byte-level as in
-Radford et al. 2019 (GPT-2), section 2.2.
-"""
+"""Trains a byte-level BPE tokenizer and writes it with its chat template; `config.py` names the papers."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
 
-from pydantic import Field
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.stage import Data, StageConfig, StageContext, StageResult, stage
-
-
-class Config(StageConfig):
-    """Configuration of a tokenizer stage.
-
-    Attributes:
-        data: text to learn from.
-        algorithm: `bpe`, byte-level BPE, is the only one.
-        vocab_size: entries, special tokens included.
-        min_frequency: pairs seen fewer times are not merged.
-        special_tokens: further tokens that are never split.
-        chat_template: a Jinja template; default is the one in `pipeline/models/chat.py`.
-    """
-
-    data: Annotated[str, Data("text")]
-    algorithm: Literal["bpe"] = "bpe"
-    vocab_size: int = Field(default=8192, ge=300)
-    min_frequency: int = Field(default=2, ge=1)
-    special_tokens: tuple[str, ...] = ()
-    chat_template: str | None = None
-
+from pipeline.models.chat import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
+from pipeline.models.contract import conversation_problems
+from pipeline.stage import StageContext, StageResult
+from pipeline.stages.tokenizer.config import Config
 
 SAMPLE = [
     {"role": "user", "content": "a question"},
@@ -44,15 +22,8 @@ SAMPLE = [
 """A conversation with which the chat template is checked: the end of each answer must be trained on."""
 
 
-@stage("tokenizer", version=1, config=Config, makes="tokenizer")
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the tokenizer and save it with its chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    from pipeline.models.chat import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
-    from pipeline.models.contract import conversation_problems
-
     rows = ctx.load_rows("data")
     texts = [row["text"] for row in rows.train]
     if not texts:

@@ -1,0 +1,1 @@
+"""The kind `collect`: people label pairs of answers."""

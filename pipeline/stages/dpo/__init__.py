@@ -1,0 +1,1 @@
+"""The kind `dpo`: direct preference optimisation."""

@@ -1,0 +1,90 @@
+"""Trains a policy on preference pairs with trl's DPOTrainer; `config.py` names the paper."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import ClassVar
+
+from trl import DPOConfig, DPOTrainer
+
+from pipeline.parallel.consolidation import consolidated_model
+from pipeline.stage import StageContext, StageResult
+from pipeline.stages.dpo.config import Config
+from pipeline.training.batches import BucketedBatches
+from pipeline.training.encode import encode_pairs
+from pipeline.training.encoded import encode_source
+from pipeline.training.fields import nothing_fits
+from pipeline.training.finish import save_and_finish
+from pipeline.training.loop import run_trainer
+from pipeline.training.reference import OwnReference, unhashed
+from pipeline.training.setup import (
+    EncodedData,
+    OpenedModel,
+    arguments_for,
+    build_trainer,
+    open_causal_lm,
+    prepare,
+    schedule,
+)
+
+
+class BucketedDPOTrainer(OwnReference, BucketedBatches, DPOTrainer):  # type: ignore[misc]
+    """trl's DPOTrainer on tokenized rows, with bucketed batches, also for the reference log-probabilities."""
+
+    columns: ClassVar[Mapping[str, str]] = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
+
+
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Optimise the policy on preference pairs."""
+    prepare(ctx)
+    train = config.train
+    opened = open_causal_lm(ctx, config.adapter, train.max_length)
+    data = _encode(ctx, opened)
+    lengths = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in data.train]
+    plan = schedule(ctx, train, lengths, "pairs")
+    arguments = arguments_for(
+        DPOConfig,
+        ctx,
+        train,
+        plan,
+        has_held_out=bool(data.held_out),
+        beta=train.beta,
+        loss_type=train.loss_type,
+        max_length=None,
+        precompute_ref_log_probs=True,
+    )
+    ctx.phase("reference log-probabilities")
+    started = time.perf_counter()
+    with unhashed(DPOTrainer):
+        trainer = build_trainer(functools.partial(BucketedDPOTrainer, ctx), opened, arguments, data)
+    scoring_s = time.perf_counter() - started
+    trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), plan.batches
+    ctx.phase(f"training on {len(data.train):,} pairs")
+    trained = run_trainer(ctx, trainer, plan.batches, plan.steps, config.adapter)
+    accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
+    return save_and_finish(
+        ctx,
+        trained,
+        consolidated_model(trainer),
+        opened,
+        [[*row["prompt_ids"], *row["chosen_ids"]] for row in data.train[:3]],
+        rows=data.counts,
+        summary=f"implicit reward prefers the chosen response in {accuracy:.1%} of pairs",
+        scoring_seconds=scoring_s,
+    )
+
+
+def _encode(ctx: StageContext, opened: OpenedModel) -> EncodedData:
+    """Tokenize the pairs and leave out those that are too long.
+
+    Raises:
+        PipelineError: no pair is left.
+    """
+    encode = functools.partial(encode_pairs, opened.tokenizer)
+    source = encode_source(ctx, "data", ctx.load_rows("data"), encode, what="pairs", max_length=opened.max_length)
+    if not source.train.rows:
+        raise nothing_fits("pair", opened.max_length)
+    counts = {**source.counts, "dropped": len(source.train.too_long)}
+    return EncodedData(source.train.rows, source.held_out.rows, counts)

@@ -1,0 +1,1 @@
+"""The kind `evaluate`: checkpoints answer held-out prompts and are compared."""

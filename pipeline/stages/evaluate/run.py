@@ -1,0 +1,109 @@
+"""Evaluates checkpoints: sample, score, compare, report; `config.py` names the references."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from pipeline.evaluation.answers import Prompt, samples
+from pipeline.evaluation.comparison import compare
+from pipeline.evaluation.conclusion import summary
+from pipeline.evaluation.judging import judge_warning
+from pipeline.evaluation.prompts import ask
+from pipeline.evaluation.report import Report
+from pipeline.evaluation.writing import write
+from pipeline.models.load import load_tokenizer
+from pipeline.stage import StageContext, StageResult
+from pipeline.stages.evaluate.answers import sample_all
+from pipeline.stages.evaluate.config import Config
+from pipeline.stages.evaluate.scores import score_all
+from pipeline.training.arguments import prepare_torch
+from pipeline.training.encode import ANSWER, RowFault, encode_labelled, encode_prompts, nothing_encoded
+from pipeline.training.encoded import set_faults_aside
+
+
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Sample, score, compare, and write the report."""
+    prepare_torch(ctx)
+    started = time.perf_counter()
+    warnings = _warnings(ctx, config)
+    asked = ask(
+        _prompts(ctx),
+        group_by=config.group_by,
+        reference=config.reference,
+        limit=config.limit,
+        seed=ctx.seed,
+    )
+    sampled = sample_all(ctx, config, asked)
+    ctx.phase("scoring")
+    answers = score_all(ctx, config, asked.rows, sampled)
+    prompts = [
+        Prompt(_shown(row["prompt"]), group, place, ctx.seed, right)
+        for row, group, place, right in zip(asked.rows, asked.groups, asked.places, asked.references, strict=True)
+    ]
+    ctx.phase("comparing")
+    settings: dict[str, Any] = {"baseline": config.baseline, "judge": config.judge}
+    report = compare(answers, prompts, seed=ctx.seed, resamples=config.resamples, **settings)
+    is_stratified = asked.is_grouped and len(prompts) < asked.available
+    sample = {"available": asked.available, "sampled_by": config.group_by if is_stratified else ""}
+    report = report.model_copy(update={**sample, "warnings": warnings})
+    write(report, ctx.out, samples(answers, prompts, **settings), title=config.title)
+    return StageResult(
+        metrics=_metrics(report),
+        tokens=sum(sum(each.lengths) for each in sampled),
+        trainer_seconds=time.perf_counter() - started,
+        rows={"prompts": len(prompts)},
+        summary=summary(report),
+    )
+
+
+def _warnings(ctx: StageContext, config: Config) -> list[str]:
+    """Return the plan's warnings and one on the reward model as a judge, which is also noted while the stage runs."""
+    if config.reward is None:
+        return list(ctx.warnings)
+    source = ctx.input("reward")
+    warning = judge_warning(source.name, source.manifest.get("metrics", {}), judges=config.judges_by_reward)
+    if warning:
+        ctx.note(f"warning: {warning}")
+    return [*ctx.warnings, *([warning] if warning else [])]
+
+
+def _prompts(ctx: StageContext) -> list[dict[str, Any]]:
+    """Return the prompts that all models and the judge can render; write the others to the rejects file.
+
+    Raises:
+        PipelineError: a prompt cannot be rendered, and the source stops at bad rows.
+    """
+    rows = ctx.load_rows("data")
+    prompts = rows.held_out or rows.train
+    asked = [{**row, "completion": [ANSWER], "label": True} for row in prompts]
+    faults: dict[int, RowFault] = {}
+    for field in ("models", "reward"):
+        for source in ctx.inputs.get(field, []):
+            tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+            encoded = encode_prompts(tokenizer, prompts) if field == "models" else encode_labelled(tokenizer, asked)
+            for fault in encoded.faults:
+                faults.setdefault(fault.index, replace(fault, reason=f"{fault.reason} (model {source.name})"))
+    faulty = nothing_encoded()._replace(faults=[faults[i] for i in sorted(faults)])
+    sides = (nothing_encoded(), faulty) if rows.held_out else (faulty, nothing_encoded())
+    set_faults_aside(ctx, "data", rows, *sides)
+    return [row for i, row in enumerate(prompts) if i not in faults]
+
+
+def _metrics(report: Report) -> dict[str, float]:
+    """Return the report's main figures as flat metrics for the manifest: `dpo/win_rate`, `dpo/correct`, …."""
+    figures = ("win_rate", "gold", "reward", "correct", "kl", "length", "eos_rate")
+    return {
+        f"{name}/{figure}": getattr(model, figure).value
+        for name, model in report.models.items()
+        for figure in figures
+        if getattr(model, figure) is not None
+    }
+
+
+def _shown(prompt: list[dict[str, str]]) -> str:
+    """Return a prompt as text for readers: a single turn without its role, several turns with roles."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -1,0 +1,65 @@
+"""The scores of answers: by the functions that the recipe names, and by the reward model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.evaluation.answers import Answers
+from pipeline.evaluation.estimate import rounded
+from pipeline.models.load import load_reward_model, load_tokenizer
+from pipeline.models.scoring import score
+from pipeline.stage import StageContext
+from pipeline.stages.evaluate.answers import Sampled
+from pipeline.stages.evaluate.config import Config
+from pipeline.training.arguments import frozen_weights
+from pipeline.training.encode import encode_answers
+from pipeline.training.fitting import fit
+from pipeline.training.rewards import call_reward
+
+
+def score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sampled: list[Sampled]) -> list[Answers]:
+    """Score every answer with the functions and the reward model.
+
+    Scores are rounded as in the samples file *before* they are used, so that a report, its ties included, can be
+    computed from the samples file.
+    """
+    scores: dict[str, dict[str, list[float]]] = {each.name: {} for each in sampled}
+    for column, spec in (("gold", config.gold), ("correct", config.correct)):
+        if spec is None or ctx.functions is None:
+            continue
+        function = ctx.functions(spec)
+        for each in sampled:
+            completions = [[{"role": "assistant", "content": text}] for text in each.texts]
+            scores[each.name][column] = call_reward(function, spec, rows, completions)
+    if config.reward is not None:
+        _score_by_model(ctx, rows, sampled, scores)
+    return [
+        Answers(
+            name=each.name,
+            ref=each.ref,
+            responses=each.texts,
+            lengths=each.lengths,
+            ended=[stop == "eos" for stop in each.stops],
+            stop_reasons=each.stops,
+            kl=each.kl,
+            kl_k3=each.kl_k3,
+            is_variant=each.is_variant,
+            **{column: [rounded(value) for value in values] for column, values in scores[each.name].items()},
+        )
+        for each in sampled
+    ]
+
+
+def _score_by_model(
+    ctx: StageContext, rows: list[dict[str, Any]], sampled: list[Sampled], scores: dict[str, dict[str, list[float]]]
+) -> None:
+    """Score each answer's text with the reward model, rendered with its own chat template."""
+    source = ctx.input("reward")
+    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    device, weights = frozen_weights(ctx)
+    judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
+    fit(ctx, judge, tokenizer, weights)
+    judge.to(device)
+    for each in sampled:
+        sequences = encode_answers(tokenizer, rows, each.texts)
+        scores[each.name]["reward"] = score(judge, sequences, tokenizer.pad_token_id)

@@ -1,0 +1,1 @@
+"""The kind `grpo`: group relative policy optimisation."""

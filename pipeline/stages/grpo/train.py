@@ -1,0 +1,21 @@
+"""Trains a policy with trl's GRPOTrainer; `config.py` names the paper."""
+
+from __future__ import annotations
+
+from trl import GRPOConfig, GRPOTrainer
+
+from pipeline.stage import StageContext, StageResult
+from pipeline.stages.grpo.config import Config
+from pipeline.training.on_policy import OnPolicy
+from pipeline.training.on_policy_run import train_on_policy
+
+
+class OnPolicyGRPOTrainer(OnPolicy, GRPOTrainer):  # type: ignore[misc]
+    """trl's GRPOTrainer with our order of prompts, and checkpoints that include its rollouts."""
+
+
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Optimise the policy on its own responses."""
+    train = config.train
+    own = {"beta": train.beta, "loss_type": train.loss_type}
+    return train_on_policy(ctx, config, train, OnPolicyGRPOTrainer, GRPOConfig, **own)

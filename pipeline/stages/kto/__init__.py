@@ -1,0 +1,1 @@
+"""The kind `kto`: Kahneman-Tversky optimisation."""

@@ -1,0 +1,1 @@
+"""The kind `merge`: adapters folded into full weights."""

@@ -1,0 +1,101 @@
+"""The models of PPO: policy, reference, value function, and the engine that shards them.
+
+Owns what they start from and in which precision. Knows nothing of prompts and rewards.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.contract import disagreements, facts
+from pipeline.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from pipeline.models.precision import HALF
+from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
+from pipeline.ppo.adapters import reward_on_trunk, start_value_from_reward
+from pipeline.ppo.sharding import FsdpEngine, ZeroEngine
+from pipeline.stage import StageContext
+from pipeline.stages.ppo.config import Config
+from pipeline.training.arguments import (
+    device_of,
+    precision_of,
+    starting_weights,
+    zero3_config,
+)
+from pipeline.training.fitting import fit
+from pipeline.training.precision_problems import ppo_problem
+from pipeline.training.trunk_scorer import trunk_scorer
+
+
+def compute_dtype(ctx: StageContext) -> Any:
+    """Return the dtype of the computation if it differs from that of the weights; else None."""
+    picked = precision_of(ctx)
+    if picked == "fp16" and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
+        problem = ppo_problem(ctx.compute)
+        if problem is not None:
+            raise PipelineError(replace(problem, stage=ctx.name))
+        ctx.runtime_report["precision"] = picked = "fp32"
+        ctx.note("this GPU has no bf16, and PPO with sharded weights takes no fp16: computes in fp32")
+    return HALF.get(picked)
+
+
+def load_start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
+    """Return the policy's initial model, and with ZeRO-3 a second one as reference, since shards cannot be copied."""
+    weights = starting_weights(ctx, config.adapter)
+    load = functools.partial(load_causal_lm, ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
+    model = load()
+    fit(ctx, model, tokenizer, weights)
+    if weights.get("zero3") is not None:
+        return model, load() if config.adapter is None else None
+    if config.adapter is None or config.adapter.quantize is None:  # quantised weights are loaded onto the device
+        model.to(device_of(ctx))
+    return model, None
+
+
+def load_value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
+    """Return the initial separate value model: a reward model with the policy's tokenizer, else the policy's start."""
+    load_options: dict[str, Any] = {
+        "seed": ctx.seed,
+        "trust_remote_code": ctx.trust_remote_code,
+        "zero3": zero3_config(ctx),
+    }
+    for source in ctx.inputs.get("reward", []):
+        own = load_tokenizer(source, ctx.trust_remote_code)
+        if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
+            model = load_reward_model(source, tokenizer, **load_options)
+            fit(ctx, model, tokenizer, load_options)
+            return model
+    classifier = load_reward_model(ctx.input("model"), tokenizer, **load_options)
+    fit(ctx, classifier, tokenizer, load_options)
+    classifier.score.weight.data.zero_()
+    return classifier
+
+
+def scorer_on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
+    """Return a scorer for a reward model that is an adapter on the policy's trunk; None if it must be loaded."""
+    reward = reward_on_trunk(policy.model, Path(source.path)) if Path(source.path).is_dir() else None
+    if reward is None:
+        return None
+    ctx.note(f"reward model {source.ref} is an adapter on the policy's own trunk")
+    if policy.value_adapter and start_value_from_reward(policy.model, policy.value.linear, reward):
+        ctx.note("the value function starts as the reward model")
+    return trunk_scorer(policy, reward, pad_id)
+
+
+def sharded_engine(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
+    """Return the engine that shards the training state (ZeRO or FSDP2); None if it is not sharded."""
+    if config.train.ema_decay and (ctx.compute.get("zero") or ctx.compute.get("fsdp")):
+        statement = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"
+        raise PipelineError(
+            Problem(statement, "whole weights in every process", "leave one of them out", stage=ctx.name)
+        )
+    if ctx.compute.get("zero"):
+        ctx.runtime_report["deepspeed"] = deepspeed_config(ctx.compute, precision_of(ctx))
+        fit_buckets(ctx.runtime_report["deepspeed"], width_of(policy.model))
+        return ZeroEngine(policy, config.train, ranks, ctx.runtime_report["deepspeed"])
+    if ctx.compute.get("fsdp"):
+        return FsdpEngine(policy, config.train, ranks)
+    return None

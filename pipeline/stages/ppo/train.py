@@ -1,0 +1,133 @@
+"""Trains a policy against a reward with trueup's PPO (`pipeline/ppo/`); `config.py` names the papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.models.contract import end_ids
+from pipeline.models.forward import context_limit
+from pipeline.models.kernels import INSTALL, apply_liger
+from pipeline.models.load import load_tokenizer
+from pipeline.parallel.ranks import Ranks
+from pipeline.ppo.build import build_policy, check_policy
+from pipeline.ppo.guards import Stopped
+from pipeline.ppo.rollout import BatchedEngine, GenerateEngine
+from pipeline.ppo.state import load_state, newest_state
+from pipeline.ppo.trainer import PPOTrainer
+from pipeline.ppo.vllm_engine import VLLMEngine, why_no_vllm
+from pipeline.stage import StageContext, StageResult
+from pipeline.stages.ppo.config import Config
+from pipeline.stages.ppo.data import ends_are_taught, language_loss, load_prompts
+from pipeline.stages.ppo.models import compute_dtype, load_start, load_value_start, scorer_on_trunk, sharded_engine
+from pipeline.training.arguments import liger_kernels, prepare_torch
+from pipeline.training.audit import check_prepared
+from pipeline.training.finish import save_trained
+from pipeline.training.ppo_run import RunLog
+from pipeline.training.reward_sources import Sample, load_rewards, load_watched
+
+
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Train the policy and save its best state."""
+    prepare_torch(ctx)
+    source = ctx.input("model")
+    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+    trainer = _trainer(ctx, config, tokenizer)
+    policy = trainer.policy
+    check_prepared(ctx, policy.model, trainer.train_engine.optimizer, config.adapter, policy.whole)
+    log = RunLog(ctx, trainer, tokenizer)
+    state_path = newest_state(ctx.work / "state")
+    if state_path is not None:
+        log.restore(load_state(trainer, state_path))
+        ctx.note(f"resumes at iteration {trainer.iteration} of {config.train.iterations}")
+    ctx.phase(f"training on {len(trainer.prompts):,} prompts")
+    try:
+        log.watch(trainer)
+    except Stopped as stopped:
+        log.note(f"stopped at iteration {trainer.iteration}: {stopped.problem.found}; {stopped.problem.remedy}")
+    log.take_best()
+    value = log.value_weights()
+    consolidated, seen = trainer.train_engine.consolidated_model(), [prompt.ids for prompt in trainer.prompts[:3]]
+    lineage = save_trained(ctx, consolidated, tokenizer, source, config.adapter, seen)
+    return log.finish(lineage, value)
+
+
+def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
+    """Build the trainer from models, prompts and rewards, and check the policy before training."""
+    precision = compute_dtype(ctx)  # resolved before weights are loaded
+    model, reference = load_start(ctx, config, tokenizer)
+    if liger_kernels(ctx):
+        apply_liger(model)
+    eos_ids = end_ids(tokenizer, model)
+    prompts, held_out = load_prompts(ctx, config, model, tokenizer)
+    policy = build_policy(
+        model,
+        layout=config.layout,
+        adapter=config.adapter,
+        value_start=load_value_start(ctx, config, tokenizer) if config.layout == "separate" else None,
+        reference=reference,
+        temperature=config.train.temperature,
+        value_gradient=config.train.value_gradient,
+        value=config.value,
+        precision=precision,
+        recompute=ctx.compute.get("activation_checkpointing") is True,
+        seed=ctx.seed,
+    )
+    rewards = load_rewards(
+        ctx, config, tokenizer, lambda source: scorer_on_trunk(ctx, policy, source, tokenizer.pad_token_id)
+    )
+    watched = load_watched(ctx, config.watch, config.watch_functions, tokenizer)
+    ranks = Ranks.current()
+    train_engine = sharded_engine(ctx, config, policy, ranks)
+    longest = max(len(prompt.ids) for prompt in [*prompts, *held_out])
+    engine = _engine(ctx, config, policy, tokenizer.pad_token_id, eos_ids, longest)
+    note = check_policy(policy, engine, prompts, eos_ids, train_engine)
+    if note:
+        ctx.note(note)
+    return PPOTrainer(
+        policy=policy,
+        settings=config.train,
+        prompts=prompts,
+        score=_score_of(rewards),
+        engine=engine,
+        eos_ids=eos_ids,
+        decode_text=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+        held_out=held_out,
+        seed=ctx.seed,
+        ranks=ranks,
+        language_loss=language_loss(ctx, config, tokenizer, context_limit(policy.model)),
+        sharded_engine=train_engine,
+        watch=_score_of(watched) if watched.names else None,
+        ends_are_taught=not tokenizer.chat_template or ends_are_taught(tokenizer, prompts[0].row),
+    )
+
+
+def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids: Sequence[int], longest: int) -> Any:
+    """Return the rollout engine for prompts of up to ``longest`` tokens, and note which one `auto` chose.
+
+    Raises:
+        PipelineError: vLLM was requested and is not available.
+    """
+    on_gpu, missing = policy.device.type == "cuda", why_no_vllm(policy)
+    name = config.rollout_engine
+    if name == "auto":
+        name = "batched" if not on_gpu else "generate" if missing else "vllm"
+        why = "a CPU" if not on_gpu else missing or "a GPU with vLLM"
+        ctx.note(f"responses are sampled by the `{name}` engine ({why})")
+    ctx.runtime_report["rollout_engine"] = name
+    train = config.train
+    if name == "vllm":
+        if missing:
+            raise PipelineError(Problem(f"rollout_engine is vllm, but {missing}", "vLLM", INSTALL["vllm"]))
+        return VLLMEngine(policy.model, train.max_new_tokens, eos_ids, longest=longest, temperature=train.temperature)
+    engine_class = BatchedEngine if name == "batched" else GenerateEngine
+    return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature, say=ctx.note)
+
+
+def _score_of(rewards: Any) -> Any:
+    def score(episodes: Sequence[Any]) -> list[float]:
+        values: list[float] = rewards([Sample(e.row, e.prompt_ids, e.response_ids, e.text) for e in episodes])
+        return values
+
+    return score

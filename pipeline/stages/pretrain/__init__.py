@@ -1,0 +1,1 @@
+"""The kind `pretrain`: next-token prediction."""

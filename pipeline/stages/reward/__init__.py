@@ -1,0 +1,1 @@
+"""The kind `reward`: a reward model of preference pairs."""

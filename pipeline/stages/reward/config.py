@@ -1,0 +1,73 @@
+"""Reward model: learn which of two responses people prefer, with trl's RewardTrainer, and say how far to trust it.
+
+Reference: Ouyang et al. 2022 (InstructGPT), equation 1 (Bradley-Terry); the margin is that of Touvron et al. 2023
+(Llama 2), equation 2. The held-out report has accuracy, calibration, margins, and the effect of length.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from pipeline.models.adapter_config import Adapter
+from pipeline.stage import Data, Input, StageConfig, register_kind
+from pipeline.training.fields import CommonTrain
+from pipeline.traits import ComputeSupport, Reading, Traits, Workload
+
+if TYPE_CHECKING:
+    pass
+
+
+class Train(CommonTrain):
+    """`train:` of a reward model; other keys are fields of trl's RewardConfig.
+
+    Attributes:
+        use_margin: whether a row's `margin` enters the loss.
+    """
+
+    trainer: ClassVar[str] = "RewardConfig"
+    learning_rate: float = Field(default=1e-5, gt=0)
+    use_margin: bool = False
+
+
+class Config(StageConfig):
+    """Configuration of a reward-model stage.
+
+    Attributes:
+        data: preference pairs.
+        test: held-out pairs for the report; default are those the data source splits off.
+        model: what to start from.
+        group_by: column to report accuracy by. Columns `gold_chosen` and `gold_rejected`, where the rows have them,
+            are true scores: agreement with them is reported.
+        adapter: LoRA instead of full fine-tuning.
+        train: how to train.
+    """
+
+    data: Annotated[str, Data("preference")]
+    test: Annotated[str | None, Data("preference")] = None
+    model: Annotated[str, Input(external=True)]
+    group_by: str | None = None
+    adapter: Adapter | None = None
+    train: Train = Train()
+
+
+register_kind(
+    "reward",
+    version=2,
+    config=Config,
+    run="pipeline.stages.reward.train:run",
+    makes="reward",
+    parallel=True,
+    doc=__doc__,
+    traits=Traits(
+        reads={
+            "data": Reading({"preference": "scored_pairs"}, columns=frozenset({"gold_chosen", "gold_rejected"})),
+            "test": Reading(
+                {"preference": "scored_pairs"}, columns=frozenset({"gold_chosen", "gold_rejected"}), is_test=True
+            ),
+        },
+        compute=ComputeSupport(model_parallel=frozenset({"tensor_parallel"})),
+        workload=Workload(sequences_per_row=2, head="none", dropout=False),
+    ),
+)

@@ -1,0 +1,172 @@
+"""Trains a reward model with trl's RewardTrainer and reports on held-out pairs; `config.py` names the papers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from typing import Any
+
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.judging import accuracy_summary
+from pipeline.evaluation.reward_card import build_card, write_card
+from pipeline.models.scoring import score
+from pipeline.parallel.consolidation import consolidated_model
+from pipeline.stage import StageContext, StageResult
+from pipeline.stages.reward.config import Config
+from pipeline.training.arguments import precision_of
+from pipeline.training.batches import BucketedBatches
+from pipeline.training.collate import PairCollator
+from pipeline.training.encode import EncodedRows, encode_pairs
+from pipeline.training.encoded import encode_source
+from pipeline.training.fields import margin_problem, nothing_fits
+from pipeline.training.finish import finish, save_trained
+from pipeline.training.loop import run_trainer
+from pipeline.training.setup import (
+    EncodedData,
+    OpenedModel,
+    arguments_for,
+    build_trainer,
+    open_reward_model,
+    prepare,
+    schedule,
+)
+
+SIDES = ("chosen", "rejected")
+COLUMNS = ("chosen_ids", "rejected_ids")
+"""The columns that the trainer reads; the others are for the report."""
+
+
+class BucketedRewardTrainer(BucketedBatches, RewardTrainer):  # type: ignore[misc]
+    """trl's RewardTrainer on bucketed batches."""
+
+
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Train the reward model and write its report on held-out pairs."""
+    prepare(ctx)
+    train = config.train
+    opened = open_reward_model(ctx, config.adapter, train.max_length)
+    data, can_evaluate = _encode(ctx, config, opened)
+    plan = schedule(ctx, train, [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in data.train], "pairs")
+    arguments = arguments_for(
+        RewardConfig,
+        ctx,
+        train,
+        plan,
+        has_held_out=can_evaluate,
+        max_length=None,
+        liger_kernel_config={"fused_linear_cross_entropy": False},  # a reward head has no vocabulary logits to fuse
+    )
+    set_seed(arguments.seed)  # as the trainer will: a sharded adapter is initialised from this random state
+    collate = PairCollator(opened.tokenizer.pad_token_id)
+    trainer = build_trainer(
+        BucketedRewardTrainer, opened, arguments, _columns(data), task="reward", data_collator=collate
+    )
+    trainer.train_rows, trainer.batches = data.train, plan.batches
+    ctx.phase(f"training on {len(data.train):,} pairs")
+    trained = run_trainer(ctx, trainer, plan.batches, plan.steps, config.adapter)
+    consolidated = consolidated_model(trainer)
+    seen = [row["chosen_ids"] for row in data.train[:3]]
+    lineage = save_trained(ctx, consolidated, opened.tokenizer, ctx.input("model"), config.adapter, seen)
+    started = time.perf_counter()
+    metrics = {}
+    if data.held_out and consolidated is not None:
+        metrics = _report(ctx, config, consolidated, opened.tokenizer, data.held_out)
+    scoring_s = time.perf_counter() - started
+    shown = accuracy_summary(metrics)
+    if "gold_agreement" in metrics:
+        shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
+    return finish(
+        ctx, trained, metrics=metrics, rows=data.counts, lineage=lineage, summary=shown, scoring_seconds=scoring_s
+    )
+
+
+def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> tuple[EncodedData, bool]:
+    """Tokenize the pairs, and those of `test` in place of held-out ones.
+
+    Returns:
+        The encoded pairs, and whether the held-out ones are for evaluations during training.
+
+    Raises:
+        PipelineError: no pair is left, or margins are used and pairs lack them.
+    """
+    rows, max_length = ctx.load_rows("data"), opened.max_length
+    encode = functools.partial(encode_pairs, opened.tokenizer, scored=True)
+    source = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
+    train = _sequences(source.train, rows.train, use_margin=config.train.use_margin)
+    held_out, test_rows = _sequences(source.held_out, rows.held_out, use_margin=False), rows.held_out
+    if config.test:
+        tests = ctx.load_rows("test")
+        test_rows = tests.train
+        tested = encode_source(ctx, "test", tests, encode, what="pairs to test", max_length=max_length)
+        held_out = _sequences(tested.train, test_rows, use_margin=False)
+        if rows.held_out:
+            ctx.note(f"{len(rows.held_out)} held-out pairs of `data` are not used: the report is of `test`")
+    if not train:
+        raise nothing_fits("pair", max_length)
+    counts = {**source.counts, "held_out": len(test_rows), "dropped": len(source.train.too_long)}
+    return EncodedData(train, held_out, counts), bool(rows.held_out) and bool(held_out) and not config.test
+
+
+def _columns(data: EncodedData) -> EncodedData:
+    """Return the pairs with the columns that the trainer reads."""
+    train, held_out = ([{key: row[key] for key in COLUMNS} for row in part] for part in (data.train, data.held_out))
+    return data._replace(train=train, held_out=held_out)
+
+
+def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
+    """Return the full sequences (prompt and response) of encoded pairs, each with its row.
+
+    Raises:
+        PipelineError: margins are used, and rows lack them.
+    """
+    encoded = []
+    for i, one in zip(encoded_rows.kept, encoded_rows.rows, strict=True):
+        prompt, row = one["prompt_ids"], rows[i]
+        pair: dict[str, Any] = {f"{side}_ids": [*prompt, *one[f"{side}_ids"]] for side in SIDES}
+        pair |= {"row": row, "prompt_tokens": len(prompt)}
+        if use_margin and row.get("margin") is not None:
+            pair["margin"] = float(row["margin"])
+        encoded.append(pair)
+    margins = sum("margin" in pair for pair in encoded)
+    problem = margin_problem(len(encoded), margins) if use_margin else None
+    if problem is not None:
+        raise PipelineError(problem)
+    return encoded
+
+
+def _report(
+    ctx: StageContext, config: Config, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Score the held-out pairs and write the report card; return its main figures."""
+    ctx.phase(f"scoring {len(held_out):,} held-out pairs")
+    scored = functools.partial(score, model, pad_id=tokenizer.pad_token_id, precision=precision_of(ctx))
+    sides = {side: scored([row[f"{side}_ids"] for row in held_out]) for side in SIDES}
+    rows = [row["row"] for row in held_out]
+    gold = _gold_of(rows)
+    with (ctx.out / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:
+        for i, row in enumerate(rows):
+            shown = {"prompt": row["prompt"], **{side: row[side] for side in SIDES}}
+            shown |= {f"{side}_score": round(sides[side][i], 6) for side in SIDES}
+            file.write(json.dumps(shown, ensure_ascii=False, sort_keys=True) + "\n")
+    card = build_card(
+        chosen=sides["chosen"],
+        rejected=sides["rejected"],
+        chosen_lengths=[len(row["chosen_ids"]) - row["prompt_tokens"] for row in held_out],
+        rejected_lengths=[len(row["rejected_ids"]) - row["prompt_tokens"] for row in held_out],
+        groups=[str(row.get(config.group_by, "")) for row in rows] if config.group_by else None,
+        gold_chosen=gold.get("chosen"),
+        gold_rejected=gold.get("rejected"),
+        seed=ctx.seed,
+    )
+    return write_card(card, ctx.out)
+
+
+def _gold_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return the true scores (`gold_chosen`, `gold_rejected`) by side; empty unless every row has both."""
+    if not all(row.get(f"gold_{side}") is not None for row in rows for side in SIDES):
+        return {}
+    return {side: [float(row[f"gold_{side}"]) for row in rows] for side in SIDES}

@@ -1,0 +1,1 @@
+"""The kind `rloo`: REINFORCE leave-one-out."""

@@ -1,0 +1,1 @@
+"""The kind `tokenizer`: byte-level BPE."""
