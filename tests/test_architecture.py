@@ -64,11 +64,10 @@ ALLOWED_IMPORTS: dict[tuple[str, str], str] = {}
 ALLOWED_CYCLES: dict[frozenset[str], str] = {}
 """Modules that import one another: why."""
 
-MOST_DEFERRED_IMPORTS = 42
+MOST_DEFERRED_IMPORTS = 45
 """Imports inside functions of the package; each has its reason as a comment on its line or above it."""
 
 NOT_YET_COUNTED = (
-    "pipeline.stages.",
     "pipeline.training.arguments.",
     "pipeline.training.distribution.",
     "pipeline.training.sequence_parallel.",

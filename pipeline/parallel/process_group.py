@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+from accelerate.state import PartialState
+
 TIMEOUT = timedelta(minutes=30)
 """Timeout of a collective. A machine that is lost is noticed sooner (`launch/`)."""
 
@@ -16,7 +18,6 @@ def init_process_group(*, cpu: bool, deepspeed: bool) -> None:
     """Initialise the process group; does nothing in a process that was not launched as one of several ranks."""
     if "RANK" not in os.environ:
         return
-    from accelerate.state import PartialState  # loads torch; `training.arguments` does without
 
     if PartialState._shared_state:
         return

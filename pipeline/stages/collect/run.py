@@ -18,9 +18,9 @@ FILE = "preferences.jsonl"
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Write the preferred pairs; while labels are missing, raise with their number."""
     need("sqlalchemy")  # of the extra `collect`; the modules below import it
-    from pipeline.preferences.agreement import agreement, exported
-    from pipeline.preferences.labels import Batch, State
-    from pipeline.preferences.ledger import Ledger
+    from pipeline.preferences.agreement import agreement, exported  # optional extra `collect`
+    from pipeline.preferences.labels import Batch, State  # optional extra `collect`
+    from pipeline.preferences.ledger import Ledger  # optional extra `collect`
 
     rows = ctx.load_rows("data")
     items, left_out = items_of(rows.train + rows.held_out)
