@@ -7,10 +7,19 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
+
 from pipeline.errors import PipelineError, Problem
 from pipeline.limits import usable_cpus
 from pipeline.models.adapter_config import Adapter
+from pipeline.models.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH
+from pipeline.models.kernels import attention_of, uses_liger, without_mask
+from pipeline.models.load import hidden_size, stored_bits
+from pipeline.models.matmul import use_fastest_matmul
+from pipeline.models.precision import Choice, fastest_precision
+from pipeline.models.quantized_files import layout_problem, quantized_files_problem
 from pipeline.parallel.process_group import init_process_group
+from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.stage import StageContext
 from pipeline.training.distribution import sharding
@@ -26,8 +35,6 @@ def use_cpu(ctx: StageContext) -> bool:
     Raises:
         PipelineError: the recipe asks for CUDA, and there is no CUDA device.
     """
-    import torch
-
     asked = ctx.compute.device
     if asked == "cuda" and not torch.cuda.is_available():
         raise PipelineError(
@@ -59,10 +66,6 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
 
 
 def _auto_precision(ctx: StageContext, width: int) -> str:
-    import torch
-
-    from pipeline.models.bf16_speed import SMALLEST_WIDTH
-    from pipeline.parallel.ranks import Ranks
 
     if not use_cpu(ctx):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -77,9 +80,6 @@ def _auto_precision(ctx: StageContext, width: int) -> str:
 
 def _decided_precision(ctx: StageContext, width: int) -> str:
     """Return the precision this stage began with; decide for the faster one when it begins."""
-    from pipeline.models.bf16_speed import NO_INSTRUCTIONS
-    from pipeline.models.precision import Choice, fastest_precision
-
     file = ctx.work / "precision.json"
     try:
         choice = Choice(*json.loads(file.read_text(encoding="utf-8")))
@@ -96,7 +96,6 @@ def _decided_precision(ctx: StageContext, width: int) -> str:
 
 
 def _width_of_input(ctx: StageContext) -> int:
-    from pipeline.models.load import hidden_size
 
     starts = [*ctx.inputs.get("model", []), *ctx.inputs.get("init", [])]
     return hidden_size(starts[0], ctx.trust_remote_code) if starts else 0
@@ -111,11 +110,6 @@ def prepare_torch(ctx: StageContext) -> None:
     Raises:
         PipelineError: not all processes of the stage have joined.
     """
-    import torch
-
-    from pipeline.models.matmul import use_fastest_matmul
-    from pipeline.parallel.ranks import Ranks
-
     if ctx.compute.threads:
         torch.set_num_threads(ctx.compute.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -142,9 +136,6 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     Raises:
         PipelineError: the files are quantised, and this stage cannot train or shard such a model.
     """
-    from pipeline.models.load import stored_bits
-    from pipeline.models.quantized_files import layout_problem, quantized_files_problem
-
     common = {"attention": attention_kernel(ctx), "tp_size": ctx.dims.tensor_parallel}
     source = ctx.input("model")
     bits = stored_bits(source, ctx.trust_remote_code)
@@ -180,8 +171,6 @@ def attention_kernel(ctx: StageContext) -> str | None:
     Raises:
         PipelineError: FlashAttention is asked for, and it is not installed or not supported here.
     """
-    from pipeline.models.kernels import attention_of
-
     on_gpu = not use_cpu(ctx)
     return attention_of(ctx.compute.attention, on_gpu=on_gpu, precision=precision_of(ctx) if on_gpu else "fp32")
 
@@ -197,8 +186,6 @@ def liger_kernels(ctx: StageContext) -> bool:
     Raises:
         PipelineError: they are asked for, and there is no GPU or Liger is not installed.
     """
-    from pipeline.models.kernels import uses_liger
-
     sharded = ctx.dims.tensor_parallel > 1  # Liger's kernels do not support DTensors
     asked = "off" if sharded else ctx.compute.liger
     return uses_liger(asked, on_gpu=not use_cpu(ctx))
@@ -206,8 +193,6 @@ def liger_kernels(ctx: StageContext) -> bool:
 
 def attend_without_mask(ctx: StageContext, model: Any) -> None:
     """On a GPU, keep a model whose rows are padded on the right from building attention masks."""
-    from pipeline.models.kernels import without_mask
-
     if ctx.dims.sequence_parallel > 1:  # DeepSpeed drops masks, and does not know `WITHOUT_MASK`
         return
     if not use_cpu(ctx):

@@ -13,6 +13,7 @@ from pipeline.parallel.fsdp import arguments as fsdp
 from pipeline.parallel.pipeline.split import pipeline_bubble_problem
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, parallelism
+from pipeline.parallel.tensor.audit import shards_of, shards_problem
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
 from pipeline.stage import StageContext
 
@@ -91,8 +92,6 @@ def check_distribution(ctx: StageContext, trainer: Any, precision: str) -> None:
     Raises:
         PipelineError: accelerate runs another kind of distribution, or on another number of processes.
     """
-    from pipeline.parallel.tensor.audit import shards_of, shards_problem
-
     accelerator, dims = trainer.accelerator, ctx.dims
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     wanted = "DEEPSPEED" if dims.zero else "FSDP" if dims.fsdp else "NO" if ctx.ranks == 1 else "MULTI"

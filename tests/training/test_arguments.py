@@ -10,9 +10,9 @@ from transformers import TrainingArguments
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from pipeline.errors import PipelineError
-from pipeline.models import precision
 from pipeline.models.precision import Choice
 from pipeline.stages.sft.config import Train
+from pipeline.training import arguments
 from pipeline.training.arguments import build_arguments, precision_of, starting_weights
 from pipeline.training.fields import CommonTrain
 
@@ -94,7 +94,7 @@ def test_auto_is_decided_once_and_a_resumed_stage_goes_on_in_it(
     def begin(measured: Choice) -> tuple[str, dict[str, Any], list[str]]:
         events: list[Any] = []
         ctx = make_context(events, precision="auto", device="cpu")  # the same work folder each time
-        monkeypatch.setattr(precision, "fastest_precision", lambda width: measured)
+        monkeypatch.setattr(arguments, "fastest_precision", lambda width: measured)
         return precision_of(ctx, 1024), ctx.runtime_report, [event.text for event in events]
 
     fast, slow = Choice("bf16", "bf16 is 3.5 times as fast"), Choice("fp32", "bf16 is 0.4 times as fast")

@@ -201,7 +201,7 @@ def test_fewer_processes_than_asked_for_are_told() -> None:
 
 
 def test_liger_is_believed_when_a_part_of_the_model_runs_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.models.kernels.uses_liger", lambda asked, **_: asked != "off")  # as on a GPU
+    monkeypatch.setattr("pipeline.training.arguments.uses_liger", lambda asked, **_: asked != "off")  # as on a GPU
     model = _tiny()
     asked, left = (_context(tmp_path, compute={"liger": switch}) for switch in ("on", "auto"))
     runs = kernels_of(asked, model)
