@@ -50,7 +50,8 @@ def generate(
         raise PipelineError(Problem("the prompt is empty", "some text", "give it as an argument or on standard input"))
     source = find_checkpoint(existing_store(store), ref)
 
-    from pipeline.models import chat_session  # loading torch takes seconds; a wrong option or ref is told at once
+    # Loading torch takes seconds; a wrong option or ref is told at once.
+    from pipeline.models import chat_session
 
     model, tokenizer = chat_session.load_checkpoint(source, trust_remote_code=trust_remote_code)
     messages = [{"role": "system", "content": system}] if system else []
