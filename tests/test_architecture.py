@@ -51,7 +51,7 @@ LIGHT = (
     "pipeline.artifacts",
     "pipeline.records",
     "pipeline.stages",
-    "pipeline.cli",
+    "pipeline.cli.verbs",
 )
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "trl", "peft", "accelerate", "matplotlib", "pandas")
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.artifacts import Artifact, Store
-from pipeline.cli import app
+from pipeline.cli.verbs import app
 
 REPORT = {
     "schema": 1,

@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer._click.exceptions import MissingParameter
 
-from pipeline.cli import app
 from pipeline.cli.store import _url_and_refs
+from pipeline.cli.verbs import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (

@@ -17,7 +17,7 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from pipeline.cli import app as app_of_verbs
+from pipeline.cli.verbs import app as app_of_verbs
 from pipeline.launch.local import GRACE_S
 
 ROOT = Path(__file__).resolve().parents[2]
