@@ -19,7 +19,7 @@ from typing import Literal
 
 from pipeline import __version__
 from pipeline.environment import environment, installed
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, counted
 from pipeline.limits import memory_limit, usable_cpus
 
 Status = Literal["ok", "optional", "missing"]
@@ -155,7 +155,7 @@ def _torch() -> Check:
         devices = "Apple GPU (mps)"
     else:
         devices = "CPU only"
-    return Check("torch", "ok", f"{torch.__version__}, {devices}, {torch.get_num_threads()} threads")
+    return Check("torch", "ok", f"{torch.__version__}, {devices}, {counted(torch.get_num_threads(), 'thread')}")
 
 
 def _processor() -> Check:
@@ -163,7 +163,9 @@ def _processor() -> Check:
     threads = os.environ.get("OMP_NUM_THREADS")
     note = f", OMP_NUM_THREADS={threads}" if threads else ""
     return Check(
-        "processor", "ok", f"{facts['cpu'] or 'unknown'}, {usable_cpus()} of {facts['cpus']} cores usable{note}"
+        "processor",
+        "ok",
+        f"{facts['cpu'] or 'unknown'}, {usable_cpus()} of {counted(facts['cpus'], 'core')} usable{note}",
     )
 
 

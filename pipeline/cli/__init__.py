@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from types import FrameType
 from typing import Any
 
 
@@ -24,13 +25,24 @@ def main() -> None:
 
     try:
         if signal.getsignal(signal.SIGINT) is _leave:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, _interrupt)
         run()
     except KeyboardInterrupt:  # between the two handlers
         _leave()
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but exit at once if Python is in the middle of looking for a module.
+
+    A verb imports what it needs when it is called. Python looks for modules with callbacks that cannot raise: it would
+    print the traceback there and go on.
+    """
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        _leave()
+    raise KeyboardInterrupt
+
+
 def _leave(*_: Any) -> None:
-    """Exit with the code of Ctrl-C; nothing has been done yet that needs an end in good order."""
+    """Exit with the code of Ctrl-C: nothing that is kept is written while modules are imported."""
     os.write(2, b"stopped\n")
     os._exit(130)  # `ExitCode.STOPPED`, whose module may not be imported yet

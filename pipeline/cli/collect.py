@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.app import PEOPLE, verb
 from pipeline.cli.options import JsonOption, ProfileOption, RecipeArgument, RecipeStoreOption, SetOption
-from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.errors import ExitCode, PipelineError, Problem, counted
 
 if TYPE_CHECKING:
     from pipeline.preferences.labels import Batch
@@ -83,7 +83,7 @@ def collect(
     listener = listen(host, port)
     address = (url or f"http://{host}:{listener.getsockname()[1]}").rstrip("/")
     done, full = collection.batch.progress(queue.state())
-    print(f"{stage}: {done} of {full} labels, {len(collection.batch.items)} pairs")
+    print(f"{stage}: {done} of {counted(full, 'label')}, {counted(len(collection.batch.items), 'pair')}")
     for name in invited:
         print(f"{name}: {address}/#{queue.invite(name)}")
     if invited:

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.app import MACHINE, verb
 from pipeline.cli.options import JsonOption, StoreOption, open_store
-from pipeline.errors import ExitCode
+from pipeline.errors import ExitCode, agreeing, counted
 
 
 @verb(MACHINE)
@@ -30,7 +30,7 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
             Column("to do", fold=True),
         ]
         print_table(columns, [[check.name, check.status, check.found, check.remedy] for check in checks])
-        lacking = "1 needed thing is missing" if missing == 1 else f"{missing} needed things are missing"
+        lacking = f"{counted(missing, 'needed thing')} {agreeing(missing, 'is', 'are')} missing"
         print(f"\n{lacking if missing else 'everything needed is here'}")
     if missing:
         raise typer.Exit(int(ExitCode.FAILED))

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts import Artifact, Manifest
+from pipeline.artifacts.manifest import DataRecord
 from pipeline.artifacts.provenance import adapters_of, base_of
 from pipeline.display.evaluations import print_evaluation
+from pipeline.errors import counted
 from pipeline.recipe.schema import Compute
 from pipeline.terminal import Column, age, console, duration, figure, print_line, print_table, shown_path, size
 
@@ -59,6 +61,13 @@ def labels_of(manifest: Manifest, tags: Mapping[str, str]) -> list[str]:
     )
 
 
+def rows_text(manifest: Manifest, record: DataRecord) -> str:
+    """Return ``1,200 rows``, or ``5 of 1,200 rows`` where the stage used the first rows of the source only."""
+    used = manifest.rows_used(record)
+    total = counted(record.rows, "row")
+    return total if used == record.rows else f"{used:,} of {total}"
+
+
 def artifact_data(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, Any]:
     """Return an artifact as plain data for `--json`."""
     manifest = artifact.manifest
@@ -94,7 +103,7 @@ def print_artifact(artifact: Artifact, tags: Mapping[str, str], *, everything: b
     _section(
         "data",
         {
-            field: f"{record.source}: {record.rows:,} rows, {record.rejected:,} left out, {record.digest[:12]}"
+            field: f"{record.source}: {rows_text(manifest, record)}, {record.rejected:,} left out, {record.digest[:12]}"
             f" ({', '.join(record.where)})"
             for field, record in manifest.data.items()
         },
@@ -130,7 +139,7 @@ def _facts(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, str]:
         "created": f"{manifest.created} ({age(manifest.created)})",
         "took": f"{duration(manifest.seconds)}{rate}{memory}",
         "tokens": f"{manifest.tokens:,}" if manifest.tokens else "",
-        "size": f"{size(manifest.payload_bytes)} in {len(manifest.files):,} files",
+        "size": f"{size(manifest.payload_bytes)} in {counted(len(manifest.files), 'file')}",
         "folder": shown_path(artifact.path),
         "summary": manifest.summary,
     }

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 from scipy import stats
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.evaluation.calibration import Calibration, calibrate
 from pipeline.evaluation.differences import paired, paired_difference
 from pipeline.evaluation.estimate import Delta, Estimate, Record, rounded, stable
@@ -132,7 +132,8 @@ def build_card(
     long_N, short_N = paired(chosen_lengths, rejected_lengths)
     paired(chosen_N, long_N)
     if groups is not None and len(groups) != len(chosen_N):
-        raise PipelineError(Problem(f"{len(groups)} groups for {len(chosen_N)} pairs", "one per pair"))
+        statement = f"{counted(len(groups), 'group')} for {counted(len(chosen_N), 'pair')}"
+        raise PipelineError(Problem(statement, "one per pair"))
     margins_N = chosen_N - rejected_N
     right_N = _right(margins_N)
     gold = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, agreeing, counted
 from pipeline.stage import StageConfig
 
 
@@ -29,10 +29,12 @@ def rows_problem(kind: str, config: StageConfig, train: int, held_out: int, shap
 
 
 def _batch(settings: Any, train: int, _held_out: int, shape: str) -> Problem | None:
-    what = "pairs" if shape == "preference" else "rows"
+    what = counted(train, "pair" if shape == "preference" else "row")
     if train >= settings.batch_size:
         return None
-    return _too_few(f"there are {train} {what} to train on", f"one batch of {settings.batch_size}", "rows")
+    return _too_few(
+        f"there {agreeing(train, 'is', 'are')} {what} to train on", f"one batch of {settings.batch_size}", "rows"
+    )
 
 
 def _kto_batch(settings: Any, train: int, _held_out: int, shape: str) -> Problem | None:
@@ -40,8 +42,12 @@ def _kto_batch(settings: Any, train: int, _held_out: int, shape: str) -> Problem
     rows = 2 * train if shape == "preference" else train
     if rows >= settings.batch_size:
         return None
-    paired = f" ({train} pairs)" if shape == "preference" else ""
-    return _too_few(f"there are {rows} rows{paired} to train on", f"one batch of {settings.batch_size}", "rows")
+    paired = f" ({counted(train, 'pair')})" if shape == "preference" else ""
+    return _too_few(
+        f"there {agreeing(rows, 'is', 'are')} {counted(rows, 'row')}{paired} to train on",
+        f"one batch of {settings.batch_size}",
+        "rows",
+    )
 
 
 def _prompt_batch(settings: Any, train: int, _held_out: int, _shape: str) -> Problem | None:
@@ -49,14 +55,14 @@ def _prompt_batch(settings: Any, train: int, _held_out: int, _shape: str) -> Pro
     if train >= needed:
         return None
     wanted = f"{needed}, for one batch of {settings.responses_at_once} responses"
-    return _too_few(f"there are {train} prompts to learn from", wanted, "prompts")
+    return _too_few(f"there {agreeing(train, 'is', 'are')} {counted(train, 'prompt')} to learn from", wanted, "prompts")
 
 
 def _ppo_prompts(_settings: Any, train: int, held_out: int, _shape: str) -> Problem | None:
     """Check PPO's prompts; without held-out prompts it splits some off for evaluation."""
     if train >= 1 and train + held_out >= 2:
         return None
-    statement = f"there are {train} prompts to learn from and {held_out} held out"
+    statement = f"there {agreeing(train, 'is', 'are')} {counted(train, 'prompt')} to learn from and {held_out} held out"
     return Problem(statement, "at least two prompts, one of them to learn from", "bring more prompts")
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain, unknown_word
@@ -62,7 +62,11 @@ class Train(CommonTrain):
         ]
         weights = self.passthrough().get("loss_weights")
         if weights is not None and len(weights) != len(names):
-            problems.append(Problem(f"{len(weights)} train.loss_weights for {len(names)} losses", "one for each"))
+            # `train.loss_type` is named, so that nothing is said of its default where its value is wrong.
+            statement = (
+                f"{len(weights)} train.loss_weights for {counted(len(names), 'loss', 'losses')} of train.loss_type"
+            )
+            problems.append(Problem(statement, "one for each"))
         return problems
 
 
@@ -160,7 +164,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         )
     scoring_s = time.perf_counter() - started
     trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), batches
-    ctx.phase(f"training on {len(encoded):,} pairs")
+    ctx.phase(f"training on {counted(len(encoded), 'pair')}")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     seen = [[*row["prompt_ids"], *row["chosen_ids"]] for row in encoded[:3]]
     lineage = save_trained(ctx, consolidated_model(trainer), tokenizer, source, config.adapter, seen)

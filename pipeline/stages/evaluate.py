@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import Problem, listed, nearest
+from pipeline.errors import Problem, counted, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP
 from pipeline.stage import Code, Data, Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
 
@@ -221,13 +221,13 @@ def _sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled
             ctx.note(f"no KL for {name}: {differs[0]}")
         reference = None if is_baseline or differs else baseline
         is_variant = source.fingerprint == base_input.fingerprint
-        ctx.phase(f"{name} answers {len(asked.rows)} prompts")
+        ctx.phase(f"{name} answers {counted(len(asked.rows), 'prompt')}")
         generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
         own = generator.answer(name, source, asked, reference, greedy=False)
         sampled.append(replace(own, is_variant=is_variant and not is_baseline))
         done += len(asked.rows)
         if name in greedy:
-            ctx.phase(f"{name} answers {len(asked.rows)} prompts greedily")
+            ctx.phase(f"{name} answers {counted(len(asked.rows), 'prompt')} greedily")
             generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
             own = generator.answer(f"{name} (greedy)", source, asked, None, greedy=True)
             sampled.append(replace(own, is_variant=is_variant))

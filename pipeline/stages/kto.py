@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain, unknown_word
@@ -182,7 +182,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     train_rows = trainer.train_dataset.to_list()
     trainer.train_rows = [{"rows": train_rows[i : i + rows_per_unit]} for i in range(0, len(train_rows), rows_per_unit)]
     trainer.batches, trainer.data_collator = batches, _ungrouped(trainer.data_collator)
-    ctx.phase(f"training on {len(encoded):,} rows")
+    ctx.phase(f"training on {counted(len(encoded), 'row')}")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     seen = [[*row["prompt_ids"], *row["completion_ids"]] for row in encoded[:3]]
     lineage = save_trained(ctx, consolidated_model(trainer), tokenizer, source, config.adapter, seen)
@@ -279,9 +279,10 @@ def _advice(good: int, bad: int, desirable_weight: float, undesirable_weight: fl
         word, least, most = "desirable_weight", desirable_weight * low / ratio, desirable_weight * high / ratio
     else:
         word, least, most = "undesirable_weight", undesirable_weight * ratio / high, undesirable_weight * ratio / low
+    weigh = agreeing(good, "weighs", "weigh")
     return (
-        f"{good} good rows weigh {ratio:.3g} times as much as {bad} bad ones, arXiv:2402.01306 advises {low:g} to "
-        f"{high:g}: set train.{word} between {least:.3g} and {most:.3g}"
+        f"{counted(good, 'good row')} {weigh} {ratio:.3g} times as much as {counted(bad, 'bad one')}, arXiv:2402.01306 "
+        f"advises {low:g} to {high:g}: set train.{word} between {least:.3g} and {most:.3g}"
     )
 
 

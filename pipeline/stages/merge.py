@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.artifacts.provenance import AppliedAdapter, adapters_of, base_of, descended, label
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.stage import Input, ResolvedInput, StageConfig, StageContext, StageResult, stage
 
 LANGUAGE_ONLY = "that of a language model: a reward model's artifact holds whole weights, and is used as it is"
@@ -76,7 +76,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     return StageResult(
         metrics={"parameters": float(count)},
         lineage={**lineage, "dtype": config.dtype},
-        summary=f"{len(config.adapters)} adapters folded into {source.name}, {config.dtype}",
+        summary=f"{counted(len(config.adapters), 'adapter')} folded into {source.name}, {config.dtype}",
     )
 
 

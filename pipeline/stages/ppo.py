@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.models.adapter_config import Adapter
 from pipeline.ppo.settings import PPOSettings
 from pipeline.stage import Code, Data, Input, Runtime, StageContext, StageResult, stage
@@ -107,7 +107,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if state_path is not None:
         log.restore(load_state(trainer, state_path))
         ctx.note(f"resumes at iteration {trainer.iteration} of {config.train.iterations}")
-    ctx.phase(f"training on {len(trainer.prompts):,} prompts")
+    ctx.phase(f"training on {counted(len(trainer.prompts), 'prompt')}")
     try:
         log.watch(trainer)
     except Stopped as stopped:
@@ -281,7 +281,7 @@ def _prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> t
         if limit is not None and len(prompt.ids) + room > limit:
             raise PipelineError(
                 Problem(
-                    f"the prompt has {len(prompt.ids)} tokens, with max_new_tokens {room} more than fit",
+                    f"the prompt has {counted(len(prompt.ids), 'token')}, with max_new_tokens {room} more than fit",
                     f"at most {limit - room} tokens, for the model's context is {limit}",
                     "shorten or drop the prompt, or lower train.max_new_tokens",
                     where,
@@ -379,7 +379,8 @@ def _language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int
         statement = f"no conversation of ptx_data has an answer within {limit} tokens"
         raise PipelineError(Problem(statement, "at least one", "shorten the conversations", stage=ctx.name))
     if conversations.held_out:
-        ctx.note(f"{len(conversations.held_out)} held-out conversations of ptx_data are not used")
+        are = agreeing(len(conversations.held_out), "is", "are")
+        ctx.note(f"{counted(len(conversations.held_out), 'held-out conversation')} of ptx_data {are} not used")
     size = min(config.train.ptx_batch, len(rows))
 
     def loss(model: Any, step: int) -> Any:

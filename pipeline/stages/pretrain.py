@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.estimate.shape import size_problems, type_problems
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain
@@ -139,7 +139,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         TrainingArguments, ctx, train, micro_batch=micro_batch, steps=steps, has_held_out=bool(held_out)
     )
     parameters = count_parameters(model)
-    ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
+    ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {counted(sum(lengths), 'token')}")
     if int(ctx.compute.get("pipeline_parallel", 1)) > 1:
         refuse_unused(train)
         collate = CausalCollator(tokenizer.pad_token_id)
@@ -217,9 +217,10 @@ def _say_spelled(ctx: StageContext, tokenizer: Any, texts: list[str], *, parsed:
     spells = TextEncoder(tokenizer).names
     spelled = 0 if parsed else sum(map(spells, texts))
     if spelled:
+        spell = agreeing(spelled, "spells", "spell")
         ctx.note(
-            f"{spelled} of {len(texts)} texts spell a control token; there it is text. If they are conversations "
-            "rendered beforehand, set `control_tokens: parsed`"
+            f"{spelled} of {counted(len(texts), 'text')} {spell} a control token; there it is text. If they are "
+            "conversations rendered beforehand, set `control_tokens: parsed`"
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.judging import accuracy_summary
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, StageContext, StageResult, stage
@@ -107,7 +107,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         tested = encode_source(ctx, "test", tests, encode, what="pairs to test", max_length=max_length)
         held_out = _sequences(tested.train, test_rows, use_margin=False)
         if rows.held_out:
-            ctx.note(f"{len(rows.held_out)} held-out pairs of `data` are not used: the report is of `test`")
+            are = agreeing(len(rows.held_out), "is", "are")
+            ctx.note(
+                f"{counted(len(rows.held_out), 'held-out pair')} of `data` {are} not used: the report is of `test`"
+            )
     if not encoded:
         raise PipelineError(Problem("no pair fits", f"pairs of at most {max_length} tokens", "raise train.max_length"))
     dropped = len(encoded_source.train.too_long)
@@ -137,7 +140,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         peft_config=lora_config(config.adapter, "reward", model) if config.adapter else None,
     )
     trainer.train_rows, trainer.batches = encoded, batches
-    ctx.phase(f"training on {len(encoded):,} pairs")
+    ctx.phase(f"training on {counted(len(encoded), 'pair')}")
     trained = run_trainer(ctx, trainer, batches, steps, config.adapter)
     consolidated = consolidated_model(trainer)
     lineage = save_trained(
@@ -189,7 +192,7 @@ def _report(
     from pipeline.models.scoring import score
     from pipeline.training.arguments import precision_of
 
-    ctx.phase(f"scoring {len(held_out):,} held-out pairs")
+    ctx.phase(f"scoring {counted(len(held_out), 'held-out pair')}")
     scored = functools.partial(score, model, pad_id=tokenizer.pad_token_id, precision=precision_of(ctx))
     sides = {side: scored([row[f"{side}_ids"] for row in held_out]) for side in SIDES}
     rows = [row["row"] for row in held_out]

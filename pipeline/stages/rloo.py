@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, counted
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageContext, StageResult, stage
 from pipeline.training.on_policy_fields import OnPolicyTrain
@@ -100,7 +100,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         peft_config=lora_config(config.adapter, "causal", model) if config.adapter else None,
     )
     trainer.learn_from(ctx, prompts, batches)
-    ctx.phase(f"training on {prompts.train:,} prompts")
+    ctx.phase(f"training on {counted(prompts.train, 'prompt')}")
     trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), trainer.watch)
     lineage = save_trained(ctx, consolidated_model(trainer), tokenizer, source, config.adapter, prompts.prompt_ids)
     return finish(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, Rows, StageConfig, StageContext, StageResult, stage
 from pipeline.training.fields import CommonTrain, unknown_word
@@ -140,7 +140,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     is_flat = "flash" in ctx.runtime_report["attention"] and int(ctx.compute.get("sequence_parallel", 1)) == 1
     collate = CausalCollator(tokenizer.pad_token_id, with_mask=True, flat=is_flat)
-    ctx.phase(f"training on {conversations:,} conversations")
+    ctx.phase(f"training on {counted(conversations, 'conversation')}")
     if is_pipelined:
         trained, consolidated = train_through_pipeline(
             ctx, model, deferred, arguments, batches, steps, encoded, held_out, collate

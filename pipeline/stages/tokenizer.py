@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.stage import Data, StageConfig, StageContext, StageResult, stage
 
 
@@ -60,7 +60,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             Problem("no rows to learn from", "at least one text", "check the data source", stage=ctx.name)
         )
     special = [*SPECIAL_TOKENS, *config.special_tokens]
-    ctx.phase(f"learning {config.vocab_size} entries from {len(texts)} texts")
+    ctx.phase(f"learning {config.vocab_size} entries from {counted(len(texts), 'text')}")
     started = time.perf_counter()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

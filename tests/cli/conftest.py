@@ -75,6 +75,20 @@ def commit() -> Callable[..., Artifact]:
 
 
 @pytest.fixture
+def store_with(tmp_path: Path) -> Callable[[dict[str, Any], int], Store]:
+    """Return a function that makes a store with `few@v1`, made from 1,200 rows of a source of a recipe."""
+
+    def made(sources: dict[str, Any], rejected: int) -> Store:
+        store = Store(tmp_path / "store")
+        record = {"source": "demos", "digest": "d" * 64, "rows": 1200, "rejected": rejected, "where": ["demos.jsonl"]}
+        recipe = {"name": "r", "file": "r.yaml", "resolved": {"data": sources}}
+        _commit(store, "few", "one", {"w": "w"}, kind="sft", makes="model", data={"data": record}, recipe=recipe)
+        return store
+
+    return made
+
+
+@pytest.fixture
 def stocked(tmp_path: Path) -> Store:
     """sft@v1 and sft@v2, dpo@v1 made from sft@v2, a reward model, and a report on both."""
     store = Store(tmp_path / "store")
