@@ -82,11 +82,15 @@ def encode_source(
                 f"{len(part.too_long)} of {len(given)} {whose} {longer} than {max_length} tokens and {were} {fate}"
             )
         if part.same:
-            ctx.note(f"{len(part.same)} of {len(given)} {whose} have two sides of the same tokens and were left out")
+            have, were = agreeing(len(part.same), "has", "have"), agreeing(len(part.same), "was", "were")
+            ctx.note(
+                f"{len(part.same)} of {len(given)} {whose} {have} two sides of the same tokens and {were} left out"
+            )
         told = {*part.kept, *part.same, *(fault.index for fault in part.faults)}
         lost = len({*range(len(given))} - told - set(part.too_long if fate == LEFT_OUT else ()))
         if lost:
-            ctx.note(f"{lost} of {len(given)} {whose} have nothing left to learn and were left out")
+            have, were = agreeing(lost, "has", "have"), agreeing(lost, "was", "were")
+            ctx.note(f"{lost} of {len(given)} {whose} {have} nothing left to learn and {were} left out")
     split = len(train.kept) - len(set(train.kept))
     if split:
         ctx.note(
