@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Store
 from pipeline.artifacts.refs import resolve
-from pipeline.errors import PipelineError, Problem, nearest, sentences
+from pipeline.errors import PipelineError, Problem, agreeing, counted, nearest, sentences
 from pipeline.stage import ResolvedInput
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class ChatLoop:
             self.write(f"{error}\n")
         dropped = self.session.forgotten - forgotten
         if dropped:
-            self.write(f"(the context is full: the oldest {dropped} messages were forgotten)\n")
+            were = agreeing(dropped, "was", "were")
+            self.write(f"(the context is full: the oldest {counted(dropped, 'message')} {were} forgotten)\n")
 
     def command(self, text: str) -> bool:
         """Execute a slash command; return false when it ends the conversation."""

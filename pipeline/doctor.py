@@ -22,7 +22,7 @@ from huggingface_hub import constants
 
 from pipeline import __version__
 from pipeline.environment import PACKAGES, environment, installed
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, counted
 from pipeline.launch.local import temporary_folder
 from pipeline.limits import memory_limit, usable_cpus
 from pipeline.models import bf16_speed
@@ -166,7 +166,7 @@ def _torch() -> Check:
         devices = "Apple GPU (mps)"
     else:
         devices = "CPU only"
-    return Check("torch", "ok", f"{torch.__version__}, {devices}, {torch.get_num_threads()} threads")
+    return Check("torch", "ok", f"{torch.__version__}, {devices}, {counted(torch.get_num_threads(), 'thread')}")
 
 
 def _processor() -> Check:
@@ -174,7 +174,9 @@ def _processor() -> Check:
     threads = os.environ.get("OMP_NUM_THREADS")
     note = f", OMP_NUM_THREADS={threads}" if threads else ""
     return Check(
-        "processor", "ok", f"{facts['cpu'] or 'unknown'}, {usable_cpus()} of {facts['cpus']} cores usable{note}"
+        "processor",
+        "ok",
+        f"{facts['cpu'] or 'unknown'}, {usable_cpus()} of {counted(facts['cpus'], 'core')} usable{note}",
     )
 
 

@@ -121,3 +121,19 @@ def listed(names: Sequence[str] | Iterable[str], limit: int = 12) -> str:
     names = list(names)
     more = f", … ({len(names) - limit} more)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun in the right number: ``1 row``, ``1,024 rows``, ``2 losses``.
+
+    Args:
+        count: how many there are.
+        noun: the noun in the singular, with its adjectives.
+        plural: the plural, where it is not the singular with an ``s``.
+    """
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def agreeing(count: int, singular: str, plural: str) -> str:
+    """Return the form of a verb or pronoun that goes with a count, such as ``is`` or ``are``."""
+    return singular if count == 1 else plural

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, agreeing, counted
 from pipeline.markers import Shape
 
 Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts", "texts"]
@@ -158,8 +158,10 @@ def fill_a_batch(train: Any, rows: RowCounts) -> Problem | None:
     batch_size = getattr(train, "batch_size", 0)
     if rows.train >= batch_size:
         return None
-    what = "pairs" if rows.shape == "preference" else "rows"
-    return too_few(f"there are {rows.train} {what} to train on", f"one batch of {batch_size}", "rows")
+    what = counted(rows.train, "pair" if rows.shape == "preference" else "row")
+    return too_few(
+        f"there {agreeing(rows.train, 'is', 'are')} {what} to train on", f"one batch of {batch_size}", "rows"
+    )
 
 
 def too_few(statement: str, needed: str, what: str) -> Problem:

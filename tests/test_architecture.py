@@ -54,7 +54,7 @@ LIGHT = (
     "pipeline.artifacts",
     "pipeline.records",
     "pipeline.stages",
-    "pipeline.cli",
+    "pipeline.cli.app",
 )
 HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "trl", "peft", "accelerate", "matplotlib", "pandas")
 
@@ -64,7 +64,7 @@ ALLOWED_IMPORTS: dict[tuple[str, str], str] = {}
 ALLOWED_CYCLES: dict[frozenset[str], str] = {}
 """Modules that import one another: why."""
 
-MOST_DEFERRED_IMPORTS = 46
+MOST_DEFERRED_IMPORTS = 47
 """Imports inside functions of the package; each has its reason as a comment on its line or above it."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
@@ -327,7 +327,7 @@ def test_what_plans_and_prints_reaches_nothing_heavy(module: str) -> None:
     code = f"import json, sys, {module}\n"
     if module == "pipeline.stages":
         code += "pipeline.stages.load_all()\n"
-    if module == "pipeline.cli":  # every verb
+    if module == "pipeline.cli.app":  # every verb
         code += "import importlib, pipeline.cli.command_table as table\n"
         code += "for one in table.VERBS.values(): importlib.import_module(f'pipeline.cli.{one.module}')\n"
     code += "print(json.dumps(sorted(sys.modules)))"

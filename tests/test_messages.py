@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, agreeing, counted
+
+PACKAGE = Path(__file__).resolve().parents[1] / "pipeline"
 
 
 @pytest.mark.parametrize(
@@ -28,3 +35,53 @@ from pipeline.errors import Problem
 )
 def test_a_message_is_made_of_sentences(problem: Problem, text: str) -> None:
     assert str(problem) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, ("row",), "0 rows"),
+        (1, ("row",), "1 row"),
+        (1024, ("held-out row",), "1,024 held-out rows"),
+        (1, ("loss", "losses"), "1 loss"),
+        (2, ("loss", "losses"), "2 losses"),
+    ],
+)
+def test_a_noun_agrees_with_its_count(count: int, noun: tuple[str, ...], text: str) -> None:
+    assert counted(count, *noun) == text
+
+
+def test_a_verb_agrees_with_its_count() -> None:
+    assert [agreeing(count, "is", "are") for count in (0, 1, 2)] == ["are", "is", "are"]
+
+
+MORE_THAN_ONE = {
+    "artifacts/refs.py": "a ref that means one artifact is no problem",
+    "evaluation/tables.py": "few tasks are named instead",
+    "evaluation/intervals.py": "numbers of a ratio, for developers",
+    "parallel/fsdp/wrapping.py": "weights of a model",
+    "parallel/pipeline/split.py": "one kind of layer is no problem",
+    "parallel/sharding_state.py": "weights of a model",
+    "records/loading.py": "one bad row is told by itself",
+    "records/votes.py": "one winner is no problem",
+    "stages/tokenizer/run.py": "entries of a vocabulary",
+}
+"""Files in which a length is followed by a plural that is always right: why."""
+
+
+def _fixed_plurals() -> set[str]:
+    """Return the files in which `len(…)` of an f-string is followed by a word that ends in ``s``."""
+    files = set()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for value, text in pairwise(parts):
+                is_length = isinstance(value, ast.FormattedValue) and ast.unparse(value.value).startswith("len(")
+                words = text.value if isinstance(text, ast.Constant) else ""
+                if is_length and re.match(r" ([a-z-]+ )?(?!as\b|is\b|has\b|was\b)[a-z]+s\b", str(words)):
+                    files.add(file.relative_to(PACKAGE).as_posix())
+    return files
+
+
+def test_a_length_is_not_followed_by_a_fixed_plural() -> None:
+    assert _fixed_plurals() == set(MORE_THAN_ONE), "use `counted`, or say why there is always more than one"

@@ -55,18 +55,21 @@ def test_a_setting_of_train_takes_the_place_of_the_micro_batch() -> None:
         (fill_a_batch, TRAIN, RowCounts(8, 0, "messages"), ""),
         (fill_a_batch, TRAIN, RowCounts(7, 9, "messages"), "there are 7 rows to train on"),
         (fill_a_batch, TRAIN, RowCounts(7, 0, "preference"), "there are 7 pairs to train on"),
+        (fill_a_batch, TRAIN, RowCounts(1, 0, "preference"), "there is 1 pair to train on"),
         (fill_a_batch, object(), RowCounts(0, 0, "text"), ""),  # no batch to fill
         (any_number, TRAIN, RowCounts(0, 0, "text"), ""),
         (fill_a_batch_of_sides, TRAIN, RowCounts(4, 0, "preference"), ""),  # 4 pairs are 8 rows
         (fill_a_batch_of_sides, TRAIN, RowCounts(3, 0, "preference"), "there are 6 rows (3 pairs) to train on"),
+        (fill_a_batch_of_sides, TRAIN, RowCounts(1, 0, "preference"), "there are 2 rows (1 pair) to train on"),
         (fill_a_batch_of_sides, TRAIN, RowCounts(7, 0, "labelled"), "there are 7 rows to train on"),
+        (fill_a_batch_of_sides, TRAIN, RowCounts(1, 0, "labelled"), "there is 1 row to train on"),
         # 8 responses a batch, 4 of each prompt: 2 prompts.
         (fill_a_batch_of_responses, OnPolicyTrain(batch_size=8, num_generations=4), RowCounts(2, 0, "prompt"), ""),
         (
             fill_a_batch_of_responses,
             OnPolicyTrain(batch_size=8, num_generations=4),
             RowCounts(1, 0, "prompt"),
-            "there are 1 prompts to learn from",
+            "there is 1 prompt to learn from",
         ),
         (learn_and_hold_out, object(), RowCounts(2, 0, "prompt"), ""),
         (learn_and_hold_out, object(), RowCounts(0, 5, "prompt"), "there are 0 prompts to learn from and 5 held out"),

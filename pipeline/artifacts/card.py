@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.artifacts.manifest import InputRecord, Manifest
 from pipeline.artifacts.provenance import HUB, adapters_of, base_of
+from pipeline.errors import counted
 
 TEMPLATE_FILE = "chat_template.jinja"
 _TIMED = re.compile(r"(seconds|runtime|_s|per_second|_mib|memory)$")
@@ -114,7 +115,11 @@ def _data(manifest: Manifest) -> str:
     ]
     told = [f"- {count:,} {_ROW_FATES[name]}" for name, count in manifest.rows.items() if count and name in _ROW_FATES]
     if told:
-        learnt = f"Of {manifest.rows['train']:,} rows to learn from:" if "train" in manifest.rows else "Of the rows:"
+        learnt = (
+            f"Of {counted(manifest.rows['train'], 'row')} to learn from:"
+            if "train" in manifest.rows
+            else "Of the rows:"
+        )
         lines += ["", learnt, "", *told]
     return "\n".join(lines) + "\n"
 

@@ -201,6 +201,16 @@ class Manifest(Record):
         """``name@vN``, which identifies the artifact in its own store."""
         return f"{self.name}@v{self.version}"
 
+    def rows_used(self, record: DataRecord) -> int:
+        """Return how many rows of a data source the stage was given: with a `limit`, at most that many good ones.
+
+        `DataRecord.rows` counts all rows of the source, because its digest is over all of them.
+        """
+        limit: Any = self.recipe
+        for key in ("resolved", "data", record.source, "limit"):
+            limit = limit.get(key) if isinstance(limit, Mapping) else None
+        return min(record.rows - record.rejected, limit) if isinstance(limit, int) else record.rows
+
     @property
     def short(self) -> str:
         """First hex digits of the fingerprint, the name of the artifact's folder."""

@@ -257,8 +257,8 @@ def _leave_stopped() -> NoReturn:
     os._exit(int(ExitCode.STOPPED))
 
 
-def main() -> None:
-    """Run the command: the entry point of `trueup`.
+def run() -> None:
+    """Run the command; `pipeline.cli.main` calls it once this module is imported.
 
     SIGTERM gets a handler at once: process 1 of a container ignores a signal without a handler.
     """

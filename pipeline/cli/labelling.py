@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.cli.collection import Collection
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.serving import listen, serve
 from pipeline.terminal import print_line
@@ -40,7 +40,7 @@ def open_app(
     listener = listen(host, port)
     address = (url or f"http://{host}:{listener.getsockname()[1]}").rstrip("/")
     done, full = collection.batch.progress(queue.state())
-    print(f"{collection.name}: {done} of {full} labels, {len(collection.batch.items)} pairs")
+    print(f"{collection.name}: {done} of {counted(full, 'label')}, {counted(len(collection.batch.items), 'pair')}")
     for name in invited:
         print(f"{name}: {address}/#{queue.invite(name)}")
     if invited:

@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.options import JsonOption, StoreOption, open_store
 from pipeline.cli.reference import reference
 from pipeline.doctor import examine
-from pipeline.errors import ExitCode
+from pipeline.errors import ExitCode, agreeing, counted
 from pipeline.terminal import Column, print_json, print_table
 
 
@@ -28,7 +28,7 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
             Column("to do", fold=True),
         ]
         print_table(columns, [[check.name, check.status, check.found, check.remedy] for check in checks])
-        lacking = "1 needed thing is missing" if missing == 1 else f"{missing} needed things are missing"
+        lacking = f"{counted(missing, 'needed thing')} {agreeing(missing, 'is', 'are')} missing"
         print(f"\n{lacking if missing else 'everything needed is here'}")
     if missing:
         raise typer.Exit(int(ExitCode.FAILED))

@@ -12,7 +12,7 @@ from pipeline.artifacts.refs import resolve, tags, unknown_name, untag
 from pipeline.artifacts.refs import tag as set_tag
 from pipeline.cli.options import JsonOption, RefsArgument, StoreOption, YesOption, complete_ref, existing_store
 from pipeline.display.artifacts import artifact_data, artifact_row, artifact_table
-from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
 from pipeline.terminal import Column, print_json, print_table, size
 
 
@@ -116,12 +116,13 @@ def gc(
     removal = collect(artifact_store, keep_last=keep_last, dry_run=True)
     nothing = not removal.removed and not removal.leftovers and not removal.bytes
     if not as_json:
+        stay = f"{counted(removal.kept, 'artifact')} {agreeing(removal.kept, 'stays', 'stay')}"
         if nothing:
-            print(f"nothing to remove; {removal.kept} artifacts stay")
+            print(f"nothing to remove; {stay}")
         else:
             artifact_table([artifact_row(artifact, tags(artifact_store)) for artifact in removal.removed])
-            rest = f" and {len(removal.leftovers)} leftovers of finished stages" if removal.leftovers else ""
-            print(f"\n{len(removal.removed)} artifacts{rest}, {size(removal.bytes)}; {removal.kept} artifacts stay")
+            rest = f" and {counted(len(removal.leftovers), 'leftover')} of finished stages" if removal.leftovers else ""
+            print(f"\n{counted(len(removal.removed), 'artifact')}{rest}, {size(removal.bytes)}; {stay}")
     removes = not dry_run and not nothing
     if removes:
         if not yes:

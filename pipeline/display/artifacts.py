@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts import Artifact, Manifest
+from pipeline.artifacts.manifest import DataRecord
+from pipeline.errors import counted
 from pipeline.terminal import Column, age, print_table, size
 
 _COLUMNS = (
@@ -46,6 +48,13 @@ def labels_of(manifest: Manifest, tags: Mapping[str, str]) -> list[str]:
         for name, _, label in (full.partition(":") for full in tags)
         if name == manifest.name and tags[f"{name}:{label}"] == manifest.fingerprint
     )
+
+
+def rows_text(manifest: Manifest, record: DataRecord) -> str:
+    """Return ``1,200 rows``, or ``5 of 1,200 rows`` where the stage used the first rows of the source only."""
+    used = manifest.rows_used(record)
+    total = counted(record.rows, "row")
+    return total if used == record.rows else f"{used:,} of {total}"
 
 
 def artifact_data(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import counted
 from pipeline.plan import Plan
 from pipeline.preflight import CheckReport
 from pipeline.preflight.sources import Progress, SourceCount
@@ -64,8 +65,8 @@ def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
         print_line(f"note: {note}")
     sources = len({count.source for count, _ in by_source})
     usable = sum({count.source: count.kept for count, _ in by_source}.values())
-    known = f", {usable:,} rows to use in {sources} data source{'' if sources == 1 else 's'}" if sources else ""
-    stages = f"{len(plan.stages)} stage{'' if len(plan.stages) == 1 else 's'}"
+    known = f", {counted(usable, 'row')} to use in {counted(sources, 'data source')}" if sources else ""
+    stages = counted(len(plan.stages), "stage")
     print_line(f"{recipe}: {stages}{known}: no problems")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.errors import counted
 from pipeline.evaluation.estimate import (
     number,
     p_number,
@@ -36,7 +37,7 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print the conclusion of a comparison, its win rate, and the differences with their intervals."""
-    models, prompts = f"{comparison.first} against {comparison.second}", f"{comparison.prompts:,} prompts"
+    models, prompts = f"{comparison.first} against {comparison.second}", f"{counted(comparison.prompts, 'prompt')}"
     print_line(f"{models}: {prompts} of {comparison.source}, judged by {comparison.judge}")
     for line in comparison.conclusion.lines:
         print_line(line)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.disk import writing
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.evaluation.intervals import wilson
 from pipeline.preferences.agreement import agreement, exported
 from pipeline.preferences.labels import Batch, State
@@ -27,7 +27,7 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
         print_json({**totals, "event": state.number, "head": state.head})
         return
-    print_line(f"{done} of {full} labels of {len(batch.items)} pairs, event {state.number}")
+    print_line(f"{done} of {counted(full, 'label')} of {counted(len(batch.items), 'pair')}, event {state.number}")
     for name, counts in sorted(people.items()):
         print_line(f"  {name}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
 
@@ -50,7 +50,7 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
         print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
         return
     share = f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
-    print_line(f"{share} of {result.pairs} comparisons agree, on {result.items} pairs")
+    print_line(f"{share} of {counted(result.pairs, 'comparison')} agree, on {counted(result.items, 'pair')}")
     alpha = "has no value: all labels are equal" if result.alpha is None else f"{result.alpha:.3f}"
     print_line(f"Krippendorff's alpha (nominal): {alpha}")
 
@@ -74,7 +74,7 @@ def export(batch: Batch, state: State, out: Path | None) -> None:
                 Problem(f"cannot write {out}: {error.strerror}", "a file in a folder that exists")
             ) from error
     said = "".join(f", {count} {why}" for why, count in sorted(without.items()))
-    print_line(f"{len(rows)} preferences as of event {state.number}{said}", stream=sys.stderr)
+    print_line(f"{counted(len(rows), 'preference')} as of event {state.number}{said}", stream=sys.stderr)
 
 
 def verified(events: Sequence[LedgerEvent], problems: Sequence[str], *, as_json: bool) -> None:
@@ -86,6 +86,6 @@ def verified(events: Sequence[LedgerEvent], problems: Sequence[str], *, as_json:
         print_line(problem)
     if not problems:
         print_line(
-            f"{len(events)} events, each follows the one before it"
+            f"{counted(len(events), 'event')}, each follows the one before it"
             + (f"; head {events[-1].hash[:12]}" if events else "")
         )

@@ -12,6 +12,8 @@ from rich.tree import Tree
 from pipeline.artifacts import Artifact
 from pipeline.artifacts.lineage import Change, Difference, Node
 from pipeline.artifacts.provenance import adapters_of, base_of
+from pipeline.display.artifacts import rows_text
+from pipeline.errors import counted
 from pipeline.terminal import Column, console, figure, print_line, print_table
 
 _DETAILS = ("runtime", "environment", "files")
@@ -20,6 +22,7 @@ _DETAILS = ("runtime", "environment", "files")
 
 def node_data(node: Node) -> dict[str, Any]:
     """Return a tree as plain data for `--json`."""
+    manifest = node.artifact.manifest if node.artifact else None
     return {
         "ref": node.artifact.ref if node.artifact else None,
         "name": node.name,
@@ -27,12 +30,19 @@ def node_data(node: Node) -> dict[str, Any]:
         "fingerprint": node.fingerprint,
         "field": node.field,
         "in_store": node.artifact is not None,
-        "base": base_of(node.artifact.manifest.lineage) if node.artifact else None,
-        "adapters": [each.record() for each in adapters_of(node.artifact.manifest.lineage)] if node.artifact else [],
+        "base": base_of(manifest.lineage) if manifest is not None else None,
+        "adapters": [each.record() for each in adapters_of(manifest.lineage)] if manifest is not None else [],
         "data": {
-            field: {"source": record.source, "rows": record.rows, "digest": record.digest}
-            for field, record in (node.artifact.manifest.data.items() if node.artifact else ())
-        },
+            field: {
+                "source": record.source,
+                "rows": record.rows,
+                "used": manifest.rows_used(record),
+                "digest": record.digest,
+            }
+            for field, record in manifest.data.items()
+        }
+        if manifest is not None
+        else {},
         "repeated": node.repeated,
         "children": [node_data(child) for child in node.children],
     }
@@ -58,7 +68,11 @@ def _grow(tree: Tree, node: Node, *, with_data: bool) -> None:
     if with_data and node.artifact is not None and not node.repeated:
         for field, record in node.artifact.manifest.data.items():
             tree.add(
-                _text((f"{field}: ", "dim"), f"{record.source}, {record.rows:,} rows ", (record.digest[:12], "dim"))
+                _text(
+                    (f"{field}: ", "dim"),
+                    f"{record.source}, {rows_text(node.artifact.manifest, record)} ",
+                    (record.digest[:12], "dim"),
+                )
             )
 
 
@@ -124,7 +138,7 @@ def print_difference(before: Artifact, after: Artifact, difference: Difference, 
     print_line(f"\npayload: {'the same bytes' if difference.same_payload else 'different bytes'}")
     hidden = len(changes) - len(shown)
     if hidden:
-        print_line(f"{hidden} more differences in files, environment and runtime: --all shows them")
+        print_line(f"{counted(hidden, 'more difference')} in files, environment and runtime: --all shows them")
 
 
 def _is_hash(change: Change) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, Manifest
 from pipeline.artifacts.provenance import adapters_of, base_of
-from pipeline.display.artifacts import labels_of
+from pipeline.display.artifacts import labels_of, rows_text
 from pipeline.display.evaluations import print_evaluation
+from pipeline.errors import counted
 from pipeline.recipe.schema import Compute
 from pipeline.terminal import age, console, duration, figure, print_line, shown_path, size
 
@@ -35,7 +36,7 @@ def print_artifact(artifact: Artifact, tags: Mapping[str, str], *, everything: b
     _section(
         "data",
         {
-            field: f"{record.source}: {record.rows:,} rows, {record.rejected:,} left out, {record.digest[:12]}"
+            field: f"{record.source}: {rows_text(manifest, record)}, {record.rejected:,} left out, {record.digest[:12]}"
             f" ({', '.join(record.where)})"
             for field, record in manifest.data.items()
         },
@@ -71,7 +72,7 @@ def _facts(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, str]:
         "created": f"{manifest.created} ({age(manifest.created)})",
         "took": f"{duration(manifest.seconds)}{rate}{memory}",
         "tokens": f"{manifest.tokens:,}" if manifest.tokens else "",
-        "size": f"{size(manifest.payload_bytes)} in {len(manifest.files):,} files",
+        "size": f"{size(manifest.payload_bytes)} in {counted(len(manifest.files), 'file')}",
         "folder": shown_path(artifact.path),
         "summary": manifest.summary,
     }

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedCo
 from rich.progress import Progress as RichProgress
 
 from pipeline.artifacts.transfer import Progress, Transfer
+from pipeline.errors import counted
 from pipeline.terminal import console, print_json, print_line, size
 
 
@@ -54,7 +55,9 @@ def print_transfer(done: Transfer, where: str, *, as_json: bool) -> None:
     ):
         _lines(words, refs)
     skipped = f", {done.files_kept:,} were there" if done.files_kept else ""
-    print_line(f"{len(done.moved)} artifacts {where}: {done.files:,} files, {size(done.bytes)}{skipped}")
+    print_line(
+        f"{counted(len(done.moved), 'artifact')} {where}: {counted(done.files, 'file')}, {size(done.bytes)}{skipped}"
+    )
 
 
 def _lines(words: str, refs: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.errors import PipelineError, Problem, counted, listed, nearest
 from pipeline.evaluation.divergence import SequenceKL
 from pipeline.evaluation.intervals import Floats
 from pipeline.evaluation.report import Judge
@@ -142,7 +142,11 @@ def from_samples(samples: Sequence[Sample]) -> tuple[list[Answers], list[Prompt]
     """
     names = list(dict.fromkeys(name for each in samples for name in each.answers))
     missing = [
-        Problem(f"`{name}` has answers to {count} of {len(samples)} prompts", "one to every prompt", "evaluate again")
+        Problem(
+            f"`{name}` has answers to {count} of {counted(len(samples), 'prompt')}",
+            "one to every prompt",
+            "evaluate again",
+        )
         for name in names
         if (count := sum(name in each.answers for each in samples)) < len(samples)
     ]
@@ -250,7 +254,7 @@ def checked(answers: Sequence[Answers], prompts: Sequence[Prompt], baseline: str
         for column, values in columns.items():
             if values is not None and len(np.asarray(values)) != len(prompts):
                 statement = f"`{each.name}` has {len(np.asarray(values))} {column}"
-                problems.append(Problem(statement, f"one for each of the {len(prompts)} prompts"))
+                problems.append(Problem(statement, f"one for each of the {counted(len(prompts), 'prompt')}"))
         problems += _unscored(each)
     if problems:
         raise PipelineError(*problems)
@@ -263,5 +267,5 @@ def _unscored(each: Answers) -> Iterator[Problem]:
         scores = each.scores(judge)
         if scores is not None and not np.isfinite(scores).all():
             bad = int((~np.isfinite(scores.reshape(len(scores), -1))).any(axis=1).sum())
-            statement = f"`{each.name}` has no finite {judge} score for {bad} of {len(scores)} prompts"
+            statement = f"`{each.name}` has no finite {judge} score for {bad} of {counted(len(scores), 'prompt')}"
             yield Problem(statement, "a finite number for each", "correct what scores, or leave these prompts out")

@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from pipeline.errors import counted
 from pipeline.evaluation.estimate import (
     Delta,
     Estimate,
     Record,
-    counted,
     number,
     p_text,
     percent,
@@ -155,7 +155,9 @@ def summary(report: Report) -> str:
     for outcome in ("mixed", "even", "worse"):
         others = [name for name, each in conclusions.items() if each.outcome == outcome]
         said += f"; {outcome}: {', '.join(others)}" if others else ""
-    return said + (f" (on {report.prompts:,} of {report.available:,} prompts)" if report.is_sample else "")
+    return said + (
+        f" (on {report.prompts:,} of {counted(report.available or 0, 'prompt')})" if report.is_sample else ""
+    )
 
 
 def winners(report: Report) -> list[str]:

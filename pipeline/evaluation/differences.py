@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.evaluation.estimate import Delta
 from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, Method, mean_interval, observations
 
@@ -106,6 +106,9 @@ def paired(policy: ArrayLike, baseline: ArrayLike) -> tuple[Floats, Floats]:
     policy_N, baseline_N = observations(policy), observations(baseline)
     if len(policy_N) != len(baseline_N):
         raise PipelineError(
-            Problem(f"{len(policy_N)} scores against {len(baseline_N)}", "the same prompts for both, in the same order")
+            Problem(
+                f"{counted(len(policy_N), 'score')} against {len(baseline_N)}",
+                "the same prompts for both, in the same order",
+            )
         )
     return policy_N, baseline_N

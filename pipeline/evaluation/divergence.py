@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.estimate import Estimate, Record
 from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, Method, mean_interval, ratio_interval
 
@@ -127,17 +127,18 @@ def _per_token(policy: ArrayLike, reference: ArrayLike, mask: ArrayLike) -> tupl
             )
         )
     counts_B = mask_BT.sum(axis=1).astype(np.float64)
-    if (counts_B == 0).any():
+    empty = int((counts_B == 0).sum())
+    if empty:
         raise PipelineError(
             Problem(
-                f"{int((counts_B == 0).sum())} of {len(counts_B)} sequences have no token",
+                f"{empty} of {counted(len(counts_B), 'sequence')} {agreeing(empty, 'has', 'have')} no token",
                 "every response has one token or more",
                 "count the EOS token: it was sampled too",
             )
         )
     for name, logprobs_BT in (("policy", policy_BT), ("reference", reference_BT)):
-        counted = logprobs_BT[mask_BT]
-        bad = int((~np.isfinite(counted) | (counted > 1e-4)).sum())
+        unmasked = logprobs_BT[mask_BT]
+        bad = int((~np.isfinite(unmasked) | (unmasked > 1e-4)).sum())
         if bad:
             raise PipelineError(
                 Problem(f"{bad} log-probabilities of the {name} are not finite or above 0", "finite numbers ≤ 0")

@@ -109,11 +109,6 @@ def points_interval(estimate: Estimate, digits: int = 1) -> str:
     return f"{signed_points(estimate, digits)} points [{low}, {high}]"
 
 
-def counted(count: int, what: str) -> str:
-    """Render a count with its noun, e.g. ``1 prompt`` or ``1,200 prompts``."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def p_text(p_value: float) -> str:
     """Render a p-value, e.g. ``p = 0.012``; one near 0.05 gets the digits that show on which side of it it is."""
     return f"p = {p_number(p_value)}"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.estimate import Estimate
 
 Floats = NDArray[np.float64]
@@ -149,7 +149,11 @@ def observations(values: ArrayLike) -> Floats:
         raise PipelineError(Problem("no values to average", "one or more", "check that the data source has rows left"))
     if not np.isfinite(array).all():
         bad = int(np.size(array) - np.isfinite(array).sum())
-        raise PipelineError(Problem(f"{bad} of {array.size} values are not finite", "finite numbers"))
+        raise PipelineError(
+            Problem(
+                f"{bad} of {counted(array.size, 'value')} {agreeing(bad, 'is', 'are')} not finite", "finite numbers"
+            )
+        )
     return array if array.ndim == 1 else array.reshape(len(array), -1).mean(axis=1)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.errors import counted
 from pipeline.evaluation.conclusion import of_model
-from pipeline.evaluation.estimate import counted, number_interval, percent, percent_interval, points_interval
+from pipeline.evaluation.estimate import number_interval, percent, percent_interval, points_interval
 from pipeline.evaluation.gaming_render import gaming_section
 from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.report import LOWER_MARK, ModelMetrics, Report

@@ -15,8 +15,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.errors import PipelineError, Problem
-from pipeline.evaluation.estimate import Delta, Estimate, Record, counted, stable
+from pipeline.errors import PipelineError, Problem, counted
+from pipeline.evaluation.estimate import Delta, Estimate, Record, stable
 
 SCHEMA = 2
 LOWER_MARK = "▼"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.evaluation.calibration import calibrate
 from pipeline.evaluation.differences import paired, paired_difference
 from pipeline.evaluation.estimate import Estimate, rounded, stable
@@ -62,7 +62,8 @@ def build_card(
     long_N, short_N = paired(chosen_lengths, rejected_lengths)
     paired(chosen_N, long_N)
     if groups is not None and len(groups) != len(chosen_N):
-        raise PipelineError(Problem(f"{len(groups)} groups for {len(chosen_N)} pairs", "one per pair"))
+        statement = f"{counted(len(groups), 'group')} for {counted(len(chosen_N), 'pair')}"
+        raise PipelineError(Problem(statement, "one per pair"))
     margins_N = chosen_N - rejected_N
     right_N = _right(margins_N)
     gold = None

@@ -11,11 +11,11 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.errors import counted
 from pipeline.evaluation.calibration import Bin, Calibration, fits
 from pipeline.evaluation.drawing import INK, MUTED, PALETTE, WIDTH_IN, new_figure, save, style
 from pipeline.evaluation.estimate import (
     Estimate,
-    counted,
     number,
     number_interval,
     percent,

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from pipeline.artifacts.files import has_files, payload_bytes
 from pipeline.disk import disk_problem, exit_code_of
-from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
 from pipeline.recipe import Compute, DataSource, load_function
 from pipeline.records import load
 from pipeline.stage import Data, Event, Rejected, ResolvedInput, Rows, StageContext, StageResult, kind_of
@@ -170,7 +170,8 @@ def context_of(
             with contextlib.suppress(OSError):  # the folder may hold the bad rows of another source
                 rejects.parent.rmdir()
         else:
-            send(Event("note", text=f"{rows.rejected} bad rows of {data.name} skipped, kept in {data.rejects.name}"))
+            text = f"{counted(rows.rejected, 'bad row')} of {data.name} skipped, kept in {data.rejects.name}"
+            send(Event("note", text=text))
         return rows
 
     def set_aside(field_name: str, rows: Sequence[Rejected]) -> bool:
@@ -181,7 +182,8 @@ def context_of(
         rejected[data.name] = others + len(rows)
         if job.rank == 0:
             _keep_rejected(rows, data.rejects, is_first=not others)
-        text = f"{len(rows)} rows of {data.name} cannot be rendered and were skipped, kept in {data.rejects.name}"
+        fate = f"{agreeing(len(rows), 'was', 'were')} skipped, kept in {data.rejects.name}"
+        text = f"{counted(len(rows), 'row')} of {data.name} cannot be rendered and {fate}"
         send(Event("note", text=text))
         return True
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.batching import Progress
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.generation import without_generation_config
@@ -223,7 +223,7 @@ def _check(prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tokens:
         if not prompt:
             problems.append(Problem(f"prompt {row} is empty", "at least one token", "remove the row"))
         elif limit is not None and len(prompt) >= limit:
-            statement = f"prompt {row} has {len(prompt)} tokens"
+            statement = f"prompt {row} has {counted(len(prompt), 'token')}"
             problems.append(
                 Problem(statement, f"less than the model's {limit} positions", "shorten or drop the prompt")
             )

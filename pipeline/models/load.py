@@ -30,7 +30,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.deferred import Stored, tensor_files
 from pipeline.models.quantized_files import quantization_of_files
 from pipeline.parallel.tensor.sharding import finish_sharding, tp_config
@@ -324,7 +324,9 @@ def _refuse_unsafe(source: Source) -> None:
 def _refuse_missing(source: Source, missing: set[str], *, allowed: tuple[str, ...]) -> None:
     missing_names = sorted(set(missing) - set(allowed))
     if missing_names:
-        statement = f"the weights of {source.place} lack {len(missing_names)} tensors, first {missing_names[0]}"
+        statement = (
+            f"the weights of {source.place} lack {counted(len(missing_names), 'tensor')}, first {missing_names[0]}"
+        )
         raise PipelineError(
             Problem(statement, "all tensors of the architecture in config.json", "download the model again")
         )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.batching import Progress, length_batches
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
@@ -102,5 +102,5 @@ def _check(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> None:
         if not prompt:
             raise PipelineError(Problem(f"prompt {row} is empty", "at least one token", "remove the row"))
         if limit is not None and len(prompt) + len(response) > limit:
-            statement = f"row {row} has {len(prompt)} + {len(response)} tokens"
+            statement = f"row {row} has {len(prompt)} + {counted(len(response), 'token')}"
             raise PipelineError(Problem(statement, f"at most the model's {limit} positions", "shorten or drop the row"))

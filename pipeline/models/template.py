@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.tokens import Text, TextEncoder, own_letters
 
 Messages = Sequence[Mapping[str, Any]]
@@ -224,8 +224,8 @@ class ChatTemplate:
         if len(learnt) < len(spoken):
             if len(spans) != len(spoken):
                 raise TemplateFaultError(
-                    f"has {len(spoken)} turns of the assistant and {len(spans)} parts between the template's markers, "
-                    "expected one for each turn, since some are not to be learnt"
+                    f"has {counted(len(spoken), 'turn')} of the assistant and {counted(len(spans), 'part')} between "
+                    "the template's markers, expected one for each turn, since some are not to be learnt"
                 )
             spans = [span for span, turn in zip(spans, spoken, strict=True) if turn in learnt]
         return [self._cut_at_end_token(Text(text, chat.spelled), spans)._replace(adds_end=False)] if spans else []

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, counted
 from pipeline.parallel.dims import ParallelDims
 
 
@@ -59,7 +59,8 @@ def sharding_problems(dims: ParallelDims, state: ShardingState, joined: int) -> 
         joined: ranks of the process group.
     """
     if joined != dims.world_size:
-        yield Problem(f"{joined} processes joined", f"{dims.world_size}, as compute says", "see the logs of the others")
+        statement = f"{counted(joined, 'process', 'processes')} joined"
+        yield Problem(statement, f"{dims.world_size}, as compute says", "see the logs of the others")
     if dims.model_parallel_size > 1 and not dims.is_sharded:
         return  # tensor and pipeline parallelism have their own checks
     remedy = "set compute.fsdp: true" if dims.zero else "set compute.zero: 3" if dims.fsdp else "leave out what shards"

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.disk import keep_if_possible
-from pipeline.errors import PipelineError, listed
+from pipeline.errors import PipelineError, counted, listed
 from pipeline.plan.fingerprint import source_options
 from pipeline.plan.model import Plan, PlannedInput, PlannedStage
 from pipeline.recipe import DataSource
@@ -178,11 +178,12 @@ def _shared(asked: _Source, learnt: _Source, index: PromptIndex) -> tuple[int, i
 
 def _sentence(asked: _Source, learnt: _Source, shared: tuple[int, int], users: Sequence[str]) -> str:
     count, of = shared
-    what = f"{count:,} of {of:,} prompts" if of else "the prompts"
+    what = f"{count:,} of {counted(of, 'prompt')}" if of else "the prompts"
+    are = "is one that" if count == 1 and of else "are ones that"
     others = [user for user in users if user.partition("@")[0] != learnt.stage]
     whose = f"; {listed(others)} {'stands' if len(others) == 1 else 'stand'} on it" if others else ""
     named = "the same source" if asked.name == learnt.name else f"its source {learnt.name}"
     return (
-        f"{what} of {asked.name} are ones that {learnt.stage} learnt from ({named}){whose}. Figures on them say what "
+        f"{what} of {asked.name} {are} {learnt.stage} learnt from ({named}){whose}. Figures on them say what "
         f"was remembered. Ask prompts held out from training: `held_out` in both, or another file."
     )

@@ -11,6 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from pipeline.artifacts import Manifest
+from pipeline.errors import counted
 from pipeline.plan.model import PlannedData, PlannedInput
 
 _ABSENT = object()
@@ -84,7 +85,7 @@ def _data(payload: Mapping[str, Any], data: Mapping[str, PlannedData], before: M
             else:
                 rows = record.rows if record is not None else 0
                 known = rows and planned.rows
-                counts = f" ({rows:,} → {planned.rows:,} rows)" if known and rows != planned.rows else ""
+                counts = f" ({rows:,} → {counted(planned.rows, 'row')})" if known and rows != planned.rows else ""
                 yield f"{_label(field_name, planned)} changed{counts}"
         texts = _values({**was, "digest": ""}, {**now, "digest": ""}, "")
         yield from (f"{_label(field_name, planned)}: {text}" for text in texts)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pipeline.artifacts import Store
 from pipeline.disk import keep_if_possible
-from pipeline.errors import PipelineError, Problem, listed
+from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.plan import Plan
 from pipeline.plan.overlap import remember_prompts
 from pipeline.recipe import DataSource, StageSpec
@@ -86,8 +86,8 @@ class SourceCount:
     def notes(self) -> Iterator[str]:
         """Notes on the source for the user, one sentence each."""
         if self.rejected:
-            rows = self.kept + self.rejected
-            yield f"data {self.source}: {self.rejected:,} of {rows:,} rows are bad and are left out"
+            rows, are = self.kept + self.rejected, agreeing(self.rejected, "is", "are")
+            yield f"data {self.source}: {self.rejected:,} of {counted(rows, 'row')} {are} bad and {are} left out"
         if self.unread:
             yield f"data {self.source}: these lie in the folder and are not read: {listed(self.unread)}"
         yield from (f"data {self.source}: {remark}" for remark in self.remarks)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from pipeline.artifacts import Store
 from pipeline.disk import keep_if_possible
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.forecast.shapes import ModelShapes
 from pipeline.plan import Plan, PlannedStage
 from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse
@@ -72,20 +72,28 @@ class StageTokens:
         """Notes on the encoded rows for the user, one sentence each."""
         head, count, rows = f"stage {self.use.stage}:", self.count, self.use.source_name
         if count.too_long:
-            fate = "cut at their end" if "messages" in self.shapes else "left out"
-            what = f"{count.too_long:,} of {count.rows:,} rows of {rows} are longer than {self.max_length} tokens"
-            yield f"{head} {what} and are {fate}"
+            are = agreeing(count.too_long, "is", "are")
+            fate = "cut at the end" if "messages" in self.shapes else "left out"
+            what = f"{count.too_long:,} of {counted(count.rows, 'row')} of {rows}"
+            yield f"{head} {what} {are} longer than {self.max_length} tokens and {are} {fate}"
         if count.same:
-            yield f"{head} {count.same:,} pairs of {rows} have two sides of the same tokens and are left out"
+            have, are = agreeing(count.same, "has", "have"), agreeing(count.same, "is", "are")
+            what = f"{counted(count.same, 'pair')} of {rows}"
+            yield f"{head} {what} {have} two sides of the same tokens and {are} left out"
         if count.short_of_room:
-            what = f"{count.short_of_room:,} of {count.rows:,} prompts of {rows} leave less room than `max_new_tokens`"
-            yield f"{head} {what} in the model's context: answers to them end there"
+            what = f"{count.short_of_room:,} of {counted(count.rows, 'prompt')} of {rows}"
+            less = agreeing(count.short_of_room, "leaves less room", "leave less room")
+            yield f"{head} {what} {less} than `max_new_tokens` in the model's context: answers to them end there"
         if count.spelled:
-            what = f"{count.spelled:,} of {count.rows:,} rows of {rows} spell a control token; there it is text"
+            spell = agreeing(count.spelled, "spells", "spell")
+            what = (
+                f"{count.spelled:,} of {counted(count.rows, 'row')} of {rows} {spell} a control token; there it is text"
+            )
             hint = ". If they are conversations rendered beforehand, set `control_tokens: parsed`"
             yield f"{head} {what}{hint if 'text' in self.shapes else ''}"
         if count.unrendered:
-            yield f"{head} {count.unrendered:,} rows of {rows} cannot be rendered and are left out"
+            are = agreeing(count.unrendered, "is", "are")
+            yield f"{head} {counted(count.unrendered, 'row')} of {rows} cannot be rendered and {are} left out"
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -129,8 +137,8 @@ def count_stage_tokens(
         for (use, tokenizer, request), count in zip(asked, counts, strict=True)
     ]
     problems: dict[str, Problem] = {}
-    for counted in stages:
-        for problem in _problems(plan, counted, sources.counts[counted.use]):
+    for stage_tokens in stages:
+        for problem in _problems(plan, stage_tokens, sources.counts[stage_tokens.use]):
             problems.setdefault(f"{problem.where} {problem.found}", problem)
     return TokenReport(stages, list(problems.values()))
 
@@ -245,7 +253,8 @@ def _problems(plan: Plan, tokens: StageTokens, source: SourceCount) -> Iterator[
         return
     leaves_out = getattr(getattr(stage.spec.config, "train", None), "max_length", None) is not None
     if source.shape == "prompt" and count.too_long and not (reading.long_prompts == "left_out" and leaves_out):
-        statement = f"{count.too_long} of {count.rows} prompts are longer than {tokens.max_length} tokens"
+        are = agreeing(count.too_long, "is", "are")
+        statement = f"{count.too_long} of {counted(count.rows, 'prompt')} {are} longer than {tokens.max_length} tokens"
         expected = "prompts that leave room for the response in the model's context"
         remedy = "shorten or drop them" + ("" if reading.long_prompts == "answered" else ", or lower max_new_tokens")
         yield Problem(statement, expected, remedy, count.first_too_long, use.stage)
@@ -268,7 +277,8 @@ def _problems(plan: Plan, tokens: StageTokens, source: SourceCount) -> Iterator[
     if few is not None:
         statement = few.found
         if count.too_long and source.shape != "messages":
-            statement += f", for {count.too_long:,} of {count.rows:,} are longer than {tokens.max_length} tokens"
+            are = agreeing(count.too_long, "is", "are")
+            statement += f", for {count.too_long:,} of {count.rows:,} {are} longer than {tokens.max_length} tokens"
         yield Problem(statement, few.expected, few.remedy, where, use.stage)
 
 
@@ -337,7 +347,7 @@ def _encode(requests: Sequence[TokenRequest], progress: Progress | None) -> list
         if progress is not None:
             name = requests[i].source_name
             tokenizer = requests[i].tokenizer.name
-            progress(f"data {name}: {done:,} of {total:,} rows rendered with the tokenizer of {tokenizer}")
+            progress(f"data {name}: {done:,} of {counted(total, 'row')} rendered with the tokenizer of {tokenizer}")
 
     if "torch" in sys.modules and "transformers" in sys.modules:
         return [count_tokens(one, partial(say, i)) for i, one in enumerate(requests)]

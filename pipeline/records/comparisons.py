@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, counted
 from pipeline.records.faults import BadRowError, kind_of_value
 from pipeline.records.names import words_of
 from pipeline.records.votes import FIRST, Row, Sides, better_side, meaning_problem, naming_problem, vote_columns
@@ -166,7 +166,9 @@ def _talks(
 
 def _talk(asked: Any, answers: Any) -> list[dict[str, str]]:
     if len(asked) != len(answers):
-        raise BadRowError(f"has {len(asked)} questions and {len(answers)} answers", "as many of each")
+        raise BadRowError(
+            f"has {counted(len(asked), 'question')} and {counted(len(answers), 'answer')}", "as many of each"
+        )
     roles = ("user", "assistant")
     pairs = zip(asked, answers, strict=True)
     return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
@@ -218,7 +220,9 @@ def _of_list(row: Row, column: str, by: str, *, is_prompt: bool) -> tuple[object
     inside = isinstance(row[column][0], Mapping) and by not in row
     values = [one.get(by) if isinstance(one, Mapping) else None for one in row[column]] if inside else row.get(by)
     if not isinstance(values, list) or len(values) != len(answers):
-        raise BadRowError(f"`{by}` is {kind_of_value(values)}", f"{len(answers)} numbers, one for each answer")
+        raise BadRowError(
+            f"`{by}` is {kind_of_value(values)}", f"{counted(len(answers), 'number')}, one for each answer"
+        )
     if not all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < LARGEST for one in values):
         raise BadRowError(f"`{by}` holds something else than numbers", "one number for each answer")
     order = sorted(range(len(answers)), key=lambda at: values[at], reverse=by in POINTS)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, counted
 from pipeline.records.comparisons import sides_of
 from pipeline.records.faults import BadRowError
 from pipeline.records.formats import FORMATS
@@ -110,7 +110,7 @@ class Contradictions:
         for (better, worse), (against, count) in self._against.items():
             if against * 2 <= count:
                 continue
-            statement = f"data {name}: {_above(better, worse)} in {against:,} of {count:,} rows"
+            statement = f"data {name}: {_above(better, worse)} in {against:,} of {counted(count, 'row')}"
             if not worse:
                 return Problem(statement, "0 or more", f"set `columns: {self._noted(better)}` to leave it out")
             old = [self._theirs.get(one, one) for one in (*SIDES, better, worse)]
@@ -126,7 +126,8 @@ class Contradictions:
         """Yield notes on points that contradict some pairs, and on votes that are not read."""
         for columns, (against, count) in self._against.items():
             if against:
-                yield f"{_above(*columns)} in {against:,} of {count:,} rows; `chosen` is taken as the better answer"
+                above = f"{_above(*columns)} in {against:,} of {counted(count, 'row')}"
+                yield f"{above}; `chosen` is taken as the better answer"
         for vote in self._unclear:
             yield f"the vote `{vote}` is not read; `chosen` is taken as the better answer"
 

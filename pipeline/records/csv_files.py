@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.records.opening import (
     MAX_ROW_BYTES,
     RawRow,
@@ -163,7 +163,7 @@ class _Replayed:
 
 def _field_fault(path: Path, fields: list[str], header: list[str]) -> str:
     if len(fields) != len(header):
-        return f"has {len(fields)} fields; expected {len(header)} as in the first line"
+        return f"has {counted(len(fields), 'field')}; expected {len(header)} as in the first line"
     text = "\n".join(fields)
     if is_unicode(text):
         return ""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.errors import agreeing, counted
 from pipeline.records.comparisons import is_comparison, read_by
 from pipeline.records.formats import OPENAI_PAIR
 from pipeline.records.turns import TRANSCRIPT_TURN
@@ -66,7 +67,8 @@ def detected_format(rows: Iterable[Row], shapes: Collection[Shape]) -> Detected 
         if vote is not None and vote.format == row_format and vote.is_whole == is_whole
     )
     others = ", ".join(f"{more} of format {name}" for name, more in counts.items() if name != row_format)
-    why = f"{number:,} of {count:,} rows have {' and '.join(f'`{one}`' for one in columns)}"
+    have = agreeing(number, "has", "have")
+    why = f"{number:,} of {counted(count, 'row')} {have} {' and '.join(f'`{one}`' for one in columns)}"
     return Detected(row_format, f"{why}; {others}" if others else why)
 
 

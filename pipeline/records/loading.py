@@ -310,8 +310,9 @@ def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
     labels = {row["label"] for row in rows}
     if len(labels) == 1:
         word = str(labels.pop()).lower()
+        every = "the only row" if len(rows) == 1 else f"all {len(rows):,} rows"
         missing = "false" if word == "true" else "true"
-        statement = f"data {name}: the label of all {len(rows)} rows to learn from is {word}"
+        statement = f"data {name}: the label of {every} to learn from is {word}"
         raise PipelineError(Problem(statement, "good rows and bad rows", f"add rows whose label is {missing}"))
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.limits import usable_cpus
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH
@@ -124,7 +124,7 @@ def prepare_torch(ctx: StageContext) -> None:
     init_process_group(cpu=use_cpu(ctx), deepspeed=ctx.dims.zero > 0)
     joined = Ranks.current().count
     if joined != ctx.ranks:
-        statement = f"{joined} of {ctx.ranks} processes joined"
+        statement = f"{joined} of {counted(ctx.ranks, 'process', 'processes')} joined"
         raise PipelineError(Problem(statement, "all of them", "see the logs of the others", stage=ctx.name))
 
 

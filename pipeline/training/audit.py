@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.models.adapter_config import Adapter
 from pipeline.models.forward_probe import ForwardProbe
 from pipeline.models.kernels import WITHOUT_MASK
@@ -135,7 +135,9 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
         )
     asked = ctx.compute.recomputes
     if asked and seen.again < seen.passes - seen.again:
-        statement = f"compute.activation_checkpointing is true, {seen.passes} passes of a layer kept their activations"
+        their = agreeing(seen.passes, "its", "their")
+        what = f"{counted(seen.passes, 'pass', 'passes')} of a layer kept {their} activations"
+        statement = f"compute.activation_checkpointing is true, {what}"
         problems.append(Problem(statement, "every one computed again", "set compute.activation_checkpointing: false"))
     if again and not asked:
         statement = "activations are computed twice, compute.activation_checkpointing does not ask for it"
@@ -165,7 +167,8 @@ def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[P
         yield Problem(f"weights are on {', '.join(sorted(elsewhere))}", device, "set compute.device")
     lost = foreign_parameters(model, optimizer)
     if lost:
-        yield Problem(f"the optimizer steps {lost} tensors that are no weights of the model", "its weights", REPORT)
+        are = agreeing(lost, "is no weight", "are no weights")
+        yield Problem(f"the optimizer steps {counted(lost, 'tensor')} that {are} of the model", "its weights", REPORT)
 
 
 def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
@@ -176,7 +179,11 @@ def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
     if adapter is None:
         frozen = sum(not parameter.requires_grad for parameter in model.parameters())
         if isinstance(model, PeftModel) or frozen:
-            statement = "an adapter trains" if isinstance(model, PeftModel) else f"{frozen} weights are frozen"
+            statement = (
+                "an adapter trains"
+                if isinstance(model, PeftModel)
+                else f"{counted(frozen, 'weight')} {agreeing(frozen, 'is', 'are')} frozen"
+            )
             yield Problem(f"{statement}, the recipe asks for none", "all weights trained", "add `adapter:`")
         return
     layers = [part for part in model.modules() if isinstance(part, LoraLayer)]
@@ -202,7 +209,8 @@ def _quantise_problems(layers: list[Any], asked: str) -> Iterator[Problem]:
     unquantised = [layer for layer in layers if layer.base_layer.weight.dtype not in (torch.uint8, torch.int8)]
     if other_class or unquantised:
         count = max(len(other_class), len(unquantised))
-        statement = f"adapter.quantize is {asked}, {count} of {len(layers)} layers are not quantised"
+        are = agreeing(count, "is", "are")
+        statement = f"adapter.quantize is {asked}, {count} of {counted(len(layers), 'layer')} {are} not quantised"
         yield Problem(statement, f"all in {asked}", "leave adapter.quantize out, or pip install 'trueup[quantize]'")
 
 

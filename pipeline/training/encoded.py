@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing
 from pipeline.stage import Rejected, Rows, StageContext
 from pipeline.training.encode import EncodedRows
 
@@ -72,18 +72,25 @@ def encode_source(
     set_faults_aside(ctx, field, rows, train, held_out)
     spelled = len(train.spelled) + len(held_out.spelled)
     if spelled:
-        ctx.note(f"{spelled} of {total} {what} spell a control token in their text: there it stays text")
+        spell, their = agreeing(spelled, "spells", "spell"), agreeing(spelled, "its", "their")
+        ctx.note(f"{spelled} of {total} {what} {spell} a control token in {their} text: there it stays text")
     for part, given, whose in ((train, rows.train, what), (held_out, rows.held_out, f"held-out {what}")):
         if part.too_long:
+            longer = agreeing(len(part.too_long), "is longer", "are longer")
+            were = agreeing(len(part.too_long), "was", "were")
             ctx.note(
-                f"{len(part.too_long)} of {len(given)} {whose} are longer than {max_length} tokens and were {fate}"
+                f"{len(part.too_long)} of {len(given)} {whose} {longer} than {max_length} tokens and {were} {fate}"
             )
         if part.same:
-            ctx.note(f"{len(part.same)} of {len(given)} {whose} have two sides of the same tokens and were left out")
+            have, were = agreeing(len(part.same), "has", "have"), agreeing(len(part.same), "was", "were")
+            ctx.note(
+                f"{len(part.same)} of {len(given)} {whose} {have} two sides of the same tokens and {were} left out"
+            )
         told = {*part.kept, *part.same, *(fault.index for fault in part.faults)}
         lost = len({*range(len(given))} - told - set(part.too_long if fate == LEFT_OUT else ()))
         if lost:
-            ctx.note(f"{lost} of {len(given)} {whose} have nothing left to learn and were left out")
+            have, were = agreeing(lost, "has", "have"), agreeing(lost, "was", "were")
+            ctx.note(f"{lost} of {len(given)} {whose} {have} nothing left to learn and {were} left out")
     split = len(train.kept) - len(set(train.kept))
     if split:
         ctx.note(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.errors import PipelineError, Problem, agreeing, counted, listed, nearest
 from pipeline.trainer_fields import TrainFields
 from pipeline.trainer_fields.metrics import direction_problems, metric_problem
 from pipeline.trainer_fields.needs import need_problems
@@ -99,5 +99,6 @@ def margin_problem(train: int, margins: int) -> Problem | None:
     """
     if margins == train:
         return None
-    statement = f"{margins:,} of {train:,} pairs have a margin, and train.use_margin is true"
+    have = agreeing(margins, "has", "have")
+    statement = f"{margins:,} of {counted(train, 'pair')} {have} a margin, and train.use_margin is true"
     return Problem(statement, "a margin in every row", "set train.use_margin: false")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.errors import ExitCode, PipelineError, Problem, counted
 from pipeline.ppo.guards import PATIENCE
 from pipeline.stage import StageContext
 from pipeline.training.loop import Trained
@@ -69,7 +69,7 @@ class RewardWatch:
         self.unscored = self.unscored + 1 if is_unscored else 0
         self._notify(rewards_N, ctx)
         if self.unscored >= PATIENCE or self.idle >= IDLE_PATIENCE:
-            raise self._no_signal(f"in {self.unscored if is_unscored else self.idle} rollouts in a row")
+            raise self._no_signal(f"in {counted(self.unscored if is_unscored else self.idle, 'rollout')} in a row")
 
     def check_end(self) -> None:
         """Check at the end that some rollout had a learning signal.

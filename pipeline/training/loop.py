@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, counted
 from pipeline.models.adapter_config import Adapter
 from pipeline.parallel.ranks import any_reduce
 from pipeline.stage import StageContext
@@ -251,7 +251,7 @@ def steps_of(batches: Batches, epochs: float, max_steps: int | None) -> int:
     if batches.batches_per_epoch == 0:
         raise PipelineError(
             Problem(
-                f"{len(batches.lengths)} rows to train on",
+                f"{counted(len(batches.lengths), 'row')} to train on",
                 f"at least one batch of {batches.batch_size}",
                 "lower train.batch_size or bring more rows",
             )

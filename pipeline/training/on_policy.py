@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import Sampler
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.models.contract import end_ids
 from pipeline.models.fitting import fit_embedding
 from pipeline.models.load import source_of
@@ -111,12 +111,16 @@ def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokeniz
         _refuse_long(ctx, too_long, room, context, train)
     learned = sum(i < len(rows.train) for i in fits)
     if not learned:
-        statement = f"none of {len(rows.train)} prompts fits" if rows.train else "no prompts"
+        statement = f"none of {counted(len(rows.train), 'prompt')} fits" if rows.train else "no prompts"
         raise PipelineError(
             Problem(statement, f"prompts of at most {room} tokens", "raise train.max_length or bring more")
         )
     if too_long:
-        ctx.note(f"{len(too_long)} of {len(all_rows)} prompts are longer than {room} tokens and were left out")
+        longer = agreeing(len(too_long), "is longer", "are longer")
+        were = agreeing(len(too_long), "was", "were")
+        ctx.note(
+            f"{len(too_long)} of {counted(len(all_rows), 'prompt')} {longer} than {room} tokens and {were} left out"
+        )
     counts = {**encoded.counts, "dropped": len(too_long)}
     fitting = [ids[i] for i in fits]
     with_positions = needs_positions(ctx, model, fitting, tokenizer.pad_token_id)
@@ -129,10 +133,10 @@ def _refuse_long(
     ctx: StageContext, too_long: list[tuple[str, int]], room: int, context: int, train: OnPolicyTrain
 ) -> None:
     place, length = too_long[0]
-    more = f", as are {len(too_long) - 1} more" if len(too_long) > 1 else ""
+    more = f", as {agreeing(len(too_long) - 1, 'is', 'are')} {len(too_long) - 1} more" if len(too_long) > 1 else ""
     raise PipelineError(
         Problem(
-            f"the prompt is {length} tokens long{more}",
+            f"the prompt is {counted(length, 'token')} long{more}",
             f"at most {room}: the model's context of {context} less train.max_new_tokens ({train.max_new_tokens})",
             f"lower train.max_new_tokens, or set train.max_length to {context} to leave such prompts out",
             place,
@@ -317,7 +321,7 @@ def on_policy_arguments(
     )
     per_epoch = len(batches) * micro_batch // train.batch_size
     if not per_epoch:
-        statement = f"{prompts.train} prompts to learn from"
+        statement = f"{counted(prompts.train, 'prompt')} to learn from"
         expected = f"at least {at_once // train.num_generations}, for one batch of {at_once} responses"
         raise PipelineError(Problem(statement, expected, "lower train.batch_size or bring more prompts"))
     steps = train.max_steps if train.max_steps is not None else max(1, round(train.epochs * per_epoch))

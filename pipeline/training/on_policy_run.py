@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.errors import counted
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
 from pipeline.training.finish import save_and_finish
@@ -50,7 +51,7 @@ def train_on_policy(
     rewards = trl_rewards(sources, prompts)
     trainer = build_trainer(trainer_class, opened, arguments, data, reward_funcs=rewards)
     trainer.learn_from(ctx, prompts, batches)
-    ctx.phase(f"training on {prompts.train:,} prompts")
+    ctx.phase(f"training on {counted(prompts.train, 'prompt')}")
     trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), trainer.watch)
     return save_and_finish(
         ctx,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import get_scheduler
 
-from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
 from pipeline.labels import IGNORE
 from pipeline.models.deferred import Deferred
 from pipeline.models.forward_probe import ForwardProbe
@@ -68,7 +68,12 @@ class PipelineTraining:
         self.ctx, self.arguments, self.batches, self.steps = ctx, arguments, batches, steps
         ranks = Ranks.current()
         if ranks.count != ctx.ranks:
-            raise PipelineError(Problem(f"{ranks.count} processes have joined", f"{ctx.ranks}, as compute says"))
+            raise PipelineError(
+                Problem(
+                    f"{counted(ranks.count, 'process', 'processes')} {agreeing(ranks.count, 'has', 'have')} joined",
+                    f"{ctx.ranks}, as compute says",
+                )
+            )
         if arguments.fp16:
             expected = "bf16 or fp32: the scale of an fp16 loss is not shared between parts"
             raise PipelineError(Problem("fp16 with compute.pipeline_parallel", expected, "set compute.precision: fp32"))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, counted
 from pipeline.stage import Code, Input, StageConfig
 
 _ENTRY: dict[str, Any] = {
@@ -51,7 +51,9 @@ class RewardFields(StageConfig):
         if not count:
             return [Problem("no reward", "a reward model's name or {function: FILE.py:NAME}", "add `reward:`")]
         if self.reward_weights and len(self.reward_weights) != count:
-            return [Problem(f"{len(self.reward_weights)} reward_weights for {count} rewards", "one for each")]
+            return [
+                Problem(f"{len(self.reward_weights)} reward_weights for {counted(count, 'reward')}", "one for each")
+            ]
         return []
 
     @property

@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 
 PLAIN_TEXT = "plain_text"
 """Key that `records` adds to a row; it is no column of the file."""
@@ -66,7 +66,7 @@ def call_reward(
         raise PipelineError(Problem(statement, "one number per row in a list")) from None
     if len(values) != len(rows):
         raise PipelineError(
-            Problem(f"reward function {name} returned {len(values)} values", f"one per row ({len(rows)})")
+            Problem(f"reward function {name} returned {counted(len(values), 'value')}", f"one per row ({len(rows)})")
         )
     values = [
         math.nan if value is None and may_skip_rows else _checked(value, name, rows, i)

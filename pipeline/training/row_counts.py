@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, agreeing, counted
 from pipeline.traits import RowCounts, too_few
 
 
@@ -23,8 +23,9 @@ def fill_a_batch_of_sides(train: Any, rows: RowCounts) -> Problem | None:
     count = 2 * rows.train if is_paired else rows.train
     if count >= train.batch_size:
         return None
-    paired = f" ({rows.train} pairs)" if is_paired else ""
-    return too_few(f"there are {count} rows{paired} to train on", f"one batch of {train.batch_size}", "rows")
+    paired = f" ({counted(rows.train, 'pair')})" if is_paired else ""
+    statement = f"there {agreeing(count, 'is', 'are')} {counted(count, 'row')}{paired} to train on"
+    return too_few(statement, f"one batch of {train.batch_size}", "rows")
 
 
 def fill_a_batch_of_responses(train: Any, rows: RowCounts) -> Problem | None:
@@ -33,12 +34,17 @@ def fill_a_batch_of_responses(train: Any, rows: RowCounts) -> Problem | None:
     if rows.train >= needed:
         return None
     wanted = f"{needed}, for one batch of {train.responses_at_once} responses"
-    return too_few(f"there are {rows.train} prompts to learn from", wanted, "prompts")
+    return too_few(f"there {_prompts(rows.train)} to learn from", wanted, "prompts")
 
 
 def learn_and_hold_out(_train: Any, rows: RowCounts) -> Problem | None:
     """Check prompts of which some are split off for evaluation if none are held out."""
     if rows.train >= 1 and rows.train + rows.held_out >= 2:
         return None
-    statement = f"there are {rows.train} prompts to learn from and {rows.held_out} held out"
+    statement = f"there {_prompts(rows.train)} to learn from and {rows.held_out} held out"
     return Problem(statement, "at least two prompts, one of them to learn from", "bring more prompts")
+
+
+def _prompts(count: int) -> str:
+    """Return ``is 1 prompt`` or ``are 3 prompts``."""
+    return f"{agreeing(count, 'is', 'are')} {counted(count, 'prompt')}"

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.artifacts import Artifact, Store
-from pipeline.cli import app
+from pipeline.cli.app import app
 
 REPORT = {
     "schema": 1,
@@ -72,6 +72,20 @@ def _input(field: str, artifact: Artifact) -> dict[str, Any]:
 def commit() -> Callable[..., Artifact]:
     """Commit an artifact with the given payload files and manifest fields."""
     return _commit
+
+
+@pytest.fixture
+def store_with(tmp_path: Path) -> Callable[[dict[str, Any], int], Store]:
+    """Return a function that makes a store with `few@v1`, made from 1,200 rows of a source of a recipe."""
+
+    def made(sources: dict[str, Any], rejected: int) -> Store:
+        store = Store(tmp_path / "store")
+        record = {"source": "demos", "digest": "d" * 64, "rows": 1200, "rejected": rejected, "where": ["demos.jsonl"]}
+        recipe = {"name": "r", "file": "r.yaml", "resolved": {"data": sources}}
+        _commit(store, "few", "one", {"w": "w"}, kind="sft", makes="model", data={"data": record}, recipe=recipe)
+        return store
+
+    return made
 
 
 @pytest.fixture

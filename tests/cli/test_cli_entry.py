@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,3 +283,69 @@ def test_ctrl_c_while_text_is_executed_is_130_too(stocked: Store, tmp_path: Path
         [sys.executable, "-c", script], cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stderr, ended.stdout) == (130, "stopped\n", "tidied up\n")
+
+
+def _at(module: str, does: str, argument: str = "--help") -> str:
+    """Return a program that runs `trueup` with one argument and does something when a module is first looked for."""
+    return (
+        "import os, signal, sys\n"
+        "from importlib.abc import MetaPathFinder\n"
+        "class Finder(MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}:\n"
+        f"            sys.meta_path.remove(self); {does}\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # the shell of the tests may ignore it
+        "sys.meta_path.insert(0, Finder())\n"
+        f"sys.argv = ['trueup', {argument!r}]\n"
+        "from pipeline.cli import main\n"
+        "main()\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "argument"),
+    [
+        ("pipeline.cli.app", "--help"),
+        ("typer", "--help"),
+        ("pipeline.errors", "--help"),
+        ("pipeline.cli.store", "ls"),  # the module of a verb
+        ("pipeline.artifacts", "ls"),
+    ],
+)
+def test_ctrl_c_during_the_commands_own_imports_says_stopped(module: str, argument: str, tmp_path: Path) -> None:
+    script = _at(module, "os.kill(os.getpid(), signal.SIGINT)", argument)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "stopped\n")
+
+
+def test_ctrl_c_at_any_early_moment_shows_no_traceback(tmp_path: Path) -> None:
+    # The signal comes some milliseconds after the first import. Whichever moment that is, the process either stops
+    # without a traceback, or had already printed all of its help.
+    shown = _process("--help", cwd=tmp_path).stdout
+    script = _at("pipeline.cli.app", "os.write(2, b'.')")
+    for delay_ms in (0, 3, 10, 20, 40, 80, 160):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        assert process.stderr.read(1) == b"."
+        time.sleep(delay_ms / 1000)
+        process.send_signal(signal.SIGINT)
+        out, told = process.communicate(timeout=120)
+        assert b"Traceback" not in told
+        assert process.returncode == 130 or (process.returncode, out.decode()) == (0, shown)
+
+
+def test_a_job_in_the_background_still_ignores_ctrl_c(tmp_path: Path) -> None:
+    # As a shell without job control starts `trueup … &`.
+    script = _at("typer", "os.kill(os.getpid(), signal.SIGINT)").replace("signal.default_int_handler", "signal.SIG_IGN")
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

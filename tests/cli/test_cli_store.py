@@ -121,6 +121,25 @@ def test_lineage_goes_up_to_the_data_and_down_to_the_report(trueup: Trueup, stoc
     assert "demos" not in trueup("lineage", "sft@v2", "--down").stdout
 
 
+@pytest.mark.parametrize(
+    ("limit", "rejected", "used", "shown"),
+    [
+        (None, 3, 1200, "1,200 rows"),
+        (100, 0, 100, "100 of 1,200 rows"),
+        (5000, 0, 1200, "1,200 rows"),
+        (1199, 3, 1197, "1,197 of 1,200 rows"),  # the bad rows are none of those used
+    ],
+)
+def test_lineage_and_show_say_how_many_rows_of_a_source_were_used(
+    limit: int | None, rejected: int, used: int, shown: str, trueup: Trueup, store_with: Callable[..., Store]
+) -> None:
+    store_with({"demos": {"path": "demos.jsonl", **({"limit": limit} if limit else {})}}, rejected)
+    assert f"data: demos, {shown} d" in trueup("lineage", "few").stdout
+    assert f"demos: {shown}, {rejected} left out" in trueup("show", "few").stdout
+    record = json.loads(trueup("lineage", "few", "--json").stdout)["data"]["data"]
+    assert (record["rows"], record["used"]) == (1200, used)
+
+
 def test_diff_shows_settings_and_by_how_much_metrics_changed(trueup: Trueup, stocked: Store) -> None:
     result = trueup("diff", "sft@v1", "sft@v2")
     rows = _lines(result)

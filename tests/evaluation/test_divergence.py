@@ -78,7 +78,7 @@ def test_k3_is_never_negative(pairs):
     [
         ([[-1.0, -1.0]], [[-1.0]], [[1, 1]], "shapes"),
         ([-1.0], [-1.0], [1], "shapes"),
-        ([[-1.0], [-1.0]], [[-1.0], [-1.0]], [[1], [0]], "1 of 2 sequences have no token"),
+        ([[-1.0], [-1.0]], [[-1.0], [-1.0]], [[1], [0]], "1 of 2 sequences has no token"),
         ([[-1.0]], [[-np.inf]], [[1]], "of the reference"),
         ([[0.5]], [[-1.0]], [[1]], "of the policy"),
     ],

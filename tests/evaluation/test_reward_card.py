@@ -176,7 +176,7 @@ def test_refuses_what_cannot_be_paired():
         build_card(chosen=[1, 2], rejected=[1], seed=0, **lengths)
     with pytest.raises(PipelineError, match="no values"):
         build_card(chosen=[], rejected=[], chosen_lengths=[], rejected_lengths=[], seed=0)
-    with pytest.raises(PipelineError, match="2 groups for 1 pairs"):
+    with pytest.raises(PipelineError, match="2 groups for 1 pair"):
         build_card(chosen=[1], rejected=[0], seed=0, groups=["a", "b"], **lengths)
     with pytest.raises(PipelineError, match="not finite"):
         build_card(chosen=[float("nan")], rejected=[0], seed=0, **lengths)

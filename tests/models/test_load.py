@@ -102,7 +102,7 @@ def test_lost_tensors_are_an_error_not_random_weights(saved: Path, folder_input:
     weights = load_file(saved / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PipelineError, match=r"lack 1 tensors, first model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(PipelineError, match=r"lack 1 tensor, first model\.layers\.1\.mlp\.up_proj\.weight"):
         load_causal_lm(folder_input(saved))
 
 

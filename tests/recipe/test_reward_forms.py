@@ -117,7 +117,7 @@ BAD = {
     "empty": ("    reward: []\n", "stage p: no reward"),
     "weights of another number": (
         "    reward: [rm]\n    reward_weights: [1, 2]\n",
-        "stage p: 2 reward_weights for 1 rewards; expected one for each",
+        "stage p: 2 reward_weights for 1 reward; expected one for each",
     ),
 }
 

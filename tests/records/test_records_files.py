@@ -188,7 +188,7 @@ def test_a_missing_file_and_an_unknown_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "faults"),
     [
-        (b"a,b\n1,2\n3\n4,5\n", ["", "has 1 fields; expected 2 as in the first line", ""]),
+        (b"a,b\n1,2\n3\n4,5\n", ["", "has 1 field; expected 2 as in the first line", ""]),
         (b'a,b\n1,"x"y\n4,5\n', ["is not CSV: ',' expected after '\"'", ""]),
         (b'a,b\n1,2\n3,"open\n4,5\n', ["", "is not CSV: unexpected end of data"]),
         (

@@ -168,7 +168,7 @@ def test_a_named_format_holds_for_every_row(jsonl: Write, source: Make) -> None:
         (
             GOOD,
             "messages",
-            "rows are of format preference (1 of 1 rows have `chosen` and `rejected`); expected mess",
+            "rows are of format preference (1 of 1 row has `chosen` and `rejected`); expected mess",
         ),
         (GOOD, "messages", ". Set `format: preference` to use them so"),
         (
@@ -205,7 +205,7 @@ def test_a_field_of_several_shapes_gets_the_one_its_rows_are_in(jsonl: Write, so
 
 def test_a_field_of_several_shapes_says_which(jsonl: Write, source: Make) -> None:
     (problem,) = refused(source(jsonl({"text": "a"})), EITHER)
-    assert "rows are of format text (1 of 1 rows have `text`); expected preference rows (format hh or" in problem
+    assert "rows are of format text (1 of 1 row has `text`); expected preference rows (format hh or" in problem
     assert problem.endswith("sharegpt or alpaca, and a label). Name another data source")
 
 
@@ -442,7 +442,7 @@ def test_pairs_without_an_answer_do_not_outvote_whole_ones(jsonl: Write) -> None
     whole, half = {"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ""}
     rows = loaded(_of(jsonl(half, half, whole), on_bad_row="skip"), "messages")
     assert (len(rows.train), rows.rejected) == (1, 2)
-    assert rows.detected == "format prompt_completion: 1 of 3 rows have `prompt` and `completion`"
+    assert rows.detected == "format prompt_completion: 1 of 3 rows has `prompt` and `completion`"
     assert "row `completion` is empty; expected text" in refused(_of(jsonl(half, half)), "messages")[0]
 
 

@@ -103,7 +103,7 @@ def test_ranks_and_votes_against_the_order_of_pairs_stop_the_run(
 ) -> None:
     row = {"prompt": "Q?", "chosen": "A", "rejected": "B"}
     assert loaded([{**row, better: values[1], worse: values[0]}], jsonl).train[0]["chosen"][0]["content"] == "A"
-    with pytest.raises(PipelineError, match=r"is above `.*` in 1 of 1 rows; expected `chosen` to be the better answer"):
+    with pytest.raises(PipelineError, match=r"is above `.*` in 1 of 1 row; expected `chosen` to be the better answer"):
         loaded([{**row, better: values[0], worse: values[1]}], jsonl)
 
 

@@ -198,7 +198,7 @@ def test_half_pairs_do_not_outvote_whole_ones(jsonl: Write) -> None:
         seed=0,
         name="d",
     )
-    assert got.detected == "format hh: 1 of 7 rows have `chosen` and `rejected`; 1 of format prompt"
+    assert got.detected == "format hh: 1 of 7 rows has `chosen` and `rejected`; 1 of format prompt"
     assert (len(got.train), got.rejected) == (1, 6)
     (*_, said) = refused(jsonl(*[{**whole, "rejected": ""}] * 3), "preference")
     assert "3 of 3 rows are bad" in said

@@ -433,7 +433,7 @@ def test_a_margin_below_0_is_said(jsonl: Write) -> None:
     rows = [{**CR, "margin": -1}, {**CR, "margin": 1}]
     assert loaded(rows, jsonl).notes == ("`margin` is below 0 in 1 of 2 rows; `chosen` is taken as the better answer",)
     with pytest.raises(
-        PipelineError, match=r"`margin` is below 0 in 1 of 1 rows; expected 0 or more. Set `columns: {mar"
+        PipelineError, match=r"`margin` is below 0 in 1 of 1 row; expected 0 or more. Set `columns: {mar"
     ):
         loaded(rows[:1], jsonl)
     assert mended(rows[:1], jsonl).train[0]["margin"] is None

@@ -27,10 +27,14 @@ STAGES: dict[str, tuple[str, list[str]]] = {
         [
             "`model` is missing",
             "train.loss_type is sigmoidd",
-            "2 train.loss_weights for 1 losses",
+            "2 train.loss_weights for 1 loss of train.loss_type",
             "train.optim is adamx",
             "unknown key `foo`",
         ],
+    ),
+    "nothing is said of the default of a list of losses that is wrong": (
+        "{kind: dpo, data: pairs, model: base, train: {loss_type: 5, loss_weights: [1, 2]}}",
+        ["train.loss_type is 5"],
     ),
     "a wrong type of one field, and another that contradicts a default or a right one": (
         "{kind: kto, data: pairs, model: base, train: {batch_size: 10, kl_batch: 4, max_length: long}}",

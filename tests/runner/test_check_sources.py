@@ -112,7 +112,7 @@ MORE_KINDS = {
         "{kind: grpo, data: few, model: sft, reward: rm, train: {batch_size: 32, num_generations: 4}}",
         "there are 5 prompts to learn from",
     ),
-    "ppo": ("{kind: ppo, data: one, model: sft, reward: rm}", "there are 1 prompts to learn from and 0 held out"),
+    "ppo": ("{kind: ppo, data: one, model: sft, reward: rm}", "there is 1 prompt to learn from and 0 held out"),
 }
 
 
@@ -169,7 +169,7 @@ def test_margins_that_some_pairs_lack_are_refused_before_the_run(fresh: Any) -> 
     change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: [{**rows[0], "margin": 1.0}, *rows[1:]])
     asked = ("data.pairs.held_out=0", "data.pairs.on_bad_row=skip", "stages.rm.train.use_margin=true")
     (problem,) = fresh.problems(*asked)
-    assert problem.found.startswith("1 of ") and problem.found.endswith("have a margin, and train.use_margin is true")
+    assert problem.found.startswith("1 of ") and problem.found.endswith("has a margin, and train.use_margin is true")
     assert problem.stage == "rm"
     fresh.check(*asked[:2])
 

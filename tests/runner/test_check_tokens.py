@@ -84,7 +84,7 @@ def test_every_field_of_rows_meets_its_tokenizer(world: Any) -> None:
     texts, asked = told["read", "data"], told["ask", "data"]
     assert texts.count.spelled == 1
     (said,) = texts.notes
-    assert said.startswith("stage read: 1 of 2 rows of rendered spell a control token; there it is text. If they are")
+    assert said.startswith("stage read: 1 of 2 rows of rendered spells a control token; there it is text. If they are")
     assert asked.max_length == 63 and asked.count.short_of_room == asked.count.rows > 0
     assert "leave less room than `max_new_tokens`" in " ".join(asked.notes)
     # The run says the same of each.

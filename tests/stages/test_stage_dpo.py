@@ -214,7 +214,7 @@ def test_the_losses_are_those_of_trl() -> None:
         ({"loss_type": ["sigmoid", "hing"]}, "train.loss_type is hing; expected one of .*hinge"),
         (
             {"loss_type": ["sigmoid", "sft"], "loss_weights": [1]},
-            "1 train.loss_weights for 2 losses; expected one for each",
+            "1 train.loss_weights for 2 losses of train.loss_type; expected one for each",
         ),
     ],
 )

@@ -342,7 +342,7 @@ def test_a_function_that_breaks_is_named(
         inputs={"models": [as_input(chain["sft"])]},
         expect="failed",
     )
-    assert str(ran.outcome.problems[0]) == "reward function mine.py:score returned 1 values; expected one per row (24)"
+    assert str(ran.outcome.problems[0]) == "reward function mine.py:score returned 1 value; expected one per row (24)"
 
 
 def test_stops_between_batches_of_answers_when_asked(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> None:

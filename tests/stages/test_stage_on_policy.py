@@ -208,7 +208,7 @@ def test_a_reward_model_and_a_function_add_up(
     [
         ("raises", r"rewards.py:raises raised ZeroDivisionError: division by zero for row \d+ \(.*\?\)"),
         ("nan", r"rewards.py:nan returned nan for row \d+ \(.*\?\); expected a finite number"),
-        ("short", r"rewards.py:short returned 1 values; expected one per row \(32\)"),
+        ("short", r"rewards.py:short returned 1 value; expected one per row \(32\)"),
     ],
 )
 @KINDS
@@ -253,7 +253,7 @@ def test_prompts_too_long_for_the_length_asked_are_left_out_and_counted(
     train = {**TRAIN, "max_steps": 1, "max_length": 40}
     ran = train_on("grpo", "polite", {"train": train}, data=data)
     assert ran.outcome.result.rows == {"train": 8, "held_out": 0, "dropped": 1}
-    assert "1 of 8 prompts are longer than 28 tokens and were left out" in ran.notes
+    assert "1 of 8 prompts is longer than 28 tokens and was left out" in ran.notes
 
 
 @KINDS

@@ -155,7 +155,7 @@ def test_margins_in_some_rows_only_are_refused(
         expect="failed",
     )
     assert ran.outcome.bad_input
-    assert "1 of 8 pairs have a margin, and train.use_margin is true" in str(ran.outcome.problems[0])
+    assert "1 of 8 pairs has a margin, and train.use_margin is true" in str(ran.outcome.problems[0])
 
 
 def test_pairs_that_do_not_fit_are_left_out_and_counted(

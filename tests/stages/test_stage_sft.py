@@ -96,7 +96,7 @@ def test_long_rows_are_cut_and_counted(
     # The prompt of the last row alone has more than 16 tokens, so nothing of it is learnt.
     assert ran.outcome.result.rows == {"train": 6, "held_out": 0, "cut": 3, "dropped": 1}
     assert "3 of 6 conversations are longer than 16 tokens and were cut at the end" in ran.notes
-    assert "1 of 6 conversations have nothing left to learn and were left out" in ran.notes
+    assert "1 of 6 conversations has nothing left to learn and was left out" in ran.notes
     # Five rows a step: 3 short ones whole and 2 of 16 tokens.
     assert ran.outcome.result.tokens == 3 * tokens[0] + 2 * 16
 

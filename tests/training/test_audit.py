@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Patch], None],
         SFT,
         {"activation_checkpointing": True},
         no_checkpointing,
-        "compute.activation_checkpointing is true, 1 passes of a layer kept their activations",
+        "compute.activation_checkpointing is true, 1 pass of a layer kept its activations",
     ),
     "unasked checkpointing": (SFT, {}, unasked_checkpointing, "activations are computed twice"),
     "another attention": (
@@ -126,7 +126,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Patch], None],
         lambda patch: loaded_otherwise(patch, attention="sdpa"),
         "compute.attention is eager, and the model runs sdpa",
     ),
-    "a frozen weight": (SFT, {}, one_frozen, "1 weights are frozen, the recipe asks for none"),
+    "a frozen weight": (SFT, {}, one_frozen, "1 weight is frozen, the recipe asks for none"),
     "no adapter": (LORA, {}, no_adapter, "no layer carries the adapter of rank 4"),
     "another rank": (LORA, {}, other_rank, "the adapter has rank [2]; expected 4, as adapter.r says"),
     "not quantised": (
@@ -197,7 +197,7 @@ def test_fewer_processes_than_asked_for_are_told() -> None:
     assert (held.engine, held.over, held.weights, held.optimizer) == ("plain", 1, 1.0, 1.0)
     assert not list(sharding_problems(ParallelDims(1), held, joined=1))
     (problem,) = sharding_problems(ParallelDims(2), held, joined=1)
-    assert problem.found == "1 processes joined"
+    assert problem.found == "1 process joined"
 
 
 def test_liger_is_believed_when_a_part_of_the_model_runs_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

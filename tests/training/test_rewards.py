@@ -38,7 +38,7 @@ def test_columns_come_as_lists_beside_prompts_and_completions() -> None:
             lambda **c: 1 / 0,
             r"reward function f raised ZeroDivisionError: division by zero for row 0 \(a\). Correct the function",
         ),
-        (lambda **c: [1.0], r"reward function f returned 1 values; expected one per row \(2\)"),
+        (lambda **c: [1.0], r"reward function f returned 1 value; expected one per row \(2\)"),
         (
             lambda **c: [1.0, None],
             r"reward function f returned None for row 1 \(b\); expected a finite number for every row",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import Problem, listed
+from pipeline.errors import Problem, counted, listed
 
 WORD = "compute.pipeline_parallel"
 REMEDY = "use compute.zero: 3 instead"
@@ -76,7 +76,7 @@ def split_problem(config: Mapping[str, Any], stages: int) -> Problem | None:
         return Problem(statement, "layers of one kind", REMEDY)
     count = config.get("num_hidden_layers", config.get("n_layer"))
     if count is not None and int(count) < stages:
-        return Problem(f"{WORD} {stages} for {count} layers", f"at most {count}", f"use {count}")
+        return Problem(f"{WORD} {stages} for {counted(count, 'layer')}", f"at most {count}", f"use {count}")
     return None
 
 

@@ -201,7 +201,7 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         DeepSpeed detects such a read only if the weight is not gathered at that moment. After the probe it is, because
         DeepSpeed prefetches it for the layer that read it in the probe, and it is released before its gradient arrives.
         """
-        from deepspeed.runtime.zero import register_external_parameter  # the optional extra `deepspeed` may be missing
+        from deepspeed.runtime.zero import register_external_parameter  # optional extra `deepspeed`
 
         causal = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         for parameter in causal.get_output_embeddings().parameters(recurse=False):

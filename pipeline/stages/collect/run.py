@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
 from pipeline.preferences import need
 from pipeline.preferences.items import items_of
 from pipeline.stage import StageContext, StageResult
@@ -25,14 +25,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     rows = ctx.load_rows("data")
     items, left_out = items_of(rows.train + rows.held_out)
     if left_out:
-        ctx.note(f"{left_out} pairs were left out: they repeat another, or both answers are the same")
+        were, they = agreeing(left_out, "was", "were"), agreeing(left_out, "it repeats", "they repeat")
+        ctx.note(f"{counted(left_out, 'pair')} {were} left out: {they} another, or both answers are the same")
     batch = Batch(items, config.labels_per_item, config.overlap)
     ledger = Ledger(ledger_url(config, ctx.work.parents[2]), config.batch or ctx.name)
     state = State().take(ledger.events())
     done, full = batch.progress(state)
     if done < full:
         remedy = f"`trueup collect RECIPE {ctx.name}` opens the labelling app; run again when they are there"
-        statement = f"waiting for people: {done} of {full} labels"
+        statement = f"waiting for people: {done} of {counted(full, 'label')}"
         raise PipelineError(Problem(statement, "", remedy), exit_code=ExitCode.WAITING)
     preferences, without = exported(items, state)
     if not preferences:
@@ -54,5 +55,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     return StageResult(
         metrics=metrics,
         rows={"pairs": len(preferences), "labels": done},
-        summary=f"{len(preferences)} preferences from {done} labels" + (f"; no row of {reasons}" if reasons else ""),
+        summary=f"{counted(len(preferences), 'preference')} from {counted(done, 'label')}"
+        + (f"; no row of {reasons}" if reasons else ""),
     )

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, counted
 from pipeline.models.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain, unknown_word
@@ -61,7 +61,11 @@ class Train(CommonTrain):
         ]
         weights = self.passthrough().get("loss_weights")
         if weights is not None and len(weights) != len(names):
-            problems.append(Problem(f"{len(weights)} train.loss_weights for {len(names)} losses", "one for each"))
+            # `train.loss_type` is named, so that nothing is said of its default where its value is wrong.
+            statement = (
+                f"{len(weights)} train.loss_weights for {counted(len(names), 'loss', 'losses')} of train.loss_type"
+            )
+            problems.append(Problem(statement, "one for each"))
         return problems
 
 

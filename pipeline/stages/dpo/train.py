@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from trl import DPOConfig, DPOTrainer
 
+from pipeline.errors import counted
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.dpo.config import Config
@@ -61,7 +62,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         trainer = build_trainer(functools.partial(BucketedDPOTrainer, ctx), opened, arguments, data)
     scoring_s = time.perf_counter() - started
     trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), schedule.batches
-    ctx.phase(f"training on {len(data.train):,} pairs")
+    ctx.phase(f"training on {counted(len(data.train), 'pair')}")
     trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
     return save_and_finish(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import counted
 from pipeline.evaluation.divergence import per_sequence
 from pipeline.evaluation.estimate import rounded
 from pipeline.evaluation.prompts import Asked
@@ -76,13 +77,13 @@ def sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled]
             ctx.note(f"no KL for {name}: {differs[0]}")
         reference = None if is_baseline or differs else baseline
         is_variant = source.fingerprint == base_input.fingerprint
-        ctx.phase(f"{name} answers {len(asked.rows)} prompts")
+        ctx.phase(f"{name} answers {counted(len(asked.rows), 'prompt')}")
         generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
         own = generator.answer(name, source, asked, reference, greedy=False)
         sampled.append(replace(own, is_variant=is_variant and not is_baseline))
         done += len(asked.rows)
         if name in greedy:
-            ctx.phase(f"{name} answers {len(asked.rows)} prompts greedily")
+            ctx.phase(f"{name} answers {counted(len(asked.rows), 'prompt')} greedily")
             generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
             own = generator.answer(f"{name} (greedy)", source, asked, None, greedy=True)
             sampled.append(replace(own, is_variant=is_variant))

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.training.fields import nothing_fits
 
 BALANCE = (1.0, 1.5)
@@ -69,9 +69,10 @@ def weight_advice(good: int, bad: int, desirable_weight: float, undesirable_weig
         word, least, most = "desirable_weight", desirable_weight * low / ratio, desirable_weight * high / ratio
     else:
         word, least, most = "undesirable_weight", undesirable_weight * ratio / high, undesirable_weight * ratio / low
+    weigh = agreeing(good, "weighs", "weigh")
     return (
-        f"{good} good rows weigh {ratio:.3g} times as much as {bad} bad ones, arXiv:2402.01306 advises {low:g} to "
-        f"{high:g}: set train.{word} between {least:.3g} and {most:.3g}"
+        f"{counted(good, 'good row')} {weigh} {ratio:.3g} times as much as {counted(bad, 'bad one')}, arXiv:2402.01306 "
+        f"advises {low:g} to {high:g}: set train.{word} between {least:.3g} and {most:.3g}"
     )
 
 

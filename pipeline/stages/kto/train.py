@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from trl import KTOConfig, KTOTrainer
 
+from pipeline.errors import counted
 from pipeline.parallel.batch_split import BatchSplit, divide
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
@@ -80,7 +81,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     trainer.train_rows = [{"rows": rows[i : i + size]} for i in range(0, len(rows), size)]
     trainer.batches, trainer.data_collator = schedule.batches, _ungrouped(trainer.data_collator)
     trainer.is_paired = is_paired
-    ctx.phase(f"training on {len(data.train):,} rows")
+    ctx.phase(f"training on {counted(len(data.train), 'row')}")
     trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     margin = trained.metrics.get("eval_rewards/margins", trained.metrics.get("rewards/margins", 0.0))
     return save_and_finish(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.artifacts.provenance import AppliedAdapter, adapters_of, base_of, descended, label
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.adapters import config_of, fold_in
 from pipeline.models.load import load_causal_lm, load_tokenizer, stored_bits
 from pipeline.models.quantized_files import TRAINABLE
@@ -47,7 +47,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     return StageResult(
         metrics={"parameters": float(count)},
         lineage={**lineage, "dtype": config.dtype},
-        summary=f"{len(config.adapters)} adapters folded into {source.name}, {config.dtype}",
+        summary=f"{counted(len(config.adapters), 'adapter')} folded into {source.name}, {config.dtype}",
     )
 
 

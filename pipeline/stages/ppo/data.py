@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.labels import IGNORE
 from pipeline.models.contract import eos_is_learned
 from pipeline.models.forward import context_limit
@@ -36,7 +36,7 @@ def load_prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) 
         if limit is not None and len(prompt.ids) + room > limit:
             raise PipelineError(
                 Problem(
-                    f"the prompt has {len(prompt.ids)} tokens, with max_new_tokens {room} more than fit",
+                    f"the prompt has {counted(len(prompt.ids), 'token')}, with max_new_tokens {room} more than fit",
                     f"at most {limit - room} tokens, for the model's context is {limit}",
                     "shorten or drop the prompt, or lower train.max_new_tokens",
                     where,
@@ -68,7 +68,8 @@ def language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int 
         statement = f"no conversation of ptx_data has an answer within {limit} tokens"
         raise PipelineError(Problem(statement, "at least one", "shorten the conversations", stage=ctx.name))
     if conversations.held_out:
-        ctx.note(f"{len(conversations.held_out)} held-out conversations of ptx_data are not used")
+        are = agreeing(len(conversations.held_out), "is", "are")
+        ctx.note(f"{counted(len(conversations.held_out), 'held-out conversation')} of ptx_data {are} not used")
     size = min(config.train.ptx_batch, len(rows))
 
     def loss(model: Any, step: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.contract import end_ids
 from pipeline.models.forward import context_limit
 from pipeline.models.kernels import INSTALL, apply_liger
@@ -41,7 +41,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if state_path is not None:
         log.restore(load_state(trainer, state_path))
         ctx.note(f"resumes at iteration {trainer.iteration} of {config.train.iterations}")
-    ctx.phase(f"training on {len(trainer.prompts):,} prompts")
+    ctx.phase(f"training on {counted(len(trainer.prompts), 'prompt')}")
     try:
         log.watch(trainer)
     except Stopped as stopped:

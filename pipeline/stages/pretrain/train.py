@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from pipeline.artifacts.provenance import descended
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.models.deferred import Deferred
 from pipeline.models.load import load_causal_lm, load_deferred_causal_lm, load_tokenizer
 from pipeline.models.save import save_model
@@ -46,7 +46,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     schedule = plan_steps(ctx, train, lengths, "rows", shuffle=train.order == "shuffled")
     arguments = arguments_for(TrainingArguments, ctx, train, schedule, has_held_out=bool(data.held_out))
     parameters = count_parameters(opened.model)
-    ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {sum(lengths):,} tokens")
+    ctx.phase(f"training {parameters / 1e6:.2f} M parameters on {counted(sum(lengths), 'token')}")
     collate = CausalCollator(opened.tokenizer.pad_token_id)
     if ctx.dims.pipeline_parallel > 1:
         refuse_unused(train)
@@ -130,9 +130,10 @@ def _say_spelled(ctx: StageContext, tokenizer: Any, texts: list[str], *, parsed:
     spells = TextEncoder(tokenizer).names
     spelled = 0 if parsed else sum(map(spells, texts))
     if spelled:
+        spell = agreeing(spelled, "spells", "spell")
         ctx.note(
-            f"{spelled} of {len(texts)} texts spell a control token; there it is text. If they are conversations "
-            "rendered beforehand, set `control_tokens: parsed`"
+            f"{spelled} of {counted(len(texts), 'text')} {spell} a control token; there it is text. If they are "
+            "conversations rendered beforehand, set `control_tokens: parsed`"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, agreeing, counted
 from pipeline.evaluation.judging import accuracy_summary
 from pipeline.evaluation.reward_card import build_card, write_card
 from pipeline.models.scoring import score
@@ -67,7 +67,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         BucketedRewardTrainer, opened, arguments, _columns(data), task="reward", data_collator=collate
     )
     trainer.train_rows, trainer.batches = data.train, schedule.batches
-    ctx.phase(f"training on {len(data.train):,} pairs")
+    ctx.phase(f"training on {counted(len(data.train), 'pair')}")
     trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     consolidated = consolidated_model(trainer)
     seen = [row["chosen_ids"] for row in data.train[:3]]
@@ -105,7 +105,10 @@ def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> tuple[Enc
         tested = encode_source(ctx, "test", tests, encode, what="pairs to test", max_length=max_length)
         held_out = _sequences(tested.train, test_rows, use_margin=False)
         if rows.held_out:
-            ctx.note(f"{len(rows.held_out)} held-out pairs of `data` are not used: the report is of `test`")
+            are = agreeing(len(rows.held_out), "is", "are")
+            ctx.note(
+                f"{counted(len(rows.held_out), 'held-out pair')} of `data` {are} not used: the report is of `test`"
+            )
     if not train:
         raise nothing_fits("pair", max_length)
     counts = {**source.counts, "held_out": len(test_rows), "dropped": len(source.train.too_long)}
@@ -143,7 +146,7 @@ def _report(
     ctx: StageContext, config: Config, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Score the held-out pairs and write the report card; return its main figures."""
-    ctx.phase(f"scoring {len(held_out):,} held-out pairs")
+    ctx.phase(f"scoring {counted(len(held_out), 'held-out pair')}")
     scored = functools.partial(score, model, pad_id=tokenizer.pad_token_id, precision=precision_of(ctx))
     sides = {side: scored([row[f"{side}_ids"] for row in held_out]) for side in SIDES}
     rows = [row["row"] for row in held_out]

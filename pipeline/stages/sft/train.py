@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, counted
 from pipeline.models.contract import unseen_opening
 from pipeline.models.load import load_deferred_causal_lm, load_tokenizer
 from pipeline.parallel.consolidation import consolidated_model
@@ -61,7 +61,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     is_flat = "flash" in attention_name(ctx) and ctx.dims.sequence_parallel == 1
     collate = CausalCollator(opened.tokenizer.pad_token_id, with_mask=True, flat=is_flat)
-    ctx.phase(f"training on {conversations:,} conversations")
+    ctx.phase(f"training on {counted(conversations, 'conversation')}")
     if is_pipelined:
         trained, consolidated = train_through_pipeline(ctx, opened, arguments, schedule, data, collate)
     else:

@@ -7,7 +7,7 @@ import time
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.chat import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
 from pipeline.models.contract import conversation_problems
 from pipeline.stage import StageContext, StageResult
@@ -31,7 +31,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             Problem("no rows to learn from", "at least one text", "check the data source", stage=ctx.name)
         )
     special = [*SPECIAL_TOKENS, *config.special_tokens]
-    ctx.phase(f"learning {config.vocab_size} entries from {len(texts)} texts")
+    ctx.phase(f"learning {config.vocab_size} entries from {counted(len(texts), 'text')}")
     started = time.perf_counter()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
