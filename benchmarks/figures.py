@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # also where trueup is not installed
 
 from pipeline.artifacts import Artifact, Store  # noqa: E402
-from pipeline.display.evaluations import print_evaluation  # noqa: E402
-from pipeline.environment import environment  # noqa: E402
-from pipeline.evaluation.estimate import Estimate  # noqa: E402
-from pipeline.evaluation.report import read  # noqa: E402
-from pipeline.terminal import duration  # noqa: E402
+from pipeline.cli.display.evaluations import print_evaluation  # noqa: E402
+from pipeline.cli.terminal import duration  # noqa: E402
+from pipeline.evaluation.report.record import read  # noqa: E402
+from pipeline.evaluation.stats.estimate import Estimate  # noqa: E402
+from pipeline.machine.environment import environment  # noqa: E402
 
 FILE = ROOT / "docs" / "figures.json"
 PICTURE = ROOT / "docs" / "final-table.svg"

@@ -81,8 +81,8 @@ def prepare(size: Size, scratch: Path, *, with_judge: bool) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from pipeline.models.save import save_model
-    from pipeline.models.scratch import build_causal_lm
+    from pipeline.models.load.scratch import build_causal_lm
+    from pipeline.models.save.artifact import save_model
 
     made = stage_speed.tokenizer()
     shape = {
@@ -259,7 +259,7 @@ def ours(kind: str, size: Size, scratch: Path) -> dict[str, Any]:
 
 def _watched(size: Size) -> list[dict[str, float]]:
     """Let PPO's trainer hand its metrics of every iteration over as well; return where they go."""
-    from pipeline.ppo.trainer import PPOTrainer
+    from pipeline.rl.ppo.trainer import PPOTrainer
 
     seen: list[dict[str, float]] = []
     inner = PPOTrainer.iterate
@@ -302,7 +302,7 @@ def _lengths(kind: str, size: Size) -> list[int]:
 
 def _tokens(kind: str, lengths: list[int], size: Size, seed: int, first: int, last: int) -> float:
     """Return the real tokens of our steps after the first to the last."""
-    from pipeline.training.batches import Batches
+    from pipeline.training.data.batches import Batches
 
     if kind == "sft_packed":  # full rows, much alike
         return sum(lengths) * (last - first) / last

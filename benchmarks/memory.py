@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from memory_world import write_recipe
 
 from pipeline.artifacts import Store
-from pipeline.environment import cpu_name
-from pipeline.forecast import forecasts
-from pipeline.models.bf16_speed import has_bf16
+from pipeline.machine.environment import cpu_name
+from pipeline.models.cpu.bf16_speed import has_bf16
 from pipeline.plan import make_plan
+from pipeline.preflight.forecast import forecasts
 from pipeline.recipe import load
 from pipeline.stages import load_all
 

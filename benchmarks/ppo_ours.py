@@ -34,14 +34,14 @@ def trainer(asked: argparse.Namespace) -> Any:
     from stage_speed import tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    from pipeline.models.adapter_config import Adapter
-    from pipeline.models.matmul import use_fastest_matmul
+    from pipeline.models.cpu.matmul import use_fastest_matmul
+    from pipeline.models.load.adapter_config import Adapter
     from pipeline.models.scoring import score
-    from pipeline.ppo.build import build_policy, check_policy
-    from pipeline.ppo.episodes import Prompt
-    from pipeline.ppo.rollout import BatchedEngine
-    from pipeline.ppo.settings import PPOSettings
-    from pipeline.ppo.trainer import PPOTrainer
+    from pipeline.rl.policy.build import build_policy, check_policy
+    from pipeline.rl.ppo.settings import PPOSettings
+    from pipeline.rl.ppo.trainer import PPOTrainer
+    from pipeline.rl.rollout.engines import BatchedEngine
+    from pipeline.rl.rollout.episodes import Prompt
 
     use_fastest_matmul()
     torch.manual_seed(asked.seed)

@@ -54,7 +54,7 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from pipeline.models.chat import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
+    from pipeline.models.tokenizer.chat_format import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
 
     words = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     words |= {f"t{index}": index + len(SPECIAL_TOKENS) for index in range(WORDS)}
@@ -101,9 +101,9 @@ def pretrain_rows(steps: int, seed: int) -> list[dict[str, Any]]:
 
 def ours(kind: str, steps: int, seed: int) -> dict[str, Any]:
     """Run the product's own stage and time its steps from the events it sends."""
-    from pipeline.compute import ComputeSettings
-    from pipeline.models.save import save_model
-    from pipeline.models.scratch import build_causal_lm
+    from pipeline.kind.compute import ComputeSettings
+    from pipeline.models.load.scratch import build_causal_lm
+    from pipeline.models.save.artifact import save_model
     from pipeline.stage import Event, ResolvedInput, StageContext, kind_of
     from pipeline.stages import load_all
 
@@ -161,7 +161,7 @@ def _lengths(kind: str, rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def _tokens(lengths: list[int], seed: int, first: int, last: int) -> int:
-    from pipeline.training.batches import Batches
+    from pipeline.training.data.batches import Batches
 
     batches = Batches(lengths, BATCH, BATCH, seed)
     return batches.tokens(last) - batches.tokens(first)

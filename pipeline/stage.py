@@ -26,12 +26,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.compute import ComputeSettings
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
-from pipeline.markers import Code, Data, Input, Runtime, Shape, Shapes
+from pipeline.kind.compute import ComputeSettings
+from pipeline.kind.markers import Code, Data, Input, Runtime, Shape, Shapes
+from pipeline.kind.results import Event, Rejected, StageResult
+from pipeline.kind.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 from pipeline.parallel.dims import ParallelDims
-from pipeline.results import Event, Rejected, StageResult
-from pipeline.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 
 
 @runtime_checkable

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.models.template import Messages
-from pipeline.training.encode import EncodedRows, encode_labelled, encode_messages, encode_prompts
+from pipeline.models.tokenizer.template import Messages
+from pipeline.training.data.encoding import EncodedRows, encode_labelled, encode_messages, encode_prompts
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,13 @@ def test_a_verb_agrees_with_its_count() -> None:
 
 MORE_THAN_ONE = {
     "artifacts/refs.py": "a ref that means one artifact is no problem",
-    "evaluation/tables.py": "few tasks are named instead",
-    "evaluation/intervals.py": "numbers of a ratio, for developers",
+    "evaluation/report/tables.py": "few tasks are named instead",
+    "evaluation/stats/intervals.py": "numbers of a ratio, for developers",
     "parallel/fsdp/wrapping.py": "weights of a model",
     "parallel/pipeline/split.py": "one kind of layer is no problem",
     "parallel/sharding_state.py": "weights of a model",
     "records/loading.py": "one bad row is told by itself",
-    "records/votes.py": "one winner is no problem",
+    "records/shapes/votes.py": "one winner is no problem",
     "stages/tokenizer/run.py": "entries of a vocabulary",
 }
 """Files in which a length is followed by a plural that is always right: why."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.compute import ComputeSettings
+from pipeline.kind.compute import ComputeSettings
 from pipeline.launch.job import Job, context_of
 from pipeline.parallel.dims import ParallelDims
 from pipeline.recipe import Compute

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import CannotWrite, disk_problem, exit_code_of
 from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
 
 BLOCK_BYTES = 8 * 2**20
 """Bytes per request, and so the most that a killed transfer has to fetch again of a file."""

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.disk import writing
+from pipeline.machine.disk import writing
 
 POLL_S = 0.05
 """Seconds between two attempts of a waiting process to take the lock."""

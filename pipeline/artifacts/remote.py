@@ -28,8 +28,8 @@ from pipeline.artifacts.payload import refuse_pickles
 from pipeline.artifacts.refs import Ref, choose, parse_ref, resolve, tag, unknown_name
 from pipeline.artifacts.store import Artifact, Store, WorkArea
 from pipeline.artifacts.transfer import Progress, Tally, Transfer
-from pipeline.disk import writing
 from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.machine.disk import writing
 
 WORKERS = 4
 """Number of files transferred concurrently."""

@@ -23,9 +23,9 @@ from typer.exceptions import TyperException
 
 from pipeline import __version__
 from pipeline.cli.command_table import VERBS, VerbEntry, verbs_by_topic
-from pipeline.disk import disk_problem, exit_code_of
+from pipeline.cli.terminal import expect_json, has_printed_json, print_json, print_line
 from pipeline.errors import ExitCode, PipelineError, Problem
-from pipeline.terminal import expect_json, has_printed_json, print_json, print_line
+from pipeline.machine.disk import disk_problem, exit_code_of
 
 _DEBUG, _JSON = "--debug", "--json"
 
@@ -97,7 +97,7 @@ class Verb(TyperCommand):
 
 def command_of(entry: VerbEntry) -> Verb:
     """Import the module of a verb and return its command."""
-    function = getattr(importlib.import_module(f"pipeline.cli.{entry.module}"), entry.function)
+    function = getattr(importlib.import_module(f"pipeline.cli.verbs.{entry.module}"), entry.function)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(entry.name, cls=Verb, hidden=entry.is_hidden)(function)
     command = typer.main.get_command(single)

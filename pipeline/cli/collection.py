@@ -10,8 +10,8 @@ from pathlib import Path
 
 import typer
 
+from pipeline.cli.display import labels as display
 from pipeline.cli.survey import survey_of
-from pipeline.display import labels as display
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State

@@ -17,7 +17,7 @@ class VerbEntry(NamedTuple):
     Attributes:
         name: what a user types.
         topic: heading under which `--help` lists the verb.
-        module: module of `pipeline.cli` with the function of the verb; it is imported when the verb is called.
+        module: module of `pipeline.cli.verbs` with the function of the verb; it is imported when the verb is called.
         summary: first line of the function's docstring; a test compares the two.
         is_hidden: whether `--help` and the reference leave it out.
     """

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.cli.collection import Collection
+from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.serving import listen, serve
-from pipeline.terminal import print_line
 
 
 def open_app(

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.errors import PipelineError, Problem, counted, listed, nearest
-from pipeline.evaluation.divergence import SequenceKL
-from pipeline.evaluation.intervals import Floats
-from pipeline.evaluation.report import Judge
-from pipeline.evaluation.samples import Answer, Result, Sample, StopReason
-from pipeline.evaluation.winrate import outcomes
+from pipeline.evaluation.report.record import Judge
+from pipeline.evaluation.report.samples import Answer, Result, Sample, StopReason
+from pipeline.evaluation.stats.divergence import SequenceKL
+from pipeline.evaluation.stats.intervals import Floats
+from pipeline.evaluation.stats.winrate import outcomes
 
 _EVEN = 0.5
 _JUDGES: tuple[Judge, ...] = ("gold", "reward")

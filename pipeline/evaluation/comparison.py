@@ -15,14 +15,14 @@ from numpy.typing import ArrayLike
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.answers import Answers, Prompt, checked, default_judge, from_samples
-from pipeline.evaluation.differences import paired_difference
-from pipeline.evaluation.divergence import Divergence, SequenceKL, summarized
-from pipeline.evaluation.estimate import Delta, Estimate
 from pipeline.evaluation.gaming import assess, spread
-from pipeline.evaluation.intervals import LEVEL, RESAMPLES, mean_interval, wilson
-from pipeline.evaluation.report import Gaming, Judge, ModelMetrics, Report, TaskMetrics, WinCounts
-from pipeline.evaluation.samples import Sample
-from pipeline.evaluation.winrate import win_rate
+from pipeline.evaluation.report.record import Gaming, Judge, ModelMetrics, Report, TaskMetrics, WinCounts
+from pipeline.evaluation.report.samples import Sample
+from pipeline.evaluation.stats.differences import paired_difference
+from pipeline.evaluation.stats.divergence import Divergence, SequenceKL, summarized
+from pipeline.evaluation.stats.estimate import Delta, Estimate
+from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, mean_interval, wilson
+from pipeline.evaluation.stats.winrate import win_rate
 
 _SHARE = (0.0, 1.0)
 

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.evaluation.differences import paired_difference
-from pipeline.evaluation.estimate import Delta
-from pipeline.evaluation.intervals import LEVEL, RESAMPLES, Floats, observations
-from pipeline.evaluation.report import GAMED_SHARE, LEAST_GAIN, Gains, Gaming, Verdict
+from pipeline.evaluation.report.record import GAMED_SHARE, LEAST_GAIN, Gains, Gaming, Verdict
+from pipeline.evaluation.stats.differences import paired_difference
+from pipeline.evaluation.stats.estimate import Delta
+from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, Floats, observations
 
 
 def spread(baseline: ArrayLike, others: Sequence[ArrayLike] = ()) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.evaluation.estimate import Estimate, percent_interval
+from pipeline.evaluation.stats.estimate import Estimate, percent_interval
 
 CHANCE = 0.5
 """Accuracy of guessing."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pipeline.evaluation.conclusion import Conclusion, Figures, conclude
-from pipeline.evaluation.differences import paired_difference
-from pipeline.evaluation.estimate import Delta, Estimate, Record
-from pipeline.evaluation.intervals import RESAMPLES
-from pipeline.evaluation.report import Judge, Report, WinCounts
-from pipeline.evaluation.samples import Sample
-from pipeline.evaluation.winrate import WinRate, win_rate
+from pipeline.evaluation.report.conclusion import Conclusion, Figures, conclude
+from pipeline.evaluation.report.record import Judge, Report, WinCounts
+from pipeline.evaluation.report.samples import Sample
+from pipeline.evaluation.stats.differences import paired_difference
+from pipeline.evaluation.stats.estimate import Delta, Estimate, Record
+from pipeline.evaluation.stats.intervals import RESAMPLES
+from pipeline.evaluation.stats.winrate import WinRate, win_rate
 
 SEED = 0
 """Seed of the intervals when a report contains none, so that a comparison is reproducible."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
-from pipeline.evaluation.sampling import stratified
+from pipeline.evaluation.stats.sampling import stratified
 
 REFERENCES = ("answer", "reference", "solution", "target", "ground_truth", "completion", "output", "chosen")
 """Names of columns with the reference answer, in order of preference; else the last turn of `messages` is used."""

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.artifacts.files import has_files, payload_bytes
-from pipeline.disk import disk_problem, exit_code_of
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
+from pipeline.machine.disk import disk_problem, exit_code_of
 from pipeline.recipe import Compute, DataSource, load_function
 from pipeline.records import load
 from pipeline.stage import Data, Event, Rejected, ResolvedInput, Rows, StageContext, StageResult, kind_of

@@ -31,9 +31,9 @@ with contextlib.suppress(ImportError), contextlib.redirect_stdout(_silence), con
 
     datasets.disable_progress_bars()
 
-    import pipeline.evaluation.page
-    import pipeline.evaluation.reward_render
-    import pipeline.models.load
+    import pipeline.evaluation.report.page
+    import pipeline.evaluation.reward_card.render
+    import pipeline.models.load.pretrained
     import pipeline.stages
     import pipeline.training.loop
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.batching import Progress, length_batches
+from pipeline.models.cpu.precision import computing_in
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
-from pipeline.models.precision import computing_in
 from pipeline.parallel.zero.zero3 import forward_without_engine, idle_passes, shape_of_weight
 
 _LOGITS_PER_BATCH = 2**27

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from pipeline.estimate.saved_activations import SavedActivations
-from pipeline.models.kernels import without_mask
+from pipeline.models.load.kernels import without_mask
 
 LENGTHS = (64, 128, 192)
 ROWS, RANK = 2, 8

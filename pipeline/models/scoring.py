@@ -13,9 +13,9 @@ import torch
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import length_batches
+from pipeline.models.cpu.precision import computing_in
 from pipeline.models.forward import evaluating
 from pipeline.models.positions import decoder_of, hidden_at
-from pipeline.models.precision import computing_in
 from pipeline.parallel.zero.zero3 import forward_without_engine, idle_passes
 
 

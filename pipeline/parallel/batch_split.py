@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.kind.traits import ComputeSupport
 from pipeline.parallel.dims import ParallelDims
-from pipeline.traits import ComputeSupport
 
 TOKEN_BUDGET = 16_384
 """Tokens per forward pass that `micro_batch: auto` allows."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.traits import MODEL_PARALLEL
+from pipeline.kind.traits import MODEL_PARALLEL
 
 Offload = Literal["none", "optimizer", "all"]
 """What ZeRO keeps in CPU memory."""

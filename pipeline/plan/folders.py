@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, Problem
+from pipeline.machine.disk import keep_if_possible
 
 SETTLED_S = 0.1
 """Seconds since its last change before a file is cached: two changes in one tick of the clock look like one."""

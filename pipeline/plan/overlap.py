@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Artifact, Store
-from pipeline.disk import keep_if_possible
 from pipeline.errors import PipelineError, counted, listed
+from pipeline.machine.disk import keep_if_possible
 from pipeline.plan.fingerprint import source_options
 from pipeline.plan.model import Plan, PlannedInput, PlannedStage
 from pipeline.recipe import DataSource

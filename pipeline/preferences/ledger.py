@@ -21,8 +21,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from pipeline.disk import CannotWrite, disk_problem, exit_code_of
 from pipeline.errors import PipelineError, Problem
+from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
 
 GENESIS = "0" * 64
 """The hash before the first event of a batch."""

@@ -9,31 +9,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.artifacts import Store
-from pipeline.environment import installed
 from pipeline.errors import PipelineError, Problem, listed
-from pipeline.forecast import fitting_problems
-from pipeline.forecast.machine import has_no_gpu
-from pipeline.forecast.settings import setting_problems
-from pipeline.forecast.shapes import ModelShapes
-from pipeline.models.contract import facts_of_folder
-from pipeline.models.kernels import INSTALL, NAMES, flash_kernel, has
+from pipeline.kind.traits import RowCounts
+from pipeline.machine.environment import installed
+from pipeline.models.load.kernels import INSTALL, NAMES, flash_kernel, has
+from pipeline.models.tokenizer.contract import facts_of_folder
 from pipeline.parallel.batch_split import batch_split_problems
 from pipeline.parallel.pipeline.split import pipeline_bubble_problem, split_problem
 from pipeline.parallel.sequence.checks import field_problems, sequence_parallel_problems
 from pipeline.parallel.tensor.checks import OPTIMIZERS, dropout_problem, head_problem, optimizer_problem
 from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
-from pipeline.preflight.adapters import merge_problems, quantize_problems
-from pipeline.preflight.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
-from pipeline.preflight.tokenizers import growing_embeddings, offline_notes
-from pipeline.preflight.tokens import StageTokens, count_stage_tokens
+from pipeline.preflight.checks.adapters import merge_problems, quantize_problems
+from pipeline.preflight.checks.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
+from pipeline.preflight.checks.tokenizers import growing_embeddings, offline_notes
+from pipeline.preflight.checks.tokens import StageTokens, count_stage_tokens
+from pipeline.preflight.forecast import fitting_problems
+from pipeline.preflight.forecast.machine import has_no_gpu
+from pipeline.preflight.forecast.settings import setting_problems
+from pipeline.preflight.forecast.shapes import ModelShapes
 from pipeline.recipe import by_line
 from pipeline.recipe.partial import mentions
 from pipeline.stage import Data, kind_of
 from pipeline.training.fields import margin_problem
 from pipeline.training.pipelined_fields import unused_problem
 from pipeline.training.precision_problems import cpu_problem, ppo_problem
-from pipeline.traits import RowCounts
 
 TP_TRANSFORMERS = (5, 23)
 """First version of transformers that shards every model and adapter; 5.20 fails on odd vocabularies, reward heads."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.kind.traits import ComputeSupport
 from pipeline.recipe.checking import shown, validate
 from pipeline.recipe.code import find_code
 from pipeline.recipe.data_source import DataSource
@@ -24,7 +25,6 @@ from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
 from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, Recipe, StageSpec
 from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
-from pipeline.traits import ComputeSupport
 
 STAGE_KEYS = ("kind", "seed", "compute")
 

@@ -6,7 +6,7 @@
       - {model: rm, weight: 1.0}
       - {function: rewards.py:short, weight: 0.2}
 
-They are expanded to the fields of a configuration (`pipeline/training/reward_fields.py`): names of models, names of
+They are expanded to the fields of a configuration (`pipeline/rl/rewards/fields.py`): names of models, names of
 functions, and one weight for each, models first. Every part keeps its file and line. `watch:` has the same forms
 without weights.
 """

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.compute import Attention, ComputeSettings, Precision, Switch
-from pipeline.compute import Device as DeviceName
 from pipeline.estimate.devices import DEVICES, Device
+from pipeline.kind.compute import Attention, ComputeSettings, Precision, Switch
+from pipeline.kind.compute import Device as DeviceName
 from pipeline.parallel.dims import Offload, ParallelDims, model_parallel_size
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.disk import keep_if_possible
-from pipeline.records.files import NoRowsError, read_rows
-from pipeline.records.opening import RawRow, shown
+from pipeline.machine.disk import keep_if_possible
+from pipeline.records.files.opening import RawRow, shown
+from pipeline.records.files.reader import NoRowsError, read_rows
 from pipeline.records.sources import Source, files_of, hub_place
 
 VERSION = 1

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pipeline.errors import sentences
-from pipeline.records.opening import is_unicode
+from pipeline.records.files.opening import is_unicode
 
 
 class BadRowError(Exception):

@@ -16,18 +16,8 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.recipe.paths import suffix_of
-from pipeline.records.answers import two_answers_problem
-from pipeline.records.comparisons import LISTS, votes_problem
-from pipeline.records.contradictions import Contradictions
-from pipeline.records.csv_files import naming_command
-from pipeline.records.detection import detected_format
-from pipeline.records.digests import combined, digest_of, hub_digest
-from pipeline.records.faults import BadRowError
-from pipeline.records.files import NoRowsError, read_rows
-from pipeline.records.formats import FORMATS, Row
-from pipeline.records.json_files import lists_problem, table_problem
-from pipeline.records.opening import RawRow, piped, place, shown, unpacked_name
-from pipeline.records.renaming import (
+from pipeline.records.columns.contradictions import Contradictions
+from pipeline.records.columns.renaming import (
     KNOWN,
     TALKS,
     hidden_vote_problem,
@@ -36,10 +26,20 @@ from pipeline.records.renaming import (
     renamed_where_possible,
     suggested,
 )
-from pipeline.records.shapes import shaped
+from pipeline.records.columns.two_answers import two_answers_problem
+from pipeline.records.columns.unused import Unused
+from pipeline.records.digests import combined, digest_of, hub_digest
+from pipeline.records.faults import BadRowError
+from pipeline.records.files.csv_files import naming_command
+from pipeline.records.files.json_files import lists_problem, table_problem
+from pipeline.records.files.opening import RawRow, piped, place, shown, unpacked_name
+from pipeline.records.files.reader import NoRowsError, read_rows
+from pipeline.records.shapes.comparisons import LISTS, votes_problem
+from pipeline.records.shapes.conversion import shaped
+from pipeline.records.shapes.detection import detected_format
+from pipeline.records.shapes.formats import FORMATS, Row
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
 from pipeline.records.split import split
-from pipeline.records.unused import Unused
 from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20

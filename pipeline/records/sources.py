@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.recipe.paths import is_data_file, suffix_of
-from pipeline.records.opening import RawRow
+from pipeline.records.files.opening import RawRow
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

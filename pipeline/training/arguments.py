@@ -10,14 +10,14 @@ from typing import Any, TypeVar, cast
 import torch
 
 from pipeline.errors import PipelineError, Problem, counted
-from pipeline.limits import usable_cpus
-from pipeline.models.adapter_config import Adapter
-from pipeline.models.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH
-from pipeline.models.kernels import attention_of, uses_liger, without_mask
-from pipeline.models.load import hidden_size, stored_bits
-from pipeline.models.matmul import use_fastest_matmul
-from pipeline.models.precision import Choice, fastest_precision
-from pipeline.models.quantized_files import layout_problem, quantized_files_problem
+from pipeline.machine.limits import usable_cpus
+from pipeline.models.cpu.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH
+from pipeline.models.cpu.matmul import use_fastest_matmul
+from pipeline.models.cpu.precision import Choice, fastest_precision
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.kernels import attention_of, uses_liger, without_mask
+from pipeline.models.load.pretrained import hidden_size, stored_bits
+from pipeline.models.load.quantized_files import layout_problem, quantized_files_problem
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.zero.config import deepspeed_config

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.errors import PipelineError, Problem, agreeing, counted
-from pipeline.models.adapter_config import Adapter
 from pipeline.models.forward_probe import ForwardProbe
-from pipeline.models.kernels import WITHOUT_MASK
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.kernels import WITHOUT_MASK
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sharding_state import bucket_of, foreign_parameters, holding, sharding_problems
 from pipeline.parallel.tensor.audit import replicas_problem

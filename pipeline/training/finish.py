@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts.provenance import AppliedAdapter, descended, label
-from pipeline.evaluation.curves import write_curve
-from pipeline.models.adapter_config import Adapter
-from pipeline.models.adapters import base_of_adapter
-from pipeline.models.load import is_tied, stored_bits
-from pipeline.models.save import save_model
+from pipeline.evaluation.curves.loss_curve import write_curve
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.adapters import base_of_adapter
+from pipeline.models.load.pretrained import is_tied, stored_bits
+from pipeline.models.save.artifact import save_model
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.training.loop import Trained
 from pipeline.training.setup import OpenedModel

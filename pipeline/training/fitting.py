@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.models.fitting import fit_embedding
+from pipeline.models.load.fitting import fit_embedding
 from pipeline.stage import StageContext
 
 

@@ -18,16 +18,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, counted
-from pipeline.models.adapter_config import Adapter
+from pipeline.models.load.adapter_config import Adapter
 from pipeline.parallel.ranks import any_reduce
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir, precision_of
 from pipeline.training.audit import Audit
-from pipeline.training.batches import Batches
-from pipeline.training.best import at_step, load_best
-from pipeline.training.checkpoints import newest_checkpoint, step_of
+from pipeline.training.checkpoint.best import at_step, load_best
+from pipeline.training.checkpoint.completion import newest_checkpoint, step_of
+from pipeline.training.checkpoint.running_metrics import restore_metrics
+from pipeline.training.data.batches import Batches
 from pipeline.training.distribution import check_distribution
-from pipeline.training.running_metrics import restore_metrics
 
 
 @dataclass(frozen=True)

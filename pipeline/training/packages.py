@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.errors import Problem
-from pipeline.models.kernels import has as is_installed
+from pipeline.models.load.kernels import has as is_installed
 from pipeline.trainer_fields.optimizers import PACKAGES
 from pipeline.trainer_fields.trackers import missing_trackers
 

@@ -19,8 +19,8 @@ from transformers import get_scheduler
 
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
 from pipeline.labels import IGNORE
-from pipeline.models.deferred import Deferred
 from pipeline.models.forward_probe import ForwardProbe
+from pipeline.models.load.deferred import Deferred
 from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.pipeline.schedule import Pipeline, PipelineRank
 from pipeline.parallel.pipeline.stage_module import StageModule
@@ -28,10 +28,10 @@ from pipeline.parallel.ranks import Ranks, any_reduce
 from pipeline.stage import StageContext
 from pipeline.training.arguments import attention_name, checkpoints_dir, precision_of
 from pipeline.training.audit import check_first_pass, check_prepared
-from pipeline.training.batches import Batches
-from pipeline.training.checkpoints import newest_checkpoint, step_of
+from pipeline.training.checkpoint.completion import newest_checkpoint, step_of
+from pipeline.training.checkpoint.pipelined_state import Log, PipelineState, groups_of, optimizer_of
+from pipeline.training.data.batches import Batches
 from pipeline.training.loop import SessionClock, Trained, measured
-from pipeline.training.pipelined_state import Log, PipelineState, groups_of, optimizer_of
 from pipeline.training.setup import EncodedData, OpenedModel, Schedule
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.models.adapters import without_adapter
+from pipeline.models.load.adapters import without_adapter
 from pipeline.models.logprobs import response_logprobs
 from pipeline.parallel.ranks import Ranks, any_reduce
 from pipeline.stage import StageContext

@@ -12,15 +12,15 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from datasets import Dataset
 from transformers import set_seed
 
-from pipeline.models.adapter_config import Adapter
-from pipeline.models.adapters import lora_config
-from pipeline.models.contract import end_ids
-from pipeline.models.deferred import Deferred
-from pipeline.models.fitting import separate_padding
-from pipeline.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.adapters import lora_config
+from pipeline.models.load.deferred import Deferred
+from pipeline.models.load.fitting import separate_padding
+from pipeline.models.load.pretrained import load_causal_lm, load_reward_model, load_tokenizer
+from pipeline.models.tokenizer.contract import end_ids
 from pipeline.stage import StageContext
 from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
-from pipeline.training.batches import Batches
+from pipeline.training.data.batches import Batches
 from pipeline.training.distribution import divided
 from pipeline.training.fields import CommonTrain
 from pipeline.training.fitting import context_length, fit

@@ -144,8 +144,8 @@ def test_problems_of_an_evaluation_name_no_file_the_user_never_saw(trueup: Trueu
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(chain: Any, as_input: Callable[..., Any]) -> None:
-    from pipeline.chatting import ChatLoop
-    from pipeline.models.chat_session import ChatSession, ReplyOptions, load_checkpoint
+    from pipeline.cli.chat_loop import ChatLoop
+    from pipeline.models.generate.chat_session import ChatSession, ReplyOptions, load_checkpoint
 
     model, tokenizer = load_checkpoint(as_input(chain["sft"]))
     shown: list[str] = []

@@ -59,7 +59,7 @@ def _imported(*args: str, cwd: Path) -> set[str]:
     return {name.partition(".")[0] for name in _modules(*args, cwd=cwd)}
 
 
-_VERB_MODULES = {f"pipeline.cli.{entry.module}" for entry in VERBS.values()}
+_VERB_MODULES = {f"pipeline.cli.verbs.{entry.module}" for entry in VERBS.values()}
 
 
 def _verb_modules(*args: str, cwd: Path, code: int = 0) -> set[str]:
@@ -80,7 +80,7 @@ def test_the_help_of_a_verb_imports_nothing_heavy(verb: str, tmp_path: Path) -> 
 )
 def test_what_names_no_verb_imports_no_verb(line: list[str], code: int, tmp_path: Path) -> None:
     assert not _verb_modules(*line, cwd=tmp_path, code=code)
-    assert _verb_modules("new", "--help", cwd=tmp_path) == {"pipeline.cli.new"}
+    assert _verb_modules("new", "--help", cwd=tmp_path) == {"pipeline.cli.verbs.new"}
 
 
 def test_completing_verbs_imports_none_of_them(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(
     def broken() -> None:
         raise LookupError("no such kind\nand more")
 
-    monkeypatch.setattr("pipeline.cli.schema.json_schema", broken)
+    monkeypatch.setattr("pipeline.cli.verbs.schema.json_schema", broken)
     args = ("schema",)
     told = trueup(*args)
     assert told.exit_code == 1
@@ -308,7 +308,7 @@ def _at(module: str, does: str, argument: str = "--help") -> str:
         ("pipeline.cli.app", "--help"),
         ("typer", "--help"),
         ("pipeline.errors", "--help"),
-        ("pipeline.cli.store", "ls"),  # the module of a verb
+        ("pipeline.cli.verbs.store", "ls"),  # the module of a verb
         ("pipeline.artifacts", "ls"),
     ],
 )

@@ -360,14 +360,14 @@ def test_an_example_is_copied_with_its_data_and_can_be_planned(trueup: Trueup, t
 def test_examples_are_read_from_an_installed_package(
     trueup: Trueup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.scaffold
+    import pipeline.cli.scaffold
 
     package = tmp_path / "site-packages" / "pipeline"
     (package / "_shipped" / "recipes").mkdir(parents=True)
     (package / "_shipped" / "data" / "small").mkdir(parents=True)
     (package / "_shipped" / "recipes" / "small.yaml").write_text("stages: {}\n")
     (package / "_shipped" / "data" / "small" / "rows.jsonl").write_text("{}\n")
-    monkeypatch.setattr(pipeline.scaffold, "_PACKAGE", package)
+    monkeypatch.setattr(pipeline.cli.scaffold, "_PACKAGE", package)
     told = trueup("new", "--example", "small")
     assert told.exit_code == 0, told.output
     assert (tmp_path / "small" / "recipes" / "small.yaml").is_file()

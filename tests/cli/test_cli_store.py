@@ -14,7 +14,7 @@ from typer.testing import Result
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.refs import tags
-from pipeline.cli.store import _ask
+from pipeline.cli.verbs.store import _ask
 
 Trueup = Callable[..., Result]
 
@@ -304,7 +304,7 @@ def test_where_there_is_only_a_sample_it_is_taken_and_named(
 def test_compare_has_the_intervals_of_the_report(
     trueup: Trueup, stocked: Store, commit: Callable[..., Artifact]
 ) -> None:
-    from pipeline.evaluation.intervals import mean_interval
+    from pipeline.evaluation.stats.intervals import mean_interval
 
     limited = _limited(stocked, commit, "part")
     found = json.loads(trueup("compare", "dpo", "sft", "--report", limited.ref, "--json").stdout)[0]

@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 from typer.testing import Result
 
-from pipeline import doctor
 from pipeline.artifacts import Artifact, Store
-from pipeline.display.manifest import ran_facts
-from pipeline.display.views import Display, LiveDisplay, PlainDisplay, Running, display
+from pipeline.cli import doctor
+from pipeline.cli.display.manifest import ran_facts
+from pipeline.cli.display.views import Display, LiveDisplay, PlainDisplay, Running, display
 from pipeline.errors import ExitCode, Problem
-from pipeline.models.bf16_speed import Speed
+from pipeline.models.cpu.bf16_speed import Speed
 from pipeline.plan import Plan, make_plan
 from pipeline.recipe import load
 from pipeline.stage import Event
@@ -158,7 +158,7 @@ def test_doctor_finds_what_is_there_and_what_is_not(trueup: Callable[..., Result
 def test_doctor_names_what_a_gpu_would_use_what_it_brings_and_whether_it_is_of_use_here(
     has_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import doctor
+    from pipeline.cli import doctor
 
     monkeypatch.setattr(doctor, "installed", lambda package: {"flash-attn-3": "3.0", "vllm": "1.2"}.get(package, ""))
     checks = {check.name: check for check in doctor._on_gpu(has_gpu=has_gpu)}
@@ -180,7 +180,7 @@ def test_doctor_says_what_precision_auto_comes_to(trueup: Callable[..., Result])
 
     import torch
 
-    from pipeline.models.bf16_speed import has_bf16
+    from pipeline.models.cpu.bf16_speed import has_bf16
 
     checks = {check["name"]: check for check in json.loads(trueup("doctor", "--json").stdout)["checks"]}
     found = checks["precision"]["found"]
@@ -203,8 +203,8 @@ def test_show_says_why_a_stage_computed_in_its_format() -> None:
 
 def test_doctor_measures_where_there_are_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("pipeline.models.bf16_speed.has_bf16", lambda: True)
-    monkeypatch.setattr("pipeline.models.precision.measure", lambda width: Speed(14.0, 4.0))
+    monkeypatch.setattr("pipeline.models.cpu.bf16_speed.has_bf16", lambda: True)
+    monkeypatch.setattr("pipeline.models.cpu.precision.measure", lambda width: Speed(14.0, 4.0))
     [check] = doctor._precision()
     assert check.found.startswith("bf16 is 3.5 times as fast as fp32 on a layer of 1,024 units")
     assert check.found.endswith(": auto is bf16 at about that width; below 512 it is fp32")
@@ -227,7 +227,7 @@ def test_doctor_counts_what_is_missing(
     trueup: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, missing: int, said: str
 ) -> None:
     checks = [doctor.Check(f"thing {i}", "missing" if i < missing else "ok", "") for i in range(3)]
-    monkeypatch.setattr("pipeline.cli.machine.examine", lambda store: checks)
+    monkeypatch.setattr("pipeline.cli.verbs.machine.examine", lambda store: checks)
     told = trueup("doctor")
     assert told.stdout.splitlines()[-1] == said
     assert told.exit_code == (1 if missing else 0)

@@ -13,7 +13,7 @@ from typer._click.exceptions import MissingParameter
 
 from pipeline.cli.app import app, command_of
 from pipeline.cli.command_table import VERBS
-from pipeline.cli.transfers import _url_and_refs
+from pipeline.cli.verbs.transfers import _url_and_refs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (

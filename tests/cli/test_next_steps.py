@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.artifacts import Artifact, Store
-from pipeline.display.ending import next_commands
+from pipeline.cli.display.ending import next_commands
 
 
 def _rate(value: float, low: float, high: float, p_value: float) -> dict[str, Any]:

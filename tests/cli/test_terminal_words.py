@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipeline.terminal import Column, age, duration, figure, metrics, print_command, print_table, size, wrapped
+from pipeline.cli.terminal import Column, age, duration, figure, metrics, print_command, print_table, size, wrapped
 
 
 class Screen(io.StringIO):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.calibration import brier, calibrate, expected_error, fit_temperature, reliability
+from pipeline.evaluation.stats.calibration import brier, calibrate, expected_error, fit_temperature, reliability
 
 LN3 = float(np.log(3))  # σ(ln 3) = 3/4
 LN9 = float(np.log(9))  # σ(ln 9) = 9/10

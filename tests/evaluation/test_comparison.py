@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.answers import Answers, Prompt, samples
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.stats.intervals import wilson
 
 
 def test_win_rate_and_means(answers, prompts):

@@ -5,11 +5,11 @@ import pytest
 
 from pipeline.evaluation.answers import Answers, Prompt
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.conclusion import Figures, conclude, of_model, summary, winners
-from pipeline.evaluation.estimate import Delta, Estimate
-from pipeline.evaluation.page import render
-from pipeline.evaluation.report import WinCounts
-from pipeline.evaluation.tables import headline
+from pipeline.evaluation.report.conclusion import Figures, conclude, of_model, summary, winners
+from pipeline.evaluation.report.page import render
+from pipeline.evaluation.report.record import WinCounts
+from pipeline.evaluation.report.tables import headline
+from pipeline.evaluation.stats.estimate import Delta, Estimate
 
 UP = Delta(value=0.18, low=0.14, high=0.22, n=500, p_value=1e-9)
 DOWN = Delta(value=-0.18, low=-0.22, high=-0.14, n=500, p_value=1e-9)

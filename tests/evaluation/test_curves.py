@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from pipeline.evaluation.curves import draw_curve, metric_rows, read_rows, write_curve
-from pipeline.evaluation.series import limits, smoothed
+from pipeline.evaluation.curves.loss_curve import draw_curve, metric_rows, read_rows, write_curve
+from pipeline.evaluation.curves.series import limits, smoothed
 
 # As transformers logs: training rows, evaluation rows, and a summary of the run.
 HISTORY = [

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.divergence import divergence
+from pipeline.evaluation.stats.divergence import divergence
 
 LN2 = 0.6931472
 LN_2_3 = -0.4054651

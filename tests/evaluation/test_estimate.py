@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.estimate import (
+from pipeline.evaluation.stats.estimate import (
     Delta,
     Estimate,
     number_interval,

@@ -10,10 +10,10 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.answers import samples
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.markdown import escaped
-from pipeline.evaluation.page import regressions, render
-from pipeline.evaluation.report import Report, read, to_json
-from pipeline.evaluation.tables import headline, task_table
-from pipeline.evaluation.writing import write
+from pipeline.evaluation.report.page import regressions, render
+from pipeline.evaluation.report.record import Report, read, to_json
+from pipeline.evaluation.report.tables import headline, task_table
+from pipeline.evaluation.report.writing import write
 
 
 @pytest.fixture
@@ -187,9 +187,9 @@ from pathlib import Path
 import numpy as np
 from pipeline.evaluation.answers import Answers, Prompt, samples
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.curves import write_curve
-from pipeline.evaluation.writing import write
-from pipeline.evaluation.reward_card import build_card, write_card
+from pipeline.evaluation.curves.loss_curve import write_curve
+from pipeline.evaluation.report.writing import write
+from pipeline.evaluation.reward_card.card import build_card, write_card
 random, out = np.random.default_rng(0), Path(sys.argv[1])
 prompts = [Prompt(f"p{i}", "ab"[i % 2]) for i in range(50)]
 answers = [
@@ -226,7 +226,7 @@ write_curve([{"step": i, "loss": 1 / (i + 1), "learning_rate": 0.1, "train_runti
 def test_reading_needs_no_numerics():
     # The command line shows a report: it must not pay for numpy, scipy, matplotlib or torch.
     script = (
-        "import sys, pipeline.evaluation.report; "
+        "import sys, pipeline.evaluation.report.record; "
         "print(sorted({'numpy', 'scipy', 'matplotlib', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=800)

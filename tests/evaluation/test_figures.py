@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.drawing import BASELINE, PALETTE, colours, style
-from pipeline.evaluation.figures import draw
-from pipeline.evaluation.report import Report
+from pipeline.evaluation.report.figures import draw
+from pipeline.evaluation.report.record import Report
 
 
 @pytest.fixture

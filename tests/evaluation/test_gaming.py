@@ -7,14 +7,14 @@ import pytest
 
 from pipeline.evaluation.answers import Answers, Prompt
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.estimate import Delta
-from pipeline.evaluation.figures import draw
 from pipeline.evaluation.gaming import assess, spread
-from pipeline.evaluation.gaming_render import least_prompts
-from pipeline.evaluation.page import render
-from pipeline.evaluation.report import read, to_json
-from pipeline.evaluation.tables import headline
-from pipeline.evaluation.writing import write
+from pipeline.evaluation.report.figures import draw
+from pipeline.evaluation.report.gaming_section import least_prompts
+from pipeline.evaluation.report.page import render
+from pipeline.evaluation.report.record import read, to_json
+from pipeline.evaluation.report.tables import headline
+from pipeline.evaluation.report.writing import write
+from pipeline.evaluation.stats.estimate import Delta
 
 COUNT = 200
 TASKS = ["sum", "fact", "story", "rare"] * (COUNT // 4)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.estimate import Estimate
-from pipeline.evaluation.intervals import mean_interval, ratio_interval, unvaried, wilson
+from pipeline.evaluation.stats.estimate import Estimate
+from pipeline.evaluation.stats.intervals import mean_interval, ratio_interval, unvaried, wilson
 
 
 def test_wilson_by_hand():

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.evaluation.intervals import wilson
 from pipeline.evaluation.judging import accuracy_summary, judge_warning
-from pipeline.evaluation.reward_card import build_card, headline
-from pipeline.evaluation.reward_render import render
+from pipeline.evaluation.reward_card.card import build_card, headline
+from pipeline.evaluation.reward_card.render import render
+from pipeline.evaluation.stats.intervals import wilson
 
 
 def card(right, pairs):

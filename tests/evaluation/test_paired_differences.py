@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.differences import exact_mcnemar, paired_difference, sign_flip, sign_test
+from pipeline.evaluation.stats.differences import exact_mcnemar, paired_difference, sign_flip, sign_test
 
 
 def test_mcnemar_by_hand():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.prompts import ask
-from pipeline.evaluation.sampling import stratified
+from pipeline.evaluation.stats.sampling import stratified
 
 SORTED = ["a"] * 250 + ["b"] * 150 + ["c"] * 95 + ["d"] * 5
 

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation import reward_render
-from pipeline.evaluation.intervals import wilson
-from pipeline.evaluation.reward_card import build_card, headline, to_json, write_card
+from pipeline.evaluation.reward_card import render as reward_render
+from pipeline.evaluation.reward_card.card import build_card, headline, to_json, write_card
+from pipeline.evaluation.stats.intervals import wilson
 
 # Margins 2, -1, 0, 3, 1, -2: three right, two wrong, one tie: (3 + 0.5) / 6.
 CHOSEN = [3.0, 0.0, 1.0, 4.0, 2.0, 0.0]

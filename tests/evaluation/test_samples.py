@@ -8,10 +8,10 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.answers import Answers, Prompt, from_samples, samples
 from pipeline.evaluation.comparison import compare, recomputed
-from pipeline.evaluation.estimate import rounded
-from pipeline.evaluation.report import read, to_json
-from pipeline.evaluation.samples import read_samples
-from pipeline.evaluation.writing import write
+from pipeline.evaluation.report.record import read, to_json
+from pipeline.evaluation.report.samples import read_samples
+from pipeline.evaluation.report.writing import write
+from pipeline.evaluation.stats.estimate import rounded
 
 COUNT = 40
 

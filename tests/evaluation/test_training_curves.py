@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from pipeline.evaluation.training_curves import draw_training
+from pipeline.evaluation.curves.training_curves import draw_training
 
 ROWS = [
     {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.winrate import outcomes, win_rate
+from pipeline.evaluation.stats.winrate import outcomes, win_rate
 
 SCORES = arrays(np.float64, st.integers(1, 30), elements=st.integers(-3, 3).map(float))
 

@@ -20,11 +20,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.cli.plan import print_plan
 from pipeline.cli.survey import survey_of
+from pipeline.cli.verbs.plan import print_plan
 from pipeline.errors import ExitCode, PipelineError
-from pipeline.forecast.shapes import ModelShapes
 from pipeline.preflight import check_plan
+from pipeline.preflight.forecast.shapes import ModelShapes
 from pipeline.stages import load_all
 
 ROOT = Path(__file__).resolve().parents[2]

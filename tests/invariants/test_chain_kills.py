@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from pipeline.artifacts import Store
-from pipeline.training.checkpoints import COMPLETE_FILE
+from pipeline.training.checkpoint.completion import COMPLETE_FILE
 
 LOADING = "loading"
 MOMENTS = (

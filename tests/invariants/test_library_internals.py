@@ -47,7 +47,7 @@ def test_private_methods_have_the_parameters_they_are_used_with(name: str) -> No
 def test_the_trainer_counts_predicted_tokens_of_every_causal_model(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-    from pipeline.models.load import count_predicted_tokens
+    from pipeline.models.load.pretrained import count_predicted_tokens
 
     counts = []
     for is_set in (False, True):
@@ -80,7 +80,7 @@ def test_a_prepared_model_computes_without_autocast_again() -> None:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from pipeline.models.written import _without_autocast
+    from pipeline.models.save.verification import _without_autocast
 
     class Model(torch.nn.Linear):
         device = torch.device("cpu")
@@ -135,7 +135,7 @@ def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
 def test_quantised_layers_keep_one_kernel() -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
 
-    from pipeline.models.load import _compute_as_in_training
+    from pipeline.models.load.pretrained import _compute_as_in_training
 
     layer = bitsandbytes.nn.Linear4bit(64, 64)
     assert hasattr(layer, "support_avx512bf16_for_cpu")

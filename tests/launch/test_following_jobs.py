@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import cluster
 from pipeline.artifacts import Store
 from pipeline.errors import StageFailed
-from pipeline.launch.slurm import QueueState
 from pipeline.plan import make_plan
 from pipeline.recipe import load
-from pipeline.runner import StopRequest
+from pipeline.run import cluster
+from pipeline.run.runner import StopRequest
+from pipeline.run.slurm import QueueState
 
 
 class Silent:

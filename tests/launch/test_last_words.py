@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.launch.coordinator import Coordinator
 from pipeline.plan import Plan
-from pipeline.runner import StopRequest
-from pipeline.worker_node import _WorkerNode
+from pipeline.run.coordinator import Coordinator
+from pipeline.run.runner import StopRequest
+from pipeline.run.worker_node import _WorkerNode
 
 
 class EndsBetweenLooks(Coordinator):

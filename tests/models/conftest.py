@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.models.chat import SPECIAL_TOKENS, chat_tokenizer
-from pipeline.models.scratch import build_causal_lm
+from pipeline.models.load.scratch import build_causal_lm
+from pipeline.models.tokenizer.chat_format import SPECIAL_TOKENS, chat_tokenizer
 from pipeline.stage import ResolvedInput
 
 TINY = {

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.models.adapter_config import Adapter
-from pipeline.models.adapter_targets import ARCHITECTURES, layers_in, target_problems
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.adapter_targets import ARCHITECTURES, layers_in, target_problems
 
 NAMES = ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj", "lm_head")
 

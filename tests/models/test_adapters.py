@@ -11,10 +11,10 @@ from peft import PeftModel
 from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
-from pipeline.models.adapter_config import Adapter
-from pipeline.models.adapters import attach, lora_config, merged, without_adapter
-from pipeline.models.load import load_causal_lm, load_reward_model
-from pipeline.models.save import save_model
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.adapters import attach, lora_config, merged, without_adapter
+from pipeline.models.load.pretrained import load_causal_lm, load_reward_model
+from pipeline.models.save.artifact import save_model
 from pipeline.models.scoring import score
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -38,7 +38,7 @@ def trained(model: Any) -> Any:
 def test_adapter_off_is_the_reference_and_merged_is_unmerged(
     tiny_specs: dict[str, Any], tokenizer: Any, name: str
 ) -> None:
-    from pipeline.models.scratch import build_causal_lm
+    from pipeline.models.load.scratch import build_causal_lm
 
     plain = build_causal_lm(tiny_specs[name], tokenizer, seed=1)
     reference = logits(plain)

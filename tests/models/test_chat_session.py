@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.models.chat_session import ChatSession, ReplyOptions, _text_pieces, complete, reply
-from pipeline.models.decode import beam_search, decode
-from pipeline.models.sampling import Sampling
+from pipeline.models.generate.chat_session import ChatSession, ReplyOptions, _text_pieces, complete, reply
+from pipeline.models.generate.decode import beam_search, decode
+from pipeline.models.generate.sampling import Sampling
 
 ASK = [{"role": "user", "content": "say hello"}]
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from single_rows import encode_conversation
 
-from pipeline.models.chat import CHAT_TEMPLATE, chat_tokenizer
-from pipeline.models.contract import (
+from pipeline.models.save.artifact import save_tokenizer
+from pipeline.models.tokenizer.chat_format import CHAT_TEMPLATE, chat_tokenizer
+from pipeline.models.tokenizer.contract import (
     conversation_problems,
     disagreements,
     end_ids,
@@ -20,7 +21,6 @@ from pipeline.models.contract import (
     facts_of_folder,
     unseen_opening,
 )
-from pipeline.models.save import save_tokenizer
 
 TALK = [
     {"role": "system", "content": "be kind"},
@@ -199,7 +199,8 @@ def test_end_ids_join_tokenizer_and_model(tokenizer: Any, fresh_llama: Any) -> N
 
 def test_no_torch_is_needed() -> None:
     code = (
-        "import sys, pipeline.models.contract, pipeline.models.chat, pipeline.models.adapter_config;"
+        "import sys, pipeline.models.tokenizer.contract, pipeline.models.tokenizer.chat_format;"
+        "import pipeline.models.load.adapter_config;"
         "print([m for m in ('torch', 'transformers', 'peft', 'numpy') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

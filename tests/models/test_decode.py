@@ -9,9 +9,9 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig
 
 from pipeline.errors import PipelineError
-from pipeline.models.decode import beam_search, decode, stream
-from pipeline.models.sampling import Sampling, next_tokens, truncated
-from pipeline.models.scratch import build_causal_lm
+from pipeline.models.generate.decode import beam_search, decode, stream
+from pipeline.models.generate.sampling import Sampling, next_tokens, truncated
+from pipeline.models.load.scratch import build_causal_lm
 
 PAD, EOS = 0, 1
 
@@ -80,8 +80,8 @@ def test_other_caches_lose_rows_correctly(tokenizer: Any, tiny_specs: dict[str, 
 
 
 def test_adapter_counts_while_it_is_on(fresh_llama: Any) -> None:
-    from pipeline.models.adapter_config import Adapter
-    from pipeline.models.adapters import attach, without_adapter
+    from pipeline.models.load.adapter_config import Adapter
+    from pipeline.models.load.adapters import attach, without_adapter
 
     prompts = ragged_prompts(8)
     options: dict[str, Any] = {"max_new_tokens": 10, "eos_ids": EOS, "pad_id": PAD, "sampling": Sampling(greedy=True)}

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.models.deferred import Deferred
-from pipeline.models.load import load_deferred_causal_lm
+from pipeline.models.load.deferred import Deferred
+from pipeline.models.load.pretrained import load_deferred_causal_lm
 from pipeline.parallel.pipeline.split import MODULE_NAMES
 from pipeline.stage import ResolvedInput
 
@@ -93,8 +93,8 @@ import json, re, sys
 from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from pipeline.models.deferred import Deferred
-from pipeline.models.load import load_deferred_causal_lm
+from pipeline.models.load.deferred import Deferred
+from pipeline.models.load.pretrained import load_deferred_causal_lm
 from pipeline.parallel.pipeline.stage_module import StageModule
 from pipeline.stage import ResolvedInput
 

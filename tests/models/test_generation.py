@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from pipeline.models.adapter_config import Adapter
-from pipeline.models.adapters import Base, attach, base_of_adapter
-from pipeline.models.decode import beam_search
-from pipeline.models.generation import settings_of, without_generation_config
-from pipeline.models.save import save_model
-from pipeline.ppo.rollout import GenerateEngine
+from pipeline.models.generate.decode import beam_search
+from pipeline.models.generate.generation_config import settings_of, without_generation_config
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.adapters import Base, attach, base_of_adapter
+from pipeline.models.save.artifact import save_model
+from pipeline.rl.rollout.engines import GenerateEngine
 from pipeline.stage import ResolvedInput
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.models.kernels import WITHOUT_MASK, attention_of, uses_liger, without_mask
-from pipeline.models.precision import computing_in
-from pipeline.models.scratch import build_causal_lm
+from pipeline.models.cpu.precision import computing_in
+from pipeline.models.load.kernels import WITHOUT_MASK, attention_of, uses_liger, without_mask
+from pipeline.models.load.scratch import build_causal_lm
 
 Here = Callable[[str], bool]
 

@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import interpreted  # noqa: F401  completes the interpreter
 
-from pipeline.models.kernels import apply_liger
+from pipeline.models.load.kernels import apply_liger
 from pipeline.training import audit
 
 TRAIN = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-4}

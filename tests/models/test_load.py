@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.errors import PipelineError
-from pipeline.models.load import load_causal_lm, load_reward_model, load_tokenizer, source_of
-from pipeline.models.save import save_model, save_tokenizer
+from pipeline.models.load.pretrained import load_causal_lm, load_reward_model, load_tokenizer, source_of
+from pipeline.models.save.artifact import save_model, save_tokenizer
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.models.decode import decode
+from pipeline.models.generate.decode import decode
+from pipeline.models.generate.sampling import Sampling
 from pipeline.models.logprobs import response_logprobs, token_logprobs
-from pipeline.models.sampling import Sampling
 from pipeline.models.scoring import score
 
 
@@ -49,7 +49,7 @@ def test_output_layer_is_left_as_it_was(llama: Any) -> None:
 
 
 def test_soft_cap_of_the_architecture_is_kept(tokenizer: Any) -> None:
-    from pipeline.models.scratch import build_causal_lm
+    from pipeline.models.load.scratch import build_causal_lm
 
     spec = {
         "type": "gemma2",
@@ -85,8 +85,8 @@ def test_bad_rows_are_told(llama: Any) -> None:
 
 
 def test_scores_do_not_depend_on_the_batch(llama: Any, tokenizer: Any, tmp_path: Any, folder_input: Any) -> None:
-    from pipeline.models.load import load_reward_model
-    from pipeline.models.save import save_model
+    from pipeline.models.load.pretrained import load_reward_model
+    from pipeline.models.save.artifact import save_model
 
     save_model(llama, tokenizer, tmp_path)
     model = load_reward_model(folder_input(tmp_path), tokenizer, seed=1).eval()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models import matmul
+from pipeline.models.cpu import matmul
 
 PROBE = """
 import torch
-from pipeline.models.matmul import use_fastest_matmul
+from pipeline.models.cpu.matmul import use_fastest_matmul
 torch.manual_seed(0)
 a, b = torch.randn(256, 300), torch.randn(300, 200)
 q, k, v = (torch.randn(2, 3, 40, 16, requires_grad=True) for _ in range(3))

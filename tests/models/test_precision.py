@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models import bf16_speed, precision
-from pipeline.models.bf16_speed import SMALLEST_WIDTH, WORTH, Speed, has_bf16, possible_formats, recall, remember
-from pipeline.models.precision import fastest_precision, measure
+from pipeline.models.cpu import bf16_speed, precision
+from pipeline.models.cpu.bf16_speed import SMALLEST_WIDTH, WORTH, Speed, has_bf16, possible_formats, recall, remember
+from pipeline.models.cpu.precision import fastest_precision, measure
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx512f {}\nbugs\t\t: bf16\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd {}\n"
@@ -112,7 +112,7 @@ def test_a_narrow_model_is_not_measured(tmp_path: Path) -> None:
 
 def test_a_user_without_a_name_and_a_home_has_a_place_too(tmp_path: Path) -> None:
     code = (
-        "import os; from pipeline.models import bf16_speed; os.environ.pop('HOME', None); os.setuid(4242);"
+        "import os; from pipeline.models.cpu import bf16_speed; os.environ.pop('HOME', None); os.setuid(4242);"
         "print(bf16_speed.cache_file())"
     )
     if os.geteuid() != 0:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.models.scratch import build_causal_lm
+from pipeline.models.load.scratch import build_causal_lm
 
 
 def test_tokenizer_sets_vocabulary_and_special_ids(any_model: Any, tokenizer: Any) -> None:

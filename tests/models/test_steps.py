@@ -9,9 +9,9 @@ import torch
 from architectures import tiny_causal_lm
 
 from pipeline.errors import PipelineError
-from pipeline.models.decode import beam_search, decode, stream
-from pipeline.models.sampling import Sampling
-from pipeline.models.steps import UncachedSteps, cache_use
+from pipeline.models.generate.decode import beam_search, decode, stream
+from pipeline.models.generate.sampling import Sampling
+from pipeline.models.generate.steps import UncachedSteps, cache_use
 
 PROMPTS = [[5, 9, 33, 17, 40], [7, 8, 50, 3, 21, 30, 11, 62, 4], [12, 13, 14, 15, 16, 3, 44, 45, 46, 20, 21, 60, 33]]
 EOS, NEW = [63, 10, 11, 12, 13, 14, 15, 16], 10

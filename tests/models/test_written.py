@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.errors import ExitCode, PipelineError
-from pipeline.models.adapter_config import Adapter
-from pipeline.models.adapters import attach, fold_in, merged
-from pipeline.models.load import load_reward_model
-from pipeline.models.save import save_model
-from pipeline.models.scratch import build_causal_lm
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.adapters import attach, fold_in, merged
+from pipeline.models.load.pretrained import load_reward_model
+from pipeline.models.load.scratch import build_causal_lm
+from pipeline.models.save.artifact import save_model
 from pipeline.stage import ResolvedInput
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

@@ -19,7 +19,7 @@ from pipeline.errors import Interrupted, PipelineError
 from pipeline.plan import make_plan, survey
 from pipeline.preflight import check_plan
 from pipeline.recipe import inspect, load
-from pipeline.runner import run
+from pipeline.run.runner import run
 
 Weights = dict[str, torch.Tensor]
 

@@ -8,10 +8,10 @@ import re
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.kind.traits import MODEL_PARALLEL
 from pipeline.parallel.dims import ParallelDims
 from pipeline.recipe.schema import Compute
 from pipeline.stage import KINDS
-from pipeline.traits import MODEL_PARALLEL
 
 
 def test_one_process_holds_everything_by_default() -> None:

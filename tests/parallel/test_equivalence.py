@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from pipeline.estimate.buckets import bucket_sizes
-from pipeline.models.load import load_tokenizer
-from pipeline.models.scratch import build_causal_lm
+from pipeline.models.load.pretrained import load_tokenizer
+from pipeline.models.load.scratch import build_causal_lm
 from pipeline.recipe import load
 from pipeline.stage import ResolvedInput
 

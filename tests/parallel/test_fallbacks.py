@@ -21,8 +21,8 @@ import pytest
 import torch
 from two_processes import be_one
 
-from pipeline.compute import ComputeSettings
 from pipeline.errors import StageFailed
+from pipeline.kind.compute import ComputeSettings
 from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.process_group import init_process_group

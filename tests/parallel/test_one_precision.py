@@ -21,8 +21,8 @@ def one_of_two(folder: str, mine: str) -> None:
 
     import torch.distributed as dist
 
-    from pipeline.compute import ComputeSettings
-    from pipeline.models import precision
+    from pipeline.kind.compute import ComputeSettings
+    from pipeline.models.cpu import precision
     from pipeline.parallel.dims import ParallelDims
     from pipeline.stage import StageContext
     from pipeline.training.arguments import precision_of

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.display.manifest import ran_facts
+from pipeline.cli.display.manifest import ran_facts
 from pipeline.errors import PipelineError
 from pipeline.plan import make_plan
 from pipeline.preflight import check_plan

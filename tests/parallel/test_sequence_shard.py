@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pipeline.compute import ComputeSettings
 from pipeline.errors import PipelineError
+from pipeline.kind.compute import ComputeSettings
 from pipeline.labels import IGNORE
 from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.ranks import Ranks

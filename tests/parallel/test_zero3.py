@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file
 from two_processes import be_one, run_two
 
-from pipeline.models.adapter_config import Adapter
-from pipeline.models.adapters import attach
-from pipeline.models.deferred import Deferred
-from pipeline.models.load import load_causal_lm, load_reward_model
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.adapters import attach
+from pipeline.models.load.deferred import Deferred
+from pipeline.models.load.pretrained import load_causal_lm, load_reward_model
 from pipeline.models.scoring import score
 from pipeline.parallel import dtensors
 from pipeline.parallel.consolidation import model_from_state

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.recipe import load
+from pipeline.rl.rewards.fields import RewardFields, rewards_given
 from pipeline.stage import Code, Data, Input, register_kind
-from pipeline.training.reward_fields import RewardFields, rewards_given
 
 HEAD = """data:
   pairs: {path: pairs.jsonl}

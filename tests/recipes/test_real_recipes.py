@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import Store
-from pipeline.forecast import fitting_problems, forecasts
+from pipeline.cli.scaffold import write_example
 from pipeline.plan import make_plan
+from pipeline.preflight.forecast import fitting_problems, forecasts
 from pipeline.recipe import Recipe, load, load_function
-from pipeline.scaffold import write_example
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes"
@@ -175,9 +175,9 @@ def test_an_example_brings_the_file_its_rewards_are_in(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def base(chain: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model without a meaning, but with the context that a hub's chat format needs."""
-    from pipeline.models.load import load_tokenizer
-    from pipeline.models.save import save_model
-    from pipeline.models.scratch import build_causal_lm
+    from pipeline.models.load.pretrained import load_tokenizer
+    from pipeline.models.load.scratch import build_causal_lm
+    from pipeline.models.save.artifact import save_model
     from pipeline.stage import ResolvedInput
 
     source = ResolvedInput(ref="b", name="b", kind="external", fingerprint="b", path=str(chain["base"].path))

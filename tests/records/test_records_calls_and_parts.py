@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.records import load
 from pipeline.records.faults import BadRowError
-from pipeline.records.turns import turns_of, unused_keys
+from pipeline.records.shapes.turns import turns_of, unused_keys
 
 ASKED = {"role": "user", "content": "1 plus 2?"}
 ANSWER = {"role": "assistant", "content": "3"}

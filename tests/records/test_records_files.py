@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
-from pipeline.records import csv_files, files, json_files, opening
-from pipeline.records.files import read_rows
-from pipeline.records.json_files import RowDecoder
-from pipeline.records.opening import place
+from pipeline.records.files import csv_files, json_files, opening
+from pipeline.records.files import reader as files
+from pipeline.records.files.json_files import RowDecoder
+from pipeline.records.files.opening import place
+from pipeline.records.files.reader import read_rows
 
 ROWS = [{"text": "één"}, {"text": 'two "lines"\nhere'}, {"text": "three, 3"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

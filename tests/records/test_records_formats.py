@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
-from pipeline.records.formats import FORMATS
-from pipeline.records.shapes import shaped
+from pipeline.records.shapes.conversion import shaped
+from pipeline.records.shapes.detection import detected_format
+from pipeline.records.shapes.formats import FORMATS
 from pipeline.stage import Shape
 
 

@@ -17,8 +17,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
 from pipeline.records import digest, load
-from pipeline.records.files import read_rows
-from pipeline.records.json_files import table_problem
+from pipeline.records.files.json_files import table_problem
+from pipeline.records.files.reader import read_rows
 
 ROWS: list[dict[str, Any]] = [{"prompt": "hé?", "completion": "ja"}, {"prompt": "wat?", "completion": "né"}]
 

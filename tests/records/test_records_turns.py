@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.records.faults import BadRowError
-from pipeline.records.shapes import shaped
-from pipeline.records.turns import turns_of, unused_keys
+from pipeline.records.shapes.conversion import shaped
+from pipeline.records.shapes.turns import turns_of, unused_keys
 
 ASKED = {"role": "user", "content": "1 plus 2?"}
 ANSWER = {"role": "assistant", "content": "3"}

@@ -13,9 +13,9 @@ import yaml
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
 from pipeline.records import LoadedRows, load
-from pipeline.records.detection import detected_format
 from pipeline.records.faults import BadRowError
-from pipeline.records.shapes import shaped
+from pipeline.records.shapes.conversion import shaped
+from pipeline.records.shapes.detection import detected_format
 from pipeline.stage import Shape
 
 Write = Callable[..., Path]

@@ -206,7 +206,7 @@ def arguments_of(run_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
         raise Reached
 
     def run(kind: str, fields: dict[str, Any]) -> Any:
-        for module in ("pipeline.training.on_policy_run", f"pipeline.stages.{kind}.train"):
+        for module in ("pipeline.rl.on_policy.run", f"pipeline.stages.{kind}.train"):
             monkeypatch.setattr(f"{module}.run_trainer", take, raising=False)
         ran = run_with(kind, fields, expect="failed")
         assert str(ran.outcome.problems[0]).startswith("Reached"), ran.outcome

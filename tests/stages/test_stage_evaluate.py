@@ -13,10 +13,10 @@ from single_rows import encode_pair, encode_prompt
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.evaluation.comparison import recomputed
-from pipeline.evaluation.differences import paired_difference
-from pipeline.evaluation.intervals import mean_interval, wilson
-from pipeline.evaluation.report import read, to_json
-from pipeline.evaluation.samples import read_samples
+from pipeline.evaluation.report.record import read, to_json
+from pipeline.evaluation.report.samples import read_samples
+from pipeline.evaluation.stats.differences import paired_difference
+from pipeline.evaluation.stats.intervals import mean_interval, wilson
 from pipeline.recipe import DataSource
 from pipeline.stages.evaluate.config import Config
 

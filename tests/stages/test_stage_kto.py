@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
 from pipeline.stage import KINDS
 from pipeline.stages.kto.rows import add_mismatched, check_labels, length_quantiles, weight_advice
-from pipeline.training.batches import Batches
+from pipeline.training.data.batches import Batches
 
 TRAIN = {"max_steps": 24, "batch_size": 16, "learning_rate": 3e-3, "beta": 0.5}
 FLIPPED = {True: False, False: True}

@@ -92,8 +92,8 @@ def test_an_adapter_is_not_rounded_away_with_its_quantised_base() -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipeline.models.adapters import merged
-    from pipeline.models.load import load_causal_lm
+    from pipeline.models.load.adapters import merged
+    from pipeline.models.load.pretrained import load_causal_lm
     from pipeline.stage import ResolvedInput
 
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

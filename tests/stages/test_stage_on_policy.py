@@ -14,10 +14,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipeline.recipe import DataSource
+from pipeline.rl.on_policy.trainer import PromptBatches
 from pipeline.stage import KINDS as KINDS_BY_NAME
 from pipeline.stage import ResolvedInput
 from pipeline.stages.grpo.config import LOSSES
-from pipeline.training.on_policy import PromptBatches
 
 REWARDS = """\
 def polite(completions, answer, **kwargs):

@@ -300,7 +300,7 @@ def test_a_reward_that_rises_while_what_is_watched_falls_ends_the_run(ppo: Run, 
 
 
 def test_responses_of_a_skipped_step_are_kept_to_look_at(ppo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.ppo.trainer import PPOTrainer
+    from pipeline.rl.ppo.trainer import PPOTrainer
 
     update = PPOTrainer.update
 
@@ -319,7 +319,7 @@ def test_responses_of_a_skipped_step_are_kept_to_look_at(ppo: Run, monkeypatch: 
 
 def test_an_engine_that_is_not_there_is_refused_before_training(ppo: Run) -> None:
     if find_spec("vllm") is not None:
-        pytest.skip("vLLM is installed here: tests/ppo/test_vllm.py samples with it")
+        pytest.skip("vLLM is installed here: tests/rl/test_vllm.py samples with it")
     text = _refused(ppo(config={"train": QUICK, "rollout_engine": "vllm"}, expect="failed"))
     assert "rollout_engine is vllm, but vLLM is not installed" in text and "rollout_engine: auto" in text
 

@@ -15,7 +15,7 @@ from scipy import stats
 from single_rows import encode_pair
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipeline.models.load import load_reward_model
+from pipeline.models.load.pretrained import load_reward_model
 from pipeline.recipe import DataSource
 
 TRAIN = {"max_steps": 20, "batch_size": 16, "learning_rate": 5e-3}

@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from single_rows import encode_conversation, encode_prompt
 
-from pipeline.models.decode import decode
-from pipeline.models.sampling import Sampling
+from pipeline.models.generate.decode import decode
+from pipeline.models.generate.sampling import Sampling
 from pipeline.stage import ResolvedInput
 
 Load = Callable[[Path], tuple[Any, Any]]

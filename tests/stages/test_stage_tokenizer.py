@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from pipeline.labels import IGNORE
-from pipeline.models.chat import SPECIAL_TOKENS
-from pipeline.training.encode import encode_messages
+from pipeline.models.tokenizer.chat_format import SPECIAL_TOKENS
+from pipeline.training.data.encoding import encode_messages
 
 
 @pytest.fixture(scope="module")

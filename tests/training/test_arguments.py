@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from pipeline.errors import PipelineError
-from pipeline.models.precision import Choice
+from pipeline.models.cpu.precision import Choice
 from pipeline.stages.sft.config import Train
 from pipeline.training import arguments
 from pipeline.training.arguments import build_arguments, precision_of, starting_weights

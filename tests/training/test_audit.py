@@ -16,14 +16,14 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-import pipeline.models.adapters
-import pipeline.models.load
+import pipeline.models.load.adapters
+import pipeline.models.load.pretrained
 import pipeline.training.arguments
 import pipeline.training.setup
-from pipeline.compute import ComputeSettings
-from pipeline.models.adapter_config import Adapter
+from pipeline.kind.compute import ComputeSettings
 from pipeline.models.forward_probe import ForwardProbe
-from pipeline.models.kernels import WITHOUT_MASK
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.models.load.kernels import WITHOUT_MASK
 from pipeline.parallel.dims import ParallelDims
 from pipeline.stage import StageContext
 from pipeline.training.audit import (
@@ -34,7 +34,7 @@ from pipeline.training.audit import (
     kernels_of,
     weight_problems,
 )
-from pipeline.training.consolidated_checkpoint import ConsolidatedCheckpoint
+from pipeline.training.checkpoint.consolidated import ConsolidatedCheckpoint
 
 SFT = {"train": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3}}
 LORA = {**SFT, "adapter": {"r": 4}}
@@ -68,12 +68,12 @@ def unasked_checkpointing(patch: Patch) -> None:
 
 
 def loaded_otherwise(patch: Patch, **changes: Any) -> None:
-    load = pipeline.models.load.load_causal_lm
+    load = pipeline.models.load.pretrained.load_causal_lm
     patch.setattr(pipeline.training.setup, "load_causal_lm", lambda *a, **given: load(*a, **{**given, **changes}))
 
 
 def one_frozen(patch: Patch) -> None:
-    load = pipeline.models.load.load_causal_lm
+    load = pipeline.models.load.pretrained.load_causal_lm
 
     def frozen(*given: Any, **options: Any) -> Any:
         model = load(*given, **options)
@@ -88,7 +88,7 @@ def no_adapter(patch: Patch) -> None:
 
 
 def other_rank(patch: Patch) -> None:
-    configured = pipeline.models.adapters.lora_config
+    configured = pipeline.models.load.adapters.lora_config
 
     def other(*given: Any) -> Any:
         config = configured(*given)

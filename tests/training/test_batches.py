@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.training.batches import WINDOW_BATCHES, Batches
+from pipeline.training.data.batches import WINDOW_BATCHES, Batches
 
 LENGTHS = [5, 9, 2, 7, 7, 3, 8, 1, 6, 4, 2]
 

@@ -16,7 +16,7 @@ from stopping import StopAfter
 
 from pipeline.recipe import DataSource
 from pipeline.records import load
-from pipeline.training.checkpoints import COMPLETE_FILE, step_of
+from pipeline.training.checkpoint.completion import COMPLETE_FILE, step_of
 
 TRAIN = {"batch_size": 16, "lr_scheduler_type": "constant", "eval_steps": 2, "logging_steps": 1}
 CASES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.checkpoints import COMPLETE_FILE, mark_complete, newest_checkpoint
+from pipeline.training.checkpoint.completion import COMPLETE_FILE, mark_complete, newest_checkpoint
 
 FILES = (
     "model.safetensors",

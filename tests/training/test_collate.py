@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from pipeline.labels import IGNORE
-from pipeline.training.collate import CausalCollator, PairCollator
-from pipeline.training.packing import packed
+from pipeline.training.data.collate import CausalCollator, PairCollator
+from pipeline.training.data.packing import packed
 
 ROWS = [
     {"input_ids": [7, 8, 9, 10, 11, 1], "labels": [IGNORE, IGNORE, 9, 10, 11, 1]},

@@ -14,11 +14,11 @@ from single_rows import encode_conversation
 from transformers import AddedToken
 
 from pipeline.errors import PipelineError
-from pipeline.models.contract import end_ids, unseen_opening
-from pipeline.models.template import ChatTemplate
-from pipeline.models.tokens import Text, TextEncoder
+from pipeline.models.tokenizer.contract import end_ids, unseen_opening
+from pipeline.models.tokenizer.encoding import Text, TextEncoder
+from pipeline.models.tokenizer.template import ChatTemplate
 from pipeline.stages.pretrain.documents import cut_documents
-from pipeline.training.encode import (
+from pipeline.training.data.encoding import (
     IGNORE,
     Reader,
     encode_labelled,

@@ -14,9 +14,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.stage import Event
-from pipeline.training.batches import Batches
+from pipeline.training.checkpoint.running_metrics import metrics_of, restore_metrics
+from pipeline.training.data.batches import Batches
 from pipeline.training.loop import SessionClock, Watcher, _best, _final, steps_of, timeless
-from pipeline.training.running_metrics import metrics_of, restore_metrics
 
 
 def test_seconds_of_all_sessions_add_up_and_a_fresh_start_forgets(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from architectures import tiny_causal_lm
 
 from pipeline.errors import PipelineError
 from pipeline.stage import StageContext
-from pipeline.training.collate import CausalCollator
-from pipeline.training.packing import refuse_unpackable
+from pipeline.training.data.collate import CausalCollator
+from pipeline.training.data.packing import refuse_unpackable
 
 ROWS = [
     {"input_ids": [7, 8, 9, 10], "labels": [7, 8, 9, 10], "seq_lengths": [4]},  # alone in its row: nothing to see

@@ -10,10 +10,10 @@ import torch
 from architectures import tiny_causal_lm
 
 from pipeline.errors import PipelineError
-from pipeline.models.steps import left_padded
+from pipeline.models.generate.steps import left_padded
+from pipeline.rl.on_policy.trainer import OnPolicy
 from pipeline.stage import StageContext
-from pipeline.training.on_policy import OnPolicy
-from pipeline.training.padding import needs_positions, with_position_ids
+from pipeline.training.data.padding import needs_positions, with_position_ids
 
 PROMPTS = [[5, 9, 33, 17, 40], [7, 8, 50, 3, 21, 30, 11, 62, 4]]
 AS_THEY_ARE = (

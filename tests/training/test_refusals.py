@@ -49,7 +49,7 @@ def make(kind: str, fields: dict[str, Any], out: str) -> Any:
         "report_to": "none",
     }
     if values.pop("load_best_model_at_end", False):
-        values["save_strategy"] = "no"  # `training/best.py` keeps it
+        values["save_strategy"] = "no"  # `training/checkpoint/best.py` keeps it
     if kind in ("grpo", "rloo"):
         rows = ("generation_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size")
         values.update(dict.fromkeys(rows, train.batch_size))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.training.running_metrics import restore_metrics
+from pipeline.training.checkpoint.running_metrics import restore_metrics
 
 
 def test_sums_of_two_processes_become_their_mean_in_one(tmp_path: Path) -> None:

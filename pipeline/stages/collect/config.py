@@ -22,8 +22,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.kind.traits import Packages, Traits
 from pipeline.stage import Data, Runtime, StageConfig, register_kind
-from pipeline.traits import Packages, Traits
 
 
 class Config(StageConfig):

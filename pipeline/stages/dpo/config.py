@@ -14,10 +14,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from pipeline.errors import Problem, counted
-from pipeline.models.adapter_config import Adapter
+from pipeline.kind.traits import ComputeSupport, Traits, Workload
+from pipeline.models.load.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain, unknown_word
-from pipeline.traits import ComputeSupport, Traits, Workload
 
 LOSSES = {
     "sigmoid": "DPO, arXiv:2305.18290",

@@ -13,9 +13,9 @@ from pipeline.errors import counted
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.dpo.config import Config
-from pipeline.training.batches import BucketedBatches
-from pipeline.training.encode import encode_pairs
-from pipeline.training.encoded import encode_source
+from pipeline.training.data.batches import BucketedBatches
+from pipeline.training.data.encoding import encode_pairs
+from pipeline.training.data.sources import encode_source
 from pipeline.training.fields import nothing_fits
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer

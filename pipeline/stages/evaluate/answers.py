@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import counted
-from pipeline.evaluation.divergence import per_sequence
-from pipeline.evaluation.estimate import rounded
 from pipeline.evaluation.prompts import Asked
-from pipeline.evaluation.samples import StopReason
-from pipeline.models.contract import disagreements, end_ids, facts
-from pipeline.models.decode import decode
-from pipeline.models.load import load_causal_lm, load_tokenizer
+from pipeline.evaluation.report.samples import StopReason
+from pipeline.evaluation.stats.divergence import per_sequence
+from pipeline.evaluation.stats.estimate import rounded
+from pipeline.models.generate.decode import decode
+from pipeline.models.generate.sampling import Sampling
+from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
 from pipeline.models.logprobs import response_logprobs
-from pipeline.models.sampling import Sampling
+from pipeline.models.tokenizer.contract import disagreements, end_ids, facts
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.stages.evaluate.config import Config
 from pipeline.training.arguments import frozen_weights
-from pipeline.training.encode import encode_prompts
+from pipeline.training.data.encoding import encode_prompts
 from pipeline.training.fitting import fit
 
 

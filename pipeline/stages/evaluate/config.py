@@ -13,8 +13,8 @@ from pydantic import Field
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP
+from pipeline.kind.traits import Reading, Traits, Workload
 from pipeline.stage import Code, Data, Input, StageConfig, register_kind
-from pipeline.traits import Reading, Traits, Workload
 
 
 class Config(StageConfig):

@@ -8,19 +8,19 @@ from typing import Any
 
 from pipeline.evaluation.answers import Prompt, samples
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.conclusion import summary
 from pipeline.evaluation.judging import judge_warning
 from pipeline.evaluation.prompts import ask
-from pipeline.evaluation.report import Report
-from pipeline.evaluation.writing import write
-from pipeline.models.load import load_tokenizer
+from pipeline.evaluation.report.conclusion import summary
+from pipeline.evaluation.report.record import Report
+from pipeline.evaluation.report.writing import write
+from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.evaluate.answers import sample_all
 from pipeline.stages.evaluate.config import Config
 from pipeline.stages.evaluate.scores import score_all
 from pipeline.training.arguments import prepare_torch
-from pipeline.training.encode import ANSWER, RowFault, encode_labelled, encode_prompts, nothing_encoded
-from pipeline.training.encoded import set_faults_aside
+from pipeline.training.data.encoding import ANSWER, RowFault, encode_labelled, encode_prompts, nothing_encoded
+from pipeline.training.data.sources import set_faults_aside
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.evaluation.answers import Answers
-from pipeline.evaluation.estimate import rounded
-from pipeline.models.load import load_reward_model, load_tokenizer
+from pipeline.evaluation.stats.estimate import rounded
+from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
 from pipeline.models.scoring import score
+from pipeline.rl.rewards.functions import call_reward
 from pipeline.stage import StageContext
 from pipeline.stages.evaluate.answers import Sampled
 from pipeline.stages.evaluate.config import Config
 from pipeline.training.arguments import frozen_weights
-from pipeline.training.encode import encode_answers
+from pipeline.training.data.encoding import encode_answers
 from pipeline.training.fitting import fit
-from pipeline.training.rewards import call_reward
 
 
 def score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sampled: list[Sampled]) -> list[Answers]:

@@ -14,9 +14,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from pipeline.errors import Problem
+from pipeline.rl.on_policy.fields import ON_POLICY, OnPolicyConfig, OnPolicyTrain
 from pipeline.stage import register_kind
 from pipeline.training.fields import unknown_word
-from pipeline.training.on_policy_fields import ON_POLICY, OnPolicyConfig, OnPolicyTrain
 
 LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
 """Losses of trl's GRPOTrainer, which differ in the weights of tokens and in clipping."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from trl import GRPOConfig, GRPOTrainer
 
+from pipeline.rl.on_policy.run import train_on_policy
+from pipeline.rl.on_policy.trainer import OnPolicy
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.grpo.config import Config
-from pipeline.training.on_policy import OnPolicy
-from pipeline.training.on_policy_run import train_on_policy
 
 
 class OnPolicyGRPOTrainer(OnPolicy, GRPOTrainer):  # type: ignore[misc]

@@ -18,11 +18,11 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from pipeline.errors import Problem
-from pipeline.models.adapter_config import Adapter
+from pipeline.kind.traits import ComputeSupport, Traits, Workload
+from pipeline.models.load.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
+from pipeline.training.data.row_counts import fill_a_batch_of_sides
 from pipeline.training.fields import CommonTrain, unknown_word
-from pipeline.training.row_counts import fill_a_batch_of_sides
-from pipeline.traits import ComputeSupport, Traits, Workload
 
 LOSSES = ("kto", "apo_zero_unpaired")
 """Losses of trl's KTOTrainer."""

@@ -15,10 +15,10 @@ from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.kto.config import Config, Train
 from pipeline.stages.kto.rows import add_mismatched, check_labels, label_pairs, length_quantiles, weight_advice
-from pipeline.training.batches import Batches, BucketedBatches
+from pipeline.training.data.batches import Batches, BucketedBatches
+from pipeline.training.data.encoding import encode_labelled, encode_pairs
+from pipeline.training.data.sources import encode_source
 from pipeline.training.distribution import note_model_parallel
-from pipeline.training.encode import encode_labelled, encode_pairs
-from pipeline.training.encoded import encode_source
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer, steps_of
 from pipeline.training.reference import OwnReference, unhashed

@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.kind.traits import Traits
 from pipeline.stage import Input, StageConfig, register_kind
-from pipeline.traits import Traits
 
 
 class Config(StageConfig):

@@ -9,10 +9,10 @@ import torch
 
 from pipeline.artifacts.provenance import AppliedAdapter, adapters_of, base_of, descended, label
 from pipeline.errors import PipelineError, Problem, counted
-from pipeline.models.adapters import config_of, fold_in
-from pipeline.models.load import load_causal_lm, load_tokenizer, stored_bits
-from pipeline.models.quantized_files import TRAINABLE
-from pipeline.models.save import save_model
+from pipeline.models.load.adapters import config_of, fold_in
+from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer, stored_bits
+from pipeline.models.load.quantized_files import TRAINABLE
+from pipeline.models.save.artifact import save_model
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.stages.merge.config import Config
 

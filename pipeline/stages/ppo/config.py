@@ -1,4 +1,4 @@
-"""PPO: optimise a policy against a reward with proximal policy optimisation, by our own trainer (`pipeline/ppo/`).
+"""PPO: optimise a policy against a reward with proximal policy optimisation, by our own trainer (`pipeline/rl/ppo/`).
 
 Reference: Schulman et al. 2017, arXiv:1707.06347; for language models Ouyang et al. 2022, arXiv:2203.02155. The
 reference policy is the model the stage starts from; the KL penalty is applied per token. The result is the policy with
@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.errors import Problem
-from pipeline.models.adapter_config import Adapter
-from pipeline.ppo.settings import PPOSettings
+from pipeline.kind.traits import ComputeSupport, Reading, Traits, Workload
+from pipeline.models.load.adapter_config import Adapter
+from pipeline.rl.ppo.settings import PPOSettings
+from pipeline.rl.rewards.fields import SHORT, RewardFields
 from pipeline.stage import Code, Data, Input, Runtime, register_kind
 from pipeline.trainer_fields.trackers import tracker_problems
-from pipeline.training.reward_fields import SHORT, RewardFields
-from pipeline.training.row_counts import learn_and_hold_out
-from pipeline.traits import ComputeSupport, Reading, Traits, Workload
+from pipeline.training.data.row_counts import learn_and_hold_out
 
 
 class Train(PPOSettings):

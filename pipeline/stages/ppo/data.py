@@ -10,15 +10,15 @@ import torch
 
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.labels import IGNORE
-from pipeline.models.contract import eos_is_learned
 from pipeline.models.forward import context_limit
-from pipeline.ppo.episodes import Prompt
-from pipeline.ppo.rollout import prompt_order
+from pipeline.models.tokenizer.contract import eos_is_learned
+from pipeline.rl.rewards.sources import reward_readers
+from pipeline.rl.rollout.engines import prompt_order
+from pipeline.rl.rollout.episodes import Prompt
 from pipeline.stage import StageContext
 from pipeline.stages.ppo.config import Config
-from pipeline.training.encode import ANSWER, encode_messages, encode_prompts
-from pipeline.training.encoded import encode_source
-from pipeline.training.reward_sources import reward_readers
+from pipeline.training.data.encoding import ANSWER, encode_messages, encode_prompts
+from pipeline.training.data.sources import encode_source
 
 
 def load_prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> tuple[list[Any], list[Any]]:

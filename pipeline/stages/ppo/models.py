@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.models.contract import disagreements, facts
-from pipeline.models.load import load_causal_lm, load_reward_model, load_tokenizer
-from pipeline.models.precision import HALF
+from pipeline.models.cpu.precision import HALF
+from pipeline.models.load.pretrained import load_causal_lm, load_reward_model, load_tokenizer
+from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
-from pipeline.ppo.adapters import reward_on_trunk, start_value_from_reward
-from pipeline.ppo.sharding import FsdpEngine, ZeroEngine
+from pipeline.rl.policy.adapters import reward_on_trunk, start_value_from_reward
+from pipeline.rl.policy.trunk_scorer import trunk_scorer
+from pipeline.rl.train_engines.sharded import FsdpEngine, ZeroEngine
 from pipeline.stage import StageContext
 from pipeline.stages.ppo.config import Config
 from pipeline.training.arguments import (
@@ -27,7 +28,6 @@ from pipeline.training.arguments import (
 )
 from pipeline.training.fitting import fit
 from pipeline.training.precision_problems import ppo_problem
-from pipeline.training.trunk_scorer import trunk_scorer
 
 
 def compute_dtype(ctx: StageContext) -> Any:

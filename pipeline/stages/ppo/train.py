@@ -1,4 +1,4 @@
-"""Trains a policy against a reward with trueup's PPO (`pipeline/ppo/`); `config.py` names the papers."""
+"""Trains a policy against a reward with trueup's PPO (`pipeline/rl/ppo/`); `config.py` names the papers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem, counted
-from pipeline.models.contract import end_ids
 from pipeline.models.forward import context_limit
-from pipeline.models.kernels import INSTALL, apply_liger
-from pipeline.models.load import load_tokenizer
+from pipeline.models.load.kernels import INSTALL, apply_liger
+from pipeline.models.load.pretrained import load_tokenizer
+from pipeline.models.tokenizer.contract import end_ids
 from pipeline.parallel.ranks import Ranks
-from pipeline.ppo.build import build_policy, check_policy
-from pipeline.ppo.guards import Stopped
-from pipeline.ppo.rollout import BatchedEngine, GenerateEngine
-from pipeline.ppo.state import load_state, newest_state
-from pipeline.ppo.trainer import PPOTrainer
-from pipeline.ppo.vllm_engine import VLLMEngine, why_no_vllm
+from pipeline.rl.policy.build import build_policy, check_policy
+from pipeline.rl.ppo.guards import Stopped
+from pipeline.rl.ppo.run_log import RunLog
+from pipeline.rl.ppo.state import load_state, newest_state
+from pipeline.rl.ppo.trainer import PPOTrainer
+from pipeline.rl.rewards.sources import Sample, load_rewards, load_watched
+from pipeline.rl.rollout.engines import BatchedEngine, GenerateEngine
+from pipeline.rl.rollout.vllm import VLLMEngine, why_no_vllm
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.ppo.config import Config
 from pipeline.stages.ppo.data import ends_are_taught, language_loss, load_prompts
@@ -24,8 +26,6 @@ from pipeline.stages.ppo.models import compute_dtype, load_start, load_value_sta
 from pipeline.training.arguments import liger_kernels, prepare_torch
 from pipeline.training.audit import check_prepared
 from pipeline.training.finish import save_trained
-from pipeline.training.ppo_run import RunLog
-from pipeline.training.reward_sources import Sample, load_rewards, load_watched
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from pipeline.errors import Problem
 from pipeline.estimate.shape import size_problems, type_problems
+from pipeline.kind.traits import MODEL_PARALLEL, ComputeSupport, Traits
 from pipeline.stage import Data, Input, StageConfig, register_kind
+from pipeline.training.data.row_counts import any_number
 from pipeline.training.fields import CommonTrain
-from pipeline.training.row_counts import any_number
-from pipeline.traits import MODEL_PARALLEL, ComputeSupport, Traits
 
 
 class Train(CommonTrain):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.models.tokens import TextEncoder
-from pipeline.training.encode import encode_texts
+from pipeline.models.tokenizer.encoding import TextEncoder
+from pipeline.training.data.encoding import encode_texts
 
 
 def cut_documents(

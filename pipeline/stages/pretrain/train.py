@@ -8,11 +8,11 @@ from transformers import TrainingArguments
 
 from pipeline.artifacts.provenance import descended
 from pipeline.errors import PipelineError, Problem, agreeing, counted
-from pipeline.models.deferred import Deferred
-from pipeline.models.load import load_causal_lm, load_deferred_causal_lm, load_tokenizer
-from pipeline.models.save import save_model
-from pipeline.models.scratch import build_causal_lm
-from pipeline.models.tokens import TextEncoder
+from pipeline.models.load.deferred import Deferred
+from pipeline.models.load.pretrained import load_causal_lm, load_deferred_causal_lm, load_tokenizer
+from pipeline.models.load.scratch import build_causal_lm
+from pipeline.models.save.artifact import save_model
+from pipeline.models.tokenizer.encoding import TextEncoder
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.parallel.tensor.sharding import shard_model
 from pipeline.parallel.zero.zero3 import count_parameters
@@ -20,8 +20,8 @@ from pipeline.stage import StageContext, StageResult
 from pipeline.stages.pretrain.config import Config
 from pipeline.stages.pretrain.documents import cut_documents
 from pipeline.training.arguments import attend_without_mask, attention_kernel, precision_of, zero3_config
-from pipeline.training.batches import BucketedBatches
-from pipeline.training.collate import CausalCollator
+from pipeline.training.data.batches import BucketedBatches
+from pipeline.training.data.collate import CausalCollator
 from pipeline.training.finish import finish
 from pipeline.training.fitting import context_length, fit
 from pipeline.training.loop import Trained, run_trainer

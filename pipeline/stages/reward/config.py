@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from pipeline.models.adapter_config import Adapter
+from pipeline.kind.traits import ComputeSupport, Reading, Traits, Workload
+from pipeline.models.load.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain
-from pipeline.traits import ComputeSupport, Reading, Traits, Workload
 
 if TYPE_CHECKING:
     pass

@@ -12,16 +12,16 @@ from trl import RewardConfig, RewardTrainer
 
 from pipeline.errors import PipelineError, agreeing, counted
 from pipeline.evaluation.judging import accuracy_summary
-from pipeline.evaluation.reward_card import build_card, write_card
+from pipeline.evaluation.reward_card.card import build_card, write_card
 from pipeline.models.scoring import score
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.reward.config import Config
 from pipeline.training.arguments import precision_of
-from pipeline.training.batches import BucketedBatches
-from pipeline.training.collate import PairCollator
-from pipeline.training.encode import EncodedRows, encode_pairs
-from pipeline.training.encoded import encode_source
+from pipeline.training.data.batches import BucketedBatches
+from pipeline.training.data.collate import PairCollator
+from pipeline.training.data.encoding import EncodedRows, encode_pairs
+from pipeline.training.data.sources import encode_source
 from pipeline.training.fields import margin_problem, nothing_fits
 from pipeline.training.finish import finish, save_trained
 from pipeline.training.loop import run_trainer

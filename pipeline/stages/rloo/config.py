@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from pipeline.rl.on_policy.fields import ON_POLICY, OnPolicyConfig, OnPolicyTrain
 from pipeline.stage import register_kind
-from pipeline.training.on_policy_fields import ON_POLICY, OnPolicyConfig, OnPolicyTrain
 
 
 class Train(OnPolicyTrain):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import Problem
-from pipeline.models.adapter_config import Adapter
+from pipeline.kind.traits import MODEL_PARALLEL, ComputeSupport, Reading, Traits, Workload
+from pipeline.models.load.adapter_config import Adapter
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain, unknown_word
-from pipeline.traits import MODEL_PARALLEL, ComputeSupport, Reading, Traits, Workload
 
 LOSSES = ("nll", "dft")
 """Losses of trl's SFTTrainer: cross-entropy of the next token, and dynamic fine-tuning (arXiv:2508.05629)."""

@@ -8,21 +8,21 @@ from typing import Any
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.errors import PipelineError, counted
-from pipeline.models.contract import unseen_opening
-from pipeline.models.load import load_deferred_causal_lm, load_tokenizer
+from pipeline.models.load.pretrained import load_deferred_causal_lm, load_tokenizer
+from pipeline.models.tokenizer.contract import unseen_opening
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import Rows, StageContext, StageResult
 from pipeline.stages.sft.config import Config
 from pipeline.training.arguments import attend_without_mask, attention_kernel, attention_name, starting_weights
-from pipeline.training.batches import BucketedBatches
-from pipeline.training.collate import CausalCollator
-from pipeline.training.encode import EncodedRows, encode_messages, template_problems
-from pipeline.training.encoded import encode_source
+from pipeline.training.data.batches import BucketedBatches
+from pipeline.training.data.collate import CausalCollator
+from pipeline.training.data.encoding import EncodedRows, encode_messages, template_problems
+from pipeline.training.data.packing import packed, refuse_unpackable
+from pipeline.training.data.sources import encode_source
 from pipeline.training.fields import nothing_fits
 from pipeline.training.finish import save_and_finish
 from pipeline.training.fitting import context_length, fit
 from pipeline.training.loop import Trained, run_trainer
-from pipeline.training.packing import packed, refuse_unpackable
 from pipeline.training.pipelined import train_through_pipeline
 from pipeline.training.pipelined_fields import refuse_unused
 from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel

@@ -22,7 +22,7 @@ class Config(StageConfig):
         vocab_size: entries, special tokens included.
         min_frequency: pairs seen fewer times are not merged.
         special_tokens: further tokens that are never split.
-        chat_template: a Jinja template; default is the one in `pipeline/models/chat.py`.
+        chat_template: a Jinja template; default is the one in `pipeline/models/tokenizer/chat_format.py`.
     """
 
     data: Annotated[str, Data("text")]

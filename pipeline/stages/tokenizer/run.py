@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import PipelineError, Problem, counted
-from pipeline.models.chat import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
-from pipeline.models.contract import conversation_problems
+from pipeline.models.tokenizer.chat_format import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
+from pipeline.models.tokenizer.contract import conversation_problems
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.tokenizer.config import Config
 

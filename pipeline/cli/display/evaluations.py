@@ -1,0 +1,46 @@
+"""Shows an evaluation report: its warnings, conclusions and tables."""
+
+from __future__ import annotations
+
+from pipeline.artifacts import Artifact
+from pipeline.cli.terminal import NO_BREAK_SPACE, Column, print_line, print_table, shown_path
+from pipeline.evaluation.report.conclusion import of_model
+from pipeline.evaluation.report.gaming_section import gaming_sentences
+from pipeline.evaluation.report.record import read
+from pipeline.evaluation.report.tables import headline, task_table
+
+
+def print_evaluation(artifact: Artifact) -> None:
+    """Print the conclusions and tables of a report artifact, and the path of its page; nothing without `report.json`.
+
+    The sentences are derived from the figures of the table, by the same rule as those of the page.
+    """
+    file = artifact.path / "report.json"
+    if not file.is_file():
+        return
+    report = read(file)
+    print(f"\n{artifact.ref}" + (f": {report.sample_text}" if report.is_sample else ""))
+    for warning in report.warnings:
+        print_line(f"warning: {warning}")
+    for name in report.candidates:
+        print_line(" ".join(of_model(report, name).lines))
+    for sentence in gaming_sentences(report):
+        print_line(sentence)
+    _print_cells(headline(report))
+    if report.task_names:
+        print("\ncorrect answers by task")
+        _print_cells(task_table(report))
+    page = artifact.path / "report.md"
+    if page.is_file():
+        print_line(f"report: {shown_path(page)}")
+
+
+def _print_cells(cells: list[list[str]]) -> None:
+    header, *rows = cells
+    rows = [[_breaking_before_brackets(cell) for cell in row] for row in rows]
+    print_table([Column(header[0], style="bold"), *(Column(title, fold=True) for title in header[1:])], rows)
+
+
+def _breaking_before_brackets(cell: str) -> str:
+    """Make ``74.2 % [70.1, 78.0]`` breakable only before its interval."""
+    return cell.replace(", ", f",{NO_BREAK_SPACE}").replace(" %", f"{NO_BREAK_SPACE}%")

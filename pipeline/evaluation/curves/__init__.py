@@ -1,0 +1,1 @@
+"""Plots of training runs: loss curves, reward over KL."""

@@ -1,0 +1,1 @@
+"""The report of an evaluation: its records, page, tables and figures."""

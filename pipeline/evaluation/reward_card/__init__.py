@@ -1,0 +1,1 @@
+"""The held-out report of a reward model, and its page."""

@@ -1,0 +1,1 @@
+"""Statistics: intervals, paired differences, calibration, divergence, win rates. No I/O."""

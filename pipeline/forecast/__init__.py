@@ -1,8 +1,0 @@
-"""Forecasts parameters, operations, memory, hours and cost of a plan, and whether each stage fits. Imports no torch."""
-
-from __future__ import annotations
-
-from pipeline.forecast.remedies import fitting_problems, resolve_auto
-from pipeline.forecast.stages import Forecast, forecasts
-
-__all__ = ["Forecast", "fitting_problems", "forecasts", "resolve_auto"]

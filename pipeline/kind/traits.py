@@ -1,0 +1,202 @@
+"""Traits of a kind of stage: what plan, checks and forecast must know of it before it runs.
+
+Owns the records that a kind registers beside its configuration. Their defaults describe a plain training kind:
+transformers' Trainer on the rows of one data source. Knows nothing of any single kind, of recipes, or of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from pipeline.errors import Problem, agreeing, counted
+from pipeline.kind.markers import Shape
+
+Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts", "texts"]
+"""How rows are encoded: one word for each function of `pipeline/training/data/encoding.py`."""
+
+ENCODINGS: Mapping[Shape, Encoding] = {
+    "text": "texts",
+    "messages": "messages",
+    "preference": "pairs",
+    "labelled": "labelled",
+    "prompt": "prompts",
+}
+"""The encoding of the rows of each shape, unless a kind names another."""
+
+ModelParallel = Literal["pipeline_parallel", "tensor_parallel", "sequence_parallel"]
+"""A key of `compute` for model parallelism."""
+
+MODEL_PARALLEL: tuple[ModelParallel, ...] = ("pipeline_parallel", "tensor_parallel", "sequence_parallel")
+"""Keys of `compute` for model parallelism."""
+
+MICRO_BATCH = "compute.micro_batch"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a stage uses the rows of one of its data fields.
+
+    Attributes:
+        encodings: how rows become tokens, by their shape; rows of other shapes are not encoded before the stage runs.
+        is_test: whether the rows are only scored after training, and not trained on.
+        splits_rows: whether a row may become several sequences, so that few rows can still fill a batch.
+        bound: what limits the tokens of a row: `train.max_length`, or only the model's context.
+        long_prompts: what becomes of a prompt that leaves no room for the longest response: it is `refused`, `left_out`
+            if `train.max_length` is set, or `answered` as far as the context reaches.
+        held_out_only: whether only the held-out rows are used, if the source has any.
+        columns: columns the stage reads beside those of the row format.
+    """
+
+    encodings: Mapping[Shape, Encoding] = field(default_factory=lambda: ENCODINGS)
+    is_test: bool = False
+    splits_rows: bool = False
+    bound: Literal["max_length", "context"] = "max_length"
+    long_prompts: Literal["refused", "left_out", "answered"] = "refused"
+    held_out_only: bool = False
+    columns: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class ComputeSupport:
+    """What of `compute` a kind supports beside data parallelism; it matters for kinds that are `parallel`.
+
+    Attributes:
+        model_parallel: the keys of `MODEL_PARALLEL` that may be above 1.
+        rows_per_pass: setting that gives the rows of a forward pass; another than `compute.micro_batch` makes that one
+            ineffective.
+        divided: fields of `train` that count rows which are divided over the processes.
+        transformers_trainer: whether transformers' Trainer takes the steps: with DeepSpeed it has bf16 on a GPU only.
+        activation_checkpointing: whether activation checkpointing is supported.
+        sharded_fp16: whether fp16 is supported with ZeRO and FSDP.
+        unsharded_fields: fields of `train` that need the full weights in every process, each with what needs them.
+    """
+
+    model_parallel: frozenset[ModelParallel] = frozenset()
+    rows_per_pass: str = MICRO_BATCH
+    divided: tuple[str, ...] = ("batch_size",)
+    transformers_trainer: bool = True
+    activation_checkpointing: bool = True
+    sharded_fp16: bool = True
+    unsharded_fields: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def takes_micro_batch(self) -> bool:
+        """Whether `compute.micro_batch` has an effect."""
+        return self.rows_per_pass == MICRO_BATCH
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a kind computes with its model; the forecast of its operations and memory follows.
+
+    Attributes:
+        over: `rows` of a data source, for `train:` of `CommonTrain`; `responses` that it samples and trains on, for
+            `train:` of `OnPolicyTrain`; `rollouts`, for `train:` of `PPOSettings`; or `answers` that it generates and
+            scores without training.
+        sequences_per_row: sequences of a row in a forward pass: 2 for both sides of a pair.
+        head: how the loss uses the output layer: `module` calls it, which makes the logits of all tokens; `weight`
+            reads its weight and makes logits in tiles, as trl's losses do, which bypasses an adapter on it; `none` if
+            the model has no output layer over the vocabulary.
+        dropout: whether the model trains with its dropout on.
+        reference: whether a frozen copy of the model is in memory beside the trained one, if there is no adapter to
+            disable: `none`, `always`, or `with_beta` if `train.beta` is above 0.
+    """
+
+    over: Literal["rows", "responses", "rollouts", "answers"] = "rows"
+    sequences_per_row: int = 1
+    head: Literal["module", "weight", "none"] = "module"
+    dropout: bool = True
+    reference: Literal["none", "with_beta", "always"] = "none"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model is trained."""
+        return self.over != "answers"
+
+    def has_reference(self, train: Any) -> bool:
+        """Return whether a stage with the block ``train`` needs a frozen reference model."""
+        if self.reference == "with_beta":
+            return float(getattr(train, "beta", 0.0)) > 0
+        return self.reference == "always"
+
+
+@dataclass(frozen=True)
+class Packages:
+    """Python packages of an extra that a kind needs.
+
+    Attributes:
+        modules: names by which they are imported.
+        install: command that installs them.
+    """
+
+    modules: tuple[str, ...]
+    install: str
+
+
+class RowCounts(NamedTuple):
+    """Numbers of rows that a stage gets, before or after they are encoded.
+
+    Attributes:
+        train: training rows.
+        held_out: held-out rows.
+        shape: shape of the rows.
+    """
+
+    train: int
+    held_out: int
+    shape: str
+
+
+RowCheck = Callable[[Any, RowCounts], Problem | None]
+"""Returns the problem of too few rows for a `train` block, or None."""
+
+
+def fill_a_batch(train: Any, rows: RowCounts) -> Problem | None:
+    """Return a problem if the rows do not fill one batch; None if they do, or if ``train`` has no `batch_size`."""
+    batch_size = getattr(train, "batch_size", 0)
+    if rows.train >= batch_size:
+        return None
+    what = counted(rows.train, "pair" if rows.shape == "preference" else "row")
+    return too_few(
+        f"there {agreeing(rows.train, 'is', 'are')} {what} to train on", f"one batch of {batch_size}", "rows"
+    )
+
+
+def too_few(statement: str, needed: str, what: str) -> Problem:
+    """Return the problem of too few rows."""
+    return Problem(statement, f"at least {needed}", f"lower train.batch_size or bring more {what}")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What plan, checks and forecast know of a kind; a kind names only what differs from a plain training kind.
+
+    Attributes:
+        reads: how it uses the rows of its data fields, for fields that are used otherwise than `Reading()` says.
+        compute: what of `compute` it supports.
+        workload: what it computes with its model; if None, that of a plain training kind where the configuration has
+            a `train` block for it, and no forecast elsewhere.
+        row_check: returns a problem if the rows of the field `data` are too few.
+        packages: packages of an extra that it needs.
+        folds_adapters: whether it folds the adapters of its input `adapters` into the full weights of its `model`.
+    """
+
+    reads: Mapping[str, Reading] = field(default_factory=dict)
+    compute: ComputeSupport = ComputeSupport()
+    workload: Workload | None = None
+    row_check: RowCheck = fill_a_batch
+    packages: Packages | None = None
+    folds_adapters: bool = False
+
+    def reading(self, field_name: str) -> Reading:
+        """Return how the rows of a data field are used."""
+        return self.reads.get(field_name, Reading())
+
+
+PLAIN = Traits()
+"""The traits of a plain training kind."""
+
+PLAIN_TRAIN = frozenset({"batch_size", "epochs", "max_steps", "max_length"})
+"""Fields of the `train` block of a plain training kind; its forecast reads them."""

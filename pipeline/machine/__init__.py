@@ -1,0 +1,1 @@
+"""The machine a run is on: its disks, its limits of cores and memory, its environment."""

@@ -1,0 +1,1 @@
+"""Computing on a CPU: which precision is fastest here, which library multiplies matrices."""

@@ -1,0 +1,1 @@
+"""Generates text: decoding loops, the choice of the next token, chat sessions."""

@@ -1,0 +1,1 @@
+"""Loads models: pretrained files, random weights, deferred weights, adapters, quantised files, kernels."""

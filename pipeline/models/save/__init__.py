@@ -1,0 +1,1 @@
+"""Saves a model as an artifact, and verifies the written files."""

@@ -1,0 +1,1 @@
+"""Between text and token ids: chat templates, control tokens, what tokenizers must agree on."""

@@ -1,0 +1,1 @@
+"""Checks of rows against stages before anything runs: sources, row counts, tokenizers, tokens."""

@@ -1,0 +1,1 @@
+"""Names of columns: renaming, unused columns, and columns that contradict a label."""

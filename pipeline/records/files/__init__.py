@@ -1,0 +1,1 @@
+"""Reads data files: JSON Lines, JSON, CSV, Parquet, text, each also compressed."""

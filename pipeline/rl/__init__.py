@@ -1,0 +1,1 @@
+"""Reinforcement learning: policies, rollouts, rewards, train engines, PPO, and what GRPO and RLOO share."""

@@ -1,0 +1,1 @@
+"""What GRPO and RLOO share."""

@@ -1,0 +1,1 @@
+"""The models of PPO: the policy, its value function and its reference."""

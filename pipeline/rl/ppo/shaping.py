@@ -1,0 +1,49 @@
+"""Reward shaping for PPO: centres, scales and clips scores, and subtracts penalties. Pure functions.
+
+Reference: overlong penalty, Yu et al. 2025 (DAPO), arXiv:2503.14476, equation 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.rl.ppo.control import ScoreScale
+from pipeline.rl.ppo.settings import PPOSettings
+from pipeline.rl.rollout.episodes import Episode
+
+
+def shaped_scores(
+    episodes: Sequence[Episode], scale: ScoreScale, settings: PPOSettings, *, has_ends: bool
+) -> list[float]:
+    """Return the reward of each response, which is given at its last token.
+
+    Args:
+        episodes: scored episodes.
+        scale: centre and deviation of the scores so far.
+        settings: settings of the algorithm.
+        has_ends: whether there are end tokens; without any, no response counts as truncated.
+    """
+    s = settings
+    shaped = []
+    for episode in episodes:
+        value = scale.apply(episode.score, scale=s.score_scaling == "running", clip=s.score_clip)
+        if has_ends and not episode.ended:
+            value -= s.missing_eos_penalty
+        shaped.append(value - overlong_penalty(len(episode.response_ids), s.max_new_tokens, s.overlong_buffer))
+    return shaped
+
+
+def overlong_penalty(length: int, longest: int, buffer: int) -> float:
+    """Return the penalty on a response's length: 0 up to ``longest - buffer`` tokens, then rising linearly to 1."""
+    return max(0, length - (longest - buffer)) / buffer if buffer else 0.0
+
+
+def same_length_reward(metrics: dict[str, float], start_length: float) -> float:
+    """Return the mean score adjusted to the starting length, by linear regression of score on length in the rollout.
+
+    Args:
+        metrics: metrics of a rollout: `reward`, `length`, `score_std`, `length_std` and `length_corr`.
+        start_length: mean response length of the first rollout, in tokens.
+    """
+    slope = metrics["length_corr"] * metrics["score_std"] / metrics["length_std"] if metrics["length_std"] else 0.0
+    return metrics["reward"] - slope * (metrics["length"] - start_length)

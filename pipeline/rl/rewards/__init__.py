@@ -1,0 +1,1 @@
+"""Rewards of on-policy stages: recipe fields, reward models, Python functions."""

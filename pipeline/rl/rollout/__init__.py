@@ -1,0 +1,1 @@
+"""Samples responses: episodes, and the engines that generate them."""

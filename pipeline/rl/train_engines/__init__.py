@@ -1,0 +1,1 @@
+"""Train engines: optimizer steps of PPO in one process or sharded."""

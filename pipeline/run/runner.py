@@ -1,0 +1,396 @@
+"""Executes a plan: takes cached stages from the store, runs or resumes the others, and writes a journal.
+
+Owns the order of a run, its signals, its journal and the manifest of each stage. Knows nothing of how a stage trains,
+and prints nothing: a `View` shows the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.manifest import DataRecord, InputRecord
+from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
+from pipeline.launch.job import DataJob, Job, Outcome
+from pipeline.launch.local import run_job, temporary_folder, warm_up
+from pipeline.machine.disk import CannotWrite, writing
+from pipeline.machine.environment import environment
+from pipeline.plan import FORCED, Plan, PlannedInput, PlannedStage
+from pipeline.plan.overlap import overlap_warnings
+from pipeline.run.coordinator import Coordinator, hosting
+from pipeline.run.journal import Journal, new_run_dir
+from pipeline.stage import Event, ResolvedInput, StageResult, kind_of
+
+
+class View(Protocol):
+    """Shows a run to the user; every method is called in the runner's process."""
+
+    def run_started(self, plan: Plan, run_dir: Path) -> None:
+        """Show the plan before anything runs."""
+
+    def stage_cached(self, stage: PlannedStage, artifact: Artifact) -> None:
+        """Show that a stage is taken from the store."""
+
+    def stage_started(self, stage: PlannedStage, *, resumed: bool) -> None:
+        """Show that a stage runs now."""
+
+    def stage_waiting(self, stage: PlannedStage) -> None:
+        """Show that this run waits for another process, which runs the stage."""
+
+    def stage_event(self, stage: PlannedStage, event: Event) -> None:
+        """Show progress, a phase or a note."""
+
+    def stage_stopping(self, stage: PlannedStage) -> None:
+        """Show, once, that the run was asked to stop and the stage is saving its state."""
+
+    def stage_done(self, stage: PlannedStage, artifact: Artifact, seconds: float) -> None:
+        """Show that a stage was committed."""
+
+    def stage_failed(self, stage: PlannedStage, problems: tuple[Problem, ...], exit_code: int) -> None:
+        """Show that a stage failed or was stopped."""
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """One finished stage of a run."""
+
+    stage: PlannedStage
+    artifact: Artifact
+    cached: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did.
+
+    Attributes:
+        run_dir: folder of the journal and of the stages' logs.
+        stages: finished stages in order.
+        seconds: wall time of the run.
+    """
+
+    run_dir: Path
+    stages: tuple[StageDone, ...]
+    seconds: float
+
+
+@dataclass
+class StopRequest:
+    """A request to stop, set by SIGINT and SIGTERM; a second SIGINT raises KeyboardInterrupt.
+
+    Attributes:
+        asked: whether the run was asked to stop.
+        told: whether the view has shown it.
+        signals: the signals received, in order.
+    """
+
+    asked: bool = False
+    told: bool = False
+    signals: list[int] = field(default_factory=list)
+
+    def is_asked(self) -> bool:
+        """Return whether the run was asked to stop."""
+        return self.asked
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handle SIGINT and SIGTERM while the block runs, then restore the previous handlers."""
+
+        def handle(number: int, frame: Any) -> None:
+            if self.asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.asked = True
+            self.signals.append(number)
+
+        old: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
+            old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        except Interrupted as error:  # as in shells: 130 after Ctrl-C, 143 after SIGTERM
+            error.exit_code = ExitCode(128 + self.signals[0]) if self.signals else error.exit_code
+            raise
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> RunReport:
+    """Execute the pending stages of ``plan``; journal and logs go to ``run_dir``, by default a new folder.
+
+    Raises:
+        StageFailed: a stage failed; its checkpoints are kept and the next run resumes from them.
+        Interrupted: the run was asked to stop.
+        PipelineError: a stage's input was invalid.
+    """
+    started = time.perf_counter()
+    if plan.pending:
+        temporary_folder()  # raises when it cannot hold the sockets of the processes
+    with writing(store.root):  # before the libraries are loaded: an unwritable store fails at once
+        run_dir = run_dir or new_run_dir(store.root / ".runs", plan.recipe.name)
+        journal = Journal(run_dir)
+    done: dict[str, StageDone] = {}
+    try:
+        pending = [stage.spec.name for stage in plan.pending]
+        journal.write("run_started", recipe=str(plan.recipe.file), pid=os.getpid(), pending=pending)
+        if plan.pending:
+            warm_up()
+        view.run_started(plan, run_dir)
+        with StopRequest().listening() as stop, hosting(plan, store.root, run_dir, stop.is_asked) as coordinator:
+            for planned in plan.stages:
+                with writing(store.root):
+                    finished = _run_stage(plan, planned, done, store, view, journal, run_dir, stop, coordinator)
+                done[planned.spec.name] = finished
+    finally:
+        journal.write("run_ended", seconds=round(time.perf_counter() - started, 3), finished=list(done))
+        journal.close()
+    return RunReport(run_dir, tuple(done.values()), time.perf_counter() - started)
+
+
+def _run_stage(
+    plan: Plan,
+    planned: PlannedStage,
+    done: Mapping[str, StageDone],
+    store: Store,
+    view: View,
+    journal: Journal,
+    run_dir: Path,
+    stop: StopRequest,
+    coordinator: Coordinator | None,
+) -> StageDone:
+    """Take a stage from the store, or run it and commit its artifact."""
+    name = planned.spec.name
+    if planned.artifact is not None and planned.status == "cached":
+        journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
+        view.stage_cached(planned, planned.artifact)
+        return StageDone(planned, planned.artifact, cached=True, seconds=0.0)
+    if stop.asked:
+        raise _interrupted(name)
+    started = time.perf_counter()
+    with store.work(
+        name, planned.fingerprint, waiting=lambda: view.stage_waiting(planned), stopping=lambda: stop.asked
+    ) as area:
+        cached = None if FORCED in planned.why else store.find(name, planned.fingerprint)
+        if cached is not None:
+            journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
+            view.stage_cached(planned, cached)
+            return StageDone(planned, cached, cached=True, seconds=0.0)
+        resumed = store.resumable(name, planned.fingerprint)
+        journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
+        view.stage_started(planned, resumed=resumed)
+        job = job_of(plan, planned, done, area.payload, area.scratch, run_dir)
+        if kind_of(planned.spec.kind).makes == "report":
+            job = replace(job, warnings=overlap_warnings(plan, planned, store))
+
+        def show(event: Event) -> None:
+            _pass_on(planned, event, view, journal)
+
+        outcome = Outcome()
+        if coordinator is not None and job.nodes > 1:
+            job = replace(job, token=coordinator.token)
+            outcome = coordinator.start_stage(job, show, stop.is_asked)
+        if not outcome.problems:
+            outcome = run_job(job, show, lambda: _stopping(planned, view, stop))
+        if outcome.result is None:
+            _tell_failure(planned, outcome, view, journal)
+            raise failure_of(name, outcome, stopped=outcome.stopped or stop.asked)
+        fields = _manifest_fields(plan, planned, job, outcome, outcome.result)
+        try:
+            with writing(area.folder):
+                artifact = area.commit(replace=FORCED in planned.why, **fields)
+        except PipelineError as error:
+            raise _refused_commit(planned, error, view, journal) from None
+    if coordinator is not None and job.nodes > 1:
+        coordinator.done(name)
+    seconds = time.perf_counter() - started
+    journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
+    view.stage_done(planned, artifact, seconds)
+    return StageDone(planned, artifact, cached=False, seconds=seconds)
+
+
+def _refused_commit(planned: PlannedStage, error: PipelineError, view: View, journal: Journal) -> PipelineError:
+    """Report that a stage's artifact could not be committed, and return the error the run ends with."""
+    code = error.exit_code if isinstance(error, CannotWrite) else ExitCode.FAILED
+    refused = Outcome(problems=error.problems, exit_code=int(code))
+    _tell_failure(planned, refused, view, journal)
+    return failure_of(planned.spec.name, refused, stopped=False)
+
+
+def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
+    messages = [str(problem) for problem in outcome.problems]
+    fields = {"problems": messages, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
+    journal.write("stage_failed", stage=planned.spec.name, **fields)
+    view.stage_failed(planned, outcome.problems, outcome.exit_code)
+
+
+def _stopping(planned: PlannedStage, view: View, stop: StopRequest) -> bool:
+    """Return whether the run was asked to stop; show it to the user the first time."""
+    if stop.asked and not stop.told:
+        stop.told = True
+        view.stage_stopping(planned)
+    return stop.asked
+
+
+def _pass_on(planned: PlannedStage, event: Event, view: View, journal: Journal) -> None:
+    if event.kind != "progress":
+        journal.write("stage_note", stage=planned.spec.name, kind=event.kind, text=event.text)
+    view.stage_event(planned, event)
+
+
+def job_of(
+    plan: Plan, planned: PlannedStage, done: Mapping[str, StageDone], payload: Path, scratch: Path, run_dir: Path
+) -> Job:
+    """Build the job of a stage; ``done`` has the finished stages whose artifacts it reads."""
+    spec = planned.spec
+    inputs = {name: [_resolve(item, done) for item in items] for name, items in planned.inputs.items()}
+    data = {
+        name: DataJob(
+            name=item.source_name,
+            source=plan.recipe.data[item.source_name],
+            artifact=_data_artifact(plan, item.source_name, done),
+            rejects=payload / "rejects" / f"{item.source_name}.jsonl",
+        )
+        for name, item in planned.data.items()
+    }
+    return Job(
+        name=spec.name,
+        kind=spec.kind,
+        config=spec.config.model_dump(),
+        seed=spec.seed,
+        out=payload,
+        work=scratch,
+        log=run_dir / f"{spec.name}.log",
+        inputs=inputs,
+        data=data,
+        compute=(spec.compute if kind_of(spec.kind).parallel else spec.compute.alone()).model_dump(),
+        trust_remote_code=plan.recipe.trust_remote_code,
+        code_dirs=tuple(plan.recipe.search_dirs),
+        fingerprint=planned.fingerprint,
+    )
+
+
+def _resolve(item: PlannedInput, done: Mapping[str, StageDone]) -> ResolvedInput:
+    """Resolve a planned input to the artifact of a stage of this run, a stored artifact, a folder or a hub id."""
+    artifact = done[item.ref].artifact if item.ref in done else None
+    if artifact is not None:
+        manifest = artifact.manifest.model_dump(mode="json")
+        return ResolvedInput(
+            ref=item.ref,
+            name=item.name,
+            kind=item.kind,
+            fingerprint=item.fingerprint,
+            path=str(artifact.path),
+            manifest=manifest,
+        )
+    return ResolvedInput(
+        ref=item.ref,
+        name=item.name,
+        kind=item.kind,
+        fingerprint=item.fingerprint,
+        path=str(item.artifact) if item.artifact is not None else item.ref,
+        manifest=_manifest_of(item.artifact),
+    )
+
+
+def _manifest_of(path: Path | None) -> dict[str, Any]:
+    file = path / "manifest.json" if path is not None else None
+    if file is None or not file.is_file():
+        return {}
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return manifest
+
+
+def _data_artifact(plan: Plan, source_name: str, done: Mapping[str, StageDone]) -> Path | None:
+    ref = plan.recipe.data[source_name].artifact
+    if ref is None:
+        return None
+    if ref in done:
+        return done[ref].artifact.path
+    return plan.data_artifact(ref)
+
+
+def _manifest_fields(
+    plan: Plan, planned: PlannedStage, job: Job, outcome: Outcome, result: StageResult
+) -> dict[str, Any]:
+    spec = planned.spec
+    kind = kind_of(spec.kind)
+    trained_s = result.trainer_seconds
+    return {
+        "kind": spec.kind,
+        "kind_version": kind.version,
+        "makes": kind.makes,
+        "recipe": {"name": plan.recipe.name, "file": plan.recipe.file.name, "resolved": plan.recipe.resolved},
+        "config": planned.payload,
+        "seed": spec.seed,
+        "runtime": {
+            **spec.compute.model_dump(mode="json"),
+            **({"ran": outcome.runtime_report} if outcome.runtime_report else {}),
+        },
+        "inputs": [
+            _input_record(item, job.inputs[item.field][index].manifest.get("version"))
+            for items in planned.inputs.values()
+            for index, item in enumerate(items)
+        ],
+        "data": {
+            name: DataRecord(
+                source=item.source_name,
+                digest=item.digest,
+                rows=item.rows,
+                rejected=outcome.rejected.get(item.source_name, 0),
+                where=_where(plan, item.source_name),
+                artifact=_input_record(item.input, None) if item.input is not None else None,
+            )
+            for name, item in planned.data.items()
+        },
+        "metrics": dict(result.metrics),
+        "best": dict(result.best),
+        "rows": dict(result.rows),
+        "tokens": result.tokens,
+        "seconds": round(outcome.seconds, 3),
+        "trainer_seconds": round(trained_s, 3),
+        "scoring_seconds": round(result.scoring_seconds, 3),
+        "tokens_per_s": round(result.tokens / trained_s, 1) if trained_s else 0.0,
+        "peak_memory_mib": round(outcome.peak_memory_mib, 1),
+        "lineage": dict(result.lineage),
+        "environment": {**environment(), **outcome.environment},
+        "summary": result.summary,
+    }
+
+
+def _input_record(item: PlannedInput, version: int | None) -> InputRecord:
+    return InputRecord(
+        field=item.field, ref=item.ref, name=item.name, kind=item.kind, version=version, fingerprint=item.fingerprint
+    )
+
+
+def _where(plan: Plan, source_name: str) -> list[str]:
+    source = plan.recipe.data[source_name]
+    if source.path is not None:
+        return [file.name for file in source.files]
+    return [f"hub:{source.hub}" if source.hub else f"artifact:{source.artifact}"]
+
+
+def failure_of(name: str, outcome: Outcome, *, stopped: bool) -> PipelineError:
+    """Return the error a stage's run ends with."""
+    if stopped:
+        return _interrupted(name)
+    problems = tuple(
+        problem
+        if problem.stage
+        else Problem(problem.found, problem.expected, problem.remedy, problem.where, stage=name)
+        for problem in outcome.problems
+    )
+    return StageFailed(*problems, exit_code=ExitCode(outcome.exit_code))
+
+
+def _interrupted(name: str) -> Interrupted:
+    return Interrupted(Problem("stopped as asked", remedy="run the same command again to resume", stage=name))

@@ -1,0 +1,1 @@
+"""Checkpoints of a training stage: complete, independent of the layout, and the best one."""

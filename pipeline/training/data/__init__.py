@@ -1,0 +1,1 @@
+"""From rows to batches: encoding, packing, padding, collating, length-bucketed batches."""
