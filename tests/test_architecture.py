@@ -444,3 +444,12 @@ def test_nothing_unsafe_is_called() -> None:
 )
 def test_what_counts_as_unsafe(line: str, why: str) -> None:
     assert next(filter(None, map(_unsafe, ast.walk(ast.parse(line)))), "") == why
+
+
+def test_four_files_explain_the_product() -> None:
+    """The README names them; together they are short enough to be read at once."""
+    named = re.search(r"To read the product in four files: (.+?)\.\n? ?\[", (ROOT / "README.md").read_text(), re.S)
+    assert named is not None
+    files = re.findall(r"`([^`]+)`", named.group(1))
+    assert len(files) == 4
+    assert sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files) <= 600

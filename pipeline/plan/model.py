@@ -33,7 +33,7 @@ class PlannedInput:
     kind: str
     fingerprint: str
     artifact: Path | None
-    external: bool
+    external: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,21 @@ reading files and caching digests.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact, Store
-from pipeline.errors import PipelineError, Problem, listed, nearest
+from pipeline.artifacts import Store
+from pipeline.errors import PipelineError, Problem
 from pipeline.plan.fingerprint import digest_of, payload
 from pipeline.plan.folders import folder_digest
 from pipeline.plan.graph import Graph, Reference, build_graph
 from pipeline.plan.model import FORCED, Plan, PlannedData, PlannedInput, PlannedStage
+from pipeline.plan.requests import not_run, notes, unknown_stages
 from pipeline.plan.staleness import reasons
 from pipeline.recipe import Recipe
 from pipeline.records import digest
-
-_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 def make_plan(
@@ -68,7 +67,7 @@ def survey(
         A plan without the stages that cannot be planned (listed in `unplanned`), and all problems.
     """
     graph = build_graph(recipe, store)
-    problems = [*graph.problems, *_unknown_stages(recipe, [*only, *([until] if until else []), *force])]
+    problems = [*graph.problems, *unknown_stages(recipe, [*only, *([until] if until else []), *force])]
     named = [name for name in only if name in recipe.stages]
     wanted = set(named) if only else set(recipe.stages)
     if until and until in recipe.stages:
@@ -77,9 +76,9 @@ def survey(
     needed = graph.with_ancestors(list(wanted))
     planned = {name: planner.plan(name) for name in graph.order if name in needed}
     stages = tuple(stage for name in graph.order if name in wanted and (stage := planned[name]) is not None)
-    problems += planner.problems + _not_run(graph, planned, wanted)
+    problems += planner.problems + not_run(graph, planned, wanted)
     unplanned = tuple(name for name in recipe.stages if name in wanted and planned.get(name) is None)
-    return Plan(recipe, stages, _notes(recipe, graph, wanted), planner.data_artifacts, unplanned), problems
+    return Plan(recipe, stages, notes(recipe, graph, wanted), planner.data_artifacts, unplanned), problems
 
 
 class _Planner:
@@ -117,9 +116,7 @@ class _Planner:
             fingerprint = digest_of(content)
             artifact = self.store.find(name, fingerprint)
         except PipelineError as error:
-            self.problems += [
-                Problem(p.found, p.expected, p.remedy, p.where or spec.where, name) for p in error.problems
-            ]
+            self.problems += [replace(p, where=p.where or spec.where, stage=name) for p in error.problems]
             return None
         except _UnplannableError:
             return None
@@ -147,11 +144,7 @@ class _Planner:
         return (FORCED, *(f"{need} is forced" for need in needs)) if needs else ()
 
     def reasons(
-        self,
-        name: str,
-        content: dict[str, Any],
-        inputs: dict[str, list[PlannedInput]],
-        data: dict[str, PlannedData],
+        self, name: str, content: dict[str, Any], inputs: dict[str, list[PlannedInput]], data: dict[str, PlannedData]
     ) -> tuple[str, ...]:
         """Return why a stage must run: the changes since this recipe's newest artifact of that name.
 
@@ -167,31 +160,21 @@ class _Planner:
 
     def input(self, reference: Reference) -> PlannedInput:
         """Return the planned input of a reference, with its fingerprint."""
+        field, ref = reference.field, reference.ref
         if reference.stage is not None:
             stage = self.planned.get(reference.stage)
             if stage is None:
                 raise _UnplannableError
             path = stage.artifact.path if stage.artifact else None
-            return self._input(reference, reference.stage, stage.spec.kind, stage.fingerprint, path)
+            return PlannedInput(field, ref, reference.stage, stage.spec.kind, stage.fingerprint, path)
         if reference.artifact is not None:
-            return self._of_artifact(reference, reference.artifact)
+            path, made = reference.artifact.path, reference.artifact.manifest
+            return PlannedInput(field, ref, made.name, made.kind, made.fingerprint, path)
         if reference.folder is not None:
-            fingerprint = folder_digest(reference.folder, self.cache)
-            return self._input(
-                reference, reference.folder.name, "external", fingerprint, reference.folder, external=True
-            )
-        hub = str(reference.hub)
-        name = hub.partition("@")[0].rpartition("/")[2]
-        return self._input(reference, name, "external", f"hub:{hub}", None, external=True)
-
-    def _of_artifact(self, reference: Reference, artifact: Artifact) -> PlannedInput:
-        manifest = artifact.manifest
-        return self._input(reference, manifest.name, manifest.kind, manifest.fingerprint, artifact.path)
-
-    def _input(
-        self, reference: Reference, name: str, kind: str, fingerprint: str, path: Path | None, *, external: bool = False
-    ) -> PlannedInput:
-        return PlannedInput(reference.field, reference.ref, name, kind, fingerprint, path, external)
+            folder, fingerprint = reference.folder, folder_digest(reference.folder, self.cache)
+            return PlannedInput(field, ref, folder.name, "external", fingerprint, folder, external=True)
+        name = str(reference.hub).partition("@")[0].rpartition("/")[2]
+        return PlannedInput(field, ref, name, "external", f"hub:{reference.hub}", None, external=True)
 
     def data(self, field: str, source_name: str) -> PlannedData:
         """Return a data source with the digest of its content."""
@@ -224,53 +207,6 @@ def _digest(recipe: Recipe, store: Store, source_name: str) -> tuple[tuple[str, 
         content = digest(recipe.data[source_name], cache=store.root / ".cache")
     except PipelineError as error:
         where = recipe.where("data", source_name, "path")
-        return None, [
-            Problem(f"data.{source_name}: {p.found}", p.expected, p.remedy, p.where or where) for p in error.problems
-        ]
+        named = [replace(p, found=f"data.{source_name}: {p.found}", where=p.where or where) for p in error.problems]
+        return None, named
     return (content.digest, content.rows), []
-
-
-def _unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
-    """Return a problem for every name that is not a stage."""
-    known = [*recipe.stages, *recipe.broken]
-    return [
-        Problem(f"no stage `{name}`", f"one of {listed(known)}", nearest(name, known), recipe.where("stages"))
-        for name in dict.fromkeys(names)
-        if name not in known
-    ]
-
-
-def _not_run(graph: Graph, planned: dict[str, PlannedStage | None], wanted: set[str]) -> list[Problem]:
-    """Return a problem for each needed stage that is neither requested nor in the store."""
-    problems = []
-    for name in graph.order:
-        stage = planned.get(name) if name in wanted else None
-        for need in dict.fromkeys(graph.needs(name)) if stage is not None else ():
-            other = planned.get(need)
-            if need not in wanted and other is not None and other.status == "pending" and stage is not None:
-                remedy = f"run `{need}` first, or use `--until {name}`"
-                statement = f"needs `{need}`, which is not in the store as the recipe has it"
-                problems.append(Problem(statement, "", remedy, stage.spec.where, name))
-    return problems
-
-
-def _notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
-    """Return notes on remote code and unpinned hub revisions, for the user before running a plan."""
-    notes = []
-    if recipe.trust_remote_code:
-        notes.append("trust_remote_code is on: Python code that comes with models of the hub or a folder will run")
-    for name in (name for name in graph.order if name in wanted):
-        for references in graph.inputs[name].values():
-            for reference in references:
-                hub_id, _, revision = (reference.hub or "").partition("@")
-                if hub_id and not _COMMIT.fullmatch(revision):
-                    notes.append(_unpinned("model", hub_id, revision, f"{hub_id}@COMMIT"))
-        for source_name in graph.data[name].values():
-            source = recipe.data.get(source_name)
-            if source is not None and source.hub and not _COMMIT.fullmatch(source.revision or "main"):
-                notes.append(_unpinned("data set", source.hub, source.revision or "main", "revision: COMMIT"))
-    return tuple(dict.fromkeys(notes))
-
-
-def _unpinned(what: str, hub_id: str, revision: str, remedy: str) -> str:
-    return f"{what} {hub_id} is read at `{revision}`, which can move: not reproducible; pin it with `{remedy}`"

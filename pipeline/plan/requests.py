@@ -1,0 +1,62 @@
+"""What a plan says beside its stages: requests it cannot meet, and what makes it hard to reproduce.
+
+Knows nothing of fingerprints and of why a stage runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipeline.errors import Problem, listed, nearest
+from pipeline.plan.graph import Graph
+from pipeline.plan.model import PlannedStage
+from pipeline.recipe import Recipe
+
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+
+
+def unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
+    """Return a problem for every name that is not a stage."""
+    known = [*recipe.stages, *recipe.broken]
+    return [
+        Problem(f"no stage `{name}`", f"one of {listed(known)}", nearest(name, known), recipe.where("stages"))
+        for name in dict.fromkeys(names)
+        if name not in known
+    ]
+
+
+def not_run(graph: Graph, planned: dict[str, PlannedStage | None], wanted: set[str]) -> list[Problem]:
+    """Return a problem for each needed stage that is neither requested nor in the store."""
+    problems = []
+    for name in graph.order:
+        stage = planned.get(name) if name in wanted else None
+        for need in dict.fromkeys(graph.needs(name)) if stage is not None else ():
+            other = planned.get(need)
+            if need not in wanted and other is not None and other.status == "pending" and stage is not None:
+                remedy = f"run `{need}` first, or use `--until {name}`"
+                statement = f"needs `{need}`, which is not in the store as the recipe has it"
+                problems.append(Problem(statement, "", remedy, stage.spec.where, name))
+    return problems
+
+
+def notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
+    """Return notes on remote code and unpinned hub revisions, for the user before running a plan."""
+    lines = []
+    if recipe.trust_remote_code:
+        lines.append("trust_remote_code is on: Python code that comes with models of the hub or a folder will run")
+    for name in (name for name in graph.order if name in wanted):
+        for references in graph.inputs[name].values():
+            for reference in references:
+                hub_id, _, revision = (reference.hub or "").partition("@")
+                if hub_id and not _COMMIT.fullmatch(revision):
+                    lines.append(_unpinned("model", hub_id, revision, f"{hub_id}@COMMIT"))
+        for source_name in graph.data[name].values():
+            source = recipe.data.get(source_name)
+            if source is not None and source.hub and not _COMMIT.fullmatch(source.revision or "main"):
+                lines.append(_unpinned("data set", source.hub, source.revision or "main", "revision: COMMIT"))
+    return tuple(dict.fromkeys(lines))
+
+
+def _unpinned(what: str, hub_id: str, revision: str, remedy: str) -> str:
+    return f"{what} {hub_id} is read at `{revision}`, which can move: not reproducible; pin it with `{remedy}`"
