@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from pipeline.training.data.batches import Batches
 from pipeline.training.loop import SessionClock, Trained, measured
 from pipeline.training.setup import EncodedData, OpenedModel, Schedule
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 Rows = Sequence[dict[str, Any]]
 
@@ -50,7 +53,13 @@ class PipelineTraining:
     """
 
     def __init__(
-        self, ctx: StageContext, model: Any, deferred: Deferred | None, arguments: Any, batches: Batches, steps: int
+        self,
+        ctx: StageContext,
+        model: PreTrainedModel,
+        deferred: Deferred | None,
+        arguments: TrainingArguments,
+        batches: Batches,
+        steps: int,
     ) -> None:
         """Split the model into pipeline stages; create the optimizer and the learning rate schedule.
 
@@ -201,8 +210,13 @@ class PipelineTraining:
 
 
 def train_through_pipeline(
-    ctx: StageContext, opened: OpenedModel, arguments: Any, schedule: Schedule, data: EncodedData, collate: Collate
-) -> tuple[Trained, Any | None]:
+    ctx: StageContext,
+    opened: OpenedModel,
+    arguments: TrainingArguments,
+    schedule: Schedule,
+    data: EncodedData,
+    collate: Collate,
+) -> tuple[Trained, PreTrainedModel | None]:
     """Train a model with pipeline parallelism; return the run, and on the first process the consolidated model.
 
     The model is split, and no longer complete afterwards.

@@ -7,7 +7,7 @@ a record for the next one. Knows nothing of objectives: a stage's `train.py` has
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from datasets import Dataset
 from transformers import set_seed
@@ -25,6 +25,9 @@ from pipeline.training.distribution import divided
 from pipeline.training.fields import CommonTrain
 from pipeline.training.fitting import context_length, fit
 from pipeline.training.loop import steps_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
 
 Arguments = TypeVar("Arguments")
 
@@ -174,12 +177,12 @@ def arguments_for(
 def build_trainer(
     trainer_class: Callable[..., Any],
     opened: OpenedModel,
-    arguments: Any,
+    arguments: TrainingArguments,
     data: EncodedData,
     *,
     task: Literal["causal", "reward"] = "causal",
     **options: Any,
-) -> Any:
+) -> Trainer:
     """Return a trl trainer of the opened model on encoded rows.
 
     Args:

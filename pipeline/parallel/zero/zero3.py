@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -21,6 +21,9 @@ from transformers.integrations import deepspeed as integration
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DeepSpeedConfig = Mapping[str, Any]
 """DeepSpeed's configuration of the stage that loads a sharded model."""
@@ -92,14 +95,14 @@ def _loading_config(config: DeepSpeedConfig) -> dict[str, Any]:
     return {**sections, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
 
 
-def _init_zero3(model: Any) -> None:
+def _init_zero3(model: PreTrainedModel) -> None:
     """Do what `PreTrainedModel.init_weights` does, with one module's weights gathered at a time."""
     with torch.no_grad():
         _init_module(model, model._initialize_weights, bool(model.is_custom_code()))
     model.tie_weights(recompute_mapping=False)
 
 
-def _init_module(module: Any, initialise: Any, is_custom: bool) -> None:
+def _init_module(module: nn.Module, initialise: Callable[[nn.Module, bool], None], is_custom: bool) -> None:
     """Initialise a module's children and then the module, as `PreTrainedModel.initialize_weights` does."""
     for child in module.children():
         _init_module(child, child._initialize_weights if isinstance(child, PreTrainedModel) else initialise, is_custom)
@@ -165,11 +168,11 @@ def forward_without_engine(model: nn.Module) -> Iterator[None]:
     handles = []
     running: dict[nn.Module, ExitStack] = {}
 
-    def enter(module: nn.Module, _: Any) -> None:
+    def enter(module: nn.Module, _: object) -> None:
         running[module] = stack = ExitStack()
         stack.enter_context(gathered(module.parameters(recurse=False)))
 
-    def leave(module: nn.Module, _: Any, out: Any) -> None:
+    def leave(module: nn.Module, _: object, out: object) -> None:
         running.pop(module).close()
 
     for module in model.modules():

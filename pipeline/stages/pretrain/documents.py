@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.models.tokenizer.encoding import TextEncoder
 from pipeline.training.data.encoding import encode_texts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def cut_documents(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     max_length: int,
     mode: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
@@ -34,6 +34,10 @@ from pipeline.training.setup import (
     plan_steps,
     prepare,
 )
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SIDES = ("chosen", "rejected")
 COLUMNS = ("chosen_ids", "rejected_ids")
@@ -143,7 +147,11 @@ def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_mar
 
 
 def _report(
-    ctx: StageContext, config: Config, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]
+    ctx: StageContext,
+    config: Config,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: list[dict[str, Any]],
 ) -> dict[str, float]:
     """Score the held-out pairs and write the report card; return its main figures."""
     ctx.phase(f"scoring {counted(len(held_out), 'held-out pair')}")

@@ -138,7 +138,7 @@ class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
             sampler.sampler = self.batches
         return prepared
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Write nothing, because the artifact has its own card."""
 
 

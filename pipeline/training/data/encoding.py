@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.labels import IGNORE
@@ -17,6 +17,9 @@ from pipeline.models.tokenizer.contract import conversation_problems
 from pipeline.models.tokenizer.encoding import Text, TextEncoder, Tokens
 from pipeline.models.tokenizer.template import TemplateFaultError
 from pipeline.training.data.row_text import Piece, Row, RowEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int], None]
 """Called with the number of rows that are done."""
@@ -67,7 +70,11 @@ def nothing_encoded() -> EncodedRows:
 
 
 def encode_messages(
-    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_length: int | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> EncodedRows:
     """Encode conversations for training on the assistant's tokens only, its end token included.
 
@@ -96,7 +103,7 @@ def encode_messages(
     return _encode(encoder, rows, encoder.conversation, finish, progress, with_answers=True)
 
 
-def template_problems(tokenizer: Any, rows: Sequence[Row], encoded: EncodedRows) -> list[Problem]:
+def template_problems(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], encoded: EncodedRows) -> list[Problem]:
     """Return what is wrong with how the first kept conversation is rendered."""
     if not encoded.kept or not tokenizer.chat_template:
         return []
@@ -105,7 +112,7 @@ def template_problems(tokenizer: Any, rows: Sequence[Row], encoded: EncodedRows)
 
 
 def encode_pairs(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_length: int | None = None,
     *,
@@ -149,7 +156,11 @@ def encode_pairs(
 
 
 def encode_labelled(
-    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_length: int | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> EncodedRows:
     """Encode responses with a label, good or bad (KTO); those above ``max_length`` are left out.
 
@@ -186,7 +197,7 @@ class Reader(NamedTuple):
 
 
 def encode_prompts(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_length: int | None = None,
     *,
@@ -250,7 +261,7 @@ def _unreadable(reader: Reader, rows: Sequence[Row], must_talk: bool) -> list[Ro
 
 
 def encode_texts(
-    tokenizer: Any, texts: Sequence[str], *, parsed: bool = False, progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, parsed: bool = False, progress: Progress | None = None
 ) -> list[list[int]]:
     """Encode plain texts without start and end tokens.
 
@@ -272,7 +283,11 @@ def encode_texts(
 
 
 def spelled_texts(
-    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_length: int | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> EncodedRows:
     """Return which plain texts spell a control token. All are kept, whatever their length, and none is encoded.
 
@@ -292,7 +307,7 @@ def spelled_texts(
     return nothing_encoded()._replace(kept=list(range(len(rows))), spelled=spelled)
 
 
-def encode_answers(tokenizer: Any, rows: Sequence[Row], answers: Sequence[str]) -> list[list[int]]:
+def encode_answers(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], answers: Sequence[str]) -> list[list[int]]:
     """Encode each prompt together with its answer, which is given as text.
 
     Raises:
