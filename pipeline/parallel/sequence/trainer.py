@@ -7,7 +7,7 @@ micro-batch. Held-out rows are sharded too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ def _with_kv_heads(config: PreTrainedConfig) -> Iterator[None]:
 class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer with sequence parallelism; unchanged without it. A base class of trl's trainers."""
 
-    train_rows: Sequence[dict[str, Any]]
+    train_rows: Sequence[Mapping[str, Any]]
     _exchange: UlyssesAttention
     _evaluates = False
 

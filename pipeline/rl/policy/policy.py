@@ -105,9 +105,9 @@ class Policy:
             arXiv:1604.06174).
     """
 
-    model: Any
+    model: PreTrainedModel | PeftModel
     value: ValueHead | ValueModel
-    reference: Any | None
+    reference: PreTrainedModel | PeftModel | None
     temperature: float = 1.0
     cut: int | None = None
     value_gradient: bool = True
@@ -126,8 +126,8 @@ class Policy:
         self.whole = Whole(self)
         self._engine: Any = self.whole
         self.in_step = False
-        self._upper: Any | None = None
-        self._lower: Any | None = None
+        self._upper: PreTrainedModel | None = None
+        self._lower: PreTrainedModel | None = None
         if self.cut is not None:
             plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             self._upper = _with_layers(plain, start=self.cut)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -82,7 +82,7 @@ def language_loss(ctx: StageContext, config: Config, tokenizer: PreTrainedTokeni
         chosen = [rows[i] for i in prompt_order(len(rows), step * size, size, ctx.seed)]
         width = max(len(row["input_ids"]) for row in chosen)
 
-        def padded(column: str, filler: int) -> torch.Tensor:
+        def padded(column: Literal["input_ids", "labels"], filler: int) -> torch.Tensor:
             rows = [[*row[column], *[filler] * (width - len(row[column]))] for row in chosen]
             return torch.tensor(rows, device=model.device)
 

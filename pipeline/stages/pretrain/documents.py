@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.models.tokenizer.encoding import TextEncoder
-from pipeline.training.data.encoding import encode_texts
+from pipeline.training.data.encoding import EncodedRow, encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ def cut_documents(
     *,
     parsed: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> list[dict[str, list[int]]]:
+) -> list[EncodedRow]:
     """Tokenize texts and cut them into rows of at most ``max_length`` tokens.
 
     Each text gets the tokenizer's prefix tokens, such as Llama's `<s>`, and the end token.

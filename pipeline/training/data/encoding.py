@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.labels import IGNORE
@@ -44,6 +44,38 @@ class RowFault:
     reason: str
 
 
+class EncodedRow(TypedDict, total=False):
+    """An encoded row; which columns it has depends on the function that made it.
+
+    Attributes:
+        input_ids: tokens of a conversation or a document.
+        labels: `input_ids`, with `IGNORE` for tokens that are not trained on.
+        seq_lengths: lengths of the conversations of a packed row.
+        prompt_ids: tokens of a prompt.
+        chosen_ids: tokens of the better response of a pair; for a reward model with the prompt before it.
+        rejected_ids: tokens of the worse response of a pair; for a reward model with the prompt before it.
+        completion_ids: tokens of a response.
+        KL_completion_ids: tokens of the response to another prompt (KTO).
+        label: whether the response is good (KTO).
+        margin: how much better the better response is.
+        prompt_tokens: tokens of the prompt within `chosen_ids` and `rejected_ids`.
+        row: the row as it was read.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    seq_lengths: list[int]
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    completion_ids: list[int]
+    KL_completion_ids: list[int]
+    label: bool
+    margin: float
+    prompt_tokens: int
+    row: Row
+
+
 class EncodedRows(NamedTuple):
     """Encoded rows, and what became of the others. All lists but `rows` and `faults` hold indices of input rows.
 
@@ -56,7 +88,7 @@ class EncodedRows(NamedTuple):
         spelled: rows whose content spells a control token, which stays text.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[EncodedRow]
     kept: list[int]
     faults: list[RowFault]
     too_long: list[int]

@@ -22,6 +22,7 @@ from pipeline.models.forward import evaluating
 from pipeline.parallel.zero.zero3 import forward_without_engine
 from pipeline.stage import StageContext
 from pipeline.training.arguments import attention_name, device_of, precision_of
+from pipeline.training.data.encoding import EncodedRow
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,10 +36,10 @@ _TOKENS = 48
 _FINER = 0.1
 """Fraction of the usual rounding that is accepted: packed or alone, the same kernels multiply the same numbers."""
 
-Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+Collate = Callable[[Sequence[EncodedRow]], dict[str, Any]]
 
 
-def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, list[int]]]:
+def packed(rows: Sequence[EncodedRow], length: int) -> list[EncodedRow]:
     """Pack encoded conversations into rows of at most ``length`` tokens, the longest first.
 
     `seq_lengths` of a row holds the lengths of its conversations.
@@ -47,12 +48,12 @@ def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, 
     """
     # The first token of a conversation must not be predicted from the conversation before it.
     heads = [{**row, "labels": [IGNORE, *row["labels"][1:]]} for row in rows]
-    joined: list[dict[str, list[int]]] = pack_dataset(Dataset.from_list(heads), length, "bfd").to_list()
+    joined: list[EncodedRow] = pack_dataset(Dataset.from_list(heads), length, "bfd").to_list()
     return joined
 
 
 def refuse_unpackable(
-    ctx: StageContext, model: PreTrainedModel | PeftModel, rows: Sequence[dict[str, Any]], collate: Collate
+    ctx: StageContext, model: PreTrainedModel | PeftModel, rows: Sequence[EncodedRow], collate: Collate
 ) -> None:
     """Check that a conversation packed after another one has the same logits as alone.
 
