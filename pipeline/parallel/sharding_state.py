@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import Problem, counted
 from pipeline.parallel.dims import ParallelDims
 
 if TYPE_CHECKING:
     from deepspeed.runtime.base_optimizer import ZeROOptimizer
-    from torch import Tensor
     from torch.optim import Optimizer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Problem
@@ -12,8 +12,6 @@ from pipeline.trainer_fields.optimizers import PACKAGES
 from pipeline.trainer_fields.trackers import missing_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pipeline.stage import StageConfig
     from pipeline.trainer_fields import TrainFields
 

@@ -9,9 +9,9 @@ Reference: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (partitioned par
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -21,9 +21,6 @@ from transformers.integrations import deepspeed as integration
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DeepSpeedConfig = Mapping[str, Any]
 """DeepSpeed's configuration of the stage that loads a sharded model."""

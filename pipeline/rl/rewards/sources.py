@@ -17,15 +17,13 @@ from pipeline.models.scoring import score
 from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.rl.rewards.fields import RewardFields
 from pipeline.rl.rewards.functions import call_reward
-from pipeline.stage import StageContext
+from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import frozen_weights, zero3_config
 from pipeline.training.data.encoding import Reader, encode_answers
 from pipeline.training.fitting import fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from pipeline.stage import ResolvedInput
 
 
 @dataclass(frozen=True)

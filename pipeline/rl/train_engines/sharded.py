@@ -103,7 +103,7 @@ class ZeroEngine:
             finally:
                 add_hooks(self.engine)
 
-    def consolidated_model(self) -> Any | None:
+    def consolidated_model(self) -> PreTrainedModel | PeftModel | None:
         """Return the policy's model with full weights on the first rank; None on the others."""
         if self.stage < 3:
             return self.policy.model if self.ranks.is_first else None
@@ -250,7 +250,7 @@ class FsdpEngine:
         fsdp.reshard(self.policy.whole)
         return self.policy.trained()
 
-    def consolidated_model(self) -> Any | None:
+    def consolidated_model(self) -> PreTrainedModel | PeftModel | None:
         """Return the policy's model with full weights on the first rank; None on the others."""
         self._resharded()
         state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.whole.state_dict().items()}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from pipeline.rl.ppo.trainer import LanguageLoss
+
 
 def load_prompts(
     ctx: StageContext, config: Config, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
@@ -58,7 +60,9 @@ def load_prompts(
     return train, held_out[: config.train.eval_prompts]
 
 
-def language_loss(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Any:
+def language_loss(
+    ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> LanguageLoss | None:
     """Return the loss of PPO-ptx: mean cross-entropy on the assistant's tokens of a batch of conversations.
 
     Conversations longer than the model's context of ``limit`` tokens are truncated.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.forward import context_limit
@@ -15,9 +15,9 @@ from pipeline.rl.policy.build import build_policy, check_policy
 from pipeline.rl.ppo.guards import Stopped
 from pipeline.rl.ppo.run_log import RunLog
 from pipeline.rl.ppo.state import load_state, newest_state
-from pipeline.rl.ppo.trainer import PPOTrainer
-from pipeline.rl.rewards.sources import Sample, load_rewards, load_watched
-from pipeline.rl.rollout.engines import BatchedEngine, GenerateEngine
+from pipeline.rl.ppo.trainer import PPOTrainer, Score
+from pipeline.rl.rewards.sources import RewardSources, Sample, load_rewards, load_watched
+from pipeline.rl.rollout.engines import BatchedEngine, Engine, GenerateEngine
 from pipeline.rl.rollout.vllm import VLLMEngine, why_no_vllm
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.ppo.config import Config
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pipeline.rl.policy.policy import Policy
-    from pipeline.rl.rewards.sources import RewardSources
+    from pipeline.rl.rollout.episodes import Episode
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -111,7 +111,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
 
 def _engine(
     ctx: StageContext, config: Config, policy: Policy, pad_id: int, eos_ids: Sequence[int], longest: int
-) -> Any:
+) -> Engine:
     """Return the rollout engine for prompts of up to ``longest`` tokens, and note which one `auto` chose.
 
     Raises:
@@ -133,8 +133,8 @@ def _engine(
     return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature, say=ctx.note)
 
 
-def _score_of(rewards: RewardSources) -> Any:
-    def score(episodes: Sequence[Any]) -> list[float]:
+def _score_of(rewards: RewardSources) -> Score:
+    def score(episodes: Sequence[Episode]) -> list[float]:
         values: list[float] = rewards([Sample(e.row, e.prompt_ids, e.response_ids, e.text) for e in episodes])
         return values
 
