@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +66,12 @@ MOST_DEFERRED_IMPORTS = 47
 """Imports inside functions of the package; each has its reason as a comment on its line or above it."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+
+MOST_ANY = 0.035
+"""Share of arguments annotated `Any` in `TYPED`: 3.1 %, most of them `*args` and `**kwargs` passed on to a library."""
+
+TYPED = frozenset({"stages", "training", "parallel", "rl"})
+"""Packages that call untyped libraries, where `Any` spreads easily."""
 
 _LEDGER = "the ledger needs sqlalchemy, of the extra `collect`"
 ALLOWED_LATE_IMPORTS: dict[str, str] = {
@@ -350,6 +356,41 @@ def _too_long() -> Iterator[str]:
 
 def test_files_and_functions_are_short() -> None:
     assert sorted(_too_long()) == []
+
+
+def _arguments(tree: ast.AST) -> Iterator[str]:
+    """Yield the annotation of each argument of each function, but for those of `self` and `cls`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            own = node.args
+            for one in (*own.posonlyargs, *own.args, *own.kwonlyargs, own.vararg, own.kwarg):
+                if one is not None and one.arg not in ("self", "cls"):
+                    yield ast.unparse(one.annotation) if one.annotation else "Any"
+
+
+def _any_share(trees: Iterable[ast.AST]) -> float:
+    """Return the share of arguments about which their annotation says nothing."""
+    annotations = [annotation for tree in trees for annotation in _arguments(tree)]
+    return sum(annotation in ("Any", "Any | None") for annotation in annotations) / len(annotations)
+
+
+def test_arguments_have_types() -> None:
+    share = _any_share(tree for name, tree in TREES.items() if _part(name) in TYPED)
+    assert share <= MOST_ANY, "annotate what the function really takes: a class, a protocol, or `object`"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share"),
+    [
+        ("a: int, b: str", 0.0),
+        ("self, a: Any", 1.0),
+        ("cls, a: Any | None = None, *, b: bool", 0.5),
+        ("a: dict[str, Any], b: object, c: list[Any], d", 0.25),
+        ("a: int, /, *args: Any, **kwargs: Any", 2 / 3),
+    ],
+)
+def test_what_counts_as_an_argument_without_a_type(arguments: str, share: float) -> None:
+    assert _any_share([ast.parse(f"def f({arguments}): ...")]) == share
 
 
 def test_only_a_manifest_reads_what_a_stage_reports() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.kind.traits import ComputeSupport
@@ -111,7 +110,7 @@ def divisors(rows: int) -> list[int]:
 
 
 def batch_split_problems(
-    train: Any, micro_batch: int | str, dims: ParallelDims, support: ComputeSupport
+    train: object, micro_batch: int | str, dims: ParallelDims, support: ComputeSupport
 ) -> Iterator[Problem]:
     """Yield each batch size of a stage that does not divide over its processes or into its micro-batches.
 

@@ -6,7 +6,7 @@ Works with transformers' trainers, whose state accelerate holds. Reads and write
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -17,8 +17,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from pipeline.parallel.dtensors import full_state_dict
 from pipeline.parallel.tensor.sharding import size_of
 
+if TYPE_CHECKING:
+    from transformers import Trainer
 
-def is_sharded(trainer: Any) -> bool:
+
+def is_sharded(trainer: Trainer) -> bool:
     """Return whether a trainer's weights are sharded over the ranks: by ZeRO-3, FSDP or tensor parallelism."""
     if size_of(trainer.model) > 1:
         return True
@@ -28,7 +31,7 @@ def is_sharded(trainer: Any) -> bool:
     return kind == "FSDP"
 
 
-def consolidated_model(trainer: Any) -> Any | None:
+def consolidated_model(trainer: Trainer) -> PreTrainedModel | PeftModel | None:
     """Return a trainer's model with full weights on the first rank, None on the others; every rank must call it.
 
     Sharded weights are gathered layer by layer into the first rank's memory, in addition to the trainer's own shards.
@@ -43,7 +46,7 @@ def consolidated_model(trainer: Any) -> Any | None:
     return model_from_state(trainer.model, state) if first else None
 
 
-def model_from_state(model: Any, state: dict[str, torch.Tensor]) -> Any:
+def model_from_state(model: PreTrainedModel | PeftModel, state: dict[str, torch.Tensor]) -> PreTrainedModel | PeftModel:
     """Build a CPU model of the same class and configuration, whose weights are the tensors of ``state``, not copies."""
     unset_hf_deepspeed_config()  # under ZeRO-3 DeepSpeed would shard the new model over ranks that do not take part
     plain: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model

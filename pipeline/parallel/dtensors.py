@@ -6,7 +6,6 @@ FSDP2 and tensor parallelism hold weights and optimizer state as DTensors. Every
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ def full_state_dict(state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Ten
     return full_state
 
 
-def distribute_like(tensor: Tensor, like: Any) -> Tensor:
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Shard a full tensor, which every rank holds, like a DTensor of its shape.
 
     Returns the tensor itself, on the device of ``like``, where ``like`` is no DTensor or has another shape.

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import Problem, counted
 from pipeline.parallel.dims import ParallelDims
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ShardingState:
     optimizer: float
 
 
-def holding(model: nn.Module, optimizer: Any) -> ShardingState:
+def holding(model: nn.Module, optimizer: Optimizer | ZeROOptimizer) -> ShardingState:
     """Measure the sharding of a model and its optimizer after accelerate has prepared both.
 
     Args:
@@ -72,13 +76,13 @@ def sharding_problems(dims: ParallelDims, state: ShardingState, joined: int) -> 
         yield Problem(statement, "all of them", remedy)
 
 
-def bucket_of(optimizer: Any) -> int | None:
+def bucket_of(optimizer: Optimizer | ZeROOptimizer) -> int | None:
     """Return DeepSpeed's `reduce_bucket_size` in elements; None for an optimizer that is not DeepSpeed's."""
     zero = _zero_optimizer(optimizer)
     return None if zero is None else int(zero.reduce_bucket_size)
 
 
-def _engine_of(parameters: list[nn.Parameter], optimizer: Any) -> tuple[str, int]:
+def _engine_of(parameters: list[nn.Parameter], optimizer: Optimizer | ZeROOptimizer) -> tuple[str, int]:
     zero = _zero_optimizer(optimizer)
     if zero is not None:
         if type(zero).__name__.endswith("Stage3"):
@@ -98,7 +102,7 @@ def _engine_label(engine: str, some: list[nn.Parameter], of: list[nn.Parameter])
     return engine if len(some) == len(of) else f"{engine} for {len(some)} of {len(of)} weights"
 
 
-def _zero_optimizer(optimizer: Any) -> Any | None:
+def _zero_optimizer(optimizer: Optimizer | ZeROOptimizer) -> ZeROOptimizer | None:
     """Return DeepSpeed's ZeRO optimizer, unwrapped from accelerate's; None if the optimizer is another."""
     for one in (optimizer, getattr(optimizer, "optimizer", None)):
         if type(one).__name__.startswith("DeepSpeedZeroOptimizer"):
@@ -106,7 +110,7 @@ def _zero_optimizer(optimizer: Any) -> Any | None:
     return None
 
 
-def _updated_tensors(optimizer: Any) -> Iterator[tuple[int, int]]:
+def _updated_tensors(optimizer: Optimizer | ZeROOptimizer) -> Iterator[tuple[int, int]]:
     """Yield the id and the element count of each tensor that this rank's optimizer updates."""
     zero = _zero_optimizer(optimizer)
     if zero is None:
@@ -119,7 +123,7 @@ def _updated_tensors(optimizer: Any) -> Iterator[tuple[int, int]]:
         yield id(flat), int(flat.numel())
 
 
-def foreign_parameters(model: nn.Module, optimizer: Any) -> int:
+def foreign_parameters(model: nn.Module, optimizer: Optimizer | ZeROOptimizer) -> int:
     """Return how many tensors an optimizer updates that are not parameters of the model.
 
     0 for DeepSpeed's optimizer, which updates copies.
@@ -130,11 +134,11 @@ def foreign_parameters(model: nn.Module, optimizer: Any) -> int:
     return sum(one not in own for one, _ in _updated_tensors(optimizer))
 
 
-def _full_size(parameter: Any) -> int:
+def _full_size(parameter: Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _local_size(parameter: Any) -> int:
+def _local_size(parameter: Tensor) -> int:
     if hasattr(parameter, "ds_tensor"):
         return int(parameter.ds_tensor.numel())
     return int(parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -25,6 +25,10 @@ from pipeline.stage import StageContext
 from pipeline.training.distribution import sharding
 from pipeline.training.fields import CommonTrain
 from pipeline.training.precision_problems import cpu_problem
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 Arguments = TypeVar("Arguments")
 
@@ -191,7 +195,7 @@ def liger_kernels(ctx: StageContext) -> bool:
     return uses_liger(asked, on_gpu=not use_cpu(ctx))
 
 
-def attend_without_mask(ctx: StageContext, model: Any) -> None:
+def attend_without_mask(ctx: StageContext, model: PreTrainedModel | PeftModel) -> None:
     """On a GPU, keep a model whose rows are padded on the right from building attention masks."""
     if ctx.dims.sequence_parallel > 1:  # DeepSpeed drops masks, and does not know `WITHOUT_MASK`
         return

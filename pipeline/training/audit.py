@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -29,6 +29,11 @@ from pipeline.parallel.zero.config import bucket_problem, width_of
 from pipeline.stage import StageContext
 from pipeline.training.arguments import attention_name, device_of, liger_kernels, precision_of
 
+if TYPE_CHECKING:
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel, Trainer
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REPORT = "see `trueup doctor` for what is installed, or leave it out"
 
@@ -42,7 +47,7 @@ class Audit(TrainerCallback):  # type: ignore[misc]
         adapter: the recipe's `adapter:` block; None without one.
     """
 
-    def __init__(self, ctx: StageContext, trainer: Any, adapter: Adapter | None) -> None:
+    def __init__(self, ctx: StageContext, trainer: Trainer, adapter: Adapter | None) -> None:
         self.ctx, self.trainer, self.adapter = ctx, trainer, adapter
         self._first: ForwardProbe | None = None
 
@@ -66,7 +71,7 @@ class Audit(TrainerCallback):  # type: ignore[misc]
             check_replicas(self.ctx, self.trainer.model)
 
 
-def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
+def trainer_problems(ctx: StageContext, trainer: Trainer) -> Iterator[Problem]:
     """Yield a problem for each setting of the trainer's accelerator that differs from the recipe."""
     precision = precision_of(ctx)
     mixed = str(trainer.accelerator.mixed_precision)
@@ -80,7 +85,11 @@ def trainer_problems(ctx: StageContext, trainer: Any) -> Iterator[Problem]:
 
 
 def check_prepared(
-    ctx: StageContext, model: Any, optimizer: Any, adapter: Adapter | None, prepared: nn.Module | None = None
+    ctx: StageContext,
+    model: PreTrainedModel | PeftModel,
+    optimizer: Optimizer | ZeROOptimizer,
+    adapter: Adapter | None,
+    prepared: nn.Module | None = None,
 ) -> None:
     """Check a model and its optimizer after preparation.
 
@@ -145,7 +154,7 @@ def check_first_pass(ctx: StageContext, seen: ForwardProbe, precision: str) -> N
     _raise_problems(ctx, problems)
 
 
-def check_replicas(ctx: StageContext, model: Any) -> None:
+def check_replicas(ctx: StageContext, model: PreTrainedModel | PeftModel) -> None:
     """Check that replicas of a tensor-parallel model have the same gradients in the first optimizer step.
 
     Raises:
@@ -160,7 +169,7 @@ def _raise_problems(ctx: StageContext, problems: list[Problem]) -> None:
         raise PipelineError(*(replace(problem, stage=ctx.name) for problem in problems))
 
 
-def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[Problem]:
+def weight_problems(model: nn.Module, optimizer: Optimizer | ZeROOptimizer, device: str) -> Iterator[Problem]:
     """Yield a problem if trained weights are on another device, or the optimizer updates tensors of another model."""
     elsewhere = {p.device.type for p in model.parameters() if p.requires_grad} - {device}
     if elsewhere:
@@ -171,7 +180,7 @@ def weight_problems(model: nn.Module, optimizer: Any, device: str) -> Iterator[P
         yield Problem(f"the optimizer steps {counted(lost, 'tensor')} that {are} of the model", "its weights", REPORT)
 
 
-def adapter_problems(model: Any, adapter: Adapter | None) -> Iterator[Problem]:
+def adapter_problems(model: PreTrainedModel | PeftModel, adapter: Adapter | None) -> Iterator[Problem]:
     """Yield a problem for a missing, disabled or unexpected adapter, one of another rank, and a wrong base model.
 
     The base must be frozen, and quantised if the recipe asks for it.
@@ -226,14 +235,14 @@ class Kernels(NamedTuple):
     liger: bool
 
 
-def kernels_of(ctx: StageContext, model: Any) -> Kernels:
+def kernels_of(ctx: StageContext, model: PreTrainedModel | PeftModel) -> Kernels:
     """Return the kernels that a model runs; Liger's count if the stage asks for them and any module has them."""
     plain = _without_adapter(model)
     attention = str(plain.config.get_text_config()._attn_implementation)
     return Kernels(attention, liger_kernels(ctx) and has_liger(plain))
 
 
-def kernel_problems(ctx: StageContext, model: Any, runs: Kernels) -> Iterator[Problem]:
+def kernel_problems(ctx: StageContext, model: PreTrainedModel | PeftModel, runs: Kernels) -> Iterator[Problem]:
     """Yield a problem for each kernel that the recipe asks for by name and that does not run."""
     asked = ctx.compute.attention
     if asked != "auto":
@@ -247,7 +256,7 @@ def kernel_problems(ctx: StageContext, model: Any, runs: Kernels) -> Iterator[Pr
         yield Problem(statement, "a model Liger knows", "set compute.liger: off")
 
 
-def _without_adapter(model: Any) -> Any:
+def _without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

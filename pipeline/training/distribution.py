@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.batch_split import BatchSplit, divide
@@ -16,6 +16,9 @@ from pipeline.parallel.sequence.attention import SequenceShard, parallelism
 from pipeline.parallel.tensor.audit import shards_of, shards_problem
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
 from pipeline.stage import StageContext
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows", **options: Any) -> BatchSplit:
@@ -79,7 +82,7 @@ def sharding(dims: ParallelDims, precision: str, attention: str) -> dict[str, An
     return fields
 
 
-def check_distribution(ctx: StageContext, trainer: Any, precision: str) -> None:
+def check_distribution(ctx: StageContext, trainer: Trainer, precision: str) -> None:
     """Check that the trainer is distributed as `compute` says; fit DeepSpeed's bucket sizes to its model.
 
     accelerate falls back silently to plain data parallelism, or to one process, if it cannot do what is asked.

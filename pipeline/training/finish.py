@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.provenance import AppliedAdapter, descended, label
 from pipeline.evaluation.curves.loss_curve import write_curve
@@ -15,11 +15,15 @@ from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.training.loop import Trained
 from pipeline.training.setup import OpenedModel
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def save_trained(
     ctx: StageContext,
-    model: Any | None,
-    tokenizer: Any,
+    model: PreTrainedModel | PeftModel | None,
+    tokenizer: PreTrainedTokenizerBase,
     source: ResolvedInput,
     adapter: Adapter | None,
     rows: Sequence[Sequence[int]],
@@ -89,7 +93,7 @@ def finish(
 def save_and_finish(
     ctx: StageContext,
     trained: Trained,
-    model: Any | None,
+    model: PreTrainedModel | PeftModel | None,
     opened: OpenedModel,
     seen: Sequence[Sequence[int]],
     *,

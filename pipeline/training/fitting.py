@@ -6,14 +6,23 @@ Owns whether the embedding may be resized, and how long a row may be. Knows noth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.load.fitting import fit_embedding
 from pipeline.stage import StageContext
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def fit(ctx: StageContext, model: Any, tokenizer: Any, weights: Mapping[str, Any]) -> None:
+
+def fit(
+    ctx: StageContext,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: Mapping[str, Any],
+) -> None:
     """Resize the model's embedding to the tokenizer if it has fewer rows than there are tokens, and note it.
 
     Args:
@@ -31,7 +40,7 @@ def fit(ctx: StageContext, model: Any, tokenizer: Any, weights: Mapping[str, Any
         ctx.note(note)
 
 
-def context_length(model: Any, asked: int | None) -> int:
+def context_length(model: PreTrainedModel | PeftModel, asked: int | None) -> int:
     """Return the longest row to train on, in tokens: ``asked``, or by default the model's context up to 2048.
 
     Raises:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -28,6 +28,9 @@ from pipeline.training.checkpoint.completion import newest_checkpoint, step_of
 from pipeline.training.checkpoint.running_metrics import restore_metrics
 from pipeline.training.data.batches import Batches
 from pipeline.training.distribution import check_distribution
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class CountsTokens(Protocol):
 
 
 def run_trainer(
-    ctx: StageContext, trainer: Any, batches: CountsTokens, steps: int, adapter: Adapter | None = None
+    ctx: StageContext, trainer: Trainer, batches: CountsTokens, steps: int, adapter: Adapter | None = None
 ) -> Trained:
     """Train to the end, or until the user asks to stop.
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Problem
 from pipeline.models.load.kernels import has as is_installed
 from pipeline.trainer_fields.optimizers import PACKAGES
 from pipeline.trainer_fields.trackers import missing_trackers
 
+if TYPE_CHECKING:
+    from pipeline.stage import StageConfig
+    from pipeline.trainer_fields import TrainFields
+
 COMPILERS = ("g++", "c++", "clang++")
 """C++ compilers; `torch_compile` needs one of them."""
 
 
 def package_problems(
-    train: Any, has: Callable[[str], bool] = is_installed, which: Callable[[str], Any] = shutil.which
+    train: Mapping[str, Any] | StageConfig | None,
+    has: Callable[[str], bool] = is_installed,
+    which: Callable[[str], Any] = shutil.which,
 ) -> Iterator[Problem]:
     """Yield a problem for each package or program that a stage's `train` needs and that is missing.
 
@@ -43,7 +49,7 @@ def package_problems(
         yield Problem("train.torch_compile is true, and there is no C++ compiler", "", remedy)
 
 
-def evaluation_problems(train: Any, source: str) -> Iterator[Problem]:
+def evaluation_problems(train: TrainFields, source: str) -> Iterator[Problem]:
     """Yield a problem for each field of `train` that needs evaluations, for a data source without held-out rows.
 
     Args:

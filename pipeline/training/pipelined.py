@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,11 +31,16 @@ from pipeline.training.audit import check_first_pass, check_prepared
 from pipeline.training.checkpoint.completion import newest_checkpoint, step_of
 from pipeline.training.checkpoint.pipelined_state import Log, PipelineState, groups_of, optimizer_of
 from pipeline.training.data.batches import Batches
+from pipeline.training.data.encoding import EncodedRow
 from pipeline.training.loop import SessionClock, Trained, measured
 from pipeline.training.setup import EncodedData, OpenedModel, Schedule
 
-Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
-Rows = Sequence[dict[str, Any]]
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, TrainingArguments
+
+Collate = Callable[[Sequence[EncodedRow]], dict[str, Tensor]]
+Rows = Sequence[EncodedRow]
 
 WIDTH = 64
 """Batches are padded to a multiple of this many tokens, but not beyond the longest row."""
@@ -50,7 +55,13 @@ class PipelineTraining:
     """
 
     def __init__(
-        self, ctx: StageContext, model: Any, deferred: Deferred | None, arguments: Any, batches: Batches, steps: int
+        self,
+        ctx: StageContext,
+        model: PreTrainedModel,
+        deferred: Deferred | None,
+        arguments: TrainingArguments,
+        batches: Batches,
+        steps: int,
     ) -> None:
         """Split the model into pipeline stages; create the optimizer and the learning rate schedule.
 
@@ -201,8 +212,13 @@ class PipelineTraining:
 
 
 def train_through_pipeline(
-    ctx: StageContext, opened: OpenedModel, arguments: Any, schedule: Schedule, data: EncodedData, collate: Collate
-) -> tuple[Trained, Any | None]:
+    ctx: StageContext,
+    opened: OpenedModel,
+    arguments: TrainingArguments,
+    schedule: Schedule,
+    data: EncodedData,
+    collate: Collate,
+) -> tuple[Trained, PreTrainedModel | PeftModel | None]:
     """Train a model with pipeline parallelism; return the run, and on the first process the consolidated model.
 
     The model is split, and no longer complete afterwards.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.pipeline.split import REMEDY
 from pipeline.training.fields import CommonTrain
+
+if TYPE_CHECKING:
+    from pipeline.models.load.adapter_config import Adapter
 
 USED = (
     "adam_beta1",
@@ -20,7 +23,7 @@ USED = (
 """Fields of `TrainingArguments` that the loop supports in addition to those of `CommonTrain`."""
 
 
-def unused_problem(train: CommonTrain, adapter: Any = None) -> Problem | None:
+def unused_problem(train: CommonTrain, adapter: Adapter | None = None) -> Problem | None:
     """Return the problem of the first option that a pipeline does not support; None if it supports all.
 
     Args:
@@ -37,7 +40,7 @@ def unused_problem(train: CommonTrain, adapter: Any = None) -> Problem | None:
     return Problem(statement, f"one of {', '.join(USED)}", "leave it out, or use compute.zero")
 
 
-def refuse_unused(train: CommonTrain, adapter: Any = None) -> None:
+def refuse_unused(train: CommonTrain, adapter: Adapter | None = None) -> None:
     """Reject options that a pipeline does not support.
 
     Raises:

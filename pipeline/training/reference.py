@@ -8,13 +8,18 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.models.load.adapters import without_adapter
 from pipeline.models.logprobs import response_logprobs
 from pipeline.parallel.ranks import Ranks, any_reduce
 from pipeline.stage import StageContext
 from pipeline.training.arguments import precision_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class OwnReference:
@@ -36,11 +41,11 @@ class OwnReference:
         self.ctx = ctx
         super().__init__(**options)
 
-    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+    def _prepare_dataset(self, dataset: Dataset, *args: object) -> Dataset:
         """Return the rows as they are: they are encoded."""
         return dataset
 
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Add the columns of the reference's log-probabilities, computed in length buckets."""
         return with_reference(self.ctx, self.model, dataset, self.columns, self.ctx.work / f"reference-{name}.json")
 
@@ -50,7 +55,9 @@ class OwnReference:
         self.is_fsdp_enabled = False
 
 
-def with_reference(ctx: StageContext, model: Any, dataset: Any, columns: Mapping[str, str], cache: Path) -> Any:
+def with_reference(
+    ctx: StageContext, model: PreTrainedModel | PeftModel, dataset: Dataset, columns: Mapping[str, str], cache: Path
+) -> Dataset:
     """Add the reference's summed log-probabilities of responses to ``dataset``.
 
     Every process computes its share of the rows. The values are cached in a file, exact to the bit, so a resumed stage
@@ -89,7 +96,7 @@ def unhashed(trainer_class: type) -> Iterator[None]:
 
 
 def _computed(
-    ctx: StageContext, model: Any, rows: list[dict[str, Any]], columns: Mapping[str, str]
+    ctx: StageContext, model: PreTrainedModel | PeftModel, rows: list[dict[str, Any]], columns: Mapping[str, str]
 ) -> dict[str, list[float]]:
     """Return each column's values in the order of ``rows``, on every process.
 

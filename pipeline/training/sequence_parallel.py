@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
 from pipeline.parallel.sequence.checks import model_problems
@@ -11,8 +11,12 @@ from pipeline.parallel.sequence.trainer import SequenceParallelTrainer
 from pipeline.stage import StageContext
 from pipeline.training.arguments import attention_name
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-def refuse_sequence_parallel(ctx: StageContext, model: Any, longest: int) -> None:
+
+def refuse_sequence_parallel(ctx: StageContext, model: PreTrainedModel | PeftModel, longest: int) -> None:
     """Reject a model that does not support `compute.sequence_parallel`; does nothing without sequence parallelism.
 
     Args:

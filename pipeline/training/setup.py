@@ -7,7 +7,7 @@ a record for the next one. Knows nothing of objectives: a stage's `train.py` has
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from datasets import Dataset
 from transformers import set_seed
@@ -26,7 +26,14 @@ from pipeline.training.fields import CommonTrain
 from pipeline.training.fitting import context_length, fit
 from pipeline.training.loop import steps_of
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from pipeline.training.data.encoding import EncodedRow
+
 Arguments = TypeVar("Arguments")
+AnyTrainer = TypeVar("AnyTrainer")
 
 
 class OpenedModel(NamedTuple):
@@ -40,8 +47,8 @@ class OpenedModel(NamedTuple):
         deferred: weights that are loaded later, with pipeline or tensor parallelism; else None.
     """
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
     max_length: int
     adapter: Adapter | None = None
     deferred: Deferred | None = None
@@ -56,9 +63,21 @@ class EncodedData(NamedTuple):
         counts: numbers of rows for the manifest: read, and left out by reason.
     """
 
+    train: list[EncodedRow]
+    held_out: list[EncodedRow]
+    counts: dict[str, int]
+
+
+class TrainerRows(NamedTuple):
+    """Rows as a trainer reads them, of whatever columns.
+
+    Attributes:
+        train: training rows.
+        held_out: held-out rows.
+    """
+
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
-    counts: dict[str, int]
 
 
 class Schedule(NamedTuple):
@@ -172,14 +191,14 @@ def arguments_for(
 
 
 def build_trainer(
-    trainer_class: Callable[..., Any],
+    trainer_class: Callable[..., AnyTrainer],
     opened: OpenedModel,
-    arguments: Any,
-    data: EncodedData,
+    arguments: TrainingArguments,
+    data: EncodedData | TrainerRows,
     *,
     task: Literal["causal", "reward"] = "causal",
     **options: Any,
-) -> Any:
+) -> AnyTrainer:
     """Return a trl trainer of the opened model on encoded rows.
 
     Args:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.state import PartialState
@@ -24,6 +24,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from pipeline.parallel.dtensors import distribute_like, full_tensor
 from pipeline.parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.optim import Optimizer
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +44,7 @@ def mixed_precision(precision: str) -> Any | None:
     return MixedPrecisionPolicy(_DTYPES[precision], reduce_dtype=torch.float32, output_dtype=torch.float32)
 
 
-def engage(accelerator: Any, plugin: Any) -> None:
+def engage(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
     """Switch accelerate's state from ``MULTI_CPU`` to FSDP, as accelerate does on a GPU; leave other states alone.
 
     Args:
@@ -98,7 +103,7 @@ def consolidated_weights(model: nn.Module, *, trained_only: bool) -> dict[str, T
     return weights
 
 
-def consolidated_optimizer(optimizer: Any) -> dict[str, Any]:
+def consolidated_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     """Return an optimizer's `state_dict` as it would be on one process, with full tensors, on the first rank.
 
     The other ranks take part in the all-gathers and return an empty state.
@@ -112,7 +117,7 @@ def consolidated_optimizer(optimizer: Any) -> dict[str, Any]:
     return {"state": state, "param_groups": local["param_groups"]}
 
 
-def shard_optimizer(optimizer: Any, consolidated: Mapping[str, Any]) -> None:
+def shard_optimizer(optimizer: Optimizer, consolidated: Mapping[str, Any]) -> None:
     """Load the `state_dict` of a single-process optimizer into an optimizer of sharded weights.
 
     Raises:
@@ -127,7 +132,7 @@ def shard_optimizer(optimizer: Any, consolidated: Mapping[str, Any]) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": consolidated["param_groups"]})
 
 
-def _shard_of(key: str, value: Any, parameter: nn.Parameter) -> Any:
+def _shard_of(key: str, value: object, parameter: nn.Parameter) -> Any:
     """Return this rank's shard of an optimizer state tensor; scalars and plain values as they are."""
     if not isinstance(value, Tensor) or not value.dim():
         return value

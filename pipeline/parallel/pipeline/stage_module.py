@@ -7,13 +7,16 @@ embeddings are tied, both stages hold a copy of the matrix.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.parallel.pipeline.split import MODULE_NAMES, bounds, split_problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class StageModule(nn.Module):
@@ -29,7 +32,7 @@ class StageModule(nn.Module):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         stage: int,
         stages: int,
         *,

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import ParallelismConfig
@@ -25,6 +25,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipeline.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 PROBE_TOKENS, PROBE_ROUNDING = 16, {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Tokens per shard of the probe rows, and the relative difference of their logits that rounding may cause."""
@@ -120,7 +123,7 @@ def by_document(attention: Callable[..., tuple[Tensor, Any]]) -> Callable[..., t
     """
 
     def attend(
-        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
         positions, rows = kwargs.pop("position_ids"), []
         for i, lengths in enumerate(documents_of(positions)):
@@ -169,7 +172,7 @@ class UlyssesAttention:
             setattr(self._ulysses, name, torch.Size([tokens, rows, *rest]))
 
     @torch.no_grad()
-    def difference(self, engine: Any) -> float:
+    def difference(self, engine: DeepSpeedEngine) -> float:
         """Return the distance between the logits of sharded and of full rows, relative to the norm of the latter.
 
         The logits differ if the model's attention bypasses the exchange or is not plain causal attention. With packing

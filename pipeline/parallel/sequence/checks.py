@@ -9,10 +9,14 @@ Reference: Jacobs et al. 2023, arXiv:2309.14509.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Problem
 from pipeline.parallel.dims import ParallelDims
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 _HEADS = ("num_attention_heads", "n_head")
 _FULL = "full_attention"
@@ -67,7 +71,7 @@ def field_problems(fields: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def model_problems(model: Any, longest: int, dims: ParallelDims, kernel: str) -> list[Problem]:
+def model_problems(model: PreTrainedModel | PeftModel, longest: int, dims: ParallelDims, kernel: str) -> list[Problem]:
     """Return why a loaded model cannot be trained from shards of its rows.
 
     Args:

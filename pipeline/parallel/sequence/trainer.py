@@ -7,9 +7,9 @@ micro-batch. Held-out rows are sharded too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -23,14 +23,19 @@ from pipeline.labels import IGNORE
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import PROBE_ROUNDING, SequenceShard, UlyssesAttention
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+    from torch import nn
+    from transformers import PreTrainedConfig, TrainingArguments
 
-def sequence_shard_of(trainer: Any) -> SequenceShard:
+
+def sequence_shard_of(trainer: Trainer) -> SequenceShard:
     """Return this rank's shard of every row; the full row without sequence parallelism."""
     config = trainer.accelerator.parallelism_config
     return SequenceShard.of(Ranks.current(), int(config.sp_size) if config is not None and config.sp_enabled else 1)
 
 
-def sharded_loader(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
+def sharded_loader(trainer: Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
     """Prepare a data loader such that all ranks of a sequence-parallel group get the same micro-batches."""
     accelerator, shard = trainer.accelerator, sequence_shard_of(trainer)
     if shard.count == 1:
@@ -48,7 +53,7 @@ def sharded_loader(trainer: Any, loader: DataLoader[Any]) -> DataLoader[Any]:
     return sharded
 
 
-def collator(trainer: Any) -> Callable[[list[Any]], Any]:
+def collator(trainer: Trainer) -> Callable[[list[Any]], Any]:
     """Return a collator for training: of full rows, or of this rank's shards of them."""
     collate: Any = trainer.data_collator
     shard = sequence_shard_of(trainer)
@@ -88,7 +93,7 @@ def mean_by_rows(parts: Sequence[tuple[int, int, float, int]]) -> float:
 
 
 @contextmanager
-def _with_kv_heads(config: Any) -> Iterator[None]:
+def _with_kv_heads(config: PreTrainedConfig) -> Iterator[None]:
     """Inside the context, set `num_key_value_heads`, which DeepSpeed needs, on a configuration that lacks it."""
     is_new = not hasattr(config, "num_key_value_heads")
     if is_new:
@@ -103,7 +108,7 @@ def _with_kv_heads(config: Any) -> Iterator[None]:
 class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer with sequence parallelism; unchanged without it. A base class of trl's trainers."""
 
-    train_rows: Sequence[dict[str, Any]]
+    train_rows: Sequence[Mapping[str, Any]]
     _exchange: UlyssesAttention
     _evaluates = False
 
@@ -117,12 +122,16 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         """Return 1: batches are already sharded, and each label is on one rank only."""
         return 1
 
-    def get_total_train_batch_size(self, args: Any) -> int:
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Return the rows per optimizer step; the ranks of a group count once."""
         return int(super().get_total_train_batch_size(args)) // sequence_shard_of(self).count
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Return a shard's part of the loss, times the number that DeepSpeed divides the gradient sum by."""
         shard = sequence_shard_of(self)
@@ -207,7 +216,7 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
         for parameter in causal.get_output_embeddings().parameters(recurse=False):
             register_external_parameter(causal, parameter)
 
-    def _probed(self, engine: Any, kernel: str, shard: SequenceShard) -> UlyssesAttention:
+    def _probed(self, engine: DeepSpeedEngine, kernel: str, shard: SequenceShard) -> UlyssesAttention:
         """Probe DeepSpeed's exchange and return it: sharded rows must give the same logits as full rows.
 
         Raises:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import Problem
 from pipeline.parallel.tensor.sharding import TPReplicas, share_of_parameters, size_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class TensorShards(NamedTuple):
@@ -22,7 +26,7 @@ class TensorShards(NamedTuple):
     share_of_parameters: float
 
 
-def shards_problem(model: Any, asked: int, trainer_size: int) -> Problem | None:
+def shards_problem(model: PreTrainedModel | PeftModel, asked: int, trainer_size: int) -> Problem | None:
     """Return the problem of a model that is not sharded over as many ranks as asked; None if it is.
 
     Args:
@@ -37,7 +41,7 @@ def shards_problem(model: Any, asked: int, trainer_size: int) -> Problem | None:
     return Problem(statement, "what was asked for", "see `trueup doctor`")
 
 
-def shards_of(model: Any) -> TensorShards | None:
+def shards_of(model: PreTrainedModel | PeftModel) -> TensorShards | None:
     """Measure a rank's shards; None for a model that is not tensor-parallel."""
     size = size_of(model)
     if size == 1:
@@ -45,7 +49,7 @@ def shards_of(model: Any) -> TensorShards | None:
     return TensorShards(size, TPReplicas(model).count, round(share_of_parameters(model), 4))
 
 
-def replicas_problem(model: Any) -> Problem | None:
+def replicas_problem(model: PreTrainedModel | PeftModel) -> Problem | None:
     """Return the problem of replicas whose gradients differ, so that they would take different steps; None if equal.
 
     Every rank must call it, after the backward pass of an optimizer step.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,10 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.dtensors import set_weight
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.tensor.checks import head_problem
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SHARED_NORM = "replicated_with_grad_allreduce"
 """transformers' plan entry for a replicated weight applied to this rank's heads only: its gradients are summed."""
@@ -63,13 +67,13 @@ class TensorParallelism(ParallelismConfig):  # type: ignore[misc]
     rows on a CPU.
     """
 
-    def _validate_accelerator(self, accelerator: Any) -> None:
+    def _validate_accelerator(self, accelerator: Accelerator) -> None:
         if str(accelerator.distributed_type).endswith("MULTI_CPU") and self.total_size == accelerator.num_processes:
             return
         super()._validate_accelerator(accelerator)
 
 
-def tp_config(config: Any, size: int) -> DistributedConfig:
+def tp_config(config: PreTrainedConfig, size: int) -> DistributedConfig:
     """Return the configuration with which transformers shards a model over ``size`` ranks.
 
     Raises:
@@ -95,7 +99,7 @@ def tp_config(config: Any, size: int) -> DistributedConfig:
     return TPConfig(tp_size=size, dp_replicate_size=Ranks.current().count // size)
 
 
-def shard_model(model: Any, size: int, deferred: DeferredWeights | None = None) -> Any:
+def shard_model(model: PreTrainedModel, size: int, deferred: DeferredWeights | None = None) -> PreTrainedModel:
     """Shard a model that every rank has built identically; each rank keeps its own shards.
 
     Args:
@@ -150,7 +154,7 @@ def _untie(model: nn.Module) -> None:
             seen.add(id(parameter))
 
 
-def finish_sharding(model: Any) -> Any:
+def finish_sharding(model: PreTrainedModel) -> PreTrainedModel:
     """All-reduce the gradients of norms within attention heads once per backward pass.
 
     transformers 5.23 all-reduces the accumulated gradient, so every micro-batch counts the earlier ones again.
@@ -201,7 +205,7 @@ def begin_adapter(model: PeftModel, drawn_from: Tensor) -> None:
 class TPReplicas:
     """The ranks of other groups that hold the same shards as this rank: data-parallel replicas that share a batch."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         self._group = plain._mesh_manager.get_mesh("dp_replicate").get_group()
         self.count = dist.get_world_size(self._group)
@@ -247,7 +251,7 @@ class TPReplicas:
         return float((extremes[0] + extremes[1]).max())
 
 
-def size_of(model: Any) -> int:
+def size_of(model: PreTrainedModel | PeftModel) -> int:
     """Return the tensor-parallel size of a model, or of a peft model's base; 1 if it is not sharded."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     return int(getattr(plain, "tp_size", None) or 1)

@@ -5,11 +5,15 @@ References: Rajbhandari et al. 2020, arXiv:1910.02054 (stages 1 to 3); 2021, arX
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Problem
 from pipeline.estimate.buckets import bucket_sizes
 from pipeline.parallel.dims import ParallelDims
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 def deepspeed_config(dims: ParallelDims, precision: str) -> dict[str, Any]:
@@ -71,6 +75,6 @@ def bucket_problem(stage: int, hidden: int, bucket: int | None) -> Problem | Non
     return Problem(f"DeepSpeed's buckets have {bucket} elements", f"{expected}, from the model's width", remedy)
 
 
-def width_of(model: Any) -> int:
+def width_of(model: PreTrainedModel | PeftModel) -> int:
     """Return the hidden size of a transformers model, with or without an adapter."""
     return int(model.config.get_text_config().hidden_size)

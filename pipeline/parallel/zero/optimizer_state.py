@@ -9,12 +9,15 @@ Reference: Rajbhandari et al. 2020, arXiv:1910.02054.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 
 class ZeroState:
@@ -27,7 +30,7 @@ class ZeroState:
         ranks: all ranks of the run.
     """
 
-    def __init__(self, held: Any, stage: int, groups: Sequence[Sequence[nn.Parameter]], ranks: Ranks) -> None:
+    def __init__(self, held: ZeROOptimizer, stage: int, groups: Sequence[Sequence[nn.Parameter]], ranks: Ranks) -> None:
         import deepspeed  # optional extra `deepspeed`
 
         self._deepspeed: Any = deepspeed
@@ -103,7 +106,7 @@ class ZeroState:
             utils.safe_set_local_optimizer_state(parameter, shard, moment)
 
 
-def share_fp32_storage(held: Any) -> None:
+def share_fp32_storage(held: ZeROOptimizer) -> None:
     """Let ZeRO-3 hold fp32 weights once, as the flat partitions that its optimizer updates.
 
     DeepSpeed intends this (`stage3.py`, `_create_fp32_partitions`, the branch without `converted`), but compares
@@ -123,5 +126,5 @@ def _full_copy(whole: Tensor, parameter: nn.Parameter) -> Tensor:
     return whole.detach().reshape(getattr(parameter, "ds_shape", parameter.shape)).cpu().clone()
 
 
-def _has_shape_of(value: Any, flat: Tensor) -> bool:
+def _has_shape_of(value: object, flat: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == flat.shape

@@ -9,7 +9,7 @@ Reference: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (partitioned par
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -92,14 +92,14 @@ def _loading_config(config: DeepSpeedConfig) -> dict[str, Any]:
     return {**sections, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
 
 
-def _init_zero3(model: Any) -> None:
+def _init_zero3(model: PreTrainedModel) -> None:
     """Do what `PreTrainedModel.init_weights` does, with one module's weights gathered at a time."""
     with torch.no_grad():
         _init_module(model, model._initialize_weights, bool(model.is_custom_code()))
     model.tie_weights(recompute_mapping=False)
 
 
-def _init_module(module: Any, initialise: Any, is_custom: bool) -> None:
+def _init_module(module: nn.Module, initialise: Callable[[nn.Module, bool], None], is_custom: bool) -> None:
     """Initialise a module's children and then the module, as `PreTrainedModel.initialize_weights` does."""
     for child in module.children():
         _init_module(child, child._initialize_weights if isinstance(child, PreTrainedModel) else initialise, is_custom)
@@ -165,11 +165,11 @@ def forward_without_engine(model: nn.Module) -> Iterator[None]:
     handles = []
     running: dict[nn.Module, ExitStack] = {}
 
-    def enter(module: nn.Module, _: Any) -> None:
+    def enter(module: nn.Module, _: object) -> None:
         running[module] = stack = ExitStack()
         stack.enter_context(gathered(module.parameters(recurse=False)))
 
-    def leave(module: nn.Module, _: Any, out: Any) -> None:
+    def leave(module: nn.Module, _: object, out: object) -> None:
         running.pop(module).close()
 
     for module in model.modules():

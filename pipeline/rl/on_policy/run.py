@@ -14,7 +14,7 @@ from pipeline.rl.rewards.sources import load_rewards
 from pipeline.stage import StageContext, StageResult
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer
-from pipeline.training.setup import EncodedData, build_trainer, open_causal_lm, prepare
+from pipeline.training.setup import TrainerRows, build_trainer, open_causal_lm, prepare
 
 
 def train_on_policy(
@@ -47,7 +47,7 @@ def train_on_policy(
     arguments, batches, steps = on_policy_arguments(
         arguments_class, ctx, train, prompts, sources, ctx.input("model"), **own
     )
-    data = EncodedData(prompts.train_rows, prompts.held_out_rows, prompts.counts)
+    data = TrainerRows(prompts.train_rows, prompts.held_out_rows)
     rewards = trl_rewards(sources, prompts)
     trainer = build_trainer(trainer_class, opened, arguments, data, reward_funcs=rewards)
     trainer.learn_from(ctx, prompts, batches)

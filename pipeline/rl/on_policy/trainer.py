@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.utils.data import Sampler
@@ -34,6 +34,12 @@ from pipeline.training.data.padding import needs_positions, with_position_ids
 from pipeline.training.data.sources import encode_source
 from pipeline.training.distribution import divided
 from pipeline.training.fitting import context_length
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pipeline.models.tokenizer.template import Messages
 
 Arguments = TypeVar("Arguments")
 
@@ -84,7 +90,9 @@ def _stand_in(number: int, shown: str) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": shown}], "row": number}
 
 
-def fitting_prompts(ctx: StageContext, train: OnPolicyTrain, model: Any, tokenizer: Any) -> Prompts:
+def fitting_prompts(
+    ctx: StageContext, train: OnPolicyTrain, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> Prompts:
     """Read and encode the prompts, drop those that `max_length` excludes, and set the model's end tokens.
 
     Raises:
@@ -240,7 +248,7 @@ class OnPolicy(BucketedBatches):
         """Return the encoded prompts; trl's own tokenization would parse control tokens that content spells."""
         return [list(self.prompts.ids_of[turns[0]["content"]]) for turns in prompts], None, {}
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_per_token_logps_and_entropies(self, model: PreTrainedModel | PeftModel, *args: Any, **kwargs: Any) -> Any:
         """Compute log-probabilities at the positions that responses were sampled at."""
         with with_position_ids(model) if self.with_positions else nullcontext():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)  # type: ignore[misc]
@@ -259,7 +267,7 @@ class OnPolicy(BucketedBatches):
             self.watch.look(rewards, self.batches.group, self.ctx)
         return rewards_per_func
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: PreTrainedModel | PeftModel, trial: object) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if self.batches.repeats > self.args.gradient_accumulation_steps:
@@ -368,7 +376,9 @@ def trl_rewards(sources: RewardSources, prompts: Prompts) -> list[Callable[..., 
 
 
 def _named(name: str, scorer: Scorer, known: Prompts) -> Callable[..., list[float]]:
-    def reward(prompts: Any, completions: Any, completion_ids: Any, row: Any, **offered: Any) -> list[float]:
+    def reward(
+        prompts: object, completions: list[Messages], completion_ids: list[list[int]], row: list[int], **offered: Any
+    ) -> list[float]:
         samples = [
             Sample(known.rows[i], known.prompt_ids[i], ids, turns[0]["content"])
             for i, ids, turns in zip(row, completion_ids, completions, strict=True)

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
@@ -27,11 +27,14 @@ from torch import Tensor, nn
 
 from pipeline.parallel.zero.zero3 import whole
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 VALUE, REWARD, REFERENCE = "value", "reward", "ref"
 
 
 @contextmanager
-def use_adapter(model: Any, name: str | None) -> Iterator[None]:
+def use_adapter(model: PreTrainedModel | PeftModel, name: str | None) -> Iterator[None]:
     """Inside the context, activate another adapter, or none.
 
     `peft`'s own functions for that also change `requires_grad`, and would stop training an adapter that is not active.
@@ -87,7 +90,7 @@ class TrunkReward:
         self.model, self.head = model, head
 
 
-def reward_on_trunk(model: Any, folder: Path) -> TrunkReward | None:
+def reward_on_trunk(model: PreTrainedModel | PeftModel, folder: Path) -> TrunkReward | None:
     """Load a reward model's adapter onto the policy's trunk, if it was trained on the weights of that trunk.
 
     The artifact holds the merged reward model and its adapter. The adapter fits if trunk and adapter together give the
@@ -179,6 +182,6 @@ def _weights_file(folder: Path) -> Path:
     return sorted(folder.glob("model*.safetensors"))[0]
 
 
-def tuned_layers(model: Any) -> Sequence[BaseTunerLayer]:
+def tuned_layers(model: nn.Module) -> Sequence[BaseTunerLayer]:
     """Return the layers of a model that carry adapters."""
     return [part for part in model.modules() if isinstance(part, BaseTunerLayer)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from peft import PeftModel
@@ -18,6 +18,9 @@ from pipeline.rl.rollout.engines import Engine
 from pipeline.rl.rollout.episodes import Episode, Prompt, pack
 from pipeline.rl.train_engines.engines import TrainEngine
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Layout = Literal["shared", "separate"]
 
 _CACHE_ERROR = 1e-4
@@ -27,12 +30,12 @@ _ROUNDINGS = 16
 
 
 def build_policy(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     *,
     layout: Layout = "shared",
     adapter: Adapter | None = None,
-    value_start: Any | None = None,
-    reference: Any | None = None,
+    value_start: PreTrainedModel | None = None,
+    reference: PreTrainedModel | PeftModel | None = None,
     temperature: float = 1.0,
     value_gradient: bool = True,
     value: Literal["head", "adapter"] = "head",
@@ -86,7 +89,7 @@ def build_policy(
     return Policy(model, critic, reference, temperature, cut, value_gradient, own, precision, recompute)
 
 
-def _half(model: Any) -> int:
+def _half(model: PreTrainedModel) -> int:
     """Return the index of the first layer of the upper half."""
     count = int(model.config.get_text_config().num_hidden_layers)
     if count < 2 or not can_be_cut(model):

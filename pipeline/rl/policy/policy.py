@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -31,6 +31,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipeline.models.positions import decoder_of, hidden_at, logits_at
 from pipeline.rl.policy.adapters import REFERENCE, REWARD, VALUE, TrunkReward, is_of, tuned_layers, use_adapter
 from pipeline.rl.rollout.episodes import MicroBatch
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from transformers import PreTrainedModel
 
 
 class Outputs(NamedTuple):
@@ -59,7 +63,7 @@ class ValueHead(nn.Module):
 class ValueModel(nn.Module):
     """A value function with a trunk of its own: a sequence classification model, evaluated at every position."""
 
-    def __init__(self, classifier: Any) -> None:
+    def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__()
         self.trunk = getattr(classifier, classifier.base_model_prefix)
         self.score = classifier.score
@@ -101,9 +105,9 @@ class Policy:
             arXiv:1604.06174).
     """
 
-    model: Any
+    model: PreTrainedModel | PeftModel
     value: ValueHead | ValueModel
-    reference: Any | None
+    reference: PreTrainedModel | PeftModel | None
     temperature: float = 1.0
     cut: int | None = None
     value_gradient: bool = True
@@ -122,14 +126,14 @@ class Policy:
         self.whole = Whole(self)
         self._engine: Any = self.whole
         self.in_step = False
-        self._upper: Any | None = None
-        self._lower: Any | None = None
+        self._upper: PreTrainedModel | None = None
+        self._lower: PreTrainedModel | None = None
         if self.cut is not None:
             plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             self._upper = _with_layers(plain, start=self.cut)
             self._lower = _with_layers(plain, stop=self.cut)
 
-    def through(self, engine: Any) -> None:
+    def through(self, engine: nn.Module | FSDPModule) -> None:
         """Route every model call through an engine that wraps `whole`; passes are then collective over all ranks."""
         self._engine = engine
         self.in_step = True
@@ -291,7 +295,9 @@ class Policy:
         scores_B: Tensor = self.run(scored)
         return scores_B
 
-    def _head(self, model: Any, upper: Any | None, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def _head(
+        self, model: PreTrainedModel | PeftModel, upper: PreTrainedModel | None, batch: MicroBatch
+    ) -> tuple[Tensor, Tensor]:
         """Return the logits and the hidden states before the output layer, at the batch's positions."""
         if upper is None or batch.hidden_BTH is None:
             return logits_at(model, batch.positions_N, input_ids=batch.ids_BT)
@@ -333,7 +339,7 @@ def without_dropout(module: nn.Module) -> None:
             setattr(config, name, 0.0)
 
 
-def can_be_cut(model: Any) -> bool:
+def can_be_cut(model: PreTrainedModel) -> bool:
     """Return whether a model's layers can be run in two halves: its decoder has `layers` and `norm` as llama's does."""
     decoder = getattr(model, model.base_model_prefix, None)
     return isinstance(getattr(decoder, "layers", None), nn.ModuleList) and isinstance(
@@ -341,7 +347,7 @@ def can_be_cut(model: Any) -> bool:
     )
 
 
-def _with_layers(model: Any, *, start: int = 0, stop: int | None = None) -> Any:
+def _with_layers(model: PreTrainedModel, *, start: int = 0, stop: int | None = None) -> PreTrainedModel:
     """Return a view of a causal language model with only the layers from ``start`` to ``stop``; weights are shared.
 
     The lower half has no final norm, because its output is the input of the next layer.

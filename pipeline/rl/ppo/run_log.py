@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +27,10 @@ from pipeline.training.arguments import precision_of
 from pipeline.training.audit import check_first_pass
 from pipeline.training.loop import SessionClock
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
 SAMPLES, TOLD = 8, 2
 """Held-out answers recorded at each evaluation, and the number of them shown to the user."""
 MOST_SKIPPED = 100
@@ -37,7 +41,7 @@ SHOWN = ("reward", "kl", "entropy", "length", "eos_rate", "explained_variance")
 class RunLog:
     """Records a run: metrics, held-out samples, the best weights, and periodic checkpoints."""
 
-    def __init__(self, ctx: StageContext, trainer: PPOTrainer, tokenizer: Any) -> None:
+    def __init__(self, ctx: StageContext, trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
         self.ctx, self.trainer, self.tokenizer = ctx, trainer, tokenizer
         self.rows: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
@@ -253,7 +257,7 @@ class Trackers:
             callback.on_train_end(self.arguments, self.state, self.control)
 
 
-def _shown(tokenizer: Any, episode: Episode) -> dict[str, Any]:
+def _shown(tokenizer: PreTrainedTokenizerBase, episode: Episode) -> dict[str, Any]:
     """Return an episode's prompt and response as text, with its reward."""
     prompt = str(tokenizer.decode(episode.prompt_ids))
     return {"prompt": prompt, "response": episode.text, "reward": round(episode.score, 4)}

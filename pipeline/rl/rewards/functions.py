@@ -89,7 +89,7 @@ def _taken(function: Callable[..., Any], names: Sequence[str]) -> list[str]:
     return [name for name in names if takes_all or name in parameters]
 
 
-def _is_per_row(value: Any, rows: Sequence[Any]) -> bool:
+def _is_per_row(value: object, rows: Sequence[Any]) -> bool:
     return isinstance(value, list) and len(value) == len(rows)
 
 

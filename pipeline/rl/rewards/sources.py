@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
@@ -17,10 +17,13 @@ from pipeline.models.scoring import score
 from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.rl.rewards.fields import RewardFields
 from pipeline.rl.rewards.functions import call_reward
-from pipeline.stage import StageContext
+from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import frozen_weights, zero3_config
 from pipeline.training.data.encoding import Reader, encode_answers
 from pipeline.training.fitting import fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ def combine(values: Sequence[float], how: str) -> float:
 
 
 def load_rewards(
-    ctx: StageContext, config: RewardFields, tokenizer: Any, on_trunk: Callable[[Any], Scorer | None] | None = None
+    ctx: StageContext,
+    config: RewardFields,
+    tokenizer: PreTrainedTokenizerBase,
+    on_trunk: Callable[[ResolvedInput], Scorer | None] | None = None,
 ) -> RewardSources:
     """Load the rewards that a configuration names.
 
@@ -124,7 +130,7 @@ def load_rewards(
     return RewardSources(tuple(distinct), tuple(config.weights), tuple(scorers), config.reward_combine)
 
 
-def reward_readers(ctx: StageContext, tokenizer: Any) -> list[Reader]:
+def reward_readers(ctx: StageContext, tokenizer: PreTrainedTokenizerBase) -> list[Reader]:
     """Return the reward and watched models that read answers as text, because their tokenizer is not the policy's.
 
     Args:
@@ -139,7 +145,9 @@ def reward_readers(ctx: StageContext, tokenizer: Any) -> list[Reader]:
     return readers
 
 
-def load_watched(ctx: StageContext, names: Sequence[str], functions: Sequence[str], tokenizer: Any) -> RewardSources:
+def load_watched(
+    ctx: StageContext, names: Sequence[str], functions: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> RewardSources:
     """Load the watched scores: the sum of models and functions that the policy is not trained on.
 
     Args:
@@ -170,7 +178,10 @@ def _function_scorer(ctx: StageContext, spec: str) -> Scorer:
 
 
 def _model_scorer(
-    ctx: StageContext, source: Any, tokenizer: Any, on_trunk: Callable[[Any], Scorer | None] | None
+    ctx: StageContext,
+    source: ResolvedInput,
+    tokenizer: PreTrainedTokenizerBase,
+    on_trunk: Callable[[ResolvedInput], Scorer | None] | None,
 ) -> Scorer:
     own = load_tokenizer(source, ctx.trust_remote_code)
     same = not disagreements(facts(tokenizer, "policy"), facts(own, source.name))

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from transformers import GenerationConfig
@@ -20,6 +20,10 @@ from pipeline.models.generate.generation_config import without_generation_config
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.generate.steps import Say, cache_use
 from pipeline.rl.rollout.episodes import Episode, Prompt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 EngineName = Literal["batched", "generate", "vllm"]
 
@@ -40,7 +44,13 @@ class Engine(Protocol):
     """Samples one response per prompt."""
 
     def __call__(
-        self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
+        self,
+        model: PreTrainedModel | PeftModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        places: Sequence[int],
+        greedy: bool = False,
     ) -> Sampled:
         """Sample one response per prompt.
 
@@ -75,7 +85,13 @@ class BatchedEngine:
     say: Say | None = None
 
     def __call__(
-        self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
+        self,
+        model: PreTrainedModel | PeftModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        places: Sequence[int],
+        greedy: bool = False,
     ) -> Sampled:
         """Sample one response per prompt; a response depends on its seed and place only."""
         responses = decode(
@@ -107,7 +123,13 @@ class GenerateEngine:
     say: Say | None = None
 
     def __call__(
-        self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
+        self,
+        model: PreTrainedModel | PeftModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        places: Sequence[int],
+        greedy: bool = False,
     ) -> Sampled:
         """Sample all prompts as one batch, padded on the left."""
         if cache_use(model, prompts, self.pad_id, self.say) != "padded":

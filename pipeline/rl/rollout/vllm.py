@@ -13,13 +13,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.rl.policy.policy import Policy
 from pipeline.rl.rollout.engines import Sampled
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 MEMORY_SHARE = 0.3
 """Fraction of the GPU's memory for vLLM's weights and cache while it samples."""
@@ -44,7 +48,7 @@ def why_no_vllm(policy: Policy) -> str:
     return ""
 
 
-def plain_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+def plain_weights(model: PreTrainedModel | PeftModel) -> Iterator[tuple[str, Tensor]]:
     """Yield a model's weights under the names in its checkpoint, without those of adapters."""
     for name, weight in model.named_parameters():
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -56,7 +60,13 @@ class VLLMEngine:
     """Samples one response per prompt with vLLM; only as reproducible as vLLM."""
 
     def __init__(
-        self, model: Any, max_new_tokens: int, eos_ids: Sequence[int], *, longest: int, temperature: float = 1.0
+        self,
+        model: PreTrainedModel | PeftModel,
+        max_new_tokens: int,
+        eos_ids: Sequence[int],
+        *,
+        longest: int,
+        temperature: float = 1.0,
     ) -> None:
         """Start vLLM in this process; each process of a run has its own.
 
@@ -95,7 +105,13 @@ class VLLMEngine:
             self.llm.sleep(level=2)
 
     def __call__(
-        self, model: Any, prompts: Sequence[Sequence[int]], *, seed: int, places: Sequence[int], greedy: bool = False
+        self,
+        model: PreTrainedModel | PeftModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        places: Sequence[int],
+        greedy: bool = False,
     ) -> Sampled:
         """Sample one response per prompt, each with its own seed; also return vLLM's log-probabilities."""
         from vllm import SamplingParams  # optional extra `vllm`
@@ -131,7 +147,7 @@ class VLLMEngine:
             ],
         )
 
-    def _copy_weights(self, model: Any) -> None:
+    def _copy_weights(self, model: PreTrainedModel | PeftModel) -> None:
         """Copy the weights into vLLM, which converts them to the layout of its kernels as when loading a checkpoint."""
         if self.sleeps:
             self.llm.wake_up(tags=["weights"])

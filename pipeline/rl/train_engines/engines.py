@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from torch.amp import GradScaler
 from pipeline.parallel.ranks import Ranks
 from pipeline.rl.policy.policy import Policy
 from pipeline.rl.ppo.settings import PPOSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's moments of each weight, by their names in torch."""
@@ -46,7 +50,7 @@ class TrainEngine(Protocol):
         """Return a context that yields the model to sample from, with full weights and a merged adapter."""
         ...
 
-    def consolidated_model(self) -> Any | None:
+    def consolidated_model(self) -> PreTrainedModel | PeftModel | None:
         """Return the policy's model with full weights on the first rank, else None; every rank must call it."""
         ...
 
@@ -136,7 +140,7 @@ class PlainEngine:
         """Return a context that yields the model to sample from, with a merged adapter."""
         return self.policy.sampling()
 
-    def consolidated_model(self) -> Any | None:
+    def consolidated_model(self) -> PreTrainedModel | PeftModel | None:
         """Return the policy's model on the first rank; None on the others."""
         return self.policy.model if self.ranks.is_first else None
 

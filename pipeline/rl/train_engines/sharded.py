@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,9 @@ from pipeline.rl.policy.adapters import is_of
 from pipeline.rl.policy.policy import Policy
 from pipeline.rl.ppo.settings import PPOSettings
 from pipeline.rl.train_engines.engines import MOMENTS, check_names, parameter_groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ZeroEngine:
@@ -100,7 +103,7 @@ class ZeroEngine:
             finally:
                 add_hooks(self.engine)
 
-    def consolidated_model(self) -> Any | None:
+    def consolidated_model(self) -> PreTrainedModel | PeftModel | None:
         """Return the policy's model with full weights on the first rank; None on the others."""
         if self.stage < 3:
             return self.policy.model if self.ranks.is_first else None
@@ -247,7 +250,7 @@ class FsdpEngine:
         fsdp.reshard(self.policy.whole)
         return self.policy.trained()
 
-    def consolidated_model(self) -> Any | None:
+    def consolidated_model(self) -> PreTrainedModel | PeftModel | None:
         """Return the policy's model with full weights on the first rank; None on the others."""
         self._resharded()
         state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.whole.state_dict().items()}
@@ -322,7 +325,7 @@ class FsdpEngine:
                 self.optimizer.state[parameter] = {"step": step, **state}
 
 
-def _policy_state(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _policy_state(model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the policy model's part of `Policy.whole`'s state dict, without other adapters on its trunk."""
     own = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
     if not isinstance(model, PeftModel):

@@ -6,7 +6,7 @@ Owns the loading of models, one beside the baseline at a time. Knows nothing of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from pipeline.stages.evaluate.config import Config
 from pipeline.training.arguments import frozen_weights
 from pipeline.training.data.encoding import encode_prompts
 from pipeline.training.fitting import fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled]
     """Let every model answer every prompt; the baseline stays loaded, because KL is measured to it."""
     device, weights = frozen_weights(ctx)
 
-    def loaded(source: ResolvedInput, tokenizer: Any) -> Any:
+    def loaded(source: ResolvedInput, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
         fit(ctx, model, tokenizer, weights)
         return model.to(device)
@@ -103,7 +106,9 @@ class ResponseGenerator:
     done: int
     total: int
 
-    def answer(self, name: str, source: ResolvedInput, asked: Asked, reference: Any | None, *, greedy: bool) -> Sampled:
+    def answer(
+        self, name: str, source: ResolvedInput, asked: Asked, reference: PreTrainedModel | None, *, greedy: bool
+    ) -> Sampled:
         """Answer every prompt once, and measure the KL to ``reference`` if one is given.
 
         The random numbers of a prompt depend on its index in the data, so a subset of prompts gets the same answers.
@@ -144,7 +149,7 @@ class ResponseGenerator:
         self.ctx.stop_if_asked()
 
     def _kl(
-        self, prompts: list[list[int]], responses: list[list[int]], reference: Any
+        self, prompts: list[list[int]], responses: list[list[int]], reference: PreTrainedModel
     ) -> tuple[list[float], list[float]]:
         """Return k1 and k3 of each response, rounded as in the samples file; NaN for an empty response."""
         rows = [i for i, response in enumerate(responses) if response]

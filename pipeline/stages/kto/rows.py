@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.training.fields import nothing_fits
+
+if TYPE_CHECKING:
+    from pipeline.training.data.encoding import EncodedRow
 
 BALANCE = (1.0, 1.5)
 """Range of (λ_D n_D) / (λ_U n_U), the total weight of good rows over that of bad rows, by equation 9."""
@@ -19,9 +22,12 @@ FAR_OFF = 1.5
 """Factor by which the ratio must be below or above `BALANCE` before the stage notes it."""
 
 
-def label_pairs(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def label_pairs(pairs: Sequence[EncodedRow]) -> list[EncodedRow]:
     """Return the good row and the bad row of each pair."""
-    sides = (("chosen_ids", True), ("rejected_ids", False))
+    sides: tuple[tuple[Literal["chosen_ids", "rejected_ids"], bool], ...] = (
+        ("chosen_ids", True),
+        ("rejected_ids", False),
+    )
     return [
         {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[side], "label": label}
         for pair in pairs
@@ -29,7 +35,7 @@ def label_pairs(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def check_labels(encoded: Sequence[dict[str, Any]], max_length: int, *, is_paired: bool) -> None:
+def check_labels(encoded: Sequence[EncodedRow], max_length: int, *, is_paired: bool) -> None:
     """Check that good and bad rows are left after rows that do not fit were removed.
 
     Raises:
@@ -77,15 +83,15 @@ def weight_advice(good: int, bad: int, desirable_weight: float, undesirable_weig
 
 
 def add_mismatched(
-    rows: Sequence[dict[str, Any]], pool: Sequence[dict[str, Any]], max_length: int, seed: int
-) -> list[dict[str, Any]]:
+    rows: Sequence[EncodedRow], pool: Sequence[EncodedRow], max_length: int, seed: int
+) -> list[EncodedRow]:
     """Return each row with a mismatched response, one from ``pool`` to another prompt, truncated to ``max_length``.
 
     Raises:
         PipelineError: all rows of the pool have the same prompt.
     """
     rng = random.Random(f"{seed}/matched")
-    completed = []
+    completed: list[EncodedRow] = []
     for row in rows:
         drawn = rng.randrange(len(pool))
         following = (pool[(drawn + step) % len(pool)] for step in range(len(pool)))

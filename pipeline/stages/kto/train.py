@@ -156,7 +156,7 @@ def _share(ctx: StageContext, train: Train, rows_per_unit: int, longest: int) ->
     return share
 
 
-def _count_labels(ctx: StageContext, data: EncodedData, arguments: Any) -> dict[str, int]:
+def _count_labels(ctx: StageContext, data: EncodedData, arguments: KTOConfig) -> dict[str, int]:
     """Return the numbers of good and bad rows, and note if their total weights are far from balance."""
     good = sum(row["label"] for row in data.train)
     bad = len(data.train) - good

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -20,8 +20,16 @@ from pipeline.stages.ppo.config import Config
 from pipeline.training.data.encoding import ANSWER, encode_messages, encode_prompts
 from pipeline.training.data.sources import encode_source
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def load_prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) -> tuple[list[Any], list[Any]]:
+    from pipeline.rl.ppo.trainer import LanguageLoss
+
+
+def load_prompts(
+    ctx: StageContext, config: Config, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Prompt], list[Prompt]]:
     """Return encoded training and held-out prompts; raise if one leaves no room for a response in the context."""
     rows = ctx.load_rows("data")
     limit, room = context_limit(model), config.train.max_new_tokens
@@ -52,7 +60,9 @@ def load_prompts(ctx: StageContext, config: Config, model: Any, tokenizer: Any) 
     return train, held_out[: config.train.eval_prompts]
 
 
-def language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int | None) -> Any:
+def language_loss(
+    ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> LanguageLoss | None:
     """Return the loss of PPO-ptx: mean cross-entropy on the assistant's tokens of a batch of conversations.
 
     Conversations longer than the model's context of ``limit`` tokens are truncated.
@@ -72,11 +82,11 @@ def language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int 
         ctx.note(f"{counted(len(conversations.held_out), 'held-out conversation')} of ptx_data {are} not used")
     size = min(config.train.ptx_batch, len(rows))
 
-    def loss(model: Any, step: int) -> Any:
+    def loss(model: PreTrainedModel | PeftModel, step: int) -> torch.Tensor:
         chosen = [rows[i] for i in prompt_order(len(rows), step * size, size, ctx.seed)]
         width = max(len(row["input_ids"]) for row in chosen)
 
-        def padded(column: str, filler: int) -> Any:
+        def padded(column: Literal["input_ids", "labels"], filler: int) -> torch.Tensor:
             rows = [[*row[column], *[filler] * (width - len(row[column]))] for row in chosen]
             return torch.tensor(rows, device=model.device)
 
@@ -87,6 +97,6 @@ def language_loss(ctx: StageContext, config: Config, tokenizer: Any, limit: int 
     return loss
 
 
-def ends_are_taught(tokenizer: Any, row: dict[str, Any]) -> bool:
+def ends_are_taught(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> bool:
     """Return whether the chat template ends an answer with a token that the model can learn to generate."""
     return eos_is_learned(tokenizer, [*row["prompt"], ANSWER], row.get("tools"))

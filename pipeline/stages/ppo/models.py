@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.cpu.precision import HALF
@@ -18,7 +18,7 @@ from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_o
 from pipeline.rl.policy.adapters import reward_on_trunk, start_value_from_reward
 from pipeline.rl.policy.trunk_scorer import trunk_scorer
 from pipeline.rl.train_engines.sharded import FsdpEngine, ZeroEngine
-from pipeline.stage import StageContext
+from pipeline.stage import ResolvedInput, StageContext
 from pipeline.stages.ppo.config import Config
 from pipeline.training.arguments import (
     device_of,
@@ -29,8 +29,17 @@ from pipeline.training.arguments import (
 from pipeline.training.fitting import fit
 from pipeline.training.precision_problems import ppo_problem
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def compute_dtype(ctx: StageContext) -> Any:
+    from pipeline.parallel.ranks import Ranks
+    from pipeline.rl.policy.policy import Policy
+    from pipeline.rl.rewards.sources import Scorer
+    from pipeline.rl.train_engines.engines import TrainEngine
+
+
+def compute_dtype(ctx: StageContext) -> torch.dtype | None:
     """Return the dtype of the computation if it differs from that of the weights; else None."""
     picked = precision_of(ctx)
     if picked == "fp16" and ctx.dims.is_sharded:
@@ -43,7 +52,9 @@ def compute_dtype(ctx: StageContext) -> Any:
     return HALF.get(picked)
 
 
-def load_start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Any | None]:
+def load_start(
+    ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
     """Return the policy's initial model, and with ZeRO-3 a second one as reference, since shards cannot be copied."""
     weights = starting_weights(ctx, config.adapter)
     load = functools.partial(load_causal_lm, ctx.input("model"), trust_remote_code=ctx.trust_remote_code, **weights)
@@ -56,7 +67,7 @@ def load_start(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, 
     return model, None
 
 
-def load_value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
+def load_value_start(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return the initial separate value model: a reward model with the policy's tokenizer, else the policy's start."""
     load_options: dict[str, Any] = {
         "seed": ctx.seed,
@@ -75,7 +86,7 @@ def load_value_start(ctx: StageContext, config: Config, tokenizer: Any) -> Any:
     return classifier
 
 
-def scorer_on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) -> Any:
+def scorer_on_trunk(ctx: StageContext, policy: Any, source: ResolvedInput, pad_id: int) -> Scorer | None:
     """Return a scorer for a reward model that is an adapter on the policy's trunk; None if it must be loaded."""
     reward = reward_on_trunk(policy.model, Path(source.path)) if Path(source.path).is_dir() else None
     if reward is None:
@@ -86,7 +97,7 @@ def scorer_on_trunk(ctx: StageContext, policy: Any, source: Any, pad_id: int) ->
     return trunk_scorer(policy, reward, pad_id)
 
 
-def sharded_engine(ctx: StageContext, config: Config, policy: Any, ranks: Any) -> Any:
+def sharded_engine(ctx: StageContext, config: Config, policy: Policy, ranks: Ranks) -> TrainEngine | None:
     """Return the engine that shards the training state (ZeRO or FSDP2); None if it is not sharded."""
     if config.train.ema_decay and ctx.dims.is_sharded:
         statement = "train.ema_decay with sharded weights (compute.zero or compute.fsdp)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.forward import context_limit
@@ -15,9 +15,9 @@ from pipeline.rl.policy.build import build_policy, check_policy
 from pipeline.rl.ppo.guards import Stopped
 from pipeline.rl.ppo.run_log import RunLog
 from pipeline.rl.ppo.state import load_state, newest_state
-from pipeline.rl.ppo.trainer import PPOTrainer
-from pipeline.rl.rewards.sources import Sample, load_rewards, load_watched
-from pipeline.rl.rollout.engines import BatchedEngine, GenerateEngine
+from pipeline.rl.ppo.trainer import PPOTrainer, Score
+from pipeline.rl.rewards.sources import RewardSources, Sample, load_rewards, load_watched
+from pipeline.rl.rollout.engines import BatchedEngine, Engine, GenerateEngine
 from pipeline.rl.rollout.vllm import VLLMEngine, why_no_vllm
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.ppo.config import Config
@@ -26,6 +26,12 @@ from pipeline.stages.ppo.models import compute_dtype, load_start, load_value_sta
 from pipeline.training.arguments import liger_kernels, prepare_torch
 from pipeline.training.audit import check_prepared
 from pipeline.training.finish import save_trained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.rl.policy.policy import Policy
+    from pipeline.rl.rollout.episodes import Episode
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -53,7 +59,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     return log.finish(lineage, value)
 
 
-def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
+def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase) -> PPOTrainer:
     """Build the trainer from models, prompts and rewards, and check the policy before training."""
     precision = compute_dtype(ctx)  # resolved before weights are loaded
     model, reference = load_start(ctx, config, tokenizer)
@@ -103,7 +109,9 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: Any) -> PPOTrainer:
     )
 
 
-def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids: Sequence[int], longest: int) -> Any:
+def _engine(
+    ctx: StageContext, config: Config, policy: Policy, pad_id: int, eos_ids: Sequence[int], longest: int
+) -> Engine:
     """Return the rollout engine for prompts of up to ``longest`` tokens, and note which one `auto` chose.
 
     Raises:
@@ -125,8 +133,8 @@ def _engine(ctx: StageContext, config: Config, policy: Any, pad_id: int, eos_ids
     return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature, say=ctx.note)
 
 
-def _score_of(rewards: Any) -> Any:
-    def score(episodes: Sequence[Any]) -> list[float]:
+def _score_of(rewards: RewardSources) -> Score:
+    def score(episodes: Sequence[Episode]) -> list[float]:
         values: list[float] = rewards([Sample(e.row, e.prompt_ids, e.response_ids, e.text) for e in episodes])
         return values
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.models.tokenizer.encoding import TextEncoder
-from pipeline.training.data.encoding import encode_texts
+from pipeline.training.data.encoding import EncodedRow, encode_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def cut_documents(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     max_length: int,
     mode: str,
     *,
     parsed: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> list[dict[str, list[int]]]:
+) -> list[EncodedRow]:
     """Tokenize texts and cut them into rows of at most ``max_length`` tokens.
 
     Each text gets the tokenizer's prefix tokens, such as Llama's `<s>`, and the end token.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
@@ -29,6 +29,9 @@ from pipeline.training.pipelined import train_through_pipeline
 from pipeline.training.pipelined_fields import refuse_unused
 from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel
 from pipeline.training.setup import EncodedData, OpenedModel, arguments_for, plan_steps, prepare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class BucketedTrainer(BucketedBatches, SequenceParallelTrainer):
@@ -85,7 +88,9 @@ def _open(ctx: StageContext, config: Config) -> OpenedModel:
     return OpenedModel(model, tokenizer, context_length(model, config.train.max_length), deferred=deferred)
 
 
-def _model(ctx: StageContext, config: Config, tokenizer: Any) -> tuple[Any, Deferred | None]:
+def _model(
+    ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, Deferred | None]:
     """Build or load the model; with pipeline or tensor parallelism, also return its deferred weights, else None."""
     is_pipelined, attention = ctx.dims.pipeline_parallel > 1, attention_kernel(ctx)
     if config.model is None:
@@ -125,7 +130,7 @@ def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> EncodedDa
     return EncodedData(documents, held_out, counts)
 
 
-def _say_spelled(ctx: StageContext, tokenizer: Any, texts: list[str], *, parsed: bool) -> None:
+def _say_spelled(ctx: StageContext, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, parsed: bool) -> None:
     """Note how many texts spell a control token, unless these are parsed."""
     spells = TextEncoder(tokenizer).names
     spelled = 0 if parsed else sum(map(spells, texts))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
@@ -20,7 +21,7 @@ from pipeline.stages.reward.config import Config
 from pipeline.training.arguments import precision_of
 from pipeline.training.data.batches import BucketedBatches
 from pipeline.training.data.collate import PairCollator
-from pipeline.training.data.encoding import EncodedRows, encode_pairs
+from pipeline.training.data.encoding import EncodedRow, EncodedRows, encode_pairs
 from pipeline.training.data.sources import encode_source
 from pipeline.training.fields import margin_problem, nothing_fits
 from pipeline.training.finish import finish, save_trained
@@ -28,6 +29,7 @@ from pipeline.training.loop import run_trainer
 from pipeline.training.setup import (
     EncodedData,
     OpenedModel,
+    TrainerRows,
     arguments_for,
     build_trainer,
     open_reward_model,
@@ -35,9 +37,13 @@ from pipeline.training.setup import (
     prepare,
 )
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pipeline.training.data.row_text import Row
+
 SIDES = ("chosen", "rejected")
-COLUMNS = ("chosen_ids", "rejected_ids")
-"""The columns that the trainer reads; the others are for the report."""
 
 
 class BucketedRewardTrainer(BucketedBatches, RewardTrainer):  # type: ignore[misc]
@@ -115,13 +121,16 @@ def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> tuple[Enc
     return EncodedData(train, held_out, counts), bool(rows.held_out) and bool(held_out) and not config.test
 
 
-def _columns(data: EncodedData) -> EncodedData:
-    """Return the pairs with the columns that the trainer reads."""
-    train, held_out = ([{key: row[key] for key in COLUMNS} for row in part] for part in (data.train, data.held_out))
-    return data._replace(train=train, held_out=held_out)
+def _columns(data: EncodedData) -> TrainerRows:
+    """Return the pairs with the columns that the trainer reads; the others are for the report."""
+    train, held_out = (
+        [{"chosen_ids": row["chosen_ids"], "rejected_ids": row["rejected_ids"]} for row in part]
+        for part in (data.train, data.held_out)
+    )
+    return TrainerRows(train, held_out)
 
 
-def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_margin: bool) -> list[dict[str, Any]]:
+def _sequences(encoded_rows: EncodedRows, rows: Sequence[Row], *, use_margin: bool) -> list[EncodedRow]:
     """Return the full sequences (prompt and response) of encoded pairs, each with its row.
 
     Raises:
@@ -130,8 +139,12 @@ def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_mar
     encoded = []
     for i, one in zip(encoded_rows.kept, encoded_rows.rows, strict=True):
         prompt, row = one["prompt_ids"], rows[i]
-        pair: dict[str, Any] = {f"{side}_ids": [*prompt, *one[f"{side}_ids"]] for side in SIDES}
-        pair |= {"row": row, "prompt_tokens": len(prompt)}
+        pair: EncodedRow = {
+            "chosen_ids": [*prompt, *one["chosen_ids"]],
+            "rejected_ids": [*prompt, *one["rejected_ids"]],
+            "row": row,
+            "prompt_tokens": len(prompt),
+        }
         if use_margin and row.get("margin") is not None:
             pair["margin"] = float(row["margin"])
         encoded.append(pair)
@@ -143,12 +156,19 @@ def _sequences(encoded_rows: EncodedRows, rows: list[dict[str, Any]], *, use_mar
 
 
 def _report(
-    ctx: StageContext, config: Config, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]
+    ctx: StageContext,
+    config: Config,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[EncodedRow],
 ) -> dict[str, float]:
     """Score the held-out pairs and write the report card; return its main figures."""
     ctx.phase(f"scoring {counted(len(held_out), 'held-out pair')}")
     scored = functools.partial(score, model, pad_id=tokenizer.pad_token_id, precision=precision_of(ctx))
-    sides = {side: scored([row[f"{side}_ids"] for row in held_out]) for side in SIDES}
+    sides = {
+        "chosen": scored([row["chosen_ids"] for row in held_out]),
+        "rejected": scored([row["rejected_ids"] for row in held_out]),
+    }
     rows = [row["row"] for row in held_out]
     gold = _gold_of(rows)
     with (ctx.out / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:
@@ -169,7 +189,7 @@ def _report(
     return write_card(card, ctx.out)
 
 
-def _gold_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+def _gold_of(rows: Sequence[Row]) -> dict[str, list[float]]:
     """Return the true scores (`gold_chosen`, `gold_rejected`) by side; empty unless every row has both."""
     if not all(row.get(f"gold_{side}") is not None for row in rows for side in SIDES):
         return {}

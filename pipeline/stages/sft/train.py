@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl import SFTConfig, SFTTrainer
 
@@ -36,6 +36,9 @@ from pipeline.training.setup import (
     plan_steps,
     prepare,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SequenceParallelTrainer):  # type: ignore[misc]
@@ -138,7 +141,7 @@ def _encode(ctx: StageContext, opened: OpenedModel) -> EncodedData:
     return EncodedData(train.rows, source.held_out.rows, counts)
 
 
-def _note_unseen_opening(ctx: StageContext, tokenizer: Any, rows: Rows, train: EncodedRows) -> None:
+def _note_unseen_opening(ctx: StageContext, tokenizer: PreTrainedTokenizerBase, rows: Rows, train: EncodedRows) -> None:
     """Note if the chat template begins generated answers otherwise than the conversations do."""
     first = rows.train[train.kept[0]]
     opening = unseen_opening(tokenizer, first["messages"], first.get("tools"))

@@ -10,9 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ExitCode, PipelineError, Problem
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer, TrainingArguments
 
 
 class KeepsBest:
@@ -22,7 +26,7 @@ class KeepsBest:
     state: Any
     control: Any
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+    def _determine_best_metric(self, metrics: dict[str, float], trial: object) -> bool:
         if not self.args.load_best_model_at_end:
             return bool(super()._determine_best_metric(metrics, trial))  # type: ignore[misc]
         name, best = metric_of(self.args), self.state.best_metric
@@ -39,7 +43,7 @@ class KeepsBest:
                 self.control.should_save = True
         return is_better
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         best = best_checkpoint(self)
         self.state.best_model_checkpoint = str(best) if best is not None else None
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
@@ -48,20 +52,20 @@ class KeepsBest:
         """Do nothing: `load_best` loads the best weights after training."""
 
 
-def metric_of(arguments: Any) -> str:
+def metric_of(arguments: TrainingArguments) -> str:
     """Return the log's name of the metric that decides which evaluation is best."""
     name = str(arguments.metric_for_best_model or "loss")
     return name if name.startswith("eval_") else f"eval_{name}"
 
 
-def best_checkpoint(trainer: Any) -> Path | None:
+def best_checkpoint(trainer: Trainer) -> Path | None:
     """Return the folder of the best evaluation's checkpoint; None if none is asked for, or there was no evaluation."""
     if not trainer.args.load_best_model_at_end or not trainer.state.best_global_step:
         return None
     return Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.best_global_step}"
 
 
-def load_best(trainer: Any) -> dict[str, float]:
+def load_best(trainer: Trainer) -> dict[str, float]:
     """Load the weights of the best evaluation on every process; return its metric and step.
 
     Returns:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin, recursively_apply
@@ -24,6 +24,11 @@ from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.tensor.sharding import TensorParallelism, TPReplicas, begin_adapter, size_of
 from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32_storage
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 KERNELS = ("fused", "foreach")
@@ -145,7 +150,9 @@ class ConsolidatedCheckpoint:
             torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
+    ) -> Any:
         """Let DeepSpeed or FSDP2 prepare the model, then load the checkpoint into the sharded state."""
         self.is_fsdp_enabled = self.args.fsdp_plugin_args is not None
         if size_of(self.model) > 1 and TPReplicas(self.model).count > 1:
@@ -172,7 +179,7 @@ class ConsolidatedCheckpoint:
         else:
             self._load_from_checkpoint(checkpoint)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if size_of(self.model) > 1:
             load_weights(self.model, set_weight, Path(resume_from_checkpoint))
         else:
@@ -263,7 +270,7 @@ def shard_optimizer(zero: ZeroState, consolidated: Mapping[str, Any]) -> None:
                     zero.set_moment(parameter, key, value)
 
 
-def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
+def join_groups(optimizer: Optimizer, model: PreTrainedModel | PeftModel, decaying: set[str]) -> None:
     """Merge the parameter groups that transformers makes for a tensor-parallel model into those of one process.
 
     transformers separates sharded from replicated weights, which a fused optimizer step cannot mix. A merged group with
@@ -281,7 +288,7 @@ def join_groups(optimizer: Any, model: Any, decaying: set[str]) -> None:
     optimizer.param_groups[:] = groups
 
 
-def consolidate_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
+def consolidate_optimizer(optimizer: Optimizer, *, keep: bool) -> dict[str, Any]:
     """Return the `state_dict` of a tensor-parallel model's optimizer with full tensors; every rank must call it.
 
     Without ``keep`` the state is empty.
@@ -296,7 +303,7 @@ def consolidate_optimizer(optimizer: Any, *, keep: bool) -> dict[str, Any]:
     return {"state": full_state if keep else {}, "param_groups": groups}
 
 
-def shard_dtensor_optimizer(consolidated: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+def shard_dtensor_optimizer(consolidated: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """Return the `state_dict` of a single-process optimizer, sharded like a tensor-parallel model's weights.
 
     Raises:
@@ -327,7 +334,7 @@ def _check_groups(consolidated: Mapping[str, Any], groups: Sequence[Sequence[nn.
         raise _unfit_checkpoint(f"the checkpoint's optimizer has groups of {sizes} weights")
 
 
-def load_weights(model: Any, put: Callable[[nn.Parameter, Tensor], None], folder: Path) -> None:
+def load_weights(model: PreTrainedModel | PeftModel, put: Callable[[nn.Parameter, Tensor], None], folder: Path) -> None:
     """Load the weights, or the adapter, of a checkpoint into a sharded model.
 
     Args:
@@ -361,7 +368,7 @@ def tensors_in(folder: Path, wanted: Container[str]) -> Iterator[tuple[str, Tens
                     yield name, tensors.get_tensor(name)
 
 
-def _is_moment(value: Any, parameter: nn.Parameter) -> bool:
+def _is_moment(value: object, parameter: nn.Parameter) -> bool:
     """Return whether a state tensor has the shape of its full weight, which ZeRO-3 may have sharded."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == shape

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +25,10 @@ from pipeline.training.checkpoint.completion import mark_complete
 from pipeline.training.checkpoint.consolidated import OPTIMIZER_FILE, SCHEDULER_FILE, tensors_in
 from pipeline.training.checkpoint.running_metrics import SUMS_FILE
 from pipeline.training.loop import timeless
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+    from transformers import PreTrainedModel, TrainingArguments
 
 STATE_FILE = "trainer_state.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -59,7 +63,7 @@ class Log:
         self.loss, self.steps, self.logged = 0.0, 0, self.logged + self.loss
 
 
-def groups_of(model: Any) -> list[list[str]]:
+def groups_of(model: PreTrainedModel) -> list[list[str]]:
     """Return a full model's weight names by parameter group: with and without weight decay, as the Trainer does."""
     decayed = set(Trainer.get_decay_parameter_names(None, model))
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -67,7 +71,9 @@ def groups_of(model: Any) -> list[list[str]]:
     return [group for group in groups if group]
 
 
-def optimizer_of(part: StageModule, groups: Sequence[Sequence[str]], arguments: Any) -> torch.optim.Optimizer:
+def optimizer_of(
+    part: StageModule, groups: Sequence[Sequence[str]], arguments: TrainingArguments
+) -> torch.optim.Optimizer:
     """Create the optimizer of a stage's weights with the full model's parameter groups; the second has no decay."""
     named = part.full_names()
     decays = [arguments.weight_decay, 0.0]
@@ -84,11 +90,11 @@ class PipelineState:
     """Saves and loads the state of a pipeline in training: weights, optimizer, schedule, log, random states."""
 
     def __init__(
-        self, pipe: Pipeline, optimizer: torch.optim.Optimizer, rates: Any, groups: Sequence[Sequence[str]]
+        self, pipe: Pipeline, optimizer: torch.optim.Optimizer, rates: LRScheduler, groups: Sequence[Sequence[str]]
     ) -> None:
         self.pipe, self.optimizer, self.rates, self.groups = pipe, optimizer, rates, groups
 
-    def save(self, folder: Path, log: Log, arguments: Any, step: int, epoch: float) -> None:
+    def save(self, folder: Path, log: Log, arguments: TrainingArguments, step: int, epoch: float) -> None:
         """Write a checkpoint; every process must call it."""
         ranks = self.pipe.place.ranks
         folder.mkdir(parents=True, exist_ok=True)

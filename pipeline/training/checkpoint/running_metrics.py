@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.parallel.ranks import Ranks
 from pipeline.training.checkpoint.best import best_checkpoint
 from pipeline.training.checkpoint.completion import mark_complete
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer
 
 SUMS_FILE = "running_sums-{rank}.json"
 """File of each process in a checkpoint."""
@@ -24,7 +28,7 @@ class RunningMetrics:
     args: Any
     state: Any
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / SUMS_FILE.format(rank=Ranks.current().index)
@@ -33,7 +37,7 @@ class RunningMetrics:
         mark_complete(folder, keep=best_checkpoint(self))
 
 
-def metrics_of(trainer: Any) -> dict[str, Any]:
+def metrics_of(trainer: Trainer) -> dict[str, Any]:
     """Return the trainer's running sums since its last log entry; floats survive JSON bit for bit."""
     return {
         "loss": trainer._tr_loss.item(),
@@ -45,7 +49,7 @@ def metrics_of(trainer: Any) -> dict[str, Any]:
     }
 
 
-def restore_metrics(trainer: Any, checkpoint: Path | None) -> None:
+def restore_metrics(trainer: Trainer, checkpoint: Path | None) -> None:
     """Restore a checkpoint's running sums in a trainer that has just reset its state; does nothing without one.
 
     With the same number of processes each one gets its own sums. Otherwise all get the mean loss, which is what would
@@ -70,7 +74,7 @@ def restore_metrics(trainer: Any, checkpoint: Path | None) -> None:
         trainer.watch = type(trainer.watch)(**own.get("watch", {}))
 
 
-def _metrics(trainer: Any) -> dict[str, list[float]]:
+def _metrics(trainer: Trainer) -> dict[str, list[float]]:
     """Return the metrics that a trl trainer collects while training; empty for a transformers Trainer."""
     collected: dict[str, list[float]] = getattr(trainer, "_metrics", {}).get("train", {})
     return collected

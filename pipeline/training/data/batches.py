@@ -7,7 +7,7 @@ this is the fastest way to train on rows of different lengths (`docs/log.md` has
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +113,7 @@ class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
     with every checkpoint.
     """
 
-    train_rows: Sequence[dict[str, Any]]
+    train_rows: Sequence[Mapping[str, Any]]
     batches: Sampler[list[int]]
     data_collator: Callable[[list[Any]], Any]
     accelerator: Any
@@ -138,7 +138,7 @@ class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
             sampler.sampler = self.batches
         return prepared
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Write nothing, because the artifact has its own card."""
 
 
@@ -158,12 +158,12 @@ class _ShardableBatches(Sampler[list[int]]):
         return iter(self.sampler)
 
 
-class _ListDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+class _ListDataset(torch.utils.data.Dataset[Mapping[str, Any]]):
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self.rows[index]

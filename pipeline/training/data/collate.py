@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.labels import IGNORE
+
+if TYPE_CHECKING:
+    from pipeline.training.data.encoding import EncodedRow
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,15 @@ class CausalCollator:
     with_mask: bool = False
     flat: bool = False
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[EncodedRow]) -> dict[str, Any]:
         """Return `input_ids` and `labels`, each (batch, tokens); for packed rows also the sequence boundaries."""
         if "seq_lengths" in rows[0] and self.flat:
-            rows = [
-                {key: [item for row in rows for item in row[key]] for key in ("input_ids", "labels", "seq_lengths")}
-            ]
+            joined: EncodedRow = {
+                "input_ids": [token for row in rows for token in row["input_ids"]],
+                "labels": [label for row in rows for label in row["labels"]],
+                "seq_lengths": [length for row in rows for length in row["seq_lengths"]],
+            }
+            rows = [joined]
         longest = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), longest), self.pad_id, dtype=torch.long)
         labels = torch.full((len(rows), longest), IGNORE, dtype=torch.long)
@@ -48,7 +54,7 @@ class CausalCollator:
             batch["attention_mask"] = torch.ones_like(ids)
         return batch
 
-    def _positions(self, rows: Sequence[dict[str, Any]], width: int) -> dict[str, Any]:
+    def _positions(self, rows: Sequence[EncodedRow], width: int) -> dict[str, Any]:
         """Return `position_ids`, by which `transformers` separates packed sequences; with ``flat`` also the bounds."""
         positions = torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):
@@ -73,7 +79,7 @@ class PairCollator:
 
     pad_id: int
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
         """Return `input_ids` and `attention_mask`, each (2·batch, tokens), and `margin` (batch,) if rows have one."""
         sequences = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         longest = max(map(len, sequences))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.labels import IGNORE
@@ -17,6 +17,9 @@ from pipeline.models.tokenizer.contract import conversation_problems
 from pipeline.models.tokenizer.encoding import Text, TextEncoder, Tokens
 from pipeline.models.tokenizer.template import TemplateFaultError
 from pipeline.training.data.row_text import Piece, Row, RowEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int], None]
 """Called with the number of rows that are done."""
@@ -41,6 +44,38 @@ class RowFault:
     reason: str
 
 
+class EncodedRow(TypedDict, total=False):
+    """An encoded row; which columns it has depends on the function that made it.
+
+    Attributes:
+        input_ids: tokens of a conversation or a document.
+        labels: `input_ids`, with `IGNORE` for tokens that are not trained on.
+        seq_lengths: lengths of the conversations of a packed row.
+        prompt_ids: tokens of a prompt.
+        chosen_ids: tokens of the better response of a pair; for a reward model with the prompt before it.
+        rejected_ids: tokens of the worse response of a pair; for a reward model with the prompt before it.
+        completion_ids: tokens of a response.
+        KL_completion_ids: tokens of the response to another prompt (KTO).
+        label: whether the response is good (KTO).
+        margin: how much better the better response is.
+        prompt_tokens: tokens of the prompt within `chosen_ids` and `rejected_ids`.
+        row: the row as it was read.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    seq_lengths: list[int]
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    completion_ids: list[int]
+    KL_completion_ids: list[int]
+    label: bool
+    margin: float
+    prompt_tokens: int
+    row: Row
+
+
 class EncodedRows(NamedTuple):
     """Encoded rows, and what became of the others. All lists but `rows` and `faults` hold indices of input rows.
 
@@ -53,7 +88,7 @@ class EncodedRows(NamedTuple):
         spelled: rows whose content spells a control token, which stays text.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[EncodedRow]
     kept: list[int]
     faults: list[RowFault]
     too_long: list[int]
@@ -67,7 +102,11 @@ def nothing_encoded() -> EncodedRows:
 
 
 def encode_messages(
-    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_length: int | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> EncodedRows:
     """Encode conversations for training on the assistant's tokens only, its end token included.
 
@@ -96,7 +135,7 @@ def encode_messages(
     return _encode(encoder, rows, encoder.conversation, finish, progress, with_answers=True)
 
 
-def template_problems(tokenizer: Any, rows: Sequence[Row], encoded: EncodedRows) -> list[Problem]:
+def template_problems(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], encoded: EncodedRows) -> list[Problem]:
     """Return what is wrong with how the first kept conversation is rendered."""
     if not encoded.kept or not tokenizer.chat_template:
         return []
@@ -105,7 +144,7 @@ def template_problems(tokenizer: Any, rows: Sequence[Row], encoded: EncodedRows)
 
 
 def encode_pairs(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_length: int | None = None,
     *,
@@ -149,7 +188,11 @@ def encode_pairs(
 
 
 def encode_labelled(
-    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_length: int | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> EncodedRows:
     """Encode responses with a label, good or bad (KTO); those above ``max_length`` are left out.
 
@@ -186,7 +229,7 @@ class Reader(NamedTuple):
 
 
 def encode_prompts(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_length: int | None = None,
     *,
@@ -250,7 +293,7 @@ def _unreadable(reader: Reader, rows: Sequence[Row], must_talk: bool) -> list[Ro
 
 
 def encode_texts(
-    tokenizer: Any, texts: Sequence[str], *, parsed: bool = False, progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, parsed: bool = False, progress: Progress | None = None
 ) -> list[list[int]]:
     """Encode plain texts without start and end tokens.
 
@@ -272,7 +315,11 @@ def encode_texts(
 
 
 def spelled_texts(
-    tokenizer: Any, rows: Sequence[Row], max_length: int | None = None, *, progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    max_length: int | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> EncodedRows:
     """Return which plain texts spell a control token. All are kept, whatever their length, and none is encoded.
 
@@ -292,7 +339,7 @@ def spelled_texts(
     return nothing_encoded()._replace(kept=list(range(len(rows))), spelled=spelled)
 
 
-def encode_answers(tokenizer: Any, rows: Sequence[Row], answers: Sequence[str]) -> list[list[int]]:
+def encode_answers(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], answers: Sequence[str]) -> list[list[int]]:
     """Encode each prompt together with its answer, which is given as text.
 
     Raises:

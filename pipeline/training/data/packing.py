@@ -8,7 +8,7 @@ architectures: the second of two packed conversations must have the same logits 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from torch import Tensor
@@ -22,6 +22,13 @@ from pipeline.models.forward import evaluating
 from pipeline.parallel.zero.zero3 import forward_without_engine
 from pipeline.stage import StageContext
 from pipeline.training.arguments import attention_name, device_of, precision_of
+from pipeline.training.data.encoding import EncodedRow
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 _TOKENS = 48
 """Most tokens of each of the two conversations that are compared."""
@@ -29,10 +36,10 @@ _TOKENS = 48
 _FINER = 0.1
 """Fraction of the usual rounding that is accepted: packed or alone, the same kernels multiply the same numbers."""
 
-Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+Collate = Callable[[Sequence[EncodedRow]], dict[str, Any]]
 
 
-def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, list[int]]]:
+def packed(rows: Sequence[EncodedRow], length: int) -> list[EncodedRow]:
     """Pack encoded conversations into rows of at most ``length`` tokens, the longest first.
 
     `seq_lengths` of a row holds the lengths of its conversations.
@@ -41,11 +48,13 @@ def packed(rows: Sequence[dict[str, list[int]]], length: int) -> list[dict[str, 
     """
     # The first token of a conversation must not be predicted from the conversation before it.
     heads = [{**row, "labels": [IGNORE, *row["labels"][1:]]} for row in rows]
-    joined: list[dict[str, list[int]]] = pack_dataset(Dataset.from_list(heads), length, "bfd").to_list()
+    joined: list[EncodedRow] = pack_dataset(Dataset.from_list(heads), length, "bfd").to_list()
     return joined
 
 
-def refuse_unpackable(ctx: StageContext, model: Any, rows: Sequence[dict[str, Any]], collate: Collate) -> None:
+def refuse_unpackable(
+    ctx: StageContext, model: PreTrainedModel | PeftModel, rows: Sequence[EncodedRow], collate: Collate
+) -> None:
     """Check that a conversation packed after another one has the same logits as alone.
 
     Args:
@@ -85,7 +94,7 @@ def _refusal(ctx: StageContext, statement: str) -> PipelineError:
     return PipelineError(Problem(statement, "no difference beyond rounding", "set train.mode: rows", stage=ctx.name))
 
 
-def _logits(model: Any, conversations: list[list[int]], collate: Collate) -> Tensor:
+def _logits(model: PreTrainedModel | PeftModel, conversations: list[list[int]], collate: Collate) -> Tensor:
     """Return the logits of a packed row, (T, V)."""
     ids = [token for one in conversations for token in one]
     batch = collate([{"input_ids": ids, "labels": ids, "seq_lengths": [len(one) for one in conversations]}])
@@ -95,7 +104,7 @@ def _logits(model: Any, conversations: list[list[int]], collate: Collate) -> Ten
     return logits_TV
 
 
-def _computing(ctx: StageContext, model: Any) -> Any:
+def _computing(ctx: StageContext, model: PreTrainedModel | PeftModel) -> AbstractContextManager[Any]:
     """Return a context that computes in the dtype of the weights, or in half precision for FlashAttention."""
     is_flash = "flash" in attention_name(ctx)
     if is_flash and model.device.type == "cpu":  # DeepSpeed and FSDP move a model only when they prepare it

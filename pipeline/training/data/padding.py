@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -22,8 +22,14 @@ from pipeline.models.save.verification import own_attention, plain_of
 from pipeline.parallel.zero.zero3 import forward_without_engine
 from pipeline.stage import StageContext
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-def needs_positions(ctx: StageContext, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> bool:
+
+def needs_positions(
+    ctx: StageContext, model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], pad_id: int
+) -> bool:
     """Return whether a model needs position ids for rows padded on the left, measured on two rows.
 
     Args:
@@ -63,10 +69,10 @@ def positions_of(mask_BT: Tensor) -> Tensor:
 
 
 @contextmanager
-def with_position_ids(model: Any) -> Iterator[None]:
+def with_position_ids(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Inside the context, add `position_ids` derived from the mask to each forward pass of a model."""
 
-    def tell(_: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def tell(_: object, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return arguments, {"position_ids": positions_of(given["attention_mask"]), **given}
 
     handle = model.register_forward_pre_hook(tell, with_kwargs=True)

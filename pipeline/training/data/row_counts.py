@@ -6,18 +6,36 @@ are counted before tokenization (`preflight/checks/sources.py`) or after it (`pr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Problem, agreeing, counted
 from pipeline.kind.traits import RowCounts, too_few
 
+if TYPE_CHECKING:
+    from pipeline.training.fields import CommonTrain
 
-def any_number(_train: Any, _rows: RowCounts) -> Problem | None:
+
+class SamplesResponses(Protocol):
+    """A `train` block whose batches consist of responses.
+
+    Attributes:
+        num_generations: responses to each prompt.
+    """
+
+    num_generations: int
+
+    @property
+    def responses_at_once(self) -> int:
+        """Return the responses sampled at a time."""
+        ...
+
+
+def any_number(_train: object, _rows: RowCounts) -> Problem | None:
     """Return no problem: where documents are cut into rows, their number says nothing."""
     return None
 
 
-def fill_a_batch_of_sides(train: Any, rows: RowCounts) -> Problem | None:
+def fill_a_batch_of_sides(train: CommonTrain, rows: RowCounts) -> Problem | None:
     """Check rows of which a pair counts as two, the good response and the bad one."""
     is_paired = rows.shape == "preference"
     count = 2 * rows.train if is_paired else rows.train
@@ -28,7 +46,7 @@ def fill_a_batch_of_sides(train: Any, rows: RowCounts) -> Problem | None:
     return too_few(statement, f"one batch of {train.batch_size}", "rows")
 
 
-def fill_a_batch_of_responses(train: Any, rows: RowCounts) -> Problem | None:
+def fill_a_batch_of_responses(train: SamplesResponses, rows: RowCounts) -> Problem | None:
     """Check prompts of which each gets `num_generations` responses of a batch."""
     needed = train.responses_at_once // train.num_generations
     if rows.train >= needed:
@@ -37,7 +55,7 @@ def fill_a_batch_of_responses(train: Any, rows: RowCounts) -> Problem | None:
     return too_few(f"there {_prompts(rows.train)} to learn from", wanted, "prompts")
 
 
-def learn_and_hold_out(_train: Any, rows: RowCounts) -> Problem | None:
+def learn_and_hold_out(_train: object, rows: RowCounts) -> Problem | None:
     """Check prompts of which some are split off for evaluation if none are held out."""
     if rows.train >= 1 and rows.train + rows.held_out >= 2:
         return None

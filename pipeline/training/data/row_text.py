@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.models.tokenizer.encoding import Text, TextEncoder, Tokens, own_letters
 from pipeline.models.tokenizer.template import ChatTemplate, Messages, Rendered, Span, TemplateFaultError, no_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 
@@ -41,7 +44,7 @@ class RowEncoder:
     template: ChatTemplate
 
     @classmethod
-    def of(cls, tokenizer: Any) -> RowEncoder:
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
         """Create the encoder of a tokenizer."""
         text = TextEncoder(tokenizer)
         return cls(text, ChatTemplate(text))

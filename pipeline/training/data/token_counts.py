@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -33,6 +33,9 @@ from pipeline.training.data.encoding import (
     spelled_texts,
     template_problems,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LISTED_FAULTS = 20
 
@@ -164,7 +167,7 @@ def _tokenizer(source: ResolvedInput, chat_template: str | None, request: TokenR
 
 
 def encoder(
-    encoding: Encoding, tokenizer: Any, max_length: int | None, readers: Sequence[Reader] = ()
+    encoding: Encoding, tokenizer: PreTrainedTokenizerBase, max_length: int | None, readers: Sequence[Reader] = ()
 ) -> Callable[..., EncodedRows]:
     """Return the function with which a stage encodes its rows."""
     encode: Callable[..., EncodedRows]
