@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-matrix test-fields test-vllm test-liger check lint types format slurm-quickstart fuzz bench bench-memory bench-ppo bench-gpu test-bench-gpu image docs clean
+.PHONY: help setup setup-dev demo test test-fast test-matrix test-fields test-vllm test-liger check lint types format slurm-quickstart fuzz bench bench-memory bench-ppo bench-gpu test-bench-gpu image docs clean
 
 help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
 .venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
@@ -13,6 +13,8 @@ demo: setup  ## train the whole quickstart chain
 	.venv/bin/trueup run recipes/quickstart.yaml
 test: setup-dev  ## run the whole test suite
 	$(PY) -m pytest -n 2 --dist loadgroup
+test-fast: setup-dev  ## for everyday work: run the tests that neither train nor start processes
+	$(PY) -m pytest -n 2 --dist loadgroup -m "not whole and not slow"
 test-matrix: setup-dev  ## run every stage in every layout of processes and every kill, of which the suite runs a part
 	$(PY) -m pytest -n 2 --dist loadgroup -m "whole or not whole" tests/parallel tests/rl/test_sharded_steps.py tests/invariants tests/launch/test_two_hosts.py
 test-fields: setup-dev  ## see the effect of every field of every trainer (the suite sees some, and that all reach the trainer)

@@ -32,8 +32,8 @@ from hypothesis import HealthCheck, settings
 import pipeline.stages
 from pipeline.artifacts import Artifact, Store
 from pipeline.launch.job import DataJob, Job, Outcome, execute
-from pipeline.recipe import DataSource
-from pipeline.stage import Event, ResolvedInput
+from pipeline.recipe import Compute, DataSource
+from pipeline.stage import Event, ResolvedInput, StageContext
 
 # No example fails because the machine is busy, and every run tries the same ones: `make fuzz` looks for new ones.
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -47,6 +47,41 @@ THINGS = ("cat", "dog", "sun", "sky", "sea", "leaf", "rose", "snow", "coal", "do
 COLOUR_OF = {thing: COLOURS[i % len(COLOURS)] for i, thing in enumerate(THINGS)}
 COMPUTE = {"micro_batch": "auto", "threads": 1, "precision": "fp32", "checkpoint_every_s": 1e9}
 """How stages compute that run in a test's own process: on any processor in the same format."""
+
+
+SLOW = {
+    "artifacts": "kills remote",
+    "benchmarks": "gpu_benchmark",
+    "cli": "cli_checkpoints",
+    "docker": "inside",
+    "end_to_end": "made_models real_data wheel",
+    "estimate": "shape",
+    "invariants": "accumulation chain_kills library_internals rerun resume",
+    "launch": "broken_ranks missing_host two_hosts",
+    "machine": "limits",
+    "models": "deferred",
+    "parallel": "equivalence fallbacks offload on_policy_processes one_precision pipeline resume_elsewhere sequence "
+    "tensor tp_replicas trunk_processes zero3 zero_bytes",
+    "preferences": "app collect_stage",
+    "recipes": "real_recipes",
+    "rl": "ppo_resume processes sampling_law sharded_steps trainer",
+    "recipe": "trainer_fields",
+    "run": "check_tokens full_disk merge_chain merge_sources preflight run signals",
+    "stages": "every_field new_kind stage_dpo stage_kto stage_merge stage_on_policy stage_ppo stage_reward stage_sft "
+    "stages_templates written_models",
+    "training": "audit best",
+}
+"""Files whose tests train, start processes or wait, by folder: `make test-fast` leaves them out."""
+
+_SLOW_FILES = frozenset(f"{folder}/test_{name}.py" for folder, names in SLOW.items() for name in names.split())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `slow` the tests of slow files, and those that need the trained chain."""
+    for item in items:
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        if file in _SLOW_FILES or "chain" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
@@ -403,3 +438,43 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
 
 def _source(value: Any) -> DataSource:
     return value if isinstance(value, DataSource) else DataSource(path=str(value))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(chain: Any) -> Any:
+    """The chain's tokenizer; tests must not change it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(chain["tokenizer"].path)
+
+
+@pytest.fixture
+def tiny_model(chain: Any) -> Any:
+    """The chain's SFT model, in training mode; each test gets its own."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(chain["sft"].path).train()
+
+
+@pytest.fixture
+def make_context(tmp_path: Path) -> Callable[..., StageContext]:
+    """Make the context of a stage with some compute settings."""
+
+    def make(events: list[Event] | None = None, **compute: Any) -> StageContext:
+        for part in ("out", "work"):
+            (tmp_path / part).mkdir(exist_ok=True)
+        settings = Compute(**compute)
+        return StageContext(
+            name="tiny",
+            seed=3,
+            out=tmp_path / "out",
+            work=tmp_path / "work",
+            inputs={},
+            load_rows=lambda field: pytest.fail(f"nothing reads {field} here"),
+            compute=settings.settings,
+            dims=settings.dims,
+            emit=(events if events is not None else []).append,
+            stopping=lambda: False,
+        )
+
+    return make

@@ -32,8 +32,9 @@ from pipeline.training.checkpoint.completion import newest_checkpoint, step_of
 from pipeline.training.checkpoint.pipelined_state import Log, PipelineState, groups_of, optimizer_of
 from pipeline.training.data.batches import Batches
 from pipeline.training.data.encoding import EncodedRow
+from pipeline.training.data.sources import EncodedData
 from pipeline.training.loop import SessionClock, Trained, measured
-from pipeline.training.setup import EncodedData, OpenedModel, Schedule
+from pipeline.training.setup import OpenedModel, Schedule
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-    from pipeline.training.data.encoding import EncodedRow
+    from pipeline.training.data.sources import EncodedData, TrainerRows
 
 Arguments = TypeVar("Arguments")
 AnyTrainer = TypeVar("AnyTrainer")
@@ -52,32 +52,6 @@ class OpenedModel(NamedTuple):
     max_length: int
     adapter: Adapter | None = None
     deferred: Deferred | None = None
-
-
-class EncodedData(NamedTuple):
-    """Encoded rows.
-
-    Attributes:
-        train: training rows.
-        held_out: held-out rows.
-        counts: numbers of rows for the manifest: read, and left out by reason.
-    """
-
-    train: list[EncodedRow]
-    held_out: list[EncodedRow]
-    counts: dict[str, int]
-
-
-class TrainerRows(NamedTuple):
-    """Rows as a trainer reads them, of whatever columns.
-
-    Attributes:
-        train: training rows.
-        held_out: held-out rows.
-    """
-
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
 
 
 class Schedule(NamedTuple):

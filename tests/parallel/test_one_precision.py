@@ -22,18 +22,18 @@ def one_of_two(folder: str, mine: str) -> None:
     import torch.distributed as dist
 
     from pipeline.kind.compute import ComputeSettings
-    from pipeline.models.cpu import precision
+    from pipeline.models.cpu.precision import Choice
     from pipeline.parallel.dims import ParallelDims
     from pipeline.stage import StageContext
-    from pipeline.training.arguments import precision_of
+    from pipeline.training import arguments
 
     dist.init_process_group("gloo")
     rank = int(os.environ["RANK"])
     work = Path(folder) / f"work-{rank}"
     work.mkdir()
     other = {"fp32": "bf16", "bf16": "fp32"}[mine]
-    measured = precision.Choice(mine if rank == 0 else other, "as it was measured")
-    precision.fastest_precision = lambda width: measured
+    measured = Choice(mine if rank == 0 else other, "as it was measured")
+    arguments.fastest_precision = lambda width: measured
     ctx = StageContext(
         name="tiny",
         seed=1,
@@ -47,7 +47,7 @@ def one_of_two(folder: str, mine: str) -> None:
         dims=ParallelDims(2),
         rank=rank,
     )
-    (Path(folder) / f"picked-{rank}").write_text(precision_of(ctx, 1024))
+    (Path(folder) / f"picked-{rank}").write_text(arguments.precision_of(ctx, 1024))
 
 
 if __name__ == "__main__":

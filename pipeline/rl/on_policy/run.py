@@ -12,9 +12,10 @@ from pipeline.rl.on_policy.learning import on_policy_summary, with_rewards
 from pipeline.rl.on_policy.trainer import Generated, fitting_prompts, on_policy_arguments, trl_rewards
 from pipeline.rl.rewards.sources import load_rewards
 from pipeline.stage import StageContext, StageResult
+from pipeline.training.data.sources import TrainerRows
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer
-from pipeline.training.setup import TrainerRows, build_trainer, open_causal_lm, prepare
+from pipeline.training.setup import build_trainer, open_causal_lm, prepare
 
 
 def train_on_policy(

@@ -15,20 +15,12 @@ from pipeline.stage import StageContext, StageResult
 from pipeline.stages.dpo.config import Config
 from pipeline.training.data.batches import BucketedBatches
 from pipeline.training.data.encoding import encode_pairs
-from pipeline.training.data.sources import encode_source
+from pipeline.training.data.sources import EncodedData, encode_source
 from pipeline.training.fields import nothing_fits
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer
 from pipeline.training.reference import OwnReference, unhashed
-from pipeline.training.setup import (
-    EncodedData,
-    OpenedModel,
-    arguments_for,
-    build_trainer,
-    open_causal_lm,
-    plan_steps,
-    prepare,
-)
+from pipeline.training.setup import OpenedModel, arguments_for, build_trainer, open_causal_lm, plan_steps, prepare
 
 
 class BucketedDPOTrainer(OwnReference, BucketedBatches, DPOTrainer):  # type: ignore[misc]

@@ -17,20 +17,12 @@ from pipeline.stages.kto.config import Config, Train
 from pipeline.stages.kto.rows import add_mismatched, check_labels, label_pairs, length_quantiles, weight_advice
 from pipeline.training.data.batches import Batches, BucketedBatches
 from pipeline.training.data.encoding import encode_labelled, encode_pairs
-from pipeline.training.data.sources import encode_source
+from pipeline.training.data.sources import EncodedData, encode_source
 from pipeline.training.distribution import note_model_parallel
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer, steps_of
 from pipeline.training.reference import OwnReference, unhashed
-from pipeline.training.setup import (
-    EncodedData,
-    OpenedModel,
-    Schedule,
-    arguments_for,
-    build_trainer,
-    open_causal_lm,
-    prepare,
-)
+from pipeline.training.setup import OpenedModel, Schedule, arguments_for, build_trainer, open_causal_lm, prepare
 
 
 class BucketedKTOTrainer(OwnReference, BucketedBatches, KTOTrainer):  # type: ignore[misc]

@@ -22,13 +22,14 @@ from pipeline.stages.pretrain.documents import cut_documents
 from pipeline.training.arguments import attend_without_mask, attention_kernel, precision_of, zero3_config
 from pipeline.training.data.batches import BucketedBatches
 from pipeline.training.data.collate import CausalCollator
+from pipeline.training.data.sources import EncodedData
 from pipeline.training.finish import finish
 from pipeline.training.fitting import context_length, fit
 from pipeline.training.loop import Trained, run_trainer
 from pipeline.training.pipelined import train_through_pipeline
 from pipeline.training.pipelined_fields import refuse_unused
 from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel
-from pipeline.training.setup import EncodedData, OpenedModel, arguments_for, plan_steps, prepare
+from pipeline.training.setup import OpenedModel, arguments_for, plan_steps, prepare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

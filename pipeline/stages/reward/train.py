@@ -22,20 +22,11 @@ from pipeline.training.arguments import precision_of
 from pipeline.training.data.batches import BucketedBatches
 from pipeline.training.data.collate import PairCollator
 from pipeline.training.data.encoding import EncodedRow, EncodedRows, encode_pairs
-from pipeline.training.data.sources import encode_source
+from pipeline.training.data.sources import EncodedData, TrainerRows, encode_source
 from pipeline.training.fields import margin_problem, nothing_fits
 from pipeline.training.finish import finish, save_trained
 from pipeline.training.loop import run_trainer
-from pipeline.training.setup import (
-    EncodedData,
-    OpenedModel,
-    TrainerRows,
-    arguments_for,
-    build_trainer,
-    open_reward_model,
-    plan_steps,
-    prepare,
-)
+from pipeline.training.setup import OpenedModel, arguments_for, build_trainer, open_reward_model, plan_steps, prepare
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -18,7 +18,7 @@ from pipeline.training.data.batches import BucketedBatches
 from pipeline.training.data.collate import CausalCollator
 from pipeline.training.data.encoding import EncodedRows, encode_messages, template_problems
 from pipeline.training.data.packing import packed, refuse_unpackable
-from pipeline.training.data.sources import encode_source
+from pipeline.training.data.sources import EncodedData, encode_source
 from pipeline.training.fields import nothing_fits
 from pipeline.training.finish import save_and_finish
 from pipeline.training.fitting import context_length, fit
@@ -27,7 +27,6 @@ from pipeline.training.pipelined import train_through_pipeline
 from pipeline.training.pipelined_fields import refuse_unused
 from pipeline.training.sequence_parallel import SequenceParallelTrainer, refuse_sequence_parallel
 from pipeline.training.setup import (
-    EncodedData,
     OpenedModel,
     Schedule,
     arguments_for,

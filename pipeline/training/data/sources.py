@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, agreeing
 from pipeline.stage import Rejected, Rows, StageContext
-from pipeline.training.data.encoding import EncodedRows
+from pipeline.training.data.encoding import EncodedRow, EncodedRows
 
 LISTED = 20
 """Most faults that are listed one by one."""
@@ -38,6 +38,32 @@ class EncodedSource:
     train: EncodedRows
     held_out: EncodedRows
     counts: dict[str, int]
+
+
+class EncodedData(NamedTuple):
+    """Encoded rows.
+
+    Attributes:
+        train: training rows.
+        held_out: held-out rows.
+        counts: numbers of rows for the manifest: read, and left out by reason.
+    """
+
+    train: list[EncodedRow]
+    held_out: list[EncodedRow]
+    counts: dict[str, int]
+
+
+class TrainerRows(NamedTuple):
+    """Rows as a trainer reads them, of whatever columns.
+
+    Attributes:
+        train: training rows.
+        held_out: held-out rows.
+    """
+
+    train: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
 
 
 def encode_source(
