@@ -70,7 +70,6 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
 
 
 def _auto_precision(ctx: StageContext, width: int) -> str:
-
     if not use_cpu(ctx):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if ctx.dims.zero:  # transformers supports bf16 with DeepSpeed on a GPU only
@@ -100,7 +99,6 @@ def _decided_precision(ctx: StageContext, width: int) -> str:
 
 
 def _width_of_input(ctx: StageContext) -> int:
-
     starts = [*ctx.inputs.get("model", []), *ctx.inputs.get("init", [])]
     return hidden_size(starts[0], ctx.trust_remote_code) if starts else 0
 

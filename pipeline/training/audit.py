@@ -80,7 +80,7 @@ def trainer_problems(ctx: StageContext, trainer: Trainer) -> Iterator[Problem]:
         yield Problem(statement, precision, "set compute.precision: fp32")
     alike = not ctx.dims.is_sharded and ctx.dims.model_parallel_size == 1
     if alike and ctx.ranks > 1 and not isinstance(trainer.model_wrapped, DistributedDataParallel):
-        statement = f"{ctx.ranks} processes train, and nobody sums their gradients"
+        statement = f"DDP is missing: gradients are not averaged over the {ctx.ranks} processes"
         yield Problem(statement, "DistributedDataParallel around the model", "set compute.zero: 1")
 
 

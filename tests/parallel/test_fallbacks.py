@@ -202,7 +202,7 @@ def test_gradients_that_nobody_sums_are_seen(tmp_path: Path) -> None:
     )
     trainer = SimpleNamespace(accelerator=SimpleNamespace(mixed_precision="no"), model_wrapped=torch.nn.Linear(2, 2))
     (problem,) = trainer_problems(ctx, trainer)
-    assert problem.found == "2 processes train, and nobody sums their gradients"
+    assert problem.found == "DDP is missing: gradients are not averaged over the 2 processes"
 
 
 STAGE = """
