@@ -31,12 +31,12 @@ RETIRED_NAMES: dict[str, str] = {
     "Copies": "TPReplicas",
     "Division": "BatchSplit",
     "Holding": "ShardingState",
-    "KeepsSums": "RunningMetrics",
+    "KeepsSums": "save_metrics",
     "Meeting": "Coordinator",
     "Slicing": "TPConfig",
     "Speaker": "ResponseGenerator",
     "Stepper": "TrainEngine",
-    "WholeState": "ConsolidatedCheckpoint",
+    "WholeState": "Checkpoints",
 }
 """Identifiers, whole, and what the field calls them."""
 

@@ -271,7 +271,7 @@ def _with_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_
             statement, remedy = "train.load_best_model_at_end is true", "set `held_out` of the data source"
             raise PipelineError(Problem(statement, "held-out rows to evaluate on", remedy))
         values["metric_for_best_model"] = values.get("metric_for_best_model") or "loss"
-        values["save_strategy"] = "no"  # `Watcher` saves periodically, and `KeepsBest` at each new best evaluation
+        values["save_strategy"] = "no"  # `Watcher` saves periodically, and `is_new_best` at each new best evaluation
     arguments: Any = _instantiated(arguments_class, values)
     arguments.load_best_model_at_end = keeps_best
     return cast(Arguments, arguments)

@@ -6,20 +6,16 @@ uninterrupted one, and ends with the same bits, whichever step it was interrupte
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, counted
+from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.load.adapter_config import Adapter
-from pipeline.parallel.ranks import any_reduce
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir, precision_of
 from pipeline.training.audit import Audit
@@ -28,6 +24,7 @@ from pipeline.training.checkpoint.completion import newest_checkpoint, step_of
 from pipeline.training.checkpoint.running_metrics import restore_metrics
 from pipeline.training.data.batches import Batches
 from pipeline.training.distribution import check_distribution
+from pipeline.training.session import Session
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -70,7 +67,7 @@ def run_trainer(
 
     Args:
         ctx: the stage's context.
-        trainer: trainer of transformers or trl.
+        trainer: trainer of transformers or trl, from `composed`.
         batches: counts tokens.
         steps: optimizer steps in all.
         adapter: the recipe's `adapter:` block; None without one.
@@ -86,19 +83,16 @@ def run_trainer(
         ):  # trl casts trained weights on a quantised base to bfloat16, which would round the updates
             parameter.data = parameter.data.float()
     checkpoint = newest_checkpoint(checkpoints_dir(ctx))
-    clock = SessionClock(ctx.work / "seconds.json", fresh=checkpoint is None)
+    session = Session(ctx, steps, resumed_at=step_of(checkpoint) if checkpoint else None)
     for silent in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(silent)
-    every_s = ctx.compute.checkpoint_every_s
-    trainer.add_callback(Watcher(ctx, clock, every_s, begin=lambda: restore_metrics(trainer, checkpoint)))
+    trainer.add_callback(Watcher(session, begin=lambda: restore_metrics(trainer, checkpoint)))
     trainer.add_callback(Audit(ctx, trainer, adapter))
-    if checkpoint is not None:
-        ctx.note(f"resumes at step {step_of(checkpoint)} of {steps}")
-    clock.start()
+    session.start()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = clock.total()
+    seconds = session.clock.total()
     if trainer.state.global_step < steps:
-        raise Interrupted(Problem(f"stopped as asked at step {trainer.state.global_step} of {steps}", stage=ctx.name))
+        raise session.stopped(trainer.state.global_step)
     trained = measured(timeless(trainer.state.log_history), batches.tokens(steps), seconds)
     best = load_best(trainer)
     return _with_best(ctx, trained, best) if best else trained
@@ -117,43 +111,14 @@ def measured(history: list[dict[str, float]], tokens: int, seconds: float) -> Tr
     return Trained(history, tokens, seconds, _final(history), _best(history))
 
 
-class SessionClock:
-    """Counts the seconds spent in the trainer over all sessions of a stage."""
-
-    def __init__(self, file: Path, *, fresh: bool) -> None:
-        self.file = file
-        self.before = 0.0
-        self.started = time.perf_counter()
-        if not fresh and file.is_file():
-            self.before = float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
-
-    def start(self) -> None:
-        """Start the clock of this session."""
-        self.started = time.perf_counter()
-
-    def total(self) -> float:
-        """Return the seconds of all sessions so far."""
-        return self.before + time.perf_counter() - self.started
-
-    def save(self) -> None:
-        """Write the seconds so far; the first process calls it with each checkpoint."""
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps({"seconds": self.total()}), encoding="utf-8")
-        part.replace(self.file)
-
-
 class Watcher(TrainerCallback):  # type: ignore[misc]
     """Callback that reports progress, saves periodically, and stops when asked or when the loss is not finite.
 
     ``begin`` is called when the trainer has reset its state and is about to take its first step.
     """
 
-    def __init__(self, ctx: StageContext, clock: SessionClock, every_s: float, begin: Callable[[], None]) -> None:
-        self.ctx = ctx
-        self.clock = clock
-        self.every_s = every_s
-        self.begin = begin
-        self.saved_at = time.perf_counter()
+    def __init__(self, session: Session, begin: Callable[[], None]) -> None:
+        self.ctx, self.session, self.begin = session.ctx, session, begin
         self.shown_at = 0.0
         self.latest: dict[str, float] = {}
 
@@ -172,12 +137,9 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         if state.global_step >= state.max_steps:
             control.should_log = True  # so that the final loss is always logged and checked
             control.should_evaluate |= args.load_best_model_at_end  # the last weights may be the best
-        else:
-            if self.ctx.stopping():
-                control.should_save = True
-                control.should_training_stop = True
-            elif any_reduce(now - self.saved_at > self.every_s):  # saving is collective
-                control.should_save = True
+        due = self.session.after(state.global_step)
+        control.should_save |= due.save
+        control.should_training_stop |= due.stop
 
     def on_log(
         self,
@@ -202,21 +164,12 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             if key in shown and isinstance(value, int | float):
                 self.latest[key] = float(value)
         loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise PipelineError(
-                Problem(
-                    f"the loss is {loss} at step {state.global_step}",
-                    "a finite number",
-                    "lower train.learning_rate or add train.warmup_steps; the last checkpoint is kept",
-                ),
-                exit_code=ExitCode.FAILED,
-            )
+        if loss is not None:
+            self.session.check_loss(loss, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the time of the last checkpoint."""
-        self.saved_at = time.perf_counter()
-        if self.ctx.is_first:
-            self.clock.save()
+        self.session.saved()
 
 
 def timeless(log: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:

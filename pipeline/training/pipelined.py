@@ -7,8 +7,6 @@ resume with either of them.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,14 +15,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import get_scheduler
 
-from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.labels import IGNORE
 from pipeline.models.forward_probe import ForwardProbe
 from pipeline.models.load.deferred import Deferred
 from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.pipeline.schedule import Pipeline, PipelineRank
 from pipeline.parallel.pipeline.stage_module import StageModule
-from pipeline.parallel.ranks import Ranks, any_reduce
+from pipeline.parallel.ranks import Ranks
 from pipeline.stage import StageContext
 from pipeline.training.arguments import attention_name, checkpoints_dir, precision_of
 from pipeline.training.audit import check_first_pass, check_prepared
@@ -33,7 +31,8 @@ from pipeline.training.checkpoint.pipelined_state import Log, PipelineState, gro
 from pipeline.training.data.batches import Batches
 from pipeline.training.data.encoding import EncodedRow
 from pipeline.training.data.sources import EncodedData
-from pipeline.training.loop import SessionClock, Trained, measured
+from pipeline.training.loop import Trained, measured
+from pipeline.training.session import Session
 from pipeline.training.setup import OpenedModel, Schedule
 
 if TYPE_CHECKING:
@@ -53,7 +52,10 @@ class PipelineTraining:
     Attributes:
         pipe: the pipeline stage with its schedule.
         log: log in the format of the Trainer's.
+        session: when it saves and stops.
     """
+
+    session: Session
 
     def __init__(
         self,
@@ -114,28 +116,24 @@ class PipelineTraining:
             PipelineError: the loss is not finite.
         """
         checkpoint = newest_checkpoint(checkpoints_dir(self.ctx))
-        clock = SessionClock(self.ctx.work / "seconds.json", fresh=checkpoint is None)
-        begun = 0
+        begun = step_of(checkpoint) if checkpoint else None
+        session = self.session = Session(self.ctx, self.steps, resumed_at=begun)
         if checkpoint is not None:
-            begun = step_of(checkpoint)
             self.log = self.state.load(checkpoint)
-            self.ctx.note(f"resumes at step {begun} of {self.steps}")
-        clock.start()
-        saved_at = time.perf_counter()
+        session.start()
         self.pipe.part.train()
-        for step, group in self._groups(begun):
+        for step, group in self._groups(begun or 0):
             self._step(step, collate([rows[row] for row in group]))
             if held_out and (step % int(self.arguments.eval_steps) == 0 or step == self.steps):
                 self._evaluate(step, held_out, collate)
+            due = session.after(step)
+            if due.save:
+                self._save(step)
+            if due.stop:
+                raise session.stopped(step)
             if step == self.steps:
                 break
-            stopping = self.ctx.stopping()
-            if stopping or any_reduce(time.perf_counter() - saved_at > self.ctx.compute.checkpoint_every_s):
-                self._save(step, clock)
-                saved_at = time.perf_counter()
-            if stopping:
-                raise Interrupted(Problem(f"stopped as asked at step {step} of {self.steps}", stage=self.ctx.name))
-        return measured(self.log.history, self.batches.tokens(self.steps), clock.total())
+        return measured(self.log.history, self.batches.tokens(self.steps), session.clock.total())
 
     def _groups(self, begun: int) -> Iterator[tuple[int, list[int]]]:
         """Yield the number and the row indices of each optimizer step after step ``begun``."""
@@ -161,10 +159,7 @@ class PipelineTraining:
             self._first = None
         norm = self.pipe.clip(self.arguments.max_grad_norm)
         rate = self.rates.get_last_lr()[0]
-        if not math.isfinite(loss):
-            remedy = "lower train.learning_rate or add train.warmup_steps; the last checkpoint is kept"
-            problem = Problem(f"the loss is {loss} at step {step}", "a finite number", remedy)
-            raise PipelineError(problem, exit_code=ExitCode.FAILED)
+        self.session.check_loss(loss, step)
         self.optimizer.step()
         self.rates.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,11 +200,10 @@ class PipelineTraining:
     def _epoch(self, step: int) -> float:
         return step / self.batches.batches_per_epoch
 
-    def _save(self, step: int, clock: SessionClock) -> None:
+    def _save(self, step: int) -> None:
         folder = checkpoints_dir(self.ctx) / f"checkpoint-{step}"
-        if self.pipe.place.ranks.is_first:
-            clock.save()
         self.state.save(folder, self.log, self.arguments, step, self._epoch(step))
+        self.session.saved()
 
 
 def train_through_pipeline(

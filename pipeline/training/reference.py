@@ -7,8 +7,9 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pipeline.models.load.adapters import without_adapter
 from pipeline.models.logprobs import response_logprobs
@@ -22,37 +23,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class OwnReference:
-    """Mixin for a trl trainer on encoded rows whose reference log-probabilities come from `with_reference`.
+@dataclass(frozen=True)
+class Reference:
+    """Part of a trl trainer on encoded rows: computes the reference's log-probabilities, in place of trl.
 
     With FSDP trl would load a second model as reference and never use it. So `is_fsdp_enabled` stays False until
-    training begins (`ConsolidatedCheckpoint`).
+    training begins (`TrainerHooks`).
 
     Attributes:
+        ctx: the stage's context.
         columns: name of each column with reference log-probabilities, to the column with the response's ids.
     """
 
-    columns: ClassVar[Mapping[str, str]]
-    is_fsdp_enabled: bool
-    model: Any
+    ctx: StageContext
+    columns: Mapping[str, str]
 
-    def __init__(self, ctx: StageContext, **options: Any) -> None:
-        """Build the trainer; its constructor computes the reference log-probabilities."""
-        self.ctx = ctx
-        super().__init__(**options)
-
-    def _prepare_dataset(self, dataset: Dataset, *args: object) -> Dataset:
-        """Return the rows as they are: they are encoded."""
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Add the columns of the reference's log-probabilities, computed in length buckets."""
-        return with_reference(self.ctx, self.model, dataset, self.columns, self.ctx.work / f"reference-{name}.json")
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator, and hide FSDP from trl's constructor."""
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]
-        self.is_fsdp_enabled = False
+    def added(self, model: PreTrainedModel | PeftModel, dataset: Dataset, name: str) -> Dataset:
+        """Return a dataset with the columns of the reference's log-probabilities; ``name`` names its cache."""
+        return with_reference(self.ctx, model, dataset, self.columns, self.ctx.work / f"reference-{name}.json")
 
 
 def with_reference(
@@ -86,7 +74,8 @@ def with_reference(
 @contextmanager
 def unhashed(trainer_class: type) -> Iterator[None]:
     """Keep trl from hashing the model for its own cache, which the stage does not use: sharded weights have no hash."""
-    module: Any = sys.modules[trainer_class.__module__]
+    modules = (sys.modules[one.__module__] for one in trainer_class.__mro__)
+    module: Any = next(module for module in modules if hasattr(module, "hash_module"))
     hash_module = module.hash_module
     module.hash_module = lambda model: ""
     try:

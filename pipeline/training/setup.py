@@ -7,6 +7,7 @@ a record for the next one. Knows nothing of objectives: a stage's `train.py` has
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from datasets import Dataset
@@ -20,11 +21,13 @@ from pipeline.models.load.pretrained import load_causal_lm, load_reward_model, l
 from pipeline.models.tokenizer.contract import end_ids
 from pipeline.stage import StageContext
 from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
+from pipeline.training.composition import TrainerParts
 from pipeline.training.data.batches import Batches
 from pipeline.training.distribution import divided
 from pipeline.training.fields import CommonTrain
 from pipeline.training.fitting import context_length, fit
 from pipeline.training.loop import steps_of
+from pipeline.training.reference import unhashed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -165,30 +168,35 @@ def arguments_for(
 
 
 def build_trainer(
-    trainer_class: Callable[..., AnyTrainer],
+    trainer_class: type[AnyTrainer],
     opened: OpenedModel,
     arguments: TrainingArguments,
     data: EncodedData | TrainerRows,
+    parts: TrainerParts,
     *,
     task: Literal["causal", "reward"] = "causal",
     **options: Any,
 ) -> AnyTrainer:
-    """Return a trl trainer of the opened model on encoded rows.
+    """Return a trl trainer of the opened model on encoded rows; with a reference, its log-probabilities are computed.
 
     Args:
-        trainer_class: class of the trainer.
+        trainer_class: class of the trainer, from `composed`.
         opened: the model, its tokenizer, and the adapter to train.
         arguments: the trainer's configuration.
         data: rows to train and to evaluate on.
+        parts: the trainer's parts.
         task: what the adapter is for.
         options: further arguments of ``trainer_class``.
     """
-    return trainer_class(
-        model=opened.model,
-        args=arguments,
-        train_dataset=Dataset.from_list(data.train),
-        eval_dataset=Dataset.from_list(data.held_out) if data.held_out else None,
-        processing_class=opened.tokenizer,
-        peft_config=lora_config(opened.adapter, task, opened.model) if opened.adapter else None,
-        **options,
-    )
+    with unhashed(trainer_class) if parts.reference is not None else nullcontext():
+        build: Callable[..., AnyTrainer] = trainer_class
+        return build(
+            parts=parts,
+            model=opened.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(data.train),
+            eval_dataset=Dataset.from_list(data.held_out) if data.held_out else None,
+            processing_class=opened.tokenizer,
+            peft_config=lora_config(opened.adapter, task, opened.model) if opened.adapter else None,
+            **options,
+        )

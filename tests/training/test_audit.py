@@ -34,7 +34,7 @@ from pipeline.training.audit import (
     kernels_of,
     weight_problems,
 )
-from pipeline.training.checkpoint.consolidated import ConsolidatedCheckpoint
+from pipeline.training.composition import TrainerHooks
 
 SFT = {"train": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3}}
 LORA = {**SFT, "adapter": {"r": 4}}
@@ -99,7 +99,7 @@ def other_rank(patch: Patch) -> None:
 
 
 def copies_in_the_optimizer(patch: Patch) -> None:
-    create = ConsolidatedCheckpoint.create_optimizer
+    create = TrainerHooks.create_optimizer
 
     def created(self: Any, *given: Any, **options: Any) -> Any:
         optimizer = create(self, *given, **options)
@@ -107,7 +107,7 @@ def copies_in_the_optimizer(patch: Patch) -> None:
             group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
         return optimizer
 
-    patch.setattr(ConsolidatedCheckpoint, "create_optimizer", created)
+    patch.setattr(TrainerHooks, "create_optimizer", created)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Patch], None], str]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ from pipeline.errors import ExitCode, PipelineError
 from pipeline.stage import Event
 from pipeline.training.checkpoint.running_metrics import metrics_of, restore_metrics
 from pipeline.training.data.batches import Batches
-from pipeline.training.loop import SessionClock, Watcher, _best, _final, steps_of, timeless
+from pipeline.training.loop import Watcher, _best, _final, steps_of, timeless
+from pipeline.training.session import Session, SessionClock
 
 
 def test_seconds_of_all_sessions_add_up_and_a_fresh_start_forgets(tmp_path: Path) -> None:
@@ -40,7 +42,8 @@ class Watched:
         self.events: list[Event] = []
         ctx = make_context(self.events)
         object.__setattr__(ctx, "stopping", lambda: stopping)
-        self.watcher = Watcher(ctx, SessionClock(tmp_path / "seconds.json", fresh=True), every_s, begin=lambda: None)
+        object.__setattr__(ctx, "compute", replace(ctx.compute, checkpoint_every_s=every_s))
+        self.watcher = Watcher(Session(ctx, 20, resumed_at=None), begin=lambda: None)
         self.args = TrainingArguments(output_dir=str(tmp_path), logging_steps=5, use_cpu=True)
 
     def step_ends(self, step: int, of: int = 20) -> TrainerControl:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from architectures import tiny_causal_lm
 
 from pipeline.errors import PipelineError
 from pipeline.models.generate.steps import left_padded
-from pipeline.rl.on_policy.trainer import OnPolicy
+from pipeline.rl.on_policy.hooks import OnPolicyHooks
 from pipeline.stage import StageContext
+from pipeline.training.composition import composed
 from pipeline.training.data.padding import needs_positions, with_position_ids
 
 PROMPTS = [[5, 9, 33, 17, 40], [7, 8, 50, 3, 21, 30, 11, 62, 4]]
@@ -51,24 +53,22 @@ class Scores:
         return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
-class Trainer(OnPolicy, Scores):
-    """What a stage makes of it."""
-
-
 @pytest.mark.parametrize("kind", WITH_POSITIONS)
 def test_a_model_that_is_told_positions_scores_a_padded_row_as_it_does_alone(kind: str) -> None:
     model = tiny_causal_lm(kind)
     ids, mask = left_padded(PROMPTS, 0, torch.device("cpu"))
-    trainer = Trainer.__new__(Trainer)
+    trainer_class = composed(Scores, OnPolicyHooks)
+    trainer = trainer_class.__new__(trainer_class)
+    trainer.parts = SimpleNamespace(rollouts=SimpleNamespace(prompts=SimpleNamespace(with_positions=False)))
     alone = model(input_ids=torch.tensor(PROMPTS[:1]), use_cache=False).logits[0]
 
     def off() -> float:
         return float((trainer._get_per_token_logps_and_entropies(model, ids, mask)[0, -5:] - alone).abs().max())
 
     assert off() > 0.1
-    trainer.with_positions = True
+    trainer.parts.rollouts.prompts.with_positions = True
     assert off() < 1e-4
     with with_position_ids(model):
         pass
-    trainer.with_positions = False
+    trainer.parts.rollouts.prompts.with_positions = False
     assert off() > 0.1  # no hook is left behind

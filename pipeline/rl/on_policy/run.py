@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from pipeline.errors import counted
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.rl.on_policy.fields import OnPolicyConfig, OnPolicyTrain
+from pipeline.rl.on_policy.hooks import OnPolicyHooks, Rollouts
 from pipeline.rl.on_policy.learning import on_policy_summary, with_rewards
 from pipeline.rl.on_policy.trainer import Generated, fitting_prompts, on_policy_arguments, trl_rewards
 from pipeline.rl.rewards.sources import load_rewards
 from pipeline.stage import StageContext, StageResult
+from pipeline.training.composition import composed
 from pipeline.training.data.sources import TrainerRows
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer
@@ -22,7 +23,7 @@ def train_on_policy(
     ctx: StageContext,
     config: OnPolicyConfig,
     train: OnPolicyTrain,
-    trainer_class: Callable[..., Any],
+    trainer_class: type[Any],
     arguments_class: type[Any],
     **own: Any,
 ) -> StageResult:
@@ -32,7 +33,7 @@ def train_on_policy(
         ctx: the stage's context.
         config: the stage's configuration.
         train: its `train` block.
-        trainer_class: trl's trainer with the mixin `OnPolicy`.
+        trainer_class: trl's trainer.
         arguments_class: configuration class of the trainer.
         own: fields of ``arguments_class`` that only this algorithm has.
 
@@ -50,10 +51,12 @@ def train_on_policy(
     )
     data = TrainerRows(prompts.train_rows, prompts.held_out_rows)
     rewards = trl_rewards(sources, prompts)
-    trainer = build_trainer(trainer_class, opened, arguments, data, reward_funcs=rewards)
-    trainer.learn_from(ctx, prompts, batches)
+    rollouts = Rollouts(ctx, prompts, batches)
+    composed_class = composed(trainer_class, OnPolicyHooks)
+    trainer = build_trainer(composed_class, opened, arguments, data, rollouts.parts(), reward_funcs=rewards)
+    rollouts.fit_reference(trainer)
     ctx.phase(f"training on {counted(prompts.train, 'prompt')}")
-    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), trainer.watch)
+    trained = with_rewards(run_trainer(ctx, trainer, Generated(trainer), steps, config.adapter), rollouts.watch)
     return save_and_finish(
         ctx,
         trained,

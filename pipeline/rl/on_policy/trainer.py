@@ -6,31 +6,23 @@ Connects a recipe's prompts and rewards with a trl trainer that samples its own 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
 from pipeline.errors import PipelineError, Problem, agreeing, counted
-from pipeline.models.load.fitting import fit_embedding
 from pipeline.models.load.pretrained import source_of
 from pipeline.models.tokenizer.contract import end_ids
-from pipeline.parallel.fsdp import wrapping as fsdp
-from pipeline.parallel.ranks import Ranks
 from pipeline.rl.on_policy.fields import OnPolicyTrain
-from pipeline.rl.on_policy.learning import RewardWatch
 from pipeline.rl.rewards.sources import RewardSources, Sample, Scorer, reward_readers
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import build_arguments
-from pipeline.training.data.batches import BucketedBatches
 from pipeline.training.data.encoding import encode_prompts
-from pipeline.training.data.padding import needs_positions, with_position_ids
+from pipeline.training.data.padding import needs_positions
 from pipeline.training.data.sources import encode_source
 from pipeline.training.distribution import divided
 from pipeline.training.fitting import context_length
@@ -42,11 +34,6 @@ if TYPE_CHECKING:
     from pipeline.models.tokenizer.template import Messages
 
 Arguments = TypeVar("Arguments")
-
-ROLLOUTS_FILE = "rollouts-{rank}-of-{count}.pt"
-"""File in a checkpoint with the sampled responses that were not yet trained on."""
-REFERENCE_FILE = "reference.pt"
-"""File in a checkpoint with the weights of a reference that follows the policy (`sync_ref_model`)."""
 
 
 @dataclass(frozen=True)
@@ -217,87 +204,6 @@ class Generated:
     def tokens(self, steps: int) -> int:
         """Return all tokens so far, whatever ``steps`` is."""
         return int(self.trainer.state.num_input_tokens_seen)
-
-
-class OnPolicy(BucketedBatches):
-    """Mixin for a trl trainer that samples: takes its prompts from `PromptBatches`, and saves rollouts in checkpoints.
-
-    A checkpoint may fall between two steps that train on the same responses, and trl would sample new ones after a
-    resume. Saving them makes a resumed run end with the same bits.
-    """
-
-    batches: PromptBatches
-    ctx: StageContext
-    processing_class: Any
-    ref_model: Any
-    watch: RewardWatch
-    prompts: Prompts
-    with_positions: bool = False
-    _step: int
-    _buffered_inputs: list[dict[str, Any]] | None
-
-    def learn_from(self, ctx: StageContext, prompts: Prompts, batches: PromptBatches) -> None:
-        """Set the prompts and their batches, and start watching the rewards for a learning signal."""
-        self.train_rows, self.batches, self.prompts = prompts.train_rows, batches, prompts
-        self.ctx, self.watch = ctx, RewardWatch()
-        self.with_positions = prompts.with_positions
-        if self.ref_model is not None:  # trl loads it from the files, whose embedding was not resized
-            fit_embedding(self._reference(), self.processing_class)
-
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """Return the encoded prompts; trl's own tokenization would parse control tokens that content spells."""
-        return [list(self.prompts.ids_of[turns[0]["content"]]) for turns in prompts], None, {}
-
-    def _get_per_token_logps_and_entropies(self, model: PreTrainedModel | PeftModel, *args: Any, **kwargs: Any) -> Any:
-        """Compute log-probabilities at the positions that responses were sampled at."""
-        with with_position_ids(model) if self.with_positions else nullcontext():
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)  # type: ignore[misc]
-
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        """Sample; with FSDP2 all weights are gathered once instead of for every token."""
-        with fsdp.gathered(self.model):
-            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
-
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute rewards; in training, check them for a learning signal."""
-        rewards_per_func: torch.Tensor = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
-        if self.model.training:
-            weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)  # type: ignore[attr-defined]
-            rewards = weighted.nansum(dim=1).masked_fill(torch.isnan(rewards_per_func).all(dim=1), torch.nan)
-            self.watch.look(rewards, self.batches.group, self.ctx)
-        return rewards_per_func
-
-    def _save_checkpoint(self, model: PreTrainedModel | PeftModel, trial: object) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.batches.repeats > self.args.gradient_accumulation_steps:
-            torch.save(self._buffered_inputs, folder / _rollouts_file())
-        if self.args.sync_ref_model and Ranks.current().is_first:
-            torch.save(self._reference().state_dict(), folder / REFERENCE_FILE)
-        super()._save_checkpoint(model, trial)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        self._step = int(self.state.global_step) * self.args.gradient_accumulation_steps
-        rollouts = Path(checkpoint) / _rollouts_file()  # absent for another number of processes, which samples again
-        if rollouts.is_file():
-            self._buffered_inputs = torch.load(rollouts, map_location=self.args.device, weights_only=True)
-        if self.args.sync_ref_model:
-            self._reference().load_state_dict(torch.load(Path(checkpoint) / REFERENCE_FILE, "cpu", weights_only=True))
-        if getattr(self, "use_adaptive_entropy", False):  # with FSDP trl's own loading of it is bypassed
-            known = json.loads((Path(checkpoint) / "entropy_ctrl_state.json").read_text(encoding="utf-8"))
-            self.entropy_coef, self._last_world_entropy = known["entropy_coef"], known["last_world_entropy"]
-
-    def _reference(self) -> Any:
-        """Return the reference that follows the policy, which is not sharded."""
-        return self.accelerator.unwrap_model(self.ref_model)
-
-
-def _rollouts_file() -> str:
-    ranks = Ranks.current()
-    return ROLLOUTS_FILE.format(rank=ranks.index, count=ranks.count)
 
 
 def on_policy_arguments(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,17 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
+from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.evaluation.curves.loss_curve import metric_rows, write_curve
 from pipeline.evaluation.curves.training_curves import draw_training
 from pipeline.models.forward_probe import ForwardProbe
-from pipeline.parallel.ranks import any_reduce
 from pipeline.rl.ppo.state import load_weights, save_state, save_weights
 from pipeline.rl.ppo.trainer import PPOTrainer
 from pipeline.rl.rollout.episodes import Episode
 from pipeline.stage import StageContext, StageResult
 from pipeline.training.arguments import precision_of
 from pipeline.training.audit import check_first_pass
-from pipeline.training.loop import SessionClock
+from pipeline.training.session import Session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +39,8 @@ SHOWN = ("reward", "kl", "entropy", "length", "eos_rate", "explained_variance")
 class RunLog:
     """Records a run: metrics, held-out samples, the best weights, and periodic checkpoints."""
 
+    session: Session
+
     def __init__(self, ctx: StageContext, trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
         self.ctx, self.trainer, self.tokenizer = ctx, trainer, tokenizer
         self.rows: list[dict[str, Any]] = []
@@ -49,13 +49,13 @@ class RunLog:
         self.notes: list[str] = []
         self.best: dict[str, float] = {}
         self.tokens = 0.0
-        self.saved_at = time.perf_counter()
-        self.clock = SessionClock(ctx.work / "seconds.json", fresh=not (ctx.work / "state").exists())
+        self.resumed_at: int | None = None
         self.trackers = Trackers(ctx, trainer.settings)
         trainer.on_skip = self.skip
 
     def restore(self, extra: dict[str, Any]) -> None:
-        """Restore the records of a saved run."""
+        """Restore the records of a saved run, whose state the trainer has loaded."""
+        self.resumed_at = self.trainer.iteration
         self.rows, self.samples, self.notes = extra["rows"], extra["samples"], extra["notes"]
         self.best, self.tokens, self.skipped = extra["best"], extra["tokens"], extra["skipped"]
 
@@ -72,8 +72,9 @@ class RunLog:
             self.trackers.close()
 
     def _watch(self, trainer: PPOTrainer) -> None:
-        self.clock.start()
         total = trainer.settings.iterations
+        self.session = Session(self.ctx, total, resumed_at=self.resumed_at, unit="iteration")
+        self.session.start()
         if not self.rows:
             self.evaluate({"step": 0})
         first: ForwardProbe | None = ForwardProbe(trainer.policy.model)
@@ -91,7 +92,7 @@ class RunLog:
             else:
                 self.keep(row)
             self.ctx.progress(done, total, **{name: row[name] for name in SHOWN if name in row})
-            self.save_when_due(done, total)
+            self.save_when_due(done)
 
     def evaluate(self, row: dict[str, Any]) -> None:
         """Add held-out metrics to a row, record and show some answers, and save the policy if it is the best so far.
@@ -144,30 +145,26 @@ class RunLog:
         self.notes.append(text)
         self.ctx.note(text)
 
-    def save_when_due(self, done: int, total: int) -> None:
+    def save_when_due(self, done: int) -> None:
         """Save the state if the checkpoint interval has passed, or if the user asks to stop.
 
         Raises:
             Interrupted: the user asked to stop; the state was saved.
         """
-        stopping = self.ctx.stopping() and done < total
-        waited = time.perf_counter() - self.saved_at
-        if not stopping and not any_reduce(waited > self.ctx.compute.checkpoint_every_s):
-            return
-        extra = {
-            "rows": self.rows,
-            "samples": self.samples,
-            "skipped": self.skipped,
-            "notes": self.notes,
-            "best": self.best,
-            "tokens": self.tokens,
-        }
-        save_state(self.trainer, self.ctx.work / "state", extra)
-        if self.ctx.is_first:
-            self.clock.save()
-        self.saved_at = time.perf_counter()
-        if stopping:
-            raise Interrupted(Problem(f"stopped as asked at iteration {done} of {total}", stage=self.ctx.name))
+        due = self.session.after(done)
+        if due.save:
+            extra = {
+                "rows": self.rows,
+                "samples": self.samples,
+                "skipped": self.skipped,
+                "notes": self.notes,
+                "best": self.best,
+                "tokens": self.tokens,
+            }
+            save_state(self.trainer, self.ctx.work / "state", extra)
+            self.session.saved()
+        if due.stop:
+            raise self.session.stopped(done)
 
     def take_best(self) -> None:
         """Load the best weights.
@@ -214,7 +211,7 @@ class RunLog:
             metrics=metrics,
             best=self.best,
             tokens=int(self.tokens),
-            trainer_seconds=self.clock.total(),
+            trainer_seconds=self.session.clock.total(),
             rows={"train": len(self.trainer.prompts), "held_out": len(self.trainer.held_out)},
             lineage=lineage,
             summary=f"{gained} at {metrics.get('eval_kl', 0.0):.2f} nats, best at iteration {self.best['step']}",

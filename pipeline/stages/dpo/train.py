@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
-from typing import ClassVar
 
 from trl import DPOConfig, DPOTrainer
 
@@ -13,20 +11,18 @@ from pipeline.errors import counted
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.dpo.config import Config
-from pipeline.training.data.batches import BucketedBatches
+from pipeline.training.composition import TrainerParts, composed
+from pipeline.training.data.batch_loader import BatchLoader
 from pipeline.training.data.encoding import encode_pairs
 from pipeline.training.data.sources import EncodedData, encode_source
 from pipeline.training.fields import nothing_fits
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer
-from pipeline.training.reference import OwnReference, unhashed
+from pipeline.training.reference import Reference
 from pipeline.training.setup import OpenedModel, arguments_for, build_trainer, open_causal_lm, plan_steps, prepare
 
-
-class BucketedDPOTrainer(OwnReference, BucketedBatches, DPOTrainer):  # type: ignore[misc]
-    """trl's DPOTrainer on tokenized rows, with bucketed batches, also for the reference log-probabilities."""
-
-    columns: ClassVar[Mapping[str, str]] = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
+REFERENCE_COLUMNS = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
+"""Columns in which trl reads the reference's log-probabilities, by the column with the response's ids."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -50,10 +46,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     ctx.phase("reference log-probabilities")
     started = time.perf_counter()
-    with unhashed(DPOTrainer):
-        trainer = build_trainer(functools.partial(BucketedDPOTrainer, ctx), opened, arguments, data)
+    parts = TrainerParts.of(BatchLoader(schedule.batches), reference=Reference(ctx, REFERENCE_COLUMNS))
+    trainer = build_trainer(composed(DPOTrainer), opened, arguments, data, parts)
     scoring_s = time.perf_counter() - started
-    trainer.train_rows, trainer.batches = trainer.train_dataset.to_list(), schedule.batches
     ctx.phase(f"training on {counted(len(data.train), 'pair')}")
     trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))

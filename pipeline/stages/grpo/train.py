@@ -5,17 +5,12 @@ from __future__ import annotations
 from trl import GRPOConfig, GRPOTrainer
 
 from pipeline.rl.on_policy.run import train_on_policy
-from pipeline.rl.on_policy.trainer import OnPolicy
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.grpo.config import Config
-
-
-class OnPolicyGRPOTrainer(OnPolicy, GRPOTrainer):  # type: ignore[misc]
-    """trl's GRPOTrainer with our order of prompts, and checkpoints that include its rollouts."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on its own responses."""
     train = config.train
     own = {"beta": train.beta, "loss_type": train.loss_type}
-    return train_on_policy(ctx, config, train, OnPolicyGRPOTrainer, GRPOConfig, **own)
+    return train_on_policy(ctx, config, train, GRPOTrainer, GRPOConfig, **own)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
 
 from trl import KTOConfig, KTOTrainer
 
@@ -15,30 +13,27 @@ from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.kto.config import Config, Train
 from pipeline.stages.kto.rows import add_mismatched, check_labels, label_pairs, length_quantiles, weight_advice
-from pipeline.training.data.batches import Batches, BucketedBatches
+from pipeline.training.composition import TrainerParts, composed
+from pipeline.training.data.batch_loader import BatchLoader
+from pipeline.training.data.batches import Batches
 from pipeline.training.data.encoding import encode_labelled, encode_pairs
 from pipeline.training.data.sources import EncodedData, encode_source
 from pipeline.training.distribution import note_model_parallel
 from pipeline.training.finish import save_and_finish
 from pipeline.training.loop import run_trainer, steps_of
-from pipeline.training.reference import OwnReference, unhashed
+from pipeline.training.reference import Reference
 from pipeline.training.setup import OpenedModel, Schedule, arguments_for, build_trainer, open_causal_lm, prepare
 
+REFERENCE_COLUMNS = {"ref_logps": "completion_ids", "ref_KL_logps": "KL_completion_ids"}
+"""Columns in which trl reads the reference's log-probabilities, by the column with the response's ids."""
 
-class BucketedKTOTrainer(OwnReference, BucketedBatches, KTOTrainer):  # type: ignore[misc]
-    """trl's KTOTrainer on tokenized rows with mismatched responses, with bucketed batches.
 
-    Attributes:
-        is_paired: whether every micro-batch has rows of both labels.
-    """
-
-    columns: ClassVar[Mapping[str, str]] = {"ref_logps": "completion_ids", "ref_KL_logps": "KL_completion_ids"}
-    is_paired = False
+class LabelledKTOTrainer(KTOTrainer):  # type: ignore[misc]
+    """trl's KTOTrainer that logs the margin of micro-batches in which one label may be missing."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the margin between the mean rewards of good and of bad rows."""
-        if not self.is_paired:
-            _set_margin(self._metrics["train" if self.model.training else "eval"])
+        _set_margin(self._metrics["train" if self.model.training else "eval"])
         super().log(logs, start_time)
 
 
@@ -66,13 +61,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         counts = {**counts, **_count_labels(ctx, data, arguments)}
     ctx.phase("reference log-probabilities")
     started = time.perf_counter()
-    with unhashed(KTOTrainer):
-        trainer = build_trainer(functools.partial(BucketedKTOTrainer, ctx), opened, arguments, data)
+    batches = BatchLoader(schedule.batches, rows_per_unit=_rows_per_unit(is_paired=is_paired))
+    parts = TrainerParts.of(batches, reference=Reference(ctx, REFERENCE_COLUMNS))
+    trainer_class = composed(KTOTrainer if is_paired else LabelledKTOTrainer)
+    trainer = build_trainer(trainer_class, opened, arguments, data, parts)
     scoring_s = time.perf_counter() - started
-    rows, size = trainer.train_dataset.to_list(), _rows_per_unit(is_paired=is_paired)
-    trainer.train_rows = [{"rows": rows[i : i + size]} for i in range(0, len(rows), size)]
-    trainer.batches, trainer.data_collator = schedule.batches, _ungrouped(trainer.data_collator)
-    trainer.is_paired = is_paired
     ctx.phase(f"training on {counted(len(data.train), 'row')}")
     trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     margin = trained.metrics.get("eval_rewards/margins", trained.metrics.get("rewards/margins", 0.0))
@@ -156,11 +149,6 @@ def _count_labels(ctx: StageContext, data: EncodedData, arguments: KTOConfig) ->
     if note:
         ctx.note(note)
     return {"good": good, "bad": bad}
-
-
-def _ungrouped(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """Return a collator that flattens units of several rows, under the key `rows`, before it collates them."""
-    return lambda rows: collate([part for row in rows for part in row.get("rows", (row,))])
 
 
 def _set_margin(sums: dict[str, list[float]]) -> None:

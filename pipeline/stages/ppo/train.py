@@ -46,7 +46,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     state_path = newest_state(ctx.work / "state")
     if state_path is not None:
         log.restore(load_state(trainer, state_path))
-        ctx.note(f"resumes at iteration {trainer.iteration} of {config.train.iterations}")
     ctx.phase(f"training on {counted(len(trainer.prompts), 'prompt')}")
     try:
         log.watch(trainer)

@@ -20,7 +20,8 @@ from pipeline.stage import StageContext, StageResult
 from pipeline.stages.pretrain.config import Config
 from pipeline.stages.pretrain.documents import cut_documents
 from pipeline.training.arguments import attend_without_mask, attention_kernel, precision_of, zero3_config
-from pipeline.training.data.batches import BucketedBatches
+from pipeline.training.composition import TrainerParts, composed
+from pipeline.training.data.batch_loader import BatchLoader
 from pipeline.training.data.collate import CausalCollator
 from pipeline.training.data.sources import EncodedData
 from pipeline.training.finish import finish
@@ -33,10 +34,6 @@ from pipeline.training.setup import OpenedModel, arguments_for, plan_steps, prep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class BucketedTrainer(BucketedBatches, SequenceParallelTrainer):
-    """transformers' Trainer on bucketed batches."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -56,14 +53,14 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         refuse_unused(train)
         trained, consolidated = train_through_pipeline(ctx, opened, arguments, schedule, data, collate)
     else:
-        trainer = BucketedTrainer(
+        trainer = composed(SequenceParallelTrainer)(
+            parts=TrainerParts.of(BatchLoader(schedule.batches, data.train)),
             model=opened.model,
             args=arguments,
             train_dataset=data.train,
             eval_dataset=data.held_out or None,
             data_collator=collate,
         )
-        trainer.train_rows, trainer.batches = data.train, schedule.batches
         trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps)
         consolidated = consolidated_model(trainer)
     if consolidated is not None:

@@ -19,7 +19,8 @@ from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.reward.config import Config
 from pipeline.training.arguments import precision_of
-from pipeline.training.data.batches import BucketedBatches
+from pipeline.training.composition import TrainerParts, composed
+from pipeline.training.data.batch_loader import BatchLoader
 from pipeline.training.data.collate import PairCollator
 from pipeline.training.data.encoding import EncodedRow, EncodedRows, encode_pairs
 from pipeline.training.data.sources import EncodedData, TrainerRows, encode_source
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from pipeline.training.data.row_text import Row
 
 SIDES = ("chosen", "rejected")
-
-
-class BucketedRewardTrainer(BucketedBatches, RewardTrainer):  # type: ignore[misc]
-    """trl's RewardTrainer on bucketed batches."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -60,10 +57,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
     set_seed(arguments.seed)  # as the trainer will: a sharded adapter is initialised from this random state
     collate = PairCollator(opened.tokenizer.pad_token_id)
+    parts = TrainerParts.of(BatchLoader(schedule.batches, data.train))
     trainer = build_trainer(
-        BucketedRewardTrainer, opened, arguments, _columns(data), task="reward", data_collator=collate
+        composed(RewardTrainer), opened, arguments, _columns(data), parts, task="reward", data_collator=collate
     )
-    trainer.train_rows, trainer.batches = data.train, schedule.batches
     ctx.phase(f"training on {counted(len(data.train), 'pair')}")
     trained = run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter)
     consolidated = consolidated_model(trainer)

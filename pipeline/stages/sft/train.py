@@ -14,7 +14,8 @@ from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import Rows, StageContext, StageResult
 from pipeline.stages.sft.config import Config
 from pipeline.training.arguments import attend_without_mask, attention_kernel, attention_name, starting_weights
-from pipeline.training.data.batches import BucketedBatches
+from pipeline.training.composition import TrainerParts, composed
+from pipeline.training.data.batch_loader import BatchLoader
 from pipeline.training.data.collate import CausalCollator
 from pipeline.training.data.encoding import EncodedRows, encode_messages, template_problems
 from pipeline.training.data.packing import packed, refuse_unpackable
@@ -38,10 +39,6 @@ from pipeline.training.setup import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class BucketedSFTTrainer(BucketedBatches, SFTTrainer, SequenceParallelTrainer):  # type: ignore[misc]
-    """trl's SFTTrainer on bucketed batches."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -110,8 +107,9 @@ def _train(
     collate: CausalCollator,
 ) -> tuple[Trained, Any | None]:
     """Train with trl's trainer; return the measurements and, on the first process, the consolidated model."""
-    trainer = build_trainer(BucketedSFTTrainer, opened, arguments, data, data_collator=collate)
-    trainer.train_rows, trainer.batches = data.train, schedule.batches
+    parts = TrainerParts.of(BatchLoader(schedule.batches, data.train))
+    trainer_class = composed(SFTTrainer, beneath=SequenceParallelTrainer)
+    trainer = build_trainer(trainer_class, opened, arguments, data, parts, data_collator=collate)
     if config.train.mode == "packed":
         refuse_unpackable(ctx, trainer.model, data.train, collate)
     return run_trainer(ctx, trainer, schedule.batches, schedule.steps, config.adapter), consolidated_model(trainer)

@@ -10,46 +10,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ExitCode, PipelineError, Problem
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import Trainer, TrainingArguments
 
 
-class KeepsBest:
-    """Mixin for a trainer: saves a checkpoint at each new best evaluation, and keeps it."""
+def is_new_best(trainer: Trainer, metrics: Mapping[str, float]) -> bool:
+    """Return whether an evaluation is the best so far; if so, remember it and ask for a checkpoint.
 
-    args: Any
-    state: Any
-    control: Any
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: object) -> bool:
-        if not self.args.load_best_model_at_end:
-            return bool(super()._determine_best_metric(metrics, trial))  # type: ignore[misc]
-        name, best = metric_of(self.args), self.state.best_metric
-        if name not in metrics:
-            statement = f"the evaluation measured no {name}, by which the best is to be found"
-            known = ", ".join(sorted(key.removeprefix("eval_") for key in metrics if key.startswith("eval_")))
-            raise PipelineError(Problem(statement, f"train.metric_for_best_model of {known}", "set it to one of them"))
-        value = metrics[name]
-        sign = 1 if self.args.greater_is_better else -1
-        is_better = math.isfinite(value) and (best is None or sign * value > sign * best)
-        if is_better:
-            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
-            if self.state.global_step < self.state.max_steps:  # after the last step the weights are in memory
-                self.control.should_save = True
-        return is_better
-
-    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        best = best_checkpoint(self)
-        self.state.best_model_checkpoint = str(best) if best is not None else None
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-
-    def _load_best_model(self) -> None:
-        """Do nothing: `load_best` loads the best weights after training."""
+    Raises:
+        PipelineError: the evaluation did not measure the metric that decides.
+    """
+    name, best = metric_of(trainer.args), trainer.state.best_metric
+    if name not in metrics:
+        statement = f"the evaluation measured no {name}, by which the best is to be found"
+        known = ", ".join(sorted(key.removeprefix("eval_") for key in metrics if key.startswith("eval_")))
+        raise PipelineError(Problem(statement, f"train.metric_for_best_model of {known}", "set it to one of them"))
+    value = metrics[name]
+    sign = 1 if trainer.args.greater_is_better else -1
+    is_better = math.isfinite(value) and (best is None or sign * value > sign * best)
+    if is_better:
+        trainer.state.best_metric, trainer.state.best_global_step = value, trainer.state.global_step
+        if trainer.state.global_step < trainer.state.max_steps:  # after the last step the weights are in memory
+            trainer.control.should_save = True
+    return is_better
 
 
 def metric_of(arguments: TrainingArguments) -> str:
@@ -83,7 +70,7 @@ def load_best(trainer: Trainer) -> dict[str, float]:
         raise PipelineError(Problem(statement, "at least one", remedy), exit_code=ExitCode.FAILED)
     step = int(trainer.state.best_global_step)
     if step < trainer.state.global_step:
-        trainer.load_weights_of(str(best))
+        trainer.parts.checkpoints.load_weights(trainer, best)
     return {metric: float(trainer.state.best_metric), "step": step}
 
 

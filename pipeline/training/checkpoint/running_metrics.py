@@ -11,30 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.parallel.ranks import Ranks
-from pipeline.training.checkpoint.best import best_checkpoint
-from pipeline.training.checkpoint.completion import mark_complete
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import Trainer
 
 SUMS_FILE = "running_sums-{rank}.json"
 """File of each process in a checkpoint."""
 
 
-class RunningMetrics:
-    """Mixin for a trainer: saves its running sums in every checkpoint, and then marks it as complete."""
-
-    args: Any
-    state: Any
-
-    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / SUMS_FILE.format(rank=Ranks.current().index)
-        file.write_text(json.dumps(metrics_of(self)), encoding="utf-8")
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        mark_complete(folder, keep=best_checkpoint(self))
+def save_metrics(trainer: Trainer, folder: Path) -> None:
+    """Write this process's running sums into a checkpoint's folder."""
+    file = folder / SUMS_FILE.format(rank=Ranks.current().index)
+    file.write_text(json.dumps(metrics_of(trainer)), encoding="utf-8")
 
 
 def metrics_of(trainer: Trainer) -> dict[str, Any]:
@@ -45,7 +33,6 @@ def metrics_of(trainer: Trainer) -> dict[str, Any]:
         "last_logged": trainer._globalstep_last_logged,
         "metrics": {name: list(values) for name, values in _metrics(trainer).items()},
         "tokens": getattr(trainer, "_total_train_tokens", 0),
-        "watch": trainer.watch.plain() if hasattr(trainer, "watch") else {},
     }
 
 
@@ -70,8 +57,6 @@ def restore_metrics(trainer: Trainer, checkpoint: Path | None) -> None:
         _metrics(trainer)[name] = list(values)
     if hasattr(trainer, "_total_train_tokens"):
         trainer._total_train_tokens = own["tokens"]
-    if hasattr(trainer, "watch"):
-        trainer.watch = type(trainer.watch)(**own.get("watch", {}))
 
 
 def _metrics(trainer: Trainer) -> dict[str, list[float]]:

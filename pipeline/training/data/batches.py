@@ -7,17 +7,10 @@ this is the fastest way to train on rows of different lengths (`docs/log.md` has
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Sampler
-
-from pipeline.parallel.sequence.trainer import collator, sharded_loader
-from pipeline.training.checkpoint.best import KeepsBest
-from pipeline.training.checkpoint.consolidated import ConsolidatedCheckpoint
-from pipeline.training.checkpoint.running_metrics import RunningMetrics
+from torch.utils.data import Sampler
 
 WINDOW_BATCHES = 16
 """Rows are sorted by length inside windows of this many batches. Larger windows pad less, smaller ones mix more."""
@@ -104,66 +97,3 @@ class Batches(Sampler[list[int]]):
         finally:
             self.epoch = epoch
         return total
-
-
-class BucketedBatches(KeepsBest, RunningMetrics, ConsolidatedCheckpoint):
-    """Mixin for a transformers or trl trainer whose training batches come from `Batches`.
-
-    Set `train_rows` and `batches` on the trainer before `train()`. The mixin also keeps trl from writing a model card
-    with every checkpoint.
-    """
-
-    train_rows: Sequence[Mapping[str, Any]]
-    batches: Sampler[list[int]]
-    data_collator: Callable[[list[Any]], Any]
-    accelerator: Any
-    args: Any
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return a loader over `train_rows` in the order of `batches`."""
-        loader = DataLoader(
-            _ListDataset(self.train_rows),
-            batch_sampler=_ShardableBatches(self.batches),
-            collate_fn=collator(self),
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-        )
-        prepared = sharded_loader(self, loader)
-        sampler: Any = prepared.batch_sampler
-        if not hasattr(sampler, "sampler"):  # several processes
-            # accelerate sets the epoch on the sampler inside one wrapper; a resumed epoch is wrapped twice.
-            sampler.sampler = self.batches
-        return prepared
-
-    def create_model_card(self, *args: object, **kwargs: object) -> None:
-        """Write nothing, because the artifact has its own card."""
-
-
-class _ShardableBatches(Sampler[list[int]]):
-    """Batch sampler with the attributes from which accelerate reads batch size and epoch to shard over processes."""
-
-    drop_last = True
-
-    def __init__(self, batches: Any) -> None:
-        self.sampler = batches
-        self.batch_size: int = batches.micro_batch
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.sampler)
-
-
-class _ListDataset(torch.utils.data.Dataset[Mapping[str, Any]]):
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self.rows[index]
