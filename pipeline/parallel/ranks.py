@@ -40,7 +40,7 @@ class Ranks:
         """Whether this process writes files and talks to the user."""
         return self.index == 0
 
-    def sums(self, *values: float) -> tuple[float, ...]:
+    def all_reduce_sum(self, *values: float) -> tuple[float, ...]:
         """All-reduce: return each value summed over all ranks, in float64."""
         if self.count == 1:
             return values
@@ -48,7 +48,7 @@ class Ranks:
         dist.all_reduce(tensor, group=_control_group())
         return tuple(tensor.tolist())
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Barrier: wait until every rank has called this."""
         if self.count > 1:
             dist.barrier(group=_control_group())
@@ -74,7 +74,7 @@ class Ranks:
             parameter.grad = flat[start : start + gradient.numel()].view_as(parameter)
             start += gradient.numel()
 
-    def gathered(self, items: list[Any]) -> list[Any]:
+    def all_gather(self, items: list[Any]) -> list[Any]:
         """All-gather lists: return the items of all ranks in rank order."""
         if self.count == 1:
             return items
@@ -89,7 +89,7 @@ class Ranks:
         """
         if self.count == 1:
             return {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
-        layouts_by_rank = self.gathered([{name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}])
+        layouts_by_rank = self.all_gather([{name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}])
         if not self.is_first:
             for tensor in own.values():
                 dist.send(tensor.detach().cpu().contiguous(), 0, group=_control_group())

@@ -237,7 +237,7 @@ class _Building:
         if len(self.problems) > before or config is None or stage_head is None:
             named = {field: body.value[field].value for field in config_class.markers(Data) if field in body.value}
             data = {field: source for field, source in named.items() if isinstance(source, str)}
-            spec = StageSpec(name, kind, rest.whole or StageConfig(), seed, compute, node.place)
+            spec = StageSpec(name, kind, rest.complete or StageConfig(), seed, compute, node.place)
             self.broken[name] = BrokenStage(spec, data, body.plain(), rest.wrong)
             return None
         return StageSpec(name, kind, config, seed, compute, node.place)

@@ -36,7 +36,7 @@ class Partial(NamedTuple):
     wrong: frozenset[str]
 
     @property
-    def whole(self) -> StageConfig | None:
+    def complete(self) -> StageConfig | None:
         """The stage's configuration; None if a missing required field has no placeholder."""
         return self.config.get("")
 

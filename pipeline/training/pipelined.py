@@ -182,7 +182,7 @@ class PipelineTraining:
             rows += [{"input_ids": rows[0]["input_ids"][:1], "labels": [IGNORE]}] * (at_once - len(rows))
             total += self.pipe.evaluate(passes=place.stages, **self._on_device(collate(rows), slice(None)))
         self.pipe.part.train()
-        loss = place.ranks.sums(total)[0] / len(held_out)
+        loss = place.ranks.all_reduce_sum(total)[0] / len(held_out)
         self.log.history.append({"eval_loss": loss, "epoch": self._epoch(step), "step": step})
         self.ctx.progress(step, self.steps, eval_loss=loss)
 
@@ -235,5 +235,5 @@ def train_through_pipeline(
         raise PipelineError(Problem(statement, "rows of one conversation, or masks", "set compute.attention: sdpa"))
     training = PipelineTraining(ctx, opened.model, opened.deferred, arguments, schedule.batches, schedule.steps)
     trained = training.run(data.train, data.held_out, collate)
-    state = training.pipe.whole_state()
+    state = training.pipe.consolidated_state()
     return trained, model_from_state(opened.model, state) if ctx.is_first else None

@@ -65,7 +65,7 @@ def with_reference(
             partial = cache.with_suffix(".part")
             partial.write_text(json.dumps(values), encoding="utf-8")
             partial.replace(cache)
-        ranks.wait()
+        ranks.barrier()
     for column, logps in json.loads(cache.read_text(encoding="utf-8")).items():
         dataset = dataset.add_column(column, logps)
     return dataset
@@ -113,5 +113,5 @@ def _computed(
         if ranks.count > 1:
             ctx.stop_if_asked()
         sums = [(index, math.fsum(row)) for index, row in zip(share.shard([*range(len(rows))]), tokens, strict=True)]
-        values[column] = [value for _, value in sorted(dict(ranks.gathered(sums)).items())]
+        values[column] = [value for _, value in sorted(dict(ranks.all_gather(sums)).items())]
     return values

@@ -97,7 +97,7 @@ def _gather_once_per_group(trainer: Trainer, values: Any) -> Any:
 
     The ranks of a group evaluate the same rows.
     """
-    values = TPReplicas(trainer.model).gathered(values)
+    values = TPReplicas(trainer.model).all_gather(values)
     known = trainer.accelerator.gradient_state
     if not known.end_of_dataloader or known.remainder <= 0:
         return values

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.models.load.adapter_config import Adapter
-from pipeline.models.load.adapters import attach, lora_config, merged, without_adapter
+from pipeline.models.load.adapters import attach, lora_config, merge_adapter, without_adapter
 from pipeline.models.load.pretrained import load_causal_lm, load_reward_model
 from pipeline.models.save.artifact import save_model
 from pipeline.models.scoring import score
@@ -49,7 +49,7 @@ def test_adapter_off_is_the_reference_and_merged_is_unmerged(
     with without_adapter(model):
         assert torch.equal(logits(model), reference)
     assert torch.equal(logits(model), unmerged)
-    folded = merged(model)
+    folded = merge_adapter(model)
     assert not isinstance(folded, PeftModel)
     torch.testing.assert_close(logits(folded), unmerged, rtol=1e-4, atol=1e-4)
 

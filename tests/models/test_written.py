@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.models.load.adapter_config import Adapter
-from pipeline.models.load.adapters import attach, fold_in, merged
+from pipeline.models.load.adapters import attach, load_and_merge, merge_adapter
 from pipeline.models.load.pretrained import load_reward_model
 from pipeline.models.load.scratch import build_causal_lm
 from pipeline.models.save.artifact import save_model
@@ -121,14 +121,14 @@ def test_an_adapter_on_a_tied_embedding_folds_into_its_base(
     save_model(model, tokenizer, tmp_path, ROWS)
     adapter = ResolvedInput(ref="a", name="a", kind="external", fingerprint="f", path=str(tmp_path))
     base = build_causal_lm(tiny_specs["llama"], tokenizer, seed=1)
-    torch.testing.assert_close(logits(fold_in(base, adapter)), trained, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(load_and_merge(base, adapter)), trained, rtol=1e-4, atol=1e-4)
 
 
 def test_a_fresh_adapter_on_a_tied_embedding_changes_nothing(fresh_llama: Any) -> None:
     before = logits(fresh_llama)
     model = attach(fresh_llama, Adapter(r=4, targets=["embed_tokens"]), "causal", seed=2)
     torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(logits(merged(model)), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(merge_adapter(model)), before, rtol=1e-5, atol=1e-5)
 
 
 def test_a_reward_model_is_compared_by_its_scores(

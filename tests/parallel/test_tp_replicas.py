@@ -63,8 +63,8 @@ def main() -> None:
 
     mine = torch.full((2, 3), float(dist.get_rank()))
     both = [float(dist.get_rank() % 2), float(2 + dist.get_rank() % 2)]  # who holds these shards
-    assert copies.gathered({"a": mine})["a"][:, 0].tolist() == [both[0], both[0], both[1], both[1]]
-    assert copies.gathered([mine[0, 0]])[0].tolist() == both
+    assert copies.all_gather({"a": mine})["a"][:, 0].tolist() == [both[0], both[0], both[1], both[1]]
+    assert copies.all_gather([mine[0, 0]])[0].tolist() == both
 
 
 def test_copies_average_their_gradients_once_a_step_and_are_refused_when_they_do_not() -> None:

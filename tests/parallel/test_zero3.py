@@ -33,8 +33,8 @@ from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.parallel.zero.zero3 import (
     count_parameters,
     forward_without_engine,
+    gather_parameter,
     is_partitioned,
-    whole,
     zero3_building,
 )
 from pipeline.stage import ResolvedInput
@@ -79,7 +79,9 @@ def _same(model: Any, expected: dict[str, torch.Tensor]) -> bool:
     """Return whether a sharded model has these weights, bit for bit, and every weight is sharded."""
     found = dict(model.named_parameters())
     all_in_parts = set(found) == set(expected) and all(hasattr(parameter, "ds_id") for parameter in found.values())
-    equal = [torch.equal(whole(parameter), expected[name]) for name, parameter in found.items()]  # on every process
+    equal = [
+        torch.equal(gather_parameter(parameter), expected[name]) for name, parameter in found.items()
+    ]  # on every process
     return all_in_parts and all(equal)
 
 

@@ -92,7 +92,7 @@ def test_an_adapter_is_not_rounded_away_with_its_quantised_base() -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipeline.models.load.adapters import merged
+    from pipeline.models.load.adapters import merge_adapter
     from pipeline.models.load.pretrained import load_causal_lm
     from pipeline.stage import ResolvedInput
 
@@ -106,5 +106,5 @@ def test_an_adapter_is_not_rounded_away_with_its_quantised_base() -> None:
     ids = torch.arange(20)[None]
     with torch.no_grad():
         before = tuned(input_ids=ids).logits
-        after = merged(tuned)(input_ids=ids).logits
+        after = merge_adapter(tuned)(input_ids=ids).logits
     torch.testing.assert_close(after, before, atol=1e-4, rtol=0)

@@ -128,7 +128,7 @@ def without_adapter(model: Any) -> AbstractContextManager[Any]:
     return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
-def merged(model: Any) -> Any:
+def merge_adapter(model: Any) -> Any:
     """Merge the adapter into the weights and return the plain model; the `peft` wrapper must not be used afterwards.
 
     Quantised weights are dequantised first, because rounding to 4 or 8 bits would lose the adapter's update. A model
@@ -200,14 +200,14 @@ def save_adapter_and_merge(model: PeftModel, folder: Path, base: Base | None = N
     model.save_pretrained(folder, selected_adapters=[model.active_adapter])
     # peft's model card has only empty headings, and the artifact has its own card.
     (folder / "README.md").unlink(missing_ok=True)
-    return merged(model)
+    return merge_adapter(model)
 
 
 def _is_linear(part: torch.nn.Module) -> bool:
     return isinstance(part, torch.nn.Linear) or type(part).__name__ == "Conv1D"
 
 
-def fold_in(model: Any, adapter: ResolvedInput) -> Any:
+def load_and_merge(model: Any, adapter: ResolvedInput) -> Any:
     """Load an adapter from files and merge it into ``model``; return the merged model.
 
     Args:
@@ -228,7 +228,7 @@ def fold_in(model: Any, adapter: ResolvedInput) -> Any:
             Problem(f"the adapter {adapter.ref} does not fit: {reason}", "one of this model")
         ) from error
     unmerged = witness(adapted)
-    plain = merged(adapted)
+    plain = merge_adapter(adapted)
     refuse_other(plain, unmerged, f"the model with {adapter.ref} folded in", "report it with the model's type")
     return plain
 

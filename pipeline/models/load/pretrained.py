@@ -34,7 +34,7 @@ from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.load.deferred import Stored, tensor_files
 from pipeline.models.load.quantized_files import quantization_of_files
 from pipeline.parallel.tensor.sharding import finish_sharding, tp_config
-from pipeline.parallel.zero.zero3 import DeepSpeedConfig, whole, zero3_loading
+from pipeline.parallel.zero.zero3 import DeepSpeedConfig, gather_parameter, zero3_loading
 from pipeline.stage import ResolvedInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -241,7 +241,7 @@ def load_reward_model(
     head_is_new = "score.weight" in info["missing_keys"]
     _refuse_missing(source, info["missing_keys"], allowed=("score.weight",))
     if zero3 is not None:
-        model.score.weight = torch.nn.Parameter(whole(model.score.weight))
+        model.score.weight = torch.nn.Parameter(gather_parameter(model.score.weight))
     if quantize is None:
         model.score.float()  # half precision would round the score too coarsely
     model.config.pad_token_id = tokenizer.pad_token_id

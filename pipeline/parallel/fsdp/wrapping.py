@@ -75,7 +75,7 @@ def reshard(model: nn.Module) -> None:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Keep all weights gathered on every rank inside the context: sampling makes one forward pass per token."""
     fsdp_modules = modules(model)
     for module in fsdp_modules:

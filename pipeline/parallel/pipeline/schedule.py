@@ -110,7 +110,7 @@ class Pipeline:
             gradients = [p.grad for p in self.part.parameters() if p.grad is not None]
             for work in [dist.all_reduce(g, group=self._dp_group, async_op=True) for g in gradients]:
                 work.wait()
-        return self.place.ranks.sums(losses)[0]
+        return self.place.ranks.all_reduce_sum(losses)[0]
 
     @torch.no_grad()
     def evaluate(self, ids: Tensor, labels: Tensor, passes: int, **places: Tensor) -> float:
@@ -151,7 +151,7 @@ class Pipeline:
         """Clip the gradient norm over all stages to ``most`` (0 does not clip); return the norm before clipping."""
         counted = self.part.counted().values() if self.place.replica == 0 else ()
         squares = sum((float(p.grad.double().square().sum()) for p in counted if p.grad is not None), 0.0)
-        norm = float(self.place.ranks.sums(squares)[0] ** 0.5)
+        norm = float(self.place.ranks.all_reduce_sum(squares)[0] ** 0.5)
         if most and norm > most:
             for parameter in self.part.parameters():
                 if parameter.grad is not None:
@@ -162,7 +162,7 @@ class Pipeline:
         """Gather the stages' tensors to the first rank; an empty dict on the others. Every rank must call it."""
         return self.place.ranks.gather_to_first(own if self.place.replica == 0 else {})
 
-    def whole_state(self) -> dict[str, Tensor]:
+    def consolidated_state(self) -> dict[str, Tensor]:
         """Consolidate the model's weights on the first rank; an empty dict on the others. Every rank must call it."""
         return self.gather_to_first(self.part.counted())
 

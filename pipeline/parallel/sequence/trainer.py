@@ -189,7 +189,7 @@ class SequenceParallelTrainer(Trainer):  # type: ignore[misc]
             losses.append((index, weight, float(loss) * counted if counted else 0.0, counted))
         self._exchange.expect(self.args.per_device_train_batch_size)
         self._evaluates = False
-        loss = mean_by_rows(Ranks.current().gathered(losses))
+        loss = mean_by_rows(Ranks.current().all_gather(losses))
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(held_out))
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:

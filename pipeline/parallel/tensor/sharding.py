@@ -230,7 +230,7 @@ class TPReplicas:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
 
-    def gathered(self, values: Any) -> Any:
+    def all_gather(self, values: Any) -> Any:
         """All-gather each tensor of a nested structure over the replicas, concatenated; shapes must be equal."""
 
         def gather(tensor: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def _init_module(module: nn.Module, initialise: Callable[[nn.Module, bool], None
     for child in module.children():
         _init_module(child, child._initialize_weights if isinstance(child, PreTrainedModel) else initialise, is_custom)
     near = [*module.parameters(recurse=False), *(p for child in module.children() for p in child.parameters(False))]
-    with gathered(near, changed=True):
+    with gathered_parameters(near, changed=True):
         if not is_partitioned(module, near) or torch.distributed.get_rank() == 0:
             initialise(module, is_custom)
 
@@ -115,7 +115,7 @@ def is_partitioned(model: nn.Module, parameters: Iterable[Tensor] | None = None)
 
 
 @contextmanager
-def gathered(parameters: Iterable[Tensor], *, changed: bool = False) -> Iterator[None]:
+def gathered_parameters(parameters: Iterable[Tensor], *, changed: bool = False) -> Iterator[None]:
     """All-gather sharded weights inside the context; weights that are not sharded stay as they are.
 
     Args:
@@ -132,11 +132,11 @@ def gathered(parameters: Iterable[Tensor], *, changed: bool = False) -> Iterator
         yield
 
 
-def whole(parameter: Tensor) -> Tensor:
+def gather_parameter(parameter: Tensor) -> Tensor:
     """Return the full weight: a gathered copy if ZeRO-3 has sharded it, else the parameter itself."""
     if not hasattr(parameter, "ds_id"):
         return parameter
-    with gathered([parameter]):
+    with gathered_parameters([parameter]):
         return parameter.detach().clone()
 
 
@@ -167,7 +167,7 @@ def forward_without_engine(model: nn.Module) -> Iterator[None]:
 
     def enter(module: nn.Module, _: object) -> None:
         running[module] = stack = ExitStack()
-        stack.enter_context(gathered(module.parameters(recurse=False)))
+        stack.enter_context(gathered_parameters(module.parameters(recurse=False)))
 
     def leave(module: nn.Module, _: object, out: object) -> None:
         running.pop(module).close()

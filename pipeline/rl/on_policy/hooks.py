@@ -129,7 +129,7 @@ class OnPolicyHooks(TrainerHooks):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample; with FSDP2 all weights are gathered once instead of for every token."""
-        with fsdp.gathered(self.model):
+        with fsdp.unsharded(self.model):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:

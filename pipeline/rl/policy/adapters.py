@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.parallel.zero.zero3 import whole
+from pipeline.parallel.zero.zero3 import gather_parameter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -168,7 +168,7 @@ def _fits(model: PeftModel, config: LoraConfig, layers: dict[str, Tensor], folde
                 return False
             saved_weight = file.get_tensor(plain).float()
             scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-            trunk_weight = whole(own[base_name]).detach().float().cpu()
+            trunk_weight = gather_parameter(own[base_name]).detach().float().cpu()
             rtol = 1e-5 if own[base_name].dtype == torch.float32 else 1e-2
             merged_weight = trunk_weight + scale * up @ layers[down]
             if trunk_weight.shape != saved_weight.shape or not torch.allclose(

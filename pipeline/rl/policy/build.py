@@ -150,7 +150,7 @@ def check_policy(
     if policy.cut is None:
         return ""
     whole_N = policy.forward(batch, values=False).logp_N
-    if policy.in_step:
+    if policy.is_collective:
         policy.cut = None
         return "lower layers are not cached: weights are sharded"
     for episode, hidden_TH in zip(episodes, policy.lower_states(batch.ids_BT), strict=True):

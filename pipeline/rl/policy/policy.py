@@ -74,7 +74,7 @@ class ValueModel(nn.Module):
         return values_N
 
 
-class Whole(nn.Module):
+class PolicyModule(nn.Module):
     """Policy, value function and reference as one module, for engines that shard weights to wrap."""
 
     def __init__(self, policy: Policy) -> None:
@@ -123,9 +123,9 @@ class Policy:
         if self.reference is not None:
             self.reference.requires_grad_(False).eval()
         self._checkpointed = self._recomputing_layers() if self.recompute else []
-        self.whole = Whole(self)
-        self._engine: Any = self.whole
-        self.in_step = False
+        self.module = PolicyModule(self)
+        self._engine: Any = self.module
+        self.is_collective = False
         self._upper: PreTrainedModel | None = None
         self._lower: PreTrainedModel | None = None
         if self.cut is not None:
@@ -136,7 +136,7 @@ class Policy:
     def through(self, engine: nn.Module | FSDPModule) -> None:
         """Route every model call through an engine that wraps `whole`; passes are then collective over all ranks."""
         self._engine = engine
-        self.in_step = True
+        self.is_collective = True
 
     def _recomputing_layers(self) -> list[nn.Module]:
         """Enable activation checkpointing in the trained layers; it is active while a layer is in training mode."""

@@ -29,7 +29,7 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
         scores = [0.0] * len(rows)
         batches = list(length_batches([len(row) for row in rows], token_budget))
         # With sharded weights a forward pass is collective: all processes must agree on their number beforehand.
-        most = int(Ranks.current().all_reduce_max(len(batches))) if policy.in_step else len(batches)
+        most = int(Ranks.current().all_reduce_max(len(batches))) if policy.is_collective else len(batches)
         for batch in batches:
             width = max(len(rows[row]) for row in batch)
             ids = torch.tensor([[*rows[row], *[pad_id] * (width - len(rows[row]))] for row in batch])
@@ -37,7 +37,7 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
             values = policy.scores(reward, ids.to(policy.device), ends.to(policy.device)).tolist()
             for row, value in zip(batch, values, strict=True):
                 scores[row] = value
-        if policy.in_step:
+        if policy.is_collective:
             idle = torch.zeros((1, 1), dtype=torch.long, device=policy.device)
             for _ in range(most - len(batches)):
                 policy.scores(reward, idle, idle[0])

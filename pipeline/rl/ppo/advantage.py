@@ -94,11 +94,11 @@ def gae(
 def masked_moments(x_BT: Tensor, mask_BT: Tensor, ranks: Ranks) -> tuple[float, float, int]:
     """Return mean, population variance and count of the unmasked values over all ranks; sums are in float64."""
     unmasked = torch.where(mask_BT, x_BT, 0.0).double()
-    total, count = ranks.sums(float(unmasked.sum()), float(mask_BT.sum()))
+    total, count = ranks.all_reduce_sum(float(unmasked.sum()), float(mask_BT.sum()))
     if not count:
         return 0.0, 0.0, 0
     mean = total / count
-    (squares,) = ranks.sums(float(torch.where(mask_BT, x_BT.double() - mean, 0.0).square().sum()))
+    (squares,) = ranks.all_reduce_sum(float(torch.where(mask_BT, x_BT.double() - mean, 0.0).square().sum()))
     return mean, squares / count, int(count)
 
 

@@ -51,9 +51,9 @@ class ScoreScale:
 
     def see(self, scores: Sequence[float], ranks: Ranks) -> None:
         """Update mean and variance with a rollout's scores, those of all ranks."""
-        total, count = ranks.sums(sum(scores), float(len(scores)))
+        total, count = ranks.all_reduce_sum(sum(scores), float(len(scores)))
         mean = total / count
-        (squares,) = ranks.sums(sum((score - mean) ** 2 for score in scores))
+        (squares,) = ranks.all_reduce_sum(sum((score - mean) ** 2 for score in scores))
         delta, total_count = mean - self.mean, self.count + count
         self.squares += squares + delta * delta * self.count * count / total_count
         self.mean += delta * count / total_count

@@ -45,7 +45,7 @@ def estimate(
     s = settings
     raw = [episode.score for episode in episodes]
     if is_first and s.score_center == "reference":
-        total, count = ranks.sums(sum(raw), float(len(raw)))
+        total, count = ranks.all_reduce_sum(sum(raw), float(len(raw)))
         scale.center = total / count
     scale.see(raw, ranks)
     shaped = shaped_scores(episodes, scale, s, has_ends=has_ends)
@@ -69,7 +69,7 @@ def estimate(
         length = len(episode.response_ids)
         episode.advantages_T, episode.returns_T = advantages_BT[row, :length], returns_BT[row, :length]
     clipped_scores = sum(scale.is_cut(score, scale=s.score_scaling == "running", clip=s.score_clip) for score in raw)
-    clipped, count = ranks.sums(float(clipped_scores), float(len(raw)))
+    clipped, count = ranks.all_reduce_sum(float(clipped_scores), float(len(raw)))
     return {
         "return_mean": mean,
         "return_std": variance**0.5,

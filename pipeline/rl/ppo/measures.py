@@ -32,7 +32,7 @@ def of_rollout(episodes: Sequence[Episode], ranks: Ranks, *, with_reference: boo
         `distinct_2` (fraction of distinct bigrams, mean over responses), `tokens`.
     """
     rows = [_row(episode) for episode in episodes] or [(0.0,) * 11]  # a rank may have none
-    n, score, square, kl, k3, entropy, length, ended, distinct, cross, length_square = ranks.sums(
+    n, score, square, kl, k3, entropy, length, ended, distinct, cross, length_square = ranks.all_reduce_sum(
         *(sum(column) for column in zip(*rows, strict=True))
     )
     mean, mean_length = score / n, length / n
@@ -58,13 +58,13 @@ def of_rollout(episodes: Sequence[Episode], ranks: Ranks, *, with_reference: boo
 def of_engine(episodes: Sequence[Episode], ranks: Ranks) -> dict[str, float]:
     """Return the mean |difference| of log-probabilities between policy and engine, if the engine reports its own."""
     gaps = [float((e.old_T - e.sampled_T).abs().double().sum()) for e in episodes if len(e.sampled_T)]
-    gap, tokens = ranks.sums(sum(gaps), float(sum(len(episode.sampled_T) for episode in episodes)))
+    gap, tokens = ranks.all_reduce_sum(sum(gaps), float(sum(len(episode.sampled_T) for episode in episodes)))
     return {"rollout_logprob_gap": gap / tokens} if tokens else {}
 
 
 def mean_and_error(values: Sequence[float], ranks: Ranks) -> tuple[float, float]:
     """Return the mean of the values of all ranks, and its standard error."""
-    total, square, count = ranks.sums(sum(values), sum(value * value for value in values), float(len(values)))
+    total, square, count = ranks.all_reduce_sum(sum(values), sum(value * value for value in values), float(len(values)))
     mean = total / count
     return mean, (max(0.0, square / count - mean * mean) / count) ** 0.5
 
@@ -147,7 +147,7 @@ class UpdateSums:
 
     def metrics(self, ranks: Ranks) -> dict[str, float]:
         """Return means per token over all ranks, the largest ratio, and means of the gradient norms per step."""
-        tokens, policy, value, clipped, value_clipped, divergence, ratio = ranks.sums(
+        tokens, policy, value, clipped, value_clipped, divergence, ratio = ranks.all_reduce_sum(
             self.tokens, self.policy, self.value, self.clipped, self.value_clipped, self.divergence, self.ratio
         )
         divisor = max(tokens, 1.0)

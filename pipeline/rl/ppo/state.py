@@ -70,7 +70,7 @@ def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None
             "extra": extra,
         }
         _replace(folder, files, numbers)
-    trainer.ranks.wait()
+    trainer.ranks.barrier()
 
 
 def _replace(folder: Path, files: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:

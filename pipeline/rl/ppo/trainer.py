@@ -184,7 +184,7 @@ class PPOTrainer:
         with their graph, and reused there.
         """
         self._reusable_pass = None
-        if not episodes and not self.train_engine.in_step:  # fewer held-out prompts than processes
+        if not episodes and not self.train_engine.is_collective:  # fewer held-out prompts than processes
             return
         for episode, score in zip(episodes, self.score(episodes), strict=True):  # collective for a sharded reward
             episode.score = score
@@ -216,7 +216,7 @@ class PPOTrainer:
     def _passes(self, episodes: Sequence[Episode]) -> list[list[Episode]]:
         """Split episodes into micro-batches; if passes are collective, add dummy ones until all ranks have as many."""
         groups = list(micro_batches(episodes, self.settings.token_budget))
-        if not self.train_engine.in_step:
+        if not self.train_engine.is_collective:
             return groups
         missing = int(self.ranks.all_reduce_max(len(groups))) - len(groups)
         return groups + [[idle_episode()] for _ in range(missing)]
@@ -270,7 +270,7 @@ class PPOTrainer:
     def _step(self, episodes: Sequence[Episode], sums: measures.UpdateSums) -> bool:
         """Take one optimizer step; return False, without a step, if the new policy is too far from the old one."""
         s, policy = self.settings, self.policy
-        (tokens,) = self.ranks.sums(float(sum(len(episode.response_ids) for episode in episodes)))
+        (tokens,) = self.ranks.all_reduce_sum(float(sum(len(episode.response_ids) for episode in episodes)))
         self.train_engine.clear()
         if not tokens:
             return True
@@ -305,7 +305,7 @@ class PPOTrainer:
             self.train_engine.backward(s.ptx_coef * language_loss / self.ranks.count, last=True)
         elif not groups:
             self.train_engine.backward(policy.nothing(), last=True)
-        (divergence,) = self.ranks.sums(divergence)
+        (divergence,) = self.ranks.all_reduce_sum(divergence)
         too_far = bool(s.target_kl) and divergence / tokens > _MOST_RATIO_KL * s.target_kl
         if too_far or (s.max_ratio and self.ranks.all_reduce_max(largest) > math.log(s.max_ratio)):
             self.train_engine.discard()
@@ -378,7 +378,7 @@ class PPOTrainer:
         reported = ("reward", "kl", "kl_k3", "objective", "length", "eos_rate", "entropy")
         metrics = {f"eval_{name}": rollout_metrics[name] for name in reported}
         if self.watch is not None:
-            watched = self.watch(episodes) if episodes or self.train_engine.in_step else []
+            watched = self.watch(episodes) if episodes or self.train_engine.is_collective else []
             mean, error = measures.mean_and_error(watched, self.ranks)
             metrics |= {"eval_watch": mean, "eval_watch_se": error}
         return metrics, episodes

@@ -36,14 +36,14 @@ class TrainEngine(Protocol):
         policy: policy that is trained.
         optimizer: optimizer with two parameter groups, policy and value function.
         scaler: loss scaler for fp16, where small gradients would underflow; disabled otherwise.
-        in_step: whether passes are collective, so that every rank must run the same number of them.
+        is_collective: whether passes are collective, so that every rank must run the same number of them.
         can_reuse_forward: whether the forward pass of `PPOTrainer.measure` may be reused for the first optimizer step.
     """
 
     policy: Policy
     optimizer: Any
     scaler: GradScaler
-    in_step: bool
+    is_collective: bool
     can_reuse_forward: bool
 
     def sampling(self) -> AbstractContextManager[Any]:
@@ -118,7 +118,7 @@ def check_names(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 class PlainEngine:
     """Every rank holds everything; gradients are all-reduced in one message per parameter group."""
 
-    in_step = False
+    is_collective = False
     can_reuse_forward = True
 
     def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks) -> None:

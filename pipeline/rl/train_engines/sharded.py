@@ -1,7 +1,7 @@
 """Train engines that shard their state over ranks: DeepSpeed's ZeRO stages 1 to 3, and torch's FSDP2.
 
-One engine wraps policy, value function and reference (`Policy.whole`), and every model call goes through it, so that it
-can gather weights. Forward and backward passes are collective: every rank must run the same number of micro-batches.
+One engine wraps policy, value function and reference (`Policy.module`), and every model call goes through it, so that
+it can gather weights. Forward and backward passes are collective: every rank must run the same number of micro-batches.
 
 References: Rajbhandari et al. 2020, arXiv:1910.02054 (ZeRO); Zhao et al. 2023, arXiv:2304.11277 (FSDP).
 """
@@ -44,11 +44,11 @@ class ZeroEngine:
     Gradients are clipped here, because DeepSpeed supports only one norm over all parameters.
 
     Attributes:
-        engine: DeepSpeed's engine around `Policy.whole`.
+        engine: DeepSpeed's engine around `Policy.module`.
         stage: ZeRO stage.
     """
 
-    in_step = True
+    is_collective = True
     can_reuse_forward = False
     scaler = GradScaler(enabled=False)
     """Disabled, because fp16 is not supported with sharding."""
@@ -73,7 +73,7 @@ class ZeroEngine:
         self.accelerator = Accelerator(deepspeed_plugin=plugin)
         groups = parameter_groups(policy, settings)
         adam = torch.optim.AdamW(groups, eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
-        self.engine, prepared = self.accelerator.prepare(policy.whole, adam)
+        self.engine, prepared = self.accelerator.prepare(policy.module, adam)
         self.optimizer = prepared.optimizer
         if self.stage == 3:
             share_fp32_storage(self.optimizer)
@@ -95,7 +95,7 @@ class ZeroEngine:
         import deepspeed  # optional extra `deepspeed`
         from trl.models.utils import add_hooks, remove_hooks  # it imports DeepSpeed
 
-        with deepspeed.zero.GatheredParameters(list(self.policy.whole.parameters())):
+        with deepspeed.zero.GatheredParameters(list(self.policy.module.parameters())):
             remove_hooks(self.engine)
             try:
                 with self.policy.sampling() as model:
@@ -144,7 +144,7 @@ class ZeroEngine:
     def norms(self) -> tuple[float, float]:
         """Return the gradient norms of policy and value function over all ranks."""
         squares = [sum(float(shard.double().square().sum()) for shard in self._gradients(group)) for group in (0, 1)]
-        policy, value = (total**0.5 for total in self.ranks.sums(*squares))
+        policy, value = (total**0.5 for total in self.ranks.all_reduce_sum(*squares))
         return policy, value
 
     def step(self, factors: tuple[float, float], *, policy: bool) -> None:
@@ -222,7 +222,7 @@ class ZeroEngine:
 class FsdpEngine:
     """FSDP2: torch shards weights, gradients and optimizer state, layer by layer."""
 
-    in_step = True
+    is_collective = True
     can_reuse_forward = False
     scaler = GradScaler(enabled=False)
     """Disabled, because fp16 is not supported with sharding."""
@@ -232,7 +232,7 @@ class FsdpEngine:
         mesh = init_device_mesh(policy.device.type, (ranks.count,))
         for block in policy.blocks():
             fully_shard(block, mesh=mesh)
-        self.engine = fully_shard(policy.whole, mesh=mesh)
+        self.engine = fully_shard(policy.module, mesh=mesh)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(policy, settings), eps=settings.adam_epsilon, weight_decay=settings.weight_decay
         )
@@ -242,18 +242,18 @@ class FsdpEngine:
     @contextmanager
     def sampling(self) -> Iterator[Any]:
         """Yield the model to sample from; the weights are gathered once instead of for every token."""
-        with fsdp.gathered(self.policy.whole), self.policy.sampling() as model:
+        with fsdp.unsharded(self.policy.module), self.policy.sampling() as model:
             yield model
 
     def _resharded(self) -> dict[str, Any]:
         """Reshard gathered weights, and return the trained parameters, as DTensors, by name."""
-        fsdp.reshard(self.policy.whole)
+        fsdp.reshard(self.policy.module)
         return self.policy.trained()
 
     def consolidated_model(self) -> PreTrainedModel | PeftModel | None:
         """Return the policy's model with full weights on the first rank; None on the others."""
         self._resharded()
-        state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.whole.state_dict().items()}
+        state = {name: dtensors.full_tensor(parameter) for name, parameter in self.policy.module.state_dict().items()}
         if not self.ranks.is_first:
             return None
         return model_from_state(self.policy.model, _policy_state(self.policy.model, state))
@@ -277,7 +277,7 @@ class FsdpEngine:
     def norms(self) -> tuple[float, float]:
         """Return the gradient norms of policy and value function over all ranks."""
         squares = [sum(float(s.double().square().sum()) for s in self._gradient_shards(group)) for group in (0, 1)]
-        policy, value = (total**0.5 for total in self.ranks.sums(*squares))
+        policy, value = (total**0.5 for total in self.ranks.all_reduce_sum(*squares))
         return policy, value
 
     def step(self, factors: tuple[float, float], *, policy: bool) -> None:
@@ -326,7 +326,7 @@ class FsdpEngine:
 
 
 def _policy_state(model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the policy model's part of `Policy.whole`'s state dict, without other adapters on its trunk."""
+    """Return the policy model's part of `Policy.module`'s state dict, without other adapters on its trunk."""
     own = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
     if not isinstance(model, PeftModel):
         return own

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.artifacts.provenance import AppliedAdapter, adapters_of, base_of, descended, label
 from pipeline.errors import PipelineError, Problem, counted
-from pipeline.models.load.adapters import config_of, fold_in
+from pipeline.models.load.adapters import config_of, load_and_merge
 from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer, stored_bits
 from pipeline.models.load.quantized_files import TRAINABLE
 from pipeline.models.save.artifact import save_model
@@ -39,7 +39,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         own = _own(adapter)
         if own.quantize and not stored:
             ctx.note(f"{adapter.name} was trained on a {own.quantize} base; it is folded into the full-precision one")
-        model = fold_in(model, adapter)
+        model = load_and_merge(model, adapter)
     model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype])
     ctx.phase("writing the artifact")
     save_model(model, tokenizer, ctx.out)

@@ -41,7 +41,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     trainer = _trainer(ctx, config, tokenizer)
     policy = trainer.policy
-    check_prepared(ctx, policy.model, trainer.train_engine.optimizer, config.adapter, policy.whole)
+    check_prepared(ctx, policy.model, trainer.train_engine.optimizer, config.adapter, policy.module)
     log = RunLog(ctx, trainer, tokenizer)
     state_path = newest_state(ctx.work / "state")
     if state_path is not None:

@@ -24,7 +24,7 @@ def mark_complete(folder: Path, keep: Path | None = None) -> None:
         keep: another checkpoint that stays, that of the best evaluation so far.
     """
     ranks = Ranks.current()
-    ranks.wait()
+    ranks.barrier()
     if ranks.is_first:
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
         part = folder / f"{COMPLETE_FILE}.part"
@@ -33,7 +33,7 @@ def mark_complete(folder: Path, keep: Path | None = None) -> None:
         for other in folder.parent.glob("checkpoint-*"):
             if other not in (folder, keep):
                 shutil.rmtree(other, ignore_errors=True)
-    ranks.wait()
+    ranks.barrier()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -41,10 +41,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
     ranks = Ranks.current()
     if ranks.is_first:
         for path in folder.glob("checkpoint-*"):
-            if not _is_whole(path):
+            if not _is_complete(path):
                 shutil.rmtree(path, ignore_errors=True)
-    ranks.wait()
-    complete = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
+    ranks.barrier()
+    complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
     return max(complete, key=step_of, default=None)
 
 
@@ -57,7 +57,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(COMPLETE_FILE))
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     try:
         sizes = json.loads((path / COMPLETE_FILE).read_text(encoding="utf-8"))
         return bool(sizes) and all((path / name).stat().st_size == size for name, size in sizes.items())

@@ -98,7 +98,7 @@ class PipelineState:
         """Write a checkpoint; every process must call it."""
         ranks = self.pipe.place.ranks
         folder.mkdir(parents=True, exist_ok=True)
-        weights, optimizer = self.pipe.whole_state(), self._gathered_optimizer()
+        weights, optimizer = self.pipe.consolidated_state(), self._gathered_optimizer()
         if ranks.is_first:
             save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
             torch.save(optimizer, folder / OPTIMIZER_FILE)
@@ -157,7 +157,7 @@ class PipelineState:
         indices = {name: index for index, name in enumerate(name for group in self.groups for name in group)}
         state: dict[int, dict[str, Any]] = {}
         gathered = self.pipe.gather_to_first(tensors)
-        rest = ranks.gathered(rest)
+        rest = ranks.all_gather(rest)
         if ranks.is_first:
             rest += [(*label.split(" "), tensor) for label, tensor in gathered.items()]  # type: ignore[misc]
             for name, key, value in rest:
