@@ -216,7 +216,6 @@ class Kind:
         config: its configuration class.
         run: dotted name of the function that runs the stage, ``package.module:function``; `load_run` imports it.
         makes: how its artifact can be used: ``model``, ``tokenizer``, ``reward`` or ``report``.
-        parallel: whether it may run in several processes; else it runs in one, whatever `compute` says.
         doc: its description, one line.
         traits: what plan, checks and forecast know of it.
     """
@@ -226,9 +225,13 @@ class Kind:
     config: type[StageConfig]
     run: str
     makes: str
-    parallel: bool
     doc: str
     traits: Traits = PLAIN
+
+    @property
+    def parallel(self) -> bool:
+        """Whether it may run in several processes; else it runs in one, whatever `compute` says."""
+        return self.traits.parallel
 
     @property
     def workload(self) -> Workload | None:
@@ -277,7 +280,6 @@ def register_kind(
     config: type[StageConfig],
     run: str,
     makes: str,
-    parallel: bool = False,
     doc: str | None = None,
     traits: Traits = PLAIN,
 ) -> None:
@@ -289,12 +291,11 @@ def register_kind(
         config: see `Kind`.
         run: dotted name of the function that runs the stage, ``package.module:function``.
         makes: see `Kind`.
-        parallel: see `Kind`.
         doc: the docstring of the kind's module; its first line describes the kind.
         traits: what differs from a plain training kind.
     """
     lines = (doc or "").strip().splitlines()
-    KINDS[name] = Kind(name, version, config, run, makes, parallel, lines[0] if lines else "", traits)
+    KINDS[name] = Kind(name, version, config, run, makes, lines[0] if lines else "", traits)
 
 
 def kind_of(name: str) -> Kind:

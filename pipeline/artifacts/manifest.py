@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypedDict
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -229,6 +229,35 @@ class Manifest(Record):
     def to_json(self) -> bytes:
         """Return the bytes of `manifest.json`."""
         return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+class ManifestFields(TypedDict, total=False):
+    """The fields of a `Manifest` that a run fills; the store sets the others.
+
+    Attributes: see `Manifest`.
+    """
+
+    kind: str
+    kind_version: int
+    makes: str
+    recipe: dict[str, Any]
+    config: dict[str, Any]
+    seed: int
+    runtime: dict[str, Any]
+    inputs: list[InputRecord]
+    data: dict[str, DataRecord]
+    metrics: dict[str, float]
+    best: dict[str, float]
+    rows: dict[str, int]
+    tokens: int
+    seconds: float
+    trainer_seconds: float
+    scoring_seconds: float
+    tokens_per_s: float
+    peak_memory_mib: float
+    lineage: dict[str, Any]
+    environment: dict[str, Any]
+    summary: str
 
 
 def parse_manifest(text: bytes | str, where: str) -> Manifest:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from pydantic import ValidationError
 
@@ -39,6 +39,7 @@ from pipeline.artifacts.manifest import (
     MANIFEST_FILE,
     SHORT,
     Manifest,
+    ManifestFields,
     check_fingerprint,
     check_name,
     parse_manifest,
@@ -106,15 +107,14 @@ class WorkArea:
                 if not final.exists():
                     move(self._replaced, final)
 
-    def commit(self, *, replace: bool = False, **fields: Any) -> Artifact:
+    def commit(self, *, replace: bool = False, **fields: Unpack[ManifestFields]) -> Artifact:
         """Commit the payload as an artifact.
 
         If another process committed the same fingerprint first, its artifact is kept and returned.
 
         Args:
             replace: whether to replace an artifact with the same fingerprint, under a new version.
-            **fields: fields of `Manifest`, except those the store sets: name, version, fingerprint, digest, created
-                and files.
+            **fields: what the run knows; the store sets name, version, fingerprint, digest, created and files.
 
         Raises:
             PipelineError: the payload has pickles, links or unsafe names, or a field is invalid.

@@ -141,14 +141,11 @@ def load(
     layouts = [_layout_of(batch, source, shapes, name) for batch in batches]
     shape = _one_shape(batches, layouts, name) or shapes[0]
     _check_options(source, shape, name)
-    good: list[dict[str, Any]] = []
-    places: dict[int, tuple[str, int]] = {}  # by `id` of each good row: the split moves rows without copying them
-    bad: list[_BadRow] = []
-    unused, contradictions = Unused(shape), Contradictions(source.columns)
+    converted = _Converted(source, shape)
     for batch, layout in zip(batches, layouts, strict=True):
-        start = len(good)
-        numbers = _take(batch, source, layout.format, shape, good, bad, unused, contradictions)
-        places |= {id(row): (batch.name, number) for row, number in zip(good[start:], numbers, strict=True)}
+        converted.take(batch, layout.format)
+    good, bad, places = converted.good, converted.bad, converted.places
+    unused, contradictions = converted.unused, converted.contradictions
     if bad and (source.on_bad_row == "stop" or not good):
         columns = {} if good or source.columns else suggested([one.row.value for one in bad if one.row.value], shapes)
         advice = remedy_of(columns) if columns else ""
@@ -202,35 +199,51 @@ def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
     return sorted(batches, key=lambda batch: batch.digest)
 
 
-def _take(
-    batch: _Batch,
-    source: Source,
-    row_format: str,
-    shape: Shape,
-    good: list[dict[str, Any]],
-    bad: list[_BadRow],
-    unused: Unused,
-    contradictions: Contradictions,
-) -> list[int]:
-    """Append the rows of a batch to ``good`` and ``bad``, up to the source's limit; return the good rows' numbers."""
-    numbers: list[int] = []
-    for row in batch.rows:
-        if source.limit is not None and len(good) >= source.limit:
-            break
-        try:
-            if row.value is None:
-                raise BadRowError(row.fault)
-            columns = renamed(row.value, source.columns) if source.columns else row.value
-            shaped_row = shaped(columns, row_format, shape, source.system)
-            if shape in ("preference", "messages"):
-                contradictions.look(columns, row_format)
-            good.append(shaped_row)
-            unused.look(columns, row_format, good[-1])
-            numbers.append(row.number)
-        except BadRowError as fault:
-            where, kept_as = place(batch.name, row.number), place(batch.kept_as, row.number)
-            bad.append(_BadRow(where, kept_as, str(fault), row))
-    return numbers
+class _Converted:
+    """The rows of a source in one shape, batch after batch, and what was noticed about them.
+
+    Attributes:
+        good: rows in the shape.
+        places: name of the file and number of each good row, by its `id`: the split moves rows without copying them.
+        bad: rows that cannot be converted.
+        unused: columns that nothing reads.
+        contradictions: columns that contradict one another.
+    """
+
+    def __init__(self, source: Source, shape: Shape) -> None:
+        self._source, self._shape = source, shape
+        self.good: list[Row] = []
+        self.places: dict[int, tuple[str, int]] = {}
+        self.bad: list[_BadRow] = []
+        self.unused, self.contradictions = Unused(shape), Contradictions(source.columns)
+
+    def take(self, batch: _Batch, row_format: str) -> None:
+        """Convert the rows of a batch, up to the source's limit."""
+        limit = self._source.limit
+        for row in batch.rows:
+            if limit is not None and len(self.good) >= limit:
+                break
+            try:
+                self._convert(row, row_format)
+                self.places[id(self.good[-1])] = (batch.name, row.number)
+            except BadRowError as fault:
+                where, kept_as = place(batch.name, row.number), place(batch.kept_as, row.number)
+                self.bad.append(_BadRow(where, kept_as, str(fault), row))
+
+    def _convert(self, row: RawRow, row_format: str) -> None:
+        """Add a row to the good ones.
+
+        Raises:
+            BadRowError: it cannot be read, or its columns cannot be converted.
+        """
+        if row.value is None:
+            raise BadRowError(row.fault)
+        columns = renamed(row.value, self._source.columns) if self._source.columns else row.value
+        shaped_row = shaped(columns, row_format, self._shape, self._source.system)
+        if self._shape in ("preference", "messages"):
+            self.contradictions.look(columns, row_format)
+        self.good.append(shaped_row)
+        self.unused.look(columns, row_format, shaped_row)
 
 
 def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str) -> _Layout:

@@ -34,16 +34,14 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     Raises:
         PipelineError: the batch does not divide over the processes.
     """
-    stages, together = ctx.dims.pipeline_parallel, ctx.dims.model_parallel_size
+    stages = ctx.dims.pipeline_parallel
     if stages > 1:
         problem = pipeline_bubble_problem(batch_size, ctx.replicas, stages)
         if problem is not None:
             raise PipelineError(problem)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     note_model_parallel(ctx)
-    division = divide(
-        batch_size, ctx.compute.micro_batch, longest, ctx.replicas, passes=stages, together=together, **options
-    )
+    division = divide(batch_size, ctx.compute.micro_batch, longest, ctx.replicas, dims=ctx.dims, **options)
     sentence = division.sentence(what, longest)
     ctx.report(batch=sentence)
     if division.processes > 1 or division.accumulation > 1:

@@ -18,7 +18,7 @@ from pipeline.cli.options import (
     SetOption,
     UntilOption,
 )
-from pipeline.cli.survey import survey_of
+from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_json
 from pipeline.plan import Plan
 from pipeline.preflight.forecast import forecasts, resolve_auto
@@ -35,7 +35,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what would run and why, and what each stage needs: memory, hours, cost; runs nothing."""
-    planned, artifact_store = survey_of(recipe, override, only, until, force, store, profile).sound()
+    planned, artifact_store = survey_of(RecipeOptions(recipe, override, store, profile, only, until, force)).sound()
     print_plan(planned, artifact_store, as_json=as_json)
 
 

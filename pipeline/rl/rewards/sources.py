@@ -189,10 +189,11 @@ def _model_scorer(
     if on_policy is not None:
         return on_policy
     device, weights = frozen_weights(ctx)
-    options = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "zero3": zero3_config(ctx), **weights}
-    model = load_reward_model(source, own, **options).requires_grad_(False)
-    fit(ctx, model, own, options)
-    model.score.to(device) if options["zero3"] is not None else model.to(device)
+    weights["zero3"] = zero3_config(ctx)
+    model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
+    model.requires_grad_(False)
+    fit(ctx, model, own, weights)
+    model.score.to(device) if weights["zero3"] is not None else model.to(device)
 
     def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
         if same:

@@ -78,9 +78,9 @@ register_kind(
     config=Config,
     run="pipeline.stages.pretrain.train:run",
     makes="model",
-    parallel=True,
     doc=__doc__,
     traits=Traits(
+        parallel=True,
         compute=ComputeSupport(model_parallel=frozenset(MODEL_PARALLEL)),
         row_check=any_number,
     ),
