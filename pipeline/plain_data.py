@@ -12,6 +12,9 @@ from typing import Any
 Row = Mapping[str, Any]
 """A row of a user's data: the columns of its format or shape, and any others that the user gave it."""
 
+ShapedRow = dict[str, Any]
+"""A `Row` in one of the shapes that stages take (`records/shapes/conversion.py`); other columns stay in it."""
+
 JsonObject = dict[str, Any]
 """An object of a JSON document of unknown shape: a library's file, a user's block, a recorded environment."""
 

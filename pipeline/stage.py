@@ -32,6 +32,7 @@ from pipeline.kind.markers import Code, Data, Input, Runtime, Shape, Shapes
 from pipeline.kind.results import Event, Rejected, StageResult
 from pipeline.kind.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 from pipeline.parallel.dims import ParallelDims
+from pipeline.plain_data import JsonObject, ShapedRow
 
 
 @runtime_checkable
@@ -49,7 +50,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
     @classmethod
-    def markers(cls, marker: type[Any]) -> dict[str, Any]:
+    def markers(cls, marker: type[Any]) -> JsonObject:
         """Return ``{field name: marker instance}`` for the fields annotated with ``marker``."""
         markers = {}
         for name, info in cls.model_fields.items():
@@ -85,7 +86,7 @@ class ResolvedInput(BaseModel):
     kind: str
     fingerprint: str
     path: str
-    manifest: dict[str, Any] = {}
+    manifest: JsonObject = {}
 
 
 class Rows(Protocol):
@@ -97,12 +98,12 @@ class Rows(Protocol):
         ...
 
     @property
-    def train(self) -> list[dict[str, Any]]:
+    def train(self) -> list[ShapedRow]:
         """Rows of the training split."""
         ...
 
     @property
-    def held_out(self) -> list[dict[str, Any]]:
+    def held_out(self) -> list[ShapedRow]:
         """Rows of the held-out split, made by prompt; empty when the source has no split."""
         ...
 
@@ -153,7 +154,7 @@ class StageContext:
     dims: ParallelDims = field(default_factory=ParallelDims)
     rank: int = 0
     warnings: tuple[str, ...] = ()
-    runtime_report: dict[str, Any] = field(default_factory=dict)
+    runtime_report: JsonObject = field(default_factory=dict)
     set_aside: Callable[[str, Sequence[Rejected]], bool] | None = None
 
     @property

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self, TypedDict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.plain_data import JsonObject, JsonView
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -165,10 +166,10 @@ class Manifest(Record):
     fingerprint: Sha256
     digest: Sha256
     created: str
-    recipe: dict[str, Any] = {}
-    config: dict[str, Any] = {}
+    recipe: JsonObject = {}
+    config: JsonObject = {}
     seed: int = 0
-    runtime: dict[str, Any] = {}
+    runtime: JsonObject = {}
     inputs: list[InputRecord] = []
     data: dict[str, DataRecord] = {}
     files: dict[PayloadPath, FileRecord] = {}
@@ -181,8 +182,8 @@ class Manifest(Record):
     scoring_seconds: float = 0.0
     tokens_per_s: float = 0.0
     peak_memory_mib: float = 0.0
-    lineage: dict[str, Any] = {}
-    environment: dict[str, Any] = {}
+    lineage: JsonObject = {}
+    environment: JsonObject = {}
     summary: str = ""
 
     @model_validator(mode="after")
@@ -240,10 +241,10 @@ class ManifestFields(TypedDict, total=False):
     kind: str
     kind_version: int
     makes: str
-    recipe: dict[str, Any]
-    config: dict[str, Any]
+    recipe: JsonView
+    config: JsonView
     seed: int
-    runtime: dict[str, Any]
+    runtime: JsonView
     inputs: list[InputRecord]
     data: dict[str, DataRecord]
     metrics: dict[str, float]
@@ -255,8 +256,8 @@ class ManifestFields(TypedDict, total=False):
     scoring_seconds: float
     tokens_per_s: float
     peak_memory_mib: float
-    lineage: dict[str, Any]
-    environment: dict[str, Any]
+    lineage: JsonView
+    environment: JsonView
     summary: str
 
 

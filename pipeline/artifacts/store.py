@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from pydantic import ValidationError
 
@@ -48,6 +48,7 @@ from pipeline.artifacts.manifest import (
 )
 from pipeline.artifacts.payload import payload_problems, payload_records
 from pipeline.errors import Interrupted, PipelineError, Problem
+from pipeline.plain_data import JsonObject
 
 CARD_FILE = "README.md"
 _FOLDER = re.compile(rf"[0-9a-f]{{{SHORT}}}")
@@ -168,12 +169,12 @@ class WorkArea:
             bury(self.folder, self._store.graveyard)
             self._store.sweep()
 
-    def _write_card(self, fields: dict[str, Any]) -> None:
+    def _write_card(self, fields: JsonObject) -> None:
         draft = self._manifest({**fields, "files": {}, "digest": payload_digest({}), "version": 1})
         chain = self._store.ancestry(draft)
         (self.payload / CARD_FILE).write_text(card(draft, chain, payload_files(self.payload)), encoding="utf-8")
 
-    def _manifest(self, fields: dict[str, Any]) -> Manifest:
+    def _manifest(self, fields: JsonObject) -> Manifest:
         try:
             return Manifest.model_validate(fields)
         except ValidationError as error:

@@ -6,8 +6,8 @@ import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pipeline.plain_data import JsonObject
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import Answer, State
 
@@ -63,7 +63,7 @@ def agreement(items: Iterable[Item], state: State) -> Agreement:
     return Agreement(len(several), len(pairs), sum(pairs), krippendorff_alpha(several))
 
 
-def exported(items: Iterable[Item], state: State) -> tuple[list[dict[str, Any]], Counter[str]]:
+def exported(items: Iterable[Item], state: State) -> tuple[list[JsonObject], Counter[str]]:
     """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
 
     A row is ``{"prompt": […], "chosen": […], "rejected": […], "margin": …}``, conversational, as trl takes them. The

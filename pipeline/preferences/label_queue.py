@@ -10,10 +10,10 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.plain_data import JsonObject, JsonView
 from pipeline.preferences.items import Item, is_swapped
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, State
 from pipeline.preferences.ledger import Ledger, LedgerEvent
@@ -54,11 +54,11 @@ class LabelQueue:
         known = self.state().tokens.items()
         return next((name for name, hashed in known if hmac.compare_digest(hashed, _hashed(token))), None)
 
-    def next(self, annotator: str, count: int = 1) -> list[dict[str, Any]]:
+    def next(self, annotator: str, count: int = 1) -> list[JsonObject]:
         """Return the next pairs for an annotator, as they are shown, and lease them to the annotator for `LEASE_S`."""
         given: list[Item] = []
 
-        def decide(state: State) -> tuple[str, Mapping[str, Any]] | None:
+        def decide(state: State) -> tuple[str, JsonView] | None:
             now = time.time()
             given[:] = self.batch.queue(state, annotator, now)[:count]
             late = [i.id for i in given if state.leases.get((i.id, annotator), 0) < now + LEASE_S / 2]
@@ -100,7 +100,7 @@ class LabelQueue:
         """Undo the annotator's last answer and return its item; None when there is none."""
         undone: list[str] = []
 
-        def decide(state: State) -> tuple[str, Mapping[str, Any]] | None:
+        def decide(state: State) -> tuple[str, JsonView] | None:
             last = state.last(annotator)
             if last is None:
                 return None
@@ -122,7 +122,7 @@ class LabelQueue:
         if item not in self._items:
             raise PipelineError(Problem("this pair is not in the data", "one that was handed out", "reload the page"))
 
-        def decide(state: State) -> tuple[str, Mapping[str, Any]]:
+        def decide(state: State) -> tuple[str, JsonView]:
             if (item, annotator) in state.answers:
                 raise PipelineError(Problem("this pair was answered", "one answer of a person", "undo it to change it"))
             if (item, annotator) not in state.leases:
@@ -134,14 +134,14 @@ class LabelQueue:
     def _append(self, decide: Any) -> None:
         with self._turn:
 
-            def after(events: list[LedgerEvent]) -> tuple[str, Mapping[str, Any]] | None:
-                event: tuple[str, Mapping[str, Any]] | None = decide(self._state.take(events))
+            def after(events: list[LedgerEvent]) -> tuple[str, JsonView] | None:
+                event: tuple[str, JsonView] | None = decide(self._state.take(events))
                 return event
 
             self.ledger.append(after, self._state.number)
 
 
-def _shown(item: Item, annotator: str) -> dict[str, Any]:
+def _shown(item: Item, annotator: str) -> JsonObject:
     """Return an item as a browser receives it; it does not reveal which response is which."""
     left, right = item.responses[::-1] if is_swapped(item.id, annotator) else item.responses
     turns = {"prompt": item.prompt, "left": left, "right": right}

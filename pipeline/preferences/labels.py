@@ -5,10 +5,11 @@ Pure: the same events give the same state. Knows neither databases nor the web.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from pipeline.plain_data import JsonView
 from pipeline.preferences.items import Item, wanted
 from pipeline.preferences.ledger import LedgerEvent
 
@@ -64,7 +65,7 @@ class State:
             self._take(event.kind, event.body, event.number)
         return self
 
-    def _take(self, kind: str, body: Mapping[str, Any], number: int) -> None:
+    def _take(self, kind: str, body: JsonView, number: int) -> None:
         if kind == "annotator":
             self.tokens[body["name"]] = body["token"]
             return

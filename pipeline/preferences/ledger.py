@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
+from pipeline.plain_data import JsonObject, JsonView
 
 GENESIS = "0" * 64
 """The hash before the first event of a batch."""
@@ -58,11 +59,11 @@ class LedgerEvent:
     number: int
     at: float
     kind: str
-    body: Mapping[str, Any]
+    body: JsonView
     hash: str
 
 
-Decide = Callable[[list[LedgerEvent]], tuple[str, Mapping[str, Any]] | None]
+Decide = Callable[[list[LedgerEvent]], tuple[str, JsonView] | None]
 """Returns the kind and body of the next event, given the events so far; None appends none."""
 
 
@@ -177,7 +178,7 @@ def _take_turns(connection: Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
-def _parsed(body: str) -> dict[str, Any]:
+def _parsed(body: str) -> JsonObject:
     """Parse the body of an event; return an empty body for a corrupted row, which `problems` reports."""
     try:
         fields = json.loads(body)
@@ -186,11 +187,11 @@ def _parsed(body: str) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _canonical(body: Mapping[str, Any]) -> str:
+def _canonical(body: JsonView) -> str:
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _hash(before: str, row: Mapping[str, Any]) -> str:
+def _hash(before: str, row: JsonView) -> str:
     text = _canonical({**row, "at": repr(row["at"]), "before": before})
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed
+from pipeline.plain_data import Row, ShapedRow
 from pipeline.recipe.paths import suffix_of
 from pipeline.records.columns.contradictions import Contradictions
 from pipeline.records.columns.renaming import (
@@ -37,7 +38,7 @@ from pipeline.records.files.reader import NoRowsError, read_rows
 from pipeline.records.shapes.comparisons import LISTS, votes_problem
 from pipeline.records.shapes.conversion import shaped
 from pipeline.records.shapes.detection import detected_format
-from pipeline.records.shapes.formats import FORMATS, Row
+from pipeline.records.shapes.formats import FORMATS
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
 from pipeline.records.split import split
 from pipeline.stage import Shape, Shapes
@@ -76,8 +77,8 @@ class LoadedRows:
     """
 
     shape: Shape
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
+    train: list[ShapedRow]
+    held_out: list[ShapedRow]
     places: list[str] = field(compare=False)
     rejected: int
     digest: str
@@ -212,7 +213,7 @@ class _Converted:
 
     def __init__(self, source: Source, shape: Shape) -> None:
         self._source, self._shape = source, shape
-        self.good: list[Row] = []
+        self.good: list[ShapedRow] = []
         self.places: dict[int, tuple[str, int]] = {}
         self.bad: list[_BadRow] = []
         self.unused, self.contradictions = Unused(shape), Contradictions(source.columns)
@@ -314,7 +315,7 @@ def _one_shape(batches: Sequence[_Batch], layouts: Sequence[_Layout], name: str)
     return next(iter(by_shape), None)
 
 
-def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
+def _check_labels(rows: Sequence[Row], name: str) -> None:
     """Check that training rows have both labels, since neither label means anything without the other.
 
     Raises:

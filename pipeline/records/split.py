@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
-from pipeline.plain_data import Row
+from pipeline.plain_data import Row, ShapedRow
 from pipeline.stage import Shape
 
 SALT = b"trueup-held-out"
 
 
-def split(rows: list[Row], share: float, shape: Shape) -> tuple[list[Row], list[Row]]:
+def split(rows: list[ShapedRow], share: float, shape: Shape) -> tuple[list[ShapedRow], list[ShapedRow]]:
     """Split rows into training rows and held-out rows; both keep the order of the rows.
 
     All rows of one prompt fall on one side. With two prompts or more and ``0 < share < 1`` each side gets at least one:

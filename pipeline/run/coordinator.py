@@ -25,6 +25,7 @@ from typing import Any
 from pipeline.artifacts.files import is_locked, locked
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.launch.job import Job, Outcome
+from pipeline.plain_data import JsonObject
 from pipeline.plan import Plan, PlannedStage
 from pipeline.stage import Event, kind_of
 
@@ -50,7 +51,7 @@ class Command:
     stage: str = ""
     fingerprint: str = ""
     number: int = 0
-    compute: dict[str, Any] = field(default_factory=dict)
+    compute: JsonObject = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
@@ -172,7 +173,7 @@ class Coordinator:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(fields) + "\n")
 
-    def _next(self) -> dict[str, Any] | None:
+    def _next(self) -> JsonObject | None:
         try:
             with self._file.open("rb") as file:
                 file.seek(self._offset)
@@ -182,7 +183,7 @@ class Coordinator:
         if not line.endswith(b"\n"):
             return None
         self._offset += len(line)
-        fields: dict[str, Any] = json.loads(line)
+        fields: JsonObject = json.loads(line)
         return fields
 
     def _answers(self, nodes: int) -> tuple[list[int], tuple[Problem, ...]]:

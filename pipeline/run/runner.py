@@ -21,6 +21,7 @@ from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, Stage
 from pipeline.launch.job import DataJob, Job, Outcome
 from pipeline.launch.local import run_job, temporary_folder, warm_up
 from pipeline.machine.disk import CannotWrite, writing
+from pipeline.plain_data import JsonObject
 from pipeline.plan import FORCED, Plan, PlannedInput, PlannedStage
 from pipeline.plan.overlap import overlap_warnings
 from pipeline.run.coordinator import Coordinator, hosting
@@ -320,11 +321,11 @@ def _resolve(item: PlannedInput, done: Mapping[str, StageDone]) -> ResolvedInput
     )
 
 
-def _manifest_of(path: Path | None) -> dict[str, Any]:
+def _manifest_of(path: Path | None) -> JsonObject:
     file = path / "manifest.json" if path is not None else None
     if file is None or not file.is_file():
         return {}
-    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    manifest: JsonObject = json.loads(file.read_text(encoding="utf-8"))
     return manifest
 
 

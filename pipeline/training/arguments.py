@@ -22,6 +22,7 @@ from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.zero.config import deepspeed_config
 from pipeline.parallel.zero.zero3 import DeepSpeedConfig
+from pipeline.plain_data import KeywordArguments
 from pipeline.stage import StageContext
 from pipeline.training.distribution import sharding
 from pipeline.training.fields import CommonTrain
@@ -227,7 +228,7 @@ def build_arguments(
         PipelineError: ``arguments_class`` refuses a value.
     """
     logging_steps = max(1, min(10, steps // 20))
-    values: dict[str, Any] = {
+    values: KeywordArguments = {
         "output_dir": str(checkpoints_dir(ctx)),
         "per_device_train_batch_size": micro_batch,
         "per_device_eval_batch_size": micro_batch,
@@ -258,7 +259,7 @@ def build_arguments(
     return _with_best(arguments_class, values, has_held_out=has_held_out)
 
 
-def _with_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_held_out: bool) -> Arguments:
+def _with_best(arguments_class: type[Arguments], values: KeywordArguments, *, has_held_out: bool) -> Arguments:
     """Return the arguments; `load_best_model_at_end` is set only after transformers' checks (`best.py` implements it).
 
     transformers would need a checkpoint of every evaluation, and would choose the best among those that are left.
@@ -278,7 +279,7 @@ def _with_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_
     return cast(Arguments, arguments)
 
 
-def _computing(ctx: StageContext) -> dict[str, Any]:
+def _computing(ctx: StageContext) -> KeywordArguments:
     """Return the `TrainingArguments` fields for device, precision, checkpointing, kernels and distribution."""
     precision, on_gpu = precision_of(ctx), not use_cpu(ctx)
     problem = None if on_gpu else cpu_problem(precision, ctx.dims.zero)
@@ -297,7 +298,7 @@ def _computing(ctx: StageContext) -> dict[str, Any]:
     return fields
 
 
-def _instantiated(arguments_class: type[Arguments], values: dict[str, Any]) -> Arguments:
+def _instantiated(arguments_class: type[Arguments], values: KeywordArguments) -> Arguments:
     try:
         arguments: Any = arguments_class(**values)
     except (ValueError, TypeError) as error:

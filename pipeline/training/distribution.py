@@ -15,6 +15,7 @@ from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, parallelism
 from pipeline.parallel.tensor.audit import shards_of, shards_problem
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
+from pipeline.plain_data import KeywordArguments
 from pipeline.stage import StageContext
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def note_model_parallel(ctx: StageContext) -> None:
         ctx.note(f"tensor parallel: {size} processes share every large matrix and count as one process")
 
 
-def sharding(dims: ParallelDims, precision: str, attention: str) -> dict[str, Any]:
+def sharding(dims: ParallelDims, precision: str, attention: str) -> KeywordArguments:
     """Return the `TrainingArguments` fields for data parallelism, ZeRO, FSDP2 and sequence parallelism.
 
     Args:
@@ -67,8 +68,8 @@ def sharding(dims: ParallelDims, precision: str, attention: str) -> dict[str, An
         precision: compute precision.
         attention: `transformers`' name of the attention implementation, around which Ulysses exchanges shards.
     """
-    accelerator_config: dict[str, Any] = {"use_configured_state": "RANK" in os.environ}
-    fields: dict[str, Any] = {"accelerator_config": accelerator_config, "ddp_find_unused_parameters": False}
+    accelerator_config: KeywordArguments = {"use_configured_state": "RANK" in os.environ}
+    fields: KeywordArguments = {"accelerator_config": accelerator_config, "ddp_find_unused_parameters": False}
     if dims.zero:
         fields["deepspeed"] = deepspeed_config(dims, precision)
         if dims.sequence_parallel > 1:

@@ -35,6 +35,7 @@ from pipeline.models.load.deferred import Stored, tensor_files
 from pipeline.models.load.quantized_files import quantization_of_files
 from pipeline.parallel.tensor.sharding import finish_sharding, tp_config
 from pipeline.parallel.zero.zero3 import DeepSpeedConfig, whole, zero3_loading
+from pipeline.plain_data import KeywordArguments
 from pipeline.stage import ResolvedInput
 
 if TYPE_CHECKING:
@@ -279,14 +280,14 @@ def load_reward_model(
     return finish_sharding(model) if weights.get("tp_size", 1) > 1 else model
 
 
-def _loading(source: Source, trust_remote_code: bool, weights: WeightOptions) -> dict[str, Any]:
+def _loading(source: Source, trust_remote_code: bool, weights: WeightOptions) -> KeywordArguments:
     """Return the arguments of `from_pretrained` for dtype, quantization, attention and tensor parallelism.
 
     Raises:
         PipelineError: see `tp_config` and `_quantization`.
     """
     dtype, quantize = weights.get("dtype", "fp32"), weights.get("quantize")
-    extra: dict[str, Any] = {"dtype": _DTYPES[dtype]}
+    extra: KeywordArguments = {"dtype": _DTYPES[dtype]}
     if quantize is not None:
         extra["quantization_config"] = _quantization(quantize, dtype)
     attention, tp_size = weights.get("attention"), weights.get("tp_size", 1)

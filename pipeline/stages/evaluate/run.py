@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from pipeline.evaluation.answers import Prompt, samples
 from pipeline.evaluation.comparison import compare
@@ -15,6 +14,7 @@ from pipeline.evaluation.report.record import Report
 from pipeline.evaluation.report.writing import write
 from pipeline.evaluation.stats.intervals import Bootstrap
 from pipeline.models.load.pretrained import load_tokenizer
+from pipeline.plain_data import ShapedRow
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.evaluate.answers import sample_all
 from pipeline.stages.evaluate.config import Config
@@ -71,7 +71,7 @@ def _warnings(ctx: StageContext, config: Config) -> list[str]:
     return [*ctx.warnings, *([warning] if warning else [])]
 
 
-def _prompts(ctx: StageContext) -> list[dict[str, Any]]:
+def _prompts(ctx: StageContext) -> list[ShapedRow]:
     """Return the prompts that all models and the judge can render; write the others to the rejects file.
 
     Raises:
