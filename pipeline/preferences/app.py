@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -100,7 +100,7 @@ def _label(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
     return _next(queue, annotator, given)
 
 
-def _left(kind: str) -> Answer:
+def _left(kind: Literal["skip", "flag"]) -> Answer:
     def leave(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
         queue.leave(kind, annotator, str(given.get("item")), str(given.get("reason", "")))
         return _next(queue, annotator, given)

@@ -253,8 +253,13 @@ def _refused_commit(run: _Execution, planned: PlannedStage, error: PipelineError
 
 def _tell_failure(run: _Execution, planned: PlannedStage, outcome: Outcome) -> None:
     messages = [str(problem) for problem in outcome.problems]
-    fields = {"problems": messages, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
-    run.journal.write("stage_failed", stage=planned.spec.name, **fields)
+    run.journal.write(
+        "stage_failed",
+        stage=planned.spec.name,
+        problems=messages,
+        stopped=outcome.stopped,
+        exit_code=int(outcome.exit_code),
+    )
     run.view.stage_failed(planned, outcome.problems, outcome.exit_code)
 
 
