@@ -32,6 +32,7 @@ from pipeline.kind.markers import Code, Data, Input, Runtime, Shape, Shapes
 from pipeline.kind.results import Event, Rejected, StageResult
 from pipeline.kind.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 from pipeline.parallel.dims import ParallelDims
+from pipeline.plain_data import JsonObject, ShapedRow
 
 
 @runtime_checkable
@@ -49,7 +50,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
     @classmethod
-    def markers(cls, marker: type[Any]) -> dict[str, Any]:
+    def markers(cls, marker: type[Any]) -> JsonObject:
         """Return ``{field name: marker instance}`` for the fields annotated with ``marker``."""
         markers = {}
         for name, info in cls.model_fields.items():
@@ -85,7 +86,7 @@ class ResolvedInput(BaseModel):
     kind: str
     fingerprint: str
     path: str
-    manifest: dict[str, Any] = {}
+    manifest: JsonObject = {}
 
 
 class Rows(Protocol):
@@ -97,12 +98,12 @@ class Rows(Protocol):
         ...
 
     @property
-    def train(self) -> list[dict[str, Any]]:
+    def train(self) -> list[ShapedRow]:
         """Rows of the training split."""
         ...
 
     @property
-    def held_out(self) -> list[dict[str, Any]]:
+    def held_out(self) -> list[ShapedRow]:
         """Rows of the held-out split, made by prompt; empty when the source has no split."""
         ...
 
@@ -153,7 +154,7 @@ class StageContext:
     dims: ParallelDims = field(default_factory=ParallelDims)
     rank: int = 0
     warnings: tuple[str, ...] = ()
-    runtime_report: dict[str, Any] = field(default_factory=dict)
+    runtime_report: JsonObject = field(default_factory=dict)
     set_aside: Callable[[str, Sequence[Rejected]], bool] | None = None
 
     @property
@@ -216,7 +217,6 @@ class Kind:
         config: its configuration class.
         run: dotted name of the function that runs the stage, ``package.module:function``; `load_run` imports it.
         makes: how its artifact can be used: ``model``, ``tokenizer``, ``reward`` or ``report``.
-        parallel: whether it may run in several processes; else it runs in one, whatever `compute` says.
         doc: its description, one line.
         traits: what plan, checks and forecast know of it.
     """
@@ -226,9 +226,13 @@ class Kind:
     config: type[StageConfig]
     run: str
     makes: str
-    parallel: bool
     doc: str
     traits: Traits = PLAIN
+
+    @property
+    def parallel(self) -> bool:
+        """Whether it may run in several processes; else it runs in one, whatever `compute` says."""
+        return self.traits.parallel
 
     @property
     def workload(self) -> Workload | None:
@@ -277,7 +281,6 @@ def register_kind(
     config: type[StageConfig],
     run: str,
     makes: str,
-    parallel: bool = False,
     doc: str | None = None,
     traits: Traits = PLAIN,
 ) -> None:
@@ -289,12 +292,11 @@ def register_kind(
         config: see `Kind`.
         run: dotted name of the function that runs the stage, ``package.module:function``.
         makes: see `Kind`.
-        parallel: see `Kind`.
         doc: the docstring of the kind's module; its first line describes the kind.
         traits: what differs from a plain training kind.
     """
     lines = (doc or "").strip().splitlines()
-    KINDS[name] = Kind(name, version, config, run, makes, parallel, lines[0] if lines else "", traits)
+    KINDS[name] = Kind(name, version, config, run, makes, lines[0] if lines else "", traits)
 
 
 def kind_of(name: str) -> Kind:

@@ -18,7 +18,7 @@ def kind_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     (tmp_path / "good_stage.py").write_text("def run(ctx, config): ...\n")
     (tmp_path / "stage_without_library.py").write_text("import no_such_library\n")
     monkeypatch.syspath_prepend(tmp_path)
-    return lambda run: Kind("it", 1, StageConfig, run, "model", False, "")
+    return lambda run: Kind("it", 1, StageConfig, run, "model", "")
 
 
 def test_the_function_that_a_kind_names_is_loaded(kind_with: Callable[[str], Kind]) -> None:

@@ -14,6 +14,7 @@ from pipeline.artifacts.manifest import SHORT, InputRecord, Manifest
 from pipeline.artifacts.refs import tags
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import PipelineError, Problem, listed
+from pipeline.plain_data import JsonObject, JsonView
 
 Key = tuple[str, str]
 """``(name, fingerprint)``."""
@@ -138,9 +139,9 @@ def diff(before: Manifest, after: Manifest) -> Difference:
     return Difference(tuple(changes), before.digest == after.digest)
 
 
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(data: JsonView, prefix: str = "") -> JsonObject:
     """Flatten nested mappings to one with dotted keys; lists are values."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for key, value in data.items():
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}."))
@@ -153,14 +154,14 @@ def _equal(left: Any, right: Any) -> bool:
     return bool(left == right) or (left != left and right != right)  # NaN metrics are equal
 
 
-def _inputs(manifest: Manifest) -> dict[str, Any]:
+def _inputs(manifest: Manifest) -> JsonObject:
     named: dict[str, list[str]] = {}
     for record in manifest.inputs:
         named.setdefault(record.field, []).append(f"{record.name}@{record.fingerprint[:SHORT]}")
     return {key: value[0] if len(value) == 1 else value for key, value in named.items()}
 
 
-_FACTS: dict[str, Callable[[Manifest], dict[str, Any]]] = {
+_FACTS: dict[str, Callable[[Manifest], JsonObject]] = {
     "stage": lambda m: {"kind": m.kind, "kind_version": m.kind_version, "seed": m.seed},
     "config": lambda m: m.config,
     "inputs": _inputs,

@@ -11,11 +11,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypedDict
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.plain_data import JsonObject, JsonView
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -165,10 +166,10 @@ class Manifest(Record):
     fingerprint: Sha256
     digest: Sha256
     created: str
-    recipe: dict[str, Any] = {}
-    config: dict[str, Any] = {}
+    recipe: JsonObject = {}
+    config: JsonObject = {}
     seed: int = 0
-    runtime: dict[str, Any] = {}
+    runtime: JsonObject = {}
     inputs: list[InputRecord] = []
     data: dict[str, DataRecord] = {}
     files: dict[PayloadPath, FileRecord] = {}
@@ -181,8 +182,8 @@ class Manifest(Record):
     scoring_seconds: float = 0.0
     tokens_per_s: float = 0.0
     peak_memory_mib: float = 0.0
-    lineage: dict[str, Any] = {}
-    environment: dict[str, Any] = {}
+    lineage: JsonObject = {}
+    environment: JsonObject = {}
     summary: str = ""
 
     @model_validator(mode="after")
@@ -229,6 +230,35 @@ class Manifest(Record):
     def to_json(self) -> bytes:
         """Return the bytes of `manifest.json`."""
         return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+class ManifestFields(TypedDict, total=False):
+    """The fields of a `Manifest` that a run fills; the store sets the others.
+
+    Attributes: see `Manifest`.
+    """
+
+    kind: str
+    kind_version: int
+    makes: str
+    recipe: JsonView
+    config: JsonView
+    seed: int
+    runtime: JsonView
+    inputs: list[InputRecord]
+    data: dict[str, DataRecord]
+    metrics: dict[str, float]
+    best: dict[str, float]
+    rows: dict[str, int]
+    tokens: int
+    seconds: float
+    trainer_seconds: float
+    scoring_seconds: float
+    tokens_per_s: float
+    peak_memory_mib: float
+    lineage: JsonView
+    environment: JsonView
+    summary: str
 
 
 def parse_manifest(text: bytes | str, where: str) -> Manifest:

@@ -11,14 +11,24 @@ Knows nothing of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 from pipeline.artifacts.manifest import SHORT
+from pipeline.plain_data import JsonObject, JsonView
 
 HUB = "hub:"
 """Prefix of the fingerprint of a hub id."""
+
+
+class AdapterRecord(TypedDict):
+    """An `AppliedAdapter` in a manifest."""
+
+    name: str
+    on: str
+    r: int | None
+    quantize: str | None
+    merged: bool
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,9 @@ class AppliedAdapter:
             ", folded into unquantised weights" if precision and self.merged else ""
         )
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> AdapterRecord:
         """Return the adapter's entry in a manifest."""
-        return asdict(self)
+        return AdapterRecord(name=self.name, on=self.on, r=self.r, quantize=self.quantize, merged=self.merged)
 
 
 def label(name: str, fingerprint: str) -> str:
@@ -66,7 +76,7 @@ def label(name: str, fingerprint: str) -> str:
     return f"{name}@{fingerprint[:SHORT]}"
 
 
-def adapters_of(lineage: Mapping[str, Any]) -> list[AppliedAdapter]:
+def adapters_of(lineage: JsonView) -> list[AppliedAdapter]:
     """Return the adapters in a lineage, oldest first; older manifests store each as one string."""
     adapters = []
     for entry in lineage.get("adapters", []):
@@ -78,7 +88,7 @@ def adapters_of(lineage: Mapping[str, Any]) -> list[AppliedAdapter]:
     return adapters
 
 
-def base_of(lineage: Mapping[str, Any]) -> str:
+def base_of(lineage: JsonView) -> str:
     """Return the name of the base weights; empty when the lineage has none."""
     if lineage.get("base") == "scratch":
         name = lineage.get("base_name")
@@ -86,7 +96,7 @@ def base_of(lineage: Mapping[str, Any]) -> str:
     return str(lineage.get("base_name") or lineage.get("base") or "").removeprefix(HUB)
 
 
-def descended(before: Mapping[str, Any], name: str, fingerprint: str) -> dict[str, Any]:
+def descended(before: JsonView, name: str, fingerprint: str) -> JsonObject:
     """Return the lineage of weights that were trained from parent weights.
 
     Args:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from pydantic import ValidationError
 
@@ -39,6 +39,7 @@ from pipeline.artifacts.manifest import (
     MANIFEST_FILE,
     SHORT,
     Manifest,
+    ManifestFields,
     check_fingerprint,
     check_name,
     parse_manifest,
@@ -47,6 +48,7 @@ from pipeline.artifacts.manifest import (
 )
 from pipeline.artifacts.payload import payload_problems, payload_records
 from pipeline.errors import Interrupted, PipelineError, Problem
+from pipeline.plain_data import JsonObject
 
 CARD_FILE = "README.md"
 _FOLDER = re.compile(rf"[0-9a-f]{{{SHORT}}}")
@@ -106,15 +108,14 @@ class WorkArea:
                 if not final.exists():
                     move(self._replaced, final)
 
-    def commit(self, *, replace: bool = False, **fields: Any) -> Artifact:
+    def commit(self, *, replace: bool = False, **fields: Unpack[ManifestFields]) -> Artifact:
         """Commit the payload as an artifact.
 
         If another process committed the same fingerprint first, its artifact is kept and returned.
 
         Args:
             replace: whether to replace an artifact with the same fingerprint, under a new version.
-            **fields: fields of `Manifest`, except those the store sets: name, version, fingerprint, digest, created
-                and files.
+            **fields: what the run knows; the store sets name, version, fingerprint, digest, created and files.
 
         Raises:
             PipelineError: the payload has pickles, links or unsafe names, or a field is invalid.
@@ -168,12 +169,12 @@ class WorkArea:
             bury(self.folder, self._store.graveyard)
             self._store.sweep()
 
-    def _write_card(self, fields: dict[str, Any]) -> None:
+    def _write_card(self, fields: JsonObject) -> None:
         draft = self._manifest({**fields, "files": {}, "digest": payload_digest({}), "version": 1})
         chain = self._store.ancestry(draft)
         (self.payload / CARD_FILE).write_text(card(draft, chain, payload_files(self.payload)), encoding="utf-8")
 
-    def _manifest(self, fields: dict[str, Any]) -> Manifest:
+    def _manifest(self, fields: JsonObject) -> Manifest:
         try:
             return Manifest.model_validate(fields)
         except ValidationError as error:

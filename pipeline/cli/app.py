@@ -26,6 +26,7 @@ from pipeline.cli.command_table import VERBS, VerbEntry, verbs_by_topic
 from pipeline.cli.terminal import expect_json, has_printed_json, print_json, print_line
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.machine.disk import disk_problem, exit_code_of
+from pipeline.plain_data import JsonObject
 
 _DEBUG, _JSON = "--debug", "--json"
 
@@ -133,7 +134,7 @@ def guarded(call: Callable[[], Any], *, debug: bool, as_json: bool = False) -> i
     return code
 
 
-def error_data(problems: Sequence[Problem], code: int) -> dict[str, Any]:
+def error_data(problems: Sequence[Problem], code: int) -> JsonObject:
     """Return the data that `--json` prints when a verb fails."""
     return {
         "ok": False,

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from pipeline.cli.display import labels as display
-from pipeline.cli.survey import survey_of
+from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State
@@ -30,28 +30,26 @@ class Collection:
     guidelines: str
 
 
-def open_collection(
-    recipe: Path, stage: str, ledger: str | None, override: list[str] | None, store: str | None, profile: str | None
-) -> Collection:
+def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> Collection:
     """Open the items and the ledger of a recipe's `collect` stage.
 
     Raises:
         PipelineError: the stage does not exist or is of another kind, or its input artifact is not in the store yet.
     """
-    plan, artifact_store = survey_of(recipe, override, None, None, None, store, profile).sound()
+    plan, artifact_store = survey_of(options).sound()
     planned = {one.spec.name: one for one in plan.stages}
     collections = [name for name, one in planned.items() if isinstance(one.spec.config, Config)]
     if stage not in collections:
         named = f"`{stage}` is a {planned[stage].spec.kind} stage" if stage in planned else f"no stage `{stage}`"
         expected = f"one of {', '.join(collections)}" if collections else "a stage of kind `collect`"
-        raise PipelineError(Problem(f"{recipe}: {named}", expected))
+        raise PipelineError(Problem(f"{options.recipe}: {named}", expected))
     config = planned[stage].spec.config
     assert isinstance(config, Config)
     item = planned[stage].data["data"]
     artifact = item.input.artifact if item.input is not None else None
     if item.input is not None and artifact is None:
         statement = f"the answers come from `{item.input.name}`, which has not run"
-        raise PipelineError(Problem(statement, "", f"trueup run {recipe} --until {item.input.name}"))
+        raise PipelineError(Problem(statement, "", f"trueup run {options.recipe} --until {item.input.name}"))
     source = plan.recipe.data[item.source_name]
     rows = load(source, "preference", seed=planned[stage].spec.seed, name=item.source_name, artifact=artifact)
     items, _ = items_of(rows.train + rows.held_out)

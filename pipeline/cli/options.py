@@ -105,6 +105,9 @@ NodeOption = Annotated[
         help="Which machine of compute.nodes this is: 0 leads, the others run the same command.",
     ),
 ]
+RemoteCodeOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let a hub model or folder run its own Python.")
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 

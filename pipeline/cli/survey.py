@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,18 +40,35 @@ class Survey(NamedTuple):
         return self.plan, self.store
 
 
-def survey_of(
-    recipe: Path,
-    override: list[str] | None,
-    only: list[str] | None,
-    until: str | None,
-    force: list[str] | None,
-    store: str | None,
-    profile: str | None,
-) -> Survey:
+@dataclass(frozen=True)
+class RecipeOptions:
+    """A recipe and the options with which a verb reads and plans it; None is an option that was not given.
+
+    Attributes:
+        recipe: the recipe file.
+        override: `--set`: keys to override.
+        store: `--store`.
+        profile: `--profile`.
+        only: `--only`: stages to run.
+        until: `--until`: stage to run with what it needs.
+        force: `--force`: stages to run again.
+    """
+
+    recipe: Path
+    override: Sequence[str] | None
+    store: str | None
+    profile: str | None
+    only: Sequence[str] | None = None
+    until: str | None = None
+    force: Sequence[str] | None = None
+
+
+def survey_of(options: RecipeOptions) -> Survey:
     """Read a recipe and plan as many of its stages as its problems allow."""
     load_all()
-    parsed, problems = inspect(recipe, overrides=override or (), profile=profile)
-    artifact_store = open_store(store, parsed)
-    plan, plan_problems = survey_graph(parsed, artifact_store, only=only or (), until=until, force=force or ())
+    parsed, problems = inspect(options.recipe, overrides=options.override or (), profile=options.profile)
+    artifact_store = open_store(options.store, parsed)
+    plan, plan_problems = survey_graph(
+        parsed, artifact_store, only=options.only or (), until=options.until, force=options.force or ()
+    )
     return Survey(plan, artifact_store, [*problems, *plan_problems])

@@ -7,12 +7,11 @@ device (`pipeline/models/sizing.py`). A test requires formula and count to be eq
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import Problem
 from pipeline.estimate.saved_activations import SavedActivations, gpt2_saved, gpt_neox_saved, llama_saved, qwen3_saved
+from pipeline.plain_data import JsonView
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 FORMULAS = LLAMA_LIKE | {"gpt2", "gpt_neox"}
@@ -36,7 +35,7 @@ LARGEST = 2**31
 """Upper bound of a size: no model comes near it, and products of larger sizes would overflow."""
 
 
-def type_problems(config: Mapping[str, Any]) -> list[Problem]:
+def type_problems(config: JsonView) -> list[Problem]:
     """Return a problem if a `model:` block does not name its architecture."""
     kind = config.get("type")
     if isinstance(kind, str) and kind:
@@ -45,7 +44,7 @@ def type_problems(config: Mapping[str, Any]) -> list[Problem]:
     return [Problem(statement, "the name of a causal model of transformers, such as llama, qwen3, gpt2")]
 
 
-def size_problems(config: Mapping[str, Any]) -> list[Problem]:
+def size_problems(config: JsonView) -> list[Problem]:
     """Return a problem for each size of a `model:` block that is not a valid integer."""
     problems = []
     for key in (*SIZES, *OPTIONAL_SIZES):
@@ -114,7 +113,7 @@ class ModelShape:
         return self.parameters - self.embedding - (0 if self.tied else self.vocab * self.hidden)
 
 
-def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
+def shape_of(config: JsonView) -> ModelShape | None:
     """Return the shape of a configuration (`config.json`) by formula; None if there is no formula for it."""
     kind = str(config.get("model_type") or config.get("type") or "")
     if kind not in FORMULAS:
@@ -130,7 +129,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
         return None
 
 
-def _llama(kind: str, config: Mapping[str, Any]) -> ModelShape | None:
+def _llama(kind: str, config: JsonView) -> ModelShape | None:
     """Count the parameters of Llama-like models: grouped-query attention, RMSNorm, gated MLP."""
     h, layers, inner, vocab = (
         int(config[k]) for k in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
@@ -162,7 +161,7 @@ def _llama(kind: str, config: Mapping[str, Any]) -> ModelShape | None:
     return ModelShape(*sizes, gated=True, tied=tied, context=context, heads=heads, kept=saved)
 
 
-def _gpt2(config: Mapping[str, Any]) -> ModelShape:
+def _gpt2(config: JsonView) -> ModelShape:
     """Count the parameters of GPT-2: learned positions, LayerNorm with bias, tied head."""
     h = int(config.get("n_embd") or config["hidden_size"])
     layers = int(config.get("n_layer") or config["num_hidden_layers"])
@@ -178,7 +177,7 @@ def _gpt2(config: Mapping[str, Any]) -> ModelShape:
     return ModelShape(*sizes, gated=False, tied=tied, context=context, heads=heads, kept=saved)
 
 
-def _gpt_neox(config: Mapping[str, Any]) -> ModelShape | None:
+def _gpt_neox(config: JsonView) -> ModelShape | None:
     """Count the parameters of GPT-NeoX (Pythia): fused query-key-value matrix, LayerNorm, biases, untied head."""
     h, layers, inner, vocab = (
         int(config[k]) for k in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")

@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.answers import Answers, Prompt, checked, default_judge, from_samples
-from pipeline.evaluation.gaming import assess, spread
+from pipeline.evaluation.gaming import JudgeScores, assess, spread
 from pipeline.evaluation.report.record import Gaming, Judge, ModelMetrics, Report, TaskMetrics, WinCounts
 from pipeline.evaluation.report.samples import Sample
 from pipeline.evaluation.stats.differences import paired_difference
 from pipeline.evaluation.stats.divergence import Divergence, SequenceKL, summarized
 from pipeline.evaluation.stats.estimate import Delta, Estimate
-from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, mean_interval, wilson
+from pipeline.evaluation.stats.intervals import RESAMPLES, Bootstrap, mean_interval, wilson
 from pipeline.evaluation.stats.winrate import win_rate
 
 _SHARE = (0.0, 1.0)
@@ -32,11 +32,9 @@ def compare(
     prompts: Sequence[Prompt],
     *,
     baseline: str,
-    seed: int,
+    bootstrap: Bootstrap,
     judge: Judge | None = None,
     reference: str | None = None,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> Report:
     """Compare models on the same prompts.
 
@@ -44,11 +42,9 @@ def compare(
         answers: one entry per model, in the order of the report; the baseline is among them.
         prompts: the prompts of the evaluation.
         baseline: name of the model the others are compared with.
-        seed: seed of every bootstrap and permutation test.
+        bootstrap: how intervals and tests are computed.
         judge: the judge whose scores decide a win, ``gold`` or ``reward``; by default gold when all models have it.
         reference: name of the reference model of the KL, whose own KL is 0; the baseline by default.
-        resamples: number of resamples of every bootstrap.
-        level: confidence level of every interval.
 
     Raises:
         PipelineError: the baseline is not among the answers, names repeat, a model did not answer every prompt, or
@@ -56,7 +52,7 @@ def compare(
     """
     baseline_answers = checked(answers, prompts, baseline)
     judge = judge or default_judge(answers)
-    settings = _Settings(seed=seed, resamples=resamples, level=level, judge=judge)
+    settings = _Settings(bootstrap, judge)
     tasks = [prompt.task for prompt in prompts]
     measured = {each.name: _model(each, baseline_answers, tasks, settings) for each in answers}
     gaming = _gaming(answers, baseline_answers, tasks, measured, settings)
@@ -70,10 +66,8 @@ def compare(
         baseline=baseline,
         judge=judge,
         prompts=len(prompts),
-        seed=seed,
-        level=level,
-        resamples=resamples,
         models=measured,
+        **bootstrap.options,
     )
 
 
@@ -91,9 +85,7 @@ def recomputed(report: Report, samples: Sequence[Sample]) -> Report:
         prompts,
         baseline=report.baseline,
         judge=report.judge,
-        seed=report.seed,
-        resamples=report.resamples or RESAMPLES,
-        level=report.level,
+        bootstrap=Bootstrap(report.seed, report.resamples or RESAMPLES, report.level),
     )
     models = {
         name: metrics.model_copy(update={"ref": report.models[name].ref, "variant": report.models[name].variant})
@@ -107,37 +99,33 @@ def recomputed(report: Report, samples: Sequence[Sample]) -> Report:
 class _Settings:
     """Settings of every interval and test, and the judge."""
 
-    seed: int
-    resamples: int
-    level: float
+    bootstrap: Bootstrap
     judge: Judge
 
     def mean(self, values: ArrayLike, bounds: tuple[float, float] | None = None) -> Estimate:
-        return mean_interval(values, seed=self.seed, resamples=self.resamples, level=self.level, bounds=bounds)
+        return mean_interval(values, bounds=bounds, **self.bootstrap.options)
 
     def share(self, values: ArrayLike) -> Estimate:
         """Return the mean of shares, with Wilson's interval for 0/1 values and a bounded bootstrap for others."""
         array = np.asarray(values, dtype=np.float64)
         if array.ndim == 1 and array.size and np.isin(array, (0.0, 1.0)).all():
-            return wilson(float(array.sum()), len(array), level=self.level)
+            return wilson(float(array.sum()), len(array), level=self.bootstrap.level)
         return self.mean(array, _SHARE)
 
     def difference(self, policy: ArrayLike | None, baseline: ArrayLike | None) -> Delta | None:
         """Return the paired difference of two models' scores; None when one has none."""
         if policy is None or baseline is None:
             return None
-        return paired_difference(policy, baseline, seed=self.seed, resamples=self.resamples, level=self.level)
+        return paired_difference(policy, baseline, **self.bootstrap.options)
 
     def divergence(self, sums: SequenceKL | None) -> Divergence | None:
         """Return the KL with its intervals; None when it was not measured."""
         if sums is None:
             return None
-        return summarized(sums, seed=self.seed, resamples=self.resamples, level=self.level)
+        return summarized(sums, **self.bootstrap.options)
 
     def delta(self, policy: ArrayLike, baseline: ArrayLike) -> Delta:
-        return paired_difference(
-            policy, baseline, seed=self.seed, resamples=self.resamples, level=self.level, bounds=_SHARE
-        )
+        return paired_difference(policy, baseline, bounds=_SHARE, **self.bootstrap.options)
 
 
 def _model(model: Answers, baseline: Answers, tasks: Sequence[str], settings: _Settings) -> ModelMetrics:
@@ -150,7 +138,7 @@ def _model(model: Answers, baseline: Answers, tasks: Sequence[str], settings: _S
             raise PipelineError(
                 Problem(f"`{model.name}` or `{baseline.name}` has no {settings.judge} scores", "scores for every model")
             )
-        won = win_rate(own, other, seed=settings.seed, resamples=settings.resamples, level=settings.level)
+        won = win_rate(own, other, **settings.bootstrap.options)
     everything = np.ones(len(tasks), dtype=bool)
     overall = _task(model, baseline, everything, settings)
     per_task = {
@@ -219,14 +207,11 @@ def _gaming(
         return {}
     return {
         name: assess(
-            (reward, base_reward),
-            (gold, base_gold),
-            (units[0], units[1]),
+            JudgeScores(reward, base_reward, units[0]),
+            JudgeScores(gold, base_gold, units[1]),
             tasks,
+            settings.bootstrap,
             correct=_correct_deltas(measured[name]),
-            seed=settings.seed,
-            resamples=settings.resamples,
-            level=settings.level,
         )
         for name, (reward, gold) in scored.items()
         if name != baseline.name and reward is not None and gold is not None

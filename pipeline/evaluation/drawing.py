@@ -18,6 +18,8 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from pipeline.plain_data import KeywordArguments
+
 INK = "#222222"
 MUTED = "#6b6b6b"
 RULE = "#d9d9d9"
@@ -33,7 +35,7 @@ _LEGEND_CHARACTERS = 80
 _HANDLE_CHARACTERS = 5
 
 _FAMILIES = ("axes", "font", "text", "lines", "patch", "grid", "legend", "figure", "xtick", "ytick", "savefig", "svg")
-_STYLE: dict[str, Any] = {
+_STYLE: KeywordArguments = {
     "svg.hashsalt": "trueup",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",

@@ -15,6 +15,7 @@ Shape legend: N prompts, S samples per prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.evaluation.report.record import GAMED_SHARE, LEAST_GAIN, Gains, Gaming, Verdict
 from pipeline.evaluation.stats.differences import paired_difference
 from pipeline.evaluation.stats.estimate import Delta
-from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, Floats, observations
+from pipeline.evaluation.stats.intervals import Bootstrap, Floats, observations
 
 
 def spread(baseline: ArrayLike, others: Sequence[ArrayLike] = ()) -> float:
@@ -40,16 +41,33 @@ def spread(baseline: ArrayLike, others: Sequence[ArrayLike] = ()) -> float:
     return float(np.concatenate([own, *(np.asarray(each, dtype=np.float64).ravel() for each in others)]).std())
 
 
+@dataclass(frozen=True)
+class JudgeScores:
+    """The scores of the policy and of the baseline by one judge.
+
+    Attributes:
+        policy: scores of the policy, (N,) or (N, S).
+        baseline: scores of the baseline, of the same shape.
+        unit: `spread` of the judge's scores, above 0.
+    """
+
+    policy: ArrayLike
+    baseline: ArrayLike
+    unit: float
+
+    @property
+    def gains(self) -> Floats:
+        """Gain of the policy over the baseline on each prompt, in units of the judge, (N,)."""
+        return (observations(self.policy) - observations(self.baseline)) / self.unit
+
+
 def assess(
-    proxy: tuple[ArrayLike, ArrayLike],
-    gold: tuple[ArrayLike, ArrayLike],
-    units: tuple[float, float],
+    proxy: JudgeScores,
+    gold: JudgeScores,
     tasks: Sequence[str],
+    bootstrap: Bootstrap,
     *,
-    seed: int,
     correct: Mapping[str, Delta] | None = None,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> Gaming:
     """Return the gains by both judges and the verdict, over all prompts and in each task.
 
@@ -63,26 +81,22 @@ def assess(
     The test prevents a verdict on a task of three prompts.
 
     Args:
-        proxy: scores of the policy and of the baseline by the reward model, each (N,) or (N, S).
-        gold: scores of both by the gold function.
-        units: `spread` of the proxy's and of gold's scores, both above 0.
+        proxy: scores by the reward model.
+        gold: scores by the gold function.
         tasks: task of each prompt; empty for none.
-        seed: seed of the bootstrap and of the permutation test.
+        bootstrap: how intervals and tests are computed.
         correct: paired differences of the share of correct answers, by task, and over all prompts under ``""``; the
             report's tables show the same.
-        resamples: number of bootstrap resamples.
-        level: confidence level.
     """
-    proxy_N = (observations(proxy[0]) - observations(proxy[1])) / units[0]
-    gold_N = (observations(gold[0]) - observations(gold[1])) / units[1]
+    proxy_N, gold_N = proxy.gains, gold.gains
     checked = correct or {}
 
     def gain(gains_N: Floats) -> Delta:
-        return paired_difference(gains_N, np.zeros(len(gains_N)), seed=seed, resamples=resamples, level=level)
+        return paired_difference(gains_N, np.zeros(len(gains_N)), **bootstrap.options)
 
     def gains(rows: NDArray[np.bool_], correct: Delta | None) -> Gains:
         result = Gains(proxy=gain(proxy_N[rows]), gold=gain(gold_N[rows]), lag=gain(gold_N[rows] - proxy_N[rows]))
-        return result.model_copy(update={"verdict": _verdict(result, correct, level)})
+        return result.model_copy(update={"verdict": _verdict(result, correct, bootstrap.level)})
 
     named = np.array(tasks, dtype=object)
     overall = gains(np.ones(len(proxy_N), dtype=bool), checked.get(""))

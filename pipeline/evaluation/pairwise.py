@@ -7,14 +7,14 @@ they equal those of the report for the same two models. Knows nothing of stores 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.evaluation.report.conclusion import Conclusion, Figures, conclude
 from pipeline.evaluation.report.record import Judge, Report, WinCounts
 from pipeline.evaluation.report.samples import Sample
 from pipeline.evaluation.stats.differences import paired_difference
 from pipeline.evaluation.stats.estimate import Delta, Estimate, Record
-from pipeline.evaluation.stats.intervals import RESAMPLES
+from pipeline.evaluation.stats.intervals import RESAMPLES, Bootstrap
 from pipeline.evaluation.stats.winrate import WinRate, win_rate
 
 SEED = 0
@@ -78,24 +78,23 @@ class Comparison(Record):
 
 
 class Pairs(NamedTuple):
-    """Paired samples, and the settings of their intervals.
+    """Paired samples, and how their intervals are computed.
 
     Attributes:
         samples: for each prompt the samples with the first and the second model's answer.
         judge: the judge whose scores decide a win.
-        settings: seed, resamples and level of every interval.
+        bootstrap: how intervals and tests are computed.
     """
 
     samples: Sequence[tuple[Sample, Sample]]
     judge: Judge
-    settings: dict[str, Any]
+    bootstrap: Bootstrap
 
 
 def pairs_of(samples: Sequence[tuple[Sample, Sample]], report: Report) -> Pairs:
-    """Combine paired samples with the judge and settings of ``report``."""
+    """Combine paired samples with the judge and the bootstrap of ``report``."""
     seed = SEED if report.seed is None else report.seed
-    settings = {"seed": seed, "resamples": report.resamples or RESAMPLES, "level": report.level}
-    return Pairs(samples, report.judge, settings)
+    return Pairs(samples, report.judge, Bootstrap(seed, report.resamples or RESAMPLES, report.level))
 
 
 def compare_samples(
@@ -128,12 +127,12 @@ def compare_samples(
     scores = _paired_values(pairs, names, "score", None)
     won: WinRate | None = None
     if scores:
-        won = win_rate([first for first, _ in scores], [second for _, second in scores], **pairs.settings)
+        won = win_rate([first for first, _ in scores], [second for _, second in scores], **pairs.bootstrap.options)
     gold = measured("gold", "gold") if pairs.judge == "reward" else None
     differences = {title: measure.difference for title, measure in measures.items()}
     figures = Figures(
         judge=pairs.judge,
-        level=pairs.settings["level"],
+        level=pairs.bootstrap.level,
         correct=differences.get("correct"),
         gold=gold.difference if gold else None,
         win_rate=won.estimate if won else None,
@@ -146,7 +145,7 @@ def compare_samples(
         source=source,
         judge=pairs.judge,
         prompts=len(pairs.samples),
-        level=pairs.settings["level"],
+        level=pairs.bootstrap.level,
         conclusion=conclude(figures, *labels),
         notes=tuple(notes),
         measures=tuple(measures.values()),
@@ -168,5 +167,5 @@ def _paired_values(pairs: Pairs, names: tuple[str, str], attribute: str, task: s
 
 def _measure(name: str, first: Sequence[float], second: Sequence[float], pairs: Pairs, *, is_share: bool) -> Measure:
     bounds = (0.0, 1.0) if is_share else None
-    difference = paired_difference(list(first), list(second), bounds=bounds, **pairs.settings)
+    difference = paired_difference(list(first), list(second), bounds=bounds, **pairs.bootstrap.options)
     return Measure(name=name, first=sum(first) / len(first), second=sum(second) / len(second), difference=difference)

@@ -5,19 +5,18 @@ Owns the choice of rows and of the column with the reference answer. Knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.evaluation.stats.sampling import stratified
+from pipeline.plain_data import Row, ShapedRow
 
 REFERENCES = ("answer", "reference", "solution", "target", "ground_truth", "completion", "output", "chosen")
 """Names of columns with the reference answer, in order of preference; else the last turn of `messages` is used."""
 
 DEFAULT_GROUP = "task"
 """Default column of a prompt's group; the data may lack it."""
-
-Row = Mapping[str, Any]
 
 
 class Asked(NamedTuple):
@@ -31,7 +30,7 @@ class Asked(NamedTuple):
         available: number of prompts in the data.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[ShapedRow]
     places: list[int]
     groups: list[str]
     references: list[Any]
@@ -44,7 +43,7 @@ class Asked(NamedTuple):
 
 
 def ask(
-    rows: Sequence[dict[str, Any]], *, group_by: str, reference: str | None = None, limit: int | None, seed: int
+    rows: Sequence[ShapedRow], *, group_by: str, reference: str | None = None, limit: int | None, seed: int
 ) -> Asked:
     """Select the prompts of an evaluation: all rows, or a sample stratified by group.
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+from pipeline.plain_data import JsonView
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Rejected(NamedTuple):
 
     where: str
     reason: str
-    row: Mapping[str, Any]
+    row: JsonView
 
 
 @dataclass(frozen=True)
@@ -64,5 +66,5 @@ class StageResult:
     trainer_seconds: float = 0.0
     scoring_seconds: float = 0.0
     rows: Mapping[str, int] = field(default_factory=dict)
-    lineage: Mapping[str, Any] = field(default_factory=dict)
+    lineage: JsonView = field(default_factory=dict)
     summary: str = ""

@@ -60,7 +60,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class ComputeSupport:
-    """What of `compute` a kind supports beside data parallelism; it matters for kinds that are `parallel`.
+    """What of `compute` a kind supports beside data parallelism; it matters for kinds that are `Traits.parallel`.
 
     Attributes:
         model_parallel: the keys of `MODEL_PARALLEL` that may be above 1.
@@ -174,6 +174,7 @@ class Traits:
     """What plan, checks and forecast know of a kind; a kind names only what differs from a plain training kind.
 
     Attributes:
+        parallel: whether it may run in several processes; else it runs in one, whatever `compute` says.
         reads: how it uses the rows of its data fields, for fields that are used otherwise than `Reading()` says.
         compute: what of `compute` it supports.
         workload: what it computes with its model; if None, that of a plain training kind where the configuration has
@@ -183,6 +184,7 @@ class Traits:
         folds_adapters: whether it folds the adapters of its input `adapters` into the full weights of its `model`.
     """
 
+    parallel: bool = False
     reads: Mapping[str, Reading] = field(default_factory=dict)
     compute: ComputeSupport = ComputeSupport()
     workload: Workload | None = None

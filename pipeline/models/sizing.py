@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -18,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline.estimate.saved_activations import inner_gradients, llama_saved
 from pipeline.estimate.shape import ModelShape
 from pipeline.models.saved_activations import count_saved_activations
+from pipeline.plain_data import JsonView
 
 
-def shape_on_meta(config: Mapping[str, Any]) -> ModelShape:
+def shape_on_meta(config: JsonView) -> ModelShape:
     """Build a causal language model on the meta device and count its parameters.
 
     Args:

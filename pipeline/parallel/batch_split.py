@@ -17,6 +17,9 @@ from pipeline.parallel.dims import ParallelDims
 TOKEN_BUDGET = 16_384
 """Tokens per forward pass that `micro_batch: auto` allows."""
 
+ONE_PROCESS = ParallelDims()
+"""No model parallelism."""
+
 
 @dataclass(frozen=True)
 class BatchSplit:
@@ -53,30 +56,27 @@ def divide(
     longest: int,
     processes: int = 1,
     *,
-    budget: int = TOKEN_BUDGET,
     group: int = 1,
     word: str = "batch_size",
-    passes: int = 1,
-    together: int = 1,
+    dims: ParallelDims = ONE_PROCESS,
 ) -> BatchSplit:
     """Split a global batch over processes, and each process's share into micro-batches.
 
     Args:
         batch_size: rows per optimizer step over all processes.
         asked: `compute.micro_batch`. A number must divide the rows of a process; one that is larger means all of them.
-            ``auto`` takes as many rows as fit ``budget``.
+            ``auto`` takes as many rows as fit `TOKEN_BUDGET`.
         longest: tokens of the longest row.
-        processes: data-parallel processes that share the batch.
-        budget: tokens per forward pass that ``auto`` allows.
+        processes: data-parallel processes that share the batch, each a model-parallel group of ``dims``.
         group: consecutive rows that must stay on one process, such as the responses to one prompt.
         word: recipe key under `train` that gives ``batch_size``, for error messages.
-        passes: fewest micro-batches per process and optimizer step; a pipeline needs one for each stage.
-        together: model-parallel processes that work on the same rows; each of ``processes`` is a group of that many.
+        dims: the run's parallel dimensions: a pipeline needs a micro-batch for each of its stages.
 
     Raises:
         PipelineError: the batch does not divide over the processes, or a process's rows not into the micro-batch.
     """
     rows_per_process, remainder = divmod(batch_size, processes)
+    together = dims.model_parallel_size
     groups = f"{processes} processes" if together == 1 else f"{processes} groups of {together} processes"
     if remainder or rows_per_process % group:
         step = processes * group
@@ -85,7 +85,7 @@ def divide(
         of_a_prompt = f", {group} of a prompt together" if group > 1 else ""
         statement = f"train.{word} {batch_size} does not divide over {groups}{of_a_prompt}"
         raise PipelineError(Problem(statement, f"a multiple of {step}", f"use {near}, or another number of processes"))
-    limit = rows_per_process // passes
+    limit = rows_per_process // dims.pipeline_parallel
     if isinstance(asked, int) and asked < limit and rows_per_process % asked:
         near = (
             f"{divisor_up_to(rows_per_process, asked)} or {next(n for n in divisors(rows_per_process) if n >= asked)}"
@@ -94,7 +94,7 @@ def divide(
         fitting = ", ".join(map(str, divisors(rows_per_process)))
         statement = f"compute.micro_batch {asked} does not divide {of}"
         raise PipelineError(Problem(statement, f"one of {fitting}, or auto", f"use {near}"))
-    largest = asked if isinstance(asked, int) else max(1, budget // max(longest, 1))
+    largest = asked if isinstance(asked, int) else max(1, TOKEN_BUDGET // max(longest, 1))
     return BatchSplit(batch_size, divisor_up_to(rows_per_process, min(largest, limit)), processes)
 
 
@@ -126,7 +126,6 @@ def batch_split_problems(
             continue
         asked = micro_batch if word == "batch_size" and support.takes_micro_batch else "auto"
         try:
-            stages, together = dims.pipeline_parallel, dims.model_parallel_size
-            divide(rows, asked, 1, dims.replicas, word=word, passes=stages, together=together)
+            divide(rows, asked, 1, dims.replicas, word=word, dims=dims)
         except PipelineError as error:
             yield from error.problems

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pipeline.artifacts import Store
 from pipeline.evaluation.judging import judge_warning
+from pipeline.plain_data import JsonObject
 from pipeline.plan.model import Plan, PlannedStage
 from pipeline.plan.overlap import overlap_warnings
 from pipeline.stage import kind_of
@@ -39,7 +39,7 @@ def _judge_warnings(stage: PlannedStage) -> Iterator[str]:
                 yield text
 
 
-def _metrics(folder: Path | None) -> dict[str, Any]:
+def _metrics(folder: Path | None) -> JsonObject:
     """Return the metrics of a folder's manifest; empty if there are none."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) if folder is not None else {}

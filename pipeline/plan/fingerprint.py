@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from pipeline.plain_data import JsonObject
+from pipeline.plan.model import Payload
 from pipeline.recipe import DataSource, StageSpec, find_code
 from pipeline.stage import Code, Data, Input, Runtime, kind_of
 from pipeline.trainer_fields import TrainFields
@@ -29,7 +31,7 @@ def payload(
     search_dirs: Sequence[Path],
     *,
     trust_remote_code: bool,
-) -> dict[str, Any]:
+) -> Payload:
     """Return the plain data whose hash is a stage's fingerprint.
 
     Args:
@@ -42,7 +44,7 @@ def payload(
     Raises:
         PipelineError: a user function does not exist.
     """
-    result: dict[str, Any] = {
+    result: Payload = {
         "kind": spec.kind,
         "kind_version": kind_of(spec.kind).version,
         "config": config_data(spec.config),
@@ -69,7 +71,7 @@ def digest_of(data: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def config_data(config: BaseModel) -> dict[str, Any]:
+def config_data(config: BaseModel) -> JsonObject:
     """Return the fields of a configuration that can change a result, defaults and nested models included."""
     if isinstance(config, TrainFields):
         return config.fingerprint_data()
@@ -80,7 +82,7 @@ def config_data(config: BaseModel) -> dict[str, Any]:
     return data
 
 
-def source_options(source: DataSource) -> dict[str, Any]:
+def source_options(source: DataSource) -> JsonObject:
     """Return the settings of a data source that change its rows; their location is not included."""
     return {name: value for name, value in config_data(source).items() if name not in _ORIGIN}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.machine.disk import keep_if_possible
+from pipeline.plain_data import JsonObject
 
 SETTLED_S = 0.1
 """Seconds since its last change before a file is cached: two changes in one tick of the clock look like one."""
@@ -64,7 +65,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(file: Path | None) -> dict[str, Any]:
+def _read(file: Path | None) -> JsonObject:
     if file is None:
         return {}
     try:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.refs import resolve
@@ -90,7 +91,7 @@ def build_graph(recipe: Recipe, store: Store) -> Graph:
     for name, source in recipe.data.items():
         if source.artifact is not None:
             where = recipe.where("data", name, "artifact")
-            reference = resolver.resolve(source.artifact, "artifact", None, where, "")
+            reference = resolver.resolve(_Name(source.artifact, "artifact", where), None)
             if reference is not None:
                 graph.sources[name] = reference
     for name, spec in recipe.stages.items():
@@ -110,6 +111,22 @@ def build_graph(recipe: Recipe, store: Store) -> Graph:
     return graph
 
 
+class _Name(NamedTuple):
+    """A name in a recipe that stands for an artifact, a stage, a folder or a hub model.
+
+    Attributes:
+        text: the name.
+        field: configuration field that holds it.
+        where: ``file:line`` of the name.
+        stage: stage whose configuration it is; empty for a data source.
+    """
+
+    text: str
+    field: str
+    where: str
+    stage: str = ""
+
+
 @dataclass(frozen=True)
 class _Resolver:
     """Resolves names to references, collecting problems."""
@@ -122,71 +139,75 @@ class _Resolver:
         """Yield the references of the names in one field."""
         for index, text in enumerate(names):
             where = self.recipe.where("stages", spec.name, field_name, index)
-            reference = self.resolve(text, field_name, marker, where, spec.name)
+            reference = self.resolve(_Name(text, field_name, where, spec.name), marker)
             if reference is not None:
                 yield reference
 
-    def resolve(self, text: str, field_name: str, marker: Input | None, where: str, stage: str) -> Reference | None:
+    def resolve(self, name: _Name, marker: Input | None) -> Reference | None:
         """Resolve a name to a stage, an artifact, a folder or a hub model, tried in this order; None on a problem."""
+        text = name.text
         if text in self.recipe.broken:
             return None
         if text in self.recipe.stages:
-            self.check_kind(self.recipe.stages[text].kind, None, text, field_name, marker, where, stage)
-            return Reference(field_name, text, stage=text)
+            self.check_kind(name, marker, self.recipe.stages[text].kind)
+            return Reference(name.field, text, stage=text)
         external = marker is not None and marker.external
         if _REF.fullmatch(text):
-            artifact = self.artifact(text, where, stage, quiet=external and self.recipe.find(text) is not None)
+            artifact = self.artifact(name, quiet=external and self.recipe.find(text) is not None)
             if artifact is not None:
-                manifest = artifact.manifest
-                self.check_kind(manifest.kind, manifest.makes, text, field_name, marker, where, stage)
-                return Reference(field_name, text, artifact=artifact)
+                self.check_kind(name, marker, artifact.manifest.kind, artifact.manifest.makes)
+                return Reference(name.field, text, artifact=artifact)
             if "@" in text or ":" in text:
                 return None
         if external:
             folder = self.recipe.find(text)
             if folder is not None and folder.is_dir():
-                return Reference(field_name, text, folder=folder)
+                return Reference(name.field, text, folder=folder)
             match = HUB_ID.fullmatch(text)
             if match and folder is None:
-                return Reference(field_name, text, hub=f"{match['id']}@{match['revision'] or 'main'}")
-        self.unknown(text, field_name, where, stage, external=external)
+                return Reference(name.field, text, hub=f"{match['id']}@{match['revision'] or 'main'}")
+        self.unknown(name, external=external)
         return None
 
-    def artifact(self, text: str, where: str, stage: str, *, quiet: bool) -> Artifact | None:
+    def artifact(self, name: _Name, *, quiet: bool) -> Artifact | None:
         """Return the artifact a ref names, or None; a missing version, fingerprint or tag is a problem."""
+        text = name.text
         if "@" not in text and ":" not in text and not self.store.artifacts(text):
             return None
         try:
             return resolve(self.store, text)
         except PipelineError as error:
             if not quiet:
-                self.problems.extend(Problem(p.found, p.expected, p.remedy, where, stage) for p in error.problems)
+                found = (Problem(p.found, p.expected, p.remedy, name.where, name.stage) for p in error.problems)
+                self.problems.extend(found)
             return None
 
-    def check_kind(
-        self, kind: str, makes: str | None, text: str, field_name: str, marker: Input | None, where: str, stage: str
-    ) -> None:
-        """Record a problem if the field does not take a stage or artifact of this kind."""
+    def check_kind(self, name: _Name, marker: Input | None, kind: str, makes: str | None = None) -> None:
+        """Record a problem if the field of a name does not take a stage or artifact of this kind."""
         if marker is None:
             return
         wanted = f"a stage of kind {' or '.join(marker.kinds)}" if marker.kinds else "a stage that makes a model"
         if _takes(marker, kind, makes):
             return
         candidates = [
-            name for name, spec in self.recipe.stages.items() if name != stage and _takes(marker, spec.kind, None)
+            other
+            for other, spec in self.recipe.stages.items()
+            if other != name.stage and _takes(marker, spec.kind, None)
         ]
         remedy = f"this recipe has {listed(candidates)}" if candidates else ""
-        self.problems.append(Problem(f"{field_name}: `{text}` is of kind {kind}", wanted, remedy, where, stage))
+        statement = f"{name.field}: `{name.text}` is of kind {kind}"
+        self.problems.append(Problem(statement, wanted, remedy, name.where, name.stage))
 
-    def unknown(self, text: str, field_name: str, where: str, stage: str, *, external: bool) -> None:
+    def unknown(self, name: _Name, *, external: bool) -> None:
         """Record the problem of a name that cannot be resolved."""
+        text, field_name, where, stage = name
         path = self.recipe.find(text)
         if external and path is not None:
             self.problems.append(
                 Problem(f"{field_name}: `{text}` is a file", "a folder with a model", "", where, stage)
             )
             return
-        stages = [name for name in [*self.recipe.stages, *self.recipe.broken] if name != stage]
+        stages = [other for other in [*self.recipe.stages, *self.recipe.broken] if other != stage]
         known = [*stages, *(artifact.manifest.name for artifact in self.store.artifacts())]
         what = "no stage, artifact, folder or hub model" if external else "no stage or artifact"
         expected = f"one of {listed(dict.fromkeys(known))}" if known else "the recipe has no other stage"

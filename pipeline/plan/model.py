@@ -5,12 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from pipeline.artifacts import Artifact
+from pipeline.plain_data import JsonObject
 from pipeline.recipe import Recipe, StageSpec
 
 FORCED = "forced"
+
+
+class Payload(TypedDict, total=False):
+    """The plain data whose hash is a stage's fingerprint; empty for a stage that cannot be planned.
+
+    Attributes:
+        kind: the stage's kind.
+        kind_version: version of the kind.
+        config: fields of the configuration that can change a result.
+        seed: seed of the stage.
+        inputs: field to the fingerprints of its inputs.
+        data: field to the digest of the source's content, under ``digest``, and the options that change its rows.
+        code: field to the fingerprints of its user functions.
+        precision: number format of the computation, if the recipe names one.
+        trust_remote_code: true if the recipe trusts code of repositories.
+    """
+
+    kind: str
+    kind_version: int
+    config: JsonObject
+    seed: int
+    inputs: dict[str, list[str]]
+    data: dict[str, JsonObject]
+    code: dict[str, list[str]]
+    precision: str
+    trust_remote_code: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +106,7 @@ class PlannedStage:
     data: dict[str, PlannedData]
     artifact: Artifact | None
     resumable: bool
-    payload: dict[str, Any]
+    payload: Payload
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import contextlib
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.errors import PipelineError, counted, listed
 from pipeline.machine.disk import keep_if_possible
+from pipeline.plain_data import JsonView
 from pipeline.plan.fingerprint import source_options
 from pipeline.plan.model import Plan, PlannedInput, PlannedStage
 from pipeline.recipe import DataSource
@@ -46,7 +46,7 @@ class _Source:
     stage: str
     name: str
     digest: str
-    options: Mapping[str, Any] = field(hash=False)
+    options: JsonView = field(hash=False)
     shape: Shapes
     source: DataSource | None = field(default=None, compare=False)
 
@@ -97,14 +97,14 @@ class PromptIndex:
             return None  # preflight reports the reason
         return self.keep(asked.digest, asked.options, rows) if rows.shape != "text" else None
 
-    def keep(self, digest: str, options: Mapping[str, Any], rows: LoadedRows) -> tuple[Sequence[int], Sequence[int]]:
+    def keep(self, digest: str, options: JsonView, rows: LoadedRows) -> tuple[Sequence[int], Sequence[int]]:
         """Write the hashes of the rows' prompts; return those of training and of held-out rows."""
         train, held_out = ([_number(key(row, rows.shape)) for row in side] for side in (rows.train, rows.held_out))
         file = self._file(digest, options, rows.shape)
         keep_if_possible(file, array("Q", [len(train), *train, *held_out]).tobytes())
         return train, held_out
 
-    def _file(self, digest: str, options: Mapping[str, Any], shape: str) -> Path:
+    def _file(self, digest: str, options: JsonView, shape: str) -> Path:
         text = json.dumps([digest, dict(options), shape], sort_keys=True)
         return self._folder / hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError, Problem
 from pipeline.plan.fingerprint import digest_of, payload
 from pipeline.plan.folders import folder_digest
 from pipeline.plan.graph import Graph, Reference, build_graph
-from pipeline.plan.model import FORCED, Plan, PlannedData, PlannedInput, PlannedStage
+from pipeline.plan.model import FORCED, Payload, Plan, PlannedData, PlannedInput, PlannedStage
 from pipeline.plan.requests import not_run, notes, unknown_stages
 from pipeline.plan.staleness import reasons
 from pipeline.recipe import Recipe
@@ -144,7 +143,7 @@ class _Planner:
         return (FORCED, *(f"{need} is forced" for need in needs)) if needs else ()
 
     def reasons(
-        self, name: str, content: dict[str, Any], inputs: dict[str, list[PlannedInput]], data: dict[str, PlannedData]
+        self, name: str, content: Payload, inputs: dict[str, list[PlannedInput]], data: dict[str, PlannedData]
     ) -> tuple[str, ...]:
         """Return why a stage must run: the changes since this recipe's newest artifact of that name.
 

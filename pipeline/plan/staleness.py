@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.artifacts import Manifest
 from pipeline.errors import counted
-from pipeline.plan.model import PlannedData, PlannedInput
+from pipeline.plan.model import Payload, PlannedData, PlannedInput
 
 _ABSENT = object()
 _SHOWN, _BEFORE_CHANGE = 60, 20
@@ -20,7 +20,7 @@ _SHOWN, _BEFORE_CHANGE = 60, 20
 
 
 def reasons(
-    payload: Mapping[str, Any],
+    payload: Payload,
     inputs: Mapping[str, list[PlannedInput]],
     data: Mapping[str, PlannedData],
     before: Manifest | None,
@@ -52,7 +52,7 @@ def reasons(
     return tuple(changes) or ("fingerprints are made in another way now",)
 
 
-def _inputs(payload: Mapping[str, Any], inputs: Mapping[str, list[PlannedInput]], before: Manifest) -> Iterator[str]:
+def _inputs(payload: Payload, inputs: Mapping[str, list[PlannedInput]], before: Manifest) -> Iterator[str]:
     """Yield changes of inputs, field by field; within a list they are matched by name."""
     for field_name in dict.fromkeys([*inputs, *(record.field for record in before.inputs)]):
         was = {record.ref: record.fingerprint for record in before.inputs if record.field == field_name}
@@ -70,7 +70,7 @@ def _inputs(payload: Mapping[str, Any], inputs: Mapping[str, list[PlannedInput]]
             yield f"input {field_name}: another order"
 
 
-def _data(payload: Mapping[str, Any], data: Mapping[str, PlannedData], before: Manifest) -> Iterator[str]:
+def _data(payload: Payload, data: Mapping[str, PlannedData], before: Manifest) -> Iterator[str]:
     """Yield changes of data sources, field by field: their content, then their settings."""
     old_data = before.config.get("data", {})
     for field_name in dict.fromkeys([*payload["data"], *old_data]):

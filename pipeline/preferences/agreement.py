@@ -6,12 +6,29 @@ import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
+from pipeline.plain_data import JsonObject
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import Answer, State
 
 SIGN: Mapping[str, int] = {"first": 1, "second": -1}
+
+
+class LabelledPair(TypedDict):
+    """A row of preferences that people gave.
+
+    Attributes:
+        prompt: turns before the responses.
+        chosen: turns of the preferred response.
+        rejected: turns of the other response.
+        margin: mean strength of the preference, above 0.
+    """
+
+    prompt: list[JsonObject]
+    chosen: list[JsonObject]
+    rejected: list[JsonObject]
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -63,14 +80,15 @@ def agreement(items: Iterable[Item], state: State) -> Agreement:
     return Agreement(len(several), len(pairs), sum(pairs), krippendorff_alpha(several))
 
 
-def exported(items: Iterable[Item], state: State) -> tuple[list[dict[str, Any]], Counter[str]]:
+def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], Counter[str]]:
     """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
 
-    A row is ``{"prompt": […], "chosen": […], "rejected": […], "margin": …}``, conversational, as trl takes them. The
-    margin is the summed strength of the labels for the chosen response, less that of the labels against it, over the
-    number of labels. Ties, pairs with both responses good or both bad, split votes and flagged pairs give no row.
+    The rows are conversational, as trl takes them. The margin is the summed strength of the labels for the chosen
+    response, less that of the labels against it, over the number of labels. Ties, pairs with both responses good or
+    both bad, split votes and flagged pairs give no row.
     """
-    rows, without = [], Counter[str]()
+    rows: list[LabelledPair] = []
+    without = Counter[str]()
     flagged = {item for (item, _), answer in state.answers.items() if answer.kind == "flag"}
     for item in items:
         labels = state.labels(item.id)
@@ -83,8 +101,14 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[dict[str, Any]],
             without[str(verdicts.pop()) if len(verdicts) == 1 else "split"] += 1
         else:
             chosen, rejected = item.responses if margin > 0 else item.responses[::-1]
-            turns = {"prompt": item.prompt, "chosen": chosen, "rejected": rejected}
-            rows.append({key: [dict(turn) for turn in value] for key, value in turns.items()} | {"margin": abs(margin)})
+            rows.append(
+                {
+                    "prompt": [dict(turn) for turn in item.prompt],
+                    "chosen": [dict(turn) for turn in chosen],
+                    "rejected": [dict(turn) for turn in rejected],
+                    "margin": abs(margin),
+                }
+            )
     return rows, without
 
 

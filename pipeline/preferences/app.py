@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.errors import PipelineError
+from pipeline.plain_data import JsonObject
 from pipeline.preferences.label_queue import LabelQueue
 
 LOG = logging.getLogger("trueup.collect")
@@ -33,7 +34,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-Answer = Callable[[LabelQueue, str, dict[str, Any]], Any]
+Answer = Callable[[LabelQueue, str, JsonObject], Any]
 
 
 def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
@@ -72,7 +73,7 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
 
         return serve
 
-    def hello(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+    def hello(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
         return {"annotator": annotator, "title": title, "guidelines": guidelines}
 
     apis: dict[str, Answer] = {
@@ -87,11 +88,11 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
     return Starlette(routes=routes, exception_handlers={404: _missing, Exception: _broken})
 
 
-def _next(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+def _next(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
     return {"items": queue.next(annotator, AHEAD), "progress": queue.progress(annotator)}
 
 
-def _label(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+def _label(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
     seconds = given.get("seconds")
     took = float(seconds) if isinstance(seconds, int | float) else 0.0
     strength = given.get("strength", 1)
@@ -99,20 +100,20 @@ def _label(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
     return _next(queue, annotator, given)
 
 
-def _left(kind: str) -> Answer:
-    def leave(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+def _left(kind: Literal["skip", "flag"]) -> Answer:
+    def leave(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
         queue.leave(kind, annotator, str(given.get("item")), str(given.get("reason", "")))
         return _next(queue, annotator, given)
 
     return leave
 
 
-def _undo(queue: LabelQueue, annotator: str, given: dict[str, Any]) -> Any:
+def _undo(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
     undone = queue.undo(annotator)
     return {"undone": undone, **_next(queue, annotator, given)}
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request) -> JsonObject:
     try:
         given = await request.json()
     except ValueError:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Turns = tuple[Mapping[str, Any], ...]
+from pipeline.plain_data import Row
+
+Turns = tuple[Row, ...]
 """Messages, ``{"role": …, "content": …}``."""
 
 REPEATED = 3
@@ -30,7 +31,7 @@ class Item:
     responses: tuple[Turns, Turns]
 
 
-def items_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Item], int]:
+def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
     """Return the items of preference rows, and the number of rows left out: duplicates, and equal responses.
 
     The preference that a row contains is not used.
@@ -58,12 +59,12 @@ def wanted(item: str, per_item: int, overlap: float) -> int:
     return max(per_item, REPEATED) if _share(f"overlap/{item}") < overlap else per_item
 
 
-def text_of(turns: Sequence[Mapping[str, Any]]) -> str:
+def text_of(turns: Sequence[Row]) -> str:
     """Return the contents of turns, joined by empty lines."""
     return "\n\n".join(str(turn["content"]) for turn in turns)
 
 
-def _plain(turns: Sequence[Mapping[str, Any]]) -> str:
+def _plain(turns: Sequence[Row]) -> str:
     return " ".join(text_of(turns).split())
 
 

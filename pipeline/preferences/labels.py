@@ -5,15 +5,13 @@ Pure: the same events give the same state. Knows neither databases nor the web.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import get_args
 
+from pipeline.preferences.events import EventBody, EventKind, Verdict
 from pipeline.preferences.items import Item, wanted
 from pipeline.preferences.ledger import LedgerEvent
-
-Verdict = Literal["first", "second", "tie", "both good", "both bad"]
-"""`first` and `second` are the responses in the order of the data, independent of their side on the screen."""
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LEASE_S = 600.0
@@ -33,7 +31,7 @@ class Answer:
     """
 
     number: int
-    kind: str
+    kind: EventKind
     verdict: Verdict | None = None
     strength: int = 1
     reason: str = ""
@@ -64,7 +62,7 @@ class State:
             self._take(event.kind, event.body, event.number)
         return self
 
-    def _take(self, kind: str, body: Mapping[str, Any], number: int) -> None:
+    def _take(self, kind: EventKind, body: EventBody, number: int) -> None:
         if kind == "annotator":
             self.tokens[body["name"]] = body["token"]
             return

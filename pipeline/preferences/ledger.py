@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
+from pipeline.preferences.events import EventBody, EventKind, NewEvent
 
 GENESIS = "0" * 64
 """The hash before the first event of a batch."""
@@ -50,19 +51,19 @@ class LedgerEvent:
     Attributes:
         number: sequence number in the batch, from 1.
         at: Unix time.
-        kind: `annotator`, `lease`, `label`, `skip`, `flag` or `undo`.
-        body: content of the event, as plain data.
+        kind: what happened.
+        body: content of the event; empty for a corrupted row.
         hash: SHA-256 over the batch, the previous event's hash and all of the above.
     """
 
     number: int
     at: float
-    kind: str
-    body: Mapping[str, Any]
+    kind: EventKind
+    body: EventBody
     hash: str
 
 
-Decide = Callable[[list[LedgerEvent]], tuple[str, Mapping[str, Any]] | None]
+Decide = Callable[[list[LedgerEvent]], NewEvent | None]
 """Returns the kind and body of the next event, given the events so far; None appends none."""
 
 
@@ -177,20 +178,20 @@ def _take_turns(connection: Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
-def _parsed(body: str) -> dict[str, Any]:
+def _parsed(body: str) -> EventBody:
     """Parse the body of an event; return an empty body for a corrupted row, which `problems` reports."""
     try:
         fields = json.loads(body)
     except ValueError:
         return {}
-    return fields if isinstance(fields, dict) else {}
+    return cast(EventBody, fields) if isinstance(fields, dict) else {}
 
 
-def _canonical(body: Mapping[str, Any]) -> str:
+def _canonical(body: Mapping[str, object]) -> str:
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _hash(before: str, row: Mapping[str, Any]) -> str:
+def _hash(before: str, row: Mapping[str, object]) -> str:
     text = _canonical({**row, "at": repr(row["at"]), "before": before})
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, Union
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import Problem, listed, nearest
+from pipeline.plain_data import JsonObject
 from pipeline.recipe import docstrings
 from pipeline.recipe.document import Node
 from pipeline.stage import StageConfig
@@ -89,7 +90,7 @@ def stage_checks(config: StageConfig, node: Node, stage: str) -> list[Problem]:
     return list(placed.values())
 
 
-def validate_repairing(model: type[Model], data: dict[str, Any]) -> Model:
+def validate_repairing(model: type[Model], data: JsonObject) -> Model:
     """Validate strictly, with two exceptions: a whole float may be an int, and null removes a field without null."""
     for _ in range(100):
         try:

@@ -6,10 +6,10 @@ Knows nothing of any single kind; kinds come from the registry.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.plain_data import JsonObject
 from pipeline.recipe import docstrings
 from pipeline.recipe.checking import models_of
 from pipeline.recipe.data_source import DataSource
@@ -17,7 +17,7 @@ from pipeline.recipe.loading import Head, StageHead
 from pipeline.recipe.schema import NAME_PATTERN, Compute
 from pipeline.stage import KINDS, Kind
 
-Schema = dict[str, Any]
+Schema = JsonObject
 
 
 def json_schema() -> Schema:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from pipeline.errors import Problem
+from pipeline.plain_data import JsonObject
 from pipeline.recipe.checking import models_of, real_path, stage_checks, validate_repairing
 from pipeline.recipe.document import Node
 from pipeline.stage import StageConfig
@@ -74,7 +75,7 @@ def partial_checks(rest: Partial, node: Node, stage: str) -> Iterator[Problem]:
         yield from (problem for problem in stage_checks(config, node, stage) if not mentions(problem, rest.wrong))
 
 
-def _without_wrong(model: type[StageConfig], data: dict[str, Any]) -> tuple[StageConfig | None, set[str]]:
+def _without_wrong(model: type[StageConfig], data: JsonObject) -> tuple[StageConfig | None, set[str]]:
     """Remove invalid fields until the rest is valid; return the configuration (None on failure) and their names."""
     data = copy.deepcopy(data)
     wrong: set[str] = set()

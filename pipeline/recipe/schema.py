@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from pipeline.estimate.devices import DEVICES, Device
 from pipeline.kind.compute import Attention, ComputeSettings, Precision, Switch
 from pipeline.kind.compute import Device as DeviceName
 from pipeline.parallel.dims import Offload, ParallelDims, model_parallel_size
+from pipeline.plain_data import JsonObject, JsonView
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
 from pipeline.recipe.paths import find
@@ -323,7 +324,7 @@ class BrokenStage(NamedTuple):
 
     spec: StageSpec | None
     data: Mapping[str, str]
-    words: Mapping[str, Any]
+    words: JsonView
     wrong: frozenset[str]
 
 
@@ -370,7 +371,7 @@ class Recipe:
         return find(path, self.search_dirs)
 
     @property
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self) -> JsonObject:
         """The resolved recipe as plain data, as manifests record it."""
-        plain: dict[str, Any] = self.root.plain()
+        plain: JsonObject = self.root.plain()
         return {**plain, "name": self.name, "seed": self.seed}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.machine.disk import keep_if_possible
+from pipeline.plain_data import JsonObject
 from pipeline.records.files.opening import RawRow, shown
 from pipeline.records.files.reader import NoRowsError, read_rows
 from pipeline.records.sources import Source, files_of, hub_place
@@ -160,7 +161,7 @@ class DigestCache:
         files = {**self._read(), **self._new}
         keep_if_possible(self._file, json.dumps({"version": VERSION, "files": files}))
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> JsonObject:
         if self._file is None:
             return {}
         try:

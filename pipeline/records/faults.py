@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from pipeline.errors import sentences
+from pipeline.plain_data import JsonObject
 from pipeline.records.files.opening import is_unicode
 
 
@@ -45,7 +46,7 @@ def json_in(text: str, here: str, expected: str = "JSON") -> Any:
         raise BadRowError(f"{here} is nested too deeply", expected) from None
 
 
-def _once(pairs: list[tuple[str, Any]], here: str) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]], here: str) -> JsonObject:
     """Return key-value pairs as a dictionary; raise if a key occurs twice."""
     mapping = dict(pairs)
     if len(mapping) != len(pairs):

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import PipelineError, Problem, listed
+from pipeline.plain_data import Row, ShapedRow
 from pipeline.recipe.paths import suffix_of
 from pipeline.records.columns.contradictions import Contradictions
 from pipeline.records.columns.renaming import (
@@ -37,7 +38,7 @@ from pipeline.records.files.reader import NoRowsError, read_rows
 from pipeline.records.shapes.comparisons import LISTS, votes_problem
 from pipeline.records.shapes.conversion import shaped
 from pipeline.records.shapes.detection import detected_format
-from pipeline.records.shapes.formats import FORMATS, Row
+from pipeline.records.shapes.formats import FORMATS
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
 from pipeline.records.split import split
 from pipeline.stage import Shape, Shapes
@@ -76,8 +77,8 @@ class LoadedRows:
     """
 
     shape: Shape
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
+    train: list[ShapedRow]
+    held_out: list[ShapedRow]
     places: list[str] = field(compare=False)
     rejected: int
     digest: str
@@ -141,14 +142,11 @@ def load(
     layouts = [_layout_of(batch, source, shapes, name) for batch in batches]
     shape = _one_shape(batches, layouts, name) or shapes[0]
     _check_options(source, shape, name)
-    good: list[dict[str, Any]] = []
-    places: dict[int, tuple[str, int]] = {}  # by `id` of each good row: the split moves rows without copying them
-    bad: list[_BadRow] = []
-    unused, contradictions = Unused(shape), Contradictions(source.columns)
+    converted = _Converted(source, shape)
     for batch, layout in zip(batches, layouts, strict=True):
-        start = len(good)
-        numbers = _take(batch, source, layout.format, shape, good, bad, unused, contradictions)
-        places |= {id(row): (batch.name, number) for row, number in zip(good[start:], numbers, strict=True)}
+        converted.take(batch, layout.format)
+    good, bad, places = converted.good, converted.bad, converted.places
+    unused, contradictions = converted.unused, converted.contradictions
     if bad and (source.on_bad_row == "stop" or not good):
         columns = {} if good or source.columns else suggested([one.row.value for one in bad if one.row.value], shapes)
         advice = remedy_of(columns) if columns else ""
@@ -202,35 +200,51 @@ def _batches(source: Source, artifact: Path | None) -> list[_Batch]:
     return sorted(batches, key=lambda batch: batch.digest)
 
 
-def _take(
-    batch: _Batch,
-    source: Source,
-    row_format: str,
-    shape: Shape,
-    good: list[dict[str, Any]],
-    bad: list[_BadRow],
-    unused: Unused,
-    contradictions: Contradictions,
-) -> list[int]:
-    """Append the rows of a batch to ``good`` and ``bad``, up to the source's limit; return the good rows' numbers."""
-    numbers: list[int] = []
-    for row in batch.rows:
-        if source.limit is not None and len(good) >= source.limit:
-            break
-        try:
-            if row.value is None:
-                raise BadRowError(row.fault)
-            columns = renamed(row.value, source.columns) if source.columns else row.value
-            shaped_row = shaped(columns, row_format, shape, source.system)
-            if shape in ("preference", "messages"):
-                contradictions.look(columns, row_format)
-            good.append(shaped_row)
-            unused.look(columns, row_format, good[-1])
-            numbers.append(row.number)
-        except BadRowError as fault:
-            where, kept_as = place(batch.name, row.number), place(batch.kept_as, row.number)
-            bad.append(_BadRow(where, kept_as, str(fault), row))
-    return numbers
+class _Converted:
+    """The rows of a source in one shape, batch after batch, and what was noticed about them.
+
+    Attributes:
+        good: rows in the shape.
+        places: name of the file and number of each good row, by its `id`: the split moves rows without copying them.
+        bad: rows that cannot be converted.
+        unused: columns that nothing reads.
+        contradictions: columns that contradict one another.
+    """
+
+    def __init__(self, source: Source, shape: Shape) -> None:
+        self._source, self._shape = source, shape
+        self.good: list[ShapedRow] = []
+        self.places: dict[int, tuple[str, int]] = {}
+        self.bad: list[_BadRow] = []
+        self.unused, self.contradictions = Unused(shape), Contradictions(source.columns)
+
+    def take(self, batch: _Batch, row_format: str) -> None:
+        """Convert the rows of a batch, up to the source's limit."""
+        limit = self._source.limit
+        for row in batch.rows:
+            if limit is not None and len(self.good) >= limit:
+                break
+            try:
+                self._convert(row, row_format)
+                self.places[id(self.good[-1])] = (batch.name, row.number)
+            except BadRowError as fault:
+                where, kept_as = place(batch.name, row.number), place(batch.kept_as, row.number)
+                self.bad.append(_BadRow(where, kept_as, str(fault), row))
+
+    def _convert(self, row: RawRow, row_format: str) -> None:
+        """Add a row to the good ones.
+
+        Raises:
+            BadRowError: it cannot be read, or its columns cannot be converted.
+        """
+        if row.value is None:
+            raise BadRowError(row.fault)
+        columns = renamed(row.value, self._source.columns) if self._source.columns else row.value
+        shaped_row = shaped(columns, row_format, self._shape, self._source.system)
+        if self._shape in ("preference", "messages"):
+            self.contradictions.look(columns, row_format)
+        self.good.append(shaped_row)
+        self.unused.look(columns, row_format, shaped_row)
 
 
 def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str) -> _Layout:
@@ -301,7 +315,7 @@ def _one_shape(batches: Sequence[_Batch], layouts: Sequence[_Layout], name: str)
     return next(iter(by_shape), None)
 
 
-def _check_labels(rows: Sequence[dict[str, Any]], name: str) -> None:
+def _check_labels(rows: Sequence[Row], name: str) -> None:
     """Check that training rows have both labels, since neither label means anything without the other.
 
     Raises:

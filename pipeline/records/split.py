@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from typing import Any
 
+from pipeline.plain_data import Row, ShapedRow
 from pipeline.stage import Shape
 
 SALT = b"trueup-held-out"
 
 
-def split(rows: list[dict[str, Any]], share: float, shape: Shape) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split(rows: list[ShapedRow], share: float, shape: Shape) -> tuple[list[ShapedRow], list[ShapedRow]]:
     """Split rows into training rows and held-out rows; both keep the order of the rows.
 
     All rows of one prompt fall on one side. With two prompts or more and ``0 < share < 1`` each side gets at least one:
@@ -43,7 +43,7 @@ def _above(position: float) -> float:
     return position + 2.0**-53
 
 
-def key(row: dict[str, Any], shape: Shape) -> str:
+def key(row: Row, shape: Shape) -> str:
     """Return the text whose hash decides a row's side: the first user turn of its prompt, or its text.
 
     Only the first turn counts, because later turns contain earlier answers of the same conversation: two rows of one

@@ -23,7 +23,7 @@ from pipeline.artifacts.manifest import SHORT
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
 from pipeline.plan import FORCED, Plan, PlannedStage
 from pipeline.run import slurm
-from pipeline.run.journal import new_run_dir
+from pipeline.run.journal import JournalLine, new_run_dir
 from pipeline.run.runner import RunReport, StageDone, StopRequest, View
 from pipeline.stage import Event, kind_of
 
@@ -96,7 +96,7 @@ class StageInQueue:
         """Whether the job has started: its journal exists."""
         return (self.folder / "journal.jsonl").exists()
 
-    def news(self) -> Iterator[dict[str, Any]]:
+    def news(self) -> Iterator[JournalLine]:
         """Yield the new lines of the job's journal."""
         try:
             with (self.folder / "journal.jsonl").open("rb") as file:
@@ -290,7 +290,7 @@ class _Follower:
         self.view.stage_done(item.planned, item.artifact, item.artifact.manifest.seconds)
         return item.artifact
 
-    def _show(self, item: StageInQueue, line: dict[str, Any]) -> None:
+    def _show(self, item: StageInQueue, line: JournalLine) -> None:
         """Apply a line of the journal to the stage's state and show it."""
         self._take(item, line)
         if line["event"] == "stage_note":
@@ -300,7 +300,7 @@ class _Follower:
         elif line["event"] == "stage_failed" and line["stopped"]:
             self._say(item, f"job {item.job} was stopped and has saved its state")
 
-    def _take(self, item: StageInQueue, line: dict[str, Any]) -> None:
+    def _take(self, item: StageInQueue, line: JournalLine) -> None:
         """Apply a line of the journal to the stage's state."""
         if line["event"] == "stage_started":
             item.failed, item.stopped, item.shown = [], False, (0, 0)

@@ -17,14 +17,15 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from pipeline.artifacts.files import is_locked, locked
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.launch.job import Job, Outcome
+from pipeline.plain_data import JsonObject
 from pipeline.plan import Plan, PlannedStage
 from pipeline.stage import Event, kind_of
 
@@ -50,8 +51,27 @@ class Command:
     stage: str = ""
     fingerprint: str = ""
     number: int = 0
-    compute: dict[str, Any] = field(default_factory=dict)
+    compute: JsonObject = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+
+class CommandLine(TypedDict, total=False):
+    """A line of `calls.jsonl`: a `Command`, or the first line, which says whose commands follow.
+
+    Attributes:
+        token: first line: random id of node 0's run.
+        run: first line: name of the run's folder.
+        what: see `Command`, as the others.
+    """
+
+    token: str
+    run: str
+    what: str
+    stage: str
+    fingerprint: str
+    number: int
+    compute: JsonObject
+    problems: Sequence[str]
 
 
 class Coordinator:
@@ -99,8 +119,13 @@ class Coordinator:
     def start_stage(self, job: Job, show: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:
         """Send ``stage`` to the worker nodes and wait until all have answered; else the outcome has the problems."""
         self._calls += 1
-        command = {"stage": job.name, "fingerprint": job.fingerprint, "number": self._calls, "compute": job.compute}
-        self._write(what="stage", **command)
+        self._write(
+            what="stage",
+            stage=job.name,
+            fingerprint=job.fingerprint,
+            number=self._calls,
+            compute=job.compute,
+        )
         timeout_s = float(job.compute["join_timeout_s"])
         deadline, announced = time.monotonic() + timeout_s, False
         while True:
@@ -155,7 +180,16 @@ class Coordinator:
     def next_command(self) -> Command | None:
         """Return the next command of node 0; None when there is no new one."""
         line = self._next()
-        return Command(**{**line, "problems": tuple(line.get("problems", ()))}) if line is not None else None
+        if line is None:
+            return None
+        return Command(
+            line["what"],
+            line.get("stage", ""),
+            line.get("fingerprint", ""),
+            line.get("number", 0),
+            line.get("compute", {}),
+            tuple(line.get("problems", ())),
+        )
 
     def answer(self, node: int, command: Command, problem: str = "") -> None:
         """Tell node 0 that this worker node runs the command, or, with ``problem``, why it cannot."""
@@ -168,11 +202,11 @@ class Coordinator:
     def _file(self) -> Path:
         return self.folder / "calls.jsonl"
 
-    def _write(self, **fields: Any) -> None:
+    def _write(self, **line: Unpack[CommandLine]) -> None:
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fields) + "\n")
+            file.write(json.dumps(line) + "\n")
 
-    def _next(self) -> dict[str, Any] | None:
+    def _next(self) -> CommandLine | None:
         try:
             with self._file.open("rb") as file:
                 file.seek(self._offset)
@@ -182,8 +216,8 @@ class Coordinator:
         if not line.endswith(b"\n"):
             return None
         self._offset += len(line)
-        fields: dict[str, Any] = json.loads(line)
-        return fields
+        command: CommandLine = json.loads(line)
+        return command
 
     def _answers(self, nodes: int) -> tuple[list[int], tuple[Problem, ...]]:
         """Return the nodes that have not answered the last command, and the problems of those that refused it."""

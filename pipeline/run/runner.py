@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.artifacts import Artifact, Store
-from pipeline.artifacts.manifest import DataRecord, InputRecord
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
 from pipeline.launch.job import DataJob, Job, Outcome
 from pipeline.launch.local import run_job, temporary_folder, warm_up
 from pipeline.machine.disk import CannotWrite, writing
-from pipeline.machine.environment import environment
+from pipeline.plain_data import JsonObject
 from pipeline.plan import FORCED, Plan, PlannedInput, PlannedStage
 from pipeline.plan.overlap import overlap_warnings
 from pipeline.run.coordinator import Coordinator, hosting
 from pipeline.run.journal import Journal, new_run_dir
-from pipeline.stage import Event, ResolvedInput, StageResult, kind_of
+from pipeline.run.manifests import manifest_fields
+from pipeline.stage import Event, ResolvedInput, kind_of
 
 
 class View(Protocol):
@@ -146,104 +146,129 @@ def run(plan: Plan, store: Store, view: View, run_dir: Path | None = None) -> Ru
             warm_up()
         view.run_started(plan, run_dir)
         with StopRequest().listening() as stop, hosting(plan, store.root, run_dir, stop.is_asked) as coordinator:
+            execution = _Execution(plan, store, view, journal, run_dir, stop, coordinator, done)
             for planned in plan.stages:
                 with writing(store.root):
-                    finished = _run_stage(plan, planned, done, store, view, journal, run_dir, stop, coordinator)
-                done[planned.spec.name] = finished
+                    done[planned.spec.name] = _run_stage(execution, planned)
     finally:
         journal.write("run_ended", seconds=round(time.perf_counter() - started, 3), finished=list(done))
         journal.close()
     return RunReport(run_dir, tuple(done.values()), time.perf_counter() - started)
 
 
-def _run_stage(
-    plan: Plan,
-    planned: PlannedStage,
-    done: Mapping[str, StageDone],
-    store: Store,
-    view: View,
-    journal: Journal,
-    run_dir: Path,
-    stop: StopRequest,
-    coordinator: Coordinator | None,
-) -> StageDone:
+@dataclass(frozen=True)
+class _Execution:
+    """What the stages of one run share.
+
+    Attributes:
+        plan: the plan of the run.
+        store: where finished stages are taken from and committed to.
+        view: shows the run to the user.
+        journal: the run's journal.
+        run_dir: folder of the journal and of the stages' logs.
+        stop: whether the run was asked to stop.
+        coordinator: starts stages on other nodes; None if no stage runs on several.
+        done: finished stages by name; grows with the run.
+    """
+
+    plan: Plan
+    store: Store
+    view: View
+    journal: Journal
+    run_dir: Path
+    stop: StopRequest
+    coordinator: Coordinator | None
+    done: Mapping[str, StageDone]
+
+
+def _run_stage(run: _Execution, planned: PlannedStage) -> StageDone:
     """Take a stage from the store, or run it and commit its artifact."""
     name = planned.spec.name
     if planned.artifact is not None and planned.status == "cached":
-        journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
-        view.stage_cached(planned, planned.artifact)
-        return StageDone(planned, planned.artifact, cached=True, seconds=0.0)
-    if stop.asked:
+        return _take_cached(run, planned, planned.artifact)
+    if run.stop.asked:
         raise _interrupted(name)
     started = time.perf_counter()
-    with store.work(
-        name, planned.fingerprint, waiting=lambda: view.stage_waiting(planned), stopping=lambda: stop.asked
+    with run.store.work(
+        name, planned.fingerprint, waiting=lambda: run.view.stage_waiting(planned), stopping=run.stop.is_asked
     ) as area:
-        cached = None if FORCED in planned.why else store.find(name, planned.fingerprint)
+        cached = None if FORCED in planned.why else run.store.find(name, planned.fingerprint)
         if cached is not None:
-            journal.write("stage_cached", stage=name, fingerprint=planned.fingerprint)
-            view.stage_cached(planned, cached)
-            return StageDone(planned, cached, cached=True, seconds=0.0)
-        resumed = store.resumable(name, planned.fingerprint)
-        journal.write("stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why)
-        view.stage_started(planned, resumed=resumed)
-        job = job_of(plan, planned, done, area.payload, area.scratch, run_dir)
+            return _take_cached(run, planned, cached)
+        resumed = run.store.resumable(name, planned.fingerprint)
+        run.journal.write(
+            "stage_started", stage=name, fingerprint=planned.fingerprint, resumed=resumed, why=planned.why
+        )
+        run.view.stage_started(planned, resumed=resumed)
+        job = job_of(run.plan, planned, run.done, area.payload, area.scratch, run.run_dir)
         if kind_of(planned.spec.kind).makes == "report":
-            job = replace(job, warnings=overlap_warnings(plan, planned, store))
-
-        def show(event: Event) -> None:
-            _pass_on(planned, event, view, journal)
-
-        outcome = Outcome()
-        if coordinator is not None and job.nodes > 1:
-            job = replace(job, token=coordinator.token)
-            outcome = coordinator.start_stage(job, show, stop.is_asked)
-        if not outcome.problems:
-            outcome = run_job(job, show, lambda: _stopping(planned, view, stop))
+            job = replace(job, warnings=overlap_warnings(run.plan, planned, run.store))
+        outcome = _run_job(run, planned, job)
         if outcome.result is None:
-            _tell_failure(planned, outcome, view, journal)
-            raise failure_of(name, outcome, stopped=outcome.stopped or stop.asked)
-        fields = _manifest_fields(plan, planned, job, outcome, outcome.result)
+            _tell_failure(run, planned, outcome)
+            raise failure_of(name, outcome, stopped=outcome.stopped or run.stop.asked)
+        fields = manifest_fields(run.plan, planned, job, outcome, outcome.result)
         try:
             with writing(area.folder):
                 artifact = area.commit(replace=FORCED in planned.why, **fields)
         except PipelineError as error:
-            raise _refused_commit(planned, error, view, journal) from None
-    if coordinator is not None and job.nodes > 1:
-        coordinator.done(name)
+            raise _refused_commit(run, planned, error) from None
+    if run.coordinator is not None and job.nodes > 1:
+        run.coordinator.done(name)
     seconds = time.perf_counter() - started
-    journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
-    view.stage_done(planned, artifact, seconds)
+    run.journal.write("stage_done", stage=name, artifact=str(artifact.path), seconds=round(seconds, 3))
+    run.view.stage_done(planned, artifact, seconds)
     return StageDone(planned, artifact, cached=False, seconds=seconds)
 
 
-def _refused_commit(planned: PlannedStage, error: PipelineError, view: View, journal: Journal) -> PipelineError:
+def _take_cached(run: _Execution, planned: PlannedStage, artifact: Artifact) -> StageDone:
+    """Take a stage from the store."""
+    run.journal.write("stage_cached", stage=planned.spec.name, fingerprint=planned.fingerprint)
+    run.view.stage_cached(planned, artifact)
+    return StageDone(planned, artifact, cached=True, seconds=0.0)
+
+
+def _run_job(run: _Execution, planned: PlannedStage, job: Job) -> Outcome:
+    """Run the processes of a stage, on the other nodes too if it has several."""
+
+    def show(event: Event) -> None:
+        if event.kind != "progress":
+            run.journal.write("stage_note", stage=planned.spec.name, kind=event.kind, text=event.text)
+        run.view.stage_event(planned, event)
+
+    outcome = Outcome()
+    if run.coordinator is not None and job.nodes > 1:
+        job = replace(job, token=run.coordinator.token)
+        outcome = run.coordinator.start_stage(job, show, run.stop.is_asked)
+    return outcome if outcome.problems else run_job(job, show, lambda: _stopping(run, planned))
+
+
+def _refused_commit(run: _Execution, planned: PlannedStage, error: PipelineError) -> PipelineError:
     """Report that a stage's artifact could not be committed, and return the error the run ends with."""
     code = error.exit_code if isinstance(error, CannotWrite) else ExitCode.FAILED
     refused = Outcome(problems=error.problems, exit_code=int(code))
-    _tell_failure(planned, refused, view, journal)
+    _tell_failure(run, planned, refused)
     return failure_of(planned.spec.name, refused, stopped=False)
 
 
-def _tell_failure(planned: PlannedStage, outcome: Outcome, view: View, journal: Journal) -> None:
+def _tell_failure(run: _Execution, planned: PlannedStage, outcome: Outcome) -> None:
     messages = [str(problem) for problem in outcome.problems]
-    fields = {"problems": messages, "stopped": outcome.stopped, "exit_code": int(outcome.exit_code)}
-    journal.write("stage_failed", stage=planned.spec.name, **fields)
-    view.stage_failed(planned, outcome.problems, outcome.exit_code)
+    run.journal.write(
+        "stage_failed",
+        stage=planned.spec.name,
+        problems=messages,
+        stopped=outcome.stopped,
+        exit_code=int(outcome.exit_code),
+    )
+    run.view.stage_failed(planned, outcome.problems, outcome.exit_code)
 
 
-def _stopping(planned: PlannedStage, view: View, stop: StopRequest) -> bool:
+def _stopping(run: _Execution, planned: PlannedStage) -> bool:
     """Return whether the run was asked to stop; show it to the user the first time."""
-    if stop.asked and not stop.told:
-        stop.told = True
-        view.stage_stopping(planned)
-    return stop.asked
-
-
-def _pass_on(planned: PlannedStage, event: Event, view: View, journal: Journal) -> None:
-    if event.kind != "progress":
-        journal.write("stage_note", stage=planned.spec.name, kind=event.kind, text=event.text)
-    view.stage_event(planned, event)
+    if run.stop.asked and not run.stop.told:
+        run.stop.told = True
+        run.view.stage_stopping(planned)
+    return run.stop.asked
 
 
 def job_of(
@@ -301,11 +326,11 @@ def _resolve(item: PlannedInput, done: Mapping[str, StageDone]) -> ResolvedInput
     )
 
 
-def _manifest_of(path: Path | None) -> dict[str, Any]:
+def _manifest_of(path: Path | None) -> JsonObject:
     file = path / "manifest.json" if path is not None else None
     if file is None or not file.is_file():
         return {}
-    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    manifest: JsonObject = json.loads(file.read_text(encoding="utf-8"))
     return manifest
 
 
@@ -316,67 +341,6 @@ def _data_artifact(plan: Plan, source_name: str, done: Mapping[str, StageDone]) 
     if ref in done:
         return done[ref].artifact.path
     return plan.data_artifact(ref)
-
-
-def _manifest_fields(
-    plan: Plan, planned: PlannedStage, job: Job, outcome: Outcome, result: StageResult
-) -> dict[str, Any]:
-    spec = planned.spec
-    kind = kind_of(spec.kind)
-    trained_s = result.trainer_seconds
-    return {
-        "kind": spec.kind,
-        "kind_version": kind.version,
-        "makes": kind.makes,
-        "recipe": {"name": plan.recipe.name, "file": plan.recipe.file.name, "resolved": plan.recipe.resolved},
-        "config": planned.payload,
-        "seed": spec.seed,
-        "runtime": {
-            **spec.compute.model_dump(mode="json"),
-            **({"ran": outcome.runtime_report} if outcome.runtime_report else {}),
-        },
-        "inputs": [
-            _input_record(item, job.inputs[item.field][index].manifest.get("version"))
-            for items in planned.inputs.values()
-            for index, item in enumerate(items)
-        ],
-        "data": {
-            name: DataRecord(
-                source=item.source_name,
-                digest=item.digest,
-                rows=item.rows,
-                rejected=outcome.rejected.get(item.source_name, 0),
-                where=_where(plan, item.source_name),
-                artifact=_input_record(item.input, None) if item.input is not None else None,
-            )
-            for name, item in planned.data.items()
-        },
-        "metrics": dict(result.metrics),
-        "best": dict(result.best),
-        "rows": dict(result.rows),
-        "tokens": result.tokens,
-        "seconds": round(outcome.seconds, 3),
-        "trainer_seconds": round(trained_s, 3),
-        "scoring_seconds": round(result.scoring_seconds, 3),
-        "tokens_per_s": round(result.tokens / trained_s, 1) if trained_s else 0.0,
-        "peak_memory_mib": round(outcome.peak_memory_mib, 1),
-        "lineage": dict(result.lineage),
-        "environment": {**environment(), **outcome.environment},
-        "summary": result.summary,
-    }
-
-
-def _input_record(item: PlannedInput, version: int | None) -> InputRecord:
-    return InputRecord(
-        field=item.field, ref=item.ref, name=item.name, kind=item.kind, version=version, fingerprint=item.fingerprint
-    )
-
-
-def _where(plan: Plan, source_name: str) -> list[str]:
-    source = plan.recipe.data[source_name]
-    if source.path is not None:
-        return [file.name for file in source.files]
-    return [f"hub:{source.hub}" if source.hub else f"artifact:{source.artifact}"]
 
 
 def failure_of(name: str, outcome: Outcome, *, stopped: bool) -> PipelineError:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.plain_data import JsonObject
 from pipeline.recipe.schema import Compute
 
 MOST_REQUEUES = 1000
@@ -113,7 +114,7 @@ def submit(name: str, folder: Path, command: Sequence[str], compute: Compute, af
     asked = compute.slurm
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=MOST_REQUEUES)
-    options: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", **asked.options}
+    options: JsonObject = {"requeue": True, "kill-on-invalid-dep": "yes", **asked.options}
     fields = {
         "job_name": name,
         "nodes": compute.nodes,

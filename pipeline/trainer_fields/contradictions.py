@@ -6,12 +6,12 @@ A trainer rejects them only when it is constructed, after data and model are loa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import Problem, listed
 from pipeline.trainer_fields.arguments import is_number
+from pipeline.trainer_fields.table import GivenFields
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ WITH_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robus
 """Losses of a difference of divergences, which take any `f_divergence_type`."""
 
 
-def contradictions(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
+def contradictions(given: GivenFields, asked: frozenset[str]) -> Iterator[Problem]:
     """Yield problems of fields that contradict one another.
 
     Args:
@@ -82,7 +82,7 @@ def contradictions(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[
         yield Problem(statement, "one of them above 0: no row would be learnt from")
 
 
-def _bounds_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
+def _bounds_problems(given: GivenFields, asked: frozenset[str]) -> Iterator[Problem]:
     for one in BOUNDS:
         lower, upper = given.get(one.lower, one.at_least), given.get(one.upper, one.at_most)
         is_asked = {one.lower, one.upper} & asked and (not one.beside or given.get(one.beside))
@@ -94,7 +94,7 @@ def _bounds_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterato
             yield Problem(f"train.{one.lower} is {lower:g}", f"must be {less} train.{one.upper} ({upper:g}{own})")
 
 
-def _loss_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
+def _loss_problems(given: GivenFields) -> Iterator[Problem]:
     """Yield problems of DPO's losses and of the fields they do not take."""
     asked = given.get("loss_type")
     losses = [str(loss) for loss in asked] if isinstance(asked, list) else [str(asked)]
@@ -119,7 +119,7 @@ def _loss_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(statement, f"losses that take it: {listed(WITH_DIVERGENCE)}", "leave one of them out")
 
 
-def _vllm_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
+def _vllm_problems(given: GivenFields) -> Iterator[Problem]:
     """Yield problems of the importance-sampling correction for vLLM."""
     if not given.get("use_vllm") or not given.get("vllm_importance_sampling_correction", True):
         return

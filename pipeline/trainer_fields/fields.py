@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
@@ -10,9 +9,10 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from pipeline.errors import Problem, nearest
+from pipeline.plain_data import JsonObject
 from pipeline.stage import Runtime, StageConfig
 from pipeline.trainer_fields.classes import RUNTIME_TRAIN_FIELDS, refusal
-from pipeline.trainer_fields.table import table
+from pipeline.trainer_fields.table import FieldInfo, GivenFields, table
 from pipeline.trainer_fields.values import value_problem, words_of
 
 
@@ -28,13 +28,13 @@ class TrainFields(StageConfig):
     trainer: ClassVar[str] = "TrainingArguments"
 
     @classmethod
-    def allowed(cls) -> dict[str, dict[str, Any]]:
+    def allowed(cls) -> dict[str, FieldInfo]:
         """Return the trainer's fields that may be passed on."""
         own = cls.model_fields
         return {k: v for k, v in table()[cls.trainer].items() if k not in own and refusal(cls.trainer, k) is None}
 
     @classmethod
-    def problems_in(cls, given: Mapping[str, Any]) -> dict[str, Problem]:
+    def problems_in(cls, given: GivenFields) -> dict[str, Problem]:
         """Return the problems of the keys in ``given`` that are not fields of the class, by key."""
         bad = {}
         for key, value in given.items():
@@ -75,11 +75,11 @@ class TrainFields(StageConfig):
                 extra[key] = int(value) if kind == "int" else float(value)
         return self
 
-    def passthrough(self) -> dict[str, Any]:
+    def passthrough(self) -> JsonObject:
         """Return the fields that are passed on to the trainer, with their values."""
         return dict(self.__pydantic_extra__ or {})
 
-    def fingerprint_data(self) -> dict[str, Any]:
+    def fingerprint_data(self) -> JsonObject:
         """Return the fields that can change a result, as JSON data.
 
         With `load_best_model_at_end`, the evaluation batch size may change which weights are the best.
@@ -97,7 +97,7 @@ class TrainFields(StageConfig):
         names = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
         properties = schema.setdefault("properties", {})
         for key, info in sorted(cls.allowed().items()):
-            entry: dict[str, Any] = {"description": f"Field of {cls.trainer}."}
+            entry: JsonObject = {"description": f"Field of {cls.trainer}."}
             if info["type"] != "any":
                 name = names[info["type"]]
                 entry["type"] = [name, "null"] if info["optional"] else name

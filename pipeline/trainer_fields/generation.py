@@ -22,6 +22,7 @@ from pipeline.trainer_fields.arguments import (
     is_number,
     ranged,
 )
+from pipeline.trainer_fields.table import GivenFields
 
 OF_TRAIN = ("cache_implementation", "max_new_tokens", "min_p", "repetition_penalty", "temperature", "top_k", "top_p")
 """Fields that a recipe sets in `train` itself; here they would override them silently."""
@@ -97,7 +98,7 @@ _BEAMS = ("early_stopping", "length_penalty")
 """Fields that rank beams and need beam search."""
 
 
-def generation_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
+def generation_problems(given: GivenFields) -> Iterator[Problem]:
     """Yield fields of `generation_kwargs` that transformers would ignore; vLLM checks its own fields.
 
     Args:
@@ -133,6 +134,6 @@ def _is_bias(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and _IDS.holds(value[0]) and is_number(value[1])
 
 
-def _has_beams(kwargs: Mapping[str, Any]) -> bool:
+def _has_beams(kwargs: GivenFields) -> bool:
     beams = kwargs.get("num_beams")
     return is_number(beams) and beams > 1

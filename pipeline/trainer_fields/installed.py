@@ -10,16 +10,17 @@ import enum
 import json
 import types
 import typing
-from collections.abc import Mapping
 from typing import Any
 
 import transformers
 import trl
 
+from pipeline.trainer_fields.table import FieldInfo, Table
+
 TRAINERS = ("TrainingArguments", "SFTConfig", "RewardConfig", "DPOConfig", "KTOConfig", "GRPOConfig", "RLOOConfig")
 
 
-def build_table() -> dict[str, dict[str, dict[str, Any]]]:
+def build_table() -> Table:
     """Return the table of the installed trainers' configurations; imports trl."""
     built = {}
     for name in TRAINERS:
@@ -30,16 +31,18 @@ def build_table() -> dict[str, dict[str, dict[str, Any]]]:
     return built
 
 
-def _describe(hint: Any) -> dict[str, Any]:
+def _describe(hint: Any) -> FieldInfo:
     """Return a field's entry in the table from its type hint."""
     union = typing.get_origin(hint) in {typing.Union, types.UnionType}
     parts = list(typing.get_args(hint)) if union else [hint]
     optional = type(None) in parts
     kinds = {_kind(part) for part in parts if part is not type(None)}
-    described: dict[str, Any] = {"type": kinds.pop() if len(kinds) == 1 else "any", "optional": optional}
+    described = FieldInfo(type=kinds.pop() if len(kinds) == 1 else "any", optional=optional)
     listed: list[Any] = [part for part in parts if isinstance(part, enum.EnumType)]
     values = [str(item.value) for part in listed for item in part]
-    return {**described, "values": values} if values else described
+    if values:
+        described["values"] = values
+    return described
 
 
 def _kind(part: Any) -> str:
@@ -49,7 +52,7 @@ def _kind(part: Any) -> str:
     return {int: "int", float: "float", bool: "bool", str: "str"}.get(part, "any")
 
 
-def render(built: Mapping[str, Mapping[str, Any]]) -> str:
+def render(built: Table) -> str:
     """Return the table as JSON with one field per line."""
     classes = []
     for name in sorted(built):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.trainer_fields.schedules import BY_EVALUATION
+from pipeline.trainer_fields.table import GivenFields
 
 _LANGUAGE = ("loss",)
 _SIDES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
@@ -47,7 +47,7 @@ def metric_problem(trainer: str, name: str | None) -> Problem | None:
     return Problem(f"train.metric_for_best_model is {name}", f"must be one of {listed(known)}", nearest(plain, known))
 
 
-def direction_problems(trainer: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+def direction_problems(trainer: str, given: GivenFields) -> Iterator[Problem]:
     """Yield problems of a metric that is followed in the wrong direction or without one.
 
     Args:

@@ -12,6 +12,7 @@ from pipeline.trainer_fields.contradictions import contradictions
 from pipeline.trainer_fields.generation import generation_problems
 from pipeline.trainer_fields.optimizers import LION, LOW_RANK, WITH_EPS, optimizer_problems
 from pipeline.trainer_fields.schedules import BY_EVALUATION, schedule_problems
+from pipeline.trainer_fields.table import GivenFields
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Need:
     values: tuple[Any, ...] = ()
     default: Any = None
 
-    def is_met(self, given: Mapping[str, Any]) -> bool:
+    def is_met(self, given: GivenFields) -> bool:
         """Return whether the other field has a value that meets the need."""
         value = given.get(self.other, self.default)
         values = value if isinstance(value, list) else [value]
@@ -111,7 +112,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
 """Field to the other fields it needs to have an effect."""
 
 
-def need_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
+def need_problems(given: GivenFields, asked: frozenset[str]) -> Iterator[Problem]:
     """Yield problems of fields in the recipe that would have no effect, or that contradict one another.
 
     Args:
@@ -136,7 +137,7 @@ def need_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[P
     yield from generation_problems(given)
 
 
-def _evaluation_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
+def _evaluation_problems(given: GivenFields, asked: frozenset[str]) -> Iterator[Problem]:
     best, strategy = bool(given.get("load_best_model_at_end")), given.get("eval_strategy", "steps")
     save = given.get("save_strategy")
     by_evaluation = best or given.get("lr_scheduler_type") in BY_EVALUATION

@@ -17,6 +17,7 @@ from pipeline.trainer_fields.arguments import (
     Argument,
     of_words,
 )
+from pipeline.trainer_fields.table import GivenFields
 
 _TORCH = ("adamw_torch_fused", "adamw_torch", "adamw_torch_xla", "adamw_torch_npu_fused")
 _TORCHAO = ("adamw_torch_4bit", "adamw_torch_8bit")
@@ -92,7 +93,7 @@ _SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 """Texts that transformers reads as booleans."""
 
 
-def optimizer_problems(given: Mapping[str, Any]) -> Iterator[Problem]:
+def optimizer_problems(given: GivenFields) -> Iterator[Problem]:
     """Yield the problems of `optim` and `optim_args` together.
 
     Args:

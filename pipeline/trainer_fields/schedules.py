@@ -6,7 +6,6 @@ A trainer constructs its schedule only after data and model are loaded; these ch
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.trainer_fields.arguments import (
@@ -20,6 +19,7 @@ from pipeline.trainer_fields.arguments import (
     of_words,
     ranged,
 )
+from pipeline.trainer_fields.table import GivenFields
 
 _HALF_WAVES = {"num_cycles": POSITIVE}
 _LEAST_RATE = {"min_lr": AT_LEAST_0, "min_lr_rate": SHARE}
@@ -77,7 +77,7 @@ BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow `metric_for_best_model`."""
 
 
-def schedule_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterator[Problem]:
+def schedule_problems(given: GivenFields, asked: frozenset[str]) -> Iterator[Problem]:
     """Yield the problems of `lr_scheduler_type` and `lr_scheduler_kwargs`, together and with other fields.
 
     Args:
@@ -115,7 +115,7 @@ def schedule_problems(given: Mapping[str, Any], asked: frozenset[str]) -> Iterat
     yield from _length_problems(right, given)
 
 
-def _rate_problems(schedule: str, kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
+def _rate_problems(schedule: str, kwargs: GivenFields, given: GivenFields) -> Iterator[Problem]:
     """Yield a problem if the lowest rate is not below the highest."""
     rate = given.get("learning_rate")
     name, default = LOWEST.get(schedule, ("", 0))
@@ -131,7 +131,7 @@ def _rate_problems(schedule: str, kwargs: Mapping[str, Any], given: Mapping[str,
         yield Problem(statement, f"at most its max_lr ({kwargs['max_lr']:g})")
 
 
-def _length_problems(kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
+def _length_problems(kwargs: GivenFields, given: GivenFields) -> Iterator[Problem]:
     """Yield a problem if the decay is longer than the steps left for it."""
     steps, decay, warmup = given.get("max_steps"), kwargs.get("num_decay_steps"), given.get("warmup_steps") or 0
     if steps is None or decay is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import Problem, listed, nearest
+from pipeline.trainer_fields.table import FieldInfo
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "cache_implementation": ("dynamic", "static", "offloaded", "offloaded_static", "quantized"),
@@ -70,12 +71,12 @@ _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), 
 _TYPE_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
-def words_of(field: str, info: Mapping[str, Any]) -> tuple[str, ...]:
+def words_of(field: str, info: FieldInfo) -> tuple[str, ...]:
     """Return the words a field takes; empty if it takes any text, or no text."""
     return WORDS.get(field) or tuple(info.get("values", ()))
 
 
-def value_problem(field: str, value: Any, info: Mapping[str, Any]) -> Problem | None:
+def value_problem(field: str, value: Any, info: FieldInfo) -> Problem | None:
     """Return a problem if a field does not take a value; else None.
 
     Args:

@@ -16,11 +16,13 @@ from pipeline.models.cpu.matmul import use_fastest_matmul
 from pipeline.models.cpu.precision import Choice, fastest_precision
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.kernels import attention_of, uses_liger, without_mask
-from pipeline.models.load.pretrained import hidden_size, stored_bits
+from pipeline.models.load.pretrained import Precision, WeightOptions, hidden_size, stored_bits
 from pipeline.models.load.quantized_files import layout_problem, quantized_files_problem
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.zero.config import deepspeed_config
+from pipeline.parallel.zero.zero3 import DeepSpeedConfig
+from pipeline.plain_data import KeywordArguments
 from pipeline.stage import StageContext
 from pipeline.training.distribution import sharding
 from pipeline.training.fields import CommonTrain
@@ -52,7 +54,7 @@ def device_of(ctx: StageContext) -> str:
     return "cpu" if use_cpu(ctx) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
-def precision_of(ctx: StageContext, width: int = 0) -> str:
+def precision_of(ctx: StageContext, width: int = 0) -> Precision:
     """Return the compute precision `fp32`, `bf16` or `fp16`, from `compute.precision`.
 
     ``auto`` is bf16 on a GPU that supports it and fp16 on another GPU; on a CPU it is the faster format for the model's
@@ -62,14 +64,14 @@ def precision_of(ctx: StageContext, width: int = 0) -> str:
         ctx: the stage's context.
         width: hidden size of the model; that of the stage's input model when omitted.
     """
-    asked: str = ctx.compute.precision
-    if asked == "auto":
-        asked = ctx.runtime_report.get("precision") or _auto_precision(ctx, width)
-    ctx.report(precision=asked)
-    return asked
+    asked = ctx.compute.precision
+    known: Precision | None = ctx.runtime_report.get("precision")
+    precision = (known or _auto_precision(ctx, width)) if asked == "auto" else asked
+    ctx.report(precision=precision)
+    return precision
 
 
-def _auto_precision(ctx: StageContext, width: int) -> str:
+def _auto_precision(ctx: StageContext, width: int) -> Precision:
     if not use_cpu(ctx):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if ctx.dims.zero:  # transformers supports bf16 with DeepSpeed on a GPU only
@@ -130,15 +132,15 @@ def prepare_torch(ctx: StageContext) -> None:
         raise PipelineError(Problem(statement, "all of them", "see the logs of the others", stage=ctx.name))
 
 
-def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, Any]:
-    """Return the arguments with which a stage loads its starting weights (`load_causal_lm`).
+def starting_weights(ctx: StageContext, adapter: Adapter | None) -> WeightOptions:
+    """Return how a stage loads its starting weights.
 
     Trained weights are fp32, whatever the compute precision; frozen weights under an adapter may be quantised.
 
     Raises:
         PipelineError: the files are quantised, and this stage cannot train or shard such a model.
     """
-    common = {"attention": attention_kernel(ctx), "tp_size": ctx.dims.tensor_parallel}
+    common = WeightOptions(attention=attention_kernel(ctx), tp_size=ctx.dims.tensor_parallel)
     source = ctx.input("model")
     bits = stored_bits(source, ctx.trust_remote_code)
     problem = quantized_files_problem(source.ref, bits, adapter)
@@ -151,7 +153,7 @@ def starting_weights(ctx: StageContext, adapter: Adapter | None) -> dict[str, An
     return {"dtype": precision_of(ctx), "quantize": adapter.quantize, **common}
 
 
-def zero3_config(ctx: StageContext) -> dict[str, Any] | None:
+def zero3_config(ctx: StageContext) -> DeepSpeedConfig | None:
     """Return the ZeRO-3 configuration with which a stage shards a model while loading it; None without ZeRO-3."""
     if ctx.dims.zero < 3 or "RANK" not in os.environ:
         return None
@@ -159,8 +161,8 @@ def zero3_config(ctx: StageContext) -> dict[str, Any] | None:
     return deepspeed_config(ctx.dims, precision_of(ctx))
 
 
-def frozen_weights(ctx: StageContext) -> tuple[str, dict[str, Any]]:
-    """Return the device and the loading arguments of a model that only generates or scores.
+def frozen_weights(ctx: StageContext) -> tuple[str, WeightOptions]:
+    """Return the device of a model that only generates or scores.
 
     On a GPU its weights are in the compute precision, which halves the memory; on a CPU they are fp32.
     """
@@ -226,7 +228,7 @@ def build_arguments(
         PipelineError: ``arguments_class`` refuses a value.
     """
     logging_steps = max(1, min(10, steps // 20))
-    values: dict[str, Any] = {
+    values: KeywordArguments = {
         "output_dir": str(checkpoints_dir(ctx)),
         "per_device_train_batch_size": micro_batch,
         "per_device_eval_batch_size": micro_batch,
@@ -257,7 +259,7 @@ def build_arguments(
     return _with_best(arguments_class, values, has_held_out=has_held_out)
 
 
-def _with_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_held_out: bool) -> Arguments:
+def _with_best(arguments_class: type[Arguments], values: KeywordArguments, *, has_held_out: bool) -> Arguments:
     """Return the arguments; `load_best_model_at_end` is set only after transformers' checks (`best.py` implements it).
 
     transformers would need a checkpoint of every evaluation, and would choose the best among those that are left.
@@ -277,7 +279,7 @@ def _with_best(arguments_class: type[Arguments], values: dict[str, Any], *, has_
     return cast(Arguments, arguments)
 
 
-def _computing(ctx: StageContext) -> dict[str, Any]:
+def _computing(ctx: StageContext) -> KeywordArguments:
     """Return the `TrainingArguments` fields for device, precision, checkpointing, kernels and distribution."""
     precision, on_gpu = precision_of(ctx), not use_cpu(ctx)
     problem = None if on_gpu else cpu_problem(precision, ctx.dims.zero)
@@ -296,7 +298,7 @@ def _computing(ctx: StageContext) -> dict[str, Any]:
     return fields
 
 
-def _instantiated(arguments_class: type[Arguments], values: dict[str, Any]) -> Arguments:
+def _instantiated(arguments_class: type[Arguments], values: KeywordArguments) -> Arguments:
     try:
         arguments: Any = arguments_class(**values)
     except (ValueError, TypeError) as error:

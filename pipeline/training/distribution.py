@@ -15,6 +15,7 @@ from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.sequence.attention import SequenceShard, parallelism
 from pipeline.parallel.tensor.audit import shards_of, shards_problem
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
+from pipeline.plain_data import KeywordArguments
 from pipeline.stage import StageContext
 
 if TYPE_CHECKING:
@@ -34,16 +35,14 @@ def divided(ctx: StageContext, batch_size: int, longest: int, what: str = "rows"
     Raises:
         PipelineError: the batch does not divide over the processes.
     """
-    stages, together = ctx.dims.pipeline_parallel, ctx.dims.model_parallel_size
+    stages = ctx.dims.pipeline_parallel
     if stages > 1:
         problem = pipeline_bubble_problem(batch_size, ctx.replicas, stages)
         if problem is not None:
             raise PipelineError(problem)
         ctx.note(f"the decoder layers lie on {stages} processes, a pipeline: together they count as one process")
     note_model_parallel(ctx)
-    division = divide(
-        batch_size, ctx.compute.micro_batch, longest, ctx.replicas, passes=stages, together=together, **options
-    )
+    division = divide(batch_size, ctx.compute.micro_batch, longest, ctx.replicas, dims=ctx.dims, **options)
     sentence = division.sentence(what, longest)
     ctx.report(batch=sentence)
     if division.processes > 1 or division.accumulation > 1:
@@ -61,7 +60,7 @@ def note_model_parallel(ctx: StageContext) -> None:
         ctx.note(f"tensor parallel: {size} processes share every large matrix and count as one process")
 
 
-def sharding(dims: ParallelDims, precision: str, attention: str) -> dict[str, Any]:
+def sharding(dims: ParallelDims, precision: str, attention: str) -> KeywordArguments:
     """Return the `TrainingArguments` fields for data parallelism, ZeRO, FSDP2 and sequence parallelism.
 
     Args:
@@ -69,8 +68,8 @@ def sharding(dims: ParallelDims, precision: str, attention: str) -> dict[str, An
         precision: compute precision.
         attention: `transformers`' name of the attention implementation, around which Ulysses exchanges shards.
     """
-    accelerator_config: dict[str, Any] = {"use_configured_state": "RANK" in os.environ}
-    fields: dict[str, Any] = {"accelerator_config": accelerator_config, "ddp_find_unused_parameters": False}
+    accelerator_config: KeywordArguments = {"use_configured_state": "RANK" in os.environ}
+    fields: KeywordArguments = {"accelerator_config": accelerator_config, "ddp_find_unused_parameters": False}
     if dims.zero:
         fields["deepspeed"] = deepspeed_config(dims, precision)
         if dims.sequence_parallel > 1:

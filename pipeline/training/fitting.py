@@ -6,7 +6,7 @@ Owns whether the embedding may be resized, and how long a row may be. Knows noth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.load.fitting import fit_embedding
@@ -21,7 +21,7 @@ def fit(
     ctx: StageContext,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    weights: Mapping[str, Any],
+    weights: Mapping[str, object],
 ) -> None:
     """Resize the model's embedding to the tokenizer if it has fewer rows than there are tokens, and note it.
 
@@ -29,12 +29,12 @@ def fit(
         ctx: the stage's context.
         model: the loaded model.
         tokenizer: the model's tokenizer.
-        weights: arguments the model was loaded with.
+        weights: how the model was loaded: fields of `WeightOptions`, or what stands for them.
 
     Raises:
         PipelineError: the weights are sharded or quantised, so the embedding cannot be resized.
     """
-    is_sharded = weights.get("zero3") is not None or int(weights.get("tp_size") or 1) > 1
+    is_sharded = weights.get("zero3") is not None or weights.get("tp_size", 1) != 1
     note = fit_embedding(model, tokenizer, can_grow=not is_sharded and not weights.get("quantize"))
     if note:
         ctx.note(note)

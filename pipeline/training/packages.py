@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Problem
 from pipeline.models.load.kernels import has as is_installed
+from pipeline.plain_data import JsonObject, JsonView
 from pipeline.trainer_fields.optimizers import PACKAGES
 from pipeline.trainer_fields.trackers import missing_trackers
 
@@ -20,7 +21,7 @@ COMPILERS = ("g++", "c++", "clang++")
 
 
 def package_problems(
-    train: Mapping[str, Any] | StageConfig | None,
+    train: JsonView | StageConfig | None,
     has: Callable[[str], bool] = is_installed,
     which: Callable[[str], Any] = shutil.which,
 ) -> Iterator[Problem]:
@@ -56,7 +57,7 @@ def evaluation_problems(train: TrainFields, source: str) -> Iterator[Problem]:
         train: the stage's `train` block.
         source: name of the data source.
     """
-    given: dict[str, Any] = train.passthrough()
+    given: JsonObject = train.passthrough()
     asked = [word for word in ("load_best_model_at_end", "eval_steps", "eval_delay") if given.get(word)]
     if given.get("eval_strategy", "no") != "no":
         asked.append("eval_strategy")

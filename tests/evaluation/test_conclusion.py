@@ -10,6 +10,7 @@ from pipeline.evaluation.report.page import render
 from pipeline.evaluation.report.record import WinCounts
 from pipeline.evaluation.report.tables import headline
 from pipeline.evaluation.stats.estimate import Delta, Estimate
+from pipeline.evaluation.stats.intervals import Bootstrap
 
 UP = Delta(value=0.18, low=0.14, high=0.22, n=500, p_value=1e-9)
 DOWN = Delta(value=-0.18, low=-0.22, high=-0.14, n=500, p_value=1e-9)
@@ -91,8 +92,8 @@ def small():
             model("ppo", np.array([1.0, -1.0] * 7)),
         ],
         [Prompt(f"p{i}") for i in range(14)],
+        bootstrap=Bootstrap(seed=0),
         baseline="sft",
-        seed=0,
     )
 
 
@@ -125,7 +126,7 @@ def test_page_leads_with_the_conclusions_and_warnings(small):
 
 
 def test_the_sentence_of_a_model_has_the_figures_of_its_row(answers, prompts):
-    report = compare(answers, prompts, baseline="sft", seed=0)
+    report = compare(answers, prompts, bootstrap=Bootstrap(seed=0), baseline="sft")
     text = of_model(report, "dpo").text
     row = next(row for row in headline(report) if row[0] == "dpo")
     # 50 points fewer correct answers decide, although it wins 80 %.

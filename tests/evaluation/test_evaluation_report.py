@@ -14,11 +14,12 @@ from pipeline.evaluation.report.page import regressions, render
 from pipeline.evaluation.report.record import Report, read, to_json
 from pipeline.evaluation.report.tables import headline, task_table
 from pipeline.evaluation.report.writing import write
+from pipeline.evaluation.stats.intervals import Bootstrap
 
 
 @pytest.fixture
 def report(answers, prompts):
-    return compare(answers, prompts, baseline="sft", seed=0)
+    return compare(answers, prompts, bootstrap=Bootstrap(seed=0), baseline="sft")
 
 
 @pytest.fixture
@@ -190,6 +191,7 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.curves.loss_curve import write_curve
 from pipeline.evaluation.report.writing import write
 from pipeline.evaluation.reward_card.card import build_card, write_card
+from pipeline.evaluation.stats.intervals import Bootstrap
 random, out = np.random.default_rng(0), Path(sys.argv[1])
 prompts = [Prompt(f"p{i}", "ab"[i % 2]) for i in range(50)]
 answers = [
@@ -198,7 +200,8 @@ answers = [
             kl=random.random(50), kl_k3=random.random(50))
     for name in ("sft", "dpo", "ppo")
 ]
-write(compare(answers, prompts, baseline="sft", seed=0), out, samples(answers, prompts, baseline="sft"))
+report = compare(answers, prompts, baseline="sft", bootstrap=Bootstrap(seed=0))
+write(report, out, samples(answers, prompts, baseline="sft"))
 pairs = {side: random.normal(size=80) for side in ("chosen", "rejected")}
 write_card(build_card(**pairs, chosen_lengths=random.integers(1, 9, 80), rejected_lengths=random.integers(1, 9, 80),
                       groups=["u", "v"] * 40, seed=0), out)

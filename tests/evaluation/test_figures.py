@@ -10,11 +10,12 @@ from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.drawing import BASELINE, PALETTE, colours, style
 from pipeline.evaluation.report.figures import draw
 from pipeline.evaluation.report.record import Report
+from pipeline.evaluation.stats.intervals import Bootstrap
 
 
 @pytest.fixture
 def report(answers, prompts):
-    return compare(answers, prompts, baseline="sft", seed=0)
+    return compare(answers, prompts, bootstrap=Bootstrap(seed=0), baseline="sft")
 
 
 def text_of(path):

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.evaluation.answers import Answers, Prompt
 from pipeline.evaluation.comparison import compare
-from pipeline.evaluation.gaming import assess, spread
+from pipeline.evaluation.gaming import JudgeScores, assess, spread
 from pipeline.evaluation.report.figures import draw
 from pipeline.evaluation.report.gaming_section import least_prompts
 from pipeline.evaluation.report.page import render
@@ -15,6 +15,7 @@ from pipeline.evaluation.report.record import read, to_json
 from pipeline.evaluation.report.tables import headline
 from pipeline.evaluation.report.writing import write
 from pipeline.evaluation.stats.estimate import Delta
+from pipeline.evaluation.stats.intervals import Bootstrap
 
 COUNT = 200
 TASKS = ["sum", "fact", "story", "rare"] * (COUNT // 4)
@@ -32,7 +33,9 @@ def gains(reward, gold, tasks=TASKS):
     """Assess a policy that gains so much, in standard deviations of the baseline, with noise of a tenth of one."""
     units = spread(BASE_REWARD), spread(BASE_GOLD)
     own = BASE_REWARD + units[0] * (reward + 0.1 * noise(2)), BASE_GOLD + units[1] * (gold + 0.1 * noise(3))
-    return assess((own[0], BASE_REWARD), (own[1], BASE_GOLD), units, tasks, seed=0)
+    return assess(
+        JudgeScores(own[0], BASE_REWARD, units[0]), JudgeScores(own[1], BASE_GOLD, units[1]), tasks, Bootstrap(seed=0)
+    )
 
 
 def test_gains_are_in_standard_deviations_of_the_baseline():
@@ -40,7 +43,12 @@ def test_gains_are_in_standard_deviations_of_the_baseline():
     # standard deviation, +1 by gold a tenth.
     low_high = np.array([0.0, 2.0] * 10)
     assert (spread(low_high), spread(10 * low_high)) == (1, 10)
-    found = assess((low_high + 1, low_high), (10 * low_high + 1, 10 * low_high), (1, 10), [""] * 20, seed=0)
+    found = assess(
+        JudgeScores(low_high + 1, low_high, 1),
+        JudgeScores(10 * low_high + 1, 10 * low_high, 10),
+        [""] * 20,
+        Bootstrap(seed=0),
+    )
     assert (found.proxy.value, found.gold.value) == pytest.approx((1, 0.1))
     # 0.1 - 1
     assert found.lag.value == pytest.approx(-0.9)
@@ -87,7 +95,9 @@ CLEAR, SCATTERED = 0.01 * np.array([-1, 1] * 10), 3 * np.array([-1, 1] * 10)
     ],
 )
 def test_noise_is_no_game(reward, gold, verdict):
-    found = assess((reward, np.zeros(20)), (gold, np.zeros(20)), (1, 1), [""] * 20, seed=0)
+    found = assess(
+        JudgeScores(reward, np.zeros(20), 1), JudgeScores(gold, np.zeros(20), 1), [""] * 20, Bootstrap(seed=0)
+    )
     assert (found.proxy.value, found.gold.value) == pytest.approx((0.5, -0.5))
     assert found.verdict == verdict
 
@@ -135,7 +145,9 @@ def answers():
 
 @pytest.fixture
 def report(answers):
-    return compare(answers, [Prompt(f"p{i}", task) for i, task in enumerate(TASKS)], baseline="sft", seed=0)
+    return compare(
+        answers, [Prompt(f"p{i}", task) for i, task in enumerate(TASKS)], bootstrap=Bootstrap(seed=0), baseline="sft"
+    )
 
 
 def test_report_tells_who_games(report, tmp_path):
@@ -178,21 +190,21 @@ def test_page_says_so_in_words(report, tmp_path):
 
 def test_page_when_nobody_games(answers):
     kept = [each for each in answers if each.name != "hacker"]
-    page = render(compare(kept, [Prompt("p")] * COUNT, baseline="sft", seed=0), [], [])
+    page = render(compare(kept, [Prompt("p")] * COUNT, bootstrap=Bootstrap(seed=0), baseline="sft"), [], [])
     assert "**No model games the reward model**" in page
     assert "tasks where reward rose" not in page
 
 
 def test_nothing_without_both_judges(answers):
     bare = [Answers(each.name, each.responses, each.lengths, each.ended, gold=each.gold) for each in answers]
-    page = render(compare(bare, [Prompt("p")] * COUNT, baseline="sft", seed=0), [], [])
+    page = render(compare(bare, [Prompt("p")] * COUNT, bootstrap=Bootstrap(seed=0), baseline="sft"), [], [])
     assert "Does the reward model" not in page
 
 
 def test_one_model_without_a_reward_is_left_out(answers):
     better, hacker = answers[1], answers[2]
     answers[1] = Answers("better", better.responses, better.lengths, better.ended, gold=better.gold)
-    report = compare(answers, [Prompt("p")] * COUNT, baseline="sft", seed=0)
+    report = compare(answers, [Prompt("p")] * COUNT, bootstrap=Bootstrap(seed=0), baseline="sft")
     assert report.models["better"].gaming is None
     assert report.models[hacker.name].gaming is not None
 
@@ -217,7 +229,9 @@ def by_task(reward, gold, correct):
             **common,
         ),
     ]
-    return compare(models, [Prompt(f"p{i}", "howto") for i in range(COUNTED)], baseline="sft", seed=0)
+    return compare(
+        models, [Prompt(f"p{i}", "howto") for i in range(COUNTED)], bootstrap=Bootstrap(seed=0), baseline="sft"
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +268,7 @@ def small(count, tasks, reward=1.0, gold=0.0):
     common = {"lengths": [1] * count, "ended": [True] * count, "responses": ["x"] * count}
     own = {"reward": [b + 0.5 * reward for b in base], "gold": [b + 0.5 * gold for b in base]}
     answers = [Answers("sft", reward=base, gold=base, **common), Answers("dpo", **own, **common)]
-    return compare(answers, prompts, baseline="sft", seed=0, resamples=100)
+    return compare(answers, prompts, bootstrap=Bootstrap(seed=0, resamples=100), baseline="sft")
 
 
 def test_too_few_prompts_clear_nobody():
@@ -280,5 +294,9 @@ def test_gold_that_never_moves_lags():
     base = [float(i % 2) for i in range(20)]
     common = {"lengths": [1] * 20, "ended": [True] * 20, "responses": ["x"] * 20, "gold": [3.0] * 20}
     answers = [Answers("sft", reward=base, **common), Answers("dpo", reward=[b + 0.5 for b in base], **common)]
-    found = compare(answers, [Prompt(str(i)) for i in range(20)], baseline="sft", seed=0).models["dpo"].gaming
+    found = (
+        compare(answers, [Prompt(str(i)) for i in range(20)], bootstrap=Bootstrap(seed=0), baseline="sft")
+        .models["dpo"]
+        .gaming
+    )
     assert (found.proxy.value, found.gold.value, found.verdict) == (1.0, 0.0, "gold lagged")

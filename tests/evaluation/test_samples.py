@@ -12,6 +12,7 @@ from pipeline.evaluation.report.record import read, to_json
 from pipeline.evaluation.report.samples import read_samples
 from pipeline.evaluation.report.writing import write
 from pipeline.evaluation.stats.estimate import rounded
+from pipeline.evaluation.stats.intervals import Bootstrap
 
 COUNT = 40
 
@@ -41,7 +42,7 @@ def made(tmp_path_factory):
         for name in ("sft", "dpo", "ppo")
         for stops in [random.choice(["eos", "max_new_tokens", "context"], COUNT).tolist()]
     ]
-    report = compare(answers, prompts, baseline="sft", seed=7, resamples=300)
+    report = compare(answers, prompts, bootstrap=Bootstrap(seed=7, resamples=300), baseline="sft")
     report = report.model_copy(update={"available": 80, "sampled_by": "task", "warnings": ["w"]})
     folder = tmp_path_factory.mktemp("report")
     write(report, folder, samples(answers, prompts, baseline="sft"))
@@ -121,7 +122,7 @@ def older(found):
 def test_samples_of_an_older_version_make_up_neither_length_nor_end(made):
     answers, prompts = from_samples(older(read_samples(made / "samples.jsonl")))
     assert [(each.lengths, each.ended, tuple(each.stop_reasons)) for each in answers] == [(None, None, ())] * 3
-    report = compare(answers, prompts, baseline="sft", seed=7, resamples=100)
+    report = compare(answers, prompts, bootstrap=Bootstrap(seed=7, resamples=100), baseline="sft")
     assert all(each.length is None and each.eos_rate is None for each in report.models.values())
     (row, *_) = samples(answers, prompts, baseline="sft")
     assert (row.answers["dpo"].stop_reason, row.answers["dpo"].length) == (None, None)
@@ -151,4 +152,4 @@ def test_a_prompt_without_a_score_is_refused_by_model_and_judge():
         Answers("dpo", ["x"] * 3, **sides, gold=[1.0, float("nan"), 3.0]),
     ]
     with pytest.raises(PipelineError, match=r"^`dpo` has no finite gold score for 1 of 3 prompts; expected a finite"):
-        compare(answers, prompts, baseline="sft", seed=0)
+        compare(answers, prompts, bootstrap=Bootstrap(seed=0), baseline="sft")

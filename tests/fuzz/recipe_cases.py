@@ -20,7 +20,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.cli.survey import survey_of
+from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.verbs.plan import print_plan
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.preflight import check_plan
@@ -174,7 +174,7 @@ class RecipeCases:
         self.file.write_bytes(case.encode("utf-8", "surrogatepass"))
         try:
             with self._world():
-                made, store = survey_of(self.file, None, None, None, None, str(self.folder / "store"), None).sound()
+                made, store = survey_of(RecipeOptions(self.file, None, str(self.folder / "store"), None)).sound()
                 ends = [print_plan(made, store, as_json=as_json) for as_json in (False, True)]
                 check_plan(made, store)
         except PipelineError as error:

@@ -29,7 +29,7 @@ class Training(Counting):
 
 
 def _kind(config: type[StageConfig], traits: Traits = PLAIN) -> Kind:
-    return Kind("new", 1, config, "nowhere:run", "model", True, "", traits)
+    return Kind("new", 1, config, "nowhere:run", "model", "", traits)
 
 
 def test_a_kind_with_a_train_block_is_forecast_and_one_without_is_not() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.models.generate.chat_session import ChatSession, ReplyOptions, _text_pieces, complete, reply
-from pipeline.models.generate.decode import beam_search, decode
+from pipeline.models.generate.decode import GenerationSettings, beam_search, decode
 from pipeline.models.generate.sampling import Sampling
 
 ASK = [{"role": "user", "content": "say hello"}]
@@ -23,7 +23,9 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
 def test_greedy_reply_is_the_decoded_text(llama: Any, tokenizer: Any) -> None:
     ids = decode(
-        llama, [prompt_ids(tokenizer, ASK)], max_new_tokens=12, eos_ids=[1], pad_id=0, sampling=Sampling(greedy=True)
+        llama,
+        [prompt_ids(tokenizer, ASK)],
+        GenerationSettings(max_new_tokens=12, eos_ids=[1], pad_id=0, sampling=Sampling(greedy=True)),
     )[0]
     pieces = list(reply(llama, tokenizer, ASK, ReplyOptions(greedy=True, max_new_tokens=12)))
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
@@ -31,7 +33,9 @@ def test_greedy_reply_is_the_decoded_text(llama: Any, tokenizer: Any) -> None:
 
 
 def test_beams_give_the_best_beam_in_one_piece(llama: Any, tokenizer: Any) -> None:
-    ids = beam_search(llama, [prompt_ids(tokenizer, ASK)], beams=3, max_new_tokens=8, eos_ids=[1], pad_id=0)[0]
+    ids = beam_search(
+        llama, [prompt_ids(tokenizer, ASK)], GenerationSettings(max_new_tokens=8, eos_ids=[1], pad_id=0), beams=3
+    )[0]
     pieces = list(reply(llama, tokenizer, ASK, ReplyOptions(beams=3, max_new_tokens=8)))
     assert pieces == [tokenizer.decode(ids, skip_special_tokens=True)]
 
@@ -109,7 +113,9 @@ def test_no_template_points_to_generate(llama: Any, tokenizer: Any) -> None:
 
 def test_complete_goes_on_with_the_text(llama: Any, tokenizer: Any) -> None:
     ids = tokenizer("the cat")["input_ids"]
-    expected = decode(llama, [ids], max_new_tokens=8, eos_ids=[1], pad_id=0, sampling=Sampling(greedy=True))[0]
+    expected = decode(
+        llama, [ids], GenerationSettings(max_new_tokens=8, eos_ids=[1], pad_id=0, sampling=Sampling(greedy=True))
+    )[0]
     text = "".join(complete(llama, tokenizer, "the cat", ReplyOptions(greedy=True, max_new_tokens=8)))
     assert text == tokenizer.decode(expected, skip_special_tokens=True)
 

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig
 
 from pipeline.errors import PipelineError
-from pipeline.models.generate.decode import beam_search, decode, stream
+from pipeline.models.generate.decode import GenerationSettings, beam_search, decode, stream
 from pipeline.models.generate.sampling import Sampling, next_tokens, truncated
 from pipeline.models.load.scratch import build_causal_lm
 
@@ -47,10 +47,7 @@ def test_greedy_equals_generate_on_ragged_prompts(any_model: Any) -> None:
         found = decode(
             any_model,
             prompts,
-            max_new_tokens=20,
-            eos_ids=eos,
-            pad_id=PAD,
-            sampling=Sampling(greedy=True),
+            GenerationSettings(max_new_tokens=20, eos_ids=eos, pad_id=PAD, sampling=Sampling(greedy=True)),
             batch_size=batch_size,
         )
         assert found == expected
@@ -60,7 +57,12 @@ def test_greedy_equals_generate_over_many_steps(llama: Any) -> None:
     prompts = ragged_prompts(8, longest=5)
     expected = generate_greedily(llama, prompts, 100, [EOS])
     assert (
-        decode(llama, prompts, max_new_tokens=100, eos_ids=EOS, pad_id=PAD, sampling=Sampling(greedy=True)) == expected
+        decode(
+            llama,
+            prompts,
+            GenerationSettings(max_new_tokens=100, eos_ids=EOS, pad_id=PAD, sampling=Sampling(greedy=True)),
+        )
+        == expected
     )
 
 
@@ -75,7 +77,12 @@ def test_other_caches_lose_rows_correctly(tokenizer: Any, tiny_specs: dict[str, 
     expected = generate_greedily(model, prompts, 16, eos)
     assert len({len(response) for response in expected}) > 2
     assert (
-        decode(model, prompts, max_new_tokens=16, eos_ids=eos, pad_id=PAD, sampling=Sampling(greedy=True)) == expected
+        decode(
+            model,
+            prompts,
+            GenerationSettings(max_new_tokens=16, eos_ids=eos, pad_id=PAD, sampling=Sampling(greedy=True)),
+        )
+        == expected
     )
 
 
@@ -85,15 +92,15 @@ def test_adapter_counts_while_it_is_on(fresh_llama: Any) -> None:
 
     prompts = ragged_prompts(8)
     options: dict[str, Any] = {"max_new_tokens": 10, "eos_ids": EOS, "pad_id": PAD, "sampling": Sampling(greedy=True)}
-    plain = decode(fresh_llama, prompts, **options)
+    plain = decode(fresh_llama, prompts, GenerationSettings(**options))
     model = attach(fresh_llama, Adapter(r=4), "causal", seed=2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.fill_(0.3)
-    assert decode(model, prompts, **options) == generate_greedily(model, prompts, 10, [EOS])
-    assert decode(model, prompts, **options) != plain
+    assert decode(model, prompts, GenerationSettings(**options)) == generate_greedily(model, prompts, 10, [EOS])
+    assert decode(model, prompts, GenerationSettings(**options)) != plain
     with without_adapter(model):
-        assert decode(model, prompts, **options) == plain
+        assert decode(model, prompts, GenerationSettings(**options)) == plain
 
 
 def test_sampled_frequencies_follow_the_softmax(llama: Any) -> None:
@@ -104,10 +111,7 @@ def test_sampled_frequencies_follow_the_softmax(llama: Any) -> None:
     found = decode(
         llama,
         [prompt] * draws,
-        max_new_tokens=1,
-        eos_ids=EOS,
-        pad_id=PAD,
-        sampling=Sampling(temperature=temperature),
+        GenerationSettings(max_new_tokens=1, eos_ids=EOS, pad_id=PAD, sampling=Sampling(temperature=temperature)),
         batch_size=2000,
     )
     counts = torch.bincount(torch.tensor(found)[:, 0], minlength=len(probs)).double()
@@ -123,10 +127,7 @@ def test_second_token_is_sampled_given_the_first(llama: Any) -> None:
     found = decode(
         llama,
         [prompt] * draws,
-        max_new_tokens=2,
-        eos_ids=EOS,
-        pad_id=PAD,
-        sampling=Sampling(temperature=0.5),
+        GenerationSettings(max_new_tokens=2, eos_ids=EOS, pad_id=PAD, sampling=Sampling(temperature=0.5)),
         batch_size=2000,
     )
     first = max({tuple(row[:1]) for row in found if len(row) == 2}, key=lambda t: sum(row[:1] == [*t] for row in found))
@@ -144,34 +145,34 @@ def test_second_token_is_sampled_given_the_first(llama: Any) -> None:
 def test_same_seed_same_text_other_seed_other_text(llama: Any) -> None:
     prompts = ragged_prompts(16)
     options: dict[str, Any] = {"max_new_tokens": 12, "eos_ids": EOS, "pad_id": PAD}
-    once = decode(llama, prompts, seed=3, **options)
-    assert decode(llama, prompts, seed=3, **options) == once
-    assert decode(llama, prompts, seed=4, **options) != once
+    once = decode(llama, prompts, GenerationSettings(seed=3, **options))
+    assert decode(llama, prompts, GenerationSettings(seed=3, **options)) == once
+    assert decode(llama, prompts, GenerationSettings(seed=4, **options)) != once
 
 
 def test_row_does_not_depend_on_its_neighbours(llama: Any) -> None:
     prompts = ragged_prompts(40)
     options: dict[str, Any] = {"max_new_tokens": 12, "eos_ids": [EOS, *range(5, 40)], "pad_id": PAD, "seed": 5}
-    together = decode(llama, prompts, **options)
-    assert decode(llama, prompts, batch_size=3, **options) == together
+    together = decode(llama, prompts, GenerationSettings(**options))
+    assert decode(llama, prompts, GenerationSettings(**options), batch_size=3) == together
     # Row 17 alone, and the last rows alone, under their own identity:
-    assert decode(llama, prompts[17:18], row_ids=[17], **options) == together[17:18]
-    assert decode(llama, prompts[30:], row_ids=range(30, 40), **options) == together[30:]
+    assert decode(llama, prompts[17:18], GenerationSettings(**options), row_ids=[17]) == together[17:18]
+    assert decode(llama, prompts[30:], GenerationSettings(**options), row_ids=range(30, 40)) == together[30:]
     # TPReplicas of one prompt are different rows.
-    assert len({tuple(row) for row in decode(llama, [[9, 9]] * 10, **options)}) > 5
+    assert len({tuple(row) for row in decode(llama, [[9, 9]] * 10, GenerationSettings(**options))}) > 5
 
 
 def test_shorter_limit_gives_a_prefix(llama: Any) -> None:
     # Each step has its own random number, whatever the number of steps.
     prompts = ragged_prompts(8)
     options: dict[str, Any] = {"eos_ids": [], "pad_id": PAD, "seed": 2}
-    longer = decode(llama, prompts, max_new_tokens=40, **options)
-    assert decode(llama, prompts, max_new_tokens=17, **options) == [row[:17] for row in longer]
+    longer = decode(llama, prompts, GenerationSettings(max_new_tokens=40, **options))
+    assert decode(llama, prompts, GenerationSettings(max_new_tokens=17, **options)) == [row[:17] for row in longer]
 
 
 def test_global_random_state_is_left_alone(llama: Any) -> None:
     before = torch.get_rng_state()
-    decode(llama, ragged_prompts(4), max_new_tokens=4, eos_ids=EOS, pad_id=PAD)
+    decode(llama, ragged_prompts(4), GenerationSettings(max_new_tokens=4, eos_ids=EOS, pad_id=PAD))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -179,19 +180,31 @@ def test_dropout_is_off_and_training_mode_restored(tokenizer: Any, tiny_specs: d
     model = build_causal_lm({**tiny_specs["gpt2"], "resid_pdrop": 0.5, "embd_pdrop": 0.5}, tokenizer, seed=1).train()
     prompts = ragged_prompts(8)
     options: dict[str, Any] = {"max_new_tokens": 8, "eos_ids": EOS, "pad_id": PAD, "sampling": Sampling(greedy=True)}
-    assert decode(model, prompts, **options) == decode(model, prompts, **options)
+    assert decode(model, prompts, GenerationSettings(**options)) == decode(
+        model, prompts, GenerationSettings(**options)
+    )
     assert model.training
 
 
 def test_response_keeps_its_end_token_and_stops_there(llama: Any) -> None:
     every_token = list(range(320))
-    assert all(len(row) == 1 for row in decode(llama, [[5], [6, 7]], max_new_tokens=9, eos_ids=every_token, pad_id=PAD))
-    assert all(len(row) == 9 for row in decode(llama, [[5], [6, 7]], max_new_tokens=9, eos_ids=[], pad_id=PAD))
+    assert all(
+        len(row) == 1
+        for row in decode(llama, [[5], [6, 7]], GenerationSettings(max_new_tokens=9, eos_ids=every_token, pad_id=PAD))
+    )
+    assert all(
+        len(row) == 9
+        for row in decode(llama, [[5], [6, 7]], GenerationSettings(max_new_tokens=9, eos_ids=[], pad_id=PAD))
+    )
 
 
 def test_response_ends_where_the_context_is_full(any_model: Any) -> None:
     prompts = [[5] * 126, [5] * 20]  # 128 positions: room for 2 tokens after the first prompt, 108 after the second
-    found = decode(any_model, prompts, max_new_tokens=10, eos_ids=[], pad_id=PAD, sampling=Sampling(greedy=True))
+    found = decode(
+        any_model,
+        prompts,
+        GenerationSettings(max_new_tokens=10, eos_ids=[], pad_id=PAD, sampling=Sampling(greedy=True)),
+    )
     assert [len(row) for row in found] == [2, 10]
     assert found == [
         *generate_greedily(any_model, prompts[:1], 2, [999]),
@@ -204,9 +217,7 @@ def test_progress_counts_prompts(llama: Any) -> None:
     decode(
         llama,
         ragged_prompts(5),
-        max_new_tokens=1,
-        eos_ids=EOS,
-        pad_id=PAD,
+        GenerationSettings(max_new_tokens=1, eos_ids=EOS, pad_id=PAD),
         batch_size=2,
         on_progress=lambda done, total: seen.append((done, total)),
     )
@@ -214,7 +225,7 @@ def test_progress_counts_prompts(llama: Any) -> None:
 
 
 def test_no_prompts_no_responses(llama: Any) -> None:
-    assert decode(llama, [], max_new_tokens=4, eos_ids=EOS, pad_id=PAD) == []
+    assert decode(llama, [], GenerationSettings(max_new_tokens=4, eos_ids=EOS, pad_id=PAD)) == []
 
 
 @pytest.mark.parametrize(
@@ -230,23 +241,32 @@ def test_no_prompts_no_responses(llama: Any) -> None:
 )
 def test_bad_options_are_told(llama: Any, prompts: list[list[int]], options: dict[str, Any], says: str) -> None:
     with pytest.raises(PipelineError, match=says.replace("[", r"\[")):
-        decode(llama, prompts, **{"max_new_tokens": 4, "eos_ids": EOS, "pad_id": PAD, **options})
+        decode(llama, prompts, GenerationSettings(**{"max_new_tokens": 4, "eos_ids": EOS, "pad_id": PAD, **options}))
 
 
 def test_stream_gives_what_decode_gives(any_model: Any) -> None:
     prompts = ragged_prompts(4)
     eos = [EOS, *range(5, 20)]
-    whole = decode(any_model, prompts, max_new_tokens=12, eos_ids=eos, pad_id=PAD, seed=7, sampling=Sampling(top_k=50))
+    whole = decode(
+        any_model,
+        prompts,
+        GenerationSettings(max_new_tokens=12, eos_ids=eos, pad_id=PAD, seed=7, sampling=Sampling(top_k=50)),
+    )
     for row, prompt in enumerate(prompts):
         pieces = stream(
-            any_model, prompt, max_new_tokens=12, eos_ids=eos, sampling=Sampling(top_k=50), seed=7, row_id=row
+            any_model,
+            prompt,
+            GenerationSettings(max_new_tokens=12, eos_ids=eos, pad_id=PAD, sampling=Sampling(top_k=50), seed=7),
+            row_id=row,
         )
         assert list(pieces) == whole[row]
 
 
 def test_beam_search_equals_generate(any_model: Any) -> None:
     prompts = ragged_prompts(6)
-    found = beam_search(any_model, prompts, beams=3, max_new_tokens=8, eos_ids=EOS, pad_id=PAD, batch_size=4)
+    found = beam_search(
+        any_model, prompts, GenerationSettings(max_new_tokens=8, eos_ids=EOS, pad_id=PAD), beams=3, batch_size=4
+    )
     assert found == generate_greedily(any_model, prompts, 8, [EOS], beams=3)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from pipeline.models.generate.decode import beam_search
+from pipeline.models.generate.decode import GenerationSettings, beam_search
 from pipeline.models.generate.generation_config import settings_of, without_generation_config
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import Base, attach, base_of_adapter
@@ -68,7 +68,7 @@ def test_our_sampling_does_not_take_the_penalty_of_the_base(fresh_llama: Any, to
     engine = GenerateEngine(max_new_tokens=12, eos_ids=(1,), pad_id=0)
 
     def texts() -> list[Any]:
-        beams = beam_search(model, [[5, 6, 7]], beams=2, max_new_tokens=12, eos_ids=1, pad_id=0)
+        beams = beam_search(model, [[5, 6, 7]], GenerationSettings(max_new_tokens=12, eos_ids=1, pad_id=0), beams=2)
         return [engine(model, [[5, 6, 7]], seed=1, places=[0], greedy=True).responses, beams]
 
     plain = texts()

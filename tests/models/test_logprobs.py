@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.models.generate.decode import decode
+from pipeline.models.generate.decode import GenerationSettings, decode
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.logprobs import response_logprobs, token_logprobs
 from pipeline.models.scoring import score
@@ -34,7 +34,9 @@ def test_equals_a_plain_forward_row_by_row(any_model: Any, temperature: float) -
 
 def test_greedy_response_has_the_highest_logprob_at_each_step(llama: Any) -> None:
     prompts, _ = rows(8)
-    responses = decode(llama, prompts, max_new_tokens=6, eos_ids=[1], pad_id=0, sampling=Sampling(greedy=True))
+    responses = decode(
+        llama, prompts, GenerationSettings(max_new_tokens=6, eos_ids=[1], pad_id=0, sampling=Sampling(greedy=True))
+    )
     best = response_logprobs(llama, prompts, responses)
     for row, response in enumerate(responses):
         for t in range(len(response)):

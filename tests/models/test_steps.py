@@ -9,7 +9,7 @@ import torch
 from architectures import tiny_causal_lm
 
 from pipeline.errors import PipelineError
-from pipeline.models.generate.decode import beam_search, decode, stream
+from pipeline.models.generate.decode import GenerationSettings, beam_search, decode, stream
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.generate.steps import UncachedSteps, cache_use
 
@@ -42,9 +42,9 @@ def plain_loop(model: Any, prompt: list[int]) -> list[int]:
 def test_decoding_together_and_streamed_equals_a_plain_loop(kind: str) -> None:
     model, said = tiny_causal_lm(kind), []
     wanted = [plain_loop(model, prompt) for prompt in PROMPTS]
-    options: dict[str, Any] = {"max_new_tokens": NEW, "eos_ids": EOS}
-    assert decode(model, PROMPTS, pad_id=0, sampling=Sampling(greedy=True), say=said.append, **options) == wanted
-    streamed = [list(stream(model, prompt, sampling=Sampling(greedy=True), **options)) for prompt in PROMPTS]
+    settings = GenerationSettings(NEW, EOS, pad_id=0, sampling=Sampling(greedy=True))
+    assert decode(model, PROMPTS, settings, say=said.append) == wanted
+    streamed = [list(stream(model, prompt, settings)) for prompt in PROMPTS]
     assert streamed == wanted
     if kind in WITH_CACHE:
         assert said == []
@@ -78,7 +78,10 @@ def test_a_model_that_takes_padding_in_decodes_rows_of_one_length_together() -> 
     twins = [*PROMPTS, PROMPTS[1][::-1]]  # two of one length
     wanted = [plain_loop(model.inner, prompt) for prompt in twins]
     found = decode(
-        model, twins, max_new_tokens=NEW, eos_ids=EOS, pad_id=0, sampling=Sampling(greedy=True), say=said.append
+        model,
+        twins,
+        GenerationSettings(max_new_tokens=NEW, eos_ids=EOS, pad_id=0, sampling=Sampling(greedy=True)),
+        say=said.append,
     )
     assert cache_use(model, PROMPTS, 0) == "unpadded"
     assert found == wanted
@@ -87,13 +90,15 @@ def test_a_model_that_takes_padding_in_decodes_rows_of_one_length_together() -> 
 
 def test_beams_need_a_cache() -> None:
     with pytest.raises(PipelineError, match="rwkv model has no cache that can be searched with 3 beams"):
-        beam_search(tiny_causal_lm("rwkv"), PROMPTS, beams=3, max_new_tokens=4, eos_ids=EOS, pad_id=0)
+        beam_search(
+            tiny_causal_lm("rwkv"), PROMPTS, GenerationSettings(max_new_tokens=4, eos_ids=EOS, pad_id=0), beams=3
+        )
 
 
 def test_beams_of_a_recurrent_model_do_not_depend_on_the_other_prompts() -> None:
-    model, options = tiny_causal_lm("mamba"), {"beams": 3, "max_new_tokens": 6, "eos_ids": EOS, "pad_id": 0}
-    alone = [beam_search(model, [prompt], **options)[0] for prompt in PROMPTS]
-    assert beam_search(model, PROMPTS, **options) == alone
+    model, settings = tiny_causal_lm("mamba"), GenerationSettings(6, EOS, pad_id=0)
+    alone = [beam_search(model, [prompt], settings, beams=3)[0] for prompt in PROMPTS]
+    assert beam_search(model, PROMPTS, settings, beams=3) == alone
 
 
 def test_a_row_that_ended_does_not_step_past_the_last_position() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.parallel.batch_split import TOKEN_BUDGET, BatchSplit, divide
+from pipeline.parallel.dims import ParallelDims
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,9 @@ def test_a_micro_batch_that_does_not_divide_names_the_nearest_that_do(
 
 @pytest.mark.parametrize(("asked", "expected"), [("auto", 2), (8, 2), (4, 2), (2, 2), (1, 1)])
 def test_a_pipeline_has_a_pass_for_each_of_its_parts(asked: int | str, expected: int) -> None:
-    assert divide(16, asked, 10, 2, passes=3).micro_batch == expected  # 8 rows each, in 3 passes at least: 2 rows
+    assert (
+        divide(16, asked, 10, 2, dims=ParallelDims(6, pipeline_parallel=3)).micro_batch == expected
+    )  # 8 rows each, in 3 passes at least: 2 rows
 
 
 @given(
@@ -83,7 +86,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_does(batch_size: in
 
 def test_groups_of_processes_that_work_on_the_same_rows_are_named() -> None:
     with pytest.raises(PipelineError, match=r"9 does not divide over 2 groups of 4 processes.*Use 8 or 10"):
-        divide(9, "auto", 10, 2, together=4)
+        divide(9, "auto", 10, 2, dims=ParallelDims(8, tensor_parallel=4))
 
 
 def test_rows_of_a_group_stay_together() -> None:

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from single_rows import encode_conversation, encode_prompt
 
-from pipeline.models.generate.decode import decode
+from pipeline.models.generate.decode import GenerationSettings, decode
 from pipeline.models.generate.sampling import Sampling
 from pipeline.stage import ResolvedInput
 
@@ -24,7 +24,11 @@ def _ended(model: Any, tokenizer: Any, prompts: list[str]) -> float:
     ids = [encode_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     end = tokenizer.eos_token_id
     answers = decode(
-        model, ids, max_new_tokens=24, eos_ids=end, pad_id=tokenizer.pad_token_id, sampling=Sampling(greedy=True)
+        model,
+        ids,
+        GenerationSettings(
+            max_new_tokens=24, eos_ids=end, pad_id=tokenizer.pad_token_id, sampling=Sampling(greedy=True)
+        ),
     )
     return sum(answer[-1] == end for answer in answers) / len(answers)
 

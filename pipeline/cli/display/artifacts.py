@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline.artifacts import Artifact, Manifest
 from pipeline.artifacts.manifest import DataRecord
 from pipeline.cli.terminal import Column, age, print_table, size
 from pipeline.errors import counted
+from pipeline.plain_data import JsonObject
 
 _COLUMNS = (
     Column("artifact", style="bold"),
@@ -57,7 +57,7 @@ def rows_text(manifest: Manifest, record: DataRecord) -> str:
     return total if used == record.rows else f"{used:,} of {total}"
 
 
-def artifact_data(artifact: Artifact, tags: Mapping[str, str]) -> dict[str, Any]:
+def artifact_data(artifact: Artifact, tags: Mapping[str, str]) -> JsonObject:
     """Return an artifact as plain data for `--json`."""
     manifest = artifact.manifest
     return {

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pipeline.cli.terminal import Column, console, print_line, print_table
 from pipeline.errors import counted
+from pipeline.plain_data import JsonObject
 from pipeline.plan import Plan
 from pipeline.preflight import CheckReport
 from pipeline.preflight.checks.sources import Progress, SourceCount
@@ -91,7 +91,7 @@ def _token_row(tokens: StageTokens) -> list[str]:
     return [tokens.use.stage, tokens.tokenizer, longest, *(f"{number:,}" for number in numbers)]
 
 
-def check_data(plan: Plan, report: CheckReport) -> dict[str, Any]:
+def check_data(plan: Plan, report: CheckReport) -> JsonObject:
     """Return the report of a check as plain data for `--json`."""
     return {
         "stages": len(plan.stages),

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Store
 from pipeline.cli.display.evaluations import print_evaluation
 from pipeline.cli.terminal import Column, duration, figure, print_command, print_line, print_table, shown_path
 from pipeline.evaluation.report.conclusion import winners
 from pipeline.evaluation.report.record import read
+from pipeline.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from pipeline.run.runner import RunReport, StageDone
@@ -76,7 +77,7 @@ def store_flag(store: Store) -> str:
     return "" if str(store.root) == default else f" --store {shown_path(store.root)}"
 
 
-def report_data(report: RunReport, store: Store) -> dict[str, Any]:
+def report_data(report: RunReport, store: Store) -> JsonObject:
     """Return the end of a run as plain data for `--json`."""
     return {
         "store": str(store.root),

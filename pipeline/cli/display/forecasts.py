@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, TextIO
+from typing import TextIO
 
 from pipeline.cli.terminal import Column, duration, print_line, print_table
+from pipeline.plain_data import JsonObject
 from pipeline.preflight.forecast.remedies import advice, gib, remedy
 from pipeline.preflight.forecast.stages import Forecast
 from pipeline.stage import MODEL_PARALLEL
@@ -44,7 +45,7 @@ def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: T
         print_line(f"note: {note}", stream=out)
 
 
-def forecast_data(need: Forecast) -> dict[str, Any]:
+def forecast_data(need: Forecast) -> JsonObject:
     """Return a forecast as plain data for `--json`."""
     return {
         "stage": need.stage.spec.name,

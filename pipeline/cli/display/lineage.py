@@ -15,12 +15,13 @@ from pipeline.artifacts.provenance import adapters_of, base_of
 from pipeline.cli.display.artifacts import rows_text
 from pipeline.cli.terminal import Column, console, figure, print_line, print_table
 from pipeline.errors import counted
+from pipeline.plain_data import JsonObject
 
 _DETAILS = ("runtime", "environment", "files")
 """Sections of a difference that are shown only with `--all`."""
 
 
-def node_data(node: Node) -> dict[str, Any]:
+def node_data(node: Node) -> JsonObject:
     """Return a tree as plain data for `--json`."""
     manifest = node.artifact.manifest if node.artifact else None
     return {
@@ -115,7 +116,7 @@ def _text(*parts: Any) -> Any:
     return Text.assemble(*parts)
 
 
-def difference_data(difference: Difference) -> dict[str, Any]:
+def difference_data(difference: Difference) -> JsonObject:
     """Return a difference as plain data for `--json`."""
     return {"same_payload": difference.same_payload, "changes": [vars(change) for change in difference.changes]}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.artifacts import Artifact, Manifest
 from pipeline.artifacts.provenance import adapters_of, base_of
@@ -12,6 +11,7 @@ from pipeline.cli.display.artifacts import labels_of, rows_text
 from pipeline.cli.display.evaluations import print_evaluation
 from pipeline.cli.terminal import age, console, duration, figure, print_line, shown_path, size
 from pipeline.errors import counted
+from pipeline.plain_data import JsonView
 from pipeline.recipe.schema import Compute
 
 LAYOUT_KEYS = (
@@ -118,7 +118,7 @@ def _inputs(manifest: Manifest) -> dict[str, str]:
     return {field: ", ".join(names) for field, names in named.items()}
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(data: JsonView, prefix: str = "") -> dict[str, str]:
     """Flatten nested settings to dotted keys; long values are truncated."""
     flat: dict[str, str] = {}
     for key, value in data.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from pipeline.cli.terminal import Column, print_line, print_table
+from pipeline.plain_data import JsonObject
 from pipeline.plan import FORCED, Plan, PlannedStage
 
 COLUMNS = (
@@ -48,7 +49,7 @@ def summary(stages: Sequence[PlannedStage]) -> str:
     return f"{len(words)} {'stage' if len(words) == 1 else 'stages'}: {', '.join(counts)}"
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
+def plan_data(plan: Plan) -> JsonObject:
     """Return a plan as plain data for `--json`."""
     return {
         "recipe": plan.recipe.name,

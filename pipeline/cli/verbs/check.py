@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.artifacts import Store
 from pipeline.cli.display.checks import check_data, check_progress, print_check
 from pipeline.cli.options import JsonOption, ProfileOption, RecipeArgument, RecipeStoreOption, SetOption
-from pipeline.cli.survey import survey_of
+from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_json
 from pipeline.errors import Problem
 from pipeline.plan import Plan
@@ -22,7 +22,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Validate a recipe and its data; tells every problem at once."""
-    plan, artifact_store, problems = survey_of(recipe, override, None, None, None, store, profile)
+    plan, artifact_store, problems = survey_of(RecipeOptions(recipe, override, store, profile))
     report = checked(plan, artifact_store, problems)
     if as_json:
         print_json({"ok": True, "problems": [], **check_data(plan, report)})

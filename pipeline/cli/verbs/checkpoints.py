@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.chat_loop import ChatLoop, find_checkpoint, typed_lines
-from pipeline.cli.options import JsonOption, ModelArgument, StoreOption, existing_store
+from pipeline.cli.options import JsonOption, ModelArgument, RemoteCodeOption, StoreOption, existing_store
 from pipeline.cli.terminal import print_json
 from pipeline.errors import PipelineError, Problem
 
@@ -19,9 +19,6 @@ TopPOption = Annotated[float, typer.Option("--top-p", help="Keep the smallest se
 MaxTokensOption = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Longest answer.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the random numbers.")]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")]
-RemoteCodeOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let a hub model or folder run its own Python.")
-]
 
 
 def generate(

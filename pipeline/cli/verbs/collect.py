@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import JsonOption, ProfileOption, RecipeArgument, RecipeStoreOption, SetOption
+from pipeline.cli.survey import RecipeOptions
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences import need
 
@@ -56,7 +57,7 @@ def collect(
     need("sqlalchemy", "starlette", "uvicorn")
     from pipeline.cli import collection, labelling  # the optional extra `collect` may be missing
 
-    opened = collection.open_collection(recipe, stage, ledger, override, store, profile)
+    opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
     labelling.open_app(opened, annotators, new_link or (), host, port, url)
 
 
@@ -79,5 +80,5 @@ def labels(
     need("sqlalchemy")
     from pipeline.cli import collection  # the optional extra `collect` may be missing
 
-    opened = collection.open_collection(recipe, stage, ledger, override, store, profile)
+    opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
     collection.show_labels(opened, what, until, out, as_json=as_json)

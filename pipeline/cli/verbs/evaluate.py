@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import JsonOption, StoreOption, complete_ref, open_store
+from pipeline.cli.options import JsonOption, RemoteCodeOption, StoreOption, complete_ref, open_store
 from pipeline.cli.reports import Evaluation, evaluation_recipe
 from pipeline.cli.verbs.run import run_and_print
 from pipeline.plan import make_plan
@@ -39,9 +39,7 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Longest answer.")] = 128,
     seed: Annotated[int, typer.Option("--seed", help="Of sampling and the intervals.")] = 0,
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the report.")] = "evaluation",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let a hub model or folder run its own Python.")
-    ] = False,
+    trust_remote_code: RemoteCodeOption = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -17,7 +17,7 @@ from pipeline.cli.options import (
     SetOption,
     UntilOption,
 )
-from pipeline.cli.survey import survey_of
+from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_json
 from pipeline.errors import PipelineError
 from pipeline.preflight.forecast import fitting_problems, resolve_auto
@@ -36,7 +36,7 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Cancel the Slurm jobs of a recipe; what they did is kept, and `run` resumes it."""
-    plan, artifact_store = survey_of(recipe, override, only, until, None, store, profile).sound()
+    plan, artifact_store = survey_of(RecipeOptions(recipe, override, store, profile, only, until)).sound()
     jobs = cancel_jobs(plan, artifact_store)
     if as_json:
         print_json({"cancelled": jobs})
@@ -63,8 +63,8 @@ def stage_job(
     overrides = list(override or ())
     if rendezvous is not None:
         overrides.append(f"stages.{stage}.compute.rendezvous={rendezvous}")
-    forced = [stage] if again else None
-    plan, artifact_store = survey_of(recipe, overrides, [stage], None, forced, store, profile).sound()
+    options = RecipeOptions(recipe, overrides, store, profile, only=[stage], force=[stage] if again else None)
+    plan, artifact_store = survey_of(options).sound()
     check_unchanged(plan, fingerprint)
     if problems := list(
         fitting_problems(plan, artifact_store, elsewhere=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.artifacts import Store
 from pipeline.cli.display.forecasts import forecast_data, print_forecasts
 from pipeline.cli.display.plans import plan_data
@@ -18,8 +16,9 @@ from pipeline.cli.options import (
     SetOption,
     UntilOption,
 )
-from pipeline.cli.survey import survey_of
+from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_json
+from pipeline.plain_data import JsonObject
 from pipeline.plan import Plan
 from pipeline.preflight.forecast import forecasts, resolve_auto
 
@@ -35,7 +34,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what would run and why, and what each stage needs: memory, hours, cost; runs nothing."""
-    planned, artifact_store = survey_of(recipe, override, only, until, force, store, profile).sound()
+    planned, artifact_store = survey_of(RecipeOptions(recipe, override, store, profile, only, until, force)).sound()
     print_plan(planned, artifact_store, as_json=as_json)
 
 
@@ -43,7 +42,7 @@ def print_plan(plan: Plan, store: Store, *, as_json: bool) -> None:
     """Print the stages of a plan, why each runs, and what each needs."""
     needs, unknown = forecasts(resolve_auto(plan, store), store)
     if as_json:
-        data: dict[str, Any] = plan_data(plan)
+        data: JsonObject = plan_data(plan)
         rows = [forecast_data(need) for need in needs]
         print_json({**data, "needs": rows, "needs_notes": unknown, "store": str(store.root)})
     else:

@@ -23,7 +23,7 @@ from pipeline.cli.options import (
     SetOption,
     UntilOption,
 )
-from pipeline.cli.survey import survey_of
+from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_json
 from pipeline.cli.verbs.check import checked
 from pipeline.cli.verbs.plan import print_plan
@@ -48,11 +48,12 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run what a recipe still misses; resumes what was cut off."""
+    options = RecipeOptions(recipe, override, store, profile, only, until, force)
     if dry_run:
-        plan, artifact_store = survey_of(recipe, override, only, until, force, store, profile).sound()
+        plan, artifact_store = survey_of(options).sound()
         print_plan(plan, artifact_store, as_json=as_json)
         return
-    plan, artifact_store, problems = survey_of(recipe, override, only, until, force, store, profile)
+    plan, artifact_store, problems = survey_of(options)
     on_cluster = not node_rank and any(stage.spec.compute.launcher == "slurm" for stage in plan.pending)
     if on_cluster:
         problems += tool_problems()

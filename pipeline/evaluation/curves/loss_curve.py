@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.evaluation.curves.series import columns, limits, points, trace
 from pipeline.evaluation.drawing import MUTED, PALETTE, WIDTH_IN, new_figure, plain, save, style
 from pipeline.evaluation.stats.estimate import rounded
+from pipeline.plain_data import JsonView
 
 _NOT_REPRODUCIBLE = re.compile(r"runtime|per_second|_time$|^time|seconds|memory|mem_|timestamp|date|tokens_per_s", re.I)
 _TRAIN, _EVAL, _RATE = "loss", "eval_loss", "learning_rate"
@@ -25,7 +26,7 @@ _TRAIN, _EVAL, _RATE = "loss", "eval_loss", "learning_rate"
 Row = dict[str, int | float | str | bool | None]
 
 
-def metric_rows(history: Iterable[Mapping[str, Any]]) -> list[Row]:
+def metric_rows(history: Iterable[JsonView]) -> list[Row]:
     """Return the reproducible part of a trainer's log.
 
     Rows keep their order. Time and memory entries and values other than numbers, text and null are removed; a row with
@@ -46,7 +47,7 @@ def metric_rows(history: Iterable[Mapping[str, Any]]) -> list[Row]:
     return rows
 
 
-def write_curve(history: Iterable[Mapping[str, Any]], folder: Path, *, title: str) -> list[Path]:
+def write_curve(history: Iterable[JsonView], folder: Path, *, title: str) -> list[Path]:
     """Write `metrics.jsonl` and, when a loss was logged, `loss.svg`.
 
     Args:
@@ -72,7 +73,7 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def draw_curve(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
+def draw_curve(rows: Sequence[JsonView], path: Path, *, title: str) -> Path:
     """Draw training loss, held-out loss, and the learning rate on a second axis.
 
     Args:

@@ -5,15 +5,17 @@ Owns the common parts of all curves. Knows nothing of figures beyond the axes it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from pipeline.plain_data import JsonView
 
 SMOOTH_FROM = 40
 """Number of points from which a curve is drawn faint, with its smoothed trend on top."""
 _MOST_POINTS = 2_000
 
 
-def points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+def points(rows: Sequence[JsonView], key: str) -> list[tuple[int, float]]:
     """Return (step, value) pairs of a metric: the last value of each step, thinned evenly to `_MOST_POINTS`."""
     values = {row["step"]: row[key] for row in rows if isinstance(row.get(key), int | float) and "step" in row}
     pairs = sorted(values.items())

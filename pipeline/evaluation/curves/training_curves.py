@@ -5,18 +5,19 @@ Owns the panels of `training.svg`. Knows nothing of the trainer beyond the rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.curves.loss_curve import Row, metric_rows
 from pipeline.evaluation.curves.series import columns, limits, points, trace
 from pipeline.evaluation.drawing import MUTED, PALETTE, new_figure, plain, save, style
+from pipeline.plain_data import JsonView
 
 _DASHED = (0, (4, 3))
 
 
-def draw_training(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
+def draw_training(rows: Sequence[JsonView], path: Path, *, title: str) -> Path:
     """Draw the logged metrics of a run in up to four panels; a panel without data is left out.
 
     Time and memory measurements are not drawn, so that equal runs give equal bytes.

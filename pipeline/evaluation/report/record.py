@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.evaluation.stats.estimate import Delta, Estimate, Record, stable
+from pipeline.plain_data import JsonObject
 
 SCHEMA = 2
 LOWER_MARK = "▼"
@@ -228,7 +229,7 @@ def read(path: Path) -> Report:
         raise PipelineError(*problems) from None
 
 
-def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
+def _from_schema_1(data: JsonObject) -> JsonObject:
     """Convert a report of schema 1 to schema 2; schema 1 records no verdict but gold falling in a task."""
     models = data.get("models")
     baseline = data.get("baseline")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,44 +23,52 @@ from pipeline.evaluation.reward_card.render import draw, render
 from pipeline.evaluation.stats.calibration import calibrate
 from pipeline.evaluation.stats.differences import paired, paired_difference
 from pipeline.evaluation.stats.estimate import Estimate, rounded, stable
-from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, Floats, mean_interval, observations, wilson
+from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, Bootstrap, Floats, mean_interval, observations, wilson
 
 HISTOGRAM_BINS = 30
 
 
-def build_card(
-    *,
-    chosen: ArrayLike,
-    rejected: ArrayLike,
-    chosen_lengths: ArrayLike,
-    rejected_lengths: ArrayLike,
-    seed: int,
-    groups: Sequence[str] | None = None,
-    gold_chosen: ArrayLike | None = None,
-    gold_rejected: ArrayLike | None = None,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-) -> RewardCard:
-    """Compute the card from scores of held-out pairs.
+class ScoredPairs(TypedDict):
+    """Held-out pairs with the scores of a reward model.
 
-    Args:
+    Attributes:
         chosen: score of the chosen answer, shape (N,).
         rejected: score of the rejected answer, shape (N,).
         chosen_lengths: tokens of the chosen answer, shape (N,).
         rejected_lengths: tokens of the rejected answer, shape (N,).
-        seed: seed of the bootstrap.
         groups: one name per pair, e.g. its task; pairs with an empty name are in no group.
         gold_chosen: gold score of the chosen answer, shape (N,).
         gold_rejected: gold score of the rejected answer, shape (N,).
+    """
+
+    chosen: ArrayLike
+    rejected: ArrayLike
+    chosen_lengths: ArrayLike
+    rejected_lengths: ArrayLike
+    groups: NotRequired[Sequence[str] | None]
+    gold_chosen: NotRequired[ArrayLike | None]
+    gold_rejected: NotRequired[ArrayLike | None]
+
+
+def build_card(
+    *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL, **pairs: Unpack[ScoredPairs]
+) -> RewardCard:
+    """Compute the card from scores of held-out pairs.
+
+    Args:
+        seed: seed of the bootstrap.
         resamples: number of bootstrap resamples.
         level: confidence level.
+        pairs: the fields of `ScoredPairs`.
 
     Raises:
         PipelineError: there are no pairs, the lengths differ, or a score is not finite.
     """
-    chosen_N, rejected_N = paired(chosen, rejected)
-    long_N, short_N = paired(chosen_lengths, rejected_lengths)
+    bootstrap = Bootstrap(seed, resamples, level)
+    chosen_N, rejected_N = paired(pairs["chosen"], pairs["rejected"])
+    long_N, short_N = paired(pairs["chosen_lengths"], pairs["rejected_lengths"])
     paired(chosen_N, long_N)
+    groups, gold_chosen, gold_rejected = pairs.get("groups"), pairs.get("gold_chosen"), pairs.get("gold_rejected")
     if groups is not None and len(groups) != len(chosen_N):
         statement = f"{counted(len(groups), 'group')} for {counted(len(chosen_N), 'pair')}"
         raise PipelineError(Problem(statement, "one per pair"))
@@ -77,13 +85,11 @@ def build_card(
         pairs=len(margins_N),
         accuracy=wilson(float(right_N.sum()), len(right_N), level=level),
         ties=int((margins_N == 0).sum()),
-        margin=mean_interval(margins_N, seed=seed, resamples=resamples, level=level),
+        margin=mean_interval(margins_N, **bootstrap.options),
         margin_spread=float(margins_N.std(ddof=1)) if len(margins_N) > 1 else 0.0,
         histogram=_histogram(margins_N),
         calibration=calibrate(margins_N),
-        length=_length_bias(
-            chosen_N, rejected_N, long_N, short_N, _Intervals(seed=seed, resamples=resamples, level=level)
-        ),
+        length=_length_bias(chosen_N, rejected_N, long_N, short_N, bootstrap),
         gold=gold,
         groups={name: _share(right_N[named == name], level) for name in names},
         level=level,
@@ -132,14 +138,6 @@ def headline(card: RewardCard) -> dict[str, float]:
     return {name: rounded(value) for name, value in figures.items()}
 
 
-class _Intervals(TypedDict):
-    """Settings of the bootstrap intervals."""
-
-    seed: int
-    resamples: int
-    level: float
-
-
 def _right(margins_N: Floats) -> Floats:
     """Return 1 where the margin is positive, 0 where negative, one half where zero."""
     return (np.sign(margins_N) + 1) / 2
@@ -159,21 +157,21 @@ def _gold(margins_N: Floats, gold_N: Floats, level: float) -> GoldAgreement | No
 
 
 def _length_bias(
-    chosen_N: Floats, rejected_N: Floats, chosen_lengths_N: Floats, rejected_lengths_N: Floats, intervals: _Intervals
+    chosen_N: Floats, rejected_N: Floats, chosen_lengths_N: Floats, rejected_lengths_N: Floats, bootstrap: Bootstrap
 ) -> LengthBias:
     scores = np.concatenate([chosen_N, rejected_N])
     lengths = np.concatenate([chosen_lengths_N, rejected_lengths_N])
     varies = bool(np.ptp(scores) > 0 and np.ptp(lengths) > 0)
     right_N = _right(chosen_N - rejected_N)
     gap_N = chosen_lengths_N - rejected_lengths_N
-    level = intervals["level"]
+    level = bootstrap.level
     return LengthBias(
         pearson=float(stats.pearsonr(scores, lengths).statistic) if varies else None,
         spearman=float(stats.spearmanr(scores, lengths).statistic) if varies else None,
         chosen_longer=_share(right_N[gap_N > 0], level) if (gap_N > 0).any() else None,
         chosen_shorter=_share(right_N[gap_N < 0], level) if (gap_N < 0).any() else None,
         longer_wins=_share(_right(gap_N), level),
-        gain=paired_difference(right_N, _right(gap_N), bounds=(0.0, 1.0), **intervals),
+        gain=paired_difference(right_N, _right(gap_N), bounds=(0.0, 1.0), **bootstrap.options),
     )
 
 

@@ -7,7 +7,8 @@ Shape legend: N observations (prompts, pairs, sequences), S samples per observat
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +23,34 @@ Method = Literal["percentile", "bca"]
 RESAMPLES = 2_000
 LEVEL = 0.95
 _DRAWS_AT_ONCE = 4_000_000
+
+
+class IntervalOptions(TypedDict):
+    """The arguments that every bootstrap takes: see `Bootstrap`."""
+
+    seed: int
+    resamples: int
+    level: float
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How a report computes its intervals and tests: the same figures give the same report.
+
+    Attributes:
+        seed: seed of every bootstrap and permutation test.
+        resamples: number of resamples of every bootstrap.
+        level: confidence level of every interval.
+    """
+
+    seed: int
+    resamples: int = RESAMPLES
+    level: float = LEVEL
+
+    @property
+    def options(self) -> IntervalOptions:
+        """The same as keyword arguments of one interval."""
+        return {"seed": self.seed, "resamples": self.resamples, "level": self.level}
 
 
 def wilson(successes: float, n: int, *, level: float = LEVEL) -> Estimate:

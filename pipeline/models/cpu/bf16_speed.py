@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pipeline.machine.disk import keep_if_possible
 from pipeline.machine.environment import cpu_name, installed
+from pipeline.plain_data import JsonObject
 
 SMALLEST_WIDTH = 512
 """Narrower models stay in fp32: casting costs as much as the faster matrix products gain."""
@@ -116,7 +117,7 @@ def _key(width: int, threads: int) -> str:
     return f"{cpu_name()}, torch {installed('torch')}{limits}, {threads} threads, width {min(width, WIDEST)}"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> JsonObject:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

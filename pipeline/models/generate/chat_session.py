@@ -14,7 +14,7 @@ import torch
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.forward import context_limit
-from pipeline.models.generate.decode import beam_search, stream
+from pipeline.models.generate.decode import GenerationSettings, beam_search, stream
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
 from pipeline.models.tokenizer.contract import end_ids
@@ -172,27 +172,14 @@ def _answer(model: Any, tokenizer: Any, prompt: list[int], options: ReplyOptions
     ends = end_ids(tokenizer, model)
     if options.beams < 1:
         raise PipelineError(Problem(f"beams is {options.beams}", "must be >= 1", "1 is no beam search"))
+    settings = GenerationSettings(
+        options.max_new_tokens, ends, tokenizer.pad_token_id, sampling=options.sampling, seed=options.seed
+    )
     if options.beams > 1:
-        responses = beam_search(
-            model,
-            [prompt],
-            beams=options.beams,
-            max_new_tokens=options.max_new_tokens,
-            eos_ids=ends,
-            pad_id=tokenizer.pad_token_id,
-        )
+        responses = beam_search(model, [prompt], settings, beams=options.beams)
         yield str(tokenizer.decode(responses[0], skip_special_tokens=True))
         return
-    tokens = stream(
-        model,
-        prompt,
-        max_new_tokens=options.max_new_tokens,
-        eos_ids=ends,
-        sampling=options.sampling,
-        seed=options.seed,
-        row_id=turn,
-    )
-    yield from _text_pieces(tokenizer, tokens)
+    yield from _text_pieces(tokenizer, stream(model, prompt, settings, row_id=turn))
 
 
 def _text_pieces(tokenizer: Any, tokens: Iterator[int]) -> Iterator[str]:

@@ -16,8 +16,9 @@ Shapes: B rows in the batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ from pipeline.models.generate.generation_config import without_generation_config
 from pipeline.models.generate.sampling import Sampling, next_tokens, uniforms
 from pipeline.models.generate.steps import CacheUse, Say, cache_use, left_padded, steps_for
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 _COMPACT_SHARE = 0.125
 """Ended rows are dropped once they are this fraction of the batch, because dropping copies the cache."""
 
@@ -37,15 +42,35 @@ PLAIN_SAMPLING = Sampling()
 """Samples from the model's own distribution."""
 
 
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What decides a response beside the model and the prompt.
+
+    Attributes:
+        max_new_tokens: length limit of a response; it also ends where the model's context is full.
+        eos_ids: tokens that end a response.
+        pad_id: fills the left of shorter prompts.
+        sampling: how the next token is chosen.
+        seed: of the random numbers.
+    """
+
+    max_new_tokens: int
+    eos_ids: int | Sequence[int]
+    pad_id: int
+    sampling: Sampling = PLAIN_SAMPLING
+    seed: int = 0
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a response, as a list."""
+        return [self.eos_ids] if isinstance(self.eos_ids, int) else list(self.eos_ids)
+
+
 def decode(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
     *,
-    max_new_tokens: int,
-    eos_ids: int | Sequence[int],
-    pad_id: int,
-    sampling: Sampling = PLAIN_SAMPLING,
-    seed: int = 0,
     batch_size: int = 128,
     row_ids: Sequence[int] | None = None,
     on_progress: Progress | None = None,
@@ -59,11 +84,7 @@ def decode(
     Args:
         model: a causal language model of `transformers` or `peft`.
         prompts: token ids, one non-empty list per row.
-        max_new_tokens: length limit of a response; also ends where the model's context is full.
-        eos_ids: tokens that end a response.
-        pad_id: fills the left of shorter prompts.
-        sampling: how the next token is chosen.
-        seed: of the random numbers.
+        settings: limits, end tokens, sampling and seed.
         batch_size: rows decoded together.
         row_ids: identity of each row for its random numbers; its position when omitted.
         on_progress: called after each batch.
@@ -77,20 +98,19 @@ def decode(
         PipelineError: a prompt is empty or fills the context, or an option is out of range.
     """
     limit = context_limit(model)
-    _check(prompts, sampling, max_new_tokens, limit)
-    eos = [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
+    _check(prompts, settings, limit)
     ids = range(len(prompts)) if row_ids is None else row_ids
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     responses: list[list[int]] = [[] for _ in prompts]
     done = 0
-    use = cache_use(model, prompts, pad_id, say) if prompts else "padded"
+    use = cache_use(model, prompts, settings.pad_id, say) if prompts else "padded"
     with evaluating(model), torch.inference_mode():
         for rows in _batches(order, batch_size, prompts, use):
             batch = [prompts[row] for row in rows]
-            rooms = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(row)) for row in batch]
-            keys = [(seed, ids[row]) for row in rows]
-            uniforms_BT = None if sampling.greedy else uniforms(keys, max(rooms), model.device)
-            outputs = _decode_batch(model, batch, rooms, eos, pad_id, sampling, uniforms_BT, use)
+            rooms = [_room(settings, row, limit) for row in batch]
+            keys = [(settings.seed, ids[row]) for row in rows]
+            uniforms_BT = None if settings.sampling.greedy else uniforms(keys, max(rooms), model.device)
+            outputs = _decode_batch(model, batch, settings, rooms, uniforms_BT, use)
             for row, output in zip(rows, outputs, strict=True):
                 responses[row] = output
             done += len(rows)
@@ -100,45 +120,50 @@ def decode(
 
 
 def beam_search(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
     *,
     beams: int,
-    max_new_tokens: int,
-    eos_ids: int | Sequence[int],
-    pad_id: int,
     batch_size: int = 16,
     say: Say | None = None,
 ) -> list[list[int]]:
-    """Return the best beam of each prompt by `model.generate`, its end token included if it has one."""
-    _check(prompts, Sampling(greedy=True), max_new_tokens, context_limit(model))
-    eos = [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, num_beams=beams, do_sample=False, eos_token_id=eos, pad_token_id=pad_id
+    """Return the best beam of each prompt by `model.generate`, its end token included if it has one.
+
+    Nothing is sampled: of ``settings``, `sampling` and `seed` have no effect.
+
+    Raises:
+        PipelineError: as `decode`, or the model's cache cannot be searched.
+    """
+    settings = replace(settings, sampling=Sampling(greedy=True))
+    _check(prompts, settings, context_limit(model))
+    searching = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=beams,
+        do_sample=False,
+        eos_token_id=settings.ends,
+        pad_token_id=settings.pad_id,
     )
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     responses: list[list[int]] = [[] for _ in prompts]
-    use = cache_use(model, prompts, pad_id, say) if prompts else "padded"
+    use = cache_use(model, prompts, settings.pad_id, say) if prompts else "padded"
     if use == "none":
         statement = f"this {model.config.model_type} model has no cache that can be searched with {beams} beams"
         raise PipelineError(Problem(statement, "beams: 1", "sample, or decode greedily"))
     with evaluating(model), without_generation_config(model), torch.inference_mode():
         for rows in _batches(order, batch_size, prompts, use):
-            ids_BT, mask_BT = left_padded([prompts[row] for row in rows], pad_id, model.device)
-            sequences_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
+            ids_BT, mask_BT = left_padded([prompts[row] for row in rows], settings.pad_id, model.device)
+            sequences_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=searching)
             for row, tokens in zip(rows, sequences_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
-                responses[row] = _until_eos(tokens, eos)
+                responses[row] = _until_eos(tokens, settings.ends)
     return responses
 
 
 def stream(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     prompt: Sequence[int],
+    settings: GenerationSettings,
     *,
-    max_new_tokens: int,
-    eos_ids: Sequence[int],
-    sampling: Sampling,
-    seed: int = 0,
     row_id: int = 0,
     say: Say | None = None,
 ) -> Iterator[int]:
@@ -148,9 +173,9 @@ def stream(
         PipelineError: as `decode`.
     """
     limit = context_limit(model)
-    _check([prompt], sampling, max_new_tokens, limit)
-    steps = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt))
-    uniforms_BT = uniforms([(seed, row_id)], steps, model.device)
+    _check([prompt], settings, limit)
+    steps, ends = _room(settings, prompt, limit), settings.ends
+    uniforms_BT = uniforms([(settings.seed, row_id)], steps, model.device)
     use = cache_use(model, [prompt], 0, say)
     state = steps_for(model, [prompt], 0, steps, use)
     tokens_B: Tensor | None = None
@@ -158,32 +183,32 @@ def stream(
         # The contexts close before each yield, so that the caller's code runs outside of them.
         with evaluating(model), torch.inference_mode():
             logits_BV = state.begin() if tokens_B is None else state.next(tokens_B)
-            tokens_B = next_tokens(logits_BV, sampling, uniforms_BT[:, step])
+            tokens_B = next_tokens(logits_BV, settings.sampling, uniforms_BT[:, step])
             token = int(tokens_B)
         yield token
-        if token in eos_ids:
+        if token in ends:
             return
 
 
 def _decode_batch(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
     rooms: Sequence[int],
-    eos_ids: Sequence[int],
-    pad_id: int,
-    sampling: Sampling,
     uniforms_BT: Tensor | None,
     use: CacheUse,
 ) -> list[list[int]]:
-    device, steps = model.device, max(rooms)
-    state = steps_for(model, prompts, pad_id, steps, use)
+    """Decode rows together; ``rooms`` has the length limit of each, ``uniforms_BT`` its random numbers."""
+    device, steps, eos_ids = model.device, max(rooms), settings.ends
+    state = steps_for(model, prompts, settings.pad_id, steps, use)
     eos_E, rooms_B = torch.tensor(eos_ids, device=device), torch.tensor(rooms, device=device)
-    chosen_BT = torch.full((len(prompts), steps), pad_id, dtype=torch.long, device=device)
+    chosen_BT = torch.full((len(prompts), steps), settings.pad_id, dtype=torch.long, device=device)
     alive_B = torch.arange(len(prompts), device=device)
     ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     logits_BV = state.begin()
     for step in range(steps):
-        tokens_B = next_tokens(logits_BV, sampling, None if uniforms_BT is None else uniforms_BT[alive_B, step])
+        uniforms_B = None if uniforms_BT is None else uniforms_BT[alive_B, step]
+        tokens_B = next_tokens(logits_BV, settings.sampling, uniforms_B)
         chosen_BT[alive_B, step] = tokens_B
         ended_B = ended_B | torch.isin(tokens_B, eos_E) | (rooms_B[alive_B] <= step + 1)
         ended = int(ended_B.sum())
@@ -215,10 +240,15 @@ def _batches(
             yield group[start : start + batch_size]
 
 
-def _check(prompts: Sequence[Sequence[int]], sampling: Sampling, max_new_tokens: int, limit: int | None) -> None:
-    problems = sampling.problems()
-    if max_new_tokens < 1:
-        problems.append(Problem(f"max_new_tokens is {max_new_tokens}", "must be >= 1"))
+def _room(settings: GenerationSettings, prompt: Sequence[int], limit: int | None) -> int:
+    """Return the length limit of one response in a context of ``limit`` tokens."""
+    return settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - len(prompt))
+
+
+def _check(prompts: Sequence[Sequence[int]], settings: GenerationSettings, limit: int | None) -> None:
+    problems = settings.sampling.problems()
+    if settings.max_new_tokens < 1:
+        problems.append(Problem(f"max_new_tokens is {settings.max_new_tokens}", "must be >= 1"))
     for row, prompt in enumerate(prompts):
         if not prompt:
             problems.append(Problem(f"prompt {row} is empty", "at least one token", "remove the row"))

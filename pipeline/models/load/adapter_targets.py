@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.models.load.adapter_config import Adapter
+from pipeline.plain_data import JsonView
 from pipeline.stage import kind_of
 
 _LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
@@ -52,9 +52,7 @@ def layers_in(folder: Path) -> frozenset[str]:
     return frozenset(name for name in modules if not name.endswith(("norm", "layernorm", "ln_1", "ln_2", "ln_f")))
 
 
-def target_problems(
-    adapter: Adapter, kind: str, layers: frozenset[str], config: Mapping[str, Any]
-) -> Iterator[Problem]:
+def target_problems(adapter: Adapter, kind: str, layers: frozenset[str], config: JsonView) -> Iterator[Problem]:
     """Yield a problem for each name in `adapter.targets` that no layer has, or whose layer must not have an adapter.
 
     Args:

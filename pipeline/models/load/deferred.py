@@ -20,6 +20,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.plain_data import KeywordArguments
+
 _EMPTY_OP = torch.ops.aten.empty.memory_format
 _RANDOM_OPS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
 _UNRECORDED_OPS = {torch.ops.aten.detach.default, torch.ops.aten.set_.source_Tensor}
@@ -34,7 +36,7 @@ class _Change:
     stride: tuple[int, ...]
     offset: int
     args: tuple[Any, ...]
-    options: dict[str, Any]
+    options: KeywordArguments
     state: Tensor | None
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from transformers import (
@@ -35,10 +35,33 @@ from pipeline.models.load.deferred import Stored, tensor_files
 from pipeline.models.load.quantized_files import quantization_of_files
 from pipeline.parallel.tensor.sharding import finish_sharding, tp_config
 from pipeline.parallel.zero.zero3 import DeepSpeedConfig, gather_parameter, zero3_loading
+from pipeline.plain_data import KeywordArguments
 from pipeline.stage import ResolvedInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Quantize = Literal["4bit", "8bit"]
+
+
+class WeightOptions(TypedDict, total=False):
+    """How a loaded model holds its weights; what is left out is as `load_causal_lm` has it by default.
+
+    Attributes:
+        dtype: of the weights in memory.
+        quantize: load the weights in 4 or 8 bits; needs bitsandbytes (a CPU works, slowly).
+        attention: `transformers`' name of an attention kernel; None leaves the choice to it.
+        zero3: ZeRO-3's configuration: each weight is sharded over all ranks as it is read. Every rank must load.
+        tp_size: tensor-parallel size; each rank reads its own shards.
+    """
+
+    dtype: Precision
+    quantize: Quantize | None
+    attention: str | None
+    zero3: DeepSpeedConfig | None
+    tp_size: int
+
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -146,12 +169,12 @@ def load_causal_lm(
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra = _loading(source, dtype, trust_remote_code, quantize, attention, tp_size)
+    weights = WeightOptions(dtype=dtype, quantize=quantize, attention=attention, tp_size=tp_size)
+    extra = _loading(source, trust_remote_code, weights)
     with quiet(), _explained(source, "model"), zero3_loading(zero3):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
             revision=source.revision,
-            dtype=_DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -203,21 +226,23 @@ def load_deferred_causal_lm(
 
 def load_reward_model(
     model_input: ResolvedInput,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int = 0,
-    dtype: Precision = "fp32",
     trust_remote_code: bool = False,
-    quantize: Quantize | None = None,
-    attention: str | None = None,
-    zero3: DeepSpeedConfig | None = None,
-    tp_size: int = 1,
+    **weights: Unpack[WeightOptions],
 ) -> Any:
     """Load a model that gives one score per sequence, from a reward artifact or from a causal language model.
 
     From a causal model the head is new: normal with variance 1 / (hidden size + 1), drawn from ``seed``, so that
-    scores start small. The score is read at the last token that is not padding; ``tokenizer`` gives the padding id.
-    The other arguments are those of `load_causal_lm`; with ``zero3`` the head is not sharded.
+    scores start small. The score is read at the last token that is not padding.
+
+    Args:
+        model_input: artifact, folder or hub id.
+        tokenizer: gives the padding id.
+        seed: seed of a new head.
+        trust_remote_code: whether the repository may run its own Python.
+        weights: how the weights are held, field by field; with `zero3` the head is not sharded.
 
     Raises:
         PipelineError: as `load_causal_lm`.
@@ -226,13 +251,12 @@ def load_reward_model(
     """
     source = source_of(model_input)
     _refuse_unsafe(source)
-    extra = _loading(source, dtype, trust_remote_code, quantize, attention, tp_size)
+    zero3, extra = weights.get("zero3"), _loading(source, trust_remote_code, weights)
     with quiet(), _explained(source, "model"), zero3_loading(zero3):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
             revision=source.revision,
             num_labels=1,
-            dtype=_DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -242,7 +266,7 @@ def load_reward_model(
     _refuse_missing(source, info["missing_keys"], allowed=("score.weight",))
     if zero3 is not None:
         model.score.weight = torch.nn.Parameter(gather_parameter(model.score.weight))
-    if quantize is None:
+    if weights.get("quantize") is None:
         model.score.float()  # half precision would round the score too coarsely
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -253,23 +277,20 @@ def load_reward_model(
         weight.normal_(0.0, (weight.shape[-1] + 1) ** -0.5, generator=generator)
         with torch.no_grad():
             model.score.weight.copy_(weight)
-    return finish_sharding(model) if tp_size > 1 else model
+    return finish_sharding(model) if weights.get("tp_size", 1) > 1 else model
 
 
-def _loading(
-    source: Source,
-    dtype: Precision,
-    trust_remote_code: bool,
-    quantize: Quantize | None,
-    attention: str | None,
-    tp_size: int,
-) -> dict[str, Any]:
-    """Return the further arguments of `from_pretrained`: quantization, attention and tensor parallelism.
+def _loading(source: Source, trust_remote_code: bool, weights: WeightOptions) -> KeywordArguments:
+    """Return the arguments of `from_pretrained` for dtype, quantization, attention and tensor parallelism.
 
     Raises:
         PipelineError: see `tp_config` and `_quantization`.
     """
-    extra: dict[str, Any] = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    dtype, quantize = weights.get("dtype", "fp32"), weights.get("quantize")
+    extra: KeywordArguments = {"dtype": _DTYPES[dtype]}
+    if quantize is not None:
+        extra["quantization_config"] = _quantization(quantize, dtype)
+    attention, tp_size = weights.get("attention"), weights.get("tp_size", 1)
     if attention is not None:
         extra["attn_implementation"] = attention
     if tp_size > 1:

@@ -10,12 +10,13 @@ from typing import Any
 
 from pipeline.errors import Problem
 from pipeline.parallel.dims import ParallelSettings
+from pipeline.plain_data import JsonView
 
 TRAINABLE = ("4bit", "8bit")
 """Formats of bitsandbytes, on which an adapter can be trained."""
 
 
-def quantization_of_files(config: Mapping[str, Any]) -> str:
+def quantization_of_files(config: JsonView) -> str:
     """Return how a `config.json` says files are quantised.
 
     ``4bit`` or ``8bit`` for bitsandbytes, the name of another method, or an empty string if they are not.

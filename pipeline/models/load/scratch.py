@@ -7,7 +7,6 @@ nearest known one. Any `model_type` of `transformers` with a causal language mod
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,12 +17,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.models.load.pretrained import count_predicted_tokens
 from pipeline.parallel.zero.zero3 import DeepSpeedConfig, zero3_building
+from pipeline.plain_data import JsonView
 
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def build_causal_lm(
-    model_spec: Mapping[str, Any],
+    model_spec: JsonView,
     tokenizer: Any,
     seed: int,
     *,
@@ -54,7 +54,7 @@ def build_causal_lm(
     return model
 
 
-def model_config(model_spec: Mapping[str, Any], tokenizer: Any) -> PreTrainedConfig:
+def model_config(model_spec: JsonView, tokenizer: Any) -> PreTrainedConfig:
     """Return the checked `transformers` configuration that a `model:` block describes.
 
     Raises:

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.errors import Problem
 from pipeline.models.tokenizer.encoding import TextEncoder
 from pipeline.models.tokenizer.template import ChatTemplate, Messages, TemplateFaultError, no_template, training_variant
+from pipeline.plain_data import JsonObject
 
 
 def growth_note(rows: int, tokens: int) -> str:
@@ -64,7 +65,7 @@ def facts_of_folder(folder: Path, name: str) -> TokenizerFacts | None:
     if not (folder / "tokenizer.json").is_file():
         return None
     document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    settings: dict[str, Any] = {}
+    settings: JsonObject = {}
     if (folder / "tokenizer_config.json").is_file():
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     template = settings.get("chat_template")
@@ -181,7 +182,7 @@ def conversation_problems(tokenizer: Any, messages: Messages, tools: Sequence[An
     return problems
 
 
-def _vocabulary(document: dict[str, Any]) -> tuple[str, int]:
+def _vocabulary(document: JsonObject) -> tuple[str, int]:
     model = document.get("model", {})
     vocab = model.get("vocab", {})
     # Unigram vocabularies are a list of [piece, score]: the position is the id.

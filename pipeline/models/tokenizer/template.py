@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.tokenizer.encoding import Text, TextEncoder, own_letters
+from pipeline.plain_data import JsonObject, JsonView
 
-Messages = Sequence[Mapping[str, Any]]
+Messages = Sequence[JsonView]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -72,7 +73,7 @@ class Chat(NamedTuple):
         spelled: private characters, and the text each stands for.
     """
 
-    messages: list[dict[str, Any]]
+    messages: list[JsonObject]
     tools: list[Any] | None
     spelled: dict[str, str]
 

@@ -12,7 +12,7 @@ Reference: Zhao et al. 2023, arXiv:2304.11277.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from pipeline.parallel.dtensors import distribute_like, full_tensor
 from pipeline.parallel.ranks import Ranks
+from pipeline.plain_data import JsonObject, JsonView
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -103,13 +104,13 @@ def consolidated_weights(model: nn.Module, *, trained_only: bool) -> dict[str, T
     return weights
 
 
-def consolidated_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+def consolidated_optimizer(optimizer: Optimizer) -> JsonObject:
     """Return an optimizer's `state_dict` as it would be on one process, with full tensors, on the first rank.
 
     The other ranks take part in the all-gathers and return an empty state.
     """
     first, local = Ranks.current().is_first, optimizer.state_dict()
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, JsonObject] = {}
     for index, moments in local["state"].items():
         full = {key: full_tensor(value) if isinstance(value, Tensor) else value for key, value in moments.items()}
         if first:
@@ -117,7 +118,7 @@ def consolidated_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     return {"state": state, "param_groups": local["param_groups"]}
 
 
-def shard_optimizer(optimizer: Optimizer, consolidated: Mapping[str, Any]) -> None:
+def shard_optimizer(optimizer: Optimizer, consolidated: JsonView) -> None:
     """Load the `state_dict` of a single-process optimizer into an optimizer of sharded weights.
 
     Raises:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import Problem, counted, listed
+from pipeline.plain_data import JsonView
 
 WORD = "compute.pipeline_parallel"
 REMEDY = "use compute.zero: 3 instead"
@@ -59,7 +59,7 @@ def bounds(layers: int, stages: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def split_problem(config: Mapping[str, Any], stages: int) -> Problem | None:
+def split_problem(config: JsonView, stages: int) -> Problem | None:
     """Return why a model cannot be split into ``stages`` stages; None if it can, or the configuration does not tell.
 
     Args:

@@ -8,11 +8,11 @@ Reference: Jacobs et al. 2023, arXiv:2309.14509.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import Problem
 from pipeline.parallel.dims import ParallelDims
+from pipeline.plain_data import JsonView
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,7 +24,7 @@ _UNFIT = frozenset({"gpt2"})
 """Model types whose attention needs heads as a dimension of their own, which DeepSpeed's exchange flattens."""
 
 
-def sequence_parallel_problems(config: Mapping[str, Any], count: int, processes: int) -> list[Problem]:
+def sequence_parallel_problems(config: JsonView, count: int, processes: int) -> list[Problem]:
     """Return why a model's rows cannot be cut into ``count`` shards; a field its configuration lacks is no problem.
 
     Args:
@@ -57,7 +57,7 @@ def sequence_parallel_problems(config: Mapping[str, Any], count: int, processes:
     return problems
 
 
-def field_problems(fields: Mapping[str, Any]) -> list[Problem]:
+def field_problems(fields: JsonView) -> list[Problem]:
     """Return the trainer's fields that sequence parallelism does not support.
 
     Args:

@@ -5,18 +5,19 @@ References: Rajbhandari et al. 2020, arXiv:1910.02054 (stages 1 to 3); 2021, arX
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import Problem
 from pipeline.estimate.buckets import bucket_sizes
 from pipeline.parallel.dims import ParallelDims
+from pipeline.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
-def deepspeed_config(dims: ParallelDims, precision: str) -> dict[str, Any]:
+def deepspeed_config(dims: ParallelDims, precision: str) -> JsonObject:
     """Return DeepSpeed's configuration; fields that transformers' Trainer fills in are ``auto``.
 
     Args:
@@ -24,7 +25,7 @@ def deepspeed_config(dims: ParallelDims, precision: str) -> dict[str, Any]:
         precision: fp32, bf16 or fp16.
     """
     stage, offload = dims.zero, dims.offload
-    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": stage > 1}
+    zero: JsonObject = {"stage": stage, "contiguous_gradients": True, "overlap_comm": stage > 1}
     cpu_memory = {"device": "cpu", "pin_memory": True}
     if offload in ("optimizer", "all"):
         zero["offload_optimizer"] = cpu_memory
@@ -47,7 +48,7 @@ def deepspeed_config(dims: ParallelDims, precision: str) -> dict[str, Any]:
     }
 
 
-def fit_buckets(config: dict[str, Any], hidden: int) -> dict[str, int]:
+def fit_buckets(config: JsonObject, hidden: int) -> dict[str, int]:
     """Set the communication bucket sizes in a DeepSpeed configuration before the engine starts; return them.
 
     Args:

@@ -9,7 +9,7 @@ Reference: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (partitioned par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -21,8 +21,9 @@ from transformers.integrations import deepspeed as integration
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.ranks import Ranks
+from pipeline.plain_data import JsonObject, JsonView
 
-DeepSpeedConfig = Mapping[str, Any]
+DeepSpeedConfig = JsonView
 """DeepSpeed's configuration of the stage that loads a sharded model."""
 
 
@@ -87,7 +88,7 @@ def _fp32_positions(config: DeepSpeedConfig) -> Any:
     return nullcontext()
 
 
-def _loading_config(config: DeepSpeedConfig) -> dict[str, Any]:
+def _loading_config(config: DeepSpeedConfig) -> JsonObject:
     sections = {name: dict(config[name]) for name in ("zero_optimization", "bf16", "fp16")}
     return {**sections, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
 

@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import Problem
 from pipeline.models.load.quantized_files import layout_problem, quantization_of_files, quantized_files_problem
+from pipeline.plain_data import JsonObject
 from pipeline.plan import Plan, PlannedStage
 from pipeline.stage import kind_of
 
@@ -78,7 +78,7 @@ def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, statem
     return Problem(f"{field}: {statement}", expected, "", where, stage.spec.name)
 
 
-def _json_of(folder: Path | None, name: str) -> dict[str, Any]:
+def _json_of(folder: Path | None, name: str) -> JsonObject:
     """Return a JSON file of a folder; empty if it is missing, unreadable, or not an object."""
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.machine.disk import keep_if_possible
+from pipeline.plain_data import JsonObject, JsonView
 from pipeline.plan import Plan
 from pipeline.plan.overlap import remember_prompts
 from pipeline.recipe import DataSource, StageSpec
@@ -243,7 +244,7 @@ class _Remembered:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.counts: dict[str, Any] = {}
+        self.counts: JsonObject = {}
         self.is_changed = False
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -253,7 +254,7 @@ class _Remembered:
             self.counts = content
 
     @staticmethod
-    def key(content: str, shapes: Shapes, options: Mapping[str, Any]) -> str:
+    def key(content: str, shapes: Shapes, options: JsonView) -> str:
         """Return the cache key of a source's content, the requested shapes and the source's options."""
         return hashlib.sha256(json.dumps([content, shapes, options], sort_keys=True).encode()).hexdigest()
 

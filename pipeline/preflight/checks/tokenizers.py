@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from huggingface_hub import constants
 
@@ -22,6 +22,20 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 MODELS = ("model", "init", "models", "reward", "watch", "value")
 """Input fields that name models, each with its own tokenizer."""
+
+
+class Reader(TypedDict):
+    """A model that reads the answers to prompts: the fields of a `ReaderRequest`.
+
+    Attributes:
+        name: name for messages.
+        tokenizer: its tokenizer, as a stage's input.
+        chat_template: template with which a stage replaces its own; None if no stage does.
+    """
+
+    name: str
+    tokenizer: ResolvedInput
+    chat_template: str | None
 
 
 class LocalTokenizer(NamedTuple):
@@ -77,9 +91,9 @@ def _cached_folder(ref: str, file: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def readers_of(plan: Plan, stage: PlannedStage, tokenizer: LocalTokenizer) -> list[dict[str, Any]]:
-    """Return the reward models whose tokenizer differs from the policy's, as fields of a `TokenRequest`."""
-    readers = []
+def readers_of(plan: Plan, stage: PlannedStage, tokenizer: LocalTokenizer) -> list[Reader]:
+    """Return the reward models whose tokenizer differs from the policy's."""
+    readers: list[Reader] = []
     for item in [*stage.inputs.get("reward", []), *stage.inputs.get("watch", [])]:
         own = tokenizer_of(plan, item, None)
         if own is None:

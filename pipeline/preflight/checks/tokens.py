@@ -24,6 +24,7 @@ from pipeline.artifacts import Store
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.kind.traits import Encoding, Reading, RowCounts
 from pipeline.machine.disk import keep_if_possible
+from pipeline.plain_data import JsonObject
 from pipeline.plan import Plan, PlannedStage
 from pipeline.preflight.checks.sources import Progress, SourceCount, SourceReport, SourceUse
 from pipeline.preflight.checks.tokenizers import (
@@ -308,7 +309,7 @@ def _counts(requests: Sequence[TokenRequest], store: Store, progress: Progress |
     """Return the counts of requests, from the cache or newly encoded."""
     file = store.root / ".cache" / REMEMBERED_FILE
     try:
-        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        known: JsonObject = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     keys = [_key(request, store) for request in requests]

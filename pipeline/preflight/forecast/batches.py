@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.kind.traits import ComputeSupport
 from pipeline.parallel.batch_split import divide, divisor_up_to
+from pipeline.parallel.dims import ParallelDims
 from pipeline.recipe.schema import Compute
 
 
@@ -25,10 +26,18 @@ def steps_of(train: Any, rows: int | None) -> int | None:
     return None if rows is None else max(1, int(train.epochs * rows / train.batch_size))
 
 
-def micro_batch_of(batch_size: int, asked: int | str, longest: int, processes: int, passes: int = 1) -> int:
-    """Return the rows of a forward pass; an approximation if the batch does not divide, which preflight reports."""
+def micro_batch_of(batch_size: int, asked: int | str, longest: int, processes: int, stages: int = 1) -> int:
+    """Return the rows of a forward pass; an approximation if the batch does not divide, which preflight reports.
+
+    Args:
+        batch_size: rows per optimizer step over all processes.
+        asked: `compute.micro_batch`.
+        longest: tokens of the longest row.
+        processes: data-parallel processes that share the batch.
+        stages: pipeline stages, each of which needs a micro-batch.
+    """
     try:
-        return divide(batch_size, asked, longest, processes, passes=passes).micro_batch
+        return divide(batch_size, asked, longest, processes, dims=ParallelDims(stages, stages)).micro_batch
     except PipelineError:
         share = max(1, batch_size // processes)
         return divisor_up_to(share, asked) if isinstance(asked, int) else share

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.machine.disk import keep_if_possible
+from pipeline.plain_data import Row
 from pipeline.plan import Plan, PlannedStage
 from pipeline.records import load
 from pipeline.stage import Data
@@ -86,7 +87,7 @@ class RowLengths:
         return Lengths(**self._known[key])
 
 
-def _size(row: dict[str, Any]) -> tuple[int, int]:
+def _size(row: Row) -> tuple[int, int]:
     """Return the characters and turns of a row; a pair's prompt counts twice, once for each response."""
     twice = 2 if "chosen" in row else 1
     texts = [

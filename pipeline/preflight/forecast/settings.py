@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.errors import Problem
 from pipeline.models.load.adapter_targets import layers_in, target_problems
 from pipeline.models.load.kernels import INSTALL, NAMES, has
+from pipeline.plain_data import JsonView
 from pipeline.plan import Plan, PlannedStage
 from pipeline.preflight.forecast.machine import has_no_gpu
 from pipeline.preflight.forecast.shapes import ModelShapes
@@ -33,7 +34,7 @@ def setting_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             yield replace(problem, where=where, stage=stage.spec.name)
 
 
-def _missing(spec: StageSpec, words: Mapping[str, Any]) -> Iterator[Problem]:
+def _missing(spec: StageSpec, words: JsonView) -> Iterator[Problem]:
     """Yield packages that a local stage needs and this machine lacks; other machines are not checked from here.
 
     Args:

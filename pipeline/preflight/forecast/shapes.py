@@ -13,9 +13,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -24,6 +22,7 @@ from pipeline.estimate.saved_activations import SavedActivations
 from pipeline.estimate.shape import ModelShape, shape_of
 from pipeline.machine.disk import keep_if_possible
 from pipeline.models.load.quantized_files import TRAINABLE, quantization_of_files
+from pipeline.plain_data import JsonObject, JsonView
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 from pipeline.stage import kind_of
 
@@ -46,10 +45,10 @@ class ModelShapes:
         self.stages = {stage.spec.name: stage for stage in plan.stages}
         self.file = cache / CACHE_FILE
         self.notes: list[str] = []
-        self._hub: dict[str, dict[str, Any] | None] = {}
+        self._hub: dict[str, JsonObject | None] = {}
         self._failed: set[str] = set()
         try:
-            self._known: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+            self._known: JsonObject = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             self._known = {}
 
@@ -64,7 +63,7 @@ class ModelShapes:
                 return self.of_input(item)
         return None
 
-    def config_of(self, stage: PlannedStage) -> dict[str, Any] | None:
+    def config_of(self, stage: PlannedStage) -> JsonObject | None:
         """Return the configuration of the model a stage trains, from recipe, folder or hub; None if none has it."""
         spec = getattr(stage.spec.config, "model", None)
         if isinstance(spec, dict):
@@ -73,7 +72,7 @@ class ModelShapes:
             return self.config_of_input(item)
         return None
 
-    def config_of_input(self, item: PlannedInput) -> dict[str, Any] | None:
+    def config_of_input(self, item: PlannedInput) -> JsonObject | None:
         """Return the configuration of a model a stage reads, from recipe, folder or hub; None if none has it."""
         return self._config(item) or (self.config_of(self.stages[item.ref]) if item.ref in self.stages else None)
 
@@ -100,7 +99,7 @@ class ModelShapes:
             return self.of_config(config)
         return self.of_stage(self.stages[item.ref]) if item.ref in self.stages else None
 
-    def of_config(self, config: Mapping[str, Any]) -> ModelShape | None:
+    def of_config(self, config: JsonView) -> ModelShape | None:
         """Return the shape a configuration describes: by formula, else counted once and cached."""
         shape = shape_of(config)
         if shape is not None:
@@ -129,7 +128,7 @@ class ModelShapes:
         self._known[key] = json.loads(done.stdout.splitlines()[-1])
         keep_if_possible(self.file, json.dumps(self._known))
 
-    def _config(self, item: PlannedInput) -> dict[str, Any] | None:
+    def _config(self, item: PlannedInput) -> JsonObject | None:
         """Return the configuration of an existing artifact, folder or hub model; None for a pending stage."""
         if item.artifact is not None:
             return _json(item.artifact / "config.json")
@@ -137,7 +136,7 @@ class ModelShapes:
             return self._of_hub(item.ref)
         return None
 
-    def _of_hub(self, ref: str) -> dict[str, Any] | None:
+    def _of_hub(self, ref: str) -> JsonObject | None:
         """Return a hub model's `config.json`: from the local cache, else as shipped with trueup, else downloaded."""
         if ref in self._hub:
             return self._hub[ref]
@@ -145,7 +144,7 @@ class ModelShapes:
 
         name, _, revision = ref.partition("@")
         at, file = revision or None, "config.json"
-        config: dict[str, Any] | None = None
+        config: JsonObject | None = None
         reason = "it does not answer"
         try:
             cached = try_to_load_from_cache(name, file, revision=at)
@@ -184,9 +183,9 @@ def _vocab_of_folder(folder: Path) -> int | None:
     return len(names | {item["content"] for item in content.get("added_tokens", [])})
 
 
-def _json(file: Path) -> dict[str, Any] | None:
+def _json(file: Path) -> JsonObject | None:
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: JsonObject = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content

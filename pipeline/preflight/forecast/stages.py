@@ -241,7 +241,7 @@ class Facts:
         longest = self._longest(train, sequences=per_row)
         asked = rows_asked(train, compute, self.kind.traits.compute)
         stages = compute.pipeline_parallel
-        micro = micro_batch_of(train.batch_size, asked, longest, compute.replicas, passes=stages)
+        micro = micro_batch_of(train.batch_size, asked, longest, compute.replicas, stages)
         trained, parts = self._parts(adapter, layout)
         if stages > 1:  # each pipeline stage holds its layers, and the embedding or the head
             share = (shape.linear / stages + shape.vocab * shape.hidden) / shape.parameters

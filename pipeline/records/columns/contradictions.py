@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import Problem, counted
+from pipeline.plain_data import Row
 from pipeline.records.columns.names import words_of
 from pipeline.records.columns.unused import written
 from pipeline.records.faults import BadRowError
@@ -19,8 +20,6 @@ from pipeline.records.shapes.comparisons import sides_of
 from pipeline.records.shapes.conversion import label_in
 from pipeline.records.shapes.formats import FORMATS
 from pipeline.records.shapes.votes import FIRST, NAMES, TIES, WEAK, as_number, better_side, vote_columns
-
-Row = Mapping[str, Any]
 
 POINTS = frozenset(
     {"score", "scores", "rating", "ratings", "reward", "rewards", "points", "votes", "upvotes", "likes", "elo"}

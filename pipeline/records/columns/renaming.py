@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import Problem, listed
+from pipeline.plain_data import JsonObject, Row
 from pipeline.records.columns.names import plain_name
 from pipeline.records.columns.two_answers import (
     BOOLEANS,
@@ -30,7 +31,7 @@ from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.comparisons import ANSWER, is_comparison, sides_of, votes_problem
 from pipeline.records.shapes.conversion import label_in, shaped
 from pipeline.records.shapes.detection import detected_format
-from pipeline.records.shapes.formats import FORMATS, Row
+from pipeline.records.shapes.formats import FORMATS
 from pipeline.records.shapes.votes import ANNOTATOR, NAMES, ONE_HOT, WEAK, as_number, vote_columns
 from pipeline.stage import Shape
 
@@ -57,7 +58,7 @@ KNOWN = frozenset({*NAMES, "margin", "label", "note"}.union(*(one.columns for on
 """Columns that a format reads."""
 
 
-def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def renamed(row: Row, columns: Mapping[str, str]) -> JsonObject:
     """Rename the columns of a row.
 
     Raises:
@@ -77,14 +78,14 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     )
 
 
-def renamed_where_possible(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def renamed_where_possible(row: Row, columns: Mapping[str, str]) -> JsonObject:
     """Rename the columns that a row has; ignore missing ones."""
     inner = {columns[old]: _inside(row, old) for old in columns if old not in row}
     renamed_row = {columns.get(name, name): value for name, value in row.items()}
     return _voting({**renamed_row, **{new: value for new, value in inner.items() if value is not _NOTHING}}, columns)
 
 
-def _voting(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def _voting(row: JsonObject, columns: Mapping[str, str]) -> JsonObject:
     """Rename the answer that a row's vote names, too: a vote for column `gpt` becomes one for its new name."""
     answers = {old.casefold(): new for old, new in columns.items() if ANSWER.fullmatch(new)}
     if not answers:
@@ -99,7 +100,7 @@ def _voting(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
 _NOTHING = object()
 
 
-def _inside(row: Mapping[str, Any], path: str) -> Any:
+def _inside(row: Row, path: str) -> Any:
     """Return the value at a dotted path into a row; `_NOTHING` if there is none."""
     value: Any = row
     for key in path.split("."):

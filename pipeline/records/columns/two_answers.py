@@ -8,15 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, permutations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import Problem, listed
+from pipeline.plain_data import JsonObject, Row
 from pipeline.records.columns.names import words_of
 from pipeline.records.columns.unused import written
 from pipeline.records.shapes.comparisons import LISTS, SIDE_PAIRS, sides_of
 from pipeline.records.shapes.votes import NAMES, TIES, as_number, write_anew
-
-Row = Mapping[str, Any]
 
 ANSWER_WORDS = frozenset(
     (
@@ -105,7 +104,7 @@ def two_answers(rows: Sequence[Row]) -> TwoAnswers | None:
     return TwoAnswers(columns, new, vote, values, is_sure=bool(recognised), points=() if recognised else points)
 
 
-def opened(row: Row) -> dict[str, Any]:
+def opened(row: Row) -> JsonObject:
     """Return a row with the fields of its objects added as columns with dotted names, such as `meta.winner`."""
     inner = {
         f"{column}.{key}": one

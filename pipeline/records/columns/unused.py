@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.errors import Problem, listed
+from pipeline.plain_data import Row
 from pipeline.records.columns.names import plain_name
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.comparisons import further_answers
 from pipeline.records.shapes.conversion import LABELS
-from pipeline.records.shapes.formats import MESSAGES_AS_TEXT, Row, of_openai, read_columns
+from pipeline.records.shapes.formats import MESSAGES_AS_TEXT, of_openai, read_columns
 from pipeline.records.shapes.turns import MEDIA_KEYS, listed_messages, unused_keys
 from pipeline.stage import Shape
 
@@ -43,7 +43,7 @@ class Unused:
         self._further = False  # whether a lost column is a third answer
         self._lost: dict[str, str] = {}  # lost column to the format of its row
 
-    def look(self, row: Row, row_format: str, shaped_row: Mapping[str, Any]) -> None:
+    def look(self, row: Row, row_format: str, shaped_row: Row) -> None:
         """Record what is not read of a row.
 
         Args:
@@ -80,14 +80,14 @@ class Unused:
         for message in value if isinstance(value, list) else ():
             self._keys |= {f"{name}[].{key}": None for key in unused_keys(message)}
 
-    def _look_at_system(self, row: Row, read: frozenset[str], shaped_row: Mapping[str, Any]) -> None:
+    def _look_at_system(self, row: Row, read: frozenset[str], shaped_row: Row) -> None:
         """Record a `system` column whose conversation has another system turn."""
         system, turns = row.get("system"), shaped_row.get("messages" if self.shape == "messages" else "prompt")
         is_read = "system" in read and isinstance(system, str) and bool(system.strip()) and self.shape != "text"
         if is_read and turns and turns[0]["content"].strip() != str(system).strip():
             self._columns["system"] = None
 
-    def _is_lost(self, column: str, row: Row, row_format: str, shaped_row: Mapping[str, Any]) -> bool:
+    def _is_lost(self, column: str, row: Row, row_format: str, shaped_row: Row) -> bool:
         """Return whether a column holds a part of the prompt that the shaped row lacks."""
         if self.shape == "text":
             return False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem, listed
+from pipeline.plain_data import JsonObject
 from pipeline.records.files.opening import (
     MAX_ROW_BYTES,
     RawRow,
@@ -50,7 +51,7 @@ class RowDecoder:
         self._twice: list[str] = []
         self._decoder = json.JSONDecoder(parse_constant=self._odd.append, object_pairs_hook=self._object)
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def _object(self, pairs: list[tuple[str, Any]]) -> JsonObject:
         mapping = dict(pairs)
         if len(mapping) != len(pairs):
             keys = [key for key, _ in pairs]
@@ -141,7 +142,7 @@ def _is_rows(value: object) -> bool:
     return is_list and not any({"role", "from"} & set(one) or _is_said(one) for one in rows)
 
 
-def _is_said(value: dict[str, Any]) -> bool:
+def _is_said(value: JsonObject) -> bool:
     """Return whether an object with unknown keys is a turn: one of its values names a speaker."""
     return any(
         isinstance(one, str) and one.casefold() in ("user", "human", "assistant", "gpt") for one in value.values()
@@ -171,7 +172,7 @@ def _objects(path: Path, content: bytes) -> Iterator[RawRow] | None:
     return iter(rows)
 
 
-def _wrapped(path: Path, text: str, value: dict[str, Any]) -> Iterator[RawRow] | None:
+def _wrapped(path: Path, text: str, value: JsonObject) -> Iterator[RawRow] | None:
     """Return the rows of the list an object holds; None if it holds no list of rows.
 
     Raises:
@@ -209,13 +210,13 @@ def _beside_problem(path: Path, key: str, beside: Sequence[str]) -> Problem:
     return Problem(statement, "all that is said of a row in the row", remedy, shown(path))
 
 
-def lists_problem(path: Path, value: dict[str, Any], known: Collection[str]) -> Problem | None:
+def lists_problem(path: Path, value: JsonObject, known: Collection[str]) -> Problem | None:
     """Return a problem if the only row of a file holds lists of rows and no known column; else None."""
     lists = [key for key in value if _is_rows(value[key]) and len(value[key]) > 1]
     return _lists_problem(path, lists) if lists and not value.keys() & known else None
 
 
-def table_problem(path: Path, value: dict[str, Any]) -> Problem | None:
+def table_problem(path: Path, value: JsonObject) -> Problem | None:
     """Return a problem if the only row of a file is a table; its remedy writes one row per line. Else None."""
     table = _table(value)
     if not table:
@@ -225,7 +226,7 @@ def table_problem(path: Path, value: dict[str, Any]) -> Problem | None:
     return Problem(f"file is one object {table}", "one row per line", remedy, shown(path))
 
 
-def _table(value: dict[str, Any]) -> str:
+def _table(value: JsonObject) -> str:
     """Return the layout of the table in an object, a key of `TABLES`; empty if it is not a table."""
     fields = list(value.values())
     if set(value) | {"index"} == {"columns", "index", "data"} and all(isinstance(field, list) for field in fields):
@@ -244,7 +245,7 @@ def _table(value: dict[str, Any]) -> str:
     return BY_COLUMN if len(fields) > 1 or not is_text or next(iter(value)) in ("text", "prompt") else ""
 
 
-def _are_numbers(value: dict[str, Any]) -> bool:
+def _are_numbers(value: JsonObject) -> bool:
     """Return whether all keys are numbers, as in an index."""
     return bool(value) and all(key.isdigit() for key in value)
 

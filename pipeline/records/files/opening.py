@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.plain_data import JsonObject
 from pipeline.recipe.paths import COMPRESSIONS, suffix_of
 
 MAX_ROW_BYTES = 64 * 2**20
@@ -67,7 +68,7 @@ class RawRow(NamedTuple):
     """
 
     number: int
-    value: dict[str, Any] | None
+    value: JsonObject | None
     fault: str = ""
     raw: str = ""
 

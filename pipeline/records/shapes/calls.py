@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.plain_data import JsonObject, JsonView
 from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of
 from pipeline.records.files.opening import is_unicode
 
@@ -23,7 +24,7 @@ CALL_KEYS = ("tool_calls", "function_call")
 READ_IN_CALLS = frozenset({"id", "type", "function", "name", *ARGUMENTS})
 
 
-def is_trained(message: Mapping[str, Any], here: str) -> bool:
+def is_trained(message: JsonView, here: str) -> bool:
     """Return whether a turn is trained on; it is unless one of `TRAIN_KEYS` says no.
 
     Raises:
@@ -40,7 +41,7 @@ def is_trained(message: Mapping[str, Any], here: str) -> bool:
     return trained
 
 
-def calls_of(message: Mapping[str, Any], here: str) -> list[dict[str, Any]]:
+def calls_of(message: JsonView, here: str) -> list[JsonObject]:
     """Return the calls of an assistant turn, from `tool_calls` or the older `function_call`.
 
     Raises:
@@ -57,7 +58,7 @@ def calls_of(message: Mapping[str, Any], here: str) -> list[dict[str, Any]]:
     return [_call(call, f"{here} call {number}") for number, call in enumerate(value, start=1)]
 
 
-def call_of_text(value: object, here: str) -> list[dict[str, Any]]:
+def call_of_text(value: object, here: str) -> list[JsonObject]:
     """Return the calls of a turn whose text is the JSON of one call or of a list of calls.
 
     Raises:
@@ -68,22 +69,22 @@ def call_of_text(value: object, here: str) -> list[dict[str, Any]]:
     return [_call(call, f"{here} call {number}") for number, call in enumerate(calls, start=1)]
 
 
-def _call(value: object, here: str) -> dict[str, Any]:
+def _call(value: object, here: str) -> JsonObject:
     """Return a call in OpenAI's form: `type`, `id` if given, and `function` with `name` and `arguments`."""
     value = _parsed(value, here)
     function = _parsed(value.get("function"), here) if isinstance(value, Mapping) else None
     inner = function if isinstance(function, Mapping) else value
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
         raise BadRowError(f"{here} is {kind_of_value(value)}", "a call with the `name` of a function")
-    call: dict[str, Any] = {"type": "function"}
+    call: JsonObject = {"type": "function"}
     if isinstance(value, Mapping) and value.get("id") not in (None, ""):
         call["id"] = text_of(value["id"], f"{here} `id`")
     return {**call, "function": {"name": inner["name"], "arguments": _checked(_arguments(inner, here), here)}}
 
 
-def _arguments(call: Mapping[str, Any], here: str) -> dict[str, Any]:
+def _arguments(call: JsonView, here: str) -> JsonObject:
     """Return the arguments of a call, under whichever of `ARGUMENTS` they are."""
-    read: dict[str, dict[str, Any]] = {}
+    read: dict[str, JsonObject] = {}
     for key in ARGUMENTS:
         value = call.get(key)
         if value is None or value == "":
@@ -99,7 +100,7 @@ def _arguments(call: Mapping[str, Any], here: str) -> dict[str, Any]:
     return read.get(first, {})
 
 
-def unread_in_calls(message: Mapping[str, Any]) -> list[str]:
+def unread_in_calls(message: JsonView) -> list[str]:
     """Return the keys of a turn's calls that have a value and are not read, as ``tool_calls[].key``."""
     unread: dict[str, None] = {}
     for column in CALL_KEYS:
@@ -124,7 +125,7 @@ def tool_result(value: object, here: str) -> str:
     return text
 
 
-def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def tools_of(row: JsonView) -> list[JsonObject]:
     """Return the tools a row offers the assistant, each with its `function`; empty if it offers none.
 
     Raises:
@@ -138,7 +139,7 @@ def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return both[0] if both else []
 
 
-def _tools_in(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+def _tools_in(row: JsonView, column: str) -> list[JsonObject]:
     value = _parsed(row[column], f"`{column}`") or []
     if not isinstance(value, list):
         raise BadRowError(f"`{column}` is {kind_of_value(value)}", "a list of tools")
@@ -166,7 +167,7 @@ def filled(value: Any) -> Any:
     return [filled(one) for one in value] if isinstance(value, list) else value
 
 
-def _checked(value: dict[str, Any], here: str) -> dict[str, Any]:
+def _checked(value: JsonObject, here: str) -> JsonObject:
     """Return a value unchanged if a chat template can write it as JSON.
 
     Raises:

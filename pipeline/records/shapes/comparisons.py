@@ -13,9 +13,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pipeline.errors import Problem, counted
+from pipeline.plain_data import JsonObject, Row
 from pipeline.records.columns.names import words_of
 from pipeline.records.faults import BadRowError, kind_of_value
-from pipeline.records.shapes.votes import FIRST, Row, Sides, better_side, meaning_problem, naming_problem, vote_columns
+from pipeline.records.shapes.votes import FIRST, Sides, better_side, meaning_problem, naming_problem, vote_columns
 
 ANSWER = re.compile(
     r"(?P<stem>response|answer|output|completion|conversation|generation|summary|reply|candidate|human_ref|text)"
@@ -83,7 +84,7 @@ def flat(row: Row) -> Row:
     fields, answers = row["fields"], row.get("responses")
     if not isinstance(fields, Mapping) or not isinstance(answers, Mapping):
         return row
-    votes: dict[str, Any] = {}
+    votes: JsonObject = {}
     for annotation in answers.values():
         for number, one in enumerate(annotation if isinstance(annotation, list) else [annotation], start=1):
             value = one.get("value") if isinstance(one, Mapping) else one

@@ -15,12 +15,11 @@ text. Columns that are not read stay in the row unchanged.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
+from pipeline.plain_data import JsonView, Row, ShapedRow
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.calls import tools_of
-from pipeline.records.shapes.formats import FORMATS, Parsed, Row, of_openai, parse_comparison, read_columns
+from pipeline.records.shapes.formats import FORMATS, Parsed, of_openai, parse_comparison, read_columns
 from pipeline.records.shapes.turns import ROLES, Turns, check_order
 from pipeline.stage import Shape
 
@@ -36,7 +35,7 @@ _LABEL_WORDS = {
 }
 
 
-def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict[str, Any]:
+def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> ShapedRow:
     """Return a row in a shape.
 
     Args:
@@ -55,7 +54,7 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> dict
     if shape == "text":
         # Turns joined by a blank line: raw material for a tokenizer or for pretraining, no chat template.
         turns = parsed.turns + parsed.chosen
-        result: dict[str, Any] = {"text": parsed.text or "\n\n".join(filter(None, map(_said, turns)))}
+        result: ShapedRow = {"text": parsed.text or "\n\n".join(filter(None, map(_said, turns)))}
     else:
         result = _conversation(parsed, name, shape, parsed.system or system or "")
         tools = tools_of(of_openai(row)) if name != "text" else []
@@ -87,13 +86,13 @@ def _check_speaker(row: Row) -> None:
         raise BadRowError(f"`parent_id` is set, so `{asked}` is the middle of a conversation", "its first message")
 
 
-def _said(turn: Mapping[str, Any]) -> str:
+def _said(turn: JsonView) -> str:
     """Return a turn as text: reasoning, content and calls, one per line."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
     return "\n".join(filter(None, (turn.get("reasoning_content", ""), turn["content"], *calls)))
 
 
-def _conversation(parsed: Parsed, row_format: str, shape: Shape, system: str) -> dict[str, Any]:
+def _conversation(parsed: Parsed, row_format: str, shape: Shape, system: str) -> ShapedRow:
     name = "conversations" if row_format == "sharegpt" else row_format  # the column's name, for messages
     turns = parsed.turns or [{"role": "user", "content": parsed.text}]
     if system and turns[0]["role"] != "system":

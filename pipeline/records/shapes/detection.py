@@ -6,16 +6,15 @@ Incomplete rows (a pair with one answer) count only if no row is complete.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from pipeline.errors import agreeing, counted
+from pipeline.plain_data import Row
 from pipeline.records.shapes.comparisons import is_comparison, read_by
 from pipeline.records.shapes.formats import OPENAI_PAIR
 from pipeline.records.shapes.turns import TRANSCRIPT_TURN
 from pipeline.stage import Shape
-
-Row = Mapping[str, Any]
 
 IDENTIFYING_COLUMNS: dict[str, frozenset[str]] = {
     "messages": frozenset({"messages"}),

@@ -10,14 +10,12 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from pipeline.plain_data import Row
 from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of
 from pipeline.records.shapes.comparisons import compared
 from pipeline.records.shapes.turns import Turns, check_order, listed_messages, transcript_turns, turns_of
 from pipeline.stage import Shape
-
-Row = Mapping[str, Any]
 
 NO_INPUT = ("noinput", "no input", "")
 """Values of `input` with which data sets say that an instruction has no input."""

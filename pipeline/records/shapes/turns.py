@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.plain_data import JsonObject, JsonView
 from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of, twice_error
 from pipeline.records.files.opening import is_unicode
 from pipeline.records.shapes.calls import (
@@ -25,7 +26,7 @@ from pipeline.records.shapes.calls import (
     unread_in_calls,
 )
 
-Turn = dict[str, Any]
+Turn = JsonObject
 Turns = list[Turn]
 
 ROLES = {
@@ -105,7 +106,7 @@ def _keys_of(message: object, here: str) -> tuple[str, str]:
     raise BadRowError(f"{here} is {kind_of_value(message)}", expected)
 
 
-def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: str) -> Turn:
+def _turn_of(message: JsonView, role_key: str, content_key: str, here: str) -> Turn:
     """Return the turn of one message."""
     speaker = message[role_key]
     role = ROLES.get(speaker.casefold()) if isinstance(speaker, str) else None
@@ -130,7 +131,7 @@ def _turn_of(message: Mapping[str, Any], role_key: str, content_key: str, here: 
     return {"role": role, **_said(message, role, content, here)}
 
 
-def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> Turn:
+def _said(message: JsonView, role: str, content: object, here: str) -> Turn:
     """Return the content of a system, user or assistant turn, with the assistant's calls and reasoning."""
     if role != "assistant":
         return {"content": text_of(content, here)}
@@ -142,7 +143,7 @@ def _said(message: Mapping[str, Any], role: str, content: object, here: str) -> 
     return {**fields, **_thought_and_weight(message, here)}
 
 
-def _thought_and_weight(message: Mapping[str, Any], here: str) -> Turn:
+def _thought_and_weight(message: JsonView, here: str) -> Turn:
     """Return the assistant's reasoning, and `train: False` for a turn excluded from training."""
     fields: Turn = {}
     thoughts = next((message[key] for key in REASONING_KEYS if message.get(key)), None)
@@ -218,14 +219,14 @@ def _is_parts(content: Sequence[Any]) -> bool:
     return bool(content) and all(isinstance(part, Mapping) and _is_part(part) for part in content)
 
 
-def _is_part(part: Mapping[str, Any]) -> bool:
+def _is_part(part: JsonView) -> bool:
     kind = part.get("type")
     if kind is None:
         return "text" in part and all(value is None for key, value in part.items() if key not in ("type", "text"))
     return kind in (*TEXT_PARTS, *PARTS_ELSEWHERE) or _is_media(part)
 
 
-def _is_media(part: Mapping[str, Any]) -> bool:
+def _is_media(part: JsonView) -> bool:
     kind = part.get("type")
     names = [kind, *(key for key in part if part[key])] if isinstance(kind, str) else [key for key in part if part[key]]
     return any(name in MEDIA_KEYS or MEDIA_PART.fullmatch(name) for name in names)

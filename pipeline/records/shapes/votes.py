@@ -11,13 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import Problem, listed
+from pipeline.plain_data import Row
 from pipeline.records.columns.names import words_of
 from pipeline.records.faults import BadRowError
-
-Row = Mapping[str, Any]
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 NAMES = [

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.parallel.zero.zero3 import gather_parameter
+from pipeline.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,7 +138,7 @@ def start_value_from_reward(model: PeftModel, head: nn.Linear, reward: TrunkRewa
     return True
 
 
-def _plain_config(file: Path) -> dict[str, Any]:
+def _plain_config(file: Path) -> JsonObject:
     """Return a reward adapter's configuration for a causal model: without its task type and its trained score head."""
     settings = json.loads(file.read_text(encoding="utf-8"))
     fields = ("r", "lora_alpha", "target_modules", "layers_to_transform", "bias", "use_rslora", "use_dora")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import torch
 from peft import PeftModel
@@ -29,40 +29,53 @@ _ROUNDINGS = 16
 """Units of rounding of the largest logit by which sampling and scoring may differ in half precision."""
 
 
+class PolicyOptions(TypedDict, total=False):
+    """How policy and value function share weights, and how they compute.
+
+    Attributes:
+        layout: `shared`, the default, puts a value head on the policy's trunk; `separate` gives the value function its
+            own model.
+        value: `head`, the default; `adapter` gives the value function an adapter of its own, in the shared layout with
+            a policy adapter.
+        value_gradient: whether a value head's gradient reaches the trunk; true by default.
+        temperature: sampling temperature; 1 by default.
+        precision: autocast dtype; None, the default, computes in the dtype of the weights.
+        recompute: recompute activations in the backward pass instead of saving them; false by default.
+    """
+
+    layout: Layout
+    value: Literal["head", "adapter"]
+    value_gradient: bool
+    temperature: float
+    precision: torch.dtype | None
+    recompute: bool
+
+
 def build_policy(
     model: PreTrainedModel | PeftModel,
     *,
-    layout: Layout = "shared",
     adapter: Adapter | None = None,
     value_start: PreTrainedModel | None = None,
     reference: PreTrainedModel | PeftModel | None = None,
-    temperature: float = 1.0,
-    value_gradient: bool = True,
-    value: Literal["head", "adapter"] = "head",
-    precision: torch.dtype | None = None,
-    recompute: bool = False,
     seed: int = 0,
+    **options: Unpack[PolicyOptions],
 ) -> Policy:
     """Build policy, value function and reference.
 
     Args:
         model: starting model of the policy, a causal language model. If it has an adapter, that adapter is trained
             further, and a frozen copy of it is the reference.
-        layout: `shared` puts a value head on the policy's trunk; `separate` gives the value function its own model.
         adapter: adapter to train instead of all weights.
         value_start: a sequence classification model that the separate value function starts from.
         reference: the starting model a second time, if all weights of the policy are trained; a deep copy when
             omitted, which is not possible for a sharded model.
-        temperature: sampling temperature.
-        value_gradient: whether a value head's gradient reaches the trunk.
-        value: `adapter` gives the value function an adapter of its own, in the shared layout with a policy adapter.
-        precision: autocast dtype; None computes in the dtype of the weights.
-        recompute: recompute activations in the backward pass instead of saving them.
         seed: seed of the adapters' random matrices.
+        options: layout and computation, field by field; what is left out is as `PolicyOptions` says.
 
     Raises:
         PipelineError: the layers cannot be split into halves, or there is no start for a separate value function.
     """
+    layout = options.get("layout", "shared")
     cut: int | None = None
     if isinstance(model, PeftModel):
         keep_reference_adapter(model)
@@ -80,13 +93,23 @@ def build_policy(
         critic.requires_grad_(True)
     else:
         critic = ValueHead(model.config.get_text_config().hidden_size)
-    own = value == "adapter" and layout == "shared" and isinstance(model, PeftModel)
+    own = options.get("value") == "adapter" and layout == "shared" and isinstance(model, PeftModel)
     if own:
         with torch.random.fork_rng():
             torch.manual_seed(seed + 1)
             add_adapter(model, VALUE, model.peft_config[model.active_adapter], trained=True)
     critic.to(model.device)
-    return Policy(model, critic, reference, temperature, cut, value_gradient, own, precision, recompute)
+    return Policy(
+        model,
+        critic,
+        reference,
+        temperature=options.get("temperature", 1.0),
+        cut=cut,
+        value_gradient=options.get("value_gradient", True),
+        value_adapter=own,
+        precision=options.get("precision"),
+        recompute=options.get("recompute", False),
+    )
 
 
 def _half(model: PreTrainedModel) -> int:

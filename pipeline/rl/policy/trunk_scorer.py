@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -11,6 +10,7 @@ from pipeline.models.batching import length_batches
 from pipeline.parallel.ranks import Ranks
 from pipeline.rl.policy.adapters import TrunkReward
 from pipeline.rl.policy.policy import Policy
+from pipeline.rl.rewards.functions import Offered
 from pipeline.rl.rewards.sources import Sample, Scorer
 
 
@@ -24,7 +24,7 @@ def trunk_scorer(policy: Policy, reward: TrunkReward, pad_id: int, *, token_budg
         token_budget: padded tokens per forward pass.
     """
 
-    def scored(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
+    def scored(samples: Sequence[Sample], offered: Offered) -> list[float]:
         rows = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
         scores = [0.0] * len(rows)
         batches = list(length_batches([len(row) for row in rows], token_budget))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.plain_data import JsonObject
 from pipeline.rl.ppo.control import KLController
 from pipeline.rl.ppo.settings import PPOSettings
 
@@ -69,7 +69,7 @@ class Guards:
     start: dict[str, float] = field(default_factory=dict)
     watched: dict[str, float] = field(default_factory=dict)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         """Return the state as plain data for JSON."""
         return asdict(self)
 

@@ -12,11 +12,11 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.plain_data import JsonObject
 from pipeline.rl.ppo.control import KLController, ScoreScale
 from pipeline.rl.ppo.guards import Guards
 from pipeline.rl.ppo.trainer import PPOTrainer
@@ -47,7 +47,7 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
     part.replace(file)
 
 
-def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None:
+def save_state(trainer: PPOTrainer, folder: Path, extra: JsonObject) -> None:
     """Write the state of a run between two iterations; every rank must call it, and the first writes.
 
     Args:
@@ -73,7 +73,7 @@ def save_state(trainer: PPOTrainer, folder: Path, extra: dict[str, Any]) -> None
     trainer.ranks.barrier()
 
 
-def _replace(folder: Path, files: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
+def _replace(folder: Path, files: dict[str, dict[str, Tensor]], numbers: JsonObject) -> None:
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -98,7 +98,7 @@ def newest_state(folder: Path) -> Path | None:
     return None
 
 
-def load_state(trainer: PPOTrainer, folder: Path) -> dict[str, Any]:
+def load_state(trainer: PPOTrainer, folder: Path) -> JsonObject:
     """Load a saved state into a trainer; return the caller's ``extra``."""
     numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
     load_weights(trainer, folder / WEIGHTS)
@@ -112,5 +112,5 @@ def load_state(trainer: PPOTrainer, folder: Path) -> dict[str, Any]:
     trainer.guards = Guards(**numbers["guards"])
     if numbers.get("loss_scale"):
         trainer.train_engine.scaler.load_state_dict(numbers["loss_scale"])
-    extra: dict[str, Any] = numbers["extra"]
+    extra: JsonObject = numbers["extra"]
     return extra

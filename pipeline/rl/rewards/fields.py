@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema
 
 from pipeline.errors import Problem, counted
+from pipeline.plain_data import JsonObject
 from pipeline.stage import Code, Input, StageConfig
 
-_ENTRY: dict[str, Any] = {
+_ENTRY: JsonObject = {
     "anyOf": [
         {"type": "string"},
         {

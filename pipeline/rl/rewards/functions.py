@@ -9,6 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem, counted
+from pipeline.plain_data import KeywordArguments, Row
+
+Offered = Mapping[str, Any]
+"""What a trainer offers a reward function beside the rows: arguments by name, which the function may name or not."""
 
 PLAIN_TEXT = "plain_text"
 """Key that `records` adds to a row; it is no column of the file."""
@@ -17,11 +21,11 @@ PLAIN_TEXT = "plain_text"
 def call_reward(
     function: Callable[..., Any],
     name: str,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     completions: Sequence[Any],
     skip: Sequence[str] = ("prompt",),
     *,
-    extra: Mapping[str, Any] | None = None,
+    extra: Offered | None = None,
     may_skip_rows: bool = False,
 ) -> list[float]:
     """Return one reward per row.
@@ -43,7 +47,7 @@ def call_reward(
     taken = _taken(function, [*sorted(columns), *sorted(set(extra or {}) - columns)])
 
     def call(indices: Sequence[int]) -> Any:
-        given: dict[str, Any] = {}
+        given: KeywordArguments = {}
         for key in taken:
             value = [row.get(key) for row in rows] if key in columns else (extra or {})[key]
             given[key] = [value[i] for i in indices] if _is_per_row(value, rows) else value
@@ -93,7 +97,7 @@ def _is_per_row(value: object, rows: Sequence[Any]) -> bool:
     return isinstance(value, list) and len(value) == len(rows)
 
 
-def _first_that_raises(call: Callable[[Sequence[int]], Any], rows: Sequence[dict[str, Any]]) -> str:
+def _first_that_raises(call: Callable[[Sequence[int]], Any], rows: Sequence[Row]) -> str:
     """Return the row that a function raises for, by calling it row by row; empty if no single row fails."""
     for index in range(len(rows)):
         try:
@@ -103,14 +107,14 @@ def _first_that_raises(call: Callable[[Sequence[int]], Any], rows: Sequence[dict
     return ""
 
 
-def _checked(value: Any, name: str, rows: Sequence[dict[str, Any]], index: int) -> Any:
+def _checked(value: Any, name: str, rows: Sequence[Row], index: int) -> Any:
     if not _is_finite(value):
         statement = f"reward function {name} returned {value} for {_named(rows, index)}"
         raise PipelineError(Problem(statement, "a finite number for every row"))
     return value
 
 
-def _named(rows: Sequence[dict[str, Any]], index: int) -> str:
+def _named(rows: Sequence[Row], index: int) -> str:
     """Name a row by its index and the start of its last message."""
     asked = " ".join(str(rows[index]["prompt"][-1]["content"]).split()) if rows[index].get("prompt") else ""
     return f"row {index} ({asked if len(asked) <= 60 else asked[:59] + '…'})" if asked else f"row {index}"

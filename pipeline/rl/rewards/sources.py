@@ -7,16 +7,17 @@ decoded text, rendered through its own chat template. Python functions have trl'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
 from pipeline.models.scoring import score
 from pipeline.models.tokenizer.contract import disagreements, facts
+from pipeline.plain_data import Row
 from pipeline.rl.rewards.fields import RewardFields
-from pipeline.rl.rewards.functions import call_reward
+from pipeline.rl.rewards.functions import Offered, call_reward
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import frozen_weights, zero3_config
 from pipeline.training.data.encoding import Reader, encode_answers
@@ -37,13 +38,13 @@ class Sample:
         text: the response without special tokens.
     """
 
-    row: dict[str, Any]
+    row: Row
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     text: str
 
 
-Scorer = Callable[[Sequence[Sample], Mapping[str, Any]], list[float]]
+Scorer = Callable[[Sequence[Sample], Offered], list[float]]
 """Returns one number per sample, NaN where the reward does not apply; also gets the trainer's further arguments."""
 
 
@@ -166,7 +167,7 @@ def _function_scorer(ctx: StageContext, spec: str) -> Scorer:
         raise PipelineError(Problem(f"no way to load {spec}", stage=ctx.name))
     function = ctx.functions(spec)
 
-    def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
+    def scores(samples: Sequence[Sample], offered: Offered) -> list[float]:
         if not samples:  # a process may have none; it still takes part in sharded reward models
             return []
         completions = [[{"role": "assistant", "content": sample.text}] for sample in samples]
@@ -189,12 +190,13 @@ def _model_scorer(
     if on_policy is not None:
         return on_policy
     device, weights = frozen_weights(ctx)
-    options = {"seed": ctx.seed, "trust_remote_code": ctx.trust_remote_code, "zero3": zero3_config(ctx), **weights}
-    model = load_reward_model(source, own, **options).requires_grad_(False)
-    fit(ctx, model, own, options)
-    model.score.to(device) if options["zero3"] is not None else model.to(device)
+    weights["zero3"] = zero3_config(ctx)
+    model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
+    model.requires_grad_(False)
+    fit(ctx, model, own, weights)
+    model.score.to(device) if weights["zero3"] is not None else model.to(device)
 
-    def scores(samples: Sequence[Sample], offered: Mapping[str, Any]) -> list[float]:
+    def scores(samples: Sequence[Sample], offered: Offered) -> list[float]:
         if same:
             sequences = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
         else:

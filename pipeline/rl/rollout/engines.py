@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from transformers import GenerationConfig
 
-from pipeline.models.generate.decode import decode
+from pipeline.models.generate.decode import GenerationSettings, decode
 from pipeline.models.generate.generation_config import without_generation_config
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.generate.steps import Say, cache_use
@@ -94,18 +94,14 @@ class BatchedEngine:
         greedy: bool = False,
     ) -> Sampled:
         """Sample one response per prompt; a response depends on its seed and place only."""
-        responses = decode(
-            model,
-            prompts,
-            max_new_tokens=self.max_new_tokens,
-            eos_ids=self.eos_ids,
-            pad_id=self.pad_id,
+        settings = GenerationSettings(
+            self.max_new_tokens,
+            self.eos_ids,
+            self.pad_id,
             sampling=Sampling(greedy=greedy, temperature=self.temperature),
             seed=seed,
-            row_ids=list(places),
-            batch_size=self.batch_size,
-            say=self.say,
         )
+        responses = decode(model, prompts, settings, row_ids=list(places), batch_size=self.batch_size, say=self.say)
         return Sampled(responses)
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.models.batching import length_batches
+from pipeline.plain_data import Row
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Prompt:
         ids: tokens up to the beginning of the response.
     """
 
-    row: dict[str, Any]
+    row: Row
     ids: tuple[int, ...]
 
 
@@ -56,7 +56,7 @@ class Episode:
     """
 
     place: int
-    row: dict[str, Any]
+    row: Row
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     ended: bool

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from pipeline.parallel.ranks import Ranks
+from pipeline.plain_data import JsonView, KeywordArguments
 from pipeline.rl.policy.policy import Policy
 from pipeline.rl.ppo.settings import PPOSettings
 
@@ -97,7 +98,7 @@ class TrainEngine(Protocol):
         ...
 
 
-def parameter_groups(policy: Policy, settings: PPOSettings) -> list[dict[str, Any]]:
+def parameter_groups(policy: Policy, settings: PPOSettings) -> list[KeywordArguments]:
     """Return the optimizer's two parameter groups, policy and value function, each with its learning rate."""
     return [
         {"params": policy.policy_parameters, "lr": settings.learning_rate},
@@ -105,7 +106,7 @@ def parameter_groups(policy: Policy, settings: PPOSettings) -> list[dict[str, An
     ]
 
 
-def check_names(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_names(own: JsonView, given: JsonView) -> None:
     """Check that a checkpoint has exactly the weights of the model.
 
     Raises:

@@ -91,9 +91,9 @@ register_kind(
     config=Config,
     run="pipeline.stages.dpo.train:run",
     makes="model",
-    parallel=True,
     doc=__doc__,
     traits=Traits(
+        parallel=True,
         compute=ComputeSupport(model_parallel=frozenset({"tensor_parallel"})),
         workload=Workload(sequences_per_row=2, head="weight", dropout=False),
     ),

@@ -15,7 +15,7 @@ from pipeline.evaluation.prompts import Asked
 from pipeline.evaluation.report.samples import StopReason
 from pipeline.evaluation.stats.divergence import per_sequence
 from pipeline.evaluation.stats.estimate import rounded
-from pipeline.models.generate.decode import decode
+from pipeline.models.generate.decode import GenerationSettings, decode
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
 from pipeline.models.logprobs import response_logprobs
@@ -115,17 +115,15 @@ class ResponseGenerator:
         """
         prompts = [row["prompt_ids"] for row in encode_prompts(self.tokenizer, asked.rows).rows]
         eos = end_ids(self.tokenizer, self.model)
-        responses = decode(
-            self.model,
-            prompts,
-            max_new_tokens=self.config.max_new_tokens,
-            eos_ids=eos,
-            pad_id=self.tokenizer.pad_token_id,
+        settings = GenerationSettings(
+            self.config.max_new_tokens,
+            eos,
+            self.tokenizer.pad_token_id,
             sampling=Sampling(greedy=greedy, temperature=self.config.temperature),
             seed=self.ctx.seed,
-            row_ids=asked.places,
-            on_progress=self._answered,
-            say=self.ctx.note,
+        )
+        responses = decode(
+            self.model, prompts, settings, row_ids=asked.places, on_progress=self._answered, say=self.ctx.note
         )
         k1, k3 = self._kl(prompts, responses, reference) if reference is not None else (None, None)
         return Sampled(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from pipeline.evaluation.answers import Prompt, samples
 from pipeline.evaluation.comparison import compare
@@ -13,7 +12,9 @@ from pipeline.evaluation.prompts import ask
 from pipeline.evaluation.report.conclusion import summary
 from pipeline.evaluation.report.record import Report
 from pipeline.evaluation.report.writing import write
+from pipeline.evaluation.stats.intervals import Bootstrap
 from pipeline.models.load.pretrained import load_tokenizer
+from pipeline.plain_data import ShapedRow
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.evaluate.answers import sample_all
 from pipeline.stages.evaluate.config import Config
@@ -43,12 +44,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         for row, group, place, right in zip(asked.rows, asked.groups, asked.places, asked.references, strict=True)
     ]
     ctx.phase("comparing")
-    settings: dict[str, Any] = {"baseline": config.baseline, "judge": config.judge}
-    report = compare(answers, prompts, seed=ctx.seed, resamples=config.resamples, **settings)
+    bootstrap = Bootstrap(ctx.seed, config.resamples)
+    report = compare(answers, prompts, baseline=config.baseline, judge=config.judge, bootstrap=bootstrap)
     is_stratified = asked.is_grouped and len(prompts) < asked.available
     sample = {"available": asked.available, "sampled_by": config.group_by if is_stratified else ""}
     report = report.model_copy(update={**sample, "warnings": warnings})
-    write(report, ctx.out, samples(answers, prompts, **settings), title=config.title)
+    shown = samples(answers, prompts, baseline=config.baseline, judge=config.judge)
+    write(report, ctx.out, shown, title=config.title)
     return StageResult(
         metrics=_metrics(report),
         tokens=sum(sum(each.lengths) for each in sampled),
@@ -69,7 +71,7 @@ def _warnings(ctx: StageContext, config: Config) -> list[str]:
     return [*ctx.warnings, *([warning] if warning else [])]
 
 
-def _prompts(ctx: StageContext) -> list[dict[str, Any]]:
+def _prompts(ctx: StageContext) -> list[ShapedRow]:
     """Return the prompts that all models and the judge can render; write the others to the rejects file.
 
     Raises:

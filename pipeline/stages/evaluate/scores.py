@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from pipeline.evaluation.answers import Answers
 from pipeline.evaluation.stats.estimate import rounded
 from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
 from pipeline.models.scoring import score
+from pipeline.plain_data import Row
 from pipeline.rl.rewards.functions import call_reward
 from pipeline.stage import StageContext
 from pipeline.stages.evaluate.answers import Sampled
@@ -17,7 +18,7 @@ from pipeline.training.data.encoding import encode_answers
 from pipeline.training.fitting import fit
 
 
-def score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sampled: list[Sampled]) -> list[Answers]:
+def score_all(ctx: StageContext, config: Config, rows: Sequence[Row], sampled: list[Sampled]) -> list[Answers]:
     """Score every answer with the functions and the reward model.
 
     Scores are rounded as in the samples file *before* they are used, so that a report, its ties included, can be
@@ -51,7 +52,7 @@ def score_all(ctx: StageContext, config: Config, rows: list[dict[str, Any]], sam
 
 
 def _score_by_model(
-    ctx: StageContext, rows: list[dict[str, Any]], sampled: list[Sampled], scores: dict[str, dict[str, list[float]]]
+    ctx: StageContext, rows: Sequence[Row], sampled: list[Sampled], scores: dict[str, dict[str, list[float]]]
 ) -> None:
     """Score each answer's text with the reward model, rendered with its own chat template."""
     source = ctx.input("reward")

@@ -9,6 +9,7 @@ if the run was interrupted and resumed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
@@ -56,7 +57,6 @@ register_kind(
     config=Config,
     run="pipeline.stages.grpo.train:run",
     makes="model",
-    parallel=True,
     doc=__doc__,
-    traits=ON_POLICY,
+    traits=replace(ON_POLICY, parallel=True),
 )

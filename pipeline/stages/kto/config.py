@@ -79,9 +79,9 @@ register_kind(
     config=Config,
     run="pipeline.stages.kto.train:run",
     makes="model",
-    parallel=True,
     doc=__doc__,
     traits=Traits(
+        parallel=True,
         compute=ComputeSupport(
             model_parallel=frozenset({"tensor_parallel"}),
             rows_per_pass="train.kl_batch",

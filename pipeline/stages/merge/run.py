@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from pipeline.models.load.adapters import config_of, load_and_merge
 from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer, stored_bits
 from pipeline.models.load.quantized_files import TRAINABLE
 from pipeline.models.save.artifact import save_model
+from pipeline.plain_data import JsonObject
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.stages.merge.config import Config
 
@@ -83,7 +83,7 @@ def _check_outside(ctx: StageContext, adapter: ResolvedInput, source: ResolvedIn
         ctx.note(f"{adapter.ref} says it was trained on {named}; it is put on {label(source.name, source.fingerprint)}")
 
 
-def _lineage(source: ResolvedInput, adapters: list[ResolvedInput]) -> dict[str, Any]:
+def _lineage(source: ResolvedInput, adapters: list[ResolvedInput]) -> JsonObject:
     """Return the lineage of the merged weights.
 
     Raises:

@@ -87,9 +87,9 @@ register_kind(
     config=Config,
     run="pipeline.stages.ppo.train:run",
     makes="model",
-    parallel=True,
     doc=__doc__,
     traits=Traits(
+        parallel=True,
         reads={"ptx_data": Reading(bound="context")},
         compute=ComputeSupport(
             rows_per_pass="train.token_budget",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.labels import IGNORE
 from pipeline.models.forward import context_limit
 from pipeline.models.tokenizer.contract import eos_is_learned
+from pipeline.plain_data import Row
 from pipeline.rl.rewards.sources import reward_readers
 from pipeline.rl.rollout.engines import prompt_order
 from pipeline.rl.rollout.episodes import Prompt
@@ -97,6 +98,6 @@ def language_loss(
     return loss
 
 
-def ends_are_taught(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> bool:
+def ends_are_taught(tokenizer: PreTrainedTokenizerBase, row: Row) -> bool:
     """Return whether the chat template ends an answer with a token that the model can learn to generate."""
     return eos_is_learned(tokenizer, [*row["prompt"], ANSWER], row.get("tools"))

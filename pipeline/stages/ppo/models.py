@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.cpu.precision import HALF
-from pipeline.models.load.pretrained import load_causal_lm, load_reward_model, load_tokenizer
+from pipeline.models.load.pretrained import WeightOptions, load_causal_lm, load_reward_model, load_tokenizer
 from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
 from pipeline.rl.policy.adapters import reward_on_trunk, start_value_from_reward
+from pipeline.rl.policy.policy import Policy, ValueHead
 from pipeline.rl.policy.trunk_scorer import trunk_scorer
 from pipeline.rl.train_engines.sharded import FsdpEngine, ZeroEngine
 from pipeline.stage import ResolvedInput, StageContext
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pipeline.parallel.ranks import Ranks
-    from pipeline.rl.policy.policy import Policy
     from pipeline.rl.rewards.sources import Scorer
     from pipeline.rl.train_engines.engines import TrainEngine
 
@@ -69,30 +69,30 @@ def load_start(
 
 def load_value_start(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return the initial separate value model: a reward model with the policy's tokenizer, else the policy's start."""
-    load_options: dict[str, Any] = {
-        "seed": ctx.seed,
-        "trust_remote_code": ctx.trust_remote_code,
-        "zero3": zero3_config(ctx),
-    }
+    weights = WeightOptions(zero3=zero3_config(ctx))
+
+    def load(source: ResolvedInput) -> PreTrainedModel:
+        model = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
+        fit(ctx, model, tokenizer, weights)
+        return model
+
     for source in ctx.inputs.get("reward", []):
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
-            model = load_reward_model(source, tokenizer, **load_options)
-            fit(ctx, model, tokenizer, load_options)
-            return model
-    classifier = load_reward_model(ctx.input("model"), tokenizer, **load_options)
-    fit(ctx, classifier, tokenizer, load_options)
+            return load(source)
+    classifier = load(ctx.input("model"))
     classifier.score.weight.data.zero_()
     return classifier
 
 
-def scorer_on_trunk(ctx: StageContext, policy: Any, source: ResolvedInput, pad_id: int) -> Scorer | None:
+def scorer_on_trunk(ctx: StageContext, policy: Policy, source: ResolvedInput, pad_id: int) -> Scorer | None:
     """Return a scorer for a reward model that is an adapter on the policy's trunk; None if it must be loaded."""
     reward = reward_on_trunk(policy.model, Path(source.path)) if Path(source.path).is_dir() else None
     if reward is None:
         return None
     ctx.note(f"reward model {source.ref} is an adapter on the policy's own trunk")
-    if policy.value_adapter and start_value_from_reward(policy.model, policy.value.linear, reward):
+    head = policy.value if policy.value_adapter else None
+    if isinstance(head, ValueHead) and start_value_from_reward(policy.model, head.linear, reward):
         ctx.note("the value function starts as the reward model")
     return trunk_scorer(policy, reward, pad_id)
 

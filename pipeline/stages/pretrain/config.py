@@ -7,13 +7,14 @@ between documents; fastest on a CPU); `packed` joins documents into full rows (b
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.errors import Problem
 from pipeline.estimate.shape import size_problems, type_problems
 from pipeline.kind.traits import MODEL_PARALLEL, ComputeSupport, Traits
+from pipeline.plain_data import JsonObject
 from pipeline.stage import Data, Input, StageConfig, register_kind
 from pipeline.training.data.row_counts import any_number
 from pipeline.training.fields import CommonTrain
@@ -51,7 +52,7 @@ class Config(StageConfig):
 
     data: Annotated[str, Data("text")]
     tokenizer: Annotated[str | None, Input("tokenizer", external=True)] = None
-    model: dict[str, Any] | None = None
+    model: JsonObject | None = None
     init: Annotated[str | None, Input(external=True)] = None
     control_tokens: Literal["text", "parsed"] = "text"
     train: Train = Train()
@@ -78,9 +79,9 @@ register_kind(
     config=Config,
     run="pipeline.stages.pretrain.train:run",
     makes="model",
-    parallel=True,
     doc=__doc__,
     traits=Traits(
+        parallel=True,
         compute=ComputeSupport(model_parallel=frozenset(MODEL_PARALLEL)),
         row_check=any_number,
     ),

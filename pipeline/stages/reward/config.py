@@ -58,9 +58,9 @@ register_kind(
     config=Config,
     run="pipeline.stages.reward.train:run",
     makes="reward",
-    parallel=True,
     doc=__doc__,
     traits=Traits(
+        parallel=True,
         reads={
             "data": Reading({"preference": "scored_pairs"}, columns=frozenset({"gold_chosen", "gold_rejected"})),
             "test": Reading(

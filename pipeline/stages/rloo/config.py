@@ -7,6 +7,7 @@ gives the same weights, also if the run was interrupted and resumed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
@@ -44,7 +45,6 @@ register_kind(
     config=Config,
     run="pipeline.stages.rloo.train:run",
     makes="model",
-    parallel=True,
     doc=__doc__,
-    traits=ON_POLICY,
+    traits=replace(ON_POLICY, parallel=True),
 )

@@ -67,9 +67,9 @@ register_kind(
     config=Config,
     run="pipeline.stages.sft.train:run",
     makes="model",
-    parallel=True,
     doc=__doc__,
     traits=Traits(
+        parallel=True,
         reads={"data": Reading(splits_rows=True)},
         compute=ComputeSupport(model_parallel=frozenset(MODEL_PARALLEL)),
         workload=Workload(head="weight"),

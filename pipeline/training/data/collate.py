@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.labels import IGNORE
+from pipeline.plain_data import KeywordArguments
 
 if TYPE_CHECKING:
     from pipeline.training.data.encoding import EncodedRow
@@ -31,7 +32,7 @@ class CausalCollator:
     with_mask: bool = False
     flat: bool = False
 
-    def __call__(self, rows: Sequence[EncodedRow]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[EncodedRow]) -> KeywordArguments:
         """Return `input_ids` and `labels`, each (batch, tokens); for packed rows also the sequence boundaries."""
         if "seq_lengths" in rows[0] and self.flat:
             joined: EncodedRow = {
@@ -54,7 +55,7 @@ class CausalCollator:
             batch["attention_mask"] = torch.ones_like(ids)
         return batch
 
-    def _positions(self, rows: Sequence[EncodedRow], width: int) -> dict[str, Any]:
+    def _positions(self, rows: Sequence[EncodedRow], width: int) -> KeywordArguments:
         """Return `position_ids`, by which `transformers` separates packed sequences; with ``flat`` also the bounds."""
         positions = torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):

@@ -16,7 +16,8 @@ from pipeline.labels import IGNORE
 from pipeline.models.tokenizer.contract import conversation_problems
 from pipeline.models.tokenizer.encoding import Text, TextEncoder, Tokens
 from pipeline.models.tokenizer.template import TemplateFaultError
-from pipeline.training.data.row_text import Piece, Row, RowEncoder
+from pipeline.plain_data import Row
+from pipeline.training.data.row_text import Piece, RowEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

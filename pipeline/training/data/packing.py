@@ -20,6 +20,7 @@ from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.cpu.precision import computing_in
 from pipeline.models.forward import evaluating
 from pipeline.parallel.zero.zero3 import forward_without_engine
+from pipeline.plain_data import KeywordArguments
 from pipeline.stage import StageContext
 from pipeline.training.arguments import attention_name, device_of, precision_of
 from pipeline.training.data.encoding import EncodedRow
@@ -36,7 +37,7 @@ _TOKENS = 48
 _FINER = 0.1
 """Fraction of the usual rounding that is accepted: packed or alone, the same kernels multiply the same numbers."""
 
-Collate = Callable[[Sequence[EncodedRow]], dict[str, Any]]
+Collate = Callable[[Sequence[EncodedRow]], KeywordArguments]
 
 
 def packed(rows: Sequence[EncodedRow], length: int) -> list[EncodedRow]:

@@ -20,6 +20,7 @@ from pipeline.models.forward import evaluating
 from pipeline.models.generate.steps import left_padded, plain_logits, trial_rows
 from pipeline.models.save.verification import own_attention, plain_of
 from pipeline.parallel.zero.zero3 import forward_without_engine
+from pipeline.plain_data import KeywordArguments
 from pipeline.stage import StageContext
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ def positions_of(mask_BT: Tensor) -> Tensor:
 def with_position_ids(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Inside the context, add `position_ids` derived from the mask to each forward pass of a model."""
 
-    def tell(_: object, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def tell(
+        _: object, arguments: tuple[Any, ...], given: KeywordArguments
+    ) -> tuple[tuple[Any, ...], KeywordArguments]:
         return arguments, {"position_ids": positions_of(given["attention_mask"]), **given}
 
     handle = model.register_forward_pre_hook(tell, with_kwargs=True)

@@ -6,18 +6,17 @@ lengths or losses. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.models.tokenizer.encoding import Text, TextEncoder, Tokens, own_letters
 from pipeline.models.tokenizer.template import ChatTemplate, Messages, Rendered, Span, TemplateFaultError, no_template
+from pipeline.plain_data import Row as Row  # trainers take it from here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Row = Mapping[str, Any]
 
 
 class Piece(NamedTuple):

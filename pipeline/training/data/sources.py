@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import PipelineError, Problem, agreeing
+from pipeline.plain_data import Row
 from pipeline.stage import Rejected, Rows, StageContext
 from pipeline.training.data.encoding import EncodedRow, EncodedRows
 
@@ -62,8 +63,8 @@ class TrainerRows(NamedTuple):
         held_out: held-out rows.
     """
 
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
+    train: Sequence[Row]
+    held_out: Sequence[Row]
 
 
 def encode_source(
@@ -159,7 +160,7 @@ def _problems(ctx: StageContext, rejected: Sequence[Rejected], total: int, *, ca
 
 
 def _counts(rows: Rows, train: EncodedRows) -> dict[str, int]:
-    counts: dict[str, Any] = {
+    counts: Row = {
         "train": len(rows.train),
         "held_out": len(rows.held_out),
         "same": len(train.same),
