@@ -423,7 +423,7 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
             log=folder / "log",
             inputs=given,
             data={f: DataJob(f, s, None, folder / "payload" / "rejects" / f"{f}.jsonl") for f, s in sources.items()},
-            compute={**COMPUTE, **(compute or {})},
+            compute=Compute.model_validate({**COMPUTE, **(compute or {})}),
             code_dirs=(tmp_path,),
         )
         events: list[Event] = []

@@ -14,7 +14,7 @@ from pipeline.stage import StageContext
 
 def _context(tmp_path: Path, compute: dict[str, Any]) -> StageContext:
     files = {"out": tmp_path, "work": tmp_path, "log": tmp_path / "log"}
-    job = Job("one", "sft", {}, 1, **files, inputs={}, data={}, compute=compute, rank=1)
+    job = Job("one", "sft", {}, 1, **files, inputs={}, data={}, compute=Compute.model_validate(compute), rank=1)
     return context_of(job, lambda event: None, lambda: False)[0]
 
 

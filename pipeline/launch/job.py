@@ -72,7 +72,7 @@ class Job:
     log: Path
     inputs: dict[str, list[ResolvedInput]]
     data: dict[str, DataJob]
-    compute: JsonObject
+    compute: Compute
     trust_remote_code: bool = False
     code_dirs: tuple[Path, ...] = ()
     fingerprint: str = ""
@@ -84,17 +84,17 @@ class Job:
     @property
     def nodes(self) -> int:
         """Number of machines that run the job."""
-        return int(self.compute.get("nodes", 1))
+        return self.compute.nodes
 
     @property
     def ranks(self) -> int:
         """World size: number of processes over all machines."""
-        return int(self.compute.get("processes", 1)) * self.nodes
+        return self.compute.processes * self.nodes
 
     @property
     def is_distributed(self) -> bool:
         """Whether the job needs a process group: it has several ranks, or shards with ZeRO or FSDP."""
-        return self.ranks > 1 or bool(self.compute.get("zero")) or bool(self.compute.get("fsdp"))
+        return self.ranks > 1 or bool(self.compute.zero) or self.compute.fsdp
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def context_of(
 ) -> tuple[StageContext, dict[str, int]]:
     """Build the context of a job, and the counts of skipped rows by source, which the context fills."""
     rejected: dict[str, int] = {}
-    config_class, compute = kind_of(job.kind).config, Compute.model_validate(job.compute)
+    config_class = kind_of(job.kind).config
 
     def load_rows(field_name: str) -> Rows:
         data = job.data[field_name]
@@ -195,8 +195,8 @@ def context_of(
         work=job.work,
         inputs=job.inputs,
         load_rows=load_rows,
-        compute=compute.settings,
-        dims=compute.dims,
+        compute=job.compute.settings,
+        dims=job.compute.dims,
         emit=send,
         stopping=stopping,
         trust_remote_code=job.trust_remote_code,

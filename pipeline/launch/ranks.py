@@ -72,7 +72,7 @@ def run_ranks(job: Job, channel: Channel, asked: Callable[[], bool]) -> Outcome:
         monitor.finish()
     for local, code in monitor.exit_codes.codes.items():
         if code is None:  # only the agent has the exit code
-            monitor.exit_codes.codes[local] = codes.get(job.node_rank * int(job.compute["processes"]) + local)
+            monitor.exit_codes.codes[local] = codes.get(job.node_rank * job.compute.processes + local)
     outcome = _outcome(job, files, monitor.exit_codes, failure, time.perf_counter() - started)
     return heartbeat.finish(outcome) if heartbeat is not None else outcome
 
@@ -83,7 +83,7 @@ def _heartbeat(job: Job, files: RankFiles, channel: Channel) -> Heartbeat:
     `GLOO_SOCKET_IFNAME` is set to the interface that routes to the rendezvous: gloo's default is the interface that the
     host name resolves to.
     """
-    endpoint = str(job.compute["rendezvous"])
+    endpoint = str(job.compute.rendezvous)
     interface = interface_towards(endpoint)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -109,7 +109,7 @@ def _session(job: Job) -> str:
 def _not_started(job: Job, error: Exception) -> Problem:
     if job.nodes > 1:
         return Problem(
-            f"node {job.node_rank} and the others could not meet at {job.compute['rendezvous']}: {_one_line(error)}",
+            f"node {job.node_rank} and the others could not meet at {job.compute.rendezvous}: {_one_line(error)}",
             "an address and a free port of node 0 that all machines reach",
             "see compute.rendezvous and the firewall between them",
         )
@@ -171,10 +171,10 @@ def _launch_config(job: Job, files: RankFiles) -> Any:
     return LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
-        nproc_per_node=int(job.compute["processes"]),
+        nproc_per_node=job.compute.processes,
         run_id=_session(job),
         rdzv_backend="c10d" if nodes == 1 else "static",  # static: rank 0 is on node 0
-        rdzv_endpoint="localhost:0" if nodes == 1 else str(job.compute["rendezvous"]),
+        rdzv_endpoint="localhost:0" if nodes == 1 else str(job.compute.rendezvous),
         rdzv_configs={"timeout": int(CONNECT_S), **({"rank": job.node_rank} if nodes > 1 else {})},
         max_restarts=0,
         monitor_interval=0.1,
@@ -188,9 +188,9 @@ def _launch_config(job: Job, files: RankFiles) -> Any:
 
 def _outcome(job: Job, files: RankFiles, exit_codes: ExitCodes, failure: Problem | None, seconds: float) -> Outcome:
     """Combine the outcomes of this machine's ranks: the failure that came first, else the outcome of its rank 0."""
-    outcomes = {rank: outcome for rank in range(int(job.compute["processes"])) if (outcome := files.read(rank))}
+    outcomes = {rank: outcome for rank in range(job.compute.processes) if (outcome := files.read(rank))}
     broken = [rank for rank, outcome in outcomes.items() if outcome.is_broken]
-    before = job.node_rank * int(job.compute["processes"])  # ranks on the machines before this one
+    before = job.node_rank * job.compute.processes  # ranks on the machines before this one
     peak = max((outcome.peak_memory_mib for outcome in outcomes.values()), default=0.0)
     dead = exit_codes.first_by_signal()
     if dead is not None and exit_codes.was_before(dead, broken):

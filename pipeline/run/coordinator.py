@@ -124,9 +124,9 @@ class Coordinator:
             stage=job.name,
             fingerprint=job.fingerprint,
             number=self._calls,
-            compute=job.compute,
+            compute=job.compute.model_dump(),
         )
-        timeout_s = float(job.compute["join_timeout_s"])
+        timeout_s = job.compute.join_timeout_s
         deadline, announced = time.monotonic() + timeout_s, False
         while True:
             missing, refused = self._answers(job.nodes)

@@ -296,7 +296,7 @@ def job_of(
         log=run_dir / f"{spec.name}.log",
         inputs=inputs,
         data=data,
-        compute=(spec.compute if kind_of(spec.kind).parallel else spec.compute.alone()).model_dump(),
+        compute=spec.compute if kind_of(spec.kind).parallel else spec.compute.alone(),
         trust_remote_code=plan.recipe.trust_remote_code,
         code_dirs=tuple(plan.recipe.search_dirs),
         fingerprint=planned.fingerprint,
