@@ -458,12 +458,12 @@ def tiny_model(chain: Any) -> Any:
 
 @pytest.fixture
 def make_context(tmp_path: Path) -> Callable[..., StageContext]:
-    """Make the context of a stage with some compute settings."""
+    """Make the context of a stage that has begun, with some compute settings."""
 
     def make(events: list[Event] | None = None, **compute: Any) -> StageContext:
         for part in ("out", "work"):
             (tmp_path / part).mkdir(exist_ok=True)
-        settings = Compute(**compute)
+        settings = Compute(**{"precision": "fp32", **compute})
         return StageContext(
             name="tiny",
             seed=3,

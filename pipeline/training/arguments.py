@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -54,21 +55,37 @@ def device_of(ctx: StageContext) -> str:
     return "cpu" if use_cpu(ctx) else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
-def precision_of(ctx: StageContext, width: int = 0) -> Precision:
-    """Return the compute precision `fp32`, `bf16` or `fp16`, from `compute.precision`.
+def precision_of(ctx: StageContext) -> Precision:
+    """Return the compute precision of a stage that has begun: `fp32`, `bf16` or `fp16`.
 
-    ``auto`` is bf16 on a GPU that supports it and fp16 on another GPU; on a CPU it is the faster format for the model's
-    width. The first process decides for all, once per stage: a resumed stage keeps its precision, on any machine.
+    Raises:
+        RuntimeError: the stage's context still says ``auto``.
+    """
+    precision = ctx.compute.precision
+    if precision == "auto":
+        raise RuntimeError("the precision is not resolved: a stage begins with `ctx = prepare(ctx)`")
+    return precision
+
+
+def resolve_precision(ctx: StageContext, width: int = 0) -> StageContext:
+    """Return the context with the precision that `compute.precision: auto` stands for.
+
+    It is bf16 on a GPU that supports it and fp16 on another GPU; on a CPU it is the faster format for the model's
+    width. The first process decides for all; a resumed stage keeps its precision, on any machine. Every process calls
+    it.
 
     Args:
         ctx: the stage's context.
         width: hidden size of the model; that of the stage's input model when omitted.
     """
     asked = ctx.compute.precision
-    known: Precision | None = ctx.runtime_report.get("precision")
-    precision = (known or _auto_precision(ctx, width)) if asked == "auto" else asked
+    return with_precision(ctx, _auto_precision(ctx, width) if asked == "auto" else asked)
+
+
+def with_precision(ctx: StageContext, precision: Precision) -> StageContext:
+    """Return the context with this compute precision, and report it."""
     ctx.report(precision=precision)
-    return precision
+    return replace(ctx, compute=replace(ctx.compute, precision=precision))
 
 
 def _auto_precision(ctx: StageContext, width: int) -> Precision:
@@ -105,8 +122,11 @@ def _width_of_input(ctx: StageContext) -> int:
     return hidden_size(starts[0], ctx.trust_remote_code) if starts else 0
 
 
-def prepare_torch(ctx: StageContext) -> None:
+def prepare_torch(ctx: StageContext) -> StageContext:
     """Set torch's number of threads, choose the fastest matmul, and initialise the process group.
+
+    On a GPU the precision is resolved in the returned context. On a CPU it is not: a stage that trains resolves it for
+    the model's width, and one that only generates or scores computes in fp32.
 
     The number of threads is `compute.threads`, else `OMP_NUM_THREADS`, else torch's own number or less: the processes
     of one machine share its cores, and a container may have fewer cores than it sees.
@@ -121,8 +141,10 @@ def prepare_torch(ctx: StageContext) -> None:
         torch.set_num_threads(min(share, torch.get_num_threads()))
     if use_cpu(ctx):
         use_fastest_matmul()
-    elif precision_of(ctx) != "fp32":
-        torch.set_float32_matmul_precision("high")  # TF32 for the few products autocast leaves in fp32
+    else:
+        ctx = resolve_precision(ctx)
+        if precision_of(ctx) != "fp32":
+            torch.set_float32_matmul_precision("high")  # TF32 for the few products autocast leaves in fp32
     if use_cpu(ctx) and ctx.dims.offload != "none":
         ctx.note(f"compute.offload: {ctx.dims.offload} saves nothing here: it moves a GPU's state to the CPU")
     init_process_group(cpu=use_cpu(ctx), deepspeed=ctx.dims.zero > 0)
@@ -130,6 +152,7 @@ def prepare_torch(ctx: StageContext) -> None:
     if joined != ctx.ranks:
         statement = f"{joined} of {counted(ctx.ranks, 'process', 'processes')} joined"
         raise PipelineError(Problem(statement, "all of them", "see the logs of the others", stage=ctx.name))
+    return ctx
 
 
 def starting_weights(ctx: StageContext, adapter: Adapter | None) -> WeightOptions:

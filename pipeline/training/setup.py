@@ -20,7 +20,7 @@ from pipeline.models.load.fitting import separate_padding
 from pipeline.models.load.pretrained import load_causal_lm, load_reward_model, load_tokenizer
 from pipeline.models.tokenizer.contract import end_ids
 from pipeline.stage import StageContext
-from pipeline.training.arguments import build_arguments, prepare_torch, starting_weights
+from pipeline.training.arguments import build_arguments, prepare_torch, resolve_precision, starting_weights
 from pipeline.training.composition import TrainerParts
 from pipeline.training.data.batches import Batches
 from pipeline.training.distribution import divided
@@ -71,10 +71,19 @@ class Schedule(NamedTuple):
     steps: int
 
 
-def prepare(ctx: StageContext) -> None:
-    """Prepare torch and the process group, and seed all random generators."""
-    prepare_torch(ctx)
+def prepare(ctx: StageContext, width: int = 0) -> StageContext:
+    """Prepare torch and the process group, and seed all random generators; return the context to go on with.
+
+    Args:
+        ctx: the stage's context.
+        width: hidden size of the model to train; that of the stage's input model when omitted.
+
+    Returns:
+        The context with its compute precision resolved.
+    """
+    ctx = resolve_precision(prepare_torch(ctx), width)
     set_seed(ctx.seed)
+    return ctx
 
 
 def open_causal_lm(

@@ -47,7 +47,7 @@ def one_of_two(folder: str, mine: str) -> None:
         dims=ParallelDims(2),
         rank=rank,
     )
-    (Path(folder) / f"picked-{rank}").write_text(arguments.precision_of(ctx, 1024))
+    (Path(folder) / f"picked-{rank}").write_text(arguments.resolve_precision(ctx, 1024).compute.precision)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.models.cpu.precision import Choice
 from pipeline.stages.sft.config import Train
 from pipeline.training import arguments
-from pipeline.training.arguments import build_arguments, precision_of, starting_weights
+from pipeline.training.arguments import build_arguments, precision_of, resolve_precision, starting_weights
 from pipeline.training.fields import CommonTrain
 
 CLASSES = [TrainingArguments, SFTConfig, RewardConfig, DPOConfig]
@@ -83,7 +83,7 @@ def test_precision_and_device_are_computes_matter(make_context: Any) -> None:
     assert _arguments(make_context, compute={"precision": "bf16"}).bf16 is True
     assert _arguments(make_context, compute={"activation_checkpointing": True}).gradient_checkpointing is True
     if not torch.cuda.is_available():
-        assert precision_of(make_context(precision="auto")) == "fp32"
+        assert resolve_precision(make_context(precision="auto")).compute.precision == "fp32"
         with pytest.raises(PipelineError, match=r"no CUDA device. Use `compute.device: auto`"):
             _arguments(make_context, compute={"device": "cuda"})
 
@@ -95,7 +95,7 @@ def test_auto_is_decided_once_and_a_resumed_stage_goes_on_in_it(
         events: list[Any] = []
         ctx = make_context(events, precision="auto", device="cpu")  # the same work folder each time
         monkeypatch.setattr(arguments, "fastest_precision", lambda width: measured)
-        return precision_of(ctx, 1024), ctx.runtime_report, [event.text for event in events]
+        return precision_of(resolve_precision(ctx, 1024)), ctx.runtime_report, [event.text for event in events]
 
     fast, slow = Choice("bf16", "bf16 is 3.5 times as fast"), Choice("fp32", "bf16 is 0.4 times as fast")
     facts = {"precision": "bf16", "precision_reason": "bf16 is 3.5 times as fast"}

@@ -41,7 +41,7 @@ def train_on_policy(
         Interrupted: the user asked to stop; a checkpoint was saved.
         PipelineError: models, prompts or rewards cannot be used, or no rollout had a learning signal.
     """
-    prepare(ctx)
+    ctx = prepare(ctx)
     opened = open_causal_lm(ctx, config.adapter, train.max_length)
     prompts = fitting_prompts(ctx, train, opened.model, opened.tokenizer)
     ctx.phase("loading the rewards")

@@ -27,7 +27,7 @@ REFERENCE_COLUMNS = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "re
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on preference pairs."""
-    prepare(ctx)
+    ctx = prepare(ctx)
     train = config.train
     opened = open_causal_lm(ctx, config.adapter, train.max_length)
     data = _encode(ctx, opened)

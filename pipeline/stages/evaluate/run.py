@@ -26,7 +26,7 @@ from pipeline.training.data.sources import set_faults_aside
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Sample, score, compare, and write the report."""
-    prepare_torch(ctx)
+    ctx = prepare_torch(ctx)
     started = time.perf_counter()
     warnings = _warnings(ctx, config)
     asked = ask(

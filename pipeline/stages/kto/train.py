@@ -39,7 +39,7 @@ class LabelledKTOTrainer(KTOTrainer):  # type: ignore[misc]
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Optimise the policy on good and bad rows."""
-    prepare(ctx)
+    ctx = prepare(ctx)
     train = config.train
     opened = open_causal_lm(ctx, config.adapter, train.max_length)
     data, is_paired = _encode(ctx, opened)

@@ -24,7 +24,9 @@ from pipeline.stages.ppo.config import Config
 from pipeline.training.arguments import (
     device_of,
     precision_of,
+    resolve_precision,
     starting_weights,
+    with_precision,
     zero3_config,
 )
 from pipeline.training.fitting import fit
@@ -39,17 +41,25 @@ if TYPE_CHECKING:
     from pipeline.rl.train_engines.engines import TrainEngine
 
 
+def resolve_ppo_precision(ctx: StageContext) -> StageContext:
+    """Return the context with its compute precision resolved; with sharded weights PPO takes no fp16.
+
+    Raises:
+        PipelineError: the recipe asks for fp16 with sharded weights.
+    """
+    resolved = resolve_precision(ctx)
+    if precision_of(resolved) != "fp16" or not ctx.dims.is_sharded:
+        return resolved
+    problem = ppo_problem(ctx.compute.precision, ctx.dims)
+    if problem is not None:
+        raise PipelineError(replace(problem, stage=ctx.name))
+    ctx.note("this GPU has no bf16, and PPO with sharded weights takes no fp16: computes in fp32")
+    return with_precision(ctx, "fp32")
+
+
 def compute_dtype(ctx: StageContext) -> torch.dtype | None:
     """Return the dtype of the computation if it differs from that of the weights; else None."""
-    picked = precision_of(ctx)
-    if picked == "fp16" and ctx.dims.is_sharded:
-        problem = ppo_problem(ctx.compute.precision, ctx.dims)
-        if problem is not None:
-            raise PipelineError(replace(problem, stage=ctx.name))
-        picked = "fp32"
-        ctx.report(precision=picked)
-        ctx.note("this GPU has no bf16, and PPO with sharded weights takes no fp16: computes in fp32")
-    return HALF.get(picked)
+    return HALF.get(precision_of(ctx))
 
 
 def load_start(

@@ -22,7 +22,14 @@ from pipeline.rl.rollout.vllm import VLLMEngine, why_no_vllm
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.ppo.config import Config
 from pipeline.stages.ppo.data import ends_are_taught, language_loss, load_prompts
-from pipeline.stages.ppo.models import compute_dtype, load_start, load_value_start, scorer_on_trunk, sharded_engine
+from pipeline.stages.ppo.models import (
+    compute_dtype,
+    load_start,
+    load_value_start,
+    resolve_ppo_precision,
+    scorer_on_trunk,
+    sharded_engine,
+)
 from pipeline.training.arguments import liger_kernels, prepare_torch
 from pipeline.training.audit import check_prepared
 from pipeline.training.finish import save_trained
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the policy and save its best state."""
-    prepare_torch(ctx)
+    ctx = resolve_ppo_precision(prepare_torch(ctx))
     source = ctx.input("model")
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
     trainer = _trainer(ctx, config, tokenizer)
@@ -60,7 +67,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase) -> PPOTrainer:
     """Build the trainer from models, prompts and rewards, and check the policy before training."""
-    precision = compute_dtype(ctx)  # resolved before weights are loaded
     model, reference = load_start(ctx, config, tokenizer)
     if liger_kernels(ctx):
         apply_liger(model)
@@ -75,7 +81,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
         temperature=config.train.temperature,
         value_gradient=config.train.value_gradient,
         value=config.value,
-        precision=precision,
+        precision=compute_dtype(ctx),
         recompute=ctx.compute.recomputes,
         seed=ctx.seed,
     )

@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 from pipeline.artifacts.provenance import descended
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.models.load.deferred import Deferred
-from pipeline.models.load.pretrained import load_causal_lm, load_deferred_causal_lm, load_tokenizer
-from pipeline.models.load.scratch import build_causal_lm
+from pipeline.models.load.pretrained import hidden_size, load_causal_lm, load_deferred_causal_lm, load_tokenizer
+from pipeline.models.load.scratch import build_causal_lm, model_config
 from pipeline.models.save.artifact import save_model
 from pipeline.models.tokenizer.encoding import TextEncoder
 from pipeline.parallel.consolidation import consolidated_model
@@ -19,7 +19,7 @@ from pipeline.parallel.zero.zero3 import count_parameters
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.pretrain.config import Config
 from pipeline.stages.pretrain.documents import cut_documents
-from pipeline.training.arguments import attend_without_mask, attention_kernel, precision_of, zero3_config
+from pipeline.training.arguments import attend_without_mask, attention_kernel, zero3_config
 from pipeline.training.composition import TrainerParts, composed
 from pipeline.training.data.batch_loader import BatchLoader
 from pipeline.training.data.collate import CausalCollator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Build or load the model, train it, and save it with its tokenizer."""
-    prepare(ctx)
+    ctx = prepare(ctx, _width(ctx, config))
     train = config.train
     opened = _open(ctx, config)
     data = _encode(ctx, config, opened)
@@ -68,13 +68,29 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     return _finish(ctx, config, trained, data, parameters)
 
 
+def _width(ctx: StageContext, config: Config) -> int:
+    """Return the hidden size of the model to train; 0 if its configuration has none.
+
+    Raises:
+        PipelineError: the `model:` block is not one of its architecture.
+    """
+    if config.model is None:
+        return hidden_size(ctx.input("init"), ctx.trust_remote_code)
+    built = model_config(config.model, _tokenizer(ctx, config))
+    return int(getattr(built.get_text_config(), "hidden_size", 0))
+
+
+def _tokenizer(ctx: StageContext, config: Config) -> PreTrainedTokenizerBase:
+    return load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
+
+
 def _open(ctx: StageContext, config: Config) -> OpenedModel:
     """Load the tokenizer, and build or load the model.
 
     Raises:
         PipelineError: model and tokenizer do not fit, or `train.max_length` exceeds the model's context.
     """
-    tokenizer = load_tokenizer(ctx.input("tokenizer" if config.tokenizer else "init"), ctx.trust_remote_code)
+    tokenizer = _tokenizer(ctx, config)
     model, deferred = _model(ctx, config, tokenizer)
     tp_size = ctx.dims.tensor_parallel
     if config.model is None:
@@ -82,7 +98,6 @@ def _open(ctx: StageContext, config: Config) -> OpenedModel:
     if tp_size > 1:
         model = shard_model(model, tp_size, deferred)
     attend_without_mask(ctx, model)
-    precision_of(ctx, int(getattr(model.config.get_text_config(), "hidden_size", 0)))
     return OpenedModel(model, tokenizer, context_length(model, config.train.max_length), deferred=deferred)
 
 

@@ -40,7 +40,7 @@ SIDES = ("chosen", "rejected")
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Train the reward model and write its report on held-out pairs."""
-    prepare(ctx)
+    ctx = prepare(ctx)
     train = config.train
     opened = open_reward_model(ctx, config.adapter, train.max_length)
     data, can_evaluate = _encode(ctx, config, opened)

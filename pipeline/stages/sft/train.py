@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Tune the model on demonstrations."""
-    prepare(ctx)
+    ctx = prepare(ctx)
     train, is_pipelined = config.train, ctx.dims.pipeline_parallel > 1
     opened = _open_pipelined(ctx, config) if is_pipelined else _open(ctx, config)
     data = _encode(ctx, opened)
