@@ -435,7 +435,7 @@ def test_what_counts_as_an_argument_without_a_type(arguments: str, share: float)
 
 def test_only_a_manifest_reads_what_a_stage_reports() -> None:
     """What a function learns about a run it returns: no other function may depend on the order of the calls."""
-    owners = {"pipeline.stage", "pipeline.launch.job", "pipeline.run.runner"}
+    owners = {"pipeline.stage", "pipeline.launch.job", "pipeline.run.manifests"}
     memo = {"pipeline.training.arguments:precision_of"}  # decided once for all ranks, which is a collective
     readers = {
         f"{name}:{function.name}"
