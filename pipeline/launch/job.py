@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipeline.artifacts.files import has_files, payload_bytes
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
@@ -141,7 +141,7 @@ class Outcome:
 class Channel(Protocol):
     """The sending end of a pipe."""
 
-    def send(self, obj: Any, /) -> None:
+    def send(self, obj: object, /) -> None:
         """Send one picklable object."""
         ...
 

@@ -97,7 +97,7 @@ class StaticLayer(DynamicLayer):  # type: ignore[misc]
         self.keys: Tensor
         self.values: Tensor
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append new tokens and return all so far, each (B, heads, T, head size)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -199,12 +199,12 @@ def _vocabulary(document: JsonObject) -> tuple[str, int]:
     return hashlib.sha256(canonical.encode()).hexdigest(), len(pairs)
 
 
-def _template(template: Any) -> str:
+def _template(template: object) -> str:
     if not template:
         return ""
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _token_text(token: Any) -> str:
+def _token_text(token: object) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token or "")

@@ -185,7 +185,7 @@ def _tools_in(row: JsonView, column: str) -> list[JsonObject]:
     return tools
 
 
-def filled(value: Any) -> Any:
+def filled(value: object) -> Any:
     """Return a value without null fields, at every depth."""
     if isinstance(value, Mapping):
         return {key: filled(one) for key, one in value.items() if one is not None}
@@ -207,7 +207,7 @@ def _checked(value: JsonObject, here: str) -> JsonObject:
     return value
 
 
-def _parsed(value: Any, here: str) -> Any:
+def _parsed(value: object, here: str) -> Any:
     """Return a value, parsed if it is JSON text; None for blank text."""
     if not isinstance(value, str):
         return value
