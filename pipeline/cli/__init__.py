@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
-from typing import Any
 
 
 def main() -> None:
