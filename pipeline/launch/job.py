@@ -25,7 +25,7 @@ from typing import Protocol, TypedDict
 from pipeline.artifacts.files import has_files, payload_bytes
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
 from pipeline.machine.disk import disk_problem, exit_code_of
-from pipeline.plain_data import JsonObject
+from pipeline.plain_data import JsonObject, KeywordArguments
 from pipeline.recipe import Compute, DataSource, load_function
 from pipeline.records import load
 from pipeline.stage import Data, Event, Rejected, ResolvedInput, Rows, StageContext, StageResult, kind_of
@@ -231,7 +231,7 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
     """Run a job in this process and return its outcome; never raises."""
     started = time.perf_counter()
     rejected: dict[str, int] = {}
-    outcome: JsonObject = {}
+    outcome: KeywordArguments = {}
     try:
         context, rejected = context_of(job, send, stopping)
         outcome["runtime_report"] = context.runtime_report

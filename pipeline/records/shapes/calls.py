@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from pipeline.plain_data import JsonObject, JsonView
+from pipeline.plain_data import JsonObject, JsonView, Row
 from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of
 from pipeline.records.files.opening import is_unicode
 
@@ -150,7 +150,7 @@ def tool_result(value: object, here: str) -> str:
     return text
 
 
-def tools_of(row: JsonView) -> list[JsonObject]:
+def tools_of(row: Row) -> list[JsonObject]:
     """Return the tools a row offers the assistant, each with its `function`; empty if it offers none.
 
     Raises:
@@ -164,7 +164,7 @@ def tools_of(row: JsonView) -> list[JsonObject]:
     return both[0] if both else []
 
 
-def _tools_in(row: JsonView, column: str) -> list[JsonObject]:
+def _tools_in(row: Row, column: str) -> list[JsonObject]:
     value = _parsed(row[column], f"`{column}`") or []
     if not isinstance(value, list):
         raise BadRowError(f"`{column}` is {kind_of_value(value)}", "a list of tools")
