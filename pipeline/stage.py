@@ -22,7 +22,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,6 +33,9 @@ from pipeline.kind.results import Event, Rejected, StageResult
 from pipeline.kind.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 from pipeline.parallel.dims import ParallelDims
 from pipeline.plain_data import JsonObject, ShapedRow
+
+Marker = TypeVar("Marker")
+"""A class of markers of fields: `Input`, `Data`, `Code` or `Runtime`."""
 
 
 @runtime_checkable
@@ -50,7 +53,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
     @classmethod
-    def markers(cls, marker: type[Any]) -> JsonObject:
+    def markers(cls, marker: type[Marker]) -> dict[str, Marker]:
         """Return ``{field name: marker instance}`` for the fields annotated with ``marker``."""
         markers = {}
         for name, info in cls.model_fields.items():

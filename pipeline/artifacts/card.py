@@ -223,7 +223,7 @@ def _adapter(manifest: Manifest) -> str:
     return f"It goes on `{parent.name}`, {origin}:\n\n" + _python(code)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return ``value`` as JSON data."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

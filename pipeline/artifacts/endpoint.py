@@ -146,7 +146,7 @@ class Endpoint:
             raise PipelineError(_unreachable(error, f"{self.url}/{path}"), exit_code=ExitCode.FAILED) from error
 
 
-def _unless_missing(ask: Callable[[], Any], otherwise: Any) -> Any:
+def _unless_missing(ask: Callable[[], Any], otherwise: object) -> Any:
     try:
         return ask()
     except (FileNotFoundError, NotADirectoryError):

@@ -150,7 +150,7 @@ def flatten(data: JsonView, prefix: str = "") -> JsonObject:
     return flat
 
 
-def _equal(left: Any, right: Any) -> bool:
+def _equal(left: object, right: object) -> bool:
     return bool(left == right) or (left != left and right != right)  # NaN metrics are equal
 
 

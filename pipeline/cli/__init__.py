@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
-from typing import Any
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _leave(*_: Any) -> None:
+def _leave(*_: object) -> None:
     """Exit with the code of Ctrl-C: nothing that is kept is written while modules are imported."""
     os.write(2, b"stopped\n")
     os._exit(130)  # `ExitCode.STOPPED`, whose module may not be imported yet

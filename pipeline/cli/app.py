@@ -239,7 +239,7 @@ def entry(
         print(context.get_help())
 
 
-def _terminate(number: int, frame: Any) -> None:
+def _terminate(number: int, frame: object) -> None:
     raise Terminated(int(ExitCode.TERMINATED))
 
 

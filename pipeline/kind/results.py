@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from pipeline.plain_data import JsonView
+from pipeline.plain_data import JsonView, Row
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Rejected(NamedTuple):
 
     where: str
     reason: str
-    row: JsonView
+    row: Row
 
 
 @dataclass(frozen=True)

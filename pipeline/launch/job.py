@@ -20,12 +20,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 from pipeline.artifacts.files import has_files, payload_bytes
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
 from pipeline.machine.disk import disk_problem, exit_code_of
-from pipeline.plain_data import JsonObject
+from pipeline.plain_data import JsonObject, KeywordArguments
 from pipeline.recipe import Compute, DataSource, load_function
 from pipeline.records import load
 from pipeline.stage import Data, Event, Rejected, ResolvedInput, Rows, StageContext, StageResult, kind_of
@@ -97,6 +97,18 @@ class Job:
         return self.ranks > 1 or bool(self.compute.zero) or self.compute.fsdp
 
 
+class ProcessEnvironment(TypedDict, total=False):
+    """What only the process of a stage knows; empty if it has not loaded torch.
+
+    Attributes:
+        device: name of the GPU, or ``cpu``.
+        threads: number of CPU threads.
+    """
+
+    device: str
+    threads: int
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended.
@@ -109,7 +121,7 @@ class Outcome:
         seconds: wall time of the job.
         peak_memory_mib: largest resident set of the process.
         rejected: number of bad rows skipped, by source.
-        environment: device and number of threads, known only inside the process.
+        environment: device and threads, known only inside the process.
         runtime_report: what the stage reported on how it ran (`StageContext.runtime_report`).
         ended: Unix time of the end.
         exit_code: exit code of the command when there are problems.
@@ -123,7 +135,7 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
-    environment: JsonObject = field(default_factory=dict)
+    environment: ProcessEnvironment = field(default_factory=ProcessEnvironment)
     runtime_report: JsonObject = field(default_factory=dict)
     ended: float = 0.0
 
@@ -141,7 +153,7 @@ class Outcome:
 class Channel(Protocol):
     """The sending end of a pipe."""
 
-    def send(self, obj: Any, /) -> None:
+    def send(self, obj: object, /) -> None:
         """Send one picklable object."""
         ...
 
@@ -219,7 +231,7 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
     """Run a job in this process and return its outcome; never raises."""
     started = time.perf_counter()
     rejected: dict[str, int] = {}
-    outcome: JsonObject = {}
+    outcome: KeywordArguments = {}
     try:
         context, rejected = context_of(job, send, stopping)
         outcome["runtime_report"] = context.runtime_report
@@ -284,7 +296,7 @@ def _die_after(parent: multiprocessing.process.BaseProcess) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _process_environment() -> JsonObject:
+def _process_environment() -> ProcessEnvironment:
     torch = sys.modules.get("torch")
     if torch is None:
         return {}

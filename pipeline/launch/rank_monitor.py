@@ -29,7 +29,7 @@ SHUTDOWN_S = 10.0
 _EVENT, _OUTCOME = TypeAdapter(Event), TypeAdapter(Outcome)
 
 
-def _text(adapter: TypeAdapter[Any], value: Any) -> bytes:
+def _text(adapter: TypeAdapter[Any], value: object) -> bytes:
     return json.dumps(adapter.dump_python(value, mode="json")).encode()  # Python's JSON keeps NaN and infinity
 
 

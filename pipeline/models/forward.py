@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import DynamicCache
@@ -19,15 +19,19 @@ from transformers.cache_utils import DynamicLayer
 
 from pipeline.plain_data import KeywordArguments
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
-def context_limit(model: Any) -> int | None:
+
+def context_limit(model: PreTrainedModel | PeftModel) -> int | None:
     """Return how many positions the model has, or None when it does not say."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Switch the model to evaluation mode (no dropout) and back."""
     was_training = model.training
     model.eval()
@@ -48,7 +52,7 @@ class Forward:
         cache_argument: name of the cache argument; None when the class has none of `CACHES`.
     """
 
-    def __init__(self, model: Any, *, padded: bool) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, *, padded: bool) -> None:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         names = inspect.signature(inner.forward).parameters
         self.model = model
@@ -93,7 +97,7 @@ class StaticLayer(DynamicLayer):  # type: ignore[misc]
         self.keys: Tensor
         self.values: Tensor
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append new tokens and return all so far, each (B, heads, T, head size)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -124,7 +128,7 @@ class StaticLayer(DynamicLayer):  # type: ignore[misc]
         return buffer
 
 
-def cache_for(model: Any, capacity: int) -> DynamicCache:
+def cache_for(model: PreTrainedModel | PeftModel, capacity: int) -> DynamicCache:
     """Return an empty cache with the layer types the architecture needs, and room for ``capacity`` tokens."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     cache.layers = [StaticLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]

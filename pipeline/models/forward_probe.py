@@ -5,8 +5,6 @@ A setting says what was asked for; the probe sees what runs. Its hook is removed
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -36,7 +34,7 @@ class ForwardProbe:
         """Whether no pass was seen: the layers are of an unknown class, or none has run yet."""
         return not self.passes
 
-    def _record(self, _: nn.Module, __: Any, output: torch.Tensor) -> None:
+    def _record(self, _: nn.Module, __: object, output: torch.Tensor) -> None:
         if torch.is_grad_enabled():
             self.dtype = self.dtype or output.dtype
             self.passes += 1

@@ -10,7 +10,7 @@ Shapes: N response positions of a batch, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,12 +22,16 @@ from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
 from pipeline.parallel.zero.zero3 import forward_without_engine, idle_passes, shape_of_weight
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 _LOGITS_PER_BATCH = 2**27
 """Half a GiB of float32 logits."""
 
 
 def response_logprobs(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     *,
@@ -82,7 +86,9 @@ def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float = 1.0
     return logits_NV.gather(-1, tokens_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
 
 
-def _batch_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]], temperature: float) -> Tensor:
+def _batch_logprobs(
+    model: PreTrainedModel | PeftModel, rows: Sequence[tuple[list[int], list[int]]], temperature: float
+) -> Tensor:
     width = max(len(prompt) + len(response) for prompt, response in rows)
     ids = [[*prompt, *response, *[0] * (width - len(prompt) - len(response))] for prompt, response in rows]
     # The token at position t is predicted at position t - 1.
@@ -96,7 +102,7 @@ def _batch_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]], tem
     return token_logprobs(logits_NV, targets_N.to(logits_NV.device), temperature)
 
 
-def _check(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> None:
+def _check(model: PreTrainedModel | PeftModel, rows: Sequence[tuple[list[int], list[int]]]) -> None:
     limit = context_limit(model)
     for row, (prompt, response) in enumerate(rows):
         if not prompt:

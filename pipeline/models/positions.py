@@ -14,10 +14,14 @@ import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 def flat(rows_N: Tensor, columns_N: Tensor, width: int) -> Tensor:
@@ -25,7 +29,7 @@ def flat(rows_N: Tensor, columns_N: Tensor, width: int) -> Tensor:
     return rows_N * width + columns_N
 
 
-def logits_at(model: Any, positions_N: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+def logits_at(model: PreTrainedModel | PeftModel, positions_N: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
     """Return logits (N, V) at selected positions, and the hidden states (N, H) before the output layer.
 
     The positions are selected inside the model's own forward pass, so whatever the architecture does to its logits
@@ -51,14 +55,14 @@ def logits_at(model: Any, positions_N: Tensor, **inputs: Any) -> tuple[Tensor, T
     return logits_NV, hidden[0][0]
 
 
-def hidden_at(decoder: Any, positions_N: Tensor, **inputs: Any) -> Tensor:
+def hidden_at(decoder: PreTrainedModel, positions_N: Tensor, **inputs: Any) -> Tensor:
     """Return the last hidden states (N, H) of a decoder without an output layer, at selected positions."""
     with _only_at(decoder, positions_N) as is_short:
         hidden: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
     return hidden[0] if is_short else _selected(hidden, positions_N)[0]
 
 
-def decoder_of(model: Any) -> Any:
+def decoder_of(model: PreTrainedModel | PeftModel) -> Any:
     """Return the decoder inside a causal language model or a classifier, with or without an adapter."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(plain, plain.base_model_prefix, None)
@@ -71,7 +75,7 @@ def _selected(hidden_BTH: Tensor, positions_N: Tensor) -> Tensor:
 
 
 @contextmanager
-def _only_at(decoder: Any, positions_N: Tensor) -> Iterator[bool]:
+def _only_at(decoder: PreTrainedModel, positions_N: Tensor) -> Iterator[bool]:
     """Let the last layer of a decoder return the selected positions only, as one row; yield whether it does."""
     layer = _common_last_layer(decoder)
     if layer is None:
@@ -100,7 +104,7 @@ def _last_layer(layer: Any, positions_N: Tensor, hidden_states: Tensor, **inputs
     return out_1NH
 
 
-def _common_last_layer(decoder: Any) -> Any | None:
+def _common_last_layer(decoder: PreTrainedModel) -> Any | None:
     """Return a decoder's last layer if it is of the common form and not recomputed in the backward pass; else None."""
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):

@@ -10,7 +10,7 @@ Reference: torch.autograd.graph.saved_tensors_hooks; torch's FakeTensorMode.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -21,11 +21,14 @@ from transformers import AutoModelForCausalLM
 from pipeline.estimate.saved_activations import SavedActivations
 from pipeline.models.load.kernels import without_mask
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 LENGTHS = (64, 128, 192)
 ROWS, RANK = 2, 8
 
 
-def count_saved_activations(config: Any) -> SavedActivations:
+def count_saved_activations(config: PreTrainedConfig) -> SavedActivations:
     """Return the activations that one decoder layer of an architecture saves for its backward pass.
 
     Args:
@@ -57,7 +60,7 @@ def count_saved_activations(config: Any) -> SavedActivations:
     )
 
 
-def _bytes_per_layer(config: Any, *, half: bool, r: int, dropout: bool) -> tuple[float, float]:
+def _bytes_per_layer(config: PreTrainedConfig, *, half: bool, r: int, dropout: bool) -> tuple[float, float]:
     """Return the bytes a layer saves per token and per pair of tokens, for one row."""
     more, fewer = (_saved_bytes(config, layers, half=half, r=r, dropout=dropout) for layers in (3, 2))
     first, second, third = ((a - b) / ROWS for a, b in zip(more, fewer, strict=True))
@@ -67,7 +70,7 @@ def _bytes_per_layer(config: Any, *, half: bool, r: int, dropout: bool) -> tuple
     return round(tokens, 3), round(pairs, 3)
 
 
-def _saved_bytes(config: Any, layers: int, *, half: bool, r: int, dropout: bool) -> list[int]:
+def _saved_bytes(config: PreTrainedConfig, layers: int, *, half: bool, r: int, dropout: bool) -> list[int]:
     """Return the bytes saved by a forward pass over ``ROWS`` rows, for each of ``LENGTHS``, without the weights."""
     model = _small_model(config, layers, r=r, dropout=dropout)
     totals = []
@@ -95,7 +98,7 @@ def _saved_bytes(config: Any, layers: int, *, half: bool, r: int, dropout: bool)
     return totals
 
 
-def _small_model(config: Any, layers: int, *, r: int, dropout: bool) -> Any:
+def _small_model(config: PreTrainedConfig, layers: int, *, r: int, dropout: bool) -> Any:
     """Build a model of few layers on the meta device, with adapters of rank ``r`` if it is not 0."""
     short = copy.deepcopy(config)
     text = short.get_text_config()

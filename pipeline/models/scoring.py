@@ -7,7 +7,7 @@ nothing of prompts or of the use of the scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,9 +18,18 @@ from pipeline.models.forward import evaluating
 from pipeline.models.positions import decoder_of, hidden_at
 from pipeline.parallel.zero.zero3 import forward_without_engine, idle_passes
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 
 def score(
-    model: Any, sequences: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 4096, precision: str = "fp32"
+    model: PreTrainedModel | PeftModel,
+    sequences: Sequence[Sequence[int]],
+    pad_id: int,
+    *,
+    token_budget: int = 4096,
+    precision: str = "fp32",
 ) -> list[float]:
     """Return the model's score of each sequence of token ids, in their order.
 
@@ -50,7 +59,7 @@ def score(
     return scores
 
 
-def _scores(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> list[float]:
+def _scores(model: PreTrainedModel | PeftModel, sequences: Sequence[Sequence[int]], pad_id: int) -> list[float]:
     width = max(map(len, sequences))
     ids_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in sequences], device=model.device)
     decoder = decoder_of(model)

@@ -65,7 +65,7 @@ def payload(
     return result
 
 
-def digest_of(data: Any) -> str:
+def digest_of(data: object) -> str:
     """Return the sha256 of the canonical JSON of plain data."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
@@ -87,7 +87,7 @@ def source_options(source: DataSource) -> JsonObject:
     return {name: value for name, value in config_data(source).items() if name not in _ORIGIN}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, BaseModel):
         return config_data(value)
     if isinstance(value, dict):

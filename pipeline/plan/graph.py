@@ -178,8 +178,8 @@ class _Resolver:
             return resolve(self.store, text)
         except PipelineError as error:
             if not quiet:
-                found = (Problem(p.found, p.expected, p.remedy, name.where, name.stage) for p in error.problems)
-                self.problems.extend(found)
+                own = (Problem(p.found, p.expected, p.remedy, name.where, name.stage) for p in error.problems)
+                self.problems.extend(own)
             return None
 
     def check_kind(self, name: _Name, marker: Input | None, kind: str, makes: str | None = None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
-from typing import Any
 
 from pipeline.artifacts import Manifest
 from pipeline.errors import counted
@@ -109,7 +108,7 @@ def _code(was: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> Iterato
             yield f"{field_name}: the source of {', '.join(name for a, b, name in pairs if a != b)} changed"
 
 
-def _values(was: Any, now: Any, name: str) -> Iterator[str]:
+def _values(was: object, now: object, name: str) -> Iterator[str]:
     """Yield changes of plain data, key by key."""
     if isinstance(was, Mapping) and isinstance(now, Mapping) and (name == "" or (was and now)):
         for key in dict.fromkeys([*now, *was]):
@@ -123,7 +122,7 @@ def _values(was: Any, now: Any, name: str) -> Iterator[str]:
         yield f"{name} {_change(was, now)}"
 
 
-def _change(was: Any, now: Any) -> str:
+def _change(was: object, now: object) -> str:
     """Return ``before → after``; of long values only the part around their first difference."""
     before, after = _text(was), _text(now)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
@@ -131,12 +130,12 @@ def _change(was: Any, now: Any) -> str:
     return f"{_cut(before, start)} → {_cut(after, start)}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Return a value in one short line."""
     return _cut(_text(value), 0)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.replace("\n", "\\n")
 

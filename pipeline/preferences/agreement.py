@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from pipeline.plain_data import JsonObject
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import Answer, State
+from pipeline.records.shapes.turns import Turn
 
 SIGN: Mapping[str, int] = {"first": 1, "second": -1}
 
@@ -25,9 +25,9 @@ class LabelledPair(TypedDict):
         margin: mean strength of the preference, above 0.
     """
 
-    prompt: list[JsonObject]
-    chosen: list[JsonObject]
-    rejected: list[JsonObject]
+    prompt: list[Turn]
+    chosen: list[Turn]
+    rejected: list[Turn]
     margin: float
 
 
@@ -103,9 +103,9 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], C
             chosen, rejected = item.responses if margin > 0 else item.responses[::-1]
             rows.append(
                 {
-                    "prompt": [dict(turn) for turn in item.prompt],
-                    "chosen": [dict(turn) for turn in chosen],
-                    "rejected": [dict(turn) for turn in rejected],
+                    "prompt": [turn.copy() for turn in item.prompt],
+                    "chosen": [turn.copy() for turn in chosen],
+                    "rejected": [turn.copy() for turn in rejected],
                     "margin": abs(margin),
                 }
             )

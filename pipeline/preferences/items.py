@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.plain_data import Row
+from pipeline.records.shapes.turns import Turn
 
-Turns = tuple[Row, ...]
-"""Messages, ``{"role": …, "content": …}``."""
+Turns = tuple[Turn, ...]
+"""The turns of a prompt or of a response."""
 
 REPEATED = 3
 """Number of labels of an item that is labelled several times to measure agreement."""
@@ -59,12 +60,12 @@ def wanted(item: str, per_item: int, overlap: float) -> int:
     return max(per_item, REPEATED) if _share(f"overlap/{item}") < overlap else per_item
 
 
-def text_of(turns: Sequence[Row]) -> str:
+def text_of(turns: Sequence[Turn]) -> str:
     """Return the contents of turns, joined by empty lines."""
     return "\n\n".join(str(turn["content"]) for turn in turns)
 
 
-def _plain(turns: Sequence[Row]) -> str:
+def _plain(turns: Sequence[Turn]) -> str:
     return " ".join(text_of(turns).split())
 
 

@@ -159,7 +159,7 @@ def _engine(url: str) -> Engine:
         engine = sa.create_engine(parsed_url, connect_args={"timeout": 30})  # seconds a writer waits for the lock
 
         @sa.event.listens_for(engine, "connect")
-        def _configure(connection: Any, _: Any) -> None:
+        def _configure(connection: Any, _: object) -> None:
             connection.isolation_level = None  # disables the driver's own BEGIN in favour of the one below
             for pragma in ("journal_mode=WAL", "synchronous=FULL"):
                 connection.execute(f"PRAGMA {pragma}")

@@ -81,7 +81,7 @@ class Node:
         return self.value if isinstance(self.value, list) else []
 
 
-def wrap(value: Any, place: str) -> Node:
+def wrap(value: object, place: str) -> Node:
     """Convert plain data to nodes that all have the same place."""
     if isinstance(value, dict):
         return Node({str(key): wrap(child, place) for key, child in value.items()}, place)
@@ -132,10 +132,10 @@ class _Reader:
     def place(self, node: Any) -> str:
         return f"{self.label}:{node.start_mark.line + 1}"
 
-    def bad(self, node: Any, statement: str, expected: str = "", remedy: str = "") -> None:
+    def bad(self, node: object, statement: str, expected: str = "", remedy: str = "") -> None:
         self.problems.append(Problem(statement, expected, remedy, where=self.place(node)))
 
-    def read(self, node: Any, place: str | None) -> Node:
+    def read(self, node: object, place: str | None) -> Node:
         """Convert ``node``; ``place`` is the line of its key, if it has one."""
         place = place or self.place(node)
         self.count += 1

@@ -95,7 +95,7 @@ def _without_wrong(model: type[StageConfig], data: JsonObject) -> tuple[StageCon
     return None, wrong
 
 
-def _unnamed(annotation: Any) -> str | list[str] | None:
+def _unnamed(annotation: object) -> str | list[str] | None:
     """Return the placeholder of a required field: a text or a list of one text; None for other types."""
     kinds = (annotation, *get_args(annotation))
     if str in kinds and get_origin(annotation) is not list:

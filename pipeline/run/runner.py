@@ -105,7 +105,7 @@ class StopRequest:
     def listening(self) -> Iterator[StopRequest]:
         """Handle SIGINT and SIGTERM while the block runs, then restore the previous handlers."""
 
-        def handle(number: int, frame: Any) -> None:
+        def handle(number: int, frame: object) -> None:
             if self.asked and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.asked = True

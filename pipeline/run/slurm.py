@@ -186,7 +186,7 @@ class StageJob:
         _children.append(child.pid)
         terminated: list[int] = []
 
-        def terminate(number: int, frame: Any) -> None:
+        def terminate(number: int, frame: object) -> None:
             terminated.append(number)
             _tell(child.pid)
 

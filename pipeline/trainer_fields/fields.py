@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -45,7 +45,7 @@ class TrainFields(StageConfig):
         return bad
 
     @classmethod
-    def _problem(cls, key: str, value: Any) -> Problem | None:
+    def _problem(cls, key: str, value: object) -> Problem | None:
         instead = refusal(cls.trainer, key)
         if instead is not None and key in table()[cls.trainer]:
             return Problem(f"`{key}` is decided by trueup", remedy=instead)

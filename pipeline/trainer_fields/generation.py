@@ -7,7 +7,6 @@ responses are sampled; they are refused, with what to write instead.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pipeline.errors import Problem, nearest
 from pipeline.trainer_fields.arguments import (
@@ -126,11 +125,11 @@ def generation_problems(given: GivenFields) -> Iterator[Problem]:
         yield Problem(statement, f"at most train.max_new_tokens ({most})")
 
 
-def _are_ids(value: Any) -> bool:
+def _are_ids(value: object) -> bool:
     return isinstance(value, list) and all(COUNT.holds(one) for one in value)
 
 
-def _is_bias(value: Any) -> bool:
+def _is_bias(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and _IDS.holds(value[0]) and is_number(value[1])
 
 

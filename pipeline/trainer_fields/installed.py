@@ -31,7 +31,7 @@ def build_table() -> Table:
     return built
 
 
-def _describe(hint: Any) -> FieldInfo:
+def _describe(hint: object) -> FieldInfo:
     """Return a field's entry in the table from its type hint."""
     union = typing.get_origin(hint) in {typing.Union, types.UnionType}
     parts = list(typing.get_args(hint)) if union else [hint]

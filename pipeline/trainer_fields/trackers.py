@@ -32,14 +32,14 @@ SWITCHES = ("none", "all")
 """Values for no tracker and for all installed ones."""
 
 
-def asked_for(report_to: Any) -> list[Any]:
+def asked_for(report_to: object) -> list[Any]:
     """Return the trackers a recipe names as a list: of null, one name, or a list."""
     if report_to is None:
         return []
     return list(report_to) if isinstance(report_to, list) else [report_to]
 
 
-def tracker_problems(report_to: Any) -> Iterator[Problem]:
+def tracker_problems(report_to: object) -> Iterator[Problem]:
     """Yield a problem for each unknown tracker, and for `none` or `all` beside others."""
     names = asked_for(report_to)
     for name in names:
@@ -55,7 +55,7 @@ def tracker_problems(report_to: Any) -> Iterator[Problem]:
             )
 
 
-def missing_trackers(report_to: Any, has: Callable[[str], bool]) -> Iterator[Problem]:
+def missing_trackers(report_to: object, has: Callable[[str], bool]) -> Iterator[Problem]:
     """Yield a problem for each tracker whose package is not installed."""
     for name in asked_for(report_to):
         modules, install = TRACKERS.get(name, ((), "")) if isinstance(name, str) else ((), "")

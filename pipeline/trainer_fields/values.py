@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.trainer_fields.table import FieldInfo
@@ -76,7 +75,7 @@ def words_of(field: str, info: FieldInfo) -> tuple[str, ...]:
     return WORDS.get(field) or tuple(info.get("values", ()))
 
 
-def value_problem(field: str, value: Any, info: FieldInfo) -> Problem | None:
+def value_problem(field: str, value: object, info: FieldInfo) -> Problem | None:
     """Return a problem if a field does not take a value; else None.
 
     Args:
@@ -96,7 +95,7 @@ def value_problem(field: str, value: Any, info: FieldInfo) -> Problem | None:
     return _range_problem(field, value) or _shape_problem(field, value)
 
 
-def _range_problem(field: str, value: Any) -> Problem | None:
+def _range_problem(field: str, value: object) -> Problem | None:
     bounds = RANGES.get(field, ())
     if not bounds or isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -113,7 +112,7 @@ def _range_problem(field: str, value: Any) -> Problem | None:
     return None
 
 
-def _shape_problem(field: str, value: Any) -> Problem | None:
+def _shape_problem(field: str, value: object) -> Problem | None:
     if field in MAPPINGS and not isinstance(value, dict):
         return Problem(f"{field} is {value!r}", "must be a mapping, e.g. `{name: 0.1}`")
     if field in NUMBERS:
@@ -125,7 +124,7 @@ def _shape_problem(field: str, value: Any) -> Problem | None:
     return None
 
 
-def fits(kind: str, value: Any) -> bool:
+def fits(kind: str, value: object) -> bool:
     """Return whether a YAML value has a type of the table; a whole float counts as an int."""
     if isinstance(value, bool):
         return kind == "bool"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.provenance import AppliedAdapter, descended, label
 from pipeline.evaluation.curves.loss_curve import write_curve
@@ -11,7 +11,6 @@ from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import base_of_adapter
 from pipeline.models.load.pretrained import is_tied, stored_bits
 from pipeline.models.save.artifact import save_model
-from pipeline.plain_data import JsonObject, JsonView
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.training.loop import Trained
 from pipeline.training.setup import OpenedModel
@@ -28,7 +27,7 @@ def save_trained(
     source: ResolvedInput,
     adapter: Adapter | None,
     rows: Sequence[Sequence[int]],
-) -> JsonObject:
+) -> dict[str, Any]:
     """Save a trained model and return its lineage; an adapter is merged into the weights, and also saved by itself.
 
     The written files are compared with the trained model; a difference fails the stage.
@@ -72,7 +71,7 @@ def finish(
     *,
     metrics: Mapping[str, float],
     rows: Mapping[str, int],
-    lineage: JsonView,
+    lineage: Mapping[str, Any],
     summary: str,
     scoring_seconds: float = 0.0,
 ) -> StageResult:

@@ -160,7 +160,7 @@ def _row(change: Change) -> list[str]:
     ]
 
 
-def _shown(value: Any, *, is_measured: bool) -> str:
+def _shown(value: object, *, is_measured: bool) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):

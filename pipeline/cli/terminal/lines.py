@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from typing import Any, TextIO
+from typing import TextIO
 
 NO_BREAK_SPACE = "\u00a0"
 """No-break space: no line breaks at it, and it is printed as an ordinary space."""
@@ -89,7 +89,7 @@ def print_command(command: str) -> None:
     print(" \\\n".join(lines))
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print a value as indented JSON on standard output."""
     _json.append(True)
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

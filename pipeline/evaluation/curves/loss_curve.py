@@ -124,7 +124,7 @@ class _Nothing:
 _NOTHING = _Nothing()
 
 
-def _plain(value: Any) -> int | float | str | bool | _Nothing | None:
+def _plain(value: object) -> int | float | str | bool | _Nothing | None:
     """Convert a value for JSON; numpy scalars become numbers, anything unsupported the marker `_NOTHING`."""
     if hasattr(value, "item") and getattr(value, "size", 1) == 1:
         value = value.item()

@@ -6,9 +6,12 @@ Owns the common parts of all curves. Knows nothing of figures beyond the axes it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.plain_data import JsonView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SMOOTH_FROM = 40
 """Number of points from which a curve is drawn faint, with its smoothed trend on top."""
@@ -53,7 +56,7 @@ def columns(pairs: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def trace(axes: Any, pairs: Sequence[tuple[int, float]], *, colour: str, label: str) -> None:
+def trace(axes: Axes, pairs: Sequence[tuple[int, float]], *, colour: str, label: str) -> None:
     """Draw a curve; a long one is drawn faint, with its smoothed trend on top."""
     is_long = len(pairs) >= SMOOTH_FROM
     if is_long:

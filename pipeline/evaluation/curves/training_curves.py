@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.curves.loss_curve import Row, metric_rows
 from pipeline.evaluation.curves.series import columns, limits, points, trace
 from pipeline.evaluation.drawing import MUTED, PALETTE, new_figure, plain, save, style
 from pipeline.plain_data import JsonView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _DASHED = (0, (4, 3))
 
@@ -52,7 +55,7 @@ def draw_training(rows: Sequence[JsonView], path: Path, *, title: str) -> Path:
         return save(figure, path, title=f"Training of {title}")
 
 
-def _reward(axes: Any, rows: Sequence[Row]) -> None:
+def _reward(axes: Axes, rows: Sequence[Row]) -> None:
     lines = {
         "mean score": (points(rows, "reward"), PALETTE[0]),
         "score - β KL": (points(rows, "objective"), PALETTE[2]),
@@ -68,7 +71,7 @@ def _reward(axes: Any, rows: Sequence[Row]) -> None:
     _headed(axes, "Reward")
 
 
-def _kl(axes: Any, rows: Sequence[Row]) -> None:
+def _kl(axes: Axes, rows: Sequence[Row]) -> None:
     kl, target = points(rows, "kl"), points(rows, "kl_target")
     if kl:
         trace(axes, kl, colour=PALETTE[0], label="KL")
@@ -79,7 +82,7 @@ def _kl(axes: Any, rows: Sequence[Row]) -> None:
     _headed(axes, "KL to the reference")
 
 
-def _length(axes: Any, rows: Sequence[Row]) -> None:
+def _length(axes: Axes, rows: Sequence[Row]) -> None:
     lengths, ends = points(rows, "length"), points(rows, "eos_rate")
     if lengths:
         trace(axes, lengths, colour=PALETTE[0], label="tokens")
@@ -102,7 +105,7 @@ def _length(axes: Any, rows: Sequence[Row]) -> None:
     _headed(axes, "Response length", beside)
 
 
-def _entropy(axes: Any, rows: Sequence[Row]) -> None:
+def _entropy(axes: Axes, rows: Sequence[Row]) -> None:
     entropy = points(rows, "entropy")
     trace(axes, entropy, colour=PALETTE[0], label="mean over tokens")
     axes.set_ylim(*limits([value for _, value in entropy]))
@@ -110,7 +113,7 @@ def _entropy(axes: Any, rows: Sequence[Row]) -> None:
     _headed(axes, "Entropy of the policy")
 
 
-def _headed(axes: Any, title: str, beside: Any = None) -> None:
+def _headed(axes: Axes, title: str, beside: Axes | None = None) -> None:
     """Set a panel's title and, below it, its legend, which includes the lines of a second axis."""
     handles, labels = axes.get_legend_handles_labels()
     if beside is not None and beside is not axes:
@@ -121,7 +124,7 @@ def _headed(axes: Any, title: str, beside: Any = None) -> None:
     axes.set_title(title, fontsize=11, pad=20)
 
 
-_PANELS: tuple[tuple[tuple[str, ...], Callable[[Any, Sequence[Row]], None]], ...] = (
+_PANELS: tuple[tuple[tuple[str, ...], Callable[[Axes, Sequence[Row]], None]], ...] = (
     (("reward", "objective", "eval_reward"), _reward),
     (("kl",), _kl),
     (("length", "eos_rate"), _length),

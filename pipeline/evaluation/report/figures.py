@@ -6,7 +6,7 @@ Owns the content of each figure. Knows nothing of statistics: it draws a `Report
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.drawing import (
     BASELINE,
@@ -25,6 +25,10 @@ from pipeline.evaluation.drawing import (
 from pipeline.evaluation.report.record import Gaming, Report
 from pipeline.evaluation.report.tables import gamed_text
 from pipeline.evaluation.stats.estimate import Estimate, percent_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _NAME_CHARACTERS, _TITLE_CHARACTERS = 24, 60
 """Most characters in a line of a name beside a figure, and in a line of its title."""
@@ -69,12 +73,12 @@ def _win_rates(report: Report, path: Path) -> Path:
     return save(figure, path, title="Win rates")
 
 
-def _whisker(axes: Any, value: float, row: float, estimate: Estimate, colour: str) -> None:
+def _whisker(axes: Axes, value: float, row: float, estimate: Estimate, colour: str) -> None:
     axes.hlines(row, 100 * estimate.low, 100 * estimate.high, color=colour, linewidth=2.4, zorder=3)
     axes.plot([value], [row], "o", color=colour, markersize=8, markeredgecolor="white", markeredgewidth=1, zorder=4)
 
 
-def _title(figure: Any, text: str) -> None:
+def _title(figure: Figure, text: str) -> None:
     """Set a title over the whole width, aligned with the names."""
     figure.suptitle(folded(text, _TITLE_CHARACTERS), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
 

@@ -64,7 +64,7 @@ def rounded(value: float) -> float:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") + 0.0
 
 
-def stable(value: Any) -> Any:
+def stable(value: object) -> Any:
     """Round every float in plain data, so that rounding errors do not change the bytes of a file."""
     if isinstance(value, float):
         return rounded(value)

@@ -43,7 +43,7 @@ def _keep_with_mkl(library: Any, name: str) -> None:
     """Override an operator's CPU kernel by one that takes the bfloat16 permission back while it runs."""
     kernel = _torch.library.get_kernel(f"aten::{name}", "CPU")
 
-    def with_mkl(keys: Any, *arguments: Any, **named: Any) -> Any:
+    def with_mkl(keys: object, *arguments: object, **named: Any) -> Any:
         before = _settings().fp32_precision
         _settings().fp32_precision = "none"
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,10 @@ from pipeline.models.tokenizer.contract import end_ids
 from pipeline.models.tokenizer.encoding import TextEncoder
 from pipeline.models.tokenizer.template import ChatTemplate, TemplateFaultError
 from pipeline.stage import ResolvedInput
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Message = dict[str, str]
 
@@ -67,7 +71,12 @@ def load_checkpoint(source: ResolvedInput, *, trust_remote_code: bool = False) -
     return model.to("cuda") if torch.cuda.is_available() else model, tokenizer
 
 
-def reply(model: Any, tokenizer: Any, messages: Sequence[Message], options: ReplyOptions) -> Iterator[str]:
+def reply(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    options: ReplyOptions,
+) -> Iterator[str]:
     """Yield the assistant's next turn as pieces of text.
 
     Args:
@@ -82,7 +91,9 @@ def reply(model: Any, tokenizer: Any, messages: Sequence[Message], options: Repl
     yield from _answer(model, tokenizer, _prompt_ids(tokenizer, messages), options, turn=len(messages))
 
 
-def complete(model: Any, tokenizer: Any, text: str, options: ReplyOptions) -> Iterator[str]:
+def complete(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, options: ReplyOptions
+) -> Iterator[str]:
     """Yield the model's continuation of ``text``, without a chat template, as pieces of text.
 
     The name of a control token in ``text`` is encoded as text.
@@ -108,8 +119,8 @@ class ChatSession:
         forgotten: turns dropped from the front because the model's context was full.
     """
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
     options: ReplyOptions = ReplyOptions()
     system: str | None = None
     history: list[Message] = field(default_factory=list)
@@ -156,7 +167,7 @@ class ChatSession:
         return [*first, *self.history]
 
 
-def _prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     if not tokenizer.chat_template:
         remedy = "use `trueup generate`, or a checkpoint of an sft stage"
         raise PipelineError(Problem("this checkpoint's tokenizer has no chat template", "one, to chat", remedy))
@@ -168,7 +179,14 @@ def _prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return template.encoder.encode_one(text).ids
 
 
-def _answer(model: Any, tokenizer: Any, prompt: list[int], options: ReplyOptions, *, turn: int) -> Iterator[str]:
+def _answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    options: ReplyOptions,
+    *,
+    turn: int,
+) -> Iterator[str]:
     ends = end_ids(tokenizer, model)
     if options.beams < 1:
         raise PipelineError(Problem(f"beams is {options.beams}", "must be >= 1", "1 is no beam search"))
@@ -182,7 +200,7 @@ def _answer(model: Any, tokenizer: Any, prompt: list[int], options: ReplyOptions
     yield from _text_pieces(tokenizer, stream(model, prompt, settings, row_id=turn))
 
 
-def _text_pieces(tokenizer: Any, tokens: Iterator[int]) -> Iterator[str]:
+def _text_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Iterator[int]) -> Iterator[str]:
     ids: list[int] = []
     shown = ""
     text = ""

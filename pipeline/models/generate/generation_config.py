@@ -11,17 +11,20 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from peft import PeftModel
 from transformers import GenerationConfig
 
 from pipeline.models.tokenizer.contract import end_ids
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 SETTINGS_FILE = "generation_config.json"
 
 
-def settings_of(model: Any, tokenizer: Any) -> GenerationConfig | None:
+def settings_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig | None:
     """Return a model's generation config with the special tokens of the tokenizer it was trained with.
 
     If the tokenizer's end token is among the config's end tokens, all of them stay. Otherwise it comes first, and only
@@ -48,7 +51,7 @@ def save_settings(settings: GenerationConfig, out: Path) -> None:
 
 
 @contextmanager
-def without_generation_config(model: Any) -> Iterator[None]:
+def without_generation_config(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Keep `generate` from taking options it is not given from the model's own generation config."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     own = inner.generation_config

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +23,10 @@ from torch import Tensor
 from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import Forward, cache_for, context_limit, evaluating
 from pipeline.models.positions import flat, logits_at
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 CacheUse = Literal["padded", "unpadded", "none"]
 """With a cache and rows of any lengths together, with a cache and rows of one length together, or without a cache."""
@@ -60,7 +64,9 @@ class Steps(Protocol):
 class CachedSteps:
     """Decodes rows padded on the left, with the model's cache."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], pad_id: int, room: int
+    ) -> None:
         self.ids_BT, self.mask_BT = left_padded(prompts, pad_id, model.device)
         self.call = Forward(model, padded=not bool(self.mask_BT.all()))
         self.cache = cache_for(model, self.ids_BT.shape[1] + room)
@@ -83,7 +89,7 @@ class CachedSteps:
 class UncachedSteps:
     """Decodes rows padded on the right without a cache: each token reads the full row. Correct for any causal model."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
         width = max(map(len, prompts))
         rows = [[*prompt, *[pad_id] * (width - len(prompt))] for prompt in prompts]
         self.model, self.pad_id = model, pad_id
@@ -113,7 +119,9 @@ class UncachedSteps:
         self.ids_BT, self.lengths_B = self.ids_BT[rows], self.lengths_B[rows]
 
 
-def steps_for(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: int, use: CacheUse) -> Steps:
+def steps_for(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], pad_id: int, room: int, use: CacheUse
+) -> Steps:
     """Return the decoder of a batch; with ``unpadded`` its prompts must have one length.
 
     Args:
@@ -126,7 +134,9 @@ def steps_for(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: i
     return UncachedSteps(model, prompts, pad_id) if use == "none" else CachedSteps(model, prompts, pad_id, room)
 
 
-def cache_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, say: Say | None = None) -> CacheUse:
+def cache_use(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], pad_id: int, say: Say | None = None
+) -> CacheUse:
     """Return how a model's cache can be used, measured with its first prompts and remembered for the model.
 
     Args:
@@ -146,7 +156,9 @@ def cache_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, say: Sa
     return _MEASURED[inner]
 
 
-def _measure_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[CacheUse, str]:
+def _measure_use(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], pad_id: int
+) -> tuple[CacheUse, str]:
     """Return the first use of the cache whose logits equal those without one, and what was wrong with the others."""
     rows, new = trial_rows(model, prompts)
     if Forward(model, padded=False).cache_argument is None:
@@ -159,7 +171,9 @@ def _measure_use(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> t
     return ("none", same_length) if same_length else ("unpadded", f"with padding on the left {mixed_lengths}")
 
 
-def trial_rows(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+def trial_rows(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], list[list[int]]]:
     """Return two test rows of different lengths, and the tokens that follow each, all made from the first prompts."""
     known = [token for prompt in prompts[:8] for token in prompt]
     limit = context_limit(model) or _LONG + _NEW
@@ -169,13 +183,15 @@ def trial_rows(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[
     return [text[:length] for length in lengths], [text[length : length + new] for length in lengths]
 
 
-def plain_logits(model: Any, ids: list[int], read: int) -> Tensor:
+def plain_logits(model: PreTrainedModel | PeftModel, ids: list[int], read: int) -> Tensor:
     """Return the logits after ``read`` tokens and after each following one, (T, V), by one pass without a cache."""
     logits_TV: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, read - 1 :]
     return logits_TV.float()
 
 
-def _difference(model: Any, rows: list[list[int]], new: list[list[int]], expected: list[Tensor], pad_id: int) -> str:
+def _difference(
+    model: PreTrainedModel | PeftModel, rows: list[list[int]], new: list[list[int]], expected: list[Tensor], pad_id: int
+) -> str:
     """Return how the logits with a cache are wrong, as text; empty if they differ by rounding only."""
     try:
         logits = _stepwise_logits(model, rows, new, pad_id)
@@ -189,7 +205,9 @@ def _difference(model: Any, rows: list[list[int]], new: list[list[int]], expecte
     return f"its logits differ by {worst:.2g}, of {spread:.2g} between the likeliest and the unlikeliest token"
 
 
-def _stepwise_logits(model: Any, rows: list[list[int]], new: list[list[int]], pad_id: int) -> list[Tensor]:
+def _stepwise_logits(
+    model: PreTrainedModel | PeftModel, rows: list[list[int]], new: list[list[int]], pad_id: int
+) -> list[Tensor]:
     """Return each row's logits, (T, V), as new tokens are fed one by one.
 
     Before the last token all rows but the last are dropped, which tests `keep`: their logits have one line less.

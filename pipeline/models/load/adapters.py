@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from peft import (
@@ -31,13 +31,16 @@ from pipeline.models.save.verification import refuse_other, witness
 from pipeline.parallel.zero.zero3 import is_partitioned
 from pipeline.stage import ResolvedInput
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Task = Literal["causal", "reward"]
 """A language model, or a model that scores sequences."""
 
 _TASKS = {"causal": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
 
 
-def lora_config(adapter: Adapter, task: Task, model: Any) -> LoraConfig:
+def lora_config(adapter: Adapter, task: Task, model: PreTrainedModel) -> LoraConfig:
     """Return the `peft` configuration of an adapter on ``model``; a reward model's head is trained in full.
 
     A weight that two layers share is untied if the adapter targets one of them (`untie`).
@@ -65,7 +68,7 @@ def lora_config(adapter: Adapter, task: Task, model: Any) -> LoraConfig:
     return config
 
 
-def untie(model: Any, config: PeftConfig) -> bool:
+def untie(model: PreTrainedModel, config: PeftConfig) -> bool:
     """Untie the input embedding and the output layer if either of them gets an adapter.
 
     An adapter belongs to one of the two layers. Merged into a weight that both share, it would change both.
@@ -88,7 +91,7 @@ def untie(model: Any, config: PeftConfig) -> bool:
     return untied
 
 
-def _untie(model: Any, names: list[str]) -> None:
+def _untie(model: PreTrainedModel, names: list[str]) -> None:
     """Give the output layer a copy of the input embedding's weight."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     weight = embedding.weight
@@ -104,7 +107,7 @@ def _untie(model: Any, names: list[str]) -> None:
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def attach(model: Any, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
+def attach(model: PreTrainedModel, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
     """Attach a new adapter to ``model``; one of its matrices is zero, so the outputs do not change yet.
 
     Raises:
@@ -123,12 +126,12 @@ def attach(model: Any, adapter: Adapter, task: Task, *, seed: int) -> PeftModel:
             raise PipelineError(Problem(statement, expected, "or leave it at `all-linear`")) from error
 
 
-def without_adapter(model: Any) -> AbstractContextManager[Any]:
+def without_adapter(model: PreTrainedModel | PeftModel) -> AbstractContextManager[Any]:
     """Disable the adapter inside the context, so that the model acts as its own reference."""
     return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
-def merge_adapter(model: Any) -> Any:
+def merge_adapter(model: PeftModel) -> Any:
     """Merge the adapter into the weights and return the plain model; the `peft` wrapper must not be used afterwards.
 
     Quantised weights are dequantised first, because rounding to 4 or 8 bits would lose the adapter's update. A model
@@ -207,7 +210,7 @@ def _is_linear(part: torch.nn.Module) -> bool:
     return isinstance(part, torch.nn.Linear) or type(part).__name__ == "Conv1D"
 
 
-def load_and_merge(model: Any, adapter: ResolvedInput) -> Any:
+def load_and_merge(model: PreTrainedModel, adapter: ResolvedInput) -> Any:
     """Load an adapter from files and merge it into ``model``; return the merged model.
 
     Args:

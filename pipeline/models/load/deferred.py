@@ -55,7 +55,7 @@ class Deferred(TorchDispatchMode):
         self._storages: dict[int, _Storage] = {}
         self._scratch = torch.empty(0)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         """Record an in-place operation on a meta tensor; run every other operation unchanged."""
         options = dict(kwargs or {})
         if func is _EMPTY_OP and str(options.get("device") or "cpu") == "cpu":
@@ -78,7 +78,7 @@ class Deferred(TorchDispatchMode):
         recorded.changes.append(_Change(func, size, stride, offset, tuple(args[1:]), options, state))
         return target if func in _RANDOM_OPS else func(*args, **options)
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the context and free the scratch tensor."""
         self._scratch = torch.empty(0)
         super().__exit__(*error)  # type: ignore[no-untyped-call]

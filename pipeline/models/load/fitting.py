@@ -6,7 +6,7 @@ Owns these two changes and the notes about them. Knows nothing of files or stage
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,8 +14,12 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.tokenizer.contract import growth_note, growth_problem
 from pipeline.models.tokenizer.encoding import control_tokens
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
+
+def separate_padding(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> str:
     """Give a tokenizer whose padding token also ends responses another padding token.
 
     A reward model of `transformers` reads its score at the last token that is not padding. If the end token pads, that
@@ -50,7 +54,9 @@ def separate_padding(tokenizer: Any, ends: Iterable[int]) -> str:
     return f"pads with {token}: {old} ends responses, and the score is read at the last token that is not padding"
 
 
-def fit_embedding(model: Any, tokenizer: Any, *, can_grow: bool = True) -> str:
+def fit_embedding(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, can_grow: bool = True
+) -> str:
     """Resize a model's embedding to have a row for every token; new rows are the mean of the others.
 
     Args:

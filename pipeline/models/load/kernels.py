@@ -12,10 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.kind.compute import Attention, Switch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 WITHOUT_MASK = "causal_sdpa"
 """Our name for torch's fused attention, always causal and without a mask, for rows without padding on the left."""
@@ -97,14 +101,14 @@ def uses_liger(asked: Switch, *, on_gpu: bool, is_there: Callable[[str], bool] =
     return there and asked != "off"
 
 
-def apply_liger(model: Any) -> None:
+def apply_liger(model: PreTrainedModel) -> None:
     """Apply Liger's kernels to a model outside transformers' Trainer, without the fused linear cross entropy."""
     from transformers.integrations.liger import apply_liger_kernel  # plans use this module without transformers
 
     apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
 
 
-def without_mask(model: Any) -> bool:
+def without_mask(model: PreTrainedModel | PeftModel) -> bool:
     """Keep a model with torch's fused attention from building masks; return whether that was possible.
 
     Rows must be padded on the right or not at all, so that no real token sees the padding. A mask, even one that hides

@@ -39,7 +39,7 @@ from pipeline.plain_data import KeywordArguments
 from pipeline.stage import ResolvedInput
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Quantize = Literal["4bit", "8bit"]
@@ -186,7 +186,7 @@ def load_causal_lm(
     return finish_sharding(model) if tp_size > 1 else model
 
 
-def count_predicted_tokens(model: Any) -> None:
+def count_predicted_tokens(model: PreTrainedModel) -> None:
     """Have transformers' Trainer count only predicted tokens of a causal model: the first token of a row is none.
 
     The Trainer recognises causal models by their class name, which fails for GPT2LMHeadModel: it would divide loss and
@@ -298,7 +298,7 @@ def _loading(source: Source, trust_remote_code: bool, weights: WeightOptions) ->
     return extra
 
 
-def _compute_as_in_training(model: Any) -> None:
+def _compute_as_in_training(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit weights for a CPU's bf16 in evaluation mode.
 
     Otherwise the logits of a reference or a rollout differ from those of training by about 0.01, and widths that are no

@@ -7,7 +7,7 @@ nearest known one. Any `model_type` of `transformers` with a causal language mod
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -19,12 +19,15 @@ from pipeline.models.load.pretrained import count_predicted_tokens
 from pipeline.parallel.zero.zero3 import DeepSpeedConfig, zero3_building
 from pipeline.plain_data import JsonView
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def build_causal_lm(
     model_spec: JsonView,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     seed: int,
     *,
     attention: str | None = None,
@@ -54,7 +57,7 @@ def build_causal_lm(
     return model
 
 
-def model_config(model_spec: JsonView, tokenizer: Any) -> PreTrainedConfig:
+def model_config(model_spec: JsonView, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """Return the checked `transformers` configuration that a `model:` block describes.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from peft import PeftModel
 from transformers import GenerationConfig
@@ -18,9 +18,17 @@ from pipeline.models.load.adapters import Base, save_adapter_and_merge
 from pipeline.models.load.pretrained import quiet
 from pipeline.models.save.verification import compare_written, witness
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def save_model(
-    model: Any, tokenizer: Any, out: Path, rows: Sequence[Sequence[int]] = (), *, base: Base | None = None
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    rows: Sequence[Sequence[int]] = (),
+    *,
+    base: Base | None = None,
 ) -> None:
     """Write full weights, tokenizer and chat template into ``out``; an adapter is also written by itself.
 
@@ -55,7 +63,7 @@ def save_model(
     compare_written(out, model, trained)
 
 
-def save_tokenizer(tokenizer: Any, out: Path, *, context: int | None = None) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path, *, context: int | None = None) -> None:
     """Write the tokenizer and its chat template, without the truncation and padding that its last call enabled.
 
     Args:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -26,6 +26,9 @@ from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.models.agreement import disagreement, rounding_of
 from pipeline.models.forward import context_limit, evaluating
 from pipeline.models.load.pretrained import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ROWS, _TOKENS = 2, 32
 """Training rows that are compared, and the most tokens of each."""
@@ -51,7 +54,7 @@ class Witness:
     rounding: float
 
 
-def witness(model: Any, rows: Sequence[Sequence[int]] = ()) -> Witness:
+def witness(model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]] = ()) -> Witness:
     """Compute a model's logits of some rows, and of one row of tokens spread evenly over its vocabulary.
 
     Args:
@@ -65,7 +68,7 @@ def witness(model: Any, rows: Sequence[Sequence[int]] = ()) -> Witness:
     return Witness(taken, _logits(model, taken), rounding_of(model))
 
 
-def refuse_other(model: Any, trained: Witness, what: str, remedy: str = KEPT) -> None:
+def refuse_other(model: PreTrainedModel | PeftModel, trained: Witness, what: str, remedy: str = KEPT) -> None:
     """Compare a model's logits with those of the trained model.
 
     Raises:
@@ -78,7 +81,7 @@ def refuse_other(model: Any, trained: Witness, what: str, remedy: str = KEPT) ->
         raise PipelineError(Problem(statement, expected, remedy), exit_code=ExitCode.FAILED)
 
 
-def compare_written(folder: Path, model: Any, trained: Witness) -> None:
+def compare_written(folder: Path, model: PreTrainedModel | PeftModel, trained: Witness) -> None:
     """Read a model's files again and compare them with the trained model.
 
     Args:
@@ -116,12 +119,12 @@ def _is_same(read: Tensor, saved: Tensor) -> bool:
     return bool(torch.equal(read, saved)) or bool(((read == saved) | (read.isnan() & saved.isnan())).all())
 
 
-def plain_of(model: Any) -> Any:
+def plain_of(model: PreTrainedModel | PeftModel) -> Any:
     """Return the model beneath an adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _shortened(model: Any, rows: list[list[int]]) -> list[list[int]]:
+def _shortened(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> list[list[int]]:
     """Return the first rows, cut to fewer tokens for a large model."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     first_rows = rows[: _ROWS + 1]
@@ -129,14 +132,14 @@ def _shortened(model: Any, rows: list[list[int]]) -> list[list[int]]:
     return [row[:most] for row in first_rows]
 
 
-def _logits(model: Any, rows: list[list[int]]) -> list[Tensor]:
+def _logits(model: PreTrainedModel | PeftModel, rows: list[list[int]]) -> list[Tensor]:
     with evaluating(model), torch.inference_mode(), own_attention(plain_of(model)), _without_autocast(model):
         outputs = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits for row in rows]
     return [logits[0].float().cpu() for logits in outputs]
 
 
 @contextmanager
-def _without_autocast(model: Any) -> Iterator[None]:
+def _without_autocast(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Compute in the dtype of the weights: accelerate wraps the forward pass of a prepared model in autocast."""
     prepared, plain = vars(model).get("forward"), vars(model).get("_original_forward")
     if plain is not None:
@@ -150,7 +153,7 @@ def _without_autocast(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def own_attention(model: Any) -> Iterator[None]:
+def own_attention(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Use torch's own attention inside the context, in this process alone.
 
     FlashAttention supports neither fp32 nor a CPU. Under sequence parallelism DeepSpeed has replaced the attention
@@ -172,7 +175,7 @@ def own_attention(model: Any) -> Iterator[None]:
             ALL_ATTENTION_FUNCTIONS[kernel] = exchange
 
 
-def _has_room(model: Any, read: Any) -> bool:
+def _has_room(model: PreTrainedModel | PeftModel, read: Any) -> bool:
     """Whether memory suffices for a second copy of the model; on a CPU that copy is memory-mapped."""
     if model.device.type != "cuda":
         return True

@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Problem
 from pipeline.models.tokenizer.encoding import TextEncoder
 from pipeline.models.tokenizer.template import ChatTemplate, Messages, TemplateFaultError, no_template, training_variant
 from pipeline.plain_data import JsonObject
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def growth_note(rows: int, tokens: int) -> str:
@@ -51,7 +55,7 @@ class TokenizerFacts:
     special: dict[str, str]
 
 
-def facts(tokenizer: Any, name: str) -> TokenizerFacts:
+def facts(tokenizer: PreTrainedTokenizerBase, name: str) -> TokenizerFacts:
     """Return the facts of a loaded tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     document = json.loads(backend.to_str()) if backend is not None else {"model": {"vocab": tokenizer.get_vocab()}}
@@ -95,7 +99,7 @@ def disagreements(first: TokenizerFacts, second: TokenizerFacts) -> list[Problem
     return problems
 
 
-def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
+def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel | None = None) -> list[int]:
     """Return the token ids that end a response.
 
     These are the tokenizer's end token, the token with which the chat template ends a turn, and the end tokens of the
@@ -110,7 +114,7 @@ def end_ids(tokenizer: Any, model: Any = None) -> list[int]:
     return ids
 
 
-def eos_is_learned(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> bool:
+def eos_is_learned(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Any] | None = None) -> bool:
     """Return whether every assistant turn, as the template renders it, trains a final end token.
 
     White space after the end token does not count. If the template ends turns without a control token, encoding adds
@@ -131,7 +135,7 @@ def eos_is_learned(tokenizer: Any, messages: Messages, tools: Sequence[Any] | No
     return bool(spoken) and all(answer.rstrip().endswith(control) or rendered.adds_end for rendered, answer in spoken)
 
 
-def unseen_opening(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> str:
+def unseen_opening(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Any] | None = None) -> str:
     """Return what the generation prompt adds, if the conversation's own last answer does not begin with it.
 
     An empty string means that it does.
@@ -144,7 +148,9 @@ def unseen_opening(tokenizer: Any, messages: Messages, tools: Sequence[Any] | No
     return generation_prompt.removeprefix(template.text(chat, last).text)
 
 
-def conversation_problems(tokenizer: Any, messages: Messages, tools: Sequence[Any] | None = None) -> list[Problem]:
+def conversation_problems(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Any] | None = None
+) -> list[Problem]:
     """Return what is wrong with how a conversation is rendered: no template, end not trained, doubled tokens.
 
     Args:
@@ -193,12 +199,12 @@ def _vocabulary(document: JsonObject) -> tuple[str, int]:
     return hashlib.sha256(canonical.encode()).hexdigest(), len(pairs)
 
 
-def _template(template: Any) -> str:
+def _template(template: object) -> str:
     if not template:
         return ""
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _token_text(token: Any) -> str:
+def _token_text(token: object) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token or "")

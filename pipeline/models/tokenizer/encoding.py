@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PRIVATE = (0xF0000, 0x100000)
 """First characters of Unicode's two supplementary private-use areas."""
@@ -90,7 +93,7 @@ class Tokens:
 class TextEncoder:
     """Encodes texts with a tokenizer, which must not change meanwhile."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.control = control_tokens(tokenizer)
@@ -309,7 +312,7 @@ class TextEncoder:
         return joined
 
 
-def control_tokens(tokenizer: Any) -> dict[str, int]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Return the tokenizer's special tokens, text to id."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special = {token.content: int(number) for number, token in added.items() if token.special}

@@ -344,12 +344,12 @@ def _dropped_message(what: str, words: str) -> str:
     )
 
 
-def _name_of(tool: Any) -> str:
+def _name_of(tool: object) -> str:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
     return str(function.get("name", "")) if isinstance(function, Mapping) else ""
 
 
-def _contains(text: str, content: Any) -> bool:
+def _contains(text: str, content: object) -> bool:
     """Whether a text contains a turn's content; a template may trim it and drop the reasoning before an answer."""
     if not isinstance(content, str) or content.strip() in text:
         return True
@@ -364,7 +364,7 @@ def _longest_word(text: str) -> str:
     return max(re.findall(r"\w+", text), key=len, default="")
 
 
-def _strings(value: Any) -> list[str]:
+def _strings(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
@@ -374,7 +374,7 @@ def _strings(value: Any) -> list[str]:
     return []
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def _mapped(value: object, change: Callable[[str], str]) -> Any:
     """Return plain data with ``change`` applied to every string, keys included."""
     if isinstance(value, str):
         return change(value)

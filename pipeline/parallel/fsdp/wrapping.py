@@ -21,10 +21,10 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.optim.optimizer import StateDict
 
 from pipeline.parallel.dtensors import distribute_like, full_tensor
 from pipeline.parallel.ranks import Ranks
-from pipeline.plain_data import JsonObject, JsonView
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -104,13 +104,13 @@ def consolidated_weights(model: nn.Module, *, trained_only: bool) -> dict[str, T
     return weights
 
 
-def consolidated_optimizer(optimizer: Optimizer) -> JsonObject:
+def consolidated_optimizer(optimizer: Optimizer) -> StateDict:
     """Return an optimizer's `state_dict` as it would be on one process, with full tensors, on the first rank.
 
     The other ranks take part in the all-gathers and return an empty state.
     """
     first, local = Ranks.current().is_first, optimizer.state_dict()
-    state: dict[int, JsonObject] = {}
+    state: dict[int, StateDict] = {}
     for index, moments in local["state"].items():
         full = {key: full_tensor(value) if isinstance(value, Tensor) else value for key, value in moments.items()}
         if first:
@@ -118,7 +118,7 @@ def consolidated_optimizer(optimizer: Optimizer) -> JsonObject:
     return {"state": state, "param_groups": local["param_groups"]}
 
 
-def shard_optimizer(optimizer: Optimizer, consolidated: JsonView) -> None:
+def shard_optimizer(optimizer: Optimizer, consolidated: StateDict) -> None:
     """Load the `state_dict` of a single-process optimizer into an optimizer of sharded weights.
 
     Raises:

@@ -177,7 +177,7 @@ class _Stage(PipelineStage):
 
     begin: Callable[[], None]
 
-    def forward_maybe_with_nosync(self, *args: Any, **kwargs: Any) -> Any:
+    def forward_maybe_with_nosync(self, *args: object, **kwargs: Any) -> Any:
         self.begin()
         return super().forward_maybe_with_nosync(*args, **kwargs)  # type: ignore[no-untyped-call]
 

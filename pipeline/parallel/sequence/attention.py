@@ -123,7 +123,7 @@ def by_document(attention: Callable[..., tuple[Tensor, Any]]) -> Callable[..., t
     """
 
     def attend(
-        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, *args: Any, **kwargs: Any
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, *args: object, **kwargs: Any
     ) -> tuple[Tensor, None]:
         positions, rows = kwargs.pop("position_ids"), []
         for i, lengths in enumerate(documents_of(positions)):

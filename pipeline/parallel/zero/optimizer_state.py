@@ -8,14 +8,14 @@ Reference: Rajbhandari et al. 2020, arXiv:1910.02054.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
 from pipeline.parallel.ranks import Ranks
-from pipeline.plain_data import JsonObject, JsonView
 
 if TYPE_CHECKING:
     from deepspeed.runtime.base_optimizer import ZeROOptimizer
@@ -56,7 +56,7 @@ class ZeroState:
         if parameter.requires_grad:
             self._set_shard(parameter, whole)
 
-    def known(self, group: int) -> tuple[list[str], JsonObject]:
+    def known(self, group: int) -> tuple[list[str], StateDict]:
         """Return the inner optimizer's state of a group: names of per-element moments, and all other state by name.
 
         Both are empty before the first step.
@@ -67,7 +67,7 @@ class ZeroState:
             return moments, {key: value for key, value in state.items() if key not in moments}
         return [], {}
 
-    def begin(self, group: int, moments: Sequence[str], rest: JsonView) -> None:
+    def begin(self, group: int, moments: Sequence[str], rest: Mapping[str, object]) -> None:
         """Create the inner optimizer's state of a group: moments as zeros, for `set_moment` to fill, and ``rest``."""
         for flat in self.flat(group):
             # A fused optimizer keeps its step count on the device.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.machine.disk import keep_if_possible
@@ -98,7 +97,7 @@ def _size(row: Row) -> tuple[int, int]:
     return sum(len(t) * (twice if key == "prompt" else 1) for key, t in texts), len(texts)
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list):

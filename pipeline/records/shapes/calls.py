@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypedDict
 
-from pipeline.plain_data import JsonObject, JsonView
+from pipeline.plain_data import JsonObject, JsonView, Row
 from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of
 from pipeline.records.files.opening import is_unicode
 
@@ -22,6 +22,30 @@ ARGUMENTS = ("arguments", "parameters", "args", "input")
 
 CALL_KEYS = ("tool_calls", "function_call")
 READ_IN_CALLS = frozenset({"id", "type", "function", "name", *ARGUMENTS})
+
+
+class CalledFunction(TypedDict):
+    """The function that a call names, with its arguments."""
+
+    name: str
+    arguments: JsonObject
+
+
+class _Identity(TypedDict, total=False):
+    id: str
+
+
+class ToolCall(_Identity):
+    """A tool call in OpenAI's form.
+
+    Attributes:
+        id: the call's id, if the file gives one.
+        type: always ``function``.
+        function: what is called.
+    """
+
+    type: Literal["function"]
+    function: CalledFunction
 
 
 def is_trained(message: JsonView, here: str) -> bool:
@@ -41,7 +65,7 @@ def is_trained(message: JsonView, here: str) -> bool:
     return trained
 
 
-def calls_of(message: JsonView, here: str) -> list[JsonObject]:
+def calls_of(message: JsonView, here: str) -> list[ToolCall]:
     """Return the calls of an assistant turn, from `tool_calls` or the older `function_call`.
 
     Raises:
@@ -58,7 +82,7 @@ def calls_of(message: JsonView, here: str) -> list[JsonObject]:
     return [_call(call, f"{here} call {number}") for number, call in enumerate(value, start=1)]
 
 
-def call_of_text(value: object, here: str) -> list[JsonObject]:
+def call_of_text(value: object, here: str) -> list[ToolCall]:
     """Return the calls of a turn whose text is the JSON of one call or of a list of calls.
 
     Raises:
@@ -69,17 +93,18 @@ def call_of_text(value: object, here: str) -> list[JsonObject]:
     return [_call(call, f"{here} call {number}") for number, call in enumerate(calls, start=1)]
 
 
-def _call(value: object, here: str) -> JsonObject:
+def _call(value: object, here: str) -> ToolCall:
     """Return a call in OpenAI's form: `type`, `id` if given, and `function` with `name` and `arguments`."""
     value = _parsed(value, here)
     function = _parsed(value.get("function"), here) if isinstance(value, Mapping) else None
     inner = function if isinstance(function, Mapping) else value
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
         raise BadRowError(f"{here} is {kind_of_value(value)}", "a call with the `name` of a function")
-    call: JsonObject = {"type": "function"}
+    identity: _Identity = {}
     if isinstance(value, Mapping) and value.get("id") not in (None, ""):
-        call["id"] = text_of(value["id"], f"{here} `id`")
-    return {**call, "function": {"name": inner["name"], "arguments": _checked(_arguments(inner, here), here)}}
+        identity["id"] = text_of(value["id"], f"{here} `id`")
+    called: CalledFunction = {"name": inner["name"], "arguments": _checked(_arguments(inner, here), here)}
+    return {"type": "function", **identity, "function": called}
 
 
 def _arguments(call: JsonView, here: str) -> JsonObject:
@@ -125,7 +150,7 @@ def tool_result(value: object, here: str) -> str:
     return text
 
 
-def tools_of(row: JsonView) -> list[JsonObject]:
+def tools_of(row: Row) -> list[JsonObject]:
     """Return the tools a row offers the assistant, each with its `function`; empty if it offers none.
 
     Raises:
@@ -139,7 +164,7 @@ def tools_of(row: JsonView) -> list[JsonObject]:
     return both[0] if both else []
 
 
-def _tools_in(row: JsonView, column: str) -> list[JsonObject]:
+def _tools_in(row: Row, column: str) -> list[JsonObject]:
     value = _parsed(row[column], f"`{column}`") or []
     if not isinstance(value, list):
         raise BadRowError(f"`{column}` is {kind_of_value(value)}", "a list of tools")
@@ -160,7 +185,7 @@ def _tools_in(row: JsonView, column: str) -> list[JsonObject]:
     return tools
 
 
-def filled(value: Any) -> Any:
+def filled(value: object) -> Any:
     """Return a value without null fields, at every depth."""
     if isinstance(value, Mapping):
         return {key: filled(one) for key, one in value.items() if one is not None}
@@ -182,7 +207,7 @@ def _checked(value: JsonObject, here: str) -> JsonObject:
     return value
 
 
-def _parsed(value: Any, here: str) -> Any:
+def _parsed(value: object, here: str) -> Any:
     """Return a value, parsed if it is JSON text; None for blank text."""
     if not isinstance(value, str):
         return value

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import json
 
-from pipeline.plain_data import JsonView, Row, ShapedRow
+from pipeline.plain_data import Row, ShapedRow
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.calls import tools_of
 from pipeline.records.shapes.formats import FORMATS, Parsed, of_openai, parse_comparison, read_columns
-from pipeline.records.shapes.turns import ROLES, Turns, check_order
+from pipeline.records.shapes.turns import ROLES, Turn, Turns, check_order
 from pipeline.stage import Shape
 
 LABELS = ("label", "kto_tag", "desirable")
@@ -86,7 +86,7 @@ def _check_speaker(row: Row) -> None:
         raise BadRowError(f"`parent_id` is set, so `{asked}` is the middle of a conversation", "its first message")
 
 
-def _said(turn: JsonView) -> str:
+def _said(turn: Turn) -> str:
     """Return a turn as text: reasoning, content and calls, one per line."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
     return "\n".join(filter(None, (turn.get("reasoning_content", ""), turn["content"], *calls)))

@@ -148,7 +148,7 @@ def pair_of(better: object, worse: object, row: Row) -> Parsed:
     prompt_value = row.get("prompt")
     if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
         if prompt_value is None and row.get("instruction"):
-            asked = [*_history(row), {"role": "user", "content": instruction_of(row)}]
+            asked: Turns = [*_history(row), {"role": "user", "content": instruction_of(row)}]
             return _pair(asked, chosen, rejected, row)
         if prompt_value is None:
             expected = "a `prompt`, or `chosen` and `rejected` as whole conversations that start alike"
@@ -226,7 +226,7 @@ def _parse_prompt(row: Row) -> Parsed:
     if value is None and isinstance(turns, list) and turns:
         value = turns[0]
     if value is None and row.get("instruction"):
-        asked = [*_history(row), {"role": "user", "content": instruction_of(row)}]
+        asked: Turns = [*_history(row), {"role": "user", "content": instruction_of(row)}]
         return Parsed(asked, system=_system(row))
     return Parsed(_side(value, "prompt", role="user"), system=_system(row), is_plain=is_plain_text(value))
 

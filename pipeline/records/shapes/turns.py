@@ -11,14 +11,15 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Required, TypedDict
 
-from pipeline.plain_data import JsonObject, JsonView
+from pipeline.plain_data import JsonView
 from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of, twice_error
 from pipeline.records.files.opening import is_unicode
 from pipeline.records.shapes.calls import (
     CALL_KEYS,
     TRAIN_KEYS,
+    ToolCall,
     call_of_text,
     calls_of,
     is_trained,
@@ -26,7 +27,29 @@ from pipeline.records.shapes.calls import (
     unread_in_calls,
 )
 
-Turn = JsonObject
+
+class Turn(TypedDict, total=False):
+    """A turn of a conversation.
+
+    Attributes:
+        role: `system`, `user`, `assistant` or `tool`.
+        content: what is said; empty for an assistant that only calls tools.
+        tool_calls: calls of an assistant turn.
+        reasoning_content: reasoning of an assistant turn.
+        train: false for an assistant turn that is excluded from training.
+        tool_call_id: call that a tool turn answers.
+        name: name of the tool that a tool turn is from.
+    """
+
+    role: Required[str]
+    content: Required[str]
+    tool_calls: list[ToolCall]
+    reasoning_content: str
+    train: bool
+    tool_call_id: str
+    name: str
+
+
 Turns = list[Turn]
 
 ROLES = {
@@ -121,37 +144,41 @@ def _turn_of(message: JsonView, role_key: str, content_key: str, here: str) -> T
         content = _joined_parts(content, here)
     if role == "call":
         called: Turn = {"role": "assistant", "content": "", "tool_calls": call_of_text(content, here)}
-        return {**called, **_thought_and_weight(message, here)}
+        _add_thought_and_weight(called, message, here)
+        return called
     if role == "tool":
-        given_names = {key: message[key] for key in ("tool_call_id", "name") if message.get(key) not in (None, "")}
-        named = {key: text_of(value, f"{here} `{key}`") for key, value in given_names.items()}
-        return {"role": role, "content": tool_result(content, here), **named}
+        answer: Turn = {"role": role, "content": ""}
+        if message.get("tool_call_id") not in (None, ""):
+            answer["tool_call_id"] = text_of(message["tool_call_id"], f"{here} `tool_call_id`")
+        if message.get("name") not in (None, ""):
+            answer["name"] = text_of(message["name"], f"{here} `name`")
+        answer["content"] = tool_result(content, here)
+        return answer
     if role == "system" and isinstance(content, str) and not content.strip():
         return {"role": role, "content": ""}
-    return {"role": role, **_said(message, role, content, here)}
+    return _said(message, role, content, here)
 
 
 def _said(message: JsonView, role: str, content: object, here: str) -> Turn:
-    """Return the content of a system, user or assistant turn, with the assistant's calls and reasoning."""
+    """Return a system, user or assistant turn, with the assistant's calls and reasoning."""
     if role != "assistant":
-        return {"content": text_of(content, here)}
+        return {"role": role, "content": text_of(content, here)}
     calls = calls_of(message, here)
     is_silent = content is None or (isinstance(content, str) and not content.strip())
-    fields: Turn = {"content": "" if calls and is_silent else text_of(content, here)}
+    turn: Turn = {"role": role, "content": "" if calls and is_silent else text_of(content, here)}
     if calls:
-        fields["tool_calls"] = calls
-    return {**fields, **_thought_and_weight(message, here)}
+        turn["tool_calls"] = calls
+    _add_thought_and_weight(turn, message, here)
+    return turn
 
 
-def _thought_and_weight(message: JsonView, here: str) -> Turn:
-    """Return the assistant's reasoning, and `train: False` for a turn excluded from training."""
-    fields: Turn = {}
+def _add_thought_and_weight(turn: Turn, message: JsonView, here: str) -> None:
+    """Add the assistant's reasoning, and `train: False` for a turn excluded from training."""
     thoughts = next((message[key] for key in REASONING_KEYS if message.get(key)), None)
     if thoughts is not None:
-        fields["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
+        turn["reasoning_content"] = text_of(thoughts, f"{here} reasoning")
     if not is_trained(message, here):
-        fields["train"] = False
-    return fields
+        turn["train"] = False
 
 
 def unused_keys(message: object) -> Iterable[str]:
@@ -270,7 +297,7 @@ def transcript_turns(text: str, name: str) -> Turns:
     pieces = TRANSCRIPT_TURN.split(text)
     if pieces[0].strip() or len(pieces) < 3:
         raise BadRowError(f"`{name}` does not start with a speaker", "a transcript `Human: … Assistant: …`")
-    turns = []
+    turns: Turns = []
     for number, (speaker, content) in enumerate(zip(pieces[1::2], pieces[2::2], strict=True), start=1):
         content = text_of(content, f"`{name}` turn {number} ({speaker})").strip()
         turns.append({"role": TRANSCRIPT_ROLES[speaker], "content": content})

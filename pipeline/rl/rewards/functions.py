@@ -107,7 +107,7 @@ def _first_that_raises(call: Callable[[Sequence[int]], Any], rows: Sequence[Row]
     return ""
 
 
-def _checked(value: Any, name: str, rows: Sequence[Row], index: int) -> Any:
+def _checked(value: object, name: str, rows: Sequence[Row], index: int) -> Any:
     if not _is_finite(value):
         statement = f"reward function {name} returned {value} for {_named(rows, index)}"
         raise PipelineError(Problem(statement, "a finite number for every row"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from pipeline.parallel.ranks import Ranks
-from pipeline.plain_data import JsonView, KeywordArguments
+from pipeline.plain_data import KeywordArguments
 from pipeline.rl.policy.policy import Policy
 from pipeline.rl.ppo.settings import PPOSettings
 
@@ -106,7 +106,7 @@ def parameter_groups(policy: Policy, settings: PPOSettings) -> list[KeywordArgum
     ]
 
 
-def check_names(own: JsonView, given: JsonView) -> None:
+def check_names(own: Mapping[str, object], given: Mapping[str, object]) -> None:
     """Check that a checkpoint has exactly the weights of the model.
 
     Raises:

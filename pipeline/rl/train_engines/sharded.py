@@ -29,7 +29,7 @@ from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32_storage
-from pipeline.plain_data import KeywordArguments
+from pipeline.plain_data import JsonObject
 from pipeline.rl.policy.adapters import is_of
 from pipeline.rl.policy.policy import Policy
 from pipeline.rl.ppo.settings import PPOSettings
@@ -54,7 +54,7 @@ class ZeroEngine:
     scaler = GradScaler(enabled=False)
     """Disabled, because fp16 is not supported with sharding."""
 
-    def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks, config: KeywordArguments) -> None:
+    def __init__(self, policy: Policy, settings: PPOSettings, ranks: Ranks, config: JsonObject) -> None:
         """Shard a policy with DeepSpeed.
 
         Args:
@@ -246,7 +246,7 @@ class FsdpEngine:
         with fsdp.unsharded(self.policy.module), self.policy.sampling() as model:
             yield model
 
-    def _resharded(self) -> KeywordArguments:
+    def _resharded(self) -> dict[str, nn.Parameter]:
         """Reshard gathered weights, and return the trained parameters, as DTensors, by name."""
         fsdp.reshard(self.policy.module)
         return self.policy.trained()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
-from pipeline.plain_data import JsonObject
 from pipeline.preferences import need
 from pipeline.preferences.items import items_of
 from pipeline.stage import StageContext, StageResult
@@ -41,7 +40,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     with (ctx.out / FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in preferences)
     agreed = agreement(items, state)
-    metrics: JsonObject = {
+    metrics = {
         "labels": float(done),
         "pairs": float(len(preferences)),
         "left_out": float(without.total()),

@@ -160,7 +160,7 @@ def _problems(ctx: StageContext, rejected: Sequence[Rejected], total: int, *, ca
 
 
 def _counts(rows: Rows, train: EncodedRows) -> dict[str, int]:
-    counts: Row = {
+    counts: dict[str, int] = {
         "train": len(rows.train),
         "held_out": len(rows.held_out),
         "same": len(train.same),
