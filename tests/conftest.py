@@ -27,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # lines would break at its width
 
 import pytest
+from calling import Call
 from hypothesis import HealthCheck, settings
 
 import pipeline.stages
@@ -279,6 +280,12 @@ class Command:
 def command() -> Command:
     """`trueup`, in a process of its own."""
     return Command()
+
+
+@pytest.fixture(scope="session")
+def call() -> Call:
+    """`trueup`, called in this process; stages are forked from the warm parent of all runs of this process."""
+    return Call()
 
 
 def _journal(store: Path) -> list[dict[str, Any]]:

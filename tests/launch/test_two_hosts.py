@@ -202,8 +202,8 @@ def test_a_machine_that_is_stopped_while_it_waits_ends_at_once(tmp_path: Path, t
     ],
 )
 def test_a_machine_too_many_is_one_line(
-    options: tuple[str, ...], said: str, tmp_path: Path, tiny_recipe: Path, command: Any
+    options: tuple[str, ...], said: str, tmp_path: Path, tiny_recipe: Path, call: Any
 ) -> None:
-    ended = command("run", tiny_recipe, "--store", tmp_path / "store", *options, cwd=tmp_path)
+    ended = call("run", tiny_recipe, "--store", tmp_path / "store", *options, cwd=tmp_path)
     assert ended.returncode == 2
     assert said in ended.stderr

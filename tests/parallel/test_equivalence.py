@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from selection import selected
 
 from pipeline.estimate.buckets import bucket_sizes
 from pipeline.models.load.pretrained import load_tokenizer
@@ -113,35 +114,24 @@ class Layout(NamedTuple):
 
 
 SPREADS = {
-    "plain": Layout("zero=0", ("a_kto",), ("a_pretrain", "a_sft", "a_reward", "a_dpo", "a_ppo", "m_ppo")),
+    "plain": Layout("zero=0", ("a_sft", "a_kto"), ("a_pretrain", "a_reward", "a_dpo", "a_ppo", "m_ppo")),
     "zero-1": Layout("zero=1", ("l_sft",), ("a_sft", "a_ppo", "l_dpo")),
     "zero-2": Layout("zero=2", ("l_ppo",), ("n_pretrain", "l_reward", "a_kto")),
-    "zero-3": Layout("zero=3", ("n_pretrain", "a_reward", "l_dpo", "m_ppo"), TRAINED),
+    "zero-3": Layout("zero=3", ("n_pretrain", "a_reward", "m_ppo"), TRAINED),
     "fsdp": Layout("fsdp=true", ("a_pretrain", "l_reward", "a_dpo", "a_ppo"), TRAINED),
-    "tensor parallel": Layout("tensor_parallel=2", ("n_pretrain", "a_sft", "l_dpo"), TENSOR_PARALLEL),
-    "groups": Layout("tensor_parallel=2", ("a_kto",), ("a_pretrain", "l_reward")),
+    "tensor parallel": Layout("tensor_parallel=2", ("l_dpo",), TENSOR_PARALLEL),
+    "groups": Layout("tensor_parallel=2", (), ("a_kto", "a_pretrain", "l_reward")),
 }
 """How stages are spread. The matrix has every stage in every layout that shares weights out, for those meet every
 kind's own code. Gradients are averaged alike with and without an adapter, and ZeRO-1 and 2 never look at the model: a
 few kinds stand for all, each trainer (transformers', trl's, ours) and each kind of batch (rows, pairs, answers) among
-them. The suite has every stage in some layout, and every layout that
-shares weights out with a stage of each trainer that it takes."""
+them. The suite has every stage in some layout, ZeRO-3 and FSDP2 with a stage of each trainer; `test_tensor.py` has
+groups of processes with tensor parallelism, on a new model and SFT."""
 CASES = [
     pytest.param(spread, name, marks=() if name in layout.suite else pytest.mark.whole)
     for spread, layout in SPREADS.items()
     for name in dict.fromkeys((*layout.suite, *layout.matrix))
 ]
-
-
-def selected(request: pytest.FixtureRequest, spread: str | None = None) -> tuple[str, ...]:
-    """Return the stages that the selected tests look at, in one layout or in any."""
-    asked = [
-        item.callspec.params
-        for item in request.session.items
-        if item.path == request.path and hasattr(item, "callspec") and "together" in item.callspec.params
-    ]
-    names = {one["name"] for one in asked if spread in (None, one["together"])}
-    return tuple(name for name in TRAINED if name in names)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +145,7 @@ def world(spread_world: Callable[[str], Any]) -> Any:
 @pytest.fixture(scope="module")
 def alone(request: pytest.FixtureRequest, world: Any) -> dict[str, dict[str, torch.Tensor]]:
     """What one process makes of each stage."""
-    return world.train("alone", selected(request), "compute.micro_batch=2")
+    return world.train("alone", selected(request, TRAINED), "compute.micro_batch=2")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +154,7 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     # A checkpoint after every step: writing one changes nothing, also right after an evaluation.
     often = "compute.checkpoint_every_s=0.001"
-    setting, names = SPREADS[request.param].setting, selected(request, request.param)
+    setting, names = SPREADS[request.param].setting, selected(request, TRAINED, request.param)
     processes = 4 if request.param == "groups" else 2  # two groups share the rows
     spread = [f"stages.{name}.compute.{setting}" for name in names]
     sets = ("compute.micro_batch=2", f"compute.processes={processes}", often, *spread)

@@ -6,16 +6,13 @@ Two processes each; the plain side is one process. What is saved by one goes on 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, trainer_of
+from two_processes import be_one, run_two
 
 from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.process_group import init_process_group
@@ -37,6 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
     "warming up": {"minibatches": 2, "critic_warmup": 1, "weight_decay": 0.1, "entropy_coef": 0.01},
 }
 KINDS = {"zero-1": 1, "zero-2": 2, "zero-3": 3, "fsdp2": 0}
+SUITE = ("zero-3", "fsdp2")
+"""What the suite runs: weights, gradients and optimizer states are sharded. `make test-matrix` runs all."""
 
 
 def _language_loss(model: Any, step: int) -> torch.Tensor:
@@ -127,41 +126,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return folder, {case: run("plain", case, folder, Ranks()) for case in CASES}
 
 
-def _started(kind: str, folder: Path) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = Path(__file__).resolve()
-    paths = os.pathsep.join([str(here.parents[2]), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    processes = []
-    for rank in (0, 1):
-        spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        environment = {**os.environ, **{name: str(value) for name, value in spread.items()}}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(here), kind, str(folder)]
-        with (folder / f"{kind}-{rank}.log").open("wb") as log:
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    return processes
-
-
 @pytest.fixture(
-    scope="module", params=[pytest.param(kind, marks=pytest.mark.whole if kind == "zero-1" else ()) for kind in KINDS]
+    scope="module", params=[pytest.param(kind, marks=() if kind in SUITE else pytest.mark.whole) for kind in KINDS]
 )
 def sharded(request: pytest.FixtureRequest, plain: tuple[Path, dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     folder = plain[0]
-    processes = _started(request.param, folder)
-    try:
-        for process in processes:
-            process.wait(timeout=800)
-    finally:
-        for process in processes:
-            process.kill()
-    files = [folder / f"{request.param}-{rank}.pt" for rank in (0, 1)]
-    logs = [file.with_suffix(".log").read_text()[-3000:] for file in files]
-    assert all(file.is_file() for file in files), "\n".join(logs)
-    return request.param, [torch.load(file, weights_only=False) for file in files]
+    run_two(__file__, request.param, str(folder))
+    return request.param, [torch.load(folder / f"{request.param}-{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -201,5 +174,4 @@ def test_a_plain_state_goes_on_in_parts_and_back(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    os._exit(0)  # at once, as a stage's ranks: gloo's threads may abort where the interpreter is taken down
+    be_one(main)

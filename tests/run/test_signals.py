@@ -56,9 +56,9 @@ def _kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("to", ["the command", "its whole group"])
+@pytest.mark.parametrize("to", ["the command", pytest.param("its whole group", marks=pytest.mark.whole)])
 def test_sigterm_saves_stops_and_the_rerun_goes_on(
-    to: str, training: tuple[subprocess.Popen[str], Path], command: Any, journal: Any, tiny_recipe: Path
+    to: str, training: tuple[subprocess.Popen[str], Path], call: Any, journal: Any, tiny_recipe: Path
 ) -> None:
     process, store = training
     (os.kill if to == "the command" else os.killpg)(process.pid, signal.SIGTERM)
@@ -77,7 +77,7 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
     assert f"stopped as asked at step {step} of 400" in failed["problems"][0]
     assert not (store / "base").exists()
     if to == "the command":
-        again = command("run", tiny_recipe, "--store", store, *LONG, cwd=tiny_recipe.parent)
+        again = call("run", tiny_recipe, "--store", store, *LONG, cwd=tiny_recipe.parent)
         assert again.returncode == 0, again.stderr
         assert f"resumes at step {step} of 400" in again.stdout
         assert len(list(store.glob("base/*/manifest.json"))) == 1
@@ -100,7 +100,7 @@ def test_ctrl_c_while_the_libraries_load_is_no_traceback(
     assert not (store / "base").exists()  # the tokenizer may have been quicker than the signal
 
 
-@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("presses", [pytest.param(1, marks=pytest.mark.whole), 2])
 def test_ctrl_c_on_a_stage_of_two_processes_ends_in_130_and_leaves_none(
     presses: int, tmp_path: Path, tiny_recipe: Path, command: Any, request: pytest.FixtureRequest
 ) -> None:
