@@ -61,7 +61,7 @@ SLOW = {
     "launch": "broken_ranks missing_host two_hosts",
     "machine": "limits",
     "models": "deferred",
-    "parallel": "equivalence fallbacks offload on_policy_processes one_precision pipeline resume_elsewhere sequence "
+    "parallel": "equivalence fallbacks on_policy_processes one_precision pipeline resume_elsewhere sequence "
     "tensor tp_replicas trunk_processes zero3 zero_bytes",
     "preferences": "app collect_stage",
     "recipes": "real_recipes",
