@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from two_processes import be_one, run_two
+from ranks import be_rank, run_ranks
 
 from pipeline.errors import StageFailed
 from pipeline.kind.compute import ComputeSettings
@@ -110,7 +110,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
     folder = tmp_path_factory.mktemp("prepared")
 
     def prepare(which: str) -> dict[str, ShardingState]:
-        run_two(__file__, which, str(folder))
+        run_ranks(__file__, which, str(folder))
         kept = [json.loads((folder / f"{which}-{rank}.json").read_text()) for rank in (0, 1)]
         assert {name: held["engine"] for name, held in kept[0].items()} == {n: h["engine"] for n, h in kept[1].items()}
         return {name: ShardingState(**held) for name, held in kept[0].items()}
@@ -220,4 +220,4 @@ def test_a_stage_that_falls_back_is_refused_and_leaves_nothing(case: str, spread
 
 
 if __name__ == "__main__":
-    be_one(main)
+    be_rank(main)

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import be_rank, run_ranks
 from safetensors.torch import load_file
-from two_processes import be_one, run_two
 
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import attach
@@ -203,7 +203,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def two(what: str, folder: Path, out: Path) -> list[dict[str, Any]]:
     """Return what each of two processes found."""
-    run_two(__file__, what, str(folder), str(out / what))
+    run_ranks(__file__, what, str(folder), str(out / what))
     return [json.loads((out / f"{what}.{rank}").read_text()) for rank in (0, 1)]
 
 
@@ -260,4 +260,4 @@ def test_a_model_that_is_put_together_holds_the_gathered_weights_once(name: str,
 
 
 if __name__ == "__main__":
-    be_one(main)
+    be_rank(main)

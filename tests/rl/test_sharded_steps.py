@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, trainer_of
-from two_processes import be_one, run_two
+from ranks import be_rank, run_ranks
 
 from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.process_group import init_process_group
@@ -133,7 +133,7 @@ def sharded(request: pytest.FixtureRequest, plain: tuple[Path, dict[str, Any]]) 
     if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     folder = plain[0]
-    run_two(__file__, request.param, str(folder))
+    run_ranks(__file__, request.param, str(folder))
     return request.param, [torch.load(folder / f"{request.param}-{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -174,4 +174,4 @@ def test_a_plain_state_goes_on_in_parts_and_back(
 
 
 if __name__ == "__main__":
-    be_one(main)
+    be_rank(main)

@@ -14,8 +14,8 @@ from pathlib import Path
 from pipeline.launch.local import warm_up
 
 
-def run_two(script: str, *arguments: str, count: int = 2) -> None:
-    """Run ``script`` as two ranks, or ``count``, with ``arguments``, and assert that all end well."""
+def run_ranks(script: str, *arguments: str, count: int = 2) -> None:
+    """Run ``script`` as ``count`` ranks with ``arguments``, and assert that all end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -28,7 +28,7 @@ def run_two(script: str, *arguments: str, count: int = 2) -> None:
             spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
             around = {name: str(value) for name, value in {**spread, "MASTER_PORT": port}.items()}
             around["MASTER_ADDR"] = "127.0.0.1"
-            running.append(context.Process(target=_be_rank, args=(script, arguments, around, str(log))))
+            running.append(context.Process(target=_run_script, args=(script, arguments, around, str(log))))
         try:
             for process in running:
                 process.start()
@@ -42,7 +42,7 @@ def run_two(script: str, *arguments: str, count: int = 2) -> None:
     assert [process.exitcode for process in running] == [0] * count, said
 
 
-def _be_rank(script: str, arguments: tuple[str, ...], environment: dict[str, str], log: str) -> None:
+def _run_script(script: str, arguments: tuple[str, ...], environment: dict[str, str], log: str) -> None:
     os.environ.update(environment)
     with Path(log).open("wb") as file:
         for stream in (1, 2):
@@ -51,8 +51,8 @@ def _be_rank(script: str, arguments: tuple[str, ...], environment: dict[str, str
     runpy.run_path(script, run_name="__main__")
 
 
-def be_one(main: Callable[..., None]) -> None:
-    """Be one of the two processes, and end as a stage's ranks do: at once, without taking the interpreter down.
+def be_rank(main: Callable[..., None]) -> None:
+    """Be one of the processes, and end as a stage's ranks do: at once, without taking the interpreter down.
 
     A thread of gloo may still hold Python objects then, and aborts the process when it finds no interpreter.
     """
