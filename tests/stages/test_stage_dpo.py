@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from crossing import crossed
 from peft import PeftModel
 
 from pipeline.stage import KINDS
@@ -21,6 +22,8 @@ Learn = Callable[..., Any]
 Load = Callable[[Path], tuple[Any, Any]]
 TRAIN = {"max_steps": 16, "batch_size": 16, "learning_rate": 2e-3, "beta": 0.5}
 LORA = {"adapter": {"r": 4}, "train": {**TRAIN, "learning_rate": 1e-2}}
+WHATS = {"full": {"train": TRAIN}, "lora": LORA}
+SIGNS = {"as they are": 1, "swapped": -1}
 
 
 @pytest.fixture
@@ -35,17 +38,15 @@ def margins(gain_over_sft: Callable[[Path], Gain], tiny_rows: Any) -> Callable[[
     return of
 
 
-@pytest.mark.parametrize(("order", "sign"), [("as they are", 1), ("swapped", -1)])
-@pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
+@crossed("what, order", WHATS, SIGNS, [("full", "as they are"), ("lora", "swapped")])
 def test_the_margin_grows_towards_what_was_chosen(
+    what: str,
     order: str,
-    sign: int,
-    config: dict[str, Any],
     learn: Learn,
     swapped_pairs: dict[str, Path],
     margins: Callable[[Path], list[float]],
 ) -> None:
-    ran = learn("dpo", config, swapped_pairs[order])
+    ran, sign = learn("dpo", WHATS[what], swapped_pairs[order]), SIGNS[order]
     # Policy and reference start as one model: every margin is 0 and the loss is -log σ(0) = ln 2.
     assert ran.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert ran.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)

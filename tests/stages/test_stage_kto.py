@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crossing import crossed
 
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
@@ -23,6 +24,8 @@ from pipeline.training.data.batches import Batches
 TRAIN = {"max_steps": 24, "batch_size": 16, "learning_rate": 3e-3, "beta": 0.5}
 FLIPPED = {True: False, False: True}
 LORA = {"adapter": {"r": 4}, "train": {**TRAIN, "learning_rate": 1e-2}}
+WHATS = {"full": {"train": TRAIN}, "lora": LORA}
+SIGNS = {"as they are": 1, "swapped": -1}
 
 
 Gain = Callable[[str, str], float]
@@ -56,19 +59,17 @@ def assert_it_was_learnt(ran: Any, sign: int, gain_over_sft: Callable[[Path], Ga
     assert sign * (good - bad) > 1
 
 
-@pytest.mark.parametrize(("order", "sign"), [("as they are", 1), ("swapped", -1)])
-@pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
+@crossed("what, order", WHATS, SIGNS, [("full", "as they are"), ("lora", "swapped")])
 def test_good_responses_gain_and_bad_ones_lose(
+    what: str,
     order: str,
-    sign: int,
-    config: dict[str, Any],
     learn: Learn,
     swapped_pairs: dict[str, Path],
     gain_over_sft: Callable[[Path], Gain],
     tiny_rows: Rows,
 ) -> None:
-    ran = learn("kto", config, swapped_pairs[order])
-    assert_it_was_learnt(ran, sign, gain_over_sft, tiny_rows)
+    ran = learn("kto", WHATS[what], swapped_pairs[order])
+    assert_it_was_learnt(ran, SIGNS[order], gain_over_sft, tiny_rows)
     assert ran.outcome.result.metrics["rewards/margins"] > 0
 
 
