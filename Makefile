@@ -15,8 +15,9 @@ test: setup-dev  ## run the whole test suite
 	$(PY) -m pytest -n 2 --dist loadgroup
 test-fast: setup-dev  ## for everyday work: run the tests that neither train nor start processes
 	$(PY) -m pytest -n 2 --dist loadgroup -m "not whole and not slow"
+MATRIX := tests/parallel tests/rl/test_sharded_steps.py tests/invariants tests/launch/test_broken_ranks.py tests/launch/test_missing_host.py tests/launch/test_two_hosts.py tests/run/test_signals.py tests/docker/test_inside.py tests/stages/test_stage_dpo.py tests/stages/test_stage_kto.py tests/stages/test_stage_on_policy.py tests/stages/test_stages_templates.py
 test-matrix: setup-dev  ## run every stage in every layout of processes and every kill, of which the suite runs a part
-	$(PY) -m pytest -n 2 --dist loadgroup -m "whole or not whole" tests/parallel tests/rl/test_sharded_steps.py tests/invariants tests/launch/test_two_hosts.py
+	$(PY) -m pytest -n 2 --dist loadgroup -m "whole or not whole" $(MATRIX)
 test-fields: setup-dev  ## see the effect of every field of every trainer (the suite sees some, and that all reach the trainer)
 	$(PY) -m pytest -m "whole or not whole" tests/stages/test_every_field.py
 slurm-quickstart: setup-dev  ## run the whole quickstart on a real Slurm, cancelled twice, against a local run (needs root and slurm-wlm)

@@ -27,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # lines would break at its width
 
 import pytest
+from calling import Call
 from hypothesis import HealthCheck, settings
 
 import pipeline.stages
@@ -60,7 +61,7 @@ SLOW = {
     "launch": "broken_ranks missing_host two_hosts",
     "machine": "limits",
     "models": "deferred",
-    "parallel": "equivalence fallbacks offload on_policy_processes one_precision pipeline resume_elsewhere sequence "
+    "parallel": "equivalence fallbacks on_policy_processes one_precision pipeline resume_elsewhere sequence "
     "tensor tp_replicas trunk_processes zero3 zero_bytes",
     "preferences": "app collect_stage",
     "recipes": "real_recipes",
@@ -281,6 +282,12 @@ def command() -> Command:
     return Command()
 
 
+@pytest.fixture(scope="session")
+def call() -> Call:
+    """`trueup`, called in this process; stages are forked from the warm parent of all runs of this process."""
+    return Call()
+
+
 def _journal(store: Path) -> list[dict[str, Any]]:
     return [
         json.loads(line)
@@ -385,9 +392,11 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
     """Run one stage in this process, as a job of the runner, and return what it did.
 
     ``data`` maps a field to a file or a `DataSource`, ``inputs`` a field to one input or a list. ``expect`` is
-    ``done``, ``failed`` or ``stopped``.
+    ``done``, ``failed`` or ``stopped``. Pictures take longer to draw than a few steps to train: only with ``pictures``
+    are they more than an empty file. Stages in processes of their own always draw them.
     """
     import torch
+    from matplotlib.figure import Figure
 
     threads = torch.get_num_threads()
 
@@ -403,6 +412,7 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
         expect: str = "done",
         stopping: Callable[[], bool] = lambda: False,
         out: Path | None = None,
+        pictures: bool = False,
     ) -> Ran:
         folder = out or tmp_path / f"{name or kind}-{len(list(tmp_path.iterdir()))}"
         for part in ("payload", "work"):
@@ -427,7 +437,10 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
             code_dirs=(tmp_path,),
         )
         events: list[Event] = []
-        outcome = execute(job, events.append, stopping)
+        with pytest.MonkeyPatch.context() as patch:
+            if not pictures:
+                patch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"<svg/>"))
+            outcome = execute(job, events.append, stopping)
         ended = "done" if outcome.result is not None else "stopped" if outcome.stopped else "failed"
         assert ended == expect, outcome.trace or outcome
         return Ran(outcome, folder / "payload", folder / "work", events)

@@ -1,10 +1,25 @@
-"""Waiting for what other processes do."""
+"""Waiting for what other processes do, and finding those that are left."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
+
+import psutil
+
+
+def living(*sessions: int) -> list[psutil.Process]:
+    """Return the living processes of sessions."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 800) -> Any:

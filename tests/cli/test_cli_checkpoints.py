@@ -110,10 +110,10 @@ def test_chat_remembers_until_reset_and_retries_with_another_seed(trueup: Trueup
     assert retried == once + trueup(*args, "--seed", "1", stdin=f"{ASK}\n/settings\n").stdout
 
 
-def test_evaluate_makes_a_report_once(trueup: Trueup, command: Any, world: Path, tmp_path: Path) -> None:
+def test_evaluate_makes_a_report_once(trueup: Trueup, call: Any, world: Path, tmp_path: Path) -> None:
     args = ("evaluate", "dpo", "--baseline", "sft", "--data", "world/asks.jsonl", "--gold", "world/gold.py:gold",
             "--limit", "8", "--max-new-tokens", "8")  # fmt: skip
-    told = command(*args, "--json", cwd=tmp_path)
+    told = call(*args, "--json", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     ended = json.loads(told.stdout)
     assert [(stage["name"], stage["status"], stage["ref"]) for stage in ended["stages"]] == [

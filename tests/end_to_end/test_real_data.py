@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,17 +36,11 @@ SMALLER = {
 }
 
 
-def test_the_whole_chain_runs_on_real_rows(tmp_path: Path) -> None:
+def test_the_whole_chain_runs_on_real_rows(tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = [part for key, value in SMALLER.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / "recipes" / "real-small.yaml"), *changes]
-    done = subprocess.run(
-        [*command, "--store", str(tmp_path / "store"), "--json"],
-        cwd=ROOT,
-        env={**os.environ, "TRUEUP_REAL_DATA": str(FOLDER), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    monkeypatch.setenv("TRUEUP_REAL_DATA", str(FOLDER))
+    done = call(
+        "run", ROOT / "recipes" / "real-small.yaml", *changes, "--store", tmp_path / "store", "--json", cwd=ROOT
     )
     assert done.returncode == 0, done.stderr[-3000:]
     manifests = {

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from waiting import living
 
 from pipeline.artifacts import Store
 from pipeline.training.checkpoint.completion import COMPLETE_FILE
@@ -38,25 +38,11 @@ MOMENTS = (
 )
 """Where the command is killed, session after session, and whom the signal hits. A stage that trains has got on by a
 checkpoint first; another has just begun."""
-SHORTER = tuple(
-    moment for moment in MOMENTS if moment not in {("tokenizer", "runner"), (LOADING, "runner"), ("report", "group")}
-)
+SHORTER = ((LOADING, "group"), ("base", "group"), ("sft", "runner"), ("rm", "group"), ("dpo", "runner"))
 """What the suite kills; `make test-matrix` kills at all moments."""
 TRAINED = ("base", "sft", "rm", "dpo")
 
 pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.slow]
-
-
-def _alive(session: int) -> list[int]:
-    """Return the living processes of a session."""
-    found = []
-    for pid in psutil.pids():
-        try:
-            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                found.append(pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
 
 
 class Attempt:
@@ -104,9 +90,9 @@ class Attempt:
         self.process.communicate()
         # The warm parent may be in the middle of its imports and looks up when they are done.
         ends = time.monotonic() + 800
-        while _alive(self.process.pid) and time.monotonic() < ends:
+        while living(self.process.pid) and time.monotonic() < ends:
             time.sleep(0.02)
-        assert not _alive(self.process.pid), f"processes outlive a kill of the {whom}"
+        assert not living(self.process.pid), f"processes outlive a kill of the {whom}"
 
     def stage(self) -> str:
         """Return the stage that was running when it ended."""

@@ -53,13 +53,13 @@ def test_a_rerun_starts_no_process_and_imports_no_torch(
 
 
 def test_the_same_recipe_in_another_place_makes_the_same_bytes(
-    chain: Any, tmp_path: Path, make_tiny_world: Callable[[Path], Path], command: Any
+    chain: Any, tmp_path: Path, make_tiny_world: Callable[[Path], Path], call: Any
 ) -> None:
     """Other folders, another store, other processes, another name of the data's folder: every payload is equal."""
     from pipeline.artifacts import Store
 
     recipe = make_tiny_world(tmp_path / "elsewhere" / "deeper")
-    ended = command("run", recipe, "--store", tmp_path / "other", cwd=tmp_path / "elsewhere")
+    ended = call("run", recipe, "--store", tmp_path / "other", cwd=tmp_path / "elsewhere")
     assert ended.returncode == 0, ended.stderr
     made = {artifact.manifest.name: artifact.manifest for artifact in Store(tmp_path / "other").artifacts()}
     for name, manifest in made.items():
@@ -84,13 +84,13 @@ def test_another_seed_makes_other_weights(chain: Any, as_input: Any, run_stage: 
 
 
 def test_a_bad_row_is_reported_with_file_and_line_before_anything_runs(
-    tmp_path: Path, tiny_recipe: Path, command: Any
+    tmp_path: Path, tiny_recipe: Path, call: Any
 ) -> None:
     pairs = tiny_recipe.parent / "pairs.jsonl"
     lines = pairs.read_text().splitlines()
     lines[9] = json.dumps({"prompt": "which ?", "chosen": "it is red ."})
     pairs.write_text("\n".join(lines) + "\n")
-    ended = command("run", tiny_recipe, "--store", tmp_path / "store", cwd=tmp_path)
+    ended = call("run", tiny_recipe, "--store", tmp_path / "store", cwd=tmp_path)
     assert ended.returncode == 2
     assert "pairs.jsonl:10" in ended.stderr
     assert "rejected" in ended.stderr

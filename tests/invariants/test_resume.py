@@ -42,7 +42,7 @@ def test_stopped_twice_gives_the_bytes_of_one_session(
 
     def run(out: Path, **more: Any) -> Any:
         inputs = {case["as"]: as_input(chain[case["input"]])}
-        return run_stage(kind, config, data={"data": source}, inputs=inputs, out=out, **more)
+        return run_stage(kind, config, data={"data": source}, inputs=inputs, out=out, pictures=True, **more)
 
     whole = run(tmp_path / "whole")
     first = run(tmp_path / "cut", stopping=StopAfter(5 + case.get("asked before", 0)), expect="stopped")

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 LIMIT_S = 700
 """Seconds within which all have ended, on a busy machine too; a rank nobody stops would sleep for 600."""
 TWO = ("--set", "compute.processes=2", "--set", "compute.checkpoint_every_s=0.05")
-LONG = ("--until", "base", "--set", "stages.base.train.max_steps=200", *TWO)
+LONG = ("--until", "base", "--set", "stages.base.train.max_steps=120", *TWO)
 PRACTICE = """
   practice:
     kind: ppo
@@ -157,19 +157,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch
 
 
 def _undisturbed(
-    whole: dict[str, dict[str, torch.Tensor]], name: str, place: Path, chain: Any, command: Any, world: Path, *args: str
+    whole: dict[str, dict[str, torch.Tensor]], name: str, place: Path, chain: Any, call: Any, world: Path, *args: str
 ) -> dict[str, torch.Tensor]:
     if name not in whole:
         store = _store(place, chain, *LATER[name])
-        ended = command("run", world, "--store", store, *args, cwd=world.parent)
+        ended = call("run", world, "--store", store, *args, cwd=world.parent)
         assert ended.returncode == 0, ended.stderr
         whole[name] = _weights(store, name)
     return whole[name]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.whole), 1])
 def test_a_killed_rank_is_told_of_and_the_rerun_ends_in_the_same_weights(
-    rank: int, tmp_path: Path, world: Path, start: Callable[..., Started], command: Any, chain: Any, whole: Any
+    rank: int, tmp_path: Path, world: Path, start: Callable[..., Started], call: Any, chain: Any, whole: Any
 ) -> None:
     store = _store(tmp_path / "store", chain, *LATER["base"])
     started = start(store, *LONG)
@@ -183,16 +183,16 @@ def test_a_killed_rank_is_told_of_and_the_rerun_ends_in_the_same_weights(
     assert started.process.returncode == 1
     assert f"stage base: rank {rank} was killed by signal 9. The system may have run out of memory" in err
     assert "run again to resume" in err
-    again = command("run", world, "--store", store, *LONG, cwd=tmp_path)
+    again = call("run", world, "--store", store, *LONG, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumes at step" in again.stdout
     assert not list(store.glob(".work/base-*"))
-    undisturbed = _undisturbed(whole, "base", tmp_path / "undisturbed", chain, command, world, *LONG)
+    undisturbed = _undisturbed(whole, "base", tmp_path / "undisturbed", chain, call, world, *LONG)
     assert _same(_weights(store, "base"), undisturbed)
 
 
 def test_a_rank_that_fails_stops_one_that_is_busy_and_the_rerun_ends_in_the_same_weights(
-    tmp_path: Path, world: Path, start: Callable[..., Started], command: Any, chain: Any, whole: Any
+    tmp_path: Path, world: Path, start: Callable[..., Started], call: Any, chain: Any, whole: Any
 ) -> None:
     """While one rank fails in the user's function the other sleeps in it: it hears of nothing and has to be stopped."""
     store = _store(tmp_path / "store", chain)
@@ -207,13 +207,13 @@ def test_a_rank_that_fails_stops_one_that_is_busy_and_the_rerun_ends_in_the_same
     (world.parent / "trouble").unlink()
     (left,) = store.glob(".work/practice-*/work/ranks/out-1")
     (left / "value").mkdir()  # as of an attempt that ends while it writes its artifact
-    again = command("run", world, "--store", store, "--until", "practice", *TWO, cwd=tmp_path)
+    again = call("run", world, "--store", store, "--until", "practice", *TWO, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumes at iteration" in again.stdout
     args = ("--until", "practice", *TWO)
     assert _same(
         _weights(store, "practice"),
-        _undisturbed(whole, "practice", tmp_path / "undisturbed", chain, command, world, *args),
+        _undisturbed(whole, "practice", tmp_path / "undisturbed", chain, call, world, *args),
     )
 
 

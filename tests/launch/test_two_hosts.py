@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from waiting import until
+from waiting import living, until
 
 pytestmark = pytest.mark.xdist_group("two hosts")
 
@@ -67,15 +67,7 @@ class Hosts:
 
     def members(self) -> list[psutil.Process]:
         """Return the living processes of all commands."""
-        sessions = {process.pid for process in self.processes}
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return found
+        return living(*(process.pid for process in self.processes))
 
 
 @pytest.fixture
@@ -106,6 +98,7 @@ def hosts() -> Iterator[Hosts]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+@pytest.mark.whole
 def test_two_machines_train_a_stage_together(tmp_path: Path, tiny_recipe: Path, hosts: Hosts) -> None:
     store = tmp_path / "store"
     line = ("run", tiny_recipe, "--store", store, *SHARED, "--until", "base", "--set", "stages.base.train.max_steps=5")
@@ -179,19 +172,27 @@ def test_a_machine_that_reads_another_recipe_is_refused_on_both(
     assert "stage base: this machine reads another recipe or other data than node 0" in outs[1]
 
 
-def test_a_machine_that_is_stopped_while_it_waits_ends_at_once(tmp_path: Path, tiny_recipe: Path, hosts: Hosts) -> None:
+@pytest.mark.parametrize(
+    ("options", "waits"),
+    [
+        ((), "waits for node 1"),
+        pytest.param(("--node-rank", "1"), "waits for node 0", marks=pytest.mark.whole),
+    ],
+)
+def test_a_machine_that_is_stopped_while_it_waits_ends_at_once(
+    options: tuple[str, ...], waits: str, tmp_path: Path, tiny_recipe: Path, hosts: Hosts
+) -> None:
     line = ("run", tiny_recipe, "--store", tmp_path / "store", *SHARED, "--until", "base")
-    for options, waits in (((), "waits for node 1"), (("--node-rank", "1"), "waits for node 0")):
-        process = hosts.start(0, *line, *options, cwd=tmp_path)
-        out = ""
-        while waits not in out:
-            assert process.stdout is not None
-            row = process.stdout.readline()
-            assert row, out
-            out += row
-        process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=800)
-        assert process.returncode == 143 and "stopped" in rest and "Traceback" not in rest
+    process = hosts.start(0, *line, *options, cwd=tmp_path)
+    out = ""
+    while waits not in out:
+        assert process.stdout is not None
+        row = process.stdout.readline()
+        assert row, out
+        out += row
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=800)
+    assert process.returncode == 143 and "stopped" in rest and "Traceback" not in rest
 
 
 @pytest.mark.parametrize(
@@ -202,8 +203,8 @@ def test_a_machine_that_is_stopped_while_it_waits_ends_at_once(tmp_path: Path, t
     ],
 )
 def test_a_machine_too_many_is_one_line(
-    options: tuple[str, ...], said: str, tmp_path: Path, tiny_recipe: Path, command: Any
+    options: tuple[str, ...], said: str, tmp_path: Path, tiny_recipe: Path, call: Any
 ) -> None:
-    ended = command("run", tiny_recipe, "--store", tmp_path / "store", *options, cwd=tmp_path)
+    ended = call("run", tiny_recipe, "--store", tmp_path / "store", *options, cwd=tmp_path)
     assert ended.returncode == 2
     assert said in ended.stderr

@@ -57,6 +57,11 @@ class Spread:
             shutil.copytree(self.chain.store.root, root, ignore=shutil.ignore_patterns(".runs"))
         return Store(root)
 
+    def branch(self, store: str, other: str, *without: str) -> None:
+        """Make another store of what one has, but for some stages: they are trained from the same parents."""
+        ignored = shutil.ignore_patterns(".runs", ".work", *without)
+        shutil.copytree(self.folder / store, self.folder / other, ignore=ignored)
+
     def train(self, store: str, stages: Sequence[str], *sets: str, stop_after: int | None = None) -> dict[str, Weights]:
         """Run stages and return their weights; none when the run was stopped, which it must be if asked to."""
         where = self.store(store)

@@ -1,5 +1,8 @@
 """The steps of a stage do not depend on its layout: ZeRO, FSDP2 and tensor parallelism take those of one process.
 
+So do ZeRO's with `compute.offload`, which changes where its state lies. On a CPU both places are one: what is held is
+DeepSpeed's way through its offloading code, not its memory on a GPU.
+
 Every kind runs by recipe, five optimizer steps from the same parent, seed and batch, on rows of unequal lengths and in
 micro-batches of two: a mean of means would show. Relative is meant strictly: the norm of the difference of two trained
 models over the norm of what the five steps changed, not over the norm of the weights, most of which nobody changed.
@@ -102,30 +105,35 @@ class Layout(NamedTuple):
     """A way to spread a stage over processes.
 
     Attributes:
-        setting: of `compute`.
+        settings: of `compute`.
         suite: stages that the suite runs with it.
         matrix: further ones, which `make test-matrix` runs.
     """
 
-    setting: str
+    settings: tuple[str, ...]
     suite: tuple[str, ...]
     matrix: tuple[str, ...]
 
 
+ALL_OFFLOADED = ("a_sft", "l_dpo", "a_ppo")
 SPREADS = {
-    "plain": Layout("zero=0", ("a_kto",), ("a_pretrain", "a_sft", "a_reward", "a_dpo", "a_ppo", "m_ppo")),
-    "zero-1": Layout("zero=1", ("l_sft",), ("a_sft", "a_ppo", "l_dpo")),
-    "zero-2": Layout("zero=2", ("l_ppo",), ("n_pretrain", "l_reward", "a_kto")),
-    "zero-3": Layout("zero=3", ("n_pretrain", "a_reward", "l_dpo", "m_ppo"), TRAINED),
-    "fsdp": Layout("fsdp=true", ("a_pretrain", "l_reward", "a_dpo", "a_ppo"), TRAINED),
-    "tensor parallel": Layout("tensor_parallel=2", ("n_pretrain", "a_sft", "l_dpo"), TENSOR_PARALLEL),
-    "groups": Layout("tensor_parallel=2", ("a_kto",), ("a_pretrain", "l_reward")),
+    "plain": Layout(("zero=0",), ("a_kto",), ("a_pretrain", "a_sft", "a_reward", "a_dpo", "a_ppo", "m_ppo")),
+    "zero-1": Layout(("zero=1",), ("l_sft",), ("a_sft", "a_ppo", "l_dpo")),
+    "zero-2": Layout(("zero=2",), ("l_ppo",), ("n_pretrain", "l_reward", "a_kto")),
+    "zero-3": Layout(("zero=3",), ("n_pretrain", "a_reward", "m_ppo"), TRAINED),
+    "zero-1 offloaded": Layout(("zero=1", "offload=optimizer"), (), ALL_OFFLOADED),
+    "zero-2 offloaded": Layout(("zero=2", "offload=optimizer"), ("a_sft",), ALL_OFFLOADED),
+    "zero-3 offloaded": Layout(("zero=3", "offload=optimizer"), (), ALL_OFFLOADED),
+    "zero-3 all offloaded": Layout(("zero=3", "offload=all"), ("l_dpo", "a_ppo"), ALL_OFFLOADED),
+    "fsdp": Layout(("fsdp=true",), ("a_pretrain", "l_reward", "a_dpo"), TRAINED),
+    "tensor parallel": Layout(("tensor_parallel=2",), ("l_dpo",), TENSOR_PARALLEL),
+    "groups": Layout(("tensor_parallel=2",), (), ("a_kto", "a_pretrain", "l_reward")),
 }
 """How stages are spread. The matrix has every stage in every layout that shares weights out, for those meet every
 kind's own code. Gradients are averaged alike with and without an adapter, and ZeRO-1 and 2 never look at the model: a
 few kinds stand for all, each trainer (transformers', trl's, ours) and each kind of batch (rows, pairs, answers) among
-them. The suite has every stage in some layout, and every layout that
-shares weights out with a stage of each trainer that it takes."""
+them. The suite has every stage in some layout, and ZeRO-3 with a stage of each trainer. `test_trunk_processes.py` has
+PPO with FSDP2, `test_tensor.py` groups of processes with tensor parallelism, a new model and SFT among them."""
 CASES = [
     pytest.param(spread, name, marks=() if name in layout.suite else pytest.mark.whole)
     for spread, layout in SPREADS.items()
@@ -164,9 +172,9 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     # A checkpoint after every step: writing one changes nothing, also right after an evaluation.
     often = "compute.checkpoint_every_s=0.001"
-    setting, names = SPREADS[request.param].setting, selected(request, request.param)
+    settings, names = SPREADS[request.param].settings, selected(request, request.param)
     processes = 4 if request.param == "groups" else 2  # two groups share the rows
-    spread = [f"stages.{name}.compute.{setting}" for name in names]
+    spread = [f"stages.{name}.compute.{setting}" for name in names for setting in settings]
     sets = ("compute.micro_batch=2", f"compute.processes={processes}", often, *spread)
     return request.param, world.train(request.param, names, *sets)
 
@@ -192,7 +200,7 @@ def test_two_processes_take_the_steps_of_one(name: str, world: Any, alone: Any, 
     print(f"{name} {spread} {found:.2e} of {moved:.2e}")
     assert found < RELATIVE
     manifest = world.store(spread).artifacts(name)[-1].manifest
-    assert manifest.runtime["ran"].get("loaded") == ("sharded" if spread == "zero-3" else None)
+    assert manifest.runtime["ran"].get("loaded") == ("sharded" if spread.startswith("zero-3") else None)
     if spread.startswith("zero"):  # not DeepSpeed's 5e8; that they are the engine's too is looked at as it starts
         zero = manifest.runtime["ran"]["deepspeed"]["zero_optimization"]
-        assert bucket_sizes(int(spread[-1]), 8).keys() <= zero.keys() and zero["reduce_bucket_size"] == 2**22
+        assert bucket_sizes(int(spread.split()[0][-1]), 8).keys() <= zero.keys() and zero["reduce_bucket_size"] == 2**22

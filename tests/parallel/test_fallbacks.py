@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from two_processes import be_one
+from ranks import be_rank, run_ranks
 
 from pipeline.errors import StageFailed
 from pipeline.kind.compute import ComputeSettings
@@ -113,23 +110,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
     folder = tmp_path_factory.mktemp("prepared")
 
     def prepare(which: str) -> dict[str, ShardingState]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        running = []
-        for rank in (0, 1):
-            spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-            environment = {**os.environ, **{name: str(value) for name, value in spread.items()}}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-            line = [sys.executable, str(Path(__file__).resolve()), which, str(folder)]
-            running.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-        try:
-            logs = [process.communicate(timeout=800)[0].decode()[-3000:] for process in running]
-        finally:
-            for process in running:
-                process.kill()
-        assert [process.returncode for process in running] == [0, 0], "\n".join(logs)
+        run_ranks(__file__, which, str(folder))
         kept = [json.loads((folder / f"{which}-{rank}.json").read_text()) for rank in (0, 1)]
         assert {name: held["engine"] for name, held in kept[0].items()} == {n: h["engine"] for n, h in kept[1].items()}
         return {name: ShardingState(**held) for name, held in kept[0].items()}
@@ -239,4 +220,4 @@ def test_a_stage_that_falls_back_is_refused_and_leaves_nothing(case: str, spread
 
 
 if __name__ == "__main__":
-    be_one(main)
+    be_rank(main)

@@ -53,10 +53,10 @@ def seen(folder: Path, ranks: str) -> list[list[list[list[str]]]]:
 @pytest.mark.parametrize(
     ("kind", "group", "sharding"),
     [
-        ("grpo", 4, "zero=0"),
+        pytest.param("grpo", 4, "zero=0", marks=pytest.mark.whole),
         ("grpo", 16, "zero=3"),
-        ("rloo", 4, "zero=2"),
-        ("grpo", 16, "fsdp=true"),
+        pytest.param("rloo", 4, "zero=2", marks=pytest.mark.whole),
+        pytest.param("grpo", 16, "fsdp=true", marks=pytest.mark.whole),
         ("rloo", 4, "fsdp=true"),
     ],
 )
@@ -107,7 +107,7 @@ REFERENCE = """
 """
 
 
-@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+@pytest.mark.parametrize("kind", ["grpo", pytest.param("rloo", marks=pytest.mark.whole)])
 def test_a_reference_in_parts_is_the_start(kind: str, spread_world: Callable[[str], Any]) -> None:
     """Policy and reference are one model before the first step, and two after it."""
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from two_processes import be_one, run_two
+from ranks import be_rank, run_ranks
 
 
 @pytest.mark.parametrize("mine", ["fp32", "bf16"])
 def test_the_first_process_decides_for_all(tmp_path: Path, mine: str) -> None:
-    run_two(__file__, str(tmp_path), mine)
+    run_ranks(__file__, str(tmp_path), mine)
     assert {file.read_text() for file in tmp_path.glob("picked-*")} == {mine}
     assert len(list(tmp_path.glob("picked-*"))) == 2
 
@@ -51,4 +51,4 @@ def one_of_two(folder: str, mine: str) -> None:
 
 
 if __name__ == "__main__":
-    be_one(one_of_two)
+    be_rank(one_of_two)

@@ -50,6 +50,7 @@ def test_pipelines_take_the_steps_of_one_process(case: str, pretrain_world: Any)
     stages = (*BEFORE.get(name, ("tokenizer",)), name)
     alone, spread = f"{case} alone", f"{case} spread"
     one = pretrain_world.train(alone, stages, *sets, *HELD_OUT, compute[2])
+    pretrain_world.branch(alone, spread, name)
     two = pretrain_world.train(spread, stages, *sets, *HELD_OUT, *compute)
     found = _difference(one[name], two[name])
     print(f"{case} {found:.2e}")
@@ -89,7 +90,7 @@ WAYS = {
 JOURNEYS = {
     "other parts": ("two parts", "three parts", "two pipelines", "two parts"),
     "the trainer": ("one", "two parts", "two", "three parts", "one"),
-    "ZeRO": ("zero-2", "two parts", "zero-3"),
+    "ZeRO": ("zero-2", "two parts", "zero-3", "one"),
 }
 
 
@@ -202,13 +203,13 @@ def test_what_cannot_be_a_pipeline_is_refused_before_anything_runs(case: str, pr
 
 
 def test_what_only_the_model_tells_is_refused_once_and_leaves_nothing(
-    pretrain_world: Any, tmp_path: Any, command: Any
+    pretrain_world: Any, tmp_path: Any, call: Any
 ) -> None:
     model = {"type": "qwen2", "use_sliding_window": "true", "max_window_layers": 1, "sliding_window": 8}
     sets = [f"stages.base.model.{word}={value}" for word, value in model.items()]
     given = [word for text in (*sets, *_compute(2, 2)) for word in ("--set", text)]
     store = tmp_path / "s"
-    ended = command("run", pretrain_world.recipe, "--store", store, "--until", "base", *given, cwd=tmp_path)
+    ended = call("run", pretrain_world.recipe, "--store", store, "--until", "base", *given, cwd=tmp_path)
     out = ended.stdout + ended.stderr
     assert ended.returncode == 2, out
     said = "compute.pipeline_parallel with layers of 2 kinds (full_attention, sliding_attention)"

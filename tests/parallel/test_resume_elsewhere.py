@@ -50,9 +50,11 @@ CASES = {
     ),
     "an adapter, tensor parallel": ("lora", ("tensor parallel groups", "one", "tensor parallel")),
     "an adapter": ("lora", ("zero-2", "one", "zero-3", "zero-3", "two")),
+    "every kind in turn": ("full", ("zero-3", "fsdp", "tensor parallel", "zero-2 offloaded", "one")),
+    "an adapter, in turn": ("lora", ("tensor parallel", "zero-3", "fsdp", "one")),
 }
-SUITE = ("FSDP2 and ZeRO-3", "offloaded", "tensor parallel, whole, tensor parallel", "an adapter")
-"""Between them they change between all kinds of layout; `make test-matrix` runs the others too."""
+SUITE = ("every kind in turn", "an adapter, in turn")
+"""Each kind of layout saves what another goes on from; `make test-matrix` runs the others too."""
 
 
 @pytest.fixture(scope="module")

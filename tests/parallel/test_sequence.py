@@ -121,6 +121,7 @@ def test_slices_take_the_steps_of_whole_rows(name: str, world: Any, alone: Any, 
         assert cut == pytest.approx(whole, rel=RELATIVE)
 
 
+@pytest.mark.whole
 def test_groups_of_slices_share_the_rows_of_a_batch(world: Any, alone: Any) -> None:
     """Four processes: two groups, which share the batch, of two shards each."""
     made = world.train("groups", ("a_sft",), *sets(("a_sft",), **SPREAD | {"processes": 4}, zero=2))
@@ -148,7 +149,7 @@ def test_heads_without_groups_and_one_group_for_all_are_sharded(world: Any) -> N
     assert "num_key_value_heads" not in config
 
 
-RESUMED = {
+WAYS = {
     "sharded": {"processes": 2, "sequence_parallel": 2, "zero": 3},
     "whole": {"processes": 1, "sequence_parallel": 1, "zero": 0},
     "sharded again": {"processes": 2, "sequence_parallel": 2, "zero": 1},
@@ -156,13 +157,16 @@ RESUMED = {
 }
 
 
-def test_a_run_goes_on_with_and_without_shards(world: Any) -> None:
+@pytest.mark.parametrize(
+    "ways", [("data parallel", "sharded", "whole"), pytest.param(tuple(WAYS), marks=pytest.mark.whole)], ids=len
+)
+def test_a_run_goes_on_with_and_without_shards(ways: tuple[str, ...], world: Any) -> None:
     """Each session but the last is stopped after a moment; together they make what one process makes at once."""
     whole = world.train("whole", ("long",))["long"]
     reached, made = 0, {}
-    for place, (way, compute) in enumerate(RESUMED.items()):
-        last = place == len(RESUMED) - 1
-        made = world.train("elsewhere", ("long",), *sets(("long",), **compute), stop_after=None if last else 2)
+    for place, way in enumerate(ways):
+        last, spread = place == len(ways) - 1, sets(("long",), **WAYS[way])
+        made = world.train(f"elsewhere {len(ways)}", ("long",), *spread, stop_after=None if last else 2)
         begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]
         if place:
             assert begun and begun[0] > reached, f"{way} did not resume after step {reached}: {world.notes}"

@@ -57,13 +57,13 @@ def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.whole), 2])
 def test_slices_of_a_new_model_take_the_steps_of_as_many_processes_as_there_are_groups(
-    groups: int, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
+    groups: int, tiny_recipe: Path, tmp_path: Path, call: Callable[..., Any]
 ) -> None:
     stores = []
     for compute in ({"processes": groups, "micro_batch": 4}, {**SLICED, "processes": 2 * groups}):
         recipe = _recipe(tiny_recipe, compute, "sft", **QWEN)
         store = tmp_path / recipe.stem
-        ended = command("run", recipe, "--store", store, cwd=recipe.parent)
+        ended = call("run", recipe, "--store", store, cwd=recipe.parent)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         stores.append(Store(store))
     assert (
@@ -144,12 +144,12 @@ def test_kinds_that_sample_are_refused(kind: str, tiny_recipe: Path) -> None:
         load(tiny_recipe)
 
 
-def test_check_knows_heads_and_adapters_that_cannot_be_sharded(tiny_recipe: Path, command: Callable[..., Any]) -> None:
+def test_check_knows_heads_and_adapters_that_cannot_be_sharded(tiny_recipe: Path, call: Callable[..., Any]) -> None:
     recipe = yaml.safe_load(tiny_recipe.read_text())
     recipe["compute"] |= {"processes": 3, "tensor_parallel": 3}
     recipe["stages"]["sft"]["train"]["optim"] = "adafactor"
     tiny_recipe.write_text(yaml.safe_dump(recipe))
-    ended = command("check", tiny_recipe, cwd=tiny_recipe.parent)
+    ended = call("check", tiny_recipe, cwd=tiny_recipe.parent)
     assert ended.returncode == 2
     told = ended.stdout + ended.stderr
     assert "compute.tensor_parallel 3 for a model with num_attention_heads 4" in told and "Use 2" in told
@@ -165,13 +165,13 @@ def test_check_knows_heads_and_adapters_that_cannot_be_sharded(tiny_recipe: Path
     ],
 )
 def test_a_model_without_a_plan_and_dropout_are_refused_before_training(
-    model: dict[str, Any], said: str, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
+    model: dict[str, Any], said: str, tiny_recipe: Path, tmp_path: Path, call: Callable[..., Any]
 ) -> None:
     recipe = yaml.safe_load(tiny_recipe.read_text())
     sizes = {} if model["type"] == "gpt2" else recipe["stages"]["base"]["model"]
     recipe["stages"] = {name: recipe["stages"][name] for name in ("tokenizer", "base")}
     recipe["stages"]["base"] |= {"model": {**sizes, **model}, "compute": SLICED}
     tiny_recipe.write_text(yaml.safe_dump(recipe))
-    ended = command("run", tiny_recipe, "--store", tmp_path / "store", cwd=tiny_recipe.parent)
+    ended = call("run", tiny_recipe, "--store", tmp_path / "store", cwd=tiny_recipe.parent)
     told = ended.stdout + ended.stderr
     assert ended.returncode in (1, 2) and said in told and "Traceback" not in told

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import be_rank, run_ranks
 from torch.distributed.tensor import DTensor
-from two_processes import be_one, run_two
 
 from pipeline.errors import PipelineError
 from pipeline.parallel.process_group import init_process_group
@@ -68,8 +68,8 @@ def main() -> None:
 
 
 def test_copies_average_their_gradients_once_a_step_and_are_refused_when_they_do_not() -> None:
-    run_two(__file__, count=4)
+    run_ranks(__file__, count=4)
 
 
 if __name__ == "__main__":
-    be_one(main)
+    be_rank(main)

@@ -2,11 +2,12 @@
 
 Two real processes make and load models under ZeRO-3, and make one in shards. What a process needs at its peak is read
 from the kernel (`VmHWM`), beside what the old way needs: the whole model first, cut afterwards. Blocks too small for
-glibc to give back are left out of it (`MALLOC_MMAP_THRESHOLD_`).
+glibc to give back are left out of it (`M_MMAP_THRESHOLD`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -16,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import be_rank, run_ranks
 from safetensors.torch import load_file
-from two_processes import be_one, run_two
 
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import attach
@@ -56,6 +57,8 @@ LARGE = {
     "vocab_size": 16_000,
 }
 MIB = 2**20
+M_MMAP_THRESHOLD = -3
+"""`mallopt`'s name for the size from which a block is mapped by itself."""
 
 
 class Padding:
@@ -163,6 +166,7 @@ def _sharded(what: str) -> dict[str, int]:
 
 def main(what: str, folder: str, out: str) -> None:
     """Be one of two processes."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 131_072)
     torch.set_num_threads(1)
     if what.startswith("sharded"):
         Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(_sharded(what)), encoding="utf-8")
@@ -201,7 +205,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def two(what: str, folder: Path, out: Path) -> list[dict[str, Any]]:
     """Return what each of two processes found."""
-    run_two(__file__, what, str(folder), str(out / what), MALLOC_MMAP_THRESHOLD_="131072")
+    run_ranks(__file__, what, str(folder), str(out / what))
     return [json.loads((out / f"{what}.{rank}").read_text()) for rank in (0, 1)]
 
 
@@ -258,4 +262,4 @@ def test_a_model_that_is_put_together_holds_the_gathered_weights_once(name: str,
 
 
 if __name__ == "__main__":
-    be_one(main)
+    be_rank(main)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from two_processes import be_one, run_two
+from ranks import be_rank, run_ranks
 
 from pipeline.estimate.memory import ParallelLayout, state
 from pipeline.estimate.shape import shape_of
@@ -103,7 +103,7 @@ def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: s
     model(input_ids=ids, labels=ids).loss.backward()
     adam.step()
     plain = storages(held(model, adam))
-    run_two(__file__, str(tmp_path / "held"), precision, offload)
+    run_ranks(__file__, str(tmp_path / "held"), precision, offload)
     shape = shape_of({"type": "llama", **CONFIG})
     assert shape is not None
     assert plain == pytest.approx(12 * shape.parameters, rel=0.01)  # 4 bytes of weight and 8 of moments
@@ -118,4 +118,4 @@ def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: s
 
 
 if __name__ == "__main__":
-    be_one(main)
+    be_rank(main)

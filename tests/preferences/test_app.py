@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -21,15 +19,21 @@ from pipeline.preferences.ledger import Ledger
 Start = Callable[..., Any]
 
 
-def _labels(*args: str, cwd: Path, status: int = 0) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "labels", *args], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == status, ended.stderr
-    return ended.stdout + ended.stderr
+@pytest.fixture
+def labels(call: Any, people: Path) -> Callable[..., str]:
+    """Call `trueup labels` beside the recipe and return what it says."""
+
+    def said(*args: str) -> str:
+        ended = call("labels", *args, cwd=people.parent)
+        assert ended.returncode == 0, ended.stderr
+        return str(ended.stdout + ended.stderr)
+
+    return said
 
 
-def test_two_people_share_the_pairs_and_neither_gets_one_twice(open_app: Start, url: str, people: Path) -> None:
+def test_two_people_share_the_pairs_and_neither_gets_one_twice(
+    open_app: Start, url: str, people: Path, labels: Callable[..., str]
+) -> None:
     app = open_app("ada", "grace", url=url)
     seen: dict[str, list[str]] = {"ada": [], "grace": []}
 
@@ -45,9 +49,7 @@ def test_two_people_share_the_pairs_and_neither_gets_one_twice(open_app: Start, 
     for worker in workers:
         worker.join(timeout=800)
     assert len(seen["ada"] + seen["grace"]) == len({*seen["ada"], *seen["grace"]}) == 6
-    told = json.loads(
-        _labels("status", str(people), "labels", "--json", "--ledger", url, *_batch(people), cwd=people.parent)
-    )
+    told = json.loads(labels("status", str(people), "labels", "--json", "--ledger", url, *_batch(people)))
     assert (told["labels"], told["wanted"]) == (6, 6)
     assert {who: counts["labels"] for who, counts in told["annotators"].items()} == {w: len(s) for w, s in seen.items()}
 
@@ -71,7 +73,9 @@ def test_a_killed_server_loses_no_label_and_an_old_link_still_opens_it(open_app:
     assert Ledger(url, people.parent.name).problems() == []
 
 
-def test_what_was_undone_can_be_said_again_and_exports_can_be_repeated(open_app: Start, url: str, people: Path) -> None:
+def test_what_was_undone_can_be_said_again_and_exports_can_be_repeated(
+    open_app: Start, url: str, people: Path, labels: Callable[..., str]
+) -> None:
     app = open_app("ada", url=url)
     item = app.ask("next", "ada")["items"][0]
     export = ("export", str(people), "labels", "--ledger", url, *_batch(people))
@@ -79,15 +83,15 @@ def test_what_was_undone_can_be_said_again_and_exports_can_be_repeated(open_app:
     right = "right" if wrong == "left" else "left"
     app.ask("label", "ada", item=item["item"], choice=wrong)
     event = Ledger(url, people.parent.name).events()[-1].number
-    before = _labels(*export, cwd=people.parent)
+    before = labels(*export)
     assert app.ask("undo", "ada")["undone"] == item["item"]
     assert app.ask("next", "ada")["items"][0] == item
     app.ask("label", "ada", item=item["item"], choice=right, strength=2)
-    row = json.loads(_labels(*export, cwd=people.parent).splitlines()[0])
+    row = json.loads(labels(*export).splitlines()[0])
     assert row["chosen"][0]["content"].startswith("right") and row["margin"] == 2
     assert json.loads(before.splitlines()[0])["chosen"][0]["content"].startswith("wrong")
-    assert _labels(*export, "--until-event", str(event), cwd=people.parent) == before
-    assert "each follows the one before it" in _labels("verify", *export[1:], cwd=people.parent)
+    assert labels(*export, "--until-event", str(event)) == before
+    assert "each follows the one before it" in labels("verify", *export[1:])
 
 
 def test_nothing_that_is_sent_says_which_answer_is_which(open_app: Start, tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ def _label_all(people: Path, store: Path, **how: Any) -> None:
             queue.label(who, shown["item"], side, 2, 1.0)
 
 
-def test_a_run_waits_for_people_and_then_goes_on(people: Path, command: Any) -> None:
+def test_a_run_waits_for_people_and_then_goes_on(people: Path, call: Any) -> None:
     store = people.parent / "store"
-    waiting = command("run", people, "--store", store, cwd=people.parent)
+    waiting = call("run", people, "--store", store, cwd=people.parent)
     assert waiting.returncode == 3, waiting.stdout + waiting.stderr
     assert "waiting for people: 0 of 6 labels" in waiting.stderr and "trueup collect" in waiting.stderr
     _label_all(people, store)
-    done = command("run", people, "--store", store, cwd=people.parent)
+    done = call("run", people, "--store", store, cwd=people.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     (artifact,) = (store / "labels").iterdir()
     rows = [json.loads(line) for line in (artifact / "preferences.jsonl").read_text().splitlines()]
@@ -43,7 +43,7 @@ def test_a_run_waits_for_people_and_then_goes_on(people: Path, command: Any) -> 
     assert manifest["metrics"]["pairs"] == 6 and manifest["runtime"]["ran"]["ledger"]["event"] > 6
 
 
-def test_pairs_of_people_are_what_the_next_stage_trains_on(chain: Any, people: Path, command: Any) -> None:
+def test_pairs_of_people_are_what_the_next_stage_trains_on(chain: Any, people: Path, call: Any) -> None:
     store = people.parent / "store"
     next_stage = f"""
   rm: {{kind: reward, data: pairs, model: {chain["sft"].path}, train: {{max_steps: 1, batch_size: 4}}}}
@@ -51,7 +51,7 @@ compute: {{threads: 1}}
 """
     people.write_text(people.read_text().rstrip() + next_stage)
     _label_all(people, store)
-    done = command("run", people, "--store", store, cwd=people.parent)
+    done = call("run", people, "--store", store, cwd=people.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "training on 6 pairs" in done.stdout + done.stderr
 
@@ -65,20 +65,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_collected_is_one_line(people: Path, command: Any, case: str) -> None:
+def test_what_cannot_be_collected_is_one_line(people: Path, call: Any, case: str) -> None:
     words, told = WRONG[case]
     people.write_text(people.read_text() + "  tokenizer: {kind: tokenizer, data: answers, vocab_size: 300}\n")
     *before, stage = words
-    ended = command(*before, people, stage, cwd=people.parent)
+    ended = call(*before, people, stage, cwd=people.parent)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert told in ended.stderr and len(ended.stderr.strip().splitlines()) == 1
 
 
-def test_agreement_is_shown_where_pairs_are_labelled_several_times(people: Path, command: Any) -> None:
+def test_agreement_is_shown_where_pairs_are_labelled_several_times(people: Path, call: Any) -> None:
     store = people.parent / "store"
     several = ("--set", "stages.labels.labels_per_item=2")
-    few = command("labels", "agreement", people, "labels", "--store", store, cwd=people.parent)
+    few = call("labels", "agreement", people, "labels", "--store", store, cwd=people.parent)
     assert "no pair has two labels" in few.stdout
     _label_all(people, store, per_item=2)
-    ended = command("labels", "agreement", people, "labels", "--store", store, *several, cwd=people.parent)
+    ended = call("labels", "agreement", people, "labels", "--store", store, *several, cwd=people.parent)
     assert "100.0% [61.0%, 100.0%] of 6 comparisons agree, on 6 pairs" in ended.stdout

@@ -235,13 +235,13 @@ def _scaled(recipe: Recipe, chain: Any, model: Path) -> list[str]:
     ],
 )
 def test_the_chain_runs_scaled_down(
-    name: str, profile: str | None, chain: Any, base: Path, command: Any, tmp_path: Path
+    name: str, profile: str | None, chain: Any, base: Path, call: Any, tmp_path: Path
 ) -> None:
     texts = _scaled(_recipe(name, profile), chain, base)
     (tmp_path / "letters.py").write_text(LETTERS, encoding="utf-8")
     options = [option for text in texts for option in ("--set", text)]
     options += ["--profile", profile] if profile else []
-    ended = command("run", FOLDER / f"{name}.yaml", *options, "--store", tmp_path / "store", cwd=tmp_path)
+    ended = call("run", FOLDER / f"{name}.yaml", *options, "--store", tmp_path / "store", cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     store = Store(tmp_path / "store")
     kinds = {artifact.manifest.name: artifact.manifest.kind for artifact in store.artifacts()}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ppo_world import first_is_x, largest_difference, policy_of, trainer_of, weights, without_seconds
+from ranks import be_rank, run_ranks
 
 from pipeline.rl.ppo.state import load_state, load_weights, newest_state, save_state, save_weights
 from pipeline.rl.ppo.trainer import PPOTrainer
@@ -27,15 +25,6 @@ SETTINGS: dict[str, Any] = {
     "target_kl": 1e-6,  # trips, so that the guards have something to remember
 }
 
-IN_A_NEW_PROCESS = """
-import json, sys
-from pathlib import Path
-from test_ppo_resume import finish
-
-kind, folder = sys.argv[1], Path(sys.argv[2])
-print(json.dumps(finish(kind, folder)))
-"""
-
 
 def _trainer(kind: str) -> PPOTrainer:
     return trainer_of(policy_of(kind), first_is_x, **SETTINGS)
@@ -49,13 +38,12 @@ def _run(trainer: PPOTrainer, iterations: int) -> list[dict[str, float]]:
     return found
 
 
-def finish(kind: str, folder: Path) -> list[dict[str, float]]:
-    """Take up a saved run, finish it and save its end beside it."""
-    trainer = _trainer(kind)
+def finish(kind: str, state: str) -> None:
+    """Take up a saved run in a process of its own, finish it, and save beside it its end and what it found."""
+    trainer, folder = _trainer(kind), Path(state)
     assert load_state(trainer, folder) == {"rows": [1, 2]}
-    found = _run(trainer, 2)
+    folder.with_name("found.json").write_text(json.dumps(_run(trainer, 2)))
     save_state(trainer, folder.with_name("end"), {})
-    return found
 
 
 def _moments(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
@@ -72,17 +60,8 @@ def test_four_iterations_are_two_and_two_in_a_new_process(kind: str, tmp_path: P
     first = _trainer(kind)
     assert _run(first, 2) == expected[:2]
     save_state(first, tmp_path / "state", {"rows": [1, 2]})
-    here = Path(__file__).parent
-    ended = subprocess.run(
-        [sys.executable, "-c", IN_A_NEW_PROCESS, kind, str(tmp_path / "state")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == expected[2:]
+    run_ranks(__file__, kind, str(tmp_path / "state"), count=1)
+    assert json.loads((tmp_path / "found.json").read_text()) == expected[2:]
 
     last = _trainer(kind)
     load_state(last, tmp_path / "end")
@@ -118,3 +97,7 @@ def test_weights_of_another_layout_are_refused(tmp_path: Path) -> None:
     save_weights(trainer_of(policy_of("lora")), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="checkpoint has other weights"):
         load_weights(trainer_of(policy_of("full")), tmp_path / "weights.safetensors")
+
+
+if __name__ == "__main__":
+    be_rank(finish)

@@ -21,6 +21,7 @@ from ppo_world import (
 )
 
 from pipeline.errors import PipelineError
+from pipeline.launch.local import warm_up
 from pipeline.parallel.ranks import Ranks
 from pipeline.rl.rollout.episodes import Prompt
 
@@ -110,7 +111,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(of_rank, (port, str(folder)), nprocs=2)
+    warm_up()
+    torch.multiprocessing.start_processes(of_rank, (port, str(folder)), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{index}.pt", weights_only=False) for index in (0, 1)]
 
 

@@ -6,16 +6,14 @@ Two processes each; the plain side is one process. What is saved by one goes on 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, trainer_of
+from ranks import be_rank, run_ranks
 
 from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.process_group import init_process_group
@@ -37,6 +35,17 @@ CASES: dict[str, dict[str, Any]] = {
     "warming up": {"minibatches": 2, "critic_warmup": 1, "weight_decay": 0.1, "entropy_coef": 0.01},
 }
 KINDS = {"zero-1": 1, "zero-2": 2, "zero-3": 3, "fsdp2": 0}
+SUITE = {"zero-3": ("full", "lora"), "fsdp2": ("separate", "warming up")}
+"""What the suite runs: weights, gradients and optimizer states are sharded. `make test-matrix` runs all with all."""
+RESUMED = ("full", "separate")
+"""Cases whose state goes on from plain to sharded and back."""
+
+
+def _pairs(cases: Iterable[str]) -> Any:
+    """Parametrize a test by kind and case."""
+    pairs = [(kind, case) for kind in KINDS for case in cases]
+    marked = [pytest.param(*one, marks=() if one[1] in SUITE.get(one[0], ()) else pytest.mark.whole) for one in pairs]
+    return pytest.mark.parametrize(("sharded", "case"), marked, indirect=["sharded"])
 
 
 def _language_loss(model: Any, step: int) -> torch.Tensor:
@@ -107,15 +116,15 @@ def run(kind: str, case: str, folder: Path, ranks: Ranks, *, resume: Path | None
     }
 
 
-def main(kind: str, folder: str) -> None:
+def main(kind: str, folder: str, *cases: str) -> None:
     """Be one of two processes."""
     torch.set_num_threads(1)
     init_process_group(cpu=True, deepspeed=kind.startswith("zero"))
     ranks = Ranks.current()
     assert ranks.count == 2
-    found = {case: run(kind, case, Path(folder), ranks) for case in CASES}
+    found = {case: run(kind, case, Path(folder), ranks) for case in cases}
     # What one plain process saved goes on here, sharded.
-    for case in ("full", "separate"):
+    for case in (one for one in RESUMED if one in cases):
         plain = newest_state(Path(folder) / f"plain-{case}")
         found[f"{case} from plain"] = run(kind, case, Path(folder) / "again", ranks, resume=plain)
     torch.save(found, Path(folder) / f"{kind}-{ranks.index}.pt")
@@ -127,44 +136,21 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return folder, {case: run("plain", case, folder, Ranks()) for case in CASES}
 
 
-def _started(kind: str, folder: Path) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = Path(__file__).resolve()
-    paths = os.pathsep.join([str(here.parents[2]), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    processes = []
-    for rank in (0, 1):
-        spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        environment = {**os.environ, **{name: str(value) for name, value in spread.items()}}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(here), kind, str(folder)]
-        with (folder / f"{kind}-{rank}.log").open("wb") as log:
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    return processes
-
-
-@pytest.fixture(
-    scope="module", params=[pytest.param(kind, marks=pytest.mark.whole if kind == "zero-1" else ()) for kind in KINDS]
-)
+@pytest.fixture(scope="module")
 def sharded(request: pytest.FixtureRequest, plain: tuple[Path, dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     folder = plain[0]
-    processes = _started(request.param, folder)
-    try:
-        for process in processes:
-            process.wait(timeout=800)
-    finally:
-        for process in processes:
-            process.kill()
-    files = [folder / f"{request.param}-{rank}.pt" for rank in (0, 1)]
-    logs = [file.with_suffix(".log").read_text()[-3000:] for file in files]
-    assert all(file.is_file() for file in files), "\n".join(logs)
-    return request.param, [torch.load(file, weights_only=False) for file in files]
+    selected = {
+        item.callspec.params["case"]
+        for item in request.session.items
+        if item.path == request.path and item.callspec.params["sharded"] == request.param
+    }
+    run_ranks(__file__, request.param, str(folder), *(case for case in CASES if case in selected))
+    return request.param, [torch.load(folder / f"{request.param}-{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@_pairs(CASES)
 def test_a_sharded_step_is_a_plain_step(
     case: str, plain: tuple[Path, dict[str, Any]], sharded: tuple[str, list[dict[str, Any]]]
 ) -> None:
@@ -179,7 +165,7 @@ def test_a_sharded_step_is_a_plain_step(
     assert largest_difference(first["weights"], first["after"]) == 0
 
 
-@pytest.mark.parametrize("case", CASES)
+@_pairs(CASES)
 def test_moments_come_back_whole(
     case: str, plain: tuple[Path, dict[str, Any]], sharded: tuple[str, list[dict[str, Any]]]
 ) -> None:
@@ -187,7 +173,7 @@ def test_moments_come_back_whole(
     assert largest_difference({name: t.float() for name, t in one.items()}, first) < 1e-5
 
 
-@pytest.mark.parametrize("case", ["full", "separate"])
+@_pairs(RESUMED)
 def test_a_plain_state_goes_on_in_parts_and_back(
     case: str, plain: tuple[Path, dict[str, Any]], sharded: tuple[str, list[dict[str, Any]]]
 ) -> None:
@@ -201,5 +187,4 @@ def test_a_plain_state_goes_on_in_parts_and_back(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    os._exit(0)  # at once, as a stage's ranks: gloo's threads may abort where the interpreter is taken down
+    be_rank(main)

@@ -29,10 +29,10 @@ def said(ended: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_a_run_that_filled_its_disk_goes_on_to_the_same_artifact(
-    disk: Path, chain: Any, tiny_recipe: Path, command: Any
+    disk: Path, chain: Any, tiny_recipe: Path, call: Any
 ) -> None:
     line = ("run", tiny_recipe, "--until", "base", "--store", disk / "store", *OFTEN)
-    ended = command(*line, cwd=disk.parent)
+    ended = call(*line, cwd=disk.parent)
     assert ended.returncode == ExitCode.FAILED
     (told,) = said(ended)
     assert told.startswith(f"stage base: the disk of {disk}")
@@ -41,36 +41,36 @@ def test_a_run_that_filled_its_disk_goes_on_to_the_same_artifact(
     assert told.endswith("it goes on from the last whole checkpoint")
     assert "status 1" not in ended.stdout + ended.stderr
     remount(disk, "size=64m")
-    again = command(*line, cwd=disk.parent)
+    again = call(*line, cwd=disk.parent)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumes at step 1 of 60" in again.stdout
     (base,) = Store(disk / "store").artifacts("base")
     assert base.manifest.digest == chain["base"].manifest.digest
 
 
-def test_processes_that_filled_their_disk_say_so(disk: Path, tiny_recipe: Path, command: Any) -> None:
+def test_processes_that_filled_their_disk_say_so(disk: Path, tiny_recipe: Path, call: Any) -> None:
     two = ("--set", "compute.processes=2")
-    ended = command("run", tiny_recipe, "--until", "base", "--store", disk / "store", *OFTEN, *two, cwd=disk.parent)
+    ended = call("run", tiny_recipe, "--until", "base", "--store", disk / "store", *OFTEN, *two, cwd=disk.parent)
     assert ended.returncode == ExitCode.FAILED
     (told,) = said(ended)
     assert told.startswith("stage base: rank 0: the disk of ")
     assert "is full: " in told
 
 
-def test_a_read_only_store_can_be_looked_at_and_not_run_in(disk: Path, tiny_recipe: Path, command: Any) -> None:
+def test_a_read_only_store_can_be_looked_at_and_not_run_in(disk: Path, tiny_recipe: Path, call: Any) -> None:
     (disk / "store").mkdir()
     remount(disk, "ro")
     for verb in (("check", tiny_recipe), ("plan", tiny_recipe), ("ls",)):
-        ended = command(*verb, "--store", disk / "store", cwd=disk.parent)
+        ended = call(*verb, "--store", disk / "store", cwd=disk.parent)
         assert ended.returncode == 0, ended.stderr
-    ended = command("run", tiny_recipe, "--store", disk / "store", cwd=disk.parent)
+    ended = call("run", tiny_recipe, "--store", disk / "store", cwd=disk.parent)
     assert ended.returncode == ExitCode.BAD_INPUT
     assert "is on a read-only file system" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_store_that_cannot_be_made_is_bad_input(tiny_recipe: Path, command: Any, tmp_path: Path) -> None:
-    ended = command("run", tiny_recipe, "--store", "/proc/nowhere/store", cwd=tmp_path)
+def test_a_store_that_cannot_be_made_is_bad_input(tiny_recipe: Path, call: Any, tmp_path: Path) -> None:
+    ended = call("run", tiny_recipe, "--store", "/proc/nowhere/store", cwd=tmp_path)
     assert ended.returncode == ExitCode.BAD_INPUT
     assert "/proc/nowhere/store is not there and cannot be made" in ended.stderr
 

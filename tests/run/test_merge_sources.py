@@ -1,4 +1,4 @@
-"""What a merge takes, through the real command: hub ids, a base in bf16, quantised adapters; and what it refuses."""
+"""What a merge takes, through the command: hub ids, a base in bf16, quantised adapters; and what it refuses."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(folder / "model.safetensors"))
 
 
-def _folder_of(command: Any, ref: str, store: Path) -> Path:
-    ended = command("show", ref, "--path", "--store", store, cwd=store)
+def _folder_of(call: Any, ref: str, store: Path) -> Path:
+    ended = call("show", ref, "--path", "--store", store, cwd=store)
     assert ended.returncode == 0, ended.stderr
     return Path(ended.stdout.strip())
 
 
 def test_a_base_and_an_adapter_from_the_hub_are_merged_and_named(
-    tmp_path: Path, chain: Any, command: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, chain: Any, call: Any, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, world, store = tmp_path / "hub", chain.recipe.parent, tmp_path / "store"
     _adapter_alone(chain["base"].path, tmp_path / "lora", named="someone/other-base")
     _in_hub_cache(cache, "someone/tiny", chain["base"].path)
     _in_hub_cache(cache, "someone/tiny-lora", tmp_path / "lora")
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))  # read as the libraries load: the run is a command of its own
     for rows in ("demos.jsonl", "pairs.jsonl"):
         shutil.copy(world / rows, tmp_path / rows)
     recipe = _recipe(
@@ -75,27 +75,27 @@ def test_a_base_and_an_adapter_from_the_hub_are_merged_and_named(
     lora = f"someone/tiny-lora@{SHA}"
     assert f"{lora} says it was trained on someone/other-base; it is put on someone/tiny@main" in ended.stdout
 
-    tuned, full = (_weights(_folder_of(command, name, store)) for name in ("tuned", "full"))
+    tuned, full = (_weights(_folder_of(call, name, store)) for name in ("tuned", "full"))
     for name, weight in tuned.items():
         torch.testing.assert_close(full[name], weight, atol=1e-6, rtol=0)
     by_hand = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(chain["base"].path), tmp_path / "lora")
     expected = by_hand.merge_and_unload().state_dict()
-    for name, weight in _weights(_folder_of(command, "outside", store)).items():
+    for name, weight in _weights(_folder_of(call, "outside", store)).items():
         torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
 
-    shown = command("show", "full", "--store", store, cwd=tmp_path).stdout.splitlines()
+    shown = call("show", "full", "--store", store, cwd=tmp_path).stdout.splitlines()
     start = shown.index("weights")
     assert [" ".join(line.split()) for line in shown[start + 1 : start + 4]] == [
         "base someone/tiny@main",
         "adapter 1 tuned (r 4) on someone/tiny@main",
         "written in fp32",
     ]
-    shown = command("show", "outside", "--store", store, cwd=tmp_path).stdout
+    shown = call("show", "outside", "--store", store, cwd=tmp_path).stdout
     assert f"{lora}, from outside" in shown
 
 
 def test_a_base_kept_in_bf16_is_summed_in_full_precision_and_rounded_once(
-    tmp_path: Path, chain: Any, command: Any
+    tmp_path: Path, chain: Any, call: Any
 ) -> None:
     world, store = chain.recipe.parent, tmp_path / "store"
     model = AutoModelForCausalLM.from_pretrained(chain["base"].path, dtype=torch.bfloat16)
@@ -112,9 +112,9 @@ def test_a_base_kept_in_bf16_is_summed_in_full_precision_and_rounded_once(
   half_again: {{kind: merge, model: half, adapters: [tuned], dtype: bf16}}
 """,
     )
-    ended = command("run", recipe, "--store", store, cwd=tmp_path)
+    ended = call("run", recipe, "--store", store, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    folders = {name: _folder_of(command, name, store) for name in ("tuned", "whole", "half_again")}
+    folders = {name: _folder_of(call, name, store) for name in ("tuned", "whole", "half_again")}
     before, whole, rounded = (_weights(each) for each in (tmp_path / "half", folders["whole"], folders["half_again"]))
     lora = load_file(folders["tuned"] / "adapter" / "adapter_model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
@@ -125,11 +125,11 @@ def test_a_base_kept_in_bf16_is_summed_in_full_precision_and_rounded_once(
         assert weight.dtype == torch.bfloat16
         assert torch.equal(weight, whole[key].bfloat16()), key
     assert json.loads((folders["half_again"] / "config.json").read_text())["dtype"] == "bfloat16"
-    shown = command("show", "half_again", "--store", store, cwd=tmp_path).stdout
+    shown = call("show", "half_again", "--store", store, cwd=tmp_path).stdout
     assert "written in  bf16" in shown
 
 
-def test_lineage_and_show_say_how_each_adapter_was_quantised(tmp_path: Path, chain: Any, command: Any) -> None:
+def test_lineage_and_show_say_how_each_adapter_was_quantised(tmp_path: Path, chain: Any, call: Any) -> None:
     pytest.importorskip("bitsandbytes", reason="needs trueup[quantize]")
     store = tmp_path / "store"
     shutil.copytree(chain.store.root, store, ignore=shutil.ignore_patterns(".runs"))
@@ -144,21 +144,21 @@ def test_lineage_and_show_say_how_each_adapter_was_quantised(tmp_path: Path, cha
   full: {{kind: merge, model: base, adapters: [one, two], dtype: bf16}}
 """,
     )
-    ended = command("run", recipe, "--store", store, cwd=tmp_path)
+    ended = call("run", recipe, "--store", store, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     prints = {name: chain.store.artifacts(name)[-1].manifest.short for name in ("base",)}
-    listed = json.loads(command("lineage", "three", "--json", "--store", store, cwd=tmp_path).stdout)
+    listed = json.loads(call("lineage", "three", "--json", "--store", store, cwd=tmp_path).stdout)
     assert listed["base"] == f"base@{prints['base']}, trained from nothing"
     kept = [(one["name"], one["r"], one["quantize"], one["merged"]) for one in listed["adapters"]]
     assert kept == [("one", 4, "4bit", False), ("two", 2, "8bit", False), ("three", 2, None, False)]
-    tree = command("lineage", "three", "--store", store, cwd=tmp_path).stdout.splitlines()
+    tree = call("lineage", "three", "--store", store, cwd=tmp_path).stdout.splitlines()
     ends = {line.split("@")[0].split()[-1]: line for line in tree if "adapter" in line}
     assert ends["three"].endswith("adapter r 2") and ends["two"].endswith("adapter r 2 on weights in 8bit")
     assert ends["one"].endswith("adapter r 4 on weights in 4bit")
 
-    tree = command("lineage", "full", "--store", store, cwd=tmp_path).stdout.splitlines()
+    tree = call("lineage", "full", "--store", store, cwd=tmp_path).stdout.splitlines()
     assert tree[0].endswith("one (trained in 4bit) + two (trained in 8bit) folded in, written in bf16")
-    shown = command("show", "full", "--store", store, cwd=tmp_path).stdout
+    shown = call("show", "full", "--store", store, cwd=tmp_path).stdout
     assert f"one (r 4) on base@{prints['base']} in 4bit, folded into unquantised weights" in shown
     assert "written in  bf16" in shown
 
@@ -177,7 +177,7 @@ def test_lineage_and_show_say_how_each_adapter_was_quantised(tmp_path: Path, cha
     ],
 )
 def test_what_cannot_be_merged_is_said_before_anything_runs(
-    stage: str, said: str, tmp_path: Path, chain: Any, command: Any
+    stage: str, said: str, tmp_path: Path, chain: Any, call: Any
 ) -> None:
     for rows in ("demos.jsonl", "pairs.jsonl"):
         shutil.copy(chain.recipe.parent / rows, tmp_path / rows)
@@ -190,7 +190,7 @@ def test_what_cannot_be_merged_is_said_before_anything_runs(
   full: {{kind: merge, {stage.strip("{}")}}}
 """,
     )
-    ended = command("check", recipe, "--store", chain.store.root, cwd=tmp_path)
+    ended = call("check", recipe, "--store", chain.store.root, cwd=tmp_path)
     assert ended.returncode == 2, ended.stdout
     (line,) = [row for row in ended.stderr.splitlines() if "stage full" in row]
     assert said in line
@@ -212,7 +212,7 @@ def test_an_adapter_of_a_reward_model_from_the_hub_is_refused_before_weights_are
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_base_whose_files_are_quantised_takes_adapters_and_merges_to_the_same_weights(
-    bits: str, tmp_path: Path, chain: Any, command: Any
+    bits: str, tmp_path: Path, chain: Any, call: Any
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="needs trueup[quantize]")
     from transformers import BitsAndBytesConfig
@@ -241,19 +241,19 @@ def test_a_base_whose_files_are_quantised_takes_adapters_and_merges_to_the_same_
     )
     recipe.write_text(recipe.read_text().replace("data:\n", "data:\n  corpus: {path: corpus.jsonl}\n", 1))
     shutil.copy(chain.recipe.parent / "corpus.jsonl", tmp_path)
-    refused = command("check", recipe, "--store", store, cwd=tmp_path)
+    refused = call("check", recipe, "--store", store, cwd=tmp_path)
     assert refused.returncode == 2
     assert f"stage whole: `small` is kept quantised ({bits}); expected an adapter" in refused.stderr
     assert f"stage twice: `small` is kept quantised ({bits}), and adapter.quantize is 8bit" in refused.stderr
     assert f"stage parts: `small` is kept quantised ({bits}) and compute.zero is 3" in refused.stderr
     assert f"stage cut: `small` is kept quantised ({bits}) and compute.tensor_parallel is 2" in refused.stderr
-    ended = command("run", recipe, "--until", "full", "--store", store, cwd=tmp_path)
+    ended = call("run", recipe, "--until", "full", "--store", store, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    tuned, full = (_weights(_folder_of(command, name, store)) for name in ("tuned", "full"))
+    tuned, full = (_weights(_folder_of(call, name, store)) for name in ("tuned", "full"))
     plain = _weights(chain["base"].path)
     assert set(tuned) == set(full) == set(plain)
     for name, weight in tuned.items():
         torch.testing.assert_close(full[name], weight, atol=1e-5, rtol=0)
     assert (tuned["model.layers.0.mlp.up_proj.weight"] - plain["model.layers.0.mlp.up_proj.weight"]).abs().max() > 1e-3
-    shown = command("show", "full", "--store", store, cwd=tmp_path).stdout
+    shown = call("show", "full", "--store", store, cwd=tmp_path).stdout
     assert "tuned (r 4) on small@" in shown and f" in {bits}\n" in shown

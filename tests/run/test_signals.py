@@ -12,28 +12,16 @@ from typing import Any
 
 import psutil
 import pytest
-from waiting import until
+from waiting import living, until
 
 pytestmark = pytest.mark.xdist_group("kill")
 
-LONG = ("--set", "stages.base.train.max_steps=400", "--until", "base")
-
-
-def _members(session: int) -> list[psutil.Process]:
-    """Return the living processes of a session."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
+LONG = ("--set", "stages.base.train.max_steps=200", "--until", "base")
 
 
 def _stage_process(session: int) -> psutil.Process:
     """Return the stage's process: the child of the warm parent, which is the child that has one."""
-    (runner,) = [process for process in _members(session) if process.pid == session]
+    (runner,) = [process for process in living(session) if process.pid == session]
     (stage,) = [grandchild for child in runner.children() for grandchild in child.children()]
     return stage
 
@@ -51,14 +39,14 @@ def training(
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    for member in _members(process.pid):
+    for member in living(process.pid):
         member.kill()
     process.communicate()
 
 
-@pytest.mark.parametrize("to", ["the command", "its whole group"])
+@pytest.mark.parametrize("to", ["the command", pytest.param("its whole group", marks=pytest.mark.whole)])
 def test_sigterm_saves_stops_and_the_rerun_goes_on(
-    to: str, training: tuple[subprocess.Popen[str], Path], command: Any, journal: Any, tiny_recipe: Path
+    to: str, training: tuple[subprocess.Popen[str], Path], call: Any, journal: Any, tiny_recipe: Path
 ) -> None:
     process, store = training
     (os.kill if to == "the command" else os.killpg)(process.pid, signal.SIGTERM)
@@ -68,18 +56,18 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
     assert "Traceback" not in out + err
     if to == "the command":  # told of the group's signal itself, the stage may be quicker than the word of it
         assert "saving" in out
-    until(lambda: not _members(process.pid), "the end of every process")
+    until(lambda: not living(process.pid), "the end of every process")
     # The checkpoint is the one saved on request, at the very step it stopped at.
     (failed,) = [event for event in journal(store) if event["event"] == "stage_failed"]
     assert failed["stopped"] is True
     (checkpoint,) = store.glob(".work/base-*/work/checkpoints/checkpoint-*")
     step = int(checkpoint.name.rpartition("-")[2])
-    assert f"stopped as asked at step {step} of 400" in failed["problems"][0]
+    assert f"stopped as asked at step {step} of 200" in failed["problems"][0]
     assert not (store / "base").exists()
     if to == "the command":
-        again = command("run", tiny_recipe, "--store", store, *LONG, cwd=tiny_recipe.parent)
+        again = call("run", tiny_recipe, "--store", store, *LONG, cwd=tiny_recipe.parent)
         assert again.returncode == 0, again.stderr
-        assert f"resumes at step {step} of 400" in again.stdout
+        assert f"resumes at step {step} of 200" in again.stdout
         assert len(list(store.glob("base/*/manifest.json"))) == 1
         assert not list(store.glob(".work/base-*"))
 
@@ -96,11 +84,11 @@ def test_ctrl_c_while_the_libraries_load_is_no_traceback(
     assert process.returncode == 130
     assert "stopped as asked" in err
     assert "Traceback" not in out + err
-    until(lambda: not _members(process.pid), "the end of every process")
+    until(lambda: not living(process.pid), "the end of every process")
     assert not (store / "base").exists()  # the tokenizer may have been quicker than the signal
 
 
-@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("presses", [pytest.param(1, marks=pytest.mark.whole), 2])
 def test_ctrl_c_on_a_stage_of_two_processes_ends_in_130_and_leaves_none(
     presses: int, tmp_path: Path, tiny_recipe: Path, command: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -116,7 +104,7 @@ def test_ctrl_c_on_a_stage_of_two_processes_ends_in_130_and_leaves_none(
     assert process.returncode == 130
     assert "stopped" in err
     assert "Traceback" not in out + err
-    until(lambda: not _members(process.pid), "the end of every process")
+    until(lambda: not living(process.pid), "the end of every process")
     assert not (store / "base").exists()
 
 
@@ -148,8 +136,8 @@ def test_a_stage_that_is_busy_dies_with_its_runner(tmp_path: Path, tiny_recipe: 
     process = command.start("run", tiny_recipe, "--store", store, cwd=tmp_path)
     try:
         until(marker.exists, "the sleep")
-        assert len(_members(process.pid)) >= 3
+        assert len(living(process.pid)) >= 3
         os.kill(process.pid, signal.SIGKILL)
-        until(lambda: not _members(process.pid), "the end of every process")
+        until(lambda: not living(process.pid), "the end of every process")
     finally:
         _kill(process)

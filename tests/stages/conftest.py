@@ -12,6 +12,9 @@ import torch
 from single_rows import encode_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+Gain = Callable[[str, str], float]
+Learn = Callable[..., Any]
+
 
 @pytest.fixture(scope="session")
 def read_rows() -> Callable[[Path], list[dict[str, Any]]]:
@@ -45,6 +48,58 @@ def _response_logprob(model: Any, tokenizer: Any, prompt: str, response: str) ->
 def response_logprob() -> Callable[[Any, Any, str, str], float]:
     """Return log p(response | prompt) by one plain forward pass of one row, without padding."""
     return _response_logprob
+
+
+@pytest.fixture(scope="session")
+def gain_over_sft(chain: Any, load_plain: Callable[[Path], tuple[Any, Any]]) -> Callable[[Path], Gain]:
+    """Return, for a model's folder, how much log p(response | prompt) gained on the chain's `sft`."""
+
+    def over(folder: Path) -> Gain:
+        policy, tokenizer = load_plain(folder)
+        start, _ = load_plain(chain["sft"].path)
+
+        def gain(prompt: str, response: str) -> float:
+            new, old = (_response_logprob(model, tokenizer, prompt, response) for model in (policy, start))
+            return new - old
+
+        return gain
+
+    return over
+
+
+@pytest.fixture
+def learn(
+    tmp_path: Path, chain: Any, as_input: Any, run_stage: Callable[..., Any], write_jsonl: Callable[..., Path]
+) -> Learn:
+    """Run a kind on rows, from the chain's `sft` or another parent.
+
+    ``rows`` is a list of them, a file, a `DataSource`, or the name of a file of the tiny world; ``model`` the name of a
+    stage of the chain, or an input.
+    """
+
+    def run(kind: str, config: dict[str, Any], rows: Any, *, model: Any = "sft", **options: Any) -> Any:
+        if isinstance(rows, str):
+            rows = chain.recipe.parent / f"{rows}.jsonl"
+        if isinstance(rows, list):
+            rows = write_jsonl(tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}.jsonl", rows)
+        parent = as_input(chain[model]) if isinstance(model, str) else model
+        return run_stage(kind, config, data={"data": rows}, inputs={"model": parent}, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(chain: Any, read_rows: Callable[[Path], list[dict[str, Any]]]) -> Callable[[str], list[dict[str, Any]]]:
+    """Return the rows of a file of the tiny world."""
+    return lambda name: read_rows(chain.recipe.parent / f"{name}.jsonl")
+
+
+@pytest.fixture
+def pairs_too_long(tiny_rows: Callable[[str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Ten of the tiny pairs, the third and the eighth longer than the model's context."""
+    rows = tiny_rows("pairs")[:10]
+    rows[2]["rejected"] = rows[7]["chosen"] = "the colour is red . " * 20
+    return rows
 
 
 @pytest.fixture(scope="session")

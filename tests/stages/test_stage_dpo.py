@@ -11,143 +11,94 @@ from typing import Any
 
 import pytest
 import torch
+from crossing import crossed
 from peft import PeftModel
 
 from pipeline.stage import KINDS
 from pipeline.stages.dpo.config import LOSSES
 
+Gain = Callable[[str, str], float]
+Learn = Callable[..., Any]
 Load = Callable[[Path], tuple[Any, Any]]
 TRAIN = {"max_steps": 16, "batch_size": 16, "learning_rate": 2e-3, "beta": 0.5}
 LORA = {"adapter": {"r": 4}, "train": {**TRAIN, "learning_rate": 1e-2}}
+WHATS = {"full": {"train": TRAIN}, "lora": LORA}
+SIGNS = {"as they are": 1, "swapped": -1}
 
 
-def _margins(chain: Any, folder: Path, load_plain: Load, read_rows: Any, response_logprob: Any) -> list[float]:
+@pytest.fixture
+def margins(gain_over_sft: Callable[[Path], Gain], tiny_rows: Any) -> Callable[[Path], list[float]]:
     """Implicit reward margins over β on held-out pairs, by plain forward passes: equation 7's argument."""
-    policy, tokenizer = load_plain(folder)
-    reference, _ = load_plain(chain["sft"].path)
 
-    def gain(row: dict[str, Any], side: str) -> float:
-        new, old = (response_logprob(m, tokenizer, row["prompt"], row[side]) for m in (policy, reference))
-        return new - old
+    def of(folder: Path) -> list[float]:
+        gain = gain_over_sft(folder)
+        rows = tiny_rows("pairs_test")[:24]
+        return [gain(row["prompt"], row["chosen"]) - gain(row["prompt"], row["rejected"]) for row in rows]
 
-    rows = read_rows(chain.recipe.parent / "pairs_test.jsonl")[:24]
-    return [gain(row, "chosen") - gain(row, "rejected") for row in rows]
+    return of
 
 
-@pytest.mark.parametrize(("order", "sign"), [("as they are", 1), ("swapped", -1)])
-@pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
+@crossed("what, order", WHATS, SIGNS, [("full", "as they are"), ("lora", "swapped")])
 def test_the_margin_grows_towards_what_was_chosen(
+    what: str,
     order: str,
-    sign: int,
-    config: dict[str, Any],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
+    learn: Learn,
     swapped_pairs: dict[str, Path],
-    load_plain: Load,
-    read_rows: Any,
-    response_logprob: Any,
+    margins: Callable[[Path], list[float]],
 ) -> None:
-    inputs = {"model": as_input(chain["sft"])}
-    ran = run_stage("dpo", config, data={"data": swapped_pairs[order]}, inputs=inputs)
+    ran, sign = learn("dpo", WHATS[what], swapped_pairs[order]), SIGNS[order]
     # Policy and reference start as one model: every margin is 0 and the loss is -log σ(0) = ln 2.
     assert ran.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert ran.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     assert ran.history[-1]["loss"] < 0.5
     assert ran.history[-1]["rewards/margins"] > 0.5  # on its own labels
     assert ran.history[-1]["rewards/accuracies"] > 0.9
-    margins = _margins(chain, ran.out, load_plain, read_rows, response_logprob)
-    assert sign * sum(margins) / len(margins) > 1
-    assert sum(sign * margin > 0 for margin in margins) > 0.9 * len(margins)
+    found = margins(ran.out)
+    assert sign * sum(found) / len(found) > 1
+    assert sum(sign * margin > 0 for margin in found) > 0.9 * len(found)
 
 
 @pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
 def test_reference_logprobs_are_those_of_a_plain_forward_pass(
-    config: dict[str, Any],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    load_plain: Load,
-    read_rows: Any,
-    response_logprob: Any,
+    config: dict[str, Any], chain: Any, learn: Learn, load_plain: Load, tiny_rows: Any, response_logprob: Any
 ) -> None:
     """With an adapter, switching it off must give the very start again."""
-    pairs = chain.recipe.parent / "pairs.jsonl"
-    short = {**config, "train": {**config["train"], "max_steps": 1}}
-    ran = run_stage("dpo", short, data={"data": pairs}, inputs={"model": as_input(chain["sft"])})
+    ran = learn("dpo", {**config, "train": {**config["train"], "max_steps": 1}}, "pairs")
     kept = json.loads((ran.work / "reference-train.json").read_text())
     model, tokenizer = load_plain(chain["sft"].path)
-    rows = read_rows(pairs)
+    rows = tiny_rows("pairs")
     assert len(kept["ref_chosen_logps"]) == len(rows) == 160
     for side in ("chosen", "rejected"):
         expected = [response_logprob(model, tokenizer, row["prompt"], row[side]) for row in rows[:40]]
         assert kept[f"ref_{side}_logps"][:40] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_second_loss_by_hand(
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    load_plain: Load,
-    read_rows: Any,
-    write_jsonl: Any,
-    tmp_path: Path,
-    response_logprob: Any,
-) -> None:
+def test_the_second_loss_by_hand(learn: Learn, gain_over_sft: Callable[[Path], Gain], tiny_rows: Any) -> None:
     """After one step the loss is -log σ(β · margin) of that step's model (equation 7), β included."""
-    rows = read_rows(chain.recipe.parent / "pairs.jsonl")[:8]
-    pairs = write_jsonl(tmp_path / "p.jsonl", rows)
+    rows = tiny_rows("pairs")[:8]
     # A constant rate: with the default schedule the first of two steps would be another step than the first of one.
     train = {"batch_size": 8, "learning_rate": 1e-3, "beta": 0.3, "lr_scheduler_type": "constant", "logging_steps": 1}
-    inputs = {"model": as_input(chain["sft"])}
-    one = run_stage("dpo", {"train": {**train, "max_steps": 1}}, data={"data": pairs}, inputs=inputs, name="one")
-    two = run_stage("dpo", {"train": {**train, "max_steps": 2}}, data={"data": pairs}, inputs=inputs, name="two")
-    policy, tokenizer = load_plain(one.out)
-    start, _ = load_plain(chain["sft"].path)
-    losses = []
-    for row in rows:
-        gain = {
-            side: response_logprob(policy, tokenizer, row["prompt"], row[side])
-            - response_logprob(start, tokenizer, row["prompt"], row[side])
-            for side in ("chosen", "rejected")
-        }
-        losses.append(math.log1p(math.exp(-0.3 * (gain["chosen"] - gain["rejected"]))))
+    one, two = (learn("dpo", {"train": {**train, "max_steps": steps}}, rows) for steps in (1, 2))
+    gain = gain_over_sft(one.out)
+    margins = [gain(row["prompt"], row["chosen"]) - gain(row["prompt"], row["rejected"]) for row in rows]
+    losses = [math.log1p(math.exp(-0.3 * margin)) for margin in margins]
     assert two.history[1]["loss"] == pytest.approx(sum(losses) / 8, abs=1e-5)
     assert two.history[1]["loss"] < math.log(2) - 1e-3
 
 
-def test_stops_while_the_reference_is_computed_when_asked(
-    chain: Any, as_input: Any, run_stage: Callable[..., Any]
-) -> None:
-    ran = run_stage(
-        "dpo",
-        {"train": TRAIN},
-        data={"data": chain.recipe.parent / "pairs.jsonl"},
-        inputs={"model": as_input(chain["sft"])},
-        stopping=lambda: True,
-        expect="stopped",
-    )
+def test_stops_while_the_reference_is_computed_when_asked(learn: Learn) -> None:
+    ran = learn("dpo", {"train": TRAIN}, "pairs", stopping=lambda: True, expect="stopped")
     assert [event.text for event in ran.events if event.kind == "phase"][-1] == "reference log-probabilities"
     assert not [path for path in ran.work.rglob("*") if path.is_file()]
 
 
 def test_an_adapter_on_a_tuned_model_merges_and_keeps_its_parents(
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    load_plain: Load,
-    probe_logits: Callable[[Any], torch.Tensor],
+    chain: Any, learn: Learn, load_plain: Load, probe_logits: Callable[[Any], torch.Tensor]
 ) -> None:
-    data = chain.recipe.parent
-    sft = run_stage(
-        "sft",
-        {"adapter": {"r": 4}, "train": {"max_steps": 12, "batch_size": 16, "learning_rate": 2e-2}},
-        data={"data": data / "demos.jsonl"},
-        inputs={"model": as_input(chain["base"])},
-        name="tuned",
-    )
+    train = {"max_steps": 12, "batch_size": 16, "learning_rate": 2e-2}
+    sft = learn("sft", {"adapter": {"r": 4}, "train": train}, "demos", model="base", name="tuned")
     parent = sft.source.model_copy(update={"manifest": {"lineage": dict(sft.outcome.result.lineage)}})
-    dpo = run_stage("dpo", LORA, data={"data": data / "pairs.jsonl"}, inputs={"model": parent}, name="aligned")
+    dpo = learn("dpo", LORA, "pairs", model=parent, name="aligned")
     base, _ = load_plain(chain["base"].path)
     stacked = PeftModel.from_pretrained(base, sft.out / "adapter").merge_and_unload()
     stacked = PeftModel.from_pretrained(stacked, dpo.out / "adapter")
@@ -158,14 +109,8 @@ def test_an_adapter_on_a_tuned_model_merges_and_keeps_its_parents(
     assert [one["name"] for one in dpo.outcome.result.lineage["adapters"]] == ["tuned", "aligned"]
 
 
-def test_pairs_that_do_not_fit_are_left_out_and_counted(
-    chain: Any, as_input: Any, run_stage: Callable[..., Any], read_rows: Any, write_jsonl: Any, tmp_path: Path
-) -> None:
-    rows = read_rows(chain.recipe.parent / "pairs.jsonl")[:10]
-    rows[2]["rejected"] = rows[7]["chosen"] = "the colour is red . " * 20
-    data = {"data": write_jsonl(tmp_path / "p.jsonl", rows)}
-    train = {"max_steps": 1, "batch_size": 8}
-    ran = run_stage("dpo", {"train": train}, data=data, inputs={"model": as_input(chain["sft"])})
+def test_pairs_that_do_not_fit_are_left_out_and_counted(learn: Learn, pairs_too_long: list[dict[str, Any]]) -> None:
+    ran = learn("dpo", {"train": {"max_steps": 1, "batch_size": 8}}, pairs_too_long)
     assert ran.outcome.result.rows == {"train": 10, "held_out": 0, "dropped": 2}
     assert "2 of 10 pairs are longer than 64 tokens and were left out" in ran.notes
 
@@ -180,24 +125,16 @@ def test_held_out_pairs_are_measured_against_the_same_reference(chain: Any) -> N
 
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "sigmoid_norm", "apo_zero", ["sigmoid", "sft"]], ids=str)
 def test_other_losses_prefer_what_was_chosen_too(
-    loss_type: str | list[str],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    load_plain: Load,
-    read_rows: Any,
-    response_logprob: Any,
+    loss_type: str | list[str], learn: Learn, margins: Callable[[Path], list[float]]
 ) -> None:
-    config = {"train": {**TRAIN, "loss_type": loss_type}}
-    data, inputs = {"data": chain.recipe.parent / "pairs.jsonl"}, {"model": as_input(chain["sft"])}
-    ran = run_stage("dpo", config, data=data, inputs=inputs)
+    ran = learn("dpo", {"train": {**TRAIN, "loss_type": loss_type}}, "pairs")
     # At the start the margin is 0: (0 - 1/(2β))² = 1 for ipo, 1 - 0 for hinge, -log σ(0), (1 - σ(0)) + σ(0) for apo.
     first = {"ipo": 1.0, "hinge": 1.0, "sigmoid_norm": math.log(2), "apo_zero": 1.0}
     if isinstance(loss_type, str):
         assert ran.history[0]["loss"] == pytest.approx(first[loss_type], abs=1e-3)
     assert ran.history[-1]["loss"] < ran.history[0]["loss"]
-    margins = _margins(chain, ran.out, load_plain, read_rows, response_logprob)
-    assert sum(margin > 0 for margin in margins) > 0.8 * len(margins)
+    found = margins(ran.out)
+    assert sum(margin > 0 for margin in found) > 0.8 * len(found)
 
 
 def test_the_losses_are_those_of_trl() -> None:

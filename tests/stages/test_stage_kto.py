@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crossing import crossed
 
 from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource
@@ -23,14 +24,21 @@ from pipeline.training.data.batches import Batches
 TRAIN = {"max_steps": 24, "batch_size": 16, "learning_rate": 3e-3, "beta": 0.5}
 FLIPPED = {True: False, False: True}
 LORA = {"adapter": {"r": 4}, "train": {**TRAIN, "learning_rate": 1e-2}}
+WHATS = {"full": {"train": TRAIN}, "lora": LORA}
+SIGNS = {"as they are": 1, "swapped": -1}
+
+
+Gain = Callable[[str, str], float]
+Learn = Callable[..., Any]
+Rows = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
-def labelled(chain: Any, read_rows: Any) -> Callable[..., list[dict[str, Any]]]:
+def labelled(tiny_rows: Rows) -> Rows:
     """Return labelled rows of the tiny world: of every n-th pair the good response, of the others the bad one."""
 
     def make(good_every: int = 2, count: int = 160) -> list[dict[str, Any]]:
-        pairs = read_rows(chain.recipe.parent / "pairs.jsonl")[:count]
+        pairs = tiny_rows("pairs")[:count]
         sides = ["rejected" if i % good_every else "chosen" for i in range(count)]
         return [
             {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
@@ -40,67 +48,40 @@ def labelled(chain: Any, read_rows: Any) -> Callable[..., list[dict[str, Any]]]:
     return make
 
 
-@pytest.mark.parametrize(("order", "sign"), [("as they are", 1), ("swapped", -1)])
-@pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
-def test_good_responses_gain_and_bad_ones_lose(
-    order: str,
-    sign: int,
-    config: dict[str, Any],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    swapped_pairs: dict[str, Path],
-    load_plain: Any,
-    read_rows: Any,
-    response_logprob: Any,
-) -> None:
-    ran = run_stage("kto", config, data={"data": swapped_pairs[order]}, inputs={"model": as_input(chain["sft"])})
+def assert_it_was_learnt(ran: Any, sign: int, gain_over_sft: Callable[[Path], Gain], tiny_rows: Rows) -> None:
+    """Polite answers to unseen questions gain more than rude ones, or less with the other ``sign``."""
     # Policy and reference start as one model: no divergence, and the loss is 1 - σ(0) = 0.5 for every row.
     assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert ran.history[0]["loss"] == pytest.approx(0.5, abs=1e-4)
     assert ran.history[-1]["loss"] < 0.4
-    good, bad = mean_gains(ran.out, chain, load_plain, read_rows, response_logprob)
+    gain, rows = gain_over_sft(ran.out), tiny_rows("pairs_test")[:24]
+    good, bad = (sum(gain(row["prompt"], row[side]) for row in rows) / 24 for side in ("chosen", "rejected"))
     assert sign * (good - bad) > 1
+
+
+@crossed("what, order", WHATS, SIGNS, [("full", "as they are"), ("lora", "swapped")])
+def test_good_responses_gain_and_bad_ones_lose(
+    what: str,
+    order: str,
+    learn: Learn,
+    swapped_pairs: dict[str, Path],
+    gain_over_sft: Callable[[Path], Gain],
+    tiny_rows: Rows,
+) -> None:
+    ran = learn("kto", WHATS[what], swapped_pairs[order])
+    assert_it_was_learnt(ran, SIGNS[order], gain_over_sft, tiny_rows)
     assert ran.outcome.result.metrics["rewards/margins"] > 0
-
-
-def mean_gains(out: Path, chain: Any, load_plain: Any, read_rows: Any, response_logprob: Any) -> tuple[float, float]:
-    """Return how much log-probability polite and rude answers to unseen questions gained on average, each."""
-    policy, tokenizer = load_plain(out)
-    reference, _ = load_plain(chain["sft"].path)
-    gains: dict[str, list[float]] = {"chosen": [], "rejected": []}
-    for row in read_rows(chain.recipe.parent / "pairs_test.jsonl")[:24]:
-        for side, found in gains.items():
-            new, old = (response_logprob(model, tokenizer, row["prompt"], row[side]) for model in (policy, reference))
-            found.append(new - old)
-    return sum(gains["chosen"]) / 24, sum(gains["rejected"]) / 24
 
 
 @pytest.mark.parametrize(("labels", "sign"), [("as they are", 1), ("flipped", -1)])
 def test_labelled_rows_alone_teach_it(
-    labels: str,
-    sign: int,
-    labelled: Callable[..., list[dict[str, Any]]],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    write_jsonl: Any,
-    tmp_path: Path,
-    load_plain: Any,
-    read_rows: Any,
-    response_logprob: Any,
+    labels: str, sign: int, labelled: Rows, learn: Learn, gain_over_sft: Callable[[Path], Gain], tiny_rows: Rows
 ) -> None:
     rows = labelled()
     if labels == "flipped":
         rows = [{**row, "label": FLIPPED[row["label"]]} for row in rows]
-    data, inputs = {"data": write_jsonl(tmp_path / "l.jsonl", rows)}, {"model": as_input(chain["sft"])}
-    ran = run_stage("kto", {"train": TRAIN}, data=data, inputs=inputs)
-    # As with pairs: policy and reference start as one model.
-    assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-4)
-    assert ran.history[0]["loss"] == pytest.approx(0.5, abs=1e-4)
-    assert ran.history[-1]["loss"] < 0.4
-    good, bad = mean_gains(ran.out, chain, load_plain, read_rows, response_logprob)
-    assert sign * (good - bad) > 1
+    ran = learn("kto", {"train": TRAIN}, rows)
+    assert_it_was_learnt(ran, sign, gain_over_sft, tiny_rows)
     result = ran.outcome.result
     assert result.rows == {"train": 160, "held_out": 0, "dropped": 0, "good": 80, "bad": 80}
     assert ran.notes == []
@@ -109,51 +90,38 @@ def test_labelled_rows_alone_teach_it(
     )
 
 
+BY_HAND = {"learning_rate": 1e-3, "beta": 0.3, "lr_scheduler_type": "constant", "logging_steps": 1}
+BY_HAND |= {"loss_type": "apo_zero_unpaired", "kl_batch": 4}
+"""Without its estimate of divergence the loss of a row depends on the row alone."""
+
+
 def test_the_loss_of_labelled_rows_by_hand_with_their_weights(
-    labelled: Callable[..., list[dict[str, Any]]],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    load_plain: Any,
-    write_jsonl: Any,
-    tmp_path: Path,
-    response_logprob: Any,
+    labelled: Rows, learn: Learn, gain_over_sft: Callable[[Path], Gain]
 ) -> None:
     """Each row's loss is 1 - σ(β gain) or σ(β gain), times the weight of its label; rows are averaged."""
     rows = labelled(good_every=3, count=8)
-    train = {"batch_size": 8, "learning_rate": 1e-3, "beta": 0.3, "lr_scheduler_type": "constant", "logging_steps": 1}
-    train |= {"loss_type": "apo_zero_unpaired", "kl_batch": 4, "desirable_weight": 2.0, "undesirable_weight": 0.5}
-    data, inputs = {"data": write_jsonl(tmp_path / "l.jsonl", rows)}, {"model": as_input(chain["sft"])}
-    one = run_stage("kto", {"train": {**train, "max_steps": 1}}, data=data, inputs=inputs, name="one")
-    two = run_stage("kto", {"train": {**train, "max_steps": 2}}, data=data, inputs=inputs, name="two")
-    policy, tokenizer = load_plain(one.out)
-    start, _ = load_plain(chain["sft"].path)
-    losses, rewards = [], {True: [], False: []}
+    train = {**BY_HAND, "batch_size": 8, "desirable_weight": 2.0, "undesirable_weight": 0.5}
+    one, two = (learn("kto", {"train": {**train, "max_steps": steps}}, rows) for steps in (1, 2))
+    gain = gain_over_sft(one.out)
+    losses = []
     for row in rows:
-        new, old = (response_logprob(m, tokenizer, row["prompt"], row["completion"]) for m in (policy, start))
         sign, weight = (1, 2.0) if row["label"] else (-1, 0.5)
-        losses.append(weight / (1 + math.exp(sign * 0.3 * (new - old))))  # 1 - σ(x) = σ(-x)
-        rewards[row["label"]].append(0.3 * (new - old))
+        losses.append(weight / (1 + math.exp(sign * 0.3 * gain(row["prompt"], row["completion"]))))  # 1 - σ(x) = σ(-x)
     # Rows 0, 3 and 6 are good: the first loss is (3 * 2 + 5 * 0.5) / 8 * 0.5.
     assert two.history[0]["loss"] == pytest.approx(0.53125, abs=1e-5)
     assert two.history[1]["loss"] == pytest.approx(sum(losses) / 8, abs=1e-5)
     assert two.history[1]["loss"] < 0.53
-    assert len(rewards[True]) == 3
+    assert sum(row["label"] for row in rows) == 3
 
 
 def test_the_margin_is_known_where_no_micro_batch_holds_both_labels(
-    labelled: Callable[..., list[dict[str, Any]]],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    write_jsonl: Any,
-    tmp_path: Path,
+    labelled: Rows, learn: Learn, write_jsonl: Any, tmp_path: Path
 ) -> None:
     """Held-out rows are evaluated in their order, here bad ones first, two at a time."""
     rows = sorted(labelled(good_every=8), key=lambda row: row["label"])
     source = DataSource(path=str(write_jsonl(tmp_path / "l.jsonl", rows)), held_out=0.25)
     train = {**TRAIN, "max_steps": 8, "kl_batch": 2, "desirable_weight": 7.0}
-    ran = run_stage("kto", {"train": train}, data={"data": source}, inputs={"model": as_input(chain["sft"])})
+    ran = learn("kto", {"train": train}, source)
     metrics = ran.outcome.result.metrics
     assert metrics["eval_rewards/margins"] == pytest.approx(
         metrics["eval_rewards/chosen"] - metrics["eval_rewards/rejected"], abs=1e-9
@@ -167,34 +135,18 @@ def test_the_margin_is_known_where_no_micro_batch_holds_both_labels(
     assert ran.notes == []  # 20 good rows of 160 at weight 7 are balanced
 
 
-def test_every_step_sees_both_labels_where_good_responses_are_longer(
-    labelled: Callable[..., list[dict[str, Any]]],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    write_jsonl: Any,
-    tmp_path: Path,
-) -> None:
+def test_every_step_sees_both_labels_where_good_responses_are_longer(labelled: Rows, learn: Learn) -> None:
     said = {True: "i see that it is red , my friend .", False: "go away ."}
     rows = [{**row, "completion": said[row["label"]]} for row in labelled()]
-    data, inputs = {"data": write_jsonl(tmp_path / "l.jsonl", rows)}, {"model": as_input(chain["sft"])}
     train = {**TRAIN, "max_steps": 10, "logging_steps": 1}
-    ran = run_stage("kto", {"train": train}, data=data, inputs=inputs)
+    ran = learn("kto", {"train": train}, rows)
     assert [{"rewards/chosen", "rewards/rejected"} <= set(row) for row in ran.history] == [True] * 10
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_rows_of_one_label_are_refused_before_training(
-    label: bool,
-    labelled: Callable[..., list[dict[str, Any]]],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    write_jsonl: Any,
-    tmp_path: Path,
-) -> None:
-    data = {"data": write_jsonl(tmp_path / "l.jsonl", [row for row in labelled() if row["label"] is label])}
-    ran = run_stage("kto", {"train": TRAIN}, data=data, inputs={"model": as_input(chain["sft"])}, expect="failed")
+def test_rows_of_one_label_are_refused_before_training(label: bool, labelled: Rows, learn: Learn) -> None:
+    rows = [row for row in labelled() if row["label"] is label]
+    ran = learn("kto", {"train": TRAIN}, rows, expect="failed")
     (problem,) = ran.outcome.problems
     assert problem.found == f"data data: the label of all 80 rows to learn from is {str(label).lower()}"
     assert ran.outcome.bad_input and not [event for event in ran.events if event.kind == "progress"]
@@ -216,37 +168,19 @@ def test_both_labels_must_fit(labels: list[bool], is_paired: bool, message: str)
     check_labels([{"label": True}, {"label": False}], 9, is_paired=is_paired)
 
 
-def test_rows_that_do_not_fit_are_counted_and_must_leave_both_labels(
-    labelled: Callable[..., list[dict[str, Any]]],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    write_jsonl: Any,
-    tmp_path: Path,
-) -> None:
+def test_rows_that_do_not_fit_are_counted_and_must_leave_both_labels(labelled: Rows, learn: Learn) -> None:
     long = "go away . " * 40  # the model's context is 64 tokens
     rows = [row if row["label"] else {**row, "completion": long} for row in labelled()]
-    train, inputs = {**TRAIN, "max_steps": 1}, {"model": as_input(chain["sft"])}
-    data = {"data": write_jsonl(tmp_path / "all.jsonl", rows)}
-    ran = run_stage("kto", {"train": train}, data=data, inputs=inputs, expect="failed")
+    config = {"train": {**TRAIN, "max_steps": 1}}
+    ran = learn("kto", config, rows, expect="failed")
     assert str(ran.outcome.problems[0]).startswith("no bad row fits; expected bad rows of at most 64 tokens")
-    data = {"data": write_jsonl(tmp_path / "some.jsonl", [*rows[:20], *labelled()[20:]])}
-    ran = run_stage("kto", {"train": train}, data=data, inputs=inputs)
+    ran = learn("kto", config, [*rows[:20], *labelled()[20:]])
     assert ran.notes == ["10 of 160 rows are longer than 64 tokens and were left out"]
     assert ran.outcome.result.rows == {"train": 160, "held_out": 0, "dropped": 10, "good": 80, "bad": 70}
 
 
-def test_rare_labels_get_advice_before_training(
-    labelled: Callable[..., list[dict[str, Any]]],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    write_jsonl: Any,
-    tmp_path: Path,
-) -> None:
-    data = {"data": write_jsonl(tmp_path / "l.jsonl", labelled(good_every=8))}
-    train = {**TRAIN, "max_steps": 1}
-    ran = run_stage("kto", {"train": train}, data=data, inputs={"model": as_input(chain["sft"])})
+def test_rare_labels_get_advice_before_training(labelled: Rows, learn: Learn) -> None:
+    ran = learn("kto", {"train": {**TRAIN, "max_steps": 1}}, labelled(good_every=8))
     assert ran.notes == [weight_advice(20, 140, 1.0, 1.0)]
     first_step = next(i for i, event in enumerate(ran.events) if event.text.startswith("training on"))
     assert [event.kind for event in ran.events[:first_step]].count("note") == 1
@@ -295,51 +229,29 @@ def test_batches_of_labelled_rows_mix_the_labels_whatever_their_lengths() -> Non
     assert max(spans) < 0.1
 
 
-def test_the_second_loss_by_hand(
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    load_plain: Any,
-    read_rows: Any,
-    write_jsonl: Any,
-    tmp_path: Path,
-    response_logprob: Any,
-) -> None:
-    """Without its estimate of divergence (`apo_zero_unpaired`) the loss is 1 - σ(β gain) or σ(β gain), averaged."""
-    rows = read_rows(chain.recipe.parent / "pairs.jsonl")[:8]
-    train = {"batch_size": 16, "learning_rate": 1e-3, "beta": 0.3, "lr_scheduler_type": "constant", "logging_steps": 1}
-    train |= {"loss_type": "apo_zero_unpaired", "kl_batch": 4}
-    data, inputs = {"data": write_jsonl(tmp_path / "p.jsonl", rows)}, {"model": as_input(chain["sft"])}
-    one = run_stage("kto", {"train": {**train, "max_steps": 1}}, data=data, inputs=inputs, name="one")
-    two = run_stage("kto", {"train": {**train, "max_steps": 2}}, data=data, inputs=inputs, name="two")
-    policy, tokenizer = load_plain(one.out)
-    start, _ = load_plain(chain["sft"].path)
+def test_the_second_loss_by_hand(learn: Learn, gain_over_sft: Callable[[Path], Gain], tiny_rows: Rows) -> None:
+    """The loss is 1 - σ(β gain) or σ(β gain), averaged."""
+    rows = tiny_rows("pairs")[:8]
+    train = {**BY_HAND, "batch_size": 16}
+    one, two = (learn("kto", {"train": {**train, "max_steps": steps}}, rows) for steps in (1, 2))
+    gain = gain_over_sft(one.out)
     losses = []
     for row in rows:
         for side, sign in (("chosen", 1), ("rejected", -1)):
-            new, old = (response_logprob(model, tokenizer, row["prompt"], row[side]) for model in (policy, start))
-            losses.append(1 / (1 + math.exp(sign * 0.3 * (new - old))))  # 1 - σ(x) = σ(-x)
+            losses.append(1 / (1 + math.exp(sign * 0.3 * gain(row["prompt"], row[side]))))  # 1 - σ(x) = σ(-x)
     assert two.history[1]["loss"] == pytest.approx(sum(losses) / 16, abs=1e-5)
     assert two.history[1]["loss"] < 0.5 - 1e-3
 
 
 @pytest.mark.parametrize("shape", ["preference", "labelled"])
 def test_a_run_cut_off_ends_in_the_same_bits(
-    shape: str,
-    labelled: Callable[..., list[dict[str, Any]]],
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    write_jsonl: Any,
-    tmp_path: Path,
+    shape: str, labelled: Rows, learn: Learn, write_jsonl: Any, tmp_path: Path
 ) -> None:
-    rows = write_jsonl(tmp_path / "l.jsonl", labelled(good_every=3))
+    rows = write_jsonl(tmp_path / "l.jsonl", labelled(good_every=3)) if shape == "labelled" else "pairs"
 
     def run(name: str, **options: Any) -> list[str]:
-        inputs = {"model": as_input(chain["sft"])}
-        data = {"data": rows if shape == "labelled" else chain.recipe.parent / "pairs.jsonl"}
         train = {**TRAIN, "max_steps": 5, "logging_steps": 3}
-        ran = run_stage("kto", {"train": train}, data=data, inputs=inputs, name=name, **options)
+        ran = learn("kto", {"train": train}, rows, name=name, **options)
         files = [ran.out / name for name in ("model.safetensors", "metrics.jsonl")]
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()] + [str(ran.out)]
 
@@ -360,13 +272,8 @@ def test_every_row_is_matched_with_a_response_to_another_prompt() -> None:
     assert made != add_mismatched(rows, rows, 6, 4)
 
 
-def test_pairs_of_one_prompt_are_refused(
-    chain: Any, as_input: Any, run_stage: Callable[..., Any], read_rows: Any, write_jsonl: Any, tmp_path: Path
-) -> None:
-    row = read_rows(chain.recipe.parent / "pairs.jsonl")[0]
-    data = {"data": write_jsonl(tmp_path / "p.jsonl", [row] * 16)}
-    inputs = {"model": as_input(chain["sft"])}
-    ran = run_stage("kto", {"train": TRAIN}, data=data, inputs=inputs, expect="failed")
+def test_pairs_of_one_prompt_are_refused(learn: Learn, tiny_rows: Rows) -> None:
+    ran = learn("kto", {"train": TRAIN}, tiny_rows("pairs")[:1] * 16, expect="failed")
     assert str(ran.outcome.problems[0]).startswith("all rows have the same prompt; expected at least two")
 
 

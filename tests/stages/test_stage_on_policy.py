@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crossing import crossed
 from transformers import AutoTokenizer
 
 from pipeline.recipe import DataSource
@@ -70,6 +71,15 @@ FOLLOWED = {"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 2, "ref
 KINDS = pytest.mark.parametrize("kind", ["grpo", "rloo"])
 
 
+def of_kinds(name: str, cases: dict[str, Any] | list[str], *, grpo: tuple[str, ...], rloo: tuple[str, ...]) -> Any:
+    """Parametrize a test by kind and the name of a case; the suite runs those named.
+
+    What the kinds share (`rl/on_policy`) needs no case twice: `make test-matrix` runs all with both.
+    """
+    suite = [*(("grpo", case) for case in grpo), *(("rloo", case) for case in rloo)]
+    return crossed(f"kind, {name}", ["grpo", "rloo"], cases, suite)
+
+
 @pytest.fixture
 def train_on(tmp_path: Path, chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> Callable[..., Any]:
     """Run a stage from the tiny `sft` on the tiny questions with a function of `REWARDS`."""
@@ -89,9 +99,9 @@ def _digest(ran: Any) -> list[str]:
     return [hashlib.sha256((ran.out / name).read_bytes()).hexdigest() for name in names]
 
 
-@KINDS
-@pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
-def test_the_reward_rises(kind: str, config: dict[str, Any], train_on: Callable[..., Any]) -> None:
+@of_kinds("what", ["full", "lora"], grpo=("lora",), rloo=("full",))
+def test_the_reward_rises(kind: str, what: str, train_on: Callable[..., Any]) -> None:
+    config = LORA if what == "lora" else {"train": TRAIN}
     for reward in ("polite", "rude"):  # opposites: what the start says must not be all that is measured
         ran = train_on(kind, reward, config)
         rewards = [row["reward"] for row in ran.history]
@@ -107,8 +117,7 @@ def test_the_reward_rises(kind: str, config: dict[str, Any], train_on: Callable[
             assert (ran.out / "adapter" / "adapter_model.safetensors").is_file()
 
 
-@KINDS
-@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@of_kinds("bits", ["4bit", "8bit"], grpo=("4bit",), rloo=("8bit",))
 def test_an_adapter_on_quantised_weights_learns_from_its_own_responses(
     kind: str, bits: str, train_on: Callable[..., Any]
 ) -> None:
@@ -131,10 +140,10 @@ def test_responses_stop_at_the_end_token(kind: str, train_on: Callable[..., Any]
     assert ran.history[0]["completions/mean_length"] < 15
 
 
-@KINDS
-@pytest.mark.parametrize("adapter", [None, {"r": 4}], ids=["full", "lora"])
-def test_the_reference_is_the_start(kind: str, adapter: Any, train_on: Callable[..., Any]) -> None:
+@of_kinds("what", ["full", "lora"], grpo=("lora",), rloo=("full",))
+def test_the_reference_is_the_start(kind: str, what: str, train_on: Callable[..., Any]) -> None:
     """Policy and reference are one model before the first step: their divergence is 0, and positive later."""
+    adapter = {"r": 4} if what == "lora" else None
     train = {**TRAIN, "max_steps": 6, "beta": 0.05, "learning_rate": 1e-2}
     ran = train_on(kind, "rude", {"adapter": adapter, "train": train})
     assert ran.history[0]["kl"] == pytest.approx(0, abs=1e-6)
@@ -142,15 +151,18 @@ def test_the_reference_is_the_start(kind: str, adapter: Any, train_on: Callable[
     assert "nats per token" in ran.outcome.result.summary
 
 
-@KINDS
-@pytest.mark.parametrize(
-    "more",
-    [{}, {"num_iterations": 2}, {"generation_batch_size": 32}, FOLLOWED],
-    ids=["epochs", "iterations", "generations", "followed"],
-)
-def test_a_run_cut_off_ends_in_the_same_bits(kind: str, more: dict[str, Any], train_on: Callable[..., Any]) -> None:
+CUT = {
+    "epochs": {},
+    "iterations": {"num_iterations": 2},
+    "generations": {"generation_batch_size": 32},
+    "followed": FOLLOWED,
+}
+
+
+@of_kinds("more", CUT, grpo=("iterations", "followed"), rloo=("generations",))
+def test_a_run_cut_off_ends_in_the_same_bits(kind: str, more: str, train_on: Callable[..., Any]) -> None:
     """24 prompts make 6 batches of 4 (or 3 of 8): 8 steps cross an epoch, and stops fall inside what was sampled."""
-    train = {**TRAIN, "batch_size": 16, "num_generations": 4, "max_steps": 8, "logging_steps": 3, **more}
+    train = {**TRAIN, "batch_size": 16, "num_generations": 4, "max_steps": 8, "logging_steps": 3, **CUT[more]}
     config = {"train": train}
     whole = train_on(kind, "polite", config, name="whole")
     assert _digest(train_on(kind, "polite", config, name="again")) == _digest(whole)
@@ -203,41 +215,47 @@ def test_a_reward_model_and_a_function_add_up(
     assert row["reward"] == pytest.approx(row["rewards/rm/mean"] + 3 * row["rewards/polite/mean"], abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("reward", "message"),
-    [
-        ("raises", r"rewards.py:raises raised ZeroDivisionError: division by zero for row \d+ \(.*\?\)"),
-        ("nan", r"rewards.py:nan returned nan for row \d+ \(.*\?\); expected a finite number"),
-        ("short", r"rewards.py:short returned 1 value; expected one per row \(32\)"),
-    ],
-)
-@KINDS
-def test_a_bad_reward_is_one_line_and_nothing_is_kept(
-    kind: str, reward: str, message: str, train_on: Callable[..., Any]
-) -> None:
+BAD_REWARDS = {
+    "raises": r"rewards.py:raises raised ZeroDivisionError: division by zero for row \d+ \(.*\?\)",
+    "nan": r"rewards.py:nan returned nan for row \d+ \(.*\?\); expected a finite number",
+    "short": r"rewards.py:short returned 1 value; expected one per row \(32\)",
+}
+
+
+@of_kinds("reward", BAD_REWARDS, grpo=("raises", "short"), rloo=("nan",))
+def test_a_bad_reward_is_one_line_and_nothing_is_kept(kind: str, reward: str, train_on: Callable[..., Any]) -> None:
     ran = train_on(kind, reward, {"train": TRAIN}, expect="failed")
     (problem,) = ran.outcome.problems
-    assert re.search(message, str(problem))
+    assert re.search(BAD_REWARDS[reward], str(problem))
     assert not [path for path in ran.out.rglob("*") if path.is_file()]
 
 
-@KINDS
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        ({"max_new_tokens": 64}, "train.max_new_tokens is 64; expected less than the 64 tokens of prompt and response"),
-        (
-            {"max_new_tokens": 56},
-            "asks.jsonl:1 stage .*: the prompt is [0-9]+ tokens long, as are 23 more; "
-            "expected at most 8: the model's context",
-        ),
-        ({"max_new_tokens": 56, "max_length": 64}, "none of 24 prompts fits; expected prompts of at most 8 tokens"),
-        ({"batch_size": 256}, "24 prompts to learn from; expected at least 32, for one batch of 256 responses"),
-    ],
-)
+NO_PROMPTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no room": (
+        {"max_new_tokens": 64},
+        "train.max_new_tokens is 64; expected less than the 64 tokens of prompt and response",
+    ),
+    "hardly room": (
+        {"max_new_tokens": 56},
+        "asks.jsonl:1 stage .*: the prompt is [0-9]+ tokens long, as are 23 more; "
+        "expected at most 8: the model's context",
+    ),
+    "all left out": (
+        {"max_new_tokens": 56, "max_length": 64},
+        "none of 24 prompts fits; expected prompts of at most 8 tokens",
+    ),
+    "too few": (
+        {"batch_size": 256},
+        "24 prompts to learn from; expected at least 32, for one batch of 256 responses",
+    ),
+}
+
+
+@of_kinds("case", NO_PROMPTS, grpo=("no room", "all left out"), rloo=("hardly room", "too few"))
 def test_prompts_that_cannot_be_learned_from_are_refused_before_training(
-    kind: str, train: dict[str, Any], message: str, train_on: Callable[..., Any]
+    kind: str, case: str, train_on: Callable[..., Any]
 ) -> None:
+    train, message = NO_PROMPTS[case]
     ran = train_on(kind, "polite", {"train": {**TRAIN, **train}}, expect="failed")
     (problem,) = ran.outcome.problems
     assert re.search(message, str(problem))
@@ -374,19 +392,19 @@ def test_prompt_batches_are_those_of_trl() -> None:
     assert list(shuffled) == first
 
 
-@KINDS
-@pytest.mark.parametrize(
-    ("reward", "steps", "why", "when"),
-    [
-        # 20 rollouts without a difference end a run, 3 without any reward; a shorter run fails at its end.
-        ("constant", 25, "the responses to a prompt all got the same reward in 20 rollouts in a row", 20),
-        ("constant", 2, "the responses to a prompt all got the same reward in any rollout", 2),
-        ("nothing", 25, "no response had a reward in 3 rollouts in a row", 3),
-    ],
-)
+# 20 rollouts without a difference end a run, 3 without any reward; a shorter run fails at its end.
+NOTHING_LEARNT = {
+    "alike": ("constant", 25, "the responses to a prompt all got the same reward in 20 rollouts in a row", 20),
+    "alike to the end": ("constant", 2, "the responses to a prompt all got the same reward in any rollout", 2),
+    "none": ("nothing", 25, "no response had a reward in 3 rollouts in a row", 3),
+}
+
+
+@of_kinds("case", NOTHING_LEARNT, grpo=("alike", "none"), rloo=("alike to the end",))
 def test_rewards_that_teach_nothing_end_the_run_with_the_cause(
-    kind: str, reward: str, steps: int, why: str, when: int, train_on: Callable[..., Any]
+    kind: str, case: str, train_on: Callable[..., Any]
 ) -> None:
+    reward, steps, why, when = NOTHING_LEARNT[case]
     train = {**TRAIN, "batch_size": 8, "max_new_tokens": 2, "max_steps": steps, "logging_steps": 1}
     asked: list[bool] = []  # whether to stop: once after every step but the last of a whole run
 

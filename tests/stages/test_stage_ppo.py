@@ -493,27 +493,27 @@ stages:
     ],
 )
 def test_contradictions_are_told_by_file_and_line_before_anything_runs(
-    train: str, message: str, chain: Any, tiny_recipe: Path, command: Any
+    train: str, message: str, chain: Any, tiny_recipe: Path, call: Any
 ) -> None:
     shutil.copytree(chain["sft"].path, tiny_recipe.parent / "sft")
     tiny_recipe.write_text(CHAIN.format(train=train), encoding="utf-8")
     store = tiny_recipe.parent / "store"
-    ended = command("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
+    ended = call("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert message in ended.stdout + ended.stderr
     assert not list(store.glob("ppo*"))
 
 
-def test_a_recipe_runs_ppo_after_the_stages_it_starts_from(chain: Any, tiny_recipe: Path, command: Any) -> None:
+def test_a_recipe_runs_ppo_after_the_stages_it_starts_from(chain: Any, tiny_recipe: Path, call: Any) -> None:
     text = CHAIN.format(train="iterations: 2, rollout_batch: 8, max_new_tokens: 8, eval_every: 1")
     shutil.copytree(chain["sft"].path, tiny_recipe.parent / "sft")
     shutil.copytree(chain["rm"].path, tiny_recipe.parent / "rm")
     rewards = "\n      - {model: ./rm, weight: 0.5}\n      - {function: gold.py:gold, weight: 2.0}"
     tiny_recipe.write_text(text.replace(" {function: gold.py:gold}", rewards), encoding="utf-8")
     store = tiny_recipe.parent / "store"
-    ended = command("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
+    ended = call("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    again = command("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
+    again = call("run", tiny_recipe, "--store", store, cwd=tiny_recipe.parent)
     assert again.returncode == 0
     (made,) = list(store.rglob("samples.jsonl"))
     assert made.parent.joinpath("model.safetensors").is_file()

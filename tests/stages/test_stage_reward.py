@@ -159,11 +159,14 @@ def test_margins_in_some_rows_only_are_refused(
 
 
 def test_pairs_that_do_not_fit_are_left_out_and_counted(
-    chain: Any, as_input: Any, run_stage: Callable[..., Any], read_rows: Any, write_jsonl: Any, tmp_path: Path
+    chain: Any,
+    as_input: Any,
+    run_stage: Callable[..., Any],
+    pairs_too_long: list[dict[str, Any]],
+    write_jsonl: Any,
+    tmp_path: Path,
 ) -> None:
-    rows = read_rows(chain.recipe.parent / "pairs.jsonl")[:10]
-    rows[2]["rejected"] = rows[7]["chosen"] = "the colour is red . " * 20
-    data = {"data": write_jsonl(tmp_path / "m.jsonl", rows)}
+    data = {"data": write_jsonl(tmp_path / "m.jsonl", pairs_too_long)}
     train = {"max_steps": 1, "batch_size": 8}
     inputs = {"model": as_input(chain["sft"])}
     ran = run_stage("reward", {"train": train}, data=data, inputs=inputs)

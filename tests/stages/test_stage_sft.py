@@ -165,21 +165,13 @@ def test_other_ways_to_compute_learn_the_same(
     assert (losses[1] == losses[0]) is ("precision" not in compute)
 
 
-@pytest.fixture(scope="module")
-def lora_sft(chain: Any) -> dict[str, Any]:
-    return {"adapter": {"r": 4}, "train": {"max_steps": 20, "batch_size": 16, "learning_rate": 2e-2}}
+LORA = {"adapter": {"r": 4}, "train": {"max_steps": 20, "batch_size": 16, "learning_rate": 2e-2}}
 
 
 def test_an_adapter_is_written_beside_weights_that_contain_it(
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    lora_sft: dict[str, Any],
-    load_plain: Load,
-    probe_logits: Callable[[Any], torch.Tensor],
+    chain: Any, learn: Callable[..., Any], load_plain: Load, probe_logits: Callable[[Any], torch.Tensor]
 ) -> None:
-    demos = chain.recipe.parent / "demos.jsonl"
-    ran = run_stage("sft", lora_sft, data={"data": demos}, inputs={"model": as_input(chain["base"])}, name="tuned")
+    ran = learn("sft", LORA, "demos", model="base", name="tuned")
     assert ran.history[-1]["loss"] < ran.history[0]["loss"] - 0.5
     merged, _ = load_plain(ran.out)
     base, _ = load_plain(chain["base"].path)
@@ -194,26 +186,17 @@ def test_an_adapter_is_written_beside_weights_that_contain_it(
         "base": "scratch",
         "base_name": f"base@{fingerprint[:12]}",
         "parent": fingerprint,
-        "adapters": [
-            {"name": "tuned", "on": f"base@{fingerprint[:12]}", "r": lora_sft["adapter"]["r"]}
-            | {"quantize": None, "merged": False}
-        ],
+        "adapters": [{"name": "tuned", "on": f"base@{fingerprint[:12]}", "r": 4} | {"quantize": None, "merged": False}],
     }
 
 
 def test_an_adapter_on_an_adapter_keeps_both_and_applies_each_once(
-    chain: Any,
-    as_input: Any,
-    run_stage: Callable[..., Any],
-    lora_sft: dict[str, Any],
-    load_plain: Load,
-    probe_logits: Callable[[Any], torch.Tensor],
+    chain: Any, learn: Callable[..., Any], load_plain: Load, probe_logits: Callable[[Any], torch.Tensor]
 ) -> None:
     """The classic slip: the second stage loads the plain base, or the base with the first adapter folded in twice."""
-    data = {"data": chain.recipe.parent / "demos.jsonl"}
-    first = run_stage("sft", lora_sft, data=data, inputs={"model": as_input(chain["base"])}, name="first")
+    first = learn("sft", LORA, "demos", model="base", name="first")
     parent = first.source.model_copy(update={"manifest": {"lineage": dict(first.outcome.result.lineage)}})
-    second = run_stage("sft", lora_sft, data=data, inputs={"model": parent}, name="second")
+    second = learn("sft", LORA, "demos", model=parent, name="second")
     # By hand: base, plus the first adapter once, plus the second once.
     base, _ = load_plain(chain["base"].path)
     stacked = PeftModel.from_pretrained(base, first.out / "adapter").merge_and_unload()

@@ -13,9 +13,9 @@ from pipeline.stage import ResolvedInput
 
 FOLDER = Path(os.environ.get("TRUEUP_REAL_MODELS") or Path(__file__).parents[3] / "shared" / "models")
 TALKING = [
-    ("smollm2-135m-instruct", ""),  # pads with its end of turn
+    pytest.param("smollm2-135m-instruct", "", marks=pytest.mark.whole),  # pads with its end of turn
     ("mistral-7b-instruct-v0.2", ""),  # no padding token
-    ("qwen3", ""),  # no start token; earlier thoughts are taken out
+    pytest.param("qwen3", "", marks=pytest.mark.whole),  # no start token; earlier thoughts are taken out
     ("smollm2-135m-instruct", "falcon-instruct"),  # ends turns with nothing
 ]
 
