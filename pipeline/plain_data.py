@@ -1,6 +1,7 @@
 """Names for mappings whose keys only a user, a file or a library knows.
 
-A mapping with known keys is a record: a frozen dataclass, or a `TypedDict` if it is written to JSON as it is. Imports
+A mapping with known keys is a record: a frozen dataclass, or a `TypedDict` if it is written to JSON as it is. A field
+that pydantic validates has one of these names instead: pydantic takes no `typing.TypedDict` on Python 3.11. Imports
 nothing of the package.
 """
 

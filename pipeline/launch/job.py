@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from pipeline.artifacts.files import has_files, payload_bytes
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
@@ -97,18 +97,6 @@ class Job:
         return self.ranks > 1 or bool(self.compute.zero) or self.compute.fsdp
 
 
-class ProcessEnvironment(TypedDict, total=False):
-    """What only the process of a stage knows; empty if it has not loaded torch.
-
-    Attributes:
-        device: name of the GPU, or ``cpu``.
-        threads: number of CPU threads.
-    """
-
-    device: str
-    threads: int
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended.
@@ -121,7 +109,7 @@ class Outcome:
         seconds: wall time of the job.
         peak_memory_mib: largest resident set of the process.
         rejected: number of bad rows skipped, by source.
-        environment: device and threads, known only inside the process.
+        environment: device and number of threads, known only inside the process.
         runtime_report: what the stage reported on how it ran (`StageContext.runtime_report`).
         ended: Unix time of the end.
         exit_code: exit code of the command when there are problems.
@@ -135,7 +123,7 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
-    environment: ProcessEnvironment = field(default_factory=ProcessEnvironment)
+    environment: JsonObject = field(default_factory=dict)
     runtime_report: JsonObject = field(default_factory=dict)
     ended: float = 0.0
 
@@ -296,7 +284,7 @@ def _die_after(parent: multiprocessing.process.BaseProcess) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _process_environment() -> ProcessEnvironment:
+def _process_environment() -> JsonObject:
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
