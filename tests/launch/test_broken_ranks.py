@@ -32,8 +32,9 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 LIMIT_S = 700
 """Seconds within which all have ended, on a busy machine too; a rank nobody stops would sleep for 600."""
-TWO = ("--set", "compute.processes=2", "--set", "compute.checkpoint_every_s=0.05")
-LONG = ("--until", "base", "--set", "stages.base.train.max_steps=120", *TWO)
+TWO = ("--set", "compute.processes=2", "--set", "compute.checkpoint_every_s=1000")
+OFTEN = ("--set", "compute.checkpoint_every_s=0.05")
+LONG = ("--until", "base", "--set", "stages.base.train.max_steps=150", *TWO)
 PRACTICE = """
   practice:
     kind: ppo
@@ -172,7 +173,7 @@ def test_a_killed_rank_is_told_of_and_the_rerun_ends_in_the_same_weights(
     rank: int, tmp_path: Path, world: Path, start: Callable[..., Started], call: Any, chain: Any, whole: Any
 ) -> None:
     store = _store(tmp_path / "store", chain, *LATER["base"])
-    started = start(store, *LONG)
+    started = start(store, *LONG, *OFTEN)
     # Fifteen steps make an epoch: the order of rows is that of a later one.
     until(lambda: list(store.glob(".work/base-*/work/checkpoints/checkpoint-[4-9][0-9]/whole.json")), "a checkpoint")
     ranks = until(lambda: len(started.ranks) == 2 and started.ranks, "two ranks")
@@ -197,7 +198,7 @@ def test_a_rank_that_fails_stops_one_that_is_busy_and_the_rerun_ends_in_the_same
     """While one rank fails in the user's function the other sleeps in it: it hears of nothing and has to be stopped."""
     store = _store(tmp_path / "store", chain)
     (world.parent / "trouble").touch()
-    started = start(store, "--until", "practice", *TWO)
+    started = start(store, "--until", "practice", *TWO, *OFTEN)
     until((world.parent / "trouble.met").exists, "the trouble")
     met = time.monotonic()
     assert {process.pid for process in started.look()} >= set(started.ranks.values())
