@@ -110,7 +110,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_learns_what_a_function_pays_for(layout: str, ppo: Run, chain: Any, load_plain: Any, read_rows: Any) -> None:
-    ran = ppo(config=LAYOUTS[layout])
+    ran = ppo(config=LAYOUTS[layout], pictures=True)
     metrics, history = ran.outcome.result.metrics, ran.history
     # A quarter of the demonstrations are addressed to a friend.
     assert history[0]["eval_reward"] < 0.6
