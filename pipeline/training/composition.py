@@ -10,7 +10,7 @@ replaces; those for trainers that sample are in `pipeline/rl/on_policy/hooks.py`
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,11 @@ import torch
 
 from pipeline.parallel.dtensors import set_weight
 from pipeline.parallel.tensor.sharding import size_of
+from pipeline.plain_data import KeywordArguments
 from pipeline.training.checkpoint.best import is_new_best
 from pipeline.training.checkpoint.checkpoints import Checkpoints, SavedState
 from pipeline.training.checkpoint.consolidated import load_weights
-from pipeline.training.data.batch_loader import BatchLoader
+from pipeline.training.data.batch_loader import BatchLoader, Row
 from pipeline.training.reference import Reference
 from pipeline.training.sharded_setup import ShardedSetup
 
@@ -84,7 +85,7 @@ class TrainerHooks:
     # batches
 
     @property
-    def train_rows(self) -> Sequence[Mapping[str, Any]]:
+    def train_rows(self) -> Sequence[Row]:
         """The training rows."""
         return self.parts.batches.rows_of(self)
 
@@ -94,8 +95,8 @@ class TrainerHooks:
 
     # sharding
 
-    def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
-        built: dict[str, Any] = super()._build_accelerator_args(**given)  # type: ignore[misc]
+    def _build_accelerator_args(self, **given: Any) -> KeywordArguments:
+        built: KeywordArguments = super()._build_accelerator_args(**given)  # type: ignore[misc]
         return self.parts.sharding.accelerator_arguments(self, built)
 
     def create_accelerator_and_postprocess(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.artifacts.provenance import AppliedAdapter, descended, label
 from pipeline.evaluation.curves.loss_curve import write_curve
@@ -11,6 +11,7 @@ from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import base_of_adapter
 from pipeline.models.load.pretrained import is_tied, stored_bits
 from pipeline.models.save.artifact import save_model
+from pipeline.plain_data import JsonObject, JsonView
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.training.loop import Trained
 from pipeline.training.setup import OpenedModel
@@ -27,7 +28,7 @@ def save_trained(
     source: ResolvedInput,
     adapter: Adapter | None,
     rows: Sequence[Sequence[int]],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Save a trained model and return its lineage; an adapter is merged into the weights, and also saved by itself.
 
     The written files are compared with the trained model; a difference fails the stage.
@@ -71,9 +72,8 @@ def finish(
     *,
     metrics: Mapping[str, float],
     rows: Mapping[str, int],
-    lineage: Mapping[str, Any],
+    lineage: JsonView,
     summary: str,
-    scoring_seconds: float = 0.0,
 ) -> StageResult:
     """Write `metrics.jsonl` and `loss.svg` into the artifact and return the stage's result."""
     ctx.phase("writing the artifact")
@@ -83,7 +83,7 @@ def finish(
         best=trained.best,
         tokens=trained.tokens,
         trainer_seconds=trained.seconds,
-        scoring_seconds=scoring_seconds,
+        scoring_seconds=trained.scoring_seconds,
         rows=rows,
         lineage=lineage,
         summary=f"{summary}; weights of step {trained.best['step']:g}" if trained.keeps_best else summary,
@@ -99,7 +99,6 @@ def save_and_finish(
     *,
     rows: Mapping[str, int],
     summary: str,
-    scoring_seconds: float = 0.0,
 ) -> StageResult:
     """Save a trained policy (`save_trained`) and return the stage's result (`finish`).
 
@@ -111,12 +110,9 @@ def save_and_finish(
         seen: token ids of some training rows, for the comparison with the written files.
         rows: numbers of rows for the manifest.
         summary: short sentence for the end-of-run table.
-        scoring_seconds: seconds spent scoring beside training.
 
     Raises:
         PipelineError: the written files differ from the trained model.
     """
     lineage = save_trained(ctx, model, opened.tokenizer, ctx.input("model"), opened.adapter, seen)
-    return finish(
-        ctx, trained, metrics={}, rows=rows, lineage=lineage, summary=summary, scoring_seconds=scoring_seconds
-    )
+    return finish(ctx, trained, metrics={}, rows=rows, lineage=lineage, summary=summary)

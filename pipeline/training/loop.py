@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.load.adapter_config import Adapter
+from pipeline.plain_data import JsonView
 from pipeline.stage import StageContext
 from pipeline.training.arguments import checkpoints_dir, precision_of
 from pipeline.training.audit import Audit
@@ -42,6 +43,7 @@ class Trained:
         best: lowest evaluation loss and its step; with `load_best_model_at_end` the best value of the chosen metric and
             the step whose weights are kept.
         keeps_best: whether the weights are those of `best`.
+        scoring_seconds: seconds the stage spent scoring beside training.
     """
 
     history: list[dict[str, float]]
@@ -50,6 +52,7 @@ class Trained:
     metrics: dict[str, float]
     best: dict[str, float]
     keeps_best: bool = False
+    scoring_seconds: float = 0.0
 
 
 class CountsTokens(Protocol):
@@ -172,7 +175,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         self.session.saved()
 
 
-def timeless(log: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+def timeless(log: Iterable[JsonView]) -> list[dict[str, float]]:
     """Drop log fields that depend on the clock or on the session, so that a resumed run has the same history."""
     dropped = ("runtime", "per_second", "step_time", "num_tokens", "total_flos", "train_loss")
     known = ({key: value for key, value in row.items() if value is not None} for row in log)  # None: nothing to average

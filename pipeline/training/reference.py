@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from pipeline.training.data.encoding import EncodedRow
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -85,7 +87,7 @@ def unhashed(trainer_class: type) -> Iterator[None]:
 
 
 def _computed(
-    ctx: StageContext, model: PreTrainedModel | PeftModel, rows: list[dict[str, Any]], columns: Mapping[str, str]
+    ctx: StageContext, model: PreTrainedModel | PeftModel, rows: list[EncodedRow], columns: Mapping[str, str]
 ) -> dict[str, list[float]]:
     """Return each column's values in the order of ``rows``, on every process.
 

@@ -13,6 +13,7 @@ from pipeline.parallel.fsdp import wrapping as fsdp
 from pipeline.parallel.ranks import Ranks
 from pipeline.parallel.tensor.sharding import TensorParallelism, TPReplicas, begin_adapter, size_of
 from pipeline.parallel.zero.optimizer_state import ZeroState, share_fp32_storage
+from pipeline.plain_data import KeywordArguments
 from pipeline.training.checkpoint.consolidated import join_groups
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ShardedSetup:
         if size_of(trainer.model) > 1 and isinstance(trainer.model, PeftModel):
             begin_adapter(trainer.model, drawn_from)
 
-    def accelerator_arguments(self, trainer: Trainer, built: dict[str, Any]) -> dict[str, Any]:
+    def accelerator_arguments(self, trainer: Trainer, built: KeywordArguments) -> KeywordArguments:
         """Return the arguments of the accelerator, with the mesh of a tensor-parallel model."""
         size = size_of(trainer.model)
         if size > 1:

@@ -8,12 +8,12 @@ no response has a reward, the gradient is zero, and the run would end normally w
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ExitCode, PipelineError, Problem, counted
+from pipeline.plain_data import JsonObject
 from pipeline.rl.ppo.guards import PATIENCE
 from pipeline.stage import StageContext
 from pipeline.training.loop import Trained
@@ -45,7 +45,7 @@ class RewardWatch:
     taught: int = 0
     told: list[str] = field(default_factory=list)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         """Return the state as plain data for JSON."""
         return asdict(self)
 

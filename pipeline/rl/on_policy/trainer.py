@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.models.load.pretrained import source_of
 from pipeline.models.tokenizer.contract import end_ids
+from pipeline.plain_data import KeywordArguments, Row, ShapedRow
 from pipeline.rl.on_policy.fields import OnPolicyTrain
 from pipeline.rl.rewards.sources import RewardSources, Sample, Scorer, reward_readers
 from pipeline.stage import ResolvedInput, StageContext
@@ -49,7 +50,7 @@ class Prompts:
         with_positions: whether the model needs `position_ids` for rows padded on the left.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     prompt_ids: list[list[int]]
     shown: list[str]
     train: int
@@ -62,17 +63,17 @@ class Prompts:
         return dict(zip(self.shown, self.prompt_ids, strict=True))
 
     @property
-    def train_rows(self) -> list[dict[str, Any]]:
+    def train_rows(self) -> list[ShapedRow]:
         """Training rows for the trainer; the number of a row leads back to its data."""
         return [_stand_in(i, shown) for i, shown in enumerate(self.shown[: self.train])]
 
     @property
-    def held_out_rows(self) -> list[dict[str, Any]]:
+    def held_out_rows(self) -> list[ShapedRow]:
         """Held-out rows for the trainer."""
         return [_stand_in(i, shown) for i, shown in enumerate(self.shown) if i >= self.train]
 
 
-def _stand_in(number: int, shown: str) -> dict[str, Any]:
+def _stand_in(number: int, shown: str) -> ShapedRow:
     """Return a stand-in row for trl, because Arrow would add keys to tool calls and tools, or refuse them."""
     return {"prompt": [{"role": "user", "content": shown}], "row": number}
 
@@ -264,7 +265,7 @@ def on_policy_arguments(
     return arguments, batches, steps
 
 
-def _best_metric(asked: dict[str, Any]) -> dict[str, Any]:
+def _best_metric(asked: KeywordArguments) -> KeywordArguments:
     """Return the metric that decides the best evaluation: by default the reward, since the loss is uninformative."""
     if not asked.get("load_best_model_at_end") or asked.get("metric_for_best_model"):
         return {}

@@ -17,6 +17,7 @@ from pipeline.errors import ExitCode, PipelineError, Problem
 from pipeline.evaluation.curves.loss_curve import metric_rows, write_curve
 from pipeline.evaluation.curves.training_curves import draw_training
 from pipeline.models.forward_probe import ForwardProbe
+from pipeline.plain_data import JsonObject
 from pipeline.rl.ppo.state import load_weights, save_state, save_weights
 from pipeline.rl.ppo.trainer import PPOTrainer
 from pipeline.rl.rollout.episodes import Episode
@@ -33,6 +34,8 @@ SAMPLES, TOLD = 8, 2
 """Held-out answers recorded at each evaluation, and the number of them shown to the user."""
 MOST_SKIPPED = 100
 """Most responses of skipped optimizer steps that are recorded."""
+MetricRow = dict[str, float]
+"""The metrics of an iteration by name, with its `step`."""
 SHOWN = ("reward", "kl", "entropy", "length", "eos_rate", "explained_variance")
 
 
@@ -43,9 +46,9 @@ class RunLog:
 
     def __init__(self, ctx: StageContext, trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
         self.ctx, self.trainer, self.tokenizer = ctx, trainer, tokenizer
-        self.rows: list[dict[str, Any]] = []
-        self.samples: list[dict[str, Any]] = []
-        self.skipped: list[dict[str, Any]] = []
+        self.rows: list[MetricRow] = []
+        self.samples: list[JsonObject] = []
+        self.skipped: list[JsonObject] = []
         self.notes: list[str] = []
         self.best: dict[str, float] = {}
         self.tokens = 0.0
@@ -53,7 +56,7 @@ class RunLog:
         self.trackers = Trackers(ctx, trainer.settings)
         trainer.on_skip = self.skip
 
-    def restore(self, extra: dict[str, Any]) -> None:
+    def restore(self, extra: JsonObject) -> None:
         """Restore the records of a saved run, whose state the trainer has loaded."""
         self.resumed_at = self.trainer.iteration
         self.rows, self.samples, self.notes = extra["rows"], extra["samples"], extra["notes"]
@@ -94,7 +97,7 @@ class RunLog:
             self.ctx.progress(done, total, **{name: row[name] for name in SHOWN if name in row})
             self.save_when_due(done)
 
-    def evaluate(self, row: dict[str, Any]) -> None:
+    def evaluate(self, row: MetricRow) -> None:
         """Add held-out metrics to a row, record and show some answers, and save the policy if it is the best so far.
 
         Raises:
@@ -135,7 +138,7 @@ class RunLog:
             _write_lines(self.ctx.work / "skipped.jsonl", self.skipped)
             self.note(f"an optimizer step was skipped; its responses are in {self.ctx.work / 'skipped.jsonl'}")
 
-    def keep(self, row: dict[str, Any]) -> None:
+    def keep(self, row: MetricRow) -> None:
         """Record a row of metrics, and pass it to the trackers."""
         self.rows.append({name: value for name, value in row.items() if not name.startswith("seconds_")})
         self.trackers.log(row)
@@ -184,14 +187,14 @@ class RunLog:
                 exit_code=ExitCode.FAILED,
             )
 
-    def value_weights(self) -> dict[str, Any]:
+    def value_weights(self) -> dict[str, Tensor]:
         """Return the value function's full weights; every process must call it."""
         weights = self.trainer.train_engine.weights().items()
         return {
             name.removeprefix("value."): tensor.contiguous() for name, tensor in weights if name.startswith("value.")
         }
 
-    def finish(self, lineage: dict[str, Any], value: dict[str, Any]) -> StageResult:
+    def finish(self, lineage: JsonObject, value: dict[str, Tensor]) -> StageResult:
         """Write metrics, plots, samples and the value function into the artifact; return the stage's result."""
         ctx = self.ctx
         write_curve(self.rows, ctx.out, title=ctx.name)
@@ -242,7 +245,7 @@ class Trackers:
         for callback in self.callbacks:
             callback.on_train_begin(self.arguments, self.state, self.control, model=None)
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: MetricRow) -> None:
         """Send one row of metrics."""
         for callback in self.callbacks:
             self.state.global_step = int(row["step"])
@@ -254,7 +257,7 @@ class Trackers:
             callback.on_train_end(self.arguments, self.state, self.control)
 
 
-def _shown(tokenizer: PreTrainedTokenizerBase, episode: Episode) -> dict[str, Any]:
+def _shown(tokenizer: PreTrainedTokenizerBase, episode: Episode) -> JsonObject:
     """Return an episode's prompt and response as text, with its reward."""
     prompt = str(tokenizer.decode(episode.prompt_ids))
     return {"prompt": prompt, "response": episode.text, "reward": round(episode.score, 4)}
@@ -271,6 +274,6 @@ def _numbers(row_T: Tensor) -> list[float | str]:
     return [value if math.isfinite(value) else str(value) for value in row_T.tolist()]
 
 
-def _write_lines(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write_lines(file: Path, rows: Sequence[JsonObject]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     file.write_text(text, encoding="utf-8")

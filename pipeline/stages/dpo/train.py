@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 
 from trl import DPOConfig, DPOTrainer
 
@@ -54,13 +55,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     accuracy = trained.metrics.get("eval_rewards/accuracies", trained.metrics.get("rewards/accuracies", 0.0))
     return save_and_finish(
         ctx,
-        trained,
+        replace(trained, scoring_seconds=scoring_s),
         consolidated_model(trainer),
         opened,
         [[*row["prompt_ids"], *row["chosen_ids"]] for row in data.train[:3]],
         rows=data.counts,
         summary=f"implicit reward prefers the chosen response in {accuracy:.1%} of pairs",
-        scoring_seconds=scoring_s,
     )
 
 

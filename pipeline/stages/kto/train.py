@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 
 from trl import KTOConfig, KTOTrainer
 
@@ -71,13 +72,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     margin = trained.metrics.get("eval_rewards/margins", trained.metrics.get("rewards/margins", 0.0))
     return save_and_finish(
         ctx,
-        trained,
+        replace(trained, scoring_seconds=scoring_s),
         consolidated_model(trainer),
         opened,
         [[*row["prompt_ids"], *row["completion_ids"]] for row in data.train[:3]],
         rows=counts,
         summary=f"implicit reward of good responses is {margin:.3f} above that of bad ones",
-        scoring_seconds=scoring_s,
     )
 
 

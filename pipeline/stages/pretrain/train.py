@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
 
@@ -16,6 +16,7 @@ from pipeline.models.tokenizer.encoding import TextEncoder
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.parallel.tensor.sharding import shard_model
 from pipeline.parallel.zero.zero3 import count_parameters
+from pipeline.plain_data import JsonObject, KeywordArguments
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.pretrain.config import Config
 from pipeline.stages.pretrain.documents import cut_documents
@@ -129,7 +130,7 @@ def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> EncodedDa
     total = len(rows.train) + len(rows.held_out)
     texts, held_texts = ([row["text"] for row in part] for part in (rows.train, rows.held_out))
     is_parsed = config.control_tokens == "parsed"
-    options: dict[str, Any] = {"max_length": opened.max_length, "mode": config.train.mode, "parsed": is_parsed}
+    options: KeywordArguments = {"max_length": opened.max_length, "mode": config.train.mode, "parsed": is_parsed}
     documents = cut_documents(tokenizer, texts, **options, progress=lambda done: ctx.progress(done, total))
     held_out = cut_documents(
         tokenizer, held_texts, **options, progress=lambda done: ctx.progress(len(texts) + done, total)
@@ -157,7 +158,7 @@ def _say_spelled(ctx: StageContext, tokenizer: PreTrainedTokenizerBase, texts: l
 
 def _finish(ctx: StageContext, config: Config, trained: Trained, data: EncodedData, parameters: int) -> StageResult:
     """Return the stage's result for the manifest."""
-    lineage: dict[str, Any] = {"base": "scratch", "adapters": []}
+    lineage: JsonObject = {"base": "scratch", "adapters": []}
     if config.model is None:
         init = ctx.input("init")
         lineage = descended(init.manifest.get("lineage", {}), init.name, init.fingerprint)

@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transformers import set_seed
@@ -70,13 +71,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     metrics = {}
     if data.held_out and consolidated is not None:
         metrics = _report(ctx, config, consolidated, opened.tokenizer, data.held_out)
-    scoring_s = time.perf_counter() - started
+    trained = replace(trained, scoring_seconds=time.perf_counter() - started)
     shown = accuracy_summary(metrics)
     if "gold_agreement" in metrics:
         shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
-    return finish(
-        ctx, trained, metrics=metrics, rows=data.counts, lineage=lineage, summary=shown, scoring_seconds=scoring_s
-    )
+    return finish(ctx, trained, metrics=metrics, rows=data.counts, lineage=lineage, summary=shown)
 
 
 def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> tuple[EncodedData, bool]:

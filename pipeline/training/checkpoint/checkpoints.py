@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from pipeline.parallel.dtensors import set_weight
 from pipeline.parallel.fsdp import wrapping as fsdp
@@ -91,7 +92,7 @@ class Checkpoints:
 
     def save_optimizer(self, trainer: Trainer, folder: Path) -> bool:
         """Write the consolidated state of optimizer and schedule; return False if the trainer itself can."""
-        state: dict[str, Any]
+        state: StateDict
         if trainer.is_deepspeed_enabled:
             state = consolidated_optimizer(self.sharding.zero_of(trainer))
         elif trainer.is_fsdp_enabled:

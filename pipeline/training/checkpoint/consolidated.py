@@ -6,14 +6,15 @@ which one a trainer needs, and owns the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.parallel.dtensors import distribute_like, full_tensor
@@ -46,13 +47,13 @@ def gathered_weights(model: PreTrainedModel | PeftModel, zero: ZeroState) -> dic
     return weights
 
 
-def consolidated_optimizer(zero: ZeroState) -> dict[str, Any]:
+def consolidated_optimizer(zero: ZeroState) -> StateDict:
     """Return a ZeRO optimizer's `state_dict` as it would be on one process, with full tensors, on the first rank.
 
     The other ranks take part in the gathers and return an empty state.
     """
-    state: dict[int, dict[str, Any]] = {}
-    groups: list[dict[str, Any]] = []
+    state: dict[int, StateDict] = {}
+    groups: list[StateDict] = []
     zero.link()
     for number, parameters in enumerate(zero.groups):
         moments, rest = zero.known(number)
@@ -66,12 +67,12 @@ def consolidated_optimizer(zero: ZeroState) -> dict[str, Any]:
     return {"state": state, "param_groups": groups}
 
 
-def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
+def _cloned(state: StateDict) -> StateDict:
     """Return a state with tensors of its own, because a step counter shared by weights would count for all of them."""
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
-def shard_optimizer(zero: ZeroState, consolidated: Mapping[str, Any]) -> None:
+def shard_optimizer(zero: ZeroState, consolidated: StateDict) -> None:
     """Load the `state_dict` of a single-process optimizer into DeepSpeed's ZeRO optimizer.
 
     Raises:
@@ -83,7 +84,7 @@ def shard_optimizer(zero: ZeroState, consolidated: Mapping[str, Any]) -> None:
     ]
     for number, parameters in enumerate(zero.groups):
         moments: list[str] = []
-        rest: dict[str, Any] = {}
+        rest: StateDict = {}
         for parameter, state in zip(parameters, states[number], strict=True):
             moments = [key for key, value in state.items() if _is_moment(value, parameter)]
             rest = {key: value for key, value in state.items() if key not in moments}
@@ -121,7 +122,7 @@ def join_groups(optimizer: Optimizer, model: PreTrainedModel | PeftModel, decayi
     optimizer.param_groups[:] = groups
 
 
-def consolidate_optimizer(optimizer: Optimizer, *, keep: bool) -> dict[str, Any]:
+def consolidate_optimizer(optimizer: Optimizer, *, keep: bool) -> StateDict:
     """Return the `state_dict` of a tensor-parallel model's optimizer with full tensors; every rank must call it.
 
     Without ``keep`` the state is empty.
@@ -136,7 +137,7 @@ def consolidate_optimizer(optimizer: Optimizer, *, keep: bool) -> dict[str, Any]
     return {"state": full_state if keep else {}, "param_groups": groups}
 
 
-def shard_dtensor_optimizer(consolidated: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+def shard_dtensor_optimizer(consolidated: StateDict, optimizer: Optimizer) -> StateDict:
     """Return the `state_dict` of a single-process optimizer, sharded like a tensor-parallel model's weights.
 
     Raises:
@@ -161,7 +162,7 @@ def shard_dtensor_optimizer(consolidated: Mapping[str, Any], optimizer: Optimize
     }
 
 
-def _check_groups(consolidated: Mapping[str, Any], groups: Sequence[Sequence[nn.Parameter]]) -> None:
+def _check_groups(consolidated: StateDict, groups: Sequence[Sequence[nn.Parameter]]) -> None:
     sizes = [len(group["params"]) for group in consolidated["param_groups"]]
     if sizes != [len(group) for group in groups]:
         raise unfit_checkpoint(f"the checkpoint's optimizer has groups of {sizes} weights")

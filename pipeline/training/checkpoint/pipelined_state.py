@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 from transformers import Trainer, TrainerControl, TrainerState
 
 from pipeline.errors import PipelineError, Problem
@@ -143,7 +144,7 @@ class PipelineState:
         steps = int(state["global_step"]) - int(sums[0]["last_logged"])
         return Log(timeless(state["log_history"]), loss, steps, sums[0]["logged_loss"])
 
-    def _gathered_optimizer(self) -> dict[str, Any]:
+    def _gathered_optimizer(self) -> StateDict:
         """Return the optimizer's `state_dict` as it would be on one process, on the first process."""
         ranks, part = self.pipe.place.ranks, self.pipe.part
         tensors: dict[str, Tensor] = {}
@@ -155,14 +156,14 @@ class PipelineState:
                 else:
                     rest.append((name, key, value))
         indices = {name: index for index, name in enumerate(name for group in self.groups for name in group)}
-        state: dict[int, dict[str, Any]] = {}
+        state: dict[int, StateDict] = {}
         gathered = self.pipe.gather_to_first(tensors)
         rest = ranks.all_gather(rest)
         if ranks.is_first:
             rest += [(*label.split(" "), tensor) for label, tensor in gathered.items()]  # type: ignore[misc]
             for name, key, value in rest:
                 state.setdefault(indices[name], {})[key] = value
-        groups: list[dict[str, Any]] = []
+        groups: list[StateDict] = []
         for names, group in zip(self.groups, self.optimizer.param_groups, strict=True):
             settings = {key: value for key, value in group.items() if key != "params"}
             groups.append({**settings, "params": [indices[name] for name in names]})
@@ -178,7 +179,7 @@ class PipelineState:
             raise _unfit_checkpoint(folder, "with an optimizer of other groups")
         named = self.pipe.part.full_names()
         state: dict[int, Any] = {}
-        groups: list[dict[str, Any]] = []
+        groups: list[StateDict] = []
         for names, saved_group in zip(self.groups, consolidated["param_groups"], strict=True):
             begin = sum(len(group["params"]) for group in groups)
             own = [index for name, index in zip(names, saved_group["params"], strict=True) if name in named]

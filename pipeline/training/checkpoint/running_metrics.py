@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.parallel.ranks import Ranks
+from pipeline.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -25,7 +26,7 @@ def save_metrics(trainer: Trainer, folder: Path) -> None:
     file.write_text(json.dumps(metrics_of(trainer)), encoding="utf-8")
 
 
-def metrics_of(trainer: Trainer) -> dict[str, Any]:
+def metrics_of(trainer: Trainer) -> JsonObject:
     """Return the trainer's running sums since its last log entry; floats survive JSON bit for bit."""
     return {
         "loss": trainer._tr_loss.item(),
