@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from crossing import selected
 
 from pipeline.estimate.buckets import bucket_sizes
 from pipeline.models.load.pretrained import load_tokenizer
@@ -141,17 +142,6 @@ CASES = [
 ]
 
 
-def selected(request: pytest.FixtureRequest, spread: str | None = None) -> tuple[str, ...]:
-    """Return the stages that the selected tests look at, in one layout or in any."""
-    asked = [
-        item.callspec.params
-        for item in request.session.items
-        if item.path == request.path and hasattr(item, "callspec") and "together" in item.callspec.params
-    ]
-    names = {one["name"] for one in asked if spread in (None, one["together"])}
-    return tuple(name for name in TRAINED if name in names)
-
-
 @pytest.fixture(scope="module")
 def world(spread_world: Callable[[str], Any]) -> Any:
     made = spread_world(STAGES)
@@ -163,7 +153,7 @@ def world(spread_world: Callable[[str], Any]) -> Any:
 @pytest.fixture(scope="module")
 def alone(request: pytest.FixtureRequest, world: Any) -> dict[str, dict[str, torch.Tensor]]:
     """What one process makes of each stage."""
-    return world.train("alone", selected(request), "compute.micro_batch=2")
+    return world.train("alone", selected(request, "name"), "compute.micro_batch=2")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +162,7 @@ def together(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str,
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     # A checkpoint after every step: writing one changes nothing, also right after an evaluation.
     often = "compute.checkpoint_every_s=0.001"
-    settings, names = SPREADS[request.param].settings, selected(request, request.param)
+    settings, names = SPREADS[request.param].settings, selected(request, "name")
     processes = 4 if request.param == "groups" else 2  # two groups share the rows
     spread = [f"stages.{name}.compute.{setting}" for name in names for setting in settings]
     sets = ("compute.micro_batch=2", f"compute.processes={processes}", often, *spread)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from crossing import crossed, selected
 
 from pipeline.cli.display.manifest import ran_facts
 from pipeline.errors import PipelineError
@@ -97,17 +98,20 @@ def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
     return world.train("alone", TRAINED, "compute.micro_batch=2")
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(1, marks=pytest.mark.whole), pytest.param(2, marks=pytest.mark.whole), 3]
-)
+ZERO = ("1", "2", "3")
+SUITE = [("2", "a_pretrain"), ("2", "l_sft"), ("3", "a_sft"), ("3", "p_sft")]
+"""Stages that the suite trains in slices, by ZeRO stage; `make test-matrix` trains all with all."""
+
+
+@pytest.fixture(scope="module")
 def sharded(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, dict[str, torch.Tensor]]]:
-    store, again = f"zero-{request.param}", str(request.param == 2).lower()  # recomputed, shards are exchanged again
-    return store, world.train(
-        store, TRAINED, *sets(TRAINED, **SPREAD, zero=request.param, activation_checkpointing=again)
-    )
+    zero, names = request.param, selected(request, "name")
+    again = str(zero == "2").lower()  # recomputed, shards are exchanged again
+    made = world.train(f"zero-{zero}", names, *sets(names, **SPREAD, zero=zero, activation_checkpointing=again))
+    return f"zero-{zero}", made
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@crossed("sharded, name", ZERO, TRAINED, SUITE, indirect=["sharded"])
 def test_slices_take_the_steps_of_whole_rows(name: str, world: Any, alone: Any, sharded: Any) -> None:
     store, made = sharded
     start = world.start("base", alone[name])
@@ -176,8 +180,9 @@ def test_a_run_goes_on_with_and_without_shards(ways: tuple[str, ...], world: Any
     assert found < RELATIVE
 
 
-def test_the_manifest_says_what_really_ran(world: Any, sharded: Any) -> None:
-    manifest = world.store(sharded[0]).artifacts("a_sft")[-1].manifest
+@crossed("sharded, name", ZERO, ["a_sft"], SUITE, indirect=["sharded"])
+def test_the_manifest_says_what_really_ran(name: str, world: Any, sharded: Any) -> None:
+    manifest = world.store(sharded[0]).artifacts(name)[-1].manifest
     ran, stage = manifest.runtime["ran"], int(sharded[0].removeprefix("zero-"))
     assert ran["accelerate"]["sp_size"] == 2 and ran["accelerate"]["sp_backend"] == "deepspeed"
     assert ran["batch"].startswith("2 rows × 4 accumulated × 1 process = 8 rows")

@@ -6,12 +6,12 @@ Two processes each; the plain side is one process. What is saved by one goes on 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from crossing import crossed, selected
 from ppo_world import PROMPTS, first_is_x, largest_difference, policy_of, trainer_of
 from ranks import be_rank, run_ranks
 
@@ -39,13 +39,7 @@ SUITE = {"zero-3": ("full", "lora"), "fsdp2": ("separate", "warming up")}
 """What the suite runs: weights, gradients and optimizer states are sharded. `make test-matrix` runs all with all."""
 RESUMED = ("full", "separate")
 """Cases whose state goes on from plain to sharded and back."""
-
-
-def _pairs(cases: Iterable[str]) -> Any:
-    """Parametrize a test by kind and case."""
-    pairs = [(kind, case) for kind in KINDS for case in cases]
-    marked = [pytest.param(*one, marks=() if one[1] in SUITE.get(one[0], ()) else pytest.mark.whole) for one in pairs]
-    return pytest.mark.parametrize(("sharded", "case"), marked, indirect=["sharded"])
+PAIRS = [(kind, case) for kind, cases in SUITE.items() for case in cases]
 
 
 def _language_loss(model: Any, step: int) -> torch.Tensor:
@@ -140,17 +134,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 def sharded(request: pytest.FixtureRequest, plain: tuple[Path, dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     if request.param.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
-    folder = plain[0]
-    selected = {
-        item.callspec.params["case"]
-        for item in request.session.items
-        if item.path == request.path and item.callspec.params["sharded"] == request.param
-    }
-    run_ranks(__file__, request.param, str(folder), *(case for case in CASES if case in selected))
-    return request.param, [torch.load(folder / f"{request.param}-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    folder, kind = plain[0], request.param
+    files = [folder / f"{kind}-{rank}.pt" for rank in (0, 1)]
+    if not all(file.is_file() for file in files):
+        run_ranks(__file__, kind, str(folder), *selected(request, "case"))
+    return kind, [torch.load(file, weights_only=False) for file in files]
 
 
-@_pairs(CASES)
+@crossed("sharded, case", KINDS, CASES, PAIRS, indirect=["sharded"])
 def test_a_sharded_step_is_a_plain_step(
     case: str, plain: tuple[Path, dict[str, Any]], sharded: tuple[str, list[dict[str, Any]]]
 ) -> None:
@@ -165,7 +156,7 @@ def test_a_sharded_step_is_a_plain_step(
     assert largest_difference(first["weights"], first["after"]) == 0
 
 
-@_pairs(CASES)
+@crossed("sharded, case", KINDS, CASES, PAIRS, indirect=["sharded"])
 def test_moments_come_back_whole(
     case: str, plain: tuple[Path, dict[str, Any]], sharded: tuple[str, list[dict[str, Any]]]
 ) -> None:
@@ -173,7 +164,7 @@ def test_moments_come_back_whole(
     assert largest_difference({name: t.float() for name, t in one.items()}, first) < 1e-5
 
 
-@_pairs(RESUMED)
+@crossed("sharded, case", KINDS, RESUMED, PAIRS, indirect=["sharded"])
 def test_a_plain_state_goes_on_in_parts_and_back(
     case: str, plain: tuple[Path, dict[str, Any]], sharded: tuple[str, list[dict[str, Any]]]
 ) -> None:
