@@ -34,7 +34,7 @@ LIMIT_S = 700
 """Seconds within which all have ended, on a busy machine too; a rank nobody stops would sleep for 600."""
 TWO = ("--set", "compute.processes=2", "--set", "compute.checkpoint_every_s=1000")
 OFTEN = ("--set", "compute.checkpoint_every_s=0.05")
-LONG = ("--until", "base", "--set", "stages.base.train.max_steps=150", *TWO)
+LONG = ("--until", "base", "--set", "stages.base.train.max_steps=200", *TWO)
 PRACTICE = """
   practice:
     kind: ppo
