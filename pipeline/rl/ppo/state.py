@@ -30,10 +30,11 @@ WEIGHTS, OPTIMIZER, AVERAGE, NUMBERS = (
 
 
 def save_weights(trainer: PPOTrainer, file: Path) -> None:
-    """Write the full trained weights atomically; every rank must call it, and the first writes."""
+    """Write the full trained weights atomically; every rank must call it, and the first writes before any returns."""
     tensors = trainer.train_engine.weights()
     if trainer.ranks.is_first:
         _write(tensors, file)
+    trainer.ranks.barrier()  # else another rank could load the weights that the file had before
 
 
 def load_weights(trainer: PPOTrainer, file: Path) -> None:
