@@ -243,7 +243,7 @@ def ours(kind: str, size: Size, scratch: Path) -> dict[str, Any]:
         log=folder / "log",
         inputs=inputs,
         data={"data": DataJob("rows", recipe.data["rows"], None, folder / "rejects.jsonl")},
-        compute={**spec.compute.model_dump(), "checkpoint_every_s": 1e9},
+        compute=spec.compute.model_copy(update={"checkpoint_every_s": 1e9}),
     )
     context, _ = context_of(job, emit, lambda: False)
     result = kind_of(spec.kind).load_run()(context, spec.config)
