@@ -56,8 +56,8 @@ def divide(
     longest: int,
     processes: int = 1,
     *,
-    group: int = 1,
-    word: str = "batch_size",
+    rows_per_unit: int = 1,
+    batch_key: str = "batch_size",
     dims: ParallelDims = ONE_PROCESS,
 ) -> BatchSplit:
     """Split a global batch over processes, and each process's share into micro-batches.
@@ -68,29 +68,31 @@ def divide(
             ``auto`` takes as many rows as fit `TOKEN_BUDGET`.
         longest: tokens of the longest row.
         processes: data-parallel processes that share the batch, each a model-parallel group of ``dims``.
-        group: consecutive rows that must stay on one process, such as the responses to one prompt.
-        word: recipe key under `train` that gives ``batch_size``, for error messages.
+        rows_per_unit: consecutive rows that must stay on one process, such as the responses to one prompt.
+        batch_key: recipe key under `train` that gives ``batch_size``, for error messages.
         dims: the run's parallel dimensions: a pipeline needs a micro-batch for each of its stages.
 
     Raises:
         PipelineError: the batch does not divide over the processes, or a process's rows not into the micro-batch.
     """
     rows_per_process, remainder = divmod(batch_size, processes)
-    together = dims.model_parallel_size
-    groups = f"{processes} processes" if together == 1 else f"{processes} groups of {together} processes"
-    if remainder or rows_per_process % group:
-        step = processes * group
+    group_size = dims.model_parallel_size
+    groups = f"{processes} processes" if group_size == 1 else f"{processes} groups of {group_size} processes"
+    if remainder or rows_per_process % rows_per_unit:
+        step = processes * rows_per_unit
         below, above = batch_size // step * step, -(-batch_size // step) * step
         near = f"{below} or {above}" if below else f"{above}"
-        of_a_prompt = f", {group} of a prompt together" if group > 1 else ""
-        statement = f"train.{word} {batch_size} does not divide over {groups}{of_a_prompt}"
+        of_a_prompt = f", {rows_per_unit} of a prompt together" if rows_per_unit > 1 else ""
+        statement = f"train.{batch_key} {batch_size} does not divide over {groups}{of_a_prompt}"
         raise PipelineError(Problem(statement, f"a multiple of {step}", f"use {near}, or another number of processes"))
     limit = rows_per_process // dims.pipeline_parallel
     if isinstance(asked, int) and asked < limit and rows_per_process % asked:
         near = (
             f"{divisor_up_to(rows_per_process, asked)} or {next(n for n in divisors(rows_per_process) if n >= asked)}"
         )
-        of = f"the {rows_per_process} rows of train.{word}" + (f" that each of {groups} has" if processes > 1 else "")
+        of = f"the {rows_per_process} rows of train.{batch_key}" + (
+            f" that each of {groups} has" if processes > 1 else ""
+        )
         fitting = ", ".join(map(str, divisors(rows_per_process)))
         statement = f"compute.micro_batch {asked} does not divide {of}"
         raise PipelineError(Problem(statement, f"one of {fitting}, or auto", f"use {near}"))
@@ -120,12 +122,12 @@ def batch_split_problems(
         dims: the stage's parallel dimensions.
         support: what of `compute` the stage's kind supports.
     """
-    for word in support.divided:
-        rows = getattr(train, word, None)
+    for batch_key in support.divided:
+        rows = getattr(train, batch_key, None)
         if rows is None:
             continue
-        asked = micro_batch if word == "batch_size" and support.takes_micro_batch else "auto"
+        asked = micro_batch if batch_key == "batch_size" and support.takes_micro_batch else "auto"
         try:
-            divide(rows, asked, 1, dims.replicas, word=word, dims=dims)
+            divide(rows, asked, 1, dims.replicas, batch_key=batch_key, dims=dims)
         except PipelineError as error:
             yield from error.problems

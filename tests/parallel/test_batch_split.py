@@ -90,9 +90,9 @@ def test_groups_of_processes_that_work_on_the_same_rows_are_named() -> None:
 
 
 def test_rows_of_a_group_stay_together() -> None:
-    assert divide(32, "auto", 10, 4, group=8).micro_batch == 8
+    assert divide(32, "auto", 10, 4, rows_per_unit=8).micro_batch == 8
     with pytest.raises(PipelineError, match=r"over 8 processes, 8 of a prompt together.*a multiple of 64"):
-        divide(32, "auto", 10, 8, group=8)
+        divide(32, "auto", 10, 8, rows_per_unit=8)
 
 
 def test_the_sentence_is_the_arithmetic() -> None:

@@ -131,7 +131,7 @@ def _share(ctx: StageContext, train: Train, rows_per_unit: int, longest: int) ->
     """
     note_model_parallel(ctx)
     share = divide(
-        train.kl_batch, train.kl_batch, longest, ctx.replicas, group=rows_per_unit, word="kl_batch"
+        train.kl_batch, train.kl_batch, longest, ctx.replicas, rows_per_unit=rows_per_unit, batch_key="kl_batch"
     ).micro_batch
     batch_split = BatchSplit(train.batch_size, share, ctx.replicas)
     sentence = batch_split.sentence("rows", longest)
