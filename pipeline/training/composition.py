@@ -23,7 +23,7 @@ from pipeline.plain_data import KeywordArguments
 from pipeline.training.checkpoint.best import is_new_best
 from pipeline.training.checkpoint.checkpoints import Checkpoints, SavedState
 from pipeline.training.checkpoint.consolidated import load_weights
-from pipeline.training.data.batch_loader import BatchLoader, Row
+from pipeline.training.data.batch_loader import BatchLoader, EncodedSample
 from pipeline.training.reference import Reference
 from pipeline.training.sharded_setup import ShardedSetup
 
@@ -85,7 +85,7 @@ class TrainerHooks:
     # batches
 
     @property
-    def train_rows(self) -> Sequence[Row]:
+    def train_rows(self) -> Sequence[EncodedSample]:
         """The training rows."""
         return self.parts.batches.rows_of(self)
 

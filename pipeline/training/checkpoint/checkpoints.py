@@ -114,7 +114,7 @@ class Checkpoints:
         """
         if trainer.is_deepspeed_enabled:
             load_weights(trainer.model, self.sharding.zero_of(trainer).set_weight, folder)
-        elif trainer.args.fsdp_plugin_args is not None or size_of(trainer.model) > 1:
+        elif trainer.args.fsdp_plugin_args is not None:
             load_weights(trainer.model, set_weight, folder)
         else:
             trainer._load_from_checkpoint(str(folder))

@@ -15,7 +15,7 @@ from pipeline.parallel.sequence.trainer import collator, sharded_loader
 if TYPE_CHECKING:
     from transformers import Trainer
 
-Row = Mapping[str, Any]
+EncodedSample = Mapping[str, Any]
 """An encoded row, as a collator takes it."""
 
 
@@ -30,10 +30,10 @@ class BatchLoader:
     """
 
     batches: Sampler[list[int]]
-    rows: Sequence[Row] | None = None
+    rows: Sequence[EncodedSample] | None = None
     rows_per_unit: int = 1
 
-    def rows_of(self, trainer: Trainer) -> Sequence[Row]:
+    def rows_of(self, trainer: Trainer) -> Sequence[EncodedSample]:
         """Return the training rows; those of a dataset become a list once."""
         if self.rows is None:
             self.rows = trainer.train_dataset.to_list()
@@ -60,7 +60,7 @@ class BatchLoader:
         return prepared
 
 
-def _collate_units(collate: Callable[[list[Row]], Any], units: list[Sequence[Row]]) -> Any:
+def _collate_units(collate: Callable[[list[EncodedSample]], Any], units: list[Sequence[EncodedSample]]) -> Any:
     """Return a batch of the rows of several units."""
     return collate([row for unit in units for row in unit])
 
@@ -81,14 +81,14 @@ class _ShardableBatches(Sampler[list[int]]):
         return iter(self.sampler)
 
 
-class _Units(torch.utils.data.Dataset[Sequence[Row]]):
+class _Units(torch.utils.data.Dataset[Sequence[EncodedSample]]):
     """Rows in units of several consecutive ones."""
 
-    def __init__(self, rows: Sequence[Row], size: int) -> None:
+    def __init__(self, rows: Sequence[EncodedSample], size: int) -> None:
         self.rows, self.size = rows, size
 
     def __len__(self) -> int:
         return len(self.rows) // self.size
 
-    def __getitem__(self, index: int) -> Sequence[Row]:
+    def __getitem__(self, index: int) -> Sequence[EncodedSample]:
         return self.rows[index * self.size : (index + 1) * self.size]
