@@ -5,29 +5,43 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 from pipeline.launch.local import warm_up
 
 
+@contextmanager
+def rendezvous() -> Iterator[dict[str, str]]:
+    """Yield the environment with which ranks meet at a store of this process, as a stage's ranks do at their agent's.
+
+    A store of rank 0 would go with rank 0, which may end while another rank still asks it. A free port that somebody
+    else opens later may be taken by then.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
 def run_ranks(script: str, *arguments: str, count: int = 2) -> None:
     """Run ``script`` as ``count`` ranks with ``arguments``, and assert that all end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     warm_up()
     context = multiprocessing.get_context("forkserver")
-    with tempfile.TemporaryDirectory() as folder:
+    with rendezvous() as meeting, tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(rank)) for rank in range(count)]
         running = []
         for rank, log in enumerate(logs):
             spread = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            around = {name: str(value) for name, value in {**spread, "MASTER_PORT": port}.items()}
-            around["MASTER_ADDR"] = "127.0.0.1"
+            around = {**meeting, **{name: str(value) for name, value in spread.items()}}
             running.append(context.Process(target=_run_script, args=(script, arguments, around, str(log))))
         try:
             for process in running:

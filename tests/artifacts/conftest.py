@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.manifest import InputRecord
@@ -128,9 +129,7 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("s3") / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(

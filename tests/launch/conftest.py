@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,16 +106,6 @@ class Cluster:
         return [row for row in rows if row.startswith(prefix)]
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     pytest.importorskip("submitit", reason="launcher: slurm needs submitit: pip install 'trueup[slurm]'")
@@ -128,7 +119,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for name in ("state", f"spool-{host}", "spool-localhost"):
         (folder / name).mkdir()
     configuration = folder / "slurm.conf"
-    configuration.write_text(CONFIGURATION.format(folder=folder, host=host, user=user, ports=_free_ports(3)))
+    configuration.write_text(
+        CONFIGURATION.format(folder=folder, host=host, user=user, ports=[free_port() for _ in range(3)])
+    )
     (folder / "cgroup.conf").write_text("")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from waiting import living
 
 pytestmark = pytest.mark.xdist_group("two hosts")
 
 
 def _line(recipe: Path, store: Path, timeout_s: str) -> tuple[Any, ...]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"nodes": 2, "rendezvous": f"127.0.0.1:{port}", "join_timeout_s": timeout_s}
+    shared = {"nodes": 2, "rendezvous": f"127.0.0.1:{free_port()}", "join_timeout_s": timeout_s}
     settings = [part for key, value in shared.items() for part in ("--set", f"stages.base.compute.{key}={value}")]
     steps = ("--set", "stages.base.train.max_steps=5", "--until", "base")
     return ("run", recipe, "--store", store, *settings, *steps)

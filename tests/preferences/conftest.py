@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 pytest.importorskip("sqlalchemy", reason="labels are kept with SQLAlchemy: pip install 'trueup[collect]'")
 
@@ -44,12 +44,6 @@ def _programs() -> Path | None:
     return Path(found).parent if found else folders[-1] if folders else None
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """Run a PostgreSQL server of our own and return the URL of its database.
@@ -68,7 +62,7 @@ def postgres() -> Iterator[str]:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
         user = {"user": someone.pw_uid, "group": someone.pw_gid, "extra_groups": []}
     with tempfile.TemporaryDirectory(prefix="trueup-postgres-") as made:
-        folder, port = Path(made), _free_port()
+        folder, port = Path(made), free_port()
         if user:
             shutil.chown(folder, user["user"], user["group"])
         with _serving(programs, folder, port, user):

@@ -19,6 +19,7 @@ from ppo_world import (
     weights,
     without_seconds,
 )
+from ranks import rendezvous
 
 from pipeline.errors import PipelineError
 from pipeline.launch.local import warm_up
@@ -79,9 +80,9 @@ def run(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def of_rank(index: int, port: int, folder: str) -> None:
+def of_rank(index: int, meeting: dict[str, str], folder: str) -> None:
     """Be one of two processes and leave what it saw in a file."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= meeting
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=index, world_size=2)
     found: dict[str, Any] = {name: run(case, Ranks.current()) for name, case in CASES.items()}
@@ -105,14 +106,10 @@ def of_rank(index: int, port: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    import socket
-
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     warm_up()
-    torch.multiprocessing.start_processes(of_rank, (port, str(folder)), nprocs=2, start_method="forkserver")
+    with rendezvous() as meeting:
+        torch.multiprocessing.start_processes(of_rank, (meeting, str(folder)), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{index}.pt", weights_only=False) for index in (0, 1)]
 
 
