@@ -53,7 +53,8 @@ def _tokens(file: Path) -> list[tokenize.TokenInfo]:
     return list(tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline))
 
 
-FILES = {str(file.relative_to(ROOT)): _tokens(file) for file in sorted(PACKAGE.rglob("*.py"))}
+HOUSE = [*PACKAGE.rglob("*.py"), *(file for file in (ROOT / "tests").rglob("*.py") if file.name != Path(__file__).name)]
+FILES = {str(file.relative_to(ROOT)): _tokens(file) for file in sorted(HOUSE)}
 
 
 def _uses(pattern: str, *kinds: int) -> str:
@@ -68,7 +69,7 @@ def _uses(pattern: str, *kinds: int) -> str:
 
 @pytest.mark.parametrize("word", RETIRED_NAMES)
 def test_a_private_name_is_not_used_again(word: str) -> None:
-    seen = _uses(rf"^{word}$", tokenize.NAME)
+    seen = _uses(rf"(^|^test_|^test_\w+_){word}(_\w+)?$" if word.islower() else rf"^{word}$", tokenize.NAME)
     assert not seen, f"`{word}` is {RETIRED_NAMES[word]} in this house: {seen}"
 
 

@@ -239,7 +239,7 @@ def test_only_a_cpus_heap_keeps_freed_blocks() -> None:
     assert heap_bytes(100, ParallelLayout(on_gpu=False, checkpointing=True), adapted=True) == 100 * SLACK_ADAPTED
 
 
-def test_slices_divide_the_state_but_for_the_whole_halves_of_an_adapter() -> None:
+def test_tensor_shards_divide_the_state_but_for_the_replicated_halves_of_an_adapter() -> None:
     full = tensor_parallel(Memory(*state(SHAPE, 1000, ParallelLayout())), SHAPE, 4)
     assert (full.weights, full.gradients, full.optimizer) == (1000, 1000, 2000)
     # r = 1 on 2 layers: q, k, v, gate and up keep r x 8 of the input whole, o and down r x 8 of the output: 112 of 256

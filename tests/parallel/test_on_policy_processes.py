@@ -108,7 +108,7 @@ REFERENCE = """
 
 
 @pytest.mark.parametrize("kind", ["grpo", pytest.param("rloo", marks=pytest.mark.whole)])
-def test_a_reference_in_parts_is_the_start(kind: str, spread_world: Callable[[str], Any]) -> None:
+def test_a_sharded_reference_is_the_start(kind: str, spread_world: Callable[[str], Any]) -> None:
     """Policy and reference are one model before the first step, and two after it."""
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     train = TRAIN.replace("max_steps: 4", "max_steps: 6").replace(", top_k: 1", "")  # answers of a group differ

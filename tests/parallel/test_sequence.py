@@ -100,7 +100,7 @@ def alone(world: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 ZERO = ("1", "2", "3")
 SUITE = [("2", "a_pretrain"), ("2", "l_sft"), ("3", "a_sft"), ("3", "p_sft")]
-"""Stages that the suite trains in slices, by ZeRO stage; `make test-matrix` trains all with all."""
+"""Stages that the suite trains with sequence parallelism, by ZeRO stage; `make test-matrix` trains all with all."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def sharded(request: pytest.FixtureRequest, world: Any) -> tuple[str, dict[str, 
 
 
 @crossed("sharded, name", ZERO, TRAINED, SUITE, indirect=["sharded"])
-def test_slices_take_the_steps_of_whole_rows(name: str, world: Any, alone: Any, sharded: Any) -> None:
+def test_sequence_shards_take_the_steps_of_unsharded_rows(name: str, world: Any, alone: Any, sharded: Any) -> None:
     store, made = sharded
     start = world.start("base", alone[name])
     moved = world.difference(start, alone[name])
@@ -126,7 +126,7 @@ def test_slices_take_the_steps_of_whole_rows(name: str, world: Any, alone: Any, 
 
 
 @pytest.mark.whole
-def test_groups_of_slices_share_the_rows_of_a_batch(world: Any, alone: Any) -> None:
+def test_sequence_groups_share_the_rows_of_a_batch(world: Any, alone: Any) -> None:
     """Four processes: two groups, which share the batch, of two shards each."""
     made = world.train("groups", ("a_sft",), *sets(("a_sft",), **SPREAD | {"processes": 4}, zero=2))
     found = world.difference(alone["a_sft"], made["a_sft"])
@@ -201,7 +201,7 @@ def test_the_manifest_says_what_really_ran(name: str, world: Any, sharded: Any) 
         ("a_sft", {"compute.processes": 3, "compute.sequence_parallel": 3}, "divides the model's 4 attention heads"),
     ],
 )
-def test_what_cannot_be_sliced_is_refused_before_anything_runs(
+def test_what_cannot_be_sharded_is_refused_before_anything_runs(
     stage: str, change: dict[str, Any], said: str, world: Any
 ) -> None:
     spread = [*sets((stage,), **SPREAD, zero=1), *(f"stages.{stage}.{key}={value}" for key, value in change.items())]

@@ -1,4 +1,4 @@
-"""How rows are cut, how held-out batches are dealt out and averaged, and which models are refused; on one process."""
+"""How rows are cut, how held-out batches are shared out and averaged, and which models are refused; on one process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_labels_are_shifted_before_they_are_cut() -> None:
 
 
 @given(rows=st.integers(1, 4), tokens=st.integers(1, 40), count=st.integers(1, 8), masked=st.integers(0, 40))
-def test_slices_together_are_the_row_and_count_each_label_once(rows: int, tokens: int, count: int, masked: int) -> None:
+def test_shards_together_are_the_row_and_count_each_label_once(rows: int, tokens: int, count: int, masked: int) -> None:
     ids = torch.arange(1, rows * tokens + 1).reshape(rows, tokens)
     labels = ids.clone()
     labels[:, :masked] = IGNORE
@@ -80,9 +80,9 @@ def test_neighbours_are_a_group() -> None:
 
 @given(rows=st.integers(1, 50), size=st.integers(1, 8), groups=st.integers(1, 4))
 def test_every_held_out_row_counts_once_and_groups_work_as_long(rows: int, size: int, groups: int) -> None:
-    dealt = [list(held_out_batches(rows, size, SequenceShard(0, 2, group, groups))) for group in range(groups)]
-    assert len({len(batches) for batches in dealt}) == 1
-    counted = [row for batches in dealt for _, batch, weight in batches for row in batch[:weight]]
+    shards = [list(held_out_batches(rows, size, SequenceShard(0, 2, group, groups))) for group in range(groups)]
+    assert len({len(batches) for batches in shards}) == 1
+    counted = [row for batches in shards for _, batch, weight in batches for row in batch[:weight]]
     assert sorted(counted) == list(range(rows))
 
 
@@ -113,7 +113,7 @@ LLAMA = {"model_type": "llama", "num_attention_heads": 12, "num_key_value_heads"
         ({"text_config": {**LLAMA, "num_attention_heads": 5, "num_key_value_heads": 5}}, 2, 2, "5 attention heads"),
     ],
 )
-def test_models_that_cannot_be_sliced_are_named(
+def test_models_that_cannot_be_sharded_are_named(
     config: dict[str, Any], count: int, processes: int, said: str | None
 ) -> None:
     found = sequence_parallel_problems(config, count, processes)

@@ -51,7 +51,7 @@ def test_parts_one_after_another_are_the_whole(kind: str, stages: int, tied: boo
     assert sorted(counted) == sorted(named)  # each once
 
 
-def test_layers_are_dealt_out_evenly() -> None:
+def test_layers_are_divided_evenly() -> None:
     assert bounds(3, 3) == [(0, 1), (1, 2), (2, 3)]
     assert bounds(5, 3) == [(0, 1), (1, 3), (3, 5)]
     assert bounds(7, 2) == [(0, 3), (3, 7)]

@@ -24,7 +24,7 @@ from pipeline.recipe import load
 
 pytestmark = pytest.mark.xdist_group("tensor")  # what its fixtures train is trained once
 
-SLICED = {"processes": 2, "tensor_parallel": 2, "micro_batch": 4}
+TENSOR_PARALLEL = {"processes": 2, "tensor_parallel": 2, "micro_batch": 4}
 # The embeddings are the output layer too; two key heads serve four queries; every head has norms of its own.
 QWEN = {"type": "qwen3", "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True}
 TRAIN = {"max_steps": 5, "batch_size": 16, "max_grad_norm": 0.5, "adam_epsilon": 1e-4, "weight_decay": 0.1}
@@ -56,11 +56,11 @@ def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 @pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.whole), 2])
-def test_slices_of_a_new_model_take_the_steps_of_as_many_processes_as_there_are_groups(
+def test_shards_of_a_new_model_take_the_steps_of_as_many_processes_as_there_are_groups(
     groups: int, tiny_recipe: Path, tmp_path: Path, call: Callable[..., Any]
 ) -> None:
     stores = []
-    for compute in ({"processes": groups, "micro_batch": 4}, {**SLICED, "processes": 2 * groups}):
+    for compute in ({"processes": groups, "micro_batch": 4}, {**TENSOR_PARALLEL, "processes": 2 * groups}):
         recipe = _recipe(tiny_recipe, compute, "sft", **QWEN)
         store = tmp_path / recipe.stem
         ended = call("run", recipe, "--store", store, cwd=recipe.parent)
@@ -129,7 +129,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("said", REFUSED)
-def test_what_excludes_slices_is_refused_when_the_recipe_is_read(said: str, tiny_recipe: Path) -> None:
+def test_what_excludes_tensor_parallelism_is_refused_when_the_recipe_is_read(said: str, tiny_recipe: Path) -> None:
     with pytest.raises(PipelineError, match=f"compute.(tensor|pipeline)_parallel is 2.*{said}"):
         load(_recipe(tiny_recipe, REFUSED[said]))
 
@@ -170,7 +170,7 @@ def test_a_model_without_a_plan_and_dropout_are_refused_before_training(
     recipe = yaml.safe_load(tiny_recipe.read_text())
     sizes = {} if model["type"] == "gpt2" else recipe["stages"]["base"]["model"]
     recipe["stages"] = {name: recipe["stages"][name] for name in ("tokenizer", "base")}
-    recipe["stages"]["base"] |= {"model": {**sizes, **model}, "compute": SLICED}
+    recipe["stages"]["base"] |= {"model": {**sizes, **model}, "compute": TENSOR_PARALLEL}
     tiny_recipe.write_text(yaml.safe_dump(recipe))
     ended = call("run", tiny_recipe, "--store", tmp_path / "store", cwd=tiny_recipe.parent)
     told = ended.stdout + ended.stderr

@@ -37,7 +37,7 @@ def alone(world: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("spread", ["zero=3", "fsdp=true"])
-def test_three_adapters_in_parts_are_saved_as_the_policy_of_one_process(
+def test_three_sharded_adapters_are_saved_as_the_policy_of_one_process(
     spread: str, world: Any, alone: dict[str, Any]
 ) -> None:
     if spread.startswith("zero"):

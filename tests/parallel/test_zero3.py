@@ -81,11 +81,11 @@ def _made(model_type: str, fields: dict[str, Any]) -> Any:
 def _same(model: Any, expected: dict[str, torch.Tensor]) -> bool:
     """Return whether a sharded model has these weights, bit for bit, and every weight is sharded."""
     found = dict(model.named_parameters())
-    all_in_parts = set(found) == set(expected) and all(hasattr(parameter, "ds_id") for parameter in found.values())
+    all_sharded = set(found) == set(expected) and all(hasattr(parameter, "ds_id") for parameter in found.values())
     equal = [
         torch.equal(gather_parameter(parameter), expected[name]) for name, parameter in found.items()
     ]  # on every process
-    return all_in_parts and all(equal)
+    return all_sharded and all(equal)
 
 
 def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
@@ -105,14 +105,14 @@ def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
         with torch.no_grad():
             same[f"{name} computes"] = torch.allclose(logits, alone.eval()(input_ids=ids).logits, atol=1e-6)
         same[f"{name} sharded again"] = sum(p.numel() for p in loaded.parameters()) == 0
-    in_parts, alone = (load_reward_model(_input(folder / "llama"), Padding(), seed=5, zero3=p) for p in (parts, None))
-    same["new head"] = torch.equal(in_parts.score.weight, alone.score.weight)
-    same["below it"] = _same(in_parts.model, dict(alone.model.named_parameters()))
+    sharded, alone = (load_reward_model(_input(folder / "llama"), Padding(), seed=5, zero3=p) for p in (parts, None))
+    same["new head"] = torch.equal(sharded.score.weight, alone.score.weight)
+    same["below it"] = _same(sharded.model, dict(alone.model.named_parameters()))
     same["whole beside it"] = not is_partitioned(alone)
     # The second process has fewer batches than the first, and then none.
     for rows in ([[5, 6, 7], [8, 9]], [[5, 6, 7]] * (1 - int(os.environ["RANK"]))):
         mine = rows[: 2 - int(os.environ["RANK"])]
-        scores = [score(model, mine, 0, token_budget=3) for model in (in_parts, alone)]
+        scores = [score(model, mine, 0, token_budget=3) for model in (sharded, alone)]
         same[f"scores of {len(rows)}"] = scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == len(mine)
     return same
 
@@ -209,7 +209,7 @@ def two(what: str, folder: Path, out: Path) -> list[dict[str, Any]]:
     return [json.loads((out / f"{what}.{rank}").read_text()) for rank in (0, 1)]
 
 
-def test_weights_made_or_loaded_in_parts_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
+def test_weights_made_or_loaded_sharded_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
     for found in two("small", folder, tmp_path):
         assert found and [name for name, same in found.items() if not same] == []
 

@@ -130,7 +130,7 @@ def test_the_checks_before_a_run_refuse_it(planned: Any) -> None:
         check_plan(made, store)
 
 
-def test_slices_of_a_row_share_its_activations_and_logits_out(planned: Any) -> None:
+def test_sequence_shards_of_a_row_divide_its_activations_and_logits(planned: Any) -> None:
     spread = [f"stages.long.compute.{word}=2" for word in ("processes", "zero", "sequence_parallel")]
     needs = []
     for more in ((), spread):

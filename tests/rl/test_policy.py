@@ -170,7 +170,7 @@ def test_being_the_reference_for_a_while_leaves_no_trace_even_after_an_error(
     assert torch.equal(naive_logp_of(policy, episodes), own)
 
 
-def test_cached_lower_layers_give_what_the_whole_model_gives() -> None:
+def test_cached_lower_layers_give_what_all_layers_give() -> None:
     trainer = trainer_of(policy_of("cut"), learning_rate=1e-2, iterations=3)
     policy = trainer.policy
     assert policy.cut == 1

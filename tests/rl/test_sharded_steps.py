@@ -165,7 +165,7 @@ def test_moments_come_back_whole(
 
 
 @crossed("sharded, case", KINDS, RESUMED, PAIRS, indirect=["sharded"])
-def test_a_plain_state_goes_on_in_parts_and_back(
+def test_an_unsharded_state_goes_on_sharded_and_back(
     case: str, plain: tuple[Path, dict[str, Any]], sharded: tuple[str, list[dict[str, Any]]]
 ) -> None:
     folder, wholes = plain

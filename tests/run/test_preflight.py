@@ -37,7 +37,7 @@ def test_another_machine_may_have_it(fresh: Any) -> None:
     preflight.check_plan(fresh.plan(), fresh.store)
 
 
-def test_stages_here_and_on_a_cluster_in_one_run_are_refused_before_it_and_run_in_parts(finished: Any) -> None:
+def test_stages_here_and_on_a_cluster_in_one_run_are_refused_and_run_one_after_the_other(finished: Any) -> None:
     mixed = ("compute.launcher=slurm", "stages.report.compute.launcher=local")
     again = ("stages.dpo.train.beta=0.4", "stages.report.title=again")  # dpo and report are to be made
     with pytest.raises(PipelineError) as error:
@@ -143,7 +143,7 @@ def test_number_formats_that_a_cpu_does_not_train_in_are_refused_before_anything
 
 
 @pytest.mark.parametrize("parts", ["zero: 1", "fsdp: true"])
-def test_ppo_in_fp16_with_weights_in_parts_is_refused_before_anything_loads(parts: str, fresh: Any) -> None:
+def test_ppo_in_fp16_with_sharded_weights_is_refused_before_anything_loads(parts: str, fresh: Any) -> None:
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     compute = f"{{precision: fp16, hardware: h100-80gb, processes: 2, {parts}}}"
     ppo = f"  ppo: {{kind: ppo, data: asks, model: sft, reward: rm, compute: {compute}}}"
