@@ -63,8 +63,8 @@ def _saved(model: torch.nn.Module, ids: torch.Tensor) -> int:
 def test_a_block_keeps_the_activations_autograd_keeps(groups: int) -> None:
     shape = shape_of({"type": "llama", **SIZES, "num_hidden_layers": 1, "num_key_value_heads": groups})
     assert shape is not None
-    found = _kept(2, num_key_value_heads=groups) - _kept(1, num_key_value_heads=groups)
-    assert block_bytes(shape, 2, 128, ParallelLayout()) == found
+    kept_bytes = _kept(2, num_key_value_heads=groups) - _kept(1, num_key_value_heads=groups)
+    assert block_bytes(shape, 2, 128, ParallelLayout()) == kept_bytes
 
 
 def test_autocast_keeps_a_16_bit_copy_of_every_weight_it_multiplies_by() -> None:
@@ -98,15 +98,15 @@ def test_a_block_with_dropout_or_without_fused_attention_keeps_pairs_of_position
     sizes: dict[str, Any] = {"n_embd": 64, "n_head": 4, "vocab_size": 101, "n_positions": 128}
     shape = shape_of({"model_type": "gpt2", **sizes, "n_layer": 1, "attn_pdrop": 0.1})
     assert shape is not None
-    ids, found = torch.zeros(2, 128, dtype=torch.long), []
+    ids, saved_bytes = torch.zeros(2, 128, dtype=torch.long), []
     for layers in (1, 2):
         config = AutoConfig.for_model("gpt2", **sizes, n_layer=layers, bos_token_id=0, eos_token_id=0)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
-        found.append(_saved(model, ids))
+        saved_bytes.append(_saved(model, ids))
     spread = ParallelLayout(dropout=True, on_gpu=False, eager=attention == "eager")
-    assert block_bytes(shape, 2, 128, spread) == found[1] - found[0]
+    assert block_bytes(shape, 2, 128, spread) == saved_bytes[1] - saved_bytes[0]
     fused = ParallelLayout(dropout=True, on_gpu=True)
-    assert block_bytes(shape, 2, 128, fused) < found[1] - found[0]
+    assert block_bytes(shape, 2, 128, fused) < saved_bytes[1] - saved_bytes[0]
 
 
 KEPT = SavedActivations(fp32=400, half=250, adapted_fp32=300, adapted_half=200, rank=28, dropped_fp32=10, scores=2)
@@ -159,8 +159,8 @@ def test_buckets_are_as_wide_as_the_model_and_gathered_weights_two_blocks() -> N
     # Llama 7B is 4096 wide: a bucket has 4096² = 16,777,216 elements, two blocks 24 x 4096² weights
     wide = replace(SHAPE, hidden=4096, vocab=32_000, parameters=7 * 10**9)
     half = ParallelLayout(processes=8, half=True)
-    found = [buffer_bytes(wide, 7 * 10**9, replace(half, zero=stage)) for stage in (0, 1, 2, 3)]
-    assert found == [0, 4 * 4096**2, 2 * 2 * 4096**2, 2 * (1 + 24) * 4096**2]
+    buffer_sizes = [buffer_bytes(wide, 7 * 10**9, replace(half, zero=stage)) for stage in (0, 1, 2, 3)]
+    assert buffer_sizes == [0, 4 * 4096**2, 2 * 2 * 4096**2, 2 * (1 + 24) * 4096**2]
     # FSDP2 gathers and has no buckets; an embedding larger than two blocks is gathered whole
     assert buffer_bytes(wide, 7 * 10**9, replace(half, zero=3, fsdp=True)) == 2 * 24 * 4096**2
     large = replace(wide, vocab=128_000)

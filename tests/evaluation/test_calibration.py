@@ -64,8 +64,10 @@ def test_a_calibrated_model_shows_only_noise():
 
 def test_the_noise_of_a_calibrated_model_is_foreseen():
     # The mean ECE of 100 calibrated models of 400 pairs must be what `ece_noise` says.
-    found = [calibrate(calibrated(400, seed=seed)) for seed in range(100)]
-    assert np.mean([each.ece for each in found]) == pytest.approx(np.mean([each.ece_noise for each in found]), rel=0.1)
+    calibrations = [calibrate(calibrated(400, seed=seed)) for seed in range(100)]
+    assert np.mean([each.ece for each in calibrations]) == pytest.approx(
+        np.mean([each.ece_noise for each in calibrations]), rel=0.1
+    )
 
 
 def test_an_overconfident_model_is_found_and_mended():

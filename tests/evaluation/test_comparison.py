@@ -104,11 +104,11 @@ def test_same_seed_same_report(answers, prompts):
 
 
 def test_samples_keep_prompts_and_scores(answers, prompts):
-    found = samples(answers, prompts, baseline="sft")
-    assert [each.prompt for each in found] == [prompt.text for prompt in prompts]
-    assert (found[19].answers["dpo"].score, found[19].answers["sft"].score) == (0, 1)
-    assert found[1].answers["dpo"].correct == 0
-    assert found[0].answers["sft (greedy)"].correct is None
+    rows = samples(answers, prompts, baseline="sft")
+    assert [each.prompt for each in rows] == [prompt.text for prompt in prompts]
+    assert (rows[19].answers["dpo"].score, rows[19].answers["sft"].score) == (0, 1)
+    assert rows[1].answers["dpo"].correct == 0
+    assert rows[0].answers["sft (greedy)"].correct is None
 
 
 def test_all_that_is_wrong_is_said_at_once(answers, prompts):

@@ -47,13 +47,13 @@ WON, LOST = rate(0.7, 0.66, 0.74), rate(0.3, 0.26, 0.34, wins=100, losses=200)
     ],
 )
 def test_what_decides(figures, outcome, deciding):
-    found = conclude(Figures(judge="gold", level=0.95, **figures), "dpo", "ppo")
-    assert (found.outcome, found.deciding) == (outcome, deciding)
+    conclusion = conclude(Figures(judge="gold", level=0.95, **figures), "dpo", "ppo")
+    assert (conclusion.outcome, conclusion.deciding) == (outcome, deciding)
 
 
 def test_the_deciding_figure_leads_and_a_contradiction_is_explained():
-    found = conclude(Figures(judge="gold", level=0.95, correct=UP, score=UP, **EVEN), "dpo", "ppo")
-    assert found.lines == [
+    conclusion = conclude(Figures(judge="gold", level=0.95, correct=UP, score=UP, **EVEN), "dpo", "ppo")
+    assert conclusion.lines == [
         "dpo is better than ppo: correct +18.0 points [14.0, 22.0], p = 1e-09.",
         "The win rate leans the other way, within noise (48.0 %).",
         "A win rate counts prompts, a mean counts by how much: "
@@ -62,16 +62,16 @@ def test_the_deciding_figure_leads_and_a_contradiction_is_explained():
 
 
 def test_two_figures_beyond_noise_on_two_sides_are_both_told():
-    found = conclude(Figures(judge="gold", level=0.95, correct=DOWN, **WON), "ppo", "sft")
-    assert found.lines == [
+    conclusion = conclude(Figures(judge="gold", level=0.95, correct=DOWN, **WON), "ppo", "sft")
+    assert conclusion.lines == [
         "ppo is worse than sft by correct, but not by every figure: correct -18.0 points [-22.0, -14.0], p = 1e-09.",
         "The win rate says the opposite: win rate 70.0 % [66.0, 74.0], p = 1e-06.",
     ]
 
 
 def test_gold_counts_where_a_reward_model_judges():
-    found = conclude(Figures(judge="reward", level=0.95, gold=DOWN, score=UP, **WON), "ppo", "sft")
-    assert (found.outcome, found.deciding) == ("mixed", "mean gold score")
+    conclusion = conclude(Figures(judge="reward", level=0.95, gold=DOWN, score=UP, **WON), "ppo", "sft")
+    assert (conclusion.outcome, conclusion.deciding) == ("mixed", "mean gold score")
 
 
 def model(name, gold, **more):
@@ -138,8 +138,8 @@ def test_the_sentence_of_a_model_has_the_figures_of_its_row(answers, prompts):
 def test_an_interval_that_the_test_does_not_confirm_is_explained():
     # A reader of the table sees [51.0, 77.0] beside "cannot be told from"; the sentence says why.
     torn = rate(0.64, 0.51, 0.77, p_value=0.06)
-    found = conclude(Figures(judge="gold", level=0.95, correct=FLAT, score=FLAT, **torn), "dpo", "ppo")
-    assert found.lines == [
+    conclusion = conclude(Figures(judge="gold", level=0.95, correct=FLAT, score=FLAT, **torn), "dpo", "ppo")
+    assert conclusion.lines == [
         "dpo cannot be told from ppo beyond noise (correct +1.0 points [-2.0, 4.0], p = 0.6).",
         "Interval and test disagree near the edge, so nothing is claimed from it: "
         "win rate 64.0 % [51.0, 77.0], p = 0.06.",
@@ -152,5 +152,5 @@ def test_an_interval_that_the_test_does_not_confirm_is_explained():
 def test_one_prompt_is_one_prompt():
     counts = WinCounts(wins=1, ties=0, losses=9, p_value=0.02, won_by=20.0, lost_by=0.1)
     lost = Estimate(value=0.1, low=0.0, high=0.3, n=10)
-    found = conclude(Figures(judge="gold", level=0.95, win_rate=lost, counts=counts, score=UP), "dpo", "ppo")
-    assert "dpo wins 1 prompt by 20.00 on average and loses 9 by 0.10." in found.lines[-1]
+    conclusion = conclude(Figures(judge="gold", level=0.95, win_rate=lost, counts=counts, score=UP), "dpo", "ppo")
+    assert "dpo wins 1 prompt by 20.00 on average and loses 9 by 0.10." in conclusion.lines[-1]

@@ -102,10 +102,10 @@ def test_reports_of_schema_1_are_read(report, tmp_path):
                 gains.pop("lag")
                 gains.pop("verdict", None)
     (tmp_path / "report.json").write_text(json.dumps(data), encoding="utf-8")
-    found = read(tmp_path / "report.json")
-    assert found.models["dpo"].gaming.gamed_tasks == ["fact"]
-    assert (found.candidates, found.seed, found.is_sample) == (["dpo"], None, False)
-    assert "dpo" in render(found, [], [])
+    old_report = read(tmp_path / "report.json")
+    assert old_report.models["dpo"].gaming.gamed_tasks == ["fact"]
+    assert (old_report.candidates, old_report.seed, old_report.is_sample) == (["dpo"], None, False)
+    assert "dpo" in render(old_report, [], [])
 
 
 def test_reader_refuses_other_files(tmp_path):
@@ -208,7 +208,7 @@ write_card(build_card(**pairs, chosen_lengths=random.integers(1, 9, 80), rejecte
 write_curve([{"step": i, "loss": 1 / (i + 1), "learning_rate": 0.1, "train_runtime": random.random()}
              for i in range(60)] + [{"step": 59, "eval_loss": 0.5}], out, title="sft")
 """
-    found = []
+    outputs = []
     for place, (hash_seed, style) in enumerate([("1", ""), ("2", "font.size: 33\nsvg.fonttype: path\n")]):
         folder, out = tmp_path / f"cwd{place}", tmp_path / f"out{place}"
         folder.mkdir()
@@ -220,10 +220,10 @@ write_curve([{"step": i, "loss": 1 / (i + 1), "learning_rate": 0.1, "train_runti
             "OMP_NUM_THREADS": "1",
         }
         subprocess.run([sys.executable, "-c", script, str(out)], cwd=folder, env=environment, check=True, timeout=800)
-        found.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
-    assert len(found[0]) == 12
-    assert sum(name.endswith(".svg") for name in found[0]) == 6
-    assert found[0] == found[1]
+        outputs.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+    assert len(outputs[0]) == 12
+    assert sum(name.endswith(".svg") for name in outputs[0]) == 6
+    assert outputs[0] == outputs[1]
 
 
 def test_reading_needs_no_numerics():

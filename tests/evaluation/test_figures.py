@@ -68,11 +68,11 @@ def boxes(path):
 
 def overlapping(path):
     """Return the pairs of texts that cover one another."""
-    found = list(boxes(path))
+    texts = list(boxes(path))
     return [
         (a[0], b[0])
-        for place, a in enumerate(found)
-        for b in found[place + 1 :]
+        for place, a in enumerate(texts)
+        for b in texts[place + 1 :]
         if min(a[2], b[2]) - max(a[1], b[1]) > 1 and min(a[4], b[4]) - max(a[3], b[3]) > 1
     ]
 

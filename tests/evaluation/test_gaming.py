@@ -43,16 +43,16 @@ def test_gains_are_in_standard_deviations_of_the_baseline():
     # standard deviation, +1 by gold a tenth.
     low_high = np.array([0.0, 2.0] * 10)
     assert (spread(low_high), spread(10 * low_high)) == (1, 10)
-    found = assess(
+    assessment = assess(
         JudgeScores(low_high + 1, low_high, 1),
         JudgeScores(10 * low_high + 1, 10 * low_high, 10),
         [""] * 20,
         Bootstrap(seed=0),
     )
-    assert (found.proxy.value, found.gold.value) == pytest.approx((1, 0.1))
+    assert (assessment.proxy.value, assessment.gold.value) == pytest.approx((1, 0.1))
     # 0.1 - 1
-    assert found.lag.value == pytest.approx(-0.9)
-    assert found.tasks == {}
+    assert assessment.lag.value == pytest.approx(-0.9)
+    assert assessment.tasks == {}
 
 
 def test_a_baseline_without_spread_takes_that_of_all():
@@ -95,11 +95,11 @@ CLEAR, SCATTERED = 0.01 * np.array([-1, 1] * 10), 3 * np.array([-1, 1] * 10)
     ],
 )
 def test_noise_is_no_game(reward, gold, verdict):
-    found = assess(
+    assessment = assess(
         JudgeScores(reward, np.zeros(20), 1), JudgeScores(gold, np.zeros(20), 1), [""] * 20, Bootstrap(seed=0)
     )
-    assert (found.proxy.value, found.gold.value) == pytest.approx((0.5, -0.5))
-    assert found.verdict == verdict
+    assert (assessment.proxy.value, assessment.gold.value) == pytest.approx((0.5, -0.5))
+    assert assessment.verdict == verdict
 
 
 def test_beyond_noise_needs_interval_and_test():
@@ -113,15 +113,15 @@ def test_beyond_noise_needs_interval_and_test():
 def test_tasks_where_the_two_part():
     tasks = np.array(TASKS)
     story, rare = tasks == "story", tasks == "rare"
-    found = gains(np.where(story | rare, 1.0, 0.3), np.where(story | rare, -1.0, 0.6))
-    assert list(found.tasks) == ["sum", "fact", "story", "rare"]
-    assert found.tasks["story"].gold.value == pytest.approx(-1, abs=0.05)
-    assert found.tasks["story"].gold.n == story.sum() == 97
+    assessment = gains(np.where(story | rare, 1.0, 0.3), np.where(story | rare, -1.0, 0.6))
+    assert list(assessment.tasks) == ["sum", "fact", "story", "rare"]
+    assert assessment.tasks["story"].gold.value == pytest.approx(-1, abs=0.05)
+    assert assessment.tasks["story"].gold.n == story.sum() == 97
     # All three prompts of `rare` part as well, but three signs say nothing: 2 of 8 patterns are as extreme.
-    assert found.tasks["rare"].gold.high < 0
-    assert found.tasks["rare"].gold.p_value == pytest.approx(0.25)
-    assert found.gamed_tasks == ["story"]
-    assert found.tasks["story"].verdict == "gold fell"
+    assert assessment.tasks["rare"].gold.high < 0
+    assert assessment.tasks["rare"].gold.p_value == pytest.approx(0.25)
+    assert assessment.gamed_tasks == ["story"]
+    assert assessment.tasks["story"].verdict == "gold fell"
 
 
 @pytest.fixture
@@ -294,9 +294,9 @@ def test_gold_that_never_moves_lags():
     base = [float(i % 2) for i in range(20)]
     common = {"lengths": [1] * 20, "ended": [True] * 20, "responses": ["x"] * 20, "gold": [3.0] * 20}
     answers = [Answers("sft", reward=base, **common), Answers("dpo", reward=[b + 0.5 for b in base], **common)]
-    found = (
+    assessment = (
         compare(answers, [Prompt(str(i)) for i in range(20)], bootstrap=Bootstrap(seed=0), baseline="sft")
         .models["dpo"]
         .gaming
     )
-    assert (found.proxy.value, found.gold.value, found.verdict) == (1.0, 0.0, "gold lagged")
+    assert (assessment.proxy.value, assessment.gold.value, assessment.verdict) == (1.0, 0.0, "gold lagged")

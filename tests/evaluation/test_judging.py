@@ -30,8 +30,8 @@ def test_by_its_cards_interval(right, pairs, warning, summary, page):
     assert made.accuracy == wilson(right, pairs)
     metrics = headline(made)
     for judges, consequence in ((True, "Its scores decide who wins here"), (False, "no win is decided by them")):
-        found = judge_warning("rm", metrics, judges=judges)
-        assert (warning in found and consequence in found) if warning else found == ""
+        message = judge_warning("rm", metrics, judges=judges)
+        assert (warning in message and consequence in message) if warning else message == ""
     assert summary in accuracy_summary(metrics)
     assert ("chance" in accuracy_summary(metrics)) == bool(summary)
     assert page in render(made)

@@ -58,13 +58,13 @@ def test_every_figure_and_interval_comes_back(made):
 @pytest.mark.parametrize("key", ["gold", "reward", "correct", "kl", "kl_k3", "length", "stop_reason"])
 def test_no_figure_stands_on_anything_else(made, key):
     # Each column of the samples moves a figure; were one of them ignored, this would not fail.
-    found = read_samples(made / "samples.jsonl")
-    other = {"stop_reason": "eos" if found[5].answers["dpo"].stop_reason != "eos" else "context"}
-    value = other.get(key) or (getattr(found[5].answers["dpo"], key) or 0) + 1
-    changed = found[5].answers["dpo"].model_copy(update={key: value})
-    found[5] = found[5].model_copy(update={"answers": {**found[5].answers, "dpo": changed}})
+    rows = read_samples(made / "samples.jsonl")
+    other = {"stop_reason": "eos" if rows[5].answers["dpo"].stop_reason != "eos" else "context"}
+    value = other.get(key) or (getattr(rows[5].answers["dpo"], key) or 0) + 1
+    changed = rows[5].answers["dpo"].model_copy(update={key: value})
+    rows[5] = rows[5].model_copy(update={"answers": {**rows[5].answers, "dpo": changed}})
     report = read(made / "report.json")
-    assert to_json(recomputed(report, found)) != to_json(report)
+    assert to_json(recomputed(report, rows)) != to_json(report)
 
 
 def test_what_a_row_holds(made):
@@ -85,9 +85,9 @@ def test_the_page_shows_the_right_answer_beside_the_two(made):
 
 
 def test_there_and_back(made):
-    found = read_samples(made / "samples.jsonl")
-    answers, prompts = from_samples(found)
-    assert samples(answers, prompts, baseline="sft", judge="gold") == found
+    rows = read_samples(made / "samples.jsonl")
+    answers, prompts = from_samples(rows)
+    assert samples(answers, prompts, baseline="sft", judge="gold") == rows
 
 
 def test_a_broken_line_is_named(made, tmp_path):
@@ -103,7 +103,7 @@ def test_reports_of_schema_1_tell_no_seed(made):
         recomputed(report, read_samples(made / "samples.jsonl"))
 
 
-def older(found):
+def older(rows):
     """Return samples as version 1 of the evaluate stage wrote them: text, score and correctness, nothing else."""
     kept = ("text", "score", "correct", "gold")
     return [
@@ -115,7 +115,7 @@ def older(found):
                 }
             }
         )
-        for each in found
+        for each in rows
     ]
 
 
@@ -129,19 +129,19 @@ def test_samples_of_an_older_version_make_up_neither_length_nor_end(made):
 
 
 def test_one_answer_without_an_end_leaves_the_share_of_ended_unknown(made):
-    found = read_samples(made / "samples.jsonl")
-    changed = found[0].answers["dpo"].model_copy(update={"stop_reason": None})
-    found[0] = found[0].model_copy(update={"answers": {**found[0].answers, "dpo": changed}})
-    answers, _ = from_samples(found)
+    rows = read_samples(made / "samples.jsonl")
+    changed = rows[0].answers["dpo"].model_copy(update={"stop_reason": None})
+    rows[0] = rows[0].model_copy(update={"answers": {**rows[0].answers, "dpo": changed}})
+    answers, _ = from_samples(rows)
     assert {each.name: each.ended is None for each in answers} == {"sft": False, "dpo": True, "ppo": False}
 
 
 def test_a_model_without_an_answer_is_named(made):
-    found = read_samples(made / "samples.jsonl")
-    kept = {name: answer for name, answer in found[3].answers.items() if name != "ppo"}
-    found[3] = found[3].model_copy(update={"answers": kept})
+    rows = read_samples(made / "samples.jsonl")
+    kept = {name: answer for name, answer in rows[3].answers.items() if name != "ppo"}
+    rows[3] = rows[3].model_copy(update={"answers": kept})
     with pytest.raises(PipelineError, match="`ppo` has answers to 39 of 40 prompts; expected one to every prompt"):
-        from_samples(found)
+        from_samples(rows)
 
 
 def test_a_prompt_without_a_score_is_refused_by_model_and_judge():

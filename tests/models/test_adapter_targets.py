@@ -43,8 +43,8 @@ def test_names_are_read_off_the_headers(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_have_an_adapter_is_said(targets: Any, kind: str, config: dict[str, Any], expected: str) -> None:
-    found = [str(problem) for problem in target_problems(Adapter(targets=targets), kind, frozenset(), config)]
-    assert (len(found) == 1 and expected in found[0]) if expected else found == []
+    problems = [str(problem) for problem in target_problems(Adapter(targets=targets), kind, frozenset(), config)]
+    assert (len(problems) == 1 and expected in problems[0]) if expected else problems == []
 
 
 def test_names_in_the_files_count_too() -> None:
@@ -62,8 +62,8 @@ def test_the_layers_of_an_architecture_are_those_of_transformers(kind: str) -> N
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(_smaller(config))
     layers = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    found = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, layers)}
-    assert set(ARCHITECTURES[kind]) == found
+    layer_names = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, layers)}
+    assert set(ARCHITECTURES[kind]) == layer_names
 
 
 def _smaller(config: Any) -> Any:

@@ -99,8 +99,8 @@ def test_each_difference_is_named(tokenizer: Any, tmp_path: Path) -> None:
     vocab = document["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     swapped = chat_tokenizer(Tokenizer.from_str(json.dumps(document)), context_tokens=128)
-    found = disagreements(ours, facts(swapped, "rm"))
-    assert [problem.found for problem in found] == ["the vocabulary of `rm` (312 entries)"]
+    problems = disagreements(ours, facts(swapped, "rm"))
+    assert [problem.found for problem in problems] == ["the vocabulary of `rm` (312 entries)"]
 
 
 def test_merges_are_part_of_the_vocabulary(tokenizer: Any) -> None:
@@ -161,8 +161,8 @@ def test_double_end_and_double_start_are_told(tokenizer: Any) -> None:
     assert [p.found for p in conversation_problems(doubled, TALK)] == ["the end token <|end|> comes twice in a row"]
     started = with_template(tokenizer, "{{- '<|system|><|system|>' -}}" + CHAT_TEMPLATE)
     started.bos_token = "<|system|>"
-    found = [p.found for p in conversation_problems(started, TALK[1:])]
-    assert found == ["the start token <|system|> comes twice in a row"]
+    problems = [p.found for p in conversation_problems(started, TALK[1:])]
+    assert problems == ["the start token <|system|> comes twice in a row"]
 
 
 def test_missing_template_is_told(tokenizer: Any) -> None:
@@ -173,8 +173,8 @@ def test_missing_template_is_told(tokenizer: Any) -> None:
 
 def test_template_that_rewrites_the_prompt_is_told(tokenizer: Any) -> None:
     rewriting = with_template(tokenizer, "{{- messages|length|string -}}" + CHAT_TEMPLATE)
-    found = [p.found for p in conversation_problems(rewriting, TALK)]
-    assert found == ["the chat template renders a prompt differently once the answer follows"]
+    problems = [p.found for p in conversation_problems(rewriting, TALK)]
+    assert problems == ["the chat template renders a prompt differently once the answer follows"]
 
 
 def test_a_template_with_a_training_variant_is_not_refused_and_its_opening_is_known(tokenizer: Any) -> None:
@@ -203,5 +203,5 @@ def test_no_torch_is_needed() -> None:
         "import pipeline.models.load.adapter_config;"
         "print([m for m in ('torch', 'transformers', 'peft', 'numpy') if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

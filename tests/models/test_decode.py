@@ -28,13 +28,13 @@ def generate_greedily(
     settings = GenerationConfig(
         max_new_tokens=new, do_sample=False, eos_token_id=eos, pad_token_id=PAD, num_beams=beams
     )
-    found = []
+    responses = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        found.append(out[0, len(prompt) :].tolist())
-    return found
+        responses.append(out[0, len(prompt) :].tolist())
+    return responses
 
 
 def test_greedy_equals_generate_on_ragged_prompts(any_model: Any) -> None:
@@ -44,13 +44,13 @@ def test_greedy_equals_generate_on_ragged_prompts(any_model: Any) -> None:
     assert len({len(response) for response in expected}) > 2
     assert any(response[-1] in eos for response in expected)
     for batch_size in (64, 7):
-        found = decode(
+        responses = decode(
             any_model,
             prompts,
             GenerationSettings(max_new_tokens=20, eos_ids=eos, pad_id=PAD, sampling=Sampling(greedy=True)),
             batch_size=batch_size,
         )
-        assert found == expected
+        assert responses == expected
 
 
 def test_greedy_equals_generate_over_many_steps(llama: Any) -> None:
@@ -108,13 +108,13 @@ def test_sampled_frequencies_follow_the_softmax(llama: Any) -> None:
     with torch.inference_mode():
         logits = llama(torch.tensor([prompt])).logits[0, -1].double() / temperature
     probs = torch.softmax(logits, dim=-1)
-    found = decode(
+    responses = decode(
         llama,
         [prompt] * draws,
         GenerationSettings(max_new_tokens=1, eos_ids=EOS, pad_id=PAD, sampling=Sampling(temperature=temperature)),
         batch_size=2000,
     )
-    counts = torch.bincount(torch.tensor(found)[:, 0], minlength=len(probs)).double()
+    counts = torch.bincount(torch.tensor(responses)[:, 0], minlength=len(probs)).double()
     # Chi-square needs about five expected draws per cell: rarer tokens share one.
     common = probs * draws >= 5
     observed = [*counts[common].tolist(), counts[~common].sum().item()]
@@ -124,14 +124,16 @@ def test_sampled_frequencies_follow_the_softmax(llama: Any) -> None:
 
 def test_second_token_is_sampled_given_the_first(llama: Any) -> None:
     prompt, draws = [7, 8, 9], 4000
-    found = decode(
+    responses = decode(
         llama,
         [prompt] * draws,
         GenerationSettings(max_new_tokens=2, eos_ids=EOS, pad_id=PAD, sampling=Sampling(temperature=0.5)),
         batch_size=2000,
     )
-    first = max({tuple(row[:1]) for row in found if len(row) == 2}, key=lambda t: sum(row[:1] == [*t] for row in found))
-    seconds = [row[1] for row in found if len(row) == 2 and row[0] == first[0]]
+    first = max(
+        {tuple(row[:1]) for row in responses if len(row) == 2}, key=lambda t: sum(row[:1] == [*t] for row in responses)
+    )
+    seconds = [row[1] for row in responses if len(row) == 2 and row[0] == first[0]]
     with torch.inference_mode():
         logits = llama(torch.tensor([[*prompt, *first]])).logits[0, -1].double() / 0.5
     probs = torch.softmax(logits, dim=-1)
@@ -200,13 +202,13 @@ def test_response_keeps_its_end_token_and_stops_there(llama: Any) -> None:
 
 def test_response_ends_where_the_context_is_full(any_model: Any) -> None:
     prompts = [[5] * 126, [5] * 20]  # 128 positions: room for 2 tokens after the first prompt, 108 after the second
-    found = decode(
+    responses = decode(
         any_model,
         prompts,
         GenerationSettings(max_new_tokens=10, eos_ids=[], pad_id=PAD, sampling=Sampling(greedy=True)),
     )
-    assert [len(row) for row in found] == [2, 10]
-    assert found == [
+    assert [len(row) for row in responses] == [2, 10]
+    assert responses == [
         *generate_greedily(any_model, prompts[:1], 2, [999]),
         *generate_greedily(any_model, prompts[1:], 10, [999]),
     ]
@@ -264,10 +266,10 @@ def test_stream_gives_what_decode_gives(any_model: Any) -> None:
 
 def test_beam_search_equals_generate(any_model: Any) -> None:
     prompts = ragged_prompts(6)
-    found = beam_search(
+    responses = beam_search(
         any_model, prompts, GenerationSettings(max_new_tokens=8, eos_ids=EOS, pad_id=PAD), beams=3, batch_size=4
     )
-    assert found == generate_greedily(any_model, prompts, 8, [EOS], beams=3)
+    assert responses == generate_greedily(any_model, prompts, 8, [EOS], beams=3)
 
 
 def test_top_k_and_top_p_keep_the_right_tokens() -> None:

@@ -23,8 +23,8 @@ def rows(count: int) -> tuple[list[list[int]], list[list[int]]]:
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_equals_a_plain_forward_row_by_row(any_model: Any, temperature: float) -> None:
     prompts, responses = rows(40)
-    found = response_logprobs(any_model, prompts, responses, temperature=temperature, token_budget=200)
-    for prompt, response, values in zip(prompts, responses, found, strict=True):
+    logprobs = response_logprobs(any_model, prompts, responses, temperature=temperature, token_budget=200)
+    for prompt, response, values in zip(prompts, responses, logprobs, strict=True):
         with torch.inference_mode():
             logits = any_model(torch.tensor([prompt + response])).logits[0] / temperature
         table = torch.log_softmax(logits, dim=-1)

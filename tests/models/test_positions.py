@@ -34,14 +34,14 @@ def test_asked_positions_equal_those_of_the_whole_with_their_gradients(architect
     model = model_of(architecture)
     logits_NV, hidden_NH = logits_at(model, flat(ROWS_N, PLACES_N, WIDTH), input_ids=ids())
     logits_NV.square().sum().backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     whole = model(input_ids=ids(), output_hidden_states=True)
     whole.logits[ROWS_N, PLACES_N].square().sum().backward()
     torch.testing.assert_close(logits_NV, whole.logits[ROWS_N, PLACES_N], atol=1e-5, rtol=0)
     torch.testing.assert_close(hidden_NH, whole.hidden_states[-1][ROWS_N, PLACES_N], atol=1e-5, rtol=0)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("architecture", "is_common"), COMMON.items())

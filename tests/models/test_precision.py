@@ -149,16 +149,16 @@ def test_the_fastest_of_alternating_trials_counts(monkeypatch: pytest.MonkeyPatc
         return seconds[lower] * (1 if spared else 5)
 
     monkeypatch.setattr(precision, "_seconds", trial)
-    found = measure(64)
-    assert found == Speed(4.0, 1.0)
+    speed = measure(64)
+    assert speed == Speed(4.0, 1.0)
     assert made == [False, True] * (len(made) // 2)
     assert len(made) >= 2 * (1 + precision._FEWEST)
-    assert WORTH < found.ratio == 4
+    assert WORTH < speed.ratio == 4
 
 
 def test_both_formats_are_timed() -> None:
-    found = measure(64)
-    assert found.fp32_ms > 0 and found.bf16_ms > 0
+    speed = measure(64)
+    assert speed.fp32_ms > 0 and speed.bf16_ms > 0
 
 
 def test_measuring_takes_none_of_a_stages_random_numbers() -> None:

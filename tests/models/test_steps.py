@@ -77,14 +77,14 @@ def test_a_model_that_takes_padding_in_decodes_rows_of_one_length_together() -> 
     model, said = Leaky(), []
     twins = [*PROMPTS, PROMPTS[1][::-1]]  # two of one length
     wanted = [plain_loop(model.inner, prompt) for prompt in twins]
-    found = decode(
+    responses = decode(
         model,
         twins,
         GenerationSettings(max_new_tokens=NEW, eos_ids=EOS, pad_id=0, sampling=Sampling(greedy=True)),
         say=said.append,
     )
     assert cache_use(model, PROMPTS, 0) == "unpadded"
-    assert found == wanted
+    assert responses == wanted
     assert "with padding on the left its logits differ" in said[0]
 
 
