@@ -186,9 +186,9 @@ def test_two_processes_take_the_steps_of_one(name: str, world: Any, alone: Any, 
     start = drawn(world) if name == "n_pretrain" else world.start(PARENTS.get(name, "sft"), alone[name])
     moved = world.difference(start, alone[name])
     assert moved > 1e-3
-    found = world.difference(alone[name], made[name]) / moved
-    print(f"{name} {spread} {found:.2e} of {moved:.2e}")
-    assert found < RELATIVE
+    relative_difference = world.difference(alone[name], made[name]) / moved
+    print(f"{name} {spread} {relative_difference:.2e} of {moved:.2e}")
+    assert relative_difference < RELATIVE
     manifest = world.store(spread).artifacts(name)[-1].manifest
     assert manifest.runtime["ran"].get("loaded") == ("sharded" if spread.startswith("zero-3") else None)
     if spread.startswith("zero"):  # not DeepSpeed's 5e8; that they are the engine's too is looked at as it starts

@@ -93,15 +93,15 @@ def main(which: str, folder: str) -> None:
     torch.set_num_threads(1)
     init_process_group(cpu=True, deepspeed=which == "zero")
     if which == "zero":
-        found = {f"ZeRO-{stage}": with_zero(stage) for stage in (1, 2, 3)}
+        states = {f"ZeRO-{stage}": with_zero(stage) for stage in (1, 2, 3)}
     else:
-        found = {
+        states = {
             "accelerate's own": through_accelerate(engaged=False),
             "a layer only": a_layer_only(),
             "each alone": each_alone(),
             "FSDP2": through_accelerate(engaged=True),
         }
-    said = json.dumps({name: asdict(held) for name, held in found.items()})
+    said = json.dumps({name: asdict(held) for name, held in states.items()})
     (Path(folder) / f"{which}-{os.environ['RANK']}.json").write_text(said)
 
 
@@ -126,19 +126,19 @@ def problems(held: ShardingState, **compute: Any) -> list[str]:
 def test_fsdp2_that_is_not_there_is_seen(
     prepared: Callable[[str], dict[str, ShardingState]],
 ) -> None:
-    found = prepared("fsdp")
-    right = found["FSDP2"]
+    states = prepared("fsdp")
+    right = states["FSDP2"]
     assert (right.engine, right.over, right.optimizer) == ("FSDP2", 2, right.weights)
     assert 0.49 < right.weights < 0.51
     assert problems(right, fsdp=True) == []
     assert problems(right) == ["compute asks for plain, and FSDP2 runs"]
-    own = found["accelerate's own"]
+    own = states["accelerate's own"]
     assert own == ShardingState("plain", 1, 1.0, 1.0)
     assert problems(own, fsdp=True) == ["compute asks for FSDP2, and plain runs"]
     # 9 of the 21 weights of two layers: 4 of attention, 3 of the feed-forward block and 2 norms in each, and 3 outside.
-    assert found["a layer only"].engine == "FSDP2 for 9 of 21 weights"
-    assert problems(found["a layer only"], fsdp=True)
-    told = problems(found["each alone"], fsdp=True)
+    assert states["a layer only"].engine == "FSDP2 for 9 of 21 weights"
+    assert problems(states["a layer only"], fsdp=True)
+    told = problems(states["each alone"], fsdp=True)
     assert told == ["FSDP2 has spread its state over 1 of 2 processes"]
 
 
@@ -146,9 +146,9 @@ def test_another_zero_stage_is_seen(
     prepared: Callable[[str], dict[str, ShardingState]],
 ) -> None:
     pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
-    found = prepared("zero")
+    states = prepared("zero")
     for stage in (1, 2, 3):
-        held = found[f"ZeRO-{stage}"]
+        held = states[f"ZeRO-{stage}"]
         assert (held.engine, held.over) == (f"ZeRO-{stage}", 2)
         assert held.weights == pytest.approx(0.5 if stage == 3 else 1, abs=0.01)
         assert held.optimizer == pytest.approx(0.5, abs=0.01)

@@ -52,9 +52,9 @@ def test_pipelines_take_the_steps_of_one_process(case: str, pretrain_world: Any)
     one = pretrain_world.train(alone, stages, *sets, *HELD_OUT, compute[2])
     pretrain_world.branch(alone, spread, name)
     two = pretrain_world.train(spread, stages, *sets, *HELD_OUT, *compute)
-    found = _difference(one[name], two[name])
-    print(f"{case} {found:.2e}")
-    assert found < 1e-4
+    difference = _difference(one[name], two[name])
+    print(f"{case} {difference:.2e}")
+    assert difference < 1e-4
     rows, same = pretrain_world.history(alone, name), pretrain_world.history(spread, name)
     held_out = pretrain_world.store(alone).artifacts(name)[-1].manifest.rows["held_out"]
     assert held_out % 4, "the last micro-batch of held-out rows must not be full"
@@ -114,18 +114,21 @@ def test_a_run_goes_on_spread_another_way(journey: str, pretrain_world: Any, who
         made = pretrain_world.train(journey, STAGES, *LONG, *WAYS[way], stop_after=stop_after)
         reached = _resumed_beyond(reached, way, pretrain_world.notes) if place else 0
     start, end = whole
-    found = pretrain_world.difference(end, made["base"]) / pretrain_world.difference(end, start)
-    print(f"{journey} {found:.2e} of what was learnt, largest of a tensor {_difference(end, made['base']):.2e}")
+    relative_difference = pretrain_world.difference(end, made["base"]) / pretrain_world.difference(end, start)
+    print(
+        f"{journey} {relative_difference:.2e} of what was learnt, "
+        f"largest of a tensor {_difference(end, made['base']):.2e}"
+    )
     # This training blows rounding up: one process with micro-batches of 4 instead of 16 ends 9e-5 away without a stop,
     # and its gradient norms are 5e-6 apart at step 49, 3e-3 at step 119.
-    assert found < 1e-3
+    assert relative_difference < 1e-3
     rows, same = pretrain_world.history("whole", "base"), pretrain_world.history(journey, "base")
     for mine, theirs in zip(rows, same, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4 if mine["step"] < 50 else 2e-2)
 
 
 def _resumed_beyond(reached: int, way: str, notes: list[str]) -> int:
-    begun = [int(found[1]) for note in notes if (found := re.match(r"resumes at step (\d+) of", note))]
+    begun = [int(match[1]) for note in notes if (match := re.match(r"resumes at step (\d+) of", note))]
     assert begun and begun[0] > reached, f"{way} did not resume after step {reached}: {notes}"
     return begun[0]
 
@@ -134,9 +137,9 @@ def test_a_stopped_pipeline_resumes_to_the_same_bits_with_dropout(pretrain_world
     sets = (*LONG, *WAYS["two parts"], "stages.base.model.attention_dropout=0.1", *HELD_OUT)
     expected = pretrain_world.train("never stopped", STAGES, *sets)["base"]
     pretrain_world.train("stopped", STAGES, *sets, stop_after=2)
-    found = pretrain_world.train("stopped", STAGES, *sets)["base"]
+    weights = pretrain_world.train("stopped", STAGES, *sets)["base"]
     assert _resumed_beyond(0, "the same", pretrain_world.notes)
-    assert _difference(expected, found) == 0
+    assert _difference(expected, weights) == 0
     assert pretrain_world.history("never stopped", "base") == pretrain_world.history("stopped", "base")
 
 

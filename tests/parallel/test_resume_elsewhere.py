@@ -82,11 +82,11 @@ def test_a_run_goes_on_spread_another_way(case: str, world: Any, whole: dict[str
         sets = (f"compute.processes={processes}", *(f"compute.{word}" for word in sharding))
         last = place == len(ways) - 1
         made = world.train(case.replace(" ", "-"), (name,), *sets, stop_after=None if last else 2)
-        begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]
+        begun = [int(match[1]) for note in world.notes if (match := re.match(r"resumes at step (\d+) of", note))]
         if place:
             assert begun and begun[0] > reached, f"{way} did not resume after step {reached}: {world.notes}"
             reached = begun[0]
     start = world.start(PARENTS[name], whole[name])
-    found = world.difference(whole[name], made[name]) / world.difference(start, whole[name])
-    print(f"{case} {found:.2e}")
-    assert found < 1e-4
+    relative_difference = world.difference(whole[name], made[name]) / world.difference(start, whole[name])
+    print(f"{case} {relative_difference:.2e}")
+    assert relative_difference < 1e-4

@@ -117,9 +117,9 @@ def test_sequence_shards_take_the_steps_of_unsharded_rows(name: str, world: Any,
     start = world.start("base", alone[name])
     moved = world.difference(start, alone[name])
     assert moved > 1e-3
-    found = world.difference(alone[name], made[name]) / moved
-    print(f"{name} {store} {found:.2e} of {moved:.2e}")
-    assert found < RELATIVE
+    relative_difference = world.difference(alone[name], made[name]) / moved
+    print(f"{name} {store} {relative_difference:.2e} of {moved:.2e}")
+    assert relative_difference < RELATIVE
     assert any("eval_loss" in row for row in world.history("alone", name))
     for whole, cut in zip(world.history("alone", name), world.history(store, name), strict=True):
         assert cut == pytest.approx(whole, rel=RELATIVE)
@@ -129,10 +129,10 @@ def test_sequence_shards_take_the_steps_of_unsharded_rows(name: str, world: Any,
 def test_sequence_groups_share_the_rows_of_a_batch(world: Any, alone: Any) -> None:
     """Four processes: two groups, which share the batch, of two shards each."""
     made = world.train("groups", ("a_sft",), *sets(("a_sft",), **SPREAD | {"processes": 4}, zero=2))
-    found = world.difference(alone["a_sft"], made["a_sft"])
-    found /= world.difference(world.start("base", alone["a_sft"]), alone["a_sft"])
-    print(f"groups {found:.2e}")
-    assert found < RELATIVE
+    difference = world.difference(alone["a_sft"], made["a_sft"])
+    difference /= world.difference(world.start("base", alone["a_sft"]), alone["a_sft"])
+    print(f"groups {difference:.2e}")
+    assert difference < RELATIVE
     for whole, cut in zip(world.history("alone", "a_sft"), world.history("groups", "a_sft"), strict=True):
         same = {key: value for key, value in whole.items() if "entropy" not in key and "accuracy" not in key}
         assert {key: cut[key] for key in same} == pytest.approx(same, rel=RELATIVE)
@@ -171,13 +171,13 @@ def test_a_run_goes_on_with_and_without_shards(ways: tuple[str, ...], world: Any
     for place, way in enumerate(ways):
         last, spread = place == len(ways) - 1, sets(("long",), **WAYS[way])
         made = world.train(f"elsewhere {len(ways)}", ("long",), *spread, stop_after=None if last else 2)
-        begun = [int(found[1]) for note in world.notes if (found := re.match(r"resumes at step (\d+) of", note))]
+        begun = [int(match[1]) for note in world.notes if (match := re.match(r"resumes at step (\d+) of", note))]
         if place:
             assert begun and begun[0] > reached, f"{way} did not resume after step {reached}: {world.notes}"
             reached = begun[0]
-    found = world.difference(whole, made["long"]) / world.difference(world.start("base", whole), whole)
-    print(f"elsewhere {found:.2e}")
-    assert found < RELATIVE
+    relative_difference = world.difference(whole, made["long"]) / world.difference(world.start("base", whole), whole)
+    print(f"elsewhere {relative_difference:.2e}")
+    assert relative_difference < RELATIVE
 
 
 @crossed("sharded, name", ZERO, ["a_sft"], SUITE, indirect=["sharded"])

@@ -68,14 +68,14 @@ def test_documents_of_packed_rows_attend_to_themselves_only() -> None:
     scores = (query @ key.transpose(2, 3) * 8**-0.5).masked_fill(~seen[:, None], -torch.inf)
     wanted = (scores.softmax(-1) @ value).transpose(1, 2)
     module: Any = torch.nn.Module()
-    found, _ = by_document(sdpa_attention_forward)(module, query, key, value, None, position_ids=places)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    output, _ = by_document(sdpa_attention_forward)(module, query, key, value, None, position_ids=places)
+    torch.testing.assert_close(output, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_neighbours_are_a_group() -> None:
-    found = [SequenceShard.of(Ranks(i, 6), 3) for i in range(6)]
-    assert [(one.group, one.index) for one in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert {one.groups for one in found} == {2}
+    shards = [SequenceShard.of(Ranks(i, 6), 3) for i in range(6)]
+    assert [(one.group, one.index) for one in shards] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert {one.groups for one in shards} == {2}
 
 
 @given(rows=st.integers(1, 50), size=st.integers(1, 8), groups=st.integers(1, 4))
@@ -116,11 +116,11 @@ LLAMA = {"model_type": "llama", "num_attention_heads": 12, "num_key_value_heads"
 def test_models_that_cannot_be_sharded_are_named(
     config: dict[str, Any], count: int, processes: int, said: str | None
 ) -> None:
-    found = sequence_parallel_problems(config, count, processes)
+    problems = sequence_parallel_problems(config, count, processes)
     if said is None:
-        assert not found
+        assert not problems
         return
-    told = ": ".join(part for part in (found[0].found, found[0].expected, found[0].remedy) if part)
+    told = ": ".join(part for part in (problems[0].found, problems[0].expected, problems[0].remedy) if part)
     assert said in told
 
 
@@ -137,10 +137,10 @@ def test_models_that_cannot_be_sharded_are_named(
     ],
 )
 def test_what_excludes_shards(compute: dict[str, Any], said: str | None) -> None:
-    found = Compute(**compute).contradictions()
-    assert [name for name, *_ in found] == ([] if said is None else ["sequence_parallel"])
+    contradictions = Compute(**compute).contradictions()
+    assert [name for name, *_ in contradictions] == ([] if said is None else ["sequence_parallel"])
     if said is not None:
-        assert said in ": ".join(found[0][1:])
+        assert said in ": ".join(contradictions[0][1:])
 
 
 @pytest.mark.parametrize(

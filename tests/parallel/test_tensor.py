@@ -71,9 +71,9 @@ def test_shards_of_a_new_model_take_the_steps_of_as_many_processes_as_there_are_
     )
     for name in ("base", "sft"):
         (one, rows, config), (two, same, its_config) = (_files(store, name) for store in stores)
-        found = _difference(one, two)
-        print(f"{name} {found:.2e}")
-        assert found < 1e-4
+        difference = _difference(one, two)
+        print(f"{name} {difference:.2e}")
+        assert difference < 1e-4
         assert config == its_config
         assert any("eval_loss" in row for row in rows) == (name == "sft")
         for mine, theirs in zip(rows, same, strict=True):

@@ -58,8 +58,8 @@ def main() -> None:
     for batch in rows:
         learn(whole, batch)
     for (name, parameter), alone in zip(model.named_parameters(), whole.parameters(), strict=True):
-        found = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-        torch.testing.assert_close(found, alone.grad / 2, rtol=1e-4, atol=1e-6, msg=name)
+        gradient = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        torch.testing.assert_close(gradient, alone.grad / 2, rtol=1e-4, atol=1e-6, msg=name)
 
     mine = torch.full((2, 3), float(dist.get_rank()))
     both = [float(dist.get_rank() % 2), float(2 + dist.get_rank() % 2)]  # who holds these shards

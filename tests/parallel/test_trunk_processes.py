@@ -42,9 +42,9 @@ def test_three_sharded_adapters_are_saved_as_the_policy_of_one_process(
 ) -> None:
     if spread.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
-    found = world.train(spread, ("trunk",), ONE_PROMPT, "compute.processes=2", f"compute.{spread}")["trunk"]
+    weights = world.train(spread, ("trunk",), ONE_PROMPT, "compute.processes=2", f"compute.{spread}")["trunk"]
     assert any("adapter on the policy's own trunk" in note for note in world.notes)
-    assert found.keys() == alone.keys()
+    assert weights.keys() == alone.keys()
     change = world.difference(alone, world.start("sft", alone))
     assert change > 0
-    assert world.difference(alone, found) < RELATIVE * change
+    assert world.difference(alone, weights) < RELATIVE * change

@@ -80,10 +80,12 @@ def _made(model_type: str, fields: dict[str, Any]) -> Any:
 
 def _same(model: Any, expected: dict[str, torch.Tensor]) -> bool:
     """Return whether a sharded model has these weights, bit for bit, and every weight is sharded."""
-    found = dict(model.named_parameters())
-    all_sharded = set(found) == set(expected) and all(hasattr(parameter, "ds_id") for parameter in found.values())
+    parameters = dict(model.named_parameters())
+    all_sharded = set(parameters) == set(expected) and all(
+        hasattr(parameter, "ds_id") for parameter in parameters.values()
+    )
     equal = [
-        torch.equal(gather_parameter(parameter), expected[name]) for name, parameter in found.items()
+        torch.equal(gather_parameter(parameter), expected[name]) for name, parameter in parameters.items()
     ]  # on every process
     return all_sharded and all(equal)
 
@@ -130,9 +132,9 @@ def _peak(work: Callable[[], Any]) -> dict[str, int]:
     before, own = _kept_by_kernel("VmRSS"), _kept_by_kernel("RssAnon")
     made = work()
     gc.collect()
-    found = {"peak": _kept_by_kernel("VmHWM") - before, "kept": _kept_by_kernel("RssAnon") - own}
+    memory = {"peak": _kept_by_kernel("VmHWM") - before, "kept": _kept_by_kernel("RssAnon") - own}
     assert count_parameters(made) > 1e8
-    return found
+    return memory
 
 
 def _loaded_and_cut(folder: Path, parts: dict[str, Any]) -> Any:
@@ -176,21 +178,21 @@ def main(what: str, folder: str, out: str) -> None:
     if what != "small":
         with zero3_building(parts):  # what DeepSpeed needs for itself is there
             _made("llama", SMALL["llama"])
-    found: dict[str, Any]
+    report: dict[str, Any]
     if what == "small":
-        found = _small(Path(folder), parts)
+        report = _small(Path(folder), parts)
     elif what == "loaded":
-        found = _peak(lambda: load_causal_lm(_input(large), zero3=parts))
+        report = _peak(lambda: load_causal_lm(_input(large), zero3=parts))
     elif what == "cut":
-        found = _peak(lambda: _loaded_and_cut(large, parts))
+        report = _peak(lambda: _loaded_and_cut(large, parts))
     else:
 
         def make() -> Any:
             with zero3_building(parts):
                 return _made("llama", LARGE)
 
-        found = _peak(make)
-    Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(found), encoding="utf-8")
+        report = _peak(make)
+    Path(out).with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(report), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +212,8 @@ def two(what: str, folder: Path, out: Path) -> list[dict[str, Any]]:
 
 
 def test_weights_made_or_loaded_sharded_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
-    for found in two("small", folder, tmp_path):
-        assert found and [name for name, same in found.items() if not same] == []
+    for report in two("small", folder, tmp_path):
+        assert report and [name for name, same in report.items() if not same] == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
@@ -224,12 +226,12 @@ def test_a_process_holds_half_a_model_while_it_is_loaded(folder: Path, tmp_path:
     measured = {what: two(what, folder, tmp_path) for what in ("loaded", "made", "cut")}
     print({what: [{k: round(v / MIB) for k, v in one.items()} for one in both] for what, both in measured.items()})
     for what in ("loaded", "made"):
-        for rank, found in enumerate(measured[what]):
+        for rank, memory in enumerate(measured[what]):
             # The first process reads the file, whose pages are mapped: the kernel takes them back when it needs room.
             file = size if what == "loaded" and rank == 0 else 0
-            assert found["peak"] <= bar + file
-            assert found["kept"] == pytest.approx(size / 2, abs=32 * MIB)
-    assert all(found["peak"] > bar for found in measured["cut"])  # the bar tells the two ways apart
+            assert memory["peak"] <= bar + file
+            assert memory["kept"] == pytest.approx(size / 2, abs=32 * MIB)
+    assert all(memory["peak"] > bar for memory in measured["cut"])  # the bar tells the two ways apart
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
@@ -238,10 +240,10 @@ def test_a_process_holds_half_a_model_while_it_is_made_in_shards(tmp_path: Path)
     bar = size / 2 + 2 * largest + 32 * MIB  # its shards, and the largest matrix whole, twice: drawn before, and made
     measured = {what: two(what, tmp_path, tmp_path) for what in ("sharded", "sharded-whole")}
     print({what: [{k: round(v / MIB) for k, v in one.items()} for one in both] for what, both in measured.items()})
-    for found in measured["sharded"]:
-        assert found["peak"] <= bar
-        assert found["kept"] == pytest.approx(size / 2, abs=32 * MIB)
-    assert all(found["peak"] > bar for found in measured["sharded-whole"])
+    for memory in measured["sharded"]:
+        assert memory["peak"] <= bar
+        assert memory["kept"] == pytest.approx(size / 2, abs=32 * MIB)
+    assert all(memory["peak"] > bar for memory in measured["sharded-whole"])
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -38,8 +38,8 @@ CONFIG = {
 
 def storages(tensors: Iterator[torch.Tensor]) -> int:
     """Return the bytes of the distinct storages of tensors."""
-    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(found.values())
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(sizes.values())
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -110,11 +110,11 @@ def test_what_each_of_two_processes_of_zero_3_holds(tmp_path: Path, precision: s
     spread = ParallelLayout(processes=2, zero=3, offload=offload, half=precision == "bf16", on_gpu=False)
     weights, _, moments = state(shape, shape.parameters, spread)
     for rank in (0, 1):
-        found = json.loads((tmp_path / f"held.{rank}").read_text())
-        assert found["processes"] == 2
-        print(f"rank {rank}: {found['bytes'] / plain:.1%} of the plain run's bytes")
-        assert found["bytes"] <= share * plain
-        assert found["bytes"] == pytest.approx(weights + moments, rel=0.15)
+        report = json.loads((tmp_path / f"held.{rank}").read_text())
+        assert report["processes"] == 2
+        print(f"rank {rank}: {report['bytes'] / plain:.1%} of the plain run's bytes")
+        assert report["bytes"] <= share * plain
+        assert report["bytes"] == pytest.approx(weights + moments, rel=0.15)
 
 
 if __name__ == "__main__":

@@ -160,10 +160,10 @@ def test_a_rollout_with_every_row_masked_changes_nothing() -> None:
     for episode in episodes:
         episode.ended = False
     before = weights(trainer.policy)
-    found = trainer.estimate(episodes) | trainer.update(episodes)
-    assert all(math.isfinite(value) for value in found.values())
+    metrics = trainer.estimate(episodes) | trainer.update(episodes)
+    assert all(math.isfinite(value) for value in metrics.values())
     assert largest_difference(before, weights(trainer.policy)) == 0
-    assert found["steps"] == 0
+    assert metrics["steps"] == 0
 
 
 def test_bootstrap_is_terminal_with_the_discounted_value_after_the_end_added_to_the_last_reward() -> None:

@@ -52,9 +52,9 @@ def test_the_average_goes_on_after_a_resume(tmp_path: Path) -> None:
     half.iterate()
     save_state(half, tmp_path / "state", {})
     again = trainer_of(ema_decay=0.5, iterations=2)
-    found = newest_state(tmp_path / "state")
-    assert found is not None
-    load_state(again, found)
+    state_folder = newest_state(tmp_path / "state")
+    assert state_folder is not None
+    load_state(again, state_folder)
     again.iterate()
     assert whole.average is not None and again.average is not None
     assert largest_difference(whole.average.weights, again.average.weights) == 0

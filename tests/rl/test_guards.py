@@ -32,12 +32,12 @@ START = {**HEALTHY, "kl": 0.0, "kl_k3": 0.0, "reward": 0.0}
 
 
 def _told(iterations: Sequence[dict[str, float]], **settings: Any) -> list[str]:
-    guards, found = Guards(), []
+    guards, notices = Guards(), []
     for number, metrics in enumerate(iterations):
-        found += guards.look(
+        notices += guards.look(
             {**START, **metrics} if not number else {**HEALTHY, **metrics}, PPOSettings(**settings), number
         )
-    return found
+    return notices
 
 
 def test_a_healthy_run_is_told_nothing() -> None:
@@ -61,9 +61,9 @@ def test_a_healthy_run_is_told_nothing() -> None:
     ],
 )
 def test_a_notice_names_cause_and_remedy_and_comes_once(metrics: dict[str, float], cause: str, remedy: str) -> None:
-    found = _told([{}, metrics, metrics, {}, metrics])
-    assert len(found) == 1
-    assert cause in found[0] and remedy in found[0]
+    notices = _told([{}, metrics, metrics, {}, metrics])
+    assert len(notices) == 1
+    assert cause in notices[0] and remedy in notices[0]
 
 
 def test_what_only_looks_like_a_failure_is_not_told() -> None:
@@ -122,8 +122,8 @@ def test_a_divergence_that_stays_negative_is_stopped_as_a_disagreement_of_laws()
 def test_rollouts_cut_short_three_times_in_a_row_halve_the_rates() -> None:
     guards = Guards()
     for number in range(7):
-        found = guards.look({**START, "epochs_run": 1.0}, PPOSettings(), number)
-        assert bool(found) == (number in (2, 5))
+        notices = guards.look({**START, "epochs_run": 1.0}, PPOSettings(), number)
+        assert bool(notices) == (number in (2, 5))
     assert guards.rate == 0.25
     trainer = trainer_of(learning_rate=4e-3)
     trainer.guards = guards

@@ -16,10 +16,10 @@ from pipeline.rl.ppo.measures import UpdateSums
 def _policy_gradient(ratio: float, advantage: float, dual_clip: float = 0.0) -> tuple[float, float, bool]:
     """Return loss, its gradient by log-probability, and whether it was clipped."""
     logp = torch.tensor([math.log(ratio) - 1.0], requires_grad=True)
-    found = policy_loss(logp, torch.tensor([-1.0]), torch.tensor([advantage]), clip_range=0.2, dual_clip=dual_clip)
-    found.loss_N.sum().backward()
+    loss = policy_loss(logp, torch.tensor([-1.0]), torch.tensor([advantage]), clip_range=0.2, dual_clip=dual_clip)
+    loss.loss_N.sum().backward()
     assert logp.grad is not None
-    return found.loss_N.item(), logp.grad.item(), bool(found.clipped_N)
+    return loss.loss_N.item(), logp.grad.item(), bool(loss.clipped_N)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def _policy_gradient(ratio: float, advantage: float, dual_clip: float = 0.0) -> 
 def test_the_policy_has_no_gradient_exactly_where_clipping_wins(
     ratio: float, advantage: float, loss: float, gradient: float
 ) -> None:
-    found = _policy_gradient(ratio, advantage)
-    assert found[:2] == pytest.approx((loss, gradient), abs=1e-5)
-    assert found[2] == (gradient == 0.0)
+    computed_loss, computed_gradient, is_clipped = _policy_gradient(ratio, advantage)
+    assert (computed_loss, computed_gradient) == pytest.approx((loss, gradient), abs=1e-5)
+    assert is_clipped == (gradient == 0.0)
 
 
 def test_dual_clip_bounds_the_loss_of_a_negative_advantage_alone() -> None:
@@ -49,11 +49,11 @@ def test_dual_clip_bounds_the_loss_of_a_negative_advantage_alone() -> None:
 
 def test_a_huge_log_ratio_stays_finite() -> None:
     logp = torch.tensor([500.0, -500.0], requires_grad=True)
-    found = policy_loss(logp, torch.zeros(2), torch.tensor([-1.0, 1.0]), clip_range=0.2)
-    found.loss_N.sum().backward()
+    loss = policy_loss(logp, torch.zeros(2), torch.tensor([-1.0, 1.0]), clip_range=0.2)
+    loss.loss_N.sum().backward()
     assert logp.grad is not None
-    assert bool(torch.isfinite(found.loss_N).all()) and bool(torch.isfinite(logp.grad).all())
-    assert found.loss_N[0].item() == pytest.approx(math.exp(20), rel=1e-5)
+    assert bool(torch.isfinite(loss.loss_N).all()) and bool(torch.isfinite(logp.grad).all())
+    assert loss.loss_N[0].item() == pytest.approx(math.exp(20), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -69,18 +69,18 @@ def test_the_value_has_no_gradient_exactly_where_clipping_wins(
     value: float, old: float, target: float, loss: float, gradient: float
 ) -> None:
     values = torch.tensor([value], requires_grad=True)
-    found = value_loss(values, torch.tensor([old]), torch.tensor([target]), clip=0.2)
-    found.loss_N.sum().backward()
+    computed_loss = value_loss(values, torch.tensor([old]), torch.tensor([target]), clip=0.2)
+    computed_loss.loss_N.sum().backward()
     assert values.grad is not None
-    assert (found.loss_N.item(), values.grad.item()) == pytest.approx((loss, gradient), abs=1e-6)
-    assert bool(found.clipped_N) == (gradient == 0.0)
+    assert (computed_loss.loss_N.item(), values.grad.item()) == pytest.approx((loss, gradient), abs=1e-6)
+    assert bool(computed_loss.clipped_N) == (gradient == 0.0)
 
 
 def test_a_value_clip_of_zero_does_not_clip() -> None:
     values = torch.tensor([1.5], requires_grad=True)
-    found = value_loss(values, torch.tensor([1.0]), torch.tensor([2.0]), clip=0.0)
-    assert found.loss_N.item() == pytest.approx(0.125)
-    assert not bool(found.clipped_N)
+    loss = value_loss(values, torch.tensor([1.0]), torch.tensor([2.0]), clip=0.0)
+    assert loss.loss_N.item() == pytest.approx(0.125)
+    assert not bool(loss.clipped_N)
 
 
 def test_the_value_is_clipped_in_units_of_the_returns_deviation() -> None:
@@ -105,11 +105,11 @@ def test_the_gradient_of_a_step_is_the_naive_policy_gradient(temperature: float)
     tokens = sum(len(episode.response_ids) for episode in episodes)
     for episode in episodes:
         (-(naive_logp(naive, episode, temperature) * episode.advantages_T).sum() / tokens).backward()
-    found = gradients(trainer)
+    step_gradients = gradients(trainer)
     for name, parameter in naive.named_parameters():
         assert parameter.grad is not None
-        torch.testing.assert_close(found[f"policy.{name}"], parameter.grad, atol=1e-6, rtol=0)
-    assert max(float(g.abs().max()) for n, g in found.items() if n.startswith("policy.")) > 1e-3
+        torch.testing.assert_close(step_gradients[f"policy.{name}"], parameter.grad, atol=1e-6, rtol=0)
+    assert max(float(g.abs().max()) for n, g in step_gradients.items() if n.startswith("policy.")) > 1e-3
 
 
 def test_the_gradient_of_the_value_head_is_the_naive_one_and_stays_out_of_the_trunk() -> None:
@@ -126,11 +126,11 @@ def test_the_gradient_of_the_value_head_is_the_naive_one_and_stays_out_of_the_tr
         hidden = start.model.model(input_ids=ids).last_hidden_state[0, len(episode.prompt_ids) - 1 : -1].detach()
         # V starts at 0 and so do old values: no clipping in the first step.
         (0.3 * (head(hidden) - episode.returns_T).square().sum() / 2 / tokens).backward()
-    found = gradients(trainer)
-    torch.testing.assert_close(found["value.linear.weight"], head.linear.weight.grad, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found["value.linear.bias"], head.linear.bias.grad, atol=1e-6, rtol=0)
-    assert found["value.linear.weight"].abs().max() > 1e-3
-    assert all(not gradient.any() for name, gradient in found.items() if name.startswith("policy."))
+    step_gradients = gradients(trainer)
+    torch.testing.assert_close(step_gradients["value.linear.weight"], head.linear.weight.grad, atol=1e-6, rtol=0)
+    torch.testing.assert_close(step_gradients["value.linear.bias"], head.linear.bias.grad, atol=1e-6, rtol=0)
+    assert step_gradients["value.linear.weight"].abs().max() > 1e-3
+    assert all(not gradient.any() for name, gradient in step_gradients.items() if name.startswith("policy."))
 
 
 def test_value_gradient_sends_the_value_loss_into_the_trunk() -> None:
@@ -177,9 +177,9 @@ def test_the_entropy_bonus_is_the_gradient_of_the_entropy() -> None:
         entropies = law.entropy()[len(episode.prompt_ids) - 1 :]
         torch.testing.assert_close(entropies.detach(), episode.entropy_T, atol=1e-5, rtol=0)
         (-0.5 * entropies.sum() / tokens).backward()
-    found = gradients(trainer)
+    step_gradients = gradients(trainer)
     for name, parameter in naive.named_parameters():
-        torch.testing.assert_close(found[f"policy.{name}"], parameter.grad, atol=1e-6, rtol=0)
+        torch.testing.assert_close(step_gradients[f"policy.{name}"], parameter.grad, atol=1e-6, rtol=0)
 
 
 def test_the_divergence_of_an_update_is_k3_of_the_tokens_that_were_sampled() -> None:
@@ -195,10 +195,10 @@ def test_the_divergence_of_an_update_is_k3_of_the_tokens_that_were_sampled() -> 
 
 def test_clip_higher_leaves_room_above_and_none_below() -> None:
     logp_N = torch.tensor([math.log(1.25), math.log(1.35), math.log(0.75)], requires_grad=True)
-    found = policy_loss(logp_N, torch.zeros(3), torch.tensor([1.0, 1.0, -1.0]), clip_range=0.2, clip_high=0.28)
+    loss = policy_loss(logp_N, torch.zeros(3), torch.tensor([1.0, 1.0, -1.0]), clip_range=0.2, clip_high=0.28)
     # -min(1.25, 1.28), -min(1.35, 1.28), -min(-0.75, -0.8): inside, cut above, cut below.
-    torch.testing.assert_close(found.loss_N.detach(), torch.tensor([-1.25, -1.28, 0.8]), atol=1e-6, rtol=0)
-    assert found.clipped_N.tolist() == [False, True, True]
+    torch.testing.assert_close(loss.loss_N.detach(), torch.tensor([-1.25, -1.28, 0.8]), atol=1e-6, rtol=0)
+    assert loss.clipped_N.tolist() == [False, True, True]
 
 
 def test_weights_of_tokens_multiply_their_loss_and_its_gradient() -> None:
@@ -212,8 +212,8 @@ def test_weights_of_tokens_multiply_their_loss_and_its_gradient() -> None:
 
 def test_importance_weights_are_the_ratio_of_the_laws_cut_above() -> None:
     trained_N, sampled_N = torch.tensor([-1.0, -1.0, -1.0, 0.0]), torch.tensor([-1.0, -1.5, -9.0, 90.0])
-    found = importance_weights(trained_N, sampled_N, clip=2.0)
-    torch.testing.assert_close(found, torch.tensor([1.0, math.exp(0.5), 2.0, math.exp(-20.0)]), atol=1e-6, rtol=0)
+    weights_N = importance_weights(trained_N, sampled_N, clip=2.0)
+    torch.testing.assert_close(weights_N, torch.tensor([1.0, math.exp(0.5), 2.0, math.exp(-20.0)]), atol=1e-6, rtol=0)
 
 
 def test_the_divergence_in_the_loss_has_the_value_of_k3_and_the_gradient_of_the_exact_divergence() -> None:

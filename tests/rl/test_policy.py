@@ -102,8 +102,8 @@ def test_the_ratio_stays_one_when_the_update_packs_other_rows_together() -> None
     trainer = trainer_of(epochs=1, minibatches=4, token_budget=4096, learning_rate=1e-12)
     episodes = prepared(trainer)
     for alone in episodes:
-        found = trainer.policy.forward(pack([alone], trainer.policy.device)).logp_N
-        assert float((found.detach() - alone.old_T).abs().max()) <= 1e-5
+        logp_N = trainer.policy.forward(pack([alone], trainer.policy.device)).logp_N
+        assert float((logp_N.detach() - alone.old_T).abs().max()) <= 1e-5
     assert trainer.update(episodes)["ratio_max"] == pytest.approx(1, abs=1e-4)
 
 

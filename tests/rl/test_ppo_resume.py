@@ -31,11 +31,11 @@ def _trainer(kind: str) -> PPOTrainer:
 
 
 def _run(trainer: PPOTrainer, iterations: int) -> list[dict[str, float]]:
-    found = []
+    metrics = []
     for _ in range(iterations):
-        found.append(without_seconds(trainer.iterate()))
-        trainer.guards.look(found[-1], trainer.settings, trainer.iteration - 1)
-    return found
+        metrics.append(without_seconds(trainer.iterate()))
+        trainer.guards.look(metrics[-1], trainer.settings, trainer.iteration - 1)
+    return metrics
 
 
 def finish(kind: str, state: str) -> None:
@@ -84,9 +84,9 @@ def test_a_kill_between_two_renames_leaves_the_state_before(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state"]
     folder.rename(tmp_path / "state.old")  # killed here: the new one is still `state.part`
     (tmp_path / "state.part").mkdir()
-    found = newest_state(folder)
-    assert found == tmp_path / "state.old"
-    load_state(trainer, found)
+    state_folder = newest_state(folder)
+    assert state_folder == tmp_path / "state.old"
+    load_state(trainer, state_folder)
     assert trainer.iteration == 2
     save_state(trainer, folder, {})
     assert newest_state(folder) == folder

@@ -62,9 +62,9 @@ def run(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     estimate = trainer.estimate
 
     def remember(episodes: Any) -> Any:
-        found = estimate(episodes)
+        estimates = estimate(episodes)
         rolled.extend((e.place, list(e.response_ids), e.advantages_T.clone()) for e in episodes)
-        return found
+        return estimates
 
     trainer.estimate = remember  # type: ignore[method-assign]
     for _ in range(2):
@@ -85,7 +85,7 @@ def of_rank(index: int, meeting: dict[str, str], folder: str) -> None:
     os.environ |= meeting
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=index, world_size=2)
-    found: dict[str, Any] = {name: run(case, Ranks.current()) for name, case in CASES.items()}
+    views: dict[str, Any] = {name: run(case, Ranks.current()) for name, case in CASES.items()}
     with pytest.raises(PipelineError, match=r"rollout_batch is 1 with 2 processes"):
         trainer_of(rollout_batch=1, ranks=Ranks.current())
     drifting = trainer_of(ranks=Ranks.current(), eval_every=2)
@@ -100,7 +100,7 @@ def of_rank(index: int, meeting: dict[str, str], folder: str) -> None:
         episodes[0].advantages_T[0] = float("nan")
     assert skipping.update(episodes)["skipped"] == 1  # on both, though one alone saw it
     assert largest_difference(before, weights(skipping.policy)) == 0
-    torch.save(found, Path(folder) / f"{index}.pt")
+    torch.save(views, Path(folder) / f"{index}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -87,8 +87,8 @@ def run(kind: str, case: str, folder: Path, ranks: Ranks, *, resume: Path | None
         load_state(trainer, resume)
     metrics = []
     while trainer.iteration < ITERATIONS:
-        found = trainer.iterate()
-        metrics.append({name: value for name, value in found.items() if not name.startswith("seconds_")})
+        iteration_metrics = trainer.iterate()
+        metrics.append({name: value for name, value in iteration_metrics.items() if not name.startswith("seconds_")})
         metrics.append(trainer.evaluate()[0])
         if trainer.iteration == 1:
             save_state(trainer, folder / f"{kind}-{case.replace(' ', '-')}", {})
@@ -116,12 +116,12 @@ def main(kind: str, folder: str, *cases: str) -> None:
     init_process_group(cpu=True, deepspeed=kind.startswith("zero"))
     ranks = Ranks.current()
     assert ranks.count == 2
-    found = {case: run(kind, case, Path(folder), ranks) for case in cases}
+    results = {case: run(kind, case, Path(folder), ranks) for case in cases}
     # What one plain process saved goes on here, sharded.
     for case in (one for one in RESUMED if one in cases):
         plain = newest_state(Path(folder) / f"plain-{case}")
-        found[f"{case} from plain"] = run(kind, case, Path(folder) / "again", ranks, resume=plain)
-    torch.save(found, Path(folder) / f"{kind}-{ranks.index}.pt")
+        results[f"{case} from plain"] = run(kind, case, Path(folder) / "again", ranks, resume=plain)
+    torch.save(results, Path(folder) / f"{kind}-{ranks.index}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def sharded(request: pytest.FixtureRequest, plain: tuple[Path, dict[str, Any]]) 
 def test_a_sharded_step_is_a_plain_step(
     case: str, plain: tuple[Path, dict[str, Any]], sharded: tuple[str, list[dict[str, Any]]]
 ) -> None:
-    one, (first, second) = plain[1][case], (found[case] for found in sharded[1])
+    one, (first, second) = plain[1][case], (results[case] for results in sharded[1])
     assert first["steps"] == one["steps"] > 0
     assert largest_difference(first["weights"], second["weights"]) == 0
     assert largest_difference(one["weights"], first["weights"]) < 2e-5

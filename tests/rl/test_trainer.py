@@ -96,9 +96,9 @@ def test_optimizer_steps_are_iterations_times_epochs_times_minibatches(
     )
     seen: list[tuple[int, int]] = []
     trainer.on_step = lambda done, total: seen.append((done, total))
-    found = list(trainer.iterations())
+    history = list(trainer.iterations())
     assert trainer.steps == 2 * epochs * minibatches
-    assert [metrics["steps"] for metrics in found] == [epochs * minibatches] * 2
+    assert [metrics["steps"] for metrics in history] == [epochs * minibatches] * 2
     moments = trainer.optimizer.state[trainer.policy.policy_parameters[0]]
     assert int(moments["step"]) == trainer.steps
     assert seen == [(i + 1, epochs * minibatches) for i in range(epochs * minibatches)] * 2
@@ -133,9 +133,9 @@ def test_a_gradient_norm_clipped_to_almost_nothing_freezes_the_weights() -> None
 def test_policy_and_value_gradients_are_clipped_each_to_the_norm() -> None:
     trainer = trainer_of(epochs=1, max_grad_norm=1e-3)
     metrics = trainer.update(prepared(trainer))
-    found = gradients(trainer)
+    step_gradients = gradients(trainer)
     for part, name in (("policy.", "grad_norm"), ("value.", "value_grad_norm")):
-        norm = math.sqrt(sum(float(g.double().square().sum()) for n, g in found.items() if n.startswith(part)))
+        norm = math.sqrt(sum(float(g.double().square().sum()) for n, g in step_gradients.items() if n.startswith(part)))
         assert norm == pytest.approx(1e-3, rel=1e-3)
         assert metrics[name] > 2e-3  # as it was before clipping
 
@@ -202,8 +202,8 @@ def test_the_kl_penalty_is_beta_times_the_difference_of_log_probabilities() -> N
 def test_the_divergence_may_be_priced_in_the_loss_instead_of_the_reward() -> None:
     def run(price: float, **settings: Any) -> tuple[float, list[Episode]]:
         trainer = trainer_of(kl_coef=price, learning_rate=5e-3, iterations=12, rollout_batch=32, **settings)
-        found = [metrics["kl"] for metrics in trainer.iterations()]
-        return found[-1], prepared(trainer)
+        divergences = [metrics["kl"] for metrics in trainer.iterations()]
+        return divergences[-1], prepared(trainer)
 
     cheap, _ = run(1e-6, kl_in_loss=True)
     dear, episodes = run(3.0, kl_in_loss=True)
@@ -242,9 +242,9 @@ def test_tokens_of_an_engine_with_another_law_are_weighed_by_the_ratio_of_the_tw
     other = language_model(seed=3)
 
     def engine(model: Any, prompts: Any, *, seed: int, places: Any, greedy: bool = False) -> Sampled:
-        found = BatchedEngine(6, (EOS,), 0)(other, prompts, seed=seed, places=places, greedy=greedy)
-        rows = [Episode(0, {}, p, r, False, "") for p, r in zip(prompts, found.responses, strict=True)]
-        return Sampled(found.responses, [naive_logp(other, row).tolist() for row in rows])
+        sample = BatchedEngine(6, (EOS,), 0)(other, prompts, seed=seed, places=places, greedy=greedy)
+        rows = [Episode(0, {}, p, r, False, "") for p, r in zip(prompts, sample.responses, strict=True)]
+        return Sampled(sample.responses, [naive_logp(other, row).tolist() for row in rows])
 
     def losses(**settings: Any) -> tuple[dict[str, float], list[Episode]]:
         trainer = trainer_of(epochs=1, whiten=False, value_coef=0.0, **settings)
@@ -504,16 +504,16 @@ def test_metrics_by_hand() -> None:
         return made
 
     rows = [episode([4, 5, 4, 5, 4], 1.0, False, -1.0, -1.5), episode([4, EOS], 3.0, True, -2.0, -2.0)]
-    found = of_rollout(rows, Ranks())
-    assert found["reward"] == 2.0
-    assert found["score_std"] == 1.0
-    assert found["kl"] == pytest.approx(5 * 0.5 / 2)
-    assert found["kl_k3"] == pytest.approx(5 * (math.exp(-0.5) - 1 + 0.5) / 2, abs=1e-6)
-    assert found["entropy"] == pytest.approx((5 * 2 + 2 * 6) / 7)
-    assert (found["length"], found["length_max"], found["tokens"]) == (3.5, 5, 7)
-    assert found["length_corr"] == pytest.approx(-1.0)
-    assert found["eos_rate"] == 0.5
-    assert found["distinct_2"] == pytest.approx((2 / 4 + 1) / 2)
+    metrics = of_rollout(rows, Ranks())
+    assert metrics["reward"] == 2.0
+    assert metrics["score_std"] == 1.0
+    assert metrics["kl"] == pytest.approx(5 * 0.5 / 2)
+    assert metrics["kl_k3"] == pytest.approx(5 * (math.exp(-0.5) - 1 + 0.5) / 2, abs=1e-6)
+    assert metrics["entropy"] == pytest.approx((5 * 2 + 2 * 6) / 7)
+    assert (metrics["length"], metrics["length_max"], metrics["tokens"]) == (3.5, 5, 7)
+    assert metrics["length_corr"] == pytest.approx(-1.0)
+    assert metrics["eos_rate"] == 0.5
+    assert metrics["distinct_2"] == pytest.approx((2 / 4 + 1) / 2)
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
@@ -549,10 +549,10 @@ def test_what_is_cut_of_scores_and_the_mean_ratio_are_told() -> None:
     logp_N = torch.tensor([0.5, 2.0]).log()
     policy_part = policy_loss(logp_N, torch.zeros(2), torch.ones(2), clip_range=0.2)
     sums.add(policy_part, value_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), clip=0.2))
-    found = sums.metrics(Ranks())
-    assert found["ratio_mean"] == pytest.approx(1.25)
-    assert found["ratio_max"] == pytest.approx(2.0)
-    assert found["clipfrac"] == 0.5  # the ratio of 2 alone
+    update_metrics = sums.metrics(Ranks())
+    assert update_metrics["ratio_mean"] == pytest.approx(1.25)
+    assert update_metrics["ratio_max"] == pytest.approx(2.0)
+    assert update_metrics["clipfrac"] == 0.5  # the ratio of 2 alone
 
 
 def test_a_response_without_tokens_counts_as_its_end_alone() -> None:

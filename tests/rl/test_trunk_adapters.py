@@ -72,10 +72,10 @@ def test_a_reward_adapter_on_the_trunk_scores_as_the_whole_reward_model(
     reward = reward_on_trunk(policy.model, tmp_path)
     assert reward is not None
     samples = [Sample({}, e.prompt_ids, e.response_ids, "") for e in episodes]
-    found = trunk_scorer(policy, reward, 0, token_budget=20)(samples, {})
+    scores = trunk_scorer(policy, reward, 0, token_budget=20)(samples, {})
     rows = [[*e.prompt_ids, *e.response_ids] for e in episodes]
-    assert found == pytest.approx(score(whole, rows, 0), abs=1e-4)
-    assert max(found) - min(found) > 0.1
+    assert scores == pytest.approx(score(whole, rows, 0), abs=1e-4)
+    assert max(scores) - min(scores) > 0.1
     # Nothing of the policy knows: what is trained, what it says, what is saved of it.
     assert torch.equal(naive_logp_of(policy, episodes), before)
     assert not any(REWARD in name for name in policy.trained())

@@ -233,8 +233,8 @@ def together(kind: str) -> list[dict[str, Any]]:
 
 def lost(made: Any, fields: dict[str, Any]) -> dict[str, Any]:
     """Fields that a trainer has other values of than were asked for, with those; DPO's makes a list of one loss."""
-    found = {name: getattr(made, name) for name in fields}
-    return {name: value for name, value in found.items() if fields[name] != value and [fields[name]] != value}
+    values = {name: getattr(made, name) for name in fields}
+    return {name: value for name, value in values.items() if fields[name] != value and [fields[name]] != value}
 
 
 @pytest.mark.parametrize("kind", CASES)

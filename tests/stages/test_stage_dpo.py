@@ -53,9 +53,9 @@ def test_the_margin_grows_towards_what_was_chosen(
     assert ran.history[-1]["loss"] < 0.5
     assert ran.history[-1]["rewards/margins"] > 0.5  # on its own labels
     assert ran.history[-1]["rewards/accuracies"] > 0.9
-    found = margins(ran.out)
-    assert sign * sum(found) / len(found) > 1
-    assert sum(sign * margin > 0 for margin in found) > 0.9 * len(found)
+    learnt_margins = margins(ran.out)
+    assert sign * sum(learnt_margins) / len(learnt_margins) > 1
+    assert sum(sign * margin > 0 for margin in learnt_margins) > 0.9 * len(learnt_margins)
 
 
 @pytest.mark.parametrize("config", [{"train": TRAIN}, LORA], ids=["full", "lora"])
@@ -133,8 +133,8 @@ def test_other_losses_prefer_what_was_chosen_too(
     if isinstance(loss_type, str):
         assert ran.history[0]["loss"] == pytest.approx(first[loss_type], abs=1e-3)
     assert ran.history[-1]["loss"] < ran.history[0]["loss"]
-    found = margins(ran.out)
-    assert sum(margin > 0 for margin in found) > 0.8 * len(found)
+    learnt_margins = margins(ran.out)
+    assert sum(margin > 0 for margin in learnt_margins) > 0.8 * len(learnt_margins)
 
 
 def test_the_losses_are_those_of_trl() -> None:

@@ -47,12 +47,12 @@ def test_win_rates_gold_and_correctness_by_hand(
 
     def judged(name: str) -> list[tuple[float, float]]:
         """Score by the tiny world's gold function, written out again."""
-        found = []
+        scores = []
         for row, ask in zip(samples, asks, strict=True):
             words = row["answers"][name]["text"].split()
             right = float(ask["answer"] in words)
-            found.append((right - float("away" in words), right))
-        return found
+            scores.append((right - float("away" in words), right))
+        return scores
 
     baseline = [gold for gold, _ in judged("sft")]
     for name, model in report["models"].items():
@@ -158,8 +158,8 @@ class _Row:
         return [float(answer[key]) for answer in self.mine]
 
     def mean(self, key: str, digits: int = 2) -> str:
-        found = mean_interval(self.column(key), **self.options)
-        return f"{_mean(self.column(key)):.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+        interval = mean_interval(self.column(key), **self.options)
+        return f"{_mean(self.column(key)):.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
     def win_rate(self) -> str:
         points = {"win": 1.0, "tie": 0.5, "loss": 0.0}
@@ -167,8 +167,8 @@ class _Row:
         assert won == [
             (a["gold"] > b["gold"]) + 0.5 * (a["gold"] == b["gold"]) for a, b in zip(self.mine, self.base, strict=True)
         ]
-        found = mean_interval(won, bounds=(0, 1), **self.options)
-        return f"{100 * _mean(won):.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        interval = mean_interval(won, bounds=(0, 1), **self.options)
+        return f"{100 * _mean(won):.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
     def counts(self) -> str:
         results = [answer["result"] for answer in self.mine]
@@ -176,13 +176,13 @@ class _Row:
 
     def correct(self) -> str:
         right = self.column("correct")
-        found = wilson(sum(right), len(right))
-        return f"{100 * _mean(right):.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        interval = wilson(sum(right), len(right))
+        return f"{100 * _mean(right):.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
     def delta(self) -> tuple[float, Any]:
         theirs = [float(answer["correct"]) for answer in self.base]
-        found = paired_difference(self.column("correct"), theirs, bounds=(0, 1), **self.options)
-        return 100 * (_mean(self.column("correct")) - _mean(theirs)), found
+        difference = paired_difference(self.column("correct"), theirs, bounds=(0, 1), **self.options)
+        return 100 * (_mean(self.column("correct")) - _mean(theirs)), difference
 
 
 def test_every_figure_of_the_page_is_computed_again_from_the_samples(
@@ -205,11 +205,11 @@ def test_every_figure_of_the_page_is_computed_again_from_the_samples(
         if name == "sft":
             assert all(row.get("result") is None for row in row.mine)
         else:
-            value, found = row.delta()
+            value, difference = row.delta()
             sign = "+" if value > 0 else ""
-            mark = " ▼" if found.high < 0 and found.p_value < 0.05 else ""
+            mark = " ▼" if difference.high < 0 and difference.p_value < 0.05 else ""
             expected["won / tied / lost"], expected["win rate vs sft"] = row.counts(), row.win_rate()
-            expected["Δ correct"] = f"{sign}{value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]{mark}"
+            expected["Δ correct"] = f"{sign}{value:.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]{mark}"
         if "kl" in row.mine[0]:
             expected["KL (nats)"] = row.mean("kl")
             per_token = sum(row.column("kl")) / sum(row.column("length"))
@@ -370,4 +370,5 @@ def test_stops_between_batches_of_answers_when_asked(chain: Any, as_input: Any, 
     ],
 )
 def test_contradictions_are_named(fields: dict[str, Any], problem: str) -> None:
-    assert [str(found) for found in Config(data="d", models=["sft", "dpo"], **fields).check()] == [problem]
+    contradictions = Config(data="d", models=["sft", "dpo"], **fields).check()
+    assert [str(contradiction) for contradiction in contradictions] == [problem]

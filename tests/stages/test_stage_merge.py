@@ -43,7 +43,7 @@ def test_base_and_its_adapters_in_order_are_the_last_artifact(
 
 
 @pytest.mark.parametrize(
-    ("model", "adapters", "found"),
+    ("model", "adapters", "message"),
     [
         ("sft", ["sft"], "is in the weights of sft"),
         ("base", ["sft", "sft"], "is in the weights of base"),
@@ -52,12 +52,12 @@ def test_base_and_its_adapters_in_order_are_the_last_artifact(
     ],
 )
 def test_never_twice_never_out_of_order(
-    model: str, adapters: list[str], found: str, generations: dict[str, Any], run_stage: Callable[..., Any]
+    model: str, adapters: list[str], message: str, generations: dict[str, Any], run_stage: Callable[..., Any]
 ) -> None:
     given = {"model": generations[model], "adapters": [generations[name] for name in adapters]}
     ran = run_stage("merge", {"adapters": adapters}, data={}, inputs=given, expect="failed")
     assert ran.outcome.bad_input
-    assert found in str(ran.outcome.problems[0])
+    assert message in str(ran.outcome.problems[0])
 
 
 @pytest.mark.parametrize(("kind", "bits"), [(k, b) for k in ("sft", "reward", "dpo", "kto") for b in ("4bit", "8bit")])

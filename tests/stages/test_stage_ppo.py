@@ -130,8 +130,8 @@ def test_learns_what_a_function_pays_for(layout: str, ppo: Run, chain: Any, load
         turns = [{"role": "user", "content": row["prompt"]}]
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         for i, one in enumerate((start, model)):
-            found = one.generate(**prompt, max_new_tokens=12, do_sample=False)
-            friends[i] += "friend" in tokenizer.decode(found[0, prompt["input_ids"].shape[1] :])
+            output = one.generate(**prompt, max_new_tokens=12, do_sample=False)
+            friends[i] += "friend" in tokenizer.decode(output[0, prompt["input_ids"].shape[1] :])
     assert friends[1] > max(friends[0] + 4, 0.7 * len(asks)), friends
     if layout == "top half":
         lower = zip(model.model.layers[0].parameters(), start.model.layers[0].parameters(), strict=True)
@@ -190,10 +190,10 @@ def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_coun
 
     model.register_forward_pre_hook(remember, with_kwargs=True)
     with torch.no_grad():
-        found = [float(loss(model, step)) for step in range(8)]
+        losses = [float(loss(model, step)) for step in range(8)]
         firsts, seconds = ([i for pair in places[start : start + 4] for i in pair] for start in (0, 4))
         assert sorted(firsts) == sorted(seconds) == list(range(8)) and firsts != seconds
-        for value, pair in zip(found, [firsts[i : i + 2] for i in range(0, 8, 2)], strict=False):
+        for value, pair in zip(losses, [firsts[i : i + 2] for i in range(0, 8, 2)], strict=False):
             total, count = 0.0, 0
             for place in pair:  # each alone, without padding
                 logp = model(input_ids=torch.tensor([known[place].ids])).logits[0, :-1].log_softmax(-1)

@@ -130,7 +130,7 @@ def test_a_field_the_architecture_does_not_have_is_bad_input(
     ],
 )
 def test_contradictions_are_named(fields: dict[str, Any], problem: str) -> None:
-    assert [str(found) for found in Config(data="d", **fields).check()] == [problem]
+    assert [str(contradiction) for contradiction in Config(data="d", **fields).check()] == [problem]
 
 
 def test_weights_to_go_on_from_get_a_row_for_every_token(

@@ -23,13 +23,13 @@ TRAIN = {"max_steps": 20, "batch_size": 16, "learning_rate": 5e-3}
 
 def _scores(model: Any, tokenizer: Any, rows: list[dict[str, Any]], side: str) -> list[float]:
     """Score by one plain forward pass per row, without padding."""
-    found = []
+    scores = []
     for row in rows:
         before, after = encode_pair(tokenizer, row["prompt"], row[side])
         ids = before + after
         with torch.no_grad():
-            found.append(model(input_ids=torch.tensor([ids])).logits.item())
-    return found
+            scores.append(model(input_ids=torch.tensor([ids])).logits.item())
+    return scores
 
 
 def _messages(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -58,12 +58,12 @@ def test_the_end_token_is_learnt(chain: Any, load_plain: Load, read_rows: Any) -
     assert all(row.ids[-1] == row.labels[-1] == end for row in spoken)
 
     def chance_to_end(model: Any) -> float:
-        found = []
+        chances = []
         for row in spoken:
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([row.ids[:-1]])).logits[0, -1]
-            found.append(torch.softmax(logits, dim=-1)[end].item())
-        return sum(found) / len(found)
+            chances.append(torch.softmax(logits, dim=-1)[end].item())
+        return sum(chances) / len(chances)
 
     assert chance_to_end(tuned) > 0.9
     assert chance_to_end(base) < 0.75

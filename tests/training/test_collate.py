@@ -49,8 +49,8 @@ def test_no_mask_gives_the_loss_and_gradients_of_an_honest_mask(tiny_model: Any)
     for batch in (plain, ones):
         loss, gradients = _loss_and_gradients(tiny_model, batch)
         assert abs(loss - expected_loss) <= 1e-6
-        for found, wanted in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+        for gradient, wanted in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=0)
 
 
 def test_pairs_come_all_chosen_first_with_a_mask_and_their_margins() -> None:

@@ -75,8 +75,8 @@ def test_optimizers_are_those_of_transformers() -> None:
     ],
 )
 def test_what_is_not_installed_is_named_with_what_to_do(fields: dict[str, Any], expected: str | None) -> None:
-    found = lacking("sft", **fields)
-    assert (expected in found[0] and len(found) == 1) if expected else found == []
+    problems = lacking("sft", **fields)
+    assert (expected in problems[0] and len(problems) == 1) if expected else problems == []
 
 
 def test_vllm_is_asked_for() -> None:
@@ -143,8 +143,8 @@ def test_what_a_trainer_would_refuse_or_pass_over_is_said(
         with pytest.raises(ValueError, match="unknown key"):
             train_of(kind, **fields)
         return
-    found = checked(kind, **fields)
-    assert len(found) == 1 and re.search(expected, found[0]), found
+    problems = checked(kind, **fields)
+    assert len(problems) == 1 and re.search(expected, problems[0]), problems
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_has_an_effect_is_taken(kind: str, fields: dict[str, Any]) -> None:
 
 def test_evaluations_want_held_out_rows() -> None:
     train = train_of("sft", eval_steps=5, lr_scheduler_type="greedy")
-    found = [str(problem) for problem in evaluation_problems(train, "rows")]
+    problems = [str(problem) for problem in evaluation_problems(train, "rows")]
     rest = "and data.rows holds no rows out to evaluate on. Set data.rows.held_out: 0.1, or leave it out"
-    assert found == [f"train.eval_steps is 5, {rest}", f"train.lr_scheduler_type is greedy, {rest}"]
+    assert problems == [f"train.eval_steps is 5, {rest}", f"train.lr_scheduler_type is greedy, {rest}"]
     assert list(evaluation_problems(train_of("sft", eval_strategy="no"), "rows")) == []

@@ -30,8 +30,8 @@ def train_of(kind: str, fields: dict[str, Any]) -> Any:
 
 
 def problems_of(kind: str, fields: dict[str, Any]) -> list[Problem]:
-    found: list[Problem] = train_of(kind, fields).check()
-    return found
+    problems: list[Problem] = train_of(kind, fields).check()
+    return problems
 
 
 def make(kind: str, fields: dict[str, Any], out: str) -> Any:
