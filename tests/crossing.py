@@ -35,9 +35,9 @@ def selected(request: pytest.FixtureRequest, name: str) -> tuple[str, ...]:
     Only those tests count that ask a parametrized fixture for what it is making.
     """
     wanted = {request.fixturename: request.param} if hasattr(request, "param") else {}
-    found = set()
+    values = set()
     for item in request.session.items:
         params = item.callspec.params if item.path == request.path and hasattr(item, "callspec") else {}
         if name in params and params | wanted == params:
-            found.add(params[name])
-    return tuple(sorted(found))
+            values.add(params[name])
+    return tuple(sorted(values))

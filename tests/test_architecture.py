@@ -157,13 +157,13 @@ def test_every_kind_is_a_package_with_a_configuration_and_a_run() -> None:
 
 def test_stages_never_import_one_another() -> None:
     stages = [name for name in MODULES if _kind_of(name)]
-    found = [
+    imports = [
         f"{name}:{line} imports {target}"
         for name in stages
         for target, line in IMPORTS[name]
         if target == "pipeline.stages" or _kind_of(target) not in {"", _kind_of(name)}
     ]
-    assert found == []
+    assert imports == []
 
 
 def test_stages_import_at_the_top() -> None:
@@ -235,13 +235,13 @@ def _knows_a_kind(node: ast.AST) -> bool:
 
 def test_no_module_outside_stages_knows_a_kind_by_its_name() -> None:
     assert len(KIND_NAMES) >= 12
-    found = [
+    places = [
         f"{MODULES[name].relative_to(ROOT)}:{node.lineno}"
         for name, tree in TREES.items()
         for node in ast.walk(tree)
         if _part(name) != "stages" and isinstance(node, ast.expr) and _knows_a_kind(node)
     ]
-    assert found == [], "what differs between kinds is a field of `Traits`"
+    assert places == [], "what differs between kinds is a field of `Traits`"
 
 
 @pytest.mark.parametrize(
@@ -506,8 +506,8 @@ def _texts() -> Iterator[tuple[str, str]]:
 def test_the_tree_names_no_place_of_the_machine_it_was_written_on() -> None:
     # At the start of a path: `.work/` is a folder of every store.
     place = re.compile(r"(?<![\w.*}/-])/(?:work|root|tmp/dev)/")
-    found = [f"{path}: {hit.group()}" for path, text in _texts() if (hit := place.search(text))]
-    assert found == []
+    hits = [f"{path}: {hit.group()}" for path, text in _texts() if (hit := place.search(text))]
+    assert hits == []
 
 
 def _is_call(node: ast.AST, name: str) -> bool:
@@ -537,13 +537,13 @@ def _unsafe(node: ast.AST) -> str:
 
 
 def test_nothing_unsafe_is_called() -> None:
-    found = [
+    calls = [
         f"{MODULES[name].relative_to(ROOT)}:{node.lineno} {why}"
         for name, tree in TREES.items()
         for node in ast.walk(tree)
         if (why := _unsafe(node)) and isinstance(node, ast.stmt | ast.expr)
     ]
-    assert found == []
+    assert calls == []
 
 
 @pytest.mark.parametrize(

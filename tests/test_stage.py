@@ -60,12 +60,12 @@ class BlocksConfig(StageConfig):
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("given", "messages"),
     [
         ({}, []),
         ({"first": {"size": 0}}, ["size is 0"]),
         ({"first": {"size": -1}, "second": {"size": -2}}, ["size is -1", "size is -2"]),
     ],
 )
-def test_a_configuration_checks_its_blocks(given: dict[str, dict[str, int]], found: list[str]) -> None:
-    assert [problem.found for problem in BlocksConfig.model_validate(given).check()] == found
+def test_a_configuration_checks_its_blocks(given: dict[str, dict[str, int]], messages: list[str]) -> None:
+    assert [problem.found for problem in BlocksConfig.model_validate(given).check()] == messages

@@ -75,18 +75,18 @@ def test_diff_names_what_changed_by_section(store, make):
     one = make(store, "dpo", "1", parents=(base,), config={"train": {"beta": 0.1, "lr": 1}, "max": 5}, **common)
     common["metrics"] = {"loss": 0.25, "odd": float("nan")}
     two = make(store, "dpo", "2", parents=(other,), config={"train": {"beta": 0.05, "lr": 1}, "new": True}, **common)
-    found = diff(one.manifest, two.manifest)
-    assert found.section("config") == [
+    difference = diff(one.manifest, two.manifest)
+    assert difference.section("config") == [
         Change("config", "max", 5, None),
         Change("config", "new", None, True),
         Change("config", "train.beta", 0.1, 0.05),
     ]
-    assert found.section("inputs") == [
+    assert difference.section("inputs") == [
         Change("inputs", "model", f"base@{base.manifest.short}", f"base@{other.manifest.short}")
     ]
-    assert found.section("metrics") == [Change("metrics", "loss", 0.5, 0.25)]
-    assert found.section("environment") == []
-    assert not found.same_payload
+    assert difference.section("metrics") == [Change("metrics", "loss", 0.5, 0.25)]
+    assert difference.section("environment") == []
+    assert not difference.same_payload
     assert diff(one.manifest, one.manifest).changes == ()
 
 

@@ -261,10 +261,10 @@ def forge(remote: Path, *, path: str = "x", content: bytes = b"evil", **changes:
 def test_a_manifest_that_leads_outside_is_refused_and_nothing_is_written(other, tmp_path, path):
     remote = tmp_path / "deep" / "remote" / "folder"
     forge(remote, path=path)
-    before = {found for found in tmp_path.rglob("*") if found.is_file()}
+    before = {file for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(PipelineError, match=r"is not a path inside the artifact|may not be part of the payload"):
         pull(str(remote), ["sft"], other)
-    assert {found for found in tmp_path.rglob("*") if found.is_file()} == before
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_pickles_are_refused_by_name_and_by_content_on_arrival(other, tmp_path):

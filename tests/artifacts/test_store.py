@@ -23,14 +23,14 @@ FIELDS = {"kind": "sft", "makes": "report"}
 
 def test_a_commit_can_be_found_and_holds_what_was_written(store, make):
     artifact = make(store, "sft", "1", files={"a.txt": b"alpha", "sub/b.txt": b"beta"}, metrics={"loss": 0.5}, seed=7)
-    found = store.find("sft", artifact.manifest.fingerprint)
-    assert found == artifact
-    assert (found.path / "sub" / "b.txt").read_bytes() == b"beta"
-    assert found.path == store.root / "sft" / artifact.manifest.fingerprint[:12]
-    assert found.manifest.metrics == {"loss": 0.5}
-    assert found.manifest.seed == 7
-    assert found.manifest.files["a.txt"] == FileRecord(sha256=hashlib.sha256(b"alpha").hexdigest(), bytes=5)
-    assert store.verify(found) == []
+    stored_artifact = store.find("sft", artifact.manifest.fingerprint)
+    assert stored_artifact == artifact
+    assert (stored_artifact.path / "sub" / "b.txt").read_bytes() == b"beta"
+    assert stored_artifact.path == store.root / "sft" / artifact.manifest.fingerprint[:12]
+    assert stored_artifact.manifest.metrics == {"loss": 0.5}
+    assert stored_artifact.manifest.seed == 7
+    assert stored_artifact.manifest.files["a.txt"] == FileRecord(sha256=hashlib.sha256(b"alpha").hexdigest(), bytes=5)
+    assert store.verify(stored_artifact) == []
     assert store.find("sft", B) is None
     assert store.find("other", artifact.manifest.fingerprint) is None
 
@@ -182,10 +182,10 @@ def test_verify_names_each_kind_of_damage(store, make):
     (artifact.path / "gone").unlink()
     (artifact.path / "shorter").write_bytes(b"123")
     (artifact.path / "extra").write_bytes(b"?")
-    found = [problem.found for problem in store.verify(artifact)]
-    assert found[0] == "`extra` is not in the manifest"
-    assert found[1].startswith("`flipped` has sha256 a52d159f262b")  # sha256("abd")
-    assert found[2:] == ["`gone` is missing", "`shorter` has 3 bytes"]
+    damage = [problem.found for problem in store.verify(artifact)]
+    assert damage[0] == "`extra` is not in the manifest"
+    assert damage[1].startswith("`flipped` has sha256 a52d159f262b")  # sha256("abd")
+    assert damage[2:] == ["`gone` is missing", "`shorter` has 3 bytes"]
 
 
 def test_a_manifest_of_a_newer_schema_says_so(store, make):

@@ -223,8 +223,8 @@ def test_bad_labelled_rows_are_found_before_anything_runs(trueup: Trueup, rated:
     bad = ('{"prompt": "a", "completion": "b"}', '{"prompt": "a", "completion": "", "label": 1}')
     result = trueup("check", rated(*RATED, '"maybe"', rows=bad))
     assert result.exit_code == 2
-    found = [line[line.index("rated.jsonl:") :] for line in result.stderr.splitlines() if "rated.jsonl:" in line]
-    assert found == [
+    row_problems = [line[line.index("rated.jsonl:") :] for line in result.stderr.splitlines() if "rated.jsonl:" in line]
+    assert row_problems == [
         "rated.jsonl:5: row `label` is 'maybe'; expected true or false (or 1 or 0)",
         "rated.jsonl:6: row `label` is missing; expected true or false",
         "rated.jsonl:7: row `completion` is empty; expected text",

@@ -161,10 +161,10 @@ def test_diff_of_an_artifact_with_itself(trueup: Trueup, stocked: Store) -> None
 
 
 def test_diff_json(trueup: Trueup, stocked: Store) -> None:
-    found = json.loads(trueup("diff", "sft@v1", "sft@v2", "--json").stdout)
-    assert (found["before"], found["after"], found["same_payload"]) == ("sft@v1", "sft@v2", False)
+    difference = json.loads(trueup("diff", "sft@v1", "sft@v2", "--json").stdout)
+    assert (difference["before"], difference["after"], difference["same_payload"]) == ("sft@v1", "sft@v2", False)
     change = {"section": "metrics", "key": "loss", "before": 1.5, "after": 1.25}
-    assert change in found["changes"]
+    assert change in difference["changes"]
 
 
 def test_verify_finds_a_changed_byte(trueup: Trueup, stocked: Store) -> None:
@@ -176,8 +176,8 @@ def test_verify_finds_a_changed_byte(trueup: Trueup, stocked: Store) -> None:
     assert [row[:2] for row in _lines(result)][1:3] == [["dpo@v1", "damaged"], ["report@v1", "ok"]]
     assert "`weights.txt` has sha256" in result.stderr
     assert trueup("verify", "sft@v1", "rm").exit_code == 0
-    found = {row["ref"]: row["ok"] for row in json.loads(trueup("verify", "--json").stdout)}
-    assert found == {"dpo@v1": False, "report@v1": True, "rm@v1": True, "sft@v1": True, "sft@v2": True}
+    ok_by_ref = {row["ref"]: row["ok"] for row in json.loads(trueup("verify", "--json").stdout)}
+    assert ok_by_ref == {"dpo@v1": False, "report@v1": True, "rm@v1": True, "sft@v1": True, "sft@v2": True}
 
 
 def test_tags_are_set_listed_and_removed(trueup: Trueup, stocked: Store) -> None:
@@ -227,12 +227,12 @@ def test_push_and_pull_move_an_artifact_with_its_ancestors(trueup: Trueup, stock
 def test_compare_pairs_the_answers_of_two_models(trueup: Trueup, stocked: Store) -> None:
     # dpo against sft, by score: 2>1 won, 1=1 tied, 0<1 lost, 1>0 won: (2 + ½) / 4. Means 4/4 and 3/4.
     # Correct: dpo 1,1,0,1 and sft 1,0,1,1: 3/4 each; task a 2/2 against 1/2, task b 1/2 against 2/2.
-    found = json.loads(trueup("compare", "dpo", "sft", "--json").stdout)[0]
-    assert (found["source"], found["prompts"], found["judge"]) == ("report@v1", 4, "gold")
-    assert found["win_rate"]["value"] == 0.625
-    assert (found["wins"], found["ties"], found["losses"]) == (2, 1, 1)
+    comparison = json.loads(trueup("compare", "dpo", "sft", "--json").stdout)[0]
+    assert (comparison["source"], comparison["prompts"], comparison["judge"]) == ("report@v1", 4, "gold")
+    assert comparison["win_rate"]["value"] == 0.625
+    assert (comparison["wins"], comparison["ties"], comparison["losses"]) == (2, 1, 1)
     measures = {
-        each["name"]: (each["first"], each["second"], each["difference"]["value"]) for each in found["measures"]
+        each["name"]: (each["first"], each["second"], each["difference"]["value"]) for each in comparison["measures"]
     }
     assert measures == {
         "score": (1.0, 0.75, 0.25),
@@ -307,10 +307,10 @@ def test_compare_has_the_intervals_of_the_report(
     from pipeline.evaluation.stats.intervals import mean_interval
 
     limited = _limited(stocked, commit, "part")
-    found = json.loads(trueup("compare", "dpo", "sft", "--report", limited.ref, "--json").stdout)[0]
+    comparison = json.loads(trueup("compare", "dpo", "sft", "--report", limited.ref, "--json").stdout)[0]
     # One tie, one loss, one win of the last three prompts, with the report's seed.
     expected = mean_interval([0.5, 0.0, 1.0], seed=7, bounds=(0, 1))
-    assert found["win_rate"] == expected.model_dump()
+    assert comparison["win_rate"] == expected.model_dump()
 
 
 def test_compare_two_reports_pairs_shared_prompts(
@@ -324,11 +324,11 @@ def test_compare_two_reports_pairs_shared_prompts(
     samples = "".join(f"{json.dumps(row)}\n" for row in (rows[2], rows[0], rows[1]))
     files = {"report.json": (old / "report.json").read_text(), "samples.jsonl": samples}
     commit(stocked, "report", "two", files, kind="evaluate", makes="report")
-    found = json.loads(trueup("compare", "report@v2", "report@v1", "--json").stdout)
-    sft = next(each for each in found if each["first"] == "sft in report@v2")
+    comparisons = json.loads(trueup("compare", "report@v2", "report@v1", "--json").stdout)
+    sft = next(each for each in comparisons if each["first"] == "sft in report@v2")
     assert (sft["prompts"], sft["wins"], sft["win_rate"]["value"]) == (3, 3, 1.0)
     assert next(m for m in sft["measures"] if m["name"] == "score")["difference"]["value"] == 1.0
-    dpo = next(each for each in found if each["first"] == "dpo in report@v2")
+    dpo = next(each for each in comparisons if each["first"] == "dpo in report@v2")
     assert dpo["win_rate"]["value"] == 0.5
 
 

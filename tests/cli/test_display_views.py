@@ -183,15 +183,15 @@ def test_doctor_says_what_precision_auto_comes_to(trueup: Callable[..., Result])
     from pipeline.models.cpu.bf16_speed import has_bf16
 
     checks = {check["name"]: check for check in json.loads(trueup("doctor", "--json").stdout)["checks"]}
-    found = checks["precision"]["found"]
+    precision = checks["precision"]["found"]
     if torch.cuda.is_available():
-        assert found.startswith("auto is bf16") or found.startswith("auto is fp16")
+        assert precision.startswith("auto is bf16") or precision.startswith("auto is fp16")
     elif has_bf16() is False:
-        assert found == "auto is fp32: this processor has no instructions for bf16"
+        assert precision == "auto is fp32: this processor has no instructions for bf16"
     else:
-        times = float(found.split()[2])
-        assert ("auto is bf16" in found) is (times > 1.2) or times == 1.2  # the figure shown is rounded
-        assert "below 512 it is fp32" in found
+        times = float(precision.split()[2])
+        assert ("auto is bf16" in precision) is (times > 1.2) or times == 1.2  # the figure shown is rounded
+        assert "below 512 it is fp32" in precision
 
 
 def test_show_says_why_a_stage_computed_in_its_format() -> None:

@@ -27,13 +27,13 @@ NO_COMMANDS = {"docs/cli.md", "docs/log.md"}  # generated from the command itsel
 
 def _commands(text: str) -> list[tuple[str, bool]]:
     """Return the commands of a page, and whether each stands in a block to be copied, or in a sentence."""
-    found = []
+    commands = []
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         if language in ("", "bash"):
             lines = block.replace("\\\n", " ").splitlines()
             lines = [re.sub(r"^\s*([A-Z_]+=\S+ )*", "", line) for line in lines]
-            found += [(line, True) for line in lines if re.match(r"trueup [a-z]", line)]
-    return [*found, *((command, False) for command in re.findall(r"`(trueup [a-z][^`]*)`", text))]
+            commands += [(line, True) for line in lines if re.match(r"trueup [a-z]", line)]
+    return [*commands, *((command, False) for command in re.findall(r"`(trueup [a-z][^`]*)`", text))]
 
 
 PAGE_COMMANDS = [
@@ -56,9 +56,9 @@ def test_the_command_line_takes_it(page: str, command: str, whole: bool) -> None
     group: Any = typer.main.get_command(app)
     context = group.make_context("trueup", [], resilient_parsing=True)
     assert verb in VERBS, f"{page} names a verb `{verb}` that there is not"
-    found = command_of(VERBS[verb])
+    verb_command = command_of(VERBS[verb])
     try:
-        values = found.make_context(verb, arguments, parent=context).params
+        values = verb_command.make_context(verb, arguments, parent=context).params
     except MissingParameter:
         assert not whole  # a sentence may name a verb without what it is called with
         return

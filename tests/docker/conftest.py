@@ -29,11 +29,11 @@ class Instruction:
 def dockerfile() -> list[Instruction]:
     """The Dockerfile's instructions in order."""
     lines = [line for line in (ROOT / "docker" / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
-    found: list[Instruction] = []
+    instructions: list[Instruction] = []
     stage = -1
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
         if line.strip():
             word, _, rest = line.partition(" ")
             stage += word == "FROM"
-            found.append(Instruction(stage, word, " ".join(rest.split())))
-    return found
+            instructions.append(Instruction(stage, word, " ".join(rest.split())))
+    return instructions

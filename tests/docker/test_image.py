@@ -69,8 +69,8 @@ def test_the_script_builds_it_and_runs_doctor_and_the_first_stages(built: str) -
 
 def test_everything_in_it_has_the_version_of_the_lock(inside: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     def pairs(text: str) -> dict[str, str]:
-        found = re.findall(r"^([\w.-]+)==([^\s+]+)", text, re.M)  # a build of torch is `2.13.0+cpu`
-        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+        requirements = re.findall(r"^([\w.-]+)==([^\s+]+)", text, re.M)  # a build of torch is `2.13.0+cpu`
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in requirements}
 
     frozen = pairs(inside("pip", "list", "--format", "freeze").stdout)
     locked = pairs((ROOT / "constraints.txt").read_text())

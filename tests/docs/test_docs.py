@@ -49,12 +49,12 @@ class Example(NamedTuple):
 
 
 def _blocks(language: str) -> list[Example]:
-    found = []
+    examples = []
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        found += [Example(page, number, block) for number, block in enumerate(blocks, start=1)]
-    return found
+        examples += [Example(page, number, block) for number, block in enumerate(blocks, start=1)]
+    return examples
 
 
 def _id(example: Any) -> str:

@@ -251,12 +251,12 @@ def _flow(tree: Any) -> str:
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
     """Return every container with a key or index of it."""
-    found: list[tuple[Any, Any]] = []
+    places: list[tuple[Any, Any]] = []
     entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, child in entries:
-        found.append((tree, key))
-        found += _places(child)
-    return found
+        places.append((tree, key))
+        places += _places(child)
+    return places
 
 
 def _names(tree: Any) -> list[str]:

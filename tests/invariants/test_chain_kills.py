@@ -109,14 +109,14 @@ def _check_visible(store: Store, digests: dict[str, str]) -> dict[str, str]:
     """Check that all that can be seen in a store is whole and as it should be; return its digests."""
     for folder in store.root.glob("[!.]*/*"):
         assert (folder / "manifest.json").is_file(), f"half an artifact: {folder}"
-    found = {}
+    visible_digests = {}
     for artifact in store.artifacts():
         name = artifact.manifest.name
         assert store.verify(artifact) == []
         assert artifact.manifest.digest == digests[name], f"{name} differs from the uninterrupted run"
         assert artifact.manifest.version == 1
-        found[name] = artifact.manifest.digest
-    return found
+        visible_digests[name] = artifact.manifest.digest
+    return visible_digests
 
 
 @pytest.mark.parametrize(

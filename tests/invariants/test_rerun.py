@@ -40,8 +40,8 @@ def test_a_rerun_starts_no_process_and_imports_no_torch(
         timeout=800,
         check=False,
     )
-    found = json.loads(ended.stderr.splitlines()[-1])
-    assert (found["code"], found["heavy"], found["children"]) == (0, [], 0)
+    report = json.loads(ended.stderr.splitlines()[-1])
+    assert (report["code"], report["heavy"], report["children"]) == (0, [], 0)
     events = journal(store)
     assert [(event["event"], event.get("stage")) for event in events] == [
         ("run_started", None),

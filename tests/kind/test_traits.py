@@ -50,7 +50,7 @@ def test_a_setting_of_train_takes_the_place_of_the_micro_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "train", "rows", "found"),
+    ("check", "train", "rows", "message"),
     [
         (fill_a_batch, TRAIN, RowCounts(8, 0, "messages"), ""),
         (fill_a_batch, TRAIN, RowCounts(7, 9, "messages"), "there are 7 rows to train on"),
@@ -75,9 +75,9 @@ def test_a_setting_of_train_takes_the_place_of_the_micro_batch() -> None:
         (learn_and_hold_out, object(), RowCounts(0, 5, "prompt"), "there are 0 prompts to learn from and 5 held out"),
     ],
 )
-def test_too_few_rows_are_said(check: object, train: object, rows: RowCounts, found: str) -> None:
+def test_too_few_rows_are_said(check: object, train: object, rows: RowCounts, message: str) -> None:
     problem = check(train, rows)  # type: ignore[operator]
-    assert (problem.found if problem is not None else "") == found
+    assert (problem.found if problem is not None else "") == message
 
 
 def test_rows_are_checked_only_where_a_stage_trains() -> None:

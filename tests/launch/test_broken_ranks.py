@@ -76,11 +76,11 @@ class Started:
     @property
     def ranks(self) -> dict[int, int]:
         """Return process numbers by rank."""
-        found = {}
+        pids = {}
         for file in self.store.glob(".work/*/work/ranks/0/pid-*"):
             with contextlib.suppress(ValueError):  # being written
-                found[int(file.name.rpartition("-")[2])] = int(file.read_text())
-        return found
+                pids[int(file.name.rpartition("-")[2])] = int(file.read_text())
+        return pids
 
     def look(self) -> list[psutil.Process]:
         """Remember and return every process of the command, whatever session it is in."""

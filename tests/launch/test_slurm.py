@@ -186,9 +186,9 @@ def test_a_machine_without_slurm_is_one_line(tmp_path: Path, tiny_recipe: Path, 
     ("value", "minutes"), [("90", 90), ("01:30:00", 90), ("1-00:00:01", 1441), ("two", 0), ("0", 0)]
 )
 def test_times(value: str, minutes: int, tmp_path: Path, tiny_recipe: Path) -> None:
-    found, problems = inspect(tiny_recipe, overrides=[f"compute.slurm.time={value}"])
+    recipe, problems = inspect(tiny_recipe, overrides=[f"compute.slurm.time={value}"])
     if minutes:
-        assert found.compute.slurm.minutes == minutes and not problems
+        assert recipe.compute.slurm.minutes == minutes and not problems
     else:
         assert "minutes, or [DAYS-]HH:MM:SS" in str(problems[0])
 

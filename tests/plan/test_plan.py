@@ -332,11 +332,11 @@ def test_problems_of_recipe_graph_and_data_come_together(world: Any, tmp_path: P
     recipe, problems = inspect(tmp_path / "r.yaml")
     with pytest.raises(PipelineError) as caught:
         make_plan(recipe, world.store, problems=problems)
-    found = [(p.where, p.stage, p.found) for p in caught.value.problems]
-    assert found[0] == ("r.yaml:9", "dpo", "train.beta is 0")
-    assert found[1] == ("r.yaml:10", "report", "models: no stage or artifact `bass`")
-    assert found[2][2].startswith("data.corpus: ")
-    assert len(found) == 3  # nothing is said of `dpo`, which the report may name
+    reported_problems = [(p.where, p.stage, p.found) for p in caught.value.problems]
+    assert reported_problems[0] == ("r.yaml:9", "dpo", "train.beta is 0")
+    assert reported_problems[1] == ("r.yaml:10", "report", "models: no stage or artifact `bass`")
+    assert reported_problems[2][2].startswith("data.corpus: ")
+    assert len(reported_problems) == 3  # nothing is said of `dpo`, which the report may name
 
 
 def test_an_artifact_that_cannot_be_read_is_a_problem_not_a_crash(world: Any) -> None:

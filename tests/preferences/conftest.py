@@ -40,8 +40,8 @@ stages:
 def _programs() -> Path | None:
     """Return the folder of PostgreSQL's server programs; Debian keeps them out of the path."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    found = shutil.which("initdb")
-    return Path(found).parent if found else folders[-1] if folders else None
+    initdb = shutil.which("initdb")
+    return Path(initdb).parent if initdb else folders[-1] if folders else None
 
 
 @pytest.fixture(scope="session")

@@ -93,8 +93,8 @@ def test_alpha_of_the_textbook() -> None:
 
 def test_agreement_counts_pairs_of_labels() -> None:
     said = [_label(0, who, verdict) for who, verdict in (("ada", "first"), ("grace", "first"), ("mary", "tie"))]
-    found = agreement(ITEMS, _state(*said, _label(1, "ada", "second")))
-    assert (found.items, found.pairs, found.same) == (1, 3, 1)
+    counts = agreement(ITEMS, _state(*said, _label(1, "ada", "second")))
+    assert (counts.items, counts.pairs, counts.same) == (1, 3, 1)
 
 
 def test_what_is_exported_is_what_people_said() -> None:

@@ -38,18 +38,18 @@ def questions(name: str) -> set[str]:
 
 def content(question: str) -> str:
     """Name what a question is about, found here from its words, not from the generator."""
-    if found := re.search(r": (\w+), (\w+), (\w+)", question):
-        return "list " + " ".join(sorted(found.groups()))
-    if found := re.search(r"(\d+)\D+(\d+)", question):
-        return "sum " + " ".join(sorted(found.groups()))
-    if found := re.search(r"(?:story about|story with|tale of) a (\w+) and a (\w+)", question):
-        return f"story {found[1]} {found[2]}"
-    if found := re.search(r"(?:How do I|how to|want to) (\w+) (?:my|the) \S+ (\w+)", question):
-        return f"do {found[1]} {found[2]}"
-    if found := re.search(r"(?:opposite of|what is not) (\w+)", question):
-        return f"opposite {found[1]}"
-    if found := re.search(r"(?:length|start) of (\w+)", question):
-        return f"letters {found[1]}"  # only the corpus asks this; nothing of it is held out
+    if match := re.search(r": (\w+), (\w+), (\w+)", question):
+        return "list " + " ".join(sorted(match.groups()))
+    if match := re.search(r"(\d+)\D+(\d+)", question):
+        return "sum " + " ".join(sorted(match.groups()))
+    if match := re.search(r"(?:story about|story with|tale of) a (\w+) and a (\w+)", question):
+        return f"story {match[1]} {match[2]}"
+    if match := re.search(r"(?:How do I|how to|want to) (\w+) (?:my|the) \S+ (\w+)", question):
+        return f"do {match[1]} {match[2]}"
+    if match := re.search(r"(?:opposite of|what is not) (\w+)", question):
+        return f"opposite {match[1]}"
+    if match := re.search(r"(?:length|start) of (\w+)", question):
+        return f"letters {match[1]}"  # only the corpus asks this; nothing of it is held out
     people = re.findall(r"\b[A-Z][a-z]+\b", question)[1:]
     topics = {"live in|Where does|lives\\.": "home", "job|work|earns": "job", "pet|animal": "pet"}
     topics |= {"eat|food|cook": "food", "instrument|band|music": "music"}

@@ -41,12 +41,13 @@ def test_a_remedy_leaves_nothing_to_refuse() -> None:
     seen = set()
     for values in itertools.product(*WORDS.values()):
         settings = dict(zip(WORDS, values, strict=True))
-        found = Compute(**settings).contradictions()
-        seen.update((field, re.sub(r"\d", "", expected)) for field, expected, _ in found)
+        contradictions = Compute(**settings).contradictions()
+        seen.update((field, re.sub(r"\d", "", expected)) for field, expected, _ in contradictions)
         cut = [word for word in MODEL_PARALLEL if settings[word] > 1]
-        rounds = len(found) + 2 * (len(cut) > 1)  # numbers of processes are looked at once one way to cut is left
+        # Numbers of processes are looked at once one way to cut is left.
+        rounds = len(contradictions) + 2 * (len(cut) > 1)
         for _ in range(rounds):
             if left := Compute(**settings).contradictions():
                 settings = done(settings, left[0][2])
-        assert not Compute(**settings).contradictions(), (values, found, settings)
+        assert not Compute(**settings).contradictions(), (values, contradictions, settings)
     assert len(seen) > 15

@@ -96,10 +96,10 @@ def test_parts_of_text_are_joined_and_their_other_keys_named() -> None:
 
 
 def test_what_a_tool_found_is_no_list_of_parts() -> None:
-    found = [{"type": "person", "text": "Ada", "score": 0.5}, {"text": "Bo", "score": 0.25}]
-    turn = turns_of([ASKED, {"role": "assistant", "tool_calls": [ADD]}, {"role": "tool", "content": found}], "m")[2]
-    assert json.loads(turn["content"]) == found
-    assert list(unused_keys({"role": "tool", "content": found})) == []
+    entities = [{"type": "person", "text": "Ada", "score": 0.5}, {"text": "Bo", "score": 0.25}]
+    turn = turns_of([ASKED, {"role": "assistant", "tool_calls": [ADD]}, {"role": "tool", "content": entities}], "m")[2]
+    assert json.loads(turn["content"]) == entities
+    assert list(unused_keys({"role": "tool", "content": entities})) == []
 
 
 def test_keys_of_turns_are_named_in_every_column_that_holds_turns(jsonl: Callable[..., Path], source: Any) -> None:

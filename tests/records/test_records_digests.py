@@ -48,8 +48,8 @@ def test_the_digest_is_the_one_written_down(jsonl: Callable[..., Path]) -> None:
     """Stored fingerprints stand on this value: it may change only together with `digests.VERSION`."""
     rows = b'{"n":1,"prompt":"\\u00e9"}\n{"n":2.5,"prompt":"b"}\n{"n":null,"prompt":"c"}\n'
     expected = hashlib.sha256(hashlib.sha256(rows).hexdigest().encode()).hexdigest()
-    found = of(jsonl(*ROWS))
-    assert (found.digest, found.rows) == (expected, 3)
+    data_digest = of(jsonl(*ROWS))
+    assert (data_digest.digest, data_digest.rows) == (expected, 3)
     assert digests.VERSION == 1
 
 
@@ -100,7 +100,7 @@ def test_csv_and_parquet_have_the_digest_of_the_same_rows_as_json(tmp_path: Path
         of(written(tmp_path, "a.csv", 'completion,prompt\nb,"é, a"\nd,c\n'.encode())),
         of(tmp_path / "a.parquet"),
     ]
-    assert len({found.digest for found in by_type}) == 1
+    assert len({data_digest.digest for data_digest in by_type}) == 1
 
 
 def test_columns_that_json_does_not_have_are_digested(tmp_path: Path) -> None:
@@ -115,17 +115,17 @@ def test_columns_that_json_does_not_have_are_digested(tmp_path: Path) -> None:
 
 
 def test_a_bad_row_is_no_error_and_counts_as_its_text(jsonl: Callable[..., Path]) -> None:
-    found = of(jsonl({"a": 1}, "{broken", name="a.jsonl"))
-    assert found.rows == 2
-    assert found.digest != of(jsonl({"a": 1}, "{broken!", name="b.jsonl")).digest
-    assert found.digest != of(jsonl({"a": 1}, '"{broken"', name="c.jsonl")).digest
+    data_digest = of(jsonl({"a": 1}, "{broken", name="a.jsonl"))
+    assert data_digest.rows == 2
+    assert data_digest.digest != of(jsonl({"a": 1}, "{broken!", name="b.jsonl")).digest
+    assert data_digest.digest != of(jsonl({"a": 1}, '"{broken"', name="c.jsonl")).digest
 
 
 def test_what_is_said_of_the_source(jsonl: Callable[..., Path]) -> None:
     two, one = jsonl(*ROWS, name="b.jsonl"), jsonl(ROWS[0], name="a.jsonl")
-    found = of(two, one)
-    assert (found.rows, found.bytes) == (4, two.stat().st_size + one.stat().st_size)
-    assert found.where == [str(one), str(two)]
+    data_digest = of(two, one)
+    assert (data_digest.rows, data_digest.bytes) == (4, two.stat().st_size + one.stat().st_size)
+    assert data_digest.where == [str(one), str(two)]
 
 
 def test_a_file_that_cannot_be_read_is_an_error(jsonl: Callable[..., Path]) -> None:
@@ -204,10 +204,11 @@ def test_a_hub_source_is_known_by_its_place() -> None:
     def hub(**fields: Any) -> DataDigest:
         return digest(DataSource(hub="owner/name", **fields), cache=None)
 
-    found = [hub(), hub(revision="abc"), hub(subset="abc"), hub(hub_split="test")]
-    assert len({one.digest for one in found}) == 4
+    data_digests = [hub(), hub(revision="abc"), hub(subset="abc"), hub(hub_split="test")]
+    assert len({one.digest for one in data_digests}) == 4
     assert hub(revision="abc", subset="en").where == ["hub:owner/name@abc (en, train)"]
-    assert hub(limit=3, system="x").digest == found[0].digest  # options of loading enter the fingerprint elsewhere
+    # Options of loading enter the fingerprint elsewhere.
+    assert hub(limit=3, system="x").digest == data_digests[0].digest
 
 
 def test_an_artifacts_rows_have_the_digest_of_the_same_file(tmp_path: Path) -> None:

@@ -118,13 +118,13 @@ MORE_KINDS = {
 
 @pytest.mark.parametrize("name", MORE_KINDS)
 def test_every_kind_says_what_it_needs(name: str, fresh: Any) -> None:
-    stage, found = MORE_KINDS[name]
+    stage, message = MORE_KINDS[name]
     change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: rows[:5])
     text = fresh.recipe.read_text().replace("stages:\n", f"stages:\n  more: {stage}\n", 1)
     few = "  few: {path: asks.jsonl, limit: 5}\n  one: {path: asks.jsonl, limit: 1}\n"
     fresh.recipe.write_text(text.replace("data:\n", f"data:\n{few}", 1))
     found_by = {one.found for one in fresh.problems("data.pairs.held_out=0") if one.stage == "more"}
-    assert found_by == {found}
+    assert found_by == {message}
 
 
 def test_a_split_that_holds_nothing_out_is_refused(fresh: Any) -> None:

@@ -24,8 +24,8 @@ REFUSES_SYSTEM = (
 
 
 def of_stage(report: CheckReport, stage: str) -> StageTokens:
-    (found,) = [one for one in report.tokens if one.use.stage == stage]
-    return found
+    (stage_tokens,) = [one for one in report.tokens if one.use.stage == stage]
+    return stage_tokens
 
 
 @pytest.fixture

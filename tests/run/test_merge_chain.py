@@ -58,10 +58,10 @@ def logits(folder: Path) -> torch.Tensor:
 def test_three_generations_merged_are_the_last_one(generations: Any) -> None:
     generations(until="full")
     made = {name: generations.store.artifacts(name)[-1] for name in ("base", "a_sft", "a_dpo", "a_ppo", "full")}
-    found = [logits(made[name].path) for name in made]
-    for before, after in itertools.pairwise(found[:4]):
+    outputs = [logits(made[name].path) for name in made]
+    for before, after in itertools.pairwise(outputs[:4]):
         assert (after - before).abs().max() > 1e-2  # each generation changed something
-    torch.testing.assert_close(found[4], found[3], atol=1e-4, rtol=0)
+    torch.testing.assert_close(outputs[4], outputs[3], atol=1e-4, rtol=0)
     lineage = made["full"].manifest.lineage
     assert lineage["adapters"] == [{**one, "merged": True} for one in made["a_ppo"].manifest.lineage["adapters"]]
     assert [one["name"] for one in lineage["adapters"]] == ["a_sft", "a_dpo", "a_ppo"]

@@ -63,14 +63,14 @@ def test_a_transformers_that_cannot_slice_is_told_from_one_that_can(
 
 
 @pytest.mark.parametrize(
-    ("asked", "module", "found", "extra"),
+    ("asked", "module", "opening", "extra"),
     [
         ("compute.attention=flash", "flash_attn", "compute.attention is flash, and FlashAttention", "flash"),
         ("compute.liger=on", "liger_kernel", "compute.liger is on, and Liger", "liger"),
     ],
 )
 def test_kernels_asked_for_by_name_are_missed_before_anything_runs(
-    fresh: Any, asked: str, module: str, found: str, extra: str
+    fresh: Any, asked: str, module: str, opening: str, extra: str
 ) -> None:
     if kernels.has(module) or kernels.has("kernels"):
         pytest.skip(f"{module} is installed here")
@@ -78,7 +78,7 @@ def test_kernels_asked_for_by_name_are_missed_before_anything_runs(
         preflight.check_plan(fresh.plan(asked), fresh.store)
     problems = error.value.problems
     assert [problem.stage for problem in problems] == ["base", "sft", "rm", "dpo"]
-    assert problems[0].found == f"{found} is not installed"
+    assert problems[0].found == f"{opening} is not installed"
     assert problems[0].remedy.startswith(f"pip install 'trueup[{extra}]'")
     assert "\n" not in str(problems[0])
     preflight.check_plan(fresh.plan(asked, "compute.launcher=slurm"), fresh.store)
