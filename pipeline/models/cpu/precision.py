@@ -18,6 +18,9 @@ from pipeline.models.cpu.bf16_speed import NO_INSTRUCTIONS, SMALLEST_WIDTH, WIDE
 _TOKENS = 512
 _FEWEST, _MOST, _ENOUGH_S = 4, 12, 2.0
 """Fewest and most trials of each format, and the seconds after which only the fewest are made."""
+_FEW_TOKENS, _HOPELESS = 16, 8.0
+"""Tokens of a first pair of trials, and how many times as long bf16 takes there when nothing more needs to be measured.
+Where torch has no kernel for its products, one trial of all tokens may take half a minute."""
 
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,17 +60,27 @@ def measure(width: int) -> Speed:
     """Time a linear layer of ``width`` by 3 ``width``, forward and backward, in fp32 and in bf16 by autocast.
 
     Trials alternate, and the fastest of each format counts: other load on the machine makes a trial slower, never
-    faster, and rarely affects all trials of only one format.
+    faster, and rarely affects all trials of only one format. Where a few tokens show that bf16 is emulated, these
+    trials are the measurement.
     """
     own = torch.Generator().manual_seed(0)  # leaves the stage's random state alone, whether measured or cached
     inputs = torch.randn(_TOKENS, width, generator=own, requires_grad=True)
     weight = torch.randn(3 * width, width, generator=own, requires_grad=True)
+    few = inputs[:_FEW_TOKENS].detach().requires_grad_()
+    speed = _fastest([(_seconds(few, weight, False), _seconds(few, weight, True)) for _ in range(2)])
+    if speed.bf16_ms > _HOPELESS * speed.fp32_ms:
+        return speed
     for lower in (False, True):  # warm-up
         _seconds(inputs, weight, lower)
     trials: list[tuple[float, float]] = []
     started = time.perf_counter()
     while len(trials) < _FEWEST or (len(trials) < _MOST and time.perf_counter() - started < _ENOUGH_S):
         trials.append((_seconds(inputs, weight, False), _seconds(inputs, weight, True)))
+    return _fastest(trials)
+
+
+def _fastest(trials: list[tuple[float, float]]) -> Speed:
+    """Return the fastest trial of each format, given seconds in fp32 and in bf16."""
     fp32, bf16 = (min(seconds) * 1000 for seconds in zip(*trials, strict=True))
     return Speed(round(fp32, 4), round(bf16, 4))
 
