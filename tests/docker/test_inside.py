@@ -89,7 +89,7 @@ def _until(condition: Callable[[], Any], process: subprocess.Popen[str], timeout
 
 def test_docker_stop_saves_and_the_rerun_goes_on(start: Any, tiny_recipe: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    base = ("--set", "stages.base.train.max_steps=400", "--until", "base", "--set", "compute.processes=2")
+    base = ("--set", "stages.base.train.max_steps=200", "--until", "base", "--set", "compute.processes=2")
     line = ("run", tiny_recipe, "--store", store, *base)
     process = start(*line, cwd=tmp_path)
     _until(lambda: list(store.glob(".work/base-*/work/seconds.json")), process)
@@ -102,7 +102,7 @@ def test_docker_stop_saves_and_the_rerun_goes_on(start: Any, tiny_recipe: Path, 
     again = start(*line, cwd=tmp_path)
     out, err = again.communicate(timeout=800)
     assert again.returncode == 0, err
-    assert f"resumes at step {step} of 400" in out
+    assert f"resumes at step {step} of 200" in out
 
 
 def test_docker_stop_before_anything_runs_ends_at_once(start: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from waiting import living, until
 
 pytestmark = pytest.mark.xdist_group("kill")
 
-LONG = ("--set", "stages.base.train.max_steps=400", "--until", "base")
+LONG = ("--set", "stages.base.train.max_steps=200", "--until", "base")
 
 
 def _stage_process(session: int) -> psutil.Process:
@@ -62,12 +62,12 @@ def test_sigterm_saves_stops_and_the_rerun_goes_on(
     assert failed["stopped"] is True
     (checkpoint,) = store.glob(".work/base-*/work/checkpoints/checkpoint-*")
     step = int(checkpoint.name.rpartition("-")[2])
-    assert f"stopped as asked at step {step} of 400" in failed["problems"][0]
+    assert f"stopped as asked at step {step} of 200" in failed["problems"][0]
     assert not (store / "base").exists()
     if to == "the command":
         again = call("run", tiny_recipe, "--store", store, *LONG, cwd=tiny_recipe.parent)
         assert again.returncode == 0, again.stderr
-        assert f"resumes at step {step} of 400" in again.stdout
+        assert f"resumes at step {step} of 200" in again.stdout
         assert len(list(store.glob("base/*/manifest.json"))) == 1
         assert not list(store.glob(".work/base-*"))
 
