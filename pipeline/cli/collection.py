@@ -5,29 +5,66 @@ Needs the libraries of the optional extra `collect`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import typer
 
+from pipeline.artifacts import Store
 from pipeline.cli.display import labels as display
 from pipeline.cli.survey import RecipeOptions, survey_of
-from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.cli.terminal import print_line
+from pipeline.errors import ExitCode, PipelineError, Problem, counted
+from pipeline.machine.disk import writing
+from pipeline.preferences.anchors import Anchor, note_head, noted_heads
+from pipeline.preferences.events import Access
 from pipeline.preferences.items import items_of
+from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.records.loading import load
 from pipeline.stages.collect.config import Config, ledger_url
 
 
+class PeopleChanges(NamedTuple):
+    """Names of annotators, by what happens to them."""
+
+    add: Sequence[str]
+    pause: Sequence[str]
+    resume: Sequence[str]
+    revoke: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Collection:
-    """The items and the label ledger of a `collect` stage."""
+    """The items and the label ledger of a `collect` stage.
+
+    Attributes:
+        name: name of the stage.
+        batch: items, and the number of labels each needs.
+        ledger: events of the labels.
+        guidelines: what annotators are told.
+        store: folder of the store, where the heads of the ledger are noted.
+    """
 
     name: str
     batch: Batch
     ledger: Ledger
     guidelines: str
+    store: Path
+
+    def note_head(self) -> None:
+        """Note the ledger's head in the store.
+
+        Raises:
+            PipelineError: the store cannot be written.
+        """
+        last = self.ledger.last()
+        if last is not None:
+            with writing(self.store):
+                note_head(self.store, self.ledger.batch, last.number, last.hash)
 
 
 def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> Collection:
@@ -55,7 +92,7 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
     items, _ = items_of(rows.train + rows.held_out)
     batch = Batch(items, config.labels_per_item, config.overlap)
     label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
-    return Collection(stage, batch, label_ledger, config.guidelines)
+    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root)
 
 
 def show_labels(collection: Collection, what: str, until: int | None, out: Path | None, *, as_json: bool) -> None:
@@ -72,8 +109,9 @@ def show_labels(collection: Collection, what: str, until: int | None, out: Path 
         typer.Exit: a label was changed.
     """
     if what == "verify":
-        problems = collection.ledger.problems()
-        display.verified(collection.ledger.events(), problems, as_json=as_json)
+        anchors = [*noted_heads(collection.store, collection.ledger.batch), *_heads_of_artifacts(collection)]
+        problems = collection.ledger.problems(anchors)
+        display.verified(collection.ledger.events(), problems, len(anchors), as_json=as_json)
         if problems:
             raise typer.Exit(int(ExitCode.FAILED))
         return
@@ -83,4 +121,73 @@ def show_labels(collection: Collection, what: str, until: int | None, out: Path 
     elif what == "agreement":
         display.agreed(collection.batch, state, as_json=as_json)
     else:
+        collection.note_head()
         display.export(collection.batch, state, out)
+
+
+def _heads_of_artifacts(collection: Collection) -> list[Anchor]:
+    """Return the heads of the ledger that the manifests of the stage's artifacts record."""
+    anchors = []
+    for artifact in Store(collection.store).artifacts(collection.name):
+        noted = artifact.manifest.runtime.get("ran", {}).get("ledger")
+        if isinstance(noted, dict) and noted.get("batch", collection.ledger.batch) == collection.ledger.batch:
+            anchors.append(Anchor(int(noted["event"]), str(noted["head"]), f"the manifest of {artifact.ref}"))
+    return anchors
+
+
+def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stuck: bool) -> None:
+    """Take items out of a batch: those named, or all that nobody there can complete.
+
+    Raises:
+        PipelineError: an item is not in the batch, or none was named.
+    """
+    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
+    known = {item.id for item in collection.batch.items}
+    unknown = [item for item in items if item not in known]
+    if unknown:
+        expected = f"ids of pairs as `trueup labels status RECIPE {collection.name} --json` lists them"
+        raise PipelineError(Problem(f"no pair of this batch is {', '.join(unknown)}", expected))
+    chosen = [*items, *(one.item.id for one in queue.stuck() if stuck)]
+    if not chosen and not stuck:
+        raise PipelineError(Problem("no pair is named", "ids of pairs, or --stuck"))
+    for item in dict.fromkeys(chosen):
+        queue.drop(item, reason)
+    done, wanted = (queue.progress()[key] for key in ("done", "wanted"))
+    print_line(f"{counted(len(set(chosen)), 'pair')} dropped; {done} of {counted(wanted, 'label')}")
+
+
+def close(collection: Collection, *, reopen: bool) -> None:
+    """End a batch with the labels it has, or open it again."""
+    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
+    queue.close(not reopen)
+    progress = queue.progress()
+    if reopen:
+        print_line(f"open again: {progress['done']} of {counted(progress['wanted'], 'label')}")
+    else:
+        print_line(f"closed with {counted(progress['done'], 'label')}; `trueup run` goes on with them")
+
+
+def change_people(collection: Collection, changes: PeopleChanges, address: str) -> None:
+    """Add annotators and print their links, pause them, let them go on, or revoke their links; then list all.
+
+    The app that is running takes the change over with the next request.
+
+    Args:
+        collection: the items and their ledger.
+        changes: who is added, paused, let go on, and whose link is revoked.
+        address: what annotators type to reach the app.
+
+    Raises:
+        PipelineError: nobody has a name that is to be changed.
+    """
+    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
+    accesses: dict[Access, Sequence[str]] = {
+        "paused": changes.pause, "active": changes.resume, "revoked": changes.revoke
+    }  # fmt: skip
+    for access, names in accesses.items():
+        for name in names:
+            queue.set_access(name, access)
+    for name in changes.add:
+        print(f"{name}: {address.rstrip('/')}/#{queue.invite(name)}")
+    for name, person in sorted(queue.people().items()):
+        print_line(f"{name} ({person.access})")

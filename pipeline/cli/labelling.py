@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pipeline.cli.collection import Collection
 from pipeline.cli.terminal import print_line
-from pipeline.errors import PipelineError, Problem, counted
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.serving import listen, serve
 
@@ -29,18 +29,24 @@ def open_app(
         url: what annotators type to reach the app, when it is not host and port.
 
     Raises:
-        PipelineError: nobody has a link, or the address cannot be listened on.
+        PipelineError: nobody has a link, a link of nobody is to be replaced, or the address cannot be listened on.
     """
-    queue = LabelQueue(collection.batch, collection.ledger)
+    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
     names = [name.strip() for name in annotators.split(",") if name.strip()]
-    known = queue.state().tokens
+    known = queue.people()
+    if unknown := [name for name in new_link if name not in known and name not in names]:
+        expected = f"one of {', '.join(known)}" if known else "somebody who has a link"
+        remedy = f"--annotators {unknown[0]} makes a first link"
+        raise PipelineError(Problem(f"--new-link {unknown[0]}: nobody has this name", expected, remedy))
     invited = dict.fromkeys([*(name for name in names if name not in known), *new_link])
     if not known and not invited:
         raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
     listener = listen(host, port)
-    address = (url or f"http://{host}:{listener.getsockname()[1]}").rstrip("/")
-    done, full = collection.batch.progress(queue.state())
-    print(f"{collection.name}: {done} of {counted(full, 'label')}, {counted(len(collection.batch.items), 'pair')}")
+    shown_host = f"[{host}]" if ":" in host else host
+    address = (url or f"http://{shown_host}:{listener.getsockname()[1]}").rstrip("/")
+    progress = queue.progress()
+    pairs = counted(len(collection.batch.items), "pair")
+    print(f"{collection.name}: {progress['done']} of {counted(progress['wanted'], 'label')}, {pairs}")
     for name in invited:
         print(f"{name}: {address}/#{queue.invite(name)}")
     if invited:
@@ -48,6 +54,26 @@ def open_app(
     for name in known:
         if name not in invited:
             print_line(f"{name} has a link already (--new-link {name} makes another)")
+    _warn(queue, collection.name)
+    collection.note_head()
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
     sys.stdout.flush()
-    serve(queue, collection.name, collection.guidelines, listener)
+    try:
+        serve(queue, collection.name, collection.guidelines, listener)
+    finally:
+        collection.note_head()
+
+
+def _warn(queue: LabelQueue, stage: str) -> None:
+    """Say which pairs the people there cannot complete, and what to do."""
+    stuck = queue.stuck()
+    if not stuck:
+        return
+    active = sum(person.access == "active" for person in queue.people().values())
+    most = max(one.missing for one in stuck)
+    lack = f"{counted(len(stuck), 'pair')} {agreeing(len(stuck), 'lacks', 'lack')} up to {counted(most, 'label')}"
+    print_line(
+        f"warning: {lack} that {counted(active, 'active person', 'active people')} cannot give: each person labels a "
+        f"pair once. Add people (`trueup labels people RECIPE {stage} --add NAME`), drop these pairs (`labels drop "
+        "--stuck`), or end with what is there (`labels close`)"
+    )

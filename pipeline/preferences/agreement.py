@@ -74,7 +74,7 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
 
 def agreement(items: Iterable[Item], state: State) -> Agreement:
     """Measure the agreement of the labels of items."""
-    units = [[label.verdict for label in state.labels(item.id)] for item in items]
+    units = [[label.verdict for label in state.labels(item.id).values()] for item in items]
     several = [unit for unit in units if len(unit) > 1]
     pairs = [one == other for unit in several for one, other in itertools.combinations(unit, 2)]
     return Agreement(len(several), len(pairs), sum(pairs), krippendorff_alpha(several))
@@ -83,20 +83,21 @@ def agreement(items: Iterable[Item], state: State) -> Agreement:
 def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], Counter[str]]:
     """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
 
-    The rows are conversational, as trl takes them. The margin is the summed strength of the labels for the chosen
-    response, less that of the labels against it, over the number of labels. Ties, pairs with both responses good or
-    both bad, split votes and flagged pairs give no row.
+    The rows are conversational, as trl takes them. The response that more people preferred is the chosen one
+    (`margin_of`). Ties, pairs with both responses good or both bad, split votes, and flagged or dropped pairs give no
+    row.
     """
     rows: list[LabelledPair] = []
     without = Counter[str]()
-    flagged = {item for (item, _), answer in state.answers.items() if answer.kind == "flag"}
     for item in items:
-        labels = state.labels(item.id)
-        if item.id in flagged:
+        labels = list(state.labels(item.id).values())
+        if item.id in state.dropped:
+            without["dropped"] += 1
+        elif state.is_flagged(item.id):
             without["flagged"] += 1
         elif not labels:
             without["unlabelled"] += 1
-        elif (margin := _margin(labels)) == 0:
+        elif (margin := margin_of(labels)) == 0:
             verdicts = {label.verdict for label in labels}
             without[str(verdicts.pop()) if len(verdicts) == 1 else "split"] += 1
         else:
@@ -112,6 +113,21 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], C
     return rows, without
 
 
-def _margin(labels: Sequence[Answer]) -> float:
-    """Return the mean of signed strengths, positive for the first response."""
-    return sum(SIGN.get(str(label.verdict), 0) * label.strength for label in labels) / len(labels)
+def margin_of(labels: Sequence[Answer]) -> float:
+    """Return the margin of an item's labels: positive when more people preferred the first response, else negative.
+
+    The majority decides, whatever strengths the minority gave; with equal numbers the vote is split and the margin 0.
+    Its size is the mean strength of the people who preferred the chosen response, times their lead: the number of
+    people who preferred it less those who preferred the other, over all labels. One person's label has its strength as
+    margin; three people of whom two preferred a response at strength 2 give 2 · 1/3.
+    """
+    strengths: dict[int, list[int]] = {1: [], -1: []}
+    for label in labels:
+        sign = SIGN.get(str(label.verdict), 0)
+        if sign:
+            strengths[sign].append(label.strength)
+    lead = len(strengths[1]) - len(strengths[-1])
+    if lead == 0:
+        return 0.0
+    winners = strengths[1 if lead > 0 else -1]
+    return sum(winners) / len(winners) * lead / len(labels)

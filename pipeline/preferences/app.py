@@ -1,25 +1,30 @@
 """The labelling app: a page operated by keyboard, and its HTTP API.
 
 Every API request carries the annotator's token. The page takes it from the fragment (`#`) of its link, so that no
-server log contains it. The page loads nothing from other servers, and no error response contains a traceback.
+server log contains it. A request is refused before its body is read when its token is unknown, when it comes too fast,
+or when it is too large. The page loads nothing from other servers, and no error response contains a traceback.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.errors import PipelineError
 from pipeline.plain_data import JsonObject
-from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.rate_limit import RateLimit
 
 LOG = logging.getLogger("trueup.collect")
 PAGE = files("pipeline.preferences") / "page"
@@ -27,14 +32,54 @@ TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "t
 AHEAD = 2
 """Number of pairs sent to a browser at a time: the one shown and the next."""
 
+LARGEST_BODY = 64 * 1024
+"""Most bytes in the body of a request."""
+
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
 
-Answer = Callable[[LabelQueue, str, JsonObject], Any]
+RequestId = Annotated[str, Field(max_length=LONGEST_REQUEST)]
+
+
+class Given(BaseModel):
+    """The body of a request; other keys and other types are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Nothing(Given):
+    """A request that says nothing."""
+
+
+class Label(Given):
+    """A choice between the two responses of a pair."""
+
+    item: Annotated[str, Field(max_length=64)]
+    choice: Literal["left", "right", "tie", "both good", "both bad"]
+    strength: Annotated[int, Field(ge=1, le=STRONGEST)] = 1
+    seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
+    request: RequestId = ""
+
+
+class Leave(Given):
+    """A pair that is skipped or flagged."""
+
+    item: Annotated[str, Field(max_length=64)]
+    reason: Annotated[str, Field(max_length=LONGEST_REASON)] = ""
+    seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
+    request: RequestId = ""
+
+
+class Undo(Given):
+    """The last answer is taken back."""
+
+    request: RequestId = ""
 
 
 def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
@@ -45,9 +90,10 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
         title: title of the page, the stage's name.
         guidelines: plain text shown on the page.
     """
+    wrong_tokens, requests = RateLimit(per_second=0.5, burst=20), RateLimit(per_second=50, burst=200)
 
     async def healthz(request: Request) -> Response:
-        await run_in_threadpool(queue.state)
+        await run_in_threadpool(queue.refresh)
         return PlainTextResponse("ok\n", headers=HEADERS)
 
     def page(name: str) -> Callable[[Request], Awaitable[Response]]:
@@ -58,75 +104,107 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
 
         return serve
 
-    def api(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+    async def annotator(request: Request) -> str:
+        """Return who asks, or refuse the request."""
+        address = request.client.host if request.client is not None else ""
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        # Whoever guesses costs no look into the ledger any more; who has a token is let in from the same address.
+        who = await run_in_threadpool(queue.annotator, token, is_new=wrong_tokens.is_left(address))
+        if who is None and not wrong_tokens.take(address):
+            raise HTTPException(429, "too many links that are not valid came from this address: wait a minute")
+        if who is None:
+            raise HTTPException(401, "this link is not valid any more: ask for a new one")
+        name, access = who
+        if access == "paused":
+            raise HTTPException(403, "your labelling is paused: ask who gave you the link")
+        if not requests.take(name):
+            raise HTTPException(429, "these are more requests than a person makes: wait a moment")
+        return name
+
+    def api(given_type: type[Given], answer: Callable[[str, Any], Any]) -> Callable[[Request], Awaitable[Response]]:
         async def serve(request: Request) -> Response:
-            given = await _body(request)
-            token = request.headers.get("authorization", "").removeprefix("Bearer ")
             try:
-                annotator = await run_in_threadpool(queue.annotator, token)
-                if annotator is None:
-                    return _refusal("this link is not valid any more: ask for a new one", 401)
-                answer_data = await run_in_threadpool(answer, queue, annotator, given)
+                name = await annotator(request)
+                given = _parsed(given_type, await _body(request))
+                return JSONResponse(await run_in_threadpool(answer, name, given), headers=HEADERS)
             except PipelineError as error:
                 return _refusal("; ".join(str(problem) for problem in error.problems), 409)
-            return JSONResponse(answer_data, headers=HEADERS)
 
         return serve
 
-    def hello(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
-        return {"annotator": annotator, "title": title, "guidelines": guidelines}
+    def following(name: str, **more: Any) -> JsonObject:
+        return {**more, "items": queue.next(name, AHEAD), "progress": queue.progress(name)}
 
-    apis: dict[str, Answer] = {
-        "hello": hello, "next": _next, "label": _label, "skip": _left("skip"), "flag": _left("flag"), "undo": _undo
-    }  # fmt: skip
+    def hello(name: str, given: Nothing) -> JsonObject:
+        return {"annotator": name, "title": title, "guidelines": guidelines}
+
+    def label(name: str, given: Label) -> JsonObject:
+        queue.label(name, given.item, given.choice, given.strength, given.seconds, given.request)
+        return following(name)
+
+    def leave(kind: Literal["skip", "flag"]) -> Callable[[str, Leave], JsonObject]:
+        def serve(name: str, given: Leave) -> JsonObject:
+            queue.leave(kind, name, given.item, given.reason, given.request)
+            return following(name)
+
+        return serve
+
+    def undo(name: str, given: Undo) -> JsonObject:
+        return following(name, undone=queue.undo(name, given.request))
+
+    apis = {
+        "hello": api(Nothing, hello),
+        "next": api(Nothing, lambda name, given: following(name)),
+        "label": api(Label, label),
+        "skip": api(Leave, leave("skip")),
+        "flag": api(Leave, leave("flag")),
+        "undo": api(Undo, undo),
+    }
     routes = [
         Route("/healthz", healthz),
         Route("/", page("index.html")),
         *(Route(f"/{name}", page(name)) for name in ("app.js", "style.css")),
-        *(Route(f"/api/{name}", api(answer), methods=["POST"]) for name, answer in apis.items()),
+        *(Route(f"/api/{name}", serve, methods=["POST"]) for name, serve in apis.items()),
     ]
-    return Starlette(routes=routes, exception_handlers={404: _missing, Exception: _broken})
+    return Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken})
 
 
-def _next(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
-    return {"items": queue.next(annotator, AHEAD), "progress": queue.progress(annotator)}
+async def _body(request: Request) -> bytes:
+    """Read the body of a request, at most `LARGEST_BODY` bytes of it."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_BODY:
+            raise HTTPException(413, f"the request is larger than {LARGEST_BODY // 1024} KiB")
+    return body
 
 
-def _label(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
-    seconds = given.get("seconds")
-    took = float(seconds) if isinstance(seconds, int | float) else 0.0
-    strength = given.get("strength", 1)
-    queue.label(annotator, str(given.get("item")), str(given.get("choice")), strength, took)
-    return _next(queue, annotator, given)
-
-
-def _left(kind: Literal["skip", "flag"]) -> Answer:
-    def leave(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
-        queue.leave(kind, annotator, str(given.get("item")), str(given.get("reason", "")))
-        return _next(queue, annotator, given)
-
-    return leave
-
-
-def _undo(queue: LabelQueue, annotator: str, given: JsonObject) -> Any:
-    undone = queue.undo(annotator)
-    return {"undone": undone, **_next(queue, annotator, given)}
-
-
-async def _body(request: Request) -> JsonObject:
+def _parsed(given_type: type[Given], body: bytes) -> Given:
+    """Parse the body of a request, or refuse it."""
     try:
-        given = await request.json()
-    except ValueError:
-        return {}
-    return given if isinstance(given, dict) else {}
+        return given_type.model_validate(json.loads(body or b"{}", parse_constant=_not_finite))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the request"
+        raise HTTPException(422, f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+    except (ValueError, RecursionError):
+        raise HTTPException(422, "the request is not JSON") from None
+
+
+def _not_finite(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _refusal(text: str, status: int) -> Response:
     return JSONResponse({"error": text}, status_code=status, headers=HEADERS)
 
 
-async def _missing(request: Request, error: Exception) -> Response:
-    return PlainTextResponse("there is nothing here: open the link you were given\n", status_code=404, headers=HEADERS)
+async def _refused(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 404:
+        text = "there is nothing here: open the link you were given\n"
+        return PlainTextResponse(text, status_code=404, headers=HEADERS)
+    return _refusal(str(getattr(error, "detail", "")), status)
 
 
 async def _broken(request: Request, error: Exception) -> Response:

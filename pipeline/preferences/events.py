@@ -7,32 +7,47 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-EventKind = Literal["annotator", "lease", "label", "skip", "flag", "undo"]
+EventKind = Literal[
+    "batch", "guidelines", "annotator", "access", "lease", "label", "skip", "flag", "undo", "drop", "close"
+]
 
 Verdict = Literal["first", "second", "tie", "both good", "both bad"]
 """`first` and `second` are the responses in the order of the data, independent of their side on the screen."""
+
+Access = Literal["active", "paused", "revoked"]
+"""What an annotator may do: everything; nothing for now; nothing, and never again with the same link."""
 
 
 class EventBody(TypedDict, total=False):
     """The content of an event; each kind has some of the fields.
 
     Attributes:
-        name: `annotator`: name of the annotator.
+        salt: `batch`: secret of the batch, from which ids and sides of a pair on the screen are derived.
+        text: `guidelines`: the text that is shown from now on.
+        guidelines: `guidelines` and `label`: version of the text, the first 12 hex digits of its SHA-256.
+        name: `annotator` and `access`: name of the annotator.
         token: `annotator`: SHA-256 of the annotator's token.
-        annotator: all other kinds: who did it.
+        access: `access`: what the annotator may do from now on.
+        annotator: `lease`, `label`, `skip`, `flag`, `undo`: who did it.
         items: `lease`: ids of the items that are reserved.
-        item: `label`, `skip`, `flag` and `undo`: id of the item.
+        item: `label`, `skip`, `flag`, `undo` and `drop`: id of the item.
         until: `lease` and `undo`: Unix time at which the lease ends.
         verdict: `label`: the choice.
         strength: `label`: strength of the preference, 1 to 3.
         seconds: `label`: time the choice took.
         swapped: `label`: whether the second response was on the left.
-        reason: `skip` and `flag`: the annotator's reason.
+        reason: `skip`, `flag` and `drop`: the reason given.
         event: `undo`: number of the event that is undone.
+        request: `label`, `skip`, `flag`, `undo`: id that the browser gave the request, the same when it sends it again.
+        closed: `close`: whether the batch ends with the labels it has, or goes on.
     """
 
+    salt: str
+    text: str
+    guidelines: str
     name: str
     token: str
+    access: Access
     annotator: str
     items: list[str]
     item: str
@@ -43,6 +58,8 @@ class EventBody(TypedDict, total=False):
     swapped: bool
     reason: str
     event: int
+    request: str
+    closed: bool
 
 
 NewEvent = tuple[EventKind, EventBody]

@@ -50,11 +50,6 @@ def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
     return list(items.values()), left_out
 
 
-def is_swapped(item: str, annotator: str) -> bool:
-    """Return whether an annotator sees the second response on the left: pseudo-random, fixed for item and annotator."""
-    return _share(f"{annotator}/{item}") < 0.5
-
-
 def wanted(item: str, per_item: int, overlap: float) -> int:
     """Return the number of labels an item needs: ``per_item``; for the share ``overlap``, at least `REPEATED`."""
     return max(per_item, REPEATED) if _share(f"overlap/{item}") < overlap else per_item

@@ -1,6 +1,7 @@
 """The label queue: assigns pairs to annotators and records their answers, safely under concurrent requests.
 
-Owns the rules of what an annotator may do. Knows the ledger, not the web; its methods return plain data.
+Owns the rules of what an annotator may do. Knows the ledger, not the web; its methods return plain data. All methods
+may be called from several threads; other processes may write to the same ledger.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ from collections.abc import Callable
 from typing import Literal, TypedDict, cast
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.preferences.events import EventBody, EventKind, NewEvent, Verdict
-from pipeline.preferences.items import Item, Turns, is_swapped
-from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, State
+from pipeline.preferences.assignment import Assignment, Stuck
+from pipeline.preferences.blinding import blinded_id, is_swapped, new_salt
+from pipeline.preferences.events import Access, EventBody, NewEvent, Verdict
+from pipeline.preferences.items import Item, Turns
+from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger, LedgerEvent
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
 
 STRONGEST = 3
+LONGEST_REASON = 1000
+LONGEST_REQUEST = 64
+"""Most characters of a reason, and of a request's id."""
 
 
 class ShownTurn(TypedDict):
@@ -36,7 +42,7 @@ class ShownPair(TypedDict):
     """A pair as a browser receives it; it does not reveal which response is which.
 
     Attributes:
-        item: id of the item.
+        item: id of the item, another one for every annotator.
         prompt: the conversation before the responses.
         left: the response on the left of the screen.
         right: the response on its right.
@@ -54,12 +60,14 @@ class Progress(TypedDict):
     Attributes:
         done: number of labels given.
         wanted: number of labels needed.
-        own: number of labels given by one annotator.
+        own: number of answers given by one annotator.
+        closed: whether the batch was closed.
     """
 
     done: int
     wanted: int
     own: int
+    closed: bool
 
 
 class LabelQueue:
@@ -68,18 +76,47 @@ class LabelQueue:
     Args:
         batch: items, and the number of labels each needs.
         ledger: the log of events that records labels, leases and annotators.
+        guidelines: text that annotators are shown; each label records its version.
     """
 
-    def __init__(self, batch: Batch, ledger: Ledger) -> None:
+    def __init__(self, batch: Batch, ledger: Ledger, guidelines: str = "") -> None:
         self.batch, self.ledger = batch, ledger
         self._items = {item.id: item for item in batch.items}
         self._state = State()
+        self._assignment = Assignment(batch, self._state)
         self._turn = threading.Lock()
+        version = guidelines_version(guidelines)
+        self._append(lambda state: None if state.salt else ("batch", {"salt": new_salt()}))
+        self._append(
+            lambda state: (
+                None if state.guidelines == version else ("guidelines", {"guidelines": version, "text": guidelines})
+            )
+        )
 
-    def state(self) -> State:
-        """Return the state after all events in the ledger so far."""
+    def refresh(self) -> None:
+        """Read the events that were appended to the ledger since the last call."""
         with self._turn:
-            return self._state.take(self.ledger.events(self._state.number))
+            self._read()
+
+    def _read(self) -> None:
+        self._take(self.ledger.events(self._state.number))
+
+    def _take(self, events: list[LedgerEvent]) -> State:
+        self._state.take(events)
+        self._assignment.update()
+        return self._state
+
+    def people(self) -> dict[str, Person]:
+        """Return the annotators by name."""
+        with self._turn:
+            self._read()
+            return dict(self._state.people)
+
+    def stuck(self) -> list[Stuck]:
+        """Return the items that the active annotators cannot complete."""
+        with self._turn:
+            self._read()
+            return self._assignment.stuck()
 
     def invite(self, name: str) -> str:
         """Issue a token to an annotator, which replaces an earlier one; the ledger stores only its hash."""
@@ -87,33 +124,77 @@ class LabelQueue:
         self._append(lambda state: ("annotator", {"name": name, "token": _hashed(token)}))
         return token
 
-    def annotator(self, token: str) -> str | None:
-        """Return the name of the annotator with this token; None for an unknown token."""
-        known = self.state().tokens.items()
-        return next((name for name, hashed in known if hmac.compare_digest(hashed, _hashed(token))), None)
+    def set_access(self, name: str, access: Access) -> None:
+        """Pause an annotator, revoke their link, or let them go on.
+
+        Raises:
+            PipelineError: nobody has this name, or a revoked link is to work again.
+        """
+
+        def decide(state: State) -> NewEvent | None:
+            person = state.people.get(name)
+            if person is None:
+                known = ", ".join(state.people) or "nobody yet"
+                raise PipelineError(Problem(f"{name!r} is not an annotator", f"one of {known}"))
+            if person.access == "revoked" and access != "revoked":
+                statement = f"the link of {name} was revoked"
+                raise PipelineError(Problem(statement, remedy=f"give {name} a new one with `labels people add {name}`"))
+            return None if person.access == access else ("access", {"name": name, "access": access})
+
+        self._append(decide)
+
+    def drop(self, item: str, reason: str) -> None:
+        """Take an item out of the batch: it needs no labels any more and makes no row."""
+        self._append(
+            lambda state: None if item in state.dropped else ("drop", {"item": item, "reason": reason[:LONGEST_REASON]})
+        )
+
+    def close(self, closed: bool = True) -> None:
+        """End the batch with the labels it has, or open it again."""
+        self._append(lambda state: None if state.is_closed == closed else ("close", {"closed": closed}))
+
+    def annotator(self, token: str, *, is_new: bool = True) -> tuple[str, Access] | None:
+        """Return name and access of the annotator with this token; None for an unknown or revoked token.
+
+        Args:
+            token: the token of a link.
+            is_new: whether to read the ledger for links that were made or revoked since the last call.
+        """
+        hashed = _hashed(token)
+        with self._turn:
+            if is_new:
+                self._read()
+            for name, person in self._state.people.items():
+                if hmac.compare_digest(person.token, hashed):
+                    return None if person.access == "revoked" else (name, person.access)
+        return None
 
     def next(self, annotator: str, count: int = 1) -> list[ShownPair]:
         """Return the next pairs for an annotator, as they are shown, and lease them to the annotator for `LEASE_S`."""
         given: list[Item] = []
+        salts: list[str] = []
 
         def decide(state: State) -> NewEvent | None:
             now = time.time()
-            given[:] = self.batch.queue(state, annotator, now)[:count]
-            late = [i.id for i in given if state.leases.get((i.id, annotator), 0) < now + LEASE_S / 2]
+            salts[:] = [state.salt]
+            given[:] = self._assignment.next(annotator, now, count)
+            leased = state.leased_to.get(annotator, {})
+            late = [item.id for item in given if leased.get(item.id, 0) < now + LEASE_S / 2]
             return ("lease", {"annotator": annotator, "items": late, "until": now + LEASE_S}) if late else None
 
         self._append(decide)
-        return [_shown(item, annotator) for item in given]
+        return [_shown(item, annotator, salts[0]) for item in given]
 
-    def label(self, annotator: str, item: str, side: str, strength: int, seconds: float) -> None:
+    def label(self, annotator: str, item: str, side: str, strength: int, seconds: float, request: str = "") -> None:
         """Record a choice.
 
         Args:
             annotator: name of the annotator.
-            item: id of an item of the batch.
+            item: id of a pair as it was shown to this annotator.
             side: one of `SIDES`.
             strength: strength of the preference, 1 to 3.
             seconds: time the choice took.
+            request: id of the request; a request with the id of the recorded answer changes nothing.
 
         Raises:
             PipelineError: no such item, side or strength, or the item is not leased to this annotator.
@@ -122,69 +203,108 @@ class LabelQueue:
             raise PipelineError(Problem(f"choice {side!r}", f"one of {', '.join(SIDES)}"))
         if strength not in range(1, STRONGEST + 1):
             raise PipelineError(Problem(f"strength {strength!r}", f"1 to {STRONGEST}"))
-        swapped = is_swapped(item, annotator)
-        is_even = side not in ("left", "right")
-        verdict = cast(Verdict, side) if is_even else VERDICTS[(side == "right") != swapped]
-        body = EventBody(verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
-        self._answer("label", annotator, item, body)
 
-    def leave(self, kind: Literal["skip", "flag"], annotator: str, item: str, reason: str) -> None:
+        def body(state: State, item_id: str) -> EventBody:
+            swapped = is_swapped(state.salt, annotator, item_id)
+            is_even = side not in ("left", "right")
+            verdict = cast(Verdict, side) if is_even else VERDICTS[(side == "right") != swapped]
+            given = EventBody(verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
+            return {**given, "guidelines": state.guidelines} if state.guidelines else given
+
+        self._answer("label", annotator, item, request, body)
+
+    def leave(
+        self, kind: Literal["skip", "flag"], annotator: str, item: str, reason: str = "", request: str = ""
+    ) -> None:
         """Skip an item, or flag it, after which no annotator gets it.
 
         Raises:
             PipelineError: no such item, or it is not leased to this annotator.
         """
-        self._answer(kind, annotator, item, EventBody(reason=reason[:1000]))
+        self._answer(kind, annotator, item, request, lambda state, _: EventBody(reason=reason[:LONGEST_REASON]))
 
-    def undo(self, annotator: str) -> str | None:
-        """Undo the annotator's last answer and return its item; None when there is none."""
+    def undo(self, annotator: str, request: str = "") -> str | None:
+        """Undo the annotator's last answer and return the item's id as it is shown; None when there is none."""
         undone: list[str] = []
 
         def decide(state: State) -> NewEvent | None:
+            if request and state.requests.get(annotator) == request and annotator in state.undone:
+                undone[:] = [blinded_id(state.salt, annotator, state.undone[annotator])]
+                return None
             last = state.last(annotator)
             if last is None:
                 return None
-            undone[:] = [last[0]]
+            item, answer = last
+            undone[:] = [blinded_id(state.salt, annotator, item)]
             until = time.time() + LEASE_S
-            return "undo", {"annotator": annotator, "item": last[0], "event": last[1].number, "until": until}
+            body = EventBody(annotator=annotator, item=item, event=answer.number, until=until, request=request)
+            return "undo", body
 
         self._append(decide)
         return undone[0] if undone else None
 
-    def progress(self, annotator: str) -> Progress:
-        """Return the number of labels given, of labels needed, and of those given by this annotator."""
-        state = self.state()
-        done, full = self.batch.progress(state)
-        own = sum(who == annotator and one.kind == "label" for (_, who), one in state.answers.items())
-        return {"done": done, "wanted": full, "own": own}
+    def progress(self, annotator: str = "") -> Progress:
+        """Return the number of labels given and needed, and the number of answers of an annotator."""
+        with self._turn:
+            self._read()
+            done, wanted = self._assignment.progress()
+            own = len(self._state.answers.get(annotator, ()))
+            return {"done": done, "wanted": wanted, "own": own, "closed": self._state.is_closed}
 
-    def _answer(self, kind: EventKind, annotator: str, item: str, body: EventBody) -> None:
-        if item not in self._items:
-            raise PipelineError(Problem("this pair is not in the data", "one that was handed out", "reload the page"))
-
-        def decide(state: State) -> NewEvent:
-            if (item, annotator) in state.answers:
+    def _answer(
+        self,
+        kind: Literal["label", "skip", "flag"],
+        annotator: str,
+        shown: str,
+        request: str,
+        body: Callable[[State, str], EventBody],
+    ) -> None:
+        def decide(state: State) -> NewEvent | None:
+            item = state.shown.get(annotator, {}).get(shown)
+            if item is None or item not in self._items:
+                expected = "one that was handed out to you"
+                raise PipelineError(Problem("this pair was not handed to you", expected, "reload the page"))
+            before = state.answers.get(annotator, {}).get(item)
+            if before is not None:
+                if request and before.request == request:
+                    return None  # sent again, because the reply was lost
                 raise PipelineError(Problem("this pair was answered", "one answer of a person", "undo it to change it"))
-            if (item, annotator) not in state.leases:
-                raise PipelineError(Problem("this pair was not handed to you", "one that was", "reload the page"))
-            return kind, {**body, "annotator": annotator, "item": item}
+            if not self._assignment.is_open(item):
+                raise PipelineError(Problem(_why_not_open(state, item), remedy="reload the page for the next pair"))
+            lease = state.leased_to.get(annotator, {}).get(item)
+            if lease is None or (lease < time.time() and not self._assignment.is_free(item, annotator, time.time())):
+                statement = "this pair was reserved for you for ten minutes and has gone to somebody else"
+                raise PipelineError(Problem(statement, remedy="reload the page for the next pair"))
+            sent = {"request": request} if request else {}
+            return kind, cast(EventBody, {**body(state, item), **sent, "annotator": annotator, "item": item})
 
         self._append(decide)
 
     def _append(self, decide: Callable[[State], NewEvent | None]) -> None:
         with self._turn:
-
-            def after(events: list[LedgerEvent]) -> NewEvent | None:
-                return decide(self._state.take(events))
-
-            self.ledger.append(after, self._state.number)
+            written = self.ledger.append(lambda events: decide(self._take(events)), self._state.number)
+            if written is not None:
+                self._take([written])
 
 
-def _shown(item: Item, annotator: str) -> ShownPair:
+def guidelines_version(guidelines: str) -> str:
+    """Return the version of guidelines: the first 12 hex digits of their SHA-256; empty without guidelines."""
+    return hashlib.sha256(guidelines.encode()).hexdigest()[:12] if guidelines else ""
+
+
+def _why_not_open(state: State, item: str) -> str:
+    if state.is_closed:
+        return "the batch was closed: no more labels are needed"
+    if item in state.dropped:
+        return "this pair was taken out of the batch"
+    return "somebody flagged this pair" if state.is_flagged(item) else "this pair has all its labels"
+
+
+def _shown(item: Item, annotator: str, salt: str) -> ShownPair:
     """Return an item as a browser receives it; it does not reveal which response is which."""
-    left, right = item.responses[::-1] if is_swapped(item.id, annotator) else item.responses
+    left, right = item.responses[::-1] if is_swapped(salt, annotator, item.id) else item.responses
     return {
-        "item": item.id,
+        "item": blinded_id(salt, annotator, item.id),
         "prompt": _shown_turns(item.prompt),
         "left": _shown_turns(left),
         "right": _shown_turns(right),

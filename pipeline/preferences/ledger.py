@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
+from pipeline.preferences.anchors import Anchor, ledger_file
 from pipeline.preferences.events import EventBody, EventKind, NewEvent
 
 GENESIS = "0" * 64
@@ -69,7 +70,7 @@ Decide = Callable[[list[LedgerEvent]], NewEvent | None]
 
 def default_url(store: Path) -> str:
     """Return the URL of the default ledger of a store, a SQLite file."""
-    return f"sqlite:///{store.resolve() / '.labels' / 'ledger.db'}"
+    return f"sqlite:///{ledger_file(store.resolve())}"
 
 
 class Ledger:
@@ -95,12 +96,15 @@ class Ledger:
         """Close the connections to the database."""
         self._engine.dispose()
 
-    def append(self, decide: Decide, after: int = 0) -> None:
+    def append(self, decide: Decide, after: int = 0) -> LedgerEvent | None:
         """Append the event that ``decide`` returns; append nothing when it returns None.
 
         Args:
             decide: called with the events after ``after``, inside the transaction; returns kind and body.
             after: number of the last event the caller knows.
+
+        Returns:
+            The event as it was written.
 
         Raises:
             PipelineError: the database cannot be written.
@@ -110,30 +114,68 @@ class Ledger:
             known = self._read(connection, after)
             event = decide(known)
             if event is None:
-                return
+                return None
             last = known[-1] if known else self._last(connection)
-            kind, body = event
-            at = time.time()
-            number, before = (last.number + 1, last.hash) if last else (1, GENESIS)
-            text = _canonical(body)
-            row = {"batch": self.batch, "number": number, "at": at, "kind": kind, "body": text}
-            connection.execute(_EVENTS.insert().values(**row, hash=_hash(before, row)))
+            (written,) = self._write(connection, [event], last)
+        return written
+
+    def extend(self, events: Iterable[NewEvent]) -> None:
+        """Append events in one transaction, all or none of them: for an import.
+
+        Raises:
+            PipelineError: the database cannot be written.
+        """
+        with _database_errors(self.url), self._engine.begin() as connection:
+            _take_turns(connection)
+            self._write(connection, events, self._last(connection))
+
+    def _write(self, connection: Connection, events: Iterable[NewEvent], last: LedgerEvent | None) -> list[LedgerEvent]:
+        """Insert events behind the last one, and return them as they were written."""
+        number, before = (last.number, last.hash) if last else (0, GENESIS)
+        written, rows = [], []
+        for kind, body in events:
+            number, at = number + 1, time.time()
+            row = {"batch": self.batch, "number": number, "at": at, "kind": kind, "body": _canonical(body)}
+            before = _hash(before, row)
+            rows.append({**row, "hash": before})
+            written.append(LedgerEvent(number, at, kind, body, before))
+        if rows:
+            connection.execute(_EVENTS.insert(), rows)
+        return written
+
+    def last(self) -> LedgerEvent | None:
+        """Return the last event; None of an empty ledger."""
+        with _database_errors(self.url), self._engine.connect() as connection:
+            return self._last(connection)
 
     def events(self, after: int = 0, until: int | None = None) -> list[LedgerEvent]:
         """Return the events with numbers above ``after``, up to and including ``until``, in order."""
         with _database_errors(self.url), self._engine.connect() as connection:
             return self._read(connection, after, until)
 
-    def problems(self) -> list[str]:
-        """Verify the hash chain and return its problems in order: changed events and missing ones."""
+    def problems(self, anchors: Iterable[Anchor] = ()) -> list[str]:
+        """Verify the hash chain and return its problems in order: changed events and missing ones.
+
+        Args:
+            anchors: events that were noted outside the database. They show an end that was removed, and a chain that
+                was computed anew from an event that was changed.
+        """
         problems, before = [], (0, GENESIS)
+        hashes = {}
         for event in self.events():
+            hashes[event.number] = event.hash
             if event.number != before[0] + 1:
                 problems.append(f"event {before[0] + 1} is missing")
             row = {"batch": self.batch, "number": event.number, "at": event.at, "kind": event.kind}
             if _hash(before[1], {**row, "body": _canonical(event.body)}) != event.hash:
                 problems.append(f"event {event.number} is not what was written, or does not follow the one before it")
             before = (event.number, event.hash)
+        for anchor in anchors:
+            if anchor.event > before[0]:
+                last = f"the last is event {before[0]}"
+                problems.append(f"event {anchor.event} is missing: {anchor.source} notes it, and {last}")
+            elif hashes.get(anchor.event, anchor.head) != anchor.head:
+                problems.append(f"event {anchor.event} is not the one that {anchor.source} notes")
         return problems
 
     def _read(self, connection: Connection, after: int, until: int | None = None) -> list[LedgerEvent]:

@@ -122,29 +122,32 @@ class Server:
     address: str
     tokens: dict[str, str]
 
-    def ask(self, name: str, who: str, status: int = 200, **body: Any) -> Any:
-        """Return what an address of the app answers an annotator."""
-        headers = {"Authorization": f"Bearer {self.tokens.get(who, who)}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.address}/api/{name}", json.dumps(body).encode(), headers)
+    def post(self, name: str, token: str, body: bytes) -> tuple[int, str]:
+        """Return status and text of the reply to a request."""
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.address}/api/{name}", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=800) as reply:
-                code, text = reply.status, reply.read()
+                return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
-            code, text = error.code, error.read()
+            return error.code, error.read().decode()
+
+    def ask(self, name: str, who: str, status: int = 200, **body: Any) -> Any:
+        """Return what an address of the app answers an annotator."""
+        code, text = self.post(name, self.tokens.get(who, who), json.dumps(body).encode())
         assert code == status, text
         return json.loads(text)
 
 
 @pytest.fixture
-def open_app(people: Path) -> Iterator[Callable[..., Server]]:
-    """Start `trueup collect` for annotators, and stop it after the test."""
+def serve() -> Iterator[Callable[..., Server]]:
+    """Run `trueup collect …` until it listens, and stop it after the test."""
     running = []
 
-    def start(*annotators: str, url: str, batch: str = "", more: tuple[str, ...] = ()) -> Server:
-        command = [sys.executable, "-m", "pipeline.cli", "collect", str(people), "labels", "--port", "0", *more]
-        command += ["--annotators", ",".join(annotators), "--set", f"stages.labels.batch={batch or people.parent.name}"]
-        around = {**os.environ, "TRUEUP_LEDGER": url, "PYTHONPATH": str(Path(__file__).parents[2])}
-        process = subprocess.Popen(command, cwd=people.parent, env=around, text=True, stdout=subprocess.PIPE)
+    def start(arguments: list[str], folder: Path, **around: str) -> Server:
+        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **around}
+        process = subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE)
         running.append(process)
         tokens, address = {}, ""
         assert process.stdout is not None
@@ -162,3 +165,15 @@ def open_app(people: Path) -> Iterator[Callable[..., Server]]:
     for process in running:
         process.terminate()
         process.wait(timeout=800)
+
+
+@pytest.fixture
+def open_app(people: Path, serve: Callable[..., Server]) -> Callable[..., Server]:
+    """Start `trueup collect` for annotators of the six pairs."""
+
+    def start(*annotators: str, url: str, batch: str = "", more: tuple[str, ...] = ()) -> Server:
+        batch = batch or people.parent.name
+        line = ["collect", str(people), "labels", "--port", "0", *more, "--annotators", ",".join(annotators)]
+        return serve([*line, "--set", f"stages.labels.batch={batch}"], people.parent, TRUEUP_LEDGER=url)
+
+    return start

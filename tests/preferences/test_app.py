@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.preferences.label_queue import SIDES
 from pipeline.preferences.ledger import Ledger
 
 Start = Callable[..., Any]
@@ -68,7 +67,7 @@ def test_a_killed_server_loses_no_label_and_an_old_link_still_opens_it(open_app:
     assert not again.tokens  # she has a link already
     again.tokens = app.tokens
     told = again.ask("next", "ada")
-    assert told["progress"] == {"done": 1, "wanted": 6, "own": 1}
+    assert told["progress"] == {"done": 1, "wanted": 6, "own": 1, "closed": False}
     assert told["items"][0] == second
     assert Ledger(url, people.parent.name).problems() == []
 
@@ -102,11 +101,16 @@ def test_nothing_that_is_sent_says_which_answer_is_which(open_app: Start, tmp_pa
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
-    "a choice that is none": ("label", {"choice": "first"}, 409, "one of " + ", ".join(SIDES)),
-    "a strength that is none": ("label", {"choice": "left", "strength": 4}, 409, "strength 4"),
-    "a strength of another kind": ("label", {"choice": "left", "strength": [1]}, 409, "strength"),
-    "an item that is none": ("label", {"item": "0" * 16, "choice": "left"}, 409, "not in the data"),
-    "an item nobody handed out": ("label", {"item": 4, "choice": "left"}, 409, "not handed to you"),
+    "a choice that is none": ("label", {"choice": "first"}, 422, "choice: input should be 'left', 'right', 'tie'"),
+    "a strength that is none": ("label", {"choice": "left", "strength": 4}, 422, "strength: input should be less"),
+    "a strength of another kind": ("label", {"choice": "left", "strength": [1]}, 422, "strength: input should be"),
+    "a strength that is a text": ("label", {"choice": "left", "strength": "1"}, 422, "strength: input should be"),
+    "a time below nothing": ("label", {"choice": "left", "seconds": -1}, 422, "seconds: input should be greater"),
+    "no choice": ("label", {}, 422, "choice: field required"),
+    "another key": ("label", {"choice": "left", "annotator": "grace"}, 422, "annotator: extra inputs"),
+    "a long reason": ("skip", {"reason": "x" * 1001}, 422, "reason: string should have at most 1000"),
+    "an item that is none": ("label", {"item": "0" * 16, "choice": "left"}, 409, "not handed to you"),
+    "an item of somebody else": ("label", {"item": 2, "choice": "left"}, 409, "not handed to you"),
 }
 
 
@@ -114,7 +118,7 @@ def test_what_cannot_be_is_refused_in_one_line(open_app: Start, tmp_path: Path) 
     app = open_app("ada", "grace", url=f"sqlite:///{tmp_path / 'l.db'}")
     items = app.ask("next", "ada")["items"] + app.ask("next", "grace")["items"]
     for name, body, status, told in REFUSED.values():
-        item = items[2]["item"] if body.get("item") == 4 else body.get("item", items[0]["item"])
+        item = items[2]["item"] if body.get("item") == 2 else body.get("item", items[0]["item"])
         assert told in app.ask(name, "ada", status, **{**body, "item": item})["error"]
     app.ask("label", "ada", item=items[0]["item"], choice="tie")
     assert "was answered" in app.ask("label", "ada", 409, item=items[0]["item"], choice="tie")["error"]
@@ -127,6 +131,64 @@ def test_what_cannot_be_is_refused_in_one_line(open_app: Start, tmp_path: Path) 
         assert reply.read() == b"ok\n"
 
 
+RAW: dict[str, tuple[bytes, int, str]] = {
+    "no JSON": (b"{", 422, "not JSON"),
+    "not a number": (b'{"item": "x", "choice": "tie", "seconds": NaN}', 422, "not JSON"),
+    "endless": (b'{"item": "x", "choice": "tie", "seconds": Infinity}', 422, "not JSON"),
+    "a number too large": (b'{"item": "x", "choice": "tie", "seconds": 1e999}', 422, "seconds: input should be"),
+    "a list": (b"[]", 422, "the request: input should be"),
+    "deep": (b"[" * 60_000, 422, "not JSON"),
+    "large": (b'{"reason": "' + b"x" * 70_000 + b'"}', 413, "larger than 64 KiB"),
+}
+
+
+def test_bodies_that_no_page_sends_are_refused(open_app: Start, tmp_path: Path) -> None:
+    app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
+    for body, status, told in RAW.values():
+        code, text = app.post("label", app.tokens["ada"], body)
+        assert (code, told in text) == (status, True), text
+    # Who has no link is refused before the body is looked at.
+    assert app.post("label", "wrong", b'{"reason": "' + b"x" * 70_000 + b'"}')[0] == 401
+    events = Ledger(f"sqlite:///{tmp_path / 'l.db'}", tmp_path.name).events()
+    assert all(event.kind in ("batch", "guidelines", "annotator") for event in events)
+
+
+def test_guessing_links_is_slowed_down_and_stops_nobody_else(open_app: Start, tmp_path: Path) -> None:
+    app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
+    codes = [app.post("next", f"guess {n}", b"{}")[0] for n in range(60)]
+    assert codes[:20] == [401] * 20 and set(codes) == {401, 429} and codes.count(429) > 30
+    assert app.ask("hello", "ada")["annotator"] == "ada"  # from the same address
+
+
+def test_a_label_whose_reply_was_lost_is_sent_again_and_counts_once(open_app: Start, url: str, people: Path) -> None:
+    app = open_app("ada", url=url)
+    item = app.ask("next", "ada")["items"][0]
+    label = {"item": item["item"], "choice": "left", "request": "one"}
+    first, again = app.ask("label", "ada", **label), app.ask("label", "ada", **label)
+    assert first == again and again["progress"]["done"] == 1
+    assert app.ask("undo", "ada", request="two")["undone"] == item["item"]
+    told = app.ask("undo", "ada", request="two")
+    assert told["undone"] == item["item"] == told["items"][0]["item"] and told["progress"]["done"] == 0
+
+
+def test_people_come_pause_and_go_while_the_app_runs(
+    open_app: Start, tmp_path: Path, labels: Any, people: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    app = open_app("ada", url=url)
+    line = ("people", str(people), "labels", "--ledger", url, *_batch(people))
+    link = labels(*line, "--add", "grace", "--url", app.address).splitlines()[0]
+    app.tokens["grace"] = link.partition("#")[2]
+    assert link.startswith(f"grace: {app.address}/#") and app.ask("hello", "grace")["annotator"] == "grace"
+    assert "grace (paused)" in labels(*line, "--pause", "grace")
+    assert "paused" in app.ask("next", "grace", 403)["error"]
+    labels(*line, "--resume", "grace")
+    app.ask("next", "grace")
+    labels(*line, "--revoke", "grace")
+    app.ask("next", "grace", 401)
+    app.ask("next", "ada")
+
+
 def test_a_new_link_ends_the_old_one(open_app: Start, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'l.db'}"
     old = open_app("ada", url=url)
@@ -134,3 +196,11 @@ def test_a_new_link_ends_the_old_one(open_app: Start, tmp_path: Path) -> None:
     assert new.ask("hello", "ada")["annotator"] == "ada"
     old.ask("hello", "ada", 401)
     assert old.tokens["ada"] not in str(Ledger(url, tmp_path.name).events())
+
+
+def test_a_new_link_for_nobody_makes_nobody(people: Path, call: Any) -> None:
+    ended = call(
+        "collect", people, "labels", "--annotators", "ada", "--new-link", "adda", "--port", "0", cwd=people.parent
+    )
+    assert ended.returncode == 2
+    assert "--new-link adda: nobody has this name" in ended.stderr and "--annotators adda" in ended.stderr

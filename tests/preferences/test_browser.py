@@ -94,7 +94,9 @@ def test_a_person_labels_undoes_and_ends_with_keys_alone(
     assert shown.wrong == []
     shown.context.close()
     state = State().take(Ledger(url, people.parent.name).events())
-    said = sorted((one.number, one.kind, one.verdict, one.strength, one.reason) for one in state.answers.values())
+    said = sorted(
+        (one.number, one.kind, one.verdict, one.strength, one.reason) for one in state.answers["ada"].values()
+    )
     assert [one[1:] for one in said] == [
         ("label", "first", 1, ""),
         ("label", "first", 2, ""),

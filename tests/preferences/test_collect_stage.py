@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,80 @@ def test_a_run_waits_for_people_and_then_goes_on(people: Path, call: Any) -> Non
     assert all(row["chosen"][0]["content"].startswith("right") and row["margin"] == 2 for row in rows)
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest["metrics"]["pairs"] == 6 and manifest["runtime"]["ran"]["ledger"]["event"] > 6
+
+
+def test_labels_after_the_artifact_are_told_and_a_forced_run_takes_them(people: Path, call: Any) -> None:
+    store = people.parent / "store"
+    _label_all(people, store)
+    assert call("run", people, "--store", store, cwd=people.parent).returncode == 0
+    assert "newer labels" not in call("ls", "--store", store, cwd=people.parent).stdout
+    source = load_recipe(people).data["answers"]
+    items, _ = items_of(load(source, "preference", seed=0, name="answers").train)
+    queue = LabelQueue(Batch(items), Ledger(default_url(store), "labels"))
+    undone = queue.undo("ada")
+    told = call("ls", "--store", store, cwd=people.parent).stdout
+    assert "newer labels: people answered or took back 1 time since labels@v1 was made" in told
+    assert "--force labels" in told
+    assert undone is not None
+    queue.label("ada", undone, "tie", 1, 1.0)
+    forced = call("run", people, "--store", store, "--force", "labels", cwd=people.parent)
+    assert forced.returncode == 0, forced.stderr
+    assert "5 preferences from 6 labels; no row of 1 tie" in forced.stdout + forced.stderr
+    assert "newer labels" not in call("ls", "--store", store, cwd=people.parent).stdout
+
+
+def test_a_closed_batch_goes_on_with_the_labels_it_has(people: Path, call: Any) -> None:
+    store = people.parent / "store"
+    source = load_recipe(people).data["answers"]
+    items, _ = items_of(load(source, "preference", seed=0, name="answers").train)
+    queue = LabelQueue(Batch(items), Ledger(default_url(store), "labels"))
+    for _ in range(2):
+        queue.label("ada", queue.next("ada")[0]["item"], "left", 1, 1.0)
+    line = ("labels", "close", people, "labels", "--store", store)
+    assert "closed with 2 labels" in call(*line, cwd=people.parent).stdout
+    assert "open again: 2 of 6 labels" in call(*line, "--reopen", cwd=people.parent).stdout
+    waiting = call("run", people, "--store", store, cwd=people.parent)
+    assert waiting.returncode == 3 and "trueup labels close RECIPE labels" in waiting.stderr
+    call(*line, cwd=people.parent)
+    done = call("run", people, "--store", store, cwd=people.parent)
+    assert done.returncode == 0 and "2 preferences from 2 labels; no row of 4 unlabelled" in done.stdout + done.stderr
+
+
+def test_pairs_that_nobody_here_can_complete_are_told_and_dropped(people: Path, call: Any) -> None:
+    """Three labels a pair are wanted of two people; and one of them skips a pair."""
+    store = people.parent / "store"
+    three = ("--set", "stages.labels.labels_per_item=3")
+    source = load_recipe(people).data["answers"]
+    items, _ = items_of(load(source, "preference", seed=0, name="answers").train)
+    queue = LabelQueue(Batch(items, per_item=3), Ledger(default_url(store), "labels"))
+    for who in ("ada", "grace"):
+        queue.invite(who)
+    line = (people, "labels", "--store", store, *three)
+    told = call("labels", "status", *line, cwd=people.parent).stdout
+    assert "6 pairs want labels that nobody here can give" in told and "labels drop --stuck" in told
+    state = json.loads(call("labels", "status", *line, "--json", cwd=people.parent).stdout)
+    assert state["stuck"][0] == {"item": items[0].id, "missing": 3, "people": 2}
+    assert (
+        "1 pair dropped" in call("labels", "drop", *line, items[0].id, "--reason", "unclear", cwd=people.parent).stdout
+    )
+    assert "5 pairs dropped; 0 of 0 labels" in call("labels", "drop", *line, "--stuck", cwd=people.parent).stdout
+    wrong = call("labels", "drop", *line, "abc", cwd=people.parent)
+    assert wrong.returncode == 2 and "no pair of this batch is abc" in wrong.stderr
+
+
+def test_verify_finds_an_end_that_was_cut_off(people: Path, call: Any) -> None:
+    store = people.parent / "store"
+    _label_all(people, store)
+    assert call("run", people, "--store", store, cwd=people.parent).returncode == 0
+    verify = ("labels", "verify", people, "labels", "--store", store)
+    whole = call(*verify, cwd=people.parent)
+    assert whole.returncode == 0 and "2 notes of earlier heads agree" in whole.stdout, whole.stdout
+    with sqlite3.connect(store / ".labels" / "ledger.db") as connection:
+        connection.execute("DELETE FROM trueup_events WHERE number = (SELECT max(number) FROM trueup_events)")
+    cut = call(*verify, cwd=people.parent)
+    assert cut.returncode == 1
+    assert "is missing: line 1 of anchors.jsonl notes it" in cut.stdout
+    assert "is missing: the manifest of labels@v1 notes it" in cut.stdout
 
 
 def test_pairs_of_people_are_what_the_next_stage_trains_on(chain: Any, people: Path, call: Any) -> None:

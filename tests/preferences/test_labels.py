@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Any
 
 import pytest
 
-from pipeline.preferences.agreement import agreement, exported, krippendorff_alpha
-from pipeline.preferences.items import is_swapped, items_of, wanted
-from pipeline.preferences.labels import LEASE_S, Batch, State
+from pipeline.preferences.agreement import agreement, exported, krippendorff_alpha, margin_of
+from pipeline.preferences.assignment import Assignment
+from pipeline.preferences.items import items_of, wanted
+from pipeline.preferences.labels import LEASE_S, Answer, Batch, State
 from pipeline.preferences.ledger import LedgerEvent
 
 
@@ -40,40 +42,116 @@ def test_pairs_that_ask_nothing_are_left_out() -> None:
     assert [turn["content"] for turn in items[0].responses[0]] == ["a"]
 
 
-def test_sides_are_even_and_everybodys_own() -> None:
-    sides = [is_swapped(f"item {n}", who) for who in ("ada", "grace") for n in range(2000)]
-    assert 0.45 < sum(sides) / len(sides) < 0.55
-    assert 0.4 < sum(a == b for a, b in zip(sides[:2000], sides[2000:], strict=True)) / 2000 < 0.6
-    assert is_swapped("item 1", "ada") == is_swapped("item 1", "ada")
-
-
 def test_a_share_of_the_items_is_labelled_three_times() -> None:
     several = [wanted(f"item {n}", 1, 0.15) for n in range(4000)]
     assert set(several) == {1, 3} and 0.13 < several.count(3) / 4000 < 0.17
     assert wanted("x", 5, 1.0) == 5
 
 
+def _next(batch: Batch, state: State, annotator: str, now: float = 0.0, count: int = 9) -> list[Any]:
+    return Assignment(batch, state).next(annotator, now, count)
+
+
 def test_nobody_gets_what_another_has_until_the_lease_ends() -> None:
     batch = Batch(ITEMS)
     state = _state(("lease", {"annotator": "ada", "items": [ITEMS[0].id, ITEMS[2].id], "until": LEASE_S}))
-    assert batch.queue(state, "grace", 1.0) == [ITEMS[1], ITEMS[3]]
-    assert batch.queue(state, "grace", LEASE_S + 1) == ITEMS
-    assert batch.queue(state, "ada", 1.0) == [ITEMS[0], ITEMS[2], ITEMS[1], ITEMS[3]]  # her own come first
+    assert _next(batch, state, "grace", 1.0) == [ITEMS[1], ITEMS[3]]
+    assert _next(batch, state, "grace", LEASE_S + 1) == ITEMS
+    assert _next(batch, state, "ada", 1.0) == [ITEMS[0], ITEMS[2], ITEMS[1], ITEMS[3]]  # her own come first
 
 
 def test_what_is_done_is_not_given_again_and_undo_brings_it_back() -> None:
     batch = Batch(ITEMS, per_item=2)
     said = [_label(0, "ada", "first"), ("skip", {"item": ITEMS[1].id, "annotator": "ada", "reason": ""})]
     state = _state(*said)
-    assert batch.queue(state, "ada", 0.0) == ITEMS[2:] and batch.queue(state, "grace", 0.0) == ITEMS
-    assert batch.progress(state) == (1, 8)
+    assert _next(batch, state, "ada") == ITEMS[2:] and _next(batch, state, "grace") == ITEMS
+    assert Assignment(batch, state).progress() == (1, 8)
     state = _state(*said, ("flag", {"item": ITEMS[2].id, "annotator": "ada", "reason": "rude"}))
-    assert batch.queue(state, "grace", 0.0) == [ITEMS[0], ITEMS[1], ITEMS[3]]
-    assert batch.progress(state) == (1, 6)
+    assert _next(batch, state, "grace") == [ITEMS[0], ITEMS[1], ITEMS[3]]
+    assert Assignment(batch, state).progress() == (1, 6)
     assert state.last("ada") is not None and state.last("ada")[0] == ITEMS[2].id and state.last("grace") is None
-    undone = _state(*said, ("undo", {"annotator": "ada", "item": ITEMS[1].id, "event": 2, "until": LEASE_S}))
-    assert batch.queue(undone, "ada", 1.0)[0] == ITEMS[1]
-    assert batch.progress(_state(*(_label(0, who, "tie") for who in "abc")))[0] == 2  # no more than were wanted
+    undo = ("undo", {"annotator": "ada", "item": ITEMS[1].id, "event": 2, "until": LEASE_S})
+    assert _next(batch, _state(*said, undo), "ada", 1.0)[0] == ITEMS[1]
+    labelled = _state(*(_label(0, who, "tie") for who in "abc"))
+    assert Assignment(batch, labelled).progress()[0] == 2  # no more than were wanted
+
+
+def test_a_pair_taken_back_comes_first_whatever_else_is_reserved() -> None:
+    lease = ("lease", {"annotator": "ada", "items": [ITEMS[2].id, ITEMS[1].id], "until": LEASE_S})
+    undo = ("undo", {"annotator": "ada", "item": ITEMS[0].id, "event": 1, "until": LEASE_S})
+    state = _state(_label(0, "ada", "first"), lease, undo)
+    assert _next(Batch(ITEMS), state, "ada", 1.0, 2) == [ITEMS[0], ITEMS[2]]
+    again = _state(_label(0, "ada", "first"), lease, undo, _label(0, "ada", "second"))
+    assert _next(Batch(ITEMS), again, "ada", 1.0, 2) == [ITEMS[2], ITEMS[1]]
+
+
+def test_an_assignment_that_follows_equals_one_made_anew() -> None:
+    """Random events on few items: what was kept up to date event by event is what all events together give."""
+    rng = random.Random(3)
+    batch = Batch(ITEMS, per_item=2)
+    followed, people = State(), ("ada", "grace", "mary")
+    assignment = Assignment(batch, followed)
+    events: list[LedgerEvent] = []
+    for number in range(1, 400):
+        who, item = rng.choice(people), rng.choice(ITEMS).id
+        kind, body = rng.choice(
+            [
+                ("lease", {"annotator": who, "items": [item], "until": rng.uniform(0, 800)}),
+                ("label", {"annotator": who, "item": item, "verdict": "tie", "strength": 1}),
+                ("skip", {"annotator": who, "item": item}),
+                ("undo", {"annotator": who, "item": item, "event": 0, "until": rng.uniform(0, 800)}),
+                ("flag", {"annotator": who, "item": item}) if rng.random() < 0.1 else ("close", {"closed": False}),
+            ]
+        )
+        events.append(LedgerEvent(number, 0.0, kind, body, ""))
+        followed.take(events[-1:])
+        assignment.update()
+        anew = Assignment(batch, State().take(events))
+        now = rng.uniform(0, 800)
+        assert assignment.progress() == anew.progress()
+        for name in people:
+            assert assignment.next(name, now, 3) == anew.next(name, now, 3)
+
+
+def test_a_batch_that_is_closed_or_thinned_out_is_complete() -> None:
+    batch = Batch(ITEMS, per_item=2)
+    people = [("annotator", {"name": who, "token": ""}) for who in ("ada", "grace")]
+    skipped = ("skip", {"item": ITEMS[0].id, "annotator": "ada"})
+    state = _state(*people, skipped, _label(1, "ada", "first"))
+    (stuck,) = Assignment(batch, state).stuck()
+    assert (stuck.item, stuck.missing, stuck.people) == (ITEMS[0], 2, 1)
+    dropped = _state(*people, skipped, _label(1, "ada", "first"), ("drop", {"item": ITEMS[0].id, "reason": "stuck"}))
+    assert Assignment(batch, dropped).stuck() == [] and Assignment(batch, dropped).progress() == (1, 6)
+    assert ITEMS[0] not in _next(batch, dropped, "grace")
+    assert exported(ITEMS, dropped)[1] == {"dropped": 1, "unlabelled": 2}
+    closed = _state(*people, _label(1, "ada", "first"), ("close", {"closed": True}))
+    assert Assignment(batch, closed).progress() == (1, 1) and _next(batch, closed, "grace") == []
+    reopened = _state(("close", {"closed": True}), ("close", {"closed": False}))
+    assert Assignment(batch, reopened).progress() == (0, 8)
+
+
+def test_who_is_paused_counts_as_somebody_who_is_not_there() -> None:
+    people = [("annotator", {"name": who, "token": ""}) for who in ("ada", "grace")]
+    away = ("access", {"name": "grace", "access": "paused"})
+    assert Assignment(Batch(ITEMS, per_item=2), _state(*people)).stuck() == []
+    assert len(Assignment(Batch(ITEMS, per_item=2), _state(*people, away)).stuck()) == len(ITEMS)
+
+
+MARGINS = {
+    "one label": ([("first", 2)], 2.0),
+    "all agree": ([("second", 1), ("second", 3)], -2.0),
+    "a majority, whatever the strength of the minority": ([("first", 1), ("first", 1), ("second", 3)], 1 / 3),
+    "a tie takes from the lead": ([("first", 2), ("tie", 1)], 1.0),
+    "as many for either": ([("first", 3), ("second", 1)], 0.0),
+    "nobody prefers one": ([("both good", 1), ("tie", 1)], 0.0),
+}
+
+
+@pytest.mark.parametrize("case", MARGINS)
+def test_the_majority_decides_and_its_strength_and_lead_are_the_margin(case: str) -> None:
+    labels, margin = MARGINS[case]
+    answers = [Answer(n, "label", verdict, strength) for n, (verdict, strength) in enumerate(labels)]
+    assert margin_of(answers) == pytest.approx(margin)
 
 
 def test_alpha_of_the_textbook() -> None:

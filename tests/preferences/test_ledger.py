@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline.errors import PipelineError
+from pipeline.preferences.anchors import note_head, noted_heads
 from pipeline.preferences.ledger import GENESIS, Ledger
 
 
@@ -54,6 +55,28 @@ def test_what_was_changed_is_found(url: str, tmp_path: Path, change: str) -> Non
         assert connection.execute(sa.text(line), {"b": ledger.batch}).rowcount
     problems = ledger.problems()
     assert problems and problems[0].startswith(told)
+
+
+def test_a_removed_end_and_a_chain_computed_anew_are_found_by_what_was_noted_elsewhere(
+    url: str, tmp_path: Path
+) -> None:
+    ledger = Ledger(url, f"{tmp_path.name}/anchored")
+    for n in range(4):
+        ledger.append(lambda known, n=n: ("label", {"n": n}))
+    for event in ledger.events():
+        note_head(tmp_path, ledger.batch, event.number, event.hash)
+    note_head(tmp_path, "another batch", 9, "x")
+    anchors = noted_heads(tmp_path, ledger.batch)
+    assert [anchor.event for anchor in anchors] == [1, 2, 3, 4] and ledger.problems(anchors) == []
+    with sa.create_engine(url).begin() as connection:
+        connection.execute(sa.text("DELETE FROM trueup_events WHERE batch = :b AND number > 2"), {"b": ledger.batch})
+    assert ledger.problems() == []  # the chain alone does not show it
+    assert ledger.problems(anchors)[0] == (
+        "event 3 is missing: line 3 of anchors.jsonl notes it, and the last is event 2"
+    )
+    ledger.append(lambda known: ("label", {"n": "forged"}))  # whoever forges computes the chain anew
+    assert ledger.problems() == []
+    assert ledger.problems(anchors)[0] == "event 3 is not the one that line 3 of anchors.jsonl notes"
 
 
 def _write(url: str, batch: str, count: int) -> None:

@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cli.terminal import print_json, print_line
-from pipeline.errors import PipelineError, Problem, counted
+from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.stats.intervals import wilson
 from pipeline.machine.disk import writing
 from pipeline.preferences.agreement import agreement, exported
+from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import LedgerEvent
 
 
 def status(batch: Batch, state: State, *, as_json: bool) -> None:
-    """Print the number of labels, in total and by annotator."""
-    done, full = batch.progress(state)
-    people = {name: {"labels": 0, "skipped": 0, "flagged": 0} for name in state.tokens}
-    for (_, who), answer in state.answers.items():
-        word = {"label": "labels", "skip": "skipped", "flag": "flagged"}[answer.kind]
-        people[who][word] += 1
+    """Print the number of labels, in total and by annotator, and the pairs that nobody there can complete."""
+    assignment = Assignment(batch, state)
+    done, full = assignment.progress()
+    stuck = assignment.stuck()
+    people = {name: _counts(state, name) for name in state.people}
     if as_json:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
-        print_json({**totals, "event": state.number, "head": state.head})
+        left = [{"item": one.item.id, "missing": one.missing, "people": one.people} for one in stuck]
+        more = {"closed": state.is_closed, "dropped": sorted(state.dropped), "stuck": left}
+        print_json({**totals, **more, "event": state.number, "head": state.head})
         return
-    print_line(f"{done} of {counted(full, 'label')} of {counted(len(batch.items), 'pair')}, event {state.number}")
+    closed = ", closed" if state.is_closed else ""
+    print_line(
+        f"{done} of {counted(full, 'label')} of {counted(len(batch.items), 'pair')}{closed}, event {state.number}"
+    )
     for name, counts in sorted(people.items()):
-        print_line(f"  {name}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
+        access = state.people[name].access
+        note = "" if access == "active" else f" ({access})"
+        print_line(f"  {name}{note}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
+    if state.dropped:
+        print_line(f"{counted(len(state.dropped), 'pair')} dropped")
+    if stuck:
+        wants = agreeing(len(stuck), "wants", "want")
+        print_line(
+            f"{counted(len(stuck), 'pair')} {wants} labels that nobody here can give: add people, or see `labels drop "
+            "--stuck` and `labels close`"
+        )
+
+
+def _counts(state: State, annotator: str) -> dict[str, int]:
+    kinds = Counter(answer.kind for answer in state.answers.get(annotator, {}).values())
+    return {"labels": kinds["label"], "skipped": kinds["skip"], "flagged": kinds["flag"]}
 
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
@@ -77,10 +98,18 @@ def export(batch: Batch, state: State, out: Path | None) -> None:
     print_line(f"{counted(len(rows), 'preference')} as of event {state.number}{said}", stream=sys.stderr)
 
 
-def verified(events: Sequence[LedgerEvent], problems: Sequence[str], *, as_json: bool) -> None:
-    """Print the problems of the ledger's hash chain, or that there are none."""
+def verified(events: Sequence[LedgerEvent], problems: Sequence[str], anchors: int, *, as_json: bool) -> None:
+    """Print the problems of the ledger's hash chain, or that there are none.
+
+    Args:
+        events: events of the ledger.
+        problems: what is wrong with them.
+        anchors: number of heads that were noted outside the ledger, with which it was compared.
+        as_json: whether to print JSON for programs.
+    """
     if as_json:
-        print_json({"events": len(events), "head": events[-1].hash if events else "", "problems": list(problems)})
+        told = {"events": len(events), "head": events[-1].hash if events else "", "anchors": anchors}
+        print_json({**told, "problems": list(problems)})
         return
     for problem in problems:
         print_line(problem)
@@ -88,4 +117,9 @@ def verified(events: Sequence[LedgerEvent], problems: Sequence[str], *, as_json:
         print_line(
             f"{counted(len(events), 'event')}, each follows the one before it"
             + (f"; head {events[-1].hash[:12]}" if events else "")
+            + (
+                f"; {counted(anchors, 'note')} of earlier heads {agreeing(anchors, 'agrees', 'agree')}"
+                if anchors
+                else ""
+            )
         )

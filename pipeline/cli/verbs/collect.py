@@ -16,6 +16,22 @@ from pipeline.cli.survey import RecipeOptions
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences import need
 
+LABEL_VERBS = ("status", "agreement", "export", "verify", "drop", "close", "people")
+
+AddOption = Annotated[
+    list[str] | None,
+    typer.Option("--add", metavar="NAME", help="Of people: give them a link, a new one if they have one; repeatable."),
+]
+PauseOption = Annotated[
+    list[str] | None, typer.Option("--pause", metavar="NAME", help="Of people: they may not label for now; repeatable.")
+]
+ResumeOption = Annotated[
+    list[str] | None, typer.Option("--resume", metavar="NAME", help="Of people: they may label again; repeatable.")
+]
+RevokeOption = Annotated[
+    list[str] | None,
+    typer.Option("--revoke", metavar="NAME", help="Of people: their link does not work any more; repeatable."),
+]
 StageArgument = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of kind `collect`.")]
 LedgerOption = Annotated[
     str | None,
@@ -62,23 +78,43 @@ def collect(
 
 
 def labels(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="status, agreement, export or verify.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"{', '.join(LABEL_VERBS[:-1])} or {LABEL_VERBS[-1]}.")],
     recipe: RecipeArgument,
     stage: StageArgument,
+    items: Annotated[list[str] | None, typer.Argument(metavar="ITEM", help="Of drop: ids of pairs.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Of export; JSON Lines.")] = None,
     until: UntilEventOption = None,
+    stuck: Annotated[
+        bool, typer.Option("--stuck", help="Of drop: all pairs that the people there cannot complete.")
+    ] = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Of drop: why, kept in the ledger.")] = "",
+    reopen: Annotated[bool, typer.Option("--reopen", help="Of close: open a closed batch again.")] = False,
+    add: AddOption = None,
+    pause: PauseOption = None,
+    resume: ResumeOption = None,
+    revoke: RevokeOption = None,
+    url: Annotated[
+        str, typer.Option("--url", metavar="URL", help="Of people: where the app is reached.")
+    ] = "http://127.0.0.1:8700",
     ledger: LedgerOption = None,
     override: SetOption = None,
     store: RecipeStoreOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far a collection is and how people agree; export its pairs; verify that no label was changed."""
-    verbs = ("status", "agreement", "export", "verify")
-    if what not in verbs:
-        raise PipelineError(Problem(f"labels {what}", f"one of {', '.join(verbs)}"))
+    """Show how far a collection is and how people agree; export and verify labels; drop pairs, close, change people."""
+    if what not in LABEL_VERBS:
+        raise PipelineError(Problem(f"labels {what}", f"one of {', '.join(LABEL_VERBS)}"))
     need("sqlalchemy")
     from pipeline.cli import collection  # the optional extra `collect` may be missing
 
     opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
-    collection.show_labels(opened, what, until, out, as_json=as_json)
+    if what == "drop":
+        collection.drop_items(opened, items or (), reason, stuck=stuck)
+    elif what == "close":
+        collection.close(opened, reopen=reopen)
+    elif what == "people":
+        names = collection.PeopleChanges(add or (), pause or (), resume or (), revoke or ())
+        collection.change_people(opened, names, url)
+    else:
+        collection.show_labels(opened, what, until, out, as_json=as_json)

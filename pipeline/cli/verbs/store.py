@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from pipeline.artifacts import Artifact, Store
 from pipeline.artifacts.lineage import gc as collect
 from pipeline.artifacts.refs import resolve, tags, unknown_name, untag
 from pipeline.artifacts.refs import tag as set_tag
 from pipeline.cli.display.artifacts import artifact_data, artifact_row, artifact_table
 from pipeline.cli.options import JsonOption, RefsArgument, StoreOption, YesOption, complete_ref, existing_store
-from pipeline.cli.terminal import Column, print_json, print_table, size
+from pipeline.cli.terminal import Column, print_json, print_line, print_table, size
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
+from pipeline.preferences.anchors import newer_answers
 
 
 def ls(
@@ -37,8 +39,22 @@ def ls(
         print_json([artifact_data(artifact, labels) for artifact in artifacts])
     elif artifacts:
         artifact_table([artifact_row(artifact, labels) for artifact in artifacts])
+        for artifact in artifacts:
+            _tell_newer_labels(artifact_store, artifact)
     else:
         print(f"no artifacts in {artifact_store.root}")
+
+
+def _tell_newer_labels(artifact_store: Store, artifact: Artifact) -> None:
+    """Say when people have labelled on since an artifact was made of their labels."""
+    ledger = artifact.manifest.runtime.get("ran", {}).get("ledger")
+    if not isinstance(ledger, dict) or artifact != artifact_store.artifacts(artifact.manifest.name)[-1]:
+        return
+    count = newer_answers(artifact_store.root, str(ledger.get("batch", artifact.manifest.name)), int(ledger["event"]))
+    if count:
+        name = artifact.manifest.name
+        newer = f"newer labels: people answered or took back {counted(count, 'time')} since {artifact.ref} was made"
+        print_line(f"{newer}; `trueup run RECIPE --force {name}` makes it again")
 
 
 def verify(refs: RefsArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:

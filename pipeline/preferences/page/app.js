@@ -10,19 +10,46 @@ let strength = 1;
 let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
 let waiting = false;
+let isClosed = false;
 
-async function ask(name, body = {}) {
+// The same request is sent again until the server has answered it: `request` in its body tells the server that it is the
+// same one, so that a label whose reply was lost is not counted twice.
+const RETRY_S = [1, 2, 4, 8, 15, 30];
+let wake = () => {}; // ends the pause before the next try
+
+class Refused extends Error {}
+
+const requestId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+async function once(name, body) {
   const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
-  let reply;
-  try {
-    reply = await fetch(`api/${name}`, { method: "POST", headers, body: JSON.stringify(body) });
-  } catch {
-    throw new Error("the server cannot be reached; nothing you said is lost. Try again in a moment");
-  }
+  const reply = await fetch(`api/${name}`, { method: "POST", headers, body: JSON.stringify(body) });
+  if (reply.status >= 500 || reply.status === 429) throw new Error(`the server answered ${reply.status}`);
   const told = await reply.json();
-  if (!reply.ok) throw new Error(told.error);
+  if (!reply.ok) throw new Refused(told.error);
   return told;
 }
+
+async function ask(name, body = {}) {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      const told = await once(name, body);
+      if (tries) say("");
+      return told;
+    } catch (error) {
+      if (error instanceof Refused) throw error;
+      const pause = RETRY_S[Math.min(tries, RETRY_S.length - 1)];
+      const why = navigator.onLine ? "The server cannot be reached" : "You are offline";
+      say(`${why}. Nothing you said is lost: it is sent again in ${pause} s.`, true);
+      await new Promise((resume) => {
+        wake = resume;
+        setTimeout(resume, pause * 1000);
+      });
+    }
+  }
+}
+
+addEventListener("online", () => wake());
 
 function say(text, isBad = false) {
   at("message").textContent = text;
@@ -34,6 +61,7 @@ function turns(where, list, withRoles) {
     ...list.map(({ role, content }) => {
       const part = document.createElement("div");
       part.className = "turn";
+      part.dir = "auto";
       if (withRoles) part.append(Object.assign(document.createElement("b"), { textContent: role }));
       part.append(content);
       return part;
@@ -57,8 +85,10 @@ function show() {
   choose(null);
   at("strength").textContent = "";
   at("work").hidden = !item;
+  for (const id of ["choices", "submit", "skip", "flag"]) at(id).hidden = !item;
+  at("controls").hidden = false; // at the end too: the last answer can be taken back
   if (!item) {
-    say("Nothing is left for you here. Thank you!");
+    say(isClosed ? "No more labels are needed. Thank you!" : "Nothing is left for you here. Thank you!");
     return;
   }
   turns(at("prompt"), item.prompt, true);
@@ -70,6 +100,7 @@ function show() {
 
 function take({ items: next, progress }) {
   items = next;
+  isClosed = progress.closed;
   at("progress").textContent = `${progress.done} of ${progress.wanted} labels, ${progress.own} yours`;
   at("bar").max = Math.max(progress.wanted, 1);
   at("bar").value = progress.done;
@@ -94,9 +125,8 @@ async function send(name, given) {
 
 async function takeBack() {
   try {
-    const told = await ask("undo");
-    take(told);
-    if (told.undone) items.sort((one, other) => (other.item === told.undone) - (one.item === told.undone));
+    const told = await ask("undo", { request: requestId() });
+    take(told); // the pair whose answer was taken back is the first
     show();
     say(told.undone ? "Your last answer is taken back." : "There is nothing to undo.");
   } catch (error) {
@@ -115,7 +145,7 @@ async function next(act) {
 
 function answer(name, body) {
   const item = items[0]?.item;
-  const given = { ...body, item, seconds: (performance.now() - shownAt) / 1000 };
+  const given = { ...body, item, seconds: (performance.now() - shownAt) / 1000, request: requestId() };
   if (item) next(() => (items[0]?.item === item ? send(name, given) : undefined));
 }
 
@@ -140,12 +170,26 @@ const flag = () => leave("flag", "What is wrong with it? Nobody will be shown it
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || at("why").open) return;
   const key = event.key.toLowerCase();
+  const onControl = event.target.closest?.("button, a, summary, input");
+  // Enter and the space bar on a button press that button, and nothing else.
+  if ((key === "enter" || key === " ") && onControl && onControl !== at("submit")) return;
+  const arrow = { arrowleft: "left", arrowright: "right" }[key];
+  if (arrow && !event.shiftKey) {
+    event.preventDefault();
+    choose(arrow);
+    return;
+  }
   const act = { s: skip, f: flag, u: undo, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
   if (!act) return;
   event.preventDefault();
   act();
 });
-for (const button of at("choices").children) button.onclick = () => choose(button.dataset.choice);
+for (const button of at("choices").children) {
+  button.onclick = (event) => {
+    choose(button.dataset.choice);
+    if (event.detail) at("submit").focus({ preventScroll: true }); // by mouse or finger: Enter saves then
+  };
+}
 for (const id of ["left", "right"]) at(id).onclick = () => String(getSelection()) || choose(id);
 at("submit").onclick = submit;
 at("skip").onclick = skip;

@@ -18,6 +18,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     """Write the preferred pairs; while labels are missing, raise with their number."""
     need("sqlalchemy")  # of the extra `collect`; the modules below import it
     from pipeline.preferences.agreement import agreement, exported  # optional extra `collect`
+    from pipeline.preferences.anchors import note_head  # optional extra `collect`
+    from pipeline.preferences.assignment import Assignment  # optional extra `collect`
     from pipeline.preferences.labels import Batch, State  # optional extra `collect`
     from pipeline.preferences.ledger import Ledger  # optional extra `collect`
 
@@ -27,11 +29,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         were, they = agreeing(left_out, "was", "were"), agreeing(left_out, "it repeats", "they repeat")
         ctx.note(f"{counted(left_out, 'pair')} {were} left out: {they} another, or both answers are the same")
     batch = Batch(items, config.labels_per_item, config.overlap)
-    ledger = Ledger(ledger_url(config, ctx.work.parents[2]), config.batch or ctx.name)
+    store = ctx.work.parents[2]
+    ledger = Ledger(ledger_url(config, store), config.batch or ctx.name)
     state = State().take(ledger.events())
-    done, full = batch.progress(state)
+    done, full = Assignment(batch, state).progress()
     if done < full:
-        remedy = f"`trueup collect RECIPE {ctx.name}` opens the labelling app; run again when they are there"
+        remedy = (
+            f"`trueup collect RECIPE {ctx.name}` opens the labelling app; run again when they are there, or end with "
+            f"those there are: `trueup labels close RECIPE {ctx.name}`"
+        )
         statement = f"waiting for people: {done} of {counted(full, 'label')}"
         raise PipelineError(Problem(statement, "", remedy), exit_code=ExitCode.WAITING)
     preferences, without = exported(items, state)
@@ -50,7 +56,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if agreed.alpha is not None:
         metrics["krippendorff_alpha"] = agreed.alpha
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
-    ctx.report(ledger={"event": state.number, "head": state.head})
+    note_head(store, ledger.batch, state.number, state.head)
+    ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head})
     return StageResult(
         metrics=metrics,
         rows={"pairs": len(preferences), "labels": done},

@@ -1,0 +1,284 @@
+"""The labelling app under load: `make bench-collect`.
+
+    python benchmarks/collect.py                         # SQLite, and PostgreSQL where its programs are installed
+    python benchmarks/collect.py --database sqlite --seconds 10
+
+The ledger holds 100,000 events when the app starts. Fifty people label over HTTP, each on a connection of their own:
+
+paced     ten labels a second together: the time from a label to the reply with the next pair, at the 95th percentile
+flat out  as fast as they can: labels a second
+killed    the server gets a SIGKILL meanwhile and is started again: every label that was acknowledged is there once
+
+Prints one JSON line for each figure, with its bar. People and server share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline.preferences.items import items_of  # noqa: E402
+from pipeline.preferences.labels import State  # noqa: E402
+from pipeline.preferences.ledger import Ledger  # noqa: E402
+
+PEOPLE, EVENTS, ITEMS = 50, 100_000, 80_000
+BARS = {"paced_p95_ms": "≤ 100", "flat_out_per_s": "≥ 150", "lost": "0", "doubled": "0", "status_s": "≤ 2"}
+BARS |= {"agreement_s": "≤ 2", "export_s": "≤ 2"}
+RECIPE = """
+name: bench
+data: {answers: {path: answers.jsonl}}
+stages: {labels: {kind: collect, data: answers, overlap: 0.15}}
+"""
+
+
+def show(database: str, figure: str, value: float, **more: Any) -> None:
+    """Print one figure."""
+    line = {"database": database, "figure": figure, "value": round(value, 3), "bar": BARS.get(figure, ""), **more}
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def make_world(folder: Path, url: str) -> None:
+    """Write the recipe, its pairs, and a ledger of `EVENTS` events."""
+    rows = [
+        {"prompt": f"question {n}", "chosen": f"one answer to {n}", "rejected": f"another answer to {n}"}
+        for n in range(ITEMS)
+    ]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "bench.yaml").write_text(RECIPE)
+    turns = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "chosen": [{"role": "assistant", "content": row["chosen"]}],
+            "rejected": [{"role": "assistant", "content": row["rejected"]}],
+        }
+        for row in rows
+    ]
+    items, _ = items_of(turns)
+    rng = random.Random(0)
+    events: list[Any] = [("batch", {"salt": "0" * 32})]
+    for n in range((EVENTS - 1) // 2):
+        item, who = items[n % len(items)].id, f"earlier {n % 7}"
+        verdict = rng.choice(["first", "second", "tie"])
+        body = {"item": item, "annotator": who, "verdict": verdict, "strength": 1, "seconds": 3.0, "swapped": False}
+        events += [("lease", {"annotator": who, "items": [item], "until": 0.0}), ("label", body)]
+    Ledger(url, "labels").extend(events)
+
+
+class App:
+    """The server, and the links of the people who label."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder, self.url = folder, url
+        self.tokens: dict[str, str] = {}
+        self.process: subprocess.Popen[str] | None = None
+        self.port = 0
+
+    def start(self) -> float:
+        """Start the server and return the seconds until it listens."""
+        started = time.perf_counter()
+        people = ",".join(f"person-{n}" for n in range(PEOPLE))
+        line = [sys.executable, "-m", "pipeline.cli", "collect", "bench.yaml", "labels", "--annotators", people]
+        around = {**os.environ, "TRUEUP_LEDGER": self.url, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [*line, "--port", str(self.port)], cwd=self.folder, env=around, text=True, stdout=subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        for text in self.process.stdout:
+            name, _, link = text.strip().partition(": ")
+            if "/#" in link:
+                self.tokens[name] = link.partition("#")[2]
+            if text.startswith("listening on "):
+                self.port = urlsplit(text.split()[2].rstrip(";")).port or 0
+                return time.perf_counter() - started
+        sys.exit(f"the app did not start: exit code {self.process.wait()}")
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """Send the server a signal and wait until it has ended."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait()
+
+
+class Person(threading.Thread):
+    """Somebody who labels until told to stop.
+
+    Args:
+        app: the server.
+        name: who it is.
+        every: seconds between two labels; 0 for as fast as possible.
+        until: the time of `time.perf_counter` to stop at.
+    """
+
+    def __init__(self, app: App, name: str, every: float, until: float) -> None:
+        super().__init__()
+        self.app, self.who, self.every, self.until = app, name, every, until
+        self.milliseconds: list[float] = []
+        self.acknowledged: list[str] = []
+        self.failed = 0
+
+    def run(self) -> None:
+        """Label; send a label again when its reply was lost."""
+        connection: http.client.HTTPConnection | None = None
+        rng = random.Random(self.who)
+        items: list[Any] = []
+        pending: dict[str, Any] | None = None
+        time.sleep(rng.uniform(0, self.every))
+        while time.perf_counter() < self.until or pending:
+            if connection is None:
+                connection = http.client.HTTPConnection("127.0.0.1", self.app.port, timeout=30)
+            try:
+                if not items:
+                    items = self._ask(connection, "next", {})["items"]
+                    if not items:
+                        return
+                if pending is None:
+                    choice = rng.choice(["left", "right", "tie"])
+                    request = f"{rng.getrandbits(64):016x}"
+                    pending = {"item": items[0]["item"], "choice": choice, "seconds": 1.0, "request": request}
+                started = time.perf_counter()
+                items = self._ask(connection, "label", pending)["items"]
+                self.milliseconds.append((time.perf_counter() - started) * 1000)
+                self.acknowledged.append(pending["request"])
+                pending = None
+                time.sleep(rng.uniform(0.5, 1.5) * self.every)
+            except (OSError, http.client.HTTPException):
+                self.failed += 1
+                connection.close()
+                connection = None
+                time.sleep(0.2)  # the same label is sent again
+
+    def _ask(self, connection: http.client.HTTPConnection, name: str, body: dict[str, Any]) -> Any:
+        headers = {"Authorization": f"Bearer {self.app.tokens[self.who]}", "Content-Type": "application/json"}
+        connection.request("POST", f"/api/{name}", json.dumps(body), headers)
+        reply = connection.getresponse()
+        text = reply.read()
+        if reply.status != 200:
+            raise http.client.HTTPException(f"{reply.status}: {text[:200]!r}")
+        return json.loads(text)
+
+
+def work(app: App, every: float, seconds: float) -> list[Person]:
+    """Let everybody label for some seconds."""
+    until = time.perf_counter() + seconds
+    people = [Person(app, name, every, until) for name in app.tokens]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    return people
+
+
+def measure(database: str, folder: Path, url: str, seconds: float) -> None:
+    """Measure the app on one database."""
+    make_world(folder, url)
+    app = App(folder, url)
+    show(database, "start_s", app.start(), events=EVENTS, pairs=ITEMS)
+    paced = work(app, PEOPLE / 10, seconds)
+    times = sorted(ms for person in paced for ms in person.milliseconds)
+    p95 = times[int(len(times) * 0.95)]
+    show(database, "paced_p95_ms", p95, median=round(statistics.median(times), 2), labels=len(times))
+    started = time.perf_counter()
+    fast = work(app, 0.0, seconds)
+    labels = sum(len(person.acknowledged) for person in fast)
+    show(database, "flat_out_per_s", labels / (time.perf_counter() - started), labels=labels)
+    killer = threading.Timer(seconds / 3, lambda: (app.stop(signal.SIGKILL), app.start()))
+    killer.start()
+    killed = work(app, 0.02, seconds)
+    killer.join()
+    app.stop()
+    acknowledged = Counter(request for group in (paced, fast, killed) for one in group for request in one.acknowledged)
+    ledger = Ledger(url, "labels")
+    events = ledger.events()
+    written = Counter(event.body["request"] for event in events if event.kind == "label" and "request" in event.body)
+    show(database, "lost", len(acknowledged.keys() - written.keys()), sent=acknowledged.total())
+    show(database, "doubled", sum(count > 1 for count in written.values()), failed=sum(one.failed for one in killed))
+    show(database, "chain", len(ledger.problems()), events=len(events))
+    given = State().take(events)
+    show(database, "labels", sum(len(own) for own in given.answers.values()))
+    for verb in ("status", "agreement", "export"):
+        started = time.perf_counter()
+        more = ["--out", "export.jsonl"] if verb == "export" else []
+        line = [sys.executable, "-m", "pipeline.cli", "labels", verb, "bench.yaml", "labels", *more]
+        around = {**os.environ, "TRUEUP_LEDGER": url, "PYTHONPATH": str(ROOT)}
+        subprocess.run(line, cwd=folder, env=around, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        show(database, f"{verb}_s", time.perf_counter() - started, events=len(events))
+
+
+@contextlib.contextmanager
+def postgresql(folder: Path) -> Iterator[str | None]:
+    """Run a PostgreSQL server of our own and yield its URL; None where its programs are not installed."""
+    programs = [*sorted(Path("/usr/lib/postgresql").glob("*/bin")), Path(shutil.which("initdb") or "x").parent]
+    initdb = next((place / "initdb" for place in programs if (place / "initdb").is_file()), None)
+    if initdb is None:
+        yield None
+        return
+    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+    if user:
+        shutil.chown(folder, "postgres", "postgres")
+    data = folder / "data"
+    make = [initdb, "--pgdata", data, "--username", "trueup", "--auth", "trust", "--encoding", "UTF8"]
+    subprocess.run(make, check=True, capture_output=True, cwd=folder, **user)
+    port = random.SystemRandom().randrange(20_000, 32_000)
+    run = [initdb.with_name("postgres"), "-D", data, "-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1"]
+    server = subprocess.Popen(run, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **user)
+    try:
+        import psycopg
+
+        while True:
+            with contextlib.suppress(psycopg.OperationalError):
+                psycopg.connect(host="127.0.0.1", port=port, user="trueup", dbname="postgres").close()
+                break
+            if server.poll() is not None:
+                sys.exit("PostgreSQL did not start")
+            time.sleep(0.1)
+        yield f"postgresql+psycopg://trueup@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+
+
+def main() -> None:
+    """Measure on each database."""
+    parser = argparse.ArgumentParser(description="Measure the labelling app under load.")
+    parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="trueup-bench-") as made:
+        if asked.database in ("sqlite", "both"):
+            folder = Path(made, "sqlite")
+            folder.mkdir()
+            measure("sqlite", folder, f"sqlite:///{folder / 'ledger.db'}", asked.seconds)
+        if asked.database in ("postgresql", "both"):
+            place, folder = Path(made, "server"), Path(made, "postgresql")
+            place.mkdir()
+            folder.mkdir()
+            Path(made).chmod(0o755)
+            with postgresql(place) as url:
+                if url is None:
+                    print(json.dumps({"database": "postgresql", "skipped": "PostgreSQL is not installed"}))
+                else:
+                    measure("postgresql", folder, url, asked.seconds)
+
+
+if __name__ == "__main__":
+    main()

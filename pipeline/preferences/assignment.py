@@ -1,0 +1,135 @@
+"""Which items still need labels, and who gets which next: kept up to date event by event.
+
+An item is open while it has fewer labels than it needs, and was neither flagged nor dropped, in a batch that is not
+closed. Nobody gets an item again that they answered.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from pipeline.preferences.items import Item
+from pipeline.preferences.labels import Batch, State
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """An open item that the annotators there are cannot complete.
+
+    Attributes:
+        item: the item.
+        missing: number of labels it lacks.
+        people: number of active annotators who have not answered it.
+    """
+
+    item: Item
+    missing: int
+    people: int
+
+
+class Assignment:
+    """The items of a batch, by what the state says they still need.
+
+    Args:
+        batch: items, and the number of labels each needs.
+        state: state of the ledger; the assignment follows it (`update`).
+    """
+
+    def __init__(self, batch: Batch, state: State) -> None:
+        self.batch, self.state = batch, state
+        self._position = {item.id: place for place, item in enumerate(batch.items)}
+        self._wanted = [batch.wanted(item) for item in batch.items]
+        self._labels = [0] * len(batch.items)
+        self._needed = list(self._wanted)
+        self._done, self._full = 0, sum(self._wanted)
+        # By annotator: the items before this place are answered by them, or need no labels.
+        self._first: dict[str, int] = defaultdict(int)
+        self._update(set(self._position))
+        state.take_touched()
+
+    def update(self) -> None:
+        """Take over what the state has learnt since the last call."""
+        self._update(self.state.take_touched())
+
+    def _update(self, items: set[str]) -> None:
+        for item in items:
+            place = self._position.get(item)
+            if place is None:  # of data that has changed since
+                continue
+            self._done -= self._labels[place]
+            self._full -= self._needed[place]
+            self._labels[place] = min(len(self.state.labels(item)), self._wanted[place])
+            is_out = item in self.state.dropped or self.state.is_flagged(item)
+            self._needed[place] = self._labels[place] if is_out else self._wanted[place]
+            self._done += self._labels[place]
+            self._full += self._needed[place]
+            if self._is_open(place):
+                for annotator, first in self._first.items():
+                    if item not in self.state.answers.get(annotator, {}):
+                        self._first[annotator] = min(first, place)
+
+    def _is_open(self, place: int) -> bool:
+        return self._labels[place] < self._needed[place]
+
+    def progress(self) -> tuple[int, int]:
+        """Return the number of labels given and needed; a flagged or dropped item needs no more than it has."""
+        return self._done, self._done if self.state.is_closed else self._full
+
+    def is_open(self, item: str) -> bool:
+        """Return whether an item still needs labels."""
+        place = self._position.get(item)
+        return place is not None and not self.state.is_closed and self._is_open(place)
+
+    def next(self, annotator: str, now: float, count: int) -> list[Item]:
+        """Return the next items of an annotator.
+
+        First the one whose answer they took back, then those reserved for them, then those that need labels. Leases of
+        other annotators count as labels until they end.
+
+        Args:
+            annotator: name of the annotator.
+            now: Unix time.
+            count: number of items, at most.
+        """
+        if self.state.is_closed:
+            return []
+        undone = self.state.undone.get(annotator)
+        leased = self.state.leased_to.get(annotator, {})
+        reserved = [undone] if undone else []
+        reserved += [item for item, until in leased.items() if until > now and item != undone]
+        chosen = [item for item in reserved if self.is_open(item)][:count]
+        own = self.state.answers.get(annotator, {})
+        place = self._first[annotator]
+        is_start = True
+        while place < len(self.batch.items) and len(chosen) < count:
+            item = self.batch.items[place].id
+            is_passed = not self._is_open(place) or item in own
+            if is_start and is_passed:
+                self._first[annotator] = place + 1
+            else:
+                is_start = False
+            if not is_passed and item not in chosen and self.is_free(item, annotator, now):
+                chosen.append(item)
+            place += 1
+        return [self.batch.items[self._position[item]] for item in chosen]
+
+    def is_free(self, item: str, annotator: str, now: float) -> bool:
+        """Return whether an item needs more labels than it has and other annotators are about to give."""
+        place = self._position[item]
+        leases = self.state.leases.get(item, {})
+        others = sum(until > now and who != annotator for who, until in leases.items())
+        return self._labels[place] + others < self._needed[place]
+
+    def stuck(self) -> list[Stuck]:
+        """Return the open items that the active annotators cannot complete, in the order of the batch."""
+        active = set(self.state.active())
+        stuck = []
+        for place, item in enumerate(self.batch.items):
+            missing = self._needed[place] - self._labels[place]
+            if missing <= 0 or self.state.is_closed:
+                continue
+            people = len(active - self.state.given.get(item.id, {}).keys())
+            if people < missing:
+                stuck.append(Stuck(item, missing, people))
+        return stuck

@@ -1,0 +1,30 @@
+"""What hides the origin of the responses from the people who compare them.
+
+Ids and sides on the screen are derived from a secret of the batch, per annotator: whoever has the data and every reply
+of the app cannot tell which response is which, nor match the pairs of two annotators by their ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+
+
+def new_salt() -> str:
+    """Return a new secret of a batch: 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+def blinded_id(salt: str, annotator: str, item: str) -> str:
+    """Return the id under which an annotator's browser knows an item: 16 hex digits."""
+    return _keyed(salt, "id", annotator, item).hex()[:16]
+
+
+def is_swapped(salt: str, annotator: str, item: str) -> bool:
+    """Return whether an annotator sees the second response on the left; it stays so for this pair and person."""
+    return bool(_keyed(salt, "side", annotator, item)[0] & 1)
+
+
+def _keyed(salt: str, *parts: str) -> bytes:
+    return hmac.new(salt.encode(), "\0".join(parts).encode(), hashlib.sha256).digest()

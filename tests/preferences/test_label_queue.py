@@ -1,0 +1,153 @@
+"""What an annotator may do, under lost replies, expired leases, flags and many threads."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.preferences import label_queue
+from pipeline.preferences.items import items_of
+from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.labels import LEASE_S, Batch, State
+from pipeline.preferences.ledger import Ledger
+
+
+def _items(count: int) -> list[Any]:
+    rows = (
+        {
+            "prompt": [{"role": "user", "content": f"question {n}"}],
+            "chosen": [{"role": "assistant", "content": f"one {n}"}],
+            "rejected": [{"role": "assistant", "content": f"other {n}"}],
+        }
+        for n in range(count)
+    )
+    return items_of(rows)[0]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    def queue(count: int = 4, guidelines: str = "", **batch: Any) -> LabelQueue:
+        return LabelQueue(Batch(_items(count), **batch), Ledger(f"sqlite:///{tmp_path / 'l.db'}", "b"), guidelines)
+
+    return queue
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the queue sees, in seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(label_queue.time, "time", lambda: now[0])
+    return now
+
+
+def _labels(queue: LabelQueue) -> int:
+    return sum(event.kind == "label" for event in queue.ledger.events())
+
+
+def test_a_request_sent_again_counts_once(make: Any) -> None:
+    queue = make()
+    (shown,) = queue.next("ada")
+    for _ in range(3):  # the reply was lost twice
+        queue.label("ada", shown["item"], "left", 2, 1.0, "request 1")
+    assert _labels(queue) == 1
+    with pytest.raises(PipelineError, match="this pair was answered"):
+        queue.label("ada", shown["item"], "left", 2, 1.0, "request 2")
+    first = queue.undo("ada", "undo 1")
+    assert queue.undo("ada", "undo 1") == first == shown["item"]  # not the label before it
+    assert sum(event.kind == "undo" for event in queue.ledger.events()) == 1
+    queue.label("ada", shown["item"], "right", 1, 1.0, "request 3")
+    assert _labels(queue) == 2 and queue.progress("ada")["done"] == 1
+
+
+def test_a_late_label_is_taken_unless_the_pair_went_to_somebody_else(make: Any, clock: list[float]) -> None:
+    queue = make()
+    (shown,) = queue.next("ada")
+    clock[0] += LEASE_S + 1
+    queue.label("ada", shown["item"], "left", 1, 700.0)  # nobody else wanted it
+    (second,) = queue.next("ada")
+    clock[0] += LEASE_S + 1
+    (others,) = queue.next("grace")
+    assert others["prompt"] == second["prompt"]
+    with pytest.raises(PipelineError, match="has gone to somebody else"):
+        queue.label("ada", second["item"], "left", 1, 700.0)
+    queue.label("grace", others["item"], "left", 1, 1.0)
+    with pytest.raises(PipelineError, match="has all its labels"):
+        queue.label("ada", second["item"], "left", 1, 700.0)
+
+
+def test_a_pair_that_somebody_flagged_takes_no_label(make: Any) -> None:
+    queue = make(per_item=2)
+    (ada,), (grace,) = queue.next("ada"), queue.next("grace")
+    assert ada["prompt"] == grace["prompt"]
+    queue.leave("flag", "grace", grace["item"], "personal data")
+    with pytest.raises(PipelineError, match="somebody flagged this pair"):
+        queue.label("ada", ada["item"], "left", 1, 1.0)
+    assert queue.undo("grace") == grace["item"]
+    queue.label("ada", ada["item"], "left", 1, 1.0)
+
+
+def test_an_id_of_another_annotator_or_of_the_data_is_refused(make: Any) -> None:
+    queue = make(per_item=2)
+    (ada,), _ = queue.next("ada"), queue.next("grace")
+    for unknown in (ada["item"], queue.batch.items[0].id, "", "x" * 64):
+        with pytest.raises(PipelineError, match="not handed to you"):
+            queue.label("grace", unknown, "left", 1, 1.0)
+    assert _labels(queue) == 0
+
+
+def test_each_label_names_the_guidelines_that_were_shown(make: Any) -> None:
+    queue = make(guidelines="Prefer what is true.")
+    queue.label("ada", queue.next("ada")[0]["item"], "left", 1, 1.0)
+    changed = make(guidelines="Prefer what is true, and short.")
+    changed.label("ada", changed.next("ada")[0]["item"], "left", 1, 1.0)
+    bodies = [event.body for event in queue.ledger.events() if event.kind in ("guidelines", "label")]
+    assert [body["guidelines"] for body in bodies[:2]] == [bodies[0]["guidelines"]] * 2
+    assert [body["guidelines"] for body in bodies[2:]] == [bodies[2]["guidelines"]] * 2
+    assert bodies[0]["guidelines"] != bodies[2]["guidelines"]
+    assert bodies[2]["text"] == "Prefer what is true, and short."
+
+
+def test_people_are_paused_and_their_links_revoked_without_a_restart(make: Any) -> None:
+    queue = make()
+    token = queue.invite("ada")
+    assert queue.annotator(token) == ("ada", "active")
+    elsewhere = make()  # another process
+    elsewhere.set_access("ada", "paused")
+    assert queue.annotator(token) == ("ada", "paused")
+    elsewhere.set_access("ada", "revoked")
+    assert queue.annotator(token) is None
+    with pytest.raises(PipelineError, match="was revoked"):
+        elsewhere.set_access("ada", "active")
+    with pytest.raises(PipelineError, match="'grace' is not an annotator; expected one of ada"):
+        elsewhere.set_access("grace", "paused")
+    assert queue.annotator(queue.invite("ada")) == ("ada", "active")
+
+
+def test_readers_and_writers_at_once_break_nothing(make: Any) -> None:
+    """Everything that the web calls, from eight threads: no error, no label lost, none twice."""
+    queue = make(120, per_item=2)
+    errors: list[BaseException] = []
+
+    def work(who: str) -> None:
+        try:
+            while shown := queue.next(who, 2):
+                queue.label(who, shown[0]["item"], "left", 1, 0.1, shown[0]["item"])
+                queue.progress(who)
+                queue.annotator("nobody's")
+                queue.stuck()
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(f"person {n}",)) for n in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=800)
+    assert errors == []
+    assert queue.progress() == {"done": 240, "wanted": 240, "own": 0, "closed": False}
+    state = State().take(queue.ledger.events())
+    assert all(len(state.labels(item.id)) == 2 for item in queue.batch.items)
