@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -44,6 +45,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 RequestId = Annotated[str, Field(max_length=LONGEST_REQUEST)]
 
 
@@ -82,6 +84,83 @@ class Undo(Given):
     request: RequestId = ""
 
 
+class LabelApi:
+    """The HTTP API of the page: each method answers one kind of request of an annotator.
+
+    Args:
+        queue: queue that assigns pairs and records answers.
+        title: title of the page, the stage's name.
+        guidelines: plain text shown on the page.
+    """
+
+    def __init__(self, queue: LabelQueue, title: str, guidelines: str) -> None:
+        self.queue, self.title, self.guidelines = queue, title, guidelines
+        self._wrong_tokens = RateLimit(per_second=0.5, burst=20)
+        self._requests = RateLimit(per_second=50, burst=200)
+
+    def routes(self) -> list[Route]:
+        """Return the routes of the API."""
+        answers: dict[str, tuple[type[Given], Callable[[str, Any], JsonObject]]] = {
+            "hello": (Nothing, self.hello),
+            "next": (Nothing, lambda name, given: self._following(name)),
+            "label": (Label, self.label),
+            "skip": (Leave, partial(self.leave, "skip")),
+            "flag": (Leave, partial(self.leave, "flag")),
+            "undo": (Undo, self.undo),
+        }
+        return [Route(f"/api/{name}", self._serve(*answer), methods=["POST"]) for name, answer in answers.items()]
+
+    def _serve(self, given_type: type[Given], answer: Callable[[str, Any], JsonObject]) -> Endpoint:
+        async def serve(request: Request) -> Response:
+            try:
+                name = await self._annotator(request)
+                given = _parsed(given_type, await _body(request))
+                return JSONResponse(await run_in_threadpool(answer, name, given), headers=HEADERS)
+            except PipelineError as error:
+                return _refusal("; ".join(str(problem) for problem in error.problems), 409)
+
+        return serve
+
+    async def _annotator(self, request: Request) -> str:
+        """Return who asks, or refuse the request."""
+        address = request.client.host if request.client is not None else ""
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        # Whoever guesses costs no look into the ledger any more; who has a token is let in from the same address.
+        is_new = self._wrong_tokens.is_left(address)
+        who = await run_in_threadpool(self.queue.annotator, token, is_new=is_new)
+        if who is None and not self._wrong_tokens.take(address):
+            raise HTTPException(429, "too many links that are not valid came from this address: wait a minute")
+        if who is None:
+            raise HTTPException(401, "this link is not valid any more: ask for a new one")
+        name, access = who
+        if access == "paused":
+            raise HTTPException(403, "your labelling is paused: ask who gave you the link")
+        if not self._requests.take(name):
+            raise HTTPException(429, "these are more requests than a person makes: wait a moment")
+        return name
+
+    def hello(self, name: str, given: Nothing) -> JsonObject:
+        """Return who the annotator is and what the page says."""
+        return {"annotator": name, "title": self.title, "guidelines": self.guidelines}
+
+    def label(self, name: str, given: Label) -> JsonObject:
+        """Record a choice, and return the next pairs."""
+        self.queue.label(name, given.item, given.choice, given.strength, given.seconds, given.request)
+        return self._following(name)
+
+    def leave(self, kind: Literal["skip", "flag"], name: str, given: Leave) -> JsonObject:
+        """Skip or flag a pair, and return the next pairs."""
+        self.queue.leave(kind, name, given.item, given.reason, given.request)
+        return self._following(name)
+
+    def undo(self, name: str, given: Undo) -> JsonObject:
+        """Take the last answer back, and return its pair before the next ones."""
+        return self._following(name, undone=self.queue.undo(name, given.request))
+
+    def _following(self, name: str, **more: Any) -> JsonObject:
+        return {**more, "items": self.queue.next(name, AHEAD), "progress": self.queue.progress(name)}
+
+
 def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
     """Build the web app.
 
@@ -90,13 +169,12 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
         title: title of the page, the stage's name.
         guidelines: plain text shown on the page.
     """
-    wrong_tokens, requests = RateLimit(per_second=0.5, burst=20), RateLimit(per_second=50, burst=200)
 
     async def healthz(request: Request) -> Response:
         await run_in_threadpool(queue.refresh)
         return PlainTextResponse("ok\n", headers=HEADERS)
 
-    def page(name: str) -> Callable[[Request], Awaitable[Response]]:
+    def page(name: str) -> Endpoint:
         text = (PAGE / name).read_text(encoding="utf-8")
 
         async def serve(request: Request) -> Response:
@@ -104,67 +182,11 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
 
         return serve
 
-    async def annotator(request: Request) -> str:
-        """Return who asks, or refuse the request."""
-        address = request.client.host if request.client is not None else ""
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        # Whoever guesses costs no look into the ledger any more; who has a token is let in from the same address.
-        who = await run_in_threadpool(queue.annotator, token, is_new=wrong_tokens.is_left(address))
-        if who is None and not wrong_tokens.take(address):
-            raise HTTPException(429, "too many links that are not valid came from this address: wait a minute")
-        if who is None:
-            raise HTTPException(401, "this link is not valid any more: ask for a new one")
-        name, access = who
-        if access == "paused":
-            raise HTTPException(403, "your labelling is paused: ask who gave you the link")
-        if not requests.take(name):
-            raise HTTPException(429, "these are more requests than a person makes: wait a moment")
-        return name
-
-    def api(given_type: type[Given], answer: Callable[[str, Any], Any]) -> Callable[[Request], Awaitable[Response]]:
-        async def serve(request: Request) -> Response:
-            try:
-                name = await annotator(request)
-                given = _parsed(given_type, await _body(request))
-                return JSONResponse(await run_in_threadpool(answer, name, given), headers=HEADERS)
-            except PipelineError as error:
-                return _refusal("; ".join(str(problem) for problem in error.problems), 409)
-
-        return serve
-
-    def following(name: str, **more: Any) -> JsonObject:
-        return {**more, "items": queue.next(name, AHEAD), "progress": queue.progress(name)}
-
-    def hello(name: str, given: Nothing) -> JsonObject:
-        return {"annotator": name, "title": title, "guidelines": guidelines}
-
-    def label(name: str, given: Label) -> JsonObject:
-        queue.label(name, given.item, given.choice, given.strength, given.seconds, given.request)
-        return following(name)
-
-    def leave(kind: Literal["skip", "flag"]) -> Callable[[str, Leave], JsonObject]:
-        def serve(name: str, given: Leave) -> JsonObject:
-            queue.leave(kind, name, given.item, given.reason, given.request)
-            return following(name)
-
-        return serve
-
-    def undo(name: str, given: Undo) -> JsonObject:
-        return following(name, undone=queue.undo(name, given.request))
-
-    apis = {
-        "hello": api(Nothing, hello),
-        "next": api(Nothing, lambda name, given: following(name)),
-        "label": api(Label, label),
-        "skip": api(Leave, leave("skip")),
-        "flag": api(Leave, leave("flag")),
-        "undo": api(Undo, undo),
-    }
     routes = [
         Route("/healthz", healthz),
         Route("/", page("index.html")),
         *(Route(f"/{name}", page(name)) for name in ("app.js", "style.css")),
-        *(Route(f"/api/{name}", serve, methods=["POST"]) for name, serve in apis.items()),
+        *LabelApi(queue, title, guidelines).routes(),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken})
 

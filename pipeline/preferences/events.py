@@ -5,6 +5,7 @@ Knows nothing of where they are kept (`ledger.py`) or of what follows from them 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 EventKind = Literal[
@@ -64,3 +65,22 @@ class EventBody(TypedDict, total=False):
 
 NewEvent = tuple[EventKind, EventBody]
 """Kind and body of an event that is appended."""
+
+
+@dataclass(frozen=True)
+class LedgerEvent:
+    """One event of the ledger.
+
+    Attributes:
+        number: sequence number in the batch, from 1.
+        at: Unix time.
+        kind: what happened.
+        body: content of the event; empty for a corrupted row.
+        hash: SHA-256 over the batch, the previous event's hash and all of the above.
+    """
+
+    number: int
+    at: float
+    kind: EventKind
+    body: EventBody
+    hash: str

@@ -17,10 +17,10 @@ from typing import Literal, TypedDict, cast
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
 from pipeline.preferences.blinding import blinded_id, is_swapped, new_salt
-from pipeline.preferences.events import Access, EventBody, NewEvent, Verdict
+from pipeline.preferences.events import Access, EventBody, LedgerEvent, NewEvent, Verdict
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
-from pipeline.preferences.ledger import Ledger, LedgerEvent
+from pipeline.preferences.ledger import Ledger
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from pipeline.preferences.blinding import blinded_id
-from pipeline.preferences.events import Access, EventBody, EventKind, Verdict
+from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Verdict
 from pipeline.preferences.items import Item, wanted
-from pipeline.preferences.ledger import LedgerEvent
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LEASE_S = 600.0

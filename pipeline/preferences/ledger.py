@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 from pipeline.errors import PipelineError, Problem
 from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
 from pipeline.preferences.anchors import Anchor, ledger_file
-from pipeline.preferences.events import EventBody, EventKind, NewEvent
+from pipeline.preferences.events import EventBody, LedgerEvent, NewEvent
 
 GENESIS = "0" * 64
 """The hash before the first event of a batch."""
@@ -43,25 +42,6 @@ _EVENTS = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
 )
-
-
-@dataclass(frozen=True)
-class LedgerEvent:
-    """One event of the ledger.
-
-    Attributes:
-        number: sequence number in the batch, from 1.
-        at: Unix time.
-        kind: what happened.
-        body: content of the event; empty for a corrupted row.
-        hash: SHA-256 over the batch, the previous event's hash and all of the above.
-    """
-
-    number: int
-    at: float
-    kind: EventKind
-    body: EventBody
-    hash: str
 
 
 Decide = Callable[[list[LedgerEvent]], NewEvent | None]

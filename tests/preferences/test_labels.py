@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.preferences.agreement import agreement, exported, krippendorff_alpha, margin_of
 from pipeline.preferences.assignment import Assignment
+from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.items import items_of, wanted
 from pipeline.preferences.labels import LEASE_S, Answer, Batch, State
-from pipeline.preferences.ledger import LedgerEvent
 
 
 def _turns(role: str, text: str) -> list[dict[str, Any]]:

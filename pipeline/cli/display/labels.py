@@ -14,8 +14,8 @@ from pipeline.evaluation.stats.intervals import wilson
 from pipeline.machine.disk import writing
 from pipeline.preferences.agreement import agreement, exported
 from pipeline.preferences.assignment import Assignment
+from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
-from pipeline.preferences.ledger import LedgerEvent
 
 
 def status(batch: Batch, state: State, *, as_json: bool) -> None:

@@ -6,7 +6,11 @@ import json
 
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
 from pipeline.preferences import need
+from pipeline.preferences.agreement import agreement, exported
+from pipeline.preferences.anchors import note_head
+from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.items import items_of
+from pipeline.preferences.labels import Batch, State
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.collect.config import Config, ledger_url
 
@@ -16,12 +20,8 @@ FILE = "preferences.jsonl"
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Write the preferred pairs; while labels are missing, raise with their number."""
-    need("sqlalchemy")  # of the extra `collect`; the modules below import it
-    from pipeline.preferences.agreement import agreement, exported  # optional extra `collect`
-    from pipeline.preferences.anchors import note_head  # optional extra `collect`
-    from pipeline.preferences.assignment import Assignment  # optional extra `collect`
-    from pipeline.preferences.labels import Batch, State  # optional extra `collect`
-    from pipeline.preferences.ledger import Ledger  # optional extra `collect`
+    need("sqlalchemy")
+    from pipeline.preferences.ledger import Ledger  # sqlalchemy is of the optional extra `collect`
 
     rows = ctx.load_rows("data")
     items, left_out = items_of(rows.train + rows.held_out)
