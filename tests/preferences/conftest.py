@@ -173,7 +173,8 @@ def open_app(people: Path, serve: Callable[..., Server]) -> Callable[..., Server
 
     def start(*annotators: str, url: str, batch: str = "", more: tuple[str, ...] = ()) -> Server:
         batch = batch or people.parent.name
-        line = ["collect", str(people), "labels", "--port", "0", *more, "--annotators", ",".join(annotators)]
+        port = () if "--port" in more else ("--port", "0")
+        line = ["collect", str(people), "labels", *port, *more, "--annotators", ",".join(annotators)]
         return serve([*line, "--set", f"stages.labels.batch={batch}"], people.parent, TRUEUP_LEDGER=url)
 
     return start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -121,18 +122,114 @@ def test_two_browsers_never_show_the_same_pair(browser: Any, open_app: Callable[
     assert len(set(seen)) == 4
 
 
-def test_a_server_that_went_away_loses_nothing_on_the_screen(
+def test_a_label_outlives_a_server_that_goes_away(browser: Any, open_app: Callable[..., Any], tmp_path: Path) -> None:
+    """The page says so, sends the label again until the server is back, and it counts once."""
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    app = open_app("ada", url=url)
+    shown = Page(browser)
+    shown.open(app, "ada")
+    app.process.kill()
+    app.process.wait(timeout=800)
+    shown.press("1", "Enter")
+    shown.page.wait_for_selector("#message.bad")
+    assert "The server cannot be reached. Nothing you said is lost" in shown.read("#message")
+    port = app.address.rpartition(":")[2]
+    open_app("ada", url=url, more=("--port", port))
+    shown.wait(1)
+    sync_api.expect(shown.page.locator("#message")).to_have_text("")
+    kinds = [event.kind for event in Ledger(url, tmp_path.name).events()]
+    assert kinds.count("label") == 1
+
+
+def test_a_label_whose_reply_is_lost_counts_once(browser: Any, open_app: Callable[..., Any], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    app = open_app("ada", url=url)
+    shown = Page(browser)
+    shown.open(app, "ada")
+    lost = []
+
+    def lose(route: Any) -> None:
+        if lost:
+            route.continue_()
+            return
+        lost.append(route.fetch().status)  # the server has saved it
+        route.abort()
+
+    shown.page.route("**/api/label", lose)
+    shown.press("2", "Enter")
+    shown.wait(1)
+    assert lost == [200]
+    kinds = [event.kind for event in Ledger(url, tmp_path.name).events()]
+    assert kinds.count("label") == 1
+
+
+def test_offline_keeps_the_choice_until_the_network_is_back(
     browser: Any, open_app: Callable[..., Any], tmp_path: Path
 ) -> None:
     app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
     shown = Page(browser)
     shown.open(app, "ada")
-    before = shown.read("#prompt")
-    app.process.kill()
-    app.process.wait(timeout=800)
+    shown.context.set_offline(True)
     shown.press("1", "Enter")
     shown.page.wait_for_selector("#message.bad")
-    assert "cannot be reached" in shown.read("#message") and shown.read("#prompt") == before
+    assert "You are offline" in shown.read("#message")
+    shown.context.set_offline(False)
+    shown.wait(1)
+
+
+def test_keys_on_a_button_press_that_button_and_arrows_choose(
+    browser: Any, open_app: Callable[..., Any], tmp_path: Path
+) -> None:
+    app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
+    shown = Page(browser)
+    shown.open(app, "ada")
+    shown.press("ArrowRight")
+    assert shown.page.get_attribute("[data-choice=right]", "aria-checked") == "true"
+    shown.page.focus("#skip")
+    shown.press("Enter")  # not a saved label
+    shown.page.wait_for_selector("#why[open]")
+    shown.press("Escape")
+    shown.page.focus("[data-choice=tie]")
+    shown.press("Enter")
+    assert shown.page.get_attribute("[data-choice=tie]", "aria-checked") == "true"
+    assert shown.read("#progress").startswith("0 of ")
+    shown.page.click("[data-choice=left]")  # by mouse: Enter saves then
+    shown.press("Enter")
+    shown.wait(1)
+
+
+def test_the_last_label_is_taken_back_at_the_end_too(
+    browser: Any, open_app: Callable[..., Any], tmp_path: Path
+) -> None:
+    app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
+    shown = Page(browser)
+    shown.open(app, "ada")
+    for done in range(1, 7):
+        shown.press("3", "Enter")
+        shown.wait(done)
+    sync_api.expect(shown.page.locator("#work")).to_be_hidden()
+    assert shown.page.is_visible("#undo") and not shown.page.is_visible("#submit")
+    shown.press("u")
+    shown.wait(5)
+    assert shown.page.is_visible("#work")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_choices_are_in_sight_beside_long_answers(
+    browser: Any, open_app: Callable[..., Any], tmp_path: Path, people: Path, size: str
+) -> None:
+    answers = people.parent / "answers.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    answers.write_text("".join(json.dumps({**row, "chosen": "word " * 1500}) + "\n" for row in rows))
+    app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}")
+    shown = Page(browser, size)
+    shown.open(app, "ada")
+    inside = """(name) => { const box = document.querySelector(name).getBoundingClientRect();
+      return box.top >= 0 && box.bottom <= innerHeight; }"""
+    for name in ("[data-choice=left]", "[data-choice='both good']", "#submit", "#undo"):
+        assert shown.page.evaluate(inside, name), name
+    if PICTURES:
+        shown.page.screenshot(path=Path(PICTURES) / f"collect-{size}-long.png")
 
 
 def test_a_wrong_link_says_what_to_do(browser: Any, open_app: Callable[..., Any], tmp_path: Path) -> None:

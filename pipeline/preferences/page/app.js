@@ -158,8 +158,9 @@ function leave(name, text) {
   at("reason").value = "";
   // Not when it has closed: that is told later, when another key may have opened it again.
   dialog.querySelector("form").onsubmit = (event) => {
-    if (event.submitter?.value === "ok") answer(name, { reason: at("reason").value });
+    if (dialog.open && event.submitter?.value === "ok") answer(name, { reason: at("reason").value });
   };
+  dialog.onclose = () => document.activeElement.blur(); // else keys would still go into the field that is gone
   dialog.showModal();
 }
 
@@ -170,7 +171,7 @@ const flag = () => leave("flag", "What is wrong with it? Nobody will be shown it
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || at("why").open) return;
   const key = event.key.toLowerCase();
-  const onControl = event.target.closest?.("button, a, summary, input");
+  const onControl = event.target.closest?.("button, a, summary");
   // Enter and the space bar on a button press that button, and nothing else.
   if ((key === "enter" || key === " ") && onControl && onControl !== at("submit")) return;
   const arrow = { arrowleft: "left", arrowright: "right" }[key];
