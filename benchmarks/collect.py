@@ -20,6 +20,7 @@ import http.client
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import statistics
@@ -31,7 +32,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +42,16 @@ from pipeline.preferences.items import items_of  # noqa: E402
 from pipeline.preferences.labels import State  # noqa: E402
 from pipeline.preferences.ledger import Ledger  # noqa: E402
 
-PEOPLE, EVENTS, ITEMS = 50, 100_000, 80_000
+
+class Size(NamedTuple):
+    """What is measured: how many people, events at the start, and pairs; seconds of each part."""
+
+    people: int = 50
+    events: int = 100_000
+    pairs: int = 80_000
+    seconds: float = 30.0
+
+
 BARS = {"paced_p95_ms": "≤ 100", "flat_out_per_s": "≥ 150", "lost": "0", "doubled": "0", "status_s": "≤ 2"}
 BARS |= {"agreement_s": "≤ 2", "export_s": "≤ 2"}
 RECIPE = """
@@ -57,11 +67,11 @@ def show(database: str, figure: str, value: float, **more: Any) -> None:
     print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
-def make_world(folder: Path, url: str) -> None:
-    """Write the recipe, its pairs, and a ledger of `EVENTS` events."""
+def make_world(folder: Path, url: str, size: Size) -> None:
+    """Write the recipe, its pairs, and a ledger of events."""
     rows = [
         {"prompt": f"question {n}", "chosen": f"one answer to {n}", "rejected": f"another answer to {n}"}
-        for n in range(ITEMS)
+        for n in range(size.pairs)
     ]
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "bench.yaml").write_text(RECIPE)
@@ -76,7 +86,7 @@ def make_world(folder: Path, url: str) -> None:
     items, _ = items_of(turns)
     rng = random.Random(0)
     events: list[Any] = [("batch", {"salt": "0" * 32})]
-    for n in range((EVENTS - 1) // 2):
+    for n in range((size.events - 1) // 2):
         item, who = items[n % len(items)].id, f"earlier {n % 7}"
         verdict = rng.choice(["first", "second", "tie"])
         body = {"item": item, "annotator": who, "verdict": verdict, "strength": 1, "seconds": 3.0, "swapped": False}
@@ -87,8 +97,8 @@ def make_world(folder: Path, url: str) -> None:
 class App:
     """The server, and the links of the people who label."""
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.url = folder, url
+    def __init__(self, folder: Path, url: str, people: int) -> None:
+        self.folder, self.url, self.people = folder, url, people
         self.tokens: dict[str, str] = {}
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
@@ -96,7 +106,7 @@ class App:
     def start(self) -> float:
         """Start the server and return the seconds until it listens."""
         started = time.perf_counter()
-        people = ",".join(f"person-{n}" for n in range(PEOPLE))
+        people = ",".join(f"person-{n}" for n in range(self.people))
         line = [sys.executable, "-m", "pipeline.cli", "collect", "bench.yaml", "labels", "--annotators", people]
         around = {**os.environ, "TRUEUP_LEDGER": self.url, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
@@ -153,7 +163,7 @@ class Person(threading.Thread):
                         return
                 if pending is None:
                     choice = rng.choice(["left", "right", "tie"])
-                    request = f"{rng.getrandbits(64):016x}"
+                    request = secrets.token_hex(8)
                     pending = {"item": items[0]["item"], "choice": choice, "seconds": 1.0, "request": request}
                 started = time.perf_counter()
                 items = self._ask(connection, "label", pending)["items"]
@@ -188,12 +198,12 @@ def work(app: App, every: float, seconds: float) -> list[Person]:
     return people
 
 
-def measure(database: str, folder: Path, url: str, seconds: float) -> None:
+def measure(database: str, folder: Path, url: str, size: Size) -> None:
     """Measure the app on one database."""
-    make_world(folder, url)
-    app = App(folder, url)
-    show(database, "start_s", app.start(), events=EVENTS, pairs=ITEMS)
-    paced = work(app, PEOPLE / 10, seconds)
+    make_world(folder, url, size)
+    app, seconds = App(folder, url, size.people), size.seconds
+    show(database, "start_s", app.start(), events=size.events, pairs=size.pairs)
+    paced = work(app, size.people / 10, seconds)
     times = sorted(ms for person in paced for ms in person.milliseconds)
     p95 = times[int(len(times) * 0.95)]
     show(database, "paced_p95_ms", p95, median=round(statistics.median(times), 2), labels=len(times))
@@ -261,13 +271,15 @@ def main() -> None:
     """Measure on each database."""
     parser = argparse.ArgumentParser(description="Measure the labelling app under load.")
     parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
-    parser.add_argument("--seconds", type=float, default=30.0)
+    for name, value in Size()._asdict().items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     asked = parser.parse_args()
+    size = Size(asked.people, asked.events, asked.pairs, asked.seconds)
     with tempfile.TemporaryDirectory(prefix="trueup-bench-") as made:
         if asked.database in ("sqlite", "both"):
             folder = Path(made, "sqlite")
             folder.mkdir()
-            measure("sqlite", folder, f"sqlite:///{folder / 'ledger.db'}", asked.seconds)
+            measure("sqlite", folder, f"sqlite:///{folder / 'ledger.db'}", size)
         if asked.database in ("postgresql", "both"):
             place, folder = Path(made, "server"), Path(made, "postgresql")
             place.mkdir()
@@ -277,7 +289,7 @@ def main() -> None:
                 if url is None:
                     print(json.dumps({"database": "postgresql", "skipped": "PostgreSQL is not installed"}))
                 else:
-                    measure("postgresql", folder, url, asked.seconds)
+                    measure("postgresql", folder, url, size)
 
 
 if __name__ == "__main__":
