@@ -14,6 +14,7 @@ import typer
 
 from pipeline.artifacts import Store
 from pipeline.cli.display import labels as display
+from pipeline.cli.display.annotators import statistics
 from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_line
 from pipeline.errors import ExitCode, PipelineError, Problem, counted
@@ -96,11 +97,11 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
 
 
 def show_labels(collection: Collection, what: str, until: int | None, out: Path | None, *, as_json: bool) -> None:
-    """Print the status, the agreement, the pairs or the verification of a collection's labels.
+    """Print the status, the agreement, statistics of people, the pairs or the verification of a collection's labels.
 
     Args:
         collection: the items and their ledger.
-        what: ``status``, ``agreement``, ``export`` or ``verify``.
+        what: ``status``, ``agreement``, ``stats``, ``export`` or ``verify``.
         until: number of the last event of the ledger to count; None counts all.
         out: file of an export; None prints it.
         as_json: whether to print JSON for programs.
@@ -118,6 +119,8 @@ def show_labels(collection: Collection, what: str, until: int | None, out: Path 
     state = State().take(collection.ledger.events(until=until))
     if what == "status":
         display.status(collection.batch, state, as_json=as_json)
+    elif what == "stats":
+        statistics(collection.batch, state, as_json=as_json)
     elif what == "agreement":
         display.agreed(collection.batch, state, as_json=as_json)
     else:

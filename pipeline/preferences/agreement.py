@@ -1,15 +1,17 @@
-"""Agreement between annotators, and the aggregation of a pair's labels into one preference."""
+"""The labels of a batch as a table of numbers, and the aggregation of a pair's labels into one preference."""
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypedDict, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item
-from pipeline.preferences.labels import Answer, State
+from pipeline.preferences.labels import VERDICTS, Answer, State
 from pipeline.records.shapes.turns import Turn
 
 SIGN: Mapping[str, int] = {"first": 1, "second": -1}
@@ -31,53 +33,42 @@ class LabelledPair(TypedDict):
     margin: float
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement between annotators on the items with several labels.
+class LabelTable(NamedTuple):
+    """The labels of a batch as numbers; N items, A annotators.
 
     Attributes:
-        items: number of items with two labels or more.
-        pairs: number of pairs of labels of the same item.
-        same: number of these pairs that are equal.
-        alpha: Krippendorff's nominal alpha; None when all labels are equal or none can be compared.
+        annotators: names of the columns.
+        verdict_NA: place of each verdict in `VERDICTS`; -1 where an annotator did not label the item.
+        strength_NA: signed strength, -3 to 3, positive for the first response, 0 for verdicts that prefer neither; -9
+            where an annotator did not label the item.
+        left_NA: 1 where the response on the left of the screen was preferred, 0 where that on the right was, else -1.
+        seconds_NA: time that the label took; NaN where there is none.
     """
 
-    items: int
-    pairs: int
-    same: int
-    alpha: float | None
+    annotators: list[str]
+    verdict_NA: NDArray[np.int64]
+    strength_NA: NDArray[np.int64]
+    left_NA: NDArray[np.int64]
+    seconds_NA: NDArray[np.float64]
 
 
-def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
-    """Return Krippendorff's alpha for nominal values; items with fewer than two values are left out.
-
-    Args:
-        units: the values of each item.
-
-    Returns:
-        1 for perfect agreement, 0 for chance agreement; None when all values are equal or none can be paired.
-
-    Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, section C.
-    """
-    totals: Counter[Hashable] = Counter()
-    apart = 0.0
-    for values in units:
-        if len(values) < 2:
-            continue
-        counts = Counter(values)
-        totals.update(counts)
-        apart += (len(values) ** 2 - sum(count**2 for count in counts.values())) / (len(values) - 1)
-    n = sum(totals.values())
-    by_chance = n**2 - sum(count**2 for count in totals.values())
-    return 1 - (n - 1) * apart / by_chance if by_chance else None
-
-
-def agreement(items: Iterable[Item], state: State) -> Agreement:
-    """Measure the agreement of the labels of items."""
-    units = [[label.verdict for label in state.labels(item.id).values()] for item in items]
-    several = [unit for unit in units if len(unit) > 1]
-    pairs = [one == other for unit in several for one, other in itertools.combinations(unit, 2)]
-    return Agreement(len(several), len(pairs), sum(pairs), krippendorff_alpha(several))
+def label_table(items: Sequence[Item], state: State) -> LabelTable:
+    """Return the labels of items in a table."""
+    names = [name for name, answers in state.answers.items() if any(one.kind == "label" for one in answers.values())]
+    column = {name: place for place, name in enumerate(names)}
+    shape = (len(items), len(names))
+    verdict_NA, strength_NA = np.full(shape, -1), np.full(shape, -9)
+    left_NA, seconds_NA = np.full(shape, -1), np.full(shape, np.nan)
+    for row, item in enumerate(items):
+        for name, label in state.labels(item.id).items():
+            sign = SIGN.get(str(label.verdict), 0)
+            cell = row, column[name]
+            verdict_NA[cell] = VERDICTS.index(cast(Verdict, label.verdict))
+            strength_NA[cell] = sign * label.strength
+            if sign:
+                left_NA[cell] = (sign > 0) != label.swapped
+            seconds_NA[cell] = label.seconds
+    return LabelTable(names, verdict_NA, strength_NA, left_NA, seconds_NA)
 
 
 def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], Counter[str]]:

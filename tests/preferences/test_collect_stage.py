@@ -156,4 +156,11 @@ def test_agreement_is_shown_where_pairs_are_labelled_several_times(people: Path,
     assert "no pair has two labels" in few.stdout
     _label_all(people, store, per_item=2)
     ended = call("labels", "agreement", people, "labels", "--store", store, *several, cwd=people.parent)
-    assert "100.0% [61.0%, 100.0%] of 6 comparisons agree, on 6 pairs" in ended.stdout
+    assert "of 6 comparisons agree, on 6 pairs" in ended.stdout
+    told = call("labels", "stats", people, "labels", "--store", store, *several, cwd=people.parent).stdout
+    assert "12 labels of 2 people" in told and "equal verdicts: 100%" in told
+    plain = json.loads(
+        call("labels", "stats", people, "labels", "--store", store, *several, "--json", cwd=people.parent).stdout
+    )
+    assert set(plain["people"]) == {"ada", "grace"} and plain["people"]["ada"]["labels"] == 6
+    assert plain["pairs"] == [{"first": "ada", "second": "grace", "items": 6, "same": 1.0, "kappa": None}]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.preferences.agreement import agreement, exported, krippendorff_alpha, margin_of
+from pipeline.preferences.agreement import exported, label_table, margin_of
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.items import items_of, wanted
@@ -154,25 +154,15 @@ def test_the_majority_decides_and_its_strength_and_lead_are_the_margin(case: str
     assert margin_of(answers) == pytest.approx(margin)
 
 
-def test_alpha_of_the_textbook() -> None:
-    # Krippendorff 2011, section C: nominal data, four observers, twelve units, values missing.
-    observers = [
-        "1 2 3 3 2 1 4 1 2 . . .",
-        "1 2 3 3 2 2 4 1 2 5 . 3",
-        ". 3 3 3 2 3 4 2 2 5 1 .",
-        "1 2 3 3 2 4 4 1 2 5 1 .",
-    ]
-    columns = zip(*(line.split() for line in observers), strict=True)
-    assert krippendorff_alpha([[v for v in unit if v != "."] for unit in columns]) == pytest.approx(0.743, abs=5e-4)
-    assert krippendorff_alpha([["a", "a"], ["b", "b"]]) == 1
-    assert krippendorff_alpha([["a", "b"], ["b", "a"]]) == pytest.approx(-0.5)
-    assert krippendorff_alpha([["a", "a"], ["a", "a"]]) is None and krippendorff_alpha([["a"], []]) is None
-
-
-def test_agreement_counts_pairs_of_labels() -> None:
-    said = [_label(0, who, verdict) for who, verdict in (("ada", "first"), ("grace", "first"), ("mary", "tie"))]
-    counts = agreement(ITEMS, _state(*said, _label(1, "ada", "second")))
-    assert (counts.items, counts.pairs, counts.same) == (1, 3, 1)
+def test_labels_are_a_table() -> None:
+    said = [_label(0, "ada", "first", 2), _label(0, "grace", "second", 3), _label(2, "grace", "both bad")]
+    swapped = ("label", {"item": ITEMS[1].id, "annotator": "ada", "verdict": "first", "swapped": True, "seconds": 2.5})
+    table = label_table(ITEMS, _state(*said, swapped))
+    assert table.annotators == ["ada", "grace"]
+    assert table.verdict_NA.tolist() == [[0, 1], [0, -1], [-1, 4], [-1, -1]]
+    assert table.strength_NA.tolist() == [[2, -3], [1, -9], [-9, 0], [-9, -9]]
+    assert table.left_NA.tolist() == [[1, 0], [0, -1], [-1, -1], [-1, -1]]
+    assert table.seconds_NA[1, 0] == 2.5
 
 
 def test_what_is_exported_is_what_people_said() -> None:

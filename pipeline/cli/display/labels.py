@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pipeline.cli.terminal import print_json, print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted
-from pipeline.evaluation.stats.intervals import wilson
+from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.machine.disk import writing
-from pipeline.preferences.agreement import agreement, exported
+from pipeline.preferences.agreement import exported, label_table
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
@@ -55,25 +55,22 @@ def _counts(state: State, annotator: str) -> dict[str, int]:
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     """Print the agreement of annotators on the pairs that several of them labelled."""
-    result = agreement(batch.items, state)
-    rate = wilson(result.same, result.pairs) if result.pairs else None
+    verdict_NA = label_table(batch.items, state).verdict_NA
+    rate = raw_agreement(verdict_NA, seed=0)
+    alpha = krippendorff_alpha(verdict_NA)
+    per_item = (verdict_NA >= 0).sum(1)
+    compared = int((per_item * (per_item - 1) // 2).sum())
     if as_json:
-        interval = [rate.low, rate.high] if rate is not None else None
-        told = {
-            "pairs": result.items,
-            "compared": result.pairs,
-            "same": result.same,
-            "interval": interval,
-        }
-        print_json({**told, "krippendorff_alpha": result.alpha})
+        told = {"pairs": rate.n if rate else 0, "compared": compared, "same": rate.value if rate else None}
+        print_json({**told, "interval": [rate.low, rate.high] if rate else None, "krippendorff_alpha": alpha})
         return
     if rate is None:
         print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
         return
     share = f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
-    print_line(f"{share} of {counted(result.pairs, 'comparison')} agree, on {counted(result.items, 'pair')}")
-    alpha = "has no value: all labels are equal" if result.alpha is None else f"{result.alpha:.3f}"
-    print_line(f"Krippendorff's alpha (nominal): {alpha}")
+    print_line(f"{share} of {counted(compared, 'comparison')} agree, on {counted(rate.n, 'pair')}")
+    said = "has no value: all labels are equal" if alpha is None else f"{alpha:.3f}"
+    print_line(f"Krippendorff's alpha (nominal): {said}")
 
 
 def export(batch: Batch, state: State, out: Path | None) -> None:

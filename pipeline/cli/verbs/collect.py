@@ -16,7 +16,7 @@ from pipeline.cli.survey import RecipeOptions
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences import need
 
-LABEL_VERBS = ("status", "agreement", "export", "verify", "drop", "close", "people")
+LABEL_VERBS = ("status", "agreement", "stats", "export", "verify", "drop", "close", "people")
 
 AddOption = Annotated[
     list[str] | None,
@@ -105,7 +105,7 @@ def labels(
     """Show how far a collection is and how people agree; export and verify labels; drop pairs, close, change people."""
     if what not in LABEL_VERBS:
         raise PipelineError(Problem(f"labels {what}", f"one of {', '.join(LABEL_VERBS)}"))
-    need("sqlalchemy")
+    need("sqlalchemy", "krippendorff")
     from pipeline.cli import collection  # the optional extra `collect` may be missing
 
     opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)

@@ -61,5 +61,5 @@ register_kind(
     run="pipeline.stages.collect.run:run",
     makes="preferences",
     doc=__doc__,
-    traits=Traits(packages=Packages(("sqlalchemy",), "pip install 'trueup[collect]'")),
+    traits=Traits(packages=Packages(("sqlalchemy", "krippendorff"), "pip install 'trueup[collect]'")),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
+from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences import need
-from pipeline.preferences.agreement import agreement, exported
+from pipeline.preferences.agreement import exported, label_table
 from pipeline.preferences.anchors import note_head
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.items import items_of
@@ -20,7 +21,7 @@ FILE = "preferences.jsonl"
 
 def run(ctx: StageContext, config: Config) -> StageResult:
     """Write the preferred pairs; while labels are missing, raise with their number."""
-    need("sqlalchemy")
+    need("sqlalchemy", "krippendorff")
     from pipeline.preferences.ledger import Ledger  # sqlalchemy is of the optional extra `collect`
 
     rows = ctx.load_rows("data")
@@ -45,16 +46,18 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
     with (ctx.out / FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in preferences)
-    agreed = agreement(items, state)
+    verdict_NA = label_table(items, state).verdict_NA
+    agreed = raw_agreement(verdict_NA, seed=ctx.seed)
     metrics = {
         "labels": float(done),
         "pairs": float(len(preferences)),
         "left_out": float(without.total()),
     }
-    if agreed.pairs:
-        metrics["agreement"] = agreed.same / agreed.pairs
-    if agreed.alpha is not None:
-        metrics["krippendorff_alpha"] = agreed.alpha
+    if agreed is not None:
+        metrics |= {"agreement": agreed.value, "agreement_low": agreed.low, "agreement_high": agreed.high}
+    alpha = krippendorff_alpha(verdict_NA)
+    if alpha is not None:
+        metrics["krippendorff_alpha"] = alpha
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
     note_head(store, ledger.batch, state.number, state.head)
     ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head})

@@ -1,0 +1,126 @@
+"""Shows what the labels say of the people who gave them: agreement, accuracy, side, speed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.cli.terminal import Column, print_json, print_line, print_table
+from pipeline.errors import counted
+from pipeline.evaluation.stats.annotators import (
+    against_the_rest,
+    annotator_pairs,
+    dawid_skene,
+    krippendorff_alpha,
+    raw_agreement,
+)
+from pipeline.evaluation.stats.estimate import Estimate
+from pipeline.evaluation.stats.intervals import wilson
+from pipeline.plain_data import JsonObject
+from pipeline.preferences.agreement import LabelTable, label_table
+from pipeline.preferences.labels import VERDICTS, Batch, State
+
+_PEOPLE = (
+    Column("person", style="bold"),
+    Column("labels", right=True),
+    Column("seconds", right=True),
+    Column("chose left", right=True),
+    Column("with the rest", right=True),
+    Column("accuracy", right=True),
+)
+_PAIRS = (
+    Column("person", style="bold"),
+    Column("and", style="bold"),
+    Column("pairs", right=True),
+    Column("same", right=True),
+    Column("kappa", right=True),
+)
+
+
+def statistics(batch: Batch, state: State, *, as_json: bool) -> None:
+    """Print how people agree, over all and two by two, and what each one's labels look like.
+
+    The accuracy is Dawid and Skene's estimate: how often a person gives the verdict that all labels together make most
+    likely. `chose left` is near 50 % for whoever looks at the answers and not at their side.
+    """
+    table = label_table(batch.items, state)
+    strength_NA = np.where(table.strength_NA == -9, -1, table.strength_NA + 3)
+    measured: JsonObject = {
+        "labels": int((table.verdict_NA >= 0).sum()),
+        "agreement": _plain(raw_agreement(table.verdict_NA, seed=0)),
+        "krippendorff_alpha": krippendorff_alpha(table.verdict_NA),
+        "krippendorff_alpha_ordinal": krippendorff_alpha(strength_NA, "ordinal"),
+        "people": _people(table),
+        "pairs": [
+            {"first": table.annotators[one.first], "second": table.annotators[one.second], "items": one.items}
+            | {"same": one.same, "kappa": one.kappa}
+            for one in annotator_pairs(table.verdict_NA)
+        ],
+    }
+    if as_json:
+        print_json({**measured, "event": state.number})
+        return
+    _show(measured)
+
+
+def _people(table: LabelTable) -> JsonObject:
+    labelled_NA = table.verdict_NA >= 0
+    rest = against_the_rest(table.verdict_NA) if labelled_NA.any() else []
+    used_NA = table.verdict_NA[labelled_NA.any(1)]
+    accuracy_A = dawid_skene(used_NA, range(len(VERDICTS))).accuracy_A if (labelled_NA.sum(1) > 1).any() else None
+    people: JsonObject = {}
+    for column, name in enumerate(table.annotators):
+        sides = table.left_NA[:, column]
+        chosen = int((sides >= 0).sum())
+        people[name] = {
+            "labels": int(labelled_NA[:, column].sum()),
+            "median_seconds": float(np.nanmedian(table.seconds_NA[:, column])),
+            "chose_left": _plain(wilson(int((sides == 1).sum()), chosen) if chosen else None),
+            "with_the_rest": _plain(rest[column]),
+            "accuracy": None if accuracy_A is None else float(accuracy_A[column]),
+        }
+    return people
+
+
+def _plain(estimate: Estimate | None) -> JsonObject | None:
+    return estimate.model_dump() if estimate is not None else None
+
+
+def _show(measured: JsonObject) -> None:
+    if not measured["labels"]:
+        print_line("nobody has labelled a pair yet")
+        return
+    agreement, alpha, ordinal = (
+        measured[key] for key in ("agreement", "krippendorff_alpha", "krippendorff_alpha_ordinal")
+    )
+    print_line(f"{counted(measured['labels'], 'label')} of {counted(len(measured['people']), 'person', 'people')}")
+    if agreement is None:
+        print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
+    else:
+        print_line(f"equal verdicts: {_share(agreement)} of comparisons, on {counted(agreement['n'], 'pair')}")
+        said = [f"{figure:.3f} ({level})" for level, figure in (("nominal", alpha), ("ordinal", ordinal)) if figure]
+        print_line(f"Krippendorff's alpha: {', '.join(said) or 'has no value: all labels are equal'}")
+    rows = [
+        [
+            name,
+            f"{one['labels']:,}",
+            f"{one['median_seconds']:.1f}",
+            _share(one["chose_left"]),
+            _share(one["with_the_rest"]),
+            "–" if one["accuracy"] is None else f"{one['accuracy']:.0%}",
+        ]
+        for name, one in measured["people"].items()
+    ]
+    print_table(_PEOPLE, rows)
+    if measured["pairs"]:
+        print_table(_PAIRS, [_pair_row(one) for one in measured["pairs"]])
+
+
+def _pair_row(pair: JsonObject) -> list[str]:
+    kappa = "–" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+    return [pair["first"], pair["second"], f"{pair['items']:,}", f"{pair['same']:.0%}", kappa]
+
+
+def _share(estimate: JsonObject | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate['value']:.0%} [{estimate['low']:.0%}, {estimate['high']:.0%}]"

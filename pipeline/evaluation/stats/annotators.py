@@ -1,0 +1,184 @@
+"""Statistics of annotators who labelled the same items: how far they agree, and what the truth then is.
+
+A table of labels has a row for each item and a column for each annotator; a cell is a class, or `MISSING`. Knows
+nothing of where labels come from.
+
+Shape legend: N items, A annotators, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.stats.estimate import Estimate
+from pipeline.evaluation.stats.intervals import LEVEL, ratio_interval, wilson
+
+Labels = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MISSING = -1
+"""Cell of an annotator who did not label the item."""
+
+
+@dataclass(frozen=True)
+class AnnotatorPair:
+    """Two annotators on the items that both labelled.
+
+    Attributes:
+        first: column of one annotator.
+        second: column of the other.
+        items: number of items that both labelled.
+        same: share of them with equal labels.
+        kappa: Cohen's kappa; None when both gave one and the same class only.
+    """
+
+    first: int
+    second: int
+    items: int
+    same: float
+    kappa: float | None
+
+
+@dataclass(frozen=True)
+class DawidSkene:
+    """The truth and the annotators' errors that explain the labels best.
+
+    Attributes:
+        posterior_NK: probability of each class for each item.
+        confusion_AKK: probability that an annotator gives class k to an item of class j, at [a, j, k].
+        prior_K: share of each class.
+        accuracy_A: expected share of right labels of each annotator.
+    """
+
+    posterior_NK: Floats
+    confusion_AKK: Floats
+    prior_K: Floats
+    accuracy_A: Floats
+
+
+def raw_agreement(labels_NA: Labels, *, seed: int, level: float = LEVEL) -> Estimate | None:
+    """Return the share of equal labels among all pairs of labels of one item; None when no item has two.
+
+    The interval resamples items: the pairs of one item are not independent of each other.
+    """
+    same, pairs = _agreeing_pairs(labels_NA)
+    several = pairs > 0
+    if not several.any():
+        return None
+    return ratio_interval(same[several], pairs[several], seed=seed, level=level)
+
+
+def _agreeing_pairs(labels_NA: Labels) -> tuple[Floats, Floats]:
+    """Return the number of equal pairs of labels of each item, and of all its pairs."""
+    classes = np.unique(labels_NA[labels_NA != MISSING])
+    counts_NK = np.stack([(labels_NA == value).sum(1) for value in classes], 1) if len(classes) else labels_NA[:, :0]
+    per_item = counts_NK.sum(1)
+    return (counts_NK * (counts_NK - 1) / 2).sum(1), per_item * (per_item - 1) / 2
+
+
+def krippendorff_alpha(labels_NA: Labels, level: str = "nominal") -> float | None:
+    """Return Krippendorff's alpha: 1 for perfect agreement, 0 for chance; None without two different labels to pair.
+
+    Args:
+        labels_NA: classes; for ``ordinal`` in their order.
+        level: ``nominal`` or ``ordinal``, how labels differ.
+
+    Source: Krippendorff (2019), Content Analysis, chapter 12; computed by the library `krippendorff`.
+    """
+    import krippendorff  # of the extra `collect`
+
+    paired = labels_NA[(labels_NA != MISSING).sum(1) > 1]
+    if len(np.unique(paired[paired != MISSING])) < 2:
+        return None
+    values = np.where(paired == MISSING, np.nan, paired.astype(float)).T
+    return float(krippendorff.alpha(reliability_data=values, level_of_measurement=level))
+
+
+def cohen_kappa(one_N: Labels, other_N: Labels) -> float | None:
+    """Return Cohen's kappa of two annotators; None when both gave one and the same class only.
+
+    Args:
+        one_N: classes that one annotator gave.
+        other_N: classes that the other gave to the same items.
+
+    Source: Cohen (1960), A coefficient of agreement for nominal scales, equation 1.
+    """
+    classes = np.union1d(one_N, other_N)
+    shares_one, shares_other = ([(labels == value).mean() for value in classes] for labels in (one_N, other_N))
+    by_chance = float(np.dot(shares_one, shares_other))
+    if by_chance == 1:
+        return None
+    return float(((one_N == other_N).mean() - by_chance) / (1 - by_chance))
+
+
+def annotator_pairs(labels_NA: Labels) -> list[AnnotatorPair]:
+    """Return every two annotators who labelled an item in common."""
+    pairs = []
+    for first, second in itertools.combinations(range(labels_NA.shape[1]), 2):
+        one, other = labels_NA[:, first], labels_NA[:, second]
+        both = (one != MISSING) & (other != MISSING)
+        if both.any():
+            same = float((one[both] == other[both]).mean())
+            pairs.append(AnnotatorPair(first, second, int(both.sum()), same, cohen_kappa(one[both], other[both])))
+    return pairs
+
+
+def against_the_rest(labels_NA: Labels, *, level: float = LEVEL) -> list[Estimate | None]:
+    """Return for each annotator the share of items on which they agree with the majority of the others.
+
+    Items on which the others have no majority are left out; None for an annotator without any other item.
+    """
+    estimates: list[Estimate | None] = []
+    classes = np.unique(labels_NA[labels_NA != MISSING])
+    for column in range(labels_NA.shape[1]):
+        rest_NA = np.delete(labels_NA, column, axis=1)
+        counts_NK = np.stack([(rest_NA == value).sum(1) for value in classes], 1)
+        most_N = counts_NK.max(1)
+        is_clear = (most_N > 0) & ((counts_NK == most_N[:, None]).sum(1) == 1) & (labels_NA[:, column] != MISSING)
+        if not is_clear.any():
+            estimates.append(None)
+            continue
+        majority_N = classes[counts_NK.argmax(1)]
+        same = (majority_N == labels_NA[:, column])[is_clear]
+        estimates.append(wilson(float(same.sum()), len(same), level=level))
+    return estimates
+
+
+def dawid_skene(
+    labels_NA: Labels, classes: Sequence[int], *, most_steps: int = 500, epsilon: float = 1e-6
+) -> DawidSkene:
+    """Estimate the true class of each item and the errors of each annotator, by expectation maximisation.
+
+    Starts from the share of each class among an item's labels. One pseudo-count, spread over the classes, is added to
+    each row of an annotator's confusions, so that a few labels do not make anybody infallible.
+
+    Args:
+        labels_NA: classes, each one of ``classes``; every item has a label.
+        classes: all classes.
+        most_steps: largest number of EM steps.
+        epsilon: largest change of a posterior at which the steps end.
+
+    Source: Dawid and Skene (1979), Maximum likelihood estimation of observer error-rates using the EM algorithm,
+    equations 2.3 to 2.5.
+    """
+    one_hot_NAK = np.stack([labels_NA == value for value in classes], 2).astype(float)
+    posterior_NK = one_hot_NAK.sum(1)
+    posterior_NK /= posterior_NK.sum(1, keepdims=True)
+    for _ in range(most_steps):
+        confusion_AKK = np.einsum("nj,nak->ajk", posterior_NK, one_hot_NAK) + 1 / len(classes)
+        confusion_AKK /= confusion_AKK.sum(2, keepdims=True)
+        prior_K = posterior_NK.mean(0)
+        with np.errstate(divide="ignore"):
+            log_NK = np.log(prior_K) + np.einsum("nak,ajk->nj", one_hot_NAK, np.log(confusion_AKK))
+        following_NK = np.exp(log_NK - log_NK.max(1, keepdims=True))
+        following_NK /= following_NK.sum(1, keepdims=True)
+        change = float(np.abs(following_NK - posterior_NK).max())
+        posterior_NK = following_NK
+        if change < epsilon:
+            break
+    return DawidSkene(posterior_NK, confusion_AKK, prior_K, np.einsum("j,ajj->a", prior_K, confusion_AKK))
