@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-fast test-matrix test-fields test-vllm test-liger check lint types format slurm-quickstart fuzz bench bench-memory bench-collect bench-ppo bench-gpu test-bench-gpu image docs clean
+.PHONY: help setup setup-dev demo test test-fast test-matrix test-fields test-vllm test-liger check lint types format slurm-quickstart fuzz bench bench-memory bench-collect bench-feedback bench-ppo bench-gpu test-bench-gpu image docs clean
 
 help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
 .venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
@@ -38,6 +38,8 @@ bench-memory: setup-dev  ## measure the forecast of memory against real stages o
 	$(PY) benchmarks/memory.py
 bench-collect: setup-dev  ## measure the labelling app with fifty people, on SQLite and PostgreSQL
 	$(PY) benchmarks/collect.py
+bench-feedback: setup-dev  ## measure what 400 comparisons by a simulated person teach the quickstart's assistant
+	$(PY) benchmarks/feedback.py
 .venv-peer/.installed: constraints.txt ; $(PYTHON) -m venv .venv-peer && grep -v '^trl==' constraints.txt > .venv-peer/constraints.txt && .venv-peer/bin/pip install -q -c .venv-peer/constraints.txt torch && .venv-peer/bin/pip install -q -c .venv-peer/constraints.txt trl==1.12.0 && touch $@
 bench-ppo: setup-dev .venv-peer/.installed  ## measure PPO against the last trl that has it, in an environment of its own
 	$(PY) benchmarks/ppo.py

@@ -54,12 +54,13 @@ def ledger_url(config: Config, store: Path) -> str:
     return os.environ.get("TRUEUP_LEDGER") or config.ledger or default_url(store)
 
 
-register_kind(
-    "collect",
-    version=1,
-    config=Config,
-    run="pipeline.stages.collect.run:run",
-    makes="preferences",
-    doc=__doc__,
-    traits=Traits(packages=Packages(("sqlalchemy", "krippendorff"), "pip install 'trueup[collect]'")),
-)
+for _kind in ("labels", "collect"):  # the second is the older word
+    register_kind(
+        _kind,
+        version=1,
+        config=Config,
+        run="pipeline.stages.collect.run:run",
+        makes="preferences",
+        doc=__doc__,
+        traits=Traits(packages=Packages(("sqlalchemy", "krippendorff"), "pip install 'trueup[collect]'")),
+    )

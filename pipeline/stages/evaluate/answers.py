@@ -6,7 +6,7 @@ Owns the loading of models, one beside the baseline at a time. Knows nothing of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,16 +15,16 @@ from pipeline.evaluation.prompts import Asked
 from pipeline.evaluation.report.samples import StopReason
 from pipeline.evaluation.stats.divergence import per_sequence
 from pipeline.evaluation.stats.estimate import rounded
-from pipeline.models.generate.decode import GenerationSettings, decode
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
 from pipeline.models.logprobs import response_logprobs
-from pipeline.models.tokenizer.contract import disagreements, end_ids, facts
+from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.stages.evaluate.config import Config
 from pipeline.training.arguments import frozen_weights
 from pipeline.training.data.encoding import encode_prompts
 from pipeline.training.fitting import fit
+from pipeline.training.sampler import Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,33 +114,21 @@ class ResponseGenerator:
         The random numbers of a prompt depend on its index in the data, so a subset of prompts gets the same answers.
         """
         prompts = [row["prompt_ids"] for row in encode_prompts(self.tokenizer, asked.rows).rows]
-        eos = end_ids(self.tokenizer, self.model)
-        settings = GenerationSettings(
-            self.config.max_new_tokens,
-            eos,
-            self.tokenizer.pad_token_id,
-            sampling=Sampling(greedy=greedy, temperature=self.config.temperature),
-            seed=self.ctx.seed,
-        )
-        responses = decode(
-            self.model, prompts, settings, row_ids=asked.places, on_progress=self._answered, say=self.ctx.note
-        )
-        k1, k3 = self._kl(prompts, responses, reference) if reference is not None else (None, None)
+        sampling = Sampling(greedy=greedy, temperature=self.config.temperature)
+        sampler = Sampler(self.model, self.tokenizer, self.config.max_new_tokens, sampling, self.ctx.seed)
+        responses = sampler.sample(prompts, asked.places, on_progress=self._answered, say=self.ctx.note)
+        sampled = [response.ids for response in responses]
+        k1, k3 = self._kl(prompts, sampled, reference) if reference is not None else (None, None)
         return Sampled(
             name=name,
             ref=_ref(source),
-            texts=[self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in responses],
-            lengths=[len(ids) for ids in responses],
-            stops=[self._stop(ids, eos) for ids in responses],
+            texts=[response.text for response in responses],
+            lengths=[len(ids) for ids in sampled],
+            stops=[cast(StopReason, response.finish_reason) for response in responses],  # no stop string was given
             kl=k1,
             kl_k3=k3,
             is_variant=False,
         )
-
-    def _stop(self, response: list[int], eos: list[int]) -> StopReason:
-        if response and response[-1] in eos:
-            return "eos"
-        return "max_new_tokens" if len(response) >= self.config.max_new_tokens else "context"
 
     def _answered(self, done: int, _: int) -> None:
         self.ctx.progress(self.done + done, self.total)
