@@ -25,6 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # lines would break at its width
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of some hundred processes would compile the package anew
 
 import pytest
 from calling import Call

@@ -31,7 +31,7 @@ def shape_on_meta(config: JsonView) -> ModelShape:
     """
     fields = {key: value for key, value in config.items() if key not in ("type", "model_type")}
     built = AutoConfig.for_model(str(config.get("model_type") or config.get("type")), **fields)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(built)
     text = built.get_text_config()
     named = dict(model.named_parameters())

@@ -23,10 +23,10 @@ def _line(recipe: Path, store: Path, timeout_s: str) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("node", "said", "remedy"),
     [
-        ((), "stage base: node 1 did not come within 4 s", "Run the same command there with --node-rank 1"),
+        ((), "stage base: node 1 did not come within 2 s", "Run the same command there with --node-rank 1"),
         pytest.param(
             ("--node-rank", "1"),
-            "node 0 did not start within 4 s",
+            "node 0 did not start within 2 s",
             "Run the same command there without --node-rank",
             marks=pytest.mark.whole,
         ),
@@ -37,7 +37,7 @@ def test_the_other_machine_never_starts(
     node: tuple[str, ...], said: str, remedy: str, tmp_path: Path, tiny_recipe: Path, command: Any
 ) -> None:
     store = tmp_path / "store"
-    process = command.start(*_line(tiny_recipe, store, "4"), *node, cwd=tmp_path)
+    process = command.start(*_line(tiny_recipe, store, "2"), *node, cwd=tmp_path)
     out, err = process.communicate(timeout=800)
     assert process.returncode == 1, out + err
     last = err.strip().splitlines()[-1]
@@ -56,7 +56,7 @@ def test_a_machine_that_comes_late_but_in_time_is_waited_for(tmp_path: Path, tin
         row = first.stdout.readline()
         assert row, said + first.communicate()[1]
         said += row
-    time.sleep(5)  # longer than the machine of the test above would have waited
+    time.sleep(2.5)  # longer than the machine of the test above would have waited
     second = command.start(*line, "--node-rank", "1", cwd=tmp_path)
     outs = [process.communicate(timeout=800) for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outs

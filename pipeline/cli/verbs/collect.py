@@ -102,7 +102,7 @@ def labels(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far a collection is and how people agree; export and verify labels; drop pairs, close, change people."""
+    """Show how far a collection is and how people agree; export and verify labels; drop pairs, close, add people."""
     if what not in LABEL_VERBS:
         raise PipelineError(Problem(f"labels {what}", f"one of {', '.join(LABEL_VERBS)}"))
     need("sqlalchemy", "krippendorff")

@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -112,20 +113,16 @@ class ModelShapes:
         return ModelShape(**{**known, "kept": SavedActivations(**known["kept"])}) if known else None
 
     def _count(self, key: str, text: str) -> None:
-        """Count the model on the meta device in a subprocess, which imports torch; cache the count."""
+        """Count the model on the meta device; cache the count."""
         kind = json.loads(text).get("model_type") or json.loads(text).get("type")
         if sys.stderr.isatty():
             print(f"counting the parameters of a {kind} model (once) …", file=sys.stderr, flush=True)
-        line = [sys.executable, "-m", "pipeline.models.sizing"]
-        try:
-            done = subprocess.run(line, input=text, capture_output=True, text=True, timeout=SIZING_S, check=False)
-        except subprocess.TimeoutExpired:
-            done = None
-        if done is None or done.returncode:
+        counted = _counted_here(text) if "torch" in sys.modules else _counted_by_a_subprocess(text)
+        if counted is None:
             self._failed.add(key)
             self.notes.append(f"a model of type {kind} could not be sized from its configuration")
             return
-        self._known[key] = json.loads(done.stdout.splitlines()[-1])
+        self._known[key] = counted
         keep_if_possible(self.file, json.dumps(self._known))
 
     def _config(self, item: PlannedInput) -> JsonObject | None:
@@ -171,6 +168,26 @@ class ModelShapes:
                 return getattr(self.stages[item.ref].spec.config, "vocab_size", None)
             config = self._of_hub(item.ref) if item.external else None
             return int(config["vocab_size"]) if config and "vocab_size" in config else None
+        return None
+
+
+def _counted_by_a_subprocess(text: str) -> JsonObject | None:
+    """Count a model in a process that imports torch, which a plan does without; None if it cannot be counted."""
+    line = [sys.executable, "-m", "pipeline.models.sizing"]
+    try:
+        done = subprocess.run(line, input=text, capture_output=True, text=True, timeout=SIZING_S, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return None if done.returncode else dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _counted_here(text: str) -> JsonObject | None:
+    """Count a model in this process, whose program has loaded torch already; None if it cannot be counted."""
+    from pipeline.models.sizing import shape_on_meta  # loads torch, which a plan does without
+
+    try:
+        return asdict(shape_on_meta(json.loads(text)))
+    except Exception:  # the model's own code raises anything
         return None
 
 
