@@ -91,11 +91,13 @@ def test_one_more_model_changes_no_answer_of_the_others(sample: Callable[..., An
 
 
 def test_a_limit_draws_prompts_and_keeps_their_answers(sample: Callable[..., Any]) -> None:
-    by_prompt = {row["prompt"][-1]["content"]: row for row in _rows(sample("sft"))}
+    rows = _rows(sample("sft"))
     few = _rows(sample("sft", limit=5))
-    assert len(few) == 5
+    places = [row["row"] for row in few]
+    assert len(places) == 5 and places == sorted(places) != list(range(5))
     for row in few:
-        assert _origins(row) == _origins(by_prompt[row["prompt"][-1]["content"]])
+        assert row["prompt"] == rows[row["row"]]["prompt"]
+        assert _origins(row) == _origins(rows[row["row"]])
 
 
 def test_stopped_between_passes_it_goes_on_to_the_same_bytes(sample: Callable[..., Any], tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     pairs = [
         _pairs(own, config.pairs_per_prompt, ctx.seed, place) for own, place in zip(candidates, places, strict=True)
     ]
-    _write(ctx.out, prompts, candidates, pairs)
+    _write(ctx.out, prompts, places, candidates, pairs)
     flat = [candidate for own in candidates for candidate in own]
     named = sum(candidate.names_model for candidate in flat)
     if named:
@@ -278,13 +278,15 @@ def _pairs(candidates: Sequence[Candidate], wanted: int, seed: int, place: int) 
 def _write(
     out: Path,
     prompts: Sequence[ShapedRow],
+    places: Sequence[int],
     candidates: Sequence[Sequence[Candidate]],
     pairs: Sequence[Sequence[tuple[int, int, float]]],
 ) -> None:
     with (out / CANDIDATES).open("w", encoding="utf-8") as all_file, (out / PAIRS).open("w", encoding="utf-8") as file:
-        for prompt, own, chosen in zip(prompts, candidates, pairs, strict=True):
+        for prompt, place, own, chosen in zip(prompts, places, candidates, pairs, strict=True):
             named = [{"first": first, "second": second, "propensity": share} for first, second, share in chosen]
-            row: JsonObject = {**prompt, "candidates": [asdict(candidate) for candidate in own], "pairs": named}
+            answers = [asdict(candidate) for candidate in own]
+            row: JsonObject = {**prompt, "row": place, "candidates": answers, "pairs": named}
             all_file.write(json.dumps(row, ensure_ascii=False) + "\n")
             for first, second, _ in chosen:
                 sides = {"chosen": _turns(own[first]), "rejected": _turns(own[second])}
