@@ -87,7 +87,9 @@ def label(store: Path, count: int) -> Counter[str]:
         item = items[0]
         columns = rows[item["prompt"][-1]["content"]]
         left, right = (
-            score([item[side]], prompts=[item["prompt"]], **{key: [value] for key, value in columns.items()})[0]
+            score(
+                completions=[item[side]], prompts=[item["prompt"]], **{key: [value] for key, value in columns.items()}
+            )[0]
             for side in ("left", "right")
         )
         choice = "tie" if left == right else "left" if left > right else "right"
