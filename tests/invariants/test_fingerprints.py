@@ -26,6 +26,8 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "rloo": {"data": "d", "model": "m", "reward": ["r"]},
     "evaluate": {"data": "d", "models": ["m", "n"], "baseline": "m", "reward": "r"},
     "merge": {"model": "m", "adapters": ["a"]},
+    "sample": {"data": "d", "models": ["m"]},
+    "labels": {"data": "d"},
     "collect": {"data": "d"},
 }
 TRAINING = [name for name, fields in COMPLETE.items() if "train" in KINDS[name].config.model_fields]
@@ -50,6 +52,9 @@ OTHER_VALUES: dict[str, Any] = {
     "reward_combine": "min",
     "value": "adapter",
     "dtype": "bf16",
+    "temperatures": [0.5],
+    "top_p": 0.9,
+    "stop": ["x"],
 }
 NESTED_VALUES: dict[str, Any] = {
     "mode": "packed",
