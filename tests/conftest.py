@@ -42,7 +42,7 @@ gc.disable()  # until everything is collected
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leave libraries and collected tests out of the garbage collections to come: else those take a tenth of the time."""
+    """Leave libraries and tests out of the garbage collections to come: else those take a tenth of the time."""
     gc.collect()
     gc.freeze()
     gc.enable()
