@@ -79,7 +79,7 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
     collections = [name for name, one in planned.items() if isinstance(one.spec.config, Config)]
     if stage not in collections:
         named = f"`{stage}` is a {planned[stage].spec.kind} stage" if stage in planned else f"no stage `{stage}`"
-        expected = f"one of {', '.join(collections)}" if collections else "a stage of kind `collect`"
+        expected = f"one of {', '.join(collections)}" if collections else "a stage of kind `labels`"
         raise PipelineError(Problem(f"{options.recipe}: {named}", expected))
     config = planned[stage].spec.config
     assert isinstance(config, Config)
@@ -144,7 +144,7 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
     Raises:
         PipelineError: an item is not in the batch, or none was named.
     """
-    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
+    queue = LabelQueue(collection.batch, collection.ledger)
     known = {item.id for item in collection.batch.items}
     unknown = [item for item in items if item not in known]
     if unknown:
@@ -161,7 +161,7 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
 
 def close(collection: Collection, *, reopen: bool) -> None:
     """End a batch with the labels it has, or open it again."""
-    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
+    queue = LabelQueue(collection.batch, collection.ledger)
     queue.close(not reopen)
     progress = queue.progress()
     if reopen:
@@ -183,7 +183,7 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
     Raises:
         PipelineError: nobody has a name that is to be changed.
     """
-    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
+    queue = LabelQueue(collection.batch, collection.ledger)
     accesses: dict[Access, Sequence[str]] = {
         "paused": changes.pause, "active": changes.resume, "revoked": changes.revoke
     }  # fmt: skip

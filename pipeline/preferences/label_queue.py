@@ -76,22 +76,21 @@ class LabelQueue:
     Args:
         batch: items, and the number of labels each needs.
         ledger: the log of events that records labels, leases and annotators.
-        guidelines: text that annotators are shown; each label records its version.
+        guidelines: text that annotators are shown by this app; each label given in it records its version. None for a
+            queue that shows nothing.
     """
 
-    def __init__(self, batch: Batch, ledger: Ledger, guidelines: str = "") -> None:
+    def __init__(self, batch: Batch, ledger: Ledger, guidelines: str | None = None) -> None:
         self.batch, self.ledger = batch, ledger
         self._items = {item.id: item for item in batch.items}
         self._state = State()
         self._assignment = Assignment(batch, self._state)
         self._turn = threading.Lock()
-        version = guidelines_version(guidelines)
+        self._version = guidelines_version(guidelines or "")
         self._append(lambda state: None if state.salt else ("batch", {"salt": new_salt()}))
-        self._append(
-            lambda state: (
-                None if state.guidelines == version else ("guidelines", {"guidelines": version, "text": guidelines})
-            )
-        )
+        if guidelines is not None:
+            told = EventBody(guidelines=self._version, text=guidelines)
+            self._append(lambda state: None if state.guidelines == self._version else ("guidelines", told))
 
     def refresh(self) -> None:
         """Read the events that were appended to the ledger since the last call."""
@@ -138,7 +137,9 @@ class LabelQueue:
                 raise PipelineError(Problem(f"{name!r} is not an annotator", f"one of {known}"))
             if person.access == "revoked" and access != "revoked":
                 statement = f"the link of {name} was revoked"
-                raise PipelineError(Problem(statement, remedy=f"give {name} a new one with `labels people add {name}`"))
+                raise PipelineError(
+                    Problem(statement, remedy=f"`trueup labels people RECIPE STAGE --add {name}` makes a new one")
+                )
             return None if person.access == access else ("access", {"name": name, "access": access})
 
         self._append(decide)
@@ -209,7 +210,7 @@ class LabelQueue:
             is_even = side not in ("left", "right")
             verdict = cast(Verdict, side) if is_even else VERDICTS[(side == "right") != swapped]
             given = EventBody(verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
-            return {**given, "guidelines": state.guidelines} if state.guidelines else given
+            return {**given, "guidelines": self._version} if self._version else given
 
         self._answer("label", annotator, item, request, body)
 
@@ -228,8 +229,9 @@ class LabelQueue:
         undone: list[str] = []
 
         def decide(state: State) -> NewEvent | None:
-            if request and state.requests.get(annotator) == request and annotator in state.undone:
-                undone[:] = [blinded_id(state.salt, annotator, state.undone[annotator])]
+            if request and state.requests.get(annotator) == request:  # sent again, because the reply was lost
+                shown = state.undone.get(annotator)
+                undone[:] = [blinded_id(state.salt, annotator, shown)] if shown else []
                 return None
             last = state.last(annotator)
             if last is None:

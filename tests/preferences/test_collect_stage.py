@@ -157,6 +157,9 @@ def test_agreement_is_shown_where_pairs_are_labelled_several_times(people: Path,
     _label_all(people, store, per_item=2)
     ended = call("labels", "agreement", people, "labels", "--store", store, *several, cwd=people.parent)
     assert "of 6 comparisons agree, on 6 pairs" in ended.stdout
+    line = ("labels", "agreement", people, "labels", "--store", store, *several, "--json")
+    plain = json.loads(call(*line, cwd=people.parent).stdout)
+    assert (plain["pairs"], plain["compared"], plain["same"]) == (6, 6, 6)
     told = call("labels", "stats", people, "labels", "--store", store, *several, cwd=people.parent).stdout
     assert "12 labels of 2 people" in told and "equal verdicts: 100%" in told
     plain = json.loads(

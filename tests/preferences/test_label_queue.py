@@ -30,7 +30,7 @@ def _items(count: int) -> list[Any]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Any:
-    def queue(count: int = 4, guidelines: str = "", **batch: Any) -> LabelQueue:
+    def queue(count: int = 4, guidelines: str | None = None, **batch: Any) -> LabelQueue:
         return LabelQueue(Batch(_items(count), **batch), Ledger(f"sqlite:///{tmp_path / 'l.db'}", "b"), guidelines)
 
     return queue
@@ -60,6 +60,7 @@ def test_a_request_sent_again_counts_once(make: Any) -> None:
     assert queue.undo("ada", "undo 1") == first == shown["item"]  # not the label before it
     assert sum(event.kind == "undo" for event in queue.ledger.events()) == 1
     queue.label("ada", shown["item"], "right", 1, 1.0, "request 3")
+    assert queue.undo("ada", "undo 1") is None  # late: what was said since stays
     assert _labels(queue) == 2 and queue.progress("ada")["done"] == 1
 
 
@@ -111,6 +112,16 @@ def test_each_label_names_the_guidelines_that_were_shown(make: Any) -> None:
     assert bodies[2]["text"] == "Prefer what is true, and short."
 
 
+def test_a_label_names_what_its_own_app_showed_whoever_else_looked_at_the_batch(make: Any) -> None:
+    queue = make(guidelines="Prefer what is true.")
+    make(guidelines="Another text, in another app.")
+    make().close(False)  # a command that shows nothing
+    queue.label("ada", queue.next("ada")[0]["item"], "left", 1, 1.0)
+    told = [event.body for event in queue.ledger.events() if event.kind in ("guidelines", "label")]
+    assert [body.get("text") for body in told] == ["Prefer what is true.", "Another text, in another app.", None]
+    assert told[2]["guidelines"] == told[0]["guidelines"]
+
+
 def test_people_are_paused_and_their_links_revoked_without_a_restart(make: Any) -> None:
     queue = make()
     token = queue.invite("ada")
@@ -120,7 +131,7 @@ def test_people_are_paused_and_their_links_revoked_without_a_restart(make: Any) 
     assert queue.annotator(token) == ("ada", "paused")
     elsewhere.set_access("ada", "revoked")
     assert queue.annotator(token) is None
-    with pytest.raises(PipelineError, match="was revoked"):
+    with pytest.raises(PipelineError, match="RECIPE STAGE --add ada"):
         elsewhere.set_access("ada", "active")
     with pytest.raises(PipelineError, match="'grace' is not an annotator; expected one of ada"):
         elsewhere.set_access("grace", "paused")

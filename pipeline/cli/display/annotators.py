@@ -97,7 +97,11 @@ def _show(measured: JsonObject) -> None:
         print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
     else:
         print_line(f"equal verdicts: {_share(agreement)} of comparisons, on {counted(agreement['n'], 'pair')}")
-        said = [f"{figure:.3f} ({level})" for level, figure in (("nominal", alpha), ("ordinal", ordinal)) if figure]
+        said = [
+            f"{figure:.3f} ({level})"
+            for level, figure in (("nominal", alpha), ("ordinal", ordinal))
+            if figure is not None
+        ]
         print_line(f"Krippendorff's alpha: {', '.join(said) or 'has no value: all labels are equal'}")
     rows = [
         [

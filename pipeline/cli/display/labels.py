@@ -61,7 +61,11 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     per_item = (verdict_NA >= 0).sum(1)
     compared = int((per_item * (per_item - 1) // 2).sum())
     if as_json:
-        told = {"pairs": rate.n if rate else 0, "compared": compared, "same": rate.value if rate else None}
+        told = {
+            "pairs": rate.n if rate else 0,
+            "compared": compared,
+            "same": round(rate.value * compared) if rate else 0,
+        }
         print_json({**told, "interval": [rate.low, rate.high] if rate else None, "krippendorff_alpha": alpha})
         return
     if rate is None:

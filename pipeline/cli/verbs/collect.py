@@ -32,7 +32,7 @@ RevokeOption = Annotated[
     list[str] | None,
     typer.Option("--revoke", metavar="NAME", help="Of people: their link does not work any more; repeatable."),
 ]
-StageArgument = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of kind `collect`.")]
+StageArgument = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of kind `labels`.")]
 LedgerOption = Annotated[
     str | None,
     typer.Option(
