@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, agreeing
 
 
 def need(*modules: str) -> None:
@@ -18,4 +18,10 @@ def need(*modules: str) -> None:
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise PipelineError(Problem(f"{', '.join(missing)} is not installed", "", "pip install 'trueup[collect]'"))
+        raise PipelineError(
+            Problem(
+                f"{', '.join(missing)} {agreeing(len(missing), 'is', 'are')} not installed",
+                "",
+                "pip install 'trueup[collect]'",
+            )
+        )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, agreeing
 from pipeline.models.load.adapter_targets import layers_in, target_problems
 from pipeline.models.load.kernels import INSTALL, NAMES, has
 from pipeline.plain_data import JsonView
@@ -53,7 +53,8 @@ def _missing(spec: StageSpec, words: JsonView) -> Iterator[Problem]:
         yield Problem(f"rollout_engine is vllm, and {NAMES['vllm']} is not installed", "", INSTALL["vllm"])
     packages = kind_of(spec.kind).traits.packages
     if packages is not None and (missing := [name for name in packages.modules if not has(name)]):
-        yield Problem(f"kind is {spec.kind}, and {', '.join(missing)} is not installed", "", packages.install)
+        are = agreeing(len(missing), "is", "are")
+        yield Problem(f"kind is {spec.kind}, and {', '.join(missing)} {are} not installed", "", packages.install)
 
 
 def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[Problem]:
