@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
@@ -129,6 +132,14 @@ def _defined(tree: ast.Module) -> Iterator[str]:
 
 def _source_digest(file: Path) -> str:
     """Hash a file together with the files in its folder that it imports, directly or indirectly."""
+    seen = _source_digests(file)
+    if len(seen) == 1:
+        return seen[file]
+    return hashlib.sha256("\n".join([seen.pop(file), *sorted(seen.values())]).encode()).hexdigest()
+
+
+def _source_digests(file: Path) -> dict[Path, str]:
+    """Hash a file, and each file in its folder that it imports, directly or indirectly."""
     seen: dict[Path, str] = {}
     waiting = [file]
     while waiting:
@@ -138,9 +149,7 @@ def _source_digest(file: Path) -> str:
         content = current.read_bytes()
         seen[current] = hashlib.sha256(content).hexdigest()
         waiting += _imported_beside(current, content)
-    if len(seen) == 1:
-        return seen[file]
-    return hashlib.sha256("\n".join([seen.pop(file), *sorted(seen.values())]).encode()).hexdigest()
+    return seen
 
 
 def _imported_beside(file: Path, content: bytes) -> list[Path]:
@@ -159,12 +168,25 @@ def _imported_beside(file: Path, content: bytes) -> list[Path]:
     return [path for path in beside if path.is_file()]
 
 
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Compiles a file anew each time.
+
+    Python takes a compiled file for current when the source has the same size and was changed in the same second.
+    What runs must be what the fingerprint was made of.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the source as it is now."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _module_from(file: Path) -> ModuleType:
-    """Import a file under a unique module name."""
-    name = f"trueup_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    """Import a file under a name of its own, as it and the files beside it are now."""
+    identity = f"{file}\n{_source_digest(file)}"
+    name = f"trueup_user_{file.stem}_{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
     if spec is None or spec.loader is None:
         raise PipelineError(Problem(f"{file} cannot be imported"))
     module = importlib.util.module_from_spec(spec)
@@ -172,11 +194,40 @@ def _module_from(file: Path) -> ModuleType:
         sys.path.append(str(file.parent))
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _imported_anew([beside for beside in _source_digests(file) if beside != file]):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+class _Beside(importlib.abc.MetaPathFinder):
+    """Finds the modules of some files, and compiles them anew."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = {file.stem: file for file in files}
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return where a module comes from; none when it is of no such file."""
+        file = self.files.get(fullname)
+        if file is None:
+            return None
+        return importlib.util.spec_from_file_location(fullname, file, loader=_FromSource(fullname, str(file)))
+
+
+@contextmanager
+def _imported_anew(files: Sequence[Path]) -> Iterator[None]:
+    """Import what these files hold now, whatever an earlier import left in memory or compiled."""
+    for file in files:
+        if getattr(sys.modules.get(file.stem), "__file__", None) == str(file):
+            del sys.modules[file.stem]
+    beside = _Beside(files)
+    sys.meta_path.insert(0, beside)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(beside)
 
 
 def _named_module(target: str, file: Path) -> ModuleType:

@@ -1,5 +1,8 @@
 """User functions: found without running them, hashed, loaded."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,23 @@ def test_functions_are_loaded(tmp_path: Path) -> None:
     assert load_function("pack_y.leaf:Gold", [tmp_path])(5).row == 5
     with pytest.raises(PipelineError, match=r"^`load_me.py:number` is int; expected a function$"):
         load_function("load_me.py:number", [tmp_path])
+
+
+def test_an_edit_of_the_same_size_in_the_same_second_is_what_runs(tmp_path: Path) -> None:
+    """Python would run its compiled file of before: the fingerprint of one function, the rewards of another."""
+
+    def edited(value: int) -> int:
+        put(tmp_path, "edit_me.py", f"from edit_near import other\ndef gold(): return {value} + other()\n")
+        put(tmp_path, "edit_near.py", f"def other(): return {value}0\n")
+        for name in ("edit_me.py", "edit_near.py"):
+            os.utime(tmp_path / name, (1_700_000_000, 1_700_000_000))
+        script = "import sys; sys.path.insert(0, '.'); import edit_me; print(edit_me.gold())"
+        if value == 1:  # as the owner of the file has run it
+            environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+            subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+        return int(load_function("edit_me.py:gold", [tmp_path])())
+
+    assert [edited(value) for value in (1, 2, 3)] == [11, 22, 33]
 
 
 def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
