@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from importlib.resources import files
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,11 +24,10 @@ from starlette.routing import Route
 from pipeline.errors import PipelineError
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.page_files import PageFile, page_files
 from pipeline.preferences.rate_limit import RateLimit
 
 LOG = logging.getLogger("trueup.collect")
-PAGE = files("pipeline.preferences") / "page"
-TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 AHEAD = 2
 """Number of pairs sent to a browser at a time: the one shown and the next."""
 
@@ -38,7 +36,8 @@ LARGEST_BODY = 64 * 1024
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -90,7 +89,7 @@ class LabelApi:
     Args:
         queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
-        guidelines: plain text shown on the page.
+        guidelines: Markdown shown on the page.
     """
 
     def __init__(self, queue: LabelQueue, title: str, guidelines: str) -> None:
@@ -167,25 +166,24 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
     Args:
         queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
-        guidelines: plain text shown on the page.
+        guidelines: Markdown shown on the page.
     """
 
     async def healthz(request: Request) -> Response:
         await run_in_threadpool(queue.refresh)
         return PlainTextResponse("ok\n", headers=HEADERS)
 
-    def page(name: str) -> Endpoint:
-        text = (PAGE / name).read_text(encoding="utf-8")
+    def page(file: PageFile) -> Endpoint:
+        kept = {"Cache-Control": "public, max-age=31536000, immutable"} if file.is_versioned else {}
 
         async def serve(request: Request) -> Response:
-            return Response(text, media_type=TYPES[name], headers=HEADERS)
+            return Response(file.content, media_type=file.media_type, headers={**HEADERS, **kept})
 
         return serve
 
     routes = [
         Route("/healthz", healthz),
-        Route("/", page("index.html")),
-        *(Route(f"/{name}", page(name)) for name in ("app.js", "style.css")),
+        *(Route(file.path, page(file)) for file in page_files()),
         *LabelApi(queue, title, guidelines).routes(),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken})

@@ -1,5 +1,7 @@
 // The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
 
+import { rendered, showTurns } from "./rendering.js";
+
 const token = location.hash.slice(1);
 const at = (id) => document.getElementById(id);
 const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
@@ -11,6 +13,7 @@ let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
 let waiting = false;
 let isClosed = false;
+let isRaw = false; // whether texts are shown as they were written
 
 // The same request is sent again until the server has answered it: `request` in its body tells the server that it is the
 // same one, so that a label whose reply was lost is not counted twice.
@@ -56,19 +59,6 @@ function say(text, isBad = false) {
   at("message").classList.toggle("bad", isBad);
 }
 
-function turns(where, list, withRoles) {
-  where.replaceChildren(
-    ...list.map(({ role, content }) => {
-      const part = document.createElement("div");
-      part.className = "turn";
-      part.dir = "auto";
-      if (withRoles) part.append(Object.assign(document.createElement("b"), { textContent: role }));
-      part.append(content);
-      return part;
-    }),
-  );
-}
-
 function choose(side) {
   if (at("work").hidden) return;
   const isPreference = side === "left" || side === "right";
@@ -78,6 +68,20 @@ function choose(side) {
   for (const id of ["left", "right"]) at(id).classList.toggle("chosen", id === side);
   at("strength").textContent = isPreference ? `${STRENGTHS[strength]} (press again to change)` : "";
   at("submit").disabled = side === null;
+}
+
+function showTexts() {
+  const item = items[0];
+  if (!item) return;
+  showTurns(at("prompt"), item.prompt, { withRoles: true, isRaw });
+  for (const side of ["left", "right"]) showTurns(at(side).lastElementChild, item[side], { isRaw });
+}
+
+function toggleRaw() {
+  if (at("work").hidden) return;
+  isRaw = !isRaw;
+  at("raw").setAttribute("aria-pressed", String(isRaw));
+  showTexts();
 }
 
 function show() {
@@ -91,9 +95,7 @@ function show() {
     say(isClosed ? "No more labels are needed. Thank you!" : "Nothing is left for you here. Thank you!");
     return;
   }
-  turns(at("prompt"), item.prompt, true);
-  turns(at("left").lastElementChild, item.left, false);
-  turns(at("right").lastElementChild, item.right, false);
+  showTexts();
   shownAt = performance.now();
   window.scrollTo(0, 0);
 }
@@ -180,7 +182,7 @@ document.addEventListener("keydown", (event) => {
     choose(arrow);
     return;
   }
-  const act = { s: skip, f: flag, u: undo, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
+  const act = { s: skip, f: flag, u: undo, m: toggleRaw, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
   if (!act) return;
   event.preventDefault();
   act();
@@ -191,11 +193,12 @@ for (const button of at("choices").children) {
     if (event.detail) at("submit").focus({ preventScroll: true }); // by mouse or finger: Enter saves then
   };
 }
-for (const id of ["left", "right"]) at(id).onclick = () => String(getSelection()) || choose(id);
+for (const id of ["left", "right"]) at(id).onclick = (event) => event.target.closest("a") || String(getSelection()) || choose(id);
 at("submit").onclick = submit;
 at("skip").onclick = skip;
 at("flag").onclick = flag;
 at("undo").onclick = undo;
+at("raw").onclick = toggleRaw;
 addEventListener("hashchange", () => location.reload());
 
 async function begin() {
@@ -208,7 +211,7 @@ async function begin() {
     at("title").textContent = `${title}: which answer is better?`;
     document.title = `${title} · ${annotator}`;
     at("guidelines").hidden = !guidelines;
-    at("guidelines").lastElementChild.textContent = guidelines;
+    at("guidelines").lastElementChild.replaceChildren(rendered(guidelines));
     const first = await ask("next");
     at("guidelines").open = first.progress.own === 0;
     take(first);
