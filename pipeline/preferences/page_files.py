@@ -1,9 +1,10 @@
 """The files of the page, read once: the app serves these and no other file.
 
-Prompts, answers and guidelines are rendered as Markdown in the browser (`page/rendering.js`), not here. The browser needs
-the plain text anyway, to show it raw, to compare words and to edit. A formula becomes MathML, for which KaTeX is the most
-complete library; it is written in JavaScript. Text that a library failed to disarm meets the Content-Security-Policy of the page, which
-runs no script of a text, whichever side rendered it. `page/vendor/README.md` lists the libraries.
+Prompts, answers and guidelines are rendered as Markdown in the browser (`page/rendering.js`), not here. The browser
+needs the plain text anyway, to show it raw, to compare words and to edit. A formula becomes MathML, for which KaTeX is
+the most complete library; it is written in JavaScript. Text that a library failed to disarm meets the
+Content-Security-Policy of the page, which runs no script of a text, whichever side rendered it.
+`page/vendor/README.md` lists the libraries.
 """
 
 from __future__ import annotations

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import SIZES, Page, sync_api
+from browsing import SIZES, Page
 
 from pipeline.preferences.page_files import page_files
 
 VENDOR = Path(__file__).parents[2] / "pipeline" / "preferences" / "page" / "vendor"
-MARKDOWN = r"""# Sorting
+MARKDOWN = (
+    r"""# Sorting
 
 Use **merge sort**, *not* `bogosort`:
 
 ```python
-def merge_sort(values: list[int]) -> list[int]:  # """ + "a long comment " * 30 + r"""
+def merge_sort(values: list[int]) -> list[int]:  # """
+    + "a long comment " * 30
+    + r"""
     return sorted(values)
 ```
 
@@ -38,6 +41,7 @@ $$
 
 It costs 5 $ or 6 $, and \(\sqrt{2}\) is not rational. See [the page](https://example.org/sort).
 """
+)
 RIGHT_TO_LEFT = "שלום עולם, זה משפט בעברית.\n\n- אחת\n- שתיים"
 HOSTILE = r"""
 <script>document.title = "stolen"</script>
@@ -47,7 +51,8 @@ HOSTILE = r"""
 <iframe src="https://example.org"></iframe>
 <form action="https://example.org"><button id="submit">Win</button></form>
 <a href="javascript:document.title='stolen'">press</a>
-[press](javascript:document.title='stolen') [too](JaVaScRiPt:document.title='stolen') <javascript:document.title='stolen'>
+[press](javascript:document.title='stolen') [too](JaVaScRiPt:document.title='stolen')
+<javascript:document.title='stolen'>
 [data](data:text/html,<script>document.title='stolen'</script>) [view](vbscript:x)
 ![picture](https://example.org/pixel.png) ![local](x" onerror="document.title='stolen')
 [a](https://example.org "x\" onclick=\"document.title='stolen'")
