@@ -165,6 +165,47 @@ def test_the_policy_stops_a_script_that_is_in_the_page_all_the_same(
     assert shown.page.title() == "labels · ada"
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_key_underlines_the_words_that_only_one_answer_has(
+    browser: Any, open_with: Callable[..., Any], size: str, scheme: str
+) -> None:
+    one = "The **quick** brown fox\n\njumps over <b>the</b> lazy dog. 今日は晴れです。"
+    other = "The **slow** brown fox\n\njumps over <b>the</b> very lazy dog. 今日は雨です。"
+    app = open_with("q", one, other)
+    shown = Page(browser, size, scheme)
+    shown.open(app, "ada")
+    marks = "all => all.map((one) => one.textContent.trim())"
+    assert shown.page.locator("mark").count() == 0
+    shown.press("d")
+    assert shown.page.get_attribute("#compared", "aria-pressed") == "true"
+    answer = shown.page.locator("article", has_text="quick")
+    assert answer.locator("mark").evaluate_all(marks)[0] == "quick"
+    assert answer.locator(".raw").inner_text() == one  # nothing is lost or rendered
+    only = shown.page.locator("article", has_text="slow").locator("mark").evaluate_all(marks)
+    assert only[:2] == ["slow", "very"] and "雨" in "".join(only[2:]) and "今日" not in "".join(only)
+    assert "Underlined" in shown.read("#legend")
+    line = "e => getComputedStyle(e).textDecorationLine"
+    assert answer.locator("mark").first.evaluate(line) == "underline"  # told without colour, too
+    shown.picture(f"differences-{size}-{scheme}")
+    shown.press("m")  # one view at a time
+    assert shown.page.locator("mark").count() == 0 and shown.read("#legend") == ""
+    assert shown.page.get_attribute("#compared", "aria-pressed") == "false"
+    shown.press("m", "d", "d")
+    assert shown.page.locator("#pair strong").count() == 2
+    shown.press("d", "1", "Enter")
+    shown.wait(1)
+    assert shown.wrong == []
+
+
+def test_answers_too_long_to_compare_are_shown_and_said_to_be(browser: Any, open_with: Callable[..., Any]) -> None:
+    app = open_with("q", "word " * 30_000, "other " * 30_000)
+    shown = Page(browser)
+    shown.open(app, "ada")
+    shown.press("d")
+    assert "too long to compare" in shown.read("#legend") and shown.read("#left .raw").startswith(("word", "other"))
+
+
 ODD = {
     "nested deeply": "> " * 5000 + "deep",
     "open brackets": "[" * 20000,

@@ -1,6 +1,7 @@
 // The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
 
-import { rendered, showTurns } from "./rendering.js";
+import { differences } from "./differences.js";
+import { rendered, showTurns, textOf } from "./rendering.js";
 
 const token = location.hash.slice(1);
 const at = (id) => document.getElementById(id);
@@ -13,7 +14,7 @@ let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
 let waiting = false;
 let isClosed = false;
-let isRaw = false; // whether texts are shown as they were written
+let view = "rendered"; // or "raw", the texts as they were written, or "compared", the raw answers with their differences
 
 // The same request is sent again until the server has answered it: `request` in its body tells the server that it is the
 // same one, so that a label whose reply was lost is not counted twice.
@@ -73,14 +74,21 @@ function choose(side) {
 function showTexts() {
   const item = items[0];
   if (!item) return;
+  const isRaw = view !== "rendered";
   showTurns(at("prompt"), item.prompt, { withRoles: true, isRaw });
-  for (const side of ["left", "right"]) showTurns(at(side).lastElementChild, item[side], { isRaw });
+  const compared = view === "compared" ? differences(...["left", "right"].map((side) => textOf(item[side]))) : null;
+  for (const [place, side] of ["left", "right"].entries()) {
+    if (compared) at(side).lastElementChild.replaceChildren(compared[place]);
+    else showTurns(at(side).lastElementChild, item[side], { isRaw });
+  }
+  for (const name of ["raw", "compared"]) at(name).setAttribute("aria-pressed", String(view === name));
+  at("legend").textContent =
+    view !== "compared" ? "" : compared ? "Underlined: what only this answer says." : "The answers are too long to compare.";
 }
 
-function toggleRaw() {
+function toggle(name) {
   if (at("work").hidden) return;
-  isRaw = !isRaw;
-  at("raw").setAttribute("aria-pressed", String(isRaw));
+  view = view === name ? "rendered" : name;
   showTexts();
 }
 
@@ -166,6 +174,8 @@ function leave(name, text) {
   dialog.showModal();
 }
 
+const toggleRaw = () => toggle("raw");
+const toggleCompared = () => toggle("compared");
 const submit = () => choice && answer("label", { choice, strength });
 const skip = () => leave("skip", "Why do you skip it? (may stay empty)");
 const flag = () => leave("flag", "What is wrong with it? Nobody will be shown it again.");
@@ -182,7 +192,7 @@ document.addEventListener("keydown", (event) => {
     choose(arrow);
     return;
   }
-  const act = { s: skip, f: flag, u: undo, m: toggleRaw, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
+  const act = { s: skip, f: flag, u: undo, m: toggleRaw, d: toggleCompared, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
   if (!act) return;
   event.preventDefault();
   act();
@@ -199,6 +209,7 @@ at("skip").onclick = skip;
 at("flag").onclick = flag;
 at("undo").onclick = undo;
 at("raw").onclick = toggleRaw;
+at("compared").onclick = toggleCompared;
 addEventListener("hashchange", () => location.reload());
 
 async function begin() {

@@ -95,6 +95,9 @@ export function rendered(text, isRaw = false) {
   }
 }
 
+// Return the texts of turns as one.
+export const textOf = (turns) => turns.map(({ content }) => content).join("\n\n");
+
 // Show turns in an element, each with its role where several people speak.
 export function showTurns(where, turns, { withRoles = false, isRaw = false } = {}) {
   where.replaceChildren(
