@@ -23,6 +23,8 @@ from starlette.routing import Route
 
 from pipeline.errors import PipelineError
 from pipeline.plain_data import JsonObject
+from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice, Details
+from pipeline.preferences.events import FlagKind
 from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
 from pipeline.preferences.page_files import PageFile, page_files
 from pipeline.preferences.rate_limit import RateLimit
@@ -66,6 +68,8 @@ class Label(Given):
     strength: Annotated[int, Field(ge=1, le=STRONGEST)] = 1
     seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
     request: RequestId = ""
+    comment: Annotated[str, Field(max_length=LONGEST_COMMENT)] = ""
+    edit: Annotated[str, Field(max_length=LONGEST_EDIT)] = ""
 
 
 class Leave(Given):
@@ -75,6 +79,12 @@ class Leave(Given):
     reason: Annotated[str, Field(max_length=LONGEST_REASON)] = ""
     seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
     request: RequestId = ""
+
+
+class Flag(Leave):
+    """A pair that is flagged, and what is wrong with it."""
+
+    flag: FlagKind | None = None
 
 
 class Undo(Given):
@@ -104,7 +114,7 @@ class LabelApi:
             "next": (Nothing, lambda name, given: self._following(name)),
             "label": (Label, self.label),
             "skip": (Leave, partial(self.leave, "skip")),
-            "flag": (Leave, partial(self.leave, "flag")),
+            "flag": (Flag, partial(self.leave, "flag")),
             "undo": (Undo, self.undo),
         }
         return [Route(f"/api/{name}", self._serve(*answer), methods=["POST"]) for name, answer in answers.items()]
@@ -144,12 +154,14 @@ class LabelApi:
 
     def label(self, name: str, given: Label) -> JsonObject:
         """Record a choice, and return the next pairs."""
-        self.queue.label(name, given.item, given.choice, given.strength, given.seconds, given.request)
+        details = Details(given.comment, given.edit)
+        self.queue.choose(name, given.item, Choice(given.choice, given.strength, given.seconds, given.request, details))
         return self._following(name)
 
     def leave(self, kind: Literal["skip", "flag"], name: str, given: Leave) -> JsonObject:
         """Skip or flag a pair, and return the next pairs."""
-        self.queue.leave(kind, name, given.item, given.reason, given.request)
+        flag = given.flag if isinstance(given, Flag) else None
+        self.queue.leave(kind, name, given.item, given.reason, given.request, flag)
         return self._following(name)
 
     def undo(self, name: str, given: Undo) -> JsonObject:
