@@ -9,8 +9,9 @@ from typing import NamedTuple, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.preferences.edits import chosen_edit, edited
 from pipeline.preferences.events import Verdict
-from pipeline.preferences.items import Item
+from pipeline.preferences.items import Item, text_of
 from pipeline.preferences.labels import VERDICTS, Answer, State
 from pipeline.records.shapes.turns import Turn
 
@@ -75,8 +76,8 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], C
     """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
 
     The rows are conversational, as trl takes them. The response that more people preferred is the chosen one
-    (`margin_of`). Ties, pairs with both responses good or both bad, split votes, and flagged or dropped pairs give no
-    row.
+    (`margin_of`), as the people who preferred it edited it (`chosen_edit`); the rejected one is as it was. Ties, pairs
+    with both responses good or both bad, split votes, and flagged or dropped pairs give no row.
     """
     rows: list[LabelledPair] = []
     without = Counter[str]()
@@ -93,15 +94,22 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], C
             without[str(verdicts.pop()) if len(verdicts) == 1 else "split"] += 1
         else:
             chosen, rejected = item.responses if margin > 0 else item.responses[::-1]
+            edit = chosen_edit(labels, "first" if margin > 0 else "second")
             rows.append(
                 {
                     "prompt": [turn.copy() for turn in item.prompt],
-                    "chosen": [turn.copy() for turn in chosen],
+                    "chosen": edited(chosen, edit),
                     "rejected": [turn.copy() for turn in rejected],
                     "margin": abs(margin),
                 }
             )
     return rows, without
+
+
+def edited_pairs(rows: Iterable[LabelledPair], items: Iterable[Item]) -> int:
+    """Return the number of rows whose chosen response is none of the data: somebody edited it."""
+    given = {text_of(response) for item in items for response in item.responses}
+    return sum(text_of(row["chosen"]) not in given for row in rows)
 
 
 def margin_of(labels: Sequence[Answer]) -> float:

@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from importlib.resources import files
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,12 +23,13 @@ from starlette.routing import Route
 
 from pipeline.errors import PipelineError
 from pipeline.plain_data import JsonObject
+from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice, Details
+from pipeline.preferences.events import FlagKind
 from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.page_files import PageFile, page_files
 from pipeline.preferences.rate_limit import RateLimit
 
 LOG = logging.getLogger("trueup.collect")
-PAGE = files("pipeline.preferences") / "page"
-TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 AHEAD = 2
 """Number of pairs sent to a browser at a time: the one shown and the next."""
 
@@ -38,7 +38,8 @@ LARGEST_BODY = 64 * 1024
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -67,6 +68,8 @@ class Label(Given):
     strength: Annotated[int, Field(ge=1, le=STRONGEST)] = 1
     seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
     request: RequestId = ""
+    comment: Annotated[str, Field(max_length=LONGEST_COMMENT)] = ""
+    edit: Annotated[str, Field(max_length=LONGEST_EDIT)] = ""
 
 
 class Leave(Given):
@@ -76,6 +79,12 @@ class Leave(Given):
     reason: Annotated[str, Field(max_length=LONGEST_REASON)] = ""
     seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
     request: RequestId = ""
+
+
+class Flag(Leave):
+    """A pair that is flagged, and what is wrong with it."""
+
+    flag: FlagKind | None = None
 
 
 class Undo(Given):
@@ -90,7 +99,7 @@ class LabelApi:
     Args:
         queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
-        guidelines: plain text shown on the page.
+        guidelines: Markdown shown on the page.
     """
 
     def __init__(self, queue: LabelQueue, title: str, guidelines: str) -> None:
@@ -105,7 +114,7 @@ class LabelApi:
             "next": (Nothing, lambda name, given: self._following(name)),
             "label": (Label, self.label),
             "skip": (Leave, partial(self.leave, "skip")),
-            "flag": (Leave, partial(self.leave, "flag")),
+            "flag": (Flag, partial(self.leave, "flag")),
             "undo": (Undo, self.undo),
         }
         return [Route(f"/api/{name}", self._serve(*answer), methods=["POST"]) for name, answer in answers.items()]
@@ -145,12 +154,14 @@ class LabelApi:
 
     def label(self, name: str, given: Label) -> JsonObject:
         """Record a choice, and return the next pairs."""
-        self.queue.label(name, given.item, given.choice, given.strength, given.seconds, given.request)
+        details = Details(given.comment, given.edit)
+        self.queue.choose(name, given.item, Choice(given.choice, given.strength, given.seconds, given.request, details))
         return self._following(name)
 
     def leave(self, kind: Literal["skip", "flag"], name: str, given: Leave) -> JsonObject:
         """Skip or flag a pair, and return the next pairs."""
-        self.queue.leave(kind, name, given.item, given.reason, given.request)
+        flag = given.flag if isinstance(given, Flag) else None
+        self.queue.leave(kind, name, given.item, given.reason, given.request, flag)
         return self._following(name)
 
     def undo(self, name: str, given: Undo) -> JsonObject:
@@ -167,25 +178,24 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
     Args:
         queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
-        guidelines: plain text shown on the page.
+        guidelines: Markdown shown on the page.
     """
 
     async def healthz(request: Request) -> Response:
         await run_in_threadpool(queue.refresh)
         return PlainTextResponse("ok\n", headers=HEADERS)
 
-    def page(name: str) -> Endpoint:
-        text = (PAGE / name).read_text(encoding="utf-8")
+    def page(file: PageFile) -> Endpoint:
+        kept = {"Cache-Control": "public, max-age=31536000, immutable"} if file.is_versioned else {}
 
         async def serve(request: Request) -> Response:
-            return Response(text, media_type=TYPES[name], headers=HEADERS)
+            return Response(file.content, media_type=file.media_type, headers={**HEADERS, **kept})
 
         return serve
 
     routes = [
         Route("/healthz", healthz),
-        Route("/", page("index.html")),
-        *(Route(f"/{name}", page(name)) for name in ("app.js", "style.css")),
+        *(Route(file.path, page(file)) for file in page_files()),
         *LabelApi(queue, title, guidelines).routes(),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken})

@@ -15,6 +15,9 @@ EventKind = Literal[
 Verdict = Literal["first", "second", "tie", "both good", "both bad"]
 """`first` and `second` are the responses in the order of the data, independent of their side on the screen."""
 
+FlagKind = Literal["harmful", "personal data", "broken"]
+"""What is wrong with a pair that somebody flagged."""
+
 Access = Literal["active", "paused", "revoked"]
 """What an annotator may do: everything; nothing for now; nothing, and never again with the same link."""
 
@@ -38,6 +41,9 @@ class EventBody(TypedDict, total=False):
         seconds: `label`: time the choice took.
         swapped: `label`: whether the second response was on the left.
         reason: `skip`, `flag` and `drop`: the reason given.
+        comment: `label`: what the person wrote about the pair.
+        edit: `label`: the preferred response as the person wants it, the text of its last turn.
+        flag: `flag`: what is wrong with the pair.
         event: `undo`: number of the event that is undone.
         request: `label`, `skip`, `flag`, `undo`: id that the browser gave the request, the same when it sends it again.
         closed: `close`: whether the batch ends with the labels it has, or goes on.
@@ -58,6 +64,9 @@ class EventBody(TypedDict, total=False):
     seconds: float
     swapped: bool
     reason: str
+    comment: str
+    edit: str
+    flag: FlagKind
     event: int
     request: str
     closed: bool

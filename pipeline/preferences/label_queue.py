@@ -17,7 +17,8 @@ from typing import Literal, TypedDict, cast
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
 from pipeline.preferences.blinding import blinded_id, is_swapped, new_salt
-from pipeline.preferences.events import Access, EventBody, LedgerEvent, NewEvent, Verdict
+from pipeline.preferences.details import Choice, details_body
+from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Verdict
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
@@ -200,6 +201,16 @@ class LabelQueue:
         Raises:
             PipelineError: no such item, side or strength, or the item is not leased to this annotator.
         """
+        self.choose(annotator, item, Choice(side, strength, seconds, request))
+
+    def choose(self, annotator: str, item: str, choice: Choice) -> None:
+        """Record a choice with what else the annotator said of the pair.
+
+        Raises:
+            PipelineError: no such item, side or strength, an edit that is none, or the item is not leased to this
+                annotator.
+        """
+        side, strength, seconds = choice.side, choice.strength, choice.seconds
         if side not in SIDES:
             raise PipelineError(Problem(f"choice {side!r}", f"one of {', '.join(SIDES)}"))
         if strength not in range(1, STRONGEST + 1):
@@ -210,19 +221,37 @@ class LabelQueue:
             is_even = side not in ("left", "right")
             verdict = cast(Verdict, side) if is_even else VERDICTS[(side == "right") != swapped]
             given = EventBody(verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
+            given = {**given, **details_body(choice, self._items[item_id], verdict)}
             return {**given, "guidelines": self._version} if self._version else given
 
-        self._answer("label", annotator, item, request, body)
+        self._answer("label", annotator, item, choice.request, body)
 
     def leave(
-        self, kind: Literal["skip", "flag"], annotator: str, item: str, reason: str = "", request: str = ""
+        self,
+        kind: Literal["skip", "flag"],
+        annotator: str,
+        item: str,
+        reason: str = "",
+        request: str = "",
+        flag: FlagKind | None = None,
     ) -> None:
         """Skip an item, or flag it, after which no annotator gets it.
+
+        Args:
+            kind: whether it is skipped or flagged.
+            annotator: name of the annotator.
+            item: id of a pair as it was shown to this annotator.
+            reason: the annotator's reason.
+            request: id of the request.
+            flag: what is wrong with a pair that is flagged.
 
         Raises:
             PipelineError: no such item, or it is not leased to this annotator.
         """
-        self._answer(kind, annotator, item, request, lambda state, _: EventBody(reason=reason[:LONGEST_REASON]))
+        body = EventBody(reason=reason[:LONGEST_REASON])
+        if flag is not None:
+            body["flag"] = flag
+        self._answer(kind, annotator, item, request, lambda state, _: body)
 
     def undo(self, annotator: str, request: str = "") -> str | None:
         """Undo the annotator's last answer and return the item's id as it is shown; None when there is none."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from pipeline.preferences.blinding import blinded_id
+from pipeline.preferences.details import Details, details_of
 from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Verdict
 from pipeline.preferences.items import Item, wanted
 
@@ -34,6 +35,7 @@ class Answer:
         reason: reason for a skip or a flag.
         guidelines: version of the guidelines that the annotator saw; empty without guidelines.
         request: id that the browser gave the request.
+        details: comment, edit and kind of flag; None without any.
     """
 
     number: int
@@ -45,6 +47,7 @@ class Answer:
     reason: str = ""
     guidelines: str = ""
     request: str = ""
+    details: Details | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class State:
             body.get("reason", ""),
             body.get("guidelines", ""),
             body.get("request", ""),
+            details_of(body),
         )
         self.answers[annotator].pop(item, None)  # so that the last answer is the newest
         self.answers[annotator][item] = self.given[item][annotator] = answer

@@ -108,6 +108,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "a time below nothing": ("label", {"choice": "left", "seconds": -1}, 422, "seconds: input should be greater"),
     "no choice": ("label", {}, 422, "choice: field required"),
     "another key": ("label", {"choice": "left", "annotator": "grace"}, 422, "annotator: extra inputs"),
+    "a long comment": ("label", {"choice": "left", "comment": "x" * 2001}, 422, "comment: string should have at most"),
+    "an edit of no answer": ("label", {"choice": "tie", "edit": "x"}, 409, "an edited answer and the choice 'tie'"),
+    "an edit that is empty": ("label", {"choice": "left", "edit": " "}, 409, "the edited answer is empty"),
+    "an edit of another type": ("label", {"choice": "left", "edit": ["x"]}, 422, "edit: input should be a valid"),
+    "a flag that is none": ("flag", {"flag": "rude"}, 422, "flag: input should be 'harmful'"),
+    "a skip that is a flag": ("skip", {"flag": "broken"}, 422, "flag: extra inputs"),
     "a long reason": ("skip", {"reason": "x" * 1001}, 422, "reason: string should have at most 1000"),
     "an item that is none": ("label", {"item": "0" * 16, "choice": "left"}, 409, "not handed to you"),
     "an item of somebody else": ("label", {"item": 2, "choice": "left"}, 409, "not handed to you"),
@@ -206,3 +212,25 @@ def test_a_new_link_for_nobody_makes_nobody(people: Path, call: Any) -> None:
     )
     assert ended.returncode == 2
     assert "--new-link adda: nobody has this name" in ended.stderr and "--annotators adda" in ended.stderr
+
+
+def test_a_comment_an_edit_and_the_kind_of_a_flag_are_in_the_ledger_and_the_edit_in_the_row(
+    open_app: Start, url: str, people: Path, labels: Callable[..., str]
+) -> None:
+    app = open_app("ada", url=url)
+    first = app.ask("next", "ada")["items"][0]
+    other = first["right"][0]["content"]
+    app.ask("label", "ada", 409, item=first["item"], choice="left", edit=f" {other} ")  # that is the other answer
+    told = app.ask("label", "ada", item=first["item"], choice="left", edit="my own\ntext", comment="both miss it")
+    app.ask("flag", "ada", item=told["items"][0]["item"], flag="personal data", reason="a phone number")
+    label, flag = [event.body for event in Ledger(url, people.parent.name).events() if event.kind in ("label", "flag")]
+    assert (label["edit"], label["comment"]) == ("my own\ntext", "both miss it")
+    assert (flag["flag"], flag["reason"]) == ("personal data", "a phone number")
+    line = (str(people), "labels", "--ledger", url, *_batch(people))
+    printed = labels("export", *line).splitlines()
+    row = json.loads(printed[0])
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("my own\ntext", other)
+    assert "1 preference as of event" in printed[-1] and "1 of an edited answer" in printed[-1]
+    assert f"{flag['item']} is flagged as personal data by ada: a phone number" in labels("status", *line)
+    told = json.loads(labels("status", *line, "--json"))["flags"]
+    assert told == [{"item": flag["item"], "annotator": "ada", "kind": "personal data", "reason": "a phone number"}]

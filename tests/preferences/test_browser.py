@@ -3,65 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import PICTURES, SIZES, Page, sync_api
 
 from pipeline.preferences.labels import State
 from pipeline.preferences.ledger import Ledger
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SIZES = {"wide": (1280, 800), "phone": (390, 844)}
-PICTURES = os.environ.get("TRUEUP_TEST_PICTURES")
-"""A folder to leave pictures of the page in, for people to look at."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed (Debian: chromium)")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-class Page:
-    """A page of the app, and what went wrong in it."""
-
-    def __init__(self, browser: Any, size: str = "wide", scheme: str = "light") -> None:
-        width, height = SIZES[size]
-        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(120_000)
-        self.wrong: list[str] = []
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
-
-    def open(self, app: Any, who: str) -> None:
-        self.page.goto(f"{app.address}/#{app.tokens[who]}")
-        self.page.wait_for_selector("#work:not([hidden])")
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def wait(self, done: int) -> None:
-        """Wait until the server counts so many labels."""
-        sync_api.expect(self.page.locator("#progress")).to_have_text(re.compile(f"^{done} of "), timeout=120_000)
-
-    def read(self, part: str) -> str:
-        return str(self.page.inner_text(part))
-
-    def better(self) -> str:
-        """Return the key of the answer that is right."""
-        return "1" if "right" in self.read("#left") else "2"
 
 
 def test_a_person_labels_undoes_and_ends_with_keys_alone(

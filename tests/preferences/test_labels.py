@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.preferences.agreement import exported, label_table, margin_of
+from pipeline.preferences.agreement import edited_pairs, exported, label_table, margin_of
 from pipeline.preferences.assignment import Assignment
+from pipeline.preferences.edits import edited
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.items import items_of, wanted
 from pipeline.preferences.labels import LEASE_S, Answer, Batch, State
@@ -185,3 +186,36 @@ def test_what_is_exported_is_what_people_said() -> None:
             exported(ITEMS, _state(*([_label(0, "ada", "first")] * one)))[0]
             == exported(ITEMS, _state(*([_label(0, "ada", "first")] * other)))[0]
         )
+
+
+def _edited(n: int, who: str, verdict: str, edit: str) -> tuple[str, dict[str, Any]]:
+    kind, body = _label(n, who, verdict)
+    return kind, {**body, "edit": edit} if edit else body
+
+
+@pytest.mark.parametrize(
+    ("said", "chosen", "rejected", "margin"),
+    [
+        # One person edits the second response: it is chosen as they wrote it over the first as it was.
+        ([("ada", "second", "better")], "better", "one 0", 1.0),
+        # Two of three prefer the first; the edit of the third is of the other response and is not used. 1 · 1/3
+        ([("ada", "first", ""), ("grace", "first", ""), ("mary", "second", "x")], "one 0", "other 0", 1 / 3),
+        # Of the people who preferred it, most wrote the same; otherwise the newest edit counts.
+        ([("ada", "first", "x"), ("grace", "first", "y"), ("mary", "first", "x")], "x", "other 0", 1.0),
+        ([("ada", "first", "x"), ("grace", "first", "y"), ("mary", "first", "")], "y", "other 0", 1.0),
+    ],
+)
+def test_an_edit_of_those_who_preferred_the_response_is_chosen(
+    said: list[tuple[str, str, str]], chosen: str, rejected: str, margin: float
+) -> None:
+    state = _state(*(_edited(0, *one) for one in said))
+    (row,), _ = exported(ITEMS[:1], state)
+    assert [turn["content"] for turn in row["chosen"]] == [chosen] and row["chosen"][0]["role"] == "assistant"
+    assert [turn["content"] for turn in row["rejected"]] == [rejected] and row["margin"] == pytest.approx(margin)
+    assert edited_pairs([row], ITEMS) == (chosen not in ("one 0", "other 0"))
+    assert ITEMS[0].responses[0][0]["content"] == "one 0"  # the data stay as they are
+
+
+def test_an_edit_is_of_the_last_turn() -> None:
+    turns = [*_turns("assistant", "a"), *_turns("user", "b"), *_turns("assistant", "c")]
+    assert [turn["content"] for turn in edited(tuple(turns), "d")] == ["a", "b", "d"]

@@ -12,7 +12,7 @@ from pipeline.cli.terminal import print_json, print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.machine.disk import writing
-from pipeline.preferences.agreement import exported, label_table
+from pipeline.preferences.agreement import edited_pairs, exported, label_table
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
@@ -27,7 +27,7 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
     if as_json:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
         left = [{"item": one.item.id, "missing": one.missing, "people": one.people} for one in stuck]
-        more = {"closed": state.is_closed, "dropped": sorted(state.dropped), "stuck": left}
+        more = {"closed": state.is_closed, "flags": _flags(state), "dropped": sorted(state.dropped), "stuck": left}
         print_json({**totals, **more, "event": state.number, "head": state.head})
         return
     closed = ", closed" if state.is_closed else ""
@@ -38,6 +38,9 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         access = state.people[name].access
         note = "" if access == "active" else f" ({access})"
         print_line(f"  {name}{note}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
+    for flag in _flags(state):
+        kind = flag["kind"] or "wrong"
+        print_line(f"{flag['item']} is flagged as {kind} by {flag['annotator']}: {flag['reason'] or 'no reason given'}")
     if state.dropped:
         print_line(f"{counted(len(state.dropped), 'pair')} dropped")
     if stuck:
@@ -46,6 +49,16 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
             f"{counted(len(stuck), 'pair')} {wants} labels that nobody here can give: add people, or see `labels drop "
             "--stuck` and `labels close`"
         )
+
+
+def _flags(state: State) -> list[dict[str, str | None]]:
+    """Return the flags of a batch, sorted by item."""
+    answers = ((item, who, one) for item, given in sorted(state.given.items()) for who, one in given.items())
+    return [
+        {"item": item, "annotator": who, "kind": one.details.flag if one.details else None, "reason": one.reason}
+        for item, who, one in answers
+        if one.kind == "flag"
+    ]
 
 
 def _counts(state: State, annotator: str) -> dict[str, int]:
@@ -95,7 +108,9 @@ def export(batch: Batch, state: State, out: Path | None) -> None:
             raise PipelineError(
                 Problem(f"cannot write {out}: {error.strerror}", "a file in a folder that exists")
             ) from error
-    said = "".join(f", {count} {why}" for why, count in sorted(without.items()))
+    edits = edited_pairs(rows, batch.items)
+    said = f", {edits} of an edited answer" if edits else ""
+    said += "".join(f", {count} {why}" for why, count in sorted(without.items()))
     print_line(f"{counted(len(rows), 'preference')} as of event {state.number}{said}", stream=sys.stderr)
 
 

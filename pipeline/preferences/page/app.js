@@ -1,16 +1,25 @@
 // The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
 
+import { askText, askWhy } from "./dialogs.js";
+import { differences } from "./differences.js";
+import { draftOf, keep, markSaved, reopen } from "./drafts.js";
+import { rendered, showTurns, textOf } from "./rendering.js";
+
 const token = location.hash.slice(1);
 const at = (id) => document.getElementById(id);
 const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
+const NAMES = { left: "A", right: "B" };
+const SKIPS = ["I know too little about this", "I cannot decide", "I do not read this language", "The question makes no sense"];
+const FLAGS = ["harmful", "personal data", "broken"];
+const LONGEST_COMMENT = 2000; // bytes; the server counts characters
+const LONGEST_EDIT = 48_000;
 const STRENGTHS = ["", "slightly better", "clearly better", "much better"];
 let items = [];
-let choice = null;
-let strength = 1;
 let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
 let waiting = false;
 let isClosed = false;
+let view = "rendered"; // or "raw", the texts as they were written, or "compared", the raw answers with their differences
 
 // The same request is sent again until the server has answered it: `request` in its body tells the server that it is the
 // same one, so that a label whose reply was lost is not counted twice.
@@ -56,44 +65,69 @@ function say(text, isBad = false) {
   at("message").classList.toggle("bad", isBad);
 }
 
-function turns(where, list, withRoles) {
-  where.replaceChildren(
-    ...list.map(({ role, content }) => {
-      const part = document.createElement("div");
-      part.className = "turn";
-      part.dir = "auto";
-      if (withRoles) part.append(Object.assign(document.createElement("b"), { textContent: role }));
-      part.append(content);
-      return part;
-    }),
-  );
+const isPreference = (side) => side === "left" || side === "right";
+
+// Show what was said of the pair that is on the screen.
+function paint() {
+  const { choice, strength, comment, edits } = draftOf(items[0].item);
+  for (const button of at("choices").children) button.setAttribute("aria-checked", String(button.dataset.choice === choice));
+  for (const [side, name] of Object.entries(NAMES)) {
+    at(side).classList.toggle("chosen", side === choice);
+    at(side).querySelector(".edit span").textContent = edits[side] ? `Edited ${name}, edit again` : `Edit ${name}`;
+  }
+  at("strength").textContent = isPreference(choice) ? `${NAMES[choice]} is ${STRENGTHS[strength]} (press again to change)` : "";
+  const unused = Object.keys(edits).filter((side) => edits[side] && side !== choice);
+  const left = unused.map((side) => `Your edit of ${NAMES[side]} is not saved unless ${NAMES[side]} is better.`);
+  at("note").textContent = [comment && `Comment: ${comment}`, ...(choice ? left : [])].filter(Boolean).join(" · ");
+  at("submit").disabled = choice === null;
 }
 
 function choose(side) {
   if (at("work").hidden) return;
-  const isPreference = side === "left" || side === "right";
-  strength = isPreference && side === choice ? (strength % 3) + 1 : 1;
-  choice = side;
-  for (const button of at("choices").children) button.setAttribute("aria-checked", String(button.dataset.choice === side));
-  for (const id of ["left", "right"]) at(id).classList.toggle("chosen", id === side);
-  at("strength").textContent = isPreference ? `${STRENGTHS[strength]} (press again to change)` : "";
-  at("submit").disabled = side === null;
+  const draft = draftOf(items[0].item);
+  draft.strength = isPreference(side) && side === draft.choice ? (draft.strength % 3) + 1 : 1;
+  draft.choice = side;
+  keep();
+  paint();
+}
+
+function showTexts() {
+  const item = items[0];
+  if (!item) return;
+  const isRaw = view !== "rendered";
+  const { edits } = draftOf(item.item);
+  const answers = Object.fromEntries(Object.keys(NAMES).map((side) => [side, withEdit(item[side], edits[side])]));
+  showTurns(at("prompt"), item.prompt, { withRoles: true, isRaw });
+  const compared = view === "compared" ? differences(textOf(answers.left), textOf(answers.right)) : null;
+  for (const [place, side] of Object.keys(NAMES).entries()) {
+    if (compared) at(side).lastElementChild.replaceChildren(compared[place]);
+    else showTurns(at(side).lastElementChild, answers[side], { isRaw });
+  }
+  for (const name of ["raw", "compared"]) at(name).setAttribute("aria-pressed", String(view === name));
+  at("legend").textContent =
+    view !== "compared" ? "" : compared ? "Underlined: what only this answer says." : "The answers are too long to compare.";
+}
+
+// An edit is the text of the last turn.
+const withEdit = (turns, edit) => (edit ? [...turns.slice(0, -1), { ...turns.at(-1), content: edit }] : turns);
+
+function toggle(name) {
+  if (at("work").hidden) return;
+  view = view === name ? "rendered" : name;
+  showTexts();
 }
 
 function show() {
   const item = items[0];
-  choose(null);
-  at("strength").textContent = "";
   at("work").hidden = !item;
-  for (const id of ["choices", "submit", "skip", "flag"]) at(id).hidden = !item;
+  for (const id of ["choices", "submit", "comment", "skip", "flag", "strength", "note"]) at(id).hidden = !item;
   at("controls").hidden = false; // at the end too: the last answer can be taken back
   if (!item) {
     say(isClosed ? "No more labels are needed. Thank you!" : "Nothing is left for you here. Thank you!");
     return;
   }
-  turns(at("prompt"), item.prompt, true);
-  turns(at("left").lastElementChild, item.left, false);
-  turns(at("right").lastElementChild, item.right, false);
+  showTexts();
+  paint();
   shownAt = performance.now();
   window.scrollTo(0, 0);
 }
@@ -115,17 +149,19 @@ async function send(name, given) {
   const shown = items[0]?.item;
   try {
     take(await ask(name, given));
+    markSaved(given.item);
     if (items[0]?.item !== shown || !items.length) show();
   } catch (error) {
     items = before;
     show();
-    say(error.message, true);
+    say(`${error.message}. What you chose and wrote is kept in this tab.`, true);
   }
 }
 
 async function takeBack() {
   try {
     const told = await ask("undo", { request: requestId() });
+    if (told.undone) reopen(told.undone);
     take(told); // the pair whose answer was taken back is the first
     show();
     say(told.undone ? "Your last answer is taken back." : "There is nothing to undo.");
@@ -151,25 +187,70 @@ function answer(name, body) {
 
 const undo = () => next(takeBack);
 
-function leave(name, text) {
+// Skip or flag the pair, with a reason.
+function leave(name, question, body) {
   if (!items.length) return;
-  const dialog = at("why");
-  dialog.querySelector("label").textContent = text;
-  at("reason").value = "";
-  // Not when it has closed: that is told later, when another key may have opened it again.
-  dialog.querySelector("form").onsubmit = (event) => {
-    if (dialog.open && event.submitter?.value === "ok") answer(name, { reason: at("reason").value });
-  };
-  dialog.onclose = () => document.activeElement.blur(); // else keys would still go into the field that is gone
-  dialog.showModal();
+  const draft = draftOf(items[0].item);
+  const typed = (draft.why[name] ??= {});
+  askWhy({ ...question, typed, keep, act: (why) => answer(name, body(why)) });
 }
 
-const submit = () => choice && answer("label", { choice, strength });
-const skip = () => leave("skip", "Why do you skip it? (may stay empty)");
-const flag = () => leave("flag", "What is wrong with it? Nobody will be shown it again.");
+function comment() {
+  if (!items.length) return;
+  const draft = draftOf(items[0].item);
+  const act = (text) => {
+    draft.comment = text.trim();
+    keep();
+    paint();
+  };
+  const asked = { heading: "Comment", hint: "It is saved with your choice.", name: "comment", text: draft.comment };
+  askText({ ...asked, most: LONGEST_COMMENT, typed: draft.typed, keep, act });
+}
 
+// Edit the chosen answer, or the one of a side.
+function edit(side) {
+  if (!items.length) return;
+  const item = items[0];
+  const draft = draftOf(item.item);
+  const chosen = side ?? draft.choice;
+  if (!isPreference(chosen)) {
+    say("Choose A or B first: the answer you edit is the better one.", true);
+    return;
+  }
+  const original = item[chosen].at(-1).content;
+  const act = (text) => {
+    draft.edits[chosen] = text.trim() && text !== original ? text : "";
+    if (draft.choice !== chosen) Object.assign(draft, { choice: chosen, strength: 1 });
+    keep();
+    showTexts();
+    paint();
+  };
+  const heading = `Edit answer ${NAMES[chosen]}`;
+  const hint = "Your text becomes the better answer. An empty field brings the original back.";
+  const asked = { heading, hint, name: chosen, text: draft.edits[chosen] || original };
+  askText({ ...asked, most: LONGEST_EDIT, typed: draft.typed, keep, act });
+}
+
+function submit() {
+  if (!items.length) return;
+  const { choice, strength, comment, edits } = draftOf(items[0].item);
+  if (choice) answer("label", { choice, strength, comment, edit: (isPreference(choice) && edits[choice]) || "" });
+}
+
+const toggleRaw = () => toggle("raw");
+const toggleCompared = () => toggle("compared");
+const inWords = ({ reason, words }) => ({ reason: [reason, words].filter(Boolean).join(": ") });
+const skip = () => leave("skip", { heading: "Why do you skip it? (may stay empty)", reasons: SKIPS, isNeeded: false }, inWords);
+const flag = () =>
+  leave(
+    "flag",
+    { heading: "What is wrong with it? Nobody will be shown it again.", reasons: FLAGS, isNeeded: true },
+    ({ reason, words }) => ({ flag: reason, reason: words }),
+  );
+
+const KEYS_OF_ACTS = { s: skip, f: flag, u: undo, m: toggleRaw, d: toggleCompared, c: comment, e: () => edit(), enter: submit };
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || at("why").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const key = event.key.toLowerCase();
   const onControl = event.target.closest?.("button, a, summary");
   // Enter and the space bar on a button press that button, and nothing else.
@@ -180,22 +261,28 @@ document.addEventListener("keydown", (event) => {
     choose(arrow);
     return;
   }
-  const act = { s: skip, f: flag, u: undo, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
+  const act = KEYS_OF_ACTS[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
   if (!act) return;
   event.preventDefault();
   act();
 });
+// A button pressed by mouse or finger does not keep the focus: Enter and the other keys are the page's.
+document.addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur(), true);
 for (const button of at("choices").children) {
   button.onclick = (event) => {
     choose(button.dataset.choice);
     if (event.detail) at("submit").focus({ preventScroll: true }); // by mouse or finger: Enter saves then
   };
 }
-for (const id of ["left", "right"]) at(id).onclick = () => String(getSelection()) || choose(id);
+for (const id of ["left", "right"]) at(id).onclick = (event) => event.target.closest("a, button") || String(getSelection()) || choose(id);
 at("submit").onclick = submit;
+at("comment").onclick = comment;
+for (const side of Object.keys(NAMES)) at(side).querySelector(".edit").onclick = () => edit(side);
 at("skip").onclick = skip;
 at("flag").onclick = flag;
 at("undo").onclick = undo;
+at("raw").onclick = toggleRaw;
+at("compared").onclick = toggleCompared;
 addEventListener("hashchange", () => location.reload());
 
 async function begin() {
@@ -208,7 +295,7 @@ async function begin() {
     at("title").textContent = `${title}: which answer is better?`;
     document.title = `${title} · ${annotator}`;
     at("guidelines").hidden = !guidelines;
-    at("guidelines").lastElementChild.textContent = guidelines;
+    at("guidelines").lastElementChild.replaceChildren(rendered(guidelines));
     const first = await ask("next");
     at("guidelines").open = first.progress.own === 0;
     take(first);

@@ -33,7 +33,7 @@ class Config(StageConfig):
         data: pairs of answers to compare.
         labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
-        guidelines: what annotators are told, plain text.
+        guidelines: what annotators are told, in Markdown.
         batch: name of the labels in the ledger; the stage's name when empty.
         ledger: SQLAlchemy URL of the database of labels; `TRUEUP_LEDGER` overrides it, the default is a file in the
             store.

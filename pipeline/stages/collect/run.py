@@ -7,7 +7,7 @@ import json
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences import need
-from pipeline.preferences.agreement import exported, label_table
+from pipeline.preferences.agreement import edited_pairs, exported, label_table
 from pipeline.preferences.anchors import note_head
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.items import items_of
@@ -44,6 +44,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     preferences, without = exported(items, state)
     if not preferences:
         raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
+    edits = edited_pairs(preferences, items)
     with (ctx.out / FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in preferences)
     verdict_NA = label_table(items, state).verdict_NA
@@ -51,6 +52,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     metrics = {
         "labels": float(done),
         "pairs": float(len(preferences)),
+        "edited": float(edits),
         "left_out": float(without.total()),
     }
     if agreed is not None:
@@ -65,5 +67,6 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         metrics=metrics,
         rows={"pairs": len(preferences), "labels": done},
         summary=f"{counted(len(preferences), 'preference')} from {counted(done, 'label')}"
+        + (f", {edits} of an edited answer" if edits else "")
         + (f"; no row of {reasons}" if reasons else ""),
     )

@@ -1,0 +1,78 @@
+"""What a person may say of a pair besides the verdict: a comment, an edited response, the kind of a flag.
+
+An edit is a verdict, too: the person prefers the response as they wrote it over the other one. Knows nothing of the
+ledger or the web.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.preferences.events import EventBody, FlagKind, Verdict
+from pipeline.preferences.items import Item
+
+LONGEST_COMMENT = 2000
+LONGEST_EDIT = 48_000
+"""Most characters of a comment and of an edited response."""
+
+
+class Details(NamedTuple):
+    """What an answer says besides verdict and reason.
+
+    Attributes:
+        comment: what the person wrote about the pair.
+        edit: the preferred response as the person wants it: the text of its last turn; empty without an edit.
+        flag: kind of a flag; None where none was given.
+    """
+
+    comment: str = ""
+    edit: str = ""
+    flag: FlagKind | None = None
+
+
+class Choice(NamedTuple):
+    """A label as a browser sends it.
+
+    Attributes:
+        side: `left`, `right`, `tie`, `both good` or `both bad`; `left` and `right` are sides of the screen.
+        strength: strength of the preference, 1 to 3.
+        seconds: time the choice took.
+        request: id of the request; empty without one.
+        details: what else the person said.
+    """
+
+    side: str
+    strength: int = 1
+    seconds: float = 0.0
+    request: str = ""
+    details: Details = Details()
+
+
+def details_of(body: EventBody) -> Details | None:
+    """Return the details of an event; None for one without any, which most are."""
+    details = Details(body.get("comment", ""), body.get("edit", ""), body.get("flag"))
+    return None if details == Details() else details
+
+
+def details_body(choice: Choice, item: Item, verdict: Verdict) -> EventBody:
+    """Return the fields of a label's event that hold its details.
+
+    Raises:
+        PipelineError: no response is preferred but one is edited, or the edit is one of the two responses.
+    """
+    body = EventBody()
+    if choice.details.comment.strip():
+        body["comment"] = choice.details.comment
+    if edit := choice.details.edit:
+        if verdict not in ("first", "second"):
+            statement = f"an edited answer and the choice {choice.side!r}"
+            raise PipelineError(Problem(statement, "the edited answer as the better one"))
+        if not edit.strip() or any(_plain(edit) == _plain(str(turns[-1]["content"])) for turns in item.responses):
+            raise PipelineError(Problem("the edited answer is empty or one of the two", "a text of its own"))
+        body["edit"] = edit
+    return body
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
