@@ -20,7 +20,7 @@ from pipeline.cli.terminal import print_line
 from pipeline.errors import ExitCode, PipelineError, Problem, counted
 from pipeline.machine.disk import writing
 from pipeline.preferences.anchors import Anchor, note_head, noted_heads
-from pipeline.preferences.events import Access
+from pipeline.preferences.events import Access, Role
 from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
@@ -30,12 +30,13 @@ from pipeline.stages.collect.config import Config, ledger_url
 
 
 class PeopleChanges(NamedTuple):
-    """Names of annotators, by what happens to them."""
+    """Names of people, by what happens to them; and the role of those who are added."""
 
     add: Sequence[str]
     pause: Sequence[str]
     resume: Sequence[str]
     revoke: Sequence[str]
+    role: Role = "annotator"
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def close(collection: Collection, *, reopen: bool) -> None:
 
 
 def change_people(collection: Collection, changes: PeopleChanges, address: str) -> None:
-    """Add annotators and print their links, pause them, let them go on, or revoke their links; then list all.
+    """Add people and print their links, pause them, let them go on, or revoke their links; then list all.
 
     The app that is running takes the change over with the next request.
 
@@ -191,6 +192,11 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
         for name in names:
             queue.set_access(name, access)
     for name in changes.add:
-        print(f"{name}: {address.rstrip('/')}/#{queue.invite(name)}")
+        print(f"{name}: {link(address.rstrip('/'), queue.invite(name, changes.role), changes.role)}")
     for name, person in sorted(queue.people().items()):
-        print_line(f"{name} ({person.access})")
+        print_line(f"{name} ({'lead, ' if person.role == 'lead' else ''}{person.access})")
+
+
+def link(address: str, token: str, role: Role) -> str:
+    """Return the link of a person: browsers do not send what stands after its `#`."""
+    return f"{address}/{'lead' if role == 'lead' else ''}#{token}"

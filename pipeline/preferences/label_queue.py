@@ -11,13 +11,13 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from typing import Literal, TypedDict, cast
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, TypedDict, cast
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
 from pipeline.preferences.blinding import blinded_id, is_swapped, new_salt
-from pipeline.preferences.events import Access, EventBody, LedgerEvent, NewEvent, Verdict
+from pipeline.preferences.events import Access, EventBody, LedgerEvent, NewEvent, Role, Verdict
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
@@ -29,6 +29,24 @@ STRONGEST = 3
 LONGEST_REASON = 1000
 LONGEST_REQUEST = 64
 """Most characters of a reason, and of a request's id."""
+
+
+LONGEST_NAME = 64
+NOUNS: Mapping[Role, str] = {"annotator": "an annotator", "lead": "a lead"}
+
+
+class Caller(NamedTuple):
+    """Somebody whose token is known.
+
+    Attributes:
+        name: their name.
+        access: whether they are paused.
+        role: what they are there for.
+    """
+
+    name: str
+    access: Access
+    role: Role
 
 
 class ShownTurn(TypedDict):
@@ -106,10 +124,16 @@ class LabelQueue:
         return self._state
 
     def people(self) -> dict[str, Person]:
-        """Return the annotators by name."""
+        """Return everybody who has a link, by name."""
         with self._turn:
             self._read()
             return dict(self._state.people)
+
+    def active(self) -> int:
+        """Return the number of annotators who may label."""
+        with self._turn:
+            self._read()
+            return len(self._state.active())
 
     def stuck(self) -> list[Stuck]:
         """Return the items that the active annotators cannot complete."""
@@ -117,14 +141,35 @@ class LabelQueue:
             self._read()
             return self._assignment.stuck()
 
-    def invite(self, name: str) -> str:
-        """Issue a token to an annotator, which replaces an earlier one; the ledger stores only its hash."""
+    def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True) -> str:
+        """Issue a token to a person; the ledger stores only its hash.
+
+        Args:
+            name: name of the person.
+            role: what the person is there for.
+            replaces: whether the token takes the place of one that the person has.
+
+        Raises:
+            PipelineError: no name, a name of the other role, or of somebody who has a token that is not to be replaced.
+        """
         token = secrets.token_urlsafe(16)
-        self._append(lambda state: ("annotator", {"name": name, "token": _hashed(token)}))
+
+        def decide(state: State) -> NewEvent:
+            check_name(name)
+            known = state.people.get(name)
+            if known is not None and known.role != role:
+                statement = f"{name} is {NOUNS[known.role]} already"
+                raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}", "each name has one role"))
+            if known is not None and known.access != "revoked" and not replaces:
+                raise PipelineError(Problem(f"{name} has a link already", remedy="a new link ends the one there is"))
+            body = EventBody(name=name, token=_hashed(token))
+            return "annotator", {**body, "role": role} if role != "annotator" else body
+
+        self._append(decide)
         return token
 
     def set_access(self, name: str, access: Access) -> None:
-        """Pause an annotator, revoke their link, or let them go on.
+        """Pause somebody, revoke their link, or let them go on.
 
         Raises:
             PipelineError: nobody has this name, or a revoked link is to work again.
@@ -134,7 +179,7 @@ class LabelQueue:
             person = state.people.get(name)
             if person is None:
                 known = ", ".join(state.people) or "nobody yet"
-                raise PipelineError(Problem(f"{name!r} is not an annotator", f"one of {known}"))
+                raise PipelineError(Problem(f"nobody here is called {name!r}", f"one of {known}"))
             if person.access == "revoked" and access != "revoked":
                 statement = f"the link of {name} was revoked"
                 raise PipelineError(
@@ -154,8 +199,8 @@ class LabelQueue:
         """End the batch with the labels it has, or open it again."""
         self._append(lambda state: None if state.is_closed == closed else ("close", {"closed": closed}))
 
-    def annotator(self, token: str, *, is_new: bool = True) -> tuple[str, Access] | None:
-        """Return name and access of the annotator with this token; None for an unknown or revoked token.
+    def identify(self, token: str, *, is_new: bool = True) -> Caller | None:
+        """Return who has this token; None for an unknown or revoked token.
 
         Args:
             token: the token of a link.
@@ -167,7 +212,7 @@ class LabelQueue:
                 self._read()
             for name, person in self._state.people.items():
                 if hmac.compare_digest(person.token, hashed):
-                    return None if person.access == "revoked" else (name, person.access)
+                    return None if person.access == "revoked" else Caller(name, person.access, person.role)
         return None
 
     def next(self, annotator: str, count: int = 1) -> list[ShownPair]:
@@ -287,6 +332,17 @@ class LabelQueue:
             written = self.ledger.append(lambda events: decide(self._take(events)), self._state.number)
             if written is not None:
                 self._take([written])
+
+
+def check_name(name: str) -> None:
+    """Check that a name is one line that people can read.
+
+    Raises:
+        PipelineError: it is not.
+    """
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        expected = f"1 to {LONGEST_NAME} letters, digits and signs of one line"
+        raise PipelineError(Problem(f"the name {name[:LONGEST_NAME]!r}", expected))
 
 
 def guidelines_version(guidelines: str) -> str:

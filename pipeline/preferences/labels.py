@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from pipeline.preferences.blinding import blinded_id
-from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Verdict
+from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Role, Verdict
 from pipeline.preferences.items import Item, wanted
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -49,15 +49,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Person:
-    """An annotator.
+    """Somebody who has a link.
 
     Attributes:
-        token: SHA-256 of the annotator's token.
-        access: what the annotator may do.
+        token: SHA-256 of the person's token.
+        access: whether the link works.
+        role: what the person is there for.
     """
 
     token: str
     access: Access = "active"
+    role: Role = "annotator"
 
 
 @dataclass
@@ -127,9 +129,9 @@ class State:
         elif kind == "guidelines":
             self.guidelines = body["guidelines"]
         elif kind == "annotator":
-            self.people[body["name"]] = Person(body["token"])
+            self.people[body["name"]] = Person(body["token"], role=body.get("role", "annotator"))
         elif kind == "access":
-            self.people[body["name"]] = Person(self.people[body["name"]].token, body["access"])
+            self.people[body["name"]] = replace(self.people[body["name"]], access=body["access"])
         elif kind == "close":
             self.is_closed = body["closed"]
 
@@ -193,7 +195,8 @@ class State:
 
     def active(self) -> list[str]:
         """Return the names of the annotators who may label."""
-        return [name for name, person in self.people.items() if person.access == "active"]
+        people = self.people.items()
+        return [name for name, person in people if person.access == "active" and person.role == "annotator"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
     assignment = Assignment(batch, state)
     done, full = assignment.progress()
     stuck = assignment.stuck()
-    people = {name: _counts(state, name) for name in state.people}
+    people = {name: _counts(state, name) for name, person in state.people.items() if person.role == "annotator"}
     if as_json:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
         left = [{"item": one.item.id, "missing": one.missing, "people": one.people} for one in stuck]
