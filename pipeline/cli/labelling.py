@@ -15,6 +15,7 @@ from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import NOUNS, LabelQueue
 from pipeline.preferences.labels import Person
+from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
 
 
@@ -63,6 +64,7 @@ def open_app(
     for name in known:
         if name not in invited:
             print_line(f"{name} has a link already (--new-link {name} makes another)")
+    _tell_probes(collection.batch.probes)
     _warn(queue, collection.name)
     collection.note_head()
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
@@ -88,6 +90,15 @@ def _roles(names: Mapping[Role, str], known: Mapping[str, Person]) -> dict[str, 
                 raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}"))
             roles[name] = role
     return roles
+
+
+def _tell_probes(plan: ProbePlan) -> None:
+    """Say which hidden items people will meet, and how far the gold items go."""
+    if plan.gold and plan.gold_share:
+        enough = f"enough for about {counted(round(len(plan.gold) / plan.gold_share), 'answer')} of each person"
+        print_line(f"{counted(len(plan.gold), 'gold pair')}, {plan.gold_share:.1%} of what is shown: {enough}")
+    if plan.repeats:
+        print_line(f"{plan.repeats:.1%} of what is shown are pairs shown again, with the sides exchanged")
 
 
 def _warn(queue: LabelQueue, stage: str) -> None:

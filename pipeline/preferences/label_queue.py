@@ -16,11 +16,12 @@ from typing import Literal, NamedTuple, TypedDict, cast
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
-from pipeline.preferences.blinding import blinded_id, is_swapped, new_salt
+from pipeline.preferences.blinding import blinded_id, new_salt
 from pipeline.preferences.events import Access, EventBody, LedgerEvent, NewEvent, Role, Verdict
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.probes import is_swapped
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
@@ -100,7 +101,6 @@ class LabelQueue:
 
     def __init__(self, batch: Batch, ledger: Ledger, guidelines: str | None = None) -> None:
         self.batch, self.ledger = batch, ledger
-        self._items = {item.id: item for item in batch.items}
         self._state = State()
         self._assignment = Assignment(batch, self._state)
         self._turn = threading.Lock()
@@ -291,10 +291,17 @@ class LabelQueue:
         return undone[0] if undone else None
 
     def progress(self, annotator: str = "") -> Progress:
-        """Return the number of labels given and needed, and the number of answers of an annotator."""
+        """Return the number of labels given and needed, and the number of answers of an annotator.
+
+        Args:
+            annotator: whom it is told; the numbers do not say which items were probes. Empty for the numbers as they
+                are.
+        """
         with self._turn:
             self._read()
             done, wanted = self._assignment.progress()
+            if annotator:
+                done, wanted = self._assignment.probes.told_progress(done, wanted)
             own = len(self._state.answers.get(annotator, ()))
             return {"done": done, "wanted": wanted, "own": own, "closed": self._state.is_closed}
 
@@ -308,7 +315,7 @@ class LabelQueue:
     ) -> None:
         def decide(state: State) -> NewEvent | None:
             item = state.shown.get(annotator, {}).get(shown)
-            if item is None or item not in self._items:
+            if item is None or self._assignment.item(item) is None:
                 expected = "one that was handed out to you"
                 raise PipelineError(Problem("this pair was not handed to you", expected, "reload the page"))
             before = state.answers.get(annotator, {}).get(item)

@@ -14,6 +14,7 @@ from typing import get_args
 from pipeline.preferences.blinding import blinded_id
 from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Role, Verdict
 from pipeline.preferences.items import Item, wanted
+from pipeline.preferences.probes import NO_PROBES, REPEAT, ProbePlan, repeated
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LEASE_S = 600.0
@@ -157,12 +158,12 @@ class State:
     def _lease(self, item: str, annotator: str, until: float) -> None:
         self.leases[item][annotator] = self.leased_to[annotator][item] = until
         self.shown[annotator][blinded_id(self.salt, annotator, item)] = item
-        self.touched.add(item)
+        self.touched |= {item, repeated(item)}
 
     def _release(self, item: str, annotator: str) -> None:
         self.leases[item].pop(annotator, None)
         self.leased_to[annotator].pop(item, None)
-        self.touched.add(item)
+        self.touched |= {item, repeated(item)}
 
     def _undo(self, body: EventBody) -> None:
         item, annotator = body["item"], body["annotator"]
@@ -190,8 +191,9 @@ class State:
         return {who: one for who, one in self.given.get(item, {}).items() if one.kind == "label"}
 
     def is_flagged(self, item: str) -> bool:
-        """Return whether somebody flagged an item."""
-        return any(one.kind == "flag" for one in self.given.get(item, {}).values())
+        """Return whether somebody flagged an item, also when they were shown it again."""
+        shown = (self.given.get(name, {}) for name in (item, REPEAT + item))
+        return any(one.kind == "flag" for given in shown for one in given.values())
 
     def active(self) -> list[str]:
         """Return the names of the annotators who may label."""
@@ -207,11 +209,13 @@ class Batch:
         items: items in the order in which they are assigned.
         per_item: number of labels of an item.
         overlap: share of the items that get at least `REPEATED` labels, to measure agreement.
+        probes: hidden items among them.
     """
 
     items: Sequence[Item]
     per_item: int = 1
     overlap: float = 0.0
+    probes: ProbePlan = NO_PROBES
 
     def wanted(self, item: Item) -> int:
         """Return the number of labels an item needs."""

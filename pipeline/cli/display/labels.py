@@ -16,6 +16,7 @@ from pipeline.preferences.agreement import exported, label_table
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.probes import is_probe
 
 
 def status(batch: Batch, state: State, *, as_json: bool) -> None:
@@ -49,8 +50,11 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
 
 
 def _counts(state: State, annotator: str) -> dict[str, int]:
-    kinds = Counter(answer.kind for answer in state.answers.get(annotator, {}).values())
-    return {"labels": kinds["label"], "skipped": kinds["skip"], "flagged": kinds["flag"]}
+    answers = state.answers.get(annotator, {})
+    kinds = Counter(answer.kind for item, answer in answers.items() if not is_probe(item))
+    counts = {"labels": kinds["label"], "skipped": kinds["skip"], "flagged": kinds["flag"]}
+    probes = sum(map(is_probe, answers))
+    return {**counts, "probes": probes} if probes else counts
 
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
