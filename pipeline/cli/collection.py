@@ -5,6 +5,7 @@ Needs the libraries of the optional extra `collect`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +18,28 @@ from pipeline.cli.display import labels as display
 from pipeline.cli.display.annotators import statistics
 from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_line
-from pipeline.errors import ExitCode, PipelineError, Problem, counted
+from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
 from pipeline.machine.disk import writing
+from pipeline.plan import Plan
 from pipeline.preferences.anchors import Anchor, note_head, noted_heads
-from pipeline.preferences.events import Access
-from pipeline.preferences.items import items_of
+from pipeline.preferences.events import Access, Role
+from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.probes import ProbePlan, gold_items
 from pipeline.records.loading import load
 from pipeline.stages.collect.config import Config, ledger_url
 
 
 class PeopleChanges(NamedTuple):
-    """Names of annotators, by what happens to them."""
+    """Names of people, by what happens to them; and the role of those who are added."""
 
     add: Sequence[str]
     pause: Sequence[str]
     resume: Sequence[str]
     revoke: Sequence[str]
+    role: Role = "annotator"
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,36 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
         raise PipelineError(Problem(f"{options.recipe}: {named}", expected))
     config = planned[stage].spec.config
     assert isinstance(config, Config)
-    item = planned[stage].data["data"]
+    items = _pairs(plan, options.recipe, stage, "data")
+    probes = ProbePlan(repeats=config.repeats)
+    if config.gold is not None:
+        gold, left_out = gold_items(_pairs(plan, options.recipe, stage, "gold"), items)
+        probes = ProbePlan(gold, config.gold_share, config.repeats)
+        if left_out:
+            are = agreeing(left_out, "is", "are")
+            print_line(
+                f"{counted(left_out, 'pair')} of `{config.gold}` {are} in the batch too, and no gold", stream=sys.stderr
+            )
+    batch = Batch(items, config.labels_per_item, config.overlap, probes)
+    label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
+    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root)
+
+
+def _pairs(plan: Plan, recipe: Path, stage: str, name: str) -> list[Item]:
+    """Return the pairs of a stage's data.
+
+    Raises:
+        PipelineError: they come from an artifact that is not in the store yet.
+    """
+    planned = next(one for one in plan.stages if one.spec.name == stage)
+    item = planned.data[name]
     artifact = item.input.artifact if item.input is not None else None
     if item.input is not None and artifact is None:
         statement = f"the answers come from `{item.input.name}`, which has not run"
-        raise PipelineError(Problem(statement, "", f"trueup run {options.recipe} --until {item.input.name}"))
+        raise PipelineError(Problem(statement, "", f"trueup run {recipe} --until {item.input.name}"))
     source = plan.recipe.data[item.source_name]
-    rows = load(source, "preference", seed=planned[stage].spec.seed, name=item.source_name, artifact=artifact)
-    items, _ = items_of(rows.train + rows.held_out)
-    batch = Batch(items, config.labels_per_item, config.overlap)
-    label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
-    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root)
+    rows = load(source, "preference", seed=planned.spec.seed, name=item.source_name, artifact=artifact)
+    return items_of(rows.train + rows.held_out)[0]
 
 
 def show_labels(collection: Collection, what: str, until: int | None, out: Path | None, *, as_json: bool) -> None:
@@ -171,7 +194,7 @@ def close(collection: Collection, *, reopen: bool) -> None:
 
 
 def change_people(collection: Collection, changes: PeopleChanges, address: str) -> None:
-    """Add annotators and print their links, pause them, let them go on, or revoke their links; then list all.
+    """Add people and print their links, pause them, let them go on, or revoke their links; then list all.
 
     The app that is running takes the change over with the next request.
 
@@ -191,6 +214,11 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
         for name in names:
             queue.set_access(name, access)
     for name in changes.add:
-        print(f"{name}: {address.rstrip('/')}/#{queue.invite(name)}")
+        print(f"{name}: {link(address.rstrip('/'), queue.invite(name, changes.role), changes.role)}")
     for name, person in sorted(queue.people().items()):
-        print_line(f"{name} ({person.access})")
+        print_line(f"{name} ({'lead, ' if person.role == 'lead' else ''}{person.access})")
+
+
+def link(address: str, token: str, role: Role) -> str:
+    """Return the link of a person: browsers do not send what stands after its `#`."""
+    return f"{address}/{'lead' if role == 'lead' else ''}#{token}"

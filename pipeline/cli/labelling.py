@@ -6,23 +6,32 @@ Needs the libraries of the optional extra `collect`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from pipeline.cli.collection import Collection
+from pipeline.cli.collection import Collection, link
 from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted
-from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.events import Role
+from pipeline.preferences.gate import Hosts
+from pipeline.preferences.label_queue import NOUNS, LabelQueue
+from pipeline.preferences.labels import Person
+from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
 
 
 def open_app(
-    collection: Collection, annotators: str, new_link: Sequence[str], host: str, port: int, url: str | None
+    collection: Collection,
+    names: Mapping[Role, str],
+    new_link: Sequence[str],
+    host: str,
+    port: int,
+    url: str | None,
 ) -> None:
-    """Print the links of the annotators and serve the app until Ctrl-C.
+    """Print the links of people and serve the app until Ctrl-C.
 
     Args:
         collection: the items and their ledger.
-        annotators: names, separated by commas; new ones are given a link.
+        names: names of a role, separated by commas; new ones are given a link.
         new_link: names whose link is replaced.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
@@ -32,13 +41,14 @@ def open_app(
         PipelineError: nobody has a link, a link of nobody is to be replaced, or the address cannot be listened on.
     """
     queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
-    names = [name.strip() for name in annotators.split(",") if name.strip()]
     known = queue.people()
-    if unknown := [name for name in new_link if name not in known and name not in names]:
+    roles = _roles(names, known)
+    if unknown := [name for name in new_link if name not in known and name not in roles]:
         expected = f"one of {', '.join(known)}" if known else "somebody who has a link"
         remedy = f"--annotators {unknown[0]} makes a first link"
         raise PipelineError(Problem(f"--new-link {unknown[0]}: nobody has this name", expected, remedy))
-    invited = dict.fromkeys([*(name for name in names if name not in known), *new_link])
+    roles = {name: person.role for name, person in known.items()} | roles
+    invited = dict.fromkeys([*(name for name in roles if name not in known), *new_link])
     if not known and not invited:
         raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
     listener = listen(host, port)
@@ -48,20 +58,47 @@ def open_app(
     pairs = counted(len(collection.batch.items), "pair")
     print(f"{collection.name}: {progress['done']} of {counted(progress['wanted'], 'label')}, {pairs}")
     for name in invited:
-        print(f"{name}: {address}/#{queue.invite(name)}")
+        print(f"{name}: {link(address, queue.invite(name, roles[name]), roles[name])}")
     if invited:
         print_line("A link is shown once: hand each to its person.")
     for name in known:
         if name not in invited:
             print_line(f"{name} has a link already (--new-link {name} makes another)")
+    _tell_probes(collection.batch.probes)
     _warn(queue, collection.name)
     collection.note_head()
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
     sys.stdout.flush()
     try:
-        serve(queue, collection.name, collection.guidelines, listener)
+        serve(queue, collection.name, collection.guidelines, listener, Hosts.of(host, url))
     finally:
         collection.note_head()
+
+
+def _roles(names: Mapping[Role, str], known: Mapping[str, Person]) -> dict[str, Role]:
+    """Return the role of each name.
+
+    Raises:
+        PipelineError: a name is given two roles, or another one than it has.
+    """
+    roles: dict[str, Role] = {}
+    for role, given in names.items():
+        for name in filter(None, map(str.strip, given.split(","))):
+            there = known[name].role if name in known else roles.get(name, role)
+            if there != role:
+                statement = f"{name} is to be {NOUNS[role]}, and is {NOUNS[there]} already"
+                raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}"))
+            roles[name] = role
+    return roles
+
+
+def _tell_probes(plan: ProbePlan) -> None:
+    """Say which hidden items people will meet, and how far the gold items go."""
+    if plan.gold and plan.gold_share:
+        enough = f"enough for about {counted(round(len(plan.gold) / plan.gold_share), 'answer')} of each person"
+        print_line(f"{counted(len(plan.gold), 'gold pair')}, {plan.gold_share:.1%} of what is shown: {enough}")
+    if plan.repeats:
+        print_line(f"{plan.repeats:.1%} of what is shown are pairs shown again, with the sides exchanged")
 
 
 def _warn(queue: LabelQueue, stage: str) -> None:
@@ -69,7 +106,7 @@ def _warn(queue: LabelQueue, stage: str) -> None:
     stuck = queue.stuck()
     if not stuck:
         return
-    active = sum(person.access == "active" for person in queue.people().values())
+    active = queue.active()
     most = max(one.missing for one in stuck)
     lack = f"{counted(len(stuck), 'pair')} {agreeing(len(stuck), 'lacks', 'lack')} up to {counted(most, 'label')}"
     print_line(

@@ -13,6 +13,7 @@ from pipeline.preferences.edits import chosen_edit, edited
 from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item, text_of
 from pipeline.preferences.labels import VERDICTS, Answer, State
+from pipeline.preferences.probes import is_probe
 from pipeline.records.shapes.turns import Turn
 
 SIGN: Mapping[str, int] = {"first": 1, "second": -1}
@@ -55,7 +56,7 @@ class LabelTable(NamedTuple):
 
 def label_table(items: Sequence[Item], state: State) -> LabelTable:
     """Return the labels of items in a table."""
-    names = [name for name, answers in state.answers.items() if any(one.kind == "label" for one in answers.values())]
+    names = [name for name, answers in state.answers.items() if any(map(_is_label, answers, answers.values()))]
     column = {name: place for place, name in enumerate(names)}
     shape = (len(items), len(names))
     verdict_NA, strength_NA = np.full(shape, -1), np.full(shape, -9)
@@ -70,6 +71,10 @@ def label_table(items: Sequence[Item], state: State) -> LabelTable:
                 left_NA[cell] = (sign > 0) != label.swapped
             seconds_NA[cell] = label.seconds
     return LabelTable(names, verdict_NA, strength_NA, left_NA, seconds_NA)
+
+
+def _is_label(item: str, answer: Answer) -> bool:
+    return answer.kind == "label" and not is_probe(item)
 
 
 def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], Counter[str]]:

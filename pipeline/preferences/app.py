@@ -1,63 +1,37 @@
 """The labelling app: a page operated by keyboard, and its HTTP API.
 
-Every API request carries the annotator's token. The page takes it from the fragment (`#`) of its link, so that no
-server log contains it. A request is refused before its body is read when its token is unknown, when it comes too fast,
-or when it is too large. The page loads nothing from other servers, and no error response contains a traceback.
+Every API request carries the caller's token (`gate.py`). The page takes it from the fragment (`#`) of its link, so that
+no server log contains it. The page loads nothing from other servers, and no error response contains a traceback.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from pipeline.errors import PipelineError
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice, Details
 from pipeline.preferences.events import FlagKind
+from pipeline.preferences.gate import HEADERS, Endpoint, Gate, Given, HostGuard, Hosts, Nothing, broken, refused
 from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.lead import LeadApi
 from pipeline.preferences.page_files import PageFile, page_files
 from pipeline.preferences.rate_limit import RateLimit
 
-LOG = logging.getLogger("trueup.collect")
 AHEAD = 2
 """Number of pairs sent to a browser at a time: the one shown and the next."""
 
-LARGEST_BODY = 64 * 1024
-"""Most bytes in the body of a request."""
-
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 RequestId = Annotated[str, Field(max_length=LONGEST_REQUEST)]
-
-
-class Given(BaseModel):
-    """The body of a request; other keys and other types are refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class Nothing(Given):
-    """A request that says nothing."""
 
 
 class Label(Given):
@@ -104,11 +78,9 @@ class LabelApi:
 
     def __init__(self, queue: LabelQueue, title: str, guidelines: str) -> None:
         self.queue, self.title, self.guidelines = queue, title, guidelines
-        self._wrong_tokens = RateLimit(per_second=0.5, burst=20)
-        self._requests = RateLimit(per_second=50, burst=200)
 
-    def routes(self) -> list[Route]:
-        """Return the routes of the API."""
+    def routes(self, gate: Gate) -> list[Route]:
+        """Return the routes of the API; the gate lets annotators in."""
         answers: dict[str, tuple[type[Given], Callable[[str, Any], JsonObject]]] = {
             "hello": (Nothing, self.hello),
             "next": (Nothing, lambda name, given: self._following(name)),
@@ -117,36 +89,7 @@ class LabelApi:
             "flag": (Flag, partial(self.leave, "flag")),
             "undo": (Undo, self.undo),
         }
-        return [Route(f"/api/{name}", self._serve(*answer), methods=["POST"]) for name, answer in answers.items()]
-
-    def _serve(self, given_type: type[Given], answer: Callable[[str, Any], JsonObject]) -> Endpoint:
-        async def serve(request: Request) -> Response:
-            try:
-                name = await self._annotator(request)
-                given = _parsed(given_type, await _body(request))
-                return JSONResponse(await run_in_threadpool(answer, name, given), headers=HEADERS)
-            except PipelineError as error:
-                return _refusal("; ".join(str(problem) for problem in error.problems), 409)
-
-        return serve
-
-    async def _annotator(self, request: Request) -> str:
-        """Return who asks, or refuse the request."""
-        address = request.client.host if request.client is not None else ""
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        # Whoever guesses costs no look into the ledger any more; who has a token is let in from the same address.
-        is_new = self._wrong_tokens.is_left(address)
-        who = await run_in_threadpool(self.queue.annotator, token, is_new=is_new)
-        if who is None and not self._wrong_tokens.take(address):
-            raise HTTPException(429, "too many links that are not valid came from this address: wait a minute")
-        if who is None:
-            raise HTTPException(401, "this link is not valid any more: ask for a new one")
-        name, access = who
-        if access == "paused":
-            raise HTTPException(403, "your labelling is paused: ask who gave you the link")
-        if not self._requests.take(name):
-            raise HTTPException(429, "these are more requests than a person makes: wait a moment")
-        return name
+        return [Route(f"/api/{name}", gate.serve(*answer), methods=["POST"]) for name, answer in answers.items()]
 
     def hello(self, name: str, given: Nothing) -> JsonObject:
         """Return who the annotator is and what the page says."""
@@ -172,16 +115,21 @@ class LabelApi:
         return {**more, "items": self.queue.next(name, AHEAD), "progress": self.queue.progress(name)}
 
 
-def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
+def make_app(queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts | None = None) -> Starlette:
     """Build the web app.
 
     Args:
         queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
         guidelines: Markdown shown on the page.
+        hosts: names under which the app is reached; this machine's own without them.
     """
+    gate = Gate(queue)
+    checks = RateLimit(per_second=5, burst=20)
 
     async def healthz(request: Request) -> Response:
+        if not checks.take("everybody"):
+            raise HTTPException(429, "the app is asked too often whether it is well")
         await run_in_threadpool(queue.refresh)
         return PlainTextResponse("ok\n", headers=HEADERS)
 
@@ -196,49 +144,8 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
     routes = [
         Route("/healthz", healthz),
         *(Route(file.path, page(file)) for file in page_files()),
-        *LabelApi(queue, title, guidelines).routes(),
+        *LabelApi(queue, title, guidelines).routes(gate),
+        *LeadApi(queue, title).routes(gate),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken})
-
-
-async def _body(request: Request) -> bytes:
-    """Read the body of a request, at most `LARGEST_BODY` bytes of it."""
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_BODY:
-            raise HTTPException(413, f"the request is larger than {LARGEST_BODY // 1024} KiB")
-    return body
-
-
-def _parsed(given_type: type[Given], body: bytes) -> Given:
-    """Parse the body of a request, or refuse it."""
-    try:
-        return given_type.model_validate(json.loads(body or b"{}", parse_constant=_not_finite))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the request"
-        raise HTTPException(422, f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
-    except (ValueError, RecursionError):
-        raise HTTPException(422, "the request is not JSON") from None
-
-
-def _not_finite(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _refusal(text: str, status: int) -> Response:
-    return JSONResponse({"error": text}, status_code=status, headers=HEADERS)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    if status == 404:
-        text = "there is nothing here: open the link you were given\n"
-        return PlainTextResponse(text, status_code=404, headers=HEADERS)
-    return _refusal(str(getattr(error, "detail", "")), status)
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    LOG.error("a request broke", exc_info=error)
-    return _refusal("something broke here; nothing you said is lost. Try again in a moment", 500)
+    guard = Middleware(HostGuard, hosts=hosts or Hosts())
+    return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused, Exception: broken})

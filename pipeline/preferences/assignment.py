@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.probe_choice import ProbeChoice
+from pipeline.preferences.probes import is_probe
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Assignment:
         self._labels = [0] * len(batch.items)
         self._needed = list(self._wanted)
         self._done, self._full = 0, sum(self._wanted)
+        self.probes = ProbeChoice(batch, state, self._position)
+        self.probes.update(state.given)
         # By annotator: the items before this place are answered by them, or need no labels.
         self._first: dict[str, int] = defaultdict(int)
         self._update(set(self._position))
@@ -50,7 +54,9 @@ class Assignment:
 
     def update(self) -> None:
         """Take over what the state has learnt since the last call."""
-        self._update(self.state.take_touched())
+        touched = self.state.take_touched()
+        self.probes.update(touched)
+        self._update(touched)
 
     def _update(self, items: set[str]) -> None:
         for item in items:
@@ -77,12 +83,14 @@ class Assignment:
         return self._done, self._done if self.state.is_closed else self._full
 
     def is_open(self, item: str) -> bool:
-        """Return whether an item still needs labels."""
+        """Return whether an item still needs labels, or a probe may be answered."""
+        if is_probe(item):
+            return not self.state.is_closed and self.probes.is_open(item)
         place = self._position.get(item)
         return place is not None and not self.state.is_closed and self._is_open(place)
 
     def next(self, annotator: str, now: float, count: int) -> list[Item]:
-        """Return the next items of an annotator.
+        """Return the next items of an annotator, with probes among them.
 
         First the one whose answer they took back, then those reserved for them, then those that need labels. Leases of
         other annotators count as labels until they end.
@@ -98,7 +106,8 @@ class Assignment:
         leased = self.state.leased_to.get(annotator, {})
         reserved = [undone] if undone else []
         reserved += [item for item, until in leased.items() if until > now and item != undone]
-        chosen = [item for item in reserved if self.is_open(item)][:count]
+        reserved = [item for item in reserved if self.is_open(item)][:count]
+        chosen = list(reserved)
         own = self.state.answers.get(annotator, {})
         place = self._first[annotator]
         is_start = True
@@ -112,10 +121,18 @@ class Assignment:
             if not is_passed and item not in chosen and self.is_free(item, annotator, now):
                 chosen.append(item)
             place += 1
-        return [self.batch.items[self._position[item]] for item in chosen]
+        mixed = self.probes.mixed(annotator, reserved, chosen[len(reserved) :], count)
+        return [item for item in map(self.item, mixed) if item is not None]
+
+    def item(self, item: str) -> Item | None:
+        """Return an item or a probe of the batch; None for an id that is neither."""
+        place = self._position.get(item)
+        return self.batch.items[place] if place is not None else self.probes.item(item)
 
     def is_free(self, item: str, annotator: str, now: float) -> bool:
         """Return whether an item needs more labels than it has and other annotators are about to give."""
+        if is_probe(item):
+            return True
         place = self._position[item]
         leases = self.state.leases.get(item, {})
         others = sum(until > now and who != annotator for who, until in leases.items())

@@ -26,5 +26,10 @@ def is_swapped(salt: str, annotator: str, item: str) -> bool:
     return bool(_keyed(salt, "side", annotator, item)[0] & 1)
 
 
+def uniform(salt: str, *parts: str) -> float:
+    """Return a number in [0, 1) that follows from the secret of a batch and from names, and is random without it."""
+    return int.from_bytes(_keyed(salt, *parts)[:8], "big") / 2**64
+
+
 def _keyed(salt: str, *parts: str) -> bytes:
     return hmac.new(salt.encode(), "\0".join(parts).encode(), hashlib.sha256).digest()

@@ -22,6 +22,10 @@ Access = Literal["active", "paused", "revoked"]
 """What an annotator may do: everything; nothing for now; nothing, and never again with the same link."""
 
 
+Role = Literal["annotator", "lead"]
+"""What somebody is there for: an annotator labels; a lead sees how it goes, invites people and adjudicates."""
+
+
 class EventBody(TypedDict, total=False):
     """The content of an event; each kind has some of the fields.
 
@@ -29,8 +33,9 @@ class EventBody(TypedDict, total=False):
         salt: `batch`: secret of the batch, from which ids and sides of a pair on the screen are derived.
         text: `guidelines`: the text that is shown from now on.
         guidelines: `guidelines` and `label`: version of the text, the first 12 hex digits of its SHA-256.
-        name: `annotator` and `access`: name of the annotator.
-        token: `annotator`: SHA-256 of the annotator's token.
+        name: `annotator` and `access`: name of the person.
+        token: `annotator`: SHA-256 of the person's token.
+        role: `annotator`: what the person is there for; without it, an annotator.
         access: `access`: what the annotator may do from now on.
         annotator: `lease`, `label`, `skip`, `flag`, `undo`: who did it.
         items: `lease`: ids of the items that are reserved.
@@ -54,6 +59,7 @@ class EventBody(TypedDict, total=False):
     guidelines: str
     name: str
     token: str
+    role: Role
     access: Access
     annotator: str
     items: list[str]

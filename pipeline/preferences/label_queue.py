@@ -11,17 +11,19 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from typing import Literal, TypedDict, cast
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, TypedDict, cast
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
-from pipeline.preferences.blinding import blinded_id, is_swapped, new_salt
+from pipeline.preferences.blinding import blinded_id, new_salt
 from pipeline.preferences.details import Choice, details_body
-from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Verdict
-from pipeline.preferences.items import Item, Turns
+from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Role, Verdict
+from pipeline.preferences.items import Item
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.probes import is_swapped
+from pipeline.preferences.shown import ShownPair, shown_pair
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
@@ -30,29 +32,22 @@ STRONGEST = 3
 LONGEST_REASON = 1000
 LONGEST_REQUEST = 64
 """Most characters of a reason, and of a request's id."""
+LONGEST_NAME = 64
+NOUNS: Mapping[Role, str] = {"annotator": "an annotator", "lead": "a lead"}
 
 
-class ShownTurn(TypedDict):
-    """A turn as a browser receives it."""
-
-    role: str
-    content: str
-
-
-class ShownPair(TypedDict):
-    """A pair as a browser receives it; it does not reveal which response is which.
+class Caller(NamedTuple):
+    """Somebody whose token is known.
 
     Attributes:
-        item: id of the item, another one for every annotator.
-        prompt: the conversation before the responses.
-        left: the response on the left of the screen.
-        right: the response on its right.
+        name: their name.
+        access: whether they are paused.
+        role: what they are there for.
     """
 
-    item: str
-    prompt: list[ShownTurn]
-    left: list[ShownTurn]
-    right: list[ShownTurn]
+    name: str
+    access: Access
+    role: Role
 
 
 class Progress(TypedDict):
@@ -83,7 +78,6 @@ class LabelQueue:
 
     def __init__(self, batch: Batch, ledger: Ledger, guidelines: str | None = None) -> None:
         self.batch, self.ledger = batch, ledger
-        self._items = {item.id: item for item in batch.items}
         self._state = State()
         self._assignment = Assignment(batch, self._state)
         self._turn = threading.Lock()
@@ -107,10 +101,16 @@ class LabelQueue:
         return self._state
 
     def people(self) -> dict[str, Person]:
-        """Return the annotators by name."""
+        """Return everybody who has a link, by name."""
         with self._turn:
             self._read()
             return dict(self._state.people)
+
+    def active(self) -> int:
+        """Return the number of annotators who may label."""
+        with self._turn:
+            self._read()
+            return len(self._state.active())
 
     def stuck(self) -> list[Stuck]:
         """Return the items that the active annotators cannot complete."""
@@ -118,14 +118,35 @@ class LabelQueue:
             self._read()
             return self._assignment.stuck()
 
-    def invite(self, name: str) -> str:
-        """Issue a token to an annotator, which replaces an earlier one; the ledger stores only its hash."""
+    def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True) -> str:
+        """Issue a token to a person; the ledger stores only its hash.
+
+        Args:
+            name: name of the person.
+            role: what the person is there for.
+            replaces: whether the token takes the place of one that the person has.
+
+        Raises:
+            PipelineError: no name, a name of the other role, or of somebody who has a token that is not to be replaced.
+        """
         token = secrets.token_urlsafe(16)
-        self._append(lambda state: ("annotator", {"name": name, "token": _hashed(token)}))
+
+        def decide(state: State) -> NewEvent:
+            check_name(name)
+            known = state.people.get(name)
+            if known is not None and known.role != role:
+                statement = f"{name} is {NOUNS[known.role]} already"
+                raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}", "each name has one role"))
+            if known is not None and known.access != "revoked" and not replaces:
+                raise PipelineError(Problem(f"{name} has a link already", remedy="a new link ends the one there is"))
+            body = EventBody(name=name, token=_hashed(token))
+            return "annotator", {**body, "role": role} if role != "annotator" else body
+
+        self._append(decide)
         return token
 
     def set_access(self, name: str, access: Access) -> None:
-        """Pause an annotator, revoke their link, or let them go on.
+        """Pause somebody, revoke their link, or let them go on.
 
         Raises:
             PipelineError: nobody has this name, or a revoked link is to work again.
@@ -135,7 +156,7 @@ class LabelQueue:
             person = state.people.get(name)
             if person is None:
                 known = ", ".join(state.people) or "nobody yet"
-                raise PipelineError(Problem(f"{name!r} is not an annotator", f"one of {known}"))
+                raise PipelineError(Problem(f"nobody here is called {name!r}", f"one of {known}"))
             if person.access == "revoked" and access != "revoked":
                 statement = f"the link of {name} was revoked"
                 raise PipelineError(
@@ -155,8 +176,8 @@ class LabelQueue:
         """End the batch with the labels it has, or open it again."""
         self._append(lambda state: None if state.is_closed == closed else ("close", {"closed": closed}))
 
-    def annotator(self, token: str, *, is_new: bool = True) -> tuple[str, Access] | None:
-        """Return name and access of the annotator with this token; None for an unknown or revoked token.
+    def identify(self, token: str, *, is_new: bool = True) -> Caller | None:
+        """Return who has this token; None for an unknown or revoked token.
 
         Args:
             token: the token of a link.
@@ -168,7 +189,7 @@ class LabelQueue:
                 self._read()
             for name, person in self._state.people.items():
                 if hmac.compare_digest(person.token, hashed):
-                    return None if person.access == "revoked" else (name, person.access)
+                    return None if person.access == "revoked" else Caller(name, person.access, person.role)
         return None
 
     def next(self, annotator: str, count: int = 1) -> list[ShownPair]:
@@ -185,7 +206,7 @@ class LabelQueue:
             return ("lease", {"annotator": annotator, "items": late, "until": now + LEASE_S}) if late else None
 
         self._append(decide)
-        return [_shown(item, annotator, salts[0]) for item in given]
+        return [shown_pair(item, annotator, salts[0]) for item in given]
 
     def label(self, annotator: str, item: str, side: str, strength: int, seconds: float, request: str = "") -> None:
         """Record a choice.
@@ -221,7 +242,8 @@ class LabelQueue:
             is_even = side not in ("left", "right")
             verdict = cast(Verdict, side) if is_even else VERDICTS[(side == "right") != swapped]
             given = EventBody(verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
-            given = {**given, **details_body(choice, self._items[item_id], verdict)}
+            shown = self._assignment.item(item_id)
+            given = {**given, **(details_body(choice, shown, verdict) if shown is not None else {})}
             return {**given, "guidelines": self._version} if self._version else given
 
         self._answer("label", annotator, item, choice.request, body)
@@ -275,10 +297,17 @@ class LabelQueue:
         return undone[0] if undone else None
 
     def progress(self, annotator: str = "") -> Progress:
-        """Return the number of labels given and needed, and the number of answers of an annotator."""
+        """Return the number of labels given and needed, and the number of answers of an annotator.
+
+        Args:
+            annotator: whom it is told; the numbers do not say which items were probes. Empty for the numbers as they
+                are.
+        """
         with self._turn:
             self._read()
             done, wanted = self._assignment.progress()
+            if annotator:
+                done, wanted = self._assignment.probes.told_progress(done, wanted)
             own = len(self._state.answers.get(annotator, ()))
             return {"done": done, "wanted": wanted, "own": own, "closed": self._state.is_closed}
 
@@ -292,7 +321,7 @@ class LabelQueue:
     ) -> None:
         def decide(state: State) -> NewEvent | None:
             item = state.shown.get(annotator, {}).get(shown)
-            if item is None or item not in self._items:
+            if item is None or self._assignment.item(item) is None:
                 expected = "one that was handed out to you"
                 raise PipelineError(Problem("this pair was not handed to you", expected, "reload the page"))
             before = state.answers.get(annotator, {}).get(item)
@@ -318,6 +347,17 @@ class LabelQueue:
                 self._take([written])
 
 
+def check_name(name: str) -> None:
+    """Check that a name is one line that people can read.
+
+    Raises:
+        PipelineError: it is not.
+    """
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        expected = f"1 to {LONGEST_NAME} letters, digits and signs of one line"
+        raise PipelineError(Problem(f"the name {name[:LONGEST_NAME]!r}", expected))
+
+
 def guidelines_version(guidelines: str) -> str:
     """Return the version of guidelines: the first 12 hex digits of their SHA-256; empty without guidelines."""
     return hashlib.sha256(guidelines.encode()).hexdigest()[:12] if guidelines else ""
@@ -329,21 +369,6 @@ def _why_not_open(state: State, item: str) -> str:
     if item in state.dropped:
         return "this pair was taken out of the batch"
     return "somebody flagged this pair" if state.is_flagged(item) else "this pair has all its labels"
-
-
-def _shown(item: Item, annotator: str, salt: str) -> ShownPair:
-    """Return an item as a browser receives it; it does not reveal which response is which."""
-    left, right = item.responses[::-1] if is_swapped(salt, annotator, item.id) else item.responses
-    return {
-        "item": blinded_id(salt, annotator, item.id),
-        "prompt": _shown_turns(item.prompt),
-        "left": _shown_turns(left),
-        "right": _shown_turns(right),
-    }
-
-
-def _shown_turns(turns: Turns) -> list[ShownTurn]:
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def _hashed(token: str) -> str:

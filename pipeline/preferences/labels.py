@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from pipeline.preferences.blinding import blinded_id
 from pipeline.preferences.details import Details, details_of
-from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Verdict
+from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Role, Verdict
 from pipeline.preferences.items import Item, wanted
+from pipeline.preferences.probes import NO_PROBES, REPEAT, ProbePlan, repeated
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LEASE_S = 600.0
@@ -52,15 +53,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Person:
-    """An annotator.
+    """Somebody who has a link.
 
     Attributes:
-        token: SHA-256 of the annotator's token.
-        access: what the annotator may do.
+        token: SHA-256 of the person's token.
+        access: whether the link works.
+        role: what the person is there for.
     """
 
     token: str
     access: Access = "active"
+    role: Role = "annotator"
 
 
 @dataclass
@@ -130,9 +133,9 @@ class State:
         elif kind == "guidelines":
             self.guidelines = body["guidelines"]
         elif kind == "annotator":
-            self.people[body["name"]] = Person(body["token"])
+            self.people[body["name"]] = Person(body["token"], role=body.get("role", "annotator"))
         elif kind == "access":
-            self.people[body["name"]] = Person(self.people[body["name"]].token, body["access"])
+            self.people[body["name"]] = replace(self.people[body["name"]], access=body["access"])
         elif kind == "close":
             self.is_closed = body["closed"]
 
@@ -159,12 +162,12 @@ class State:
     def _lease(self, item: str, annotator: str, until: float) -> None:
         self.leases[item][annotator] = self.leased_to[annotator][item] = until
         self.shown[annotator][blinded_id(self.salt, annotator, item)] = item
-        self.touched.add(item)
+        self.touched |= {item, repeated(item)}
 
     def _release(self, item: str, annotator: str) -> None:
         self.leases[item].pop(annotator, None)
         self.leased_to[annotator].pop(item, None)
-        self.touched.add(item)
+        self.touched |= {item, repeated(item)}
 
     def _undo(self, body: EventBody) -> None:
         item, annotator = body["item"], body["annotator"]
@@ -192,12 +195,14 @@ class State:
         return {who: one for who, one in self.given.get(item, {}).items() if one.kind == "label"}
 
     def is_flagged(self, item: str) -> bool:
-        """Return whether somebody flagged an item."""
-        return any(one.kind == "flag" for one in self.given.get(item, {}).values())
+        """Return whether somebody flagged an item, also when they were shown it again."""
+        shown = (self.given.get(name, {}) for name in (item, REPEAT + item))
+        return any(one.kind == "flag" for given in shown for one in given.values())
 
     def active(self) -> list[str]:
         """Return the names of the annotators who may label."""
-        return [name for name, person in self.people.items() if person.access == "active"]
+        people = self.people.items()
+        return [name for name, person in people if person.access == "active" and person.role == "annotator"]
 
 
 @dataclass(frozen=True)
@@ -208,11 +213,13 @@ class Batch:
         items: items in the order in which they are assigned.
         per_item: number of labels of an item.
         overlap: share of the items that get at least `REPEATED` labels, to measure agreement.
+        probes: hidden items among them.
     """
 
     items: Sequence[Item]
     per_item: int = 1
     overlap: float = 0.0
+    probes: ProbePlan = NO_PROBES
 
     def wanted(self, item: Item) -> int:
         """Return the number of labels an item needs."""

@@ -8,6 +8,7 @@ import uvicorn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.app import make_app
+from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
 
 
@@ -27,9 +28,13 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(queue: LabelQueue, title: str, guidelines: str, listener: socket.socket) -> None:
+def make_server(queue: LabelQueue, title: str, guidelines: str, hosts: Hosts) -> uvicorn.Server:
+    """Return the server of the app, which runs until its `should_exit` is set."""
+    app = make_app(queue, title, guidelines, hosts)
+    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=5)
+    return uvicorn.Server(config)
+
+
+def serve(queue: LabelQueue, title: str, guidelines: str, listener: socket.socket, hosts: Hosts) -> None:
     """Serve the app until SIGINT or SIGTERM; requests in progress are completed first."""
-    config = uvicorn.Config(
-        make_app(queue, title, guidelines), log_level="warning", server_header=False, timeout_graceful_shutdown=5
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    make_server(queue, title, guidelines, hosts).run(sockets=[listener])

@@ -55,6 +55,7 @@ OTHER_VALUES: dict[str, Any] = {
     "temperatures": [0.5],
     "top_p": 0.9,
     "stop": ["x"],
+    "repeats": 0.03,
 }
 NESTED_VALUES: dict[str, Any] = {
     "mode": "packed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import pwd
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,6 +24,13 @@ import pytest
 from ports import free_port
 
 pytest.importorskip("sqlalchemy", reason="labels are kept with SQLAlchemy: pip install 'trueup[collect]'")
+
+from pipeline.preferences.events import Role
+from pipeline.preferences.gate import Hosts
+from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.labels import Batch
+from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.serving import listen, make_server
 
 ROWS = [
     {"prompt": f"What is {n} plus {n}?", "chosen": f"right-{n}: {2 * n}", "rejected": f"wrong-{n}: {2 * n + 1}"}
@@ -153,7 +162,7 @@ def serve() -> Iterator[Callable[..., Server]]:
         assert process.stdout is not None
         for line in process.stdout:
             name, _, link = line.strip().partition(": ")
-            if "/#" in link:
+            if "#" in link:
                 tokens[name] = link.partition("#")[2]
             if line.startswith("listening on "):
                 address = line.split()[2].rstrip(";")
@@ -191,3 +200,59 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@dataclass
+class InProcess:
+    """The app in a thread of the test's own process, and its queue."""
+
+    queue: LabelQueue
+    port: int
+    tokens: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        """Where it is reached."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def invite(self, who: str, role: Role = "annotator") -> str:
+        """Give somebody a link."""
+        self.tokens[who] = self.queue.invite(who, role)
+        return self.tokens[who]
+
+    def send(self, path: str, body: bytes = b"{}", method: str = "POST", **headers: str) -> tuple[int, str]:
+        """Send a request with these headers and no other, and return status and text of the reply."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=800)
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, names)
+        reply = connection.getresponse()
+        said = reply.status, reply.read().decode()
+        connection.close()
+        return said
+
+    def ask(self, route: str, who: str, status: int = 200, /, **body: Any) -> Any:
+        """Return what an address of the API answers somebody."""
+        headers = {"Authorization": f"Bearer {self.tokens.get(who, who)}", "Content_Type": "application/json"}
+        code, text = self.send(f"/api/{route}", json.dumps(body).encode(), **headers)
+        assert code == status, text
+        return json.loads(text)
+
+
+@pytest.fixture
+def in_process(tmp_path: Path) -> Iterator[Callable[..., InProcess]]:
+    """Serve the app of a batch from a thread; stop it after the test."""
+    running = []
+
+    def start(batch: Batch, guidelines: str = "", hosts: Hosts | None = None, **server: Any) -> InProcess:
+        queue = LabelQueue(batch, Ledger(f"sqlite:///{tmp_path / 'in-process.db'}", "batch"), guidelines)
+        listener = listen("127.0.0.1", 0)
+        made = make_server(queue, "labels", guidelines, hosts or Hosts(), **server)
+        thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        running.append((made, thread))
+        return InProcess(queue, listener.getsockname()[1], {})
+
+    yield start
+    for made, thread in running:
+        made.should_exit = True
+        thread.join(timeout=800)

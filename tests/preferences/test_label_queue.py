@@ -125,17 +125,17 @@ def test_a_label_names_what_its_own_app_showed_whoever_else_looked_at_the_batch(
 def test_people_are_paused_and_their_links_revoked_without_a_restart(make: Any) -> None:
     queue = make()
     token = queue.invite("ada")
-    assert queue.annotator(token) == ("ada", "active")
+    assert queue.identify(token) == ("ada", "active", "annotator")
     elsewhere = make()  # another process
     elsewhere.set_access("ada", "paused")
-    assert queue.annotator(token) == ("ada", "paused")
+    assert queue.identify(token) == ("ada", "paused", "annotator")
     elsewhere.set_access("ada", "revoked")
-    assert queue.annotator(token) is None
+    assert queue.identify(token) is None
     with pytest.raises(PipelineError, match="RECIPE STAGE --add ada"):
         elsewhere.set_access("ada", "active")
-    with pytest.raises(PipelineError, match="'grace' is not an annotator; expected one of ada"):
+    with pytest.raises(PipelineError, match="nobody here is called 'grace'; expected one of ada"):
         elsewhere.set_access("grace", "paused")
-    assert queue.annotator(queue.invite("ada")) == ("ada", "active")
+    assert queue.identify(queue.invite("ada")) == ("ada", "active", "annotator")
 
 
 def test_readers_and_writers_at_once_break_nothing(make: Any) -> None:
@@ -148,7 +148,7 @@ def test_readers_and_writers_at_once_break_nothing(make: Any) -> None:
             while shown := queue.next(who, 2):
                 queue.label(who, shown[0]["item"], "left", 1, 0.1, shown[0]["item"])
                 queue.progress(who)
-                queue.annotator("nobody's")
+                queue.identify("nobody's")
                 queue.stuck()
         except BaseException as error:
             errors.append(error)

@@ -18,14 +18,15 @@ from pipeline.evaluation.stats.intervals import wilson
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import LabelTable, label_table
 from pipeline.preferences.labels import VERDICTS, Batch, State
+from pipeline.preferences.probe_results import ProbeResults, probe_results
 
 _PEOPLE = (
     Column("person", style="bold"),
     Column("labels", right=True),
     Column("seconds", right=True),
+    Column("accuracy", right=True),
     Column("chose left", right=True),
     Column("with the rest", right=True),
-    Column("accuracy", right=True),
 )
 _PAIRS = (
     Column("person", style="bold"),
@@ -44,12 +45,13 @@ def statistics(batch: Batch, state: State, *, as_json: bool) -> None:
     """
     table = label_table(batch.items, state)
     strength_NA = np.where(table.strength_NA == -9, -1, table.strength_NA + 3)
+    probes = probe_results(batch.probes, state)
     measured: JsonObject = {
         "labels": int((table.verdict_NA >= 0).sum()),
         "agreement": _plain(raw_agreement(table.verdict_NA, seed=0)),
         "krippendorff_alpha": krippendorff_alpha(table.verdict_NA),
         "krippendorff_alpha_ordinal": krippendorff_alpha(strength_NA, "ordinal"),
-        "people": _people(table),
+        "people": {name: {**one, **_probes(probes.get(name))} for name, one in _people(table).items()},
         "pairs": [
             {"first": table.annotators[one.first], "second": table.annotators[one.second], "items": one.items}
             | {"same": one.same, "kappa": one.kappa}
@@ -81,6 +83,14 @@ def _people(table: LabelTable) -> JsonObject:
     return people
 
 
+def _probes(results: ProbeResults | None) -> JsonObject:
+    """Return what gold items and repeats say of a person; nothing for a person who labelled none."""
+    if results is None:
+        return {}
+    sides = {"left": results.same_left, "right": results.same_right}
+    return {"gold": _plain(results.accuracy), "consistency": _plain(results.consistency), "same_side_twice": sides}
+
+
 def _plain(estimate: Estimate | None) -> JsonObject | None:
     return estimate.model_dump() if estimate is not None else None
 
@@ -103,18 +113,22 @@ def _show(measured: JsonObject) -> None:
             if figure is not None
         ]
         print_line(f"Krippendorff's alpha: {', '.join(said) or 'has no value: all labels are equal'}")
+    columns, figures = list(_PEOPLE), ["chose_left", "with_the_rest"]
+    for key, title in (("gold", "gold"), ("consistency", "repeats")):
+        if any(one.get(key) for one in measured["people"].values()):
+            columns.append(Column(title, right=True))
+            figures.append(key)
     rows = [
         [
             name,
             f"{one['labels']:,}",
             f"{one['median_seconds']:.1f}",
-            _share(one["chose_left"]),
-            _share(one["with_the_rest"]),
             "–" if one["accuracy"] is None else f"{one['accuracy']:.0%}",
+            *(_share(one.get(key)) for key in figures),
         ]
         for name, one in measured["people"].items()
     ]
-    print_table(_PEOPLE, rows)
+    print_table(columns, rows)
     if measured["pairs"]:
         print_table(_PAIRS, [_pair_row(one) for one in measured["pairs"]])
 

@@ -16,6 +16,7 @@ from pipeline.preferences.agreement import edited_pairs, exported, label_table
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.probes import is_probe
 
 
 def status(batch: Batch, state: State, *, as_json: bool) -> None:
@@ -23,7 +24,7 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
     assignment = Assignment(batch, state)
     done, full = assignment.progress()
     stuck = assignment.stuck()
-    people = {name: _counts(state, name) for name in state.people}
+    people = {name: _counts(state, name) for name, person in state.people.items() if person.role == "annotator"}
     if as_json:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
         left = [{"item": one.item.id, "missing": one.missing, "people": one.people} for one in stuck]
@@ -62,8 +63,11 @@ def _flags(state: State) -> list[dict[str, str | None]]:
 
 
 def _counts(state: State, annotator: str) -> dict[str, int]:
-    kinds = Counter(answer.kind for answer in state.answers.get(annotator, {}).values())
-    return {"labels": kinds["label"], "skipped": kinds["skip"], "flagged": kinds["flag"]}
+    answers = state.answers.get(annotator, {})
+    kinds = Counter(answer.kind for item, answer in answers.items() if not is_probe(item))
+    counts = {"labels": kinds["label"], "skipped": kinds["skip"], "flagged": kinds["flag"]}
+    probes = sum(map(is_probe, answers))
+    return {**counts, "probes": probes} if probes else counts
 
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:

@@ -54,6 +54,10 @@ def collect(
     annotators: Annotated[
         str, typer.Option("--annotators", metavar="NAME,NAME", help="Who labels; new ones are given a link.")
     ] = "",
+    lead: Annotated[
+        str,
+        typer.Option("--lead", metavar="NAME,NAME", help="Who looks after it: sees figures, adjudicates, invites."),
+    ] = "",
     new_link: Annotated[
         list[str] | None, typer.Option("--new-link", metavar="NAME", help="Replace somebody's link; repeatable.")
     ] = None,
@@ -74,7 +78,7 @@ def collect(
     from pipeline.cli import collection, labelling  # the optional extra `collect` may be missing
 
     opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
-    labelling.open_app(opened, annotators, new_link or (), host, port, url)
+    labelling.open_app(opened, {"annotator": annotators, "lead": lead}, new_link or (), host, port, url)
 
 
 def labels(
@@ -90,6 +94,7 @@ def labels(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Of drop: why, kept in the ledger.")] = "",
     reopen: Annotated[bool, typer.Option("--reopen", help="Of close: open a closed batch again.")] = False,
     add: AddOption = None,
+    lead: Annotated[bool, typer.Option("--lead", help="Of people: those who are added are leads.")] = False,
     pause: PauseOption = None,
     resume: ResumeOption = None,
     revoke: RevokeOption = None,
@@ -114,7 +119,11 @@ def labels(
     elif what == "close":
         collection.close(opened, reopen=reopen)
     elif what == "people":
-        names = collection.PeopleChanges(add or (), pause or (), resume or (), revoke or ())
+        if lead and not add:
+            raise PipelineError(Problem("--lead without --add", "the name of who is added", "--add NAME --lead"))
+        names = collection.PeopleChanges(
+            add or (), pause or (), resume or (), revoke or (), "lead" if lead else "annotator"
+        )
         collection.change_people(opened, names, url)
     else:
         collection.show_labels(opened, what, until, out, as_json=as_json)

@@ -22,6 +22,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.errors import Problem
 from pipeline.kind.traits import Packages, Traits
 from pipeline.stage import Data, Runtime, StageConfig, register_kind
 
@@ -33,6 +34,9 @@ class Config(StageConfig):
         data: pairs of answers to compare.
         labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
+        gold: pairs whose better answer is known, hidden among the others to see how people label; they make no rows.
+        gold_share: expected share of them among what a person is shown.
+        repeats: expected share of pairs that a person is shown again, with the sides exchanged.
         guidelines: what annotators are told, in Markdown.
         batch: name of the labels in the ledger; the stage's name when empty.
         ledger: SQLAlchemy URL of the database of labels; `TRUEUP_LEDGER` overrides it, the default is a file in the
@@ -42,9 +46,19 @@ class Config(StageConfig):
     data: Annotated[str, Data("preference")]
     labels_per_item: int = Field(default=1, ge=1)
     overlap: float = Field(default=0.0, ge=0, le=1)
+    gold: Annotated[str | None, Data("preference")] = None
+    gold_share: float = Field(default=0.05, ge=0, le=0.4)
+    repeats: float = Field(default=0.0, ge=0, le=0.4)
     guidelines: str = ""
     batch: Annotated[str, Runtime()] = ""
     ledger: Annotated[str | None, Runtime()] = None
+
+    def check(self) -> list[Problem]:
+        """Return a problem if a share of gold items is given without any."""
+        if self.gold is None and "gold_share" in self.model_fields_set:
+            statement = f"gold_share is {self.gold_share:g}, without `gold`"
+            return [Problem(statement, "pairs whose better answer is known", "add `gold:`")]
+        return []
 
 
 def ledger_url(config: Config, store: Path) -> str:
