@@ -20,12 +20,14 @@ from pipeline.cli.terminal import print_line
 from pipeline.errors import ExitCode, PipelineError, Problem, counted
 from pipeline.machine.disk import writing
 from pipeline.preferences.anchors import Anchor, note_head, noted_heads
+from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.events import Access
 from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.records.loading import load
+from pipeline.stage import Data
 from pipeline.stages.collect.config import Config, ledger_url
 
 
@@ -89,8 +91,9 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
         statement = f"the answers come from `{item.input.name}`, which has not run"
         raise PipelineError(Problem(statement, "", f"trueup run {options.recipe} --until {item.input.name}"))
     source = plan.recipe.data[item.source_name]
-    rows = load(source, "preference", seed=planned[stage].spec.seed, name=item.source_name, artifact=artifact)
-    items, _ = items_of(rows.train + rows.held_out)
+    seed, shapes = planned[stage].spec.seed, type(config).markers(Data)["data"].shape
+    rows = load(source, shapes, seed=seed, name=item.source_name, artifact=artifact)
+    items, _ = items_of(pairs_to_label(rows, config, seed)[0])
     batch = Batch(items, config.labels_per_item, config.overlap)
     label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
     return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root)
