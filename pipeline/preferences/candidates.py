@@ -11,7 +11,14 @@ from typing import TypedDict
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import Row
-from pipeline.preferences.pair_choice import ChosenPair, PairChoice, PairRule, choose_pairs
+from pipeline.preferences.pair_choice import (
+    BY_SCORE,
+    ChosenPair,
+    PairChoice,
+    PairRule,
+    choose_group,
+    choose_pairs,
+)
 from pipeline.records.shapes.turns import Turn
 from pipeline.stage import Rows
 
@@ -38,6 +45,28 @@ class Pair(TypedDict):
     propensity: float
 
 
+class Ranked(TypedDict):
+    """An answer that is ranked: nothing but its text, since the ranking is blind."""
+
+    text: str
+
+
+class Ranking(TypedDict):
+    """A row of `groups.jsonl`: answers to rank, as candidates are read.
+
+    Attributes:
+        prompt: turns before the answers.
+        row: place of the prompt in the data.
+        candidates: the answers, in the order in which they stand.
+        propensity: probability with which just these were chosen among the prompt's answers.
+    """
+
+    prompt: list[Turn]
+    row: int
+    candidates: list[Ranked]
+    propensity: float
+
+
 def is_usable(candidate: Row) -> bool:
     """Return whether an answer may be compared: it is not empty, and does not say which model it comes from."""
     return bool(candidate["text"].strip()) and not candidate.get("names_model")
@@ -52,9 +81,28 @@ def chosen_pairs(row: Row, rule: PairRule, seed: int, place: int) -> list[Chosen
         seed: seed of the stage.
         place: place of the prompt in the data; each has random numbers of its own.
     """
-    usable = [i for i, candidate in enumerate(row["candidates"]) if is_usable(candidate)]
-    scores = list(row[SCORES].values()) if rule.by != "random" else []
-    return choose_pairs(usable, scores, rule, random.Random(f"{seed}/{place}"))
+    scores = list(row[SCORES].values()) if rule.by in BY_SCORE else []
+    return choose_pairs(_usable(row), scores, rule, random.Random(f"{seed}/{place}"))
+
+
+def ranked_row(row: Row, rule: PairRule, seed: int, place: int) -> Ranking | None:
+    """Return the answers of a row that are ranked, those whose pairs `chosen_pairs` returns; None if there are too few.
+
+    Args:
+        row: a row of candidates.
+        rule: how answers are chosen.
+        seed: seed of the stage.
+        place: place of the prompt in the data.
+    """
+    group = choose_group(_usable(row), rule, random.Random(f"{seed}/{place}"))
+    if group is None:
+        return None
+    candidates = [Ranked(text=row["candidates"][one]["text"]) for one in group.places]
+    return {"prompt": row["prompt"], "row": place, "candidates": candidates, "propensity": group.propensity}
+
+
+def _usable(row: Row) -> list[int]:
+    return [i for i, candidate in enumerate(row["candidates"]) if is_usable(candidate)]
 
 
 def pair_row(row: Row, pair: ChosenPair) -> Pair:
@@ -77,12 +125,12 @@ def pairs_to_label(rows: Rows, config: PairChoice, seed: int) -> tuple[list[Row]
     """
     everything = [*rows.train, *rows.held_out]
     if rows.shape != "candidates":
-        given = [name for name in PairChoice.model_fields if getattr(config, name) != _default(name)]
-        if given:
-            statement = f"{given[0]} is {getattr(config, given[0])}, and the data are pairs already"
-            raise PipelineError(Problem(statement, "candidates to choose from", f"leave {given[0]} out"))
+        changed = config.changed()
+        if changed:
+            statement = f"{changed[0]} is {getattr(config, changed[0])}, and the data are pairs already"
+            raise PipelineError(Problem(statement, "candidates to choose from", f"leave {changed[0]} out"))
         return list(everything), 0
-    if config.pair_choice != "random":
+    if config.pair_choice in BY_SCORE:
         _check_scores(everything, config.pair_choice)
     pairs = [chosen_pairs(row, config.rule, seed, row.get("row", i)) for i, row in enumerate(everything)]
     labelled = [pair_row(row, pair) for row, own in zip(everything, pairs, strict=True) for pair in own]
@@ -107,10 +155,6 @@ def _check_scores(rows: Sequence[Row], by: str) -> None:
             raise PipelineError(
                 Problem(statement, "scores of a reward model", "name one in `reward` of the sample stage")
             )
-
-
-def _default(name: str) -> object:
-    return PairChoice.model_fields[name].default
 
 
 def _turn(text: str) -> Turn:

@@ -3,6 +3,7 @@
     random     every pair is equally likely
     delta      the pair with the largest predicted gap
     uncertain  the pair on which several reward models disagree most; with one reward model, that of the smallest gap
+    rank       some answers, equally likely any of them, to be ranked by one person: all pairs of them
 
 `delta` and `uncertain` keep a floor of random choice: with probability `random_share` a prompt's pairs are chosen at
 random. So every pair has a known probability above 0 to be chosen, its propensity, and a figure over the chosen pairs
@@ -27,29 +28,61 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from pipeline.errors import Problem
 from pipeline.stage import StageConfig
 
-By = Literal["random", "uncertain", "delta"]
+By = Literal["random", "uncertain", "delta", "rank"]
 """What decides which pairs of a prompt's answers are compared."""
+
+BY_SCORE: tuple[By, ...] = ("uncertain", "delta")
+"""The choices that need scores of reward models."""
+
+LEAST_RANKED = 3
+"""Fewest answers that are ranked; two are compared."""
 
 
 class PairChoice(StageConfig):
     """The fields of a stage that pairs answers.
 
     Attributes:
-        pair_choice: what decides which pairs are compared: `random`, `uncertain` or `delta`.
-        random_share: share of the prompts whose pairs are random all the same, where `pair_choice` is another.
+        pair_choice: what decides which pairs are compared: `random`, `uncertain`, `delta` or `rank`.
+        random_share: share of the prompts whose pairs are random all the same, with `uncertain` and `delta`.
         pairs_per_prompt: pairs of each prompt's answers; 0 takes all.
+        rank_size: answers of each prompt that are ranked, with `rank`.
     """
 
     pair_choice: By = "random"
     random_share: float = Field(default=0.2, gt=0, le=1)
     pairs_per_prompt: int = Field(default=1, ge=0)
+    rank_size: int = Field(default=4, ge=LEAST_RANKED, le=6)
 
     @property
     def rule(self) -> PairRule:
         """The rule that the fields describe."""
-        return PairRule(self.pair_choice, self.pairs_per_prompt, self.random_share)
+        return PairRule(self.pair_choice, self.pairs_per_prompt, self.random_share, self.rank_size)
+
+    def changed(self) -> list[str]:
+        """Return the fields of the choice that are not at their defaults."""
+        fields = PairChoice.model_fields
+        return [name for name in fields if getattr(self, name) != fields[name].default]
+
+    def check(self) -> list[Problem]:
+        """Return problems of fields that would have no effect on the choice."""
+        by_score, ranks = self.pair_choice in BY_SCORE, self.pair_choice == "rank"
+        changed, problems = self.changed(), super().check()
+        if by_score and not self.pairs_per_prompt:
+            statement = f"pair_choice is {self.pair_choice}, and pairs_per_prompt is 0: all pairs are taken"
+            problems.append(Problem(statement, "a number of pairs to choose", "leave one of the two out"))
+        if ranks and "pairs_per_prompt" in changed:
+            statement = f"pair_choice is rank, and pairs_per_prompt is {self.pairs_per_prompt}"
+            problems.append(Problem(statement, "rank_size: all pairs of so many answers", "leave pairs_per_prompt out"))
+        if not ranks and "rank_size" in changed:
+            statement = f"rank_size is {self.rank_size}, and pair_choice is {self.pair_choice}: nothing is ranked"
+            problems.append(Problem(statement, "pair_choice: rank", "or leave rank_size out"))
+        if not by_score and "random_share" in changed:
+            statement = f"random_share is {self.random_share:g}, and pair_choice is {self.pair_choice}: all is random"
+            problems.append(Problem(statement, "pair_choice: delta or uncertain", "or leave random_share out"))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -60,11 +93,25 @@ class PairRule:
         by: what decides.
         count: pairs of a prompt; 0 takes all.
         random_share: probability that a prompt's pairs are random although `by` is not.
+        rank_size: answers that are ranked, if there are as many.
     """
 
     by: By = "random"
     count: int = 1
     random_share: float = 0.2
+    rank_size: int = 4
+
+
+class Group(NamedTuple):
+    """Answers to one prompt that are ranked.
+
+    Attributes:
+        places: their places, in the order in which they stand.
+        propensity: probability with which just these are chosen, given the prompt's answers.
+    """
+
+    places: tuple[int, ...]
+    propensity: float
 
 
 class ChosenPair(NamedTuple):
@@ -81,6 +128,17 @@ class ChosenPair(NamedTuple):
     propensity: float
 
 
+def choose_group(usable: Sequence[int], rule: PairRule, rng: random.Random) -> Group | None:
+    """Choose answers to rank; None if there are fewer than `LEAST_RANKED`.
+
+    Reference: Ouyang et al. 2022, arXiv:2203.02155, section 3.5 (all pairs of a ranking are learnt from).
+    """
+    if len(usable) < LEAST_RANKED:
+        return None
+    size = min(rule.rank_size, len(usable))
+    return Group(tuple(rng.sample(usable, size)), 1 / math.comb(len(usable), size))
+
+
 def choose_pairs(
     usable: Sequence[int], scores: Sequence[Sequence[float]], rule: PairRule, rng: random.Random
 ) -> list[ChosenPair]:
@@ -88,10 +146,15 @@ def choose_pairs(
 
     Args:
         usable: places of the answers that may be compared.
-        scores: of each reward model, its score of every answer by place; empty if `rule.by` is `random`.
+        scores: of each reward model, its score of every answer by place; empty if `rule.by` needs none.
         rule: how pairs are chosen.
         rng: random numbers of this prompt.
     """
+    if rule.by == "rank":
+        group = choose_group(usable, rule, rng)
+        ranked = sorted(group.places) if group is not None else []
+        both = len(ranked) * (len(ranked) - 1) / (len(usable) * (len(usable) - 1)) if ranked else 0.0
+        return [_turned(pair, both, rng) for pair in combinations(ranked, 2)]
     possible = list(combinations(usable, 2))
     if not rule.count or rule.count >= len(possible):
         return [_turned(pair, 1.0, rng) for pair in possible]

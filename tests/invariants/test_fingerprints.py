@@ -58,6 +58,7 @@ OTHER_VALUES: dict[str, Any] = {
     "stop": ["x"],
     "pair_choice": "delta",
     "random_share": 0.5,
+    "rank_size": 5,
     "against": "random",
 }
 NESTED_VALUES: dict[str, Any] = {

@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import combinations
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.preferences.candidates import chosen_pairs, pairs_to_label
 from pipeline.preferences.items import items_of
-from pipeline.preferences.pair_choice import ChosenPair, PairChoice, PairRule, choose_pairs
+from pipeline.preferences.pair_choice import ChosenPair, PairChoice, PairRule, choose_group, choose_pairs
 from pipeline.records.loading import LoadedRows
 
 TENTHS = 10
+Drawn = TypeVar("Drawn")
 
 
 class Script:
@@ -43,7 +44,7 @@ class Script:
         return list(subsets[self._take(len(subsets))])
 
 
-def _outcomes(draw: Callable[[Any], list[ChosenPair]]) -> Iterator[tuple[Fraction, list[ChosenPair]]]:
+def _outcomes(draw: Callable[[Any], Drawn]) -> Iterator[tuple[Fraction, Drawn]]:
     """Yield every outcome of a draw with its probability."""
     path: list[int] = []
     while True:
@@ -64,9 +65,10 @@ ONE_MODEL = [[3.0, 2.0, 9.0, 2.0, 0.0]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("by", ["random", "delta", "uncertain"])
+@pytest.mark.parametrize("by", ["random", "delta", "uncertain", "rank"])
 def test_a_propensity_is_the_frequency_over_all_outcomes(by: Any, count: int) -> None:
-    rule = PairRule(by, count, random_share=0.2)
+    rule = PairRule(by, count, random_share=0.2, rank_size=3)
+    count = 3 if by == "rank" else count  # all pairs of three
     frequency, first = Counter[frozenset[int]](), Counter[frozenset[int]]()
     told: dict[frozenset[int], float] = {}
     total = Fraction(0)
@@ -83,6 +85,19 @@ def test_a_propensity_is_the_frequency_over_all_outcomes(by: Any, count: int) ->
     for both, share in frequency.items():
         assert told[both] == pytest.approx(float(share), abs=1e-12)
         assert first[both] == share / 2  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_a_group_to_rank_is_one_of_all_with_equal_probability(size: int) -> None:
+    rule = PairRule("rank", rank_size=size)
+    expected = Fraction(1, math.comb(4, min(size, 4)))
+    groups = Counter[frozenset[int]]()
+    for probability, group in _outcomes(lambda rng: choose_group(USABLE, rule, rng)):
+        assert group is not None and group.propensity == pytest.approx(float(expected), abs=1e-12)
+        groups[frozenset(group.places)] += probability  # type: ignore[assignment]
+    assert set(groups.values()) == {expected} and all(len(group) == min(size, 4) for group in groups)
+    assert choose_group(USABLE[:2], rule, random.Random(0)) is None
+    assert choose_pairs(USABLE[:2], [], rule, random.Random(0)) == []
 
 
 def test_propensities_by_hand() -> None:

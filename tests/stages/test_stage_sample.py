@@ -185,7 +185,7 @@ def test_nothing_to_compare_is_refused(sample: Callable[..., Any]) -> None:
     twice = Config(data="asks", models=["sft", "sft"])
     assert "models names one twice; expected each once" in str(twice.check()[0])
     same = sample("sft", temperatures=[1e-6], expect="failed")
-    assert "no prompt has two different answers" in str(same.outcome.problems[0])
+    assert "no prompt has enough different answers" in str(same.outcome.problems[0])
 
 
 def test_reward_models_score_the_answers_and_choose_the_pairs(
@@ -230,6 +230,8 @@ def test_stopped_between_reward_models_it_goes_on_to_the_same_bytes(sample: Call
         ({"pair_choice": "delta"}, "pair_choice is delta, and no reward model says what to expect"),
         ({"pair_choice": "delta", "reward": "rm", "pairs_per_prompt": 0}, "pairs_per_prompt is 0: all pairs are taken"),
         ({"random_share": 0.5}, "random_share is 0.5, and pair_choice is random"),
+        ({"rank_size": 5}, "rank_size is 5, and pair_choice is random: nothing is ranked"),
+        ({"pair_choice": "rank", "pairs_per_prompt": 2}, "pair_choice is rank, and pairs_per_prompt is 2"),
         ({"reward": ["rm", "rm"]}, "reward names one twice"),
     ],
 )
@@ -238,3 +240,20 @@ def test_a_choice_that_chooses_nothing_is_refused(given: dict[str, Any], says: s
 
     (problem,) = Config.model_validate({"data": "asks", "models": ["sft"], **given}).check()
     assert says in str(problem)
+
+
+def test_answers_to_rank_are_groups_and_all_their_pairs(sample: Callable[..., Any]) -> None:
+    ran = sample("sft", "dpo", pair_choice="rank", rank_size=3)
+    groups, pairs = _rows(ran, "groups.jsonl"), _rows(ran, "pairs.jsonl")
+    by_place = {row["row"]: row for row in _rows(ran)}
+    assert len(pairs) == 3 * len(groups) and len(groups) > 10
+    for i, group in enumerate(groups):
+        row = by_place[group["row"]]
+        texts = [one["text"] for one in group["candidates"]]
+        assert len(set(texts)) == 3 and set(texts) <= {one["text"] for one in row["candidates"]}
+        assert all(one.keys() == {"text"} for one in group["candidates"])  # nobody learns whose they are
+        compared = {pair[side][0]["content"] for pair in pairs[3 * i : 3 * i + 3] for side in ("chosen", "rejected")}
+        assert compared == set(texts)
+        count = sum(bool(one["text"]) and not one["names_model"] for one in row["candidates"])
+        assert group["propensity"] == pytest.approx(6 / (count * (count - 1) * (count - 2)))
+        assert pairs[3 * i]["propensity"] == pytest.approx(6 / (count * (count - 1)))

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from pipeline.errors import Problem
 from pipeline.kind.traits import Reading, Traits
-from pipeline.preferences.pair_choice import PairChoice
+from pipeline.preferences.pair_choice import BY_SCORE, PairChoice
 from pipeline.stage import Data, Input, register_kind
 
 _NAMES = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
@@ -65,24 +65,18 @@ class Config(PairChoice):
 
     def check(self) -> list[Problem]:
         """Return a problem if there is nothing to compare, or if a model or temperature is named twice."""
-        problems = []
+        problems = super().check()
         for word, given in (("models", self.models), ("temperatures", self.temperatures), ("reward", self.reward)):
             if len(set(given)) < len(given):
                 remedy = "" if word == "reward" else "`n` asks for more answers"
                 problems.append(Problem(f"{word} names one twice", "each once", remedy))
         if len(self.models) * len(self.temperatures) * self.n < 2:
             problems.append(Problem("n is 1, with one model at one temperature", "two answers to compare", "raise n"))
-        if self.pair_choice != "random" and not self.reward:
+        if self.pair_choice in BY_SCORE and not self.reward:
             statement = f"pair_choice is {self.pair_choice}, and no reward model says what to expect"
             problems.append(
                 Problem(statement, "`reward`, a reward model or a list of them", "or leave pair_choice out")
             )
-        if self.pair_choice != "random" and not self.pairs_per_prompt:
-            statement = f"pair_choice is {self.pair_choice}, and pairs_per_prompt is 0: all pairs are taken"
-            problems.append(Problem(statement, "a number of pairs to choose", "leave one of the two out"))
-        if self.pair_choice == "random" and self.random_share != type(self).model_fields["random_share"].default:
-            statement = f"random_share is {self.random_share:g}, and pair_choice is random: all pairs are random"
-            problems.append(Problem(statement, "pair_choice: delta or uncertain", "or leave random_share out"))
         return problems
 
 

@@ -17,8 +17,8 @@ from pipeline.machine.disk import keep_if_possible
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
 from pipeline.plain_data import JsonObject, ShapedRow
-from pipeline.preferences.candidates import SCORES, chosen_pairs, pair_row
-from pipeline.preferences.pair_choice import ChosenPair
+from pipeline.preferences.candidates import SCORES, chosen_pairs, pair_row, ranked_row
+from pipeline.preferences.pair_choice import ChosenPair, PairRule
 from pipeline.rl.rewards.texts import Answered, scores_by_model, unreadable
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.stages.sample.config import Config
@@ -31,7 +31,7 @@ from pipeline.training.sampler import FinishReason, Sampler
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CANDIDATES, PAIRS = "candidates.jsonl", "pairs.jsonl"
+CANDIDATES, PAIRS, GROUPS = "candidates.jsonl", "pairs.jsonl", "groups.jsonl"
 """Files of the artifact."""
 
 _MODEL_NAMES = re.compile(
@@ -106,6 +106,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         _add_scores(ctx, rows)
     pairs = [chosen_pairs(row, config.rule, ctx.seed, place) for row, place in zip(rows, places, strict=True)]
     _write(ctx.out, rows, pairs)
+    if config.pair_choice == "rank":
+        _write_groups(ctx, config.rule, rows)
     flat = [candidate for own in candidates for candidate in own]
     named = sum(candidate.names_model for candidate in flat)
     if named:
@@ -113,10 +115,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx.note(f"{counted(named, 'answer')} {names} in no pair: the comparison is blind")
     alone = sum(not own for own in pairs)
     if alone:
-        ctx.note(f"{counted(alone, 'prompt')} {agreeing(alone, 'has', 'have')} no two different answers to compare")
+        lack = "fewer than three" if config.pair_choice == "rank" else "no two"
+        ctx.note(f"{counted(alone, 'prompt')} {agreeing(alone, 'has', 'have')} {lack} different answers to compare")
     count = sum(map(len, pairs))
     if not count:
-        raise PipelineError(Problem("no prompt has two different answers", remedy="raise n, or the temperatures"))
+        raise PipelineError(Problem("no prompt has enough different answers", remedy="raise n, or the temperatures"))
     tokens = sum(one.tokens for own in answers for one in own)
     samples = len(prompts) * len(answers[0])
     return StageResult(
@@ -285,6 +288,13 @@ def _add_scores(ctx: StageContext, rows: Sequence[JsonObject]) -> None:
     scores = {name: iter(own) for name, own in scores_by_model(ctx, "reward", Answered(asked, texts)).items()}
     for row in rows:
         row[SCORES] = {name: [next(own) for _ in row["candidates"]] for name, own in scores.items()}
+
+
+def _write_groups(ctx: StageContext, rule: PairRule, rows: Sequence[JsonObject]) -> None:
+    """Write the answers to rank."""
+    groups = [ranked_row(row, rule, ctx.seed, row["row"]) for row in rows]
+    with (ctx.out / GROUPS).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(group, ensure_ascii=False) + "\n" for group in groups if group is not None)
 
 
 def _write(out: Path, rows: Sequence[JsonObject], pairs: Sequence[Sequence[ChosenPair]]) -> None:
