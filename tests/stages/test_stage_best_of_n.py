@@ -207,3 +207,29 @@ def test_the_files_are_what_the_next_stages_train_on(
     for kind, file in (("sft", "demos.jsonl"), ("dpo", "pairs.jsonl")):
         trained = run_stage(kind, train, data={"data": ran.out / file}, inputs={"model": as_input(chain["sft"])})
         assert trained.outcome.result.rows["train"] > 4
+
+
+CHAIN = """
+name: best
+seed: 7
+data:
+  asks: {{path: {folder}/asks.jsonl}}
+  compared: {{artifact: candidates, file: candidates.jsonl}}
+  best: {{artifact: choice, file: demos.jsonl}}
+stages:
+  candidates: {{kind: sample, data: asks, models: [{sft}], n: 3, max_new_tokens: 12, pair_choice: delta, reward: {rm}}}
+  choice: {{kind: best_of_n, data: compared, reward: [{rm}, {{function: {folder}/gold.py:gold}}], resamples: 100}}
+  better: {{kind: sft, data: best, model: {sft}, train: {{max_steps: 1, batch_size: 4}}}}
+compute: {{threads: 1}}
+"""
+
+
+def test_a_recipe_samples_chooses_and_trains(tmp_path: Path, chain: Any, call: Any) -> None:
+    recipe = tmp_path / "best.yaml"
+    named = {name: chain[name].path for name in ("sft", "rm")}
+    recipe.write_text(CHAIN.format(folder=chain.recipe.parent, **named))
+    done = call("run", recipe, "--store", "store", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The best of 3 scores" in done.stdout + done.stderr
+    wrong = call("check", recipe, "--store", "store", "--set", "stages.choice.data=asks", cwd=tmp_path)
+    assert wrong.returncode == 2 and "expected candidates rows (format candidates)" in wrong.stderr
