@@ -38,7 +38,7 @@ bench-memory: setup-dev  ## measure the forecast of memory against real stages o
 	$(PY) benchmarks/memory.py
 bench-collect: setup-dev  ## measure the labelling app with fifty people, on SQLite and PostgreSQL
 	$(PY) benchmarks/collect.py
-bench-feedback: setup-dev  ## measure what 400 comparisons by a simulated person teach the quickstart's assistant
+bench-feedback: setup-dev  ## measure what 400 comparisons by a simulated person teach the quickstart's assistant, and which pairs teach most
 	$(PY) benchmarks/feedback.py
 .venv-peer/.installed: constraints.txt ; $(PYTHON) -m venv .venv-peer && grep -v '^trl==' constraints.txt > .venv-peer/constraints.txt && .venv-peer/bin/pip install -q -c .venv-peer/constraints.txt torch && .venv-peer/bin/pip install -q -c .venv-peer/constraints.txt trl==1.12.0 && touch $@
 bench-ppo: setup-dev .venv-peer/.installed  ## measure PPO against the last trl that has it, in an environment of its own

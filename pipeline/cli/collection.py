@@ -22,6 +22,7 @@ from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
 from pipeline.machine.disk import writing
 from pipeline.plan import Plan
 from pipeline.preferences.anchors import Anchor, note_head, noted_heads
+from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.events import Access, Role
 from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.label_queue import LabelQueue
@@ -29,6 +30,7 @@ from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probes import ProbePlan, gold_items
 from pipeline.records.loading import load
+from pipeline.stage import Data
 from pipeline.stages.collect.config import Config, ledger_url
 
 
@@ -115,8 +117,12 @@ def _pairs(plan: Plan, recipe: Path, stage: str, name: str) -> list[Item]:
         statement = f"the answers come from `{item.input.name}`, which has not run"
         raise PipelineError(Problem(statement, "", f"trueup run {recipe} --until {item.input.name}"))
     source = plan.recipe.data[item.source_name]
-    rows = load(source, "preference", seed=planned.spec.seed, name=item.source_name, artifact=artifact)
-    return items_of(rows.train + rows.held_out)[0]
+    seed, config = planned.spec.seed, planned.spec.config
+    assert isinstance(config, Config)
+    shapes = type(config).markers(Data)[name].shape
+    rows = load(source, shapes, seed=seed, name=item.source_name, artifact=artifact)
+    pairs = pairs_to_label(rows, config, seed)[0] if name == "data" else [*rows.train, *rows.held_out]
+    return items_of(pairs)[0]
 
 
 def show_labels(collection: Collection, what: str, until: int | None, out: Path | None, *, as_json: bool) -> None:

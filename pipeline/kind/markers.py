@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Shape = Literal["text", "messages", "preference", "labelled", "prompt"]
+Shape = Literal["text", "messages", "preference", "labelled", "prompt", "candidates"]
 """Shape of the rows of a data source, see `pipeline/records/shapes/formats.py`."""
 
 Shapes = Shape | tuple[Shape, ...]

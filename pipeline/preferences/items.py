@@ -25,11 +25,13 @@ class Item:
         id: first 16 hex digits of the SHA-256 of prompt and responses.
         prompt: the conversation before the responses.
         responses: both responses, in the order of the data.
+        propensity: probability with which these two were chosen among the prompt's answers; None if it is not known.
     """
 
     id: str
     prompt: Turns
     responses: tuple[Turns, Turns]
+    propensity: float | None = None
 
 
 def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
@@ -46,8 +48,15 @@ def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
         if item_id in items or _plain(first) == _plain(second):
             left_out += 1
             continue
-        items[item_id] = Item(item_id, prompt, (first, second))
+        items[item_id] = Item(item_id, prompt, (first, second), _propensity(row.get("propensity")))
     return list(items.values()), left_out
+
+
+def _propensity(value: object) -> float | None:
+    """Return the propensity that a row gives; None for anything that is no probability above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 < value <= 1 else None
 
 
 def wanted(item: str, per_item: int, overlap: float) -> int:

@@ -15,7 +15,17 @@ from pipeline.recipe.paths import distinct, expand, find_files, unread_files
 from pipeline.stage import Runtime
 
 Format = Literal[
-    "auto", "text", "messages", "prompt_completion", "sharegpt", "alpaca", "hh", "preference", "comparison", "prompt"
+    "auto",
+    "text",
+    "messages",
+    "prompt_completion",
+    "sharegpt",
+    "alpaca",
+    "hh",
+    "preference",
+    "comparison",
+    "prompt",
+    "candidates",
 ]
 
 

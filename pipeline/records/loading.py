@@ -52,6 +52,7 @@ HEADERS: dict[Shape, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
     "labelled": ("prompt", "completion", "label"),
     "prompt": ("prompt",),
+    "candidates": ("prompt", "candidates"),
 }
 """Likely column names of a file without a header, by the shape the stage takes."""
 LISTED = frozenset({*KNOWN, *LISTS, *TALKS})

@@ -31,6 +31,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
     "preference": {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
     "prompt": {"prompt": "Hi"},
+    "candidates": {"prompt": "Hi", "candidates": [{"text": "Hello!"}, {"text": "What?"}]},
 }
 """A row of each shape, for the files that an example names and only its reader has."""
 

@@ -27,6 +27,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "evaluate": {"data": "d", "models": ["m", "n"], "baseline": "m", "reward": "r"},
     "merge": {"model": "m", "adapters": ["a"]},
     "sample": {"data": "d", "models": ["m"]},
+    "best_of_n": {"data": "d", "reward": ["r"]},
     "labels": {"data": "d"},
     "collect": {"data": "d"},
 }
@@ -56,6 +57,10 @@ OTHER_VALUES: dict[str, Any] = {
     "top_p": 0.9,
     "stop": ["x"],
     "repeats": 0.03,
+    "pair_choice": "delta",
+    "random_share": 0.5,
+    "rank_size": 5,
+    "against": "random",
 }
 NESTED_VALUES: dict[str, Any] = {
     "mode": "packed",

@@ -167,3 +167,24 @@ def test_agreement_is_shown_where_pairs_are_labelled_several_times(people: Path,
     )
     assert set(plain["people"]) == {"ada", "grace"} and plain["people"]["ada"]["labels"] == 6
     assert plain["pairs"] == [{"first": "ada", "second": "grace", "items": 6, "same": 1.0, "kappa": None}]
+
+
+def test_candidates_are_paired_and_labelled(tmp_path: Path, call: Any, write_jsonl: Any) -> None:
+    answers = [{"text": text} for text in ("right", "wrong", "worse")]
+    rows = [{"prompt": f"question {n}", "candidates": answers} for n in range(5)]
+    write_jsonl(tmp_path / "answers.jsonl", [*rows, {"prompt": "question 5", "candidates": answers[:1]}])
+    recipe = tmp_path / "people.yaml"
+    recipe.write_text(
+        "name: people\ndata:\n  answers: {path: answers.jsonl}\n"
+        "stages:\n  labels: {kind: labels, data: answers, pairs_per_prompt: 2}\n"
+    )
+    waiting = call("run", recipe, "--store", "store", cwd=tmp_path)
+    assert waiting.returncode == 3, waiting.stdout + waiting.stderr
+    assert "waiting for people: 0 of 10 labels" in waiting.stderr  # two of three pairs of each of five prompts
+    assert "1 prompt has no two different answers to compare" in waiting.stdout + waiting.stderr
+    told = json.loads(call("labels", "status", recipe, "labels", "--store", "store", "--json", cwd=tmp_path).stdout)
+    assert told["pairs"] == 10  # the app's pairs are the stage's
+    wrong = call("check", recipe, "--set", "stages.labels.pair_choice=delta", "--store", "store", cwd=tmp_path)
+    assert wrong.returncode == 0  # what the rows hold is known when they are read
+    refused = call("run", recipe, "--set", "stages.labels.pair_choice=delta", "--store", "store", cwd=tmp_path)
+    assert refused.returncode == 2 and "the candidates of “question 0” have no scores" in refused.stderr

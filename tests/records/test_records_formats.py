@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.records.columns.unused import Unused
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.conversion import shaped
 from pipeline.records.shapes.detection import detected_format
@@ -415,3 +416,41 @@ def test_the_formats_are_those_a_recipe_may_name() -> None:
     from pipeline.recipe.data_source import Format
 
     assert {"auto", *FORMATS} == set(get_args(Format))
+
+
+CANDIDATES = {
+    "prompt": HI[:1],
+    "row": 3,
+    "candidates": [{"text": "Yes", "model": "sft"}, {"text": "No", "model": "dpo"}],
+}
+
+
+def test_candidates_are_rows_of_their_own_where_a_stage_takes_them() -> None:
+    scored = {**CANDIDATES, "pairs": [], "reward_scores": {"rm": [1.0, 2.0]}}
+    for row in (CANDIDATES, scored):
+        assert detect([row], "candidates") == "candidates"
+        assert detect([row], "preference", "candidates") == "candidates"
+        assert detect([row], "prompt") == "prompt"  # the prompts of candidates may be asked again
+        assert shaped(row, "candidates", "candidates") == row
+    told = shaped({**CANDIDATES, "prompt": "Hi", "tools": []}, "candidates", "candidates")
+    assert told["prompt"] == HI[:1] and told["plain_text"] is True
+    voted = {"prompt": "Hi", "candidates": [{"text": "Yes", "score": 1}, {"text": "No", "score": 2}]}
+    assert detect([voted], "preference", "candidates") == "comparison"  # a pair, as ever
+    assert detect([voted], "candidates") == "candidates"
+
+
+@pytest.mark.parametrize(
+    "answers", [None, [], "Yes", ["Yes", "No"], [{"text": 1}], [{"text": "Yes"}, {"answer": "No"}]]
+)
+def test_what_is_no_list_of_answers_is_a_bad_row(answers: Any) -> None:
+    assert detect([{"prompt": "Hi", "candidates": answers}], "candidates") != "candidates"
+    with pytest.raises(BadRowError, match="`candidates` holds something else than answers; expected a list of"):
+        shaped({"prompt": "Hi", "candidates": answers}, "candidates", "candidates")
+
+
+def test_how_a_pair_was_chosen_is_no_column_that_is_missed() -> None:
+    seen = Unused("preference")
+    row = {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "propensity": 0.5}
+    made = shaped(row, "preference", "preference")
+    seen.look(row, "preference", made)
+    assert seen.names() == () and made["propensity"] == 0.5

@@ -13,6 +13,7 @@ from pipeline.rl.rewards.sources import RewardSources, combine
     ("how", "expected"),
     [
         ("sum", 6.0),
+        ("mean", 2.0),
         ("min", 1.0),
         ("uwo", 2.0 - 2 / 3),  # mean 2, variance (1 + 0 + 1) / 3
     ],

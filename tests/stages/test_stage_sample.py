@@ -12,7 +12,7 @@ import torch
 from single_rows import encode_prompt
 from stopping import StopAfter
 
-from pipeline.stages.sample.run import _MODEL_NAMES, Candidate, _collapsed, _pairs
+from pipeline.stages.sample.run import _MODEL_NAMES, Candidate, _collapsed
 
 CONFIG: dict[str, Any] = {"temperatures": [0.7, 1.3], "n": 2, "max_new_tokens": 12}
 
@@ -33,12 +33,14 @@ def _origins(row: dict[str, Any]) -> dict[str, str]:
 @pytest.fixture
 def sample(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> Callable[..., Any]:
     def run(*models: str, data: Any = None, **more: Any) -> Any:
+        own = [as_input(chain["rm"]).model_copy(update={"fingerprint": name}) for name in more.get("reward", [])]
+        judges = {"reward": own} if own else {}
         options = {key: more.pop(key) for key in list(more) if key in ("out", "stopping", "expect", "seed")}
         return run_stage(
             "sample",
             {**CONFIG, **more},
             data={"data": data or chain.recipe.parent / "asks.jsonl"},
-            inputs={"models": [as_input(chain[name]) for name in models]},
+            inputs={"models": [as_input(chain[name]) for name in models], **judges},
             **options,
         )
 
@@ -79,6 +81,7 @@ def test_pairs_are_two_different_answers_as_the_next_stage_reads_them(sample: Ca
                 "prompt": row["prompt"],
                 "chosen": [{"role": "assistant", "content": first}],
                 "rejected": [{"role": "assistant", "content": second}],
+                "propensity": pair["propensity"],
             }
             place += 1
     assert place == len(pairs) == ran.outcome.result.metrics["pairs"]
@@ -153,19 +156,6 @@ def test_equal_answers_are_one_and_name_where_else_they_came_from() -> None:
     assert (first.text, first.also, second.text) == ("a  b", ("n/0.7/2",), "c")
 
 
-def test_answers_that_are_empty_or_name_a_model_are_in_no_pair() -> None:
-    given = [_candidate("a"), _candidate(""), _candidate("I am Claude", names_model=True), _candidate("b")]
-    ((first, second, propensity),) = _pairs(given, 0, seed=0, place=0)
-    assert ({first, second}, propensity) == ({0, 3}, 1.0)
-    assert _pairs(given[:3], 0, seed=0, place=0) == []
-
-
-def test_which_answer_stands_first_is_random() -> None:
-    given = [_candidate("a"), _candidate("b")]
-    firsts = [_pairs(given, 1, seed=0, place=place)[0][0] for place in range(200)]
-    assert 70 < sum(firsts) < 130
-
-
 @pytest.mark.parametrize(
     ("text", "names"),
     [
@@ -195,4 +185,75 @@ def test_nothing_to_compare_is_refused(sample: Callable[..., Any]) -> None:
     twice = Config(data="asks", models=["sft", "sft"])
     assert "models names one twice; expected each once" in str(twice.check()[0])
     same = sample("sft", temperatures=[1e-6], expect="failed")
-    assert "no prompt has two different answers" in str(same.outcome.problems[0])
+    assert "no prompt has enough different answers" in str(same.outcome.problems[0])
+
+
+def test_reward_models_score_the_answers_and_choose_the_pairs(
+    sample: Callable[..., Any], chain: Any, as_input: Any, run_stage: Callable[..., Any]
+) -> None:
+    plain = _rows(sample("sft", pairs_per_prompt=1))
+    ran = sample("sft", pair_choice="delta", reward=["rm"], random_share=0.1)
+    widest = 0
+    for row, before in zip(_rows(ran), plain, strict=True):
+        assert row["candidates"] == before["candidates"]  # scoring changes no answer
+        (scores,) = row["reward_scores"].values()
+        assert len(scores) == len(row["candidates"])
+        usable = [i for i, one in enumerate(row["candidates"]) if one["text"] and not one["names_model"]]
+        if len(usable) < 3:
+            continue
+        ((first, second, propensity),) = (pair.values() for pair in row["pairs"])
+        span = max(scores[i] for i in usable) - min(scores[i] for i in usable)
+        if abs(scores[first] - scores[second]) == pytest.approx(span):
+            widest += 1
+            assert propensity > 0.4  # 0.9 of it by its value, alone or by lot among two
+        else:
+            assert propensity == pytest.approx(0.1 * 2 / (len(usable) * (len(usable) - 1)))
+    assert widest > 0.7 * len(plain) - 5
+    assert [set(pair) for pair in _rows(ran, "pairs.jsonl")] == [{"prompt", "chosen", "rejected", "propensity"}] * len(
+        plain
+    )
+
+
+def test_stopped_between_reward_models_it_goes_on_to_the_same_bytes(sample: Callable[..., Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"pair_choice": "uncertain", "reward": ["rm", "again"], "temperatures": [1.3]}
+    whole = sample("sft", **options)
+    stopped = sample("sft", **options, out=tmp_path / "cut", stopping=StopAfter(4), expect="stopped")
+    assert len(list((stopped.work / "scores").iterdir())) == 1
+    again = sample("sft", **options, out=tmp_path / "cut")
+    for name in ("candidates.jsonl", "pairs.jsonl"):
+        assert (again.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"pair_choice": "delta"}, "pair_choice is delta, and no reward model says what to expect"),
+        ({"pair_choice": "delta", "reward": "rm", "pairs_per_prompt": 0}, "pairs_per_prompt is 0: all pairs are taken"),
+        ({"random_share": 0.5}, "random_share is 0.5, and pair_choice is random"),
+        ({"rank_size": 5}, "rank_size is 5, and pair_choice is random: nothing is ranked"),
+        ({"pair_choice": "rank", "pairs_per_prompt": 2}, "pair_choice is rank, and pairs_per_prompt is 2"),
+        ({"reward": ["rm", "rm"]}, "reward names one twice"),
+    ],
+)
+def test_a_choice_that_chooses_nothing_is_refused(given: dict[str, Any], says: str) -> None:
+    from pipeline.stages.sample.config import Config
+
+    (problem,) = Config.model_validate({"data": "asks", "models": ["sft"], **given}).check()
+    assert says in str(problem)
+
+
+def test_answers_to_rank_are_groups_and_all_their_pairs(sample: Callable[..., Any]) -> None:
+    ran = sample("sft", "dpo", pair_choice="rank", rank_size=3)
+    groups, pairs = _rows(ran, "groups.jsonl"), _rows(ran, "pairs.jsonl")
+    by_place = {row["row"]: row for row in _rows(ran)}
+    assert len(pairs) == 3 * len(groups) and len(groups) > 10
+    for i, group in enumerate(groups):
+        row = by_place[group["row"]]
+        texts = [one["text"] for one in group["candidates"]]
+        assert len(set(texts)) == 3 and set(texts) <= {one["text"] for one in row["candidates"]}
+        assert all(one.keys() == {"text"} for one in group["candidates"])  # nobody learns whose they are
+        compared = {pair[side][0]["content"] for pair in pairs[3 * i : 3 * i + 3] for side in ("chosen", "rejected")}
+        assert compared == set(texts)
+        count = sum(bool(one["text"]) and not one["names_model"] for one in row["candidates"])
+        assert group["propensity"] == pytest.approx(6 / (count * (count - 1) * (count - 2)))
+        assert pairs[3 * i]["propensity"] == pytest.approx(6 / (count * (count - 1)))

@@ -31,6 +31,9 @@ ASKED = (
 )
 """Columns that data sets use for parts of the prompt, in snake case."""
 
+OF_CHOICE = frozenset({"propensity"})
+"""Columns that say how a pair was chosen: they are no part of it, and nobody misses them in training."""
+
 
 class Unused:
     """Collects, over the good rows of a source, the columns and keys of turns that are not read."""
@@ -52,7 +55,7 @@ class Unused:
             shaped_row: the row in the stage's shape.
         """
         read = read_columns(row_format, row)
-        for column in row.keys() - read if not row.keys() <= read else ():
+        for column in row.keys() - read - OF_CHOICE if not row.keys() <= read else ():
             value = row[column]
             if value is None or value == "" or value == [] or (self.shape == "labelled" and column == _label_of(row)):
                 continue
@@ -102,7 +105,7 @@ class Unused:
 
     def names(self) -> tuple[str, ...]:
         """Return the columns and the keys of turns that are not read, sorted."""
-        named = self._columns.keys() & {"system"} if self.shape == "prompt" else self._columns
+        named = self._columns.keys() & {"system"} if self.shape in ("prompt", "candidates") else self._columns
         columns = sorted(named)
         return (*columns, *sorted(self._keys))
 

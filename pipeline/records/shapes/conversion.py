@@ -1,10 +1,11 @@
-"""Converts parsed rows to the five shapes that stages take.
+"""Converts parsed rows to the six shapes that stages take.
 
     text         {"text": str}
     messages     {"messages": turns}                  ends with the assistant: a demonstration
     preference   {"prompt": turns, "chosen": turns, "rejected": turns, "margin": float | None}
     labelled     {"prompt": turns, "completion": turns, "label": bool}      a demonstration's final turn, good or bad
     prompt       {"prompt": turns}                    ends with the user
+    candidates   {"prompt": turns, "candidates": [{"text": str, …}, …]}    answers to compare, as `sample` writes them
 
 A turn has `role` (system, user, assistant, tool) and `content`. An assistant turn may have `tool_calls`,
 `reasoning_content` and `train: False`; a tool turn may have `tool_call_id` and `name`. A row may also have `tools`, the
@@ -63,7 +64,7 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> Shap
         if parsed.is_plain and not parsed.system and not system and not tools:
             result["plain_text"] = True
     # A prompt row keeps the columns it does not use: an answer beside the prompt is what a reward function checks.
-    used = frozenset({"prompt"}) if shape == "prompt" else read_columns(name, row)
+    used = frozenset({"prompt"}) if shape in ("prompt", "candidates") else read_columns(name, row)
     if shape == "labelled":
         column, result["label"] = _label(row)
         used |= {column}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pipeline.errors import agreeing, counted
 from pipeline.plain_data import Row
 from pipeline.records.shapes.comparisons import is_comparison, read_by
-from pipeline.records.shapes.formats import OPENAI_PAIR
+from pipeline.records.shapes.formats import OPENAI_PAIR, holds_candidates
 from pipeline.records.shapes.turns import TRANSCRIPT_TURN
 from pipeline.stage import Shape
 
@@ -80,8 +80,10 @@ def _format_of(row: Row, shapes: Collection[Shape]) -> _RowFormat | None:
         return _RowFormat("hh" if _holds_transcripts(row) else "preference", ("chosen", "rejected"))
     if has.issuperset(OPENAI_PAIR):
         return _RowFormat("preference", OPENAI_PAIR)
-    if is_comparison(row):
+    if is_comparison(row) and ("preference" in shapes or "candidates" not in shapes):
         return _RowFormat("comparison", read_by(row))
+    if "candidates" in shapes and "prompt" in has and holds_candidates(row.get("candidates")):
+        return _RowFormat("candidates", ("prompt", "candidates"))
     if "preference" in shapes and {"chosen", "rejected"} & has:  # half a pair is a bad pair, not a prompt
         pair_format = "hh" if _holds_transcripts(row) else "preference"
         return _RowFormat(pair_format, tuple(sorted({"chosen", "rejected"} & has)), is_whole=False)

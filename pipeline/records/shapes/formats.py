@@ -231,6 +231,23 @@ def _parse_prompt(row: Row) -> Parsed:
     return Parsed(_side(value, "prompt", role="user"), system=_system(row), is_plain=is_plain_text(value))
 
 
+def _parse_candidates(row: Row) -> Parsed:
+    """Parse a prompt with several answers, as a `sample` stage writes them; the answers stay in their column."""
+    answers = row.get("candidates")
+    if not holds_candidates(answers):
+        raise BadRowError("`candidates` holds something else than answers", 'a list of {"text": …}')
+    return _parse_prompt(row)
+
+
+def holds_candidates(value: object) -> bool:
+    """Return whether a value is a list of answers, each an object with a `text`."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, Mapping) and isinstance(one.get("text"), str) for one in value)
+    )
+
+
 def _side(value: object, name: str, *, role: str) -> Turns:
     """Parse a column that holds turns, a transcript, or the text of one turn of ``role``."""
     if isinstance(value, list) or (isinstance(value, str) and MESSAGES_AS_TEXT.match(value)):
@@ -315,6 +332,7 @@ FORMATS: dict[str, Format] = {
     ),
     "comparison": Format(parse_comparison, frozenset({"system", *TOOLS}), PAIRED, ("messages", "text")),
     "prompt": Format(_parse_prompt, frozenset({"prompt", "system", *TOOLS, *ALPACA_ASKED}), ("prompt",), ("text",)),
+    "candidates": Format(_parse_candidates, frozenset({"prompt", "system", *TOOLS}), ("candidates",)),
 }
 
 

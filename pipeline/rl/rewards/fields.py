@@ -33,14 +33,14 @@ class RewardFields(StageConfig):
         reward: a reward model, `{function: FILE.py:NAME}`, or a list of them with weights; their weighted sum counts.
         reward_functions: Python functions with trl's signature; written as `reward: {function: …}`.
         reward_weights: one per reward, models first.
-        reward_combine: `sum`; `min` and `uwo` (mean less variance) are for ensembles of reward models, which are harder
-            to game together (Coste et al. 2023, arXiv:2310.02743).
+        reward_combine: `sum` or `mean`; `min` and `uwo` (mean less variance) are for ensembles of reward models, which
+            are harder to game together (Coste et al. 2023, arXiv:2310.02743).
     """
 
     reward: Annotated[list[str], Input("reward", external=True), SHORT] = Field(default=[])
     reward_functions: Annotated[list[str], Code()] = Field(default=[])
     reward_weights: list[float] = Field(default=[])
-    reward_combine: Literal["sum", "min", "uwo"] = "sum"
+    reward_combine: Literal["sum", "mean", "min", "uwo"] = "sum"
 
     def check(self) -> list[Problem]:
         """Return contradictions in the reward and in the blocks."""

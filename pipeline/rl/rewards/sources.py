@@ -56,7 +56,7 @@ class RewardSources:
         names: names for metrics and messages, models first.
         weights: one weight per reward.
         scorers: one scorer per reward.
-        how: way to combine them: `sum`, `min` or `uwo`.
+        how: way to combine them: `sum`, `mean`, `min` or `uwo`.
     """
 
     names: tuple[str, ...]
@@ -86,7 +86,7 @@ class RewardSources:
 
 
 def combine(values: Sequence[float], how: str) -> float:
-    """Combine a response's rewards: their `sum`, their `min`, or `uwo`, their mean less their variance.
+    """Combine a response's rewards: their `sum`, `mean` or `min`, or `uwo`, their mean less their variance.
 
     Reference: Coste et al. 2023, arXiv:2310.02743: `min` is worst-case optimisation (equation 2), `uwo` uncertainty
     weighted optimisation (equation 3, λ = 1), for ensembles of reward models of one scale.
@@ -95,8 +95,10 @@ def combine(values: Sequence[float], how: str) -> float:
         return 0.0
     if how == "min":
         return min(values)
+    mean = sum(values) / len(values)
+    if how == "mean":
+        return mean
     if how == "uwo":
-        mean = sum(values) / len(values)
         return mean - sum((value - mean) ** 2 for value in values) / len(values)
     return sum(values)
 

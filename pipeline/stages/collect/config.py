@@ -8,7 +8,8 @@
       dpo:    {kind: dpo, data: pairs, model: sft}
 
 `trueup collect RECIPE labels` opens the labelling app; `trueup run` stops at this stage with exit code 3 until the
-labels are complete. Which answer the data calls the chosen one is neither used nor shown.
+labels are complete. Which answer the data calls the chosen one is neither used nor shown. Candidates of a `sample`
+stage (`file: candidates.jsonl`) are paired here.
 
 References: Stiennon et al. 2020, arXiv:2009.01325, section 3.3 (comparisons by people); Touvron et al. 2023,
 arXiv:2307.09288, section 3.2 (the strength of a preference as a margin).
@@ -24,14 +25,15 @@ from pydantic import Field
 
 from pipeline.errors import Problem
 from pipeline.kind.traits import Packages, Traits
-from pipeline.stage import Data, Runtime, StageConfig, register_kind
+from pipeline.preferences.pair_choice import PairChoice
+from pipeline.stage import Data, Runtime, register_kind
 
 
-class Config(StageConfig):
+class Config(PairChoice):
     """Configuration of a collection.
 
     Attributes:
-        data: pairs of answers to compare.
+        data: pairs of answers to compare, or candidates to pair (`PairChoice` says how).
         labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
         gold: pairs whose better answer is known, hidden among the others to see how people label; they make no rows.
@@ -43,7 +45,7 @@ class Config(StageConfig):
             store.
     """
 
-    data: Annotated[str, Data("preference")]
+    data: Annotated[str, Data(("preference", "candidates"))]
     labels_per_item: int = Field(default=1, ge=1)
     overlap: float = Field(default=0.0, ge=0, le=1)
     gold: Annotated[str | None, Data("preference")] = None
@@ -54,11 +56,12 @@ class Config(StageConfig):
     ledger: Annotated[str | None, Runtime()] = None
 
     def check(self) -> list[Problem]:
-        """Return a problem if a share of gold items is given without any."""
+        """Return the problems of the choice of pairs, and one if a share of gold items is given without any."""
+        problems = super().check()
         if self.gold is None and "gold_share" in self.model_fields_set:
             statement = f"gold_share is {self.gold_share:g}, without `gold`"
-            return [Problem(statement, "pairs whose better answer is known", "add `gold:`")]
-        return []
+            problems.append(Problem(statement, "pairs whose better answer is known", "add `gold:`"))
+        return problems
 
 
 def ledger_url(config: Config, store: Path) -> str:

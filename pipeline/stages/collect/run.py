@@ -10,6 +10,7 @@ from pipeline.preferences import need
 from pipeline.preferences.agreement import edited_pairs, exported, label_table
 from pipeline.preferences.anchors import note_head
 from pipeline.preferences.assignment import Assignment
+from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State
 from pipeline.stage import StageContext, StageResult
@@ -25,10 +26,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     from pipeline.preferences.ledger import Ledger  # sqlalchemy is of the optional extra `collect`
 
     rows = ctx.load_rows("data")
-    items, left_out = items_of(rows.train + rows.held_out)
+    pairs, alone = pairs_to_label(rows, config, ctx.seed)
+    if alone:
+        ctx.note(f"{counted(alone, 'prompt')} {agreeing(alone, 'has', 'have')} no two different answers to compare")
+    items, left_out = items_of(pairs)
     if left_out:
         were, they = agreeing(left_out, "was", "were"), agreeing(left_out, "it repeats", "they repeat")
         ctx.note(f"{counted(left_out, 'pair')} {were} left out: {they} another, or both answers are the same")
+    if not items:
+        raise PipelineError(Problem("no prompt has two different answers", remedy="bring more answers"))
     batch = Batch(items, config.labels_per_item, config.overlap)
     store = ctx.work.parents[2]
     ledger = Ledger(ledger_url(config, store), config.batch or ctx.name)

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 
 from pipeline.evaluation.answers import Answers
 from pipeline.evaluation.stats.estimate import rounded
-from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
-from pipeline.models.scoring import score
 from pipeline.plain_data import Row
 from pipeline.rl.rewards.functions import call_reward
+from pipeline.rl.rewards.texts import text_scorer
 from pipeline.stage import StageContext
 from pipeline.stages.evaluate.answers import Sampled
 from pipeline.stages.evaluate.config import Config
-from pipeline.training.arguments import frozen_weights
-from pipeline.training.data.encoding import encode_answers
-from pipeline.training.fitting import fit
 
 
 def score_all(ctx: StageContext, config: Config, rows: Sequence[Row], sampled: list[Sampled]) -> list[Answers]:
@@ -55,12 +51,6 @@ def _score_by_model(
     ctx: StageContext, rows: Sequence[Row], sampled: list[Sampled], scores: dict[str, dict[str, list[float]]]
 ) -> None:
     """Score each answer's text with the reward model, rendered with its own chat template."""
-    source = ctx.input("reward")
-    tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    device, weights = frozen_weights(ctx)
-    judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
-    fit(ctx, judge, tokenizer, weights)
-    judge.to(device)
+    judge = text_scorer(ctx, ctx.input("reward"))
     for each in sampled:
-        sequences = encode_answers(tokenizer, rows, each.texts)
-        scores[each.name]["reward"] = score(judge, sequences, tokenizer.pad_token_id)
+        scores[each.name]["reward"] = judge(rows, each.texts)

@@ -9,7 +9,8 @@
 
 `candidates.jsonl` has a row for each prompt with all its answers: text, model, temperature, seed, length, why it ends.
 Answers that are equal but for white space are one. Answers that name a model are marked, and stand in no pair, since
-the comparison is blind. `pairs.jsonl` has `pairs_per_prompt` random pairs of each prompt's answers.
+the comparison is blind. `pairs.jsonl` has `pairs_per_prompt` pairs of each prompt's answers, each with the probability
+with which it was chosen: random ones, or with `pair_choice` those of which reward models expect the most.
 
 References: Stiennon et al. 2020, arXiv:2009.01325, section 3.3 (samples of several policies are compared); Chiang et
 al. 2024, arXiv:2403.04132, section 3 (answers that give the model's identity away are left out).
@@ -19,14 +20,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from pipeline.errors import Problem
 from pipeline.kind.traits import Reading, Traits
-from pipeline.stage import Data, Input, StageConfig, register_kind
+from pipeline.preferences.pair_choice import BY_SCORE, PairChoice
+from pipeline.stage import Data, Input, register_kind
+
+_NAMES = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
 
 
-class Config(StageConfig):
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Config(PairChoice):
     """Configuration of sampling.
 
     Attributes:
@@ -39,7 +47,7 @@ class Config(StageConfig):
         max_new_tokens: longest answer.
         stop: strings before which an answer is cut.
         log_probabilities: whether the log-probability of each answer is computed, by a pass of its own.
-        pairs_per_prompt: random pairs of each prompt's answers in `pairs.jsonl`; 0 writes all pairs.
+        reward: reward models that score every answer, one name or a list; `pair_choice` needs them.
         limit: only so many prompts, drawn with the seed.
     """
 
@@ -52,23 +60,29 @@ class Config(StageConfig):
     max_new_tokens: int = Field(default=128, ge=1)
     stop: list[str] = Field(default=[])
     log_probabilities: bool = False
-    pairs_per_prompt: int = Field(default=1, ge=0)
+    reward: Annotated[list[str], Input("reward", external=True), BeforeValidator(_listed), _NAMES] = Field(default=[])
     limit: int | None = Field(default=None, ge=1)
 
     def check(self) -> list[Problem]:
         """Return a problem if there is nothing to compare, or if a model or temperature is named twice."""
-        problems = []
-        for word, given in (("models", self.models), ("temperatures", self.temperatures)):
+        problems = super().check()
+        for word, given in (("models", self.models), ("temperatures", self.temperatures), ("reward", self.reward)):
             if len(set(given)) < len(given):
-                problems.append(Problem(f"{word} names one twice", "each once", "`n` asks for more answers"))
+                remedy = "" if word == "reward" else "`n` asks for more answers"
+                problems.append(Problem(f"{word} names one twice", "each once", remedy))
         if len(self.models) * len(self.temperatures) * self.n < 2:
             problems.append(Problem("n is 1, with one model at one temperature", "two answers to compare", "raise n"))
+        if self.pair_choice in BY_SCORE and not self.reward:
+            statement = f"pair_choice is {self.pair_choice}, and no reward model says what to expect"
+            problems.append(
+                Problem(statement, "`reward`, a reward model or a list of them", "or leave pair_choice out")
+            )
         return problems
 
 
 register_kind(
     "sample",
-    version=1,
+    version=2,
     config=Config,
     run="pipeline.stages.sample.run:run",
     makes="candidates",

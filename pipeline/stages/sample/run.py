@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +17,9 @@ from pipeline.machine.disk import keep_if_possible
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
 from pipeline.plain_data import JsonObject, ShapedRow
+from pipeline.preferences.candidates import SCORES, chosen_pairs, pair_row, ranked_row
+from pipeline.preferences.pair_choice import ChosenPair, PairRule
+from pipeline.rl.rewards.texts import Answered, scores_by_model, unreadable
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.stages.sample.config import Config
 from pipeline.training.arguments import frozen_weights, prepare_torch
@@ -29,7 +31,7 @@ from pipeline.training.sampler import FinishReason, Sampler
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CANDIDATES, PAIRS = "candidates.jsonl", "pairs.jsonl"
+CANDIDATES, PAIRS, GROUPS = "candidates.jsonl", "pairs.jsonl", "groups.jsonl"
 """Files of the artifact."""
 
 _MODEL_NAMES = re.compile(
@@ -99,10 +101,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         for own, candidate in zip(answers, sampled, strict=True):
             own.append(candidate)
     candidates = [_collapsed(own) for own in answers]
-    pairs = [
-        _pairs(own, config.pairs_per_prompt, ctx.seed, place) for own, place in zip(candidates, places, strict=True)
-    ]
-    _write(ctx.out, prompts, places, candidates, pairs)
+    rows = _rows(prompts, places, candidates)
+    if config.reward:
+        _add_scores(ctx, rows)
+    pairs = [chosen_pairs(row, config.rule, ctx.seed, place) for row, place in zip(rows, places, strict=True)]
+    _write(ctx.out, rows, pairs)
+    if config.pair_choice == "rank":
+        _write_groups(ctx, config.rule, rows)
     flat = [candidate for own in candidates for candidate in own]
     named = sum(candidate.names_model for candidate in flat)
     if named:
@@ -110,10 +115,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx.note(f"{counted(named, 'answer')} {names} in no pair: the comparison is blind")
     alone = sum(not own for own in pairs)
     if alone:
-        ctx.note(f"{counted(alone, 'prompt')} {agreeing(alone, 'has', 'have')} no two different answers to compare")
+        lack = "fewer than three" if config.pair_choice == "rank" else "no two"
+        ctx.note(f"{counted(alone, 'prompt')} {agreeing(alone, 'has', 'have')} {lack} different answers to compare")
     count = sum(map(len, pairs))
     if not count:
-        raise PipelineError(Problem("no prompt has two different answers", remedy="raise n, or the temperatures"))
+        raise PipelineError(Problem("no prompt has enough different answers", remedy="raise n, or the temperatures"))
     tokens = sum(one.tokens for own in answers for one in own)
     samples = len(prompts) * len(answers[0])
     return StageResult(
@@ -135,7 +141,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 
 def _prompts(ctx: StageContext, config: Config) -> tuple[list[ShapedRow], list[int]]:
-    """Return the prompts that every model can render, and their places in the data.
+    """Return the prompts that every model and reward model can render, and their places in the data.
 
     Raises:
         PipelineError: there is no prompt, or one cannot be rendered, and the source stops at bad rows.
@@ -150,6 +156,9 @@ def _prompts(ctx: StageContext, config: Config) -> tuple[list[ShapedRow], list[i
         for side, own in zip((rows.train, rows.held_out), faults, strict=True):
             for fault in encode_prompts(tokenizer, side).faults:
                 own.setdefault(fault.index, replace(fault, reason=f"{fault.reason} (model {source.name})"))
+    for side, own in zip((rows.train, rows.held_out), faults, strict=True):
+        for index, fault in unreadable(ctx, "reward", side).items():
+            own.setdefault(index, fault)
     train, held_out = (nothing_encoded()._replace(faults=[own[i] for i in sorted(own)]) for own in faults)
     set_faults_aside(ctx, "data", rows, train, held_out)
     faulty = {*faults[0], *(place + len(rows.train) for place in faults[1])}
@@ -262,36 +271,35 @@ def _collapsed(candidates: Sequence[Candidate]) -> list[Candidate]:
     ]
 
 
-def _pairs(candidates: Sequence[Candidate], wanted: int, seed: int, place: int) -> list[tuple[int, int, float]]:
-    """Return pairs of a prompt's answers, as their places, and the probability with which each was chosen.
-
-    Which of the two stands first is random. Answers that are empty or name a model are in no pair.
-    """
-    usable = [i for i, candidate in enumerate(candidates) if candidate.text and not candidate.names_model]
-    possible = list(combinations(usable, 2))
-    rng = random.Random(f"{seed}/{place}")
-    chosen = possible if not wanted or wanted >= len(possible) else rng.sample(possible, wanted)
-    propensity = len(chosen) / len(possible) if possible else 0.0
-    return [(*(pair if rng.random() < 0.5 else pair[::-1]), propensity) for pair in chosen]
+def _rows(
+    prompts: Sequence[ShapedRow], places: Sequence[int], candidates: Sequence[Sequence[Candidate]]
+) -> list[JsonObject]:
+    """Return a row for each prompt, with its candidates."""
+    return [
+        {**prompt, "row": place, "candidates": [asdict(candidate) for candidate in own]}
+        for prompt, place, own in zip(prompts, places, candidates, strict=True)
+    ]
 
 
-def _write(
-    out: Path,
-    prompts: Sequence[ShapedRow],
-    places: Sequence[int],
-    candidates: Sequence[Sequence[Candidate]],
-    pairs: Sequence[Sequence[tuple[int, int, float]]],
-) -> None:
+def _add_scores(ctx: StageContext, rows: Sequence[JsonObject]) -> None:
+    """Add to each row what each reward model says of its candidates."""
+    answers = [(row, candidate["text"]) for row in rows for candidate in row["candidates"]]
+    asked, texts = zip(*answers, strict=True)
+    scores = {name: iter(own) for name, own in scores_by_model(ctx, "reward", Answered(asked, texts)).items()}
+    for row in rows:
+        row[SCORES] = {name: [next(own) for _ in row["candidates"]] for name, own in scores.items()}
+
+
+def _write_groups(ctx: StageContext, rule: PairRule, rows: Sequence[JsonObject]) -> None:
+    """Write the answers to rank."""
+    groups = [ranked_row(row, rule, ctx.seed, row["row"]) for row in rows]
+    with (ctx.out / GROUPS).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(group, ensure_ascii=False) + "\n" for group in groups if group is not None)
+
+
+def _write(out: Path, rows: Sequence[JsonObject], pairs: Sequence[Sequence[ChosenPair]]) -> None:
     with (out / CANDIDATES).open("w", encoding="utf-8") as all_file, (out / PAIRS).open("w", encoding="utf-8") as file:
-        for prompt, place, own, chosen in zip(prompts, places, candidates, pairs, strict=True):
-            named = [{"first": first, "second": second, "propensity": share} for first, second, share in chosen]
-            answers = [asdict(candidate) for candidate in own]
-            row: JsonObject = {**prompt, "row": place, "candidates": answers, "pairs": named}
-            all_file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            for first, second, _ in chosen:
-                sides = {"chosen": _turns(own[first]), "rejected": _turns(own[second])}
-                file.write(json.dumps({"prompt": prompt["prompt"], **sides}, ensure_ascii=False) + "\n")
-
-
-def _turns(candidate: Candidate) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": candidate.text}]
+        for row, chosen in zip(rows, pairs, strict=True):
+            named = [pair._asdict() for pair in chosen]
+            all_file.write(json.dumps({**row, "pairs": named}, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(pair_row(row, pair), ensure_ascii=False) + "\n" for pair in chosen)

@@ -1,0 +1,1 @@
+"""The report on choosing the best of n answers, and its page."""

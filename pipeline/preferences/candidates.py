@@ -1,0 +1,161 @@
+"""Pairs to compare from candidates: rows with a prompt and several answers, as a `sample` stage writes them.
+
+Owns which answers may be compared, and the rows of pairs. The rule that chooses among them is in `pair_choice.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TypedDict
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.plain_data import Row
+from pipeline.preferences.pair_choice import (
+    BY_SCORE,
+    ChosenPair,
+    PairChoice,
+    PairRule,
+    choose_group,
+    choose_pairs,
+)
+from pipeline.records.shapes.turns import Turn
+from pipeline.stage import Rows
+
+SCORES = "reward_scores"
+"""Column of a row of candidates: by reward model, the score of each candidate."""
+
+OF_SAMPLING = frozenset({"row", "candidates", "pairs", SCORES})
+"""Columns of a row of candidates that are not its prompt's own."""
+
+
+class Pair(TypedDict):
+    """A row of `pairs.jsonl`: two answers to compare; which is called chosen means nothing.
+
+    Attributes:
+        prompt: turns before the answers.
+        chosen: the answer that stands first.
+        rejected: the other answer.
+        propensity: probability with which these two were chosen among the prompt's answers.
+    """
+
+    prompt: list[Turn]
+    chosen: list[Turn]
+    rejected: list[Turn]
+    propensity: float
+
+
+class Ranked(TypedDict):
+    """An answer that is ranked: nothing but its text, since the ranking is blind."""
+
+    text: str
+
+
+class Ranking(TypedDict):
+    """A row of `groups.jsonl`: answers to rank, as candidates are read.
+
+    Attributes:
+        prompt: turns before the answers.
+        row: place of the prompt in the data.
+        candidates: the answers, in the order in which they stand.
+        propensity: probability with which just these were chosen among the prompt's answers.
+    """
+
+    prompt: list[Turn]
+    row: int
+    candidates: list[Ranked]
+    propensity: float
+
+
+def is_usable(candidate: Row) -> bool:
+    """Return whether an answer may be compared: it is not empty, and does not say which model it comes from."""
+    return bool(candidate["text"].strip()) and not candidate.get("names_model")
+
+
+def chosen_pairs(row: Row, rule: PairRule, seed: int, place: int) -> list[ChosenPair]:
+    """Return the pairs of a row's candidates that a rule chooses.
+
+    Args:
+        row: a row of candidates; with `reward_scores` unless the rule is random.
+        rule: how pairs are chosen.
+        seed: seed of the stage.
+        place: place of the prompt in the data; each has random numbers of its own.
+    """
+    scores = list(row[SCORES].values()) if rule.by in BY_SCORE else []
+    return choose_pairs(_usable(row), scores, rule, random.Random(f"{seed}/{place}"))
+
+
+def ranked_row(row: Row, rule: PairRule, seed: int, place: int) -> Ranking | None:
+    """Return the answers of a row that are ranked, those whose pairs `chosen_pairs` returns; None if there are too few.
+
+    Args:
+        row: a row of candidates.
+        rule: how answers are chosen.
+        seed: seed of the stage.
+        place: place of the prompt in the data.
+    """
+    group = choose_group(_usable(row), rule, random.Random(f"{seed}/{place}"))
+    if group is None:
+        return None
+    candidates = [Ranked(text=row["candidates"][one]["text"]) for one in group.places]
+    return {"prompt": row["prompt"], "row": place, "candidates": candidates, "propensity": group.propensity}
+
+
+def _usable(row: Row) -> list[int]:
+    return [i for i, candidate in enumerate(row["candidates"]) if is_usable(candidate)]
+
+
+def pair_row(row: Row, pair: ChosenPair) -> Pair:
+    """Return the row of a chosen pair."""
+    first, second = (_turn(row["candidates"][place]["text"]) for place in (pair.first, pair.second))
+    return {"prompt": row["prompt"], "chosen": [first], "rejected": [second], "propensity": pair.propensity}
+
+
+def pairs_to_label(rows: Rows, config: PairChoice, seed: int) -> tuple[list[Row], int]:
+    """Return rows of two answers, those of the data or pairs of its candidates, and how many prompts have no pair.
+
+    Args:
+        rows: rows of pairs or of candidates.
+        config: how pairs of candidates are chosen.
+        seed: seed of the stage.
+
+    Raises:
+        PipelineError: the data are pairs already and the configuration chooses pairs, or it chooses by scores that the
+            candidates do not have.
+    """
+    everything = [*rows.train, *rows.held_out]
+    if rows.shape != "candidates":
+        changed = config.changed()
+        if changed:
+            statement = f"{changed[0]} is {getattr(config, changed[0])}, and the data are pairs already"
+            raise PipelineError(Problem(statement, "candidates to choose from", f"leave {changed[0]} out"))
+        return list(everything), 0
+    if config.pair_choice in BY_SCORE:
+        _check_scores(everything, config.pair_choice)
+    pairs = [chosen_pairs(row, config.rule, seed, row.get("row", i)) for i, row in enumerate(everything)]
+    labelled = [pair_row(row, pair) for row, own in zip(everything, pairs, strict=True) for pair in own]
+    return [{**row} for row in labelled], sum(not own for own in pairs)
+
+
+def _check_scores(rows: Sequence[Row], by: str) -> None:
+    """Check that all candidates have scores of the same reward models.
+
+    Raises:
+        PipelineError: a row lacks them.
+    """
+    for row in rows:
+        scores = row.get(SCORES)
+        if (
+            not isinstance(scores, dict)
+            or not scores
+            or {len(one) for one in scores.values()} != {len(row["candidates"])}
+        ):
+            asked = " ".join(row["prompt"][-1]["content"].split())[:60]
+            statement = f"pair_choice is {by}, and the candidates of “{asked}” have no scores"
+            raise PipelineError(
+                Problem(statement, "scores of a reward model", "name one in `reward` of the sample stage")
+            )
+
+
+def _turn(text: str) -> Turn:
+    return {"role": "assistant", "content": text}
