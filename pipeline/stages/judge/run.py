@@ -67,8 +67,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         tokens=verdicts.spent.tokens,
         trainer_seconds=time.perf_counter() - started,
         rows={"pairs": len(preferences), "judged": len(judged)},
-        summary=f"{counted(len(preferences), 'preference')} from {counted(len(judged), 'pair')}; "
-        f"{counted(figures.flips, 'verdict')} flipped",
+        summary=f"{counted(len(preferences), 'preference')} from {counted(len(judged), 'pair')}"
+        + (f"; {counted(figures.flips, 'verdict')} flipped" if figures.flip_rate is not None else ""),
     )
 
 
