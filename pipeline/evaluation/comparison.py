@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike
 from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.answers import Answers, Prompt, checked, default_judge, from_samples
 from pipeline.evaluation.gaming import JudgeScores, assess, spread
-from pipeline.evaluation.report.record import Gaming, Judge, ModelMetrics, Report, TaskMetrics, WinCounts
+from pipeline.evaluation.report.record import Gaming, Judge, ModelMetrics, Report, RoundStep, TaskMetrics, WinCounts
 from pipeline.evaluation.report.samples import Sample
 from pipeline.evaluation.stats.differences import paired_difference
 from pipeline.evaluation.stats.divergence import Divergence, SequenceKL, summarized
@@ -35,6 +36,7 @@ def compare(
     bootstrap: Bootstrap,
     judge: Judge | None = None,
     reference: str | None = None,
+    rounds: Sequence[str] = (),
 ) -> Report:
     """Compare models on the same prompts.
 
@@ -45,6 +47,7 @@ def compare(
         bootstrap: how intervals and tests are computed.
         judge: the judge whose scores decide a win, ``gold`` or ``reward``; by default gold when all models have it.
         reference: name of the reference model of the KL, whose own KL is 0; the baseline by default.
+        rounds: names of the models of one round after another, each of which is also compared with the one before.
 
     Raises:
         PipelineError: the baseline is not among the answers, names repeat, a model did not answer every prompt, or
@@ -67,6 +70,7 @@ def compare(
         judge=judge,
         prompts=len(prompts),
         models=measured,
+        rounds=_rounds(answers, rounds, settings) if rounds else None,
         **bootstrap.options,
     )
 
@@ -86,6 +90,7 @@ def recomputed(report: Report, samples: Sequence[Sample]) -> Report:
         baseline=report.baseline,
         judge=report.judge,
         bootstrap=Bootstrap(report.seed, report.resamples or RESAMPLES, report.level),
+        rounds=[report.rounds[0].before, *(step.model for step in report.rounds)] if report.rounds else (),
     )
     models = {
         name: metrics.model_copy(update={"ref": report.models[name].ref, "variant": report.models[name].variant})
@@ -126,6 +131,22 @@ class _Settings:
 
     def delta(self, policy: ArrayLike, baseline: ArrayLike) -> Delta:
         return paired_difference(policy, baseline, bounds=_SHARE, **self.bootstrap.options)
+
+
+def _rounds(answers: Sequence[Answers], rounds: Sequence[str], settings: _Settings) -> list[RoundStep]:
+    """Compare the model of each round with the one of the round before, on the same prompts."""
+    scores = {each.name: each.scores(settings.judge) for each in answers}
+    steps = []
+    for before, name in pairwise(rounds):
+        own, other = scores[name], scores[before]
+        delta = settings.difference(own, other)
+        if own is None or other is None or delta is None:
+            raise PipelineError(
+                Problem(f"`{name}` or `{before}` has no {settings.judge} scores", "scores for every round")
+            )
+        won = win_rate(own, other, **settings.bootstrap.options)
+        steps.append(RoundStep(model=name, before=before, win_rate=won.estimate, delta=delta))
+    return steps
 
 
 def _model(model: Answers, baseline: Answers, tasks: Sequence[str], settings: _Settings) -> ModelMetrics:

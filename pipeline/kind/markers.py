@@ -50,3 +50,14 @@ class Code:
 
     The fingerprint covers the source of its file.
     """
+
+
+@dataclass(frozen=True)
+class Among:
+    """Marks a field (a name or a list of names) that repeats names of a field marked `Input`, such as a baseline.
+
+    Attributes:
+        field: the other field.
+    """
+
+    field: str

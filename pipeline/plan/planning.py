@@ -18,7 +18,7 @@ from pipeline.plan.graph import Graph, Reference, build_graph
 from pipeline.plan.model import FORCED, Payload, Plan, PlannedData, PlannedInput, PlannedStage
 from pipeline.plan.requests import not_run, notes, unknown_stages
 from pipeline.plan.staleness import reasons
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, once_per_group
 from pipeline.records import digest
 
 
@@ -46,7 +46,7 @@ def make_plan(
     """
     plan, plan_problems = survey(recipe, store, only=only, until=until, force=force)
     if problems or plan_problems:
-        raise PipelineError(*dict.fromkeys([*problems, *plan_problems]))
+        raise PipelineError(*once_per_group([*problems, *plan_problems], recipe.rounds))
     return plan
 
 

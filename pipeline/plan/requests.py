@@ -20,7 +20,12 @@ def unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
     """Return a problem for every name that is not a stage."""
     known = [*recipe.stages, *recipe.broken]
     return [
-        Problem(f"no stage `{name}`", f"one of {listed(known)}", nearest(name, known), recipe.where("stages"))
+        Problem(
+            f"no stage `{name}`",
+            f"one of {listed(recipe.rounds.get(name, known))}",
+            f"`{name}` is made anew in each round" if name in recipe.rounds else nearest(name, known),
+            recipe.where("stages"),
+        )
         for name in dict.fromkeys(names)
         if name not in known
     ]

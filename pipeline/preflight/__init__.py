@@ -29,7 +29,7 @@ from pipeline.preflight.forecast import fitting_problems
 from pipeline.preflight.forecast.machine import has_no_gpu
 from pipeline.preflight.forecast.settings import setting_problems
 from pipeline.preflight.forecast.shapes import ModelShapes
-from pipeline.recipe import by_line
+from pipeline.recipe import by_line, once_per_group
 from pipeline.recipe.partial import mentions
 from pipeline.stage import Data, kind_of
 from pipeline.training.fields import margin_problem
@@ -104,7 +104,7 @@ def check_plan(
     all_problems += [one.problem for one in requests if one.problem is not None]
     all_problems = [*problems, *(problem for problem in all_problems if not _rests_on_wrong(plan, problem))]
     if all_problems:
-        raise PipelineError(*by_line(all_problems))
+        raise PipelineError(*by_line(once_per_group(all_problems, plan.recipe.rounds)))
     unused = [
         f"data {source}: nothing reads {listed([f'`{name}`' for name in names])}"
         for source, names in sources.unused(plan).items()

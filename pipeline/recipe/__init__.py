@@ -5,6 +5,7 @@ Owns reading it, checking all of it at once, and its types. Knows nothing of the
 
 from pipeline.recipe.code import CodeSource, find_code, load_function
 from pipeline.recipe.data_source import DataSource
+from pipeline.recipe.groups import once_per_group
 from pipeline.recipe.json_schema import json_schema
 from pipeline.recipe.loading import by_line, inspect, load
 from pipeline.recipe.schema import Compute, Recipe, StageSpec
@@ -21,4 +22,5 @@ __all__ = [
     "json_schema",
     "load",
     "load_function",
+    "once_per_group",
 ]

@@ -13,6 +13,7 @@ from pipeline.plain_data import JsonObject
 from pipeline.recipe import docstrings
 from pipeline.recipe.checking import models_of
 from pipeline.recipe.data_source import DataSource
+from pipeline.recipe.groups import Group
 from pipeline.recipe.loading import Head, StageHead
 from pipeline.recipe.schema import NAME_PATTERN, Compute
 from pipeline.stage import KINDS, Kind
@@ -31,10 +32,14 @@ def json_schema() -> Schema:
     definitions["stage_part"] = {"anyOf": [*partials, {"type": "null"}]}
     definitions["source"] = {"anyOf": [source, {"type": "string", "description": "Path of the rows."}]}
     definitions["source_part"] = {"anyOf": [source, {"type": "string"}, {"type": "null"}]}
+    group = _model(Group, "groups", definitions)
+    definitions["group"] = group
+    definitions["group_part"] = {"anyOf": [_loose(definitions["groups.Group"]), {"type": "null"}]}
     head = _model(Head, "head", definitions)
     head_properties: Schema = definitions.pop("head.Head", head)["properties"]
     common = {**head_properties, "compute": compute}
-    profile = _named({**common, "data": _many("source_part"), "stages": _many("stage_part")}, drop="name")
+    parts = {"data": _many("source_part"), "stages": _many("stage_part"), "groups": _many("group_part")}
+    profile = _named({**common, **parts}, drop="name")
     text = {"type": "string"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -48,6 +53,7 @@ def json_schema() -> Schema:
             **common,
             "data": {"type": "object", "description": "Named sources of rows."},
             "stages": {"type": "object", "description": "Named steps; the order is free."},
+            "groups": {"type": "object", "description": "Stages that are repeated in rounds."},
             "profiles": {
                 "type": "object",
                 "description": "Changes that `--profile NAME` lays on top.",
@@ -56,8 +62,11 @@ def json_schema() -> Schema:
         },
         "additionalProperties": False,
         "if": {"required": ["extends"]},
-        "then": {"properties": {"data": _many("source_part"), "stages": _many("stage_part")}},
-        "else": {"properties": {"data": _many("source"), "stages": _many("stage")}, "required": ["stages"]},
+        "then": {"properties": parts},
+        "else": {
+            "properties": {"data": _many("source"), "stages": _many("stage"), "groups": _many("group")},
+            "required": ["stages"],
+        },
         "$defs": definitions,
     }
 
@@ -65,6 +74,11 @@ def json_schema() -> Schema:
 def _named(properties: Schema, *, drop: str) -> Schema:
     remaining = {key: value for key, value in properties.items() if key != drop}
     return {"type": "object", "properties": remaining, "additionalProperties": False}
+
+
+def _loose(schema: Schema) -> Schema:
+    """Return the schema of a part of what a schema describes: no key is required."""
+    return {key: value for key, value in schema.items() if key != "required"}
 
 
 def _many(definition: str) -> Schema:

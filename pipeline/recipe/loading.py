@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,7 @@ from pipeline.recipe.checking import shown, validate
 from pipeline.recipe.code import find_code
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
+from pipeline.recipe.groups import expand_groups, once_per_group
 from pipeline.recipe.merging import merge, override, without_nulls
 from pipeline.recipe.partial import Partial, partial, partial_checks
 from pipeline.recipe.paths import expand, lookup_folders
@@ -90,7 +92,7 @@ class _Building:
 
     def __init__(self, reading: Reading, root: Node, profile: str | None) -> None:
         self.root = without_nulls(root)
-        for section in ("data", "stages"):
+        for section in ("data", "stages", "groups"):
             if section in self.root.mapping:
                 entries = without_nulls(self.root.mapping[section])
                 self.root = Node({**self.root.value, section: entries}, self.root.place)
@@ -105,11 +107,20 @@ class _Building:
         """Check every part; return the recipe and all problems."""
         head = self.head()
         compute = self.compute()
+        expansion = expand_groups(self.root, self.section("groups"))
+        self.root = expansion.root
+        self.problems += expansion.problems
         data = self.data()
         specs = {name: self.stage(name, node, head) for name, node in self.section("stages").items()}
+        for name in expansion.broken:  # what their names mean is not known
+            specs[name] = None
+            self.broken.pop(name, None)
         if not specs and not self.problems:
             self.add("the recipe has no stages", "at least one under `stages:`", where=self.root.place)
-        stages = {name: spec for name, spec in specs.items() if spec is not None}
+        stage_of = {name: stage for stage, names in expansion.rounds.items() for name in names}
+        stages = {
+            name: replace(spec, group_stage=stage_of.get(name, "")) for name, spec in specs.items() if spec is not None
+        }
         profiles = self.root.mapping.get("profiles")
         recipe = Recipe(
             name=head.name or self.file.stem,
@@ -129,8 +140,9 @@ class _Building:
                 for name, spec in specs.items()
                 if spec is None
             },
+            rounds=expansion.rounds,
         )
-        return recipe, by_line(self.problems)
+        return recipe, by_line(once_per_group(self.problems, expansion.rounds))
 
     def add(self, statement: str, expected: str = "", remedy: str = "", *, where: str, stage: str = "") -> None:
         """Record a problem."""
@@ -152,7 +164,7 @@ class _Building:
         return head or Head()
 
     def section(self, key: str) -> dict[str, Node]:
-        """Return the entries of `data` or `stages` by name; check the names."""
+        """Return the entries of `data`, `stages` or `groups` by name; check the names."""
         node = self.root.mapping.get(key)
         if node is None:
             return {}

@@ -44,11 +44,11 @@ def override(root: Node, text: str) -> tuple[Node, list[Problem]]:
         return root, [Problem(p.found, p.expected, p.remedy, where=place) for p in problems]
     fresh = wrap(value.plain() if raw.strip() else None, place)
     keys = _joined(root, keys)
-    if keys[0] in {"stages", "data"} and len(keys) > 2:
+    words = {"stages": "stage", "data": "data source", "groups": "group"}
+    if keys[0] in words and len(keys) > 2:
         known = root.mapping[keys[0]].mapping if keys[0] in root.mapping else {}
         if keys[1] not in known:
-            word = "stage" if keys[0] == "stages" else "data source"
-            return root, [Problem(f"no {word} `{keys[1]}`", remedy=nearest(keys[1], known), where=place)]
+            return root, [Problem(f"no {words[keys[0]]} `{keys[1]}`", remedy=nearest(keys[1], known), where=place)]
     return _with(root, keys, fresh, place)
 
 

@@ -13,7 +13,18 @@ from pipeline.recipe.document import Node, parse
 from pipeline.recipe.merging import merge, without_nulls
 from pipeline.recipe.paths import expand, find, lookup_folders
 
-RECIPE_KEYS = ("extends", "name", "seed", "trust_remote_code", "store", "data", "stages", "compute", "profiles")
+RECIPE_KEYS = (
+    "extends",
+    "name",
+    "seed",
+    "trust_remote_code",
+    "store",
+    "data",
+    "stages",
+    "groups",
+    "compute",
+    "profiles",
+)
 
 
 class Reading:

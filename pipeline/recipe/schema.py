@@ -302,6 +302,7 @@ class StageSpec:
         seed: the stage's seed, or the recipe's.
         compute: the recipe's settings, overridden by the stage's.
         where: ``file:line`` of the stage.
+        group_stage: name under `stages:` if a group has the stage, and this is one round of it; else empty.
     """
 
     name: str
@@ -310,6 +311,7 @@ class StageSpec:
     seed: int
     compute: Compute
     where: str
+    group_stage: str = ""
 
 
 class BrokenStage(NamedTuple):
@@ -346,6 +348,7 @@ class Recipe:
         search_dirs: folders in which relative paths and user functions are looked up, in order.
         root: the resolved document.
         broken: stages left out because they have problems, by name (empty after `load`).
+        rounds: stage of a group to the names of its rounds, which are ordinary stages.
     """
 
     name: str
@@ -361,6 +364,7 @@ class Recipe:
     search_dirs: tuple[Path, ...]
     root: Node = field(repr=False)
     broken: Mapping[str, BrokenStage] = field(default_factory=dict)
+    rounds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def where(self, *keys: str | int) -> str:
         """Return ``file:line`` of a key, or of its nearest existing parent."""

@@ -44,6 +44,7 @@ OTHER_VALUES: dict[str, Any] = {
     "reference": "solution",
     "control_tokens": "parsed",
     "greedy": ["n"],
+    "rounds": ["m", "n"],
     "baseline": "n",
     "limit": 5,
     "title": "Other",

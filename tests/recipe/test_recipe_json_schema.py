@@ -26,7 +26,9 @@ stages:
     train: {beta: 0.2, learning_rate: 0.001, neftune_noise_alpha: null, report_to: [none]}
     compute: {micro_batch: 4}
   j: {kind: judge, models: [b, t]}
-profiles: {gpu: {compute: {precision: bf16}, stages: {t: {train: {beta: 0.3}}, j: null}}}
+  g: {kind: tune, data: pairs, model: policy}
+groups: {online: {rounds: 3, stages: [g], carry: {policy: {first: b, then: g}}}}
+profiles: {gpu: {compute: {precision: bf16}, stages: {t: {train: {beta: 0.3}}, j: null}, groups: {online: {rounds: 1}}}}
 """
 
 
@@ -56,6 +58,10 @@ BAD = [
     ("r: 8", "rank: 8"),
     ("micro_batch: 4", "micro_batch: big"),
     ("{compute: {precision: bf16}", "{compte: {precision: bf16}"),
+    ("rounds: 3", "rounds: 0"),
+    ("rounds: 3, ", ""),
+    ("rounds: 3", "runds: 3"),
+    ("{first: b, then: g}", "{first: b}"),
 ]
 
 

@@ -7,6 +7,7 @@ from pipeline.cli.terminal import NO_BREAK_SPACE, Column, print_line, print_tabl
 from pipeline.evaluation.report.conclusion import of_model
 from pipeline.evaluation.report.gaming_section import gaming_sentences
 from pipeline.evaluation.report.record import read
+from pipeline.evaluation.report.rounds_section import rounds_sentence, rounds_table
 from pipeline.evaluation.report.tables import headline, task_table
 
 
@@ -27,6 +28,9 @@ def print_evaluation(artifact: Artifact) -> None:
     for sentence in gaming_sentences(report):
         print_line(sentence)
     _print_cells(headline(report))
+    if report.rounds:
+        print_line(f"\n{rounds_sentence(report)}")
+        _print_cells(rounds_table(report))
     if report.task_names:
         print("\ncorrect answers by task")
         _print_cells(task_table(report))

@@ -1,4 +1,4 @@
-"""The figures of a report: win rates, correctness by task, and reward against gold over KL.
+"""The figures of a report: win rates, rounds, correctness by task, and reward against gold over KL.
 
 Owns the content of each figure. Knows nothing of statistics: it draws a `Report`.
 """
@@ -12,6 +12,7 @@ from pipeline.evaluation.drawing import (
     BASELINE,
     INK,
     MUTED,
+    PALETTE,
     RULE,
     WIDTH_IN,
     colours,
@@ -24,7 +25,7 @@ from pipeline.evaluation.drawing import (
 )
 from pipeline.evaluation.report.record import Gaming, Report
 from pipeline.evaluation.report.tables import gamed_text
-from pipeline.evaluation.stats.estimate import Estimate, percent_interval
+from pipeline.evaluation.stats.estimate import Estimate, number, percent_interval, signed_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _NAME_CHARACTERS, _TITLE_CHARACTERS = 24, 60
 """Most characters in a line of a name beside a figure, and in a line of its title."""
+_MOST_LABELLED = 6
+"""Most models whose values stand beside their dots in the figure of rounds."""
 _BAR_IN, _LEAST_BAR_IN, _TALLEST_IN = 0.15, 0.07, 16.0
 """Thickness of a bar in inches, and its minimum in a figure that would be taller than `_TALLEST_IN`."""
 
@@ -42,6 +45,8 @@ def draw(report: Report, folder: Path) -> list[Path]:
     with style():
         if any(metrics.win_rate for metrics in report.models.values()):
             written.append(_win_rates(report, folder / "win_rates.svg"))
+        if report.rounds:
+            written.append(_rounds(report, folder / "rounds.svg"))
         if report.task_names:
             written.append(_tasks(report, folder / "tasks.svg"))
         if _frontier(report):
@@ -71,6 +76,43 @@ def _win_rates(report: Report, path: Path) -> Path:
     judge = "gold function" if report.judge == "gold" else "reward model"
     _title(figure, f"Win rate against {report.baseline}, judged by the {judge}")
     return save(figure, path, title="Win rates")
+
+
+def _rounds(report: Report, path: Path) -> Path:
+    """Draw the mean score by the judge over the rounds, with intervals, and each round's change as text."""
+    steps = report.rounds or []
+    names = [steps[0].before, *(step.model for step in steps)]
+    means: list[Estimate] = [mean for name in names if (mean := getattr(report.models[name], report.judge))]
+    figure = new_figure(WIDTH_IN, 3.4)
+    axes = figure.add_subplot()
+    places, values = range(len(means)), [mean.value for mean in means]
+    axes.plot(places, values, "-", color=RULE, linewidth=2, zorder=2)
+    for place, mean in zip(places, means, strict=True):
+        colour = PALETTE[0] if place else BASELINE
+        axes.vlines(place, mean.low, mean.high, color=colour, linewidth=2.4, zorder=3)
+        axes.plot([place], [mean.value], "o", color=colour, markersize=8, markeredgecolor="white", zorder=4)
+        if len(means) <= _MOST_LABELLED:
+            axes.annotate(
+                f"{number(mean.value)}\n{signed_interval(steps[place - 1].delta)}" if place else number(mean.value),
+                (place, mean.low),
+                (0, -7),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=8.5,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+                zorder=5,
+            )
+    axes.set_xticks(places, [folded(name, _NAME_CHARACTERS) for name in names])
+    if len(means) > _MOST_LABELLED:
+        axes.tick_params(axis="x", rotation=90)
+    axes.set_xlim(-0.6, len(means) - 0.4)
+    axes.margins(y=0.3)
+    axes.grid(axis="y")
+    judge = "gold function" if report.judge == "gold" else "reward model"
+    axes.set_ylabel("mean score")
+    _title(figure, f"Rounds, judged by the {judge}; below: change over the round before")
+    return save(figure, path, title="Rounds")
 
 
 def _whisker(axes: Axes, value: float, row: float, estimate: Estimate, colour: str) -> None:

@@ -12,6 +12,7 @@ from pipeline.evaluation.markdown import escaped, table
 from pipeline.evaluation.report.conclusion import of_model
 from pipeline.evaluation.report.gaming_section import gaming_section
 from pipeline.evaluation.report.record import LOWER_MARK, ModelMetrics, Report
+from pipeline.evaluation.report.rounds_section import rounds_sentence, rounds_table
 from pipeline.evaluation.report.samples import Sample
 from pipeline.evaluation.report.tables import correct_cell, gamed_text, task_table, win_cell
 from pipeline.evaluation.stats.estimate import number_interval, percent, percent_interval, points_interval
@@ -20,6 +21,7 @@ WORST_SHOWN = 4
 BEST_SHOWN = 2
 _LONGEST_TEXT = 400
 _CAPTIONS = {
+    "rounds.svg": "Mean score of each round with its interval",
     "win_rates.svg": "Win rate of each model with its interval",
     "tasks.svg": "Correct answers by task and model",
     "reward_gold.svg": "Gain by the reward model and by gold against KL",
@@ -38,6 +40,9 @@ def render(report: Report, samples: Sequence[Sample], figures: Sequence[str], *,
     parts = [f"# {escaped(title)}\n", *_warnings(report), *_conclusions(report), _lead(report)]
     parts += ["## Models\n", table(_model_rows(report))]
     parts += _figure("win_rates.svg", figures)
+    if report.rounds:
+        parts += ["## Rounds\n", f"{rounds_sentence(report, escaped)}\n", table(_rounds_rows(report))]
+        parts += _figure("rounds.svg", figures)
     if report.task_names:
         parts += ["## Correct answers by task\n", _tasks_lead(report), table(_escaped_names(task_table(report)))]
         parts += _figure("tasks.svg", figures)
@@ -143,6 +148,11 @@ def _tasks_lead(report: Report) -> str:
         f"{LOWER_MARK} marks a task answered worse than by the baseline beyond noise. Each figure is rounded by "
         "itself, so a difference may be one off that of the figures shown.\n"
     )
+
+
+def _rounds_rows(report: Report) -> list[list[str]]:
+    header, *body = rounds_table(report)
+    return [header, *([row[0], escaped(row[1]), *row[2:]] for row in body)]
 
 
 def _escaped_names(rows: list[list[str]]) -> list[list[str]]:

@@ -132,6 +132,22 @@ class ModelMetrics(Record):
         return [task for task, each in self.tasks.items() if each.delta and each.delta.is_below(level)]
 
 
+class RoundStep(Record):
+    """A model against the one of the round before, by the judge.
+
+    Attributes:
+        model: name of the model.
+        before: name of the model of the round before.
+        win_rate: share of prompts won against it, a tie counting one half.
+        delta: paired difference of the mean score to it.
+    """
+
+    model: str
+    before: str
+    win_rate: Estimate
+    delta: Delta
+
+
 class Report(Record):
     """A comparison of models on the same prompts.
 
@@ -147,6 +163,7 @@ class Report(Record):
         resamples: number of resamples of every bootstrap.
         warnings: warnings to the reader about the figures.
         models: metrics by model, in the order shown.
+        rounds: each round's model against the one before, in their order; None when the report is not on rounds.
     """
 
     schema_version: Literal[2] = Field(default=2, alias="schema")
@@ -160,11 +177,15 @@ class Report(Record):
     resamples: int | None = None
     warnings: list[str] = Field(default_factory=list)
     models: dict[str, ModelMetrics]
+    rounds: list[RoundStep] | None = None
 
     @model_validator(mode="after")
     def _has_baseline(self) -> Self:
         if self.baseline not in self.models:
             raise ValueError(f"baseline `{self.baseline}` is not among the models")
+        for step in self.rounds or []:
+            if not {step.model, step.before} <= set(self.models):
+                raise ValueError(f"round `{step.model}` after `{step.before}` is not among the models")
         return self
 
     @property

@@ -14,7 +14,7 @@ from pydantic import Field
 from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP
 from pipeline.kind.traits import Reading, Traits, Workload
-from pipeline.stage import Code, Data, Input, StageConfig, register_kind
+from pipeline.stage import Among, Code, Data, Input, StageConfig, register_kind
 
 
 class Config(StageConfig):
@@ -30,6 +30,7 @@ class Config(StageConfig):
         judge: whose scores decide a win; by default `gold` where there is one.
         group_by: column that names the task of a prompt.
         greedy: models also decoded greedily and listed as `NAME (greedy)`; by default the baseline.
+        rounds: models of one round after another, the start first; each is also compared with the one before.
         temperature: sampling temperature.
         max_new_tokens: longest answer.
         reference: column with the right answer, kept beside the answers; by default the first of the usual names
@@ -41,13 +42,14 @@ class Config(StageConfig):
 
     data: Annotated[str, Data("prompt")]
     models: Annotated[list[str], Input(external=True), Field(min_length=1)]
-    baseline: str
+    baseline: Annotated[str, Among("models")]
     reward: Annotated[str | None, Input("reward", external=True)] = None
     gold: Annotated[str | None, Code()] = None
     correct: Annotated[str | None, Code()] = None
     judge: Literal["gold", "reward"] | None = None
     group_by: str = DEFAULT_GROUP
-    greedy: list[str] | None = None
+    greedy: Annotated[list[str] | None, Among("models")] = None
+    rounds: Annotated[list[str] | None, Among("models"), Field(min_length=2)] = None
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=128, ge=1)
     reference: str | None = None
@@ -64,10 +66,16 @@ class Config(StageConfig):
         """Return problems of an unknown baseline or greedy model, and of a missing judge."""
         problems = [
             Problem(f"{what} `{name}`", f"one of models: {listed(self.models)}", nearest(name, self.models))
-            for what, names in (("baseline", [self.baseline]), ("greedy", self.greedy or []))
+            for what, names in (
+                ("baseline", [self.baseline]),
+                ("greedy", self.greedy or []),
+                ("rounds", self.rounds or []),
+            )
             for name in names
             if name not in self.models
         ]
+        if self.rounds is not None and len(set(self.rounds)) < len(self.rounds):
+            problems.append(Problem("rounds names a model twice", "each once"))
         if self.gold is None and self.reward is None:
             problems.append(Problem("no judge", "`gold` or `reward`", "name a reward model or a Python function"))
         if self.judge is not None and getattr(self, self.judge) is None:

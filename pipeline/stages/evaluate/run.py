@@ -45,7 +45,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ]
     ctx.phase("comparing")
     bootstrap = Bootstrap(ctx.seed, config.resamples)
-    report = compare(answers, prompts, baseline=config.baseline, judge=config.judge, bootstrap=bootstrap)
+    report = compare(
+        answers, prompts, baseline=config.baseline, judge=config.judge, bootstrap=bootstrap, rounds=config.rounds or ()
+    )
     is_stratified = asked.is_grouped and len(prompts) < asked.available
     sample = {"available": asked.available, "sampled_by": config.group_by if is_stratified else ""}
     report = report.model_copy(update={**sample, "warnings": warnings})
