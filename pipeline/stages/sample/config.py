@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.errors import Problem
-from pipeline.kind.traits import Reading, Traits
+from pipeline.kind.traits import Reading, Traits, Workload
 from pipeline.stage import Data, Input, StageConfig, register_kind
 
 
@@ -55,13 +55,23 @@ class Config(StageConfig):
     pairs_per_prompt: int = Field(default=1, ge=0)
     limit: int | None = Field(default=None, ge=1)
 
+    @property
+    def responses_per_prompt(self) -> int:
+        """Answers to a prompt by all models."""
+        return len(self.models) * len(self.temperatures) * self.n
+
+    @property
+    def passes_per_response(self) -> int:
+        """How often a model reads an answer: once while it is sampled, once more for its log-probability."""
+        return 1 + self.log_probabilities
+
     def check(self) -> list[Problem]:
         """Return a problem if there is nothing to compare, or if a model or temperature is named twice."""
         problems = []
         for word, given in (("models", self.models), ("temperatures", self.temperatures)):
             if len(set(given)) < len(given):
                 problems.append(Problem(f"{word} names one twice", "each once", "`n` asks for more answers"))
-        if len(self.models) * len(self.temperatures) * self.n < 2:
+        if self.responses_per_prompt < 2:
             problems.append(Problem("n is 1, with one model at one temperature", "two answers to compare", "raise n"))
         return problems
 
@@ -73,5 +83,10 @@ register_kind(
     run="pipeline.stages.sample.run:run",
     makes="candidates",
     doc=__doc__,
-    traits=Traits(reads={"data": Reading(long_prompts="answered")}),
+    traits=Traits(
+        parallel=True,
+        replicated=True,
+        reads={"data": Reading(long_prompts="answered")},
+        workload=Workload(over="answers", dropout=False),
+    ),
 )
