@@ -190,7 +190,7 @@ def context_of(
         send(Event("note", text=text))
         return True
 
-    context = StageContext(
+    return StageContext(
         name=job.name,
         seed=job.seed,
         out=job.out,
@@ -207,8 +207,7 @@ def context_of(
         warnings=job.warnings,
         responses=job.responses,
         set_aside=set_aside,
-    )
-    return context, rejected
+    ), rejected
 
 
 def _keep_rejected(rows: Sequence[Rejected], file: Path, *, is_first: bool) -> None:

@@ -317,7 +317,7 @@ class Sampler:
         return _Unit(request.source, request.tokenizer, facts, compute, len(rows))
 
     def _scoring_unit(self, scoring: Scoring, share: tuple[int, int] | None = None) -> _Unit:
-        """Return the unit of a scoring, or of a share of its batches; ``share`` is its number and how many there are."""
+        """Return the unit of a scoring; ``share`` is the number of a share of its batches, and how many there are."""
         spoken = [i for i, response in enumerate(scoring.responses) if response]
         facts: JsonObject = {
             **self._machine,
