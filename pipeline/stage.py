@@ -141,6 +141,7 @@ class StageContext:
             to it, and only the stage's manifest reads it (`runtime.ran`).
         set_aside: writes rows of a field's source that cannot be rendered to its rejects and returns true; returns
             false when the source stops at bad rows.
+        responses: folder where sampled responses are kept for every stage of the store; None outside a store.
     """
 
     name: str
@@ -159,6 +160,7 @@ class StageContext:
     warnings: tuple[str, ...] = ()
     runtime_report: JsonObject = field(default_factory=dict)
     set_aside: Callable[[str, Sequence[Rejected]], bool] | None = None
+    responses: Path | None = None
 
     @property
     def is_first(self) -> bool:
@@ -236,6 +238,11 @@ class Kind:
     def parallel(self) -> bool:
         """Whether it may run in several processes; else it runs in one, whatever `compute` says."""
         return self.traits.parallel
+
+    @property
+    def takes_layout(self) -> bool:
+        """Whether the layout of `compute` reaches it: ZeRO, FSDP, model parallelism, precision and kernels."""
+        return self.traits.parallel and not self.traits.replicated
 
     @property
     def workload(self) -> Workload | None:

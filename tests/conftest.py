@@ -405,7 +405,8 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
 
     ``data`` maps a field to a file or a `DataSource`, ``inputs`` a field to one input or a list. ``expect`` is
     ``done``, ``failed`` or ``stopped``; None takes any. Pictures take longer to draw than a few steps to train: only
-    with ``pictures`` are they more than an empty file. Stages in processes of their own always draw them.
+    with ``pictures`` are they more than an empty file. Stages in processes of their own always draw them. What is
+    sampled is kept in ``responses``, by default in the stage's own work folder.
     """
     import torch
     from matplotlib.figure import Figure
@@ -425,6 +426,7 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
         stopping: Callable[[], bool] = lambda: False,
         out: Path | None = None,
         pictures: bool = False,
+        responses: Path | None = None,
     ) -> Ran:
         folder = out or tmp_path / f"{name or kind}-{len(list(tmp_path.iterdir()))}"
         for part in ("payload", "work"):
@@ -447,6 +449,7 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
             data={f: DataJob(f, s, None, folder / "payload" / "rejects" / f"{f}.jsonl") for f, s in sources.items()},
             compute=Compute.model_validate({**COMPUTE, **(compute or {})}),
             code_dirs=(tmp_path,),
+            responses=responses,
         )
         events: list[Event] = []
         with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.artifacts.files import bury, is_locked, payload_bytes
 from pipeline.artifacts.manifest import SHORT, InputRecord, Manifest
 from pipeline.artifacts.refs import tags
+from pipeline.artifacts.responses import unneeded_responses
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import PipelineError, Problem, listed
 from pipeline.plain_data import JsonObject, JsonView
@@ -182,12 +183,14 @@ class Collected:
         kept: number of artifacts that stay.
         leftovers: names of the removed work areas of stages that were committed.
         bytes: space freed.
+        responses: number of removed folders and files of sampled responses.
     """
 
     removed: tuple[Artifact, ...]
     kept: int
     leftovers: tuple[str, ...] = ()
     bytes: int = field(default=0)
+    responses: int = 0
 
 
 def needed(manifests: Iterable[Manifest], tagged: Iterable[Key], keep_last: int) -> set[Key]:
@@ -211,6 +214,8 @@ def needed(manifests: Iterable[Manifest], tagged: Iterable[Key], keep_last: int)
 
 def gc(store: Store, *, keep_last: int = 1, dry_run: bool = False) -> Collected:
     """Remove all artifacts but the tagged ones, the newest of each name, and the ancestors of both.
+
+    The responses of models that no remaining artifact is or was made from go too.
 
     Args:
         store: the store.
@@ -241,15 +246,19 @@ def gc(store: Store, *, keep_last: int = 1, dry_run: bool = False) -> Collected:
             for area in sorted(store.root.glob(".work/*-*"))
             if store.is_finished(area) and not is_locked(area / "lock")
         ]
-        freed = sum(payload_bytes(folder) for folder in [*(a.path for a in removed), *leftovers, store.graveyard])
+        stay = [artifact.manifest for artifact in artifacts if artifact.manifest.key in kept_keys]
+        responses = unneeded_responses(store.root, stay)
+        gone = [*(a.path for a in removed), *leftovers, *responses, store.graveyard]
+        freed = sum(map(payload_bytes, gone))
         if not dry_run:
             for artifact in removed:
                 store.forget(artifact)
-            for area in leftovers:
-                bury(area, store.graveyard)
+            for path in (*leftovers, *responses):
+                bury(path, store.graveyard)
     if not dry_run:
         store.sweep()
-    return Collected(tuple(removed), len(artifacts) - len(removed), tuple(area.name for area in leftovers), freed)
+    areas = tuple(area.name for area in leftovers)
+    return Collected(tuple(removed), len(stay), areas, freed, len(responses))
 
 
 def _users_first(artifacts: Sequence[Artifact]) -> list[Artifact]:

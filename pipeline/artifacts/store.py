@@ -2,6 +2,7 @@
 
     <store>/<name>/<fingerprint12>/         an artifact: payload and manifest.json
     <store>/.work/<name>-<fingerprint12>/   a stage in progress: payload/  work/  lock
+    <store>/.responses/                     what checkpoints said (`responses.py`)
     <store>/.lock, .tags.json, .versions.json
 
 An artifact appears by one rename, after all of its bytes were flushed to disk, so every visible artifact is complete.
@@ -348,7 +349,10 @@ class Store:
     def sweep(self) -> None:
         """Delete the content of the graveyard, including what a killed process left in it."""
         for grave in self.graveyard.glob("*"):
-            shutil.rmtree(grave, ignore_errors=True)
+            if grave.is_dir():
+                shutil.rmtree(grave, ignore_errors=True)
+            else:
+                grave.unlink(missing_ok=True)
 
     def next_version(self, name: str, taken: set[int]) -> int:
         """Return the version number of the next artifact of a name."""

@@ -96,7 +96,8 @@ class Workload:
     Attributes:
         over: `rows` of a data source, for `train:` of `CommonTrain`; `responses` that it samples and trains on, for
             `train:` of `OnPolicyTrain`; `rollouts`, for `train:` of `PPOSettings`; or `answers` that it generates and
-            scores without training.
+            scores without training, for a configuration with `models`, `max_new_tokens`, `limit`,
+            `responses_per_prompt` and `passes_per_response`.
         sequences_per_row: sequences of a row in a forward pass: 2 for both sides of a pair.
         head: how the loss uses the output layer: `module` calls it, which makes the logits of all tokens; `weight`
             reads its weight and makes logits in tiles, as trl's losses do, which bypasses an adapter on it; `none` if
@@ -250,6 +251,8 @@ class Traits:
 
     Attributes:
         parallel: whether it may run in several processes; else it runs in one, whatever `compute` says.
+        replicated: whether each of its processes holds the whole model and works on a share of the prompts; ZeRO, FSDP
+            and model parallelism of `compute` then do not reach it.
         reads: how it uses the rows of its data fields, for fields that are used otherwise than `Reading()` says.
         compute: what of `compute` it supports.
         workload: what it computes with its model; if None, that of a plain training kind where the configuration has
@@ -262,6 +265,7 @@ class Traits:
     """
 
     parallel: bool = False
+    replicated: bool = False
     reads: Mapping[str, Reading] = field(default_factory=dict)
     compute: ComputeSupport = ComputeSupport()
     workload: Workload | None = None

@@ -61,6 +61,7 @@ class Job:
         node_rank: rank of this machine.
         token: id of node 0's run, when several machines run the stage.
         warnings: warnings of the plan that the stage's report repeats.
+        responses: folder of the store where sampled responses are kept; None outside a store.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Job:
     node_rank: int = 0
     token: str = ""
     warnings: tuple[str, ...] = ()
+    responses: Path | None = None
 
     @property
     def nodes(self) -> int:
@@ -188,7 +190,7 @@ def context_of(
         send(Event("note", text=text))
         return True
 
-    context = StageContext(
+    return StageContext(
         name=job.name,
         seed=job.seed,
         out=job.out,
@@ -203,9 +205,9 @@ def context_of(
         functions=lambda spec: load_function(spec, list(job.code_dirs)),
         rank=job.rank,
         warnings=job.warnings,
+        responses=job.responses,
         set_aside=set_aside,
-    )
-    return context, rejected
+    ), rejected
 
 
 def _keep_rejected(rows: Sequence[Rejected], file: Path, *, is_first: bool) -> None:

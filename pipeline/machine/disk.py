@@ -118,19 +118,25 @@ def writing(at: Path | str) -> Iterator[None]:
         raise CannotWrite(problem, exit_code=exit_code_of(error, at)) from error
 
 
-def keep_if_possible(file: Path, content: str | bytes) -> None:
-    """Replace a cache file atomically; a disk error is ignored, since the file only saves time.
+def keep_if_possible(file: Path, content: str | bytes) -> OSError | None:
+    """Replace a cache file atomically; a disk error is not raised, since the file only saves time.
 
     Each process writes a temporary file of its own name, with the permissions of the user's umask.
+
+    Returns:
+        The disk error, for a caller that says it; None if the file was written.
     """
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):  # a write that matters reports the disk error
+    try:  # a write that matters reports the disk error
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None
 
 
 def _cause(error: BaseException, at: Path) -> _Cause | None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _LOGITS_PER_BATCH = 2**27
 """Half a GiB of float32 logits."""
 
+TOKEN_BUDGET = 4096
+"""Padded tokens in one forward pass, unless the vocabulary is large."""
+
 
 def response_logprobs(
     model: PreTrainedModel | PeftModel,
@@ -36,7 +39,7 @@ def response_logprobs(
     responses: Sequence[Sequence[int]],
     *,
     temperature: float = 1.0,
-    token_budget: int = 4096,
+    token_budget: int = TOKEN_BUDGET,
     precision: str = "fp32",
     on_progress: Progress | None = None,
 ) -> list[list[float]]:
@@ -62,9 +65,7 @@ def response_logprobs(
     _check(model, rows)
     logprobs: list[list[float]] = [[] for _ in rows]
     done = 0
-    vocabulary = shape_of_weight(model.get_output_embeddings().weight)[0]
-    budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
-    batches = list(length_batches([len(prompt) + len(response) for prompt, response in rows], budget))
+    batches = logprob_batches(model, rows, token_budget)
     idle = idle_passes(model, sum(any(rows[row][1] for row in batch) for batch in batches))
     with evaluating(model), forward_without_engine(model), computing_in(precision, model.device):
         for batch in batches:
@@ -78,6 +79,23 @@ def response_logprobs(
         for _ in range(idle):
             _batch_logprobs(model, [([0], [0])], temperature)
     return logprobs
+
+
+def logprob_batches(
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    token_budget: int = TOKEN_BUDGET,
+) -> list[list[int]]:
+    """Return the rows that `response_logprobs` computes together; each batch by itself gives the same values.
+
+    Args:
+        model: a causal language model.
+        rows: prompt and response of each row, as token ids.
+        token_budget: padded tokens in one forward pass; lowered for a large vocabulary.
+    """
+    vocabulary = shape_of_weight(model.get_output_embeddings().weight)[0]
+    budget = max(1, min(token_budget, _LOGITS_PER_BATCH // vocabulary))
+    return list(length_batches([len(prompt) + len(response) for prompt, response in rows], budget))
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float = 1.0) -> Tensor:

@@ -159,7 +159,7 @@ def _engine_problems(plan: Plan) -> Iterator[Problem]:
     """Yield problems of engines: DeepSpeed is missing on this machine, or a field of `train` with sharded weights."""
     for stage in plan.pending:
         compute = stage.spec.compute
-        here = compute.launcher == "local" and kind_of(stage.spec.kind).parallel
+        here = compute.launcher == "local" and kind_of(stage.spec.kind).takes_layout
         if here and compute.zero and not installed("deepspeed"):
             statement = f"compute.zero is {compute.zero}, and DeepSpeed is not installed"
             remedy = "pip install 'trueup[deepspeed]'"
@@ -201,7 +201,7 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
     for stage in plan.pending:
         compute, kind = stage.spec.compute, kind_of(stage.spec.kind)
         support, problem = kind.traits.compute, None
-        if not kind.parallel:
+        if not kind.takes_layout:
             continue
         if not support.sharded_fp16:
             problem = ppo_problem(compute.precision, compute, kind.name)
@@ -273,7 +273,7 @@ def _pipeline_split_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Proble
 def _tensor_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
     """Yield models, optimizers and adapters that tensor parallelism does not support."""
     for stage in plan.pending:
-        size = stage.spec.compute.tensor_parallel if kind_of(stage.spec.kind).parallel else 1
+        size = stage.spec.effective_compute.tensor_parallel
         if size == 1:
             continue
         fields = shapes.config_of(stage) or {}

@@ -226,8 +226,8 @@ class _Building:
         own = Node({key: node.value[key] for key in ("seed",) if key in node.value}, node.place)
         stage_head, problems = validate(StageHead, own, stage=name)
         self.problems += problems
-        is_parallel = kind is not None and KINDS[kind].parallel
-        refused = [word for word in MODEL_PARALLEL if is_parallel and kind not in _kinds_with(word)]
+        takes_layout = kind is not None and KINDS[kind].takes_layout
+        refused = [word for word in MODEL_PARALLEL if takes_layout and kind not in _kinds_with(word)]
         compute = self.stage_compute(name, node, refused)
         if kind is None:
             return None

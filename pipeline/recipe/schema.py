@@ -21,7 +21,7 @@ from pipeline.plain_data import JsonObject, JsonView
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
 from pipeline.recipe.paths import find
-from pipeline.stage import MODEL_PARALLEL, StageConfig
+from pipeline.stage import MODEL_PARALLEL, StageConfig, kind_of
 
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -162,6 +162,11 @@ class Compute(BaseModel):
         """Return these settings for a stage that runs in one process."""
         one = {"processes": 1, "nodes": 1, "zero": 0, "fsdp": False, "offload": "none"}
         return self.model_copy(update={**one, **dict.fromkeys(MODEL_PARALLEL, 1)})
+
+    def replicated(self) -> Compute:
+        """Return these settings for a stage whose processes each hold the whole model."""
+        whole = {"zero": 0, "fsdp": False, "offload": "none"}
+        return self.model_copy(update={**whole, **dict.fromkeys(MODEL_PARALLEL, 1)})
 
     @property
     def ranks(self) -> int:
@@ -312,6 +317,14 @@ class StageSpec:
     compute: Compute
     where: str
     group_stage: str = ""
+
+    @property
+    def effective_compute(self) -> Compute:
+        """The settings its processes run with: what its kind does not support is left out."""
+        kind = kind_of(self.kind)
+        if not kind.parallel:
+            return self.compute.alone()
+        return self.compute if kind.takes_layout else self.compute.replicated()
 
 
 class BrokenStage(NamedTuple):

@@ -25,7 +25,7 @@ from pipeline.plan import FORCED, Plan, PlannedStage
 from pipeline.run import slurm
 from pipeline.run.journal import JournalLine, new_run_dir
 from pipeline.run.runner import RunReport, StageDone, StopRequest, View
-from pipeline.stage import Event, kind_of
+from pipeline.stage import Event
 
 LOOK_S = 0.5
 """Seconds between two reads of a job's journal."""
@@ -222,7 +222,7 @@ def _submit(
     plan: Plan, planned: PlannedStage, store: Store, request: Request, folder: Path, after: Sequence[str]
 ) -> dict[str, str]:
     spec = planned.spec
-    compute = spec.compute if kind_of(spec.kind).parallel else spec.compute.alone()
+    compute = spec.effective_compute
     try:
         job = slurm.submit(
             f"{plan.recipe.name}-{spec.name}", folder, request.command(planned, store, folder), compute, after

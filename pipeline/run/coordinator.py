@@ -27,7 +27,7 @@ from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem
 from pipeline.launch.job import Job, Outcome
 from pipeline.plain_data import JsonObject
 from pipeline.plan import Plan, PlannedStage
-from pipeline.stage import Event, kind_of
+from pipeline.stage import Event
 
 POLL_S = 0.2
 SETTLED_S = 1.0
@@ -236,7 +236,7 @@ class Coordinator:
 
 def nodes_of(planned: PlannedStage) -> int:
     """Return the number of machines that run a stage."""
-    return planned.spec.compute.nodes if kind_of(planned.spec.kind).parallel else 1
+    return planned.spec.effective_compute.nodes
 
 
 def coordinator_of(plan: Plan, store: Path, planned: PlannedStage) -> Coordinator:

@@ -35,7 +35,7 @@ def manifest_fields(
         "config": planned.payload,
         "seed": spec.seed,
         "runtime": {
-            **spec.compute.model_dump(mode="json"),
+            **spec.effective_compute.model_dump(mode="json"),
             **({"ran": outcome.runtime_report} if outcome.runtime_report else {}),
         },
         "inputs": [

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.responses import responses_folder
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, StageFailed
 from pipeline.launch.job import DataJob, Job, Outcome
 from pipeline.launch.local import run_job, temporary_folder, warm_up
@@ -201,6 +202,7 @@ def _run_stage(run: _Execution, planned: PlannedStage) -> StageDone:
         )
         run.view.stage_started(planned, resumed=resumed)
         job = job_of(run.plan, planned, run.done, area.payload, area.scratch, run.run_dir)
+        job = replace(job, responses=responses_folder(run.store.root))
         if kind_of(planned.spec.kind).makes == "report":
             job = replace(job, warnings=overlap_warnings(run.plan, planned, run.store))
         outcome = _run_job(run, planned, job)
@@ -296,7 +298,7 @@ def job_of(
         log=run_dir / f"{spec.name}.log",
         inputs=inputs,
         data=data,
-        compute=spec.compute if kind_of(spec.kind).parallel else spec.compute.alone(),
+        compute=spec.effective_compute,
         trust_remote_code=plan.recipe.trust_remote_code,
         code_dirs=tuple(plan.recipe.search_dirs),
         fingerprint=planned.fingerprint,

@@ -98,16 +98,38 @@ def test_ppo_is_offered_smaller_passes_before_anything_that_changes_the_result(p
     assert smaller.memory.cache == whole.memory.cache / 2
 
 
-def test_an_evaluation_holds_the_baseline_and_one_more_in_the_format_of_the_device(
-    tiny_recipe: Path, tmp_path: Path
-) -> None:
+def test_an_evaluation_holds_one_model_in_the_format_of_the_device(tiny_recipe: Path, tmp_path: Path) -> None:
     load_all()
     store, sizes = Store(tmp_path / "store"), {}
     for name in ("h100-80gb", "{memory_gib: 8}"):  # a GPU, and memory without one
         made = make_plan(load(tiny_recipe, overrides=[f"compute.hardware={name}"]), store)
         need = {need.stage.spec.name: need for need in forecasts(made, store)[0]}["report"]
         sizes[name] = need.memory.weights / need.shape.parameters
-    assert list(sizes.values()) == [2 * 2, 2 * 4]
+    assert list(sizes.values()) == [2, 4]  # bytes of a weight
+
+
+def test_answers_are_forecast_by_how_many_there_are_and_how_often_they_are_read(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    load_all()
+    text = tiny_recipe.read_text(encoding="utf-8")
+    sample = "  candidates: {kind: sample, data: asks, models: [sft, dpo], temperatures: [0.7, 1.0], n: 3, limit: 10}\n"
+    tiny_recipe.write_text(text.replace("compute:", f"{sample}compute:"), encoding="utf-8")
+
+    def need_of(stage: str, *sets: str) -> Forecast:
+        made = make_plan(load(tiny_recipe, overrides=["compute.hardware=h100-80gb", *sets]), Store(tmp_path / "store"))
+        return {need.stage.spec.name: need for need in forecasts(made, Store(tmp_path / "store"))[0]}[stage]
+
+    once = need_of("candidates")
+    assert once.tokens == 10 * once.longest * 2 * 2 * 3
+    assert once.memory.peak > once.memory.weights == 2 * once.shape.parameters
+    scored = need_of("candidates", "stages.candidates.log_probabilities=true")
+    assert scored.flops is not None and scored.flops == 2 * (once.flops or 0)
+    spread = need_of("candidates", "compute.processes=4", "compute.zero=3")
+    assert spread.processes == 4 and spread.hours == pytest.approx((once.hours or 0) / 4)
+    assert spread.memory == once.memory  # each process holds the whole model
+    report = need_of("report")
+    assert report.tokens == 24 * report.longest * (3 + 1)  # three models, and the greedy baseline
 
 
 def test_a_pipeline_shares_weights_gradients_and_optimizer_out_and_counts_as_one_process(planned: Any) -> None:

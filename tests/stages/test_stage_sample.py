@@ -35,7 +35,8 @@ def sample(chain: Any, as_input: Any, run_stage: Callable[..., Any]) -> Callable
     def run(*models: str, data: Any = None, **more: Any) -> Any:
         own = [as_input(chain["rm"]).model_copy(update={"fingerprint": name}) for name in more.get("reward", [])]
         judges = {"reward": own} if own else {}
-        options = {key: more.pop(key) for key in list(more) if key in ("out", "stopping", "expect", "seed")}
+        known = ("out", "stopping", "expect", "seed", "responses")
+        options = {key: more.pop(key) for key in list(more) if key in known}
         return run_stage(
             "sample",
             {**CONFIG, **more},
@@ -106,7 +107,7 @@ def test_a_limit_draws_prompts_and_keeps_their_answers(sample: Callable[..., Any
 def test_stopped_between_passes_it_goes_on_to_the_same_bytes(sample: Callable[..., Any], tmp_path: Path) -> None:
     whole = sample("sft", "dpo")
     stopped = sample("sft", "dpo", out=tmp_path / "cut", stopping=StopAfter(3), expect="stopped")
-    finished = list((stopped.work / "passes").iterdir())
+    finished = list((stopped.work / "responses").glob("*/*.json"))
     assert 0 < len(finished) < 8
     again = sample("sft", "dpo", out=tmp_path / "cut")
     for name in ("candidates.jsonl", "pairs.jsonl"):
@@ -143,6 +144,18 @@ def test_a_stop_string_cuts_the_text_and_is_the_reason(sample: Callable[..., Any
     cut = [one for row in _rows(sample("sft", stop=[letter])) for one in row["candidates"]]
     assert all(letter not in one["text"] for one in cut)
     assert any(one["finish_reason"] == "stop" for one in cut)
+
+
+def test_another_stage_reuses_the_tokens_also_with_other_stop_strings(
+    sample: Callable[..., Any], tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    sample("sft", responses=kept)
+    both = sample("sft", "dpo", responses=kept, stop=["i"])
+    assert "1 of 2 checkpoints was answered before: these responses are reused" in both.notes
+    fresh = sample("sft", "dpo", stop=["i"])
+    for name in ("candidates.jsonl", "pairs.jsonl"):
+        assert (both.out / name).read_bytes() == (fresh.out / name).read_bytes()
 
 
 def _candidate(text: str, **more: Any) -> Candidate:

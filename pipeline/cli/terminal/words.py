@@ -98,6 +98,12 @@ _ON_POLICY = {
     "explained_variance": "value fit",
 }
 """Metrics shown for an on-policy stage, whose loss says little, and their short names."""
+_SHORT_NAMES = {
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "mean_token_accuracy": "token acc",
+    "tokens_per_s": "tokens/s",
+}
 _NOT_SHOWN = ("learning_rate", "epoch", "grad_norm", "step", "total_flos", "num_tokens", "entropy")
 _IGNORED = 1000
 
@@ -111,6 +117,4 @@ def _interest(name: str) -> int:
 
 
 def _short_name(name: str) -> str:
-    return {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "mean_token_accuracy": "token acc"}.get(
-        name, name.replace("eval_", "held-out ").replace("_", " ")
-    )
+    return _SHORT_NAMES.get(name, name.replace("eval_", "held-out ").replace("_", " "))

@@ -126,11 +126,12 @@ def gc(
 ) -> None:
     """Remove artifacts that nothing needs any more; asks first.
 
-    Kept are the newest of each name, what has a tag, and all that these were made from.
+    Kept are the newest of each name, what has a tag, and all that these were made from. Sampled responses of a model
+    go when no artifact is left that is this model or was made from it.
     """
     artifact_store = existing_store(store)
     removal = collect(artifact_store, keep_last=keep_last, dry_run=True)
-    nothing = not removal.removed and not removal.leftovers and not removal.bytes
+    nothing = not removal.removed and not removal.leftovers and not removal.responses and not removal.bytes
     if not as_json:
         stay = f"{counted(removal.kept, 'artifact')} {agreeing(removal.kept, 'stays', 'stay')}"
         if nothing:
@@ -138,6 +139,7 @@ def gc(
         else:
             artifact_table([artifact_row(artifact, tags(artifact_store)) for artifact in removal.removed])
             rest = f" and {counted(len(removal.leftovers), 'leftover')} of finished stages" if removal.leftovers else ""
+            rest += ", and sampled responses that no artifact needs" if removal.responses else ""
             print(f"\n{counted(len(removal.removed), 'artifact')}{rest}, {size(removal.bytes)}; {stay}")
     removes = not dry_run and not nothing
     if removes:

@@ -98,7 +98,7 @@ def decode(
         PipelineError: a prompt is empty or fills the context, or an option is out of range.
     """
     limit = context_limit(model)
-    _check(prompts, settings, limit)
+    check_prompts(model, prompts, settings)
     ids = range(len(prompts)) if row_ids is None else row_ids
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     responses: list[list[int]] = [[] for _ in prompts]
@@ -136,7 +136,7 @@ def beam_search(
         PipelineError: as `decode`, or the model's cache cannot be searched.
     """
     settings = replace(settings, sampling=Sampling(greedy=True))
-    _check(prompts, settings, context_limit(model))
+    check_prompts(model, prompts, settings)
     searching = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=beams,
@@ -173,7 +173,7 @@ def stream(
         PipelineError: as `decode`.
     """
     limit = context_limit(model)
-    _check([prompt], settings, limit)
+    check_prompts(model, [prompt], settings)
     steps, ends = _room(settings, prompt, limit), settings.ends
     uniforms_BT = uniforms([(settings.seed, row_id)], steps, model.device)
     use = cache_use(model, [prompt], 0, say)
@@ -245,7 +245,15 @@ def _room(settings: GenerationSettings, prompt: Sequence[int], limit: int | None
     return settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - len(prompt))
 
 
-def _check(prompts: Sequence[Sequence[int]], settings: GenerationSettings, limit: int | None) -> None:
+def check_prompts(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], settings: GenerationSettings
+) -> None:
+    """Check prompts and settings before anything is decoded.
+
+    Raises:
+        PipelineError: a prompt is empty or fills the context, or an option is out of range.
+    """
+    limit = context_limit(model)
     problems = settings.sampling.problems()
     if settings.max_new_tokens < 1:
         problems.append(Problem(f"max_new_tokens is {settings.max_new_tokens}", "must be >= 1"))

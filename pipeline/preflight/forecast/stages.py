@@ -145,10 +145,9 @@ def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
             continue
         lengths = rows.of(stage)
         others = [shapes.of_input(item) for field in ("reward", "watch") for item in stage.inputs.get(field, [])]
-        compute = stage.spec.compute if kind.parallel else stage.spec.compute.alone()
         known = tuple(other for other in others if other is not None)
         facts = Facts(stage, shape, lengths, known, stored=shapes.quantization_of(stage))
-        needs.append(facts.forecast(compute, getattr(stage.spec.config, "adapter", None)))
+        needs.append(facts.forecast(stage.spec.effective_compute, getattr(stage.spec.config, "adapter", None)))
     return needs, list(dict.fromkeys(shapes.notes))
 
 
@@ -353,15 +352,15 @@ class Facts:
         return tokens, once * (1 + scorers) + passes * learning
 
     def _evaluated(self, compute: Compute, adapter: Adapter | None, device: Device, layout: ParallelLayout) -> Forecast:
-        """Forecast an evaluation: models one after another, each generating up to 128 answers at a time."""
+        """Forecast a stage that answers prompts: models one after another, each up to 128 answers at a time."""
         config: Any = self.stage.spec.config
         prompt = self.lengths.longest_tokens(self.shape.vocab) if self.lengths else ASSUMED_LENGTH // 2
         longest = prompt + config.max_new_tokens
         rows = min(config.limit or self.lengths.rows, self.lengths.rows) if self.lengths else config.limit
         frozen = _frozen_bytes(layout)
-        parts = Memory(  # baseline and current model are loaded together; the judge is loaded after both are freed
+        parts = Memory(  # one model is loaded at a time, a judge after the models that answer
             weights=max(
-                min(len(config.models), 2) * quantised_bytes(self.shape, int(frozen), self.stored or None),
+                quantised_bytes(self.shape, int(frozen), self.stored or None),
                 *(frozen * other.parameters for other in self.others),
                 0.0,
             ),
@@ -369,8 +368,8 @@ class Facts:
             logits=logit_bytes(self.shape, 128, layout, copies=2, learns=False),
         )
         parts = replace(parts, peak=peak(parts, accumulates=False))
-        tokens = float(rows * longest * len(config.models)) if rows else None
-        work = tokens and forward_flops(self.shape, tokens, longest) * (2 + len(self.others))
+        tokens = float(rows * longest * config.responses_per_prompt) if rows else None
+        work = tokens and forward_flops(self.shape, tokens, longest) * (config.passes_per_response + len(self.others))
         return Forecast(self, compute, None, device, 0, longest, min(rows or 128, 128), tokens, work or None, parts)
 
     def _longest(self, train: Any, *, sequences: int) -> int:

