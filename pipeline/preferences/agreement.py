@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import VERDICTS, Answer, State
+from pipeline.preferences.stored_items import ids_of
 from pipeline.records.shapes.turns import Turn
 
 SIGN: Mapping[str, int] = {"first": 1, "second": -1}
@@ -59,8 +60,8 @@ def label_table(items: Sequence[Item], state: State) -> LabelTable:
     shape = (len(items), len(names))
     verdict_NA, strength_NA = np.full(shape, -1), np.full(shape, -9)
     left_NA, seconds_NA = np.full(shape, -1), np.full(shape, np.nan)
-    for row, item in enumerate(items):
-        for name, label in state.labels(item.id).items():
+    for row, item in enumerate(ids_of(items)):
+        for name, label in state.labels(item).items():
             sign = SIGN.get(str(label.verdict), 0)
             cell = row, column[name]
             verdict_NA[cell] = VERDICTS.index(cast(Verdict, label.verdict))
@@ -71,7 +72,7 @@ def label_table(items: Sequence[Item], state: State) -> LabelTable:
     return LabelTable(names, verdict_NA, strength_NA, left_NA, seconds_NA)
 
 
-def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], Counter[str]]:
+def exported(items: Sequence[Item], state: State) -> tuple[list[LabelledPair], Counter[str]]:
     """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
 
     The rows are conversational, as trl takes them. The response that more people preferred is the chosen one
@@ -80,11 +81,11 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], C
     """
     rows: list[LabelledPair] = []
     without = Counter[str]()
-    for item in items:
-        labels = list(state.labels(item.id).values())
-        if item.id in state.dropped:
+    for place, name in enumerate(ids_of(items)):
+        labels = list(state.labels(name).values())
+        if name in state.dropped:
             without["dropped"] += 1
-        elif state.is_flagged(item.id):
+        elif state.is_flagged(name):
             without["flagged"] += 1
         elif not labels:
             without["unlabelled"] += 1
@@ -92,6 +93,7 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], C
             verdicts = {label.verdict for label in labels}
             without[str(verdicts.pop()) if len(verdicts) == 1 else "split"] += 1
         else:
+            item = items[place]
             chosen, rejected = item.responses if margin > 0 else item.responses[::-1]
             rows.append(
                 {

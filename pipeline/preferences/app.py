@@ -24,15 +24,12 @@ from starlette.routing import Route
 
 from pipeline.errors import PipelineError
 from pipeline.plain_data import JsonObject
-from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.label_queue import AHEAD, LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
 from pipeline.preferences.rate_limit import RateLimit
 
 LOG = logging.getLogger("trueup.collect")
 PAGE = files("pipeline.preferences") / "page"
 TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
-AHEAD = 2
-"""Number of pairs sent to a browser at a time: the one shown and the next."""
-
 LARGEST_BODY = 64 * 1024
 """Most bytes in the body of a request."""
 
@@ -102,7 +99,7 @@ class LabelApi:
         """Return the routes of the API."""
         answers: dict[str, tuple[type[Given], Callable[[str, Any], JsonObject]]] = {
             "hello": (Nothing, self.hello),
-            "next": (Nothing, lambda name, given: self._following(name)),
+            "next": (Nothing, lambda name, given: self._following(name, has_read=False)),
             "label": (Label, self.label),
             "skip": (Leave, partial(self.leave, "skip")),
             "flag": (Leave, partial(self.leave, "flag")),
@@ -157,8 +154,9 @@ class LabelApi:
         """Take the last answer back, and return its pair before the next ones."""
         return self._following(name, undone=self.queue.undo(name, given.request))
 
-    def _following(self, name: str, **more: Any) -> JsonObject:
-        return {**more, "items": self.queue.next(name, AHEAD), "progress": self.queue.progress(name)}
+    def _following(self, name: str, *, has_read: bool = True, **more: Any) -> JsonObject:
+        items = self.queue.next(name, AHEAD, has_read=has_read)
+        return {**more, "items": items, "progress": self.queue.progress(name, has_read=True)}
 
 
 def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:

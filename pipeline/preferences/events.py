@@ -5,8 +5,7 @@ Knows nothing of where they are kept (`ledger.py`) or of what follows from them 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 EventKind = Literal[
     "batch", "guidelines", "annotator", "access", "lease", "label", "skip", "flag", "undo", "drop", "close"
@@ -67,8 +66,7 @@ NewEvent = tuple[EventKind, EventBody]
 """Kind and body of an event that is appended."""
 
 
-@dataclass(frozen=True)
-class LedgerEvent:
+class LedgerEvent(NamedTuple):
     """One event of the ledger.
 
     Attributes:

@@ -26,7 +26,7 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
     people = {name: _counts(state, name) for name in state.people}
     if as_json:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
-        left = [{"item": one.item.id, "missing": one.missing, "people": one.people} for one in stuck]
+        left = [{"item": one.item, "missing": one.missing, "people": one.people} for one in stuck]
         more = {"closed": state.is_closed, "dropped": sorted(state.dropped), "stuck": left}
         print_json({**totals, **more, "event": state.number, "head": state.head})
         return
