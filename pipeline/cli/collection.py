@@ -51,6 +51,7 @@ class Collection:
         ledger: events of the labels.
         guidelines: what annotators are told.
         store: folder of the store, where the heads of the ledger are noted.
+        aggregate: how the stage makes one decision of several labels.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Collection:
     ledger: Ledger
     guidelines: str
     store: Path
+    aggregate: str
 
     def note_head(self) -> None:
         """Note the ledger's head in the store.
@@ -104,17 +106,16 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
         items = read()
     batch = Batch(items, config.labels_per_item, config.overlap)
     label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
-    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root)
+    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root, config.aggregate)
 
 
-def show_labels(collection: Collection, what: str, until: int | None, out: Path | None, *, as_json: bool) -> None:
-    """Print the status, the agreement, statistics of people, the pairs or the verification of a collection's labels.
+def show_labels(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
+    """Print the status, the agreement, statistics of people or the verification of a collection's labels.
 
     Args:
         collection: the items and their ledger.
-        what: ``status``, ``agreement``, ``stats``, ``export`` or ``verify``.
+        what: ``status``, ``agreement``, ``stats`` or ``verify``.
         until: number of the last event of the ledger to count; None counts all.
-        out: file of an export; None prints it.
         as_json: whether to print JSON for programs.
 
     Raises:
@@ -127,12 +128,12 @@ def show_labels(collection: Collection, what: str, until: int | None, out: Path 
         if problems:
             raise typer.Exit(int(ExitCode.FAILED))
         return
-    with _gc_paused():
-        _show_state(collection, what, until, out, as_json=as_json)
+    with gc_paused():
+        _show_state(collection, what, until, as_json=as_json)
 
 
 @contextmanager
-def _gc_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Keep Python from looking for cycles, of which events and labels have none: a third of the time of a report."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -143,17 +144,14 @@ def _gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _show_state(collection: Collection, what: str, until: int | None, out: Path | None, *, as_json: bool) -> None:
+def _show_state(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
     state = State().take(collection.ledger.events(until=until))
     if what == "status":
         display.status(collection.batch, state, as_json=as_json)
     elif what == "stats":
         statistics(collection.batch, state, as_json=as_json)
-    elif what == "agreement":
-        display.agreed(collection.batch, state, as_json=as_json)
     else:
-        collection.note_head()
-        display.export(collection.batch, state, out)
+        display.agreed(collection.batch, state, as_json=as_json)
 
 
 def _heads_of_artifacts(collection: Collection) -> list[Anchor]:

@@ -26,5 +26,10 @@ def is_swapped(salt: str, annotator: str, item: str) -> bool:
     return bool(_keyed(salt, "side", annotator, item)[0] & 1)
 
 
+def pseudonym(salt: str, annotator: str) -> str:
+    """Return the name of an annotator in an export that hides names: the same in every export of the batch."""
+    return f"person-{_keyed(salt, 'name', annotator).hex()[:8]}"
+
+
 def _keyed(salt: str, *parts: str) -> bytes:
     return hmac.new(salt.encode(), "\0".join(parts).encode(), hashlib.sha256).digest()

@@ -34,11 +34,12 @@ class EventBody(TypedDict, total=False):
         until: `lease` and `undo`: Unix time at which the lease ends.
         verdict: `label`: the choice.
         strength: `label`: strength of the preference, 1 to 3.
-        seconds: `label`: time the choice took.
-        swapped: `label`: whether the second response was on the left.
+        seconds: `label`: time the choice took; None of an imported label that does not say.
+        swapped: `label`: whether the second response was on the left; None of an imported label that does not say.
         reason: `skip`, `flag` and `drop`: the reason given.
         event: `undo`: number of the event that is undone.
         request: `label`, `skip`, `flag`, `undo`: id that the browser gave the request, the same when it sends it again.
+        source: `label`, `skip`, `flag`: name of the file from which it was imported.
         closed: `close`: whether the batch ends with the labels it has, or goes on.
     """
 
@@ -54,11 +55,12 @@ class EventBody(TypedDict, total=False):
     until: float
     verdict: Verdict
     strength: int
-    seconds: float
-    swapped: bool
+    seconds: float | None
+    swapped: bool | None
     reason: str
     event: int
     request: str
+    source: str
     closed: bool
 
 

@@ -30,8 +30,8 @@ class Answer(NamedTuple):
         kind: `label`, `skip` or `flag`.
         verdict: verdict of a label; None for a skip or a flag.
         strength: strength of a preference, 1 to 3.
-        seconds: time a label took.
-        swapped: whether the second response was on the left.
+        seconds: time a label took; None of an imported label whose time nobody noted.
+        swapped: whether the second response was on the left; None of an imported label whose sides nobody noted.
         reason: reason for a skip or a flag.
         guidelines: version of the guidelines that the annotator saw; empty without guidelines.
         request: id that the browser gave the request.
@@ -41,8 +41,8 @@ class Answer(NamedTuple):
     kind: EventKind
     verdict: Verdict | None = None
     strength: int = 1
-    seconds: float = 0.0
-    swapped: bool = False
+    seconds: float | None = 0.0
+    swapped: bool | None = False
     reason: str = ""
     guidelines: str = ""
     request: str = ""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ class Config(StageConfig):
         labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
         guidelines: what annotators are told, plain text.
+        aggregate: how several labels of a pair become one: by majority, or by Dawid and Skene's estimate.
         batch: name of the labels in the ledger; the stage's name when empty.
         ledger: SQLAlchemy URL of the database of labels; `TRUEUP_LEDGER` overrides it, the default is a file in the
             store.
@@ -43,6 +44,7 @@ class Config(StageConfig):
     labels_per_item: int = Field(default=1, ge=1)
     overlap: float = Field(default=0.0, ge=0, le=1)
     guidelines: str = ""
+    aggregate: Literal["majority", "dawid_skene"] = "majority"
     batch: Annotated[str, Runtime()] = ""
     ledger: Annotated[str | None, Runtime()] = None
 

@@ -13,6 +13,7 @@ from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State
 from pipeline.stage import StageContext, StageResult
+from pipeline.stages.collect.aggregation import decision_by
 from pipeline.stages.collect.config import Config, ledger_url
 
 FILE = "preferences.jsonl"
@@ -41,7 +42,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         )
         statement = f"waiting for people: {done} of {counted(full, 'label')}"
         raise PipelineError(Problem(statement, "", remedy), exit_code=ExitCode.WAITING)
-    preferences, without = exported(items, state)
+    preferences, without = exported(items, state, decision_by(config.aggregate, items, state))
     if not preferences:
         raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
     with (ctx.out / FILE).open("w", encoding="utf-8") as file:
